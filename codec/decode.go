@@ -1,0 +1,236 @@
+package codec
+
+import (
+	"unicode/utf8"
+
+	"github.com/gobwas/ws"
+)
+
+// maxRetained is the largest buffer, in bytes, that is kept for the next message.
+const maxRetained = 64 << 10
+
+// Decoder turns the bytes that a client sends into messages and control frames (RFC 6455, section 5).
+// Set the limits and use it; one connection needs it only while it is in the middle of something, see
+// [Decoder.Idle].
+type Decoder struct {
+	// MaxMessage is the largest message in bytes, all fragments together and after inflation. 0
+	// admits only empty messages, less than 0 is no limit.
+	MaxMessage int64
+
+	// MaxFragments is the number of frames a fragmented message may come in. 0 and 1 forbid
+	// fragmentation, less than 0 is no limit.
+	MaxFragments int
+
+	// Inflater is set when permessage-deflate was negotiated. It may be shared by all decoders of a
+	// goroutine.
+	Inflater *Inflater
+
+	err *ProtocolError // the broken rule; there is no way back from it
+
+	// The message that is arriving. op is 0 between messages.
+	op         Opcode
+	compressed bool
+	text       utf8Check // of an uncompressed text message; at a start between messages
+	fragments  int
+	message    []byte // its payload so far, unmasked, when it did not come in one piece
+
+	// The data frame that is arriving, when its header is behind us and its payload is not.
+	inFrame bool
+	fin     bool
+	mask    [4]byte
+	masked  int   // payload bytes done, modulo 4: where in mask to go on
+	missing int64 // payload bytes that have not come yet
+}
+
+// Event is a message or a control frame.
+type Event struct {
+	// Op is OpText or OpBinary for a message, else OpClose, OpPing or OpPong.
+	Op Opcode
+
+	// Payload is what was sent, unmasked and inflated; of a close frame, its reason. It may be
+	// changed, and is valid until the next call of Next, Release or Reset.
+	Payload []byte
+
+	// Code is the code of a close frame, CloseNoStatus when it had none.
+	Code CloseCode
+}
+
+// Next decodes from the start of buf, which must be writable: payloads are unmasked in place. It
+// returns how many bytes it is done with, and ok=true when these end with a message or control frame.
+//
+// ok=false without an error means that buf holds nothing more to decode. The caller keeps buf[n:], the
+// start of a header or of a control frame and at most 130 bytes, and offers it again with more behind
+// it. The payload of an incomplete data frame is never left over: it is taken into the decoder, and
+// text is checked at once (RFC 6455, section 8.1).
+//
+// A message in one frame that is wholly in buf costs no copy and no allocation: its payload is a view
+// of buf. Every other message is collected in the decoder's buffer, which grows with the bytes that
+// came, not with those that a header announces.
+//
+// An error is a *[ProtocolError] and stays: every further call returns it. A close frame is an event
+// like any other; that nothing may follow it is for the caller to see to.
+func (d *Decoder) Next(buf []byte) (ev Event, n int, ok bool, err error) {
+	if d.err != nil {
+		return Event{}, 0, false, d.err
+	}
+	var h header
+	for {
+		if !d.inFrame {
+			complete, perr := h.parse(buf[n:], d)
+			if perr != nil {
+				return d.fail(n, perr)
+			}
+			if !complete {
+				return Event{}, n, false, nil
+			}
+			rest := buf[n+h.size:]
+			if h.length <= int64(len(rest)) && (h.op.isControl() || h.fin && d.op == 0) {
+				payload := rest[:h.length:h.length]
+				ws.Cipher(payload, h.mask, 0)
+				n += h.size + len(payload)
+				ev, perr = d.whole(&h, payload)
+				if perr != nil {
+					return d.fail(n, perr)
+				}
+				return ev, n, true, nil
+			}
+			if h.op.isControl() {
+				return Event{}, n, false, nil
+			}
+			d.begin(&h)
+			n += h.size
+		}
+		taken, perr := d.take(buf[n:])
+		n += taken
+		if perr != nil {
+			return d.fail(n, perr)
+		}
+		if d.missing > 0 {
+			return Event{}, n, false, nil
+		}
+		d.inFrame = false
+		if !d.fin {
+			continue
+		}
+		ev, perr = d.finish()
+		if perr != nil {
+			return d.fail(n, perr)
+		}
+		return ev, n, true, nil
+	}
+}
+
+// Idle reports that the decoder stands between messages and between frames: it may be dropped, or
+// given to another connection after Release.
+func (d *Decoder) Idle() bool { return d.op == 0 && d.err == nil }
+
+// Release says that the payload of the last event is no longer used. A decoder that is idle then lets
+// go of buffers above 64 KiB; smaller ones wait for the next message.
+func (d *Decoder) Release() {
+	if d.Inflater != nil {
+		d.Inflater.release()
+	}
+	if d.op == 0 && cap(d.message) > maxRetained {
+		d.message = nil
+	}
+}
+
+// Reset forgets everything but MaxMessage, MaxFragments, Inflater and a buffer of up to 64 KiB.
+func (d *Decoder) Reset() {
+	*d = Decoder{
+		MaxMessage:   d.MaxMessage,
+		MaxFragments: d.MaxFragments,
+		Inflater:     d.Inflater,
+		message:      d.message[:0],
+	}
+	d.Release()
+}
+
+func (d *Decoder) fail(n int, err *ProtocolError) (Event, int, bool, error) {
+	d.err = err
+	d.message = nil
+	return Event{}, n, false, err
+}
+
+// whole handles a control frame or an unfragmented message that came in one piece.
+func (d *Decoder) whole(h *header, payload []byte) (Event, *ProtocolError) {
+	switch {
+	case h.op == OpClose:
+		code, reason, err := parseClose(payload)
+		return Event{Op: OpClose, Payload: reason, Code: code}, err
+	case h.compressed:
+		return d.inflated(h.op, payload)
+	case h.op == OpText && !utf8.Valid(payload):
+		return Event{}, ErrInvalidUTF8
+	}
+	return Event{Op: h.op, Payload: payload}, nil
+}
+
+// begin enters a data frame whose payload is to be collected.
+func (d *Decoder) begin(h *header) {
+	if d.op == 0 {
+		d.op, d.compressed, d.fragments = h.op, h.compressed, 0
+		d.message = d.message[:0]
+	}
+	d.fragments++
+	d.inFrame, d.fin = true, h.fin
+	d.mask, d.masked, d.missing = h.mask, 0, h.length
+}
+
+// take collects what is there of the current frame's payload, and returns how much that was.
+func (d *Decoder) take(b []byte) (n int, err *ProtocolError) {
+	if int64(len(b)) > d.missing {
+		b = b[:d.missing]
+	}
+	ws.Cipher(b, d.mask, d.masked)
+	d.masked = (d.masked + len(b)) & 3
+	d.missing -= int64(len(b))
+	d.grow(len(b))
+	d.message = append(d.message, b...)
+	if d.op == OpText && !d.compressed && !d.text.write(b) {
+		return len(b), ErrInvalidUTF8
+	}
+	return len(b), nil
+}
+
+// grow makes room for n more bytes. A client pays for memory by sending: the buffer becomes at most
+// twice what has arrived, and exactly the declared size when that is less.
+func (d *Decoder) grow(n int) {
+	arrived := len(d.message) + n
+	if arrived <= cap(d.message) {
+		return
+	}
+	const smallest = 512
+	size := max(2*arrived, smallest)
+	if d.fin && d.missing < int64(size-arrived) {
+		size = arrived + int(d.missing)
+	}
+	message := make([]byte, len(d.message), size)
+	copy(message, d.message)
+	d.message = message
+}
+
+// finish hands out the message that is now complete.
+func (d *Decoder) finish() (Event, *ProtocolError) {
+	op, payload := d.op, d.message
+	d.op, d.fragments, d.message = 0, 0, d.message[:0]
+	if d.compressed {
+		d.compressed = false
+		return d.inflated(op, payload)
+	}
+	if !d.text.complete() {
+		return Event{}, ErrInvalidUTF8
+	}
+	return Event{Op: op, Payload: payload}, nil
+}
+
+func (d *Decoder) inflated(op Opcode, compressed []byte) (Event, *ProtocolError) {
+	payload, err := d.Inflater.inflate(compressed, d.MaxMessage)
+	if err != nil {
+		return Event{}, err
+	}
+	if op == OpText && !utf8.Valid(payload) {
+		return Event{}, ErrInvalidUTF8
+	}
+	return Event{Op: op, Payload: payload}, nil
+}

@@ -1,0 +1,52 @@
+package codec
+
+import "sync"
+
+// Frame is a message encoded once for all of its receivers. It is immutable and safe from any
+// goroutine; its bytes live as long as it does, so a queue may keep them without copying.
+type Frame struct {
+	op    Opcode
+	head  int // of plain: where the payload begins
+	plain []byte
+
+	once     sync.Once
+	deflated []byte // guarded by once
+}
+
+// NewFrame encodes one whole frame, as [AppendFrame] does. The payload is copied.
+func NewFrame(op Opcode, payload []byte) *Frame {
+	if op.isControl() && len(payload) > maxControl {
+		payload = payload[:maxControl]
+	}
+	head := headerLen(len(payload))
+	plain := make([]byte, 0, head+len(payload))
+	return &Frame{op: op, head: head, plain: AppendFrame(plain, op, payload)}
+}
+
+// Opcode returns what the frame carries.
+func (f *Frame) Opcode() Opcode { return f.op }
+
+// Payload returns the payload as it was given to NewFrame. It must not be changed.
+func (f *Frame) Payload() []byte { return f.plain[f.head:] }
+
+// Plain returns the frame for the wire, uncompressed. It must not be changed.
+func (f *Frame) Plain() []byte { return f.plain }
+
+// Deflated returns the frame for the wire as a client gets it that negotiated permessage-deflate. It
+// is the same slice as Plain when d does not compress it. It must not be changed.
+//
+// The work is done by the first call, whatever the number of goroutines that come together; the others
+// wait for it. Later calls return the first one's result even if they name another Deflater.
+func (f *Frame) Deflated(d *Deflater) []byte {
+	f.once.Do(func() { f.deflated = f.deflate(d) })
+	return f.deflated
+}
+
+func (f *Frame) deflate(d *Deflater) []byte {
+	b := d.AppendFrame(make([]byte, 0, len(f.plain)), f.op, f.Payload())
+	if b[0]&bitRSV1 == 0 {
+		return f.plain
+	}
+	// The frame may wait in many queues for a long time: keep only what it needs.
+	return append(make([]byte, 0, len(b)), b...)
+}
