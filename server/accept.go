@@ -1,0 +1,79 @@
+package server
+
+import (
+	"net"
+	"slices"
+
+	"github.com/panjf2000/gnet/v2"
+)
+
+// refuseSlots is how many sockets beyond the limit are accepted to read a request and to answer it
+// 503 as HTTP wants it. Beyond those the answer is written at once, and the kernel may reset the
+// connection before the client has read it.
+const refuseSlots = 32
+
+// shardOf finds the shard of a loop. gnet does not list its loops, so a shard is made when its loop
+// accepts its first connection, on the loop.
+func (s *Server) shardOf(loop gnet.EventLoop) (*shard, error) {
+	for _, sh := range s.allShards() {
+		if sh.loop == loop {
+			return sh, nil
+		}
+	}
+	sh, err := newShard(s, loop)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	shards := append(slices.Clone(s.allShards()), sh)
+	s.shards.Store(&shards)
+	if s.draining.Load() {
+		sh.postGoAway()
+	}
+	return sh, nil
+}
+
+// accept begins a connection in its handshake. It returns false for one that is turned away.
+func (sh *shard) accept(gc gnet.Conn) bool {
+	s := sh.srv
+	sh.stats.Accepted.Add(1)
+	n := s.sockets.Add(1)
+	reject, why := rejectFull, RefuseFull
+	if s.draining.Load() {
+		reject, why = rejectDraining, RefuseDraining
+	}
+	if why == RefuseDraining || n > int64(s.maxConnections+refuseSlots) {
+		sh.stats.refusals[why].Add(1)
+		_, _ = write(int32(gc.Fd()), reject.AppendResponse(nil))
+		s.socketClosed()
+		return false
+	}
+	remote, _ := gc.RemoteAddr().(*net.TCPAddr)
+	if remote.Zone != "" {
+		copied := *remote // gnet takes the zone's memory back when the connection closes
+		copied.Zone = string([]byte(remote.Zone))
+		remote = &copied
+	}
+	c := &Conn{
+		sh:     sh,
+		gc:     gc,
+		remote: remote,
+		id:     s.lastID.Add(1),
+		fd:     int32(gc.Fd()),
+		full:   n > int64(s.maxConnections),
+	}
+	gc.SetContext(c)
+	sh.shaking.add(c, times{read: sh.clock, message: sh.clock})
+	return true
+}
+
+// socketClosed tells a draining server when the last one is gone.
+func (s *Server) socketClosed() {
+	if s.sockets.Add(-1) == 0 && s.draining.Load() {
+		select {
+		case s.empty <- struct{}{}:
+		default:
+		}
+	}
+}

@@ -1,0 +1,225 @@
+package server
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"runtime"
+	"testing"
+	"time"
+
+	"carillon/codec"
+)
+
+// quiet are options under which nothing but the benchmark happens.
+func quiet(loops int) Options {
+	return Options{Loops: loops, Endpoints: echoAndBroadcast(), Ping: Ping{Interval: -1}}
+}
+
+// descriptors are the sockets of all members of an endpoint.
+func descriptors(s *Server, path string) (fds []int32) {
+	for c := range s.Conns() {
+		if c.Path() == path {
+			fds = append(fds, c.fd)
+		}
+	}
+	return fds
+}
+
+func (s *Server) backlogBytes() (n int64) {
+	for _, sh := range s.allShards() {
+		n += sh.backlog.Load()
+	}
+	return n
+}
+
+func (s *Server) settled() {
+	for s.backlogBytes() != 0 {
+		time.Sleep(100 * time.Microsecond)
+	}
+}
+
+// BenchmarkBroadcast compares a broadcast with a bare loop of write(2) over the same sockets, in
+// turn. Times are processor time, because the clients share the processors.
+func BenchmarkBroadcast(b *testing.B) {
+	checkOwner = false
+	for _, loops := range []int{1, 2} {
+		const conns, size = 4000, 128
+		b.Run(fmt.Sprintf("conns=%d/size=%d/loops=%d", conns, size, loops), func(b *testing.B) {
+			s := start(b, quiet(loops))
+			startSwarm(b, s, swarmOrder{Path: "/broadcast", Conns: conns, Discard: true})
+			fds := descriptors(s, "/broadcast")
+			frame := codec.NewFrame(Binary, numbered(0, size))
+			var ours, bare time.Duration
+			b.ReportAllocs()
+			for b.Loop() {
+				begin := cpuTime()
+				_ = s.BroadcastFrame("/broadcast", frame)
+				s.settled()
+				ours += cpuTime() - begin
+				time.Sleep(20 * time.Millisecond) // the clients catch up
+
+				begin = cpuTime()
+				for _, fd := range fds {
+					if n, errno := write(fd, frame.Plain()); n != len(frame.Plain()) {
+						b.Fatal(errno)
+					}
+				}
+				bare += cpuTime() - begin
+				time.Sleep(20 * time.Millisecond)
+			}
+			per := float64(b.N) * conns
+			b.ReportMetric(float64(ours)/per, "cpu-ns/conn")
+			b.ReportMetric(float64(bare)/per, "bare-ns/conn")
+			b.ReportMetric(float64(ours)/float64(bare), "ratio")
+		})
+	}
+}
+
+// BenchmarkCoalescing publishes many messages at once and compares the deliveries per second with a
+// bare write(2) for each.
+func BenchmarkCoalescing(b *testing.B) {
+	checkOwner = false
+	const conns, messages, size = 2000, 1000, 128
+	b.Run(fmt.Sprintf("conns=%d/messages=%d/size=%d", conns, messages, size), func(b *testing.B) {
+		s := start(b, quiet(2))
+		startSwarm(b, s, swarmOrder{Path: "/broadcast", Conns: conns, Discard: true})
+		fds := descriptors(s, "/broadcast")
+		frame := codec.NewFrame(Binary, numbered(0, size))
+		var ours, bare time.Duration
+		const bareMessages = 20
+		for b.Loop() {
+			begin := time.Now()
+			for range messages {
+				_ = s.BroadcastFrame("/broadcast", frame)
+			}
+			s.settled()
+			eventually(b, "nothing waits", func() bool { return s.Stats().QueuedBytes == 0 })
+			ours += time.Since(begin)
+			time.Sleep(100 * time.Millisecond)
+
+			begin = time.Now()
+			for range bareMessages {
+				for _, fd := range fds {
+					if n, errno := write(fd, frame.Plain()); n != len(frame.Plain()) {
+						b.Fatal(errno)
+					}
+				}
+			}
+			bare += time.Since(begin)
+			time.Sleep(100 * time.Millisecond)
+		}
+		rate := float64(b.N) * conns * messages / ours.Seconds()
+		bareRate := float64(b.N) * conns * bareMessages / bare.Seconds()
+		b.ReportMetric(rate/1e6, "Mdeliveries/s")
+		b.ReportMetric(bareRate/1e6, "bare-Mdeliveries/s")
+		b.ReportMetric(rate/bareRate, "ratio")
+	})
+}
+
+// BenchmarkEcho gives the allocations of the server, whose process holds the clients too: those send
+// and read without allocating.
+func BenchmarkEcho(b *testing.B) {
+	checkOwner = false
+	for _, depth := range []int{1, 32} {
+		b.Run(fmt.Sprintf("size=128/depth=%d", depth), func(b *testing.B) {
+			s := start(b, quiet(1))
+			c := dial(b, s, "/echo")
+			request := bytes.Repeat(masked(0x82, make([]byte, 128)), depth)
+			answer := make([]byte, 132*depth)
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := c.conn.Write(request); err != nil {
+					b.Fatal(err)
+				}
+				if _, err := io.ReadFull(c.r, answer); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*depth), "ns/message")
+		})
+	}
+}
+
+// BenchmarkIdle gives the heap that connections cost which do nothing.
+func BenchmarkIdle(b *testing.B) {
+	checkOwner = false
+	const conns = 15000
+	b.Run(fmt.Sprintf("conns=%d", conns), func(b *testing.B) {
+		for b.Loop() {
+			s := start(b, quiet(2))
+			dial(b, s, "/echo")
+			before := heap()
+			w := startSwarm(b, s, swarmOrder{Path: "/broadcast", Conns: conns, Discard: true})
+			b.ReportMetric(float64(heap()-before)/conns, "B/conn")
+			w.end()
+		}
+	})
+}
+
+// BenchmarkHandshake gives the processor time and the allocations of a handshake, those of gnet and of
+// the kernel included.
+func BenchmarkHandshake(b *testing.B) {
+	checkOwner = false
+	const conns = 2000
+	b.Run(fmt.Sprintf("conns=%d", conns), func(b *testing.B) {
+		s := start(b, quiet(2))
+		var used time.Duration
+		var allocs uint64
+		var m runtime.MemStats
+		for b.Loop() {
+			runtime.ReadMemStats(&m)
+			before, begin := m.Mallocs, cpuTime()
+			w := startSwarm(b, s, swarmOrder{Path: "/echo", Conns: conns, Discard: true})
+			used += cpuTime() - begin
+			runtime.ReadMemStats(&m)
+			allocs += m.Mallocs - before
+			w.end()
+			eventually(b, "all are gone", func() bool { return s.sockets.Load() == 0 })
+		}
+		b.ReportMetric(float64(used.Nanoseconds())/float64(b.N*conns), "cpu-ns/handshake")
+		b.ReportMetric(float64(allocs)/float64(b.N*conns), "allocs/handshake")
+	})
+}
+
+// BenchmarkEchoBesideBroadcast compares the latency of an echo on a quiet server with that while
+// 10,000 sockets are broadcast to without pause.
+func BenchmarkEchoBesideBroadcast(b *testing.B) {
+	checkOwner = false
+	const conns, size, probes = 10000, 128, 2000
+	for _, loops := range []int{1, 2} {
+		b.Run(fmt.Sprintf("conns=%d/size=%d/loops=%d", conns, size, loops), func(b *testing.B) {
+			s := start(b, quiet(loops))
+			startSwarm(b, s, swarmOrder{Path: "/broadcast", Conns: conns, Discard: true, Nice: true})
+			frame := codec.NewFrame(Binary, numbered(0, size))
+			for b.Loop() {
+				idle := startSwarm(b, s, swarmOrder{Path: "/echo", Probe: probes}).end()
+				stop, stopped := make(chan bool), make(chan int)
+				go func() {
+					n := 0
+					for ; ; n++ {
+						select {
+						case <-stop:
+							stopped <- n
+							return
+						default:
+						}
+						_ = s.BroadcastFrame("/broadcast", frame)
+						for s.backlogBytes() > 4*int64(len(frame.Plain())) {
+							time.Sleep(50 * time.Microsecond)
+						}
+					}
+				}()
+				begin := time.Now()
+				busy := startSwarm(b, s, swarmOrder{Path: "/echo", Probe: probes}).end()
+				took := time.Since(begin)
+				close(stop)
+				b.ReportMetric(float64(<-stopped*conns)/took.Seconds()/1e6, "Mdeliveries/s")
+				b.ReportMetric(float64(idle.P99.Microseconds()), "idle-p99-us")
+				b.ReportMetric(float64(busy.P99.Microseconds()), "busy-p99-us")
+				b.ReportMetric(float64(busy.P50.Microseconds()), "busy-p50-us")
+				b.ReportMetric(float64(busy.P99)/float64(idle.P99), "ratio")
+			}
+		})
+	}
+}

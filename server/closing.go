@@ -1,0 +1,126 @@
+package server
+
+import (
+	"errors"
+	"os"
+	"syscall"
+
+	"carillon/codec"
+)
+
+// closeHow is who wants a connection closed.
+type closeHow uint8
+
+const (
+	closeOwn   closeHow = iota // the server: the peer's close frame is waited for
+	closeReply                 // the peer: ours answers its close frame
+	closeFail                  // the peer broke a rule: nothing more is expected of it (RFC 6455, section 7.1.7)
+)
+
+// startClose begins our side of the closing handshake (RFC 6455, section 7) behind everything that
+// was sent or broadcast before.
+func (c *Conn) startClose(how closeHow, code codec.CloseCode, reason string) {
+	c.sh.check()
+	if c.ready() {
+		c.beginClose(how, code, reason)
+	}
+}
+
+// beginClose is startClose for a connection that shall get nothing more.
+func (c *Conn) beginClose(how closeHow, code codec.CloseCode, reason string) {
+	c.leave(&CloseError{Code: code, Reason: reason, Remote: how == closeReply})
+	c.peerDone = how != closeOwn
+	c.sh.closing.add(c, times{read: c.sh.clock})
+	if how == closeReply {
+		reason = ""
+	}
+	b := codec.AppendClose(c.sh.control[:0], code, reason)
+	c.sh.control = b
+	c.sendControl(b)
+	c.flushed()
+}
+
+// leave takes an open connection out of its endpoint and tells the application.
+func (c *Conn) leave(why *CloseError) {
+	if missed := int32(c.group.end() - c.group.seqs[c.slot]); missed > 0 {
+		c.sh.stats.drop(DropClosed, uint64(missed))
+	}
+	c.group.remove(c)
+	c.state.Store(stateClosing)
+	c.sh.stats.Open.Add(-1)
+	c.sh.stats.closed(why.Code)
+	c.callClose(why)
+}
+
+// flushed goes on with a close as far as it can. When our close frame is out and the peer's is in, our
+// side of the TCP connection is shut down; the socket is closed only after the peer's FIN, because
+// closing it while bytes come in makes the kernel reset the connection, and the peer might lose what
+// we sent last.
+func (c *Conn) flushed() {
+	if c.state.Load() != stateClosing || c.out != nil {
+		return
+	}
+	c.group.times[c.slot].read = c.sh.clock
+	if !c.peerDone {
+		return
+	}
+	c.state.Store(stateLingering)
+	c.dropInbound()
+	if err := syscall.Shutdown(int(c.fd), syscall.SHUT_WR); err != nil {
+		c.abort(os.NewSyscallError("shutdown", err))
+	}
+}
+
+var (
+	errWriteTimeout = errors.New("the socket took nothing for limits.write_timeout")
+	errCloseTimeout = errors.New("the closing handshake took longer than limits.close_timeout")
+	errStopped      = errors.New("the server stopped")
+)
+
+// abort closes the socket now. The connection is gone when it returns.
+func (c *Conn) abort(err error) {
+	c.sh.check()
+	if c.state.Load() != stateClosed {
+		c.sh.lost = err
+		_ = c.sh.loop.Close(c.gc)
+		c.sh.lost = nil
+	}
+}
+
+// gone is the end of every connection: gnet closes the descriptor when it returns.
+func (c *Conn) gone(err error) {
+	c.sh.check()
+	if c.sh.lost != nil {
+		err = c.sh.lost
+	}
+	if err == nil {
+		err = errStopped // the peer's end and failures of the socket have an error
+	}
+	if c.out != nil {
+		c.sh.stats.drop(c.dropReason(err), c.out.waitingMessages())
+		c.unstall()
+	}
+	switch c.state.Load() {
+	case stateOpen:
+		ours := errors.Is(err, errWriteTimeout) || errors.Is(err, errStopped)
+		c.leave(&CloseError{Code: codec.CloseAbnormal, Reason: err.Error(), Remote: !ours, Err: err})
+	case stateHandshake:
+		c.sh.stats.refusals[RefuseLost].Add(1)
+		c.group.remove(c)
+	default:
+		c.group.remove(c)
+	}
+	c.dropInbound()
+	c.state.Store(stateClosed)
+	c.sh.srv.socketClosed()
+}
+
+func (c *Conn) dropReason(err error) DropReason {
+	switch {
+	case errors.Is(err, errWriteTimeout):
+		return DropWriteTimeout
+	case c.sh.goingAway:
+		return DropShutdown
+	}
+	return DropClosed
+}

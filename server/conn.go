@@ -1,0 +1,167 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync/atomic"
+
+	"github.com/panjf2000/gnet/v2"
+
+	"carillon/codec"
+)
+
+// The kinds of message that [Conn.Send] and [Server.Broadcast] take.
+const (
+	Text   = codec.OpText   // the payload must be valid UTF-8: clients close the connection if it is not
+	Binary = codec.OpBinary // any bytes
+)
+
+var (
+	// ErrClosed is returned for a connection that is closed or closing.
+	ErrClosed = errors.New("connection is closed")
+
+	// ErrOverloaded is returned when a loop has more than Limits.MaxBacklog bytes to look at. The
+	// message goes to nobody and is counted as [DropOverloaded].
+	ErrOverloaded = errors.New("server is overloaded: limits.max_backlog is reached")
+
+	// ErrOpcode is returned for a message that is neither [Text] nor [Binary].
+	ErrOpcode = errors.New("a message is text or binary")
+
+	// ErrCloseCode is returned for a close code that must not be sent (RFC 6455, section 7.4).
+	ErrCloseCode = errors.New("close code is not allowed on the wire: use 1000 to 1003, 1007 to 1014 or 3000 to 4999")
+)
+
+// Conn is one WebSocket connection. Its methods may be called from any goroutine, also from handlers
+// and after the connection has closed.
+type Conn struct {
+	// Immutable after open.
+	sh     *shard
+	gc     gnet.Conn
+	remote *net.TCPAddr
+	id     uint64
+	fd     int32
+
+	// Written by the loop, read by anyone.
+	state atomic.Uint32
+
+	// Immutable after the handshake.
+	ep          *endpoint
+	subprotocol uint8 // index into the endpoint's list, or noSubprotocol
+	deflate     bool  // permessage-deflate was negotiated
+
+	// Owned by the loop.
+	peerDone bool     // nothing more is read: the peer's close frame came, or the connection has failed
+	full     bool     // accepted beyond the limit, to be told so
+	slot     int32    // where it stands in group
+	group    *group   // the one group that it is a member of; nil once closed
+	in       *inbound // what has come but is not complete; nil between messages
+	out      *outbox  // what the socket does not take; nil while it takes everything
+
+	value any // guarded by sh.mu
+}
+
+// The life of a connection. It only ever moves forward.
+const (
+	stateHandshake uint32 = iota // the request head is not complete
+	stateOpen                    // messages flow
+	stateClosing                 // our close frame is queued or sent
+	stateLingering               // we have shut down our side and wait for the peer's FIN
+	stateClosed                  // the descriptor belongs to somebody else
+)
+
+const noSubprotocol = 255
+
+// ID is unique among all connections of this server since its start.
+func (c *Conn) ID() uint64 { return c.id }
+
+// RemoteAddr is the address at the other end of the TCP connection.
+func (c *Conn) RemoteAddr() netip.AddrPort {
+	a := c.remote.AddrPort()
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}
+
+// Path is the path of the endpoint that the connection was opened on.
+func (c *Conn) Path() string { return c.ep.Path }
+
+// Subprotocol is the one that was negotiated, or "".
+func (c *Conn) Subprotocol() string {
+	if c.subprotocol == noSubprotocol {
+		return ""
+	}
+	return c.ep.Subprotocols[c.subprotocol]
+}
+
+// Value returns what SetValue, or [Request.Value] during the handshake, attached to the connection.
+func (c *Conn) Value() any {
+	c.sh.mu.Lock()
+	defer c.sh.mu.Unlock()
+	return c.value
+}
+
+// SetValue attaches any value of the application to the connection.
+func (c *Conn) SetValue(v any) {
+	c.sh.mu.Lock()
+	defer c.sh.mu.Unlock()
+	c.value = v
+}
+
+// Send sends one message. The payload is copied (and compressed, where that was negotiated) before
+// Send returns; the bytes leave when the connection's loop comes round. What one goroutine sends or
+// broadcasts arrives in that order.
+//
+// Send does not wait for a slow reader: see [SlowConsumer]. It fails with [ErrClosed],
+// [ErrOverloaded] or [ErrOpcode].
+func (c *Conn) Send(op codec.Opcode, payload []byte) error {
+	if op != Text && op != Binary {
+		return ErrOpcode
+	}
+	if c.state.Load() != stateOpen {
+		return ErrClosed
+	}
+	return c.sh.postMessage(c, op, payload)
+}
+
+// SendFrame sends a prepared message. Its bytes are shared, not copied, so a frame that goes to many
+// connections is encoded once.
+func (c *Conn) SendFrame(f *codec.Frame) error {
+	if c.state.Load() != stateOpen {
+		return ErrClosed
+	}
+	return c.sh.postFrame(c, f)
+}
+
+// Close starts the closing handshake (RFC 6455, section 7.1.2): everything sent before goes out
+// first, then a close frame with the code and the reason, of which at most 123 bytes are sent. A
+// connection that is closing already stays as it is, which is no error. It fails with [ErrCloseCode].
+func (c *Conn) Close(code codec.CloseCode, reason string) error {
+	if !code.Valid() {
+		return fmt.Errorf("%w: %d", ErrCloseCode, code)
+	}
+	c.sh.postClose(c, closeOwn, code, reason)
+	return nil
+}
+
+// CloseError says how a connection ended; [Handler.Close] gets it.
+type CloseError struct {
+	// Code is the one of the close frame that came first, or [codec.CloseNoStatus] when it had none,
+	// or [codec.CloseAbnormal] when the connection was lost without one.
+	Code   codec.CloseCode
+	Reason string // of that frame, or what happened
+	Remote bool   // the peer began
+	Err    error  // the error of a lost connection, such as io.EOF or a system call's
+}
+
+func (e *CloseError) Error() string {
+	who := "server"
+	if e.Remote {
+		who = "peer"
+	}
+	if e.Reason == "" {
+		return fmt.Sprintf("closed by the %s: %v", who, e.Code)
+	}
+	return fmt.Sprintf("closed by the %s: %v: %s", who, e.Code, e.Reason)
+}
+
+func (e *CloseError) Unwrap() error { return e.Err }

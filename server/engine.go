@@ -1,0 +1,285 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/panjf2000/gnet/v2"
+	"github.com/panjf2000/gnet/v2/pkg/logging"
+)
+
+// Run listens and serves until ctx ends, and then shuts down as [Server.Shutdown] does, within
+// Options.Shutdown.Timeout. It returns nil after a shutdown, and an error when it could not listen or
+// the engine ended by itself ([ErrEngine]). A server runs once.
+func (s *Server) Run(ctx context.Context) error {
+	if s.running.Swap(true) {
+		return ErrStarted
+	}
+	address, err := s.prepare()
+	if err != nil {
+		return err
+	}
+	defer s.watcher.close()
+
+	stopped, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	s.mu.Lock()
+	s.stop = stop
+	if s.shutdown != nil {
+		stop(nil) // Shutdown came before Run
+	}
+	s.mu.Unlock()
+
+	defer s.closeShards()
+	alive, dead := context.WithCancel(context.Background())
+	defer dead()
+	go s.keepTime(alive)
+	ended := make(chan error, 1)
+	go func() { ended <- s.runEngine(address) }()
+
+	select {
+	case err = <-ended:
+		return s.engineError(err)
+	case <-stopped.Done():
+		select {
+		case err = <-ended:
+			return s.engineError(err)
+		case <-s.started: // before that there is no engine to stop
+		}
+	}
+	if s.failed() == nil {
+		s.log.Info("shutting down", "connections", s.Count(), "timeout", s.opts.Shutdown.Timeout)
+		s.drain()
+	}
+	select {
+	case err = <-ended: // it was faster than we were
+		return s.engineError(err)
+	default:
+	}
+	s.stopEngine()
+	if err = <-ended; err == nil {
+		err = s.failed()
+	}
+	if err != nil {
+		return s.engineError(err)
+	}
+	s.log.Info("stopped")
+	return nil
+}
+
+// Shutdown stops the server gracefully: it accepts nobody, sends every connection what waits for it
+// and close frame 1001, and waits for the closing handshakes until ctx ends; then the rest is cut.
+// Run returns when all is done. Shutdown does not wait for that and returns at once.
+func (s *Server) Shutdown(ctx context.Context) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.shutdown == nil {
+		s.shutdown = ctx
+	}
+	if s.stop != nil {
+		s.stop(nil)
+	}
+}
+
+// fail ends the server because of an error that it cannot live with.
+func (s *Server) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failure == nil {
+		s.failure = err
+	}
+	if s.stop != nil {
+		s.stop(err)
+	}
+}
+
+func (s *Server) failed() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failure
+}
+
+// engineError makes the most of what is known about the engine's end.
+func (s *Server) engineError(err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	why := []error{ErrEngine}
+	for _, e := range []error{s.failure, err, s.lastWord} {
+		if e != nil {
+			why = append(why, e)
+			break
+		}
+	}
+	return errors.Join(why...)
+}
+
+// prepare finds out all that could make the engine fail, so that the user gets a clear word.
+func (s *Server) prepare() (address string, err error) {
+	if s.maxConnections, err = maxConnections(s.opts.Limits.MaxConnections, s.opts.Loops); err != nil {
+		return "", err
+	}
+	addr, release, err := reserve(s.opts.Listen)
+	if err != nil {
+		return "", err
+	}
+	s.addr, s.releaseAddr = addr, release
+	if s.watcher, err = newWatcher(); err != nil {
+		release()
+		return "", fmt.Errorf("watch for writable sockets: %w", err)
+	}
+	if addr.IP.To4() != nil {
+		return "tcp4://" + addr.String(), nil // also what an empty host means on a machine without IPv6
+	}
+	host, _, _ := net.SplitHostPort(s.opts.Listen)
+	return "tcp://" + net.JoinHostPort(host, strconv.Itoa(addr.Port)), nil
+}
+
+func (s *Server) runEngine(address string) error {
+	return gnet.Run(&events{server: s}, address,
+		gnet.WithNumEventLoop(s.opts.Loops),
+		gnet.WithReusePort(true), // each loop accepts its own connections
+		gnet.WithReuseAddr(true),
+		gnet.WithLogger(&engineLogger{s}),
+	)
+}
+
+// drain closes all connections and waits until they are gone or time is up.
+func (s *Server) drain() {
+	s.mu.Lock()
+	ctx := s.shutdown
+	s.mu.Unlock()
+	if ctx == nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.Background(), s.opts.Shutdown.Timeout)
+		defer cancel()
+	}
+	s.draining.Store(true)
+	if err := stopListening(s.addr); err != nil {
+		s.log.Warn("the listening sockets stay open while connections close", "error", err)
+	}
+	for _, sh := range s.allShards() {
+		sh.postGoAway()
+	}
+	for s.sockets.Load() > 0 {
+		select {
+		case <-s.empty:
+		case <-ctx.Done():
+			s.log.Warn("cutting connections that did not close in time", "connections", s.sockets.Load())
+			return
+		}
+	}
+}
+
+// stopEngine asks gnet to end. Its own Stop would look only every half second whether it has.
+func (s *Server) stopEngine() {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	_ = s.engine.Stop(ctx)
+}
+
+func (s *Server) closeShards() {
+	for _, sh := range s.allShards() {
+		sh.mail.close()
+	}
+}
+
+// keepTime has every shard look for time-outs.
+func (s *Server) keepTime(ctx context.Context) {
+	ticker := time.NewTicker(s.tick())
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			for _, sh := range s.allShards() {
+				sh.postTick()
+			}
+		}
+	}
+}
+
+// tick is an eighth of the shortest time-out, within 5 ms and 1 s.
+func (s *Server) tick() time.Duration {
+	l, p := &s.opts.Limits, &s.opts.Ping
+	shortest := 8 * time.Second
+	for _, d := range []time.Duration{l.HandshakeTimeout, l.IdleTimeout, l.WriteTimeout, l.CloseTimeout, p.Interval, p.Timeout} {
+		if d > 0 {
+			shortest = min(shortest, d)
+		}
+	}
+	return max(shortest/8, 5*time.Millisecond)
+}
+
+// events are gnet's callbacks.
+type events struct {
+	gnet.BuiltinEventEngine
+	server *Server
+}
+
+func (e *events) OnBoot(engine gnet.Engine) gnet.Action {
+	e.server.engine = engine
+	e.server.releaseAddr() // the first loop listens, which holds the port for the others
+	close(e.server.started)
+	return gnet.None
+}
+
+func (e *events) OnOpen(gc gnet.Conn) ([]byte, gnet.Action) {
+	if _, ok := gc.Context().(*bell); ok {
+		return nil, gnet.None
+	}
+	s := e.server
+	sh, err := s.shardOf(gc.EventLoop())
+	if err != nil {
+		s.fail(err)
+		return nil, gnet.Close
+	}
+	if !sh.accept(gc) {
+		return nil, gnet.Close
+	}
+	return nil, gnet.None
+}
+
+func (e *events) OnTraffic(gc gnet.Conn) gnet.Action {
+	b, _ := gc.Next(-1)
+	switch to := gc.Context().(type) {
+	case *Conn:
+		to.sh.enter()
+		to.received(b)
+		to.sh.leave()
+	case *bell:
+		to.sh.rung()
+	}
+	return gnet.None
+}
+
+func (e *events) OnClose(gc gnet.Conn, err error) gnet.Action {
+	if c, ok := gc.Context().(*Conn); ok {
+		c.gone(err)
+	}
+	return gnet.None
+}
+
+// engineLogger hears what gnet has to say. Errors are kept, because gnet.Run returns nil for most of
+// its ends.
+type engineLogger struct{ s *Server }
+
+var _ logging.Logger = (*engineLogger)(nil)
+
+func (l *engineLogger) Debugf(string, ...any)             {}
+func (l *engineLogger) Infof(string, ...any)              {}
+func (l *engineLogger) Warnf(format string, args ...any)  { l.hear(format, args) }
+func (l *engineLogger) Errorf(format string, args ...any) { l.hear(format, args) }
+func (l *engineLogger) Fatalf(format string, args ...any) { l.hear(format, args) }
+
+func (l *engineLogger) hear(format string, args []any) {
+	word := fmt.Errorf(format, args...)
+	l.s.log.Debug("engine", "says", word)
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	l.s.lastWord = word
+}

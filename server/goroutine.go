@@ -1,0 +1,32 @@
+package server
+
+import (
+	"bytes"
+	"fmt"
+	"runtime"
+	"strconv"
+)
+
+// goroutine identifies the loop's goroutine, so that tests can find out who touches what the loop
+// owns. The runtime tells the number only as text, which is too slow outside of tests.
+type goroutine uint64
+
+// checkOwner is set by this package's tests, for servers that are made afterwards.
+var checkOwner = false
+
+func currentGoroutine() goroutine {
+	var buf [64]byte
+	text := buf[:runtime.Stack(buf[:], false)]
+	number, _, _ := bytes.Cut(bytes.TrimPrefix(text, []byte("goroutine ")), []byte(" "))
+	id, err := strconv.ParseUint(string(number), 10, 64)
+	if err != nil {
+		panic("server: cannot read the goroutine's number from " + string(text))
+	}
+	return goroutine(id)
+}
+
+func (g goroutine) check() {
+	if now := currentGoroutine(); now != g {
+		panic(fmt.Sprintf("server: goroutine %d touches what the loop on goroutine %d owns", now, g))
+	}
+}

@@ -1,0 +1,75 @@
+package server
+
+import (
+	"errors"
+	"net/netip"
+
+	"carillon/codec"
+)
+
+// Handler is what an application does with the connections of an endpoint. Any function may be nil.
+//
+// All four run on the connection's event loop, one at a time for each connection, and must not
+// block: every connection of that loop would wait. Start a goroutine for slow work; the methods of
+// [Conn] and [Server] may be called from there. A panic closes the connection with 1011 (500 during
+// the handshake), is logged with its stack and harms no other connection.
+type Handler struct {
+	// Upgrade sees a handshake request that is correct and decides about it. A nil error accepts.
+	// A *[codec.Rejection] is the answer as it stands; any other error is answered 403 and logged.
+	Upgrade func(r *Request) error
+
+	// Open is called once the handshake is answered, before any message.
+	Open func(c *Conn)
+
+	// Message gets each whole message, decompressed and, if it is text, checked to be UTF-8. The
+	// payload is valid until Message returns and may be changed.
+	Message func(c *Conn, op codec.Opcode, payload []byte)
+
+	// Close is called once for each connection that was opened, when nothing can be sent to it any
+	// more. The error is always a *[CloseError].
+	Close func(c *Conn, err error)
+}
+
+func (h *Handler) empty() bool {
+	return h.Upgrade == nil && h.Open == nil && h.Message == nil && h.Close == nil
+}
+
+// Request is a handshake request. It and all its bytes are valid until [Handler.Upgrade] returns.
+type Request struct {
+	codec.Request
+
+	// RemoteAddr is the address at the other end of the TCP connection.
+	RemoteAddr netip.AddrPort
+
+	// Value is attached to the connection when the request is accepted: see [Conn.Value].
+	Value any
+
+	// ResponseHeader is added to the response 101 as name and value.
+	ResponseHeader [][2]string
+}
+
+// handler returns the functions of a built-in mode.
+func (m Mode) handler(s *Server) Handler {
+	switch m {
+	case ModeEcho:
+		return Handler{Message: echo}
+	case ModeBroadcast:
+		return Handler{Message: s.relay}
+	}
+	return Handler{}
+}
+
+func echo(c *Conn, op codec.Opcode, payload []byte) {
+	c.refused(c.Send(op, payload))
+}
+
+func (s *Server) relay(c *Conn, op codec.Opcode, payload []byte) {
+	c.refused(s.broadcast(c.ep, codec.NewFrame(op, payload)))
+}
+
+// refused closes a sender whose message was not taken, so that it knows: the rest is in the counters.
+func (c *Conn) refused(err error) {
+	if errors.Is(err, ErrOverloaded) {
+		_ = c.Close(codec.CloseTryAgainLater, "server is overloaded")
+	}
+}

@@ -1,0 +1,192 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"runtime/debug"
+
+	"carillon/codec"
+)
+
+var (
+	rejectDraining = &codec.Rejection{Status: 503, Reason: "server is shutting down"}
+	rejectFull     = &codec.Rejection{Status: 503, Reason: "server has as many connections as it may have", Header: [][2]string{{"Retry-After", "5"}}}
+)
+
+// shake takes bytes of a request head, and answers it once it is whole.
+func (c *Conn) shake(b []byte) {
+	limit := int(c.sh.srv.opts.Limits.MaxHead)
+	scanned := 0
+	if c.in != nil {
+		scanned = len(c.in.rest)
+		c.in.rest = append(c.in.rest, b...)
+		b = c.in.rest
+	}
+	n := codec.HeadLen(b[:min(len(b), limit)], scanned)
+	switch {
+	case n > 0:
+		c.answer(b[:n], b[n:])
+	case len(b) >= limit:
+		c.refuse(RefuseHeadTooLong, &codec.Rejection{Status: 431, Reason: fmt.Sprintf("the request head is larger than %v", c.sh.srv.opts.Limits.MaxHead)})
+	case c.in == nil:
+		c.in = c.sh.newInbound()
+		c.in.rest = append(c.in.rest[:0], b...)
+	}
+}
+
+// answer opens or refuses a connection. What follows the head are the first frames.
+func (c *Conn) answer(head, rest []byte) {
+	sh := c.sh
+	r := &sh.request
+	*r = Request{RemoteAddr: c.RemoteAddr(), Request: r.Request}
+	why, err := c.consider(r, head)
+	if err == nil {
+		var hs codec.Handshake
+		sh.control, hs, err = c.ep.upgrader.Upgrade(sh.control[:0], &r.Request, r.ResponseHeader)
+		if err == nil {
+			c.open(hs, r.Value, rest)
+			return
+		}
+		why = RefuseMalformed
+	}
+	var rejection *codec.Rejection
+	if !errors.As(err, &rejection) {
+		rejection = &codec.Rejection{Status: 403, Reason: "forbidden"}
+		sh.srv.log.Debug("handshake refused", "remote", r.RemoteAddr, "path", c.ep.Path, "error", err)
+	}
+	c.refuse(why, rejection)
+}
+
+// consider decides about a request, in the order in which the answers are useful to the client.
+func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
+	srv := c.sh.srv
+	if err := r.Parse(head); err != nil {
+		return reasonOf(err), err
+	}
+	if c.full {
+		return RefuseFull, rejectFull
+	}
+	if srv.draining.Load() {
+		return RefuseDraining, rejectDraining
+	}
+	if c.ep = srv.byPath[string(r.Path)]; c.ep == nil {
+		return RefuseNotFound, &codec.Rejection{Status: 404, Reason: "nothing is served at this path"}
+	}
+	if err := r.CheckUpgrade(); err != nil {
+		return reasonOf(err), err
+	}
+	if c.ep.handler.Upgrade != nil {
+		return c.callUpgrade(r)
+	}
+	return RefuseMalformed, nil
+}
+
+func reasonOf(err error) RefuseReason {
+	var r *codec.Rejection
+	if errors.As(err, &r) {
+		switch r.Status {
+		case 405:
+			return RefuseMethod
+		case 426:
+			return RefuseNoUpgrade
+		case 505:
+			return RefuseVersion
+		}
+	}
+	return RefuseMalformed
+}
+
+// open makes a WebSocket of the connection.
+func (c *Conn) open(hs codec.Handshake, value any, rest []byte) {
+	sh := c.sh
+	c.deflate = hs.Deflate
+	c.subprotocol = noSubprotocol
+	if hs.Subprotocol >= 0 {
+		c.subprotocol = uint8(hs.Subprotocol)
+	}
+	c.value = value
+	in := c.in // rest may lie in it
+	c.in = nil
+	sh.shaking.remove(c)
+	now := sh.clock
+	sh.groups[c.ep.index].add(c, times{read: now, message: now})
+	c.state.Store(stateOpen)
+	sh.stats.Open.Add(1)
+	sh.stats.Opened.Add(1)
+	c.sendControl(sh.control)
+	if c.state.Load() == stateOpen {
+		c.callOpen()
+		if len(rest) > 0 {
+			c.decode(rest)
+		}
+	}
+	if in != nil {
+		sh.freeInboundOf(in)
+	}
+}
+
+// refuse answers a request with an error and ends the connection.
+func (c *Conn) refuse(why RefuseReason, r *codec.Rejection) {
+	sh := c.sh
+	sh.stats.refusals[why].Add(1)
+	c.dropInbound()
+	sh.shaking.remove(c)
+	c.peerDone = true
+	c.state.Store(stateClosing)
+	sh.closing.add(c, times{read: sh.clock})
+	sh.control = r.AppendResponse(sh.control[:0])
+	c.sendControl(sh.control)
+	if c.state.Load() == stateClosing {
+		c.flushed()
+	}
+}
+
+// The calls into the application. A panic there is the application's, and ends no more than the
+// connection that it happened on.
+
+func (c *Conn) callUpgrade(r *Request) (why RefuseReason, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			c.panicked("Upgrade", p)
+			why, err = RefusePanic, &codec.Rejection{Status: 500, Reason: "internal server error"}
+		}
+	}()
+	return RefuseHandler, c.ep.handler.Upgrade(r)
+}
+
+func (c *Conn) callOpen() {
+	if c.ep.handler.Open == nil {
+		return
+	}
+	defer c.rescue("Open")
+	c.ep.handler.Open(c)
+}
+
+func (c *Conn) callMessage(op codec.Opcode, payload []byte) {
+	if c.ep.handler.Message == nil {
+		return
+	}
+	defer c.rescue("Message")
+	c.ep.handler.Message(c, op, payload)
+}
+
+func (c *Conn) callClose(why *CloseError) {
+	if c.ep.handler.Close == nil {
+		return
+	}
+	defer c.rescue("Close")
+	c.ep.handler.Close(c, why)
+}
+
+func (c *Conn) rescue(hook string) {
+	if p := recover(); p != nil {
+		c.panicked(hook, p)
+		c.peerDone = true // what it has sent after this message stays unread
+		c.sh.postClose(c, closeFail, codec.CloseInternalError, "internal server error")
+	}
+}
+
+func (c *Conn) panicked(hook string, p any) {
+	c.sh.stats.Panics.Add(1)
+	c.sh.srv.log.Error("handler panicked", "hook", hook, "path", c.ep.Path, "remote", c.RemoteAddr(), "panic", p, "stack", string(debug.Stack()))
+}

@@ -1,0 +1,130 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"net"
+	"os"
+	"runtime"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// reserve makes sure that an address can be listened on, and by us alone: with SO_REUSEPORT, which the
+// loops need, a second server on the same port would get half of the connections without a word. For
+// port 0 it also chooses the port, and holds it until release is called.
+func reserve(address string) (addr *net.TCPAddr, release func(), err error) {
+	config := net.ListenConfig{}
+	_, port, _ := net.SplitHostPort(address)
+	held := port == "0" && runtime.GOOS == "linux"
+	if held {
+		config.Control = func(_, _ string, raw syscall.RawConn) error {
+			var failed error
+			err := raw.Control(func(fd uintptr) {
+				failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+			})
+			if err == nil {
+				err = failed
+			}
+			return err
+		}
+	}
+	l, err := config.Listen(context.Background(), "tcp", address)
+	if err != nil {
+		return nil, nil, err // "listen tcp :8080: bind: address already in use"
+	}
+	release = func() { _ = l.Close() }
+	if !held {
+		release()
+	}
+	return l.Addr().(*net.TCPAddr), release, nil
+}
+
+// stopListening refuses new connections while old ones live: gnet cannot stop accepting, so a socket
+// that listens where nobody knows is put in the place of each of ours.
+func stopListening(addr *net.TCPAddr) error {
+	decoy, err := decoyListener()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(decoy)
+	open, err := os.ReadDir("/dev/fd")
+	if err != nil {
+		return fmt.Errorf("list open descriptors: %w", err)
+	}
+	for _, entry := range open {
+		fd, err := strconv.Atoi(entry.Name())
+		if err != nil || fd == decoy || !listensOn(fd, addr) {
+			continue
+		}
+		if err := replace(decoy, fd); err != nil {
+			return fmt.Errorf("replace listening socket: %w", err)
+		}
+	}
+	return nil
+}
+
+// decoyListener must listen and not block: an accept that is under way then finds nobody, while any
+// other error would end gnet.
+func decoyListener() (int, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	unix.CloseOnExec(fd)
+	err = unix.SetNonblock(fd, true)
+	if err == nil {
+		err = os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+	}
+	if err == nil {
+		err = os.NewSyscallError("listen", unix.Listen(fd, 1))
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func listensOn(fd int, addr *net.TCPAddr) bool {
+	if on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || on == 0 {
+		return false
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		return false
+	}
+	switch a := name.(type) {
+	case *unix.SockaddrInet4:
+		return a.Port == addr.Port && (addr.IP.Equal(net.IP(a.Addr[:])))
+	case *unix.SockaddrInet6:
+		return a.Port == addr.Port && (addr.IP.Equal(net.IP(a.Addr[:])))
+	}
+	return false
+}
+
+// maxConnections is the limit that was asked for, or what the descriptor limit allows. Beside the
+// connections there must be room for what is open already, for each loop's own descriptors, for the
+// clients that are being refused, and for the files of the application.
+func maxConnections(want, loops int) (int, error) {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 0, os.NewSyscallError("getrlimit", err)
+	}
+	total := int(min(uint64(limit.Cur), math.MaxInt32))
+	open, _ := os.ReadDir("/dev/fd")
+	most := total - len(open) - 8*loops - refuseSlots - 32
+	switch {
+	case most < 1:
+		return 0, fmt.Errorf("the descriptor limit of %d leaves no room for connections: raise it, for example with ulimit -n 65536", total)
+	case want > most:
+		return 0, fmt.Errorf("limits.max_connections is %d, but the descriptor limit of %d allows %d: lower the one, or raise the other, for example with ulimit -n %d",
+			want, total, most, want+total-most)
+	case want > 0:
+		return want, nil
+	}
+	return most, nil
+}

@@ -1,0 +1,235 @@
+package server
+
+import (
+	"encoding/binary"
+	"sync"
+	"time"
+
+	"carillon/codec"
+)
+
+// mailbox is what goroutines, the loop itself included, leave for a loop to do. The order of letters
+// is the order in which anything is sent, which is why even a handler's own Send goes through here.
+type mailbox struct {
+	mu      sync.Mutex
+	letters []letter
+	arena   []byte // the bytes of the letters, one after the other
+	tick    bool   // a sweep is due
+	goAway  bool   // the server shuts down
+	inTurn  bool   // the loop is awake, and looks before it sleeps
+	rang    bool   // the loop will hear the bell
+	bell    *bell  // rung under mu, so that nobody rings it after it is gone
+}
+
+type letterKind uint8
+
+const (
+	letterBytes     letterKind = iota // encoded frames for conn, in the arena
+	letterFrame                       // frame for conn
+	letterBroadcast                   // frame for every member of ep
+	letterClose                       // close conn; how, code and reason are in the arena
+	letterWritable                    // the socket of conn takes bytes again
+)
+
+type letter struct {
+	conn  *Conn
+	frame *codec.Frame
+	ep    *endpoint
+	n     int // bytes in the arena
+	kind  letterKind
+}
+
+// put appends a letter. The caller holds mu.
+func (m *mailbox) put(l letter) {
+	m.letters = append(m.letters, l)
+	m.wake()
+}
+
+// wake makes sure that the loop looks. The caller holds mu.
+func (m *mailbox) wake() {
+	if !m.inTurn && !m.rang {
+		m.rang = true
+		m.bell.ring()
+	}
+}
+
+// heard is for the loop, when the bell wakes it.
+func (m *mailbox) heard() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.rang = false
+}
+
+// close silences the bell: the loop has ended.
+func (m *mailbox) close() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.rang = true
+	m.bell.close()
+}
+
+// putBytes is put for a connection whose frames, n bytes, were just appended to the arena. Frames
+// that follow one another to the same connection become one letter, and so one write.
+func (m *mailbox) putBytes(c *Conn, n int) {
+	if last := len(m.letters) - 1; last >= 0 {
+		if l := &m.letters[last]; l.kind == letterBytes && l.conn == c {
+			l.n += n
+			return
+		}
+	}
+	m.put(letter{kind: letterBytes, conn: c, n: n})
+}
+
+func (sh *shard) postMessage(c *Conn, op codec.Opcode, payload []byte) error {
+	if sh.backlog.Load()+int64(len(payload)) > sh.srv.maxBacklog {
+		sh.stats.drop(DropOverloaded, 1)
+		return ErrOverloaded
+	}
+	sh.stats.Deliveries.Add(1)
+	sh.postBytes(c, op, payload)
+	return nil
+}
+
+// postBytes is for messages and for control frames, which no limit may hold up.
+func (sh *shard) postBytes(c *Conn, op codec.Opcode, payload []byte) {
+	if c.deflate && op < codec.OpClose {
+		// Compression takes long, so it is not done under the lock.
+		buf := compressed.Get().(*[]byte)
+		defer compressed.Put(buf)
+		*buf = c.ep.deflater.AppendFrame((*buf)[:0], op, payload)
+		sh.postEncoded(c, *buf)
+		return
+	}
+	m := &sh.mail
+	m.mu.Lock()
+	before := len(m.arena)
+	m.arena = codec.AppendFrame(m.arena, op, payload)
+	sh.backlog.Add(int64(len(m.arena) - before))
+	m.putBytes(c, len(m.arena)-before)
+	m.mu.Unlock()
+}
+
+// compressed are buffers for frames on their way into an arena.
+var compressed = sync.Pool{New: func() any { return new([]byte) }}
+
+func (sh *shard) postEncoded(c *Conn, frame []byte) {
+	m := &sh.mail
+	m.mu.Lock()
+	m.arena = append(m.arena, frame...)
+	sh.backlog.Add(int64(len(frame)))
+	m.putBytes(c, len(frame))
+	m.mu.Unlock()
+}
+
+func (sh *shard) postFrame(c *Conn, f *codec.Frame) error {
+	n := int64(len(f.Plain()))
+	if sh.backlog.Load()+n > sh.srv.maxBacklog {
+		sh.stats.drop(DropOverloaded, 1)
+		return ErrOverloaded
+	}
+	sh.backlog.Add(n)
+	sh.post(letter{kind: letterFrame, conn: c, frame: f})
+	return nil
+}
+
+func (sh *shard) postClose(c *Conn, how closeHow, code codec.CloseCode, reason string) {
+	m := &sh.mail
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.arena = append(m.arena, byte(how), byte(code>>8), byte(code))
+	m.arena = append(m.arena, reason...)
+	m.put(letter{kind: letterClose, conn: c, n: 3 + len(reason)})
+}
+
+func (sh *shard) post(l letter) {
+	sh.mail.mu.Lock()
+	defer sh.mail.mu.Unlock()
+	sh.mail.put(l)
+}
+
+// postTick and postGoAway leave a mark rather than a letter, so that they cannot pile up.
+func (sh *shard) postTick()   { sh.postMark(&sh.mail.tick) }
+func (sh *shard) postGoAway() { sh.postMark(&sh.mail.goAway) }
+
+func (sh *shard) postMark(mark *bool) {
+	sh.mail.mu.Lock()
+	defer sh.mail.mu.Unlock()
+	*mark = true
+	sh.mail.wake()
+}
+
+// The arena and the letters of a quiet shard are given back above these sizes.
+const (
+	keepArena   = 256 << 10
+	keepLetters = 4096
+)
+
+// correspondence is what the loop has taken out of its mailbox and has not read to the end.
+type correspondence struct {
+	letters []letter
+	arena   []byte
+	read    int // letters
+	offset  int // of the first unread letter's bytes in the arena
+}
+
+func (r *correspondence) done() bool { return r.read == len(r.letters) }
+
+// readMail does what the letters say, in their order. It looks into the mailbox once, so that nobody
+// who keeps writing can hold the loop here, and stops after a slice of time.
+func (sh *shard) readMail() {
+	r := &sh.reading
+	if r.done() {
+		sh.takeMail()
+	}
+	start := time.Now()
+	for !r.done() {
+		l, at := &r.letters[r.read], r.offset
+		r.read++
+		r.offset += l.n
+		sh.open(l, r.arena[at:r.offset])
+		if r.read&15 == 0 && time.Since(start) > sliceTime {
+			return
+		}
+	}
+}
+
+// takeMail empties the mailbox and leaves the memory of the last letters in it.
+func (sh *shard) takeMail() {
+	r, m := &sh.reading, &sh.mail
+	clear(r.letters)
+	if cap(r.letters) > keepLetters {
+		r.letters = nil
+	}
+	if cap(r.arena) > keepArena {
+		r.arena = nil
+	}
+	m.mu.Lock()
+	r.letters, m.letters = m.letters, r.letters[:0]
+	r.arena, m.arena = m.arena, r.arena[:0]
+	tick, goAway := m.tick, m.goAway
+	m.tick, m.goAway = false, false
+	m.mu.Unlock()
+	r.read, r.offset = 0, 0
+	if tick {
+		sh.beginSweep()
+	}
+	sh.goingAway = sh.goingAway || goAway
+}
+
+func (sh *shard) open(l *letter, b []byte) {
+	switch l.kind {
+	case letterBytes:
+		sh.backlog.Add(-int64(l.n))
+		l.conn.sendBytes(b)
+	case letterFrame:
+		sh.tally.deliveries++
+		sh.backlog.Add(-int64(len(l.frame.Plain())))
+		l.conn.sendFrame(l.frame)
+	case letterBroadcast:
+		sh.groups[l.ep.index].publish(l.frame)
+	case letterClose:
+		l.conn.startClose(closeHow(b[0]), codec.CloseCode(binary.BigEndian.Uint16(b[1:])), string(b[3:]))
+	case letterWritable:
+		l.conn.flush()
+	}
+}

@@ -1,0 +1,388 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"carillon/codec"
+)
+
+// Options are everything a [Server] can be told. They are the keys of the configuration file.
+//
+// One rule holds for every field: zero means the default that its comment names, and for a limit or
+// a time-out a negative value means off. The zero Options make a server that listens on ":8080" and
+// has no endpoint, so at least Endpoints is worth setting.
+type Options struct {
+	// Listen is the TCP address to serve on, as host:port. An empty host is every address of the
+	// machine, IPv4 and IPv6; port 0 lets the kernel choose (see [Server.Addr]). Default ":8080".
+	Listen string `yaml:"listen"`
+
+	// Loops is the number of event loops, each one goroutine with its own epoll or kqueue instance
+	// and its own part of the connection table. Default: one for each processor Go may use.
+	Loops int `yaml:"loops"`
+
+	// Endpoints are the paths that are served. A request for any other path gets 404.
+	Endpoints []Endpoint `yaml:"endpoints"`
+
+	Limits   Limits   `yaml:"limits"`
+	Ping     Ping     `yaml:"ping"`
+	Shutdown Shutdown `yaml:"shutdown"`
+
+	// Logger receives what an operator should know: start, stop, refusals, panics in handlers. Events
+	// of single connections are logged at debug level. Default: slog.Default().
+	Logger *slog.Logger `yaml:"-"`
+}
+
+// Endpoint is one path and what is served there.
+type Endpoint struct {
+	// Path is compared with the request's path byte for byte: "/echo" is not "/echo/".
+	Path string `yaml:"path"`
+
+	// Mode names a built-in handler. It must be empty when Handler is set.
+	Mode Mode `yaml:"mode"`
+
+	// Handler is the application's own. Its zero value is only allowed beside a Mode.
+	Handler Handler `yaml:"-"`
+
+	// Subprotocols are the values of Sec-WebSocket-Protocol that the endpoint speaks (RFC 6455,
+	// section 1.9). The first of the client's list that stands here is chosen; when none does, the
+	// connection is accepted without one. At most 254.
+	Subprotocols []string `yaml:"subprotocols"`
+
+	Compression  Compression  `yaml:"compression"`
+	SlowConsumer SlowConsumer `yaml:"slow_consumer"`
+}
+
+// Mode is a built-in behaviour of an endpoint.
+type Mode string
+
+const (
+	ModeEcho      Mode = "echo"      // each message goes back to its sender
+	ModeBroadcast Mode = "broadcast" // each message goes to every connection of the endpoint
+)
+
+// Compression is permessage-deflate (RFC 7692) on one endpoint. Both directions are negotiated
+// without context takeover, so that an idle connection costs no window and a broadcast is
+// compressed once for all who negotiated it.
+type Compression struct {
+	// Enabled turns the extension on for clients that offer it. It costs the server about 5 us of
+	// processor time for each KiB of a message, once per message.
+	Enabled bool `yaml:"enabled"`
+
+	// Threshold is the payload size below which a message goes out uncompressed: deflate makes small
+	// messages larger. Default 512 B; negative compresses everything.
+	Threshold Size `yaml:"threshold"`
+
+	// Level is the effort, 1 (fastest) to 9 (smallest). Default 1.
+	Level int `yaml:"level"`
+}
+
+// SlowConsumer says what happens to a connection that does not read as fast as it is sent to. What
+// its socket does not take waits in its outbox, as references to frames that all receivers share.
+type SlowConsumer struct {
+	// Policy is what to do when the outbox is full. Default [PolicyClose].
+	Policy Policy `yaml:"policy"`
+
+	// MaxQueue is the number of bytes that may wait for one connection. A single message that is
+	// larger still goes out when nothing waits before it. Default 1 MiB; negative is no limit, which
+	// lets one frozen client hold any amount of memory.
+	MaxQueue Size `yaml:"max_queue"`
+
+	// CloseCode is sent by PolicyClose: 1013 (try again later), the default, or 1008 (policy
+	// violation) for clients that should not come back by themselves.
+	CloseCode int `yaml:"close_code"`
+}
+
+// Policy decides about the messages for a slow consumer.
+type Policy string
+
+const (
+	PolicyClose      Policy = "close"       // discard what waits and close with CloseCode
+	PolicyDropOldest Policy = "drop_oldest" // make room by discarding the messages that wait longest
+	PolicyDropNewest Policy = "drop_newest" // discard the message that does not fit
+	PolicyLatest     Policy = "latest"      // keep only the newest message that waits, whatever its size
+)
+
+// Limits bound what one client, or all of them, can cost.
+type Limits struct {
+	// MaxConnections is how many sockets may be open, handshakes included; a client beyond it is
+	// answered 503 with Retry-After. Default: what the descriptor limit allows, less some headroom.
+	MaxConnections int `yaml:"max_connections"`
+
+	// MaxHead is the size of a request head, request line and headers together; above it the answer
+	// is 431. Default 8 KiB; it cannot be turned off.
+	MaxHead Size `yaml:"max_head"`
+
+	// HandshakeTimeout is the time from accept to the last byte of the head; after it the answer is
+	// 408. Bytes that dribble in do not extend it. Default 10 s.
+	HandshakeTimeout time.Duration `yaml:"handshake_timeout"`
+
+	// MaxMessage is the size of a message, all fragments together and after decompression; a larger
+	// one closes the connection with 1009 before any of its payload is kept. Default 1 MiB.
+	MaxMessage Size `yaml:"max_message"`
+
+	// MaxFragments is the number of frames a message may come in; more close the connection with
+	// 1008. Default 1024.
+	MaxFragments int `yaml:"max_fragments"`
+
+	// IdleTimeout closes a connection with 1001 when no message came from it for so long; pings and
+	// pongs do not count. Default off, since a subscriber may have nothing to say.
+	IdleTimeout time.Duration `yaml:"idle_timeout"`
+
+	// WriteTimeout cuts a connection off whose socket took no byte for so long although something
+	// waits for it. Default 30 s.
+	WriteTimeout time.Duration `yaml:"write_timeout"`
+
+	// CloseTimeout is how long a closing handshake (RFC 6455, section 7.1) may take before the socket
+	// is closed all the same. Default 5 s; it cannot be turned off.
+	CloseTimeout time.Duration `yaml:"close_timeout"`
+
+	// MaxBacklog is the number of bytes that Send and Broadcast may leave for one loop before it has
+	// looked at them; above it they return [ErrOverloaded]. Default 64 MiB.
+	MaxBacklog Size `yaml:"max_backlog"`
+}
+
+// Ping keeps quiet connections alive through balancers and finds those that are gone.
+type Ping struct {
+	// Interval is how long nothing may come from a client before it is sent a ping. Most balancers
+	// cut a connection that is quiet for 60 s. Default 25 s; negative sends none.
+	Interval time.Duration `yaml:"interval"`
+
+	// Jitter is the part of Interval, 0 to 1, by which a connection's own interval may be shorter, so
+	// that many connections opened at once are not pinged at once. Default 0.2; negative is none.
+	Jitter float64 `yaml:"jitter"`
+
+	// Timeout is how long after a ping something must come, the pong or anything else; otherwise the
+	// connection is closed with 1001. Default 10 s; negative waits for ever.
+	Timeout time.Duration `yaml:"timeout"`
+}
+
+// Shutdown bounds the end of the server.
+type Shutdown struct {
+	// Timeout is how long [Server.Run] waits, after its context ended, for queues to be flushed and
+	// closing handshakes to complete; then the rest is cut. Default 10 s; it cannot be turned off.
+	Timeout time.Duration `yaml:"timeout"`
+}
+
+// OptionError is an option that cannot be used.
+type OptionError struct {
+	Key     string // as in the configuration file: "limits.max_message", "endpoints[1].path"
+	Problem string // what is wrong and what is expected
+}
+
+func (e *OptionError) Error() string { return e.Key + ": " + e.Problem }
+
+// Resolve returns a copy in which every zero is replaced by its default, after checking each value
+// and the rules between them. The error joins one [OptionError] for each problem.
+//
+// MaxConnections stays zero: only the running server can know the descriptor limit.
+func (o Options) Resolve() (Options, error) {
+	c := checker{}
+	if o.Listen == "" {
+		o.Listen = ":8080"
+	}
+	if _, port, err := net.SplitHostPort(o.Listen); err != nil {
+		c.add("listen", "%q is not an address: expected host:port, such as :8080 or 127.0.0.1:8080", o.Listen)
+	} else if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
+		c.add("listen", "%q has no port from 0 to 65535", o.Listen)
+	}
+	if o.Loops < 0 || o.Loops > 255 {
+		c.add("loops", "%d is out of range: expected 1 to 255, or 0 for one per processor", o.Loops)
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	o.Limits.resolve(&c)
+	o.Ping.resolve(&c)
+	c.duration("shutdown.timeout", &o.Shutdown.Timeout, 10*time.Second, false)
+
+	endpoints := make([]Endpoint, len(o.Endpoints))
+	paths := map[string]int{}
+	for i, e := range o.Endpoints {
+		key := fmt.Sprintf("endpoints[%d].", i)
+		e.resolve(&c, key)
+		if first, taken := paths[e.Path]; taken {
+			c.add(key+"path", "%s is served by endpoints[%d] already", e.Path, first)
+		} else {
+			paths[e.Path] = i
+		}
+		endpoints[i] = e
+	}
+	o.Endpoints = endpoints
+	return o, errors.Join(c.problems...)
+}
+
+func (l *Limits) resolve(c *checker) {
+	if l.MaxConnections < 0 || l.MaxConnections > math.MaxInt32 {
+		c.add("limits.max_connections", "%d is out of range: expected 1 or more, or 0 for what the descriptor limit allows", l.MaxConnections)
+	}
+	c.size("limits.max_head", &l.MaxHead, 8<<10, false)
+	if l.MaxHead > 0 && (l.MaxHead < 256 || l.MaxHead > 1<<20) {
+		c.add("limits.max_head", "%v is out of range: expected 256B to 1MiB", l.MaxHead)
+	}
+	c.duration("limits.handshake_timeout", &l.HandshakeTimeout, 10*time.Second, true)
+	c.size("limits.max_message", &l.MaxMessage, 1<<20, true)
+	if l.MaxFragments == 0 {
+		l.MaxFragments = 1024
+	}
+	l.MaxFragments = max(l.MaxFragments, -1)
+	c.duration("limits.idle_timeout", &l.IdleTimeout, -1, true)
+	c.duration("limits.write_timeout", &l.WriteTimeout, 30*time.Second, true)
+	c.duration("limits.close_timeout", &l.CloseTimeout, 5*time.Second, false)
+	c.size("limits.max_backlog", &l.MaxBacklog, 64<<20, true)
+}
+
+func (p *Ping) resolve(c *checker) {
+	c.duration("ping.interval", &p.Interval, 25*time.Second, true)
+	c.duration("ping.timeout", &p.Timeout, 10*time.Second, true)
+	switch {
+	case p.Jitter == 0:
+		p.Jitter = 0.2
+	case p.Jitter < 0:
+		p.Jitter = -1
+	case p.Jitter > 1 || math.IsNaN(p.Jitter):
+		c.add("ping.jitter", "%v is out of range: expected a part of the interval, 0 to 1", p.Jitter)
+	}
+}
+
+func (e *Endpoint) resolve(c *checker, key string) {
+	if !strings.HasPrefix(e.Path, "/") || strings.ContainsAny(e.Path, "?# ") {
+		c.add(key+"path", "%q is not a path: expected one that starts with / and has no query, fragment or space", e.Path)
+	}
+	switch {
+	case e.Mode == "" && e.Handler.empty():
+		c.add(key+"mode", "is missing: expected %s or %s", ModeEcho, ModeBroadcast)
+	case e.Mode != "" && e.Mode != ModeEcho && e.Mode != ModeBroadcast:
+		c.add(key+"mode", "%q is unknown: expected %s or %s", e.Mode, ModeEcho, ModeBroadcast)
+	case e.Mode != "" && !e.Handler.empty():
+		c.add(key+"mode", "%s and a handler of your own exclude each other", e.Mode)
+	}
+	if len(e.Subprotocols) > maxSubprotocols {
+		c.add(key+"subprotocols", "has %d entries: expected at most %d", len(e.Subprotocols), maxSubprotocols)
+	}
+	seen := map[string]bool{}
+	for i, p := range e.Subprotocols {
+		switch {
+		case !codec.IsToken(p):
+			c.add(fmt.Sprintf("%ssubprotocols[%d]", key, i), "%q is not a token (RFC 9110, section 5.6.2)", p)
+		case seen[p]:
+			c.add(fmt.Sprintf("%ssubprotocols[%d]", key, i), "%q is listed twice", p)
+		}
+		seen[p] = true
+	}
+	c.size(key+"compression.threshold", &e.Compression.Threshold, 512, true)
+	if e.Compression.Level == 0 {
+		e.Compression.Level = 1
+	}
+	if e.Compression.Level < 1 || e.Compression.Level > 9 {
+		c.add(key+"compression.level", "%d is out of range: expected 1 (fastest) to 9 (smallest)", e.Compression.Level)
+	}
+	if e.SlowConsumer.Policy == "" {
+		e.SlowConsumer.Policy = PolicyClose
+	}
+	switch e.SlowConsumer.Policy {
+	case PolicyClose, PolicyDropOldest, PolicyDropNewest, PolicyLatest:
+	default:
+		c.add(key+"slow_consumer.policy", "%q is unknown: expected %s, %s, %s or %s", e.SlowConsumer.Policy,
+			PolicyClose, PolicyDropOldest, PolicyDropNewest, PolicyLatest)
+	}
+	c.size(key+"slow_consumer.max_queue", &e.SlowConsumer.MaxQueue, 1<<20, true)
+	if e.SlowConsumer.CloseCode == 0 {
+		e.SlowConsumer.CloseCode = int(codec.CloseTryAgainLater)
+	}
+	if n := codec.CloseCode(e.SlowConsumer.CloseCode); n != codec.CloseTryAgainLater && n != codec.ClosePolicyViolation {
+		c.add(key+"slow_consumer.close_code", "%d is not allowed: expected 1013 (try again later) or 1008 (policy violation)", n)
+	}
+}
+
+// maxSubprotocols leaves 255 for "none" in the byte that a connection keeps.
+const maxSubprotocols = 254
+
+// checker collects the problems of a set of options and fills in defaults on the way.
+type checker struct{ problems []error }
+
+func (c *checker) add(key, format string, args ...any) {
+	c.problems = append(c.problems, &OptionError{Key: key, Problem: fmt.Sprintf(format, args...)})
+}
+
+// longest is the upper bound of every time-out: the shards keep times as milliseconds in 32 bits.
+const longest = 7 * 24 * time.Hour
+
+func (c *checker) duration(key string, d *time.Duration, def time.Duration, canBeOff bool) {
+	switch {
+	case *d == 0:
+		*d = def
+	case *d < 0:
+		*d = -1
+		if !canBeOff {
+			c.add(key, "cannot be turned off: expected a duration such as %v", def)
+		}
+	case *d < time.Millisecond || *d > longest:
+		c.add(key, "%v is out of range: expected 1ms to %v", *d, longest)
+	}
+}
+
+func (c *checker) size(key string, s *Size, def Size, canBeOff bool) {
+	switch {
+	case *s == 0:
+		*s = def
+	case *s < 0:
+		*s = -1
+		if !canBeOff {
+			c.add(key, "cannot be turned off: expected a size such as %v", def)
+		}
+	}
+}
+
+// Size is a number of bytes. As text it is a whole number with one of the units B, KiB, MiB and GiB,
+// or "off" for a negative one.
+type Size int64
+
+var sizeUnits = []struct {
+	name  string
+	bytes Size
+}{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"B", 1}}
+
+// String gives the size in the largest unit that divides it.
+func (s Size) String() string {
+	if s < 0 {
+		return "off"
+	}
+	for _, u := range sizeUnits {
+		if s >= u.bytes && s%u.bytes == 0 {
+			return strconv.FormatInt(int64(s/u.bytes), 10) + u.name
+		}
+	}
+	return "0"
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s Size) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *Size) UnmarshalText(text []byte) error {
+	word := string(text)
+	if word == "off" {
+		*s = -1
+		return nil
+	}
+	number, unit := word, Size(1)
+	for _, u := range sizeUnits {
+		if n, found := strings.CutSuffix(word, u.name); found {
+			number, unit = strings.TrimSpace(n), u.bytes
+			break
+		}
+	}
+	n, err := strconv.ParseInt(number, 10, 64)
+	if err != nil || n < 0 || n > math.MaxInt64/int64(unit) {
+		return fmt.Errorf("%q is not a size: expected a whole number of B, KiB, MiB or GiB, such as 64KiB, or off", word)
+	}
+	*s = Size(n) * unit
+	return nil
+}

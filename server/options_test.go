@@ -1,0 +1,229 @@
+package server
+
+import (
+	"errors"
+	"log/slog"
+	"math"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"carillon/codec"
+)
+
+func one(e Endpoint) Options {
+	if e.Path == "" {
+		e.Path = "/echo"
+	}
+	if e.Mode == "" && e.Handler.empty() {
+		e.Mode = ModeEcho
+	}
+	return Options{Endpoints: []Endpoint{e}}
+}
+
+func TestOptionErrors(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		opts Options
+		keys string
+	}{
+		{"an address without a port", Options{Listen: "localhost"}, "listen"},
+		{"a port that is a name", Options{Listen: ":http"}, "listen"},
+		{"a port out of range", Options{Listen: ":65536"}, "listen"},
+		{"a negative number of loops", Options{Loops: -1}, "loops"},
+		{"more loops than gnet can have", Options{Loops: 256}, "loops"},
+		{"a negative number of connections", Options{Limits: Limits{MaxConnections: -1}}, "limits.max_connections"},
+		{"a head without limit", Options{Limits: Limits{MaxHead: -1}}, "limits.max_head"},
+		{"a head too small for any request", Options{Limits: Limits{MaxHead: 255}}, "limits.max_head"},
+		{"a head larger than anybody needs", Options{Limits: Limits{MaxHead: 1<<20 + 1}}, "limits.max_head"},
+		{"a time-out shorter than the clock can tell", Options{Limits: Limits{HandshakeTimeout: time.Microsecond}}, "limits.handshake_timeout"},
+		{"an idle time-out longer than the clock can tell", Options{Limits: Limits{IdleTimeout: longest + 1}}, "limits.idle_timeout"},
+		{"a write time-out longer than the clock can tell", Options{Limits: Limits{WriteTimeout: math.MaxInt64}}, "limits.write_timeout"},
+		{"a close that may take for ever", Options{Limits: Limits{CloseTimeout: -1}}, "limits.close_timeout"},
+		{"a shutdown that may take for ever", Options{Shutdown: Shutdown{Timeout: -1}}, "shutdown.timeout"},
+		{"a ping interval that is no time", Options{Ping: Ping{Interval: 1}}, "ping.interval"},
+		{"a ping time-out that is no time", Options{Ping: Ping{Timeout: 1}}, "ping.timeout"},
+		{"more jitter than there is interval", Options{Ping: Ping{Jitter: 1.01}}, "ping.jitter"},
+		{"jitter that is no number", Options{Ping: Ping{Jitter: math.NaN()}}, "ping.jitter"},
+		{"a path without a slash", one(Endpoint{Path: "echo"}), "endpoints[0].path"},
+		{"a path with a query", one(Endpoint{Path: "/echo?x"}), "endpoints[0].path"},
+		{"the same path twice", Options{Endpoints: append(echoAndBroadcast(), echoAndBroadcast()[0])}, "endpoints[2].path"},
+		{"no mode and no handler", Options{Endpoints: []Endpoint{{Path: "/"}}}, "endpoints[0].mode"},
+		{"an unknown mode", one(Endpoint{Mode: "ekko"}), "endpoints[0].mode"},
+		{"a mode and a handler", one(Endpoint{Mode: ModeEcho, Handler: Handler{Open: func(*Conn) {}}}), "endpoints[0].mode"},
+		{"a subprotocol that is no token", one(Endpoint{Subprotocols: []string{"a", "b c"}}), "endpoints[0].subprotocols[1]"},
+		{"a subprotocol twice", one(Endpoint{Subprotocols: []string{"a", "a"}}), "endpoints[0].subprotocols[1]"},
+		{"too many subprotocols", one(Endpoint{Subprotocols: manyProtocols(255)}), "endpoints[0].subprotocols"},
+		{"a compression level too low", one(Endpoint{Compression: Compression{Level: -1}}), "endpoints[0].compression.level"},
+		{"a compression level too high", one(Endpoint{Compression: Compression{Level: 10}}), "endpoints[0].compression.level"},
+		{"an unknown policy", one(Endpoint{SlowConsumer: SlowConsumer{Policy: "pray"}}), "endpoints[0].slow_consumer.policy"},
+		{"a close code for other things", one(Endpoint{SlowConsumer: SlowConsumer{CloseCode: 1000}}), "endpoints[0].slow_consumer.close_code"},
+		{"everything at once", Options{Listen: "x", Loops: -1, Limits: Limits{MaxHead: -1}, Endpoints: []Endpoint{{}}},
+			"listen loops limits.max_head endpoints[0].path endpoints[0].mode"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			s, err := New(row.opts)
+			if err == nil || s != nil {
+				t.Fatal("New takes it")
+			}
+			joined, ok := err.(interface{ Unwrap() []error })
+			if !ok {
+				t.Fatalf("%T does not join", err)
+			}
+			var keys []string
+			for _, e := range joined.Unwrap() {
+				var o *OptionError
+				if !errors.As(e, &o) || o.Problem == "" || !strings.HasPrefix(e.Error(), o.Key+": ") {
+					t.Fatalf("%v is no OptionError", e)
+				}
+				keys = append(keys, o.Key)
+			}
+			if got := strings.Join(keys, " "); got != row.keys {
+				t.Errorf("errors for %s, want %s: %v", got, row.keys, err)
+			}
+		})
+	}
+}
+
+func manyProtocols(n int) (all []string) {
+	for i := range n {
+		all = append(all, "p"+strings.Repeat("x", i))
+	}
+	return all
+}
+
+// What the comments of Options call the default is the default.
+func TestOptionDefaults(t *testing.T) {
+	given := one(Endpoint{})
+	o, err := given.Resolve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantLimits := Limits{MaxHead: 8 << 10, HandshakeTimeout: 10 * time.Second, MaxMessage: 1 << 20, MaxFragments: 1024,
+		IdleTimeout: -1, WriteTimeout: 30 * time.Second, CloseTimeout: 5 * time.Second, MaxBacklog: 64 << 20}
+	if o.Limits != wantLimits {
+		t.Errorf("limits: %+v", o.Limits)
+	}
+	if want := (Ping{Interval: 25 * time.Second, Jitter: 0.2, Timeout: 10 * time.Second}); o.Ping != want {
+		t.Errorf("ping: %+v", o.Ping)
+	}
+	e := o.Endpoints[0]
+	if want := (SlowConsumer{Policy: PolicyClose, MaxQueue: 1 << 20, CloseCode: int(codec.CloseTryAgainLater)}); e.SlowConsumer != want {
+		t.Errorf("slow consumer: %+v", e.SlowConsumer)
+	}
+	if want := (Compression{Threshold: 512, Level: 1}); e.Compression != want {
+		t.Errorf("compression: %+v", e.Compression)
+	}
+	if o.Listen != ":8080" || o.Shutdown.Timeout != 10*time.Second || o.Logger != slog.Default() {
+		t.Errorf("listen %q, shutdown %v", o.Listen, o.Shutdown.Timeout)
+	}
+	if given.Endpoints[0].SlowConsumer.Policy != "" {
+		t.Error("the caller's endpoints were changed")
+	}
+	again, err := o.Resolve()
+	if err != nil || again.Limits != o.Limits || again.Ping != o.Ping || again.Endpoints[0].SlowConsumer != e.SlowConsumer {
+		t.Errorf("resolved again, options change: %+v, %v", again, err)
+	}
+	if s, err := New(given); err != nil || s.Options().Loops < 1 || s.MaxConnections() != 0 || s.Addr() != nil {
+		t.Errorf("New: %v; a server knows its loops at once and its address later", err)
+	}
+}
+
+// Everything that can be off is off for any negative value, and stays so.
+func TestOptionsOff(t *testing.T) {
+	e := Endpoint{Path: "/", Mode: ModeEcho, Compression: Compression{Threshold: -5}, SlowConsumer: SlowConsumer{MaxQueue: -5}}
+	o, err := Options{
+		Limits:    Limits{HandshakeTimeout: -5, MaxMessage: -5, MaxFragments: -5, IdleTimeout: -5, WriteTimeout: -5, MaxBacklog: -5},
+		Ping:      Ping{Interval: -5, Timeout: -5, Jitter: -5},
+		Endpoints: []Endpoint{e},
+	}.Resolve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	e = o.Endpoints[0]
+	for _, v := range []int64{int64(o.Limits.HandshakeTimeout), int64(o.Limits.MaxMessage), int64(o.Limits.MaxFragments),
+		int64(o.Limits.IdleTimeout), int64(o.Limits.WriteTimeout), int64(o.Limits.MaxBacklog), int64(o.Ping.Interval),
+		int64(o.Ping.Timeout), int64(o.Ping.Jitter), int64(e.Compression.Threshold), int64(e.SlowConsumer.MaxQueue)} {
+		if v >= 0 {
+			t.Errorf("%d is not off: %+v", v, o)
+		}
+	}
+}
+
+// The clock's tick is fine enough for the shortest time-out, and no finer than 5 ms.
+func TestTick(t *testing.T) {
+	limits, ping := off()
+	for _, row := range []struct {
+		close, write, tick time.Duration
+	}{
+		{time.Minute, -1, time.Second},
+		{4 * time.Second, -1, 500 * time.Millisecond},
+		{4 * time.Second, 400 * time.Millisecond, 50 * time.Millisecond},
+		{4 * time.Second, time.Millisecond, 5 * time.Millisecond},
+	} {
+		limits.CloseTimeout, limits.WriteTimeout = row.close, row.write
+		s, err := New(Options{Limits: limits, Ping: ping})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := s.tick(); got != row.tick {
+			t.Errorf("close_timeout %v and write_timeout %v: tick %v, want %v", row.close, row.write, got, row.tick)
+		}
+	}
+}
+
+func TestSizeText(t *testing.T) {
+	for _, row := range []struct {
+		text string
+		size Size
+		back string // what String makes of it
+	}{
+		{"0", 0, "0"}, {"1", 1, "1B"}, {"512B", 512, "512B"}, {"1024", 1024, "1KiB"}, {"64KiB", 64 << 10, "64KiB"},
+		{"64 KiB", 64 << 10, "64KiB"}, {"1536KiB", 1536 << 10, "1536KiB"}, {"2048KiB", 2 << 20, "2MiB"},
+		{"3GiB", 3 << 30, "3GiB"}, {"off", -1, "off"}, {"8589934591GiB", 8589934591 << 30, "8589934591GiB"},
+	} {
+		var s Size
+		if err := s.UnmarshalText([]byte(row.text)); err != nil || s != row.size || s.String() != row.back {
+			t.Errorf("%q is %d and back %q, %v; want %d and %q", row.text, s, s, err, row.size, row.back)
+		}
+	}
+	for _, text := range []string{"", "KiB", "-1", "1.5MiB", "1KB", "1k", "1 K iB", "one", "Off", "8589934592GiB", "9223372036854775808", "1KiBB"} {
+		s := Size(7)
+		if err := s.UnmarshalText([]byte(text)); err == nil || s != 7 || !strings.Contains(err.Error(), text) {
+			t.Errorf("%q is %d, %v; want an error", text, s, err)
+		}
+	}
+}
+
+// Whatever can be read is written so that it reads the same.
+func FuzzSize(f *testing.F) {
+	for _, text := range []string{"0", "1", "off", "64KiB", "1 MiB", "8589934591GiB", "-1", "1e3", "+5", "00B"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		var s, again Size
+		if s.UnmarshalText([]byte(text)) != nil {
+			return
+		}
+		written, _ := s.MarshalText()
+		if err := again.UnmarshalText(written); err != nil || again != s || s < 0 && text != "off" {
+			t.Errorf("%q is %d, written %q, read as %d, %v", text, s, written, again, err)
+		}
+	})
+}
+
+// Every reason has a name of its own.
+func TestReasonNames(t *testing.T) {
+	var names []string
+	for r := range numDropReasons {
+		names = append(names, "drop "+r.String())
+	}
+	for r := range numRefuseReasons {
+		names = append(names, "refuse "+r.String())
+	}
+	slices.Sort(names)
+	if n := len(slices.Compact(slices.Clone(names))); n != len(names) || strings.HasSuffix(names[0], " ") {
+		t.Errorf("names: %q", names)
+	}
+}

@@ -1,0 +1,414 @@
+package server
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"syscall"
+
+	"carillon/codec"
+)
+
+// outbox is what waits for a connection whose socket is full: references to frames, not copies, in
+// the order in which they leave. A connection has one only while it needs it. Owned by the loop.
+type outbox struct {
+	items   []item
+	head    int
+	bytes   int    // of all items
+	partial bool   // the first item has been written in part, so it must be completed
+	since   uint32 // when the socket last took a byte, in milliseconds of the shard's clock
+	slot    int    // where the connection stands in shard.stalled
+}
+
+type item struct {
+	b    []byte // what is left of the frame
+	kind itemKind
+}
+
+type itemKind uint8
+
+const (
+	itemMessage itemKind = iota
+	itemControl          // ping, close, or the answer to a handshake: never dropped
+	itemPong             // never dropped, but replaced by a later one
+)
+
+// kindOf reads the opcode of an encoded frame.
+func kindOf(frame []byte) itemKind {
+	switch op := codec.Opcode(frame[0] & 15); {
+	case op == codec.OpPong:
+		return itemPong
+	case op >= codec.OpClose:
+		return itemControl
+	}
+	return itemMessage
+}
+
+// flushChunk is how much of an outbox is put together for one write.
+const flushChunk = 128 << 10
+
+// encoded is the form of a frame that this connection negotiated.
+func (c *Conn) encoded(f *codec.Frame) []byte {
+	if c.deflate {
+		return f.Deflated(c.ep.deflater)
+	}
+	return f.Plain()
+}
+
+// plainFD is what a group may write plain frames to without looking at the connection.
+func (c *Conn) plainFD() int32 {
+	if c.out != nil || c.deflate {
+		return -1
+	}
+	return c.fd
+}
+
+// ready makes what was broadcast before leave first, and says whether anything may be sent.
+func (c *Conn) ready() bool {
+	if c.state.Load() == stateOpen {
+		c.group.catchUp(c)
+	}
+	return c.state.Load() == stateOpen
+}
+
+// sendBytes sends whole frames whose memory is used again as soon as it returns.
+func (c *Conn) sendBytes(b []byte) {
+	c.sh.check()
+	if !c.ready() {
+		c.lose(b)
+		return
+	}
+	written := 0
+	if c.out == nil {
+		var errno syscall.Errno
+		if written, errno = c.write(b); written == len(b) {
+			return
+		} else if errno != 0 {
+			c.lose(b)
+			return
+		}
+	}
+	// The slow path cuts it into frames again. Each is copied by itself: one that waits long must not
+	// keep the memory of those around it, which may be dropped or replaced.
+	start := 0
+	for start+codec.FrameLen(b[start:]) <= written {
+		start += codec.FrameLen(b[start:])
+	}
+	b, written = b[start:], written-start
+	for len(b) > 0 && c.state.Load() == stateOpen {
+		n := codec.FrameLen(b)
+		c.enqueue(bytes.Clone(b[:n]), written, kindOf(b))
+		b, written = b[n:], 0
+	}
+	c.lose(b)
+}
+
+// lose counts the messages among frames that find the connection closed.
+func (c *Conn) lose(b []byte) {
+	for len(b) > 0 {
+		if kindOf(b) == itemMessage {
+			c.sh.stats.drop(DropClosed, 1)
+		}
+		b = b[codec.FrameLen(b):]
+	}
+}
+
+// sendFrame sends one prepared frame.
+func (c *Conn) sendFrame(f *codec.Frame) {
+	c.sh.check()
+	if !c.ready() {
+		c.sh.stats.drop(DropClosed, 1)
+		return
+	}
+	c.sendEncoded(c.encoded(f))
+}
+
+// sendEncoded sends a frame whose memory nobody changes.
+func (c *Conn) sendEncoded(b []byte) {
+	written := 0
+	if c.out == nil {
+		var errno syscall.Errno
+		if written, errno = c.write(b); written == len(b) {
+			return
+		} else if errno != 0 {
+			c.sh.stats.drop(DropClosed, 1)
+			return
+		}
+	}
+	c.enqueue(b, written, itemMessage)
+}
+
+// sendControl sends what no policy may drop: a close frame, a ping, the answer to a handshake. The
+// memory of b is used again as soon as it returns.
+func (c *Conn) sendControl(b []byte) {
+	written := 0
+	if c.out == nil {
+		var errno syscall.Errno
+		if written, errno = c.write(b); written == len(b) || errno != 0 {
+			return
+		}
+	}
+	c.enqueue(bytes.Clone(b), written, itemControl)
+}
+
+// wroteFrames goes on after a write of these frames, all of which are messages, ended early.
+func (c *Conn) wroteFrames(frames []*codec.Frame, written int, errno syscall.Errno) {
+	if errno != 0 && errno != syscall.EAGAIN {
+		c.sh.stats.drop(DropClosed, uint64(len(frames)))
+		c.abort(os.NewSyscallError("write", errno))
+		return
+	}
+	c.sh.tally.bytesOut += uint64(written)
+	for i, f := range frames {
+		b := c.encoded(f)
+		if written >= len(b) {
+			written -= len(b)
+			continue
+		}
+		c.enqueue(b, written, itemMessage)
+		c.queueFrames(frames[i+1:])
+		return
+	}
+}
+
+func (c *Conn) queueFrames(frames []*codec.Frame) {
+	for i, f := range frames {
+		if c.state.Load() != stateOpen {
+			c.sh.stats.drop(DropClosed, uint64(len(frames)-i))
+			return
+		}
+		c.enqueue(c.encoded(f), 0, itemMessage)
+	}
+}
+
+// write is one write(2). It returns 0, 0 when the socket is full; on any other error the connection
+// is gone when it returns.
+func (c *Conn) write(b []byte) (int, syscall.Errno) {
+	n, errno := write(c.fd, b)
+	c.sh.tally.writes++
+	switch errno {
+	case 0:
+		c.sh.tally.bytesOut += uint64(n)
+		return n, 0
+	case syscall.EAGAIN:
+		return 0, 0
+	}
+	c.abort(os.NewSyscallError("write", errno))
+	return 0, errno
+}
+
+// enqueue puts a frame, of which some bytes have been written, behind what waits, within the limit
+// and by the policy of the endpoint.
+func (c *Conn) enqueue(b []byte, written int, kind itemKind) {
+	o := c.out
+	if o == nil {
+		o = c.stall()
+	}
+	if kind == itemMessage && written == 0 && !c.makeRoom(len(b)) {
+		return
+	}
+	if kind == itemPong && o.replacePong(b) {
+		return
+	}
+	o.partial = o.partial || written > 0
+	o.push(item{b[written:], kind})
+	c.sh.stats.QueuedBytes.Add(int64(len(b) - written))
+}
+
+func (o *outbox) push(it item) {
+	if len(o.items) == cap(o.items) && o.head > len(o.items)/2 {
+		o.truncate(copy(o.items, o.items[o.head:]))
+		o.head = 0
+	}
+	o.items = append(o.items, it)
+	o.bytes += len(it.b)
+}
+
+// replacePong answers only the latest ping of a client that does not read (RFC 6455, section 5.5.3).
+func (o *outbox) replacePong(b []byte) bool {
+	for i := o.head; i < len(o.items); i++ {
+		if it := &o.items[i]; it.kind == itemPong && !(o.partial && i == o.head) && len(it.b) == len(b) {
+			it.b = b
+			return true
+		}
+	}
+	return false
+}
+
+// makeRoom applies the slow-consumer policy to a message of n bytes and says whether it may wait.
+func (c *Conn) makeRoom(n int) bool {
+	o, slow := c.out, &c.ep.SlowConsumer
+	if slow.Policy == PolicyLatest {
+		c.dropWaiting(DropConflated, 0)
+		return true
+	}
+	if slow.MaxQueue < 0 || o.bytes == 0 || o.bytes+n <= int(slow.MaxQueue) {
+		return true
+	}
+	switch slow.Policy {
+	case PolicyDropOldest:
+		c.dropWaiting(DropOldest, int(slow.MaxQueue)-n)
+		return true
+	case PolicyDropNewest:
+		c.sh.stats.drop(DropNewest, 1)
+		return false
+	}
+	c.sh.stats.drop(DropSlowConsumer, 1)
+	c.dropWaiting(DropSlowConsumer, 0)
+	c.beginClose(closeOwn, codec.CloseCode(slow.CloseCode), fmt.Sprintf("slow consumer: more than %v waited", slow.MaxQueue))
+	return false
+}
+
+// dropWaiting drops messages from the front until at most keep bytes wait. What has been written in
+// part stays, and so do control frames.
+func (c *Conn) dropWaiting(reason DropReason, keep int) {
+	o := c.out
+	kept := o.head
+	for i := o.head; i < len(o.items); i++ {
+		it := o.items[i]
+		if o.bytes > keep && it.kind == itemMessage && !(o.partial && i == o.head) {
+			o.bytes -= len(it.b)
+			c.sh.stats.QueuedBytes.Add(-int64(len(it.b)))
+			c.sh.stats.drop(reason, 1)
+			continue
+		}
+		if kept == i { // nothing has been dropped so far, and nothing behind moves
+			kept++
+			continue
+		}
+		if o.bytes <= keep {
+			o.closeGap(kept, i)
+			return
+		}
+		o.items[kept] = it
+		kept++
+	}
+	o.truncate(kept)
+}
+
+// closeGap moves what is kept in front of the gap [kept, next) up to it, so that dropping the oldest
+// message does not move all the others.
+func (o *outbox) closeGap(kept, next int) {
+	n := copy(o.items[next-(kept-o.head):next], o.items[o.head:kept])
+	clear(o.items[o.head : next-n])
+	o.head = next - n
+}
+
+func (o *outbox) truncate(n int) {
+	clear(o.items[n:])
+	o.items = o.items[:n]
+}
+
+// stall gives the connection an outbox and asks to be told when the socket takes bytes again.
+func (c *Conn) stall() *outbox {
+	sh := c.sh
+	o := sh.newOutbox()
+	o.since, o.slot = sh.clock, len(sh.stalled)
+	sh.stalled = append(sh.stalled, c)
+	c.out = o
+	c.group.fds[c.slot] = -1
+	sh.srv.watcher.watch(c)
+	return o
+}
+
+// unstall takes the outbox away. What is still in it was counted by the caller.
+func (c *Conn) unstall() {
+	sh, o := c.sh, c.out
+	last := len(sh.stalled) - 1
+	sh.stalled[o.slot] = sh.stalled[last]
+	sh.stalled[o.slot].out.slot = o.slot
+	sh.stalled[last] = nil
+	sh.stalled = sh.stalled[:last]
+	sh.stats.QueuedBytes.Add(-int64(o.bytes))
+	c.out = nil
+	sh.freeOutbox(o)
+	sh.srv.watcher.forget(c)
+	if c.group != nil {
+		c.group.fds[c.slot] = c.plainFD()
+	}
+}
+
+// flush writes what waits, as much as the socket takes.
+func (c *Conn) flush() {
+	o := c.out
+	if o == nil {
+		return // the news that the socket is writable came late
+	}
+	for o.head < len(o.items) {
+		b := o.next(&c.sh.chunk)
+		n, errno := c.write(b)
+		if errno != 0 {
+			return
+		}
+		if n > 0 {
+			o.since = c.sh.clock
+			o.wrote(n)
+			c.sh.stats.QueuedBytes.Add(-int64(n))
+		}
+		if n < len(b) {
+			c.sh.srv.watcher.watch(c)
+			return
+		}
+	}
+	c.unstall()
+	c.flushed()
+}
+
+// next returns what to write: the first item where it lies if it is large, else several together.
+func (o *outbox) next(chunk *[]byte) []byte {
+	first := o.items[o.head].b
+	if len(first) >= flushChunk/2 || o.head == len(o.items)-1 {
+		return first
+	}
+	b := (*chunk)[:0]
+	for _, it := range o.items[o.head:] {
+		if len(b)+len(it.b) > flushChunk {
+			break
+		}
+		b = append(b, it.b...)
+	}
+	*chunk = b
+	return b
+}
+
+// wrote removes n bytes from the front.
+func (o *outbox) wrote(n int) {
+	o.bytes -= n
+	for n > 0 {
+		it := &o.items[o.head]
+		if n < len(it.b) {
+			it.b, o.partial = it.b[n:], true
+			return
+		}
+		n -= len(it.b)
+		it.b, o.partial = nil, false
+		o.head++
+	}
+}
+
+// waitingMessages counts the messages that are lost if the connection ends now.
+func (o *outbox) waitingMessages() (n uint64) {
+	for _, it := range o.items[o.head:] {
+		if it.kind == itemMessage {
+			n++
+		}
+	}
+	return n
+}
+
+func (sh *shard) newOutbox() *outbox {
+	if last := len(sh.freeOutboxes) - 1; last >= 0 {
+		o := sh.freeOutboxes[last]
+		sh.freeOutboxes = sh.freeOutboxes[:last]
+		return o
+	}
+	return &outbox{}
+}
+
+func (sh *shard) freeOutbox(o *outbox) {
+	if len(sh.freeOutboxes) < 64 && cap(o.items) <= 256 {
+		clear(o.items)
+		*o = outbox{items: o.items[:0]}
+		sh.freeOutboxes = append(sh.freeOutboxes, o)
+	}
+}

@@ -1,0 +1,291 @@
+package server
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"carillon/codec"
+)
+
+// queued makes a connection that was stalled already, so that all it is sent waits in its outbox.
+func queued(sh *shard, ep *endpoint) *Conn {
+	c := &Conn{sh: sh, ep: ep, fd: -1, out: &outbox{}}
+	c.state.Store(stateOpen)
+	return c
+}
+
+func unitEndpoint(slow SlowConsumer) *endpoint {
+	return &endpoint{Endpoint: Endpoint{Path: "/", SlowConsumer: slow}}
+}
+
+// modelItem is an item as a simple queue would keep it.
+type modelItem struct {
+	b       []byte
+	kind    itemKind
+	partial bool
+}
+
+// modelDrop is dropWaiting in the plainest words.
+func modelDrop(items []modelItem, keep int) (kept []modelItem, dropped int) {
+	for i, it := range items {
+		if it.kind == itemMessage && !it.partial && modelBytes(kept)+modelBytes(items[i:]) > keep {
+			dropped++
+			continue
+		}
+		kept = append(kept, it)
+	}
+	return kept, dropped
+}
+
+func modelBytes(items []modelItem) (n int) {
+	for _, it := range items {
+		n += len(it.b)
+	}
+	return n
+}
+
+// modelEnqueue applies a policy of 1,000 bytes.
+func modelEnqueue(items []modelItem, policy Policy, it modelItem) (_ []modelItem, dropped int) {
+	switch full := modelBytes(items)+len(it.b) > 1000 && len(items) > 0; {
+	case it.kind != itemMessage:
+	case policy == PolicyLatest:
+		items, dropped = modelDrop(items, 0)
+	case full && policy == PolicyDropOldest:
+		items, dropped = modelDrop(items, 1000-len(it.b))
+	case full && policy == PolicyDropNewest:
+		return items, 1
+	}
+	if it.kind == itemPong {
+		for i := range items {
+			if items[i].kind == itemPong && !items[i].partial && len(items[i].b) == len(it.b) {
+				items[i].b = it.b
+				return items, dropped
+			}
+		}
+	}
+	return append(items, it), dropped
+}
+
+// modelWrote removes what a socket has taken.
+func modelWrote(items []modelItem, n int) []modelItem {
+	for n > 0 {
+		if n < len(items[0].b) {
+			items[0].b, items[0].partial = items[0].b[n:], true
+			return items
+		}
+		n -= len(items[0].b)
+		items = items[1:]
+	}
+	return items
+}
+
+// The outbox does what the plain queue above does, whatever comes: the same bytes in the same order,
+// and the same drops.
+func TestOutboxAgainstModel(t *testing.T) {
+	ops := []codec.Opcode{codec.OpBinary, codec.OpBinary, codec.OpBinary, codec.OpBinary, codec.OpPong, codec.OpPing}
+	for _, policy := range []Policy{PolicyDropOldest, PolicyDropNewest, PolicyLatest} {
+		t.Run(string(policy), func(t *testing.T) {
+			for seed := range uint64(200) {
+				r := rand.New(rand.NewPCG(seed, 1))
+				sh := &shard{}
+				c := queued(sh, unitEndpoint(SlowConsumer{Policy: policy, MaxQueue: 1000}))
+				var model []modelItem
+				drops := 0
+				for step := range 300 {
+					if r.IntN(3) > 0 {
+						op := ops[r.IntN(len(ops))]
+						size := r.IntN(120)
+						if op == codec.OpBinary && r.IntN(20) == 0 {
+							size = 1500 // larger than the queue
+						}
+						b := codec.AppendFrame(nil, op, bytes.Repeat([]byte{byte(step)}, size))
+						var n int
+						model, n = modelEnqueue(model, policy, modelItem{b: b, kind: kindOf(b)})
+						drops += n
+						c.enqueue(b, 0, kindOf(b))
+					} else if len(model) > 0 {
+						taken := r.IntN(len(c.out.next(&sh.chunk)) + 1)
+						model = modelWrote(model, taken)
+						c.out.wrote(taken)
+						sh.stats.QueuedBytes.Add(-int64(taken))
+					}
+					checkOutbox(t, c, model, drops)
+				}
+			}
+		})
+	}
+}
+
+func checkOutbox(t *testing.T, c *Conn, model []modelItem, drops int) {
+	t.Helper()
+	var want, got []byte
+	messages := 0
+	for _, it := range model {
+		want = append(want, it.b...)
+		if it.kind == itemMessage {
+			messages++
+		}
+	}
+	for _, it := range c.out.items[c.out.head:] {
+		got = append(got, it.b...)
+	}
+	if !bytes.Equal(got, want) || c.out.bytes != len(want) || c.sh.stats.QueuedBytes.Load() != int64(len(want)) {
+		t.Fatalf("%d bytes wait (%d, %d), want %d", len(got), c.out.bytes, c.sh.stats.QueuedBytes.Load(), len(want))
+	}
+	if n := c.out.waitingMessages(); n != uint64(messages) {
+		t.Fatalf("%d messages wait, want %d", n, messages)
+	}
+	total := 0
+	for i := range c.sh.stats.drops {
+		total += int(c.sh.stats.drops[i].Load())
+	}
+	if total != drops {
+		t.Fatalf("%d drops counted, want %d", total, drops)
+	}
+	for _, it := range c.out.items[:c.out.head] {
+		if it.b != nil {
+			t.Fatal("the outbox holds on to what is gone")
+		}
+	}
+}
+
+// Dropping the oldest of many costs no more than dropping the oldest of few: the rest stays where it
+// is.
+func TestOutboxDropOldestMovesNothing(t *testing.T) {
+	c := queued(&shard{}, unitEndpoint(SlowConsumer{Policy: PolicyDropOldest, MaxQueue: 1 << 20}))
+	b := codec.AppendFrame(nil, codec.OpBinary, make([]byte, 8))
+	for c.sh.stats.drops[DropOldest].Load() == 0 {
+		c.enqueue(b, 0, itemMessage)
+	}
+	for range 1000 {
+		before := &c.out.items[c.out.head+1]
+		c.enqueue(b, 0, itemMessage)
+		if c.out.head > 0 && &c.out.items[c.out.head] != before && cap(c.out.items) == len(c.out.items) {
+			t.Fatal("the items were moved")
+		}
+	}
+	if n := c.sh.stats.drops[DropOldest].Load(); n != 1001 {
+		t.Errorf("%d drops, want 1001", n)
+	}
+	if n := cap(c.out.items); n > 4*(1<<20/10) {
+		t.Errorf("the outbox has room for %d items", n)
+	}
+}
+
+// groupModel is a group with members that come and go, and what each must have.
+type groupModel struct {
+	t       *testing.T
+	r       *rand.Rand
+	g       *group
+	members map[*Conn]uint32 // the first message that concerns it
+	next    uint32
+}
+
+func (m *groupModel) join() {
+	c := queued(m.g.sh, m.g.ep)
+	m.g.add(c, times{})
+	m.members[c] = m.next
+}
+
+func (m *groupModel) leave() {
+	if len(m.g.conns) > 0 {
+		m.check(m.g.conns[m.r.IntN(len(m.g.conns))], false)
+	}
+}
+
+// check looks at what a member has, which must be without a gap, and removes it unless it stays.
+func (m *groupModel) check(c *Conn, stays bool) {
+	m.t.Helper()
+	want := m.members[c]
+	for _, it := range c.out.items {
+		if got := binary.BigEndian.Uint32(it.b[2:]); got != want {
+			m.t.Fatalf("got message %d, want %d", got, want)
+		}
+		want++
+	}
+	if seq := m.g.seqs[c.slot]; m.g.conns[c.slot] != c || want != seq-m.g.base+m.next-uint32(len(m.g.stream)) {
+		m.t.Fatalf("it has messages up to %d, but the group thinks up to %d of %d", want, seq-m.g.base, m.next)
+	}
+	if stays {
+		if want != m.next {
+			m.t.Fatalf("it has messages up to %d of %d", want, m.next)
+		}
+		return
+	}
+	delete(m.members, c)
+	m.g.remove(c)
+}
+
+// walk goes on for some steps, and stops anywhere.
+func (m *groupModel) walk() {
+	for range m.r.IntN(100) {
+		switch g := m.g; {
+		case !g.pending():
+			return
+		case !g.walking:
+			g.begin()
+		case g.cursor < len(g.conns):
+			g.serve(g.cursor)
+		default:
+			g.finish()
+		}
+	}
+}
+
+// Members join and leave between the slices of a walk, and single ones catch up: nobody who stays
+// misses a message or gets one twice.
+func TestGroupWalk(t *testing.T) {
+	for seed := range uint64(300) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		sh := &shard{srv: &Server{}}
+		g := &group{sh: sh, ep: unitEndpoint(SlowConsumer{MaxQueue: -1})}
+		g.base = 1<<32 - 20 // it wraps
+		m := &groupModel{t: t, r: r, g: g, members: map[*Conn]uint32{}}
+		for range 400 {
+			switch r.IntN(6) {
+			case 0, 1:
+				g.publish(codec.NewFrame(Binary, binary.BigEndian.AppendUint32(nil, m.next)))
+				m.next++
+			case 2, 3:
+				m.walk()
+			case 4:
+				for range r.IntN(10) {
+					m.leave()
+				}
+				for range r.IntN(12) {
+					m.join()
+				}
+			case 5:
+				if len(g.conns) > 0 {
+					c := g.conns[r.IntN(len(g.conns))]
+					g.catchUp(c)
+					m.check(c, true)
+				}
+			}
+		}
+		g.walk(time.Now(), true)
+		if g.pending() || int(g.count.Load()) != len(m.members) || len(g.conns) != len(m.members) {
+			t.Fatalf("%d messages are left; %d members, want %d", len(g.stream), len(g.conns), len(m.members))
+		}
+		for c := range m.members {
+			m.check(c, true)
+		}
+	}
+}
+
+// The memory of a crowd that has left is given back.
+func TestGroupShrinks(t *testing.T) {
+	g := &group{sh: &shard{srv: &Server{}}, ep: unitEndpoint(SlowConsumer{})}
+	for range 50_000 {
+		g.add(queued(g.sh, g.ep), times{})
+	}
+	for len(g.conns) > 10 {
+		g.remove(g.conns[0])
+	}
+	if n := cap(g.conns); n > 4096 || cap(g.seqs) > 4096 || cap(g.fds) > 4096 || cap(g.times) > 4096 {
+		t.Errorf("10 members have room for %d", n)
+	}
+}

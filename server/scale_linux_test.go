@@ -1,0 +1,147 @@
+package server
+
+import (
+	"context"
+	"io"
+	"runtime"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// crowd is as many connections as a test opens. It leaves room below a descriptor limit of 20,000;
+// where the limit is lower, the tests that need it say so.
+const crowd = 15000
+
+func needDescriptors(t testing.TB, n int) {
+	t.Helper()
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur < uint64(n+500) {
+		t.Skipf("needs %d descriptors, the limit is %d: ulimit -n %d", n+500, limit.Cur, n+500)
+	}
+}
+
+// Fifteen thousand come, every one of them gets each message exactly once and in order, they go, and
+// the memory is back.
+func TestCrowd(t *testing.T) {
+	needDescriptors(t, crowd)
+	const paced, burst = 5, 25
+	s := start(t, Options{Endpoints: echoAndBroadcast(), Ping: Ping{Interval: -1}})
+	lone := dial(t, s, "/echo") // so that every loop's own memory is there before we look
+	lone.send("x")
+	lone.want("x")
+	before := heap()
+
+	w := startSwarm(t, s, swarmOrder{Path: "/broadcast", Conns: crowd, Expect: paced + burst})
+	eventually(t, "all are open", func() bool { return s.Count() == crowd+1 })
+	for m := range paced {
+		if err := s.Broadcast("/broadcast", Binary, numbered(m, 128)); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it was handed out", func() bool { return s.backlogBytes() == 0 })
+	}
+	for m := range burst {
+		if err := s.Broadcast("/broadcast", Binary, numbered(paced+m, 128)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.wait("complete")
+	if n := s.Stats().Deliveries; n != crowd*(paced+burst)+1 {
+		t.Errorf("%d deliveries, want %d", n, crowd*(paced+burst)+1)
+	}
+	r := w.end()
+	if r.Wrong > 0 || r.Incomplete > 0 || r.Messages != crowd*(paced+burst) || r.Cut > 0 || r.Closed > 0 {
+		t.Errorf("the clients report %+v", r)
+	}
+	eventually(t, "all are gone", func() bool { return s.sockets.Load() == 1 && s.Count() == 1 })
+	// gnet's map of connections keeps its size, about 40 B for each that there was.
+	if left := heap() - before; left > crowd*80 {
+		t.Errorf("%d B of heap for each connection that is gone", left/crowd)
+	}
+	lone.send("still here")
+	lone.want("still here")
+}
+
+// A crowd that is asked to go gets what waits for it and a close frame, every one.
+func TestCrowdShutsDown(t *testing.T) {
+	const conns = crowd / 3
+	needDescriptors(t, conns)
+	s := start(t, Options{Endpoints: echoAndBroadcast()})
+	w := startSwarm(t, s, swarmOrder{Path: "/broadcast", Conns: conns, Expect: 10})
+	for m := range 10 {
+		_ = s.Broadcast("/broadcast", Binary, numbered(m, 1000))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	s.Shutdown(ctx)
+	w.wait("complete")
+	eventually(t, "all are gone", func() bool { return s.sockets.Load() == 0 })
+	if r := w.end(); r.Closed != conns || r.Incomplete > 0 || r.Wrong > 0 {
+		t.Errorf("the clients report %+v", r)
+	}
+}
+
+// The memory of a connection that does nothing, gnet's part included.
+func TestIdleMemory(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector changes what memory costs")
+	}
+	needDescriptors(t, crowd)
+	s := start(t, Options{Endpoints: echoAndBroadcast(), Ping: Ping{Interval: -1}})
+	dial(t, s, "/echo")
+	before := heap()
+	startSwarm(t, s, swarmOrder{Path: "/broadcast", Conns: crowd, Discard: true})
+	if each := (heap() - before) / crowd; each > 600 {
+		t.Errorf("%d B of heap for each idle connection, want at most 600", each)
+	}
+}
+
+// Neither echo nor broadcast allocates for a message or for a receiver.
+func TestAllocations(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	checkOwner = false
+	defer func() { checkOwner = true }()
+	s := start(t, Options{Loops: 1, Endpoints: echoAndBroadcast(), Ping: Ping{Interval: -1}})
+
+	c := dial(t, s, "/echo")
+	request, answer := masked(0x82, make([]byte, 128)), make([]byte, 132)
+	echo := func() {
+		if _, err := c.conn.Write(request); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c.r, answer); err != nil {
+			t.Fatal(err)
+		}
+	}
+	echo()
+	if n := testing.AllocsPerRun(2000, echo); n != 0 {
+		t.Errorf("an echo takes %v allocations", n)
+	}
+
+	const conns = 1000
+	startSwarm(t, s, swarmOrder{Path: "/broadcast", Conns: conns, Discard: true})
+	payload := numbered(0, 128)
+	broadcast := func() {
+		_ = s.Broadcast("/broadcast", Binary, payload)
+		for s.backlogBytes() != 0 {
+			time.Sleep(50 * time.Microsecond)
+		}
+	}
+	broadcast()
+	if n := testing.AllocsPerRun(200, broadcast); n > 5 {
+		t.Errorf("a broadcast to %d takes %v allocations", conns, n)
+	}
+}
+
+func heap() int64 {
+	var m runtime.MemStats
+	for range 3 {
+		runtime.GC()
+		time.Sleep(10 * time.Millisecond)
+	}
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}

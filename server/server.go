@@ -1,0 +1,246 @@
+// Package server holds WebSocket connections on a gnet reactor and sends messages to many of them at
+// once.
+//
+// Every event loop has a shard: its part of the connection table, its mailbox and its counters. A
+// connection lives and dies on one loop, and what a goroutine wants of it goes through that loop's
+// mailbox. See [Options] for what can be set and [Handler] for what an application does.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"math"
+	"net"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/panjf2000/gnet/v2"
+
+	"carillon/codec"
+)
+
+var (
+	// ErrNoEndpoint is returned by Broadcast for a path that no endpoint has.
+	ErrNoEndpoint = errors.New("no endpoint has this path")
+
+	// ErrEngine is returned by Run when the event engine ended although nobody asked for it.
+	ErrEngine = errors.New("the event engine stopped by itself")
+
+	// ErrStarted is returned by a second Run.
+	ErrStarted = errors.New("the server has been run already")
+)
+
+// Server serves WebSockets. Its methods may be called from any goroutine, also from handlers.
+type Server struct {
+	// Immutable.
+	opts         Options
+	log          *slog.Logger
+	endpoints    []*endpoint
+	byPath       map[string]*endpoint
+	maxBacklog   int64
+	pingEarliest time.Duration // no connection's ping interval is shorter
+	begin        time.Time     // of the shards' clocks
+	checkOwner   bool          // see goroutine
+	started      chan struct{}
+	empty        chan struct{} // has a value when the last socket closed while draining
+
+	// Set before started is closed.
+	addr           *net.TCPAddr
+	releaseAddr    func()
+	maxConnections int
+	engine         gnet.Engine
+	watcher        *watcher
+
+	running  atomic.Bool
+	draining atomic.Bool
+	sockets  atomic.Int64
+	lastID   atomic.Uint64
+	shards   atomic.Pointer[[]*shard]
+
+	mu       sync.Mutex // guards what follows, and changes of shards
+	stop     context.CancelCauseFunc
+	shutdown context.Context // how long connections may take to close, once that is decided
+	failure  error           // why the engine cannot go on
+	lastWord error           // what the engine complained about last
+}
+
+// endpoint is an Endpoint that is being served. Immutable, but for mu.
+type endpoint struct {
+	Endpoint
+	index    int // of its group in every shard
+	handler  Handler
+	upgrader codec.Upgrader
+	deflater *codec.Deflater
+
+	mu sync.Mutex // held while a broadcast is posted, so that all shards get the same order
+}
+
+func (ep *endpoint) deflated(f *codec.Frame) []byte { return f.Deflated(ep.deflater) }
+
+// New makes a server that does not listen yet. The error, if any, joins one [OptionError] for each
+// problem with the options.
+func New(options Options) (*Server, error) {
+	opts, err := options.Resolve()
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{
+		opts:       opts,
+		log:        opts.Logger,
+		byPath:     map[string]*endpoint{},
+		maxBacklog: int64(opts.Limits.MaxBacklog),
+		checkOwner: checkOwner,
+		begin:      time.Now(),
+		started:    make(chan struct{}),
+		empty:      make(chan struct{}, 1),
+	}
+	if s.maxBacklog < 0 {
+		s.maxBacklog = math.MaxInt64 / 2
+	}
+	s.pingEarliest = opts.Ping.Interval
+	if s.pingEarliest >= 0 {
+		s.pingEarliest -= time.Duration(max(opts.Ping.Jitter, 0) * float64(opts.Ping.Interval))
+	}
+	if s.opts.Loops == 0 {
+		s.opts.Loops = min(runtime.GOMAXPROCS(0), 255)
+	}
+	for i, e := range opts.Endpoints {
+		ep := &endpoint{
+			Endpoint: e,
+			index:    i,
+			handler:  e.Handler,
+			upgrader: codec.Upgrader{Subprotocols: e.Subprotocols, Deflate: e.Compression.Enabled},
+			deflater: codec.NewDeflater(e.Compression.Level, int(e.Compression.Threshold)),
+		}
+		if e.Mode != "" {
+			ep.handler = e.Mode.handler(s)
+		}
+		s.endpoints = append(s.endpoints, ep)
+		s.byPath[e.Path] = ep
+	}
+	s.shards.Store(&[]*shard{})
+	return s, nil
+}
+
+// Started is closed when the server listens.
+func (s *Server) Started() <-chan struct{} { return s.started }
+
+// Addr is the address that the server listens on. It is nil before Started.
+func (s *Server) Addr() net.Addr {
+	select {
+	case <-s.started:
+		return s.addr
+	default:
+		return nil
+	}
+}
+
+// MaxConnections is how many sockets may be open at once, 0 before Started.
+func (s *Server) MaxConnections() int {
+	select {
+	case <-s.started:
+		return s.maxConnections
+	default:
+		return 0
+	}
+}
+
+// Options returns the options that are in force, defaults filled in.
+func (s *Server) Options() Options {
+	opts := s.opts
+	opts.Endpoints = slices.Clone(opts.Endpoints)
+	return opts
+}
+
+// Broadcast sends one message to every connection of the endpoint with this path. The payload is
+// copied and encoded once. All connections of an endpoint get its broadcasts in one order.
+//
+// It does not wait for delivery. It fails with [ErrNoEndpoint], [ErrOpcode] or [ErrOverloaded]; then
+// nobody gets the message.
+func (s *Server) Broadcast(path string, op codec.Opcode, payload []byte) error {
+	if op != Text && op != Binary {
+		return ErrOpcode
+	}
+	ep := s.byPath[path]
+	if ep == nil {
+		return fmt.Errorf("%w: %s", ErrNoEndpoint, path)
+	}
+	return s.broadcast(ep, codec.NewFrame(op, payload))
+}
+
+// BroadcastFrame is Broadcast for a message that is prepared already.
+func (s *Server) BroadcastFrame(path string, f *codec.Frame) error {
+	ep := s.byPath[path]
+	if ep == nil {
+		return fmt.Errorf("%w: %s", ErrNoEndpoint, path)
+	}
+	return s.broadcast(ep, f)
+}
+
+func (s *Server) broadcast(ep *endpoint, f *codec.Frame) error {
+	n := int64(len(f.Plain()))
+	ep.mu.Lock()
+	defer ep.mu.Unlock()
+	shards := s.allShards()
+	for _, sh := range shards {
+		if sh.backlog.Load()+n > s.maxBacklog {
+			sh.stats.drop(DropOverloaded, 1)
+			return ErrOverloaded
+		}
+	}
+	for _, sh := range shards {
+		if sh.groups[ep.index].count.Load() > 0 {
+			sh.backlog.Add(n)
+			sh.post(letter{kind: letterBroadcast, ep: ep, frame: f})
+		}
+	}
+	return nil
+}
+
+// Conns walks over the open connections, in no order. Connections may open and close meanwhile: one
+// that stays open throughout is seen exactly once.
+func (s *Server) Conns() iter.Seq[*Conn] {
+	return func(yield func(*Conn) bool) {
+		for _, sh := range s.allShards() {
+			for _, c := range sh.members() {
+				if c.state.Load() == stateOpen && !yield(c) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// members copies the list, so that nothing is locked while somebody looks at it.
+func (sh *shard) members() []*Conn {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	var all []*Conn
+	for _, g := range sh.groups {
+		if g.ep != nil {
+			all = append(all, g.conns...)
+		}
+	}
+	return all
+}
+
+// Count is the number of open connections.
+func (s *Server) Count() int {
+	n := int64(0)
+	for _, sh := range s.allShards() {
+		n += sh.stats.Open.Load()
+	}
+	return int(n)
+}
+
+func (s *Server) allShards() []*shard { return *s.shards.Load() }
+
+func (s *Server) newDecoder() codec.Decoder {
+	return codec.Decoder{MaxMessage: int64(s.opts.Limits.MaxMessage), MaxFragments: s.opts.Limits.MaxFragments}
+}

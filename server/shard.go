@@ -1,0 +1,157 @@
+package server
+
+import (
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/panjf2000/gnet/v2"
+
+	"carillon/codec"
+)
+
+// shard is all that one event loop owns. It is made when the loop accepts its first connection.
+type shard struct {
+	// Immutable.
+	srv     *Server
+	loop    gnet.EventLoop
+	groups  []*group // by endpoint.index, then the two below
+	shaking *group   // connections whose handshake is not complete
+	closing *group   // connections that are no members of an endpoint any more
+
+	mail    mailbox
+	backlog atomic.Int64 // bytes of messages that were posted and have not been handed to connections
+	stats   counters
+
+	// Guards the lists of connections in groups, and the values that applications attach.
+	mu sync.Mutex
+
+	// Owned by the loop.
+	owner        goroutine
+	tally        tally
+	reading      correspondence
+	sweep        sweep
+	clock        uint32  // milliseconds since the server began, at the start of this turn; never 0
+	sliced       bool    // the last turn that the bell asked for did not finish its work
+	next         int     // the group whose walk goes on, modulo their number
+	goingAway    bool    // the server shuts down: nobody may stay
+	stalled      []*Conn // those that have an outbox
+	lost         error   // why the connection that is being closed was aborted
+	decoder      codec.Decoder
+	inflater     *codec.Inflater
+	request      Request
+	freeInbound  []*inbound
+	freeOutboxes []*outbox
+	chunk        []byte // for writing several waiting frames at once
+	joined       []byte // for reading on behind an incomplete frame
+	control      []byte // for a control frame or an HTTP response
+}
+
+// tally is what a turn adds to the counters, all at once.
+type tally struct{ deliveries, bytesOut, writes uint64 }
+
+func newShard(s *Server, loop gnet.EventLoop) (*shard, error) {
+	sh := &shard{srv: s, loop: loop}
+	if s.checkOwner {
+		sh.owner = currentGoroutine()
+	}
+	sh.decoder = s.newDecoder()
+	for _, ep := range s.endpoints {
+		sh.groups = append(sh.groups, &group{sh: sh, ep: ep})
+	}
+	sh.shaking, sh.closing = &group{sh: sh}, &group{sh: sh}
+	sh.groups = append(sh.groups, sh.shaking, sh.closing)
+	var err error
+	sh.mail.bell, err = newBell(sh)
+	return sh, err
+}
+
+// check panics in tests when it is called on another goroutine than the loop's.
+func (sh *shard) check() {
+	if sh.owner != 0 {
+		sh.owner.check()
+	}
+}
+
+// enter begins a turn of the loop: who posts now need not ring the bell, because leave looks.
+func (sh *shard) enter() {
+	sh.check()
+	sh.clock = max(uint32(time.Since(sh.srv.begin).Milliseconds()), 1)
+	sh.mail.mu.Lock()
+	sh.mail.inTurn = true
+	sh.mail.mu.Unlock()
+}
+
+// leave ends a turn: the letters are read, and if something is left to do, be it new letters or a
+// walk or sweep that has further slices, the bell makes sure of the next turn. Everything else that
+// is ready on the loop comes before that.
+func (sh *shard) leave() {
+	sh.readMail()
+	if sh.backlog.Load() > sh.srv.maxBacklog/2 {
+		// Publishers are faster than the walk. Reading from them goes on only when all is handed out,
+		// so that TCP slows them down.
+		sh.walk(true)
+	}
+	sh.settle()
+	m := &sh.mail
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.inTurn = false
+	if len(m.letters) > 0 || m.tick || m.goAway || sh.busy() {
+		m.wake()
+	}
+}
+
+// rung is the turn that the bell asked for. After a slice that left something to do, it first gives way
+// once: epoll reports the bell before the sockets that became ready during the slice, and those have
+// waited long enough. So have the application's goroutines, when all processors run loops.
+func (sh *shard) rung() {
+	sh.mail.heard()
+	if sh.sliced {
+		sh.sliced = false
+		sh.enter()
+		sh.leave()
+		runtime.Gosched()
+		return
+	}
+	sh.enter()
+	sh.readMail()
+	sh.walk(false)
+	sh.sweepOn()
+	sh.leave()
+	sh.sliced = sh.busy()
+}
+
+// walk hands out broadcasts: a slice, for the endpoints in turn, or everything.
+func (sh *shard) walk(whole bool) {
+	start := time.Now()
+	for range sh.groups {
+		g := sh.groups[sh.next%len(sh.groups)]
+		sh.next++
+		if g.pending() && !g.walk(start, whole) {
+			return
+		}
+	}
+}
+
+func (sh *shard) busy() bool {
+	if !sh.reading.done() || sh.sweep.running || sh.goingAway && sh.occupied() {
+		return true
+	}
+	for _, g := range sh.groups {
+		if g.pending() {
+			return true
+		}
+	}
+	return false
+}
+
+func (sh *shard) settle() {
+	if sh.tally != (tally{}) {
+		sh.stats.Deliveries.Add(sh.tally.deliveries)
+		sh.stats.BytesOut.Add(sh.tally.bytesOut)
+		sh.stats.Writes.Add(sh.tally.writes)
+		sh.tally = tally{}
+	}
+}

@@ -1,0 +1,143 @@
+package server
+
+import (
+	"sync/atomic"
+
+	"carillon/codec"
+)
+
+// DropReason says why a message will never reach one of its receivers. The set is closed.
+type DropReason uint8
+
+const (
+	DropOldest       DropReason = iota // the receiver was slow, and the policy drop_oldest made room for a newer message
+	DropNewest                         // the receiver was slow, and the policy drop_newest had no room for this message
+	DropConflated                      // the receiver was slow, and the policy latest keeps a newer message in its place
+	DropSlowConsumer                   // the receiver was slow and closed for it; these messages waited
+	DropWriteTimeout                   // the receiver's socket took nothing for the write time-out; these waited
+	DropClosed                         // the receiver was gone, or had begun to close, when the message was its turn
+	DropShutdown                       // the server stopped before a slow receiver had taken them
+	DropOverloaded                     // the loop had too much to look at, so Send or Broadcast refused the message as a whole
+	numDropReasons
+)
+
+var dropNames = [numDropReasons]string{
+	"drop_oldest", "drop_newest", "conflated", "slow_consumer", "write_timeout", "closed", "shutdown", "overloaded",
+}
+
+// String gives the name used in counters.
+func (r DropReason) String() string { return dropNames[r] }
+
+// RefuseReason says why a connection did not become a WebSocket. The set is closed.
+type RefuseReason uint8
+
+const (
+	RefuseMalformed   RefuseReason = iota // 400: the head breaks a rule of HTTP or of the handshake
+	RefuseNotFound                        // 404: no endpoint has this path
+	RefuseMethod                          // 405: not GET
+	RefuseTimeout                         // 408: the head did not come in time
+	RefuseNoUpgrade                       // 426: not an upgrade, or another version of the protocol
+	RefuseHeadTooLong                     // 431: the head is larger than the limit
+	RefuseVersion                         // 505: not HTTP/1.1
+	RefuseFull                            // 503: limits.max_connections is reached
+	RefuseDraining                        // 503: the server shuts down
+	RefuseHandler                         // the application's Upgrade said no
+	RefusePanic                           // 500: the application's Upgrade panicked
+	RefuseLost                            // the client went away before its head was complete
+	numRefuseReasons
+)
+
+var refuseNames = [numRefuseReasons]string{
+	"malformed", "not_found", "method", "timeout", "no_upgrade", "head_too_long", "http_version", "full", "draining",
+	"handler", "panic", "lost",
+}
+
+// String gives the name used in counters.
+func (r RefuseReason) String() string { return refuseNames[r] }
+
+// counters are a shard's own. Nearly all are written by its loop only, so that no processor waits
+// for another; they are added up when somebody asks.
+type counters struct {
+	Open        atomic.Int64
+	Accepted    atomic.Uint64
+	Opened      atomic.Uint64
+	MessagesIn  atomic.Uint64
+	BytesIn     atomic.Uint64
+	Deliveries  atomic.Uint64
+	BytesOut    atomic.Uint64
+	Writes      atomic.Uint64
+	QueuedBytes atomic.Int64
+	Panics      atomic.Uint64
+	drops       [numDropReasons]atomic.Uint64
+	refusals    [numRefuseReasons]atomic.Uint64
+	closes      [17]atomic.Uint64 // by code from 1000 to 1015, then all others
+}
+
+func (s *counters) drop(r DropReason, n uint64) {
+	if n > 0 {
+		s.drops[r].Add(n)
+	}
+}
+
+func (s *counters) closed(code codec.CloseCode) {
+	s.closes[min(int(code-codec.CloseNormal), len(s.closes)-1)].Add(1)
+}
+
+// Stats is what has happened since the server was made. Counters never go down.
+type Stats struct {
+	Sockets     int64  // open TCP connections, handshakes and closes included
+	Open        int64  // open WebSockets
+	Accepted    uint64 // TCP connections
+	Opened      uint64 // handshakes that succeeded
+	MessagesIn  uint64 // whole messages from clients
+	BytesIn     uint64 // from sockets, handshakes and framing included
+	Deliveries  uint64 // messages handed to one connection each, whether they then waited or not
+	BytesOut    uint64 // to sockets, handshakes and framing included
+	Writes      uint64 // system calls that BytesOut took
+	QueuedBytes int64  // waiting now for slow consumers
+	Panics      uint64 // in handlers
+
+	Drops    map[DropReason]uint64      // messages that one receiver each never got
+	Refusals map[RefuseReason]uint64    // connections that did not become WebSockets
+	Closes   map[codec.CloseCode]uint64 // WebSockets that ended, by [CloseError.Code]; 0 is any code above 1015
+}
+
+// Stats adds up the counters of all loops. It may be called from any goroutine; numbers that belong
+// together may be a message apart.
+func (s *Server) Stats() Stats {
+	st := Stats{
+		Sockets:  s.sockets.Load(),
+		Drops:    map[DropReason]uint64{},
+		Refusals: map[RefuseReason]uint64{},
+		Closes:   map[codec.CloseCode]uint64{},
+	}
+	for _, sh := range s.allShards() {
+		c := &sh.stats
+		st.Open += c.Open.Load()
+		st.Accepted += c.Accepted.Load()
+		st.Opened += c.Opened.Load()
+		st.MessagesIn += c.MessagesIn.Load()
+		st.BytesIn += c.BytesIn.Load()
+		st.Deliveries += c.Deliveries.Load()
+		st.BytesOut += c.BytesOut.Load()
+		st.Writes += c.Writes.Load()
+		st.QueuedBytes += c.QueuedBytes.Load()
+		st.Panics += c.Panics.Load()
+		for r := range c.drops {
+			st.Drops[DropReason(r)] += c.drops[r].Load()
+		}
+		for r := range c.refusals {
+			st.Refusals[RefuseReason(r)] += c.refusals[r].Load()
+		}
+		for i := range c.closes {
+			code := codec.CloseCode(0)
+			if i < len(c.closes)-1 {
+				code = codec.CloseNormal + codec.CloseCode(i)
+			}
+			if n := c.closes[i].Load(); n > 0 {
+				st.Closes[code] += n
+			}
+		}
+	}
+	return st
+}

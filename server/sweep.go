@@ -1,0 +1,168 @@
+package server
+
+import (
+	"fmt"
+	"time"
+
+	"carillon/codec"
+)
+
+// sweep is the round that finds connections whose time is up, through all groups of a shard. Like a
+// walk it is cut into slices, by what it sends and not by what it looks at: looking costs 1 ns.
+type sweep struct {
+	running bool
+	group   int // the one being swept
+	next    int // its members below this are still to be seen
+}
+
+const sweepSends = 256
+
+func (sh *shard) beginSweep() {
+	if !sh.sweep.running {
+		sh.sweep = sweep{running: true, group: len(sh.groups)}
+		sh.sweepStalled()
+	}
+}
+
+// sweepOn goes on with the round. It goes through each group from the end, so that the member which
+// takes the place of one that leaves has been seen already.
+func (sh *shard) sweepOn() {
+	w := &sh.sweep
+	if sh.goingAway && !w.running && sh.occupied() {
+		sh.beginSweep()
+	}
+	sends := 0
+	for w.running {
+		if w.next == 0 {
+			w.group--
+			if w.group < 0 {
+				w.running = false
+				return
+			}
+			w.next = len(sh.groups[w.group].conns)
+			continue
+		}
+		g := sh.groups[w.group]
+		w.next = min(w.next, len(g.conns)) - 1
+		if w.next < 0 {
+			w.next = 0
+			continue
+		}
+		if g.due(w.next) {
+			if sends++; sends == sweepSends {
+				return
+			}
+		}
+	}
+}
+
+// occupied says whether anybody has not been asked to go.
+func (sh *shard) occupied() bool {
+	for _, g := range sh.groups {
+		if g != sh.closing && len(g.conns) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// due does what the time asks for member i, and says whether it sent anything.
+func (g *group) due(i int) bool {
+	switch {
+	case g == g.sh.shaking:
+		return g.handshakeDue(i)
+	case g == g.sh.closing:
+		return g.closeDue(i)
+	}
+	return g.memberDue(i)
+}
+
+func (g *group) handshakeDue(i int) bool {
+	srv, c := g.sh.srv, g.conns[i]
+	switch {
+	case g.sh.goingAway:
+		c.refuse(RefuseDraining, rejectDraining)
+	case passed(g.sh.clock, g.times[i].message, srv.opts.Limits.HandshakeTimeout):
+		c.refuse(RefuseTimeout, &codec.Rejection{Status: 408,
+			Reason: fmt.Sprintf("the request head did not arrive within %v", srv.opts.Limits.HandshakeTimeout)})
+	default:
+		return false
+	}
+	return true
+}
+
+func (g *group) closeDue(i int) bool {
+	c, since := g.conns[i], g.times[i].read
+	if c.out != nil && int32(c.out.since-since) > 0 {
+		since = c.out.since // still flushing: as long as the socket takes bytes, it may
+	}
+	if !passed(g.sh.clock, since, g.sh.srv.opts.Limits.CloseTimeout) {
+		return false
+	}
+	if !c.flushLate() {
+		c.abort(errCloseTimeout)
+	}
+	return true
+}
+
+func (g *group) memberDue(i int) bool {
+	now, t, opts := g.sh.clock, &g.times[i], &g.sh.srv.opts
+	switch {
+	case g.sh.goingAway:
+		g.conns[i].startClose(closeOwn, codec.CloseGoingAway, "server is shutting down")
+	case passed(now, t.message, opts.Limits.IdleTimeout):
+		g.conns[i].startClose(closeOwn, codec.CloseGoingAway, fmt.Sprintf("no message for %v", opts.Limits.IdleTimeout))
+	case t.ping != 0:
+		if !passed(now, t.ping, opts.Ping.Timeout) {
+			return false
+		}
+		g.conns[i].startClose(closeFail, codec.CloseGoingAway, fmt.Sprintf("no answer to a ping for %v", opts.Ping.Timeout))
+	case passed(now, t.read, g.sh.srv.pingEarliest):
+		c := g.conns[i]
+		if !passed(now, t.read, c.pingInterval()) || c.out != nil {
+			return false // a socket that takes nothing is the write time-out's
+		}
+		t.ping = now
+		g.sh.control = codec.AppendFrame(g.sh.control[:0], codec.OpPing, nil)
+		c.sendControl(g.sh.control)
+	default:
+		return false
+	}
+	return true
+}
+
+// pingInterval is shortened by the connection's own share of the jitter.
+func (c *Conn) pingInterval() time.Duration {
+	p := &c.sh.srv.opts.Ping
+	share := float64(c.id*0x9E3779B97F4A7C15>>40) / (1 << 24) // 0 to 1, spread evenly over the ids
+	return p.Interval - time.Duration(share*max(p.Jitter, 0)*float64(p.Interval))
+}
+
+// sweepStalled cuts off those whose socket has taken nothing for the write time-out.
+func (sh *shard) sweepStalled() {
+	limit := sh.srv.opts.Limits.WriteTimeout
+	for i := len(sh.stalled) - 1; i >= 0; i-- {
+		if i < len(sh.stalled) && passed(sh.clock, sh.stalled[i].out.since, limit) {
+			if c := sh.stalled[i]; !c.flushLate() {
+				c.abort(errWriteTimeout)
+			}
+		}
+	}
+}
+
+// flushLate tries once more before a connection is cut off, and says whether that got bytes out. The
+// kernel calls a socket writable only when a third of its buffer is free, which can be 1 MB: one whose
+// peer reads slowly takes bytes long before that.
+func (c *Conn) flushLate() bool {
+	if c.out == nil {
+		return false
+	}
+	before := c.sh.tally.bytesOut
+	c.flush()
+	return c.sh.tally.bytesOut > before
+}
+
+// passed says whether a time-out has run since then; one that is off never has.
+func passed(now, since uint32, limit time.Duration) bool {
+	return limit >= 0 && time.Duration(now-since)*time.Millisecond >= limit
+}

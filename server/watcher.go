@@ -1,0 +1,70 @@
+package server
+
+import (
+	"sync"
+)
+
+// watcher tells the loops when sockets that were full take bytes again: gnet knows, but does not say.
+// It is one goroutine that sleeps in an epoll or kqueue instance of its own, in which only the sockets
+// of slow consumers are, each for one event.
+type watcher struct {
+	poll poller
+
+	mu      sync.Mutex
+	waiting map[int32]*Conn // by descriptor
+	closed  bool
+}
+
+func newWatcher() (*watcher, error) {
+	p, err := newPoller()
+	if err != nil {
+		return nil, err
+	}
+	w := &watcher{poll: p, waiting: map[int32]*Conn{}}
+	go w.run()
+	return w, nil
+}
+
+// watch asks for one letter to the connection's shard. A descriptor that cannot be watched is left to
+// the write time-out.
+func (w *watcher) watch(c *Conn) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.closed {
+		w.waiting[c.fd] = c
+		w.poll.once(c.fd)
+	}
+}
+
+// forget must be called before the descriptor is closed: its number may then be somebody else's. An
+// event that is already under way at worst tells that other connection what it will find untrue.
+func (w *watcher) forget(c *Conn) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.waiting, c.fd)
+}
+
+func (w *watcher) run() {
+	for {
+		fds, err := w.poll.wait()
+		if err != nil {
+			return // closed
+		}
+		for _, fd := range fds {
+			w.mu.Lock()
+			c := w.waiting[fd]
+			delete(w.waiting, fd)
+			w.mu.Unlock()
+			if c != nil {
+				c.sh.post(letter{kind: letterWritable, conn: c})
+			}
+		}
+	}
+}
+
+func (w *watcher) close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closed = true
+	w.poll.close()
+}
