@@ -1,0 +1,331 @@
+package main
+
+import (
+	"bytes"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"carillon/server"
+
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+)
+
+// minimal is the shortest configuration that is accepted.
+const minimal = "endpoints: [{path: /a, mode: echo}]\n"
+
+func TestBuiltInFileStatesTheDefaults(t *testing.T) {
+	got, err := loadConfig("", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	options, err := server.Options{Endpoints: []server.Endpoint{
+		{Path: "/echo", Mode: server.ModeEcho},
+		{Path: "/broadcast", Mode: server.ModeBroadcast},
+	}}.Resolve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := config{Options: options, Log: logConfig{Level: "info", Format: "text"}}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("config.yaml is\n%+v\nbut the defaults are\n%+v", got, want)
+	}
+}
+
+func TestBuiltInFileHasEveryKey(t *testing.T) {
+	file, err := parser.ParseBytes(builtIn, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stated := map[string]bool{}
+	var walk func(n ast.Node, path string)
+	walk = func(n ast.Node, path string) {
+		switch n := n.(type) {
+		case *ast.MappingNode:
+			for _, v := range n.Values {
+				key := strings.TrimPrefix(path+"."+v.Key.GetToken().Value, ".")
+				stated[key] = true
+				walk(v.Value, key)
+			}
+		case *ast.SequenceNode:
+			for _, v := range n.Values {
+				walk(v, path+"[]")
+			}
+		}
+	}
+	walk(file.Docs[0].Body, "")
+	for _, k := range keys(reflect.TypeFor[config](), "", nil, false) {
+		if !stated[k.path] {
+			t.Errorf("config.yaml does not state %s", k.path)
+		}
+	}
+}
+
+func TestEveryKeyOfTheBuiltInFileIsExplained(t *testing.T) {
+	lines := strings.Split(string(builtIn), "\n")
+	key := regexp.MustCompile(`^ *(- )?[a-z_]+:`)
+	for i, line := range lines[:slices.Index(lines, "  # The same keys, all but two left at their defaults.")] {
+		if key.MatchString(line) && !strings.HasPrefix(strings.TrimSpace(lines[i-1]), "#") {
+			t.Errorf("line %d of config.yaml has no comment above it: %s", i+1, line)
+		}
+	}
+}
+
+func TestEveryFieldHasAKeyAndEveryKeyAVariableOfItsOwn(t *testing.T) {
+	byVariable := map[string]string{}
+	for _, k := range keys(reflect.TypeFor[config](), "", nil, false) {
+		if !regexp.MustCompile(`(^|\.)[a-z][a-z_]*$`).MatchString(k.path) {
+			t.Errorf("%q is no name for a key", k.path)
+		}
+		if other, taken := byVariable[k.variable()]; taken {
+			t.Errorf("%s sets both %s and %s", k.variable(), other, k.path)
+		}
+		byVariable[k.variable()] = k.path
+	}
+	for name := range byVariable {
+		if isServiceLink(name, "1") {
+			t.Errorf("%s would be taken for one of Kubernetes'", name)
+		}
+	}
+}
+
+func TestValues(t *testing.T) {
+	for _, test := range []struct {
+		sentence string
+		text     string
+		get      func(c config) any
+		want     any
+	}{
+		{"a duration has a unit", "limits: {idle_timeout: 1m30s}", func(c config) any { return c.Limits.IdleTimeout }, 90 * time.Second},
+		{"a duration of 0 is the default", "ping: {interval: 0}", func(c config) any { return c.Ping.Interval }, 25 * time.Second},
+		{"a duration can be off", "ping: {interval: off}", func(c config) any { return c.Ping.Interval }, time.Duration(-1)},
+		{"a negative duration is off", "ping: {interval: -5s}", func(c config) any { return c.Ping.Interval }, time.Duration(-1)},
+		{"a quoted duration is a duration", "ping: {interval: '5s'}", func(c config) any { return c.Ping.Interval }, 5 * time.Second},
+		{"a size has a unit", "limits: {max_message: 64KiB}", func(c config) any { return c.Limits.MaxMessage }, server.Size(65536)},
+		{"a size without a unit is in bytes", "limits: {max_message: 1000}", func(c config) any { return c.Limits.MaxMessage }, server.Size(1000)},
+		{"a size in B is in bytes", "limits: {max_message: 100B}", func(c config) any { return c.Limits.MaxMessage }, server.Size(100)},
+		{"a size of 0 is the default", "limits: {max_message: 0}", func(c config) any { return c.Limits.MaxMessage }, server.Size(1 << 20)},
+		{"a size can be off", "limits: {max_message: off}", func(c config) any { return c.Limits.MaxMessage }, server.Size(-1)},
+		{"a count can be off", "limits: {max_fragments: off}", func(c config) any { return c.Limits.MaxFragments }, -1},
+		{"a count of -1 is off", "limits: {max_fragments: -1}", func(c config) any { return c.Limits.MaxFragments }, -1},
+		{"a count of -7 is off too", "limits: {max_fragments: -7}", func(c config) any { return c.Limits.MaxFragments }, -1},
+		{"a count of 0 is the default", "limits: {max_fragments: 0}", func(c config) any { return c.Limits.MaxFragments }, 1024},
+		{"jitter is a number", "ping: {jitter: 0.5}", func(c config) any { return c.Ping.Jitter }, 0.5},
+		{"jitter can be a whole number", "ping: {jitter: 1}", func(c config) any { return c.Ping.Jitter }, 1.0},
+		{"jitter can be off", "ping: {jitter: off}", func(c config) any { return c.Ping.Jitter }, -1.0},
+		{"a negative jitter is off too", "ping: {jitter: -0.3}", func(c config) any { return c.Ping.Jitter }, -1.0},
+		{"max_connections of 0 stays, for the server to find out", "limits: {max_connections: 0}", func(c config) any { return c.Limits.MaxConnections }, 0},
+		{"a section without keys has the defaults", "limits:\nping: {}", func(c config) any { return c.Limits.MaxFragments }, 1024},
+		{"what is not mentioned has the default", "loops: 3", func(c config) any { return c.Listen }, ":8080"},
+		{"a plain text needs no quotes", "listen: :9000", func(c config) any { return c.Listen }, ":9000"},
+		{"a byte order mark is ignored", "\ufeffloops: 3", func(c config) any { return c.Loops }, 3},
+		{"lines may end as on Windows", "loops: 3\r\nlisten: :1\r\n", func(c config) any { return c.Listen }, ":1"},
+		{"a document may begin with ---", "---\nloops: 3", func(c config) any { return c.Loops }, 3},
+		{"the log has a level", "log: {level: debug}", func(c config) any { return c.Log.Level }, "debug"},
+	} {
+		t.Run(test.sentence, func(t *testing.T) {
+			c, err := parseConfig("FILE", []byte(test.text+"\n"+minimal), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := test.get(c); got != test.want {
+				t.Errorf("got %v, want %v", got, test.want)
+			}
+			checkRoundTrip(t, c)
+		})
+	}
+}
+
+func TestAFileReplacesTheBuiltInEndpoints(t *testing.T) {
+	c, err := parseConfig("FILE", []byte(minimal), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(c.Endpoints) != 1 || c.Endpoints[0].Path != "/a" {
+		t.Errorf("serves %+v, want /a alone", c.Endpoints)
+	}
+}
+
+// checkRoundTrip fails unless the printed configuration reads back to the same value.
+func checkRoundTrip(t *testing.T, c config) {
+	t.Helper()
+	text, err := c.print()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := parseConfig("PRINTED", text, nil)
+	if err != nil {
+		t.Fatalf("the printed form is refused: %v\n%s", err, text)
+	}
+	if !reflect.DeepEqual(c, again) {
+		t.Errorf("the printed form\n%s\nreads back as\n%+v\nwant\n%+v", text, again, c)
+	}
+}
+
+func TestRoundTripOfEveryKey(t *testing.T) {
+	// Each value differs from its default, so that a key which gets lost shows.
+	text := `listen: "[::1]:9000"
+loops: 7
+endpoints:
+  - path: "/with:colon"
+    mode: echo
+    subprotocols: [chat.v1, "true", "1"]
+    compression: {enabled: true, threshold: off, level: 9}
+    slow_consumer: {policy: latest, max_queue: 3MiB, close_code: 1008}
+  - {path: "/'\"ü", mode: broadcast}
+limits: {max_connections: 5, max_head: 1000, handshake_timeout: 1h, max_message: off, max_fragments: off,
+  idle_timeout: 1m, write_timeout: off, close_timeout: 1h30m5s, max_backlog: 1GiB}
+ping: {interval: off, jitter: 0.0625, timeout: 1.5s}
+shutdown: {timeout: 1ms}
+log: {level: error, format: json}
+`
+	c, err := parseConfig("FILE", []byte(text), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, err := loadConfig("", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range settable(reflect.TypeFor[config]()) {
+		a, b := reflect.ValueOf(c).FieldByIndex(k.index), reflect.ValueOf(plain).FieldByIndex(k.index)
+		if reflect.DeepEqual(a.Interface(), b.Interface()) {
+			t.Errorf("this test leaves %s at its default", k.path)
+		}
+	}
+	checkRoundTrip(t, c)
+}
+
+func TestEnvironment(t *testing.T) {
+	// One value for each variable; a new key needs a row here.
+	values := map[string]string{
+		"CARILLON_LISTEN": "[::1]:9000", "CARILLON_LOOPS": "7",
+		"CARILLON_ENDPOINTS":                "[{path: /e, mode: broadcast, compression: {enabled: true}}]",
+		"CARILLON_LIMITS_MAX_CONNECTIONS":   "5",
+		"CARILLON_LIMITS_MAX_HEAD":          "1KiB",
+		"CARILLON_LIMITS_HANDSHAKE_TIMEOUT": "11s",
+		"CARILLON_LIMITS_MAX_MESSAGE":       "off",
+		"CARILLON_LIMITS_MAX_FRAGMENTS":     "9",
+		"CARILLON_LIMITS_IDLE_TIMEOUT":      "12s",
+		"CARILLON_LIMITS_WRITE_TIMEOUT":     "off",
+		"CARILLON_LIMITS_CLOSE_TIMEOUT":     "13s",
+		"CARILLON_LIMITS_MAX_BACKLOG":       "1MiB",
+		"CARILLON_PING_INTERVAL":            "14s",
+		"CARILLON_PING_JITTER":              "off",
+		"CARILLON_PING_TIMEOUT":             "15s",
+		"CARILLON_SHUTDOWN_TIMEOUT":         "16s",
+		"CARILLON_LOG_LEVEL":                "warn",
+		"CARILLON_LOG_FORMAT":               "json",
+	}
+	plain, err := loadConfig("", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, k := range settable(reflect.TypeFor[config]()) {
+		name := k.variable()
+		text, ok := values[name]
+		if !ok {
+			t.Errorf("%s is not tested", name)
+			continue
+		}
+		all = append(all, name+"="+text)
+		t.Run(name, func(t *testing.T) {
+			c, err := loadConfig("", []string{name + "=" + text})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, other := range settable(reflect.TypeFor[config]()) {
+				got := reflect.ValueOf(c).FieldByIndex(other.index).Interface()
+				same := reflect.DeepEqual(got, reflect.ValueOf(plain).FieldByIndex(other.index).Interface())
+				if same == (other.path == k.path) {
+					t.Errorf("%s is %v", other.path, got)
+				}
+			}
+		})
+		delete(values, name)
+	}
+	for name := range maps.Keys(values) {
+		t.Errorf("%s is tested but is no variable", name)
+	}
+	c, err := loadConfig("", append(all, "PATH=/bin", "CARILLONX=1", "CARILLON_LISTEN="))
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkRoundTrip(t, c)
+}
+
+func TestEnvironmentWinsOverTheFile(t *testing.T) {
+	text := []byte("loops: 3\n" + minimal)
+	c, err := parseConfig("FILE", text, []string{"CARILLON_LOOPS=4", "CARILLON_ENDPOINTS=[{path: /b, mode: echo}]"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Loops != 4 || len(c.Endpoints) != 1 || c.Endpoints[0].Path != "/b" {
+		t.Errorf("got %d loops and endpoints %+v", c.Loops, c.Endpoints)
+	}
+	if c, err = parseConfig("FILE", text, []string{"CARILLON_LOOPS="}); err != nil || c.Loops != 3 {
+		t.Errorf("an empty variable made it %d loops, %v", c.Loops, err)
+	}
+}
+
+func TestVariablesOfKubernetesAreIgnored(t *testing.T) {
+	if _, err := loadConfig("", []string{
+		"CARILLON_SERVICE_HOST=10.0.0.1", "CARILLON_SERVICE_PORT=8080", "CARILLON_SERVICE_PORT_HTTP=8080",
+		"CARILLON_PORT=tcp://10.0.0.1:8080", "CARILLON_PORT_8080_TCP=tcp://10.0.0.1:8080",
+		"CARILLON_PORT_8080_TCP_PROTO=tcp", "CARILLON_PORT_8080_TCP_PORT=8080", "CARILLON_PORT_8080_TCP_ADDR=10.0.0.1",
+		"CARILLON_INTERNAL_SERVICE_HOST=10.0.0.2", "CARILLON_INTERNAL_PORT=tcp://10.0.0.2:8081",
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestLoadNamesAFileThatCannotBeRead(t *testing.T) {
+	_, err := loadConfig(filepath.Join(t.TempDir(), "none.yaml"), nil)
+	if err == nil || !strings.Contains(err.Error(), "none.yaml: no such file") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func FuzzConfig(f *testing.F) {
+	f.Add(builtIn, "")
+	f.Add([]byte(minimal), "[{path: /b, mode: echo, subprotocols: [x]}]")
+	for _, test := range refusals {
+		f.Add([]byte(test.text), strings.TrimPrefix(strings.Join(test.env, " "), "CARILLON_ENDPOINTS="))
+	}
+	files, _ := filepath.Glob("*.yaml")
+	for _, name := range files {
+		text, _ := os.ReadFile(name)
+		f.Add(bytes.ReplaceAll(text, []byte("off"), []byte("0")), "")
+	}
+	f.Fuzz(func(t *testing.T, text []byte, endpoints string) {
+		c, err := parseConfig("FILE", text, []string{"CARILLON_ENDPOINTS=" + endpoints})
+		if err == nil {
+			checkRoundTrip(t, c)
+		}
+	})
+}
+
+func FuzzPrint(f *testing.F) {
+	f.Add("localhost", "/with: colon", "chat", 0.5)
+	f.Add("off", "/'\"#&*!|>%@`\t\n\r\u2028\x00\u0085", "~", 5e-324)
+	f.Add("", "/true", "null", -190.0)
+	f.Fuzz(func(t *testing.T, host, path, subprotocol string, jitter float64) {
+		c := config{Options: server.Options{
+			Listen:    host + ":80",
+			Endpoints: []server.Endpoint{{Path: path, Mode: server.ModeEcho, Subprotocols: []string{subprotocol}}},
+			Ping:      server.Ping{Jitter: jitter},
+		}}
+		var s string
+		if setScalar(reflect.ValueOf(&s).Elem(), host+path+subprotocol) == nil && len(c.resolve()) == 0 {
+			checkRoundTrip(t, c)
+		}
+	})
+}

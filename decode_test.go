@@ -1,0 +1,178 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+// refusals are configurations that must be refused, and how, to the letter.
+var refusals = []struct {
+	sentence string
+	text     string
+	env      []string
+	want     []string // one for each line of the error
+}{
+	{sentence: "an empty file says nothing", text: "",
+		want: []string{`FILE:1:1: is empty: expected keys such as listen and endpoints`}},
+	{sentence: "a file of comments says nothing", text: "# listen: :80\n\n# loops: 1\n",
+		want: []string{`FILE:1:1: is empty: expected keys such as listen and endpoints`}},
+	{sentence: "a file without endpoints serves nothing", text: "loops: 1 # no endpoints\n",
+		want: []string{`FILE:1:1: endpoints: nothing would be served: expected at least one, such as {path: /echo, mode: echo}`}},
+	{sentence: "an empty list of endpoints serves nothing", text: "loops: 1\nendpoints: []\n",
+		want: []string{`FILE:2:12: endpoints: nothing would be served: expected at least one, such as {path: /echo, mode: echo}`}},
+	{sentence: "a list is no configuration", text: "- endpoints\n",
+		want: []string{`FILE:1:1: is a list: expected keys and values`}},
+	{sentence: "a word is no configuration", text: "endpoints\n",
+		want: []string{`FILE:1:1: is a single value: expected keys and values`}},
+	{sentence: "a second document is refused", text: "loops: 1\n---\nendpoints: []\n",
+		want: []string{`FILE:2:1: a second document begins here: expected one`}},
+	{sentence: "a second document after an end mark is refused", text: "loops: 1\n...\nendpoints: []\n",
+		want: []string{`FILE:3:1: a second document begins here: expected one`}},
+	{sentence: "a tab does not indent", text: "limits:\n\tmax_head: 1KiB\n",
+		want: []string{`FILE:2:1: not YAML: a tab cannot indent: expected spaces`}},
+	{sentence: "an open bracket is refused", text: "loops: 1\nendpoints: [{path: /a}\n",
+		want: []string{`FILE:2:12: not YAML: sequence end token ']' not found`}},
+	{sentence: "what is not UTF-8 is refused", text: "loops: 1\nlisten: \xff\n",
+		want: []string{`FILE:2:9: is not text in UTF-8`}},
+	{sentence: "an anchor is refused", text: "loops: &n 1\n",
+		want: []string{`FILE:1:8: loops: is an anchor, an alias or a tag, which are not supported: expected a single value`}},
+
+	{sentence: "a key is set twice", text: "limits:\n  max_head: 1KiB\n  max_head: 2KiB\n",
+		want: []string{`FILE:3:3: limits.max_head: is set twice, first in line 2`}},
+	{sentence: "a key of an endpoint is set twice", text: "endpoints: [{path: /a, path: /b, mode: echo}]\n",
+		want: []string{`FILE:1:24: endpoints[0].path: is set twice, first in line 1`}},
+	{sentence: "a key is misspelt", text: "limits:\n  max_mesage: 1KiB\n",
+		want: []string{`FILE:2:3: limits.max_mesage: unknown key, did you mean max_message?`}},
+	{sentence: "a key is written in another style", text: "limits:\n  maxMessage: 1KiB\n",
+		want: []string{`FILE:2:3: limits.maxMessage: unknown key, did you mean max_message?`}},
+	{sentence: "a key of the top level is misspelt", text: "lisen: :80\n",
+		want: []string{`FILE:1:1: lisen: unknown key, did you mean listen?`}},
+	{sentence: "a key of an endpoint is misspelt", text: "endpoints:\n  - path: /a\n    mod: echo\n",
+		want: []string{`FILE:3:5: endpoints[0].mod: unknown key, did you mean mode?`}},
+	{sentence: "a key stands in the wrong section", text: "max_message: 1KiB\n",
+		want: []string{`FILE:1:1: max_message: unknown key, did you mean limits.max_message?`}},
+	{sentence: "a key of an endpoint stands at the top", text: "slow_consumer: {}\n",
+		want: []string{`FILE:1:1: slow_consumer: unknown key, did you mean endpoints[].slow_consumer?`}},
+	{sentence: "a key is like no other", text: "ping:\n  colour: blue\n",
+		want: []string{`FILE:2:3: ping.colour: unknown key: expected one of interval, jitter, timeout`}},
+	{sentence: "a merge is refused", text: "ping:\n  <<: {jitter: 1}\n",
+		want: []string{`FILE:2:3: ping.<<: unknown key: expected one of interval, jitter, timeout`}},
+	{sentence: "an unknown key cannot break the line", text: "\"a\\nb\": 1\n",
+		want: []string{`FILE:1:1: "a\nb": unknown key: expected one of endpoints, limits, listen, log, loops, ping, shutdown`}},
+
+	{sentence: "a section is not a value", text: "limits: 5\n",
+		want: []string{`FILE:1:9: limits: is a single value: expected keys and values`}},
+	{sentence: "a section is not a list", text: "limits:\n  - max_head: 1KiB\n",
+		want: []string{`FILE:2:3: limits: is a list: expected keys and values`}},
+	{sentence: "a list is not a value", text: "endpoints: /echo\n",
+		want: []string{`FILE:1:12: endpoints: is a single value: expected a list`}},
+	{sentence: "a list is not a section", text: "endpoints:\n  path: /echo\n",
+		want: []string{`FILE:2:3: endpoints: is a section: expected a list`}},
+	{sentence: "an endpoint is not a value", text: "endpoints: [/echo]\n",
+		want: []string{`FILE:1:13: endpoints[0]: is a single value: expected keys and values`}},
+	{sentence: "an endpoint is not empty", text: "endpoints:\n  -\n",
+		want: []string{`FILE:2:5: endpoints[0]: is empty: expected keys and values`}},
+	{sentence: "a value is not empty", text: "listen:\n",
+		want: []string{`FILE:1:9: listen: is empty: expected a single value`}},
+	{sentence: "a value is not a list", text: "listen: [a, b]\n",
+		want: []string{`FILE:1:9: listen: is a list: expected a single value`}},
+
+	{sentence: "a duration has a unit", text: "limits:\n  idle_timeout: 30\n",
+		want: []string{`FILE:2:17: limits.idle_timeout: 30 has no unit: expected a duration, such as 30s for seconds`}},
+	{sentence: "a duration is a duration", text: "ping: {interval: soon}\n",
+		want: []string{`FILE:1:18: ping.interval: "soon" is not a duration: expected one such as 30s or 1m30s`}},
+	{sentence: "a size is a size", text: "limits:\n  max_message: 1MB\n",
+		want: []string{`FILE:2:16: limits.max_message: "1MB" is not a size: expected a whole number of B, KiB, MiB or GiB, such as 64KiB, or off`}},
+	{sentence: "a count is a whole number", text: "loops: 1.5\n",
+		want: []string{`FILE:1:8: loops: "1.5" is not a whole number: expected one such as 1000`}},
+	{sentence: "a count is not text", text: "loops: '4'\n",
+		want: []string{`FILE:1:8: loops: "4" is text: expected a number, without quotes`}},
+	{sentence: "a count fits into its field", text: "limits: {max_connections: 99999999999999999999}\n",
+		want: []string{`FILE:1:27: limits.max_connections: "99999999999999999999" is not a whole number: expected one such as 1000`}},
+	{sentence: "jitter is a number", text: "ping: {jitter: much}\n",
+		want: []string{`FILE:1:16: ping.jitter: "much" is not a number: expected one such as 0.2`}},
+	{sentence: "a switch is true or false", text: "endpoints: [{path: /a, mode: echo, compression: {enabled: yes}}]\n",
+		want: []string{`FILE:1:59: endpoints[0].compression.enabled: "yes" is not a switch: expected true or false`}},
+	{sentence: "a text has no line break", text: "listen: \"a\\nb:80\"\n",
+		want: []string{`FILE:1:9: listen: "a\nb:80" has a character that does not print: expected plain text`}},
+	{sentence: "every value of the wrong kind is named", text: "loops: many\nping: {jitter: much}\n",
+		want: []string{
+			`FILE:1:8: loops: "many" is not a whole number: expected one such as 1000`,
+			`FILE:2:16: ping.jitter: "much" is not a number: expected one such as 0.2`,
+		}},
+
+	{sentence: "an address has a port", text: "listen: localhost\n" + minimal,
+		want: []string{`FILE:1:9: listen: "localhost" is not an address: expected host:port, such as :8080 or 127.0.0.1:8080`}},
+	{sentence: "a port alone is not an address", text: "listen: 8080\n" + minimal,
+		want: []string{`FILE:1:9: listen: "8080" is not an address: expected host:port, such as :8080 or 127.0.0.1:8080`}},
+	{sentence: "close_timeout cannot be off", text: "limits:\n  close_timeout: off\n" + minimal,
+		want: []string{`FILE:2:18: limits.close_timeout: cannot be turned off: expected a duration such as 5s`}},
+	{sentence: "loops cannot be off", text: "loops: off\n" + minimal,
+		want: []string{`FILE:1:8: loops: -1 is out of range: expected 1 to 255, or 0 for one per processor`}},
+	{sentence: "a log level is known", text: "log:\n  level: verbose\n" + minimal,
+		want: []string{`FILE:2:10: log.level: "verbose" is unknown: expected debug, info, warn or error`}},
+	{sentence: "a log format is known", text: "log:\n  format: xml\n" + minimal,
+		want: []string{`FILE:2:11: log.format: "xml" is unknown: expected text or json`}},
+	{sentence: "an endpoint without a mode is found by its first key", text: "endpoints:\n  - path: /a\n",
+		want: []string{`FILE:2:5: endpoints[0].mode: is missing: expected echo or broadcast`}},
+	{sentence: "every impossible value is named, each in its place",
+		text: "endpoints:\n  - {path: /a, mode: echo}\n  - path: /a\n    mode: shout\n    slow_consumer: {close_code: 1000}\nping:\n  jitter: 2\n",
+		want: []string{
+			`FILE:7:11: ping.jitter: 2 is out of range: expected a part of the interval, 0 to 1`,
+			`FILE:4:11: endpoints[1].mode: "shout" is unknown: expected echo or broadcast`,
+			`FILE:5:33: endpoints[1].slow_consumer.close_code: 1000 is not allowed: expected 1013 (try again later) or 1008 (policy violation)`,
+			`FILE:3:11: endpoints[1].path: /a is served by endpoints[0] already`,
+		}},
+
+	{sentence: "a variable is misspelt", text: minimal, env: []string{"CARILLON_LISTENN=:80"},
+		want: []string{`CARILLON_LISTENN: unknown variable, did you mean CARILLON_LISTEN?`}},
+	{sentence: "a variable lacks its section", text: minimal, env: []string{"CARILLON_MAX_MESSAGE=1KiB"},
+		want: []string{`CARILLON_MAX_MESSAGE: unknown variable, did you mean CARILLON_LIMITS_MAX_MESSAGE?`}},
+	{sentence: "a variable is like no other", text: minimal, env: []string{"CARILLON_PORT=9000"},
+		want: []string{`CARILLON_PORT: unknown variable: expected CARILLON_<SECTION>_<KEY>, as listed by carillon config --help`}},
+	{sentence: "a variable has a value of the wrong kind", text: minimal, env: []string{"CARILLON_PING_INTERVAL=30"},
+		want: []string{`CARILLON_PING_INTERVAL: ping.interval: 30 has no unit: expected a duration, such as 30s for seconds`}},
+	{sentence: "a variable has an impossible value, the file a good one", text: "ping: {jitter: 0.5}\n" + minimal, env: []string{"CARILLON_PING_JITTER=3"},
+		want: []string{`CARILLON_PING_JITTER: ping.jitter: 3 is out of range: expected a part of the interval, 0 to 1`}},
+	{sentence: "a variable's list is not a list", text: minimal, env: []string{"CARILLON_ENDPOINTS=/echo"},
+		want: []string{`CARILLON_ENDPOINTS: endpoints: is a single value: expected a list`}},
+	{sentence: "a variable's list is broken", text: minimal, env: []string{"CARILLON_ENDPOINTS=[{path: /a, mode: echo]"},
+		want: []string{`CARILLON_ENDPOINTS: not YAML: ',' or '}' must be specified`}},
+	{sentence: "a variable's list has a misspelt key", text: minimal, env: []string{"CARILLON_ENDPOINTS=[{path: /a, mod: echo}]"},
+		want: []string{`CARILLON_ENDPOINTS: endpoints[0].mod: unknown key, did you mean mode?`}},
+	{sentence: "a variable's list lacks what the file's has", text: minimal, env: []string{"CARILLON_ENDPOINTS=[{path: /a}]"},
+		want: []string{`CARILLON_ENDPOINTS: endpoints[0].mode: is missing: expected echo or broadcast`}},
+	{sentence: "a variable's empty list serves nothing", text: minimal, env: []string{"CARILLON_ENDPOINTS=[]"},
+		want: []string{`CARILLON_ENDPOINTS: endpoints: nothing would be served: expected at least one, such as {path: /echo, mode: echo}`}},
+}
+
+func TestRefusals(t *testing.T) {
+	for _, test := range refusals {
+		t.Run(test.sentence, func(t *testing.T) {
+			_, err := parseConfig("FILE", []byte(test.text), test.env)
+			if err == nil {
+				t.Fatal("accepted")
+			}
+			if want := strings.Join(test.want, "\n"); err.Error() != want {
+				t.Errorf("got\n%v\nwant\n%s", err, want)
+			}
+		})
+	}
+}
+
+func TestNearest(t *testing.T) {
+	for _, test := range []struct{ word, want string }{
+		{"max_message", "max_message"},
+		{"MAX_MESSAGE", "max_message"},
+		{"max-message", "max_message"},
+		{"lop", ""},
+		{"loop", "loops"},
+		{"", ""},
+		{"x", ""},
+		{"something else", ""},
+	} {
+		if got := nearest(test.word, []string{"loops", "max_message", "path"}); got != test.want {
+			t.Errorf("nearest to %q is %q, want %q", test.word, got, test.want)
+		}
+	}
+}

@@ -1,0 +1,269 @@
+// Carillon is a WebSocket server that echoes messages or fans them out to every connection.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"reflect"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+
+	"carillon/server"
+
+	"github.com/spf13/cobra"
+)
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+// run is the program with its exit status: 0 after a clean end, 1 after an error, 2 for a command
+// line that makes no sense.
+func run(args []string) int {
+	cmd := rootCommand()
+	cmd.SetArgs(args)
+	err := cmd.Execute()
+	if err == nil {
+		return 0
+	}
+	if err != errReported {
+		for line := range strings.Lines(err.Error()) {
+			fmt.Fprintf(os.Stderr, "carillon: %s\n", strings.TrimSpace(line))
+		}
+	}
+	if _, ok := errors.AsType[*failure](err); ok || err == errReported {
+		return 1
+	}
+	fmt.Fprintln(os.Stderr, "carillon: see carillon --help")
+	return 2
+}
+
+// failure is what went wrong in a command that was understood.
+type failure struct{ error }
+
+func (f *failure) Unwrap() error { return f.error }
+
+// errReported ends a command whose own output has said what is wrong.
+var errReported = errors.New("reported")
+
+// command makes a command without arguments.
+func command(use, short, long string, do func(out io.Writer) error) *cobra.Command {
+	return &cobra.Command{
+		Use: use, Short: short, Long: long,
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			err := do(cmd.OutOrStdout())
+			if err == nil || err == errReported {
+				return err
+			}
+			return &failure{err}
+		},
+	}
+}
+
+func rootCommand() *cobra.Command {
+	var file string
+	withFile := func(cmd *cobra.Command) *cobra.Command {
+		cmd.Flags().FuncP("config", "c", "configuration `FILE` (default: the one built in)", fileName(&file))
+		_ = cmd.MarkFlagFilename("config", "yaml", "yml")
+		return cmd
+	}
+
+	root := withFile(command("carillon", "A WebSocket server for echo and fan-out", rootHelp, func(out io.Writer) error {
+		c, err := loadConfig(file, os.Environ())
+		if err != nil {
+			return err
+		}
+		return serve(c, out)
+	}))
+	root.Version = version()
+	root.SetVersionTemplate("{{.Version}}\n")
+
+	var check string
+	configure := withFile(command("config", "Print or check the configuration", configHelp(), func(out io.Writer) error {
+		if check != "" {
+			return checkConfig(out, check)
+		}
+		c, err := loadConfig(file, os.Environ())
+		if err != nil {
+			return err
+		}
+		text, err := c.print()
+		if err != nil {
+			return fmt.Errorf("print the configuration: %w", err)
+		}
+		_, err = out.Write(text)
+		return err
+	}))
+	configure.Flags().Func("check", "only check `FILE`, and print every problem", fileName(&check))
+	_ = configure.MarkFlagFilename("check", "yaml", "yml")
+	configure.MarkFlagsMutuallyExclusive("config", "check")
+
+	root.AddCommand(configure, command("version", "Print the version", "", func(out io.Writer) error {
+		_, err := fmt.Fprintln(out, version())
+		return err
+	}))
+	return root
+}
+
+// fileName sets a flag. An empty name is most likely a script's unset variable, not a wish for the
+// built-in file.
+func fileName(to *string) func(string) error {
+	return func(name string) error {
+		if *to = name; name == "" {
+			return errors.New("expected the name of a file")
+		}
+		return nil
+	}
+}
+
+const rootHelp = `Serves WebSocket endpoints: /echo and /broadcast on port 8080, or what a
+configuration file says. Ctrl-C or SIGTERM closes all connections and ends; a
+second one ends at once.
+
+Each key of the configuration can also be set by an environment variable, such
+as CARILLON_LISTEN=:9000. "carillon config --help" lists them.
+
+Exit status: 0 after a clean end, 1 after an error, a wrong configuration or a
+second signal, 2 for a command line that makes no sense.`
+
+func configHelp() string {
+	var b strings.Builder
+	b.WriteString(`Prints the configuration in force as YAML, after the file, the environment and
+the defaults. It can be used as a file.
+
+With --check it says FILE: ok, or prints each problem with its line and column
+and exits with status 1. The environment counts here too, as it would at start.
+
+The variables, each of which wins over the file:
+
+`)
+	for _, k := range settable(reflect.TypeFor[config]()) {
+		fmt.Fprintf(&b, "  %-34s %s\n", k.variable(), k.path)
+	}
+	return strings.TrimSpace(b.String())
+}
+
+func checkConfig(out io.Writer, file string) error {
+	_, err := loadConfig(file, os.Environ())
+	if err == nil {
+		_, err = fmt.Fprintf(out, "%s: ok\n", file)
+		return err
+	}
+	if _, ok := errors.AsType[*problem](err); !ok {
+		return err
+	}
+	fmt.Fprintln(out, err)
+	return errReported
+}
+
+// serve runs the server until a signal ends it.
+func serve(c config, out io.Writer) error {
+	c.Logger = newLogger(c.Log, os.Stderr)
+	srv, err := server.New(c.Options)
+	if err != nil {
+		return err
+	}
+	ctx, drain := context.WithCancel(context.Background())
+	defer drain()
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	signal.Ignore(syscall.SIGPIPE) // whoever reads our output may go away, the connections stay
+
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Run(ctx) }()
+	started := srv.Started()
+	for {
+		select {
+		case <-started:
+			started = nil
+			announce(out, c, srv.Addr(), srv.MaxConnections())
+		case s := <-signals:
+			if ctx.Err() != nil {
+				return fmt.Errorf("%v again: ended without draining", s)
+			}
+			fmt.Fprintf(out, "%v: draining, %d open, for up to %s; a second signal ends at once\n",
+				s, srv.Count(), shortDuration(c.Shutdown.Timeout))
+			drain()
+		case err := <-ended:
+			return err
+		}
+	}
+}
+
+func newLogger(c logConfig, w io.Writer) *slog.Logger {
+	options := &slog.HandlerOptions{Level: logLevels[c.Level]}
+	if c.Format == "json" {
+		return slog.New(slog.NewJSONHandler(w, options))
+	}
+	return slog.New(slog.NewTextHandler(w, options))
+}
+
+// few is the number of connections below which it is worth saying how to allow more.
+const few = 16 << 10
+
+// announce tells the person at the terminal what is served, how much of it, and how to stop.
+func announce(out io.Writer, c config, addr net.Addr, most int) {
+	fmt.Fprintf(out, "carillon listens on %s\n\n", addr)
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "  URL\tMODE\tCOMPRESSION\tSUBPROTOCOLS")
+	for _, e := range c.Endpoints {
+		compression, subprotocols := "no", "none"
+		if e.Compression.Enabled {
+			compression = "yes"
+		}
+		if len(e.Subprotocols) > 0 {
+			subprotocols = strings.Join(e.Subprotocols, ", ")
+		}
+		fmt.Fprintf(table, "  %s\t%s\t%s\t%s\n", url(c.Listen, addr, e.Path), e.Mode, compression, subprotocols)
+	}
+	table.Flush()
+
+	if most == c.Limits.MaxConnections {
+		fmt.Fprintf(out, "\nUp to %d connections at once, as limits.max_connections says.\n", most)
+	} else {
+		fmt.Fprintf(out, "\nUp to %d connections at once, as the limit of open files allows.\n", most)
+		if most < few {
+			fmt.Fprintln(out, "For more, raise it before the start: ulimit -n 1048576 (or LimitNOFILE= in a systemd\n"+
+				"unit, --ulimit nofile= in Docker).")
+		}
+	}
+	fmt.Fprintln(out, "Stop with Ctrl-C or SIGTERM.")
+}
+
+// url is where a client on this machine finds a path.
+func url(listen string, addr net.Addr, path string) string {
+	host, _, _ := net.SplitHostPort(listen)
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "localhost"
+	}
+	_, port, _ := net.SplitHostPort(addr.String())
+	return "ws://" + net.JoinHostPort(host, port) + path
+}
+
+// version describes the build: the module's version, the commit, the compiler and the platform.
+func version() string {
+	v, revision, changed := "(unknown)", "", ""
+	if info, ok := debug.ReadBuildInfo(); ok {
+		v = info.Main.Version
+		for _, s := range info.Settings {
+			switch {
+			case s.Key == "vcs.revision":
+				revision = " " + s.Value
+			case s.Key == "vcs.modified" && s.Value == "true":
+				changed = " (changed)"
+			}
+		}
+	}
+	return fmt.Sprintf("carillon %s%s%s, %s %s/%s", v, revision, changed, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}

@@ -1,0 +1,454 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+)
+
+// soon bounds everything that must happen without waiting for a time-out of the server.
+const soon = 5 * time.Second
+
+var buildDir string
+
+func TestMain(m *testing.M) {
+	status := m.Run()
+	if buildDir != "" {
+		os.RemoveAll(buildDir)
+	}
+	os.Exit(status)
+}
+
+// binary builds the program, for the first test that runs it: fuzzing starts many processes of this
+// test, and they need none.
+var binary = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "carillon-test-")
+	if err != nil {
+		return "", err
+	}
+	buildDir = dir
+	path := filepath.Join(dir, "carillon")
+	if out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput(); err != nil {
+		return "", errors.New(string(out))
+	}
+	return path, nil
+})
+
+// program is a running carillon.
+type program struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	stdout chan string // one line at a time, closed at the end
+	stderr bytes.Buffer
+	done   chan struct{}
+	seen   []string
+}
+
+// start runs the program in an empty directory, on a free port unless env says otherwise.
+func start(t *testing.T, env []string, args ...string) *program {
+	t.Helper()
+	path, err := binary()
+	if err != nil {
+		t.Fatalf("build: %v", err)
+	}
+	return startCommand(t, env, exec.Command(path, args...))
+}
+
+func startCommand(t *testing.T, env []string, cmd *exec.Cmd) *program {
+	t.Helper()
+	p := &program{t: t, cmd: cmd, stdout: make(chan string, 100), done: make(chan struct{})}
+	cmd.Dir = t.TempDir()
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "CARILLON_LISTEN=127.0.0.1:0"}, env...)
+	cmd.Stderr = &p.stderr
+	r, w := io.Pipe()
+	cmd.Stdout = w
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(p.stdout)
+		for lines := bufio.NewScanner(r); lines.Scan(); {
+			p.stdout <- lines.Text()
+		}
+	}()
+	go func() {
+		defer close(p.done)
+		_ = cmd.Wait()
+		w.Close()
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-p.done
+	})
+	return p
+}
+
+// until reads standard output up to the line that contains the words, and returns that line.
+func (p *program) until(words string) string {
+	p.t.Helper()
+	late := time.After(soon)
+	for {
+		select {
+		case line, ok := <-p.stdout:
+			if !ok {
+				<-p.done
+				p.t.Fatalf("ended without printing %q, after\n%s\nand on standard error\n%s", words, p.output(), &p.stderr)
+			}
+			p.seen = append(p.seen, line)
+			if strings.Contains(line, words) {
+				return line
+			}
+		case <-late:
+			p.t.Fatalf("did not print %q in time, but\n%s", words, p.output())
+		}
+	}
+}
+
+func (p *program) output() string { return strings.Join(p.seen, "\n") }
+
+var wsURL = regexp.MustCompile(`ws://\S+`)
+
+// url waits for the start and returns the URL that the program printed for a path.
+func (p *program) url(path string) string {
+	p.t.Helper()
+	url := wsURL.FindString(p.until(path + " "))
+	p.until("Stop with")
+	return url
+}
+
+func (p *program) signal(s os.Signal) {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(s); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// end waits for the end and returns the exit status and the rest of both outputs.
+func (p *program) end() (status int, stdout, stderr string) {
+	p.t.Helper()
+	select {
+	case <-p.done:
+	case <-time.After(soon):
+		p.t.Fatalf("still runs after %v; it printed\n%s", soon, p.output())
+	}
+	for line := range p.stdout {
+		stdout += line + "\n"
+	}
+	return p.cmd.ProcessState.ExitCode(), stdout, p.stderr.String()
+}
+
+func dial(t *testing.T, url string) *websocket.Conn {
+	t.Helper()
+	conn, _, err := websocket.DefaultDialer.Dial(url, nil)
+	if err != nil {
+		t.Fatalf("dial %s: %v", url, err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	_ = conn.SetReadDeadline(time.Now().Add(soon))
+	return conn
+}
+
+func say(t *testing.T, conn *websocket.Conn, text string) {
+	t.Helper()
+	if err := conn.WriteMessage(websocket.TextMessage, []byte(text)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func hear(t *testing.T, conn *websocket.Conn, want string) {
+	t.Helper()
+	if _, got, err := conn.ReadMessage(); err != nil || string(got) != want {
+		t.Fatalf("heard %q, %v, want %q", got, err, want)
+	}
+}
+
+func TestServesWithoutAnyFile(t *testing.T) {
+	p := start(t, nil)
+	echo := wsURL.FindString(p.until("/echo"))
+	line := p.until("/broadcast")
+	p.until("Stop with")
+	if want := regexp.MustCompile(`^  ws://127\.0\.0\.1:\d+/broadcast  broadcast  no           none$`); !want.MatchString(line) {
+		t.Errorf("printed %q", line)
+	}
+	if !strings.Contains(p.output(), "connections at once") {
+		t.Errorf("does not say how many connections it can hold:\n%s", p.output())
+	}
+
+	alice := dial(t, echo)
+	say(t, alice, "hello")
+	hear(t, alice, "hello")
+
+	bob, cathy := dial(t, wsURL.FindString(line)), dial(t, wsURL.FindString(line))
+	say(t, cathy, "to all")
+	hear(t, bob, "to all")
+	hear(t, cathy, "to all")
+}
+
+func TestHandshakeOnTheWire(t *testing.T) {
+	url := start(t, nil).url("/echo")
+	conn, err := net.Dial("tcp", strings.TrimSuffix(strings.TrimPrefix(url, "ws://"), "/echo"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(soon))
+	// The key and the answer are those of RFC 6455, section 1.3.
+	if _, err := io.WriteString(conn, "GET /echo HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
+		"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	var head strings.Builder
+	r := bufio.NewReader(conn)
+	for !strings.HasSuffix(head.String(), "\r\n\r\n") {
+		b, err := r.ReadByte()
+		if err != nil {
+			t.Fatalf("%v after %q", err, head.String())
+		}
+		head.WriteByte(b)
+	}
+	if got := head.String(); !strings.HasPrefix(got, "HTTP/1.1 101 ") || !strings.Contains(got, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=") {
+		t.Errorf("answered %q", got)
+	}
+}
+
+func TestAWildcardAddressIsShownAsLocalhost(t *testing.T) {
+	for _, listen := range []string{":0", "0.0.0.0:0"} {
+		t.Run(listen, func(t *testing.T) {
+			url := start(t, []string{"CARILLON_LISTEN=" + listen}).url("/echo")
+			if !strings.HasPrefix(url, "ws://localhost:") {
+				t.Fatalf("printed %s", url)
+			}
+			alice := dial(t, url)
+			say(t, alice, "hello")
+			hear(t, alice, "hello")
+		})
+	}
+}
+
+func TestASignalDrainsAndEndsCleanly(t *testing.T) {
+	for _, s := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
+		t.Run(s.String(), func(t *testing.T) {
+			p := start(t, nil)
+			alice := dial(t, p.url("/echo"))
+			say(t, alice, "hello")
+			hear(t, alice, "hello")
+			p.signal(s)
+			if _, _, err := alice.ReadMessage(); !websocket.IsCloseError(err, websocket.CloseGoingAway) {
+				t.Errorf("alice got %v, want close code 1001", err)
+			}
+			alice.Close()
+			p.until("draining, 1 open")
+			if status, stdout, stderr := p.end(); status != 0 || stdout != "" || strings.Contains(stderr, "carillon:") {
+				t.Errorf("exit status %d, printed %q and %q", status, stdout, stderr)
+			}
+		})
+	}
+}
+
+func TestASignalEndsAnIdleServer(t *testing.T) {
+	p := start(t, nil)
+	p.until("Stop with")
+	p.signal(syscall.SIGTERM)
+	if status, _, stderr := p.end(); status != 0 {
+		t.Errorf("exit status %d: %s", status, stderr)
+	}
+}
+
+func TestDrainsAlthoughNobodyReadsItsOutput(t *testing.T) {
+	path, err := binary()
+	if err != nil {
+		t.Fatalf("build: %v", err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path)
+	cmd.Env, cmd.Stdout, cmd.Stderr = []string{"CARILLON_LISTEN=127.0.0.1:0"}, w, w
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	late := time.AfterFunc(soon, func() { _ = cmd.Process.Kill() })
+	defer late.Stop()
+	for lines := bufio.NewScanner(r); lines.Scan() && !strings.Contains(lines.Text(), "Stop with"); {
+	}
+	r.Close()
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("ended with %v", err)
+	}
+}
+
+func TestASecondSignalEndsAtOnce(t *testing.T) {
+	p := start(t, []string{"CARILLON_SHUTDOWN_TIMEOUT=1m", "CARILLON_LIMITS_CLOSE_TIMEOUT=1m"})
+	dial(t, p.url("/echo")) // reads nothing, so it never answers the closing handshake
+	p.signal(syscall.SIGTERM)
+	p.until("draining")
+	select {
+	case <-p.done:
+		t.Fatalf("the first signal ended it already: %s", &p.stderr)
+	case <-time.After(200 * time.Millisecond):
+	}
+	p.signal(syscall.SIGTERM)
+	status, _, stderr := p.end()
+	if status != 1 || !strings.Contains(stderr, "carillon: terminated again: ended without draining\n") {
+		t.Errorf("exit status %d, %q", status, stderr)
+	}
+}
+
+func TestATakenPortIsOneLine(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	status, stdout, stderr := start(t, []string{"CARILLON_LISTEN=" + l.Addr().String(), "CARILLON_LOG_LEVEL=error"}).end()
+	if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 ||
+		!strings.HasPrefix(stderr, "carillon: ") || !strings.Contains(stderr, l.Addr().String()) || !strings.Contains(stderr, "in use") {
+		t.Errorf("exit status %d, printed %q and %q", status, stdout, stderr)
+	}
+}
+
+func TestTheLimitOfOpenFilesIsExplained(t *testing.T) {
+	path, err := binary()
+	if err != nil {
+		t.Fatalf("build: %v", err)
+	}
+	p := startCommand(t, nil, exec.Command("sh", "-c", `ulimit -n 300 && exec "$0"`, path))
+	p.until("Stop with")
+	if !regexp.MustCompile(`Up to [12]\d\d connections at once, as the limit of open files allows`).MatchString(p.output()) ||
+		!strings.Contains(p.output(), "ulimit -n") {
+		t.Errorf("printed\n%s", p.output())
+	}
+
+	p = start(t, []string{"CARILLON_LIMITS_MAX_CONNECTIONS=5"})
+	p.until("Stop with")
+	if !strings.Contains(p.output(), "Up to 5 connections at once, as limits.max_connections says.") || strings.Contains(p.output(), "ulimit") {
+		t.Errorf("printed\n%s", p.output())
+	}
+}
+
+func TestTheLogIsJSONOnStandardError(t *testing.T) {
+	p := start(t, []string{"CARILLON_LOG_FORMAT=json", "CARILLON_LOG_LEVEL=debug"})
+	p.until("Stop with")
+	p.signal(syscall.SIGTERM)
+	_, _, stderr := p.end()
+	if stderr == "" {
+		t.Error("nothing was logged")
+	}
+	for line := range strings.Lines(stderr) {
+		if !json.Valid([]byte(line)) {
+			t.Errorf("logged %q", line)
+		}
+	}
+}
+
+func TestCommands(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	good := file("good.yaml", minimal)
+	bad := file("bad.yaml", "endpoints:\n  - path: /a\n    mode: sing\nlimits:\n  max_head: 1\n")
+	none := filepath.Join(dir, "none.yaml")
+	for _, test := range []struct {
+		sentence string
+		args     string
+		env      string
+		status   int
+		stdout   string // the whole of it, or how it begins where it ends with ...
+		stderr   string
+	}{
+		{"a good file is ok", "config --check " + good, "", 0, good + ": ok\n", ""},
+		{"a bad file is taken apart", "config --check " + bad, "", 1,
+			bad + ":5:13: limits.max_head: 1B is out of range: expected 256B to 1MiB\n" +
+				bad + ":3:11: endpoints[0].mode: \"sing\" is unknown: expected echo or broadcast\n", ""},
+		{"a check counts the environment", "config --check " + good, "CARILLON_LOOPS=x", 1,
+			"CARILLON_LOOPS: loops: \"x\" is not a whole number: expected one such as 1000\n", ""},
+		{"a file that is not there cannot be checked", "config --check " + none, "", 1, "",
+			"carillon: read the configuration: open " + none + ": no such file or directory\n"},
+		{"the configuration is printed", "config", "", 0, "listen: 127.0.0.1:0\nloops: 0\nendpoints:\n- path: /echo\n...", ""},
+		{"a bad file starts nothing", "--config " + bad, "", 1, "",
+			"carillon: " + bad + ":5:13: limits.max_head: 1B is out of range: expected 256B to 1MiB\n" +
+				"carillon: " + bad + ":3:11: endpoints[0].mode: \"sing\" is unknown: expected echo or broadcast\n"},
+		{"a bad variable starts nothing", "", "CARILLON_LOPS=1", 1, "",
+			"carillon: CARILLON_LOPS: unknown variable, did you mean CARILLON_LOOPS?\n"},
+		{"a missing file starts nothing", "--config " + none, "", 1, "",
+			"carillon: read the configuration: open " + none + ": no such file or directory\n"},
+		{"an unknown flag is wrong usage", "--cofnig x", "", 2, "",
+			"carillon: unknown flag: --cofnig\ncarillon: see carillon --help\n"},
+		{"an unknown command is wrong usage", "sevre", "", 2, "",
+			"carillon: unknown command \"sevre\" for \"carillon\"\ncarillon: see carillon --help\n"},
+		{"a file has a name", "config --check=", "", 2, "",
+			"carillon: invalid argument \"\" for \"--check\" flag: expected the name of a file\ncarillon: see carillon --help\n"},
+		{"a file and a check exclude each other", "config --check a --config b", "", 2, "",
+			"carillon: if any flags in the group [config check] are set none of the others can be; [check config] were all set\ncarillon: see carillon --help\n"},
+		{"there is help", "--help", "", 0, "Serves WebSocket endpoints...", ""},
+		{"there is a version", "version", "", 0, "carillon ...", ""},
+		{"there is a version as a flag", "--version", "", 0, "carillon ...", ""},
+	} {
+		t.Run(test.sentence, func(t *testing.T) {
+			var env []string
+			if test.env != "" {
+				env = []string{test.env}
+			}
+			status, stdout, stderr := start(t, env, strings.Fields(test.args)...).end()
+			if begin, ok := strings.CutSuffix(test.stdout, "..."); ok && strings.HasPrefix(stdout, begin) {
+				stdout = test.stdout
+			}
+			if status != test.status || stdout != test.stdout || stderr != test.stderr {
+				t.Errorf("exit status %d, printed\n%s\nand\n%s", status, stdout, stderr)
+			}
+		})
+	}
+}
+
+func TestThePrintedConfigurationIsAFile(t *testing.T) {
+	env := []string{"CARILLON_LOOPS=3", "CARILLON_LIMITS_IDLE_TIMEOUT=90s", "CARILLON_PING_INTERVAL=off"}
+	_, first, _ := start(t, env, "config").end()
+	path := filepath.Join(t.TempDir(), "printed.yaml")
+	if err := os.WriteFile(path, []byte(first), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	status, second, stderr := start(t, nil, "config", "--config", path).end()
+	if status != 0 || first != second || !strings.Contains(first, "loops: 3\n") {
+		t.Errorf("exit status %d, %q; printed first\n%s\nthen\n%s", status, stderr, first, second)
+	}
+}
+
+func TestURL(t *testing.T) {
+	addr := &net.TCPAddr{IP: net.IPv6unspecified, Port: 9000}
+	for listen, want := range map[string]string{
+		":0":               "ws://localhost:9000/a",
+		"0.0.0.0:9000":     "ws://localhost:9000/a",
+		"[::]:9000":        "ws://localhost:9000/a",
+		"[::1]:9000":       "ws://[::1]:9000/a",
+		"10.1.2.3:0":       "ws://10.1.2.3:9000/a",
+		"example.org:9000": "ws://example.org:9000/a",
+	} {
+		if got := url(listen, addr, "/a"); got != want {
+			t.Errorf("listening on %s is shown as %s, want %s", listen, got, want)
+		}
+	}
+}
