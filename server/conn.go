@@ -46,6 +46,9 @@ type Conn struct {
 	// Written by the loop, read by anyone.
 	state atomic.Uint32
 
+	// Written by anyone, once.
+	asked atomic.Bool // the application has asked for the close
+
 	// Immutable after the handshake.
 	ep          *endpoint
 	subprotocol uint8 // index into the endpoint's list, or noSubprotocol
@@ -117,7 +120,7 @@ func (c *Conn) Send(op codec.Opcode, payload []byte) error {
 	if op != Text && op != Binary {
 		return ErrOpcode
 	}
-	if c.state.Load() != stateOpen {
+	if !c.isOpen() {
 		return ErrClosed
 	}
 	return c.sh.postMessage(c, op, payload)
@@ -126,20 +129,26 @@ func (c *Conn) Send(op codec.Opcode, payload []byte) error {
 // SendFrame sends a prepared message. Its bytes are shared, not copied, so a frame that goes to many
 // connections is encoded once.
 func (c *Conn) SendFrame(f *codec.Frame) error {
-	if c.state.Load() != stateOpen {
+	if !c.isOpen() {
 		return ErrClosed
 	}
 	return c.sh.postFrame(c, f)
 }
 
+// isOpen says whether messages flow, as far as the application is concerned.
+func (c *Conn) isOpen() bool { return c.state.Load() == stateOpen && !c.asked.Load() }
+
 // Close starts the closing handshake (RFC 6455, section 7.1.2): everything sent before goes out
-// first, then a close frame with the code and the reason, of which at most 123 bytes are sent. A
-// connection that is closing already stays as it is, which is no error. It fails with [ErrCloseCode].
+// first, then a close frame with the code and the reason, of which at most 123 bytes are sent. From
+// now on Send fails and no message of this connection is handed to the application. A connection that
+// is closing already stays as it is, which is no error. It fails with [ErrCloseCode].
 func (c *Conn) Close(code codec.CloseCode, reason string) error {
 	if !code.Valid() {
 		return fmt.Errorf("%w: %d", ErrCloseCode, code)
 	}
-	c.sh.postClose(c, closeOwn, code, reason)
+	if c.state.Load() == stateOpen && !c.asked.Swap(true) {
+		c.sh.postClose(c, closeOwn, code, reason)
+	}
 	return nil
 }
 

@@ -24,6 +24,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	defer s.watcher.close()
+	defer s.releaseAddr()
 
 	stopped, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
@@ -73,7 +74,8 @@ func (s *Server) Run(ctx context.Context) error {
 
 // Shutdown stops the server gracefully: it accepts nobody, sends every connection what waits for it
 // and close frame 1001, and waits for the closing handshakes until ctx ends; then the rest is cut.
-// Run returns when all is done. Shutdown does not wait for that and returns at once.
+// Run returns when all is done. Shutdown does not wait for that and returns at once. Only the first
+// call counts, and none does after Run's own context has ended.
 func (s *Server) Shutdown(ctx context.Context) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -164,7 +164,7 @@ func (b *batch) release() {
 // to 100 us for a full batch. The clock is read once in sixteen.
 const (
 	sliceConns = 256
-	sliceTime  = 300 * time.Microsecond
+	sliceTime  = 150 * time.Microsecond
 )
 
 // walk hands out messages until the slice that began at start is over, or to the end of the stream if

@@ -97,7 +97,7 @@ func (c *Conn) handle(ev codec.Event) {
 			c.sh.postBytes(c, codec.OpPong, ev.Payload)
 		}
 	case codec.OpText, codec.OpBinary:
-		if open {
+		if open && !c.asked.Load() {
 			c.group.times[c.slot].message = c.sh.clock
 			c.sh.stats.MessagesIn.Add(1)
 			c.callMessage(ev.Op, ev.Payload)

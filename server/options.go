@@ -89,9 +89,9 @@ type SlowConsumer struct {
 	// Policy is what to do when the outbox is full. Default [PolicyClose].
 	Policy Policy `yaml:"policy"`
 
-	// MaxQueue is the number of bytes that may wait for one connection. A single message that is
-	// larger still goes out when nothing waits before it. Default 1 MiB; negative is no limit, which
-	// lets one frozen client hold any amount of memory.
+	// MaxQueue is the number of bytes that may wait for one connection; each message that waits costs
+	// 32 B beside. A single message that is larger still goes out when nothing waits before it.
+	// Default 1 MiB; negative is no limit, which lets one frozen client hold any amount of memory.
 	MaxQueue Size `yaml:"max_queue"`
 
 	// CloseCode is sent by PolicyClose: 1013 (try again later), the default, or 1008 (policy

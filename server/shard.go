@@ -1,7 +1,6 @@
 package server
 
 import (
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -105,14 +104,13 @@ func (sh *shard) leave() {
 
 // rung is the turn that the bell asked for. After a slice that left something to do, it first gives way
 // once: epoll reports the bell before the sockets that became ready during the slice, and those have
-// waited long enough. So have the application's goroutines, when all processors run loops.
+// waited long enough.
 func (sh *shard) rung() {
 	sh.mail.heard()
 	if sh.sliced {
 		sh.sliced = false
 		sh.enter()
 		sh.leave()
-		runtime.Gosched()
 		return
 	}
 	sh.enter()

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,7 +33,8 @@ type swarmOrder struct {
 	Conns   int
 	Expect  int  // say so when every client has this many messages
 	Discard bool // only read, do not look
-	Nice    bool // leave the processors to others, as clients on other machines would
+	Publish int  // when told to go, so many clients publish, each again when it gets its message back
+	Apart   int  // if above 0, run on the processor of this number, behind others there
 	Probe   int  // instead of all that: time so many echoes on one connection
 }
 
@@ -90,6 +92,14 @@ func (w *swarm) wait(word string) string {
 	return strings.TrimSpace(strings.TrimPrefix(line, word))
 }
 
+// publish has the swarm's publishers begin.
+func (w *swarm) publish() {
+	w.t.Helper()
+	if _, err := io.WriteString(w.stdin, "go\n"); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
 // end has the swarm leave and returns its report.
 func (w *swarm) end() (r swarmReport) {
 	w.t.Helper()
@@ -106,6 +116,7 @@ type swarmClient struct {
 	rest    []byte // of an incomplete frame
 	told    bool   // complete, and counted so
 	closing bool
+	publish []byte // its message, if it is one of those
 }
 
 type swarmState struct {
@@ -141,19 +152,21 @@ func runSwarm() {
 		_ = unix.SetNonblock(c.fd, true)
 		_ = unix.EpollCtl(st.epoll, unix.EPOLL_CTL_ADD, c.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(c.fd)})
 	}
-	if st.order.Nice {
-		// SCHED_IDLE: unlike nice, it lets others go first at once.
-		param := [1]int32{0}
-		threads, _ := os.ReadDir("/proc/self/task")
-		for _, thread := range threads {
-			tid, _ := strconv.Atoi(thread.Name())
-			_, _, _ = syscall.Syscall(syscall.SYS_SCHED_SETSCHEDULER, uintptr(tid), 5, uintptr(unsafe.Pointer(&param)))
-		}
+	if st.order.Apart > 0 {
+		runOn(st.order.Apart, st.order.Apart+1)
+		eachThread(func(tid int) { // SCHED_IDLE: unlike nice, it lets others go first at once
+			_, _, _ = syscall.RawSyscall(syscall.SYS_SCHED_SETSCHEDULER, uintptr(tid), 5, uintptr(unsafe.Pointer(new([1]int32))))
+		})
 	}
 	fmt.Println("connected")
-	quit := make(chan bool)
-	go func() { _, _ = io.Copy(io.Discard, os.Stdin); close(quit) }()
-	st.loop(quit)
+	orders := make(chan bool) // one to go, and closed to leave
+	go func() {
+		defer close(orders)
+		for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+			orders <- true
+		}
+	}()
+	st.loop(orders)
 	for _, c := range st.clients {
 		if !st.order.Discard && int(c.next) < st.order.Expect {
 			st.report.Incomplete++
@@ -170,26 +183,31 @@ func (st *swarmState) probe(address *net.TCPAddr) {
 	if err != nil {
 		panic(err)
 	}
+	if st.order.Apart > 0 {
+		runOn(st.order.Apart, st.order.Apart+1)
+	}
 	fmt.Println("connected")
 	request := masked(0x82, make([]byte, 128))
 	took := make([]time.Duration, st.order.Probe)
+	// Raw system calls on a thread of our own, so that Go's scheduler adds nothing to the time.
+	runtime.LockOSThread()
 	for i := range took {
 		begin := time.Now()
-		if _, err := unix.Write(c.fd, request); err != nil {
-			panic(err)
+		if _, errno := write(int32(c.fd), request); errno != 0 {
+			panic(errno)
 		}
 		for got := 0; got < 132; {
-			n, err := unix.Read(c.fd, st.buf)
-			if err == unix.EINTR {
+			n, _, errno := syscall.RawSyscall(syscall.SYS_READ, uintptr(c.fd), uintptr(unsafe.Pointer(&st.buf[0])), uintptr(len(st.buf)))
+			if errno == unix.EINTR {
 				continue
 			}
-			if err != nil || n == 0 {
-				panic(fmt.Errorf("echo %d: %d bytes, %w", i, n, err))
+			if errno != 0 || n == 0 {
+				panic(fmt.Errorf("echo %d: %d bytes, %w", i, n, errno))
 			}
-			got += n
+			got += int(n)
 		}
 		took[i] = time.Since(begin)
-		time.Sleep(time.Millisecond)
+		_, _, _ = syscall.RawSyscall(syscall.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&unix.Timespec{Nsec: 1e6})), 0, 0)
 	}
 	slices.Sort(took)
 	st.report.P50, st.report.P99, st.report.Max = took[len(took)/2], took[len(took)*99/100], took[len(took)-1]
@@ -233,13 +251,16 @@ func swarmDial(address *net.TCPAddr, path string) (*swarmClient, error) {
 	}
 }
 
-func (st *swarmState) loop(quit chan bool) {
+func (st *swarmState) loop(orders chan bool) {
 	events := make([]unix.EpollEvent, 512)
 	told := false
 	for {
 		select {
-		case <-quit:
-			return
+		case _, ok := <-orders:
+			if !ok {
+				return
+			}
+			st.publish()
 		default:
 		}
 		n, err := unix.EpollWait(st.epoll, events, 50)
@@ -258,6 +279,17 @@ func (st *swarmState) loop(quit chan bool) {
 	}
 }
 
+func (st *swarmState) publish() {
+	for _, c := range st.clients {
+		if st.order.Publish == 0 {
+			return
+		}
+		st.order.Publish--
+		c.publish = masked(0x82, numbered(c.fd, 128))
+		_, _ = unix.Write(c.fd, c.publish)
+	}
+}
+
 func (st *swarmState) read(c *swarmClient) {
 	n, err := unix.Read(c.fd, st.buf)
 	if err == unix.EAGAIN || err == unix.EINTR {
@@ -270,7 +302,7 @@ func (st *swarmState) read(c *swarmClient) {
 		st.drop(c)
 		return
 	}
-	if !st.order.Discard {
+	if !st.order.Discard || c.publish != nil {
 		st.take(c, st.buf[:n])
 	}
 }
@@ -308,6 +340,12 @@ func (st *swarmState) take(c *swarmClient, b []byte) {
 func (st *swarmState) frame(c *swarmClient, first byte, payload []byte) {
 	switch first {
 	case 0x81, 0x82:
+		if c.publish != nil {
+			if binary.BigEndian.Uint32(payload) == uint32(c.fd) {
+				_, _ = unix.Write(c.fd, c.publish)
+			}
+			return
+		}
 		st.report.Messages++
 		if len(payload) < 4 || binary.BigEndian.Uint32(payload) != c.next {
 			if st.report.Wrong++; st.report.FirstWrong == "" {
@@ -323,6 +361,24 @@ func (st *swarmState) frame(c *swarmClient, first byte, payload []byte) {
 		st.report.Closed++
 		c.closing = true
 		_, _ = unix.Write(c.fd, masked(0x88, payload))
+	}
+}
+
+// runOn keeps this process on the processors from first to before end.
+func runOn(first, end int) {
+	var set unix.CPUSet
+	for cpu := first; cpu < end; cpu++ {
+		set.Set(cpu)
+	}
+	eachThread(func(tid int) { _ = unix.SchedSetaffinity(tid, &set) })
+}
+
+func eachThread(do func(tid int)) {
+	threads, _ := os.ReadDir("/proc/self/task")
+	for _, thread := range threads {
+		if tid, err := strconv.Atoi(thread.Name()); err == nil {
+			do(tid)
+		}
 	}
 }
 

@@ -224,7 +224,7 @@ func TestWriteTimeout(t *testing.T) {
 // that, a third of its buffer must be free. She is slow and not frozen, so she stays.
 func TestWriteTimeoutSparesTheSlow(t *testing.T) {
 	limits, ping := off()
-	limits.WriteTimeout = time.Second
+	limits.WriteTimeout = 3 * time.Second
 	s := start(t, Options{Endpoints: policy(SlowConsumer{MaxQueue: -1}), Limits: limits, Ping: ping})
 	cathy := dialFrozen(t, s, "/broadcast")
 	published := 0
@@ -232,8 +232,8 @@ func TestWriteTimeoutSparesTheSlow(t *testing.T) {
 		publish(t, s, "/broadcast", published)
 	}
 	for i := range published {
-		if i < 48 && i%4 == 0 {
-			time.Sleep(limits.WriteTimeout / 4) // 3 s in all
+		if i < 48 && i%6 == 0 {
+			time.Sleep(limits.WriteTimeout / 6) // 4 s in all
 		}
 		cathy.wantBlock(i)
 	}

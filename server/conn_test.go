@@ -1,0 +1,38 @@
+package server
+
+import (
+	"errors"
+	"testing"
+
+	"carillon/codec"
+)
+
+// A handler that closes its connection hears nothing more of it, whatever came in the same read, and
+// what it had sent before goes out first.
+func TestCloseEndsMessages(t *testing.T) {
+	heard := make(chan string, 10)
+	after := make(chan error, 10)
+	s := start(t, Options{Endpoints: []Endpoint{{Path: "/once", Handler: Handler{
+		Message: func(c *Conn, op codec.Opcode, payload []byte) {
+			heard <- string(payload)
+			_ = c.Send(op, payload)
+			_ = c.Close(codec.CloseNormal, "one is enough")
+			after <- c.Send(op, payload)
+		},
+		Close: func(*Conn, error) { close(heard) },
+	}}}})
+	c := dial(t, s, "/once")
+	c.write(append(append(text("one"), text("two")...), text("three")...))
+	c.want("one")
+	c.wantClose(codec.CloseNormal, "one is enough")
+	if err := <-after; !errors.Is(err, ErrClosed) {
+		t.Errorf("Send after Close: %v", err)
+	}
+	var all []string
+	for text := range heard {
+		all = append(all, text)
+	}
+	if len(all) != 1 {
+		t.Errorf("the handler heard %q", all)
+	}
+}
