@@ -167,8 +167,8 @@ const (
 	sliceTime  = 150 * time.Microsecond
 )
 
-// walk hands out messages until the slice that began at start is over, or to the end of the stream if
-// whole is set. It says whether it came to that end.
+// walk hands out messages until the slice that began at start is over, or until everybody has one
+// batch if whole is set. It says whether it came to the end of the stream.
 func (g *group) walk(start time.Time, whole bool) bool {
 	served := 0
 	for g.pending() {
@@ -184,8 +184,11 @@ func (g *group) walk(start time.Time, whole bool) bool {
 			}
 		}
 		g.finish()
+		if whole {
+			break
+		}
 	}
-	return true
+	return !g.pending()
 }
 
 // serve gives member i what it has not got, and says whether there was anything. The cursor moves

@@ -87,9 +87,9 @@ func (sh *shard) enter() {
 // is ready on the loop comes before that.
 func (sh *shard) leave() {
 	sh.readMail()
-	if sh.backlog.Load() > sh.srv.maxBacklog/2 {
-		// Publishers are faster than the walk. Reading from them goes on only when all is handed out,
-		// so that TCP slows them down.
+	if sh.backlog.Load() > sh.srv.maxBacklog/16 {
+		// Publishers are faster than the walk. A turn reads up to 64 KiB; now it also hands out a batch,
+		// which is larger, so that the backlog shrinks and TCP slows the publishers down.
 		sh.walk(true)
 	}
 	sh.settle()
@@ -121,13 +121,13 @@ func (sh *shard) rung() {
 	sh.sliced = sh.busy()
 }
 
-// walk hands out broadcasts: a slice, for the endpoints in turn, or everything.
+// walk hands out broadcasts: a slice, for the endpoints in turn, or a whole batch of each.
 func (sh *shard) walk(whole bool) {
 	start := time.Now()
 	for range sh.groups {
 		g := sh.groups[sh.next%len(sh.groups)]
 		sh.next++
-		if g.pending() && !g.walk(start, whole) {
+		if g.pending() && !g.walk(start, whole) && !whole {
 			return
 		}
 	}
