@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
@@ -308,5 +309,50 @@ func TestCoalescing(t *testing.T) {
 	eventually(t, "all is counted", func() bool { return s.Stats().Deliveries-before.Deliveries == conns*messages })
 	if n := s.Stats().Writes - before.Writes; n > 5*conns {
 		t.Errorf("%d deliveries took %d writes", conns*messages, n)
+	}
+}
+
+// Clients publish faster than their messages can be handed out. TCP slows them down: nothing is
+// refused, nothing is lost, and what waits stays within the limit.
+func TestPublishersOutrunTheWalk(t *testing.T) {
+	const publishers, messages, subscribers, size = 3, 20000, 20, 100
+	s := start(t, Options{
+		Loops:     1,
+		Endpoints: []Endpoint{{Path: "/room", Mode: ModeBroadcast, SlowConsumer: SlowConsumer{MaxQueue: -1}}},
+		Limits:    Limits{MaxBacklog: 1 << 20},
+	})
+	var all sync.WaitGroup
+	read := func(c *client) {
+		all.Go(func() {
+			for i := range publishers * messages {
+				if _, payload, err := c.frame(); err != nil || len(payload) != size {
+					t.Errorf("after %d messages: %d bytes, %v", i, len(payload), err)
+					return
+				}
+			}
+		})
+	}
+	for range subscribers {
+		read(dial(t, s, "/room"))
+	}
+	frames := bytes.Repeat(masked(0x82, make([]byte, size)), messages/100)
+	senders := make([]*client, publishers)
+	for i := range senders {
+		senders[i] = dial(t, s, "/room")
+		read(senders[i])
+	}
+	for _, c := range senders {
+		all.Go(func() {
+			for range 100 {
+				if _, err := c.conn.Write(frames); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	if n := s.Stats().Drops[DropOverloaded]; n > 0 {
+		t.Errorf("%d messages were refused", n)
 	}
 }

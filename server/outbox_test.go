@@ -270,7 +270,9 @@ func TestGroupWalk(t *testing.T) {
 				}
 			}
 		}
-		g.walk(time.Now(), true)
+		for g.pending() {
+			g.walk(time.Now(), true) // one batch
+		}
 		if g.pending() || int(g.count.Load()) != len(m.members) || len(g.conns) != len(m.members) {
 			t.Fatalf("%d messages are left; %d members, want %d", len(g.stream), len(g.conns), len(m.members))
 		}
