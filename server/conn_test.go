@@ -2,6 +2,8 @@ package server
 
 import (
 	"errors"
+	"io"
+	"strings"
 	"testing"
 
 	"carillon/codec"
@@ -34,5 +36,16 @@ func TestCloseEndsMessages(t *testing.T) {
 	}
 	if len(all) != 1 {
 		t.Errorf("the handler heard %q", all)
+	}
+}
+
+// HEAD is refused like any method that is not GET, but without a body.
+func TestHeadHasNoBody(t *testing.T) {
+	s := start(t, Options{Endpoints: echoAndBroadcast()})
+	c := dialRaw(t, s)
+	c.write([]byte(strings.Replace(upgradeHead("/echo"), "GET", "HEAD", 1)))
+	answer, err := io.ReadAll(c.r)
+	if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 405 ") || !strings.HasSuffix(string(answer), "\r\n\r\n") {
+		t.Errorf("%q, %v", answer, err)
 	}
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"runtime/debug"
@@ -54,7 +55,11 @@ func (c *Conn) answer(head, rest []byte) {
 		rejection = &codec.Rejection{Status: 403, Reason: "forbidden"}
 		sh.srv.log.Debug("handshake refused", "remote", r.RemoteAddr, "path", c.ep.Path, "error", err)
 	}
-	c.refuse(why, rejection)
+	sh.control = rejection.AppendResponse(sh.control[:0])
+	if bytes.HasPrefix(head, []byte("HEAD ")) { // an answer without its body (RFC 9110, section 9.3.2)
+		sh.control = sh.control[:bytes.Index(sh.control, []byte("\r\n\r\n"))+4]
+	}
+	c.refuseWith(why, sh.control)
 }
 
 // consider decides about a request, in the order in which the answers are useful to the client.
@@ -127,6 +132,11 @@ func (c *Conn) open(hs codec.Handshake, value any, rest []byte) {
 
 // refuse answers a request with an error and ends the connection.
 func (c *Conn) refuse(why RefuseReason, r *codec.Rejection) {
+	c.sh.control = r.AppendResponse(c.sh.control[:0])
+	c.refuseWith(why, c.sh.control)
+}
+
+func (c *Conn) refuseWith(why RefuseReason, response []byte) {
 	sh := c.sh
 	sh.stats.refusals[why].Add(1)
 	c.dropInbound()
@@ -134,8 +144,7 @@ func (c *Conn) refuse(why RefuseReason, r *codec.Rejection) {
 	c.peerDone = true
 	c.state.Store(stateClosing)
 	sh.closing.add(c, times{read: sh.clock})
-	sh.control = r.AppendResponse(sh.control[:0])
-	c.sendControl(sh.control)
+	c.sendControl(response)
 	if c.state.Load() == stateClosing {
 		c.flushed()
 	}
