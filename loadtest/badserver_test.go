@@ -1,0 +1,204 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+)
+
+// faulty is a WebSocket server of which the test knows every fault: it is told what to do to each
+// delivery, and counts what it did. The zero value has none.
+type faulty struct {
+	broadcast bool                                       // else echo
+	others    bool                                       // broadcast: a sender gets nothing of its own
+	answer    string                                     // instead of the handshake
+	accept    string                                     // instead of the right key
+	first     []byte                                     // is sent as soon as a connection is open
+	frame     func(payload []byte) []byte                // draws a frame; else as it should be
+	deliver   func(r *receiver, message []byte) [][]byte // what a receiver gets for a message; else it
+	after     time.Duration                              // when the server ends, from the first message
+
+	url string
+
+	mu        sync.Mutex
+	receivers []*receiver
+	messages  int // that came in
+	delivered int // frames that went out
+	faults    int // as deliver counts them
+	dies      sync.Once
+}
+
+// receiver is one connection.
+type receiver struct {
+	conn  net.Conn
+	count int    // messages that were meant for it
+	held  []byte // one that is to go out later
+}
+
+// serve runs the server until the test ends.
+func (f *faulty) serve(t *testing.T) *faulty {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.url = fmt.Sprintf("ws://%s/", l.Addr())
+	t.Cleanup(func() { l.Close(); f.end() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go f.receive(conn)
+		}
+	}()
+	return f
+}
+
+// end cuts all connections off.
+func (f *faulty) end() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, r := range f.receivers {
+		r.conn.Close()
+	}
+}
+
+func (f *faulty) receive(conn net.Conn) {
+	defer conn.Close()
+	in := bufio.NewReader(conn)
+	request, err := http.ReadRequest(in)
+	if err != nil {
+		return
+	}
+	if f.answer != "" {
+		io.WriteString(conn, f.answer)
+		return
+	}
+	accept := acceptFor([]byte(request.Header.Get("Sec-WebSocket-Key")))
+	if f.accept != "" {
+		accept = f.accept
+	}
+	r := &receiver{conn: conn}
+	f.mu.Lock()
+	f.receivers = append(f.receivers, r)
+	fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n%s", accept, f.first)
+	f.mu.Unlock()
+	for {
+		op, payload, err := readClientFrame(in)
+		if err != nil || op == opClose {
+			f.leave(r)
+			return
+		}
+		if op == opText || op == opBinary {
+			f.message(r, op, payload)
+		}
+	}
+}
+
+func (f *faulty) leave(r *receiver) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range f.receivers {
+		if f.receivers[i] == r {
+			f.receivers = append(f.receivers[:i:i], f.receivers[i+1:]...)
+			return
+		}
+	}
+}
+
+// message hands one on, to whom it should go or otherwise.
+func (f *faulty) message(from *receiver, op byte, payload []byte) {
+	if f.after > 0 {
+		f.dies.Do(func() { time.AfterFunc(f.after, f.end) })
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.messages++
+	to := []*receiver{from}
+	if f.broadcast {
+		to = f.receivers
+	}
+	for _, r := range to {
+		if f.others && r == from {
+			continue
+		}
+		messages := [][]byte{payload}
+		if f.deliver != nil {
+			messages = f.deliver(r, payload)
+		}
+		r.count++
+		for _, m := range messages {
+			b := serverFrame(0x80|op, m)
+			if f.frame != nil {
+				b = f.frame(m)
+			}
+			f.delivered++
+			r.conn.Write(b)
+		}
+	}
+}
+
+func readClientFrame(in *bufio.Reader) (op byte, payload []byte, err error) {
+	var head [8]byte
+	if _, err = io.ReadFull(in, head[:2]); err != nil {
+		return 0, nil, err
+	}
+	op = head[0] & 0x0f
+	n := uint64(head[1] & 0x7f)
+	if head[1]&0x80 == 0 {
+		return 0, nil, fmt.Errorf("a frame that is not masked")
+	}
+	switch n {
+	case 126:
+		_, err = io.ReadFull(in, head[:2])
+		n = uint64(binary.BigEndian.Uint16(head[:2]))
+	case 127:
+		_, err = io.ReadFull(in, head[:8])
+		n = binary.BigEndian.Uint64(head[:8])
+	}
+	if err != nil {
+		return 0, nil, err
+	}
+	var key [4]byte
+	if _, err = io.ReadFull(in, key[:]); err != nil {
+		return 0, nil, err
+	}
+	payload = make([]byte, n)
+	if _, err = io.ReadFull(in, payload); err != nil {
+		return 0, nil, err
+	}
+	for i := range payload {
+		payload[i] ^= key[i&3]
+	}
+	return op, payload, nil
+}
+
+// every makes a fault of each nth delivery to a receiver.
+func (f *faulty) every(n int, fault func(r *receiver, m []byte) [][]byte) func(*receiver, []byte) [][]byte {
+	return func(r *receiver, m []byte) [][]byte {
+		if r.count%n != n-1 {
+			return [][]byte{m}
+		}
+		f.faults++
+		return fault(r, m)
+	}
+}
+
+// masked is a frame as only a client may send it.
+func masked(m []byte) []byte { return appendFrame(nil, opBinary, false, 0x01020304, m) }
+
+// fragmented is a message in three frames, with a ping in between.
+func fragmented(m []byte) []byte {
+	return bytes.Join([][]byte{
+		serverFrame(0x02, m[:10]), serverFrame(0x89, []byte("are you there?")), serverFrame(0x00, nil), serverFrame(0x80, m[10:]),
+	}, nil)
+}

@@ -1,0 +1,234 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// comparison is several servers under the same loads, in several rounds.
+type comparison struct {
+	quick     bool
+	rounds    int
+	storm     bool
+	only      []string
+	others    []string
+	processes int
+	jsonFile  string
+	htmlFile  string
+}
+
+const compareHelp = `Builds carillon and the servers in loadtest/peers, starts each as a process of its
+own, puts each under the same loads, and prints one table: every figure as the
+median of the rounds with its spread, and its ratio to carillon's, round by round.
+
+The loads are: idle connections; echo with one message under way on each
+connection and with 32; fan-out on a schedule, and as fast as possible. Every run
+begins with a fresh process, and every second round goes through the servers
+backwards, so that a machine that changes its speed favours nobody.
+
+"floor" is no WebSocket server but a bare loop of read(2) and write(2): what this
+machine can do at most with one system call for each message.
+
+Other servers, in any language, join with --peer: they need /echo and /broadcast.`
+
+func compareCommand() *cobra.Command {
+	var c comparison
+	cmd := &cobra.Command{
+		Use: "compare", Short: "Compare servers, in one run", Long: compareHelp,
+		SilenceUsage: true, SilenceErrors: true, Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error { return c.run(os.Stdout, os.Stderr) },
+	}
+	f := cmd.Flags()
+	f.BoolVar(&c.quick, "quick", false, "one round of short runs, under a minute")
+	f.IntVar(&c.rounds, "rounds", 3, "go through all servers so `many` times")
+	f.BoolVar(&c.storm, "storm", false, "also cut all connections off and watch them return")
+	f.StringSliceVar(&c.only, "only", nil, "leave out all but these `names`")
+	f.StringArrayVar(&c.others, "peer", nil, "a server that runs already, as `NAME=ws://HOST:PORT[,PID]`; may be repeated")
+	f.IntVar(&c.processes, "processes", 0, "of the generator; 0 is as many as the connections need")
+	f.StringVar(&c.jsonFile, "json", "", "write the results as JSON to `FILE`")
+	f.StringVar(&c.htmlFile, "html", "", "write a report to `FILE`")
+	return cmd
+}
+
+// loads are what every server is put under.
+func (c *comparison) loads() []options {
+	scale := func(quick, full int) int {
+		if c.quick {
+			return quick
+		}
+		return full
+	}
+	length := time.Duration(scale(500, 2000)) * time.Millisecond
+	load := func(command string, connections int, change func(o *options)) options {
+		o := defaultsFor(command)
+		o.Connections, o.Duration, o.Processes = connections, length, c.processes
+		change(&o)
+		return o
+	}
+	list := []options{
+		load("idle", scale(1000, 5000), func(o *options) {}),
+		load("echo", 100, func(o *options) { o.Depth = 1 }),
+		load("echo", 100, func(o *options) { o.Depth = 32 }),
+		load("fanout", scale(500, 1000), func(o *options) { o.Rate = 20 }),
+		load("fanout", scale(500, 1000), func(o *options) { o.Rate, o.Depth = 0, 32 }),
+	}
+	if c.storm {
+		list = append(list, load("storm", scale(500, 2000), func(o *options) { o.Duration = 10 * time.Second }))
+	}
+	return list
+}
+
+func (c *comparison) contestants(ctx context.Context, into string, log io.Writer) ([]contestant, error) {
+	fmt.Fprintln(log, "building carillon and its peers")
+	list, err := buildContestants(ctx, into)
+	if err != nil {
+		return nil, err
+	}
+	for _, text := range c.others {
+		other, err := parsePeer(text)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, other)
+	}
+	if len(c.only) == 0 {
+		return list, nil
+	}
+	var names []string
+	for _, one := range list {
+		names = append(names, one.name)
+	}
+	for _, name := range c.only {
+		if !slices.Contains(names, name) {
+			return nil, fmt.Errorf("--only %s: there are only %s", name, strings.Join(names, ", "))
+		}
+	}
+	return slices.DeleteFunc(list, func(one contestant) bool { return !slices.Contains(c.only, one.name) }), nil
+}
+
+func (c *comparison) run(out, log io.Writer) error {
+	if c.quick {
+		c.rounds = 1
+	}
+	if c.rounds < 1 || c.rounds > 100 {
+		return fmt.Errorf("--rounds is %d, and must be from 1 to 100", c.rounds)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
+	defer stop()
+	into, err := os.MkdirTemp("", "loadtest-compare-")
+	if err != nil {
+		return &failure{err}
+	}
+	defer os.RemoveAll(into)
+	list, err := c.contestants(ctx, into, log)
+	if err != nil {
+		return &failure{err}
+	}
+	doc := &Document{Rounds: c.rounds}
+	doc.Results = c.measureAll(ctx, list, log)
+	if len(doc.Results) == 0 {
+		return errInterrupted
+	}
+	err = c.tell(out, doc)
+	if ctx.Err() != nil {
+		err = errors.Join(errInterrupted, err)
+	} else if err != nil {
+		err = &failure{err}
+	}
+	return err
+}
+
+// measureAll goes through the rounds. A run that fails is in the results too, with its error.
+func (c *comparison) measureAll(ctx context.Context, list []contestant, log io.Writer) (results []*Result) {
+	loads := c.loads()
+	total, done, began := c.rounds*len(loads)*len(list), 0, time.Now()
+	progress := newWatcher(os.Stderr)
+	defer progress.clear()
+	for round := range c.rounds {
+		order := slices.Clone(list)
+		if round%2 == 1 {
+			slices.Reverse(order)
+		}
+		for _, load := range loads {
+			for _, one := range order {
+				progress.clear()
+				fmt.Fprintf(log, "%3d of %d%s  %s: %s\n", done+1, total, remaining(began, done, total), one.name, load.describe())
+				results = append(results, measureOne(ctx, one, load, progress.show))
+				if done++; ctx.Err() != nil {
+					return results
+				}
+			}
+		}
+	}
+	return results
+}
+
+func remaining(began time.Time, done, total int) string {
+	if done == 0 {
+		return ""
+	}
+	left := time.Since(began) / time.Duration(done) * time.Duration(total-done)
+	return fmt.Sprintf(", %v left", left.Round(time.Second))
+}
+
+func (o *options) describe() string {
+	text := fmt.Sprintf("%s, %d connections", o.Command, o.Connections)
+	switch {
+	case o.sends() && o.Rate > 0:
+		text += fmt.Sprintf(", %v messages/s", o.Rate)
+	case o.sends():
+		text += fmt.Sprintf(", %d under way", o.Depth)
+	}
+	return text
+}
+
+// measureOne puts a fresh process of one server under one load.
+func measureOne(ctx context.Context, one contestant, o options, watch func(live)) *Result {
+	o.Name = one.name
+	server, err := one.start()
+	if err != nil {
+		return &Result{Schema: schema, Command: o.Command, Name: o.Name, Started: time.Now(), Machine: thisMachine(),
+			Settings: o.settings(o.Processes, sourceRange{}), Connections: Connections{Wanted: o.Connections}, Error: err.Error()}
+	}
+	defer server.stop()
+	path := "/echo"
+	if o.Command == "fanout" {
+		path = "/broadcast"
+	}
+	o.URL, o.PID = server.base+path, server.pid
+	r := measure(ctx, &o, watch)
+	r.URL = strings.TrimPrefix(path, "/") // the port is another one each time
+	return r
+}
+
+// tell prints the table and writes the files. The error joins what failed.
+func (c *comparison) tell(out io.Writer, doc *Document) error {
+	err := compareTable(doc.Results).WriteText(out)
+	failed := 0
+	for _, r := range doc.Results {
+		if r.Error != "" {
+			failed++
+		}
+	}
+	if failed > 0 {
+		err = errors.Join(err, fmt.Errorf("%d of %d runs ended early: see the notes under the table", failed, len(doc.Results)))
+	}
+	if c.jsonFile != "" {
+		err = errors.Join(err, writeJSON(c.jsonFile, doc))
+	}
+	if c.htmlFile != "" {
+		err = errors.Join(err, writeHTML(c.htmlFile, doc))
+	}
+	return err
+}

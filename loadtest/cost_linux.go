@@ -1,0 +1,121 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// costOf reads what a process has used so far.
+func costOf(pid int) (cost, error) {
+	c := cost{at: monotonic()}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return c, errGone
+	}
+	// The name, in parentheses, may hold anything. What follows begins with the state, field 3.
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) < 22 || fields[0] == "Z" || fields[0] == "X" {
+		return c, errGone
+	}
+	user, _ := strconv.ParseInt(fields[14-3], 10, 64)
+	system, _ := strconv.ParseInt(fields[15-3], 10, 64)
+	c.cpu = time.Duration(user+system) * (time.Second / 100) // USER_HZ
+	c.threads, _ = strconv.Atoi(fields[20-3])
+	pages, _ := strconv.ParseInt(fields[24-3], 10, 64)
+	c.rss = pages * int64(os.Getpagesize())
+	return c, nil
+}
+
+// pssOf is the memory of a process in which shared pages count in part, or 0 if it may not be read.
+func pssOf(pid int) int64 {
+	return field(fmt.Sprintf("/proc/%d/smaps_rollup", pid), "Pss:", 1) * 1024
+}
+
+func kernelMemoryNow() kernelMemory {
+	return kernelMemory{
+		buffers: field("/proc/net/sockstat", "TCP:", 10) * int64(os.Getpagesize()),
+		slab:    field("/proc/meminfo", "Slab:", 1) * 1024,
+	}
+}
+
+// field is the number at a position of the line of a file that begins with a word.
+func field(file, word string, position int) int64 {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) > position && f[0] == word {
+			n, _ := strconv.ParseInt(f[position], 10, 64)
+			return n
+		}
+	}
+	return 0
+}
+
+// listeners are the processes that listen at an address of this machine, as far as they may be seen.
+func listeners(address netip.AddrPort) ([]int, error) {
+	wanted := map[string]bool{}
+	for _, file := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+		for _, inode := range listening(file, address) {
+			wanted["socket:["+inode+"]"] = true
+		}
+	}
+	var pids []int
+	descriptors, err := filepath.Glob("/proc/[0-9]*/fd/*")
+	for _, d := range descriptors {
+		if link, err := os.Readlink(d); err == nil && wanted[link] {
+			pid, _ := strconv.Atoi(strings.Split(d, "/")[2])
+			pids = append(pids, pid)
+		}
+	}
+	slices.Sort(pids)
+	return slices.Compact(pids), err
+}
+
+// listening are the inodes of the sockets in one of the kernel's tables that accept for an address.
+func listening(file string, address netip.AddrPort) []string {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	var inodes []string
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		fields := strings.Fields(lines.Text())
+		const stateListen = "0A"
+		if len(fields) < 10 || fields[3] != stateListen {
+			continue
+		}
+		host, port, _ := strings.Cut(fields[1], ":")
+		if p, err := strconv.ParseUint(port, 16, 16); err != nil || uint16(p) != address.Port() {
+			continue
+		}
+		if a, ok := tableAddress(host); ok && (a.IsUnspecified() || a.Unmap() == address.Addr()) {
+			inodes = append(inodes, fields[9])
+		}
+	}
+	return inodes
+}
+
+// tableAddress reads an address as the kernel's tables write it: in words of 32 bits, each in the order
+// of the machine.
+func tableAddress(text string) (netip.Addr, bool) {
+	b, err := hex.DecodeString(text)
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	for i := 0; i+4 <= len(b); i += 4 {
+		slices.Reverse(b[i : i+4])
+	}
+	return netip.AddrFromSlice(b)
+}

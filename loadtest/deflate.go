@@ -1,0 +1,53 @@
+package main
+
+import (
+	"bytes"
+	"compress/flate"
+	"errors"
+	"io"
+)
+
+// deflater compresses and expands messages of which each stands for itself (RFC 7692 without context
+// takeover). What it returns is valid until the next call.
+type deflater struct {
+	writer *flate.Writer
+	reader io.ReadCloser
+	in     []byte
+	source bytes.Reader
+	out    bytes.Buffer
+}
+
+// tail is what a sender leaves off a compressed message, and a final empty block to end the stream.
+const tail = "\x00\x00\xff\xff\x01\x00\x00\xff\xff"
+
+var errInflate = errors.New("message that cannot be decompressed")
+
+func (d *deflater) compress(message []byte) []byte {
+	d.out.Reset()
+	if d.writer == nil {
+		d.writer, _ = flate.NewWriter(nil, flate.BestSpeed)
+	}
+	d.writer.Reset(&d.out)
+	_, _ = d.writer.Write(message) // to memory
+	_ = d.writer.Flush()
+	return bytes.TrimSuffix(d.out.Bytes(), []byte(tail[:4]))
+}
+
+func (d *deflater) expand(message []byte) ([]byte, error) {
+	d.in = append(append(d.in[:0], message...), tail...)
+	d.source.Reset(d.in)
+	if d.reader == nil {
+		d.reader = flate.NewReader(&d.source)
+	} else if err := d.reader.(flate.Resetter).Reset(&d.source, nil); err != nil {
+		return nil, errInflate
+	}
+	d.out.Reset()
+	n, err := io.Copy(&d.out, io.LimitReader(d.reader, mostFrame+1))
+	if err != nil {
+		return nil, errInflate
+	}
+	if n > mostFrame {
+		return nil, errFrameSize
+	}
+	return d.out.Bytes(), nil
+}

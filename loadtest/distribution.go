@@ -1,0 +1,143 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+	"gonum.org/v1/plot"
+	"gonum.org/v1/plot/plotter"
+)
+
+// deepest is the last percentile drawn, as 1/(1-p): 99.9999%.
+const deepest = 1e6
+
+// percentileChart draws whole distributions: latency over 1/(1-p), both logarithmic, so that each
+// step to the right is another nine.
+func percentileChart(title, caption string, of func(*Result) *Latency) func(*Section) (*chart, error) {
+	return func(s *Section) (*chart, error) {
+		c := &chart{Title: title, Caption: caption}
+		p := newPlot()
+		addGrid(p, true, true)
+		least, most, last := math.Inf(1), 0.0, 10.0
+		coarse, merged := false, false
+		for i, server := range s.Servers {
+			points, whole := percentilePoints(server.Runs, of)
+			if len(points) == 0 {
+				continue
+			}
+			coarse = coarse || !whole
+			merged = merged || len(server.Runs) > 1
+			for _, xy := range points {
+				least, most, last = min(least, xy.Y), max(most, xy.Y), max(last, xy.X)
+			}
+			line, err := plotter.NewLine(points)
+			if err != nil {
+				return nil, fmt.Errorf("draw %s: %w", title, err)
+			}
+			line.LineStyle = seriesLine(i, 1.8)
+			p.Add(line)
+			c.Legend = append(c.Legend, legendItem{server.Label(), seriesPaint(i), dashOf(i)})
+		}
+		if len(c.Legend) == 0 {
+			return nil, nil
+		}
+		if merged {
+			c.Caption += " All rounds together."
+		}
+		if coarse {
+			c.Caption += " Where a run has no readable histogram, straight lines join its percentiles."
+		}
+		p.X.Scale, p.Y.Scale = plot.LogScale{}, plot.LogScale{}
+		p.X.Min, p.X.Max = 1, last
+		p.Y.Min, p.Y.Max = logRange(least, most)
+		p.X.Tick.Marker, p.Y.Tick.Marker = plot.TickerFunc(percentileTicks), logTicks(microseconds)
+		p.X.Label.Text = "percentile"
+		svg, err := svgOf(p, plotHeight, title+" by percentile")
+		c.SVG = svg
+		return c, err
+	}
+}
+
+func percentileTicks(_, most float64) []plot.Tick {
+	ticks := []plot.Tick{{Value: 1, Label: "0"}, {Value: 2, Label: "50"}}
+	for at := 10.0; at <= most*1.0001; at *= 10 {
+		ticks = append(ticks, plot.Tick{Value: at, Label: strconv.FormatFloat(100-100/at, 'g', 10, 64)})
+	}
+	return ticks
+}
+
+// percentilePoints joins the runs' histograms. Without them all it falls back on the percentiles that
+// the runs state, and whole is false.
+func percentilePoints(runs []*Result, of func(*Result) *Latency) (points plotter.XYs, whole bool) {
+	var stated []*Latency
+	var all *hdrhistogram.Histogram
+	whole = true
+	for _, r := range runs {
+		l := of(r)
+		if l == nil || l.Count <= 0 {
+			continue
+		}
+		stated = append(stated, l)
+		h, err := hdrhistogram.Decode([]byte(l.Histogram))
+		switch {
+		case err != nil || h.TotalCount() == 0:
+			whole = false
+		case all == nil:
+			all = h
+		case h.HighestTrackableValue() > all.HighestTrackableValue():
+			h.Merge(all)
+			all = h
+		default:
+			all.Merge(h)
+		}
+	}
+	if len(stated) == 0 {
+		return nil, true
+	}
+	if !whole {
+		return statedPoints(stated), false
+	}
+	return histogramPoints(all), true
+}
+
+// histogramPoints samples thirty percentiles a decade, evenly on the axis.
+func histogramPoints(h *hdrhistogram.Histogram) plotter.XYs {
+	last := min(float64(h.TotalCount()), deepest)
+	var at, percents []float64
+	for i := 0; ; i++ {
+		x := min(math.Pow(10, float64(i)/30), last)
+		at = append(at, x)
+		percents = append(percents, 100*(1-1/x))
+		if x >= last {
+			break
+		}
+	}
+	var points plotter.XYs
+	for i, v := range h.ValueAtPercentilesSlice(percents) {
+		points = append(points, plotter.XY{X: at[i], Y: max(float64(v), 1)})
+	}
+	return points
+}
+
+// statedPoints takes the median of each stated percentile over the rounds.
+func statedPoints(stated []*Latency) plotter.XYs {
+	var points plotter.XYs
+	for _, part := range []struct {
+		at float64
+		of func(*Latency) float64
+	}{
+		{2, func(l *Latency) float64 { return l.P50 }},
+		{10, func(l *Latency) float64 { return l.P90 }},
+		{100, func(l *Latency) float64 { return l.P99 }},
+		{1000, func(l *Latency) float64 { return l.P999 }},
+	} {
+		var values []float64
+		for _, l := range stated {
+			values = append(values, part.of(l))
+		}
+		points = append(points, plotter.XY{X: part.at, Y: max(spreadOf(values).Median, 1)})
+	}
+	return points
+}

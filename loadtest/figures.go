@@ -1,0 +1,208 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"strings"
+)
+
+// direction says which way a figure should go.
+type direction int
+
+const (
+	neither direction = iota
+	lower
+	higher
+)
+
+// figure is one number of a run, as tables, charts and diff know it.
+type figure struct {
+	group  string
+	name   string
+	unit   unit
+	better direction
+	quiet  bool                  // left out while it is zero everywhere
+	of     func(*Result) float64 // NaN if the run did not measure it
+}
+
+// figures are all of them, in the order in which they are shown.
+var figures = joined(
+	[]figure{
+		{"connecting", "connections/s", rates, higher, false, func(r *Result) float64 { return measured(r.Connections.PerSecond) }},
+		{"connecting", "failed connections", counts, lower, true, func(r *Result) float64 { return float64(failures(r.Connections.Failed)) }},
+		{"connecting", "lost connections", counts, lower, true, func(r *Result) float64 { return float64(r.Connections.Lost) }},
+	},
+	distribution("connecting", "handshake", func(r *Result) *Latency { return r.Connections.Handshake }),
+	[]figure{
+		{"messages", "received/s", rates, higher, false, ofMessages(func(m *Messages) float64 { return measured(m.ReceivedPerSec) })},
+		{"messages", "missing", counts, lower, true, ofMessages(func(m *Messages) float64 { return float64(m.Missing) })},
+		{"messages", "duplicated", counts, lower, true, ofMessages(func(m *Messages) float64 { return float64(m.Duplicated) })},
+		{"messages", "reordered", counts, lower, true, ofMessages(func(m *Messages) float64 { return float64(m.Reordered) })},
+		{"messages", "foreign", counts, lower, true, ofMessages(func(m *Messages) float64 { return float64(m.Foreign) })},
+		{"messages", "unsent", counts, lower, true, ofMessages(func(m *Messages) float64 { return float64(m.Unsent) })},
+	},
+	distribution("latency", "latency", func(r *Result) *Latency { return r.Latency }),
+	distribution("completion", "completion", func(r *Result) *Latency { return r.Completion }),
+	[]figure{
+		{"storm", "50% back after", microseconds, lower, false, ofStorm(func(s *Storm) float64 { return eventually(s.Back50) })},
+		{"storm", "95% back after", microseconds, lower, false, ofStorm(func(s *Storm) float64 { return eventually(s.Back95) })},
+		{"storm", "all back after", microseconds, lower, false, ofStorm(func(s *Storm) float64 { return eventually(s.Back100) })},
+		{"storm", "attempts", counts, lower, false, ofStorm(func(s *Storm) float64 { return float64(s.Attempts) })},
+		{"storm", "failed attempts", counts, lower, true, ofStorm(func(s *Storm) float64 { return float64(failures(s.Failed)) })},
+		{"storm", "peak server CPU", processors, lower, false, ofStorm(func(s *Storm) float64 { return measured(s.PeakCPU) })},
+		{"storm", "peak server RSS", sizes, lower, false, ofStorm(func(s *Storm) float64 { return measured(float64(s.PeakMemory)) })},
+
+		{"server", "CPU per delivery", microseconds, lower, false, ofServer(func(s *Server) float64 { return measured(s.CPUPerMessage) })},
+		{"server", "CPU per handshake", microseconds, lower, false, ofServer(func(s *Server) float64 { return measured(s.CPUPerConn) })},
+		{"server", "server CPU", processors, neither, false, ofServer(func(s *Server) float64 { return measured(s.Cores) })},
+		{"server", "RSS", sizes, lower, false, ofServer(func(s *Server) float64 { return measured(float64(s.RSS)) })},
+		{"server", "PSS", sizes, lower, false, ofServer(func(s *Server) float64 { return measured(float64(s.PSS)) })},
+		{"server", "RSS per connection", sizes, lower, false, ofServer(func(s *Server) float64 { return measured(s.RSSPerConn) })},
+		{"server", "kernel per connection", sizes, lower, false, ofServer(func(s *Server) float64 { return measured(s.KernelPerConn) })},
+		{"server", "threads", counts, neither, false, ofServer(func(s *Server) float64 { return measured(float64(s.Threads)) })},
+
+		{"generator", "generator CPU", processors, neither, false, func(r *Result) float64 { return measured(r.Generator.Cores) }},
+		{"generator", "latest send", microseconds, neither, false, func(r *Result) float64 { return measured(r.Generator.MostLate) }},
+	},
+)
+
+func joined(lists ...[]figure) []figure {
+	var all []figure
+	for _, l := range lists {
+		all = append(all, l...)
+	}
+	return all
+}
+
+func distribution(group, name string, of func(*Result) *Latency) []figure {
+	at := func(part string, value func(*Latency) float64) figure {
+		return figure{group, name + " " + part, microseconds, lower, false, func(r *Result) float64 {
+			if l := of(r); l != nil && l.Count > 0 {
+				return value(l)
+			}
+			return math.NaN()
+		}}
+	}
+	return []figure{
+		at("p50", func(l *Latency) float64 { return l.P50 }),
+		at("p90", func(l *Latency) float64 { return l.P90 }),
+		at("p99", func(l *Latency) float64 { return l.P99 }),
+		at("p99.9", func(l *Latency) float64 { return l.P999 }),
+		at("max", func(l *Latency) float64 { return l.Max }),
+	}
+}
+
+func ofMessages(of func(*Messages) float64) func(*Result) float64 {
+	return func(r *Result) float64 {
+		if r.Messages == nil {
+			return math.NaN()
+		}
+		return of(r.Messages)
+	}
+}
+
+func ofStorm(of func(*Storm) float64) func(*Result) float64 {
+	return func(r *Result) float64 {
+		if r.Storm == nil {
+			return math.NaN()
+		}
+		return of(r.Storm)
+	}
+}
+
+func ofServer(of func(*Server) float64) func(*Result) float64 {
+	return func(r *Result) float64 {
+		if r.Server == nil {
+			return math.NaN()
+		}
+		return of(r.Server)
+	}
+}
+
+// measured takes the zero of a figure that can't be zero as "not measured".
+func measured(v float64) float64 {
+	if v == 0 {
+		return math.NaN()
+	}
+	return v
+}
+
+// eventually makes microseconds of seconds, and infinity of a moment that never came.
+func eventually(seconds float64) float64 {
+	if seconds == 0 {
+		return math.Inf(1)
+	}
+	return seconds * 1e6
+}
+
+func failures(byReason map[string]int) int {
+	n := 0
+	for _, of := range byReason {
+		n += of
+	}
+	return n
+}
+
+// load is what makes two runs comparable: the same command with the same settings.
+type load string
+
+// loadOf leaves out where from and by which address messages were sent: those differ between servers
+// and machines and make no other load.
+func loadOf(r *Result) load {
+	s := r.Settings
+	s.Sources = nil
+	if s.PublishURL != "" {
+		s.PublishURL = "yes"
+	}
+	text, err := json.Marshal(s)
+	if err != nil { // a number that JSON can't hold
+		text = fmt.Append(nil, s)
+	}
+	return load(r.Command + " " + string(text))
+}
+
+// describe names the load of a run for people: "echo: 1000 connections, 128 B text, ...".
+func describe(r *Result) string {
+	s := r.Settings
+	parts := []string{fmt.Sprintf("%d connections", s.Connections)}
+	add := func(when bool, format string, args ...any) {
+		if when {
+			parts = append(parts, fmt.Sprintf(format, args...))
+		}
+	}
+	talks := r.Command != "idle" && r.Command != "storm" || s.Rate != 0 || s.Depth != 0
+	kind := "text"
+	if s.Binary {
+		kind = "binary"
+	}
+	add(s.Publishers != 0, "%d publishers", s.Publishers)
+	add(s.Size != 0, "%s %s", sizes.format(float64(s.Size)), kind)
+	add(s.Rate != 0, "%s messages/s", counts.format(s.Rate))
+	add(s.Rate == 0 && talks, "as fast as possible")
+	add(s.Depth != 0, "depth %d", s.Depth)
+	add(s.Duration != 0, "%g s", s.Duration)
+	add(s.Ramp != 0, "opened over %g s", s.Ramp)
+	add(s.Compression, "permessage-deflate")
+	add(s.PublishURL != "", "published by HTTP")
+	add(s.Processes > 1, "%d generator processes", s.Processes)
+	return plain(r.Command) + ": " + strings.Join(parts, ", ")
+}
+
+// doubts are the reasons not to trust a run's figures; a run with doubts carries a sign everywhere.
+func doubts(r *Result) []string {
+	var all []string
+	if r.Error != "" {
+		all = append(all, "ended early: "+plain(r.Error))
+	}
+	if r.Generator.Bottleneck && len(r.Warnings) == 0 {
+		all = append(all, "the generator may have set the pace")
+	}
+	for _, w := range r.Warnings {
+		all = append(all, plain(w))
+	}
+	return all
+}
+
+// doubtSign follows the name of a server with a doubtful run.
+const doubtSign = " *"

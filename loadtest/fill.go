@@ -1,0 +1,167 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"runtime"
+	"slices"
+	"time"
+)
+
+// Beyond these the generator is taken for the bottleneck of a run.
+const (
+	mostBusy = 0.9                   // of a core, for one of its processes
+	mostLate = 10 * time.Millisecond // behind the schedule
+)
+
+// fill puts the figures of a run, complete or not, into its result.
+func (r *run) fill() {
+	f, res := r.fleet, r.result
+	sum := f.sum()
+	res.Series = r.series.points
+	res.Seconds = seconds(r.from, r.to)
+
+	c := &res.Connections
+	c.Opened, c.Lost, c.Failed, c.LostBy = sum.Opened, sum.Lost, r.failures(), r.losses()
+	c.Seconds = seconds(r.began, r.connected)
+	if c.Seconds > 0 {
+		c.PerSecond = float64(c.Opened) / c.Seconds
+	}
+	c.Handshake = latencyOf(f.handshakes)
+
+	switch {
+	case r.from == 0: // the window was not reached
+	case r.o.sends():
+		res.Seconds = max(res.Seconds, seconds(r.from, sum.LastAt))
+		r.fillMessages(sum)
+	case r.o.Command == "storm":
+		r.fillStorm(sum)
+	}
+	res.Server = r.server.figures(int64(sum.Opened), sum.Received, res.Seconds)
+	r.fillGenerator(sum)
+	r.judge(sum)
+}
+
+func seconds(from, to int64) float64 { return max(0, float64(to-from)/1e9) }
+
+func (r *run) fillMessages(sum counters) {
+	res := r.result
+	res.Messages = &Messages{
+		Sent: sum.Sent, Received: sum.Received, Expected: sum.Expected,
+		Missing:    max(0, sum.Expected-sum.Received),
+		Duplicated: sum.Duplicated, Reordered: sum.Reordered, Foreign: sum.Foreign, Unsent: sum.Unsent,
+		SentPerSecond:  float64(sum.Sent) / res.Seconds,
+		ReceivedPerSec: float64(sum.Received) / res.Seconds,
+		ReceivedBytes:  sum.Bytes,
+	}
+	res.Latency = latencyOf(r.fleet.latency)
+	if r.o.Command == "fanout" {
+		res.Completion = latencyOf(r.fleet.completions(r.o.Publishers, sum.Members))
+	}
+}
+
+func (r *run) fillStorm(sum counters) {
+	f := r.fleet
+	slices.Sort(f.back)
+	s := &Storm{
+		CutBy: r.o.CutBy, Attempts: sum.Attempts,
+		Failed:    f.reasonsOf(func(r *report) map[string]int { return r.AgainBy }),
+		Back50:    backAt(f.back, sum.Members, sum.CutAt, 0.5),
+		Back95:    backAt(f.back, sum.Members, sum.CutAt, 0.95),
+		Back100:   backAt(f.back, sum.Members, sum.CutAt, 1),
+		Handshake: latencyOf(f.again),
+	}
+	if r.server != nil {
+		s.PeakCPU, s.PeakMemory = r.server.peakCores, r.server.peakMemory
+	}
+	r.result.Storm = s
+	r.result.Connections.Lost = sum.Members - sum.Open
+	if s.Back100 == 0 {
+		r.warn("%d of %d connections were back when the run ended", len(f.back), sum.Members)
+	}
+}
+
+// backAt is how many seconds after the cut a share of the connections was back, or 0 if it never was.
+func backAt(back []int64, of int, cut int64, share float64) float64 {
+	n := int(math.Ceil(share * float64(of)))
+	if n < 1 || n > len(back) {
+		return 0
+	}
+	return seconds(cut, back[n-1])
+}
+
+func (r *run) fillGenerator(sum counters) {
+	g := &r.result.Generator
+	if r.from == 0 || r.result.Seconds == 0 {
+		return
+	}
+	g.CPUSeconds = float64(sum.CPUDrain-sum.CPUStart) / 1e9
+	g.Cores = g.CPUSeconds / r.result.Seconds
+	if sum.Received > 0 {
+		g.CPUPerMessage = g.CPUSeconds * 1e6 / float64(sum.Received)
+	}
+	g.MostLate = micros(sum.MostLate)
+
+	window := seconds(r.from, r.to)
+	for _, m := range r.fleet.members {
+		if busy := float64(m.last.CPUEnd-m.last.CPUStart) / 1e9 / window; busy > mostBusy {
+			g.Bottleneck = true
+			r.warn("the generator was the bottleneck: one of its processes was busy for %.0f %% of the time; use more --processes", 100*busy)
+			break
+		}
+	}
+	if late := time.Duration(sum.MostLate); late > mostLate {
+		g.Bottleneck = true
+		r.warn("the generator missed its schedule: a message was sent %v late (more than %v counts)", late.Round(time.Millisecond/10), mostLate)
+	}
+}
+
+// judge says what makes the figures doubtful.
+func (r *run) judge(sum counters) {
+	res := r.result
+	if n := sum.Failed; n > 0 && sum.Opened > 0 {
+		r.warn("%d of %d connections could not be opened, most often: %s", n, res.Connections.Wanted, mostly(res.Connections.Failed))
+	}
+	if sum.Lost > 0 && r.o.Command != "storm" {
+		r.warn("%d connections were lost, most often: %s", sum.Lost, mostly(res.Connections.LostBy))
+	}
+	if by := r.fleet.reasonsOf(func(r *report) map[string]int { return r.PublishBy }); len(by) > 0 {
+		r.warn("requests to publish have failed, most often: %s", mostly(by))
+	}
+	if m := res.Messages; m != nil {
+		r.judgeMessages(m)
+	}
+	if s := res.Server; s != nil && r.o.Command != "idle" && s.Cores+res.Generator.Cores > 0.95*float64(runtime.NumCPU()) {
+		r.warn("server and generator shared %d cores and kept them all busy, so that each slowed the other down", runtime.NumCPU())
+	}
+}
+
+func (r *run) judgeMessages(m *Messages) {
+	if m.Unsent > 0 {
+		r.warn("%d messages were due and never sent: their connections were full, or gone", m.Unsent)
+	}
+	if m.Foreign > 0 {
+		r.warn("%d messages were not of this run, or damaged: who else uses this path?", m.Foreign)
+	}
+	if r.o.Command == "fanout" && m.Sent > 0 && m.Received == m.Sent && m.Expected > m.Sent {
+		r.warn("each message reached one receiver only: %s echoes, and does not fan out", r.o.URL)
+	}
+}
+
+// nothing says that no message arrived at all, which no figure says so plainly.
+func (r *run) nothing() error {
+	sum := r.fleet.sum()
+	switch {
+	case !r.o.sends() || sum.Received > 0:
+		return nil
+	case sum.Sent == 0:
+		if by := r.fleet.reasonsOf(func(r *report) map[string]int { return r.PublishBy }); len(by) > 0 {
+			return fmt.Errorf("nothing could be published: %s", mostly(by))
+		}
+		return fmt.Errorf("no message was due within %v at this rate", r.o.Duration)
+	case sum.Foreign > 0:
+		return fmt.Errorf("%d messages were sent, and none came back as it was", sum.Sent)
+	}
+	return fmt.Errorf("%d messages were sent, and none came back: does %s %s?", sum.Sent, r.o.URL,
+		map[string]string{"echo": "echo", "fanout": "send messages on to everyone"}[r.o.Command])
+}

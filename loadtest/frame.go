@@ -1,0 +1,124 @@
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+)
+
+// The opcodes of RFC 6455, section 5.2.
+const (
+	opContinuation = 0
+	opText         = 1
+	opBinary       = 2
+	opClose        = 8
+	opPing         = 9
+	opPong         = 10
+)
+
+// mostFrame is the largest payload of one frame that is accepted from a server, in bytes.
+const mostFrame = 64 << 20
+
+var (
+	errMasked    = errors.New("the server masks its frames")
+	errReserved  = errors.New("frame with a reserved bit or opcode")
+	errControl   = errors.New("control frame that is fragmented or longer than 125 bytes")
+	errLength    = errors.New("frame length not in its shortest form")
+	errFrameSize = fmt.Errorf("frame larger than %d MiB", mostFrame>>20)
+)
+
+// frame is one frame from a server. Its payload lies in the buffer that was parsed.
+type frame struct {
+	final      bool
+	compressed bool // RSV1
+	op         byte
+	payload    []byte
+}
+
+// parseFrame takes the first frame from b and says how many bytes it has. While b holds only a part of
+// it, complete is false, nothing is consumed, and size is how many bytes it has as far as is known.
+func parseFrame(b []byte) (f frame, size int, complete bool, err error) {
+	if len(b) < 2 {
+		return f, 2, false, nil
+	}
+	b0, b1 := b[0], b[1]
+	f = frame{final: b0&0x80 != 0, compressed: b0&0x40 != 0, op: b0 & 0x0f}
+	head, length := 2, int(b1&0x7f)
+	switch {
+	case b1&0x80 != 0:
+		return f, 0, false, errMasked
+	case b0&0x30 != 0, f.op > opBinary && f.op < opClose, f.op > opPong:
+		return f, 0, false, errReserved
+	case f.op >= opClose && (!f.final || f.compressed || length > 125):
+		return f, 0, false, errControl
+	case length == 126:
+		if head = 4; len(b) < head {
+			return f, head, false, nil
+		}
+		if length = int(binary.BigEndian.Uint16(b[2:])); length < 126 {
+			return f, 0, false, errLength
+		}
+	case length == 127:
+		if head = 10; len(b) < head {
+			return f, head, false, nil
+		}
+		long := binary.BigEndian.Uint64(b[2:])
+		if long < 1<<16 {
+			return f, 0, false, errLength
+		}
+		if long > mostFrame {
+			return f, 0, false, errFrameSize
+		}
+		length = int(long)
+	}
+	if size = head + length; len(b) < size {
+		return f, size, false, nil
+	}
+	f.payload = b[head:size:size]
+	return f, size, true, nil
+}
+
+// appendFrame appends a whole message in one frame, masked as a client has to.
+func appendFrame(to []byte, op byte, compressed bool, key uint32, payload []byte) []byte {
+	b0 := 0x80 | op
+	if compressed {
+		b0 |= 0x40
+	}
+	switch n := len(payload); {
+	case n < 126:
+		to = append(to, b0, 0x80|byte(n))
+	case n < 1<<16:
+		to = append(to, b0, 0x80|126, byte(n>>8), byte(n))
+	default:
+		to = binary.BigEndian.AppendUint64(append(to, b0, 0x80|127), uint64(n))
+	}
+	to = binary.LittleEndian.AppendUint32(to, key)
+	at := len(to)
+	to = append(to, payload...)
+	mask(to[at:], key)
+	return to
+}
+
+// mask applies a masking key, of which the lowest byte comes first on the wire.
+func mask(b []byte, key uint32) {
+	wide := uint64(key)<<32 | uint64(key)
+	for len(b) >= 8 {
+		binary.LittleEndian.PutUint64(b, binary.LittleEndian.Uint64(b)^wide)
+		b = b[8:]
+	}
+	for i := range b {
+		b[i] ^= byte(key >> (8 * (i & 3)))
+	}
+}
+
+// closing describes a close frame by its code and its reason.
+func closing(payload []byte) string {
+	if len(payload) < 2 {
+		return "closed by the server without a code"
+	}
+	text := fmt.Sprintf("closed by the server with code %d", binary.BigEndian.Uint16(payload))
+	if reason := oneLine(payload[2:]); reason != "" {
+		text += ": " + reason
+	}
+	return text
+}

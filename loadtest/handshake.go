@@ -1,0 +1,184 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha1"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/textproto"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// mostHead bounds the head of a server's answer, in bytes.
+const mostHead = 16 << 10
+
+// noContext is the only form of permessage-deflate that is offered: each message stands for itself, so
+// that one inflater serves all connections of a process.
+const noContext = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
+
+// handshake is what all connections of a run ask for. Only the key differs.
+type handshake struct {
+	Request      string   `json:"request"` // the head, up to the key
+	Subprotocols []string `json:"subprotocols,omitempty"`
+	Compression  bool     `json:"compression,omitempty"`
+}
+
+func newHandshake(host, uri string, subprotocols []string, compression bool, headers []string) handshake {
+	var b strings.Builder
+	fmt.Fprintf(&b, "GET %s HTTP/1.1\r\nHost: %s\r\n", uri, host)
+	b.WriteString("Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n")
+	if len(subprotocols) > 0 {
+		fmt.Fprintf(&b, "Sec-WebSocket-Protocol: %s\r\n", strings.Join(subprotocols, ", "))
+	}
+	if compression {
+		b.WriteString("Sec-WebSocket-Extensions: " + noContext + "\r\n")
+	}
+	for _, h := range headers {
+		b.WriteString(h + "\r\n")
+	}
+	b.WriteString("Sec-WebSocket-Key: ")
+	return handshake{Request: b.String(), Subprotocols: subprotocols, Compression: compression}
+}
+
+// keySize is the length of a Sec-WebSocket-Key.
+const keySize = 24
+
+// appendKey appends the key of one attempt to connect. The same seed gives the same key.
+func appendKey(to []byte, seed uint64) []byte {
+	var nonce [16]byte
+	binary.LittleEndian.PutUint64(nonce[:], mix(seed))
+	binary.LittleEndian.PutUint64(nonce[8:], mix(^seed))
+	return base64.StdEncoding.AppendEncode(to, nonce[:])
+}
+
+// acceptFor is the Sec-WebSocket-Accept that a server has to answer to a key (RFC 6455, section 1.3).
+func acceptFor(key []byte) string {
+	sum := sha1.Sum(append(key[:len(key):len(key)], "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"...))
+	return base64.StdEncoding.EncodeToString(sum[:])
+}
+
+// headEnd is the length of a complete head at the start of b, or 0.
+func headEnd(b []byte) int {
+	if i := bytes.Index(b, []byte("\r\n\r\n")); i >= 0 {
+		return i + 4
+	}
+	return 0
+}
+
+// check reads the answer to a handshake: its head, and what there is of its body. It says whether
+// messages may be compressed, or why there is no WebSocket.
+func (h *handshake) check(head, body, key []byte) (compressed bool, err error) {
+	lines := strings.Split(strings.TrimSuffix(string(head), "\r\n\r\n"), "\r\n")
+	status, isHTTP := strings.CutPrefix(lines[0], "HTTP/1.")
+	if !isHTTP || len(status) < 5 || status[1] != ' ' {
+		return false, fmt.Errorf("the answer is not HTTP: %q", shortened(lines[0]))
+	}
+	if code := status[2:]; !strings.HasPrefix(code, "101") || len(code) > 3 && code[3] != ' ' {
+		return false, refusal(code, body)
+	}
+	if status[0] != '1' {
+		return false, errors.New("101 answered with HTTP/1.0")
+	}
+	header := map[string][]string{}
+	for _, line := range lines[1:] {
+		name, value, ok := strings.Cut(line, ":")
+		if !ok || name == "" || strings.ContainsAny(name, " \t") {
+			return false, fmt.Errorf("malformed header line %q", shortened(line))
+		}
+		name = textproto.CanonicalMIMEHeaderKey(name)
+		header[name] = append(header[name], strings.Trim(value, " \t"))
+	}
+	if v := header["Upgrade"]; len(v) != 1 || !strings.EqualFold(v[0], "websocket") {
+		return false, errors.New("101 without Upgrade: websocket")
+	}
+	if !hasToken(header["Connection"], "upgrade") {
+		return false, errors.New("101 without Connection: Upgrade")
+	}
+	if v := header["Sec-Websocket-Accept"]; len(v) != 1 || v[0] != acceptFor(key) {
+		return false, errors.New("101 with a wrong Sec-WebSocket-Accept")
+	}
+	if v := header["Sec-Websocket-Protocol"]; len(v) > 1 || len(v) == 1 && !slices.Contains(h.Subprotocols, v[0]) {
+		return false, fmt.Errorf("101 with a subprotocol that was not offered: %s", shortened(strings.Join(v, ", ")))
+	}
+	return h.checkExtensions(header["Sec-Websocket-Extensions"])
+}
+
+func (h *handshake) checkExtensions(values []string) (compressed bool, err error) {
+	if len(values) == 0 {
+		return false, nil
+	}
+	all := strings.Join(values, ", ")
+	params := strings.Split(all, ";")
+	if !h.Compression || strings.Contains(all, ",") || strings.TrimSpace(params[0]) != "permessage-deflate" {
+		return false, fmt.Errorf("101 with an extension that was not offered: %s", shortened(all))
+	}
+	kept := true
+	for _, p := range params[1:] {
+		name, value, _ := strings.Cut(strings.TrimSpace(p), "=")
+		bits, err := strconv.Atoi(strings.Trim(value, `"`))
+		switch {
+		case name == "server_no_context_takeover" && value == "":
+			kept = false
+		case name == "client_no_context_takeover" && value == "":
+		case name == "server_max_window_bits" && err == nil && bits >= 8 && bits <= 15:
+		default:
+			return false, fmt.Errorf("101 with a parameter of permessage-deflate that was not offered: %s", shortened(p))
+		}
+	}
+	if kept {
+		return false, errors.New("101 with permessage-deflate, but without server_no_context_takeover")
+	}
+	return true, nil
+}
+
+func hasToken(values []string, token string) bool {
+	for _, v := range values {
+		for t := range strings.SplitSeq(v, ",") {
+			if strings.EqualFold(strings.TrimSpace(t), token) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// refusal is an answer other than 101, with the server's own words.
+func refusal(status string, body []byte) error {
+	text := "HTTP " + shortened(status)
+	if status == "200" || strings.HasPrefix(status, "200 ") {
+		return errors.New(text + " instead of 101: there is no WebSocket at this path")
+	}
+	if words := oneLine(body); words != "" && !strings.EqualFold(words, strings.TrimLeft(status, "0123456789 ")) {
+		text += ": " + words
+	}
+	return errors.New(text)
+}
+
+// oneLine is the first line of a text from outside that has something in it, safe to print.
+func oneLine(b []byte) string {
+	for line := range strings.Lines(strings.ToValidUTF8(string(b), "?")) {
+		line = strings.Map(func(r rune) rune {
+			if r < ' ' || r == 0x7f {
+				return -1
+			}
+			return r
+		}, line)
+		if line = strings.TrimSpace(line); line != "" {
+			return shortened(line)
+		}
+	}
+	return ""
+}
+
+// shortened keeps a text from outside to what is readable in one line.
+func shortened(s string) string {
+	const most = 120
+	if len(s) > most {
+		return strings.ToValidUTF8(s[:most], "") + "..."
+	}
+	return s
+}

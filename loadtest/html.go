@@ -1,0 +1,140 @@
+package main
+
+import (
+	"bytes"
+	_ "embed"
+	"fmt"
+	"html/template"
+	"slices"
+	"strings"
+)
+
+//go:embed report.html
+var reportText string
+
+var reportPage = template.Must(template.New("report").Parse(reportText))
+
+// page is what the template sees.
+type page struct {
+	Title    string
+	When     string
+	Machines []string
+	Sections []pageSection
+}
+
+type pageSection struct {
+	*Section
+	URLs   []string
+	Charts []chart
+	Runs   []pageRun
+}
+
+// pageRun is one run as the terminal shows it.
+type pageRun struct{ Name, Text string }
+
+// writeHTML writes doc as one page that needs nothing from elsewhere, in one step.
+func writeHTML(path string, doc *Document) error {
+	p := page{When: when(doc.Results), Machines: machinesOf(doc.Results)}
+	table := compareTable(doc.Results)
+	for _, s := range table.Sections {
+		charts, err := sectionCharts(s)
+		if err != nil {
+			return fmt.Errorf("write %s: %w", path, err)
+		}
+		p.Sections = append(p.Sections, pageSection{Section: s, URLs: urlsOf(s), Charts: charts, Runs: runsOf(s)})
+	}
+	p.Title = pageTitle(table)
+	var text bytes.Buffer
+	if err := reportPage.Execute(&text, p); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return replaceFile(path, text.Bytes())
+}
+
+func pageTitle(t *Table) string {
+	var names []string
+	for _, s := range t.Sections {
+		for _, c := range s.Servers {
+			if name := plain(c.Name); !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	return "Load test of " + inWords(names)
+}
+
+func inWords(names []string) string {
+	if n := len(names); n > 2 {
+		names = []string{strings.Join(names[:n-1], ", "), names[n-1]}
+	}
+	return strings.Join(names, " and ")
+}
+
+// when is the time of the first start, and of the last if it was another minute.
+func when(results []*Result) string {
+	if len(results) == 0 {
+		return ""
+	}
+	first, last := results[0].Started, results[0].Started
+	for _, r := range results {
+		if r.Started.Before(first) {
+			first = r.Started
+		}
+		if r.Started.After(last) {
+			last = r.Started
+		}
+	}
+	if first.IsZero() {
+		return ""
+	}
+	const minute = "2 January 2006, 15:04"
+	from, to := first.UTC().Format(minute), last.UTC().Format(minute)
+	if from != to {
+		from += " to " + to
+	}
+	return from + " UTC"
+}
+
+func urlsOf(s *Section) []string {
+	var all []string
+	for _, c := range s.Servers {
+		for _, r := range c.Runs {
+			if line := plain(c.Name) + ": " + plain(r.URL); r.URL != "" && !slices.Contains(all, line) {
+				all = append(all, line)
+			}
+		}
+	}
+	return all
+}
+
+func runsOf(s *Section) []pageRun {
+	var all []pageRun
+	for _, c := range s.Servers {
+		for i, r := range c.Runs {
+			var text strings.Builder
+			printResult(&text, r)
+			name := plain(c.Name)
+			if len(c.Runs) > 1 {
+				name = fmt.Sprintf("%s, round %d", name, i+1)
+			}
+			if len(doubts(r)) > 0 {
+				name += doubtSign
+			}
+			all = append(all, pageRun{name, text.String()})
+		}
+	}
+	return all
+}
+
+// StartsGroup says whether a heading goes above the nth row.
+func (s *Section) StartsGroup(n int) bool {
+	return n == 0 || s.Rows[n].Group != s.Rows[n-1].Group
+}
+
+// Columns is how many columns the table has: the figure's name, and a ratio for all servers but one.
+func (s *Section) Columns() int { return 2 * len(s.Servers) }
+
+// Shaken are the servers with doubtful runs.
+func (s *Section) Shaken() []*Contender {
+	return slices.DeleteFunc(slices.Clone(s.Servers), func(c *Contender) bool { return c.Shaken == 0 })
+}

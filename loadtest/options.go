@@ -1,0 +1,217 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// options are all that shapes a run.
+type options struct {
+	Command string
+	URL     string
+	Name    string
+
+	Connections int
+	Publishers  int
+	Size        int
+	Rate        float64
+	Depth       int
+	Duration    time.Duration
+	Ramp        time.Duration
+	Text        bool
+	Binary      bool
+	Compression bool
+
+	Subprotocols  []string
+	Headers       []string
+	Sources       string
+	Processes     int
+	PID           int
+	PublishURL    string
+	PublishHeader []string
+
+	CutBy     string
+	BackOff   time.Duration
+	MostDelay time.Duration
+}
+
+const (
+	defaultEcho      = "ws://127.0.0.1:8080/echo"
+	defaultBroadcast = "ws://127.0.0.1:8080/broadcast"
+)
+
+// defaultsFor are the options of a command that was given none.
+func defaultsFor(command string) options {
+	o := options{
+		Command:     command,
+		URL:         defaultEcho,
+		Connections: 1000,
+		Size:        128,
+		Duration:    10 * time.Second,
+		CutBy:       "tool",
+		BackOff:     time.Second,
+		MostDelay:   30 * time.Second,
+	}
+	switch command {
+	case "echo":
+		o.Connections, o.Depth = 100, 1
+	case "fanout":
+		o.URL, o.Publishers, o.Rate, o.Depth = defaultBroadcast, 1, 50, 32
+	case "storm":
+		o.Duration = time.Minute
+	}
+	return o
+}
+
+// sends says whether the command sends messages.
+func (o *options) sends() bool { return o.Command == "echo" || o.Command == "fanout" }
+
+// senders is how many send: every connection, some of them, or none.
+func (o *options) senders() int {
+	switch o.Command {
+	case "echo":
+		return o.Connections
+	case "fanout":
+		return o.Publishers
+	}
+	return 0
+}
+
+// What a run may ask for at most. Every run has an end, and fits in memory.
+const (
+	mostConnections = 1_000_000
+	mostSize        = 16 << 20
+	mostRate        = 10_000_000
+	mostDepth       = 65_536
+	mostDuration    = 24 * time.Hour
+	mostProcesses   = 256
+	mostStreams     = 1 << 28
+)
+
+func (o *options) check() error {
+	if o.Text && o.Binary {
+		return errors.New("--text and --binary exclude each other")
+	}
+	least := 0
+	if o.sends() {
+		least = leastSize(o.Text)
+	}
+	for _, n := range []struct {
+		name            string
+		is, least, most float64
+	}{
+		{"connections", float64(o.Connections), 1, mostConnections},
+		{"size", float64(o.Size), float64(least), mostSize},
+		{"rate", o.Rate, 0, mostRate},
+		{"depth", float64(o.Depth), 0, mostDepth},
+		{"processes", float64(o.Processes), 0, mostProcesses},
+	} {
+		if !(n.is >= n.least && n.is <= n.most) {
+			return fmt.Errorf("--%s is %v, and must be from %v to %v", n.name, n.is, n.least, int(n.most))
+		}
+	}
+	if o.Duration <= 0 || o.Duration > mostDuration || o.Ramp < 0 || o.Ramp > mostDuration {
+		return fmt.Errorf("--duration must be positive, --ramp not negative, and both at most %v", mostDuration)
+	}
+	if o.Command == "fanout" {
+		if o.Publishers < 1 || o.Publishers > o.Connections && o.PublishURL == "" {
+			return fmt.Errorf("--publishers is %d, and must be from 1 to the number of connections, %d", o.Publishers, o.Connections)
+		}
+		if o.Publishers*o.Connections > mostStreams {
+			return fmt.Errorf("%d publishers to %d connections are too many streams to keep account of", o.Publishers, o.Connections)
+		}
+	}
+	if o.sends() && o.Rate == 0 && o.Depth < 1 {
+		return errors.New("without --rate, --depth must be at least 1")
+	}
+	if o.CutBy != "tool" && o.CutBy != "server" {
+		return fmt.Errorf("--cut is %q, and must be tool or server", o.CutBy)
+	}
+	if o.BackOff <= 0 || o.MostDelay < o.BackOff {
+		return errors.New("--backoff must be positive and not more than --backoff-max")
+	}
+	for _, h := range append(o.Headers[:len(o.Headers):len(o.Headers)], o.PublishHeader...) {
+		if name, _, ok := strings.Cut(h, ":"); !ok || name == "" || strings.ContainsAny(name, " \t") || strings.ContainsAny(h, "\r\n") {
+			return fmt.Errorf("header %q is not of the form \"Name: value\"", h)
+		}
+	}
+	_, err := o.sources()
+	return err
+}
+
+// sources are the first and the last source address, or none.
+func (o *options) sources() (r sourceRange, err error) {
+	if o.Sources == "" {
+		return r, nil
+	}
+	first, last, isRange := strings.Cut(o.Sources, "-")
+	if r.First, err = netip.ParseAddr(first); err != nil {
+		return r, fmt.Errorf("--sources: %w", err)
+	}
+	if r.Last = r.First; isRange {
+		if r.Last, err = netip.ParseAddr(last); err != nil {
+			return r, fmt.Errorf("--sources: %w", err)
+		}
+	}
+	if r.First.BitLen() != r.Last.BitLen() || r.Last.Less(r.First) || r.count() > mostSources {
+		return r, fmt.Errorf("--sources %s is not a range of at most %d addresses, such as 127.0.0.1-127.0.0.20", o.Sources, mostSources)
+	}
+	return r, nil
+}
+
+// mostSources bounds a range of source addresses.
+const mostSources = 65_536
+
+// sourceRange is a range of addresses to connect from. The zero value leaves the choice to the system.
+type sourceRange struct {
+	First, Last netip.Addr
+}
+
+// count is how many addresses the range has, up to one more than are allowed.
+func (r sourceRange) count() int {
+	if !r.First.IsValid() {
+		return 0
+	}
+	n := 1
+	for a := r.First; a != r.Last && n <= mostSources; a = a.Next() {
+		n++
+	}
+	return n
+}
+
+// all lists the addresses.
+func (r sourceRange) all() []netip.Addr {
+	list := make([]netip.Addr, 0, r.count())
+	for a := r.First; len(list) < cap(list); a = a.Next() {
+		list = append(list, a)
+	}
+	return list
+}
+
+// settings is what the result says about the options.
+func (o *options) settings(processes int, sources sourceRange) Settings {
+	s := Settings{
+		Connections: o.Connections,
+		Duration:    o.Duration.Seconds(),
+		Ramp:        o.Ramp.Seconds(),
+		Binary:      !o.Text,
+		Compression: o.Compression,
+		Processes:   processes,
+	}
+	if o.sends() {
+		s.Rate, s.Size = o.Rate, o.Size
+		if o.Rate == 0 {
+			s.Depth = o.Depth
+		}
+	}
+	if o.Command == "fanout" {
+		s.Publishers, s.PublishURL = o.Publishers, o.PublishURL
+	}
+	if sources.First.IsValid() {
+		s.Sources = []string{sources.First.String(), sources.Last.String()}
+	}
+	return s
+}

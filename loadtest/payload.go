@@ -1,0 +1,109 @@
+package main
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+)
+
+// stamp is what every message carries, so that each receiver can say by itself which message it has
+// and how long it took.
+type stamp struct {
+	sender   uint32
+	sequence uint32 // among those of its sender
+	due      int64  // when it should have been sent, on the monotonic clock
+}
+
+// The length of a stamp with the number of the run and a checksum: as bytes, and in hex for a text.
+const (
+	stampBytes = 8 + 4 + 4 + 8 + 4
+	stampText  = 2 * stampBytes
+)
+
+// payloads writes and reads the messages of one run. They all have the same size, and the same bytes
+// behind the stamp.
+type payloads struct {
+	run    uint64
+	text   bool
+	size   int
+	filler []byte // behind the stamp
+	plain  [stampBytes]byte
+}
+
+func newPayloads(run uint64, text bool, size int) *payloads {
+	p := &payloads{run: run, text: text, size: size}
+	const words = "the quick brown fox jumps over the lazy dog, and the 0123456789 others look on. "
+	p.filler = bytes.Repeat([]byte(words), size/len(words)+1)[:max(0, size-p.stampSize())]
+	return p
+}
+
+// leastSize is the size of a message with nothing but its stamp.
+func leastSize(text bool) int {
+	if text {
+		return stampText
+	}
+	return stampBytes
+}
+
+func (p *payloads) stampSize() int { return leastSize(p.text) }
+
+// blank is a message without its stamp, to be completed by put.
+func (p *payloads) blank() []byte {
+	return append(make([]byte, p.stampSize(), p.size), p.filler...)
+}
+
+// put writes the stamp at the start of a blank message.
+func (p *payloads) put(to []byte, s stamp) {
+	b := p.plain[:]
+	if !p.text {
+		b = to[:stampBytes]
+	}
+	binary.LittleEndian.PutUint64(b, p.run)
+	binary.LittleEndian.PutUint32(b[8:], s.sender)
+	binary.LittleEndian.PutUint32(b[12:], s.sequence)
+	binary.LittleEndian.PutUint64(b[16:], uint64(s.due))
+	binary.LittleEndian.PutUint32(b[24:], checksum(b))
+	if p.text {
+		hex.Encode(to[:stampText], b)
+	}
+}
+
+// read gives the stamp of a received message, or false if the message is not one of this run's or was
+// damaged on its way.
+func (p *payloads) read(from []byte) (stamp, bool) {
+	if len(from) != p.size {
+		return stamp{}, false
+	}
+	b := from[:stampBytes]
+	if p.text {
+		b = p.plain[:]
+		if _, err := hex.Decode(b, from[:stampText]); err != nil {
+			return stamp{}, false
+		}
+	}
+	if binary.LittleEndian.Uint64(b) != p.run ||
+		binary.LittleEndian.Uint32(b[24:]) != checksum(b) ||
+		!bytes.Equal(from[p.stampSize():], p.filler) {
+		return stamp{}, false
+	}
+	return stamp{
+		sender:   binary.LittleEndian.Uint32(b[8:]),
+		sequence: binary.LittleEndian.Uint32(b[12:]),
+		due:      int64(binary.LittleEndian.Uint64(b[16:])),
+	}, true
+}
+
+// checksum mixes the words of a stamp. It has to notice damage, not malice, and to cost nothing.
+func checksum(b []byte) uint32 {
+	x := mix(binary.LittleEndian.Uint64(b) ^ mix(binary.LittleEndian.Uint64(b[8:])^
+		mix(binary.LittleEndian.Uint64(b[16:]))))
+	return uint32(x >> 32)
+}
+
+// mix scatters the bits of a word over all of it (the finaliser of SplitMix64).
+func mix(x uint64) uint64 {
+	x += 0x9e3779b97f4a7c15
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
+}

@@ -1,0 +1,81 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// watcher shows how a run goes in one line of a terminal, which it overwrites. On anything but a
+// terminal it is silent.
+type watcher struct {
+	w     io.Writer
+	shown bool
+}
+
+func newWatcher(f *os.File) *watcher {
+	if !isTerminal(f) {
+		return &watcher{}
+	}
+	return &watcher{w: f}
+}
+
+func isTerminal(f *os.File) bool {
+	_, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	return err == nil
+}
+
+func (p *watcher) show(l live) {
+	if p.w == nil {
+		return
+	}
+	p.shown = true
+	fmt.Fprintf(p.w, "\r\x1b[K%s", l.line())
+}
+
+// clear makes room for what is to stay.
+func (p *watcher) clear() {
+	if p.shown {
+		fmt.Fprint(p.w, "\r\x1b[K")
+		p.shown = false
+	}
+}
+
+// line is one moment in under 100 columns.
+func (l live) line() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %.0f", l.doing, l.elapsed.Seconds())
+	if l.most > 0 {
+		fmt.Fprintf(&b, "/%.0f", l.most.Seconds())
+	}
+	fmt.Fprintf(&b, " s  %d/%d open", l.open, l.wanted)
+	if l.failed > 0 {
+		fmt.Fprintf(&b, ", %d failed", l.failed)
+	}
+	if l.received > 0 {
+		fmt.Fprintf(&b, "  %.0f/s", l.received)
+	}
+	if l.p99 > 0 {
+		fmt.Fprintf(&b, "  p50 %v p99 %v", shortMicros(l.p50), shortMicros(l.p99))
+	}
+	if l.serverCores > 0 {
+		fmt.Fprintf(&b, "  server %.2f cores", l.serverCores)
+	}
+	return b.String()
+}
+
+// shortMicros is a time in microseconds with about three digits.
+func shortMicros(v float64) time.Duration {
+	d := time.Duration(v * float64(time.Microsecond))
+	switch {
+	case d > time.Second:
+		return d.Round(10 * time.Millisecond)
+	case d > 10*time.Millisecond:
+		return d.Round(100 * time.Microsecond)
+	}
+	return d.Round(10 * time.Microsecond)
+}

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"math/rand/v2"
+	"time"
+)
+
+// reconnecting is the storm: connections that were cut off come back, each after a random delay that
+// grows with its failures ("full jitter").
+type reconnecting struct {
+	running  bool
+	cutNext  int // the tool cuts: the connection that is next
+	returns  int // connections that have been back
+	retries  map[int64][]int32
+	tick     int64 // up to which retries have been made
+	back     []int64
+	failedBy map[string]int
+}
+
+const (
+	retryTick = 5 * time.Millisecond // the grain of the delays
+	mostCuts  = 256                  // in one turn
+)
+
+func (r *reconnecting) start(w *worker, at int64) {
+	r.running = true
+	r.retries, r.failedBy = map[int64][]int32{}, map[string]int{}
+	r.tick = at / int64(retryTick)
+	if w.spec.CutBy == "tool" {
+		w.CutAt = at
+	} else {
+		r.cutNext = len(w.conns)
+	}
+}
+
+// turn cuts connections off, and makes the attempts that are due.
+func (r *reconnecting) turn(w *worker, now int64) (next int64) {
+	next = now + int64(idleTurn)
+	for n := 0; r.cutNext < len(w.conns); n++ {
+		if n == mostCuts {
+			next = now
+			break
+		}
+		if c := &w.conns[r.cutNext]; c.member && c.state == stateOpen && !c.back {
+			w.close(c)
+			r.later(w, r.cutNext)
+		}
+		r.cutNext++
+	}
+	for ; r.tick < now/int64(retryTick); r.tick++ {
+		for _, i := range r.retries[r.tick] {
+			w.Attempts++
+			w.dialing.start(w, int(i), monotonic())
+		}
+		delete(r.retries, r.tick)
+	}
+	w.dialing.expire(w, now)
+	if len(r.retries) > 0 {
+		next = min(next, (r.tick+1)*int64(retryTick))
+	}
+	return next
+}
+
+// cut is for a connection that the server has ended.
+func (r *reconnecting) cut(w *worker, i int) {
+	if w.CutAt == 0 {
+		w.CutAt = monotonic()
+	}
+	r.later(w, i)
+}
+
+func (r *reconnecting) failed(w *worker, i int, reason string) {
+	count(r.failedBy, reason)
+	r.later(w, i)
+}
+
+// later plans the next attempt of a connection.
+func (r *reconnecting) later(w *worker, i int) {
+	c := &w.conns[i]
+	most := min(w.spec.BackOff<<min(c.tries, 20), w.spec.MostDelay)
+	c.tries = min(c.tries+1, 20)
+	at := monotonic() + rand.Int64N(int64(most))
+	tick := max(at/int64(retryTick), r.tick) + 1
+	r.retries[tick] = append(r.retries[tick], int32(i))
+}
+
+func (r *reconnecting) returned(c *conn, now int64) {
+	c.tries = 0
+	if !c.back {
+		c.back = true
+		r.returns++
+		r.back = append(r.back, now)
+	}
+}
+
+// done says whether all are back.
+func (r *reconnecting) done(w *worker) bool {
+	return r.running && w.Members > 0 && r.returns == w.Members && w.Open == w.Members
+}

@@ -1,0 +1,287 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"time"
+)
+
+// run is one command against one server, as the parent sees it.
+type run struct {
+	o       *options
+	result  *Result
+	watch   func(live)
+	target  target
+	sources sourceRange
+	fleet   *fleet
+	server  *observed // nil when the server's process is not known
+
+	began     int64 // the first connection
+	connected int64 // all open or failed
+	from, to  int64 // the measured window, as far as it has come
+	series    series
+}
+
+// live is how a run goes, for a person who watches it.
+type live struct {
+	doing         string
+	elapsed, most time.Duration
+	open, wanted  int
+	failed        int
+	received      float64 // messages a second
+	p50, p99      float64 // microseconds, of the last moment
+	serverCores   float64
+}
+
+var errInterrupted = errors.New("interrupted")
+
+// settle is the quiet time between opening the connections and the window.
+const settle = 300 * time.Millisecond
+
+// measure runs one command against one server. What went wrong is in the result's Error, and what was
+// measured before that stands. Watch is told how it goes, several times a second; it may be nil.
+func measure(ctx context.Context, o *options, watch func(live)) *Result {
+	if watch == nil {
+		watch = func(live) {}
+	}
+	r := &run{o: o, watch: watch, result: &Result{
+		Schema: schema, Command: o.Command, Name: o.Name, URL: o.URL, Started: time.Now(), Machine: thisMachine(),
+		Settings:    o.settings(o.Processes, sourceRange{}),
+		Connections: Connections{Wanted: o.Connections},
+	}}
+	err := r.prepare(ctx)
+	if err == nil {
+		err = r.execute(ctx)
+		r.finish()
+	}
+	if r.result.Name == "" {
+		r.result.Name = r.target.Address.String()
+	}
+	if err != nil {
+		r.result.Error = err.Error()
+	}
+	return r.result
+}
+
+// prepare finds out all that can go wrong before the run, and starts the processes.
+func (r *run) prepare(ctx context.Context) error {
+	if err := r.o.check(); err != nil {
+		return err
+	}
+	sources, _ := r.o.sources()
+	var err error
+	if r.target, err = findTarget(ctx, r.o, sources); err != nil {
+		return err
+	}
+	processes, sources, err := plan(r.o, descriptorLimit(), r.target.Address.Addr().IsLoopback())
+	if err != nil {
+		return err
+	}
+	r.sources = sources
+	r.result.Settings = r.o.settings(processes, sources)
+	r.result.Generator.Processes = processes
+	if r.server, err = observe(r.o.PID, r.target.Address); err != nil {
+		return err
+	}
+	if r.server != nil && r.server.doubt != "" {
+		r.warn("%s", r.server.doubt)
+	}
+	r.fleet, err = startFleet(processes)
+	return err
+}
+
+func (r *run) warn(format string, args ...any) {
+	r.result.Warnings = append(r.result.Warnings, fmt.Sprintf(format, args...))
+}
+
+// execute takes the processes through the run. When it ends early, what was measured is collected all
+// the same.
+func (r *run) execute(ctx context.Context) error {
+	seed := rand.Uint64()
+	for i, m := range r.fleet.members {
+		m.tell(order{Do: doPrepare, Spec: r.spec(i, seed)})
+	}
+	if err := r.await(ctx, "preparing", sayReady, time.Minute); err != nil {
+		return err
+	}
+	r.server.read(r.server.beforeAll)
+	r.began = monotonic()
+	r.series.start(r.began, reportEvery(r.o.Command))
+	r.fleet.order(order{Do: doConnect, At: r.began})
+	err := r.await(ctx, "connecting", sayConnected, r.o.Ramp+dialTimeout*time.Duration(2+r.o.Connections/mostDialing))
+	r.connected = monotonic()
+	if sum := r.fleet.sum(); err == nil && sum.Opened == 0 {
+		err = fmt.Errorf("no connection was opened: %s", mostly(r.failures()))
+	}
+	if err == nil {
+		err = r.pause(ctx, "settling", settle)
+	}
+	if err != nil {
+		return err
+	}
+	err = r.window(ctx)
+	r.server.read(r.server.afterWindow)
+	return err
+}
+
+// window is what is measured: it begins in all processes at the same moment.
+func (r *run) window(ctx context.Context) error {
+	r.fleet.storming = r.o.Command == "storm"
+	r.from = monotonic() + int64(50*time.Millisecond)
+	r.fleet.order(order{Do: doStart, At: r.from})
+	sleepUntil(r.from)
+	r.server.read(r.server.beforeWindow)
+	err := r.await(ctx, r.doing(), sayEnded, r.o.Duration+30*time.Second)
+	r.to = min(monotonic(), r.from+int64(r.o.Duration))
+	if err != nil {
+		r.fleet.order(order{Do: doStop})
+		_ = r.await(context.Background(), "stopping", sayEnded, dialTimeout)
+	}
+	r.server.read(r.server.withAll)
+	r.fleet.order(order{Do: doDrain, Sent: r.fleet.sent(r.o.sendersOfFanout())})
+	drained := r.await(context.Background(), "waiting for what is under way", sayDrained, drainMost+dialTimeout)
+	if err == nil {
+		err = drained
+	}
+	if errors.Is(err, errAllLost) {
+		return r.died()
+	}
+	if err == nil {
+		err = r.nothing()
+	}
+	return err
+}
+
+// sendersOfFanout is for how many senders every process has to know what was sent.
+func (o *options) sendersOfFanout() int {
+	if o.Command == "fanout" {
+		return o.Publishers
+	}
+	return 0
+}
+
+func (r *run) doing() string {
+	switch {
+	case r.o.Command == "idle":
+		return "holding"
+	case r.o.Command == "storm" && r.o.CutBy == "server":
+		return "waiting for the server to cut the connections"
+	case r.o.Command == "storm":
+		return "reconnecting"
+	}
+	return "sending"
+}
+
+// finish lets the processes close their connections, and takes the figures.
+func (r *run) finish() {
+	r.fleet.order(order{Do: doFinish})
+	_ = r.await(context.Background(), "closing", sayFinished, 5*time.Second)
+	r.fleet.close()
+	r.fill()
+}
+
+// spec is the part of one process.
+func (r *run) spec(index int, seed uint64) *spec {
+	return &spec{
+		Command: r.o.Command, Index: index, Count: len(r.fleet.members), Run: seed,
+		Address: r.target.Address, Handshake: r.target.Handshake, Sources: r.sources,
+		Connections: r.o.Connections, Ramp: r.o.Ramp,
+		Senders: r.o.senders(), Size: r.o.Size, Text: r.o.Text, Rate: r.o.Rate, Depth: r.o.Depth, Duration: r.o.Duration,
+		PublishURL: r.o.PublishURL, PublishHeader: r.o.PublishHeader,
+		CutBy: r.o.CutBy, BackOff: r.o.BackOff, MostDelay: r.o.MostDelay,
+	}
+}
+
+var (
+	errAllLost = errors.New("all connections were lost")
+	errSilent  = errors.New("the processes of the generator do not answer")
+)
+
+// await waits until every process has said something, and keeps the series meanwhile.
+func (r *run) await(ctx context.Context, doing, say string, most time.Duration) error {
+	begun := monotonic()
+	late := time.After(most)
+	ticks := time.NewTicker(r.series.every(r.o.Command))
+	defer ticks.Stop()
+	for !r.fleet.all(say) {
+		select {
+		case a := <-r.fleet.reports:
+			if err := r.fleet.take(a); err != nil {
+				return err
+			}
+			if sum := r.fleet.sum(); say == sayEnded && sum.Open == 0 && sum.Members > 0 && r.o.Command != "storm" {
+				return errAllLost
+			}
+		case <-ticks.C:
+			r.tick(doing, begun)
+		case <-late:
+			return errSilent
+		case <-ctx.Done():
+			return fmt.Errorf("%w after %.1f s", errInterrupted, float64(monotonic()-max(r.began, 1))/1e9)
+		}
+	}
+	return nil
+}
+
+// pause waits without anything to wait for.
+func (r *run) pause(ctx context.Context, doing string, d time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	err := r.await(ctx, doing, "nothing", time.Hour)
+	if errors.Is(err, errInterrupted) && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return nil
+	}
+	return err
+}
+
+// tick adds a point to the series and shows it.
+func (r *run) tick(doing string, begun int64) {
+	if r.began == 0 {
+		return
+	}
+	sum := r.fleet.sum()
+	p := r.series.point(sum, r.fleet.recent, r.server)
+	l := live{
+		doing: doing, elapsed: time.Duration(monotonic() - begun), open: sum.Open, wanted: r.o.Connections, failed: sum.Failed,
+		received: p.Received, p99: p.P99, serverCores: p.ServerCores,
+	}
+	if r.fleet.recent.TotalCount() > 0 {
+		l.p50 = float64(r.fleet.recent.ValueAtPercentile(50))
+	}
+	if doing == r.doing() {
+		l.most = r.o.Duration
+	}
+	r.fleet.recent.Reset()
+	r.watch(l)
+}
+
+func (r *run) failures() map[string]int {
+	return r.fleet.reasonsOf(func(r *report) map[string]int { return r.FailedBy })
+}
+
+func (r *run) losses() map[string]int {
+	return r.fleet.reasonsOf(func(r *report) map[string]int { return r.LostBy })
+}
+
+// died says how the server left.
+func (r *run) died() error {
+	text := fmt.Sprintf("all connections were lost after %.1f s: %s", float64(r.to-r.from)/1e9, mostly(r.losses()))
+	if r.server != nil {
+		if _, err := costOf(r.server.pid); errors.Is(err, errGone) {
+			text = fmt.Sprintf("the server (process %d) has ended: %s", r.server.pid, text)
+		}
+	}
+	return errors.New(text)
+}
+
+// mostly is the most frequent reason.
+func mostly(reasons map[string]int) string {
+	if len(reasons) == 0 {
+		return "no reason is known"
+	}
+	return slices.MaxFunc(slices.Sorted(maps.Keys(reasons)), func(a, b string) int { return reasons[a] - reasons[b] })
+}

@@ -1,0 +1,246 @@
+package main
+
+import (
+	"math/rand/v2"
+	"time"
+)
+
+// sending sends messages, in one of two ways. With a rate it is an open model: each message goes when
+// the schedule says, however slow the server is. Without, it is a closed loop: as many messages are kept
+// under way as the depth says.
+type sending struct {
+	mine    int // own senders, which are the connections below this index
+	rate    float64
+	running bool
+	began   int64
+	ended   int64
+	blank   []byte
+
+	// Open model.
+	turns turns
+	total int64 // messages of the schedule, of all senders
+
+	// Closed loop.
+	kicked  int // senders that have been set going
+	witness int // fanout: when this connection has a message, it is no longer under way
+	stalls  []stall
+	checkAt int64
+
+	publishers *publishers // over HTTP, instead of the connections
+}
+
+// stall is since when a closed loop has not moved.
+type stall struct {
+	sent  uint32
+	since int64
+}
+
+const (
+	// A message of a closed loop that is not back after so long is given up, and the next one sent.
+	stallAfter = 5 * time.Second
+
+	mostTurn  = 64       // messages that are sent before the sockets get a look again
+	mostBatch = 64 << 10 // bytes in one write, roughly
+)
+
+func (s *sending) prepare(w *worker) {
+	s.rate = w.spec.Rate
+	s.turns = newTurns(w.spec.Senders, w.spec.Index, w.spec.Count)
+	if w.spec.Senders == 0 {
+		return
+	}
+	if w.spec.PublishURL != "" {
+		s.publishers = newPublishers(&w.spec)
+		return
+	}
+	s.mine = w.spec.mine(w.spec.Senders)
+	s.blank = w.payloads.blank()
+	s.stalls = make([]stall, s.mine)
+}
+
+func (s *sending) start(w *worker, at int64) {
+	s.running, s.began = w.spec.Senders > 0, at
+	s.chooseWitness(w)
+	if s.rate > 0 {
+		s.total = dueWithin(w.spec.Duration, s.rate)
+	}
+	if s.publishers != nil {
+		s.publishers.start(at)
+	}
+}
+
+// stop ends the sending, and counts what was due and has not been sent.
+func (s *sending) stop(w *worker, now int64) {
+	s.ended = now
+	if s.publishers != nil {
+		s.publishers.stop()
+	}
+	if !s.running || s.rate == 0 || s.publishers != nil {
+		s.running = false
+		return
+	}
+	s.running = false
+	for i := range s.mine {
+		w.Unsent += int64(w.conns[i].owed)
+		w.conns[i].owed = 0
+	}
+	for {
+		index, ok := s.turns.index()
+		if !ok || index >= s.total || s.began+int64(due(index, s.rate)) > now {
+			return
+		}
+		w.Unsent++
+		s.turns.next()
+	}
+}
+
+// settled says whether no request to publish is under way any more.
+func (s *sending) settled() bool { return s.publishers == nil || s.publishers.idle() }
+
+// turn sends what is due.
+func (s *sending) turn(w *worker, now int64) (next int64) {
+	next = now + int64(idleTurn)
+	switch {
+	case !s.running || s.publishers != nil:
+		return next
+	case s.rate > 0:
+		return min(next, s.turnOpen(w))
+	}
+	for n := 0; s.kicked < s.mine; n++ {
+		if n == mostTurn {
+			return now
+		}
+		s.pump(w, s.kicked, monotonic())
+		s.kicked++
+	}
+	if now >= s.checkAt {
+		s.checkAt = now + int64(time.Second)
+		s.checkStalls(w, now)
+	}
+	return next
+}
+
+func (s *sending) turnOpen(w *worker) (next int64) {
+	for range mostTurn {
+		index, ok := s.turns.index()
+		if !ok || index >= s.total {
+			return monotonic() + int64(idleTurn)
+		}
+		now, at := monotonic(), s.began+int64(due(index, s.rate))
+		if at > now {
+			return at
+		}
+		w.MostLate = max(w.MostLate, now-at)
+		i := s.turns.sender / w.spec.Count
+		s.turns.next()
+		w.conns[i].owed++
+		s.pump(w, i, now)
+	}
+	return monotonic()
+}
+
+// pump sends all that one sender may send now.
+func (s *sending) pump(w *worker, i int, now int64) {
+	c := &w.conns[i]
+	if !s.running || i >= s.mine {
+		return
+	}
+	for c.state == stateOpen && len(c.unsent) == 0 {
+		n := s.may(w, i, c)
+		if n <= 0 {
+			return
+		}
+		b := w.batch[:0]
+		for ; n > 0 && len(b) < mostBatch; n-- {
+			at := now
+			if s.rate > 0 {
+				index := int64(c.sent)*int64(w.spec.Senders) + int64(w.id(i))
+				at = s.began + int64(due(index, s.rate))
+				c.owed--
+			}
+			b = s.appendMessage(w, b, c, stamp{w.id(i), c.sent, at})
+			c.sent++
+			w.Sent++
+		}
+		w.batch = b
+		w.write(i, c, b)
+	}
+}
+
+// may is how many messages a sender may send now.
+func (s *sending) may(w *worker, i int, c *conn) int {
+	if s.rate > 0 {
+		return int(c.owed)
+	}
+	reached := uint32(0)
+	if w.spec.Command == "echo" {
+		reached = w.ledger.reached(i, 0)
+	} else {
+		reached = w.ledger.reached(s.witness, int(w.id(i)))
+	}
+	return w.spec.Depth - int(c.sent-max(reached, c.skip))
+}
+
+func (s *sending) appendMessage(w *worker, to []byte, c *conn, m stamp) []byte {
+	w.payloads.put(s.blank, m)
+	payload := s.blank
+	if c.compressed {
+		payload = w.deflate.compress(payload)
+	}
+	return appendFrame(to, w.op, c.compressed, rand.Uint32(), payload)
+}
+
+// received is called after each read. In a closed loop what has arrived makes room for what follows.
+func (s *sending) received(w *worker, i int, c *conn, now int64) {
+	switch {
+	case !s.running || s.rate > 0 || s.publishers != nil:
+	case w.spec.Command == "echo":
+		if i < s.kicked {
+			s.pump(w, i, now)
+		}
+	case i == s.witness:
+		for j := range s.kicked {
+			s.pump(w, j, now)
+		}
+	}
+}
+
+// chooseWitness takes the last open connection: many servers write to the members in their order.
+func (s *sending) chooseWitness(w *worker) {
+	s.witness = 0
+	for i := range w.conns {
+		if w.conns[i].state == stateOpen {
+			s.witness = i
+		}
+	}
+}
+
+// checkStalls sets closed loops going again whose messages must have been lost.
+func (s *sending) checkStalls(w *worker, now int64) {
+	if w.conns[s.witness].state != stateOpen {
+		s.chooseWitness(w)
+	}
+	for i := range s.stalls {
+		c, was := &w.conns[i], &s.stalls[i]
+		if was.sent != c.sent || was.since == 0 {
+			*was = stall{c.sent, now}
+			continue
+		}
+		if now-was.since > int64(stallAfter) {
+			c.skip = c.sent
+			s.pump(w, i, now)
+		}
+	}
+}
+
+func (s *sending) report(w *worker, r *report) {
+	if s.publishers != nil {
+		s.publishers.report(r)
+		return
+	}
+	if r.Say == sayEnded && w.spec.Command == "fanout" {
+		for i := range s.mine {
+			r.SentBy = append(r.SentBy, w.conns[i].sent)
+		}
+	}
+}

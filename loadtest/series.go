@@ -1,0 +1,59 @@
+package main
+
+import (
+	"time"
+
+	hdr "github.com/HdrHistogram/hdrhistogram-go"
+)
+
+// series is the course of a run. It is thinned out when it grows long, so that any run fits.
+type series struct {
+	points []Point
+	began  int64
+	step   time.Duration
+
+	lastAt        int64
+	lastReceived  int64
+	skip, skipped int
+}
+
+// mostPoints bounds a series.
+const mostPoints = 1200
+
+func (s *series) start(at int64, step time.Duration) {
+	*s = series{began: at, lastAt: at, step: step, skip: 1}
+}
+
+// every is how often there is to be a point.
+func (s *series) every(command string) time.Duration {
+	if s.step == 0 {
+		return reportEvery(command)
+	}
+	return s.step
+}
+
+// point is the present moment.
+func (s *series) point(sum counters, recent *hdr.Histogram, server *observed) Point {
+	now := monotonic()
+	p := Point{At: float64(now-s.began) / 1e9, Connections: sum.Open}
+	if passed := now - s.lastAt; passed > 0 {
+		p.Received = float64(sum.Received-s.lastReceived) / (float64(passed) / 1e9)
+	}
+	if recent.TotalCount() > 0 {
+		p.P99 = float64(recent.ValueAtPercentile(99))
+	}
+	p.ServerCores, p.ServerRSS = server.sample()
+	s.lastAt, s.lastReceived = now, sum.Received
+	if s.skipped++; s.skipped >= s.skip {
+		s.skipped = 0
+		s.points = append(s.points, p)
+	}
+	if len(s.points) >= mostPoints {
+		kept := s.points[:0]
+		for i := 0; i < len(s.points); i += 2 {
+			kept = append(kept, s.points[i])
+		}
+		s.points, s.skip = kept, 2*s.skip
+	}
+	return p
+}

@@ -1,0 +1,271 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"strings"
+	"text/tabwriter"
+)
+
+// Table compares servers, with a section for each load that they were put under.
+type Table struct {
+	Sections []*Section
+}
+
+// Section is one load: a row for each figure, in it a cell for each server.
+type Section struct {
+	Title   string
+	Servers []*Contender // in the order of their first runs
+	Rows    []*Row
+	Notes   []string
+}
+
+// Contender is one server with its runs, one a round.
+type Contender struct {
+	Name   string
+	Runs   []*Result
+	Doubts []string // distinct
+	Shaken int      // runs with doubts
+}
+
+// Row is one figure of all servers.
+type Row struct {
+	Group, Name string
+	Cells       []Cell
+	figure      figure
+}
+
+// Cell is one figure of one server over its rounds.
+type Cell struct {
+	Value Spread
+	Ratio Spread // to the first server, round by round
+	unit  unit
+}
+
+// compareTable puts servers side by side. The nth run of each name under a load is its nth round.
+func compareTable(results []*Result) *Table {
+	table := &Table{}
+	sections := map[load]*Section{}
+	for _, r := range results {
+		key := loadOf(r)
+		s := sections[key]
+		if s == nil {
+			s = &Section{Title: describe(r)}
+			sections[key] = s
+			table.Sections = append(table.Sections, s)
+		}
+		s.contender(r.Name).add(r)
+	}
+	for _, s := range table.Sections {
+		s.fill()
+	}
+	return table
+}
+
+func (s *Section) contender(name string) *Contender {
+	for _, c := range s.Servers {
+		if c.Name == name {
+			return c
+		}
+	}
+	c := &Contender{Name: name}
+	s.Servers = append(s.Servers, c)
+	return c
+}
+
+func (c *Contender) add(r *Result) {
+	c.Runs = append(c.Runs, r)
+	found := doubts(r)
+	if len(found) > 0 {
+		c.Shaken++
+	}
+	for _, d := range found {
+		if !slices.Contains(c.Doubts, d) {
+			c.Doubts = append(c.Doubts, d)
+		}
+	}
+}
+
+// Label is the server's name, with the sign of doubt where it belongs.
+func (c *Contender) Label() string {
+	if c.Shaken > 0 {
+		return plain(c.Name) + doubtSign
+	}
+	return plain(c.Name)
+}
+
+// Caveats says what the sign of doubt stands for.
+func (c *Contender) Caveats() string {
+	of := "its only run"
+	if n := len(c.Runs); n > 1 {
+		of = fmt.Sprintf("%d of %d runs", c.Shaken, n)
+	}
+	return of + ": " + strings.Join(c.Doubts, "; ")
+}
+
+func (s *Section) fill() {
+	first := s.Servers[0]
+	uneven := slices.ContainsFunc(s.Servers, func(c *Contender) bool { return len(c.Runs) != len(first.Runs) })
+	if uneven {
+		s.Notes = append(s.Notes, "The servers have different numbers of runs, so the ratios are those of the medians and have no spread.")
+	}
+	for _, f := range figures {
+		row := &Row{Group: f.group, Name: f.name, figure: f}
+		base := figureOf(f, first.Runs)
+		shown := false
+		for i, c := range s.Servers {
+			values := figureOf(f, c.Runs)
+			cell := Cell{Value: spreadOf(values), unit: f.unit}
+			if i > 0 {
+				cell.Ratio = ratioOf(values, base)
+			}
+			row.Cells = append(row.Cells, cell)
+			shown = shown || cell.Value.N > 0 && !(f.quiet && cell.Value.Max == 0)
+		}
+		if shown {
+			s.Rows = append(s.Rows, row)
+		}
+	}
+}
+
+func figureOf(f figure, runs []*Result) []float64 {
+	values := make([]float64, len(runs))
+	for i, r := range runs {
+		values[i] = f.of(r)
+	}
+	return values
+}
+
+// ratioOf compares round by round, so that what slowed a whole round down weighs on both sides. Rounds
+// that can't be paired leave only the ratio of the medians.
+func ratioOf(values, base []float64) Spread {
+	if len(values) != len(base) {
+		v, b := spreadOf(values), spreadOf(base)
+		if v.N == 0 || b.N == 0 {
+			return Spread{}
+		}
+		values, base = []float64{v.Median}, []float64{b.Median}
+	}
+	each := make([]float64, len(values))
+	for i := range values {
+		each[i] = values[i] / base[i]
+		if base[i] == 0 || math.IsInf(base[i], 0) || math.IsInf(values[i], 0) {
+			each[i] = math.NaN()
+		}
+	}
+	return spreadOf(each)
+}
+
+// Text is the median: "1.23 ms".
+func (c Cell) Text() string {
+	if c.Value.N == 0 {
+		return ""
+	}
+	return c.unit.format(c.Value.Median)
+}
+
+// Range is the spread of several rounds: "1.10–1.40".
+func (c Cell) Range() string {
+	if c.Value.N < 2 {
+		return ""
+	}
+	return c.unit.interval(c.Value.Min, c.Value.Max, c.Value.Median)
+}
+
+// RatioText is the median ratio: "1.52x".
+func (c Cell) RatioText() string {
+	if c.Ratio.N == 0 {
+		return ""
+	}
+	return ratios.format(c.Ratio.Median)
+}
+
+// RatioRange is the spread of the ratio over several rounds.
+func (c Cell) RatioRange() string {
+	if c.Ratio.N < 2 {
+		return ""
+	}
+	return ratios.interval(c.Ratio.Min, c.Ratio.Max, c.Ratio.Median)
+}
+
+// Verdict is "better" or "worse" than the first server if all rounds agree on it, and else empty.
+func (r *Row) Verdict(c Cell) string {
+	grew, shrank := c.Ratio.N > 1 && c.Ratio.Min > 1, c.Ratio.N > 1 && c.Ratio.Max < 1
+	switch {
+	case r.figure.better == lower && shrank, r.figure.better == higher && grew:
+		return "better"
+	case r.figure.better == lower && grew, r.figure.better == higher && shrank:
+		return "worse"
+	}
+	return ""
+}
+
+// WriteText prints the table for a terminal: a line for each server under each figure, so that it
+// does not grow wider with the number of servers.
+func (t *Table) WriteText(w io.Writer) error {
+	var text strings.Builder
+	for i, s := range t.Sections {
+		if i > 0 {
+			text.WriteString("\n")
+		}
+		s.writeText(&text)
+	}
+	if _, err := io.WriteString(w, withoutTrailingSpace(text.String())); err != nil {
+		return fmt.Errorf("print the table: %w", err)
+	}
+	return nil
+}
+
+func (s *Section) writeText(text *strings.Builder) {
+	fmt.Fprintf(text, "%s\n%s\n\n", s.Title, s.Method())
+	lines := tabwriter.NewWriter(text, 0, 0, 2, ' ', 0)
+	group := ""
+	for i, row := range s.Rows {
+		if i > 0 && row.Group != group {
+			fmt.Fprintln(lines, "\t\t\t\t\t")
+		}
+		group = row.Group
+		name := row.Name
+		for k, c := range row.Cells {
+			if c.Value.N == 0 {
+				continue
+			}
+			fmt.Fprintf(lines, "%s\t%s\t%s\t%s\t%s\t%s\n", name, s.Servers[k].Label(), c.Text(), c.Range(), c.RatioText(), c.RatioRange())
+			name = ""
+		}
+	}
+	lines.Flush()
+	footnotes := slices.Clone(s.Notes)
+	for _, c := range s.Servers {
+		if c.Shaken > 0 {
+			footnotes = append(footnotes, c.Label()+"  "+c.Caveats())
+		}
+	}
+	if len(footnotes) > 0 {
+		fmt.Fprintf(text, "\n%s\n", strings.Join(footnotes, "\n"))
+	}
+}
+
+// withoutTrailingSpace takes away what a tabwriter leaves after empty cells.
+func withoutTrailingSpace(text string) string {
+	lines := strings.Split(text, "\n")
+	for i, line := range lines {
+		lines[i] = strings.TrimRight(line, " ")
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Method says how the figures came about: "Median and spread of 3 rounds; ratios to carillon."
+func (s *Section) Method() string {
+	first := s.Servers[0]
+	text := "One round, so the noise is unknown"
+	if n := len(first.Runs); n > 1 {
+		text = fmt.Sprintf("Median of %d rounds, with the least and the most", n)
+	}
+	if len(s.Servers) > 1 {
+		text += "; ratios to " + plain(first.Name)
+	}
+	return text + "."
+}

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// target is the server under test, as the processes of the generator need it.
+type target struct {
+	URL       string
+	Address   netip.AddrPort
+	Handshake handshake
+}
+
+// dialTimeout is how long a connection may take, from connect(2) to the end of the handshake.
+const dialTimeout = 10 * time.Second
+
+// findTarget takes a URL apart and opens one connection, to see whether there is a WebSocket at all. So
+// whatever is wrong is said once and in the server's own words, before anything is measured.
+func findTarget(ctx context.Context, o *options, sources sourceRange) (target, error) {
+	u, err := url.Parse(o.URL)
+	if err != nil {
+		return target{}, fmt.Errorf("the URL makes no sense: %w", errors.Unwrap(err))
+	}
+	switch {
+	case u.Scheme == "wss" || u.Scheme == "https":
+		return target{}, errors.New("wss is not supported: test the server behind its TLS, or without it, by a ws:// URL")
+	case u.Scheme != "ws" && u.Scheme != "http" || u.Hostname() == "":
+		return target{}, fmt.Errorf("%q is not a WebSocket URL such as %s", o.URL, defaultEcho)
+	case u.User != nil:
+		return target{}, errors.New("a user in the URL is not supported: use --header 'Authorization: ...'")
+	}
+	port, err := strconv.Atoi(u.Port())
+	if u.Port() == "" {
+		port = 80
+	} else if err != nil || port < 1 || port > 65535 {
+		return target{}, fmt.Errorf("%q is not a port", u.Port())
+	}
+	uri := u.RequestURI()
+	t := target{URL: o.URL, Handshake: newHandshake(u.Host, uri, o.Subprotocols, o.Compression, o.Headers)}
+
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	addresses, err := net.DefaultResolver.LookupNetIP(ctx, "ip", u.Hostname())
+	if err != nil {
+		return t, fmt.Errorf("find %s: %w", u.Hostname(), err)
+	}
+	var failed error
+	for _, a := range addresses {
+		t.Address = netip.AddrPortFrom(a.Unmap(), uint16(port))
+		if sources.First.IsValid() && sources.First.Is4() != t.Address.Addr().Is4() {
+			failed = errors.Join(failed, fmt.Errorf("%s cannot be reached from %s", t.Address, sources.First))
+			continue
+		}
+		err := t.try(ctx, sources)
+		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) {
+			return t, err
+		}
+		failed = err
+	}
+	return t, failed
+}
+
+// try opens one connection and closes it.
+func (t *target) try(ctx context.Context, sources sourceRange) error {
+	d := net.Dialer{}
+	if sources.First.IsValid() {
+		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(sources.First, 0))
+	}
+	conn, err := d.DialContext(ctx, "tcp", t.Address.String())
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("nothing listens at %s: %w", t.Address, syscall.ECONNREFUSED)
+	}
+	if err != nil {
+		return fmt.Errorf("connect to %s: %w", t.Address, err)
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Now()) })
+	defer stop()
+
+	key := appendKey(nil, rand.Uint64())
+	if _, err := fmt.Fprintf(conn, "%s%s\r\n\r\n", t.Handshake.Request, key); err != nil {
+		return fmt.Errorf("ask %s for a WebSocket: %w", t.Address, err)
+	}
+	var answer []byte
+	for headEnd(answer) == 0 {
+		n, err := conn.Read(room(&answer))
+		answer = answer[:len(answer)+n]
+		if err != nil && headEnd(answer) == 0 {
+			return t.unanswered(answer, err)
+		}
+		if len(answer) > mostHead {
+			return fmt.Errorf("%s answers without end", t.Address)
+		}
+	}
+	head, body := answer[:headEnd(answer)], answer[headEnd(answer):]
+	if _, err := t.Handshake.check(head, body, key); err == nil {
+		_, _ = conn.Write(appendFrame(nil, opClose, false, rand.Uint32(), []byte{1000 >> 8, 1000 & 0xff}))
+		return nil
+	}
+	if len(body) == 0 { // the words may be in the next packet
+		conn.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+		n, _ := conn.Read(room(&body))
+		body = body[:len(body)+n]
+	}
+	_, err = t.Handshake.check(head, body, key)
+	return err
+}
+
+// unanswered is what there is to say when no complete head came.
+func (t *target) unanswered(answer []byte, err error) error {
+	if len(answer) > 0 && !strings.HasPrefix("HTTP/1.", string(answer[:min(7, len(answer))])) {
+		return fmt.Errorf("%s does not speak HTTP: it answers %q", t.Address, shortened(oneLine(answer)))
+	}
+	if errors.Is(err, io.EOF) {
+		return fmt.Errorf("%s closes the connection without an answer", t.Address)
+	}
+	return fmt.Errorf("wait for the answer of %s: %w", t.Address, err)
+}
+
+// room makes space at the end of a buffer and returns it.
+func room(b *[]byte) []byte {
+	const least = 2048
+	if cap(*b)-len(*b) < least {
+		*b = append(make([]byte, 0, cap(*b)+2*least), *b...)
+	}
+	return (*b)[len(*b):cap(*b)]
+}
