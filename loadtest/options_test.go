@@ -52,7 +52,7 @@ func TestPlan(t *testing.T) {
 		want      string // a part of the error
 	}{
 		{"few connections", func(*options) {}, 20000, 1, "", ""},
-		{"as many processes as the limit asks for", func(o *options) { o.Connections = 50_000 }, 20000, 3, "127.0.0.1-127.0.0.3", ""},
+		{"as many processes as the limit asks for", func(o *options) { o.Connections = 50_000 }, 20000, 3, "127.0.0.1-127.0.0.10", ""},
 		{"as many as were asked for", func(o *options) { o.Processes = 4 }, 20000, 4, "", ""},
 		{"too few", func(o *options) { o.Connections, o.Processes = 50_000, 2 }, 20000, 0, "", "use --processes 3"},
 		{"a low limit", func(o *options) { o.Processes = 1 }, 256, 0, "", "ulimit -n 1064"},

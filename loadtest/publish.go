@@ -92,8 +92,8 @@ func (p *publishers) publish(i int) {
 		}
 	}
 	missed := int64(0)
-	for now := monotonic(); index < total && p.began+int64(due(index, p.spec.Rate)) < now; index += int64(p.spec.Senders) {
-		missed++
+	if end := min(total, dueWithin(time.Duration(monotonic()-p.began), p.spec.Rate)); index < end {
+		missed = (end - index + int64(p.spec.Senders) - 1) / int64(p.spec.Senders)
 	}
 	p.mu.Lock()
 	p.unsent += missed

@@ -53,3 +53,24 @@ func (t *turns) next() {
 		t.round++
 	}
 }
+
+// skip goes past all messages below the given number, and says how many they were.
+func (t *turns) skip(to int64) (skipped int64) {
+	index, ok := t.index()
+	if !ok || index >= to {
+		return 0
+	}
+	before := t.ours(index)
+	t.round, t.sender = to/int64(t.senders), t.first
+	for at, _ := t.index(); at < to; at, _ = t.index() {
+		t.next()
+	}
+	return t.ours(to) - before
+}
+
+// ours is how many messages below the given number are those of our senders.
+func (t *turns) ours(below int64) int64 {
+	sendersBelow := func(n int64) int64 { return max(0, (n-int64(t.first)+int64(t.stride)-1)/int64(t.stride)) }
+	senders := int64(t.senders)
+	return below/senders*sendersBelow(senders) + sendersBelow(below%senders)
+}

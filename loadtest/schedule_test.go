@@ -72,6 +72,19 @@ func TestTurnsOfAllProcessesMakeOneSchedule(t *testing.T) {
 				last, seen[i] = i, true
 			}
 		}
+		for p := range tt.processes {
+			for to := range int64(3*tt.senders + 2) {
+				stepped, skipped := newTurns(tt.senders, p, tt.processes), newTurns(tt.senders, p, tt.processes)
+				n := int64(0)
+				for i, ok := stepped.index(); ok && i < to; i, ok = stepped.index() {
+					stepped.next()
+					n++
+				}
+				if got := skipped.skip(to); got != n || skipped != stepped {
+					t.Fatalf("%+v: process %d skips %d messages below %d, want %d: %+v, want %+v", tt, p, got, to, n, skipped, stepped)
+				}
+			}
+		}
 		if len(seen) != 1000 {
 			t.Errorf("%+v: %d of 1000 messages have a sender", tt, len(seen))
 		}

@@ -84,14 +84,7 @@ func (s *sending) stop(w *worker, now int64) {
 		w.Unsent += int64(w.conns[i].owed)
 		w.conns[i].owed = 0
 	}
-	for {
-		index, ok := s.turns.index()
-		if !ok || index >= s.total || s.began+int64(due(index, s.rate)) > now {
-			return
-		}
-		w.Unsent++
-		s.turns.next()
-	}
+	w.Unsent += s.turns.skip(min(s.total, dueWithin(time.Duration(now-s.began), s.rate)))
 }
 
 // settled says whether no request to publish is under way any more.

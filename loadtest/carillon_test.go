@@ -1,0 +1,215 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"testing"
+)
+
+// startCarillon builds this repository's server and runs it on a free port. It returns the beginning of
+// its URLs and its process.
+func startCarillon(t *testing.T) (url string, pid int) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("builds a server")
+	}
+	dir := t.TempDir()
+	program, config := filepath.Join(dir, "carillon"), filepath.Join(dir, "config.yaml")
+	if out, err := exec.Command("go", "build", "-o", program, "carillon").CombinedOutput(); err != nil {
+		t.Fatalf("build the server: %v\n%s", err, out)
+	}
+	err := os.WriteFile(config, []byte(`
+listen: 127.0.0.1:0
+endpoints:
+  - {path: /echo, mode: echo}
+  - {path: /broadcast, mode: broadcast}
+  - {path: /small, mode: echo, subprotocols: [chat], compression: {enabled: true, threshold: off}}
+  - {path: /smallcast, mode: broadcast, compression: {enabled: true, threshold: off}}
+`), 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, program, "--config", config)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cancel(); cmd.Wait() })
+	lines := bufio.NewReader(out)
+	for {
+		line, err := lines.ReadString('\n')
+		if err != nil {
+			t.Fatalf("the server does not start: %v", err)
+		}
+		if m := regexp.MustCompile(`ws://\S+:\d+`).FindString(line); m != "" {
+			go io.Copy(io.Discard, lines)
+			return m, cmd.Process.Pid
+		}
+	}
+}
+
+func TestCarillon(t *testing.T) {
+	url, pid := startCarillon(t)
+	for _, tt := range []struct {
+		name, command, path string
+		change              func(o *options)
+	}{
+		{"echo on schedule", "echo", "/echo", nil},
+		{"echo as fast as possible", "echo", "/echo", func(o *options) { o.Rate, o.Depth = 0, 1 }},
+		{"echo as fast as possible, 32 deep, two processes", "echo", "/echo", func(o *options) { o.Rate, o.Depth, o.Processes = 0, 32, 2 }},
+		{"echo, compressed, with a subprotocol", "echo", "/small", func(o *options) {
+			o.Compression, o.Text, o.Size, o.Subprotocols = true, true, 1000, []string{"chat"}
+		}},
+		{"fanout on schedule", "fanout", "/broadcast", func(o *options) { o.Connections, o.Rate, o.Publishers = 500, 100, 3 }},
+		{"fanout as fast as possible", "fanout", "/broadcast", func(o *options) { o.Connections, o.Rate, o.Processes = 200, 0, 2 }},
+		{"fanout, compressed", "fanout", "/smallcast", func(o *options) { o.Connections, o.Rate, o.Compression = 100, 200, true }},
+		{"fanout of large messages", "fanout", "/broadcast", func(o *options) { o.Connections, o.Rate, o.Size = 10, 20, 500_000 }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := measure(t.Context(), small(tt.command, url+tt.path, tt.change), nil)
+			m := whole(t, r)
+			if m.Missing+m.Duplicated+m.Reordered+m.Foreign != 0 || m.Received == 0 || m.Received != m.Expected || r.Latency.Count != m.Received {
+				t.Errorf("%+v\n%q", m, r.Warnings)
+			}
+			if runtime.GOOS == "linux" && (r.Server == nil || r.Server.PID != pid || r.Server.RSS == 0) {
+				t.Errorf("the server's process is %d, and this was measured: %+v", pid, r.Server)
+			}
+		})
+	}
+	t.Run("idle", func(t *testing.T) {
+		r := measure(t.Context(), small("idle", url+"/echo", func(o *options) { o.Connections, o.Processes = 1000, 2 }), nil)
+		if r.Error != "" || r.Connections.Opened != 1000 || r.Connections.Lost != 0 {
+			t.Errorf("%q, %+v", r.Error, r.Connections)
+		}
+	})
+	t.Run("storm", func(t *testing.T) {
+		r := measure(t.Context(), small("storm", url+"/echo", func(o *options) { o.Connections, o.Processes = 500, 2 }), nil)
+		if r.Error != "" || r.Storm == nil || r.Storm.Back100 == 0 || r.Connections.Lost != 0 {
+			t.Errorf("%q, %+v", r.Error, r.Storm)
+		}
+	})
+	t.Run("no such path", func(t *testing.T) {
+		r := measure(t.Context(), small("echo", url+"/nowhere", nil), nil)
+		if !strings.HasPrefix(r.Error, "HTTP 404 Not Found") {
+			t.Errorf("error %q", r.Error)
+		}
+	})
+}
+
+// An application's own HTTP endpoint publishes, and the server fans out.
+func TestPublishOverHTTP(t *testing.T) {
+	t.Parallel()
+	server := (&faulty{broadcast: true}).serve(t)
+	refuse := false
+	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if refuse || r.Method != http.MethodPost || r.Header.Get("Authorization") != "Bearer x" {
+			http.Error(w, "not you", http.StatusForbidden)
+			return
+		}
+		server.message(nil, opBinary, body)
+		w.WriteHeader(http.StatusNoContent)
+	}))
+	defer app.Close()
+	change := func(o *options) {
+		o.PublishURL, o.PublishHeader, o.Rate, o.Publishers, o.Processes = app.URL, []string{"Authorization: Bearer x"}, 100, 3, 2
+	}
+	r := measure(t.Context(), small("fanout", server.url, change), nil)
+	m := whole(t, r)
+	if m.Sent != 40 || m.Received != 40*6 || m.Missing+m.Foreign+m.Duplicated != 0 || r.Completion == nil || r.Completion.Count != 40 {
+		t.Errorf("%+v", m)
+	}
+	refuse = true
+	r = measure(t.Context(), small("fanout", server.url, change), nil)
+	if !strings.Contains(r.Error, "nothing could be published: HTTP 403 Forbidden: not you") {
+		t.Errorf("error %q", r.Error)
+	}
+}
+
+// What the generator does for each message costs no memory.
+func TestReceivingDoesNotAllocate(t *testing.T) {
+	w := &worker{handshakes: newHistogram(), latency: newHistogram(), lostBy: map[string]int{}, failedBy: map[string]int{}}
+	w.prepare(&spec{Command: "fanout", Count: 1, Run: 1, Connections: 4, Senders: 2, Size: 128, Depth: 1})
+	c := &w.conns[3]
+	c.state = stateOpen
+	const batch = 16
+	sequence := uint32(0)
+	frames := make([]byte, 0, batch*130)
+	body := w.payloads.blank()
+	if n := testing.AllocsPerRun(100, func() {
+		frames = frames[:0]
+		for range batch {
+			w.payloads.put(body, stamp{1, sequence, 0})
+			sequence++
+			frames = append(binary.BigEndian.AppendUint16(append(frames, 0x82, 126), 128), body...)
+		}
+		if rest, _, ok := w.consume(3, c, frames, 1000); len(rest) != 0 || !ok {
+			t.Fatal("the frames were not taken")
+		}
+	}); n > 1 { // the rows of arrivals grow now and then
+		t.Errorf("%g allocations for %d messages", n, batch)
+	}
+	if w.ledger.received != 101*batch || w.Foreign != 0 {
+		t.Errorf("%d received, %d foreign", w.ledger.received, w.Foreign)
+	}
+}
+
+func BenchmarkReceive(b *testing.B) {
+	for _, size := range []int{128, 4096} {
+		b.Run(fmt.Sprintf("size=%d", size), func(b *testing.B) {
+			w := &worker{handshakes: newHistogram(), latency: newHistogram()}
+			w.prepare(&spec{Command: "fanout", Count: 1, Run: 1, Connections: 4, Senders: 2, Size: size, Depth: 1})
+			body := w.payloads.blank()
+			frame := binary.BigEndian.AppendUint16([]byte{0x82, 126}, uint16(size))
+			b.ReportAllocs()
+			b.SetBytes(int64(size))
+			for n := range b.N {
+				w.payloads.put(body, stamp{1, uint32(n), 0})
+				frame = append(frame[:4], body...)
+				w.consume(3, &w.conns[3], frame, 1000)
+			}
+		})
+	}
+}
+
+func TestListenersAreFound(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("needs /proc")
+	}
+	server := (&faulty{}).serve(t)
+	o := small("idle", server.url, nil)
+	target, err := findTarget(t.Context(), o, sourceRange{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pids, err := listeners(target.Address)
+	if err != nil || len(pids) != 1 || pids[0] != os.Getpid() {
+		t.Errorf("%v, %v; want this process, %d", pids, err, os.Getpid())
+	}
+	c, err := costOf(os.Getpid())
+	if err != nil || c.rss < 1<<20 || c.threads < 1 {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if _, err := costOf(1 << 30); err == nil {
+		t.Error("a process that cannot be is found")
+	}
+	if d := pssOf(os.Getpid()); d < 1<<20 {
+		t.Errorf("PSS %d", d)
+	}
+}
