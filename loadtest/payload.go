@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
+	"math/bits"
 )
 
 // stamp is what every message carries, so that each receiver can say by itself which message it has
@@ -95,9 +96,9 @@ func (p *payloads) read(from []byte) (stamp, bool) {
 
 // checksum mixes the words of a stamp. It has to notice damage, not malice, and to cost nothing.
 func checksum(b []byte) uint32 {
-	x := mix(binary.LittleEndian.Uint64(b) ^ mix(binary.LittleEndian.Uint64(b[8:])^
-		mix(binary.LittleEndian.Uint64(b[16:]))))
-	return uint32(x >> 32)
+	run, number, due := binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint64(b[16:])
+	const a, c = 0x9e3779b97f4a7c15, 0xd1342543de82ef95 // odd, so that no bit of a word is lost
+	return uint32(mix(run^bits.RotateLeft64(number*a, 21)^bits.RotateLeft64(due*c, 42)) >> 32)
 }
 
 // mix scatters the bits of a word over all of it (the finaliser of SplitMix64).
