@@ -24,14 +24,18 @@ type faulty struct {
 	frame     func(payload []byte) []byte                // draws a frame; else as it should be
 	deliver   func(r *receiver, message []byte) [][]byte // what a receiver gets for a message; else it
 	after     time.Duration                              // when the server ends, from the first message
+	most      int                                        // connections that are taken; 0 is any number
+	peer      *faulty                                    // broadcast: gets every message too
 
 	url string
 
 	mu        sync.Mutex
 	receivers []*receiver
-	messages  int // that came in
-	delivered int // frames that went out
-	faults    int // as deliver counts them
+	opened    int    // connections, those that are gone again included
+	messages  int    // that came in
+	host      string // of the last handshake
+	delivered int    // frames that went out
+	faults    int    // as deliver counts them
 	dies      sync.Once
 }
 
@@ -83,6 +87,14 @@ func (f *faulty) receive(conn net.Conn) {
 		io.WriteString(conn, f.answer)
 		return
 	}
+	f.mu.Lock()
+	f.host = request.Host
+	full := f.most > 0 && f.opened >= f.most
+	f.mu.Unlock()
+	if full {
+		io.WriteString(conn, "HTTP/1.1 503 Full\r\n\r\n")
+		return
+	}
 	accept := acceptFor([]byte(request.Header.Get("Sec-WebSocket-Key")))
 	if f.accept != "" {
 		accept = f.accept
@@ -90,6 +102,7 @@ func (f *faulty) receive(conn net.Conn) {
 	r := &receiver{conn: conn}
 	f.mu.Lock()
 	f.receivers = append(f.receivers, r)
+	f.opened++
 	fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n%s", accept, f.first)
 	f.mu.Unlock()
 	for {
@@ -100,6 +113,9 @@ func (f *faulty) receive(conn net.Conn) {
 		}
 		if op == opText || op == opBinary {
 			f.message(r, op, payload)
+			if f.peer != nil {
+				f.peer.message(nil, op, payload)
+			}
 		}
 	}
 }

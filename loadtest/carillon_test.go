@@ -6,15 +6,21 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // startCarillon builds this repository's server and runs it on a free port. It returns the beginning of
@@ -112,6 +118,57 @@ func TestCarillon(t *testing.T) {
 	})
 }
 
+// Servers that the run starts itself are all measured, named when they die, and gone afterwards.
+func TestStartedServers(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds a server")
+	}
+	o := small("echo", "", func(o *options) { o.URLs, o.Start, o.Connections, o.Processes = nil, 2, 30, 2 })
+	r := measureStarted(t.Context(), *o, io.Discard, nil)
+	if m := whole(t, r); m.Received == 0 || m.Missing != 0 || len(r.Warnings) != 0 || r.Connections.Opened != 30 {
+		t.Errorf("%+v, %+v\n%q", m, r.Connections, r.Warnings)
+	}
+	if r.Name != "carillon" || r.URL != "/echo of 2 servers that were started for the run" {
+		t.Errorf("%s, %s", r.Name, r.URL)
+	}
+	if runtime.GOOS != "linux" {
+		return
+	}
+	if r.Server == nil || r.Server.Processes != 2 || r.Server.RSS < 2<<20 {
+		t.Fatalf("%+v", r.Server)
+	}
+	if _, err := costOf(r.Server.PID); err == nil {
+		t.Errorf("the server, process %d, goes on after the run", r.Server.PID)
+	}
+
+	o.Duration = 2 * time.Second
+	list, err := startServers(t.Context(), o, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stopServers(list)
+	for _, s := range list {
+		o.URLs = append(o.URLs, s.base+"/echo")
+	}
+	o.Start = 0
+	r = measure(t.Context(), o, func(l live) {
+		if l.doing == "sending" {
+			list[1].cmd.Process.Kill()
+		}
+	})
+	said := strings.Join(r.Warnings, "\n")
+	for _, want := range []string{
+		fmt.Sprintf("process %d at %s has ended, ", list[1].pid, o.URLs[1]), "all 15 connections to " + o.URLs[1] + " were lost",
+	} {
+		if r.Error != "" || !strings.Contains(said, want) || strings.Contains(said, o.URLs[0]) {
+			t.Errorf("error %q, and the warnings do not say %q, or speak of the other server: %q", r.Error, want, r.Warnings)
+		}
+	}
+	if s := r.Server; s.Processes != 2 || s.RSS < s.RSSBefore/2 || s.CPUSeconds < 0 || s.Cores < 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
 // An application's own HTTP endpoint publishes, and the server fans out.
 func TestPublishOverHTTP(t *testing.T) {
 	t.Parallel()
@@ -194,13 +251,14 @@ func TestListenersAreFound(t *testing.T) {
 	}
 	server := (&faulty{}).serve(t)
 	o := small("idle", server.url, nil)
-	target, err := findTarget(t.Context(), o, sourceRange{})
+	target, err := findTarget(t.Context(), o, server.url, sourceRange{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	pids, err := listeners(target.Address)
-	if err != nil || len(pids) != 1 || pids[0] != os.Getpid() {
-		t.Errorf("%v, %v; want this process, %d", pids, err, os.Getpid())
+	nobody := netip.AddrPortFrom(target.Address.Addr(), 1)
+	pids := listeners([]netip.AddrPort{nobody, target.Address})
+	if len(pids) != 2 || len(pids[0]) != 0 || len(pids[1]) != 1 || pids[1][0] != os.Getpid() {
+		t.Errorf("%v, want nobody and this process, %d", pids, os.Getpid())
 	}
 	c, err := costOf(os.Getpid())
 	if err != nil || c.rss < 1<<20 || c.threads < 1 {
@@ -211,5 +269,76 @@ func TestListenersAreFound(t *testing.T) {
 	}
 	if d := pssOf(os.Getpid()); d < 1<<20 {
 		t.Errorf("PSS %d", d)
+	}
+}
+
+// Processes that share an address by SO_REUSEPORT are one server, and it costs what they cost together.
+func TestProcessesThatShareAnAddress(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("needs /proc")
+	}
+	shared := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) })
+		return err
+	}}
+	ours, err := shared.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close()
+	theirs, err := shared.Listen(t.Context(), "tcp", ours.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := theirs.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := exec.Command("sleep", "60")
+	other.ExtraFiles = []*os.File{file}
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer other.Process.Kill()
+	theirs.Close()
+	file.Close()
+
+	here := target{URL: "ws://here/", Address: netip.MustParseAddrPort(ours.Addr().String())}
+	elsewhere := target{URL: "ws://elsewhere/", Address: netip.MustParseAddrPort("192.0.2.1:80")}
+	s, err := observe(nil, []target{here, elsewhere})
+	if err != nil || len(s.processes) != 2 || !strings.Contains(s.doubt, "leaves out what listens at ws://elsewhere/:") {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	own, _ := costOf(os.Getpid())
+	if c, living, ok := s.cost(); !ok || c.rss <= own.rss || living != c.rss || c.threads <= own.threads {
+		t.Errorf("%+v of both, %+v of one", c, own)
+	}
+	before, _, _ := s.cost()
+	other.Process.Kill()
+	other.Wait()
+	after, living, ok := s.cost()
+	if !ok || after.cpu < before.cpu || living >= after.rss {
+		t.Errorf("%+v before one ended, %+v after it, of which %d B live", before, after, living)
+	}
+	if gone := s.gone(); len(gone) != 1 || gone[0].String() != fmt.Sprintf("process %d at ws://here/", other.Process.Pid) {
+		t.Errorf("gone are %v", gone)
+	}
+
+	both, err := observe([]int{os.Getpid(), os.Getppid(), os.Getpid()}, nil)
+	if err != nil || len(both.processes) != 2 || both.processes[0].pid != os.Getpid() {
+		t.Errorf("the processes that were named: %+v, %v", both, err)
+	}
+	if _, err := observe([]int{os.Getpid(), 1 << 30}, nil); err == nil || !strings.Contains(err.Error(), "--pid 1073741824: ") {
+		t.Errorf("one of two processes does not exist, and this is said: %v", err)
+	}
+}
+
+func TestCostIsTheSumOfAllProcesses(t *testing.T) {
+	s := observed{processes: []*process{
+		{last: cost{cpu: 1, rss: 20, threads: 300}, ended: 1}, {last: cost{cpu: 4, rss: 50, threads: 600}, ended: 1},
+	}}
+	sum, living, ok := s.cost()
+	if sum.cpu != 5 || sum.rss != 70 || sum.threads != 900 || living != 0 || ok {
+		t.Errorf("%+v, %d B of the living, %v", sum, living, ok)
 	}
 }

@@ -3,9 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,6 +23,7 @@ func TestParsePeer(t *testing.T) {
 		{"uws=ws://127.0.0.1:9001", contestant{name: "uws", base: "ws://127.0.0.1:9001"}, ""},
 		{"uws=ws://127.0.0.1:9001/,42", contestant{name: "uws", base: "ws://127.0.0.1:9001", pid: 42}, ""},
 		{"ws://127.0.0.1:9001", contestant{}, "is not of the form NAME="},
+		{"uws=wss://127.0.0.1:9001", contestant{}, "is not of the form NAME=ws://"},
 		{"uws=http://127.0.0.1:9001", contestant{}, "is not of the form NAME="},
 		{"uws=ws://127.0.0.1:9001,x", contestant{}, `"x" is not the number of a process`},
 		{"uws=ws://127.0.0.1:9001,0", contestant{}, `"0" is not the number of a process`},
@@ -66,8 +70,9 @@ func TestCompareRounds(t *testing.T) {
 	two := one
 	two.name = "two"
 	c := comparison{quick: true, rounds: 2, htmlFile: filepath.Join(into, "report.html"), jsonFile: filepath.Join(into, "report.json")}
-	doc := &Document{Rounds: 2, Results: c.measureAll(t.Context(), []contestant{one, two}, io.Discard)}
-	loads := len(c.loads())
+	some := c.loads()[2:4] // an echo and a fan-out; all of them are gone through below
+	doc := &Document{Rounds: 2, Results: c.measureAll(t.Context(), []contestant{one, two}, some, io.Discard)}
+	loads := len(some)
 	if len(doc.Results) != 2*2*loads {
 		t.Fatalf("%d results, want %d", len(doc.Results), 2*2*loads)
 	}
@@ -75,6 +80,9 @@ func TestCompareRounds(t *testing.T) {
 		first := i%2 == 0
 		if i >= 2*loads {
 			first = !first
+		}
+		if round := 1 + i/(2*loads); r.Round != round {
+			t.Errorf("run %d is of round %d, want %d", i, r.Round, round)
 		}
 		if want := map[bool]string{true: "one", false: "two"}[first]; r.Name != want || r.Error != "" || r.Server == nil || r.Connections.Opened != r.Settings.Connections {
 			t.Errorf("run %d is of %s, want %s; error %q, %d open, server %v", i, r.Name, want, r.Error, r.Connections.Opened, r.Server)
@@ -84,7 +92,7 @@ func TestCompareRounds(t *testing.T) {
 	if err := c.tell(&text, doc); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"two", "CPU per delivery", "fanout: "} {
+	for _, want := range []string{"two", "CPU/delivery", "fanout: "} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("the table does not say %q:\n%s", want, text.String())
 		}
@@ -104,8 +112,98 @@ func TestCompareInterrupted(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	c := comparison{rounds: 3}
-	results := c.measureAll(ctx, []contestant{one}, io.Discard)
+	results := c.measureAll(ctx, []contestant{one}, c.loads(), io.Discard)
 	if len(results) == 0 || len(results) > 4 || results[len(results)-1].Error == "" {
 		t.Errorf("%d results", len(results))
+	}
+}
+
+func TestOnlyAndPeerNameServersThatAre(t *testing.T) {
+	built := []contestant{{name: "carillon"}, {name: "gws"}}
+	for _, row := range []struct {
+		others, only []string
+		want         string // the names, or the beginning of the error
+	}{
+		{nil, nil, "carillon gws"},
+		{[]string{"mine=ws://127.0.0.1:1"}, nil, "carillon gws mine"},
+		{[]string{"mine=ws://127.0.0.1:1"}, []string{"mine", "carillon"}, "carillon mine"},
+		{nil, []string{"gsw"}, "--only gsw: there are only carillon, gws"},
+		{[]string{"gws=ws://127.0.0.1:1"}, nil, "--peer gws: there is a server of this name already"},
+		{[]string{"mine"}, nil, "--peer mine is not of the form"},
+	} {
+		list, err := (&comparison{others: row.others, only: row.only}).choose(slices.Clone(built))
+		var names []string
+		for _, one := range list {
+			names = append(names, one.name)
+		}
+		got := strings.Join(names, " ")
+		if err != nil {
+			got = err.Error()
+		}
+		if !strings.HasPrefix(got, row.want) {
+			t.Errorf("--peer %v --only %v: %s, want %s", row.others, row.only, got, row.want)
+		}
+	}
+}
+
+// As fast as possible takes two processes, so that one generator does not set the pace of fast servers.
+func TestProcessesOfLoads(t *testing.T) {
+	for _, load := range (&comparison{storm: true}).loads() {
+		if fast := load.sends() && load.Rate == 0; load.Processes < 1 || fast && load.Processes < 2 {
+			t.Errorf("%s: %d processes", load.describe(), load.Processes)
+		}
+	}
+	for _, load := range (&comparison{processes: 3}).loads() {
+		if load.Processes != 3 {
+			t.Errorf("%s: %d processes, and 3 were asked for", load.describe(), load.Processes)
+		}
+	}
+}
+
+// A server that runs already joins in with --peer: it is measured by its process, goes through all
+// loads and the storm in one life, and what can't be known of it is left out. A server that does not
+// start stands beside it under the same loads.
+func TestComparePeerAndStorm(t *testing.T) {
+	url, pid := startCarillon(t)
+	peer, err := parsePeer(fmt.Sprintf("mine=%s,%d", url, pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sad := contestant{name: "sad", program: filepath.Join(t.TempDir(), "none")}
+	c := comparison{quick: true, storm: true}
+	var loads []options
+	for _, load := range c.loads() {
+		load.Connections, load.Duration = 60, 200*time.Millisecond
+		if load.Command == "storm" {
+			load.Duration, load.BackOff = 5*time.Second, 50*time.Millisecond
+		}
+		loads = append(loads, load)
+	}
+	c.rounds = 1
+	results := c.measureAll(t.Context(), []contestant{peer, sad}, loads, io.Discard)
+	table := compareTable(results)
+	if len(results) != 2*len(loads) || len(table.Sections) != len(loads) {
+		t.Fatalf("%d results in %d sections, want %d in %d", len(results), len(table.Sections), 2*len(loads), len(loads))
+	}
+	for i, r := range results {
+		if i%2 == 1 {
+			if !strings.Contains(r.Error, "start sad") || r.Round != 1 {
+				t.Errorf("%+v", r)
+			}
+			continue
+		}
+		if r.Name != "mine" || r.Error != "" || r.Connections.Opened != 60 {
+			t.Errorf("%s %s: error %q, %+v", r.Name, r.Command, r.Error, r.Connections)
+		}
+		if runtime.GOOS != "linux" {
+			continue
+		}
+		if s := r.Server; s == nil || s.PID != pid || s.RSS == 0 || i > 0 && s.RSSPerConn != 0 {
+			t.Errorf("%s: measured %+v, and the process is %d", r.Command, s, pid)
+		}
+	}
+	last := results[len(results)-2]
+	if last.Storm == nil || last.Storm.Back100 == 0 {
+		t.Errorf("the storm: %+v", last.Storm)
 	}
 }

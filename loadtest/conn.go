@@ -50,8 +50,9 @@ func (w *worker) dial(i int, now int64) {
 }
 
 func (w *worker) connect(i int, c *conn) (err error) {
+	address := w.spec.Targets[w.targetOf(i)].Address
 	family := unix.AF_INET
-	if w.spec.Address.Addr().Is6() {
+	if address.Addr().Is6() {
 		family = unix.AF_INET6
 	}
 	if c.fd, err = socket(family); err != nil {
@@ -67,7 +68,7 @@ func (w *worker) connect(i int, c *conn) (err error) {
 			return err
 		}
 	}
-	if err = unix.Connect(int(c.fd), sockaddr(w.spec.Address)); err != nil && err != unix.EINPROGRESS {
+	if err = unix.Connect(int(c.fd), sockaddr(address)); err != nil && err != unix.EINPROGRESS {
 		return err
 	}
 	return w.poll.add(c.fd, int32(i), c.generation)
@@ -108,12 +109,12 @@ func (w *worker) close(c *conn) {
 func (w *worker) fail(i int, reason string) {
 	w.close(&w.conns[i])
 	if w.again.running {
-		w.again.failed(w, i, reason)
+		w.again.failed(w, i, w.at(i, reason))
 		return
 	}
 	w.Failed++
 	w.dialing.underWay--
-	count(w.failedBy, reason)
+	count(w.failedBy, w.at(i, reason))
 }
 
 // lose ends an open connection before its time.
@@ -131,7 +132,8 @@ func (w *worker) lose(i int, reason string) {
 	default:
 		w.close(c)
 		w.Lost++
-		count(w.lostBy, reason)
+		w.shares[w.targetOf(i)].Lost++
+		count(w.lostBy, w.at(i, reason))
 	}
 }
 
@@ -169,7 +171,7 @@ func (w *worker) dialed(i int, c *conn, ended bool) {
 		}
 	}
 	c.state = stateUpgrading
-	w.batch = append(w.batch[:0], w.spec.Handshake.Request...)
+	w.batch = append(w.batch[:0], w.spec.Targets[w.targetOf(i)].Handshake.Request...)
 	w.batch = append(appendKey(w.batch, w.seed(i, c)), "\r\n\r\n"...)
 	w.write(i, c, w.batch)
 }

@@ -31,17 +31,24 @@ var peers = []string{"gws", "gorilla", "coder", "gobwas", "nbio", "floor"}
 // ourEnv turns off what the peers do not do.
 var ourEnv = []string{"CARILLON_LISTEN=127.0.0.1:0", "CARILLON_PING_INTERVAL=off", "CARILLON_LOG_LEVEL=warn"}
 
+// buildCarillon compiles carillon into a directory. Root is where its source is.
+func buildCarillon(ctx context.Context, into string) (c contestant, root string, err error) {
+	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "carillon").Output()
+	root = strings.TrimSpace(string(out))
+	if err != nil || root == "" {
+		return c, "", errors.New("carillon is built from its source: run this with Go installed, in carillon's repository")
+	}
+	c = contestant{name: "carillon", program: filepath.Join(into, "carillon"), env: ourEnv}
+	return c, root, build(ctx, root, c.program, ".")
+}
+
 // buildContestants compiles carillon and its peers into a directory.
 func buildContestants(ctx context.Context, into string) ([]contestant, error) {
-	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "carillon").Output()
-	root := strings.TrimSpace(string(out))
-	if err != nil || root == "" {
-		return nil, errors.New("compare builds carillon and its peers from their source: run it with Go installed, in carillon's repository")
-	}
-	list := []contestant{{name: "carillon", program: filepath.Join(into, "carillon"), env: ourEnv}}
-	if err := build(ctx, root, list[0].program, "."); err != nil {
+	carillon, root, err := buildCarillon(ctx, into)
+	if err != nil {
 		return nil, err
 	}
+	list := []contestant{carillon}
 	for _, name := range peers {
 		c := contestant{name: name, program: filepath.Join(into, "peer-"+name)}
 		if err := build(ctx, filepath.Join(root, "loadtest", "peers"), c.program, "./"+name); err != nil {

@@ -62,24 +62,32 @@ func field(file, word string, position int) int64 {
 	return 0
 }
 
-// listeners are the processes that listen at an address of this machine, as far as they may be seen.
-func listeners(address netip.AddrPort) ([]int, error) {
-	wanted := map[string]bool{}
-	for _, file := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
-		for _, inode := range listening(file, address) {
-			wanted["socket:["+inode+"]"] = true
+// listeners are the processes that listen at each of some addresses of this machine, as far as they may
+// be seen.
+func listeners(addresses []netip.AddrPort) [][]int {
+	wanted := map[string][]int{} // the numbers of the addresses that a socket listens at
+	for i, address := range addresses {
+		for _, file := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+			for _, inode := range listening(file, address) {
+				link := "socket:[" + inode + "]"
+				wanted[link] = append(wanted[link], i)
+			}
 		}
 	}
-	var pids []int
-	descriptors, err := filepath.Glob("/proc/[0-9]*/fd/*")
+	pids := make([][]int, len(addresses))
+	descriptors, _ := filepath.Glob("/proc/[0-9]*/fd/*")
 	for _, d := range descriptors {
-		if link, err := os.Readlink(d); err == nil && wanted[link] {
+		link, _ := os.Readlink(d)
+		for _, i := range wanted[link] {
 			pid, _ := strconv.Atoi(strings.Split(d, "/")[2])
-			pids = append(pids, pid)
+			pids[i] = append(pids[i], pid)
 		}
 	}
-	slices.Sort(pids)
-	return slices.Compact(pids), err
+	for i := range pids {
+		slices.Sort(pids[i])
+		pids[i] = slices.Compact(pids[i])
+	}
+	return pids
 }
 
 // listening are the inodes of the sockets in one of the kernel's tables that accept for an address.

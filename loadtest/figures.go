@@ -58,8 +58,9 @@ var figures = joined(
 		{"server", "server CPU", processors, neither, false, ofServer(func(s *Server) float64 { return measured(s.Cores) })},
 		{"server", "RSS", sizes, lower, false, ofServer(func(s *Server) float64 { return measured(float64(s.RSS)) })},
 		{"server", "PSS", sizes, lower, false, ofServer(func(s *Server) float64 { return measured(float64(s.PSS)) })},
-		{"server", "RSS per connection", sizes, lower, false, ofServer(func(s *Server) float64 { return measured(s.RSSPerConn) })},
-		{"server", "kernel per connection", sizes, lower, false, ofServer(func(s *Server) float64 { return measured(s.KernelPerConn) })},
+		{"server", "RSS per connection", sizes, lower, false, ofServer(func(s *Server) float64 { return growth(s.RSSPerConn) })},
+		{"server", "kernel per connection", sizes, lower, false, ofServer(func(s *Server) float64 { return growth(s.KernelPerConn) })},
+		{"server", "slab per connection", sizes, lower, false, ofServer(func(s *Server) float64 { return growth(s.SlabPerConn) })},
 		{"server", "threads", counts, neither, false, ofServer(func(s *Server) float64 { return measured(float64(s.Threads)) })},
 
 		{"generator", "generator CPU", processors, neither, false, func(r *Result) float64 { return measured(r.Generator.Cores) }},
@@ -123,6 +124,16 @@ func ofServer(of func(*Server) float64) func(*Result) float64 {
 // measured takes the zero of a figure that can't be zero as "not measured".
 func measured(v float64) float64 {
 	if v == 0 {
+		return math.NaN()
+	}
+	return v
+}
+
+// growth takes what did not grow as "not measured" too. It is the difference of two readings, and the
+// kernel's are of the whole machine: where something else lets go of memory meanwhile, or a server's
+// process gives some back, the difference says nothing about a connection.
+func growth(v float64) float64 {
+	if v <= 0 {
 		return math.NaN()
 	}
 	return v

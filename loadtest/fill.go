@@ -122,6 +122,9 @@ func (r *run) judge(sum counters) {
 	if n := sum.Failed; n > 0 && sum.Opened > 0 {
 		r.warn("%d of %d connections could not be opened, most often: %s", n, res.Connections.Wanted, mostly(res.Connections.Failed))
 	}
+	if !r.dead { // or the error says it
+		r.judgeServers()
+	}
 	if sum.Lost > 0 && r.o.Command != "storm" {
 		r.warn("%d connections were lost, most often: %s", sum.Lost, mostly(res.Connections.LostBy))
 	}
@@ -136,6 +139,21 @@ func (r *run) judge(sum counters) {
 	}
 }
 
+// judgeServers names the parts of the server that have left a run which went on.
+func (r *run) judgeServers() {
+	for _, p := range r.server.gone() {
+		r.warn("%v has ended, %.1f s after the first connection was begun: its cost is counted until then", p, seconds(r.began, p.ended))
+	}
+	if len(r.targets) < 2 {
+		return
+	}
+	for i, s := range r.fleet.shares(len(r.targets)) {
+		if s.Opened > 0 && s.Lost == s.Opened {
+			r.warn("all %d connections to %s were lost", s.Opened, r.targets[i].URL)
+		}
+	}
+}
+
 func (r *run) judgeMessages(m *Messages) {
 	if m.Unsent > 0 {
 		r.warn("%d messages were due and never sent: their connections were full, or gone", m.Unsent)
@@ -143,8 +161,12 @@ func (r *run) judgeMessages(m *Messages) {
 	if m.Foreign > 0 {
 		r.warn("%d messages were not of this run, or damaged: who else uses this path?", m.Foreign)
 	}
-	if r.o.Command == "fanout" && m.Sent > 0 && m.Received == m.Sent && m.Expected > m.Sent {
-		r.warn("each message reached one receiver only: %s echoes, and does not fan out", r.o.URL)
+	switch urls := int64(len(r.o.URLs)); {
+	case r.o.Command != "fanout" || m.Sent == 0 || m.Missing == 0:
+	case m.Received == m.Sent:
+		r.warn("each message reached one receiver only: %s echoes, and does not fan out", r.o.URLs[0])
+	case urls > 1 && m.Received <= m.Expected/urls*11/10:
+		r.warn("a message reached about one receiver in %d, as if it had stayed at its URL: are the servers one cluster? fanout expects it", urls)
 	}
 }
 
@@ -162,6 +184,6 @@ func (r *run) nothing() error {
 	case sum.Foreign > 0:
 		return fmt.Errorf("%d messages were sent, and none came back as it was", sum.Sent)
 	}
-	return fmt.Errorf("%d messages were sent, and none came back: does %s %s?", sum.Sent, r.o.URL,
+	return fmt.Errorf("%d messages were sent, and none came back: does %s %s?", sum.Sent, r.o.URLs[0],
 		map[string]string{"echo": "echo", "fanout": "send messages on to everyone"}[r.o.Command])
 }

@@ -185,6 +185,18 @@ func (f *fleet) sum() counters {
 	return sum
 }
 
+// shares adds up what the processes have counted for each target.
+func (f *fleet) shares(targets int) []share {
+	sum := make([]share, targets)
+	for _, m := range f.members {
+		for i, s := range m.last.Shares {
+			sum[i].Opened += s.Opened
+			sum[i].Lost += s.Lost
+		}
+	}
+	return sum
+}
+
 // reasonsOf adds up reasons that the processes have counted.
 func (f *fleet) reasonsOf(of func(*report) map[string]int) map[string]int {
 	sum := map[string]int{}

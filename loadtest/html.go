@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	_ "embed"
 	"fmt"
 	"html/template"
@@ -114,8 +115,8 @@ func runsOf(s *Section) []pageRun {
 			var text strings.Builder
 			printResult(&text, r)
 			name := plain(c.Name)
-			if len(c.Runs) > 1 {
-				name = fmt.Sprintf("%s, round %d", name, i+1)
+			if len(c.paired) > 1 {
+				name = fmt.Sprintf("%s, round %d", name, cmp.Or(r.Round, i+1))
 			}
 			if len(doubts(r)) > 0 {
 				name += doubtSign

@@ -56,6 +56,11 @@ server on the same machine it also says what processor time and memory it takes.
   loadtest fanout                                  carillon's own /broadcast
   loadtest echo ws://host:9001/ --connections 500 --depth 32
   loadtest idle ws://127.0.0.1:8080/echo --connections 15000
+  loadtest echo ws://a:8080/echo ws://b:8080/echo  half of the connections each
+  loadtest idle --connections 100000 --start 6     six servers, started for the run
+
+What several processes cost is added up, whether they listen at URLs of their
+own or share one.
 
 With --rate messages go out on a fixed schedule, and each latency counts from
 the moment when the message was due, so that a server that stalls cannot hide
@@ -78,10 +83,11 @@ func rootCommand() *cobra.Command {
 		runCommand("echo", "Send messages that come back",
 			"Every connection sends messages that the server sends back to it: as a closed loop that\nkeeps --depth of them under way on each connection, or on a schedule with --rate."),
 		runCommand("fanout", "Send messages that go to everyone",
-			"Publishers send messages that the server sends to all connections. The publishers are\nconnections too, and receive. Latency is counted at every receiver, and completion until\nthe last receiver had a message. With --rate 0 each publisher keeps --depth messages\nunder way."),
+			"Publishers send messages that the server sends to all connections. The publishers are\nconnections too, and receive. Latency is counted at every receiver, and completion until\nthe last receiver had a message. With --rate 0 each publisher keeps --depth messages\nunder way.\n\nThe servers at several URLs must be one cluster: every message is expected at every\nconnection, whichever URL it goes to; otherwise messages are counted as missing."),
 		runCommand("storm", "Cut all connections off, and watch them return",
 			"All connections are cut off at once, and come back after random delays that grow with\nevery failure. With --cut server the tool waits for the server to cut them, for example\nby a restart."),
 		compareCommand(),
+		showCommand(),
 		diffCommand(),
 		&cobra.Command{
 			Use: workerCommand, Hidden: true, Args: cobra.NoArgs,
@@ -106,11 +112,11 @@ func runCommand(name, short, long string) *cobra.Command {
 	o := defaultsFor(name)
 	var jsonFile, htmlFile string
 	cmd := &cobra.Command{
-		Use: name + " [URL]", Short: short, Long: long + "\n\nThe URL is " + o.URL + " unless given.",
-		SilenceUsage: true, SilenceErrors: true, Args: cobra.MaximumNArgs(1),
+		Use: name + " [URL...]", Short: short, Long: long + "\n\nThe URL is " + o.URLs[0] + " unless given. Over several, the connections are spread evenly.",
+		SilenceUsage: true, SilenceErrors: true, Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 1 {
-				o.URL = args[0]
+			if len(args) > 0 || o.Start > 0 {
+				o.URLs = args
 			}
 			if err := o.check(); err != nil {
 				return err
@@ -131,7 +137,12 @@ func runAndReport(o *options, jsonFile, htmlFile string) error {
 	defer stop()
 
 	progress := newWatcher(os.Stderr)
-	result := measure(ctx, o, progress.show)
+	var result *Result
+	if o.Start > 0 {
+		result = measureStarted(ctx, *o, os.Stderr, progress.show)
+	} else {
+		result = measure(ctx, o, progress.show)
+	}
 	interrupted := ctx.Err() != nil
 	progress.clear()
 

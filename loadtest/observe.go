@@ -3,12 +3,15 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 )
 
-// observed is the server's process, seen from outside. A nil one sees nothing.
+// observed is the server, seen from outside: all of its processes, whose costs are added up. A nil one
+// sees nothing.
 type observed struct {
-	pid   int
-	doubt string // why it may be the wrong process
+	processes []*process
+	doubt     string // why they may not be all
 
 	before, start, end cost // before the first connection, when the window began, and after it
 	full               cost // with all connections
@@ -21,27 +24,92 @@ type observed struct {
 	peakMemory int64
 }
 
-// observe finds the server's process: the one that was named, or, on this machine, the one that
-// listens. It is nil when none can be told.
-func observe(pid int, address netip.AddrPort) (*observed, error) {
-	if pid != 0 {
+// process is one of the server's.
+type process struct {
+	pid   int
+	url   string // where it listens; "" when it was named by --pid
+	last  cost   // as it was last seen
+	ended int64  // when it was seen to be gone, or 0
+}
+
+func (p *process) String() string {
+	if p.url == "" {
+		return fmt.Sprintf("process %d", p.pid)
+	}
+	return fmt.Sprintf("process %d at %s", p.pid, p.url)
+}
+
+// observe finds the server's processes: those that were named, or, on this machine, those that listen.
+// It is nil when none can be told.
+func observe(pids []int, targets []target) (*observed, error) {
+	s := &observed{}
+	for _, pid := range pids {
 		if _, err := costOf(pid); err != nil {
 			return nil, fmt.Errorf("--pid %d: %w", pid, err)
 		}
-		return &observed{pid: pid}, nil
+		s.add(pid, "")
 	}
-	if !address.Addr().IsLoopback() {
+	if len(pids) > 0 {
+		return s, nil
+	}
+	var addresses []netip.AddrPort
+	for _, t := range targets {
+		addresses = append(addresses, t.Address)
+	}
+	var unseen []string
+	for i, pids := range listeners(addresses) {
+		if !addresses[i].Addr().IsLoopback() {
+			pids = nil // a process of this machine may listen at the same address of another network
+		}
+		if len(pids) == 0 {
+			unseen = append(unseen, targets[i].URL)
+		}
+		for _, pid := range pids {
+			s.add(pid, targets[i].URL)
+		}
+	}
+	if len(s.processes) == 0 {
 		return nil, nil
 	}
-	pids, _ := listeners(address)
-	if len(pids) == 0 {
-		return nil, nil
-	}
-	s := &observed{pid: pids[0]}
-	if len(pids) > 1 {
-		s.doubt = fmt.Sprintf("%d processes listen at %s, and only %d was measured: choose with --pid", len(pids), address, pids[0])
+	if len(unseen) > 0 {
+		s.doubt = "the server's cost leaves out what listens at " + strings.Join(unseen, " ") + ": no process of it is seen on this machine"
 	}
 	return s, nil
+}
+
+func (s *observed) add(pid int, url string) {
+	if !slices.ContainsFunc(s.processes, func(p *process) bool { return p.pid == pid }) {
+		s.processes = append(s.processes, &process{pid: pid, url: url})
+	}
+}
+
+// cost is what all processes have used so far, and the memory of those that live. A process that is gone
+// counts as it was last seen, or the sum would fall. There is none when all are gone.
+func (s *observed) cost() (sum cost, living int64, ok bool) {
+	sum.at = monotonic()
+	for _, p := range s.processes {
+		c, err := costOf(p.pid)
+		switch {
+		case err == nil && p.ended == 0:
+			p.last, ok = c, true
+			living += c.rss
+		case p.ended == 0:
+			p.ended = sum.at
+		}
+		sum.cpu += p.last.cpu
+		sum.rss += p.last.rss
+		sum.threads += p.last.threads
+	}
+	return sum, living, ok
+}
+
+// gone are the processes that have ended.
+func (s *observed) gone() []*process {
+	if s == nil {
+		return nil
+	}
+	s.cost()
+	return slices.DeleteFunc(slices.Clone(s.processes), func(p *process) bool { return p.ended == 0 })
 }
 
 // read takes one of the readings below. One that fails leaves what there was: the server is gone.
@@ -49,7 +117,7 @@ func (s *observed) read(reading func(cost)) {
 	if s == nil {
 		return
 	}
-	if c, err := costOf(s.pid); err == nil {
+	if c, _, ok := s.cost(); ok {
 		reading(c)
 	}
 }
@@ -61,27 +129,34 @@ func (s *observed) beforeAll(c cost) {
 func (s *observed) beforeWindow(c cost) { s.start = c }
 
 func (s *observed) withAll(c cost) {
-	s.full, s.pss, s.kernelFull = c, pssOf(s.pid), kernelMemoryNow()
+	s.full, s.pss, s.kernelFull = c, 0, kernelMemoryNow()
+	for _, p := range s.processes {
+		s.pss += pssOf(p.pid)
+	}
 }
 
 func (s *observed) afterWindow(c cost) { s.end = c }
 
 // sample is how many cores were busy since the last sample, and the memory in use.
 func (s *observed) sample() (cores float64, memory int64) {
-	s.read(func(c cost) {
-		if passed := c.at - s.lastCost.at; passed > 0 {
-			cores = float64(c.cpu-s.lastCost.cpu) / float64(passed)
-		}
-		memory = c.rss
-		if s.start.at != 0 && s.lastCost.at >= s.start.at {
-			s.peakCores = max(s.peakCores, cores)
-		}
-		if s.start.at != 0 {
-			s.peakMemory = max(s.peakMemory, memory)
-		}
-		s.lastCost = c
-	})
-	return cores, memory
+	if s == nil {
+		return 0, 0
+	}
+	c, living, ok := s.cost()
+	if !ok {
+		return 0, 0
+	}
+	if passed := c.at - s.lastCost.at; passed > 0 {
+		cores = float64(c.cpu-s.lastCost.cpu) / float64(passed)
+	}
+	if s.start.at != 0 && s.lastCost.at >= s.start.at {
+		s.peakCores = max(s.peakCores, cores)
+	}
+	if s.start.at != 0 {
+		s.peakMemory = max(s.peakMemory, living)
+	}
+	s.lastCost = c
+	return cores, living
 }
 
 // figures are what the result says about the server.
@@ -93,7 +168,7 @@ func (s *observed) figures(opened, received int64, seconds float64) *Server {
 	if end.at == 0 && s.start.at != 0 { // it was gone by then, and was last seen here
 		end, full = s.lastCost, s.lastCost
 	}
-	f := &Server{PID: s.pid, RSSBefore: s.before.rss, Threads: s.before.threads}
+	f := &Server{PID: s.processes[0].pid, Processes: len(s.processes), RSSBefore: s.before.rss, Threads: s.before.threads}
 	if s.start.at != 0 && opened > 0 {
 		f.CPUPerConn = micros(int64(s.start.cpu-s.before.cpu)) / float64(opened)
 	}

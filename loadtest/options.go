@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
@@ -11,7 +12,8 @@ import (
 // options are all that shapes a run.
 type options struct {
 	Command string
-	URL     string
+	URLs    []string // the connections are spread evenly over them
+	Start   int      // servers to be started for the run, instead of URLs
 	Name    string
 
 	Connections int
@@ -29,7 +31,7 @@ type options struct {
 	Headers       []string
 	Sources       string
 	Processes     int
-	PID           int
+	PIDs          []int
 	PublishURL    string
 	PublishHeader []string
 
@@ -47,7 +49,7 @@ const (
 func defaultsFor(command string) options {
 	o := options{
 		Command:     command,
-		URL:         defaultEcho,
+		URLs:        []string{defaultEcho},
 		Connections: 1000,
 		Size:        128,
 		Duration:    10 * time.Second,
@@ -59,7 +61,7 @@ func defaultsFor(command string) options {
 	case "echo":
 		o.Connections, o.Depth = 100, 1
 	case "fanout":
-		o.URL, o.Publishers, o.Rate, o.Depth = defaultBroadcast, 1, 50, 32
+		o.URLs, o.Publishers, o.Rate, o.Depth = []string{defaultBroadcast}, 1, 50, 32
 	case "storm":
 		o.Duration = time.Minute
 	}
@@ -88,6 +90,7 @@ const (
 	mostDepth       = 65_536
 	mostDuration    = 24 * time.Hour
 	mostProcesses   = 256
+	mostServers     = 256
 	mostStreams     = 1 << 28
 )
 
@@ -138,8 +141,34 @@ func (o *options) check() error {
 			return fmt.Errorf("header %q is not of the form \"Name: value\"", h)
 		}
 	}
+	if err := o.checkServers(); err != nil {
+		return err
+	}
 	_, err := o.sources()
 	return err
+}
+
+// checkServers is about which servers there are, and not yet about whether they answer.
+func (o *options) checkServers() error {
+	for i, url := range o.URLs {
+		if slices.Contains(o.URLs[:i], url) {
+			return fmt.Errorf("%s is given twice", url)
+		}
+	}
+	switch {
+	case o.Start < 0 || o.Start > mostServers || len(o.URLs) > mostServers:
+		return fmt.Errorf("--start must be from 0 to %d, and there can be no more URLs", mostServers)
+	case o.Start == 0 && len(o.URLs) == 0:
+		return errors.New("there is no URL")
+	case o.Start > 0 && len(o.URLs) > 0:
+		return errors.New("--start and URLs exclude each other: the servers that it starts are the ones that are measured")
+	case o.Start > 0 && len(o.PIDs) > 0:
+		return errors.New("--start and --pid exclude each other: the processes that it starts are known")
+	case o.Start > 1 && o.Command == "fanout":
+		return fmt.Errorf("--start %d starts servers that know nothing of each other, and fanout needs one server or one cluster: "+
+			"use --start 1, or give the URLs of a cluster", o.Start)
+	}
+	return nil
 }
 
 // sources are the first and the last source address, or none.

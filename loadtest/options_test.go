@@ -2,9 +2,12 @@ package main
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/spf13/pflag"
 )
 
 func TestOptions(t *testing.T) {
@@ -28,6 +31,16 @@ func TestOptions(t *testing.T) {
 		{"no end", "idle", func(o *options) { o.Duration = 0 }, "--duration"},
 		{"cut by nobody", "storm", func(o *options) { o.CutBy = "nobody" }, "--cut"},
 		{"a header that would be two", "idle", func(o *options) { o.Headers = []string{"A: b\r\nC: d"} }, "header"},
+		{"no URL", "idle", func(o *options) { o.URLs = nil }, "no URL"},
+		{"a URL twice", "idle", func(o *options) { o.URLs = []string{"ws://a/", "ws://b/", "ws://a/"} }, "ws://a/ is given twice"},
+		{"servers to start", "echo", func(o *options) { o.URLs, o.Start = nil, 3 }, ""},
+		{"too many servers to start", "echo", func(o *options) { o.URLs, o.Start = nil, 257 }, "--start must be from 0 to 256"},
+		{"fewer than none to start", "echo", func(o *options) { o.URLs, o.Start = nil, -1 }, "--start must be"},
+		{"servers to start, and a URL", "echo", func(o *options) { o.Start = 3 }, "--start and URLs exclude each other"},
+		{"servers to start, and a process", "echo", func(o *options) { o.URLs, o.Start, o.PIDs = nil, 3, []int{1} }, "--start and --pid exclude each other"},
+		{"fanout from one server to start", "fanout", func(o *options) { o.URLs, o.Start = nil, 1 }, ""},
+		{"fanout from servers that are no cluster", "fanout", func(o *options) { o.URLs, o.Start = nil, 2 }, "use --start 1, or give the URLs of a cluster"},
+		{"fanout from a cluster", "fanout", func(o *options) { o.URLs = []string{"ws://a/", "ws://b/"} }, ""},
 		{"no address", "idle", func(o *options) { o.Sources = "here" }, "--sources"},
 		{"addresses backwards", "idle", func(o *options) { o.Sources = "127.0.0.9-127.0.0.1" }, "--sources"},
 		{"too many addresses", "idle", func(o *options) { o.Sources = "10.0.0.0-11.0.0.0" }, "--sources"},
@@ -38,6 +51,52 @@ func TestOptions(t *testing.T) {
 		err := o.check()
 		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
 			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
+		}
+	}
+}
+
+func TestFlagsOfProcesses(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		args []string
+		want []int
+	}{
+		{"none", nil, nil},
+		{"one", []string{"--pid", "7"}, []int{7}},
+		{"a list", []string{"--pid", "7,8"}, []int{7, 8}},
+		{"several times", []string{"--pid=7", "--pid=8,9"}, []int{7, 8, 9}},
+	} {
+		o := defaultsFor("idle")
+		f := pflag.NewFlagSet("", pflag.ContinueOnError)
+		o.addFlags(f)
+		if err := f.Parse(tt.args); err != nil || !slices.Equal(o.PIDs, tt.want) {
+			t.Errorf("%s: %v, %v", tt.name, o.PIDs, err)
+		}
+	}
+}
+
+// Each target has its share of all connections, of those of each process, and of the first ones, which
+// send.
+func TestSpreadIsEven(t *testing.T) {
+	even := func(shares []int) bool { return slices.Max(shares)-slices.Min(shares) <= 1 }
+	for targets := 1; targets <= 12; targets++ {
+		for processes := 1; processes <= 12; processes++ {
+			all, ofProcess := make([]int, targets), make([][]int, processes)
+			for i := range ofProcess {
+				ofProcess[i] = make([]int, targets)
+			}
+			for i := range 500 {
+				to := spread(i, processes, targets)
+				all[to]++
+				ofProcess[i%processes][to]++
+				if i < targets && to != i {
+					t.Errorf("of %d targets, connection %d goes to %d", targets, i, to)
+				}
+				if !even(all) || !even(ofProcess[i%processes]) {
+					t.Fatalf("%d connections from %d processes are spread like this: %v, and those of one process like this: %v",
+						i+1, processes, all, ofProcess[i%processes])
+				}
+			}
 		}
 	}
 }

@@ -121,6 +121,7 @@ func serverLine(s *Server) resultLine {
 	l.add(true, "%s", processors.format(s.Cores))
 	l.add(s.CPUPerMessage != 0, "%s a delivery", microseconds.format(s.CPUPerMessage))
 	l.add(s.CPUPerConn != 0, "%s a handshake", microseconds.format(s.CPUPerConn))
+	l.add(s.Processes > 1, "%d processes", s.Processes)
 	l.add(s.Threads != 0, "%d threads", s.Threads)
 	return l
 }
@@ -132,8 +133,9 @@ func memoryLine(s *Server) resultLine {
 	}
 	l.add(true, "RSS %s (%s before)", sizes.format(float64(s.RSS)), sizes.format(float64(s.RSSBefore)))
 	l.add(s.PSS != 0, "PSS %s", sizes.format(float64(s.PSS)))
-	l.add(s.RSSPerConn != 0, "%s a connection", sizes.format(s.RSSPerConn))
-	l.add(s.KernelPerConn != 0, "%s a connection in the kernel (both ends)", sizes.format(s.KernelPerConn))
+	l.add(s.RSSPerConn > 0, "%s a connection", sizes.format(s.RSSPerConn))
+	l.add(s.KernelPerConn > 0, "%s a connection in the kernel (both ends)", sizes.format(s.KernelPerConn))
+	l.add(s.SlabPerConn > 0, "%s a connection in all of the kernel's objects", sizes.format(s.SlabPerConn))
 	return l
 }
 

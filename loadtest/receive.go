@@ -57,7 +57,8 @@ func (w *worker) consume(i int, c *conn, data []byte, now int64) (rest []byte, n
 // upgraded is the end of the handshake.
 func (w *worker) upgraded(i int, c *conn, head, body []byte, now int64) bool {
 	var key [keySize]byte
-	compressed, err := w.spec.Handshake.check(head, body, appendKey(key[:0], w.seed(i, c)))
+	to := w.targetOf(i)
+	compressed, err := w.spec.Targets[to].Handshake.check(head, body, appendKey(key[:0], w.seed(i, c)))
 	if err != nil {
 		w.fail(i, err.Error())
 		return false
@@ -70,6 +71,7 @@ func (w *worker) upgraded(i int, c *conn, head, body []byte, now int64) bool {
 		return true
 	}
 	w.Opened++
+	w.shares[to].Opened++
 	w.dialing.underWay--
 	return true
 }

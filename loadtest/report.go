@@ -11,7 +11,8 @@ import (
 )
 
 // Document is what --json writes: every run of one invocation, in the order in which they were made.
-// The nth run of a name with the same command and settings belongs to the nth round.
+// Where they do not state their rounds, the nth run of a name with the same command and settings is its
+// nth round.
 type Document struct {
 	Schema  string    `json:"schema"`
 	Rounds  int       `json:"rounds,omitempty"`

@@ -9,9 +9,10 @@ const schema = "carillon-loadtest/1"
 // Result is one run of one command against one server.
 type Result struct {
 	Schema   string    `json:"schema"`
-	Command  string    `json:"command"` // idle, echo, fanout or storm
-	Name     string    `json:"name"`    // what the server is called in tables
-	URL      string    `json:"url"`
+	Command  string    `json:"command"`         // idle, echo, fanout or storm
+	Name     string    `json:"name"`            // what the server is called in tables
+	Round    int       `json:"round,omitempty"` // compare: which one, from 1; 0 if it is not stated
+	URL      string    `json:"url"`             // several are separated by spaces
 	Started  time.Time `json:"started"`
 	Seconds  float64   `json:"seconds"` // of the measured window
 	Settings Settings  `json:"settings"`
@@ -114,9 +115,10 @@ type Storm struct {
 	Handshake  *Latency       `json:"handshake,omitempty"`  // of those that came back
 }
 
-// Server is what the server's process cost, from /proc.
+// Server is what the server cost, from /proc: the sum over all of its processes.
 type Server struct {
-	PID           int     `json:"pid"`
+	PID           int     `json:"pid"`                        // of the first process
+	Processes     int     `json:"processes,omitempty"`        // how many there are
 	CPUSeconds    float64 `json:"cpuSeconds"`                 // user and system, in the measured window
 	Cores         float64 `json:"cores"`                      // CPUSeconds for each second
 	CPUPerMessage float64 `json:"cpuPerMessage,omitempty"`    // microseconds for each message received by a client

@@ -7,23 +7,25 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 )
 
-// run is one command against one server, as the parent sees it.
+// run is one command against one server, as the parent sees it. The server may be many processes.
 type run struct {
 	o       *options
 	result  *Result
 	watch   func(live)
-	target  target
+	targets []target
 	sources sourceRange
 	fleet   *fleet
-	server  *observed // nil when the server's process is not known
+	server  *observed // nil when none of the server's processes is known
 
 	began     int64 // the first connection
 	connected int64 // all open or failed
 	from, to  int64 // the measured window, as far as it has come
 	series    series
+	dead      bool // all connections were lost
 }
 
 // live is how a run goes, for a person who watches it.
@@ -49,7 +51,7 @@ func measure(ctx context.Context, o *options, watch func(live)) *Result {
 		watch = func(live) {}
 	}
 	r := &run{o: o, watch: watch, result: &Result{
-		Schema: schema, Command: o.Command, Name: o.Name, URL: o.URL, Started: time.Now(), Machine: thisMachine(),
+		Schema: schema, Command: o.Command, Name: o.Name, URL: strings.Join(o.URLs, " "), Started: time.Now(), Machine: thisMachine(),
 		Settings:    o.settings(o.Processes, sourceRange{}),
 		Connections: Connections{Wanted: o.Connections},
 	}}
@@ -59,7 +61,7 @@ func measure(ctx context.Context, o *options, watch func(live)) *Result {
 		r.finish()
 	}
 	if r.result.Name == "" {
-		r.result.Name = r.target.Address.String()
+		r.result.Name = r.address()
 	}
 	if err != nil {
 		r.result.Error = err.Error()
@@ -74,17 +76,17 @@ func (r *run) prepare(ctx context.Context) error {
 	}
 	sources, _ := r.o.sources()
 	var err error
-	if r.target, err = findTarget(ctx, r.o, sources); err != nil {
+	if r.targets, err = findTargets(ctx, r.o, sources); err != nil {
 		return err
 	}
-	processes, sources, err := plan(r.o, descriptorLimit(), r.target.Address.Addr().IsLoopback())
+	processes, sources, err := plan(r.o, descriptorLimit(), r.loopback())
 	if err != nil {
 		return err
 	}
 	r.sources = sources
 	r.result.Settings = r.o.settings(processes, sources)
 	r.result.Generator.Processes = processes
-	if r.server, err = observe(r.o.PID, r.target.Address); err != nil {
+	if r.server, err = observe(r.o.PIDs, r.targets); err != nil {
 		return err
 	}
 	if r.server != nil && r.server.doubt != "" {
@@ -92,6 +94,25 @@ func (r *run) prepare(ctx context.Context) error {
 	}
 	r.fleet, err = startFleet(processes)
 	return err
+}
+
+// address is what a server without a name is called.
+func (r *run) address() string {
+	switch n := len(r.targets); n {
+	case 0:
+		return ""
+	case 1:
+		return r.targets[0].Address.String()
+	default:
+		return fmt.Sprintf("%s and %d more", r.targets[0].Address, n-1)
+	}
+}
+
+// loopback says whether all of the server is at this machine's own IPv4 addresses, which are many.
+func (r *run) loopback() bool {
+	return !slices.ContainsFunc(r.targets, func(t target) bool {
+		return !t.Address.Addr().Is4() || !t.Address.Addr().IsLoopback()
+	})
 }
 
 func (r *run) warn(format string, args ...any) {
@@ -188,7 +209,7 @@ func (r *run) finish() {
 func (r *run) spec(index int, seed uint64) *spec {
 	return &spec{
 		Command: r.o.Command, Index: index, Count: len(r.fleet.members), Run: seed,
-		Address: r.target.Address, Handshake: r.target.Handshake, Sources: r.sources,
+		Targets: r.targets, Sources: r.sources,
 		Connections: r.o.Connections, Ramp: r.o.Ramp,
 		Senders: r.o.senders(), Size: r.o.Size, Text: r.o.Text, Rate: r.o.Rate, Depth: r.o.Depth, Duration: r.o.Duration,
 		PublishURL: r.o.PublishURL, PublishHeader: r.o.PublishHeader,
@@ -269,11 +290,14 @@ func (r *run) losses() map[string]int {
 
 // died says how the server left.
 func (r *run) died() error {
+	r.dead = true
 	text := fmt.Sprintf("all connections were lost after %.1f s: %s", float64(r.to-r.from)/1e9, mostly(r.losses()))
-	if r.server != nil {
-		if _, err := costOf(r.server.pid); errors.Is(err, errGone) {
-			text = fmt.Sprintf("the server (process %d) has ended: %s", r.server.pid, text)
-		}
+	var gone []string
+	for _, p := range r.server.gone() {
+		gone = append(gone, fmt.Sprintf("process %d", p.pid))
+	}
+	if len(gone) > 0 {
+		text = fmt.Sprintf("the server (%s) has ended: %s", strings.Join(gone, ", "), text)
 	}
 	return errors.New(text)
 }

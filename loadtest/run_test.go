@@ -21,7 +21,7 @@ func TestMain(m *testing.M) {
 // small are the options of a run that is over soon.
 func small(command, url string, change func(o *options)) *options {
 	o := defaultsFor(command)
-	o.URL, o.Connections, o.Duration, o.BackOff = url, 6, 400*time.Millisecond, 100*time.Millisecond
+	o.URLs, o.Connections, o.Duration, o.BackOff = []string{url}, 6, 400*time.Millisecond, 100*time.Millisecond
 	switch command {
 	case "echo":
 		o.Rate = 1500
@@ -354,5 +354,112 @@ func TestStormCutByTheServer(t *testing.T) {
 	})
 	if s := r.Storm; r.Error != "" || s == nil || s.Back100 == 0 || s.Back100 > 3 {
 		t.Errorf("%q, %+v", r.Error, s)
+	}
+}
+
+// urls are where some servers are.
+func urls(servers ...*faulty) []string {
+	var list []string
+	for _, s := range servers {
+		list = append(list, s.url)
+	}
+	return list
+}
+
+func TestConnectionsAreSpreadOverServers(t *testing.T) {
+	t.Parallel()
+	for _, command := range []string{"idle", "echo", "storm"} {
+		one, two := (&faulty{}).serve(t), (&faulty{}).serve(t)
+		r := measure(t.Context(), small(command, "", func(o *options) {
+			o.URLs, o.Connections, o.Processes = urls(one, two), 40, 2
+		}), nil)
+		if r.Error != "" || r.Connections.Opened != 40 || r.Connections.Lost != 0 || len(r.Warnings) != 0 {
+			t.Errorf("%s: %q, %+v, %q", command, r.Error, r.Connections, r.Warnings)
+		}
+		if r.URL != one.url+" "+two.url || !strings.HasSuffix(r.Name, " and 1 more") {
+			t.Errorf("%s: the name is %q, and the URL %q", command, r.Name, r.URL)
+		}
+		want := 1 + 20 // the first only to see whether there is a server
+		if command == "storm" {
+			want = 1 + 20 + 20
+		}
+		for _, s := range []*faulty{one, two} {
+			s.mu.Lock()
+			if s.opened != want || s.host != strings.TrimSuffix(strings.TrimPrefix(s.url, "ws://"), "/") {
+				t.Errorf("%s: %s had %d connections to %q, want %d", command, s.url, s.opened, s.host, want)
+			}
+			s.mu.Unlock()
+		}
+		if s := r.Server; s != nil && (s.PID != os.Getpid() || s.Processes != 1) {
+			t.Errorf("%s: both servers are in this process, and this was measured: %+v", command, s)
+		}
+	}
+}
+
+func TestServersThatAreNoClusterLackMessages(t *testing.T) {
+	t.Parallel()
+	one, two := (&faulty{broadcast: true}).serve(t), (&faulty{broadcast: true}).serve(t)
+	r := measure(t.Context(), small("fanout", "", func(o *options) { o.URLs = urls(one, two) }), nil)
+	m := whole(t, r)
+	if m.Expected != 6*m.Sent || m.Received != 3*m.Sent || m.Missing != 3*m.Sent {
+		t.Errorf("%+v", m)
+	}
+	if !strings.Contains(strings.Join(r.Warnings, "\n"), "about one receiver in 2, as if it had stayed at its URL: are the servers one cluster?") {
+		t.Errorf("%q", r.Warnings)
+	}
+}
+
+func TestClusterDeliversEverything(t *testing.T) {
+	t.Parallel()
+	one, two := &faulty{broadcast: true}, &faulty{broadcast: true}
+	one.peer, two.peer = two, one
+	one.serve(t)
+	two.serve(t)
+	r := measure(t.Context(), small("fanout", "", func(o *options) { o.URLs, o.Processes = urls(one, two), 2 }), nil)
+	m := whole(t, r)
+	if m.Received == 0 || m.Received != 6*m.Sent || m.Missing+m.Duplicated+m.Foreign != 0 || len(r.Warnings) != 0 {
+		t.Errorf("%+v, %q", m, r.Warnings)
+	}
+	for _, s := range []*faulty{one, two} {
+		s.mu.Lock()
+		if got := s.delivered; got != int(m.Received)/2 {
+			t.Errorf("%s delivered %d of %d messages, want a half", s.url, got, m.Received)
+		}
+		s.mu.Unlock()
+	}
+}
+
+func TestOneOfSeveralServersRefuses(t *testing.T) {
+	t.Parallel()
+	one, two := (&faulty{}).serve(t), (&faulty{answer: "HTTP/1.1 403 Forbidden\r\n\r\n"}).serve(t)
+	r := measure(t.Context(), small("echo", "", func(o *options) { o.URLs = urls(one, two) }), nil)
+	if want := two.url + ": HTTP 403 Forbidden"; r.Error != want || r.Connections.Opened != 0 {
+		t.Errorf("error %q, want %q", r.Error, want)
+	}
+	// One that refuses later, so that the run has begun.
+	three := (&faulty{most: 1}).serve(t)
+	r = measure(t.Context(), small("idle", "", func(o *options) { o.URLs = urls(one, three) }), nil)
+	if r.Error != "" || r.Connections.Opened != 3 || r.Connections.Failed[three.url+": HTTP 503 Full"] != 3 {
+		t.Errorf("error %q, %+v", r.Error, r.Connections)
+	}
+}
+
+// The run goes on with the others, and says which one is gone.
+func TestOneOfSeveralServersDies(t *testing.T) {
+	t.Parallel()
+	one, two, three := (&faulty{}).serve(t), (&faulty{after: 100 * time.Millisecond}).serve(t), (&faulty{}).serve(t)
+	r := measure(t.Context(), small("echo", "", func(o *options) { o.URLs = urls(one, two, three) }), nil)
+	m := whole(t, r)
+	if r.Connections.Lost != 2 || m.Received == 0 || m.Unsent == 0 {
+		t.Errorf("%+v, %+v", r.Connections, m)
+	}
+	said := strings.Join(r.Warnings, "\n")
+	if !strings.Contains(said, "all 2 connections to "+two.url+" were lost") || strings.Contains(said, one.url) || strings.Contains(said, three.url) {
+		t.Errorf("%q", r.Warnings)
+	}
+	for reason := range r.Connections.LostBy {
+		if !strings.HasPrefix(reason, two.url+": ") {
+			t.Errorf("lost by %q", reason)
+		}
 	}
 }

@@ -26,6 +26,22 @@ func dueWithin(d time.Duration, rate float64) int64 {
 	return n
 }
 
+// spread says which of the targets a connection goes to: one after the other, so that every target gets
+// its share of any number of connections, and of the senders among them. Connection i belongs to process
+// i modulo processes. When that number and the targets' have a common divisor, a process would go on
+// meeting the same few targets, so everyone moves on by one target each time the pattern repeats.
+func spread(i, processes, targets int) int {
+	return (i + i/leastCommonMultiple(processes, targets)) % targets
+}
+
+func leastCommonMultiple(a, b int) int {
+	x, y := a, b
+	for y != 0 {
+		x, y = y, x%y
+	}
+	return a / x * b
+}
+
 // turns hands the messages of a schedule to senders, one after the other: message i is that of sender
 // i modulo senders. Every process walks over its own senders only, which are first, first+stride, ...
 type turns struct {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"regexp"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -20,14 +21,16 @@ type Section struct {
 	Servers []*Contender // in the order of their first runs
 	Rows    []*Row
 	Notes   []string
+	command string
 }
 
-// Contender is one server with its runs, one a round.
+// Contender is one server with its runs.
 type Contender struct {
 	Name   string
-	Runs   []*Result
-	Doubts []string // distinct
-	Shaken int      // runs with doubts
+	Runs   []*Result // in the order in which they were made
+	Doubts []string  // of different kinds
+	Shaken int       // runs with doubts
+	paired []*Result // a place for each round, nil for one without a run
 }
 
 // Row is one figure of all servers.
@@ -44,7 +47,7 @@ type Cell struct {
 	unit  unit
 }
 
-// compareTable puts servers side by side. The nth run of each name under a load is its nth round.
+// compareTable puts servers side by side, each load by itself.
 func compareTable(results []*Result) *Table {
 	table := &Table{}
 	sections := map[load]*Section{}
@@ -52,7 +55,7 @@ func compareTable(results []*Result) *Table {
 		key := loadOf(r)
 		s := sections[key]
 		if s == nil {
-			s = &Section{Title: describe(r)}
+			s = &Section{Title: describe(r), command: r.Command}
 			sections[key] = s
 			table.Sections = append(table.Sections, s)
 		}
@@ -82,10 +85,17 @@ func (c *Contender) add(r *Result) {
 		c.Shaken++
 	}
 	for _, d := range found {
-		if !slices.Contains(c.Doubts, d) {
+		if !slices.ContainsFunc(c.Doubts, func(known string) bool { return sameDoubt(known, d) }) {
 			c.Doubts = append(c.Doubts, d)
 		}
 	}
+}
+
+var amounts = regexp.MustCompile(`[0-9.]+( ?%|[mµn]?s\b)`)
+
+// sameDoubt overlooks by how many per cent or how late it was: that differs from round to round.
+func sameDoubt(a, b string) bool {
+	return amounts.ReplaceAllString(a, "") == amounts.ReplaceAllString(b, "")
 }
 
 // Label is the server's name, with the sign of doubt where it belongs.
@@ -106,20 +116,16 @@ func (c *Contender) Caveats() string {
 }
 
 func (s *Section) fill() {
-	first := s.Servers[0]
-	uneven := slices.ContainsFunc(s.Servers, func(c *Contender) bool { return len(c.Runs) != len(first.Runs) })
-	if uneven {
-		s.Notes = append(s.Notes, "The servers have different numbers of runs, so the ratios are those of the medians and have no spread.")
-	}
+	s.pair()
+	base := s.Servers[0].paired
 	for _, f := range figures {
 		row := &Row{Group: f.group, Name: f.name, figure: f}
-		base := figureOf(f, first.Runs)
 		shown := false
 		for i, c := range s.Servers {
-			values := figureOf(f, c.Runs)
+			values := figureOf(f, c.paired)
 			cell := Cell{Value: spreadOf(values), unit: f.unit}
 			if i > 0 {
-				cell.Ratio = ratioOf(values, base)
+				cell.Ratio = ratioOf(values, figureOf(f, base))
 			}
 			row.Cells = append(row.Cells, cell)
 			shown = shown || cell.Value.N > 0 && !(f.quiet && cell.Value.Max == 0)
@@ -130,15 +136,62 @@ func (s *Section) fill() {
 	}
 }
 
+// pair lines the servers' runs up by their rounds. Runs that do not state them, as in files of old, are
+// taken in their order: the nth run of each name is its nth round.
+func (s *Section) pair() {
+	if last := s.lastRound(); last > 0 {
+		for _, c := range s.Servers {
+			c.paired = make([]*Result, last)
+			for _, r := range c.Runs {
+				c.paired[r.Round-1] = r
+			}
+			if missing := last - len(c.Runs); missing > 0 {
+				s.Notes = append(s.Notes, fmt.Sprintf("%s has no run in %d of %d rounds; its ratios are those of the others.", plain(c.Name), missing, last))
+			}
+		}
+		return
+	}
+	uneven := false
+	for _, c := range s.Servers {
+		c.paired = c.Runs
+		uneven = uneven || len(c.Runs) != len(s.Servers[0].Runs)
+	}
+	if uneven {
+		s.Notes = append(s.Notes, "The servers have different numbers of runs, so the ratios are those of the medians and have no spread.")
+	}
+}
+
+// mostRounds bounds what a round may be numbered.
+const mostRounds = 100
+
+// lastRound is the number of rounds if every run states its own and none is there twice, and else 0.
+func (s *Section) lastRound() int {
+	last := 0
+	for _, c := range s.Servers {
+		var seen []int
+		for _, r := range c.Runs {
+			if r.Round < 1 || r.Round > mostRounds || slices.Contains(seen, r.Round) {
+				return 0
+			}
+			seen = append(seen, r.Round)
+			last = max(last, r.Round)
+		}
+	}
+	return last
+}
+
 func figureOf(f figure, runs []*Result) []float64 {
 	values := make([]float64, len(runs))
 	for i, r := range runs {
-		values[i] = f.of(r)
+		values[i] = math.NaN()
+		if r != nil {
+			values[i] = f.of(r)
+		}
 	}
 	return values
 }
 
-// ratioOf compares round by round, so that what slowed a whole round down weighs on both sides. Rounds
+// ratioOf compares round by round, so that what slowed a whole round down weighs on both sides. Runs
 // that can't be paired leave only the ratio of the medians.
 func ratioOf(values, base []float64) Spread {
 	if len(values) != len(base) {
@@ -202,15 +255,18 @@ func (r *Row) Verdict(c Cell) string {
 	return ""
 }
 
-// WriteText prints the table for a terminal: a line for each server under each figure, so that it
+// WriteText prints every figure for a terminal: a line for each server under each figure, so that it
 // does not grow wider with the number of servers.
-func (t *Table) WriteText(w io.Writer) error {
+func (t *Table) WriteText(w io.Writer) error { return t.write(w, (*Section).writeText) }
+
+// write prints the sections, each in the form that one gives it.
+func (t *Table) write(w io.Writer, one func(*Section, *strings.Builder)) error {
 	var text strings.Builder
 	for i, s := range t.Sections {
 		if i > 0 {
 			text.WriteString("\n")
 		}
-		s.writeText(&text)
+		one(s, &text)
 	}
 	if _, err := io.WriteString(w, withoutTrailingSpace(text.String())); err != nil {
 		return fmt.Errorf("print the table: %w", err)
@@ -237,11 +293,25 @@ func (s *Section) writeText(text *strings.Builder) {
 		}
 	}
 	lines.Flush()
+	s.writeFootnotes(text)
+}
+
+// writeFootnotes says what the signs of doubt stand for.
+func (s *Section) writeFootnotes(text *strings.Builder) {
 	footnotes := slices.Clone(s.Notes)
+	said := map[string]bool{}
 	for _, c := range s.Servers {
-		if c.Shaken > 0 {
-			footnotes = append(footnotes, c.Label()+"  "+c.Caveats())
+		if c.Shaken == 0 || said[c.Caveats()] {
+			continue
 		}
+		var names []string
+		for _, other := range s.Servers {
+			if other.Shaken > 0 && other.Caveats() == c.Caveats() {
+				names = append(names, other.Label())
+			}
+		}
+		said[c.Caveats()] = true
+		footnotes = append(footnotes, strings.Join(names, ", ")+"  "+c.Caveats())
 	}
 	if len(footnotes) > 0 {
 		fmt.Fprintf(text, "\n%s\n", strings.Join(footnotes, "\n"))
@@ -258,11 +328,13 @@ func withoutTrailingSpace(text string) string {
 }
 
 // Method says how the figures came about: "Median and spread of 3 rounds; ratios to carillon."
-func (s *Section) Method() string {
+func (s *Section) Method() string { return s.method("with the least and the most") }
+
+func (s *Section) method(spread string) string {
 	first := s.Servers[0]
 	text := "One round, so the noise is unknown"
-	if n := len(first.Runs); n > 1 {
-		text = fmt.Sprintf("Median of %d rounds, with the least and the most", n)
+	if n := len(first.paired); n > 1 {
+		text = fmt.Sprintf("Median of %d rounds, %s", n, spread)
 	}
 	if len(s.Servers) > 1 {
 		text += "; ratios to " + plain(first.Name)

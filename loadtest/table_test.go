@@ -48,6 +48,82 @@ func TestRatiosAreTakenRoundByRound(t *testing.T) {
 	}
 }
 
+// A run that is missing, or failed, shifts no other: the ratios stay those of the same rounds.
+func TestRoundsArePairedByTheirNumber(t *testing.T) {
+	numbered := func(rounds []int, runs []*Result) []*Result {
+		for i, n := range rounds {
+			runs[i].Round = n
+		}
+		return runs
+	}
+	for _, c := range []struct {
+		name        string
+		first, then []*Result
+		want        Spread
+		note        string
+	}{
+		{"all are there", numbered([]int{1, 2}, roundsOf("a", 100, 50)), numbered([]int{1, 2}, roundsOf("b", 200, 100)), Spread{2, 2, 2, 2}, ""},
+		{"in another order", numbered([]int{1, 2}, roundsOf("a", 100, 50)), numbered([]int{2, 1}, roundsOf("b", 100, 200)), Spread{2, 2, 2, 2}, ""},
+		{"the first round of one is missing", numbered([]int{1, 2, 3}, roundsOf("a", 100, 50, 10)), numbered([]int{2, 3}, roundsOf("b", 100, 20)),
+			Spread{2, 2, 2, 2}, "b has no run in 1 of 3 rounds"},
+		{"the first server's is missing", numbered([]int{2, 3}, roundsOf("a", 50, 10)), numbered([]int{1, 2, 3}, roundsOf("b", 200, 100, 20)),
+			Spread{2, 2, 2, 2}, "a has no run in 1 of 3 rounds"},
+		{"each misses another", numbered([]int{1, 2}, roundsOf("a", 100, 50)), numbered([]int{2, 3}, roundsOf("b", 100, 7)),
+			Spread{2, 2, 2, 1}, "a has no run in 1 of 3 rounds"},
+		{"a failed run measured nothing", numbered([]int{1, 2}, roundsOf("a", 100, 50)), numbered([]int{1, 2}, roundsOf("b", 0, 100)), Spread{2, 2, 2, 1}, ""},
+		{"a round twice is no number to go by", numbered([]int{1, 1}, roundsOf("a", 100, 50)), numbered([]int{1, 2}, roundsOf("b", 200, 100)), Spread{2, 2, 2, 2}, ""},
+		{"a number out of bounds neither", numbered([]int{1, 1e9}, roundsOf("a", 100, 50)), numbered([]int{1, 2}, roundsOf("b", 200, 100)), Spread{2, 2, 2, 2}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			section := compareTable(append(c.first, c.then...)).Sections[0]
+			cell := section.row("received/s").Cells[1]
+			if fmt.Sprintf("%.4v", cell.Ratio) != fmt.Sprintf("%.4v", c.want) {
+				t.Errorf("ratio %v, expected %v", cell.Ratio, c.want)
+			}
+			if notes := strings.Join(section.Notes, "\n"); !strings.HasPrefix(notes, c.note) || c.note == "" && notes != "" {
+				t.Errorf("notes %q, expected %q", notes, c.note)
+			}
+		})
+	}
+}
+
+// What is a difference of two readings, and did not grow, was not measured.
+func TestMemoryThatDidNotGrowIsLeftOut(t *testing.T) {
+	for _, c := range []struct {
+		grew  float64
+		shown bool
+	}{{4096, true}, {0, false}, {-4096, false}} {
+		r := &Result{Command: "idle", Name: "a", Server: &Server{RSS: 1 << 20, RSSPerConn: c.grew, KernelPerConn: c.grew, SlabPerConn: c.grew}}
+		section := compareTable([]*Result{r}).Sections[0]
+		for _, name := range []string{"RSS per connection", "kernel per connection", "slab per connection"} {
+			if shown := section.row(name) != nil; shown != c.shown {
+				t.Errorf("%s of %g: shown is %v", name, c.grew, shown)
+			}
+		}
+		var text strings.Builder
+		printResult(&text, r)
+		if shown := strings.Contains(text.String(), "a connection"); shown != c.shown {
+			t.Errorf("%g is printed: %v\n%s", c.grew, shown, &text)
+		}
+	}
+}
+
+func TestDoubtsThatDifferInAmountOnly(t *testing.T) {
+	for _, c := range []struct {
+		a, b string
+		same bool
+	}{
+		{"busy for 97 % of the time", "busy for 91 % of the time", true},
+		{"sent 12.3ms late", "sent 1.2s late", true},
+		{"most often: HTTP 403", "most often: HTTP 503", false},
+		{"3 connections were lost", "the generator was busy for 3 %", false},
+	} {
+		if sameDoubt(c.a, c.b) != c.same {
+			t.Errorf("%q and %q", c.a, c.b)
+		}
+	}
+}
+
 func TestRunsAreComparedUnderTheSameLoadOnly(t *testing.T) {
 	other := func(change func(*Result)) *Result {
 		r := sampleResult(t, "echo", "b", 1)

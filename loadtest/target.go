@@ -15,20 +15,36 @@ import (
 	"time"
 )
 
-// target is the server under test, as the processes of the generator need it.
+// target is one URL under test, as the processes of the generator need it.
 type target struct {
-	URL       string
-	Address   netip.AddrPort
-	Handshake handshake
+	URL       string         `json:"url"`
+	Address   netip.AddrPort `json:"address"`
+	Handshake handshake      `json:"handshake"`
 }
 
 // dialTimeout is how long a connection may take, from connect(2) to the end of the handshake.
 const dialTimeout = 10 * time.Second
 
+// findTargets finds all of the run's URLs. The error says which of several it is about.
+func findTargets(ctx context.Context, o *options, sources sourceRange) ([]target, error) {
+	var list []target
+	for _, text := range o.URLs {
+		t, err := findTarget(ctx, o, text, sources)
+		if err != nil && len(o.URLs) > 1 {
+			err = fmt.Errorf("%s: %w", text, err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, t)
+	}
+	return list, nil
+}
+
 // findTarget takes a URL apart and opens one connection, to see whether there is a WebSocket at all. So
 // whatever is wrong is said once and in the server's own words, before anything is measured.
-func findTarget(ctx context.Context, o *options, sources sourceRange) (target, error) {
-	u, err := url.Parse(o.URL)
+func findTarget(ctx context.Context, o *options, text string, sources sourceRange) (target, error) {
+	u, err := url.Parse(text)
 	if err != nil {
 		return target{}, fmt.Errorf("the URL makes no sense: %w", errors.Unwrap(err))
 	}
@@ -36,7 +52,7 @@ func findTarget(ctx context.Context, o *options, sources sourceRange) (target, e
 	case u.Scheme == "wss" || u.Scheme == "https":
 		return target{}, errors.New("wss is not supported: test the server behind its TLS, or without it, by a ws:// URL")
 	case u.Scheme != "ws" && u.Scheme != "http" || u.Hostname() == "":
-		return target{}, fmt.Errorf("%q is not a WebSocket URL such as %s", o.URL, defaultEcho)
+		return target{}, fmt.Errorf("%q is not a WebSocket URL such as %s", text, defaultEcho)
 	case u.User != nil:
 		return target{}, errors.New("a user in the URL is not supported: use --header 'Authorization: ...'")
 	}
@@ -47,7 +63,7 @@ func findTarget(ctx context.Context, o *options, sources sourceRange) (target, e
 		return target{}, fmt.Errorf("%q is not a port", u.Port())
 	}
 	uri := u.RequestURI()
-	t := target{URL: o.URL, Handshake: newHandshake(u.Host, uri, o.Subprotocols, o.Compression, o.Headers)}
+	t := target{URL: text, Handshake: newHandshake(u.Host, uri, o.Subprotocols, o.Compression, o.Headers)}
 
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()

@@ -1,9 +1,6 @@
 package main
 
-import (
-	"net/netip"
-	"time"
-)
+import "time"
 
 // The parent and the processes that it starts talk in lines of JSON: orders go down, reports come up.
 
@@ -26,18 +23,17 @@ const (
 )
 
 // spec is one process's part in a run. Of all connections it has those whose number is Index modulo
-// Count.
+// Count. Which of the targets a connection goes to is what spread says.
 type spec struct {
 	Command string `json:"command"`
 	Index   int    `json:"index"`
 	Count   int    `json:"count"`
 	Run     uint64 `json:"run"`
 
-	Address     netip.AddrPort `json:"address"`
-	Handshake   handshake      `json:"handshake"`
-	Sources     sourceRange    `json:"sources"`
-	Connections int            `json:"connections"` // of all processes
-	Ramp        time.Duration  `json:"ramp"`
+	Targets     []target      `json:"targets"`
+	Sources     sourceRange   `json:"sources"`
+	Connections int           `json:"connections"` // of all processes
+	Ramp        time.Duration `json:"ramp"`
 
 	Senders  int           `json:"senders"` // of all processes
 	Size     int           `json:"size"`
@@ -73,7 +69,14 @@ type report struct {
 	Arrivals  [][]byte       `json:"arrivals,omitempty"` // fanout: by sender
 	Deaf      []uint32       `json:"deaf,omitempty"`     // senders that get no message of their own back
 	Back      []int64        `json:"back,omitempty"`     // storm: when each connection was back
+	Shares    []share        `json:"shares,omitempty"`   // by target
 	Error     string         `json:"error,omitempty"`
+}
+
+// share counts the connections to one of several targets.
+type share struct {
+	Opened int `json:"opened"`
+	Lost   int `json:"lost"`
 }
 
 // What a report says.

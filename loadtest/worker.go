@@ -69,6 +69,7 @@ type worker struct {
 	deflate  deflater
 
 	counters
+	shares              []share
 	failedBy, lostBy    map[string]int
 	handshakes, latency *hdr.Histogram
 	nextReport          int64
@@ -159,6 +160,7 @@ func (w *worker) obey(o order) {
 func (w *worker) prepare(s *spec) {
 	w.spec = *s
 	w.conns = make([]conn, s.mine(s.Connections))
+	w.shares = make([]share, len(s.Targets))
 	for i := range w.conns {
 		w.conns[i].fd = -1
 	}
@@ -301,6 +303,19 @@ func (w *worker) deaf() []uint32 {
 // id is the number of a connection among those of all processes.
 func (w *worker) id(i int) uint32 { return uint32(i*w.spec.Count + w.spec.Index) }
 
+// targetOf is the number of the target that a connection goes to.
+func (w *worker) targetOf(i int) int {
+	return spread(int(w.id(i)), w.spec.Count, len(w.spec.Targets))
+}
+
+// at says where a connection has failed, if it could be elsewhere.
+func (w *worker) at(i int, reason string) string {
+	if len(w.spec.Targets) < 2 {
+		return reason
+	}
+	return w.spec.Targets[w.targetOf(i)].URL + ": " + reason
+}
+
 // say reports. Histograms are emptied by it.
 func (w *worker) say(what string) {
 	w.Received, w.Duplicated, w.Reordered = w.received()
@@ -309,7 +324,7 @@ func (w *worker) say(what string) {
 		Say: what, counters: w.counters,
 		FailedBy: maps.Clone(w.failedBy), LostBy: maps.Clone(w.lostBy),
 		Handshake: pack(w.handshakes), Latency: pack(w.latency),
-		AgainBy: maps.Clone(w.again.failedBy), Back: w.again.back,
+		AgainBy: maps.Clone(w.again.failedBy), Back: w.again.back, Shares: w.shares,
 	}
 	w.handshakes.Reset()
 	w.latency.Reset()

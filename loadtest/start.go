@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+)
+
+// spareOfServer are roughly the descriptors that carillon needs besides its connections.
+const spareOfServer = 256
+
+// measureStarted is measure against servers of our own: it builds carillon, starts as many as the options
+// say, and ends them after the run. They are configured by our environment, except for where they listen.
+func measureStarted(ctx context.Context, o options, log io.Writer, watch func(live)) *Result {
+	path := "/echo"
+	if o.Command == "fanout" {
+		path = "/broadcast"
+	}
+	where := fmt.Sprintf("%s of %d servers that were started for the run", path, o.Start)
+	if o.Start == 1 {
+		where = path + " of a server that was started for the run"
+	}
+	if o.Name == "" {
+		o.Name = "carillon"
+	}
+	list, err := startServers(ctx, &o, log)
+	var r *Result
+	if err == nil {
+		o.Start = 0
+		for _, s := range list {
+			o.URLs = append(o.URLs, s.base+path)
+		}
+		r = measure(ctx, &o, watch)
+	} else {
+		r = &Result{Schema: schema, Command: o.Command, Name: o.Name, Started: time.Now(), Machine: thisMachine(),
+			Settings: o.settings(o.Processes, sourceRange{}), Connections: Connections{Wanted: o.Connections}, Error: err.Error()}
+	}
+	r.URL = where // the ports are others each time
+	stopServers(list)
+	for _, s := range list {
+		if words := oneLine([]byte(s.said.String())); words != "" {
+			r.Warnings = append(r.Warnings, fmt.Sprintf("process %d of the server said: %s", s.pid, words))
+		}
+	}
+	return r
+}
+
+// startServers builds carillon and starts all of the servers, or none.
+func startServers(ctx context.Context, o *options, log io.Writer) (list []*running, err error) {
+	each := (o.Connections + o.Start - 1) / o.Start
+	if limit := descriptorLimit(); each+spareOfServer > limit {
+		return nil, fmt.Errorf("%d connections to %d servers are %d for each, and the limit is %d open files: use --start %d",
+			o.Connections, o.Start, each, limit, (o.Connections-1)/max(1, limit-spareOfServer)+1)
+	}
+	into, err := os.MkdirTemp("", "loadtest-start-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(into) // a program that runs needs its file no more
+	fmt.Fprintln(log, "building carillon")
+	carillon, _, err := buildCarillon(ctx, into)
+	if err != nil {
+		return nil, err
+	}
+	carillon.env = []string{"CARILLON_LISTEN=127.0.0.1:0", "CARILLON_LOG_LEVEL=warn"}
+	for range o.Start {
+		s, err := carillon.start()
+		if err == nil {
+			list = append(list, s)
+			err = ctx.Err()
+		}
+		if err != nil {
+			stopServers(list)
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
+func stopServers(list []*running) {
+	var all sync.WaitGroup
+	for _, s := range list {
+		all.Go(s.stop)
+	}
+	all.Wait()
+}
