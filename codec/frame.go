@@ -50,3 +50,11 @@ func (f *Frame) deflate(d *Deflater) []byte {
 	// The frame may wait in many queues for a long time: keep only what it needs.
 	return append(make([]byte, 0, len(b)), b...)
 }
+
+// Opaque makes a frame of bytes that go to a connection as they are, such as an event of a stream that
+// is no WebSocket. The bytes belong to the frame from now on.
+func Opaque(b []byte) *Frame {
+	f := &Frame{op: OpText, plain: b, deflated: b}
+	f.once.Do(func() {}) // it is not to be compressed
+	return f
+}

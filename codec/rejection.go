@@ -38,6 +38,14 @@ func (r *Rejection) AppendResponse(dst []byte) []byte {
 	return append(dst, '\n')
 }
 
+// AppendFields appends header lines, of names and values, to an HTTP answer, as AppendResponse does.
+func AppendFields(dst []byte, fields [][2]string) []byte {
+	for _, f := range fields {
+		dst = appendField(dst, f[0], f[1])
+	}
+	return dst
+}
+
 // appendField appends one header line, or nothing when the name is no token.
 func appendField(dst []byte, name, value string) []byte {
 	if !IsToken(name) {

@@ -266,11 +266,11 @@ func TestOneWriteForManyEchoes(t *testing.T) {
 	before := s.Stats()
 	var many []byte
 	for i := range 32 {
-		many = append(many, text(message(i))...)
+		many = append(many, text(words(i))...)
 	}
 	c.write(many)
 	for i := range 32 {
-		c.want(message(i))
+		c.want(words(i))
 	}
 	eventually(t, "the turn has been counted", func() bool { return s.Stats().BytesOut > before.BytesOut })
 	after := s.Stats()

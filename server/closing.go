@@ -29,12 +29,17 @@ func (c *Conn) startClose(how closeHow, code codec.CloseCode, reason string) {
 // beginClose is startClose for a connection that shall get nothing more.
 func (c *Conn) beginClose(how closeHow, code codec.CloseCode, reason string) {
 	c.leave(&CloseError{Code: code, Reason: reason, Remote: how == closeReply})
-	c.peerDone = how != closeOwn
+	c.peerDone = how != closeOwn || c.isEvents()
 	c.sh.closing.add(c, times{read: c.sh.clock})
 	if how == closeReply {
 		reason = ""
 	}
-	b := codec.AppendClose(c.sh.control[:0], code, reason)
+	b := c.sh.control[:0]
+	if c.isEvents() {
+		b = appendCloseEvent(b, code, reason)
+	} else {
+		b = codec.AppendClose(b, code, reason)
+	}
 	c.sh.control = b
 	c.sendControl(b)
 	c.flushed()
@@ -42,9 +47,8 @@ func (c *Conn) beginClose(how closeHow, code codec.CloseCode, reason string) {
 
 // leave takes an open connection out of its endpoint and tells the application.
 func (c *Conn) leave(why *CloseError) {
-	if missed := int32(c.group.end() - c.group.seqs[c.slot]); missed > 0 {
-		c.sh.stats.drop(DropClosed, uint64(missed))
-	}
+	c.sh.stats.drop(DropClosed, c.group.missed(c.slot))
+	c.leaveTopics()
 	c.group.remove(c)
 	c.state.Store(stateClosing)
 	c.sh.stats.Open.Add(-1)

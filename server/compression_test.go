@@ -235,12 +235,12 @@ func TestABroadcastIsCompressedOnce(t *testing.T) {
 		t.Run(from, func(t *testing.T) {
 			for i := range 20 { // those that come together are written together
 				say(fmt.Sprint(i, prose))
-				say(message(i)) // too small to be compressed
+				say(words(i)) // too small to be compressed
 			}
 			for i := range 20 {
 				for _, c := range plain {
 					c.wantFrame(0x81, fmt.Sprint(i, prose))
-					c.wantFrame(0x81, message(i))
+					c.wantFrame(0x81, words(i))
 				}
 				_, first := compress[0].rawFrame()
 				if got := inflated(t, first); got != fmt.Sprint(i, prose) {
@@ -252,7 +252,7 @@ func TestABroadcastIsCompressedOnce(t *testing.T) {
 					}
 				}
 				for _, c := range compress {
-					c.wantFrame(0x81, message(i))
+					c.wantFrame(0x81, words(i))
 				}
 			}
 		})

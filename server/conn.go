@@ -52,17 +52,17 @@ type Conn struct {
 	// Immutable after the handshake.
 	ep          *endpoint
 	subprotocol uint8 // index into the endpoint's list, or noSubprotocol
-	deflate     bool  // permessage-deflate was negotiated
+	framing     framing
+	deflate     bool // permessage-deflate was negotiated
 
 	// Owned by the loop.
 	peerDone bool     // nothing more is read: the peer's close frame came, or the connection has failed
 	full     bool     // accepted beyond the limit, to be told so
 	slot     int32    // where it stands in group
 	group    *group   // the one group that it is a member of; nil once closed
+	more     *more    // what few connections have; see there for who may use it
 	in       *inbound // what has come but is not complete; nil between messages
 	out      *outbox  // what the socket does not take; nil while it takes everything
-
-	value any // guarded by sh.mu
 }
 
 // The life of a connection. It only ever moves forward.
@@ -100,14 +100,17 @@ func (c *Conn) Subprotocol() string {
 func (c *Conn) Value() any {
 	c.sh.mu.Lock()
 	defer c.sh.mu.Unlock()
-	return c.value
+	if c.more == nil {
+		return nil
+	}
+	return c.more.value
 }
 
 // SetValue attaches any value of the application to the connection.
 func (c *Conn) SetValue(v any) {
 	c.sh.mu.Lock()
 	defer c.sh.mu.Unlock()
-	c.value = v
+	c.extra().value = v
 }
 
 // Send sends one message. The payload is copied (and compressed, where that was negotiated) before

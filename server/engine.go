@@ -193,11 +193,12 @@ func (s *Server) closeShards() {
 func (s *Server) keepTime(ctx context.Context) {
 	ticker := time.NewTicker(s.tick())
 	defer ticker.Stop()
-	for {
+	for part := 0; ; part++ {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case now := <-ticker.C:
+			s.hub.sweep(now, part)
 			for _, sh := range s.allShards() {
 				sh.postTick()
 			}

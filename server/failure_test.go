@@ -87,7 +87,7 @@ func TestKilledWhileBroadcasting(t *testing.T) {
 		wg.Go(func() {
 			for n := range messages {
 				op, payload, err := c.frame()
-				if op != Text || string(payload) != message(n) || err != nil {
+				if op != Text || string(payload) != words(n) || err != nil {
 					t.Errorf("listener %d, message %d: %v %q, %v", i, n, op, payload, err)
 					return
 				}
@@ -99,7 +99,7 @@ func TestKilledWhileBroadcasting(t *testing.T) {
 		})
 	}
 	for n := range messages {
-		if err := s.Broadcast("/broadcast", Text, []byte(message(n))); err != nil {
+		if err := s.Broadcast("/broadcast", Text, []byte(words(n))); err != nil {
 			t.Fatal(err)
 		}
 	}

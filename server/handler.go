@@ -46,17 +46,21 @@ type Request struct {
 
 	// ResponseHeader is added to the response 101 as name and value.
 	ResponseHeader [][2]string
+
+	wish *wish // on an endpoint with topics
 }
 
-// handler returns the functions of a built-in mode.
-func (m Mode) handler(s *Server) Handler {
+// message returns what a built-in mode does with a message, or nil for none.
+func (m Mode) message(s *Server) func(*Conn, codec.Opcode, []byte) {
 	switch m {
 	case ModeEcho:
-		return Handler{Message: echo}
+		return echo
 	case ModeBroadcast:
-		return Handler{Message: s.relay}
+		return s.relay
+	case ModeTopics:
+		return (*Conn).took
 	}
-	return Handler{}
+	return nil
 }
 
 func echo(c *Conn, op codec.Opcode, payload []byte) {

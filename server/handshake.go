@@ -41,11 +41,15 @@ func (c *Conn) answer(head, rest []byte) {
 	r := &sh.request
 	*r = Request{RemoteAddr: c.RemoteAddr(), Request: r.Request}
 	why, err := c.consider(r, head)
+	if err == nil && r.wish != nil && r.wish.events {
+		c.openEvents(r)
+		return
+	}
 	if err == nil {
 		var hs codec.Handshake
 		sh.control, hs, err = c.ep.upgrader.Upgrade(sh.control[:0], &r.Request, r.ResponseHeader)
 		if err == nil {
-			c.open(hs, r.Value, rest)
+			c.open(hs, r, rest)
 			return
 		}
 		why = RefuseMalformed
@@ -77,8 +81,16 @@ func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 	if c.ep = srv.byPath[string(r.Path)]; c.ep == nil {
 		return RefuseNotFound, &codec.Rejection{Status: 404, Reason: "nothing is served at this path"}
 	}
-	if err := r.CheckUpgrade(); err != nil {
+	events := c.ep.Mode == ModeTopics && wantsEvents(&r.Request)
+	if err := r.CheckUpgrade(); err != nil && !events {
 		return reasonOf(err), err
+	}
+	if c.ep.Mode == ModeTopics {
+		w, err := c.ep.wishOf(r, events)
+		if err != nil {
+			return RefuseTopic, err
+		}
+		r.wish = w
 	}
 	if c.ep.handler.Upgrade != nil {
 		return c.callUpgrade(r)
@@ -102,31 +114,53 @@ func reasonOf(err error) RefuseReason {
 }
 
 // open makes a WebSocket of the connection.
-func (c *Conn) open(hs codec.Handshake, value any, rest []byte) {
-	sh := c.sh
+func (c *Conn) open(hs codec.Handshake, r *Request, rest []byte) {
 	c.deflate = hs.Deflate
 	c.subprotocol = noSubprotocol
 	if hs.Subprotocol >= 0 {
 		c.subprotocol = uint8(hs.Subprotocol)
 	}
-	c.value = value
+	if r.wish != nil && c.Subprotocol() == subprotocolJSON {
+		r.wish.framing = framingEnvelope
+		c.framing = framingEnvelope
+	}
 	in := c.in // rest may lie in it
 	c.in = nil
+	c.enter(c.ep.index, r)
+	if len(rest) > 0 && c.state.Load() == stateOpen {
+		c.decode(rest)
+	}
+	if in != nil {
+		c.sh.freeInboundOf(in)
+	}
+}
+
+// openEvents makes a stream of server-sent events of the connection.
+func (c *Conn) openEvents(r *Request) {
+	c.framing, c.subprotocol = r.wish.framing, noSubprotocol
+	c.sh.control = appendEventsHead(c.sh.control[:0], c.ep.allowOrigin(&r.Request), r.ResponseHeader)
+	c.dropInbound()
+	c.enter(c.ep.events, r)
+}
+
+// enter opens the connection in a group, with the answer that lies in sh.control.
+func (c *Conn) enter(group int, r *Request) {
+	sh, wish := c.sh, r.wish
+	if r.Value != nil {
+		c.SetValue(r.Value)
+	}
 	sh.shaking.remove(c)
 	now := sh.clock
-	sh.groups[c.ep.index].add(c, times{read: now, message: now})
+	sh.groups[group].add(c, times{read: now, message: now})
 	c.state.Store(stateOpen)
 	sh.stats.Open.Add(1)
 	sh.stats.Opened.Add(1)
 	c.sendControl(sh.control)
 	if c.state.Load() == stateOpen {
 		c.callOpen()
-		if len(rest) > 0 {
-			c.decode(rest)
+		if wish != nil {
+			c.begin(wish)
 		}
-	}
-	if in != nil {
-		sh.freeInboundOf(in)
 	}
 }
 

@@ -274,7 +274,7 @@ func echoAndBroadcast() []Endpoint {
 	return []Endpoint{{Path: "/echo", Mode: ModeEcho}, {Path: "/broadcast", Mode: ModeBroadcast}}
 }
 
-func message(i int) string { return fmt.Sprintf("message %d", i) }
+func words(i int) string { return fmt.Sprintf("message %d", i) }
 
 // numbered is a message whose place in its stream can be checked.
 func numbered(i, size int) []byte {

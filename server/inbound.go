@@ -22,7 +22,7 @@ func (c *Conn) received(b []byte) {
 		c.shake(b)
 		return
 	}
-	if c.peerDone || state >= stateLingering {
+	if c.peerDone || state >= stateLingering || c.isEvents() {
 		return // whatever it is, nobody expects it
 	}
 	if state == stateOpen {

@@ -82,8 +82,8 @@ func TestMaxConnectionsStorm(t *testing.T) {
 	}()
 	for i := 0; ; i++ {
 		for _, c := range clients {
-			c.send(message(i))
-			c.want(message(i))
+			c.send(words(i))
+			c.want(words(i))
 		}
 		select {
 		case <-storm:
@@ -187,8 +187,8 @@ func TestDescriptorLimitStorm(t *testing.T) {
 		knock(address, 2000, 2*fewDescriptors, true)
 	}()
 	for i, raging := 0, true; raging; i++ {
-		alice.send(message(i))
-		alice.want(message(i))
+		alice.send(words(i))
+		alice.want(words(i))
 		select {
 		case <-storm:
 			raging = false

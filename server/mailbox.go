@@ -29,14 +29,20 @@ const (
 	letterBroadcast                   // frame for every member of ep
 	letterClose                       // close conn; how, code and reason are in the arena
 	letterWritable                    // the socket of conn takes bytes again
+	letterTopic                       // message for the subscribers in local
+	letterDo                          // call do for conn
 )
 
 type letter struct {
-	conn  *Conn
-	frame *codec.Frame
-	ep    *endpoint
-	n     int // bytes in the arena
-	kind  letterKind
+	conn    *Conn
+	frame   *codec.Frame
+	ep      *endpoint
+	local   *local
+	message *message
+	do      func()
+	n       int    // bytes in the arena
+	seq     uint32 // of message in local
+	kind    letterKind
 }
 
 // put appends a letter. The caller holds mu.
@@ -100,6 +106,10 @@ func (sh *shard) postBytes(c *Conn, op codec.Opcode, payload []byte) {
 		sh.postEncoded(c, *buf)
 		return
 	}
+	if c.isEvents() {
+		sh.postEvent(c, op, payload)
+		return
+	}
 	m := &sh.mail
 	m.mu.Lock()
 	before := len(m.arena)
@@ -121,7 +131,19 @@ func (sh *shard) postEncoded(c *Conn, frame []byte) {
 	m.mu.Unlock()
 }
 
+// postEvent is postBytes for a connection that gets server-sent events. Control frames are none.
+func (sh *shard) postEvent(c *Conn, op codec.Opcode, payload []byte) {
+	if op < codec.OpClose {
+		f := event(op, payload)
+		sh.backlog.Add(int64(len(f.Plain())))
+		sh.post(letter{kind: letterFrame, conn: c, frame: f})
+	}
+}
+
 func (sh *shard) postFrame(c *Conn, f *codec.Frame) error {
+	if c.isEvents() {
+		f = event(f.Opcode(), f.Payload())
+	}
 	n := int64(len(f.Plain()))
 	if sh.backlog.Load()+n > sh.srv.maxBacklog {
 		sh.stats.drop(DropOverloaded, 1)
@@ -226,10 +248,19 @@ func (sh *shard) open(l *letter, b []byte) {
 		sh.backlog.Add(-int64(len(l.frame.Plain())))
 		l.conn.sendFrame(l.frame)
 	case letterBroadcast:
+		sh.backlog.Add(-int64(len(l.frame.Plain())))
 		sh.groups[l.ep.index].publish(l.frame)
+		if l.ep.events >= 0 && len(sh.groups[l.ep.events].members) > 0 {
+			sh.groups[l.ep.events].publish(event(l.frame.Opcode(), l.frame.Payload()))
+		}
 	case letterClose:
 		l.conn.startClose(closeHow(b[0]), codec.CloseCode(binary.BigEndian.Uint16(b[1:])), string(b[3:]))
 	case letterWritable:
 		l.conn.flush()
+	case letterTopic:
+		sh.backlog.Add(-int64(len(l.message.raw.Plain())))
+		l.local.publish(l.message, l.seq)
+	case letterDo:
+		l.conn.call(l.do)
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,6 +32,9 @@ type Options struct {
 	// Endpoints are the paths that are served. A request for any other path gets 404.
 	Endpoints []Endpoint `yaml:"endpoints"`
 
+	// Topics says what topics keep. Default: nothing.
+	Topics []TopicRule `yaml:"topics"`
+
 	Limits   Limits   `yaml:"limits"`
 	Ping     Ping     `yaml:"ping"`
 	Shutdown Shutdown `yaml:"shutdown"`
@@ -44,11 +49,18 @@ type Endpoint struct {
 	// Path is compared with the request's path byte for byte: "/echo" is not "/echo/".
 	Path string `yaml:"path"`
 
-	// Mode names a built-in handler. It must be empty when Handler is set.
+	// Mode names what is done with messages. When it is set, Handler has no Message of its own.
 	Mode Mode `yaml:"mode"`
 
 	// Handler is the application's own. Its zero value is only allowed beside a Mode.
 	Handler Handler `yaml:"-"`
+
+	// Topics rules what clients may do, with ModeTopics.
+	Topics TopicAccess `yaml:"topics"`
+
+	// Origins lists the origins, such as https://example.com, whose scripts may read server-sent events
+	// from here although they come from elsewhere; "*" is all. Default: none.
+	Origins []string `yaml:"origins"`
 
 	// Subprotocols are the values of Sec-WebSocket-Protocol that the endpoint speaks (RFC 6455,
 	// section 1.9). The first of the client's list that stands here is chosen; when none does, the
@@ -65,6 +77,7 @@ type Mode string
 const (
 	ModeEcho      Mode = "echo"      // each message goes back to its sender
 	ModeBroadcast Mode = "broadcast" // each message goes to every connection of the endpoint
+	ModeTopics    Mode = "topics"    // clients subscribe to topics, as docs/protocol.md says
 )
 
 // Compression is permessage-deflate (RFC 7692) on one endpoint. Both directions are negotiated
@@ -146,6 +159,11 @@ type Limits struct {
 	// MaxBacklog is the number of bytes that Send and Broadcast may leave for one loop before it has
 	// looked at them; above it they return [ErrOverloaded]. Default 64 MiB.
 	MaxBacklog Size `yaml:"max_backlog"`
+
+	// MaxTopics is how many topics may exist at once. One costs about 300 B beside what it keeps, and is
+	// forgotten a minute after it has lost its last subscriber and its history. Default 1,000,000;
+	// negative is no limit.
+	MaxTopics int `yaml:"max_topics"`
 }
 
 // Ping keeps quiet connections alive through balancers and finds those that are gone.
@@ -215,6 +233,10 @@ func (o Options) Resolve() (Options, error) {
 		endpoints[i] = e
 	}
 	o.Endpoints = endpoints
+	o.Topics = slices.Clone(o.Topics)
+	for i := range o.Topics {
+		o.Topics[i].resolve(&c, fmt.Sprintf("topics[%d].", i))
+	}
 	return o, errors.Join(c.problems...)
 }
 
@@ -236,6 +258,10 @@ func (l *Limits) resolve(c *checker) {
 	c.duration("limits.write_timeout", &l.WriteTimeout, 30*time.Second, true)
 	c.duration("limits.close_timeout", &l.CloseTimeout, 5*time.Second, false)
 	c.size("limits.max_backlog", &l.MaxBacklog, 64<<20, true)
+	if l.MaxTopics == 0 {
+		l.MaxTopics = 1_000_000
+	}
+	l.MaxTopics = max(l.MaxTopics, -1)
 }
 
 func (p *Ping) resolve(c *checker) {
@@ -257,11 +283,17 @@ func (e *Endpoint) resolve(c *checker, key string) {
 	}
 	switch {
 	case e.Mode == "" && e.Handler.empty():
-		c.add(key+"mode", "is missing: expected %s or %s", ModeEcho, ModeBroadcast)
-	case e.Mode != "" && e.Mode != ModeEcho && e.Mode != ModeBroadcast:
-		c.add(key+"mode", "%q is unknown: expected %s or %s", e.Mode, ModeEcho, ModeBroadcast)
-	case e.Mode != "" && !e.Handler.empty():
-		c.add(key+"mode", "%s and a handler of your own exclude each other", e.Mode)
+		c.add(key+"mode", "is missing: expected %s, %s or %s", ModeEcho, ModeBroadcast, ModeTopics)
+	case e.Mode != "" && e.Mode != ModeEcho && e.Mode != ModeBroadcast && e.Mode != ModeTopics:
+		c.add(key+"mode", "%q is unknown: expected %s, %s or %s", e.Mode, ModeEcho, ModeBroadcast, ModeTopics)
+	case e.Mode != "" && e.Handler.Message != nil:
+		c.add(key+"mode", "%s and a Message handler of your own exclude each other", e.Mode)
+	}
+	e.Topics.resolve(c, key+"topics.")
+	for i, origin := range e.Origins {
+		if u, err := url.Parse(origin); origin != "*" && (err != nil || u.Scheme == "" || u.Host == "" || u.Path != "") {
+			c.add(fmt.Sprintf("%sorigins[%d]", key, i), "%q is not an origin: expected one such as https://example.com, or *", origin)
+		}
 	}
 	if len(e.Subprotocols) > maxSubprotocols {
 		c.add(key+"subprotocols", "has %d entries: expected at most %d", len(e.Subprotocols), maxSubprotocols)
@@ -298,6 +330,43 @@ func (e *Endpoint) resolve(c *checker, key string) {
 	}
 	if n := codec.CloseCode(e.SlowConsumer.CloseCode); n != codec.CloseTryAgainLater && n != codec.ClosePolicyViolation {
 		c.add(key+"slow_consumer.close_code", "%d is not allowed: expected 1013 (try again later) or 1008 (policy violation)", n)
+	}
+}
+
+func (a *TopicAccess) resolve(c *checker, key string) {
+	if len(a.Subscribe) == 0 {
+		a.Subscribe = []string{">"}
+	}
+	for i, p := range a.Subscribe {
+		c.pattern(fmt.Sprintf("%ssubscribe[%d]", key, i), p)
+	}
+	for i, p := range a.Publish {
+		c.pattern(fmt.Sprintf("%spublish[%d]", key, i), p)
+	}
+	if a.MaxSubscriptions == 0 {
+		a.MaxSubscriptions = 128
+	}
+	a.MaxSubscriptions = max(a.MaxSubscriptions, -1)
+}
+
+// mostKept is the largest history that can be asked for.
+const mostKept = 10_000_000
+
+func (r *TopicRule) resolve(c *checker, key string) {
+	c.pattern(key+"match", r.Match)
+	if r.History < 0 || r.History > mostKept {
+		c.add(key+"history", "%d is out of range: expected 0 to %d messages", r.History, mostKept)
+	}
+	if r.Latest {
+		r.History = max(r.History, 1)
+	}
+	c.duration(key+"max_age", &r.MaxAge, 5*time.Minute, true)
+	c.size(key+"max_bytes", &r.MaxBytes, 1<<20, true)
+}
+
+func (c *checker) pattern(key, name string) {
+	if err := CheckPattern(name); err != nil {
+		c.add(key, "%v", err)
 	}
 }
 

@@ -51,7 +51,7 @@ func TestOptionErrors(t *testing.T) {
 		{"the same path twice", Options{Endpoints: append(echoAndBroadcast(), echoAndBroadcast()[0])}, "endpoints[2].path"},
 		{"no mode and no handler", Options{Endpoints: []Endpoint{{Path: "/"}}}, "endpoints[0].mode"},
 		{"an unknown mode", one(Endpoint{Mode: "ekko"}), "endpoints[0].mode"},
-		{"a mode and a handler", one(Endpoint{Mode: ModeEcho, Handler: Handler{Open: func(*Conn) {}}}), "endpoints[0].mode"},
+		{"a mode and a message handler", one(Endpoint{Mode: ModeEcho, Handler: Handler{Message: func(*Conn, codec.Opcode, []byte) {}}}), "endpoints[0].mode"},
 		{"a subprotocol that is no token", one(Endpoint{Subprotocols: []string{"a", "b c"}}), "endpoints[0].subprotocols[1]"},
 		{"a subprotocol twice", one(Endpoint{Subprotocols: []string{"a", "a"}}), "endpoints[0].subprotocols[1]"},
 		{"too many subprotocols", one(Endpoint{Subprotocols: manyProtocols(255)}), "endpoints[0].subprotocols"},
@@ -101,7 +101,7 @@ func TestOptionDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantLimits := Limits{MaxHead: 8 << 10, HandshakeTimeout: 10 * time.Second, MaxMessage: 1 << 20, MaxFragments: 1024,
-		IdleTimeout: -1, WriteTimeout: 30 * time.Second, CloseTimeout: 5 * time.Second, MaxBacklog: 64 << 20}
+		IdleTimeout: -1, WriteTimeout: 30 * time.Second, CloseTimeout: 5 * time.Second, MaxBacklog: 64 << 20, MaxTopics: 1_000_000}
 	if o.Limits != wantLimits {
 		t.Errorf("limits: %+v", o.Limits)
 	}

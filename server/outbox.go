@@ -15,6 +15,7 @@ type outbox struct {
 	items   []item
 	head    int
 	bytes   int    // of all items
+	history int    // of those that are history, which the limit does not count
 	partial bool   // the first item has been written in part, so it must be completed
 	since   uint32 // when the socket last took a byte, in milliseconds of the shard's clock
 	slot    int    // where the connection stands in shard.stalled
@@ -29,6 +30,7 @@ type itemKind uint8
 
 const (
 	itemMessage itemKind = iota
+	itemHistory          // a message from a topic's history: it is kept anyway, so that no policy drops it
 	itemControl          // ping, close, or the answer to a handshake: never dropped
 	itemPong             // never dropped, but replaced by a later one
 )
@@ -63,10 +65,14 @@ func (c *Conn) plainFD() int32 {
 	return c.fd
 }
 
-// ready makes what was broadcast before leave first, and says whether anything may be sent.
+// ready makes what was published before leave first, and says whether anything may be sent.
 func (c *Conn) ready() bool {
-	if c.state.Load() == stateOpen {
-		c.group.catchUp(c)
+	if c.state.Load() != stateOpen {
+		return false
+	}
+	if c.sh.pending.len() > 0 {
+		c.group.catchUp(c.slot)
+		c.catchUpTopics()
 	}
 	return c.state.Load() == stateOpen
 }
@@ -151,8 +157,42 @@ func (c *Conn) sendControl(b []byte) {
 	c.enqueue(bytes.Clone(b), written, itemControl)
 }
 
-// wroteFrames goes on after a write of these frames, all of which are messages, ended early.
-func (c *Conn) wroteFrames(frames []*codec.Frame, written int, errno syscall.Errno) {
+// sendFrames sends the messages of an audience to one of its members, or history if there is none.
+func (c *Conn) sendFrames(a *audience, sub int32, frames []*codec.Frame) {
+	for len(frames) > 0 && c.state.Load() == stateOpen {
+		if c.out != nil {
+			c.queueFrames(a, sub, frames)
+			return
+		}
+		b, n := c.together(frames)
+		written, errno := write(c.fd, b)
+		c.sh.tally.writes++
+		if written < len(b) {
+			c.wroteFrames(a, sub, frames, written, errno)
+			return
+		}
+		c.sh.tally.bytesOut += uint64(written)
+		frames = frames[n:]
+	}
+	c.sh.stats.drop(DropClosed, uint64(len(frames)))
+}
+
+// together puts frames into one piece of memory, and says how many.
+func (c *Conn) together(frames []*codec.Frame) (b []byte, n int) {
+	if len(frames) == 1 {
+		return c.encoded(frames[0]), 1
+	}
+	b = c.sh.chunk[:0]
+	for n < len(frames) && (n == 0 || len(b)+len(c.encoded(frames[n])) <= flushChunk) {
+		b = append(b, c.encoded(frames[n])...)
+		n++
+	}
+	c.sh.chunk = b
+	return b, n
+}
+
+// wroteFrames goes on after a write of messages, as many of them as there are, ended early.
+func (c *Conn) wroteFrames(a *audience, sub int32, frames []*codec.Frame, written int, errno syscall.Errno) {
 	if errno != 0 && errno != syscall.EAGAIN {
 		c.sh.stats.drop(DropClosed, uint64(len(frames)))
 		c.abort(os.NewSyscallError("write", errno))
@@ -165,20 +205,32 @@ func (c *Conn) wroteFrames(frames []*codec.Frame, written int, errno syscall.Err
 			written -= len(b)
 			continue
 		}
-		c.enqueue(b, written, itemMessage)
-		c.queueFrames(frames[i+1:])
+		c.enqueue(b, written, kindFrom(a))
+		c.queueFrames(a, sub, frames[i+1:])
 		return
 	}
 }
 
-func (c *Conn) queueFrames(frames []*codec.Frame) {
+// queueFrames puts messages behind what waits.
+func (c *Conn) queueFrames(a *audience, sub int32, frames []*codec.Frame) {
+	if a != nil && a.latest && len(frames) > 0 && c.state.Load() == stateOpen {
+		c.conflate(sub, len(frames))
+		return
+	}
 	for i, f := range frames {
 		if c.state.Load() != stateOpen {
 			c.sh.stats.drop(DropClosed, uint64(len(frames)-i))
 			return
 		}
-		c.enqueue(c.encoded(f), 0, itemMessage)
+		c.enqueue(c.encoded(f), 0, kindFrom(a))
 	}
+}
+
+func kindFrom(a *audience) itemKind {
+	if a == nil {
+		return itemHistory
+	}
+	return itemMessage
 }
 
 // write is one write(2). It returns 0, 0 when the socket is full; on any other error the connection
@@ -211,6 +263,9 @@ func (c *Conn) enqueue(b []byte, written int, kind itemKind) {
 		return
 	}
 	o.partial = o.partial || written > 0
+	if kind == itemHistory {
+		o.history += len(b) - written
+	}
 	o.push(item{b[written:], kind})
 	c.sh.stats.QueuedBytes.Add(int64(len(b) - written))
 }
@@ -242,7 +297,7 @@ func (c *Conn) makeRoom(n int) bool {
 		c.dropWaiting(DropConflated, 0)
 		return true
 	}
-	if slow.MaxQueue < 0 || o.bytes == 0 || o.bytes+n <= int(slow.MaxQueue) {
+	if slow.MaxQueue < 0 || o.counted() == 0 || o.counted()+n <= int(slow.MaxQueue) {
 		return true
 	}
 	switch slow.Policy {
@@ -259,14 +314,17 @@ func (c *Conn) makeRoom(n int) bool {
 	return false
 }
 
+// counted is the number of bytes that the limit counts.
+func (o *outbox) counted() int { return o.bytes - o.history }
+
 // dropWaiting drops messages from the front until at most keep bytes wait. What has been written in
-// part stays, and so do control frames.
+// part stays, and so do control frames and history.
 func (c *Conn) dropWaiting(reason DropReason, keep int) {
 	o := c.out
 	kept := o.head
 	for i := o.head; i < len(o.items); i++ {
 		it := o.items[i]
-		if o.bytes > keep && it.kind == itemMessage && !(o.partial && i == o.head) {
+		if o.counted() > keep && it.kind == itemMessage && !(o.partial && i == o.head) {
 			o.bytes -= len(it.b)
 			c.sh.stats.QueuedBytes.Add(-int64(len(it.b)))
 			c.sh.stats.drop(reason, 1)
@@ -276,7 +334,7 @@ func (c *Conn) dropWaiting(reason DropReason, keep int) {
 			kept++
 			continue
 		}
-		if o.bytes <= keep {
+		if o.counted() <= keep {
 			o.closeGap(kept, i)
 			return
 		}
@@ -306,7 +364,7 @@ func (c *Conn) stall() *outbox {
 	o.since, o.slot = sh.clock, len(sh.stalled)
 	sh.stalled = append(sh.stalled, c)
 	c.out = o
-	c.group.fds[c.slot] = -1
+	c.setPlainFD(-1)
 	sh.srv.watcher.watch(c)
 	return o
 }
@@ -324,7 +382,17 @@ func (c *Conn) unstall() {
 	sh.freeOutbox(o)
 	sh.srv.watcher.forget(c)
 	if c.group != nil {
-		c.group.fds[c.slot] = c.plainFD()
+		c.setPlainFD(c.plainFD())
+	}
+}
+
+// setPlainFD tells all audiences of the connection what plainFD says.
+func (c *Conn) setPlainFD(fd int32) {
+	c.group.members[c.slot].fd = fd
+	if c.more != nil {
+		for _, s := range c.more.subs {
+			s.audience.members[s.slot].fd = fd
+		}
 	}
 }
 
@@ -352,6 +420,7 @@ func (c *Conn) flush() {
 	}
 	c.unstall()
 	c.flushed()
+	c.refresh()
 }
 
 // next returns what to write: the first item where it lies if it is large, else several together.
@@ -376,6 +445,9 @@ func (o *outbox) wrote(n int) {
 	o.bytes -= n
 	for n > 0 {
 		it := &o.items[o.head]
+		if it.kind == itemHistory {
+			o.history -= min(n, len(it.b))
+		}
 		if n < len(it.b) {
 			it.b, o.partial = it.b[n:], true
 			return
@@ -389,7 +461,7 @@ func (o *outbox) wrote(n int) {
 // waitingMessages counts the messages that are lost if the connection ends now.
 func (o *outbox) waitingMessages() (n uint64) {
 	for _, it := range o.items[o.head:] {
-		if it.kind == itemMessage {
+		if it.kind == itemMessage || it.kind == itemHistory {
 			n++
 		}
 	}

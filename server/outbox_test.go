@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"testing"
-	"time"
 
 	"carillon/codec"
 )
@@ -195,8 +194,8 @@ func (m *groupModel) join() {
 }
 
 func (m *groupModel) leave() {
-	if len(m.g.conns) > 0 {
-		m.check(m.g.conns[m.r.IntN(len(m.g.conns))], false)
+	if len(m.g.members) > 0 {
+		m.check(m.g.members[m.r.IntN(len(m.g.members))].conn, false)
 	}
 }
 
@@ -210,7 +209,7 @@ func (m *groupModel) check(c *Conn, stays bool) {
 		}
 		want++
 	}
-	if seq := m.g.seqs[c.slot]; m.g.conns[c.slot] != c || want != seq-m.g.base+m.next-uint32(len(m.g.stream)) {
+	if seq := m.g.members[c.slot].seq; m.g.members[c.slot].conn != c || want != seq-m.g.base+m.next-uint32(len(m.g.stream)) {
 		m.t.Fatalf("it has messages up to %d, but the group thinks up to %d of %d", want, seq-m.g.base, m.next)
 	}
 	if stays {
@@ -227,12 +226,12 @@ func (m *groupModel) check(c *Conn, stays bool) {
 func (m *groupModel) walk() {
 	for range m.r.IntN(100) {
 		switch g := m.g; {
-		case !g.pending():
+		case len(g.stream) == 0:
 			return
-		case !g.walking:
+		case g.pass == nil:
 			g.begin()
-		case g.cursor < len(g.conns):
-			g.serve(g.cursor)
+		case g.pass.cursor < len(g.members):
+			g.serve(g.pass.cursor)
 		default:
 			g.finish()
 		}
@@ -245,7 +244,7 @@ func TestGroupWalk(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		sh := &shard{srv: &Server{}}
-		g := &group{sh: sh, ep: unitEndpoint(SlowConsumer{MaxQueue: -1})}
+		g := newGroup(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
 		g.base = 1<<32 - 20 // it wraps
 		m := &groupModel{t: t, r: r, g: g, members: map[*Conn]uint32{}}
 		for range 400 {
@@ -263,18 +262,18 @@ func TestGroupWalk(t *testing.T) {
 					m.join()
 				}
 			case 5:
-				if len(g.conns) > 0 {
-					c := g.conns[r.IntN(len(g.conns))]
-					g.catchUp(c)
+				if len(g.members) > 0 {
+					c := g.members[r.IntN(len(g.members))].conn
+					g.catchUp(c.slot)
 					m.check(c, true)
 				}
 			}
 		}
-		for g.pending() {
-			g.walk(time.Now(), true) // one batch
+		for len(g.stream) > 0 {
+			g.walk(&slice{whole: true}) // one batch
 		}
-		if g.pending() || int(g.count.Load()) != len(m.members) || len(g.conns) != len(m.members) {
-			t.Fatalf("%d messages are left; %d members, want %d", len(g.stream), len(g.conns), len(m.members))
+		if len(g.stream) > 0 || int(g.count.Load()) != len(m.members) || len(g.members) != len(m.members) {
+			t.Fatalf("%d messages are left; %d members, want %d", len(g.stream), len(g.members), len(m.members))
 		}
 		for c := range m.members {
 			m.check(c, true)
@@ -284,14 +283,14 @@ func TestGroupWalk(t *testing.T) {
 
 // The memory of a crowd that has left is given back.
 func TestGroupShrinks(t *testing.T) {
-	g := &group{sh: &shard{srv: &Server{}}, ep: unitEndpoint(SlowConsumer{})}
+	g := newGroup(&shard{srv: &Server{}}, unitEndpoint(SlowConsumer{}))
 	for range 50_000 {
 		g.add(queued(g.sh, g.ep), times{})
 	}
-	for len(g.conns) > 10 {
-		g.remove(g.conns[0])
+	for len(g.members) > 10 {
+		g.remove(g.members[0].conn)
 	}
-	if n := cap(g.conns); n > 4096 || cap(g.seqs) > 4096 || cap(g.fds) > 4096 || cap(g.times) > 4096 {
+	if n := cap(g.members); n > 4096 || cap(g.times) > 4096 {
 		t.Errorf("10 members have room for %d", n)
 	}
 }

@@ -334,12 +334,12 @@ func TestPingsAreAnsweredInOrder(t *testing.T) {
 		var flood []byte
 		for i := range pings {
 			flood = append(flood, masked(0x89, []byte(payload(i)))...)
-			flood = append(flood, text(message(i))...)
+			flood = append(flood, text(words(i))...)
 		}
 		_, _ = c.conn.Write(flood)
 	}()
 	for i := range pings {
 		c.wantFrame(0x8a, payload(i))
-		c.wantFrame(0x81, message(i))
+		c.wantFrame(0x81, words(i))
 	}
 }

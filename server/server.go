@@ -61,6 +61,7 @@ type Server struct {
 	draining atomic.Bool
 	sockets  atomic.Int64
 	lastID   atomic.Uint64
+	hub      *hub // immutable
 	shards   atomic.Pointer[[]*shard]
 
 	mu       sync.Mutex // guards what follows, and changes of shards
@@ -74,6 +75,7 @@ type Server struct {
 type endpoint struct {
 	Endpoint
 	index    int // of its group in every shard
+	events   int // of the group of those that get server-sent events; -1 when it serves none
 	handler  Handler
 	upgrader codec.Upgrader
 	deflater *codec.Deflater
@@ -114,16 +116,27 @@ func New(options Options) (*Server, error) {
 		ep := &endpoint{
 			Endpoint: e,
 			index:    i,
+			events:   -1,
 			handler:  e.Handler,
 			upgrader: codec.Upgrader{Subprotocols: e.Subprotocols, Deflate: e.Compression.Enabled},
 			deflater: codec.NewDeflater(e.Compression.Level, int(e.Compression.Threshold)),
 		}
-		if e.Mode != "" {
-			ep.handler = e.Mode.handler(s)
+		if message := e.Mode.message(s); message != nil {
+			ep.handler.Message = message
 		}
 		s.endpoints = append(s.endpoints, ep)
 		s.byPath[e.Path] = ep
 	}
+	groups := len(s.endpoints)
+	for _, ep := range s.endpoints {
+		if ep.Mode == ModeTopics {
+			ep.upgrader.Subprotocols = append([]string{subprotocolJSON}, ep.Subprotocols...)
+			ep.Subprotocols = ep.upgrader.Subprotocols
+			ep.events = groups
+			groups++
+		}
+	}
+	s.hub = newHub(s)
 	s.shards.Store(&[]*shard{})
 	return s, nil
 }
@@ -195,12 +208,21 @@ func (s *Server) broadcast(ep *endpoint, f *codec.Frame) error {
 		}
 	}
 	for _, sh := range shards {
-		if sh.groups[ep.index].count.Load() > 0 {
+		if sh.listeners(ep) > 0 {
 			sh.backlog.Add(n)
 			sh.post(letter{kind: letterBroadcast, ep: ep, frame: f})
 		}
 	}
 	return nil
+}
+
+// listeners is how many connections of an endpoint the shard has, about.
+func (sh *shard) listeners(ep *endpoint) int32 {
+	n := sh.groups[ep.index].count.Load()
+	if ep.events >= 0 {
+		n += sh.groups[ep.events].count.Load()
+	}
+	return n
 }
 
 // Conns walks over the open connections, in no order. Connections may open and close meanwhile: one
@@ -224,7 +246,9 @@ func (sh *shard) members() []*Conn {
 	var all []*Conn
 	for _, g := range sh.groups {
 		if g.ep != nil {
-			all = append(all, g.conns...)
+			for _, m := range g.members {
+				all = append(all, m.conn)
+			}
 		}
 	}
 	return all

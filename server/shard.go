@@ -15,7 +15,7 @@ type shard struct {
 	// Immutable.
 	srv     *Server
 	loop    gnet.EventLoop
-	groups  []*group // by endpoint.index, then the two below
+	groups  []*group // by endpoint.index and endpoint.events, then the two below
 	shaking *group   // connections whose handshake is not complete
 	closing *group   // connections that are no members of an endpoint any more
 
@@ -33,7 +33,7 @@ type shard struct {
 	sweep        sweep
 	clock        uint32  // milliseconds since the server began, at the start of this turn; never 0
 	sliced       bool    // the last turn that the bell asked for did not finish its work
-	next         int     // the group whose walk goes on, modulo their number
+	pending      queue   // audiences whose streams are not at their end
 	goingAway    bool    // the server shuts down: nobody may stay
 	stalled      []*Conn // those that have an outbox
 	lost         error   // why the connection that is being closed was aborted
@@ -42,6 +42,7 @@ type shard struct {
 	request      Request
 	freeInbound  []*inbound
 	freeOutboxes []*outbox
+	freePasses   []*pass
 	chunk        []byte // for writing several waiting frames at once
 	joined       []byte // for reading on behind an incomplete frame
 	control      []byte // for a control frame or an HTTP response
@@ -57,9 +58,14 @@ func newShard(s *Server, loop gnet.EventLoop) (*shard, error) {
 	}
 	sh.decoder = s.newDecoder()
 	for _, ep := range s.endpoints {
-		sh.groups = append(sh.groups, &group{sh: sh, ep: ep})
+		sh.groups = append(sh.groups, newGroup(sh, ep))
 	}
-	sh.shaking, sh.closing = &group{sh: sh}, &group{sh: sh}
+	for _, ep := range s.endpoints {
+		if ep.events >= 0 {
+			sh.groups = append(sh.groups, newGroup(sh, ep))
+		}
+	}
+	sh.shaking, sh.closing = newGroup(sh, nil), newGroup(sh, nil)
 	sh.groups = append(sh.groups, sh.shaking, sh.closing)
 	var err error
 	sh.mail.bell, err = newBell(sh)
@@ -121,28 +127,23 @@ func (sh *shard) rung() {
 	sh.sliced = sh.busy()
 }
 
-// walk hands out broadcasts: a slice, for the endpoints in turn, or a whole batch of each.
+// walk hands out what was published: a slice, for the audiences in turn, or a whole batch to at least
+// one of them.
 func (sh *shard) walk(whole bool) {
-	start := time.Now()
-	for range sh.groups {
-		g := sh.groups[sh.next%len(sh.groups)]
-		sh.next++
-		if g.pending() && !g.walk(start, whole) && !whole {
+	s := slice{start: time.Now(), whole: whole}
+	for range sh.pending.len() {
+		a := sh.pending.pop()
+		if a.queued = !a.walk(&s); a.queued {
+			sh.pending.push(a)
+		}
+		if s.over() || whole && time.Since(s.start) > sliceTime {
 			return
 		}
 	}
 }
 
 func (sh *shard) busy() bool {
-	if !sh.reading.done() || sh.sweep.running || sh.goingAway && sh.occupied() {
-		return true
-	}
-	for _, g := range sh.groups {
-		if g.pending() {
-			return true
-		}
-	}
-	return false
+	return !sh.reading.done() || sh.sweep.running || sh.pending.len() > 0 || sh.goingAway && sh.occupied()
 }
 
 func (sh *shard) settle() {

@@ -63,7 +63,7 @@ func TestShutdownFlushes(t *testing.T) {
 		}
 	}
 	for i := range messages {
-		if err := s.Broadcast("/broadcast", Text, []byte(message(i))); err != nil {
+		if err := s.Broadcast("/broadcast", Text, []byte(words(i))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -75,7 +75,7 @@ func TestShutdownFlushes(t *testing.T) {
 	for i, c := range clients {
 		wg.Go(func() {
 			for n := range messages {
-				if op, payload, err := c.frame(); op != Text || string(payload) != message(n) || err != nil {
+				if op, payload, err := c.frame(); op != Text || string(payload) != words(n) || err != nil {
 					t.Errorf("client %d, message %d: %v %q, %v", i, n, op, payload, err)
 					return
 				}

@@ -41,6 +41,7 @@ const (
 	RefuseVersion                         // 505: not HTTP/1.1
 	RefuseFull                            // 503: limits.max_connections is reached
 	RefuseDraining                        // 503: the server shuts down
+	RefuseTopic                           // 400 or 403: a topic that is none, or that clients may not have
 	RefuseHandler                         // the application's Upgrade said no
 	RefusePanic                           // 500: the application's Upgrade panicked
 	RefuseLost                            // the client went away before its head was complete
@@ -49,7 +50,7 @@ const (
 
 var refuseNames = [numRefuseReasons]string{
 	"malformed", "not_found", "method", "timeout", "no_upgrade", "head_too_long", "http_version", "full", "draining",
-	"handler", "panic", "lost",
+	"topic", "handler", "panic", "lost",
 }
 
 // String gives the name used in counters.

@@ -39,11 +39,11 @@ func (sh *shard) sweepOn() {
 				w.running = false
 				return
 			}
-			w.next = len(sh.groups[w.group].conns)
+			w.next = len(sh.groups[w.group].members)
 			continue
 		}
 		g := sh.groups[w.group]
-		w.next = min(w.next, len(g.conns)) - 1
+		w.next = min(w.next, len(g.members)) - 1
 		if w.next < 0 {
 			w.next = 0
 			continue
@@ -59,7 +59,7 @@ func (sh *shard) sweepOn() {
 // occupied says whether anybody has not been asked to go.
 func (sh *shard) occupied() bool {
 	for _, g := range sh.groups {
-		if g != sh.closing && len(g.conns) > 0 {
+		if g != sh.closing && len(g.members) > 0 {
 			return true
 		}
 	}
@@ -78,7 +78,7 @@ func (g *group) due(i int) bool {
 }
 
 func (g *group) handshakeDue(i int) bool {
-	srv, c := g.sh.srv, g.conns[i]
+	srv, c := g.sh.srv, g.members[i].conn
 	switch {
 	case g.sh.goingAway:
 		c.refuse(RefuseDraining, rejectDraining)
@@ -92,7 +92,7 @@ func (g *group) handshakeDue(i int) bool {
 }
 
 func (g *group) closeDue(i int) bool {
-	c, since := g.conns[i], g.times[i].read
+	c, since := g.members[i].conn, g.times[i].read
 	if c.out != nil && int32(c.out.since-since) > 0 {
 		since = c.out.since // still flushing: as long as the socket takes bytes, it may
 	}
@@ -109,18 +109,23 @@ func (g *group) memberDue(i int) bool {
 	now, t, opts := g.sh.clock, &g.times[i], &g.sh.srv.opts
 	switch {
 	case g.sh.goingAway:
-		g.conns[i].startClose(closeOwn, codec.CloseGoingAway, "server is shutting down")
-	case passed(now, t.message, opts.Limits.IdleTimeout):
-		g.conns[i].startClose(closeOwn, codec.CloseGoingAway, fmt.Sprintf("no message for %v", opts.Limits.IdleTimeout))
+		g.members[i].conn.startClose(closeOwn, codec.CloseGoingAway, "server is shutting down")
+	case passed(now, t.message, opts.Limits.IdleTimeout) && !g.members[i].conn.isEvents():
+		g.members[i].conn.startClose(closeOwn, codec.CloseGoingAway, fmt.Sprintf("no message for %v", opts.Limits.IdleTimeout))
 	case t.ping != 0:
 		if !passed(now, t.ping, opts.Ping.Timeout) {
 			return false
 		}
-		g.conns[i].startClose(closeFail, codec.CloseGoingAway, fmt.Sprintf("no answer to a ping for %v", opts.Ping.Timeout))
+		g.members[i].conn.startClose(closeFail, codec.CloseGoingAway, fmt.Sprintf("no answer to a ping for %v", opts.Ping.Timeout))
 	case passed(now, t.read, g.sh.srv.pingEarliest):
-		c := g.conns[i]
+		c := g.members[i].conn
 		if !passed(now, t.read, c.pingInterval()) || c.out != nil {
 			return false // a socket that takes nothing is the write time-out's
+		}
+		if c.isEvents() { // nothing is expected of the client
+			t.read = now
+			c.sendControl(eventComment)
+			return true
 		}
 		t.ping = now
 		g.sh.control = codec.AppendFrame(g.sh.control[:0], codec.OpPing, nil)

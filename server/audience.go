@@ -1,0 +1,375 @@
+package server
+
+import (
+	"sync/atomic"
+	"time"
+
+	"carillon/codec"
+)
+
+// audience is a dense list of a shard's connections that get the same messages: those of an endpoint, or
+// those that are subscribed to a topic. It holds the stream of messages for them and walks its members to
+// hand them out.
+type audience struct {
+	sh    *shard
+	local *local // what it belongs to when it is a topic's; nil for an endpoint's
+
+	// Guarded by sh.mu: only the loop writes, so the loop reads without the lock. What is in a member
+	// beside conn is owned by the loop.
+	members []member
+
+	// Owned by the loop: parallel to members, but only in groups.
+	times []times
+
+	// Owned by the loop: stream[i] is message number base+i. Numbers wrap, so they are compared by
+	// their difference.
+	stream []*codec.Frame
+	base   uint32
+
+	// Owned by the loop.
+	pass   *pass        // the walk under way
+	queued bool         // stands in sh.pending
+	latest bool         // of a topic of which slow members get only the newest message
+	newest *codec.Frame // that message
+}
+
+// member is a connection in an audience.
+type member struct {
+	conn *Conn
+	fd   int32  // the descriptor when a plain write may be tried, else -1
+	seq  uint32 // the next message of the stream that it has not got; may be one that has not come yet
+	sub  int32  // which of the connection's subscriptions this is; unused in groups
+}
+
+// pass is one walk: members below cursor have everything up to target.
+type pass struct {
+	cursor  int
+	target  uint32
+	plain   batch
+	deflate batch
+}
+
+// batch is the messages of one pass as one piece of memory, so that a member gets them in one write.
+type batch struct {
+	buf  []byte
+	offs []int // offs[i] is where the pass's message i starts
+	own  []byte
+}
+
+// maxBatch bounds what is copied together: larger pieces gain nothing over the cost of a write.
+const maxBatch = 256 << 10
+
+func (a *audience) end() uint32 { return a.base + uint32(len(a.stream)) }
+
+// join makes c a member, for whom the message seq is the first. The caller holds sh.mu.
+func (a *audience) join(c *Conn, seq uint32, sub int32) (slot int32) {
+	a.members = append(a.members, member{conn: c, fd: c.plainFD(), seq: seq, sub: sub})
+	return int32(len(a.members) - 1)
+}
+
+// quit takes the member at a slot out in constant time: another one moves to its place. During a walk,
+// members that have been served must stay below the cursor and the others above it, so the hole moves to
+// the border first. The caller holds sh.mu.
+func (a *audience) quit(slot int32) {
+	hole, last := int(slot), len(a.members)-1
+	if a.pass != nil && hole < a.pass.cursor {
+		a.pass.cursor--
+		a.move(hole, a.pass.cursor)
+		hole = a.pass.cursor
+	}
+	if hole != last { // else the last has moved already, or is the one that leaves
+		a.move(hole, last)
+	}
+	a.members[last] = member{}
+	a.members = a.members[:last]
+	if a.times != nil {
+		a.times = a.times[:last]
+	}
+	if cap(a.members) > 1024 && last < cap(a.members)/4 { // a crowd has left
+		a.members = halve(a.members)
+		if a.times != nil {
+			a.times = halve(a.times)
+		}
+	}
+}
+
+func halve[T any](s []T) []T { return append(make([]T, 0, cap(s)/2), s...) }
+
+func (a *audience) move(to, from int) {
+	m := a.members[from]
+	a.members[to] = m
+	if a.times != nil {
+		a.times[to] = a.times[from]
+	}
+	if a.local == nil {
+		m.conn.slot = int32(to)
+	} else {
+		m.conn.more.subs[m.sub].slot = int32(to)
+	}
+}
+
+// publish appends a message to the stream. The walk that hands it out comes with the shard's turn.
+func (a *audience) publish(f *codec.Frame) {
+	if len(a.members) == 0 && len(a.stream) == 0 {
+		a.base++ // nobody is concerned
+		return
+	}
+	a.sh.backlog.Add(int64(len(f.Plain())))
+	a.stream = append(a.stream, f)
+	if a.latest {
+		a.newest = f
+	}
+	if !a.queued {
+		a.queued = true
+		a.sh.pending.push(a)
+	}
+}
+
+// begin fixes the messages of the next pass: all that wait, up to maxBatch bytes.
+func (a *audience) begin() {
+	n, size := 0, 0
+	for n < len(a.stream) {
+		size += len(a.stream[n].Plain())
+		if n > 0 && size > maxBatch {
+			break
+		}
+		n++
+	}
+	a.pass = a.sh.newPass()
+	a.pass.target = a.base + uint32(n)
+	a.pass.plain.build(a.stream[:n], (*codec.Frame).Plain)
+}
+
+func (b *batch) build(frames []*codec.Frame, encode func(*codec.Frame) []byte) {
+	b.offs = append(b.offs[:0], 0)
+	if len(frames) == 1 {
+		b.buf = encode(frames[0])
+		return
+	}
+	b.own = b.own[:0]
+	for _, f := range frames {
+		b.own = append(b.own, encode(f)...)
+		b.offs = append(b.offs, len(b.own))
+	}
+	b.buf = b.own
+}
+
+func (b *batch) release() {
+	b.buf = nil
+	if cap(b.own) > 64<<10 {
+		b.own = nil
+	}
+	if cap(b.offs) > 1024 {
+		b.offs = nil
+	}
+}
+
+// slice is a part of a turn that is given to walks. It is bounded by both measures, because one write
+// costs from 2 us for a small message to 100 us for a full batch. The clock is read once in sixteen.
+type slice struct {
+	start  time.Time
+	served int
+	whole  bool // not cut within a batch
+}
+
+const (
+	sliceConns = 256
+	sliceTime  = 150 * time.Microsecond
+)
+
+func (s *slice) over() bool {
+	return s.served&15 == 15 && (s.served >= sliceConns || time.Since(s.start) > sliceTime)
+}
+
+// walk hands out messages until the slice is over, or until everybody has one batch if the slice is
+// whole. It says whether it came to the end of the stream.
+func (a *audience) walk(s *slice) bool {
+	for len(a.stream) > 0 {
+		if a.pass == nil {
+			a.begin()
+		}
+		for a.pass.cursor < len(a.members) {
+			if a.serve(a.pass.cursor) {
+				s.served++
+			}
+			if !s.whole && s.over() {
+				return false
+			}
+		}
+		a.finish()
+		if s.whole {
+			break
+		}
+	}
+	return len(a.stream) == 0
+}
+
+// serve gives member i what it has not got, and says whether there was anything. The cursor moves
+// first: the write may end the connection, and with it this place.
+func (a *audience) serve(i int) bool {
+	p, m := a.pass, &a.members[i]
+	p.cursor++
+	n := int32(p.target - m.seq)
+	if n <= 0 {
+		return false
+	}
+	skip := m.seq - a.base
+	m.seq = p.target
+	a.sh.tally.deliveries += uint64(n)
+	if m.fd < 0 {
+		a.serveSlow(m.conn, m.sub, skip)
+		return true
+	}
+	b := p.plain.buf[p.plain.offs[skip]:]
+	written, errno := write(m.fd, b)
+	a.sh.tally.writes++
+	if written == len(b) {
+		a.sh.tally.bytesOut += uint64(written)
+		return true
+	}
+	m.conn.wroteFrames(a, m.sub, a.stream[skip:p.target-a.base], written, errno)
+	return true
+}
+
+// serveSlow is for members that compress or whose socket is full.
+func (a *audience) serveSlow(c *Conn, sub int32, skip uint32) {
+	p := a.pass
+	frames := a.stream[skip : p.target-a.base]
+	if c.out != nil {
+		c.queueFrames(a, sub, frames)
+		return
+	}
+	if p.deflate.buf == nil {
+		p.deflate.build(a.stream[:p.target-a.base], c.encoded)
+	}
+	b := p.deflate.buf[p.deflate.offs[skip]:]
+	written, errno := write(c.fd, b)
+	a.sh.tally.writes++
+	if written == len(b) {
+		a.sh.tally.bytesOut += uint64(written)
+		return
+	}
+	c.wroteFrames(a, sub, frames, written, errno)
+}
+
+// finish ends a pass and forgets its messages.
+func (a *audience) finish() {
+	n := int(a.pass.target - a.base)
+	bytes := 0
+	for _, f := range a.stream[:n] {
+		bytes += len(f.Plain())
+	}
+	a.sh.backlog.Add(-int64(bytes))
+	rest := copy(a.stream, a.stream[n:])
+	clear(a.stream[rest:])
+	a.stream = a.stream[:rest]
+	a.base = a.pass.target
+	a.sh.freePass(a.pass)
+	a.pass = nil
+	if rest == 0 && (a.local != nil || cap(a.stream) > keepLetters) {
+		a.stream = nil // topics are many
+	}
+}
+
+// catchUp gives a member the whole stream at once, so that what is sent to it alone comes after what was
+// published before.
+func (a *audience) catchUp(slot int32) {
+	m := &a.members[slot]
+	n := int32(a.end() - m.seq)
+	if n <= 0 {
+		return
+	}
+	m.seq = a.end()
+	a.sh.tally.deliveries += uint64(n)
+	m.conn.sendFrames(a, m.sub, a.stream[len(a.stream)-int(n):])
+}
+
+// missed is how many messages of the stream a member has not got.
+func (a *audience) missed(slot int32) uint64 {
+	return uint64(max(int32(a.end()-a.members[slot].seq), 0))
+}
+
+// passes that are kept for the next walks of a shard.
+const keepPasses = 4
+
+func (sh *shard) newPass() *pass {
+	if last := len(sh.freePasses) - 1; last >= 0 {
+		p := sh.freePasses[last]
+		sh.freePasses = sh.freePasses[:last]
+		return p
+	}
+	return &pass{}
+}
+
+func (sh *shard) freePass(p *pass) {
+	p.plain.release()
+	p.deflate.release()
+	p.cursor = 0
+	if len(sh.freePasses) < keepPasses {
+		sh.freePasses = append(sh.freePasses, p)
+	}
+}
+
+// queue is a line of audiences, first in, first out.
+type queue struct {
+	list []*audience
+	head int
+}
+
+func (q *queue) len() int { return len(q.list) - q.head }
+
+func (q *queue) push(a *audience) { q.list = append(q.list, a) }
+
+func (q *queue) pop() *audience {
+	a := q.list[q.head]
+	q.list[q.head] = nil
+	q.head++
+	switch {
+	case q.head == len(q.list):
+		q.list, q.head = q.list[:0], 0
+	case q.head > 64 && q.head > len(q.list)/2:
+		n := copy(q.list, q.list[q.head:])
+		clear(q.list[n:])
+		q.list, q.head = q.list[:n], 0
+	}
+	return a
+}
+
+// group is an audience in which a connection is for a part of its life: that of its endpoint, or those
+// of the handshake and of the closing, which get no messages. Every connection is in exactly one, and the
+// sweep goes through them.
+type group struct {
+	audience
+	ep    *endpoint // nil for the handshake and the closing group
+	count atomic.Int32
+}
+
+// times are milliseconds of the shard's clock; they wrap after 49 days, and so are only compared by
+// their difference.
+type times struct {
+	read    uint32 // something came; in the closing group: the close began or was flushed
+	message uint32 // a message came; in the handshake group: the connection was accepted
+	ping    uint32 // an unanswered ping went out; 0 when there is none
+}
+
+func newGroup(sh *shard, ep *endpoint) *group {
+	return &group{audience: audience{sh: sh, times: []times{}}, ep: ep}
+}
+
+// add makes c a member. Messages that were published before do not concern it.
+func (g *group) add(c *Conn, t times) {
+	g.sh.mu.Lock()
+	c.group = g
+	c.slot = g.join(c, g.end(), 0)
+	g.sh.mu.Unlock()
+	g.times = append(g.times, t)
+	g.count.Add(1)
+}
+
+func (g *group) remove(c *Conn) {
+	g.sh.mu.Lock()
+	g.quit(c.slot)
+	c.group = nil
+	g.sh.mu.Unlock()
+	g.count.Add(-1)
+}

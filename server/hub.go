@@ -1,0 +1,479 @@
+package server
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unicode/utf8"
+
+	"carillon/codec"
+)
+
+var (
+	// ErrTooManyTopics is returned when Limits.MaxTopics topics exist and another one is asked for.
+	ErrTooManyTopics = errors.New("server has as many topics as it may have: limits.max_topics is reached")
+
+	// ErrTooLarge is returned for a message that is larger than Limits.MaxMessage.
+	ErrTooLarge = errors.New("message is larger than limits.max_message")
+
+	// ErrNotJSON is returned for a message of [FormatJSON] that is not JSON.
+	ErrNotJSON = errors.New("message is not JSON")
+
+	// ErrNotText is returned for a message of [FormatText] or [FormatJSON] that is not UTF-8.
+	ErrNotText = errors.New("message is not UTF-8")
+
+	// ErrKey is returned for an idempotency key that is too long.
+	ErrKey = fmt.Errorf("idempotency key is longer than %d bytes", maxKey)
+)
+
+// hub is the broker of this process: a message enters a topic here, where it gets its offset. It owns
+// epochs, offsets and histories.
+type hub struct {
+	srv   *Server
+	rules []TopicRule
+	seed  maphash.Seed
+	parts [64]hubPart // topics by the hash of their names
+	count atomic.Int64
+	keys  keys
+
+	mu       sync.RWMutex
+	patterns map[string]*source // guarded by mu
+	version  atomic.Uint64      // of patterns, changed under mu
+}
+
+type hubPart struct {
+	mu     sync.Mutex
+	topics map[string]*topic
+}
+
+func newHub(s *Server) *hub {
+	h := &hub{srv: s, rules: s.opts.Topics, seed: maphash.MakeSeed(), patterns: map[string]*source{}}
+	for i := range h.parts {
+		h.parts[i].topics = map[string]*topic{}
+	}
+	return h
+}
+
+func (h *hub) part(name string) *hubPart {
+	return &h.parts[maphash.String(h.seed, name)%uint64(len(h.parts))]
+}
+
+// find returns a topic that exists, locked, or nil.
+func (h *hub) find(name string) *topic {
+	for {
+		p := h.part(name)
+		p.mu.Lock()
+		t := p.topics[name]
+		p.mu.Unlock()
+		if t == nil {
+			return nil
+		}
+		t.mu.Lock()
+		if !t.forgotten {
+			return t
+		}
+		t.mu.Unlock()
+	}
+}
+
+// open returns a topic, which is made if need be, locked.
+func (h *hub) open(name string) (*topic, error) {
+	for {
+		if t := h.find(name); t != nil {
+			return t, nil
+		}
+		if err := h.make(name); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (h *hub) make(name string) error {
+	p := h.part(name)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.topics[name] != nil {
+		return nil
+	}
+	if n := h.count.Add(1); h.srv.opts.Limits.MaxTopics >= 0 && n > int64(h.srv.opts.Limits.MaxTopics) {
+		h.count.Add(-1)
+		return ErrTooManyTopics
+	}
+	const bits = 41 // eight characters
+	t := &topic{epoch: 1<<(bits-1) | rand.Uint64N(1<<(bits-1)), used: time.Now()}
+	t.name, t.topic = string([]byte(name)), t // the name may be a part of something large
+	if i := slices.IndexFunc(h.rules, func(r TopicRule) bool { return matches(r.Match, name) }); i >= 0 {
+		t.rule = &h.rules[i]
+	}
+	p.topics[t.name] = t
+	return nil
+}
+
+// openPattern returns a pattern, which is made if need be, locked.
+func (h *hub) openPattern(name string) *source {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p := h.patterns[name]
+	if p == nil {
+		p = &source{name: string([]byte(name))}
+		h.patterns[p.name] = p
+		h.version.Add(1)
+	}
+	p.mu.Lock() // under h.mu, so that it is not forgotten meanwhile
+	return p
+}
+
+// findPattern returns a pattern that has subscribers, locked, or nil.
+func (h *hub) findPattern(name string) *source {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	p := h.patterns[name]
+	if p != nil {
+		p.mu.Lock()
+	}
+	return p
+}
+
+// forgetPattern forgets a pattern that has no subscribers.
+func (h *hub) forgetPattern(p *source) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.subscribers == 0 && h.patterns[p.name] == p {
+		delete(h.patterns, p.name)
+		h.version.Add(1)
+	}
+}
+
+// patternsOf returns the patterns that match a topic. The caller holds the topic's mu.
+func (h *hub) patternsOf(t *topic) []*source {
+	if v := h.version.Load(); v != t.version {
+		h.mu.RLock()
+		t.version = h.version.Load()
+		t.patterns = nil
+		for _, p := range h.patterns {
+			if matches(p.name, t.name) {
+				t.patterns = append(t.patterns, p)
+			}
+		}
+		h.mu.RUnlock()
+	}
+	return t.patterns
+}
+
+// Publication is a message for a topic.
+type Publication struct {
+	Topic   string // of a topic, not a pattern: see [CheckTopic]
+	Format  Format
+	Payload []byte // copied; for FormatText and FormatJSON it must be UTF-8
+
+	// Key, at most 128 bytes, makes a publication safe to repeat: within five minutes one to the same
+	// topic with the same key is not delivered again, and gets the same receipt. Empty is none.
+	Key string
+}
+
+// Receipt says what became of a publication.
+type Receipt struct {
+	Offset      uint64 `json:"offset"`
+	Epoch       string `json:"epoch"`
+	Subscribers int    `json:"subscribers"` // connections that it was for
+}
+
+// Publish sends a message to the subscribers of a topic, on whatever endpoints they are. All of them get
+// the topic's messages in one order, that of their offsets.
+//
+// It does not wait for delivery. It fails with a *[TopicError], [ErrTooLarge], [ErrNotText], [ErrNotJSON],
+// [ErrKey], [ErrTooManyTopics] or [ErrOverloaded]; then nobody gets the message.
+func (s *Server) Publish(p Publication) (Receipt, error) { return s.hub.publish(p) }
+
+func (h *hub) publish(p Publication) (Receipt, error) {
+	if err := h.check(&p); err != nil {
+		return Receipt{}, err
+	}
+	if p.Key != "" {
+		return h.keys.once(p.Topic, p.Key, func() (Receipt, error) { return h.enter(&p) })
+	}
+	return h.enter(&p)
+}
+
+func (h *hub) check(p *Publication) error {
+	if err := CheckTopic(p.Topic); err != nil {
+		return err
+	}
+	limit := int64(h.srv.opts.Limits.MaxMessage)
+	switch {
+	case limit >= 0 && int64(len(p.Payload)) > limit:
+		return ErrTooLarge
+	case p.Format != FormatBinary && !utf8.Valid(p.Payload):
+		return ErrNotText
+	case p.Format == FormatJSON && !json.Valid(p.Payload):
+		return ErrNotJSON
+	case len(p.Key) > maxKey:
+		return ErrKey
+	}
+	return nil
+}
+
+// enter gives a message its offset and hands it to the shards that have subscribers, all under the
+// topic's lock, so that every shard sees the same order.
+func (h *hub) enter(p *Publication) (Receipt, error) {
+	m := &message{format: p.Format, raw: codec.NewFrame(p.Format.opcode(), p.Payload)}
+	t, err := h.open(p.Topic)
+	if err != nil {
+		return Receipt{}, err
+	}
+	defer t.mu.Unlock()
+	patterns := h.patternsOf(t)
+	if sh := h.overloaded(t, patterns, int64(len(m.raw.Plain()))); sh != nil {
+		sh.stats.drop(DropOverloaded, 1)
+		return Receipt{}, ErrOverloaded
+	}
+	now := time.Now()
+	t.offset++
+	t.used = now
+	m.topic, m.offset, m.time = t, t.offset, now.UnixMilli()
+	t.keep(m)
+	n := t.post(m)
+	for _, p := range patterns {
+		p.mu.Lock()
+		p.offset++
+		n += p.post(m)
+		p.mu.Unlock()
+	}
+	return Receipt{Offset: t.offset, Epoch: t.epochText(), Subscribers: n}, nil
+}
+
+// overloaded returns a shard that has too much to do for another n bytes, or nil.
+func (h *hub) overloaded(t *topic, patterns []*source, n int64) *shard {
+	if sh := t.overloaded(n); sh != nil {
+		return sh
+	}
+	for _, p := range patterns {
+		p.mu.Lock()
+		sh := p.overloaded(n)
+		p.mu.Unlock()
+		if sh != nil {
+			return sh
+		}
+	}
+	return nil
+}
+
+func (src *source) overloaded(n int64) *shard {
+	for _, l := range src.locals {
+		if l.sh.backlog.Load()+n > l.sh.srv.maxBacklog {
+			return l.sh
+		}
+	}
+	return nil
+}
+
+// post hands a message to all shards that have subscribers, and says how many these are. The caller holds
+// mu.
+func (src *source) post(m *message) int {
+	for _, l := range src.locals {
+		l.sh.backlog.Add(int64(len(m.raw.Plain())))
+		l.sh.post(letter{kind: letterTopic, local: l, message: m, seq: uint32(src.offset)})
+	}
+	return src.subscribers
+}
+
+// linger is how long a topic is remembered that has neither subscribers nor history, so that its offsets
+// go on when somebody comes back soon.
+const linger = time.Minute
+
+// sweep forgets topics that are not used any more, and history that is too old. It looks at one part of
+// the topics each time, so that nobody waits for long.
+func (h *hub) sweep(now time.Time, part int) {
+	p := &h.parts[part%len(h.parts)]
+	p.mu.Lock()
+	topics := make([]*topic, 0, len(p.topics))
+	for _, t := range p.topics {
+		topics = append(topics, t)
+	}
+	p.mu.Unlock()
+	for _, t := range topics {
+		t.mu.Lock()
+		t.expire(now.UnixMilli())
+		t.forgotten = t.subscribers == 0 && t.history.len() == 0 && now.Sub(t.used) > linger
+		forgotten := t.forgotten
+		t.mu.Unlock()
+		if forgotten {
+			p.mu.Lock()
+			delete(p.topics, t.name)
+			p.mu.Unlock()
+			h.count.Add(-1)
+		}
+	}
+	h.keys.expire(now)
+}
+
+// TopicInfo is what a topic is at one moment.
+type TopicInfo struct {
+	Topic string `json:"topic"`
+	Position
+	Subscribers  int   `json:"subscribers"`  // of this topic itself, those of patterns not included
+	History      int   `json:"history"`      // messages that are kept
+	HistoryBytes int   `json:"historyBytes"` // of their payloads
+	Oldest       int64 `json:"oldest"`       // the offset of the oldest message that is kept, 0 if there is none
+}
+
+// Topics lists the topics whose names match a pattern, by name. They are as many as Limits.MaxTopics
+// allows, so this may take long.
+func (s *Server) Topics(pattern string) ([]TopicInfo, error) {
+	if err := CheckPattern(pattern); err != nil {
+		return nil, err
+	}
+	var list []TopicInfo
+	for i := range s.hub.parts {
+		p := &s.hub.parts[i]
+		p.mu.Lock()
+		var found []*topic
+		for name, t := range p.topics {
+			if matches(pattern, name) {
+				found = append(found, t)
+			}
+		}
+		p.mu.Unlock()
+		for _, t := range found {
+			t.mu.Lock()
+			list = append(list, t.info())
+			t.mu.Unlock()
+		}
+	}
+	slices.SortFunc(list, func(a, b TopicInfo) int { return cmp.Compare(a.Topic, b.Topic) })
+	return list, nil
+}
+
+// Topic describes one topic, and says whether it exists.
+func (s *Server) Topic(name string) (TopicInfo, bool) {
+	t := s.hub.find(name)
+	if t == nil {
+		return TopicInfo{}, false
+	}
+	defer t.mu.Unlock()
+	return t.info(), true
+}
+
+// info describes the topic. The caller holds mu.
+func (t *topic) info() TopicInfo {
+	t.expire(time.Now().UnixMilli())
+	i := TopicInfo{Topic: t.name, Position: t.position(), Subscribers: t.subscribers, History: t.history.len(), HistoryBytes: t.history.bytes}
+	if i.History > 0 {
+		i.Oldest = int64(t.history.all()[0].offset)
+	}
+	return i
+}
+
+// Message is one that a topic keeps.
+type Message struct {
+	Topic   string
+	Offset  uint64
+	Time    time.Time // when it was published
+	Format  Format
+	Payload []byte // shared: it must not be changed
+}
+
+// Past is a part of a topic's history.
+type Past struct {
+	Position            // of the topic now
+	Recovered bool      // nothing is missing between where it was to start and the first message
+	Messages  []Message // the oldest first
+}
+
+// History returns messages that a topic keeps, at most limit of them: the first ones after from.Since, or
+// the newest from.Last ones. A topic that does not exist has none. It fails with a *[TopicError].
+func (s *Server) History(topic string, from Start, limit int) (Past, error) {
+	past, list, err := s.hub.past(topic, from, limit)
+	for _, m := range list {
+		past.Messages = append(past.Messages, Message{Topic: m.topic.name, Offset: m.offset, Time: time.UnixMilli(m.time), Format: m.format, Payload: m.raw.Payload()})
+	}
+	return past, err
+}
+
+func (h *hub) past(topic string, from Start, limit int) (past Past, list []*message, err error) {
+	if err := CheckTopic(topic); err != nil {
+		return past, nil, err
+	}
+	t := h.find(topic)
+	if t == nil {
+		return Past{Recovered: from.Since == nil}, nil, nil
+	}
+	defer t.mu.Unlock()
+	past.Position = t.position()
+	list, past.Recovered = t.since(from, time.Now().UnixMilli())
+	return past, list[:min(len(list), limit)], nil
+}
+
+// The idempotency keys of publications are remembered for at least this long, and for at most twice as
+// long, but never more than this many for each half.
+const (
+	keyLife = 5 * time.Minute
+	maxKey  = 128
+	maxKeys = 500_000
+)
+
+// keys remembers receipts by topic and key, in two generations.
+type keys struct {
+	mu      sync.Mutex
+	young   map[[2]string]*keyed
+	old     map[[2]string]*keyed
+	changed time.Time
+}
+
+// keyed is a publication with a key; mu is held while it is made, so that one that comes twice at once
+// waits for the first.
+type keyed struct {
+	mu      sync.Mutex
+	done    bool
+	receipt Receipt
+}
+
+// once publishes unless that was done before.
+func (k *keys) once(topic, key string, publish func() (Receipt, error)) (Receipt, error) {
+	id := [2]string{topic, key}
+	k.mu.Lock()
+	one := k.young[id]
+	if one == nil {
+		one = k.old[id]
+	}
+	if one == nil {
+		one = &keyed{}
+		if k.young == nil || len(k.young) >= maxKeys {
+			k.turn(time.Now())
+		}
+		k.young[id] = one
+	}
+	k.mu.Unlock()
+
+	one.mu.Lock()
+	defer one.mu.Unlock()
+	if one.done {
+		return one.receipt, nil
+	}
+	var err error
+	one.receipt, err = publish()
+	one.done = err == nil
+	return one.receipt, err
+}
+
+// turn begins a new generation. The caller holds mu.
+func (k *keys) turn(now time.Time) {
+	k.old, k.young, k.changed = k.young, map[[2]string]*keyed{}, now
+}
+
+func (k *keys) expire(now time.Time) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.young)+len(k.old) > 0 && now.Sub(k.changed) > keyLife {
+		k.turn(now)
+	}
+}

@@ -1,0 +1,145 @@
+package server
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"strconv"
+	"sync"
+
+	"carillon/codec"
+)
+
+// Format says what the payload of a message is.
+type Format uint8
+
+const (
+	FormatText   Format = iota // any text, in UTF-8
+	FormatJSON                 // a JSON value
+	FormatBinary               // any bytes
+)
+
+// String is "text", "json" or "binary".
+func (f Format) String() string { return [...]string{"text", "json", "binary"}[f] }
+
+func (f Format) opcode() codec.Opcode {
+	if f == FormatBinary {
+		return Binary
+	}
+	return Text
+}
+
+// framing is how messages are written to a connection.
+type framing uint8
+
+const (
+	framingRaw          framing = iota // the payload in a WebSocket message
+	framingEnvelope                    // a JSON object in a WebSocket message
+	framingEvent                       // the payload in a server-sent event
+	framingEventWrapped                // a JSON object in a server-sent event
+	numFramings
+)
+
+// message is what was published to a topic, encoded once for each framing that somebody needs.
+type message struct {
+	// Immutable.
+	topic  *topic
+	offset uint64
+	time   int64 // milliseconds since 1970
+	format Format
+	raw    *codec.Frame
+
+	mu    sync.Mutex
+	other [numFramings - 1]*codec.Frame // guarded by mu
+}
+
+// frame returns the message as it is written to connections of a framing.
+func (m *message) frame(f framing) *codec.Frame {
+	if f == framingRaw {
+		return m.raw
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	to := &m.other[f-1]
+	if *to == nil {
+		*to = m.encode(f)
+	}
+	return *to
+}
+
+func (m *message) encode(f framing) *codec.Frame {
+	if f == framingEnvelope {
+		return codec.NewFrame(codec.OpText, m.appendEnvelope(nil))
+	}
+	id := m.topic.epochText() + ":" + strconv.FormatUint(m.offset, 10)
+	if f == framingEventWrapped {
+		return codec.Opaque(appendEvent(nil, "", id, m.appendEnvelope(nil)))
+	}
+	return codec.Opaque(appendMessageEvent(nil, id, m.format.opcode(), m.raw.Payload()))
+}
+
+// appendEnvelope appends the message as the JSON protocol has it.
+func (m *message) appendEnvelope(b []byte) []byte {
+	b = append(b, `{"topic":`...)
+	b = appendJSON(b, m.topic.name)
+	b = append(b, `,"offset":`...)
+	b = strconv.AppendUint(b, m.offset, 10)
+	b = append(b, `,"time":`...)
+	b = strconv.AppendInt(b, m.time, 10)
+	b = append(b, `,"data":`...)
+	payload := m.raw.Payload()
+	switch m.format {
+	case FormatJSON:
+		b = append(b, payload...)
+	case FormatText:
+		b = appendJSON(b, string(payload))
+	case FormatBinary:
+		b = append(b, '"')
+		b = base64.StdEncoding.AppendEncode(b, payload)
+		b = append(b, `","encoding":"base64"`...)
+	}
+	return append(b, '}')
+}
+
+// appendJSON appends a value that is known to be JSON's.
+func appendJSON(b []byte, v any) []byte {
+	w := bytes.NewBuffer(b)
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		panic("server: encode JSON: " + err.Error())
+	}
+	return bytes.TrimSuffix(w.Bytes(), []byte("\n"))
+}
+
+// appendMessageEvent appends a message as a server-sent event: text as it is, binary in base64.
+func appendMessageEvent(b []byte, id string, op codec.Opcode, payload []byte) []byte {
+	if op == codec.OpBinary {
+		return appendEvent(b, "binary", id, base64.StdEncoding.AppendEncode(nil, payload))
+	}
+	return appendEvent(b, "", id, payload)
+}
+
+// appendEvent appends a server-sent event (HTML, section 9.2). What ends a line in the data, be it CR, LF
+// or both, ends it on the other side as LF.
+func appendEvent(b []byte, kind, id string, data []byte) []byte {
+	if kind != "" {
+		b = append(append(append(b, "event: "...), kind...), '\n')
+	}
+	if id != "" {
+		b = append(append(append(b, "id: "...), id...), '\n')
+	}
+	for {
+		end := bytes.IndexAny(data, "\r\n")
+		b = append(b, "data: "...)
+		if end < 0 {
+			b = append(b, data...)
+			return append(b, "\n\n"...)
+		}
+		b = append(append(b, data[:end]...), '\n')
+		if bytes.HasPrefix(data[end:], []byte("\r\n")) {
+			end++
+		}
+		data = data[end+1:]
+	}
+}

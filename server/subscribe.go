@@ -1,0 +1,367 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"carillon/codec"
+)
+
+var (
+	// ErrSubscribed is returned for a topic that the connection has.
+	ErrSubscribed = errors.New("connection is subscribed to this topic already")
+
+	// ErrOverlap is returned for a subscription that would bring messages which another one of the
+	// connection brings already.
+	ErrOverlap = errors.New("subscription overlaps another one of the connection")
+
+	// ErrNotSubscribed is returned when there is nothing to unsubscribe from.
+	ErrNotSubscribed = errors.New("connection is not subscribed to this topic")
+
+	// ErrTooManySubscriptions is returned when the connection has as many as its endpoint allows.
+	ErrTooManySubscriptions = errors.New("connection has as many subscriptions as it may have")
+
+	// ErrNoPosition is returned when a subscription to a pattern asks for a start: positions belong to
+	// single topics.
+	ErrNoPosition = errors.New("a pattern has no position to start from")
+)
+
+// more is what few connections have.
+type more struct {
+	value any // guarded by sh.mu
+
+	// Guarded by sh.mu: only the loop writes, so the loop reads without the lock. What is in a
+	// subscription beside its audience is owned by the loop.
+	subs []subscription
+
+	stale int // owned by the loop: subscriptions that are
+}
+
+// subscription is a connection's place in a topic's audience.
+type subscription struct {
+	audience *audience
+	slot     int32 // in the audience
+	stale    bool  // the newest message of the topic waits until the socket takes bytes again
+}
+
+func (s *subscription) name() string { return s.audience.local.src.name }
+
+// extra returns c.more, which is made if need be. The caller holds sh.mu.
+func (c *Conn) extra() *more {
+	if c.more == nil {
+		c.more = &more{}
+	}
+	return c.more
+}
+
+// SubscribeOptions say how a subscription begins.
+type SubscribeOptions struct {
+	// Start is where to begin. Its zero value begins with the next message, or, for a topic with
+	// [TopicRule.Latest], with the newest one.
+	Start
+
+	// Envelope delivers each message as the JSON object of docs/protocol.md, with topic, offset and time,
+	// instead of the bare payload. The first is the object "subscribed", which says where the
+	// subscription began.
+	Envelope bool
+
+	// Done, which may be nil, learns what became of the subscription. It is called once, on the
+	// connection's loop, before the first message arrives, and must not block. The error is [ErrClosed],
+	// [ErrSubscribed], [ErrOverlap], [ErrTooManySubscriptions] or [ErrTooManyTopics].
+	Done func(Subscribed, error)
+}
+
+// Subscribed says where a subscription began.
+type Subscribed struct {
+	Topic     string
+	Position       // of the topic at that moment; zero for a pattern
+	Recovered bool // nothing is missing after Start.Since
+}
+
+// Subscribe lets a connection get the messages of a topic, or of all topics that match a pattern. It takes
+// its turn behind what was sent before, so it does not fail because of the connection's state: see
+// [SubscribeOptions.Done]. It fails with a *[TopicError] or [ErrNoPosition].
+//
+// The connection stays subscribed until it unsubscribes or is closed. Which topics a client may have is
+// the application's decision; the endpoint's [TopicAccess] rules what clients ask for themselves.
+func (c *Conn) Subscribe(topic string, o SubscribeOptions) error {
+	pattern, err := checkName(topic)
+	if err != nil {
+		return err
+	}
+	if pattern && (o.Since != nil || o.Last > 0) {
+		return ErrNoPosition
+	}
+	kind := c.framing
+	if o.Envelope && kind == framingRaw {
+		kind = framingEnvelope
+	}
+	c.later(func() {
+		var reply func(Subscribed)
+		if o.Envelope {
+			reply = func(s Subscribed) { c.sendSubscribed(nil, s, o.Since != nil) }
+		}
+		s, err := c.subscribe(topic, o.Start, kind, func(s Subscribed) {
+			if reply != nil {
+				reply(s)
+			}
+			if o.Done != nil {
+				o.Done(s, nil)
+			}
+		})
+		if err != nil && o.Done != nil {
+			o.Done(s, err)
+		}
+	})
+	return nil
+}
+
+// Unsubscribe ends a subscription; it must be the same name. Done, which may be nil, is called on the
+// connection's loop with nil, [ErrNotSubscribed] or [ErrClosed]; after that no message of it is sent.
+func (c *Conn) Unsubscribe(topic string, done func(error)) {
+	c.later(func() {
+		err := c.unsubscribe(topic)
+		if done != nil {
+			done(err)
+		}
+	})
+}
+
+// Subscriptions lists the topics and patterns of the connection.
+func (c *Conn) Subscriptions() []string {
+	c.sh.mu.Lock()
+	defer c.sh.mu.Unlock()
+	if c.more == nil {
+		return nil
+	}
+	names := make([]string, len(c.more.subs))
+	for i := range c.more.subs {
+		names[i] = c.more.subs[i].name()
+	}
+	return names
+}
+
+// later calls a function on the connection's loop, behind everything that was sent before.
+func (c *Conn) later(do func()) { c.sh.post(letter{kind: letterDo, conn: c, do: do}) }
+
+// call runs what the mailbox held for a connection. The application may have a part in it.
+func (c *Conn) call(do func()) {
+	defer c.rescue("Done")
+	do()
+}
+
+// publish hands a message to the subscribers of this shard.
+func (l *local) publish(m *message, seq uint32) {
+	for kind, a := range l.audiences {
+		if a != nil && int32(seq-a.end()) >= 0 { // else it was there before the audience
+			a.publish(m.frame(framing(kind)))
+		}
+	}
+}
+
+// subscribe calls reply before it sends the first message.
+func (c *Conn) subscribe(name string, from Start, kind framing, reply func(Subscribed)) (Subscribed, error) {
+	c.sh.check()
+	s := Subscribed{Topic: name}
+	if !c.isOpen() || !c.ready() {
+		return s, ErrClosed
+	}
+	pattern := isPattern(name)
+	if err := c.maySubscribe(name, pattern); err != nil {
+		return s, err
+	}
+	var missed []*message
+	var src *source
+	if pattern {
+		src = c.sh.srv.hub.openPattern(name)
+		s.Recovered = true
+	} else {
+		t, err := c.sh.srv.hub.open(name)
+		if err != nil {
+			return s, err
+		}
+		src = &t.source
+		s.Position = t.position()
+		missed, s.Recovered = t.since(from, time.Now().UnixMilli())
+	}
+	a := src.audience(c.sh, kind)
+	src.subscribers++
+	next := uint32(src.offset + 1)
+	src.mu.Unlock()
+
+	c.join(a, next)
+	reply(s)
+	if len(missed) > 0 {
+		frames := make([]*codec.Frame, len(missed))
+		for i, m := range missed {
+			frames[i] = m.frame(kind)
+		}
+		c.sh.tally.deliveries += uint64(len(frames))
+		c.sendFrames(nil, 0, frames)
+	}
+	return s, nil
+}
+
+// maySubscribe checks what is the same for everybody who asks.
+func (c *Conn) maySubscribe(name string, pattern bool) error {
+	if c.more == nil {
+		return nil
+	}
+	if limit := c.ep.Topics.MaxSubscriptions; limit >= 0 && len(c.more.subs) >= limit {
+		return fmt.Errorf("%w: %d", ErrTooManySubscriptions, limit)
+	}
+	for i := range c.more.subs {
+		switch other := c.more.subs[i].name(); {
+		case other == name:
+			return ErrSubscribed
+		case (pattern || c.more.subs[i].isPattern()) && overlaps(other, name):
+			return fmt.Errorf("%w: %s", ErrOverlap, other)
+		}
+	}
+	return nil
+}
+
+func (s *subscription) isPattern() bool { return s.audience.local.src.topic == nil }
+
+// audience returns the part of a shard's audience that has a framing, which is made if need be. The caller
+// holds mu.
+func (src *source) audience(sh *shard, kind framing) *audience {
+	i := slices.IndexFunc(src.locals, func(l *local) bool { return l.sh == sh })
+	if i < 0 {
+		i = len(src.locals)
+		src.locals = append(src.locals, &local{sh: sh, src: src})
+	}
+	l := src.locals[i]
+	if l.audiences[kind] == nil {
+		// It begins behind this offset: what is on its way to the shard with one up to it is old.
+		l.audiences[kind] = &audience{sh: sh, local: l, base: uint32(src.offset + 1), latest: src.latest()}
+	}
+	return l.audiences[kind]
+}
+
+// join makes the connection a member, from a message on.
+func (c *Conn) join(a *audience, next uint32) {
+	c.sh.mu.Lock()
+	defer c.sh.mu.Unlock()
+	m := c.extra()
+	if len(m.subs) == cap(m.subs) { // append would double it, for many connections
+		m.subs = append(make([]subscription, 0, len(m.subs)+len(m.subs)/4+1), m.subs...)
+	}
+	slot := a.join(c, next, int32(len(m.subs)))
+	m.subs = append(m.subs, subscription{audience: a, slot: slot})
+}
+
+func (c *Conn) unsubscribe(name string) error {
+	c.sh.check()
+	if !c.isOpen() {
+		return ErrClosed
+	}
+	if c.more == nil {
+		return ErrNotSubscribed
+	}
+	i := slices.IndexFunc(c.more.subs, func(s subscription) bool { return s.name() == name })
+	if i < 0 {
+		return ErrNotSubscribed
+	}
+	if c.ready() { // what was published before is still delivered
+		c.dropSubscription(i)
+	}
+	return nil
+}
+
+// dropSubscription takes the connection out of an audience. Another subscription moves to its place.
+func (c *Conn) dropSubscription(i int) {
+	subs, last := c.more.subs, len(c.more.subs)-1
+	s := subs[i]
+	c.sh.mu.Lock()
+	s.audience.quit(s.slot)
+	subs[i] = subs[last]
+	if i < last {
+		subs[i].audience.members[subs[i].slot].sub = int32(i)
+	}
+	subs[last] = subscription{}
+	c.more.subs = subs[:last]
+	c.sh.mu.Unlock()
+	if s.stale {
+		c.more.stale--
+		c.sh.stats.drop(DropClosed, 1)
+	}
+	s.audience.local.left(s.audience)
+}
+
+// left notes that one subscriber has gone.
+func (l *local) left(a *audience) {
+	src := l.src
+	src.mu.Lock()
+	src.subscribers--
+	if len(a.members) == 0 {
+		for i := range l.audiences {
+			if l.audiences[i] == a {
+				l.audiences[i] = nil
+			}
+		}
+		if l.audiences == [numFramings]*audience{} {
+			i := slices.Index(src.locals, l)
+			src.locals = slices.Delete(src.locals, i, i+1)
+		}
+	}
+	nobody := src.subscribers == 0
+	if nobody && src.topic != nil {
+		src.topic.used = time.Now()
+	}
+	src.mu.Unlock()
+	if nobody && src.topic == nil {
+		l.sh.srv.hub.forgetPattern(src)
+	}
+}
+
+// leaveTopics ends all subscriptions of a connection that is closing.
+func (c *Conn) leaveTopics() {
+	if c.more == nil {
+		return
+	}
+	for i := len(c.more.subs) - 1; i >= 0; i-- {
+		s := &c.more.subs[i]
+		c.sh.stats.drop(DropClosed, s.audience.missed(s.slot))
+		c.dropSubscription(i)
+	}
+}
+
+// catchUpTopics gives the connection what its topics' streams have for it.
+func (c *Conn) catchUpTopics() {
+	if c.more == nil {
+		return
+	}
+	for i := 0; i < len(c.more.subs) && c.state.Load() == stateOpen; i++ {
+		c.more.subs[i].audience.catchUp(c.more.subs[i].slot)
+	}
+}
+
+// conflate leaves n messages of a topic to the newest one, which is sent when the socket takes bytes again.
+func (c *Conn) conflate(sub int32, n int) {
+	s := &c.more.subs[sub]
+	if !s.stale {
+		s.stale = true
+		c.more.stale++
+		n--
+	}
+	c.sh.stats.drop(DropConflated, uint64(n))
+}
+
+// refresh sends the newest messages that waited until the socket takes bytes again.
+func (c *Conn) refresh() {
+	for i := 0; c.state.Load() == stateOpen && c.out == nil && c.more != nil && c.more.stale > 0 && i < len(c.more.subs); i++ {
+		s := &c.more.subs[i]
+		if !s.stale {
+			continue
+		}
+		s.stale = false
+		c.more.stale--
+		a := s.audience
+		c.sh.stats.drop(DropConflated, a.missed(s.slot))
+		a.members[s.slot].seq = a.end()
+		c.sendEncoded(c.encoded(a.newest))
+	}
+}

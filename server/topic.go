@@ -1,0 +1,168 @@
+package server
+
+import (
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// Position is a place in a topic's stream: after the message with this offset.
+type Position struct {
+	Offset uint64 `json:"offset"`
+	Epoch  string `json:"epoch"` // offsets are good for one epoch, which ends when the topic is forgotten
+}
+
+// TopicRule says what a topic keeps.
+type TopicRule struct {
+	// Match is a topic or a pattern. The first rule that matches a topic's name is the topic's; a topic
+	// that none matches keeps nothing.
+	Match string `yaml:"match"`
+
+	// History is the number of the newest messages that are kept, for clients that come back. Default 0:
+	// none, or 1 with Latest.
+	History int `yaml:"history"`
+
+	// MaxAge is how long they are kept at most. Default 5m; negative keeps them until newer ones take
+	// their place, or the server ends.
+	MaxAge time.Duration `yaml:"max_age"`
+
+	// MaxBytes is the number of payload bytes that one topic keeps at most; the newest message is kept
+	// whatever its size. Default 1 MiB; negative is no limit.
+	MaxBytes Size `yaml:"max_bytes"`
+
+	// Latest is for topics whose messages replace each other, such as prices. A new subscriber gets the
+	// newest message at once, and one that reads too slowly gets the newest one when it can, instead of
+	// all that came meanwhile.
+	Latest bool `yaml:"latest"`
+}
+
+// source is what connections subscribe to: a topic or a pattern. What is published to a topic goes through
+// the patterns that match it too. A pattern's offset counts its messages for the audiences, and means
+// nothing to clients.
+type source struct {
+	name  string
+	topic *topic // that this is a part of; nil for a pattern
+
+	mu          sync.Mutex
+	offset      uint64   // guarded by mu: of the last message
+	locals      []*local // guarded by mu: one for each shard with subscribers
+	subscribers int      // guarded by mu
+}
+
+// local is a shard's part of a source.
+type local struct {
+	// Immutable.
+	sh  *shard
+	src *source
+
+	// Guarded by src.mu; changed by the loop only, so that it reads without the lock.
+	audiences [numFramings]*audience
+}
+
+// topic is a named stream of messages.
+type topic struct {
+	source
+	rule  *TopicRule // nil when it keeps nothing
+	epoch uint64
+
+	// Guarded by mu.
+	forgotten bool      // it is not in the hub any more
+	used      time.Time // when it last had a message or a subscriber
+	history   ring
+	patterns  []*source // that match it
+	version   uint64    // of the hub's patterns, when that was found out
+}
+
+// latest says whether slow subscribers get only the newest message.
+func (src *source) latest() bool {
+	return src.topic != nil && src.topic.rule != nil && src.topic.rule.Latest
+}
+
+func (t *topic) epochText() string { return strconv.FormatUint(t.epoch, 36) }
+
+func (t *topic) position() Position { return Position{Offset: t.offset, Epoch: t.epochText()} }
+
+// ring is the history of a topic, the oldest message first.
+type ring struct {
+	list  []*message
+	head  int
+	bytes int
+}
+
+func (r *ring) len() int { return len(r.list) - r.head }
+
+func (r *ring) all() []*message { return r.list[r.head:] }
+
+func (r *ring) push(m *message) {
+	if len(r.list) == cap(r.list) && r.head > len(r.list)/2 {
+		n := copy(r.list, r.list[r.head:])
+		clear(r.list[n:])
+		r.list, r.head = r.list[:n], 0
+	}
+	r.list = append(r.list, m)
+	r.bytes += len(m.raw.Payload())
+}
+
+func (r *ring) dropOldest() {
+	r.bytes -= len(r.list[r.head].raw.Payload())
+	r.list[r.head] = nil
+	r.head++
+	if r.head == len(r.list) {
+		r.list, r.head = nil, 0
+	}
+}
+
+// keep puts a message into the history, if there is one. The caller holds mu.
+func (t *topic) keep(m *message) {
+	if t.rule == nil {
+		return
+	}
+	t.history.push(m)
+	for t.history.len() > t.rule.History || t.rule.MaxBytes >= 0 && t.history.len() > 1 && t.history.bytes > int(t.rule.MaxBytes) {
+		t.history.dropOldest()
+	}
+	t.expire(m.time)
+}
+
+// expire drops what is too old at a time in milliseconds. The caller holds mu.
+func (t *topic) expire(now int64) {
+	if t.rule == nil || t.rule.MaxAge < 0 {
+		return
+	}
+	oldest := now - t.rule.MaxAge.Milliseconds()
+	for t.history.len() > 0 && t.history.all()[0].time < oldest {
+		t.history.dropOldest()
+	}
+}
+
+// Start is where a subscriber begins: after a position, with some of the newest messages, or, as its zero
+// value says, with what comes next.
+type Start struct {
+	Since *Position
+	Last  int
+}
+
+// since returns the messages that a subscriber gets before the live ones, and whether that is all that it
+// has missed. The caller holds mu.
+func (t *topic) since(from Start, now int64) (missed []*message, recovered bool) {
+	t.expire(now)
+	kept := t.history.all()
+	switch {
+	case from.Since == nil && from.Last == 0 && t.rule != nil && t.rule.Latest:
+		return newest(kept, 1), true
+	case from.Since == nil:
+		return newest(kept, from.Last), true
+	case from.Since.Epoch != t.epochText() || from.Since.Offset > t.offset:
+		return slices.Clone(kept), false // all of it is news
+	}
+	first := t.offset + 1 - uint64(len(kept)) // the oldest that is kept
+	if from.Since.Offset+1 < first {
+		return slices.Clone(kept), false
+	}
+	return slices.Clone(kept[from.Since.Offset+1-first:]), true
+}
+
+func newest(kept []*message, n int) []*message {
+	return slices.Clone(kept[max(len(kept)-max(n, 0), 0):])
+}

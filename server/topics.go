@@ -1,0 +1,208 @@
+package server
+
+import (
+	"fmt"
+	"net/url"
+	"strconv"
+
+	"carillon/codec"
+)
+
+// TopicAccess rules what clients of an endpoint with [ModeTopics] may do by themselves. What the
+// application does for them with [Conn.Subscribe] and [Server.Publish] is not restricted.
+type TopicAccess struct {
+	// Subscribe lists the topics, as names or patterns, that clients may subscribe to. Default: all.
+	Subscribe []string `yaml:"subscribe"`
+
+	// Publish lists those that clients may publish to. Default: none.
+	Publish []string `yaml:"publish"`
+
+	// Patterns lets clients subscribe to patterns, as far as Subscribe covers them.
+	Patterns bool `yaml:"patterns"`
+
+	// Presence lets clients ask who is subscribed to a topic.
+	Presence bool `yaml:"presence"`
+
+	// MaxSubscriptions is how many topics and patterns one connection may have. Default 128; negative
+	// is no limit.
+	MaxSubscriptions int `yaml:"max_subscriptions"`
+}
+
+func (a *TopicAccess) maySubscribe(name string) bool {
+	for _, p := range a.Subscribe {
+		if covers(p, name) {
+			return true
+		}
+	}
+	return false
+}
+
+func (a *TopicAccess) mayPublish(topic string) bool {
+	for _, p := range a.Publish {
+		if matches(p, topic) {
+			return true
+		}
+	}
+	return false
+}
+
+// subprotocolJSON is the one of docs/protocol.md.
+const subprotocolJSON = "carillon.v1.json"
+
+// mostLast bounds what a client may ask for in one go.
+const mostLast = 10_000
+
+// wish is what a request to an endpoint with topics asks for.
+type wish struct {
+	events  bool // server-sent events
+	framing framing
+	topics  []string
+	from    Start
+}
+
+// wishOf reads the query. The error is a *[codec.Rejection].
+func (ep *endpoint) wishOf(r *Request, events bool) (*wish, error) {
+	bad := func(format string, args ...any) (*wish, error) {
+		return nil, &codec.Rejection{Status: 400, Reason: fmt.Sprintf(format, args...)}
+	}
+	query, err := url.ParseQuery(string(r.Query))
+	if err != nil {
+		return bad("the query is not well-formed")
+	}
+	w := &wish{events: events, topics: query["topic"]}
+	if w.from, err = startOf(query); err != nil {
+		return bad("%v", err)
+	}
+	if events {
+		w.framing = framingEvent
+		if query.Get("envelope") == "true" {
+			w.framing = framingEventWrapped
+		}
+		if len(w.topics) == 0 {
+			return bad("topic is missing: expected ?topic=NAME")
+		}
+		if id := r.Header("Last-Event-ID"); len(id) > 0 && len(w.topics) == 1 {
+			if since, ok := parseEventID(string(id)); ok {
+				w.from = Start{Since: &since}
+			}
+		}
+	}
+	if limit := ep.Topics.MaxSubscriptions; limit >= 0 && len(w.topics) > limit {
+		return bad("%d topics are too many: at most %d", len(w.topics), limit)
+	}
+	return w, ep.checkWish(w)
+}
+
+// checkWish checks the topics of a request.
+func (ep *endpoint) checkWish(w *wish) error {
+	for i, name := range w.topics {
+		if err := ep.check(name); err != nil {
+			status := 400
+			if err == errNotAllowed || err == errNoPatterns {
+				status = 403
+			}
+			return &codec.Rejection{Status: status, Reason: err.Error()}
+		}
+		for _, other := range w.topics[:i] {
+			if overlaps(name, other) {
+				return &codec.Rejection{Status: 400, Reason: fmt.Sprintf("topic %q overlaps topic %q", name, other)}
+			}
+		}
+		if w.from.Since != nil && (len(w.topics) > 1 || isPattern(name)) {
+			return &codec.Rejection{Status: 400, Reason: "since needs exactly one topic, and no pattern"}
+		}
+		if w.from.Last > 0 && isPattern(name) {
+			return &codec.Rejection{Status: 400, Reason: "last needs topics, and no patterns"}
+		}
+	}
+	return nil
+}
+
+var (
+	errNotAllowed = fmt.Errorf("this topic is not for clients of this endpoint")
+	errNoPatterns = fmt.Errorf("this endpoint does not allow patterns")
+)
+
+// check says whether a client may subscribe to a topic or pattern.
+func (ep *endpoint) check(name string) error {
+	pattern, err := checkName(name)
+	switch {
+	case err != nil:
+		return err
+	case pattern && !ep.Topics.Patterns:
+		return errNoPatterns
+	case !ep.Topics.maySubscribe(name):
+		return errNotAllowed
+	}
+	return nil
+}
+
+// startOf reads since, epoch and last.
+func startOf(query url.Values) (from Start, err error) {
+	if text := query.Get("since"); text != "" {
+		offset, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			return from, fmt.Errorf("since=%.40q is not an offset: expected a whole number", text)
+		}
+		from.Since = &Position{Offset: offset, Epoch: query.Get("epoch")}
+		if from.Since.Epoch == "" {
+			return from, fmt.Errorf("since without epoch: expected both, as they were received")
+		}
+	}
+	if text := query.Get("last"); text != "" {
+		if from.Last, err = strconv.Atoi(text); err != nil || from.Last < 0 || from.Last > mostLast {
+			return from, fmt.Errorf("last=%.40q is not a number of messages from 0 to %d", text, mostLast)
+		}
+		if from.Since != nil {
+			return from, fmt.Errorf("since and last exclude each other")
+		}
+	}
+	return from, nil
+}
+
+// begin makes the subscriptions that the request asked for.
+func (c *Conn) begin(w *wish) {
+	for _, name := range w.topics {
+		c.later(func() {
+			_, err := c.subscribe(name, w.from, w.framing, func(s Subscribed) {
+				if w.framing != framingRaw {
+					c.sendSubscribed(nil, s, w.from.Since != nil)
+				} else if w.from.Since != nil && !s.Recovered {
+					c.startClose(closeOwn, closeGap, "gap")
+				}
+			})
+			if err != nil {
+				c.failed(nil, err)
+			}
+		})
+	}
+}
+
+// closeGap tells a client without any other way to learn it that messages are missing.
+const closeGap codec.CloseCode = 4010
+
+// took handles a message of a client on an endpoint with topics.
+func (c *Conn) took(op codec.Opcode, payload []byte) {
+	if c.framing == framingEnvelope {
+		if op != codec.OpText {
+			_ = c.Close(codec.CloseUnsupported, "expected text messages with JSON")
+			return
+		}
+		c.request(payload)
+		return
+	}
+	var topics []subscription
+	if c.more != nil {
+		topics = c.more.subs
+	}
+	if len(topics) != 1 || topics[0].isPattern() || !c.ep.Topics.mayPublish(topics[0].name()) {
+		_ = c.Close(codec.ClosePolicyViolation, "nothing can be published here")
+		return
+	}
+	format := FormatText
+	if op == codec.OpBinary {
+		format = FormatBinary
+	}
+	_, err := c.sh.srv.Publish(Publication{Topic: topics[0].name(), Format: format, Payload: payload})
+	c.refused(err)
+}
