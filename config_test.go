@@ -172,6 +172,7 @@ func checkRoundTrip(t *testing.T, c config) {
 func TestRoundTripOfEveryKey(t *testing.T) {
 	// Each value differs from its default, so that a key which gets lost shows.
 	text := `listen: "[::1]:9000"
+public_url: https://chat.example.com/base
 loops: 7
 endpoints:
   - path: "/with:colon"
@@ -207,6 +208,7 @@ func TestEnvironment(t *testing.T) {
 	// One value for each variable; a new key needs a row here.
 	values := map[string]string{
 		"CARILLON_LISTEN": "[::1]:9000", "CARILLON_LOOPS": "7",
+		"CARILLON_PUBLIC_URL":               "wss://chat.example.com",
 		"CARILLON_ENDPOINTS":                "[{path: /e, mode: broadcast, compression: {enabled: true}}]",
 		"CARILLON_LIMITS_MAX_CONNECTIONS":   "5",
 		"CARILLON_LIMITS_MAX_HEAD":          "1KiB",

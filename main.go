@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"reflect"
@@ -187,7 +186,7 @@ func serve(c config, out io.Writer) error {
 		select {
 		case <-started:
 			started = nil
-			announce(out, c, srv.Addr(), srv.MaxConnections())
+			announce(out, c, srv)
 		case s := <-signals:
 			if ctx.Err() != nil {
 				return fmt.Errorf("%v again: ended without draining", s)
@@ -213,8 +212,8 @@ func newLogger(c logConfig, w io.Writer) *slog.Logger {
 const few = 16 << 10
 
 // announce tells the person at the terminal what is served, how much of it, and how to stop.
-func announce(out io.Writer, c config, addr net.Addr, most int) {
-	fmt.Fprintf(out, "carillon listens on %s\n\n", addr)
+func announce(out io.Writer, c config, srv *server.Server) {
+	fmt.Fprintf(out, "carillon listens on %s\n\n", srv.Addr())
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "  URL\tMODE\tCOMPRESSION\tSUBPROTOCOLS")
 	for _, e := range c.Endpoints {
@@ -225,10 +224,11 @@ func announce(out io.Writer, c config, addr net.Addr, most int) {
 		if len(e.Subprotocols) > 0 {
 			subprotocols = strings.Join(e.Subprotocols, ", ")
 		}
-		fmt.Fprintf(table, "  %s\t%s\t%s\t%s\n", url(c.Listen, addr, e.Path), e.Mode, compression, subprotocols)
+		fmt.Fprintf(table, "  %s\t%s\t%s\t%s\n", srv.URL(e.Path), e.Mode, compression, subprotocols)
 	}
 	table.Flush()
 
+	most := srv.MaxConnections()
 	if most == c.Limits.MaxConnections {
 		fmt.Fprintf(out, "\nUp to %d connections at once, as limits.max_connections says.\n", most)
 	} else {
@@ -239,16 +239,6 @@ func announce(out io.Writer, c config, addr net.Addr, most int) {
 		}
 	}
 	fmt.Fprintln(out, "Stop with Ctrl-C or SIGTERM.")
-}
-
-// url is where a client on this machine finds a path.
-func url(listen string, addr net.Addr, path string) string {
-	host, _, _ := net.SplitHostPort(listen)
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		host = "localhost"
-	}
-	_, port, _ := net.SplitHostPort(addr.String())
-	return "ws://" + net.JoinHostPort(host, port) + path
 }
 
 // version describes the build: the module's version, the commit, the compiler and the platform.

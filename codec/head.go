@@ -68,6 +68,9 @@ func (r *Request) parseFields(section []byte) *Rejection {
 		}
 		section = rest
 	}
+	if hosts == 0 && r.HTTP10 {
+		return nil // Host came with HTTP/1.1
+	}
 	if hosts != 1 || !validHost(r.Host) {
 		return errHost
 	}

@@ -103,6 +103,10 @@ func TestParse(t *testing.T) {
 		{"something behind the blank line", get("/") + "x", 400},
 
 		{"HTTP/1.0", lines("GET / HTTP/1.0", "Host: h"), 505},
+		{"HTTP/1.0 without a Host", lines("GET / HTTP/1.0"), 505},
+		{"HTTP/1.0 with two Hosts", lines("GET / HTTP/1.0", "Host: h", "Host: h"), 400},
+		{"HTTP/1.0 with a bad target", lines("GET a HTTP/1.0"), 400},
+		{"HTTP/1.0 with a bad header", lines("GET / HTTP/1.0", "A : b"), 400},
 		{"HTTP/1.9", lines("GET / HTTP/1.9", "Host: h"), 505},
 		{"HTTP/2.0", lines("GET / HTTP/2.0", "Host: h"), 505},
 		{"HTTP/0.9", lines("GET / HTTP/0.9", "Host: h"), 505},
@@ -216,6 +220,24 @@ func TestRequestParts(t *testing.T) {
 	}
 }
 
+// A handshake cannot be HTTP/1.0, but who serves pages too has to know what was asked for.
+func TestARequestOfHTTP10CanBeRead(t *testing.T) {
+	var r Request
+	err := r.Parse([]byte(lines("GET /a?b HTTP/1.0", "Host: h", "X-One: 1")))
+	if err != error(errVersion) || !r.HTTP10 || string(r.Path) != "/a" || string(r.Query) != "b" ||
+		string(r.Host) != "h" || string(r.Header("x-one")) != "1" {
+		t.Errorf("%v; HTTP10 %v, path %q, query %q, host %q", err, r.HTTP10, r.Path, r.Query, r.Host)
+	}
+	if err := r.Parse([]byte(lines("GET / HTTP/1.0", "Host: h", "A : b"))); err != error(errHeaderName) || r.HTTP10 {
+		t.Errorf("a malformed one: %v, HTTP10 %v", err, r.HTTP10)
+	}
+	for _, version := range []string{"1.1", "1.9", "2.0"} {
+		if _ = r.Parse([]byte(lines("GET / HTTP/"+version, "Host: h"))); r.HTTP10 {
+			t.Errorf("HTTP/%s is taken for 1.0", version)
+		}
+	}
+}
+
 func TestRequestHeaders(t *testing.T) {
 	var r Request
 	if err := r.Parse([]byte(lines("GET / HTTP/1.1", "Host: h", "X-One:  1 ", "x-one: 2", "Empty:", "X_One: 3"))); err != nil {
@@ -283,6 +305,9 @@ func FuzzHead(f *testing.F) {
 			var rejection *Rejection
 			if !errors.As(err, &rejection) {
 				t.Fatalf("%v is no Rejection", err)
+			}
+			if r.HTTP10 {
+				sameAsNetHTTP(t, head, &r)
 			}
 			return
 		}

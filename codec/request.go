@@ -11,6 +11,10 @@ type Request struct {
 	Query  []byte // of Target, without the "?"; nil when there is none
 	Host   []byte // host and, if it was given, port
 
+	// HTTP10 is set when the request is well-formed HTTP/1.0, for which Parse has returned 505: a
+	// handshake it cannot be, but a server of plain HTTP may take it. Host may then be nil.
+	HTTP10 bool
+
 	fields    []byte // the header section without its blank line, known to be valid
 	authority []byte // of an absolute target; nil for an origin target
 }
@@ -24,6 +28,17 @@ type Request struct {
 // request line, which RFC 9112, section 2.2, lets a server skip, are refused too.
 func (r *Request) Parse(head []byte) error {
 	*r = Request{}
+	if err := r.parse(head); err != nil {
+		r.HTTP10 = false
+		return err
+	}
+	if r.HTTP10 {
+		return errVersion
+	}
+	return nil
+}
+
+func (r *Request) parse(head []byte) *Rejection {
 	line, section, ok := cutLine(head)
 	if !ok {
 		return errLineEnd

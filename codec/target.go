@@ -12,11 +12,12 @@ func (r *Request) parseLine(line []byte) *Rejection {
 	if !ok || len(target) == 0 {
 		return errRequestLine
 	}
-	if string(version) != "HTTP/1.1" {
-		if isHTTPVersion(version) {
-			return errVersion
-		}
+	if !isHTTPVersion(version) {
 		return errRequestLine
+	}
+	r.HTTP10 = string(version) == "HTTP/1.0"
+	if !r.HTTP10 && string(version) != "HTTP/1.1" {
+		return errVersion
 	}
 	r.Method, r.Target = method, target
 	if !all(target, inTarget) {

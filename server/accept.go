@@ -55,17 +55,23 @@ func (sh *shard) accept(gc gnet.Conn) bool {
 		copied.Zone = string([]byte(remote.Zone))
 		remote = &copied
 	}
+	c := sh.admit(gc, remote)
+	c.full = n > int64(s.maxConnections)
+	return true
+}
+
+// admit makes a connection, in its handshake, of a socket that counts already.
+func (sh *shard) admit(gc gnet.Conn, remote *net.TCPAddr) *Conn {
 	c := &Conn{
 		sh:     sh,
 		gc:     gc,
 		remote: remote,
-		id:     s.lastID.Add(1),
+		id:     sh.srv.lastID.Add(1),
 		fd:     int32(gc.Fd()),
-		full:   n > int64(s.maxConnections),
 	}
 	gc.SetContext(c)
 	sh.shaking.add(c, times{read: sh.clock, message: sh.clock})
-	return true
+	return c
 }
 
 // socketClosed tells a draining server when the last one is gone.

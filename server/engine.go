@@ -35,6 +35,10 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 
+	if s.plain != nil {
+		go s.plain.serve()
+		defer s.plain.close()
+	}
 	defer s.closeShards()
 	alive, dead := context.WithCancel(context.Background())
 	defer dead()
@@ -166,6 +170,9 @@ func (s *Server) drain() {
 	for _, sh := range s.allShards() {
 		sh.postGoAway()
 	}
+	if s.plain != nil {
+		go s.plain.drain(ctx)
+	}
 	for s.sockets.Load() > 0 {
 		select {
 		case <-s.empty:
@@ -232,8 +239,11 @@ func (e *events) OnBoot(engine gnet.Engine) gnet.Action {
 }
 
 func (e *events) OnOpen(gc gnet.Conn) ([]byte, gnet.Action) {
-	if _, ok := gc.Context().(*bell); ok {
+	switch enrolled := gc.Context().(type) {
+	case *bell:
 		return nil, gnet.None
+	case *returned:
+		return nil, enrolled.opened(gc)
 	}
 	s := e.server
 	sh, err := s.shardOf(gc.EventLoop())

@@ -3,8 +3,11 @@ package server_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"log"
 	"log/slog"
+	"net/http"
+	"strings"
 
 	"github.com/gorilla/websocket"
 
@@ -98,6 +101,71 @@ func ExampleHandler_login() {
 	// Output:
 	// websocket: bad handshake 401 Unauthorized
 	// welcome, alice
+}
+
+// Pages, an API and WebSockets share one port. The API's route tells every WebSocket what was posted.
+func ExampleOptions_pages() {
+	var s *server.Server
+	site := http.NewServeMux()
+	site.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, "<h1>The news</h1>")
+	})
+	site.HandleFunc("POST /api/news", func(w http.ResponseWriter, r *http.Request) {
+		news, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<10))
+		if err == nil {
+			err = s.Broadcast("/news", server.Text, news)
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		w.WriteHeader(http.StatusAccepted)
+	})
+	opened := make(chan struct{}, 1)
+	s, err := server.New(server.Options{
+		Listen: "127.0.0.1:0",
+		Endpoints: []server.Endpoint{{
+			Path:    "/news",
+			Handler: server.Handler{Open: func(*server.Conn) { opened <- struct{}{} }},
+		}},
+		HTTP:   site,
+		Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	<-s.Started()
+
+	resp, err := http.Get("http://" + s.Addr().String() + "/")
+	if err != nil {
+		log.Fatal(err)
+	}
+	page, _ := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	fmt.Println("the page:", string(page))
+
+	alice := connect(s, "/news")
+	<-opened
+	resp, err = http.Post("http://"+s.Addr().String()+"/api/news", "text/plain", strings.NewReader("the bells are ringing"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	resp.Body.Close()
+	fmt.Println("the API:", resp.Status)
+	fmt.Println("alice:", hear(alice))
+	alice.Close()
+
+	stop()
+	fmt.Println("stopped with", <-ended)
+
+	// Output:
+	// the page: <h1>The news</h1>
+	// the API: 202 Accepted
+	// alice: the bells are ringing
+	// stopped with <nil>
 }
 
 // run starts a server with one endpoint on a free port.

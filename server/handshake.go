@@ -45,6 +45,10 @@ func (c *Conn) answer(head, rest []byte) {
 		c.openEvents(r)
 		return
 	}
+	if err == errPlainHTTP {
+		c.handOver(head, rest)
+		return
+	}
 	if err == nil {
 		var hs codec.Handshake
 		sh.control, hs, err = c.ep.upgrader.Upgrade(sh.control[:0], &r.Request, r.ResponseHeader)
@@ -69,8 +73,9 @@ func (c *Conn) answer(head, rest []byte) {
 // consider decides about a request, in the order in which the answers are useful to the client.
 func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 	srv := c.sh.srv
-	if err := r.Parse(head); err != nil {
-		return reasonOf(err), err
+	malformed := r.Parse(head)
+	if malformed != nil && (srv.plain == nil || !r.HTTP10) {
+		return reasonOf(malformed), malformed
 	}
 	if c.full {
 		return RefuseFull, rejectFull
@@ -78,7 +83,13 @@ func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 	if srv.draining.Load() {
 		return RefuseDraining, rejectDraining
 	}
-	if c.ep = srv.byPath[string(r.Path)]; c.ep == nil {
+	c.ep = srv.byPath[string(r.Path)]
+	switch {
+	case c.ep == nil && srv.plain != nil:
+		return 0, errPlainHTTP
+	case malformed != nil: // HTTP/1.0 cannot be upgraded
+		return reasonOf(malformed), malformed
+	case c.ep == nil:
 		return RefuseNotFound, &codec.Rejection{Status: 404, Reason: "nothing is served at this path"}
 	}
 	events := c.ep.Mode == ModeTopics && wantsEvents(&r.Request)

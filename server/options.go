@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
@@ -25,15 +26,34 @@ type Options struct {
 	// machine, IPv4 and IPv6; port 0 lets the kernel choose (see [Server.Addr]). Default ":8080".
 	Listen string `yaml:"listen"`
 
+	// PublicURL is where clients reach the server when that is not Listen, because a proxy or a
+	// balancer stands before it: scheme (http, https, ws or wss), host and, if the proxy cuts one off,
+	// the path before the endpoints' own, such as "https://chat.example.com/base". Nothing is served
+	// differently for it; see [Server.URL]. Default: what Listen says.
+	PublicURL string `yaml:"public_url"`
+
 	// Loops is the number of event loops, each one goroutine with its own epoll or kqueue instance
 	// and its own part of the connection table. Default: one for each processor Go may use.
 	Loops int `yaml:"loops"`
 
-	// Endpoints are the paths that are served. A request for any other path gets 404.
+	// Endpoints are the paths where WebSockets are served. A request for any other path goes to HTTP,
+	// or gets 404 when that is nil.
 	Endpoints []Endpoint `yaml:"endpoints"`
 
 	// Topics says what topics keep. Default: nothing.
 	Topics []TopicRule `yaml:"topics"`
+
+	// HTTP serves every request that is for no endpoint, upgrades included, so that pages, an API and
+	// WebSockets share one port. It runs off the event loops and may block. Default: none.
+	//
+	// Its connections belong to an http.Server: HTTP/1.0 and HTTP/1.1, keep-alive, streaming,
+	// Hijack. Each costs a goroutine and counts in Limits.MaxConnections while it is open. The time for
+	// a head and its size are those of Limits; a connection without a request is closed after 2
+	// minutes; http.ResponseController sets other time-outs, of which there are none. Requests to an
+	// endpoint are always the endpoint's, also on a connection that has carried others before. When
+	// the server shuts down, requests that are being served may finish within Shutdown.Timeout; then
+	// they are cut, and what was hijacked with them.
+	HTTP http.Handler `yaml:"-"`
 
 	Limits   Limits   `yaml:"limits"`
 	Ping     Ping     `yaml:"ping"`
@@ -209,6 +229,11 @@ func (o Options) Resolve() (Options, error) {
 		c.add("listen", "%q is not an address: expected host:port, such as :8080 or 127.0.0.1:8080", o.Listen)
 	} else if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
 		c.add("listen", "%q has no port from 0 to 65535", o.Listen)
+	}
+	if o.PublicURL != "" {
+		if _, problem := publicURL(o.PublicURL); problem != "" {
+			c.add("public_url", "%q %s", o.PublicURL, problem)
+		}
 	}
 	if o.Loops < 0 || o.Loops > 255 {
 		c.add("loops", "%d is out of range: expected 1 to 255, or 0 for one per processor", o.Loops)

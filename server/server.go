@@ -43,6 +43,7 @@ type Server struct {
 	log          *slog.Logger
 	endpoints    []*endpoint
 	byPath       map[string]*endpoint
+	plain        *plainHTTP // nil without Options.HTTP
 	maxBacklog   int64
 	pingEarliest time.Duration // no connection's ping interval is shorter
 	begin        time.Time     // of the shards' clocks
@@ -138,6 +139,9 @@ func New(options Options) (*Server, error) {
 	}
 	s.hub = newHub(s)
 	s.shards.Store(&[]*shard{})
+	if opts.HTTP != nil {
+		s.plain = newPlainHTTP(s)
+	}
 	return s, nil
 }
 

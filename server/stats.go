@@ -33,7 +33,7 @@ type RefuseReason uint8
 
 const (
 	RefuseMalformed   RefuseReason = iota // 400: the head breaks a rule of HTTP or of the handshake
-	RefuseNotFound                        // 404: no endpoint has this path
+	RefuseNotFound                        // 404: no endpoint has this path, and there is no Options.HTTP
 	RefuseMethod                          // 405: not GET
 	RefuseTimeout                         // 408: the head did not come in time
 	RefuseNoUpgrade                       // 426: not an upgrade, or another version of the protocol
@@ -45,12 +45,13 @@ const (
 	RefuseHandler                         // the application's Upgrade said no
 	RefusePanic                           // 500: the application's Upgrade panicked
 	RefuseLost                            // the client went away before its head was complete
+	RefuseDescriptors                     // 503: no descriptor was left to move the connection to Options.HTTP, or back
 	numRefuseReasons
 )
 
 var refuseNames = [numRefuseReasons]string{
 	"malformed", "not_found", "method", "timeout", "no_upgrade", "head_too_long", "http_version", "full", "draining",
-	"topic", "handler", "panic", "lost",
+	"topic", "handler", "panic", "lost", "descriptors",
 }
 
 // String gives the name used in counters.
@@ -62,6 +63,8 @@ type counters struct {
 	Open        atomic.Int64
 	Accepted    atomic.Uint64
 	Opened      atomic.Uint64
+	PlainHTTP   atomic.Uint64
+	Returned    atomic.Uint64
 	MessagesIn  atomic.Uint64
 	BytesIn     atomic.Uint64
 	Deliveries  atomic.Uint64
@@ -86,17 +89,19 @@ func (s *counters) closed(code codec.CloseCode) {
 
 // Stats is what has happened since the server was made. Counters never go down.
 type Stats struct {
-	Sockets     int64  // open TCP connections, handshakes and closes included
+	Sockets     int64  // open TCP connections, handshakes, closes and plain HTTP included
 	Open        int64  // open WebSockets
 	Accepted    uint64 // TCP connections
 	Opened      uint64 // handshakes that succeeded
+	PlainHTTP   uint64 // connections that were handed to Options.HTTP
+	Returned    uint64 // connections that came back from there with a request for an endpoint
 	MessagesIn  uint64 // whole messages from clients
 	BytesIn     uint64 // from sockets, handshakes and framing included
 	Deliveries  uint64 // messages handed to one connection each, whether they then waited or not
 	BytesOut    uint64 // to sockets, handshakes and framing included
 	Writes      uint64 // system calls that BytesOut took
 	QueuedBytes int64  // waiting now for slow consumers
-	Panics      uint64 // in handlers
+	Panics      uint64 // in a [Handler]; net/http logs those in Options.HTTP
 
 	Drops    map[DropReason]uint64      // messages that one receiver each never got
 	Refusals map[RefuseReason]uint64    // connections that did not become WebSockets
@@ -117,6 +122,8 @@ func (s *Server) Stats() Stats {
 		st.Open += c.Open.Load()
 		st.Accepted += c.Accepted.Load()
 		st.Opened += c.Opened.Load()
+		st.PlainHTTP += c.PlainHTTP.Load()
+		st.Returned += c.Returned.Load()
 		st.MessagesIn += c.MessagesIn.Load()
 		st.BytesIn += c.BytesIn.Load()
 		st.Deliveries += c.Deliveries.Load()

@@ -1,0 +1,205 @@
+package server
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"os"
+	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"carillon/codec"
+)
+
+// handed is a connection on its way from a loop to the http.Server.
+type handed struct {
+	sh     *shard
+	fd     int // a duplicate
+	remote *net.TCPAddr
+	early  []byte // what the loop has read
+}
+
+// plainListener is what the http.Server accepts from: the loops put connections in, and never wait.
+type plainListener struct {
+	srv *Server
+
+	mu     sync.Mutex
+	filled sync.Cond // queue has become longer, or closed is set
+	queue  []handed  // no longer than the number of sockets
+	closed bool
+	conns  map[*plainConn]struct{} // those that were accepted and not given away since
+}
+
+func newPlainListener(s *Server) *plainListener {
+	l := &plainListener{srv: s, conns: map[*plainConn]struct{}{}}
+	l.filled.L = &l.mu
+	return l
+}
+
+// put takes over the descriptor, or returns false when it is too late for that.
+func (l *plainListener) put(h handed) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return false
+	}
+	l.queue = append(l.queue, h)
+	l.filled.Signal()
+	return true
+}
+
+// Accept makes the connections one after the other, because each takes a second descriptor meanwhile.
+func (l *plainListener) Accept() (net.Conn, error) {
+	for {
+		h, ok := l.take()
+		if !ok {
+			return nil, net.ErrClosed
+		}
+		c, err := l.open(h)
+		if err == nil {
+			return c, nil
+		}
+		l.srv.log.Debug("request refused", "remote", h.remote.AddrPort(), "error", err)
+		l.refuse(h, RefuseDescriptors, rejectDescriptors)
+	}
+}
+
+func (l *plainListener) take() (h handed, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.queue) == 0 && !l.closed {
+		l.filled.Wait()
+	}
+	if len(l.queue) == 0 {
+		return handed{}, false
+	}
+	h = l.queue[0]
+	if l.queue = l.queue[1:]; len(l.queue) == 0 {
+		l.queue = nil
+	}
+	return h, true
+}
+
+func (l *plainListener) open(h handed) (*plainConn, error) {
+	tcp, err := tcpConn(h.fd)
+	if err != nil {
+		return nil, err
+	}
+	_ = unix.Close(h.fd)
+	c := &plainConn{TCPConn: tcp, listener: l, sh: h.sh, remote: h.remote, early: h.early}
+	l.mu.Lock()
+	l.conns[c] = struct{}{}
+	l.mu.Unlock()
+	h.sh.stats.PlainHTTP.Add(1)
+	return c, nil
+}
+
+// tcpConn makes a connection of a descriptor, which stays the caller's.
+func tcpConn(fd int) (*net.TCPConn, error) {
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	file := os.NewFile(uintptr(own), "tcp")
+	defer file.Close()
+	conn, err := net.FileConn(file)
+	if err != nil {
+		return nil, fmt.Errorf("make a connection of a socket: %w", err)
+	}
+	return conn.(*net.TCPConn), nil
+}
+
+// refuse answers at once, as accept does when there are too many: the kernel may reset the connection
+// before the client has read the answer.
+func (l *plainListener) refuse(h handed, why RefuseReason, r *codec.Rejection) {
+	h.sh.stats.refusals[why].Add(1)
+	_, _ = write(int32(h.fd), r.AppendResponse(nil))
+	_ = unix.Close(h.fd)
+	l.srv.socketClosed()
+}
+
+// Close ends Accept. Those who wait for it came too late.
+func (l *plainListener) Close() error {
+	l.mu.Lock()
+	late := l.queue
+	l.queue, l.closed = nil, true
+	l.filled.Broadcast()
+	l.mu.Unlock()
+	for _, h := range late {
+		l.refuse(h, RefuseDraining, rejectDraining)
+	}
+	return nil
+}
+
+// Addr is the address that the loops listen on.
+func (l *plainListener) Addr() net.Addr { return l.srv.addr }
+
+func (l *plainListener) members() []*plainConn {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Collect(maps.Keys(l.conns))
+}
+
+// leave takes c out of the list. It is true once for each connection, for whoever then has to see to
+// it that the socket is counted as closed.
+func (l *plainListener) leave(c *plainConn) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, was := l.conns[c]
+	delete(l.conns, c)
+	return was
+}
+
+// plainConn is a connection that the http.Server serves, or the application when it has hijacked it.
+// Of what net/http asks a connection for beside a net.Conn, it has ReadFrom (sendfile) and CloseWrite.
+type plainConn struct {
+	*net.TCPConn
+	listener *plainListener
+	sh       *shard       // where it was accepted
+	remote   *net.TCPAddr // still known when the peer is gone
+	early    []byte       // what the loop has read; owned by whoever reads
+}
+
+// RemoteAddr is the address at the other end.
+func (c *plainConn) RemoteAddr() net.Addr { return c.remote }
+
+func (c *plainConn) Read(b []byte) (int, error) {
+	if len(c.early) == 0 {
+		return c.TCPConn.Read(b)
+	}
+	n := copy(b, c.early)
+	c.skip(n)
+	return n, nil
+}
+
+// WriteTo is there because TCPConn's own would leave out what the loop has read.
+func (c *plainConn) WriteTo(w io.Writer) (int64, error) {
+	var early int64
+	if len(c.early) > 0 {
+		n, err := w.Write(c.early)
+		c.skip(n)
+		if early = int64(n); err != nil {
+			return early, err
+		}
+	}
+	n, err := c.TCPConn.WriteTo(w)
+	return early + n, err
+}
+
+func (c *plainConn) skip(n int) {
+	if c.early = c.early[n:]; len(c.early) == 0 {
+		c.early = nil
+	}
+}
+
+// Close closes the socket, which from then on does not count.
+func (c *plainConn) Close() error {
+	err := c.TCPConn.Close()
+	if c.listener.leave(c) {
+		c.listener.srv.socketClosed()
+	}
+	return err
+}

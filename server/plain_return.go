@@ -1,0 +1,128 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/panjf2000/gnet/v2"
+	"golang.org/x/sys/unix"
+)
+
+// A proxy that keeps its connections sends whatever comes next on any of them: after some pages, a
+// WebSocket handshake. So a request for an endpoint takes its connection back to a loop, where it is
+// answered as if it had come first, whether that opens a WebSocket or refuses to.
+
+// returned is a connection on its way back from the http.Server to a loop.
+type returned struct {
+	sh    *shard
+	conn  *plainConn
+	bytes []byte // the request's head and what has been read behind it
+}
+
+// giveBack waits until the loop has the connection, and forgets it if the loop does not take it.
+func (p *plainHTTP) giveBack(w http.ResponseWriter, r *http.Request) {
+	head := headOf(r)
+	conn, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(err) // HTTP/1 can be hijacked, and there is no other here
+	}
+	c := conn.(*plainConn)
+	rest, _ := buffered.Reader.Peek(buffered.Reader.Buffered())
+	shards := p.srv.allShards()
+	back := &returned{
+		sh:    shards[p.turn.Add(1)%uint64(len(shards))],
+		conn:  c,
+		bytes: slices.Concat(head, rest, c.early),
+	}
+	p.moving <- struct{}{}
+	err = p.enroll(back)
+	<-p.moving
+	if !c.listener.leave(c) {
+		return
+	}
+	why := RefuseLost
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+		why = RefuseDescriptors // gnet has closed the socket, so nobody can be told
+	}
+	p.srv.log.Debug("connection lost on its way to a loop", "remote", c.remote.AddrPort(), "error", err)
+	back.sh.stats.refusals[why].Add(1)
+	_ = c.TCPConn.Close()
+	p.srv.socketClosed()
+}
+
+// enroll gives the connection to its loop. gnet duplicates the descriptor and closes the connection's
+// own, when opened has been called; it also may not call it, and have no error to tell.
+func (p *plainHTTP) enroll(back *returned) error {
+	tcp := back.conn.TCPConn
+	for _, addr := range []net.Addr{tcp.LocalAddr(), tcp.RemoteAddr()} {
+		a, ok := addr.(*net.TCPAddr)
+		if !ok {
+			return net.ErrClosed // the peer has reset the connection, and gnet would not expect that
+		}
+		// gnet puts the zone's memory into a pool in the end; net has given it to others as well.
+		a.Zone = strings.Clone(a.Zone)
+	}
+	enrolled, err := back.sh.loop.Enroll(gnet.NewContext(context.Background(), back), tcp)
+	if err != nil {
+		return err
+	}
+	select {
+	case result := <-enrolled:
+		return result.Err
+	case <-p.ended: // and with it the loop that would have answered
+		return errStopped
+	}
+}
+
+// opened is called on the loop. From here on the connection is like one that was accepted.
+func (r *returned) opened(gc gnet.Conn) gnet.Action {
+	if !r.conn.listener.leave(r.conn) {
+		return gnet.Close // it has been closed meanwhile, and counted
+	}
+	sh := r.sh
+	sh.enter()
+	sh.stats.Returned.Add(1)
+	sh.admit(gc, r.conn.remote).received(r.bytes)
+	sh.leave()
+	return gnet.None
+}
+
+// headOf rebuilds a request's head. What net/http does not keep is lost: the order and the case of
+// header names, Host beside an absolute target, and the absence of Cache-Control beside Pragma. None
+// of that means anything in a handshake.
+func headOf(r *http.Request) []byte {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "%s %s %s\r\n", r.Method, r.RequestURI, r.Proto)
+	if r.Host != "" {
+		fmt.Fprintf(&b, "Host: %s\r\n", r.Host)
+	}
+	if len(r.TransferEncoding) > 0 { // no handshake has one: it is to be refused for it
+		fmt.Fprintf(&b, "Transfer-Encoding: %s\r\n", strings.Join(r.TransferEncoding, ", "))
+	}
+	_ = r.Header.Write(&b)
+	b.WriteString("\r\n")
+	return b.Bytes()
+}
+
+// rawPath is the path of a request target as [codec.Request] has it, escapes and all. The two must
+// agree: what the one takes for an endpoint's and the other does not would go to and fro for ever.
+func rawPath(target string) string {
+	if !strings.HasPrefix(target, "/") {
+		_, rest, absolute := strings.Cut(target, "://")
+		if !absolute {
+			return target
+		}
+		target = rest[min(len(rest), strings.IndexAny(rest+"/", "/?")):]
+	}
+	path, _, _ := strings.Cut(target, "?")
+	if path == "" {
+		return "/"
+	}
+	return path
+}
