@@ -44,31 +44,31 @@ func TestNothingIsLeftOfPlainConnections(t *testing.T) {
 	before := openFiles(t)
 	kinds := []func(c *client){
 		func(c *client) {
-			c.write([]byte(request("GET / HTTP/1.1", "Connection: close")))
+			c.write([]byte(requestHead("GET / HTTP/1.1", "Connection: close")))
 			c.wantPage("GET /")
 			c.wantEOF()
 		},
-		func(c *client) { c.write([]byte(request("GET / HTTP/1.0"))); c.wantPage("GET /") },
-		func(c *client) { c.write([]byte(request("GET / HTTP/1.1"))) }, // leaves without its answer
+		func(c *client) { c.write([]byte(requestHead("GET / HTTP/1.0"))); c.wantPage("GET /") },
+		func(c *client) { c.write([]byte(requestHead("GET / HTTP/1.1"))) }, // leaves without its answer
 		func(c *client) { c.write([]byte("GET / HTTP/1.1\r\n")) },      // leaves before it has asked
 		func(c *client) {
-			c.write([]byte(request("POST / HTTP/1.1", "Content-Length: 1000") + "and the rest never comes"))
+			c.write([]byte(requestHead("POST / HTTP/1.1", "Content-Length: 1000") + "and the rest never comes"))
 		},
 		func(c *client) {
-			c.write([]byte(request("GET / HTTP/1.1")))
+			c.write([]byte(requestHead("GET / HTTP/1.1")))
 			_ = c.conn.(*net.TCPConn).SetLinger(0) // a reset
 		},
 		func(c *client) {
-			c.write([]byte(request("GET / HTTP/1.1")))
+			c.write([]byte(requestHead("GET / HTTP/1.1")))
 			c.wantPage("GET /")
 			c.write([]byte(upgradeHead("/echo")))
 			if resp := c.response(); resp.StatusCode != 101 {
 				c.t.Errorf("answered %s", resp.Status)
 			}
 		},
-		func(c *client) { c.write([]byte(request("GET / HTTP/1.1") + upgradeHead("/echo"))) }, // leaves on its way back
+		func(c *client) { c.write([]byte(requestHead("GET / HTTP/1.1") + upgradeHead("/echo"))) }, // leaves on its way back
 		func(c *client) {
-			c.write([]byte(request("GET / HTTP/1.1") + request("GET /echo HTTP/1.1")))
+			c.write([]byte(requestHead("GET / HTTP/1.1") + requestHead("GET /echo HTTP/1.1")))
 			c.wantPage("GET /")
 			c.wantRefusal(426, "endpoint")
 		},
@@ -113,10 +113,10 @@ func TestPlainConnectionsCountInTheLimit(t *testing.T) {
 	s := start(t, opts)
 	alice, bob := dialRaw(t, s), dialRaw(t, s)
 	for _, c := range []*client{alice, bob} {
-		c.write([]byte(request("GET / HTTP/1.1")))
+		c.write([]byte(requestHead("GET / HTTP/1.1")))
 		c.wantPage("GET /")
 	}
-	for _, head := range []string{upgradeHead("/echo"), request("GET / HTTP/1.1"), request("GET / HTTP/1.0")} {
+	for _, head := range []string{upgradeHead("/echo"), requestHead("GET / HTTP/1.1"), requestHead("GET / HTTP/1.0")} {
 		cathy := dialRaw(t, s)
 		cathy.write([]byte(head))
 		wantFull(t, cathy)
@@ -150,9 +150,9 @@ func TestShutdownLetsARequestFinish(t *testing.T) {
 	opts.Shutdown.Timeout = patience
 	s, cancel, ended := runUntil(t, opts)
 	idle, busy, socket := dialRaw(t, s), dialRaw(t, s), dial(t, s, "/echo")
-	idle.write([]byte(request("GET /short HTTP/1.1")))
+	idle.write([]byte(requestHead("GET /short HTTP/1.1")))
 	idle.wantPage("GET /short")
-	busy.write([]byte(request("GET /long HTTP/1.1")))
+	busy.write([]byte(requestHead("GET /long HTTP/1.1")))
 	<-serving
 	cancel()
 	idle.wantEOF()
@@ -195,7 +195,7 @@ func TestShutdownCutsPlainConnections(t *testing.T) {
 	opts.Shutdown.Timeout = 100 * time.Millisecond
 	s, cancel, ended := runUntil(t, opts)
 	for _, path := range []string{"/long", "/hijacked"} {
-		dialRaw(t, s).write([]byte(request("GET " + path + " HTTP/1.1")))
+		dialRaw(t, s).write([]byte(requestHead("GET " + path + " HTTP/1.1")))
 	}
 	<-serving
 	<-serving
@@ -279,12 +279,12 @@ func TestAVisitorWhoComesTooLate(t *testing.T) {
 func TestNoDescriptorIsLeftForAVisitor(t *testing.T) {
 	s := start(t, withPages(mirror))
 	inside, visitor, alice := dialRaw(t, s), dialRaw(t, s), dial(t, s, "/echo")
-	inside.write([]byte(request("GET / HTTP/1.1")))
+	inside.write([]byte(requestHead("GET / HTTP/1.1")))
 	inside.wantPage("GET /")
 	eventually(t, "all are accepted", func() bool { return s.Stats().Accepted == 3 })
 
 	restore := noDescriptors(t)
-	visitor.write([]byte(request("GET / HTTP/1.1")))
+	visitor.write([]byte(requestHead("GET / HTTP/1.1")))
 	visitor.wantRefusal(503, "Retry-After: 5")
 	inside.write([]byte(upgradeHead("/echo")))
 	_, err := io.ReadAll(inside.r)
@@ -301,7 +301,7 @@ func TestNoDescriptorIsLeftForAVisitor(t *testing.T) {
 		t.Errorf("refusals are %v, want two for want of descriptors", st.Refusals)
 	}
 	c := dialRaw(t, s)
-	c.write([]byte(request("GET / HTTP/1.1")))
+	c.write([]byte(requestHead("GET / HTTP/1.1")))
 	c.wantPage("GET /")
 }
 

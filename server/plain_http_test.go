@@ -81,7 +81,7 @@ func (c *client) wantPage(says string) *http.Response {
 	return resp
 }
 
-func request(line string, headers ...string) string {
+func requestHead(line string, headers ...string) string {
 	return line + "\r\n" + hostLine + strings.Join(append(headers, "", ""), "\r\n")
 }
 
@@ -125,19 +125,19 @@ func TestPlainRequestsOfRawClients(t *testing.T) {
 		want     []string
 	}{
 		{"requests may come one behind the other",
-			[]string{request("GET /1 HTTP/1.1") + request("POST /2 HTTP/1.1", "Content-Length: 3") + "abc" + request("GET /3 HTTP/1.1")},
+			[]string{requestHead("GET /1 HTTP/1.1") + requestHead("POST /2 HTTP/1.1", "Content-Length: 3") + "abc" + requestHead("GET /3 HTTP/1.1")},
 			[]string{"GET /1 ", "POST /2 HTTP/1.1, upgrade \"\", body 616263", "GET /3 "}},
 		{"more may come than net/http reads at once",
-			[]string{strings.Repeat(request("GET /"+strings.Repeat("a", 1000)+" HTTP/1.1"), 30)},
+			[]string{strings.Repeat(requestHead("GET /"+strings.Repeat("a", 1000)+" HTTP/1.1"), 30)},
 			slices.Repeat([]string{"GET /aaa"}, 30)},
 		{"the connection is kept",
-			[]string{request("GET /1 HTTP/1.1"), request("GET /2 HTTP/1.1"), request("GET /3 HTTP/1.1")},
+			[]string{requestHead("GET /1 HTTP/1.1"), requestHead("GET /2 HTTP/1.1"), requestHead("GET /3 HTTP/1.1")},
 			[]string{"GET /1 ", "GET /2 ", "GET /3 "}},
-		{"HTTP/1.0 is understood", []string{request("GET /old HTTP/1.0")}, []string{"GET /old HTTP/1.0"}},
+		{"HTTP/1.0 is understood", []string{requestHead("GET /old HTTP/1.0")}, []string{"GET /old HTTP/1.0"}},
 		{"HTTP/1.0 needs no Host", []string{"GET /old HTTP/1.0\r\n\r\n"}, []string{"GET /old HTTP/1.0"}},
-		{"HTTP/1.0 may keep the connection", []string{request("GET /1 HTTP/1.0", "Connection: keep-alive"), request("GET /2 HTTP/1.0")},
+		{"HTTP/1.0 may keep the connection", []string{requestHead("GET /1 HTTP/1.0", "Connection: keep-alive"), requestHead("GET /2 HTTP/1.0")},
 			[]string{"GET /1 HTTP/1.0", "GET /2 HTTP/1.0"}},
-		{"a target may be absolute", []string{request("GET http://example.com/a?b HTTP/1.1")}, []string{"GET http://example.com/a?b "}},
+		{"a target may be absolute", []string{requestHead("GET http://example.com/a?b HTTP/1.1")}, []string{"GET http://example.com/a?b "}},
 		{"a WebSocket handshake for no endpoint is the handler's", []string{upgradeHead("/chat")}, []string{`GET /chat HTTP/1.1, upgrade "websocket"`}},
 		{"an upgrade to something else is too", []string{change(t, "GET /echo", "GET /h2")}, []string{"GET /h2 "}},
 	} {
@@ -161,7 +161,7 @@ func TestPlainRequestsOfRawClients(t *testing.T) {
 func TestAPlainRequestMayArriveByteByByte(t *testing.T) {
 	s := start(t, withPages(mirror))
 	c := dialRaw(t, s)
-	head := request("POST /slow HTTP/1.1", "Content-Length: 3")
+	head := requestHead("POST /slow HTTP/1.1", "Content-Length: 3")
 	for i, b := range []byte(head) {
 		c.write([]byte{b})
 		s.arrived(t, i+1)
@@ -180,7 +180,7 @@ func TestAPlainRequestMayArriveByteByByte(t *testing.T) {
 func TestExpectContinue(t *testing.T) {
 	s := start(t, withPages(mirror))
 	c := dialRaw(t, s)
-	c.write([]byte(request("POST /a HTTP/1.1", "Content-Length: 3", "Expect: 100-continue")))
+	c.write([]byte(requestHead("POST /a HTTP/1.1", "Content-Length: 3", "Expect: 100-continue")))
 	if resp := c.response(); resp.StatusCode != http.StatusContinue {
 		t.Fatalf("answered %s", resp.Status)
 	}
@@ -191,7 +191,7 @@ func TestExpectContinue(t *testing.T) {
 func TestHeadOfAPage(t *testing.T) {
 	s := start(t, withPages(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "a page") }))
 	c := dialRaw(t, s)
-	c.write([]byte(request("HEAD / HTTP/1.1", "Connection: close")))
+	c.write([]byte(requestHead("HEAD / HTTP/1.1", "Connection: close")))
 	answer, err := io.ReadAll(c.r)
 	if err != nil || !strings.Contains(string(answer), "Content-Length: 6\r\n") || !strings.HasSuffix(string(answer), "\r\n\r\n") {
 		t.Errorf("%q, %v", answer, err)
@@ -202,7 +202,7 @@ func TestHeadOfAPage(t *testing.T) {
 func TestAClientThatHasNoMoreToSayIsAnswered(t *testing.T) {
 	s := start(t, withPages(mirror))
 	c := dialRaw(t, s)
-	c.write([]byte(request("GET /last HTTP/1.1")))
+	c.write([]byte(requestHead("GET /last HTTP/1.1")))
 	if err := c.conn.(*net.TCPConn).CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
@@ -392,18 +392,18 @@ func TestLimitsOfPlainRequests(t *testing.T) {
 	opts.Limits.HandshakeTimeout = 200 * time.Millisecond
 	s := start(t, opts)
 	c := dialRaw(t, s)
-	c.write([]byte(request("GET /1 HTTP/1.1")))
+	c.write([]byte(requestHead("GET /1 HTTP/1.1")))
 	c.wantPage("GET /1 ")
 	time.Sleep(300 * time.Millisecond) // between requests there is more time
-	c.write([]byte(request("GET /2 HTTP/1.1")))
+	c.write([]byte(requestHead("GET /2 HTTP/1.1")))
 	c.wantPage("GET /2 ")
 	c.write([]byte("GET /3 HTTP/1.1\r\n")) // and no more
 	c.wantEOF()
 
 	c = dialRaw(t, s)
-	c.write([]byte(request("GET /1 HTTP/1.1")))
+	c.write([]byte(requestHead("GET /1 HTTP/1.1")))
 	c.wantPage("GET /1 ")
-	c.write([]byte(request("GET /2 HTTP/1.1", "X-Padding: "+strings.Repeat("x", 16<<10))))
+	c.write([]byte(requestHead("GET /2 HTTP/1.1", "X-Padding: "+strings.Repeat("x", 16<<10))))
 	if resp := c.response(); resp.StatusCode != 431 {
 		t.Errorf("a head of 16 KiB is answered %s, want 431", resp.Status)
 	}
@@ -427,7 +427,7 @@ func TestAHijackedConnectionHasEverything(t *testing.T) {
 	}))
 	c := dialRaw(t, s)
 	before, after := strings.Repeat("read by the loop, ", 1000), "read later"
-	c.write([]byte(request("GET /tunnel HTTP/1.1", "Upgrade: x", "Connection: Upgrade") + before))
+	c.write([]byte(requestHead("GET /tunnel HTTP/1.1", "Upgrade: x", "Connection: Upgrade") + before))
 	if resp := c.response(); resp.StatusCode != 101 {
 		t.Fatalf("answered %s", resp.Status)
 	}

@@ -68,7 +68,7 @@ func TestUpgradeAfterPages(t *testing.T) {
 // The frames behind the head reach the endpoint, wherever the bytes were read.
 func TestFramesBehindALaterHead(t *testing.T) {
 	s := start(t, withPages(mirror))
-	page, head := []byte(request("GET / HTTP/1.1")), []byte(upgradeHead("/echo"))
+	page, head := []byte(requestHead("GET / HTTP/1.1")), []byte(upgradeHead("/echo"))
 	long := strings.Repeat("a message that net/http does not read to its end, ", 1000)
 	half := text("the second half comes later")
 	for _, test := range []struct {
@@ -112,7 +112,7 @@ func TestEndpointsRefuseOnKeptConnections(t *testing.T) {
 		t.Run(test.sentence, func(t *testing.T) {
 			before := s.Stats().Refusals
 			c := dialRaw(t, s)
-			c.write([]byte(request("GET /a/page HTTP/1.1")))
+			c.write([]byte(requestHead("GET /a/page HTTP/1.1")))
 			c.wantPage("GET /a/page")
 			c.write([]byte(test.head))
 			c.wantRefusal(test.status, test.says)
@@ -150,7 +150,7 @@ func TestUpgradeSeesALaterRequest(t *testing.T) {
 	headers := []string{"Cookie: a=1; b=2", "X-Token: one", "x-token:two", "Sec-WebSocket-Protocol: chat", "Pragma: no-cache"}
 	for _, target := range []string{"/a%2Fb?no", "http://example.com/a%2Fb", "/a%2Fb"} {
 		c := dialRaw(t, s)
-		c.write([]byte(request("GET / HTTP/1.1") + upgradeHead(target, headers...)))
+		c.write([]byte(requestHead("GET / HTTP/1.1") + upgradeHead(target, headers...)))
 		c.wantPage("GET /")
 		local := c.conn.LocalAddr().String()
 		if got, want := <-seen, "GET "+target+" at example.com from "+local+", cookie a=1; b=2, tokens one two"; got != want {
@@ -178,7 +178,7 @@ func TestReturnsAreSpread(t *testing.T) {
 	before := s.Count()
 	for range 10 {
 		c := dialRaw(t, s)
-		c.write([]byte(request("GET / HTTP/1.1") + upgradeHead("/broadcast")))
+		c.write([]byte(requestHead("GET / HTTP/1.1") + upgradeHead("/broadcast")))
 		c.wantPage("GET /")
 		if resp := c.response(); resp.StatusCode != 101 {
 			t.Fatalf("answered %s", resp.Status)
@@ -208,7 +208,7 @@ func TestAConnectionIsLostOnItsWayBack(t *testing.T) {
 func TestAZoneIsCopied(t *testing.T) {
 	s := start(t, withPages(mirror))
 	c := dialRaw(t, s)
-	c.write([]byte(request("GET / HTTP/1.1")))
+	c.write([]byte(requestHead("GET / HTTP/1.1")))
 	c.wantPage("GET /")
 	shared := string([]byte("eth0"))
 	plain := s.plain.listener.members()[0]
