@@ -21,33 +21,58 @@ import (
 	"github.com/spf13/cobra"
 )
 
-func main() { os.Exit(run(os.Args[1:])) }
+func main() { os.Exit(run(os.Args[1:], standardStreams())) }
 
 // run is the program with its exit status: 0 after a clean end, 1 after an error, 2 for a command
 // line that makes no sense.
-func run(args []string) int {
+func run(args []string, std streams) int {
 	cmd := rootCommand()
 	cmd.SetArgs(args)
+	cmd.SetIn(std.in)
+	cmd.SetOut(std.out)
+	cmd.SetErr(std.err)
 	err := cmd.Execute()
 	if err == nil {
 		return 0
 	}
 	if err != errReported {
 		for line := range strings.Lines(err.Error()) {
-			fmt.Fprintf(os.Stderr, "carillon: %s\n", strings.TrimSpace(line))
+			fmt.Fprintf(std.err, "carillon: %s\n", strings.TrimSpace(line))
 		}
 	}
-	if _, ok := errors.AsType[*failure](err); ok || err == errReported {
-		return 1
+	if f, ok := errors.AsType[*failure](err); ok {
+		return f.status
 	}
-	fmt.Fprintln(os.Stderr, "carillon: see carillon --help")
+	if err == errReported {
+		return statusFailure
+	}
+	fmt.Fprintln(std.err, "carillon: see carillon --help")
 	return 2
 }
 
-// failure is what went wrong in a command that was understood.
-type failure struct{ error }
+// failure is what went wrong in a command that was understood, with the exit status that it makes.
+type failure struct {
+	error
+	status int
+}
 
 func (f *failure) Unwrap() error { return f.error }
+
+const (
+	statusFailure = 1
+	statusLost    = 3
+)
+
+// understood makes errors of a command's work failures, unlike errors of its command line.
+func understood(do func(*cobra.Command, []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		err := do(cmd, args)
+		if _, ok := errors.AsType[*failure](err); ok || err == nil || err == errReported {
+			return err
+		}
+		return &failure{err, statusFailure}
+	}
+}
 
 // errReported ends a command whose own output has said what is wrong.
 var errReported = errors.New("reported")
@@ -59,13 +84,7 @@ func command(use, short, long string, do func(out io.Writer) error) *cobra.Comma
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			err := do(cmd.OutOrStdout())
-			if err == nil || err == errReported {
-				return err
-			}
-			return &failure{err}
-		},
+		RunE:          understood(func(cmd *cobra.Command, _ []string) error { return do(cmd.OutOrStdout()) }),
 	}
 }
 
