@@ -24,9 +24,9 @@ import (
 func main() { os.Exit(run(os.Args[1:], standardStreams())) }
 
 // run is the program with its exit status: 0 after a clean end, 1 after an error, 2 for a command
-// line that makes no sense.
+// line that makes no sense, 3 after a connection that did not end cleanly.
 func run(args []string, std streams) int {
-	cmd := rootCommand()
+	cmd := rootCommand(std)
 	cmd.SetArgs(args)
 	cmd.SetIn(std.in)
 	cmd.SetOut(std.out)
@@ -88,7 +88,7 @@ func command(use, short, long string, do func(out io.Writer) error) *cobra.Comma
 	}
 }
 
-func rootCommand() *cobra.Command {
+func rootCommand(std streams) *cobra.Command {
 	var file string
 	withFile := func(cmd *cobra.Command) *cobra.Command {
 		cmd.Flags().FuncP("config", "c", "configuration `FILE` (default: the one built in)", fileName(&file))
@@ -126,6 +126,7 @@ func rootCommand() *cobra.Command {
 	_ = configure.MarkFlagFilename("check", "yaml", "yml")
 	configure.MarkFlagsMutuallyExclusive("config", "check")
 
+	root.AddCommand(connectCommand(std))
 	root.AddCommand(configure, command("version", "Print the version", "", func(out io.Writer) error {
 		_, err := fmt.Fprintln(out, version())
 		return err
