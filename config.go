@@ -243,7 +243,7 @@ func (d *decoder) environment(env []string, c reflect.Value) {
 		}
 		k, ok := known[name]
 		switch {
-		case !ok && isServiceLink(name, text):
+		case !ok && (isServiceLink(name, text) || isClientVariable(name)):
 		case !ok:
 			d.problems = append(d.problems, &problem{where: name, text: "unknown variable" + variableHint(name, known)})
 		case text != "":
@@ -283,6 +283,15 @@ func (d *decoder) override(name, text, key string, v reflect.Value) {
 		d.problems = append(d.problems, &problem{where: name, key: key, text: err.Error()})
 	}
 }
+
+// The clients' variables begin like the server's, so that a person has one prefix to remember. Set for
+// a whole shell or container, they must not keep the server from starting.
+const (
+	apiVariable   = envPrefix + "API"
+	tokenVariable = envPrefix + "TOKEN"
+)
+
+func isClientVariable(name string) bool { return name == apiVariable || name == tokenVariable }
 
 // Kubernetes gives each container variables for every service of its namespace. Beside a service that
 // is called carillon they must not keep the server from starting.

@@ -278,6 +278,20 @@ func TestEnvironmentWinsOverTheFile(t *testing.T) {
 	}
 }
 
+func TestVariablesOfTheClientsAreNoKeys(t *testing.T) {
+	if _, err := loadConfig("", []string{"CARILLON_API=http://a.example", "CARILLON_TOKEN=secret"}); err != nil {
+		t.Error(err)
+	}
+	if _, err := loadConfig("", []string{"CARILLON_TOKENS=secret"}); err == nil || !strings.Contains(err.Error(), "unknown variable") {
+		t.Errorf("a variable of nobody: %v", err)
+	}
+	for _, k := range settable(reflect.TypeFor[config]()) {
+		if isClientVariable(k.variable()) {
+			t.Errorf("%s is the key %s and a client's variable", k.variable(), k.path)
+		}
+	}
+}
+
 func TestVariablesOfKubernetesAreIgnored(t *testing.T) {
 	if _, err := loadConfig("", []string{
 		"CARILLON_SERVICE_HOST=10.0.0.1", "CARILLON_SERVICE_PORT=8080", "CARILLON_SERVICE_PORT_HTTP=8080",

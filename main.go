@@ -126,7 +126,7 @@ func rootCommand(std streams) *cobra.Command {
 	_ = configure.MarkFlagFilename("check", "yaml", "yml")
 	configure.MarkFlagsMutuallyExclusive("config", "check")
 
-	root.AddCommand(connectCommand(std))
+	root.AddCommand(connectCommand(std), publishCommand(std))
 	root.AddCommand(configure, command("version", "Print the version", "", func(out io.Writer) error {
 		_, err := fmt.Fprintln(out, version())
 		return err
