@@ -126,7 +126,7 @@ func rootCommand(std streams) *cobra.Command {
 	_ = configure.MarkFlagFilename("check", "yaml", "yml")
 	configure.MarkFlagsMutuallyExclusive("config", "check")
 
-	root.AddCommand(connectCommand(std), publishCommand(std))
+	root.AddCommand(connectCommand(std), publishCommand(std), tailCommand(std))
 	root.AddCommand(configure, command("version", "Print the version", "", func(out io.Writer) error {
 		_, err := fmt.Fprintln(out, version())
 		return err
@@ -151,6 +151,8 @@ second one ends at once.
 
 Each key of the configuration can also be set by an environment variable, such
 as CARILLON_LISTEN=:9000. "carillon config --help" lists them.
+
+The commands connect, publish and tail are clients; their --help has examples.
 
 Exit status: 0 after a clean end, 1 after an error, a wrong configuration or a
 second signal, 2 for a command line that makes no sense.`

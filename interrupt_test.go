@@ -1,0 +1,96 @@
+package main
+
+import (
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+)
+
+// startTalking runs a client in a process of its own, with one line to send.
+func startTalking(t *testing.T, args ...string) *program {
+	t.Helper()
+	path, err := binary()
+	if err != nil {
+		t.Fatalf("build: %v", err)
+	}
+	cmd := exec.Command(path, args...)
+	cmd.Stdin = strings.NewReader("hello\n")
+	return startCommand(t, nil, cmd)
+}
+
+func TestCtrlCEndsConnectAndTail(t *testing.T) {
+	for _, name := range []string{"connect", "tail"} {
+		t.Run(name, func(t *testing.T) {
+			talking, code := make(chan bool), make(chan int, 1)
+			url := fake(t, jsonSubprotocol, func(c *websocket.Conn, _ *http.Request) {
+				_, _, _ = c.ReadMessage()
+				talking <- true
+				code <- drain(c)
+			})
+			args := []string{"connect", url, "--wait", "off"}
+			if name == "tail" {
+				args = []string{"tail", "a", "--url", url}
+			}
+			p := startTalking(t, args...)
+			<-talking
+			p.signal(os.Interrupt)
+			if status, stdout, stderr := p.end(); status != 0 || stdout != "" || stderr != "" {
+				t.Errorf("exit status %d, %q, %q", status, stdout, stderr)
+			}
+			if got := <-code; got != 1000 {
+				t.Errorf("closed with %d", got)
+			}
+		})
+	}
+}
+
+func TestASecondCtrlCEndsConnectAtOnce(t *testing.T) {
+	talking, closing, done := make(chan bool), make(chan bool), make(chan bool)
+	defer close(done)
+	url := fake(t, "", func(c *websocket.Conn, _ *http.Request) {
+		_, _, _ = c.ReadMessage()
+		c.SetCloseHandler(func(int, string) error { return nil }) // never answers
+		talking <- true
+		drain(c)
+		closing <- true
+		<-done
+	})
+	p := startTalking(t, "connect", url, "--wait", "off")
+	<-talking
+	p.signal(os.Interrupt)
+	<-closing
+	select {
+	case <-p.done:
+		t.Fatal("the first one ended it already")
+	case <-time.After(300 * time.Millisecond):
+	}
+	begin := time.Now()
+	p.signal(os.Interrupt)
+	if status, _, _ := p.end(); status != -1 || time.Since(begin) > 2*time.Second {
+		t.Errorf("exit status %d after %v, want death by a signal", status, time.Since(begin))
+	}
+}
+
+func TestCtrlCDuringTheHandshakeIsAFailure(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	p := startTalking(t, "connect", silent.Addr().String())
+	conn, err := silent.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	p.signal(os.Interrupt)
+	if status, _, stderr := p.end(); status != 1 || stderr != "carillon: connect to ws://"+silent.Addr().String()+": interrupted\n" {
+		t.Errorf("exit status %d, %q", status, stderr)
+	}
+}
