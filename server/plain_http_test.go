@@ -221,19 +221,19 @@ func TestAStreamedAnswer(t *testing.T) {
 			}
 		}
 	}))
-	go func() { next <- message(0) }()
+	go func() { next <- words(0) }()
 	resp, err := browser(t).Get(s.page("/events"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
 	for i := range 10 {
-		line := make([]byte, len(message(i))+1)
-		if _, err := io.ReadFull(resp.Body, line); err != nil || string(line) != message(i)+"\n" {
+		line := make([]byte, len(words(i))+1)
+		if _, err := io.ReadFull(resp.Body, line); err != nil || string(line) != words(i)+"\n" {
 			t.Fatalf("%q, %v", line, err)
 		}
 		if i < 9 {
-			next <- message(i + 1)
+			next <- words(i + 1)
 		}
 	}
 	close(next)
@@ -347,8 +347,8 @@ func TestPagesAndSocketsShareOnePort(t *testing.T) {
 		}
 	}()
 	for i, running := 0, visitors; running > 0; i++ {
-		alice.send(message(i))
-		alice.want(message(i))
+		alice.send(words(i))
+		alice.want(words(i))
 		select {
 		case err := <-done:
 			running--

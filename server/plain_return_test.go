@@ -45,10 +45,10 @@ func TestUpgradeAfterPages(t *testing.T) {
 	}
 	defer ws.Close()
 	for i := range 10 {
-		if err := ws.WriteMessage(websocket.TextMessage, []byte(message(i))); err != nil {
+		if err := ws.WriteMessage(websocket.TextMessage, []byte(words(i))); err != nil {
 			t.Fatal(err)
 		}
-		if _, got, err := ws.ReadMessage(); err != nil || string(got) != message(i) {
+		if _, got, err := ws.ReadMessage(); err != nil || string(got) != words(i) {
 			t.Fatalf("%q, %v", got, err)
 		}
 	}
