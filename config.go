@@ -36,6 +36,10 @@ type logConfig struct {
 //go:embed config.yaml
 var builtIn []byte
 
+// internalListen is where the program has its internal interface unless it is told otherwise. The library
+// has none by itself.
+const internalListen = "127.0.0.1:8081"
+
 const builtInName = "built-in config.yaml"
 
 // problem is one thing that is wrong with the configuration.
@@ -98,6 +102,9 @@ func (c *config) resolve() []error {
 	if len(c.Endpoints) == 0 {
 		add("endpoints", "nothing would be served: expected at least one, such as {path: /echo, mode: echo}")
 	}
+	if c.Internal.Listen == "" {
+		c.Internal.Listen = internalListen
+	}
 	options, err := c.Options.Resolve()
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		problems = append(problems, joined.Unwrap()...)
@@ -136,7 +143,8 @@ var logLevels = map[string]slog.Level{
 	"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError,
 }
 
-// print returns the configuration as YAML that parseConfig reads back to the same value.
+// print returns the configuration as YAML that parseConfig reads back to the same value, but for a secret:
+// that is not shown, and has to be set again, as by the environment.
 func (c config) print() ([]byte, error) { return yaml.Marshal(printable(reflect.ValueOf(c))) }
 
 func printable(v reflect.Value) any {
@@ -154,6 +162,9 @@ func printable(v reflect.Value) any {
 		}
 		return list
 	case reflect.String:
+		if s, ok := v.Interface().(fmt.Stringer); ok { // a secret, which is not printed
+			return s.String()
+		}
 		return v.String()
 	}
 	switch {

@@ -68,6 +68,7 @@ func (sh *shard) admit(gc gnet.Conn, remote *net.TCPAddr) *Conn {
 		remote: remote,
 		id:     sh.srv.lastID.Add(1),
 		fd:     int32(gc.Fd()),
+		opened: sh.srv.second(),
 	}
 	gc.SetContext(c)
 	sh.shaking.add(c, times{read: sh.clock, message: sh.clock})

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"sync/atomic"
+	"time"
 
 	"github.com/panjf2000/gnet/v2"
 
@@ -48,6 +49,9 @@ type Conn struct {
 
 	// Written by anyone, once.
 	asked atomic.Bool // the application has asked for the close
+
+	// Immutable after open; it stands here because the 4 bytes would be padding otherwise.
+	opened uint32 // seconds after the server was made
 
 	// Immutable after the handshake.
 	ep          *endpoint
@@ -177,3 +181,21 @@ func (e *CloseError) Error() string {
 }
 
 func (e *CloseError) Unwrap() error { return e.Err }
+
+// Opened is when the client connected, to the second.
+func (c *Conn) Opened() time.Time {
+	return c.sh.srv.begin.Add(time.Duration(c.opened) * time.Second)
+}
+
+// second is the present one, counted from when the server was made.
+func (s *Server) second() uint32 { return uint32(time.Since(s.begin) / time.Second) }
+
+// subscriptions is how many topics and patterns the connection has.
+func (c *Conn) subscriptions() int {
+	c.sh.mu.Lock()
+	defer c.sh.mu.Unlock()
+	if c.more == nil {
+		return 0
+	}
+	return len(c.more.subs)
+}

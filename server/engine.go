@@ -25,6 +25,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	defer s.watcher.close()
 	defer s.releaseAddr()
+	defer s.internal.close()
 
 	stopped, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
@@ -125,7 +126,7 @@ func (s *Server) engineError(err error) error {
 
 // prepare finds out all that could make the engine fail, so that the user gets a clear word.
 func (s *Server) prepare() (address string, err error) {
-	if s.maxConnections, err = maxConnections(s.opts.Limits.MaxConnections, s.opts.Loops); err != nil {
+	if s.maxConnections, err = maxConnections(s.opts.Limits.MaxConnections, s.opts.Loops, s.opts.Internal.most()); err != nil {
 		return "", err
 	}
 	addr, release, err := reserve(s.opts.Listen)
@@ -133,8 +134,13 @@ func (s *Server) prepare() (address string, err error) {
 		return "", err
 	}
 	s.addr, s.releaseAddr = addr, release
+	if s.internal, err = s.listenInternal(); err != nil {
+		release()
+		return "", err
+	}
 	if s.watcher, err = newWatcher(); err != nil {
 		release()
+		s.internal.close()
 		return "", fmt.Errorf("watch for writable sockets: %w", err)
 	}
 	if addr.IP.To4() != nil {
@@ -164,6 +170,7 @@ func (s *Server) drain() {
 		defer cancel()
 	}
 	s.draining.Store(true)
+	defer s.internal.shutdown(ctx)()
 	if err := stopListening(s.addr); err != nil {
 		s.log.Warn("the listening sockets stay open while connections close", "error", err)
 	}

@@ -106,17 +106,25 @@ func listensOn(fd int, addr *net.TCPAddr) bool {
 	return false
 }
 
-// maxConnections is the limit that was asked for, or what the descriptor limit allows. Beside the
-// connections there must be room for what is open already, for each loop's own descriptors, for the
-// clients that are being refused, and for the files of the application.
-func maxConnections(want, loops int) (int, error) {
+// descriptorLimit is how many descriptors this process may have.
+func descriptorLimit() (int, error) {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return 0, os.NewSyscallError("getrlimit", err)
 	}
-	total := int(min(uint64(limit.Cur), math.MaxInt32))
+	return int(min(uint64(limit.Cur), math.MaxInt32)), nil
+}
+
+// maxConnections is the limit that was asked for, or what the descriptor limit allows. Beside the
+// connections there must be room for what is open already, for each loop's own descriptors, for the
+// clients that are being refused, for the internal interface, and for the files of the application.
+func maxConnections(want, loops, internal int) (int, error) {
+	total, err := descriptorLimit()
+	if err != nil {
+		return 0, err
+	}
 	open, _ := os.ReadDir("/dev/fd")
-	most := total - len(open) - 8*loops - refuseSlots - 32
+	most := total - len(open) - 8*loops - refuseSlots - internal - 32
 	switch {
 	case most < 1:
 		return 0, fmt.Errorf("the descriptor limit of %d leaves no room for connections: raise it, for example with ulimit -n 65536", total)

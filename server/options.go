@@ -55,6 +55,7 @@ type Options struct {
 	// they are cut, and what was hijacked with them.
 	HTTP http.Handler `yaml:"-"`
 
+	Internal Internal `yaml:"internal"`
 	Limits   Limits   `yaml:"limits"`
 	Ping     Ping     `yaml:"ping"`
 	Shutdown Shutdown `yaml:"shutdown"`
@@ -225,11 +226,7 @@ func (o Options) Resolve() (Options, error) {
 	if o.Listen == "" {
 		o.Listen = ":8080"
 	}
-	if _, port, err := net.SplitHostPort(o.Listen); err != nil {
-		c.add("listen", "%q is not an address: expected host:port, such as :8080 or 127.0.0.1:8080", o.Listen)
-	} else if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
-		c.add("listen", "%q has no port from 0 to 65535", o.Listen)
-	}
+	c.address("listen", o.Listen, ":8080 or 127.0.0.1:8080")
 	if o.PublicURL != "" {
 		if _, problem := publicURL(o.PublicURL); problem != "" {
 			c.add("public_url", "%q %s", o.PublicURL, problem)
@@ -241,6 +238,7 @@ func (o Options) Resolve() (Options, error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
+	o.Internal.resolve(&c, o.Listen)
 	o.Limits.resolve(&c)
 	o.Ping.resolve(&c)
 	c.duration("shutdown.timeout", &o.Shutdown.Timeout, 10*time.Second, false)
@@ -390,8 +388,9 @@ func (r *TopicRule) resolve(c *checker, key string) {
 }
 
 func (c *checker) pattern(key, name string) {
-	if err := CheckPattern(name); err != nil {
-		c.add(key, "%v", err)
+	var topic *TopicError
+	if errors.As(CheckPattern(name), &topic) {
+		c.add(key, "%q %s: expected a topic or pattern, such as prices.eu or prices.>", topic.Name, topic.Problem)
 	}
 }
 
@@ -403,6 +402,18 @@ type checker struct{ problems []error }
 
 func (c *checker) add(key, format string, args ...any) {
 	c.problems = append(c.problems, &OptionError{Key: key, Problem: fmt.Sprintf(format, args...)})
+}
+
+// address says whether an address can be listened on, as far as its text tells.
+func (c *checker) address(key, address, such string) bool {
+	if _, port, err := net.SplitHostPort(address); err != nil {
+		c.add(key, "%q is not an address: expected host:port, such as %s", address, such)
+		return false
+	} else if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
+		c.add(key, "%q has no port from 0 to 65535", address)
+		return false
+	}
+	return true
 }
 
 // longest is the upper bound of every time-out: the shards keep times as milliseconds in 32 bits.

@@ -54,6 +54,7 @@ type Server struct {
 	// Set before started is closed.
 	addr           *net.TCPAddr
 	releaseAddr    func()
+	internal       *internal // nil when it is off
 	maxConnections int
 	engine         gnet.Engine
 	watcher        *watcher
@@ -63,6 +64,7 @@ type Server struct {
 	sockets  atomic.Int64
 	lastID   atomic.Uint64
 	hub      *hub // immutable
+	roster   roster
 	shards   atomic.Pointer[[]*shard]
 
 	mu       sync.Mutex // guards what follows, and changes of shards
@@ -205,19 +207,35 @@ func (s *Server) broadcast(ep *endpoint, f *codec.Frame) error {
 	ep.mu.Lock()
 	defer ep.mu.Unlock()
 	shards := s.allShards()
+	if err := s.roomFor(shards, n); err != nil {
+		return err
+	}
+	ep.post(shards, f)
+	return nil
+}
+
+// roomFor says whether no shard has too much to do for another n bytes.
+func (s *Server) roomFor(shards []*shard, n int64) error {
 	for _, sh := range shards {
 		if sh.backlog.Load()+n > s.maxBacklog {
 			sh.stats.drop(DropOverloaded, 1)
 			return ErrOverloaded
 		}
 	}
+	return nil
+}
+
+// post hands a message to all shards that have connections of the endpoint, and says how many these are,
+// about. The caller holds mu.
+func (ep *endpoint) post(shards []*shard, f *codec.Frame) (connections int) {
 	for _, sh := range shards {
-		if sh.listeners(ep) > 0 {
-			sh.backlog.Add(n)
+		if n := sh.listeners(ep); n > 0 {
+			connections += int(n)
+			sh.backlog.Add(int64(len(f.Plain())))
 			sh.post(letter{kind: letterBroadcast, ep: ep, frame: f})
 		}
 	}
-	return nil
+	return connections
 }
 
 // listeners is how many connections of an endpoint the shard has, about.
@@ -250,8 +268,8 @@ func (sh *shard) members() []*Conn {
 	var all []*Conn
 	for _, g := range sh.groups {
 		if g.ep != nil {
-			for _, m := range g.members {
-				all = append(all, m.conn)
+			for i := range g.members { // not by value: the loop writes what else is in a member
+				all = append(all, g.members[i].conn)
 			}
 		}
 	}

@@ -1,0 +1,282 @@
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"unicode/utf8"
+
+	"carillon/codec"
+)
+
+// buffers are for bodies and replies on their way.
+var buffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// keepBuffer is the largest buffer that is kept for the next request.
+const keepBuffer = 64 << 10
+
+func giveBack(buf *[]byte) {
+	if cap(*buf) <= keepBuffer {
+		buffers.Put(buf)
+	}
+}
+
+// publish takes one message for one topic, which is the request's body.
+func (a *api) publish(w http.ResponseWriter, r *http.Request) error {
+	p := Publication{Key: r.Header.Get("Idempotency-Key")}
+	var err error
+	if p.Topic, err = topicOf(r); err != nil {
+		return err
+	}
+	if r.URL.RawQuery != "" {
+		if _, err = parameters(r); err != nil {
+			return err
+		}
+	}
+	if p.Format, err = formatOf(r); err != nil {
+		return err
+	}
+	buf := buffers.Get().(*[]byte)
+	defer giveBack(buf)
+	if p.Payload, err = a.body(w, r, buf); err != nil {
+		return err
+	}
+	receipt, err := a.srv.Publish(p)
+	if err != nil {
+		return err
+	}
+	*buf = append(receipt.append((*buf)[:0]), '\n') // the payload was copied
+	replyBytes(w, *buf)
+	return nil
+}
+
+// append writes what json.Marshal would, without what that costs.
+func (r *Receipt) append(b []byte) []byte {
+	b = strconv.AppendUint(append(b, `{"offset":`...), r.Offset, 10)
+	b = append(append(append(b, `,"epoch":"`...), r.Epoch...), `","subscribers":`...)
+	return append(strconv.AppendInt(b, int64(r.Subscribers), 10), '}')
+}
+
+// formatOf reads the Content-Type.
+func formatOf(r *http.Request) (Format, error) {
+	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && !strings.EqualFold(encoding, "identity") {
+		return 0, problemMediaType.because("Content-Encoding is %.40q: expected none", encoding)
+	}
+	kind := r.Header.Get("Content-Type")
+	switch kind {
+	case "application/json":
+		return FormatJSON, nil
+	case "", "text/plain":
+		return FormatText, nil
+	}
+	media, parameters, err := mime.ParseMediaType(kind)
+	if err != nil {
+		return 0, problemMediaType.because("Content-Type is %.40q: expected one such as application/json", kind)
+	}
+	charset := strings.ToLower(parameters["charset"])
+	switch {
+	case media == "application/x-www-form-urlencoded":
+		// Nobody wants this; it is what curl says where it is not told.
+		return 0, problemMediaType.because("Content-Type is that of a form: expected text/plain, application/json or application/octet-stream, such as with curl -H 'Content-Type: text/plain'")
+	case media != "application/json" && !strings.HasSuffix(media, "+json") && !strings.HasPrefix(media, "text/"):
+		return FormatBinary, nil
+	case charset != "" && charset != "utf-8" && charset != "utf8" && charset != "us-ascii":
+		return 0, problemMediaType.because("charset is %.40q: expected utf-8", charset)
+	case strings.HasPrefix(media, "text/"):
+		return FormatText, nil
+	}
+	return FormatJSON, nil
+}
+
+// body reads a message into a buffer.
+func (a *api) body(w http.ResponseWriter, r *http.Request, buf *[]byte) ([]byte, error) {
+	from := io.Reader(r.Body)
+	if limit := int64(a.srv.opts.Limits.MaxMessage); limit >= 0 {
+		if r.ContentLength > limit {
+			return nil, ErrTooLarge
+		}
+		if r.ContentLength < 0 {
+			from = http.MaxBytesReader(w, r.Body, limit)
+		}
+	}
+	b := (*buf)[:0]
+	defer func() { *buf = b }()
+	for {
+		if len(b) == cap(b) {
+			b = append(b, make([]byte, 512)...)[:len(b)]
+		}
+		n, err := from.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		switch {
+		case err == io.EOF:
+			return b, nil
+		case err != nil:
+			return nil, unread(err)
+		}
+	}
+}
+
+// unread is what is answered when a body could not be read.
+func unread(err error) error {
+	if problemOf(err) == nil {
+		return bad("the body ended early: %v", err)
+	}
+	return err
+}
+
+// What a batch may have.
+const (
+	mostBatch = 16 << 20 // bytes
+	mostLines = 10_000
+)
+
+// publishBatch takes messages for many topics, one JSON object in each line. Each stands alone: it is
+// published, or has an error of its own.
+func (a *api) publishBatch(w http.ResponseWriter, r *http.Request) error {
+	if _, err := parameters(r); err != nil {
+		return err
+	}
+	media, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if media != "application/x-ndjson" || r.Header.Get("Content-Encoding") != "" {
+		return problemMediaType.because("Content-Type is %.40q: expected application/x-ndjson, and no Content-Encoding", r.Header.Get("Content-Type"))
+	}
+	if r.ContentLength > mostBatch {
+		return problemTooLarge.because("the batch has %d bytes: expected at most %d", r.ContentLength, mostBatch)
+	}
+	buf := buffers.Get().(*[]byte)
+	defer giveBack(buf)
+	b := append((*buf)[:0], `{"results":[`...)
+	lines := newLines(http.MaxBytesReader(w, r.Body, mostBatch), a.longestLine())
+	var rest error // why what follows was not read
+	for n := 0; ; {
+		line, err := lines.next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil && err != errLongLine {
+			rest = a.restOfBatch(err)
+			break
+		}
+		if err == nil && len(line) == 0 {
+			continue
+		}
+		if n == mostLines {
+			rest = problemTooLarge.because("the batch has more than %d lines", mostLines)
+			break
+		}
+		if n++; n > 1 {
+			b = append(b, ',')
+		}
+		b = a.publishLine(b, r, line, err)
+	}
+	b = append(b, ']')
+	if rest != nil {
+		b = append(appendJSON(append(b, `,"error":`...), rest), '}', '\n')
+	} else {
+		b = append(b, '}', '\n')
+	}
+	*buf = b
+	replyBytes(w, b)
+	return nil
+}
+
+func (a *api) restOfBatch(err error) error {
+	var size *http.MaxBytesError
+	if errors.As(err, &size) {
+		return problemTooLarge.because("the batch has more than %d bytes", mostBatch)
+	}
+	return problemOf(unread(err))
+}
+
+// publishLine appends the result of one line.
+func (a *api) publishLine(b []byte, r *http.Request, line []byte, err error) []byte {
+	receipt := Receipt{}
+	if err == nil {
+		receipt, err = a.publishObject(line)
+	}
+	if err == nil {
+		return receipt.append(b)
+	}
+	p := problemOf(err)
+	if p == nil {
+		a.srv.log.Error("internal interface: unexpected error", "path", cut(r.URL.Path), "error", err)
+		p = problemInternal
+	}
+	return append(appendJSON(append(b, `{"error":`...), p), '}')
+}
+
+func (a *api) publishObject(line []byte) (Receipt, error) {
+	var request publishRequest
+	if err := json.Unmarshal(line, &request); err != nil || line[0] != '{' {
+		var kind *json.UnmarshalTypeError
+		if errors.As(err, &kind) && kind.Field != "" {
+			return Receipt{}, bad("%s is a JSON %s: expected a string", kind.Field, kind.Value)
+		}
+		return Receipt{}, bad("the line is not a JSON object")
+	}
+	if err := CheckTopic(request.Topic); err != nil {
+		return Receipt{}, err
+	}
+	format, payload, err := decodeData(request.Data, request.Encoding)
+	if err != nil {
+		return Receipt{}, err
+	}
+	return a.srv.Publish(Publication{Topic: request.Topic, Format: format, Payload: payload, Key: request.Key})
+}
+
+// broadcast sends a message to every connection of all endpoints, or of one.
+func (a *api) broadcast(w http.ResponseWriter, r *http.Request) error {
+	query, err := parameters(r, "path")
+	if err != nil {
+		return err
+	}
+	to, err := a.endpointsOf(query)
+	if err != nil {
+		return err
+	}
+	format, err := formatOf(r)
+	if err != nil {
+		return err
+	}
+	buf := buffers.Get().(*[]byte)
+	defer giveBack(buf)
+	payload, err := a.body(w, r, buf)
+	switch {
+	case err != nil:
+		return err
+	case format != FormatBinary && !utf8.Valid(payload):
+		return ErrNotText
+	case format == FormatJSON && !json.Valid(payload):
+		return ErrNotJSON
+	}
+	n, err := a.srv.broadcastTo(to, codec.NewFrame(format.opcode(), payload))
+	if err != nil {
+		return err
+	}
+	return reply(w, struct {
+		Connections int `json:"connections"`
+	}{n})
+}
+
+// broadcastTo sends a message to everybody at some endpoints, which are in the order of their indices, or
+// to nobody, and says how many connections there are.
+func (s *Server) broadcastTo(endpoints []*endpoint, f *codec.Frame) (connections int, err error) {
+	for _, ep := range endpoints {
+		ep.mu.Lock()
+	}
+	shards := s.allShards()
+	if err = s.roomFor(shards, int64(len(f.Plain())*len(endpoints))); err == nil {
+		for _, ep := range endpoints {
+			connections += ep.post(shards, f)
+		}
+	}
+	for _, ep := range endpoints {
+		ep.mu.Unlock()
+	}
+	return connections, err
+}

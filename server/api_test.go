@@ -1,0 +1,512 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/getkin/kin-openapi/openapi3filter"
+	"github.com/getkin/kin-openapi/routers"
+	"github.com/getkin/kin-openapi/routers/gorillamux"
+)
+
+// withAPI is a server with an internal interface on a free port.
+func withAPI(t testing.TB, opts Options) *Server {
+	t.Helper()
+	opts.Internal.Listen = "127.0.0.1:0"
+	if opts.Endpoints == nil {
+		opts.Endpoints = append(echoAndBroadcast(), topicsEndpoint())
+	}
+	return start(t, opts)
+}
+
+// answer is what the interface says.
+type answer struct {
+	status int
+	header http.Header
+	body   []byte
+}
+
+// into decodes the body.
+func (a answer) into(t *testing.T, v any) {
+	t.Helper()
+	if err := json.Unmarshal(a.body, v); err != nil {
+		t.Fatalf("%d %s: %v", a.status, a.body, err)
+	}
+}
+
+func (a answer) is(t *testing.T, status int) answer {
+	t.Helper()
+	if a.status != status {
+		t.Fatalf("answered %d %s, want %d", a.status, a.body, status)
+	}
+	return a
+}
+
+// isProblem checks an error's type and that its detail has some words.
+func (a answer) isProblem(t *testing.T, status int, name, words string) answer {
+	t.Helper()
+	var p problem
+	a.is(t, status).into(t, &p)
+	if p.Type != "/problems/"+name || p.Status != status || p.Title == "" || !strings.Contains(p.Detail, words) {
+		t.Fatalf("answered %s, want the problem %s with %q", a.body, name, words)
+	}
+	if got := a.header.Get("Content-Type"); got != "application/problem+json" {
+		t.Errorf("Content-Type %s", got)
+	}
+	return a
+}
+
+// call sends a request to the interface. Headers are written "Name: value". Whatever is answered is held
+// against openapi.json.
+func call(t *testing.T, s *Server, method, path, body string, headers ...string) answer {
+	t.Helper()
+	return callAt(t, s.InternalAddr().String(), method, path, strings.NewReader(body), headers...)
+}
+
+func callAt(t *testing.T, address, method, path string, body io.Reader, headers ...string) answer {
+	t.Helper()
+	r, err := http.NewRequest(method, "http://"+address+path, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, ": ")
+		if r.Header.Set(name, value); name == "Host" {
+			r.Host = value
+		}
+	}
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	a := answer{status: resp.StatusCode, header: resp.Header}
+	if a.body, err = io.ReadAll(resp.Body); err != nil {
+		t.Fatal(err)
+	}
+	described(t, r, a)
+	return a
+}
+
+const (
+	asJSON   = "Content-Type: application/json"
+	asText   = "Content-Type: text/plain; charset=UTF-8"
+	asBinary = "Content-Type: application/octet-stream"
+	asLines  = "Content-Type: application/x-ndjson"
+)
+
+// document is openapi.json, loaded and checked.
+func document(t *testing.T) (*openapi3.T, routers.Router) {
+	t.Helper()
+	if err := loadDocument(); err != nil {
+		t.Fatal(err)
+	}
+	return loaded.doc, loaded.router
+}
+
+var loaded struct {
+	doc    *openapi3.T
+	router routers.Router
+}
+
+var loadDocument = sync.OnceValue(func() (err error) {
+	if loaded.doc, err = openapi3.NewLoader().LoadFromData(openAPI); err != nil {
+		return err
+	}
+	if err = loaded.doc.Validate(context.Background()); err != nil {
+		return err
+	}
+	loaded.router, err = gorillamux.NewRouter(loaded.doc)
+	return err
+})
+
+// described fails the test unless openapi.json allows this answer to this request.
+func described(t *testing.T, r *http.Request, a answer) {
+	t.Helper()
+	doc, router := document(t)
+	if a.status >= 400 {
+		var p any
+		if err := json.Unmarshal(a.body, &p); err != nil && r.Method != http.MethodHead {
+			t.Fatalf("%d %s: %v", a.status, a.body, err)
+		}
+		if err := doc.Components.Schemas["Problem"].Value.VisitJSON(p, openapi3.EnableJSONSchema2020()); err != nil && r.Method != http.MethodHead {
+			t.Fatalf("%s is no problem: %v", a.body, err)
+		}
+	}
+	u, _ := url.Parse(r.URL.RequestURI())
+	in := &http.Request{Method: r.Method, URL: u, Header: r.Header}
+	route, parameters, err := router.FindRoute(in)
+	if err != nil {
+		if a.status < 400 && r.Method != http.MethodHead {
+			t.Fatalf("openapi.json has no %s %s, which is answered %d", r.Method, r.URL, a.status)
+		}
+		return
+	}
+	options := &openapi3filter.Options{IncludeResponseStatus: true, ExcludeRequestBody: true, AuthenticationFunc: openapi3filter.NoopAuthenticationFunc}
+	request := &openapi3filter.RequestValidationInput{Request: in, PathParams: parameters, Route: route, Options: options}
+	if a.status < 400 {
+		if err := openapi3filter.ValidateRequest(t.Context(), request); err != nil {
+			t.Fatalf("%s %s is answered %d, but by openapi.json it is wrong: %v", r.Method, r.URL, a.status, err)
+		}
+	}
+	err = openapi3filter.ValidateResponse(t.Context(), &openapi3filter.ResponseValidationInput{
+		RequestValidationInput: request, Status: a.status, Header: a.header,
+		Body: io.NopCloser(bytes.NewReader(a.body)), Options: options,
+	})
+	if err != nil {
+		t.Fatalf("%s %s is answered %d %s, which is not as in openapi.json: %v", r.Method, r.URL, a.status, a.body, err)
+	}
+}
+
+// What openapi.json describes is what is served, and the other way round, and so are the problems.
+func TestOpenAPIIsComplete(t *testing.T) {
+	doc, _ := document(t)
+	stated := map[string]bool{}
+	for path, item := range doc.Paths.Map() {
+		for method := range item.Operations() {
+			stated[method+" "+path] = true
+		}
+	}
+	for _, r := range routes {
+		if !stated[r.method+" "+r.path] {
+			t.Errorf("openapi.json does not have %s %s", r.method, r.path)
+		}
+		delete(stated, r.method+" "+r.path)
+	}
+	for name := range stated {
+		t.Errorf("openapi.json has %s, which is not served", name)
+	}
+	left := map[string]bool{}
+	for name := range problems {
+		left[name] = true
+	}
+	for _, name := range doc.Components.Schemas["Problem"].Value.Properties["type"].Value.Enum {
+		if !left[name.(string)] {
+			t.Errorf("openapi.json has %s, which is no problem", name)
+		}
+		delete(left, name.(string))
+	}
+	for name := range left {
+		t.Errorf("openapi.json does not have %s", name)
+	}
+	s := withAPI(t, Options{})
+	if a := call(t, s, "GET", "/v1/openapi.json", "").is(t, 200); !bytes.Equal(a.body, openAPI) {
+		t.Errorf("it is served as %.100s", a.body)
+	}
+}
+
+// Alice reads the bare messages and bob the protocol's objects. Whatever is published over HTTP reaches
+// both as what its Content-Type says it is.
+func TestAPIPublish(t *testing.T) {
+	s := withAPI(t, Options{})
+	alice, bob := dial(t, s, "/ws?topic=prices.eu"), dial(t, s, "/ws?topic=prices.eu", speakJSON)
+	bob.said()
+	eventually(t, "they are subscribed", func() bool { return len(s.Subscribers("prices.eu")) == 2 })
+	for i, row := range []struct {
+		name, kind, body string
+		op               string
+		data             string // for bob
+	}{
+		{"JSON is JSON", asJSON, `{"AAPL": 1}`, "text", `{"AAPL": 1}`},
+		{"what ends in +json is JSON", "Content-Type: application/cloudevents+json", `[1]`, "text", `[1]`},
+		{"text is text", asText, `say "hi"`, "text", `"say \"hi\""`},
+		{"nothing said is text", "", `hello`, "text", `"hello"`},
+		{"HTML is text", "Content-Type: text/html", `<b>`, "text", `"<b>"`},
+		{"octets are binary", asBinary, "\x00\xff", "binary", `"AP8="`},
+		{"an image is binary", "Content-Type: image/png", "png", "binary", `"cG5n"`},
+		{"an empty text is a message", asText, "", "text", `""`},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			var headers []string
+			if row.kind != "" {
+				headers = []string{row.kind}
+			}
+			var r Receipt
+			call(t, s, "POST", "/v1/topics/prices.eu/messages", row.body, headers...).is(t, 200).into(t, &r)
+			if r.Offset != uint64(i+1) || r.Epoch == "" || r.Subscribers != 2 {
+				t.Fatalf("%+v", r)
+			}
+			want := Text
+			if row.op == "binary" {
+				want = Binary
+			}
+			if op, payload, err := alice.frame(); err != nil || op != want || string(payload) != row.body {
+				t.Errorf("alice got %v %q, %v", op, payload, err)
+			}
+			if said := bob.said(); said.Offset != r.Offset || string(said.Data) != row.data {
+				t.Errorf("bob got %+v", said)
+			}
+		})
+	}
+}
+
+func TestAPIPublishIsRefused(t *testing.T) {
+	s := withAPI(t, Options{Limits: Limits{MaxMessage: 100, MaxTopics: 1}})
+	call(t, s, "POST", "/v1/topics/a/messages", "x").is(t, 200)
+	const at = "/v1/topics/a/messages"
+	for _, row := range []struct {
+		name, path, body, header string
+		status                   int
+		problem, words           string
+	}{
+		{"a topic that is none", "/v1/topics/a..b/messages", "x", "", 400, "invalid-topic", "level 2 is empty"},
+		{"a pattern", "/v1/topics/a.*/messages", "x", "", 400, "invalid-topic", "is a pattern"},
+		{"a topic with a line break", "/v1/topics/a%0Ab/messages", "x", "", 400, "invalid-topic", `'\n'`},
+		{"a parameter that is unknown", at + "?key=1", "x", "", 400, "bad-request", `"key" is unknown`},
+		{"a key that is too long", at, "x", "Idempotency-Key: " + strings.Repeat("k", 129), 400, "invalid-key", "128"},
+		{"a message that is too large", at, strings.Repeat("x", 101), "", 413, "too-large", "limits.max_message"},
+		{"JSON that is none", at, `{"a":}`, asJSON, 422, "not-json", ""},
+		{"JSON that is empty", at, ``, asJSON, 422, "not-json", ""},
+		{"text that is not UTF-8", at, "\xff", asText, 422, "not-text", ""},
+		{"text in another charset", at, "x", "Content-Type: text/plain; charset=latin1", 415, "unsupported-media-type", "latin1"},
+		{"a form, as curl sends it unasked", at, "x", "Content-Type: application/x-www-form-urlencoded", 415, "unsupported-media-type", "curl -H"},
+		{"a Content-Type that is none", at, "x", "Content-Type: /", 415, "unsupported-media-type", `"/"`},
+		{"a body that is compressed", at, "x", "Content-Encoding: gzip", 415, "unsupported-media-type", "gzip"},
+		{"one topic too many", "/v1/topics/b/messages", "x", "", 503, "too-many-topics", "limits.max_topics"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			var headers []string
+			if row.header != "" {
+				headers = []string{row.header}
+			}
+			call(t, s, "POST", row.path, row.body, headers...).isProblem(t, row.status, row.problem, row.words)
+		})
+	}
+	t.Run("a message that is too large and does not say so", func(t *testing.T) {
+		body := io.MultiReader(strings.NewReader(strings.Repeat("x", 90)), strings.NewReader(strings.Repeat("x", 11)))
+		callAt(t, s.InternalAddr().String(), "POST", at, body).isProblem(t, 413, "too-large", "")
+	})
+	if info, _ := s.Topic("a"); info.Offset != 1 {
+		t.Errorf("something was published: %+v", info)
+	}
+}
+
+// A publisher that did not hear the answer repeats its request: it is delivered once.
+func TestAPIPublishTwice(t *testing.T) {
+	s := withAPI(t, Options{})
+	alice := dial(t, s, "/ws?topic=orders")
+	eventually(t, "she is subscribed", func() bool { return len(s.Subscribers("orders")) == 1 })
+	post := func(body, key string) string {
+		return string(call(t, s, "POST", "/v1/topics/orders/messages", body, "Idempotency-Key: "+key).is(t, 200).body)
+	}
+	if first, second := post("seventeen", "17"), post("seventeen", "17"); first != second {
+		t.Errorf("answered %s, then %s", first, second)
+	}
+	line := `{"topic":"orders","data":"seventeen","encoding":"text","key":"17"}`
+	call(t, s, "POST", "/v1/messages", line, asLines).is(t, 200)
+	post("eighteen", "18")
+	alice.want("seventeen")
+	alice.want("eighteen")
+}
+
+// A server whose loops are behind says so, and when to come back.
+func TestAPIOverloaded(t *testing.T) {
+	s := withAPI(t, Options{Limits: Limits{MaxBacklog: 1000}})
+	dial(t, s, "/ws?topic=a")
+	eventually(t, "somebody is subscribed", func() bool { return len(s.Subscribers("a")) == 1 })
+	body := strings.Repeat("x", 2000)
+	for _, path := range []string{"/v1/topics/a/messages", "/v1/broadcast"} {
+		a := call(t, s, "POST", path, body).isProblem(t, 503, "overloaded", "limits.max_backlog")
+		if a.header.Get("Retry-After") == "" {
+			t.Error("without Retry-After")
+		}
+	}
+}
+
+// A batch has good lines and bad ones. Each is answered in its place, and the good ones are delivered.
+func TestAPIBatch(t *testing.T) {
+	s := withAPI(t, Options{Limits: Limits{MaxMessage: 100}})
+	alice := dial(t, s, "/ws?topic=a")
+	eventually(t, "she is subscribed", func() bool { return len(s.Subscribers("a")) == 1 })
+	rows := []struct{ line, problem, words string }{
+		{`{"topic":"a","data":{"n": 1}}`, "", ""},
+		{`{"topic":"a..b","data":2}`, "invalid-topic", "level 2"},
+		{`not JSON`, "bad-request", "not a JSON object"},
+		{`null`, "bad-request", "not a JSON object"},
+		{`{"topic":"a","data":"AP8=","encoding":"base64"}`, "", ""},
+		{`{"topic":"a","data":"not base64","encoding":"base64"}`, "bad-request", "base64"},
+		{`{"topic":"a","data":1,"encoding":"rot13"}`, "bad-request", "rot13"},
+		{`{"topic":7,"data":1}`, "bad-request", "topic is a JSON number"},
+		{`{"topic":"a"}`, "bad-request", "data is missing"},
+		{`{"data":1}`, "invalid-topic", "is empty"},
+		{`{"topic":"a","data":"` + strings.Repeat("x", 200) + `"}`, "too-large", "limits.max_message"},
+		{`{"topic":"a","data":"` + strings.Repeat("x", 20_000) + `"}`, "too-large", "line is longer"},
+		{`{"topic":"nobody","data":3}`, "", ""},
+		{`{"topic":"a","data":"done","encoding":"text"}`, "", ""},
+	}
+	var body strings.Builder
+	for _, row := range rows {
+		body.WriteString(row.line + "\r\n \n") // an empty line is none
+	}
+	var got struct {
+		Results []struct {
+			Receipt
+			Error *problem
+		}
+		Error *problem
+	}
+	text := strings.TrimSuffix(body.String(), "\r\n \n") // the last line need not end
+	call(t, s, "POST", "/v1/messages", text, asLines).is(t, 200).into(t, &got)
+	if len(got.Results) != len(rows) || got.Error != nil {
+		t.Fatalf("%d results for %d lines: %+v", len(got.Results), len(rows), got)
+	}
+	for i, row := range rows {
+		r := got.Results[i]
+		switch {
+		case row.problem == "" && (r.Error != nil || r.Offset == 0):
+			t.Errorf("%.60s: %+v", row.line, r.Error)
+		case row.problem != "" && (r.Error == nil || r.Error.Type != "/problems/"+row.problem || !strings.Contains(r.Error.Detail, row.words)):
+			t.Errorf("%.60s: %+v, want %s with %q", row.line, r.Error, row.problem, row.words)
+		}
+	}
+	if r := got.Results; r[0].Subscribers != 1 || r[12].Subscribers != 0 || r[13].Offset != 3 {
+		t.Errorf("%+v", r)
+	}
+	alice.want(`{"n": 1}`)
+	if op, payload, err := alice.frame(); op != Binary || string(payload) != "\x00\xff" {
+		t.Error(op, payload, err)
+	}
+	alice.want("done")
+}
+
+func TestAPIBatchIsRefused(t *testing.T) {
+	s := withAPI(t, Options{})
+	line := `{"topic":"a","data":1}` + "\n"
+	call(t, s, "POST", "/v1/messages", line, asJSON).isProblem(t, 415, "unsupported-media-type", "application/x-ndjson")
+	call(t, s, "POST", "/v1/messages", line, asLines, "Content-Encoding: gzip").isProblem(t, 415, "unsupported-media-type", "Content-Encoding")
+	call(t, s, "POST", "/v1/messages?topic=a", line, asLines).isProblem(t, 400, "bad-request", "expected none")
+	call(t, s, "POST", "/v1/messages", strings.Repeat(" ", mostBatch+1), asLines).isProblem(t, 413, "too-large", "16777216")
+	if a := call(t, s, "POST", "/v1/messages", "", asLines).is(t, 200); string(a.body) != `{"results":[]}`+"\n" {
+		t.Errorf("an empty batch is answered %s", a.body)
+	}
+
+	// What was read before the limit stays published, and it is said that the rest was not.
+	var got struct {
+		Results []Receipt
+		Error   *problem
+	}
+	call(t, s, "POST", "/v1/messages", strings.Repeat(line, mostLines+5), asLines).is(t, 200).into(t, &got)
+	if len(got.Results) != mostLines || got.Error == nil || !strings.Contains(got.Error.Detail, "lines") || got.Results[mostLines-1].Offset != mostLines {
+		t.Errorf("%d results, %+v", len(got.Results), got.Error)
+	}
+	got.Results, got.Error = nil, nil
+	body := io.MultiReader(strings.NewReader(line), strings.NewReader(strings.Repeat(" ", mostBatch))) // of unknown length
+	callAt(t, s.InternalAddr().String(), "POST", "/v1/messages", body, asLines).is(t, 200).into(t, &got)
+	if len(got.Results) != 1 || got.Error == nil || !strings.Contains(got.Error.Detail, "bytes") {
+		t.Errorf("%d results, %+v", len(got.Results), got.Error)
+	}
+}
+
+// Alice is at the echo, bob at the broadcast, cathy at the topics, and dora reads events. A broadcast
+// reaches all, or those at one endpoint.
+func TestAPIBroadcast(t *testing.T) {
+	s := withAPI(t, Options{})
+	alice, bob, cathy := dial(t, s, "/echo"), dial(t, s, "/broadcast"), dial(t, s, "/ws")
+	dora := dialRaw(t, s)
+	dora.write([]byte("GET /ws?topic=a HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n"))
+	dora.response()
+	eventually(t, "dora is subscribed", func() bool { return len(s.Subscribers("a")) == 1 && s.Count() == 4 })
+	count := func(path, body, header string) (n int) {
+		var got struct{ Connections int }
+		call(t, s, "POST", path, body, header).is(t, 200).into(t, &got)
+		return got.Connections
+	}
+	if n := count("/v1/broadcast", "to all", asText); n != 4 {
+		t.Errorf("for %d connections, want 4", n)
+	}
+	if n := count("/v1/broadcast?path=/echo", "\xff", asBinary); n != 1 {
+		t.Errorf("for %d connections, want 1", n)
+	}
+	for _, c := range []*client{alice, bob, cathy} {
+		c.want("to all")
+	}
+	if op, payload, err := alice.frame(); op != Binary || string(payload) != "\xff" {
+		t.Error(op, payload, err)
+	}
+	for line := ""; !strings.Contains(line, "to all"); {
+		var err error
+		if line, err = dora.r.ReadString('\n'); err != nil {
+			t.Fatal(err)
+		}
+	}
+	call(t, s, "POST", "/v1/broadcast?path=/nowhere", "x").isProblem(t, 404, "no-such-endpoint", `"/nowhere"`)
+	call(t, s, "POST", "/v1/broadcast?pat=/echo", "x").isProblem(t, 400, "bad-request", `"pat" is unknown: expected path`)
+	call(t, s, "POST", "/v1/broadcast?path=/echo&path=/ws", "x").isProblem(t, 400, "bad-request", "2 times")
+	call(t, s, "POST", "/v1/broadcast", "\xff", asText).isProblem(t, 422, "not-text", "")
+	call(t, s, "POST", "/v1/broadcast", "{", asJSON).isProblem(t, 422, "not-json", "")
+	call(t, s, "POST", "/v1/broadcast", strings.Repeat("x", 1<<20+1), asText).isProblem(t, 413, "too-large", "")
+}
+
+func TestAPIPathsAndMethods(t *testing.T) {
+	s := withAPI(t, Options{})
+	for _, path := range []string{"/", "/v1", "/v1/", "/v2/topics", "/v1/topics/", "//v1/topics", "/v1/./topics", "/v1/topics/a/b/messages", "/v1/topics/a%2Fb/x"} {
+		call(t, s, "GET", path, "").isProblem(t, 404, "not-found", "openapi.json")
+	}
+	for _, row := range []struct{ method, path, allow string }{
+		{"GET", "/v1/messages", "POST"},
+		{"PUT", "/v1/topics/a/messages", "GET, HEAD, POST"},
+		{"POST", "/v1/connections/1", "GET, HEAD, DELETE"},
+		{"OPTIONS", "/v1/topics", "GET, HEAD"},
+		{"BREW", "/v1/broadcast", "POST"},
+	} {
+		a := call(t, s, row.method, row.path, "").isProblem(t, 405, "method-not-allowed", row.allow)
+		if got := a.header.Get("Allow"); got != row.allow {
+			t.Errorf("%s %s: Allow: %s, want %s", row.method, row.path, got, row.allow)
+		}
+	}
+	if a := call(t, s, "HEAD", "/v1/topics", "").is(t, 200); len(a.body) > 0 {
+		t.Errorf("HEAD has the body %s", a.body)
+	}
+	c := dialInternal(t, s)
+	c.write([]byte("OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+	if resp := c.response(); resp.StatusCode != 404 {
+		t.Errorf("OPTIONS * is answered %s", resp.Status)
+	}
+	for _, query := range []string{"?limit=0", "?limit=1001", "?limit=x", "?limit=-1"} {
+		for _, path := range []string{"/v1/topics", "/v1/connections", "/v1/topics/a/messages"} {
+			call(t, s, "GET", path+query, "").isProblem(t, 400, "bad-request", "1 to 1000")
+		}
+	}
+	call(t, s, "GET", "/v1/openapi.json?x=%zz", "").isProblem(t, 400, "bad-request", "not well-formed")
+}
+
+// A panic is the interface's own mistake: it is answered and logged, and ends nothing else.
+func TestAPIPanic(t *testing.T) {
+	s, log := startLogged(t, Options{Internal: Internal{Listen: "127.0.0.1:0"}, Endpoints: echoAndBroadcast()})
+	healthy := routes
+	routes = append([]route{{"GET", "/v1/panic", func(*api, http.ResponseWriter, *http.Request) error { panic("a mistake") }},
+		{"GET", "/v1/unexpected", func(*api, http.ResponseWriter, *http.Request) error { return fmt.Errorf("another") }}}, routes...)
+	defer func() { routes = healthy }()
+	h := s.API()
+	for path, word := range map[string]string{"/v1/panic": "a mistake", "/v1/unexpected": "another"} {
+		w := newRecorder()
+		r, _ := http.NewRequest("GET", "http://localhost"+path, nil)
+		h.ServeHTTP(w, r)
+		answer{w.status, w.header, w.body.Bytes()}.isProblem(t, 500, "internal-error", "")
+		if !strings.Contains(log.String(), word) {
+			t.Errorf("%q is not in the log: %s", word, log)
+		}
+	}
+}
+
+// recorder is a response that is looked at.
+type recorder struct {
+	status int
+	header http.Header
+	body   bytes.Buffer
+}
+
+func newRecorder() *recorder { return &recorder{status: 200, header: http.Header{}} }
+
+func (r *recorder) Header() http.Header         { return r.header }
+func (r *recorder) WriteHeader(status int)      { r.status = status }
+func (r *recorder) Write(b []byte) (int, error) { return r.body.Write(b) }

@@ -1,0 +1,238 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// Internal is the HTTP interface for the application's own services and its operators: publishing,
+// topics, connections. Its reference is openapi.json. Whoever reaches it may do everything that it can,
+// so it stands on an address of its own.
+type Internal struct {
+	// Listen is the TCP address of the interface, as host:port; port 0 lets the kernel choose (see
+	// [Server.InternalAddr]). "off" opens no port, which is the default: [Server.API] can be mounted
+	// elsewhere. The program's default is 127.0.0.1:8081.
+	Listen string `yaml:"listen"`
+
+	// Token, if it is set, must come with every request, as "Authorization: Bearer TOKEN". Without one
+	// the address must be of the loopback interface. Default: none.
+	Token Secret `yaml:"token"`
+}
+
+// internalOff is the Listen of an interface without a port.
+const internalOff = "off"
+
+func (i *Internal) resolve(c *checker, public string) {
+	if i.Token == secretShown {
+		c.add("internal.token", "%s stands for a token that is not shown: expected the token itself, or none here and CARILLON_INTERNAL_TOKEN", secretShown)
+	}
+	if i.Listen == "" || i.Listen == internalOff {
+		i.Listen = internalOff
+		return
+	}
+	if !c.address("internal.listen", i.Listen, "127.0.0.1:8081, or "+internalOff) {
+		return
+	}
+	if sameAddress(i.Listen, public) {
+		c.add("internal.listen", "%s is what listen has already: expected another port", i.Listen)
+	}
+	if host, _, _ := net.SplitHostPort(i.Listen); i.Token == "" && !isLoopback(host) {
+		c.add("internal.token", "is missing, but other machines can reach internal.listen %s: expected a token, or an address such as 127.0.0.1:8081", i.Listen)
+	}
+}
+
+func sameAddress(a, b string) bool {
+	hostA, portA, _ := net.SplitHostPort(a)
+	hostB, portB, _ := net.SplitHostPort(b)
+	return portA == portB && portA != "0" && (hostA == hostB || isEverywhere(hostA) || isEverywhere(hostB))
+}
+
+func isEverywhere(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "" || err == nil && ip.IsUnspecified()
+}
+
+// isLoopback says whether a host is this machine, for this machine only.
+func isLoopback(host string) bool {
+	ip, err := netip.ParseAddr(strings.Trim(host, "[]"))
+	return strings.EqualFold(host, "localhost") || err == nil && ip.Unmap().IsLoopback()
+}
+
+// Secret is a text that is not shown: it prints as "(set)", or as nothing when it is empty.
+type Secret string
+
+const secretShown = "(set)"
+
+// String hides the secret.
+func (s Secret) String() string {
+	if s == "" {
+		return ""
+	}
+	return secretShown
+}
+
+// GoString hides the secret.
+func (s Secret) GoString() string { return s.String() }
+
+// LogValue hides the secret.
+func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
+
+// MarshalText hides the secret. What it writes is refused when it is read back as an option, so that it
+// never becomes a token by accident.
+func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText takes what can stand in a header line. Its error does not repeat the text.
+func (s *Secret) UnmarshalText(text []byte) error {
+	for _, c := range text {
+		if c <= ' ' || c > '~' {
+			return errors.New("has a space or another character that cannot be sent in a header: expected visible ASCII characters")
+		}
+	}
+	*s = Secret(text)
+	return nil
+}
+
+// What the interface takes of a client, and for how long. A request is small and its sender is near.
+const (
+	internalMostConns  = 256
+	internalMaxHead    = 16 << 10
+	internalHeadTime   = 5 * time.Second
+	internalReadTime   = 30 * time.Second
+	internalWriteTime  = 60 * time.Second // from the end of the request's head
+	internalIdleTime   = 2 * time.Minute
+	internalFewOpen    = internalMostConns / 2
+	internalDescriptor = 16 // at most this part of the descriptors is for the interface
+)
+
+// most is how many connections the interface may have.
+func (i *Internal) most() int {
+	total, err := descriptorLimit()
+	if i.Listen == internalOff || err != nil {
+		return 0
+	}
+	return min(internalMostConns, max(total/internalDescriptor, 4))
+}
+
+// internal is the interface's own HTTP server. A nil one is off.
+type internal struct {
+	srv  *Server
+	http http.Server
+	addr net.Addr
+	most int64
+	open atomic.Int64
+	full atomic.Bool // it was said that there are as many connections as there may be
+}
+
+// listenInternal begins to serve: requests that come before the server has started find no connections.
+func (s *Server) listenInternal() (*internal, error) {
+	o := &s.opts.Internal
+	if o.Listen == internalOff {
+		return nil, nil
+	}
+	l, err := net.Listen("tcp", o.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("internal.listen: %w", err) // "listen tcp 127.0.0.1:8081: bind: address already in use"
+	}
+	if addr, ok := l.Addr().(*net.TCPAddr); o.Token == "" && !(ok && addr.IP.IsLoopback()) { // localhost may be anything
+		_ = l.Close()
+		return nil, &OptionError{Key: "internal.token", Problem: fmt.Sprintf("is missing, but internal.listen %s is %s, which other machines can reach", o.Listen, l.Addr())}
+	}
+	handler := s.API()
+	if o.Token == "" {
+		handler = localOnly(handler)
+	}
+	i := &internal{srv: s, addr: l.Addr(), most: int64(o.most())}
+	i.http = http.Server{
+		Handler:                      handler,
+		ReadHeaderTimeout:            internalHeadTime,
+		ReadTimeout:                  internalReadTime,
+		WriteTimeout:                 internalWriteTime,
+		IdleTimeout:                  internalIdleTime,
+		MaxHeaderBytes:               internalMaxHead,
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+		ConnState:                    i.connState,
+	}
+	go func() {
+		if err := i.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			s.fail(fmt.Errorf("internal.listen: %w", err))
+		}
+	}()
+	return i, nil
+}
+
+// connState bounds the descriptors that the interface takes, which the public connections need.
+func (i *internal) connState(conn net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		if n := i.open.Add(1); n > i.most {
+			_ = conn.Close()
+			if !i.full.Swap(true) {
+				i.srv.log.Warn("the internal interface turns connections away", "most", i.most)
+			}
+		}
+	case http.StateClosed:
+		if n := i.open.Add(-1); n < internalFewOpen {
+			i.full.Store(false)
+		}
+	}
+}
+
+// localOnly keeps out what a browser on this machine is made to send by a page from elsewhere: a name
+// that the page's owner has pointed to 127.0.0.1 (DNS rebinding).
+func localOnly(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host := r.Host
+		if h, _, err := net.SplitHostPort(host); err == nil {
+			host = h
+		}
+		if !isLoopback(host) {
+			writeProblem(w, problemHost.because("without a token the interface answers to localhost and loopback addresses, not to %.100q", r.Host))
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// InternalAddr is the address of the internal interface: see [Internal]. It is nil before Started, and
+// when the interface is off.
+func (s *Server) InternalAddr() net.Addr {
+	select {
+	case <-s.started:
+		if s.internal != nil {
+			return s.internal.addr
+		}
+	default:
+	}
+	return nil
+}
+
+// shutdown takes no more requests and lets those that run come to their end until ctx ends. The function
+// that it returns waits for that.
+func (i *internal) shutdown(ctx context.Context) (wait func()) {
+	if i == nil {
+		return func() {}
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := i.http.Shutdown(ctx); err != nil {
+			i.close()
+		}
+	}()
+	return func() { <-done }
+}
+
+func (i *internal) close() {
+	if i != nil {
+		_ = i.http.Close()
+	}
+}

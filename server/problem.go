@@ -1,0 +1,107 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strconv"
+)
+
+// problem is an error of the HTTP interface (RFC 9457). It is an error too, so that it can be returned.
+type problem struct {
+	Type   string `json:"type"`
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	Detail string `json:"detail,omitempty"`
+
+	header [][2]string
+}
+
+func (p *problem) Error() string { return p.Title + ": " + p.Detail }
+
+// because returns the problem with what was wrong this time. What came from the client is quoted and cut
+// by the format.
+func (p *problem) because(format string, args ...any) *problem {
+	q := *p
+	q.Detail = fmt.Sprintf(format, args...)
+	return &q
+}
+
+// The set is closed; openapi.json lists it.
+var (
+	problemRequest       = newProblem(400, "bad-request", "The request makes no sense")
+	problemTopic         = newProblem(400, "invalid-topic", "The name is not that of a topic")
+	problemKey           = newProblem(400, "invalid-key", "The idempotency key is too long")
+	problemToken         = newProblem(401, "unauthorized", "A token is needed", "WWW-Authenticate", "Bearer")
+	problemOrigin        = newProblem(403, "foreign-origin", "A browser sent this for a page from elsewhere")
+	problemPath          = newProblem(404, "not-found", "There is nothing at this path")
+	problemNoTopic       = newProblem(404, "no-such-topic", "There is no such topic")
+	problemNoConnection  = newProblem(404, "no-such-connection", "There is no such connection")
+	problemNoEndpoint    = newProblem(404, "no-such-endpoint", "There is no such endpoint")
+	problemMethod        = newProblem(405, "method-not-allowed", "The path does not have this method")
+	problemTimeout       = newProblem(408, "request-timeout", "The request took too long")
+	problemTooLarge      = newProblem(413, "too-large", "The message is too large")
+	problemMediaType     = newProblem(415, "unsupported-media-type", "The body is of a kind that is not taken here")
+	problemHost          = newProblem(421, "misdirected", "The request was meant for another host")
+	problemNotJSON       = newProblem(422, "not-json", "The message is not JSON")
+	problemNotText       = newProblem(422, "not-text", "The message is not UTF-8")
+	problemInternal      = newProblem(500, "internal-error", "Something is wrong with the server")
+	problemOverloaded    = newProblem(503, "overloaded", "The server has too much to do", "Retry-After", "1")
+	problemTooManyTopics = newProblem(503, "too-many-topics", "The server has as many topics as it may have", "Retry-After", "60")
+)
+
+// problems are all of them.
+var problems = map[string]*problem{}
+
+func newProblem(status int, name, title string, header ...string) *problem {
+	p := &problem{Type: "/problems/" + name, Title: title, Status: status}
+	for i := 0; i < len(header); i += 2 {
+		p.header = append(p.header, [2]string{header[i], header[i+1]})
+	}
+	problems[p.Type] = p
+	return p
+}
+
+// problemOf says in the interface's words what went wrong, or returns nil for what must not happen.
+func problemOf(err error) *problem {
+	var ready *problem
+	var topic *TopicError
+	var request *badRequest
+	var size *http.MaxBytesError
+	switch {
+	case errors.As(err, &ready):
+		return ready
+	case errors.As(err, &topic):
+		return problemTopic.because("%v", err)
+	case errors.As(err, &request):
+		return problemRequest.because("%v", err)
+	case errors.As(err, &size), errors.Is(err, ErrTooLarge):
+		return problemTooLarge.because("%v", ErrTooLarge)
+	case errors.Is(err, ErrKey):
+		return problemKey.because("%v", err)
+	case errors.Is(err, ErrNotJSON):
+		return problemNotJSON.because("%v", err)
+	case errors.Is(err, ErrNotText):
+		return problemNotText.because("%v", err)
+	case errors.Is(err, ErrTooManyTopics):
+		return problemTooManyTopics.because("%v", err)
+	case errors.Is(err, ErrOverloaded):
+		return problemOverloaded.because("%v", err)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return problemTimeout.because("the body did not arrive in time")
+	}
+	return nil
+}
+
+func writeProblem(w http.ResponseWriter, p *problem) {
+	h := w.Header()
+	for _, line := range p.header {
+		h.Set(line[0], line[1])
+	}
+	body := append(appendJSON(nil, p), '\n')
+	h.Set("Content-Type", "application/problem+json")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(p.Status)
+	_, _ = w.Write(body)
+}

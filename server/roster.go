@@ -1,0 +1,106 @@
+package server
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+	"time"
+)
+
+// roster is a list of the open connections by id, made when somebody pages through them. Connections
+// themselves are in no order, so each page would otherwise look at all of them.
+type roster struct {
+	mu      sync.Mutex
+	list    []entry
+	made    time.Time
+	cost    time.Duration // of making it
+	forget  *time.Timer
+	reached uint64 // the highest id at that time
+}
+
+type entry struct {
+	id   uint64
+	conn *Conn
+}
+
+// A list serves all pages for a while. A first page wants a new one, but making lists takes no more than
+// a small part of the time, however often somebody asks.
+const (
+	rosterLife = 10 * time.Second
+	rosterPart = 20
+)
+
+// page returns open connections with ids above after, and says whether there are more. One that is open
+// throughout the pages is in exactly one of them.
+func (r *roster) page(s *Server, after uint64, limit int) (conns []*Conn, more bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	age, fresh := time.Since(r.made), after == 0 || after >= r.reached
+	if age > rosterLife || fresh && age > rosterPart*r.cost {
+		r.make(s)
+	}
+	i, found := r.search(after)
+	if found {
+		i++
+	}
+	for ; i < len(r.list); i++ {
+		c := r.list[i].conn
+		if c.state.Load() != stateOpen {
+			continue
+		}
+		if len(conns) == limit {
+			return conns, true
+		}
+		conns = append(conns, c)
+	}
+	return conns, false
+}
+
+func (r *roster) search(id uint64) (int, bool) {
+	return slices.BinarySearchFunc(r.list, id, func(e entry, id uint64) int { return cmp.Compare(e.id, id) })
+}
+
+// make lists the connections of now. The caller holds mu.
+func (r *roster) make(s *Server) {
+	began := time.Now()
+	clear(r.list)
+	r.list = r.list[:0]
+	r.reached = s.lastID.Load()
+	for c := range s.Conns() {
+		r.list = append(r.list, entry{c.id, c})
+	}
+	slices.SortFunc(r.list, func(a, b entry) int { return cmp.Compare(a.id, b.id) })
+	r.made = time.Now()
+	r.cost = r.made.Sub(began)
+	if r.forget == nil {
+		r.forget = time.AfterFunc(rosterLife, r.drop)
+	} else {
+		r.forget.Reset(rosterLife)
+	}
+}
+
+// drop gives the memory back, that of connections that are gone included.
+func (r *roster) drop() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if time.Since(r.made) >= rosterLife {
+		r.list, r.made = nil, time.Time{}
+	}
+}
+
+// find returns an open connection, or nil.
+func (r *roster) find(s *Server, id uint64) *Conn {
+	r.mu.Lock()
+	i, found := r.search(id)
+	if found && r.list[i].conn.state.Load() == stateOpen {
+		defer r.mu.Unlock()
+		return r.list[i].conn
+	}
+	r.mu.Unlock()
+	for c := range s.Conns() {
+		if c.id == id {
+			return c
+		}
+	}
+	return nil
+}
