@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -29,7 +28,8 @@ func TestBuiltInFileStatesTheDefaults(t *testing.T) {
 	options, err := server.Options{Endpoints: []server.Endpoint{
 		{Path: "/echo", Mode: server.ModeEcho},
 		{Path: "/broadcast", Mode: server.ModeBroadcast},
-	}}.Resolve()
+		{Path: "/ws", Mode: server.ModeTopics},
+	}, Internal: server.Internal{Listen: "127.0.0.1:8081"}}.Resolve()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,8 +39,41 @@ func TestBuiltInFileStatesTheDefaults(t *testing.T) {
 	}
 }
 
+// example is what stands in the built-in file in a comment, after "# For example:".
+func example(t *testing.T) []byte {
+	t.Helper()
+	_, text, found := strings.Cut(string(builtIn), "# For example:\n#\n")
+	if !found {
+		t.Fatal("there is no example")
+	}
+	var lines []string
+	for line := range strings.Lines(text) {
+		if !strings.HasPrefix(line, "#") {
+			break
+		}
+		lines = append(lines, strings.TrimPrefix(strings.TrimPrefix(line, "#"), "   "))
+	}
+	return []byte(strings.Join(lines, ""))
+}
+
+func TestTheExampleInTheBuiltInFileIsRight(t *testing.T) {
+	c, err := parseConfig("EXAMPLE", append(example(t), minimal...), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := server.TopicRule{Match: "prices.>", History: 100, MaxAge: 5 * time.Minute, MaxBytes: 1 << 20, Latest: true}
+	if len(c.Topics) != 1 || c.Topics[0] != want {
+		t.Errorf("it says %+v", c.Topics)
+	}
+	checkRoundTrip(t, c)
+}
+
 func TestBuiltInFileHasEveryKey(t *testing.T) {
 	file, err := parser.ParseBytes(builtIn, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	examples, err := parser.ParseBytes(example(t), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,6 +94,7 @@ func TestBuiltInFileHasEveryKey(t *testing.T) {
 		}
 	}
 	walk(file.Docs[0].Body, "")
+	walk(examples.Docs[0].Body, "")
 	for _, k := range keys(reflect.TypeFor[config](), "", nil, false) {
 		if !stated[k.path] {
 			t.Errorf("config.yaml does not state %s", k.path)
@@ -69,10 +103,10 @@ func TestBuiltInFileHasEveryKey(t *testing.T) {
 }
 
 func TestEveryKeyOfTheBuiltInFileIsExplained(t *testing.T) {
-	lines := strings.Split(string(builtIn), "\n")
+	lines := strings.Split(string(builtIn)+strings.TrimPrefix(string(example(t)), "topics:\n"), "\n")
 	key := regexp.MustCompile(`^ *(- )?[a-z_]+:`)
-	for i, line := range lines[:slices.Index(lines, "  # The same keys, all but two left at their defaults.")] {
-		if key.MatchString(line) && !strings.HasPrefix(strings.TrimSpace(lines[i-1]), "#") {
+	for i, line := range lines {
+		if key.MatchString(line) && !strings.HasPrefix(strings.TrimSpace(lines[i-1]), "#") && line != "    mode: broadcast" {
 			t.Errorf("line %d of config.yaml has no comment above it: %s", i+1, line)
 		}
 	}
@@ -128,6 +162,13 @@ func TestValues(t *testing.T) {
 		{"a byte order mark is ignored", "\ufeffloops: 3", func(c config) any { return c.Loops }, 3},
 		{"lines may end as on Windows", "loops: 3\r\nlisten: :1\r\n", func(c config) any { return c.Listen }, ":1"},
 		{"a document may begin with ---", "---\nloops: 3", func(c config) any { return c.Loops }, 3},
+		{"a limit of topics can be off", "limits: {max_topics: off}", func(c config) any { return c.Limits.MaxTopics }, -1},
+		{"a negative limit of topics is off too", "limits: {max_topics: -9}", func(c config) any { return c.Limits.MaxTopics }, -1},
+		{"the internal interface has an address", "loops: 3", func(c config) any { return c.Internal.Listen }, "127.0.0.1:8081"},
+		{"the internal interface can be off", "internal: {listen: off}", func(c config) any { return c.Internal.Listen }, "off"},
+		{"a topic's history can be kept for ever", "topics: [{match: a, history: 1, max_age: off}]", func(c config) any { return c.Topics[0].MaxAge }, time.Duration(-1)},
+		{"a topic's history can be as large as it gets", "topics: [{match: a, max_bytes: off}]", func(c config) any { return c.Topics[0].MaxBytes }, server.Size(-1)},
+		{"the newest message is a history of one", "topics: [{match: a, latest: true}]", func(c config) any { return c.Topics[0].History }, 1},
 		{"the log has a level", "log: {level: debug}", func(c config) any { return c.Log.Level }, "debug"},
 	} {
 		t.Run(test.sentence, func(t *testing.T) {
@@ -160,7 +201,11 @@ func checkRoundTrip(t *testing.T, c config) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := parseConfig("PRINTED", text, nil)
+	var env []string
+	if c.Internal.Token != "" { // it is not printed
+		env = []string{"CARILLON_INTERNAL_TOKEN=" + string(c.Internal.Token)}
+	}
+	again, err := parseConfig("PRINTED", text, env)
 	if err != nil {
 		t.Fatalf("the printed form is refused: %v\n%s", err, text)
 	}
@@ -181,8 +226,14 @@ endpoints:
     compression: {enabled: true, threshold: off, level: 9}
     slow_consumer: {policy: latest, max_queue: 3MiB, close_code: 1008}
   - {path: "/'\"ü", mode: broadcast}
+  - path: /ws
+    mode: topics
+    topics: {subscribe: [a.>, "*.b"], publish: [c], patterns: true, presence: true, max_subscriptions: off}
+    origins: [https://example.com, "*"]
+topics: [{match: a.>, history: 7, max_age: off, max_bytes: 2MiB, latest: true}, {match: ">", history: 1, max_age: 1h, max_bytes: off}]
+internal: {listen: ":8081", token: hush}
 limits: {max_connections: 5, max_head: 1000, handshake_timeout: 1h, max_message: off, max_fragments: off,
-  idle_timeout: 1m, write_timeout: off, close_timeout: 1h30m5s, max_backlog: 1GiB}
+  idle_timeout: 1m, write_timeout: off, close_timeout: 1h30m5s, max_backlog: 1GiB, max_topics: 9}
 ping: {interval: off, jitter: 0.0625, timeout: 1.5s}
 shutdown: {timeout: 1ms}
 log: {level: error, format: json}
@@ -219,6 +270,10 @@ func TestEnvironment(t *testing.T) {
 		"CARILLON_LIMITS_WRITE_TIMEOUT":     "off",
 		"CARILLON_LIMITS_CLOSE_TIMEOUT":     "13s",
 		"CARILLON_LIMITS_MAX_BACKLOG":       "1MiB",
+		"CARILLON_LIMITS_MAX_TOPICS":        "off",
+		"CARILLON_TOPICS":                   "[{match: a, history: 3}]",
+		"CARILLON_INTERNAL_LISTEN":          "off",
+		"CARILLON_INTERNAL_TOKEN":           "hush",
 		"CARILLON_PING_INTERVAL":            "14s",
 		"CARILLON_PING_JITTER":              "off",
 		"CARILLON_PING_TIMEOUT":             "15s",
@@ -262,6 +317,27 @@ func TestEnvironment(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkRoundTrip(t, c)
+}
+
+// A printed configuration that had a token is refused until the token is given again: it must not become
+// a token that anybody can guess, nor none.
+func TestATokenIsNotPrinted(t *testing.T) {
+	c, err := parseConfig("FILE", []byte("internal: {token: hush}\n"+minimal), nil)
+	if err != nil || c.Internal.Token != "hush" {
+		t.Fatalf("%v", err)
+	}
+	text, err := c.print()
+	if err != nil || bytes.Contains(text, []byte("hush")) || !bytes.Contains(text, []byte("(set)")) {
+		t.Fatalf("printed\n%s, %v", text, err)
+	}
+	_, err = parseConfig("FILE", text, nil)
+	if err == nil || !strings.Contains(err.Error(), "internal.token: (set) stands for a token that is not shown") {
+		t.Errorf("%v", err)
+	}
+	c, err = parseConfig("FILE", text, []string{"CARILLON_INTERNAL_TOKEN=hush"})
+	if err != nil || c.Internal.Token != "hush" {
+		t.Errorf("%v", err)
+	}
 }
 
 func TestEnvironmentWinsOverTheFile(t *testing.T) {

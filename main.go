@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"reflect"
@@ -145,8 +146,8 @@ func fileName(to *string) func(string) error {
 	}
 }
 
-const rootHelp = `Serves WebSocket endpoints: /echo and /broadcast on port 8080, or what a
-configuration file says. Ctrl-C or SIGTERM closes all connections and ends; a
+const rootHelp = `Serves WebSocket endpoints: /echo, /broadcast and /ws on port 8080, or what a
+configuration file says; and HTTP for publishing, on 127.0.0.1:8081. Ctrl-C or SIGTERM closes all connections and ends; a
 second one ends at once.
 
 Each key of the configuration can also be set by an environment variable, such
@@ -249,6 +250,7 @@ func announce(out io.Writer, c config, srv *server.Server) {
 		fmt.Fprintf(table, "  %s\t%s\t%s\t%s\n", srv.URL(e.Path), e.Mode, compression, subprotocols)
 	}
 	table.Flush()
+	announceInternal(out, c, srv.InternalAddr())
 
 	most := srv.MaxConnections()
 	if most == c.Limits.MaxConnections {
@@ -261,6 +263,29 @@ func announce(out io.Writer, c config, srv *server.Server) {
 		}
 	}
 	fmt.Fprintln(out, "Stop with Ctrl-C or SIGTERM.")
+}
+
+// announceInternal says where to publish.
+func announceInternal(out io.Writer, c config, addr net.Addr) {
+	if addr == nil {
+		fmt.Fprintln(out, "\nNo internal HTTP interface: internal.listen is off.")
+		return
+	}
+	token := "for this machine, without a token"
+	if c.Internal.Token != "" {
+		token = "with a token"
+	}
+	fmt.Fprintf(out, "\nInternal HTTP interface, %s: http://%s/v1/openapi.json\n", token, reachable(c.Internal.Listen, addr))
+}
+
+// reachable is the address at which a client on this machine finds what listens.
+func reachable(listen string, addr net.Addr) string {
+	host, _, _ := net.SplitHostPort(listen)
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "localhost"
+	}
+	_, port, _ := net.SplitHostPort(addr.String())
+	return net.JoinHostPort(host, port)
 }
 
 // version describes the build: the module's version, the commit, the compiler and the platform.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -72,7 +73,7 @@ func startCommand(t *testing.T, env []string, cmd *exec.Cmd) *program {
 	t.Helper()
 	p := &program{t: t, cmd: cmd, stdout: make(chan string, 100), done: make(chan struct{})}
 	cmd.Dir = t.TempDir()
-	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "CARILLON_LISTEN=127.0.0.1:0"}, env...)
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "CARILLON_LISTEN=127.0.0.1:0", "CARILLON_INTERNAL_LISTEN=127.0.0.1:0"}, env...)
 	cmd.Stderr = &p.stderr
 	r, w := io.Pipe()
 	cmd.Stdout = w
@@ -198,6 +199,47 @@ func TestServesWithoutAnyFile(t *testing.T) {
 	hear(t, cathy, "to all")
 }
 
+var internalURL = regexp.MustCompile(`http://127\.0\.0\.1:\d+`)
+
+// What is published at the address that the program prints reaches who listens at /ws.
+func TestPublishesOverHTTP(t *testing.T) {
+	p := start(t, nil)
+	ws := wsURL.FindString(p.until("/ws "))
+	at := internalURL.FindString(p.until("Internal HTTP interface, for this machine, without a token: http://"))
+	p.until("Stop with")
+	alice := dial(t, ws+"?topic=news")
+	for subscribed := false; !subscribed; {
+		resp, err := http.Post(at+"/v1/topics/news/messages", "text/plain", strings.NewReader("hello"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var receipt struct{ Subscribers int }
+		if err := json.NewDecoder(resp.Body).Decode(&receipt); err != nil || resp.StatusCode != 200 {
+			t.Fatal(resp.Status, err)
+		}
+		resp.Body.Close()
+		subscribed = receipt.Subscribers == 1
+	}
+	hear(t, alice, "hello")
+}
+
+func TestTheInternalInterfaceIsAnnounced(t *testing.T) {
+	p := start(t, []string{"CARILLON_INTERNAL_LISTEN=off"})
+	p.until("Stop with")
+	if !strings.Contains(p.output(), "No internal HTTP interface: internal.listen is off.") {
+		t.Errorf("printed\n%s", p.output())
+	}
+	p = start(t, []string{"CARILLON_INTERNAL_LISTEN=0.0.0.0:0", "CARILLON_INTERNAL_TOKEN=hush", "CARILLON_LOG_LEVEL=debug"})
+	p.until("Stop with")
+	if !strings.Contains(p.output(), "Internal HTTP interface, with a token: http://localhost:") {
+		t.Errorf("printed\n%s", p.output())
+	}
+	p.signal(syscall.SIGTERM)
+	if _, stdout, stderr := p.end(); strings.Contains(p.output()+stdout+stderr, "hush") {
+		t.Errorf("the token is printed:\n%s%s%s", p.output(), stdout, stderr)
+	}
+}
+
 func TestHandshakeOnTheWire(t *testing.T) {
 	url := start(t, nil).url("/echo")
 	conn, err := net.Dial("tcp", strings.TrimSuffix(strings.TrimPrefix(url, "ws://"), "/echo"))
@@ -278,7 +320,7 @@ func TestDrainsAlthoughNobodyReadsItsOutput(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(path)
-	cmd.Env, cmd.Stdout, cmd.Stderr = []string{"CARILLON_LISTEN=127.0.0.1:0"}, w, w
+	cmd.Env, cmd.Stdout, cmd.Stderr = []string{"CARILLON_LISTEN=127.0.0.1:0", "CARILLON_INTERNAL_LISTEN=off"}, w, w
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -322,6 +364,18 @@ func TestATakenPortIsOneLine(t *testing.T) {
 	status, stdout, stderr := start(t, []string{"CARILLON_LISTEN=" + l.Addr().String(), "CARILLON_LOG_LEVEL=error"}).end()
 	if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 ||
 		!strings.HasPrefix(stderr, "carillon: ") || !strings.Contains(stderr, l.Addr().String()) || !strings.Contains(stderr, "in use") {
+		t.Errorf("exit status %d, printed %q and %q", status, stdout, stderr)
+	}
+}
+
+func TestATakenInternalPortIsOneLine(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	status, stdout, stderr := start(t, []string{"CARILLON_INTERNAL_LISTEN=" + l.Addr().String(), "CARILLON_LOG_LEVEL=error"}).end()
+	if want := "carillon: internal.listen: listen tcp " + l.Addr().String() + ": bind: address already in use\n"; status != 1 || stdout != "" || stderr != want {
 		t.Errorf("exit status %d, printed %q and %q", status, stdout, stderr)
 	}
 }
@@ -383,7 +437,7 @@ func TestCommands(t *testing.T) {
 		{"a good file is ok", "config --check " + good, "", 0, good + ": ok\n", ""},
 		{"a bad file is taken apart", "config --check " + bad, "", 1,
 			bad + ":5:13: limits.max_head: 1B is out of range: expected 256B to 1MiB\n" +
-				bad + ":3:11: endpoints[0].mode: \"sing\" is unknown: expected echo or broadcast\n", ""},
+				bad + ":3:11: endpoints[0].mode: \"sing\" is unknown: expected echo, broadcast or topics\n", ""},
 		{"a check counts the environment", "config --check " + good, "CARILLON_LOOPS=x", 1,
 			"CARILLON_LOOPS: loops: \"x\" is not a whole number: expected one such as 1000\n", ""},
 		{"a file that is not there cannot be checked", "config --check " + none, "", 1, "",
@@ -391,9 +445,11 @@ func TestCommands(t *testing.T) {
 		{"the configuration is printed", "config", "", 0, "listen: 127.0.0.1:0\npublic_url: \"\"\nloops: 0\nendpoints:\n- path: /echo\n...", ""},
 		{"a bad file starts nothing", "--config " + bad, "", 1, "",
 			"carillon: " + bad + ":5:13: limits.max_head: 1B is out of range: expected 256B to 1MiB\n" +
-				"carillon: " + bad + ":3:11: endpoints[0].mode: \"sing\" is unknown: expected echo or broadcast\n"},
+				"carillon: " + bad + ":3:11: endpoints[0].mode: \"sing\" is unknown: expected echo, broadcast or topics\n"},
 		{"a bad variable starts nothing", "", "CARILLON_LOPS=1", 1, "",
 			"carillon: CARILLON_LOPS: unknown variable, did you mean CARILLON_LOOPS?\n"},
+		{"an interface for everybody without a token starts nothing", "", "CARILLON_INTERNAL_LISTEN=0.0.0.0:8081", 1, "",
+			"carillon: CARILLON_INTERNAL_LISTEN: internal.listen: 0.0.0.0:8081 can be reached from other machines: expected internal.token (CARILLON_INTERNAL_TOKEN) beside it, or an address such as 127.0.0.1:8081\n"},
 		{"a missing file starts nothing", "--config " + none, "", 1, "",
 			"carillon: read the configuration: open " + none + ": no such file or directory\n"},
 		{"an unknown flag is wrong usage", "--cofnig x", "", 2, "",

@@ -45,7 +45,7 @@ func (i *Internal) resolve(c *checker, public string) {
 		c.add("internal.listen", "%s is what listen has already: expected another port", i.Listen)
 	}
 	if host, _, _ := net.SplitHostPort(i.Listen); i.Token == "" && !isLoopback(host) {
-		c.add("internal.token", "is missing, but other machines can reach internal.listen %s: expected a token, or an address such as 127.0.0.1:8081", i.Listen)
+		c.add("internal.listen", "%s can be reached from other machines: expected internal.token (CARILLON_INTERNAL_TOKEN) beside it, or an address such as 127.0.0.1:8081", i.Listen)
 	}
 }
 
@@ -143,7 +143,7 @@ func (s *Server) listenInternal() (*internal, error) {
 	}
 	if addr, ok := l.Addr().(*net.TCPAddr); o.Token == "" && !(ok && addr.IP.IsLoopback()) { // localhost may be anything
 		_ = l.Close()
-		return nil, &OptionError{Key: "internal.token", Problem: fmt.Sprintf("is missing, but internal.listen %s is %s, which other machines can reach", o.Listen, l.Addr())}
+		return nil, &OptionError{Key: "internal.listen", Problem: fmt.Sprintf("%s is %s, which can be reached from other machines: expected internal.token beside it", o.Listen, l.Addr())}
 	}
 	handler := s.API()
 	if o.Token == "" {

@@ -389,8 +389,11 @@ func (r *TopicRule) resolve(c *checker, key string) {
 
 func (c *checker) pattern(key, name string) {
 	var topic *TopicError
-	if errors.As(CheckPattern(name), &topic) {
-		c.add(key, "%q %s: expected a topic or pattern, such as prices.eu or prices.>", topic.Name, topic.Problem)
+	switch {
+	case name == "":
+		c.add(key, "is missing: expected a topic or pattern, such as prices.eu or prices.>")
+	case errors.As(CheckPattern(name), &topic):
+		c.add(key, "%q: %s", topic.Name, topic.Problem)
 	}
 }
 

@@ -50,7 +50,7 @@ func TestNothingIsLeftOfPlainConnections(t *testing.T) {
 		},
 		func(c *client) { c.write([]byte(requestHead("GET / HTTP/1.0"))); c.wantPage("GET /") },
 		func(c *client) { c.write([]byte(requestHead("GET / HTTP/1.1"))) }, // leaves without its answer
-		func(c *client) { c.write([]byte("GET / HTTP/1.1\r\n")) },      // leaves before it has asked
+		func(c *client) { c.write([]byte("GET / HTTP/1.1\r\n")) },          // leaves before it has asked
 		func(c *client) {
 			c.write([]byte(requestHead("POST / HTTP/1.1", "Content-Length: 1000") + "and the rest never comes"))
 		},
