@@ -29,7 +29,7 @@ type contestant struct {
 var peers = []string{"gws", "gorilla", "coder", "gobwas", "nbio", "floor"}
 
 // ourEnv turns off what the peers do not do.
-var ourEnv = []string{"CARILLON_LISTEN=127.0.0.1:0", "CARILLON_PING_INTERVAL=off", "CARILLON_LOG_LEVEL=warn"}
+var ourEnv = []string{"CARILLON_LISTEN=127.0.0.1:0", "CARILLON_INTERNAL_LISTEN=off", "CARILLON_PING_INTERVAL=off", "CARILLON_LOG_LEVEL=warn"}
 
 // buildCarillon compiles carillon into a directory. Root is where its source is.
 func buildCarillon(ctx context.Context, into string) (c contestant, root string, err error) {

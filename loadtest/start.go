@@ -65,7 +65,7 @@ func startServers(ctx context.Context, o *options, log io.Writer) (list []*runni
 	if err != nil {
 		return nil, err
 	}
-	carillon.env = []string{"CARILLON_LISTEN=127.0.0.1:0", "CARILLON_LOG_LEVEL=warn"}
+	carillon.env = []string{"CARILLON_LISTEN=127.0.0.1:0", "CARILLON_INTERNAL_LISTEN=off", "CARILLON_LOG_LEVEL=warn"}
 	for range o.Start {
 		s, err := carillon.start()
 		if err == nil {
