@@ -284,6 +284,16 @@ func (a *audience) catchUp(slot int32) {
 	m.conn.sendFrames(a, m.sub, a.stream[len(a.stream)-int(n):])
 }
 
+// setPlainFD tells all audiences of the connection what plainFD says.
+func (c *Conn) setPlainFD(fd int32) {
+	c.group.members[c.slot].fd = fd
+	if c.more != nil {
+		for _, s := range c.more.subs {
+			s.audience.members[s.slot].fd = fd
+		}
+	}
+}
+
 // missed is how many messages of the stream a member has not got.
 func (a *audience) missed(slot int32) uint64 {
 	return uint64(max(int32(a.end()-a.members[slot].seq), 0))

@@ -21,7 +21,10 @@ const (
 // was sent or broadcast before.
 func (c *Conn) startClose(how closeHow, code codec.CloseCode, reason string) {
 	c.sh.check()
-	if c.ready() {
+	if c.ready() && how == closeOwn {
+		c.refresh(true)
+	}
+	if c.state.Load() == stateOpen {
 		c.beginClose(how, code, reason)
 	}
 }

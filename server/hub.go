@@ -36,9 +36,12 @@ var (
 // hub is the broker of this process: a message enters a topic here, where it gets its offset. It owns
 // epochs, offsets and histories.
 type hub struct {
-	srv   *Server
-	rules []TopicRule
-	seed  maphash.Seed
+	// Immutable.
+	srv    *Server
+	rules  []TopicRule
+	seed   maphash.Seed
+	linger time.Duration // how long a topic is remembered that has neither subscribers nor history
+
 	parts [64]hubPart // topics by the hash of their names
 	count atomic.Int64
 	keys  keys
@@ -54,7 +57,7 @@ type hubPart struct {
 }
 
 func newHub(s *Server) *hub {
-	h := &hub{srv: s, rules: s.opts.Topics, seed: maphash.MakeSeed(), patterns: map[string]*source{}}
+	h := &hub{srv: s, rules: s.opts.Topics, seed: maphash.MakeSeed(), linger: linger, patterns: map[string]*source{}}
 	for i := range h.parts {
 		h.parts[i].topics = map[string]*topic{}
 	}
@@ -286,8 +289,7 @@ func (src *source) post(m *message) int {
 	return src.subscribers
 }
 
-// linger is how long a topic is remembered that has neither subscribers nor history, so that its offsets
-// go on when somebody comes back soon.
+// linger lets a topic's offsets go on when somebody comes back soon.
 const linger = time.Minute
 
 // sweep forgets topics that are not used any more, and history that is too old. It looks at one part of
@@ -303,7 +305,7 @@ func (h *hub) sweep(now time.Time, part int) {
 	for _, t := range topics {
 		t.mu.Lock()
 		t.expire(now.UnixMilli())
-		t.forgotten = t.subscribers == 0 && t.history.len() == 0 && now.Sub(t.used) > linger
+		t.forgotten = t.subscribers == 0 && t.history.len() == 0 && now.Sub(t.used) > h.linger
 		forgotten := t.forgotten
 		t.mu.Unlock()
 		if forgotten {
@@ -410,7 +412,7 @@ func (h *hub) past(topic string, from Start, limit int) (past Past, list []*mess
 	defer t.mu.Unlock()
 	past.Position = t.position()
 	list, past.Recovered = t.since(from, time.Now().UnixMilli())
-	return past, list[:min(len(list), limit)], nil
+	return past, list[:min(len(list), max(limit, 0))], nil
 }
 
 // The idempotency keys of publications are remembered for at least this long, and for at most twice as

@@ -94,7 +94,7 @@ func (c *Conn) handle(ev codec.Event) {
 		c.sh.postClose(c, closeReply, ev.Code, string(ev.Payload))
 	case codec.OpPing:
 		if open {
-			c.sh.postBytes(c, codec.OpPong, ev.Payload)
+			c.sh.postBytes(letterBytes, c, codec.OpPong, ev.Payload)
 		}
 	case codec.OpText, codec.OpBinary:
 		if open && !c.asked.Load() {

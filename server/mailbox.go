@@ -25,6 +25,7 @@ type letterKind uint8
 
 const (
 	letterBytes     letterKind = iota // encoded frames for conn, in the arena
+	letterReply                       // the same, of replies to its requests
 	letterFrame                       // frame for conn
 	letterBroadcast                   // frame for every member of ep
 	letterClose                       // close conn; how, code and reason are in the arena
@@ -41,7 +42,7 @@ type letter struct {
 	message *message
 	do      func()
 	n       int    // bytes in the arena
-	seq     uint32 // of message in local
+	seq     uint32 // of message in local; what do counts for in the backlog
 	kind    letterKind
 }
 
@@ -76,14 +77,14 @@ func (m *mailbox) close() {
 
 // putBytes is put for a connection whose frames, n bytes, were just appended to the arena. Frames
 // that follow one another to the same connection become one letter, and so one write.
-func (m *mailbox) putBytes(c *Conn, n int) {
+func (m *mailbox) putBytes(kind letterKind, c *Conn, n int) {
 	if last := len(m.letters) - 1; last >= 0 {
-		if l := &m.letters[last]; l.kind == letterBytes && l.conn == c {
+		if l := &m.letters[last]; l.kind == kind && l.conn == c {
 			l.n += n
 			return
 		}
 	}
-	m.put(letter{kind: letterBytes, conn: c, n: n})
+	m.put(letter{kind: kind, conn: c, n: n})
 }
 
 func (sh *shard) postMessage(c *Conn, op codec.Opcode, payload []byte) error {
@@ -91,23 +92,23 @@ func (sh *shard) postMessage(c *Conn, op codec.Opcode, payload []byte) error {
 		sh.stats.drop(DropOverloaded, 1)
 		return ErrOverloaded
 	}
+	if c.isEvents() {
+		sh.postEvent(c, op, payload)
+		return nil
+	}
 	sh.stats.Deliveries.Add(1)
-	sh.postBytes(c, op, payload)
+	sh.postBytes(letterBytes, c, op, payload)
 	return nil
 }
 
-// postBytes is for messages and for control frames, which no limit may hold up.
-func (sh *shard) postBytes(c *Conn, op codec.Opcode, payload []byte) {
+// postBytes is for messages, and for replies and control frames, which no limit may hold up.
+func (sh *shard) postBytes(kind letterKind, c *Conn, op codec.Opcode, payload []byte) {
 	if c.deflate && op < codec.OpClose {
 		// Compression takes long, so it is not done under the lock.
 		buf := compressed.Get().(*[]byte)
 		defer compressed.Put(buf)
 		*buf = c.ep.deflater.AppendFrame((*buf)[:0], op, payload)
-		sh.postEncoded(c, *buf)
-		return
-	}
-	if c.isEvents() {
-		sh.postEvent(c, op, payload)
+		sh.postEncoded(kind, c, *buf)
 		return
 	}
 	m := &sh.mail
@@ -115,29 +116,27 @@ func (sh *shard) postBytes(c *Conn, op codec.Opcode, payload []byte) {
 	before := len(m.arena)
 	m.arena = codec.AppendFrame(m.arena, op, payload)
 	sh.backlog.Add(int64(len(m.arena) - before))
-	m.putBytes(c, len(m.arena)-before)
+	m.putBytes(kind, c, len(m.arena)-before)
 	m.mu.Unlock()
 }
 
 // compressed are buffers for frames on their way into an arena.
 var compressed = sync.Pool{New: func() any { return new([]byte) }}
 
-func (sh *shard) postEncoded(c *Conn, frame []byte) {
+func (sh *shard) postEncoded(kind letterKind, c *Conn, frame []byte) {
 	m := &sh.mail
 	m.mu.Lock()
 	m.arena = append(m.arena, frame...)
 	sh.backlog.Add(int64(len(frame)))
-	m.putBytes(c, len(frame))
+	m.putBytes(kind, c, len(frame))
 	m.mu.Unlock()
 }
 
-// postEvent is postBytes for a connection that gets server-sent events. Control frames are none.
+// postEvent is for messages to a connection that gets server-sent events.
 func (sh *shard) postEvent(c *Conn, op codec.Opcode, payload []byte) {
-	if op < codec.OpClose {
-		f := event(op, payload)
-		sh.backlog.Add(int64(len(f.Plain())))
-		sh.post(letter{kind: letterFrame, conn: c, frame: f})
-	}
+	f := event(op, payload)
+	sh.backlog.Add(int64(len(f.Plain())))
+	sh.post(letter{kind: letterFrame, conn: c, frame: f})
 }
 
 func (sh *shard) postFrame(c *Conn, f *codec.Frame) error {
@@ -196,9 +195,20 @@ type correspondence struct {
 
 func (r *correspondence) done() bool { return r.read == len(r.letters) }
 
+// postDo has the loop call a function. It counts for n bytes, and for what the letter takes, in the
+// backlog.
+func (sh *shard) postDo(c *Conn, n int, do func()) {
+	n += letterCost
+	sh.backlog.Add(int64(n))
+	sh.post(letter{kind: letterDo, conn: c, seq: uint32(n), do: do})
+}
+
+// letterCost is about the memory of a letter with a function.
+const letterCost = 256
+
 // readMail does what the letters say, in their order. It looks into the mailbox once, so that nobody
-// who keeps writing can hold the loop here, and stops after a slice of time.
-func (sh *shard) readMail() {
+// who keeps writing can hold the loop here, and stops after a slice of time unless it is to read all.
+func (sh *shard) readMail(all bool) {
 	r := &sh.reading
 	if r.done() {
 		sh.takeMail()
@@ -209,7 +219,7 @@ func (sh *shard) readMail() {
 		r.read++
 		r.offset += l.n
 		sh.open(l, r.arena[at:r.offset])
-		if r.read&15 == 0 && time.Since(start) > sliceTime {
+		if !all && r.read&15 == 0 && time.Since(start) > sliceTime {
 			return
 		}
 	}
@@ -242,7 +252,10 @@ func (sh *shard) open(l *letter, b []byte) {
 	switch l.kind {
 	case letterBytes:
 		sh.backlog.Add(-int64(l.n))
-		l.conn.sendBytes(b)
+		l.conn.sendBytes(b, itemMessage)
+	case letterReply:
+		sh.backlog.Add(-int64(l.n))
+		l.conn.sendBytes(b, itemReply)
 	case letterFrame:
 		sh.tally.deliveries++
 		sh.backlog.Add(-int64(len(l.frame.Plain())))
@@ -261,6 +274,7 @@ func (sh *shard) open(l *letter, b []byte) {
 		sh.backlog.Add(-int64(len(l.message.raw.Plain())))
 		l.local.publish(l.message, l.seq)
 	case letterDo:
+		sh.backlog.Add(-int64(l.seq))
 		l.conn.call(l.do)
 	}
 }

@@ -16,6 +16,7 @@ type outbox struct {
 	head    int
 	bytes   int    // of all items
 	history int    // of those that are history, which the limit does not count
+	batches int    // subscriptions whose history waits, ended ones included
 	partial bool   // the first item has been written in part, so it must be completed
 	since   uint32 // when the socket last took a byte, in milliseconds of the shard's clock
 	slot    int    // where the connection stands in shard.stalled
@@ -31,6 +32,7 @@ type itemKind uint8
 const (
 	itemMessage itemKind = iota
 	itemHistory          // a message from a topic's history: it is kept anyway, so that no policy drops it
+	itemReply            // to a request of the client: counts as a message does, but no policy drops it
 	itemControl          // ping, close, or the answer to a handshake: never dropped
 	itemPong             // never dropped, but replaced by a later one
 )
@@ -77,11 +79,12 @@ func (c *Conn) ready() bool {
 	return c.state.Load() == stateOpen
 }
 
-// sendBytes sends whole frames whose memory is used again as soon as it returns.
-func (c *Conn) sendBytes(b []byte) {
+// sendBytes sends whole frames whose memory is used again as soon as it returns. Those that are messages
+// are of the kind, a message or a reply.
+func (c *Conn) sendBytes(b []byte, kind itemKind) {
 	c.sh.check()
 	if !c.ready() {
-		c.lose(b)
+		c.lose(b, kind)
 		return
 	}
 	written := 0
@@ -90,7 +93,7 @@ func (c *Conn) sendBytes(b []byte) {
 		if written, errno = c.write(b); written == len(b) {
 			return
 		} else if errno != 0 {
-			c.lose(b)
+			c.lose(b, kind)
 			return
 		}
 	}
@@ -103,16 +106,16 @@ func (c *Conn) sendBytes(b []byte) {
 	b, written = b[start:], written-start
 	for len(b) > 0 && c.state.Load() == stateOpen {
 		n := codec.FrameLen(b)
-		c.enqueue(bytes.Clone(b[:n]), written, kindOf(b))
+		c.enqueue(bytes.Clone(b[:n]), written, max(kind, kindOf(b))) // control frames stay what they are
 		b, written = b[n:], 0
 	}
-	c.lose(b)
+	c.lose(b, kind)
 }
 
 // lose counts the messages among frames that find the connection closed.
-func (c *Conn) lose(b []byte) {
+func (c *Conn) lose(b []byte, kind itemKind) {
 	for len(b) > 0 {
-		if kindOf(b) == itemMessage {
+		if max(kind, kindOf(b)) == itemMessage {
 			c.sh.stats.drop(DropClosed, 1)
 		}
 		b = b[codec.FrameLen(b):]
@@ -126,22 +129,24 @@ func (c *Conn) sendFrame(f *codec.Frame) {
 		c.sh.stats.drop(DropClosed, 1)
 		return
 	}
-	c.sendEncoded(c.encoded(f))
+	c.sendEncoded(c.encoded(f), itemMessage)
 }
 
 // sendEncoded sends a frame whose memory nobody changes.
-func (c *Conn) sendEncoded(b []byte) {
+func (c *Conn) sendEncoded(b []byte, kind itemKind) {
 	written := 0
 	if c.out == nil {
 		var errno syscall.Errno
 		if written, errno = c.write(b); written == len(b) {
 			return
 		} else if errno != 0 {
-			c.sh.stats.drop(DropClosed, 1)
+			if kind != itemReply {
+				c.sh.stats.drop(DropClosed, 1)
+			}
 			return
 		}
 	}
-	c.enqueue(b, written, itemMessage)
+	c.enqueue(b, written, kind)
 }
 
 // sendControl sends what no policy may drop: a close frame, a ping, the answer to a handshake. The
@@ -256,7 +261,7 @@ func (c *Conn) enqueue(b []byte, written int, kind itemKind) {
 	if o == nil {
 		o = c.stall()
 	}
-	if kind == itemMessage && written == 0 && !c.makeRoom(len(b)) {
+	if (kind == itemMessage || kind == itemReply) && written == 0 && !c.makeRoom(len(b), kind) {
 		return
 	}
 	if kind == itemPong && o.replacePong(b) {
@@ -290,25 +295,35 @@ func (o *outbox) replacePong(b []byte) bool {
 	return false
 }
 
-// makeRoom applies the slow-consumer policy to a message of n bytes and says whether it may wait.
-func (c *Conn) makeRoom(n int) bool {
+// makeRoom applies the slow-consumer policy to a message or reply of n bytes and says whether it may wait.
+// A client that does not even read the replies to its requests is closed, whatever the policy.
+func (c *Conn) makeRoom(n int, kind itemKind) bool {
 	o, slow := c.out, &c.ep.SlowConsumer
-	if slow.Policy == PolicyLatest {
+	fits := func() bool {
+		return slow.MaxQueue < 0 || o.counted() == 0 || o.counted()+n <= int(slow.MaxQueue)
+	}
+	if slow.Policy == PolicyLatest && kind == itemMessage {
 		c.dropWaiting(DropConflated, 0)
 		return true
 	}
-	if slow.MaxQueue < 0 || o.counted() == 0 || o.counted()+n <= int(slow.MaxQueue) {
+	if fits() {
 		return true
 	}
 	switch slow.Policy {
 	case PolicyDropOldest:
 		c.dropWaiting(DropOldest, int(slow.MaxQueue)-n)
-		return true
+		if kind == itemMessage || fits() {
+			return true
+		}
 	case PolicyDropNewest:
-		c.sh.stats.drop(DropNewest, 1)
-		return false
+		if kind == itemMessage {
+			c.sh.stats.drop(DropNewest, 1)
+			return false
+		}
 	}
-	c.sh.stats.drop(DropSlowConsumer, 1)
+	if kind == itemMessage {
+		c.sh.stats.drop(DropSlowConsumer, 1)
+	}
 	c.dropWaiting(DropSlowConsumer, 0)
 	c.beginClose(closeOwn, codec.CloseCode(slow.CloseCode), fmt.Sprintf("slow consumer: more than %v waited", slow.MaxQueue))
 	return false
@@ -386,16 +401,6 @@ func (c *Conn) unstall() {
 	}
 }
 
-// setPlainFD tells all audiences of the connection what plainFD says.
-func (c *Conn) setPlainFD(fd int32) {
-	c.group.members[c.slot].fd = fd
-	if c.more != nil {
-		for _, s := range c.more.subs {
-			s.audience.members[s.slot].fd = fd
-		}
-	}
-}
-
 // flush writes what waits, as much as the socket takes.
 func (c *Conn) flush() {
 	o := c.out
@@ -420,7 +425,7 @@ func (c *Conn) flush() {
 	}
 	c.unstall()
 	c.flushed()
-	c.refresh()
+	c.refresh(false)
 }
 
 // next returns what to write: the first item where it lies if it is large, else several together.
@@ -446,7 +451,9 @@ func (o *outbox) wrote(n int) {
 	for n > 0 {
 		it := &o.items[o.head]
 		if it.kind == itemHistory {
-			o.history -= min(n, len(it.b))
+			if o.history -= min(n, len(it.b)); o.history == 0 {
+				o.batches = 0
+			}
 		}
 		if n < len(it.b) {
 			it.b, o.partial = it.b[n:], true

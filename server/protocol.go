@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"carillon/codec"
 )
@@ -19,7 +20,7 @@ type request struct {
 	Publish     *publishRequest   `json:"publish"`
 	History     *historyRequest   `json:"history"`
 	Presence    *topicRequest     `json:"presence"`
-	Ping        *map[string]any   `json:"ping"`
+	Ping        *struct{}         `json:"ping"`
 }
 
 type topicRequest struct {
@@ -52,34 +53,50 @@ func (e *badRequest) Error() string { return e.problem }
 
 func bad(format string, args ...any) error { return &badRequest{fmt.Sprintf(format, args...)} }
 
-// request does what a client asks for. Every reply is left in the mailbox, so that replies come in the
-// order of their requests.
+// request does what a client asks for, one request after the other. What looks at subscriptions, or may
+// have a large answer, waits in the mailbox until what was sent before it is out, and so does everything
+// that the client asks for behind it. All else is done at once, and its reply waits there.
 func (c *Conn) request(payload []byte) {
 	r, err := parseRequest(payload)
-	if err == nil {
-		err = c.do(r)
+	if err == nil && (c.waiting() || r.Publish == nil && r.Ping == nil) {
+		if err = c.inTurn(len(payload), func() { c.answerRequest(r, c.sendReply) }); err == nil {
+			return
+		}
 	}
 	if err != nil {
-		var id json.RawMessage
-		if r != nil {
-			id = r.ID
-		}
-		c.failed(id, err)
+		c.fail(r.ID, err, c.reply)
+		return
+	}
+	c.answerRequest(r, c.reply)
+}
+
+// replier sends a reply, at once or through the mailbox.
+type replier func(id json.RawMessage, what string, value any)
+
+func (c *Conn) answerRequest(r *request, reply replier) {
+	what, value, err := c.do(r)
+	switch {
+	case err != nil:
+		c.fail(r.ID, err, reply)
+	case what != "" && len(r.ID) > 0:
+		reply(r.ID, what, value)
 	}
 }
 
-// parseRequest returns what it could read of a request also when it returns an error.
+// parseRequest returns a request also when it returns an error: one that has the ID, if that can be
+// repeated.
 func parseRequest(payload []byte) (*request, error) {
 	r := &request{}
-	if err := json.Unmarshal(payload, r); err != nil {
+	err := json.Unmarshal(payload, r)
+	if wrong := checkID(r.ID); wrong != nil {
+		return &request{}, wrong
+	}
+	if err != nil {
 		var kind *json.UnmarshalTypeError
 		if errors.As(err, &kind) && kind.Field != "" {
-			return r, bad("%s is a JSON %s: expected something else", kind.Field, kind.Value)
+			return r, bad("%s is a JSON %.20s: expected something else", kind.Field, kind.Value)
 		}
-		return nil, bad("expected a JSON object: %v", err)
-	}
-	if err := checkID(r.ID); err != nil {
-		return nil, err
+		return r, bad("expected a JSON object: %v", err)
 	}
 	asked := 0
 	for _, set := range []bool{r.Subscribe != nil, r.Unsubscribe != nil, r.Publish != nil, r.History != nil, r.Presence != nil, r.Ping != nil} {
@@ -93,39 +110,48 @@ func parseRequest(payload []byte) (*request, error) {
 	return r, nil
 }
 
+// maxID is the longest id of a request, in bytes.
+const maxID = 64
+
 // checkID allows what can be repeated in a reply without harm: a short string or an integer.
 func checkID(id json.RawMessage) error {
 	if len(id) == 0 {
 		return nil
 	}
-	if len(id) > 2+64 {
-		return bad("id is longer than 64 bytes")
-	}
+	n := len(id)
 	if id[0] == '"' {
-		return nil
+		var text string
+		if json.Unmarshal(id, &text) != nil || len(id) > 2+6*maxID { // at most six bytes escape one
+			return bad("id is longer than %d bytes", maxID)
+		}
+		n = len(text)
+	} else if strings.Trim(string(id), "-0123456789") != "" {
+		return bad("id is %.20s: expected a string or an integer", id)
 	}
-	if _, err := strconv.ParseInt(string(id), 10, 64); err != nil {
-		return bad("id is %s: expected a string or an integer", id)
+	if n > maxID {
+		return bad("id is longer than %d bytes", maxID)
 	}
 	return nil
 }
 
-func (c *Conn) do(r *request) error {
+// do returns what the reply says, or nothing if it has been sent.
+func (c *Conn) do(r *request) (what string, value any, err error) {
 	switch {
 	case r.Subscribe != nil:
-		return c.doSubscribe(r.ID, r.Subscribe)
+		return "", nil, c.doSubscribe(r.ID, r.Subscribe)
 	case r.Unsubscribe != nil:
-		c.doUnsubscribe(r.ID, r.Unsubscribe.Topic)
-		return nil
+		return "unsubscribed", r.Unsubscribe, c.unsubscribe(r.Unsubscribe.Topic)
 	case r.Publish != nil:
-		return c.doPublish(r.ID, r.Publish)
+		value, err = c.doPublish(r.Publish)
+		return "published", value, err
 	case r.History != nil:
-		return c.doHistory(r.ID, r.History)
+		value, err = c.doHistory(r.History)
+		return "history", value, err
 	case r.Presence != nil:
-		return c.doPresence(r.ID, r.Presence.Topic)
+		value, err = c.doPresence(r.Presence.Topic)
+		return "present", value, err
 	}
-	c.reply(r.ID, "pong", struct{}{})
-	return nil
+	return "pong", struct{}{}, nil
 }
 
 func (c *Conn) doSubscribe(id json.RawMessage, r *subscribeRequest) error {
@@ -141,44 +167,30 @@ func (c *Conn) doSubscribe(id json.RawMessage, r *subscribeRequest) error {
 	case r.Last < 0 || r.Last > mostLast:
 		return bad("last is %d: expected 0 to %d", r.Last, mostLast)
 	}
-	c.later(func() {
-		_, err := c.subscribe(r.Topic, from, framingEnvelope, func(s Subscribed) { c.sendSubscribed(id, s, from.Since != nil) })
-		if err != nil {
-			c.sendFailed(id, err)
+	_, err := c.subscribe(r.Topic, from, framingEnvelope, func(s Subscribed) {
+		if len(id) > 0 {
+			c.sendSubscribed(id, s, from.Since != nil)
 		}
 	})
-	return nil
+	return err
 }
 
-func (c *Conn) doUnsubscribe(id json.RawMessage, topic string) {
-	c.later(func() {
-		if err := c.unsubscribe(topic); err != nil {
-			c.sendFailed(id, err)
-			return
-		}
-		c.sendReply(id, "unsubscribed", topicRequest{topic})
-	})
-}
-
-func (c *Conn) doPublish(id json.RawMessage, r *publishRequest) error {
+func (c *Conn) doPublish(r *publishRequest) (any, error) {
 	if err := CheckTopic(r.Topic); err != nil {
-		return err
+		return nil, err
 	}
 	if !c.ep.Topics.mayPublish(r.Topic) {
-		return errNotAllowed
+		return nil, errNotAllowed
 	}
 	format, payload, err := decodeData(r.Data, r.Encoding)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	receipt, err := c.sh.srv.Publish(Publication{Topic: r.Topic, Format: format, Payload: payload, Key: r.Key})
-	if err == nil {
-		c.reply(id, "published", struct {
-			Topic string `json:"topic"`
-			Receipt
-		}{r.Topic, receipt})
-	}
-	return err
+	return struct {
+		Topic string `json:"topic"`
+		Receipt
+	}{r.Topic, receipt}, err
 }
 
 // decodeData reads a message as the JSON protocol and the HTTP interface have it.
@@ -212,25 +224,24 @@ const (
 	mostHistory  = 1000
 )
 
-func (c *Conn) doHistory(id json.RawMessage, r *historyRequest) error {
+// mostHistoryBytes bounds the payloads in one reply, but for the first.
+const mostHistoryBytes = 1 << 20
+
+func (c *Conn) doHistory(r *historyRequest) (any, error) {
 	if err := CheckTopic(r.Topic); err != nil {
-		return err
+		return nil, err
 	}
 	if !c.ep.Topics.maySubscribe(r.Topic) {
-		return errNotAllowed
+		return nil, errNotAllowed
 	}
 	limit := usualHistory
 	if r.Limit != nil {
 		limit = *r.Limit
 	}
 	if limit < 1 || limit > mostHistory {
-		return bad("limit is %d: expected 1 to %d", limit, mostHistory)
+		return nil, bad("limit is %d: expected 1 to %d", limit, mostHistory)
 	}
-	reply, err := c.sh.srv.hub.historyReply(r.Topic, r.Since, limit)
-	if err == nil {
-		c.reply(id, "history", reply)
-	}
-	return err
+	return c.sh.srv.hub.historyReply(r.Topic, r.Since, limit)
 }
 
 // historyReply is a part of a topic's history as the JSON protocol and the HTTP interface have it.
@@ -248,21 +259,40 @@ func (h *hub) historyReply(topic string, since *Position, limit int) (*historyRe
 	}
 	past, list, err := h.past(topic, from, limit)
 	reply := &historyReply{Topic: topic, Position: past.Position, Recovered: past.Recovered, Messages: []json.RawMessage{}}
-	for _, m := range list {
+	for _, m := range within(list, mostHistoryBytes, since == nil) {
 		reply.Messages = append(reply.Messages, m.appendEnvelope(nil))
 	}
 	return reply, err
 }
 
+// within returns as many of the oldest messages, or of the newest, as have at most so many bytes, and at
+// least one.
+func within(list []*message, bytes int, newest bool) []*message {
+	for n := range list {
+		i := n
+		if newest {
+			i = len(list) - 1 - n
+		}
+		if bytes -= len(list[i].raw.Payload()); bytes >= 0 || n == 0 {
+			continue
+		}
+		if newest {
+			return list[i+1:]
+		}
+		return list[:i]
+	}
+	return list
+}
+
 // mostPresent bounds the connections that a presence reply lists.
 const mostPresent = 1000
 
-func (c *Conn) doPresence(id json.RawMessage, topic string) error {
+func (c *Conn) doPresence(topic string) (any, error) {
 	if err := CheckTopic(topic); err != nil {
-		return err
+		return nil, err
 	}
 	if !c.ep.Topics.Presence || !c.ep.Topics.maySubscribe(topic) {
-		return errNotAllowed
+		return nil, errNotAllowed
 	}
 	present := c.sh.srv.Subscribers(topic)
 	type connection struct {
@@ -272,12 +302,11 @@ func (c *Conn) doPresence(id json.RawMessage, topic string) error {
 	for _, other := range present[:min(len(present), mostPresent)] {
 		list = append(list, connection{strconv.FormatUint(other.id, 10)})
 	}
-	c.reply(id, "present", struct {
+	return struct {
 		Topic       string       `json:"topic"`
 		Count       int          `json:"count"`
 		Connections []connection `json:"connections"`
-	}{topic, len(present), list})
-	return nil
+	}{topic, len(present), list}, nil
 }
 
 // Subscribers lists the connections that are subscribed to exactly this topic or pattern, in no order.
@@ -311,8 +340,8 @@ type subscribedReply struct {
 	Recovered *bool   `json:"recovered,omitempty"`
 }
 
-// sendSubscribed sends the reply to a subscription at once: the messages follow. It is sent without an id
-// too, because a subscription of the request line or of the application has none.
+// sendSubscribed sends the reply to a subscription at once: the messages follow. A subscription of the
+// request line or of the application has no id.
 func (c *Conn) sendSubscribed(id json.RawMessage, s Subscribed, since bool) {
 	r := subscribedReply{Topic: s.Topic, Epoch: s.Epoch}
 	if s.Epoch != "" {
@@ -322,7 +351,7 @@ func (c *Conn) sendSubscribed(id json.RawMessage, s Subscribed, since bool) {
 		r.Recovered = &s.Recovered
 	}
 	if c.isEvents() {
-		c.sendEncoded(codec.Opaque(appendEvent(nil, "subscribed", "", appendJSON(nil, r))).Plain())
+		c.sendEncoded(appendEvent(nil, "subscribed", "", appendJSON(nil, r)), itemReply)
 		return
 	}
 	c.sendReply(id, "subscribed", r)
@@ -338,19 +367,22 @@ func appendReply(b []byte, id json.RawMessage, what string, value any) []byte {
 	return append(appendJSON(b, value), '}')
 }
 
-// reply leaves a reply in the mailbox. A request without an id gets none.
+// reply leaves a reply in the mailbox.
 func (c *Conn) reply(id json.RawMessage, what string, value any) {
-	if len(id) > 0 {
-		c.refused(c.Send(Text, appendReply(nil, id, what, value)))
+	if c.isOpen() {
+		c.sh.postBytes(letterReply, c, codec.OpText, appendReply(nil, id, what, value))
 	}
 }
 
-// sendReply sends a reply at once, on the loop.
+// sendReply sends a reply at once.
 func (c *Conn) sendReply(id json.RawMessage, what string, value any) {
-	if len(id) == 0 && what == "unsubscribed" {
-		return
+	b := appendReply(nil, id, what, value)
+	if c.deflate {
+		b = c.ep.deflater.AppendFrame(nil, codec.OpText, b)
+	} else {
+		b = codec.AppendFrame(nil, codec.OpText, b)
 	}
-	c.sendBytes(codec.AppendFrame(nil, codec.OpText, appendReply(nil, id, what, value)))
+	c.sendBytes(b, itemReply)
 }
 
 // errorReply is what a client learns of a failure.
@@ -388,16 +420,21 @@ func errorCode(err error) string {
 		return "too_large"
 	case errors.Is(err, ErrOverloaded):
 		return "overloaded"
-	case errors.Is(err, ErrClosed):
-		return "closed"
 	}
 	panic("server: an error without a code: " + err.Error())
 }
 
-// failed tells a client that its request failed, through the mailbox.
-func (c *Conn) failed(id json.RawMessage, err error) {
+// fail tells a client that its request failed. If that is because the connection is closed, it knows.
+func (c *Conn) fail(id json.RawMessage, err error, reply replier) {
+	if !errors.Is(err, ErrClosed) {
+		reply(id, "error", errorReplyOf(err))
+	}
+}
+
+// failed tells a client that what its request line asked for failed.
+func (c *Conn) failed(err error) {
 	if c.framing == framingEnvelope {
-		c.refused(c.Send(Text, appendReply(nil, id, "error", errorReplyOf(err))))
+		c.fail(nil, err, c.sendReply)
 		return
 	}
 	code := codec.ClosePolicyViolation
@@ -405,11 +442,4 @@ func (c *Conn) failed(id json.RawMessage, err error) {
 		code = codec.CloseTryAgainLater
 	}
 	_ = c.Close(code, err.Error())
-}
-
-// sendFailed is failed, at once.
-func (c *Conn) sendFailed(id json.RawMessage, err error) {
-	if !errors.Is(err, ErrClosed) {
-		c.sendReply(id, "error", errorReplyOf(err))
-	}
 }

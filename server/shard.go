@@ -92,10 +92,12 @@ func (sh *shard) enter() {
 // walk or sweep that has further slices, the bell makes sure of the next turn. Everything else that
 // is ready on the loop comes before that.
 func (sh *shard) leave() {
-	sh.readMail()
+	sh.readMail(false)
 	if sh.backlog.Load() > sh.srv.maxBacklog/16 {
-		// Publishers are faster than the walk. A turn reads up to 64 KiB; now it also hands out a batch,
-		// which is larger, so that the backlog shrinks and TCP slows the publishers down.
+		// Publishers are faster than the walk. A turn reads up to 64 KiB; now it also reads all letters
+		// and hands out a batch, which is more, so that the backlog shrinks and TCP slows the
+		// publishers down.
+		sh.readMail(true)
 		sh.walk(true)
 	}
 	sh.settle()
@@ -120,7 +122,7 @@ func (sh *shard) rung() {
 		return
 	}
 	sh.enter()
-	sh.readMail()
+	sh.readMail(false)
 	sh.walk(false)
 	sh.sweepOn()
 	sh.leave()

@@ -36,7 +36,9 @@ type more struct {
 	// subscription beside its audience is owned by the loop.
 	subs []subscription
 
-	stale int // owned by the loop: subscriptions that are
+	// Owned by the loop.
+	stale   int // subscriptions that are
+	waiting int // things that the client asked for and that stand in the mailbox
 }
 
 // subscription is a connection's place in a topic's audience.
@@ -69,7 +71,8 @@ type SubscribeOptions struct {
 
 	// Done, which may be nil, learns what became of the subscription. It is called once, on the
 	// connection's loop, before the first message arrives, and must not block. The error is [ErrClosed],
-	// [ErrSubscribed], [ErrOverlap], [ErrTooManySubscriptions] or [ErrTooManyTopics].
+	// [ErrSubscribed], [ErrOverlap], [ErrTooManySubscriptions], [ErrTooManyTopics], or [ErrOverloaded]
+	// if too much history waits for the connection already.
 	Done func(Subscribed, error)
 }
 
@@ -95,10 +98,14 @@ func (c *Conn) Subscribe(topic string, o SubscribeOptions) error {
 		return ErrNoPosition
 	}
 	kind := c.framing
-	if o.Envelope && kind == framingRaw {
-		kind = framingEnvelope
+	if o.Envelope && (kind == framingRaw || kind == framingEvent) {
+		kind++ // the same with a JSON object
 	}
-	c.later(func() {
+	if o.Since != nil {
+		since := *o.Since
+		o.Since = &since // the caller may use it again
+	}
+	c.sh.postDo(c, 0, func() {
 		var reply func(Subscribed)
 		if o.Envelope {
 			reply = func(s Subscribed) { c.sendSubscribed(nil, s, o.Since != nil) }
@@ -121,7 +128,7 @@ func (c *Conn) Subscribe(topic string, o SubscribeOptions) error {
 // Unsubscribe ends a subscription; it must be the same name. Done, which may be nil, is called on the
 // connection's loop with nil, [ErrNotSubscribed] or [ErrClosed]; after that no message of it is sent.
 func (c *Conn) Unsubscribe(topic string, done func(error)) {
-	c.later(func() {
+	c.sh.postDo(c, 0, func() {
 		err := c.unsubscribe(topic)
 		if done != nil {
 			done(err)
@@ -143,8 +150,31 @@ func (c *Conn) Subscriptions() []string {
 	return names
 }
 
-// later calls a function on the connection's loop, behind everything that was sent before.
-func (c *Conn) later(do func()) { c.sh.post(letter{kind: letterDo, conn: c, do: do}) }
+// inTurn calls a function behind everything that was sent before, for something that the client asked for
+// in n bytes. Until it is done the connection is waiting, so that nothing overtakes it that the client asks
+// for after it. It fails with [ErrOverloaded].
+func (c *Conn) inTurn(n int, do func()) error {
+	c.sh.check()
+	if c.sh.backlog.Load() > c.sh.srv.maxBacklog {
+		return ErrOverloaded
+	}
+	if c.more == nil {
+		c.sh.mu.Lock()
+		c.extra()
+		c.sh.mu.Unlock()
+	}
+	c.more.waiting++
+	c.sh.postDo(c, n, func() {
+		c.more.waiting--
+		if c.isOpen() {
+			do()
+		}
+	})
+	return nil
+}
+
+// waiting says whether something that the client asked for is still to be done.
+func (c *Conn) waiting() bool { return c.more != nil && c.more.waiting > 0 }
 
 // call runs what the mailbox held for a connection. The application may have a part in it.
 func (c *Conn) call(do func()) {
@@ -169,6 +199,9 @@ func (c *Conn) subscribe(name string, from Start, kind framing, reply func(Subsc
 		return s, ErrClosed
 	}
 	pattern := isPattern(name)
+	if c.hoards() {
+		return s, fmt.Errorf("%w: read the messages of the last subscriptions first", ErrOverloaded)
+	}
 	if err := c.maySubscribe(name, pattern); err != nil {
 		return s, err
 	}
@@ -193,15 +226,26 @@ func (c *Conn) subscribe(name string, from Start, kind framing, reply func(Subsc
 
 	c.join(a, next)
 	reply(s)
-	if len(missed) > 0 {
+	if len(missed) > 0 && c.state.Load() == stateOpen {
 		frames := make([]*codec.Frame, len(missed))
 		for i, m := range missed {
 			frames[i] = m.frame(kind)
 		}
 		c.sh.tally.deliveries += uint64(len(frames))
 		c.sendFrames(nil, 0, frames)
+		if c.out != nil && c.out.history > 0 {
+			c.out.batches++
+		}
 	}
 	return s, nil
+}
+
+// hoards says whether a connection that does not read has had more histories queued than it has
+// subscriptions: without this, one that subscribes and unsubscribes in turn could queue any amount, since
+// history does not count for SlowConsumer.MaxQueue.
+func (c *Conn) hoards() bool {
+	limit := c.ep.SlowConsumer.MaxQueue
+	return c.out != nil && limit >= 0 && c.out.history > int(limit) && c.out.batches > len(c.more.subs)
 }
 
 // maySubscribe checks what is the same for everybody who asks.
@@ -350,9 +394,10 @@ func (c *Conn) conflate(sub int32, n int) {
 	c.sh.stats.drop(DropConflated, uint64(n))
 }
 
-// refresh sends the newest messages that waited until the socket takes bytes again.
-func (c *Conn) refresh() {
-	for i := 0; c.state.Load() == stateOpen && c.out == nil && c.more != nil && c.more.stale > 0 && i < len(c.more.subs); i++ {
+// refresh sends the newest messages that waited until the socket takes bytes again; all of them, even if
+// it does not, when it is the last chance.
+func (c *Conn) refresh(all bool) {
+	for i := 0; c.state.Load() == stateOpen && (all || c.out == nil) && c.more != nil && c.more.stale > 0 && i < len(c.more.subs); i++ {
 		s := &c.more.subs[i]
 		if !s.stale {
 			continue
@@ -362,6 +407,6 @@ func (c *Conn) refresh() {
 		a := s.audience
 		c.sh.stats.drop(DropConflated, a.missed(s.slot))
 		a.members[s.slot].seq = a.end()
-		c.sendEncoded(c.encoded(a.newest))
+		c.sendEncoded(c.encoded(a.newest), itemHistory) // one for each topic at most
 	}
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"fmt"
 	"net/url"
 	"strconv"
@@ -58,6 +59,7 @@ type wish struct {
 	framing framing
 	topics  []string
 	from    Start
+	afresh  bool // it had a position, but none that can be gone on from
 }
 
 // wishOf reads the query. The error is a *[codec.Rejection].
@@ -81,9 +83,12 @@ func (ep *endpoint) wishOf(r *Request, events bool) (*wish, error) {
 		if len(w.topics) == 0 {
 			return bad("topic is missing: expected ?topic=NAME")
 		}
-		if id := r.Header("Last-Event-ID"); len(id) > 0 && len(w.topics) == 1 {
-			if since, ok := parseEventID(string(id)); ok {
+		if id := r.Header("Last-Event-ID"); len(id) > 0 {
+			since, ok := parseEventID(string(id))
+			if ok && len(w.topics) == 1 && !isPattern(w.topics[0]) {
 				w.from = Start{Since: &since}
+			} else {
+				w.afresh = true
 			}
 		}
 	}
@@ -163,18 +168,22 @@ func startOf(query url.Values) (from Start, err error) {
 // begin makes the subscriptions that the request asked for.
 func (c *Conn) begin(w *wish) {
 	for _, name := range w.topics {
-		c.later(func() {
+		err := c.inTurn(0, func() {
 			_, err := c.subscribe(name, w.from, w.framing, func(s Subscribed) {
 				if w.framing != framingRaw {
-					c.sendSubscribed(nil, s, w.from.Since != nil)
+					s.Recovered = s.Recovered && !w.afresh
+					c.sendSubscribed(nil, s, w.from.Since != nil || w.afresh)
 				} else if w.from.Since != nil && !s.Recovered {
 					c.startClose(closeOwn, closeGap, "gap")
 				}
 			})
 			if err != nil {
-				c.failed(nil, err)
+				c.failed(err)
 			}
 		})
+		if err != nil {
+			c.failed(err)
+		}
 	}
 }
 
@@ -191,6 +200,16 @@ func (c *Conn) took(op codec.Opcode, payload []byte) {
 		c.request(payload)
 		return
 	}
+	if !c.waiting() {
+		c.publish(op, payload)
+		return
+	}
+	payload = bytes.Clone(payload) // its subscription has not been made
+	c.refused(c.inTurn(len(payload), func() { c.publish(op, payload) }))
+}
+
+// publish publishes what came on a raw connection to its topic.
+func (c *Conn) publish(op codec.Opcode, payload []byte) {
 	var topics []subscription
 	if c.more != nil {
 		topics = c.more.subs
