@@ -1,0 +1,303 @@
+package server
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// audienceModel is one shard without sockets: connections that were stalled already, so that all they get
+// lies in their outboxes, and what each of them must have.
+type audienceModel struct {
+	t       *testing.T
+	r       *rand.Rand
+	s       *Server
+	sh      *shard
+	g       *group
+	members []*modelMember
+	offsets map[string]uint64 // of what was published
+}
+
+type modelMember struct {
+	c    *Conn
+	read int               // items of the outbox that were looked at
+	next map[string]uint64 // by topic: the message that must come next; absent if none may come
+}
+
+var modelTopics = []string{"a", "b", "c", "p.a", "p.b"}
+
+func newAudienceModel(t *testing.T, seed uint64) *audienceModel {
+	s, err := New(Options{Topics: []TopicRule{{Match: "b", History: 5}, {Match: "p.a", History: 5}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sh := &shard{srv: s}
+	sh.mail.inTurn = true // it has no bell
+	g := newGroup(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
+	g.ep.Topics.MaxSubscriptions = 4
+	return &audienceModel{t: t, r: rand.New(rand.NewPCG(seed, 7)), s: s, sh: sh, g: g, offsets: map[string]uint64{}}
+}
+
+func (m *audienceModel) publish() {
+	topic := modelTopics[m.r.IntN(len(modelTopics))]
+	m.offsets[topic]++
+	r, err := m.s.Publish(Publication{Topic: topic, Payload: fmt.Appendf(nil, "%s:%d;", topic, m.offsets[topic])})
+	if err != nil || r.Offset != m.offsets[topic] {
+		m.t.Fatal(r, err)
+	}
+}
+
+func (m *audienceModel) join() {
+	c := queued(m.sh, m.g.ep)
+	c.framing = []framing{framingRaw, framingEvent}[m.r.IntN(2)]
+	m.g.add(c, times{})
+	m.members = append(m.members, &modelMember{c: c, next: map[string]uint64{}})
+}
+
+// subscribe has a member ask for something that it may have already.
+func (m *audienceModel) subscribe(who *modelMember) {
+	name := append(modelTopics, "p.*", "p.>")[m.r.IntN(len(modelTopics)+2)]
+	var from Start
+	if !isPattern(name) {
+		from.Last = m.r.IntN(4)
+	}
+	had := who.c.Subscriptions()
+	taken := len(had) == 4
+	for _, other := range had {
+		taken = taken || overlaps(other, name)
+	}
+	m.look(who) // what comes now comes after it
+	s, err := who.c.subscribe(name, from, who.c.framing, func(Subscribed) {})
+	if (err != nil) != taken {
+		m.t.Fatalf("subscribe to %s beside %v: %v", name, had, err)
+	}
+	if err != nil {
+		return
+	}
+	for _, topic := range modelTopics {
+		if isPattern(name) && matches(name, topic) {
+			who.next[topic] = m.offsets[topic] + 1
+		}
+	}
+	if !isPattern(name) {
+		if s.Offset != m.offsets[name] {
+			m.t.Fatalf("%s is at %d, want %d", name, s.Offset, m.offsets[name])
+		}
+		past, _ := m.s.History(name, from, 100)
+		who.next[name] = s.Offset + 1 - uint64(len(past.Messages))
+	}
+}
+
+func (m *audienceModel) unsubscribe(who *modelMember) {
+	names := who.c.Subscriptions()
+	if len(names) == 0 {
+		return
+	}
+	name := names[m.r.IntN(len(names))]
+	if err := who.c.unsubscribe(name); err != nil {
+		m.t.Fatal(err)
+	}
+	m.look(who)
+	for topic := range who.next {
+		if matches(name, topic) {
+			delete(who.next, topic)
+		}
+	}
+}
+
+func (m *audienceModel) leave(i int) {
+	who := m.members[i]
+	m.look(who)
+	who.c.leaveTopics()
+	m.g.remove(who.c)
+	m.members[i] = m.members[len(m.members)-1]
+	m.members = m.members[:len(m.members)-1]
+}
+
+// look checks what has come to a member since the last time.
+func (m *audienceModel) look(who *modelMember) {
+	m.t.Helper()
+	for ; who.read < len(who.c.out.items); who.read++ {
+		b := who.c.out.items[who.read].b
+		text := string(b[:bytes.LastIndexByte(b, ';')])
+		if who.c.framing == framingRaw {
+			text = text[2:]
+		} else {
+			text = text[strings.Index(text, "data: ")+len("data: "):]
+		}
+		topic, number, _ := strings.Cut(text, ":")
+		n, _ := strconv.ParseUint(number, 10, 64)
+		if want, may := who.next[topic]; !may || n != want {
+			m.t.Fatalf("message %d of %s came, want %d (%v)", n, topic, want, may)
+		}
+		who.next[topic]++
+	}
+}
+
+// walk goes on with any of the streams for some steps, and stops anywhere.
+func (m *audienceModel) walk() {
+	waiting := m.sh.pending.list[m.sh.pending.head:]
+	if len(waiting) == 0 {
+		return
+	}
+	a := waiting[m.r.IntN(len(waiting))]
+	for range m.r.IntN(30) {
+		switch {
+		case len(a.stream) == 0:
+			return
+		case a.pass == nil:
+			a.begin()
+		case a.pass.cursor < len(a.members):
+			a.serve(a.pass.cursor)
+		default:
+			a.finish()
+		}
+	}
+}
+
+// check compares what everybody thinks of everybody else.
+func (m *audienceModel) check() {
+	m.t.Helper()
+	members := 0
+	for _, who := range m.members {
+		for i, s := range who.c.more.subscriptions() {
+			if e := s.audience.members[s.slot]; e.conn != who.c || int(e.sub) != i {
+				m.t.Fatalf("subscription %d at slot %d is another's: %+v", i, s.slot, e)
+			}
+			members++
+		}
+	}
+	sources := map[string]*source{}
+	for i := range m.s.hub.parts {
+		for name, t := range m.s.hub.parts[i].topics {
+			sources[name] = &t.source
+		}
+	}
+	for name, p := range m.s.hub.patterns {
+		sources[name] = p
+		if p.subscribers == 0 {
+			m.t.Fatalf("the pattern %s has no subscribers", name)
+		}
+	}
+	for name, src := range sources {
+		n := 0
+		for _, l := range src.locals {
+			if l.audiences == [numFramings]*audience{} {
+				m.t.Fatalf("%s has a local without audiences", name)
+			}
+			for _, a := range l.audiences {
+				if a == nil {
+					continue
+				}
+				if len(a.members) == 0 {
+					m.t.Fatalf("%s has an audience without members", name)
+				}
+				for slot, e := range a.members {
+					if s := e.conn.more.subs[e.sub]; s.audience != a || int(s.slot) != slot {
+						m.t.Fatalf("member %d of %s is at slot %d of %s", slot, name, s.slot, s.name())
+					}
+				}
+				n += len(a.members)
+			}
+		}
+		if n != src.subscribers {
+			m.t.Fatalf("%s counts %d subscribers and has %d", name, src.subscribers, n)
+		}
+		members -= n
+	}
+	if members != 0 {
+		m.t.Fatalf("%d subscriptions are nobody's", members)
+	}
+}
+
+func (m *more) subscriptions() []subscription {
+	if m == nil {
+		return nil
+	}
+	return m.subs
+}
+
+// Connections with several subscriptions each subscribe, unsubscribe, catch up and leave between the
+// slices of walks and with messages on their way. Nobody misses a message, gets one twice or one that it
+// did not ask for, and all the places that point to each other agree.
+func TestAudienceWalk(t *testing.T) {
+	seeds := uint64(60)
+	if raceEnabled {
+		seeds = 15
+	}
+	for seed := range seeds {
+		m := newAudienceModel(t, seed)
+		for range 8 {
+			m.join()
+		}
+		for range 600 {
+			who := m.members[m.r.IntN(len(m.members))]
+			switch m.r.IntN(10) {
+			case 0, 1:
+				m.publish()
+			case 2:
+				m.sh.readMail(true)
+			case 3, 4:
+				m.walk()
+			case 5, 6:
+				m.subscribe(who)
+			case 7:
+				m.unsubscribe(who)
+			case 8:
+				if who.c.ready(); m.r.IntN(4) == 0 {
+					m.leave(m.r.IntN(len(m.members)))
+					m.join()
+				}
+			case 9:
+				m.look(who)
+			}
+			m.check()
+		}
+		m.sh.readMail(true)
+		for m.sh.pending.len() > 0 {
+			m.sh.walk(true)
+		}
+		for len(m.members) > 0 {
+			who := m.members[0]
+			m.look(who)
+			for topic, next := range who.next {
+				if next != m.offsets[topic]+1 {
+					t.Fatalf("the next message of %s is %d of %d", topic, next, m.offsets[topic])
+				}
+			}
+			m.leave(0)
+			m.check()
+		}
+		if n := m.sh.backlog.Load(); n != 0 || len(m.s.hub.patterns) > 0 {
+			t.Fatalf("%d bytes of backlog and %d patterns are left", n, len(m.s.hub.patterns))
+		}
+	}
+}
+
+// A line of audiences keeps its order and gives its memory back.
+func TestAudienceQueue(t *testing.T) {
+	var q queue
+	var all [1000]audience
+	next := 0
+	for i := range all {
+		q.push(&all[i])
+		if i%3 > 0 {
+			if q.pop() != &all[next] {
+				t.Fatalf("number %d is another", next)
+			}
+			next++
+		}
+	}
+	for q.len() > 0 {
+		if q.pop() != &all[next] {
+			t.Fatalf("number %d is another", next)
+		}
+		next++
+	}
+	if next != len(all) || cap(q.list) > len(all) {
+		t.Errorf("%d came out, and there is room for %d", next, cap(q.list))
+	}
+}
