@@ -26,13 +26,6 @@ func descriptors(s *Server, path string) (fds []int32) {
 	return fds
 }
 
-func (s *Server) backlogBytes() (n int64) {
-	for _, sh := range s.allShards() {
-		n += sh.backlog.Load()
-	}
-	return n
-}
-
 func (s *Server) settled() {
 	for s.backlogBytes() != 0 {
 		time.Sleep(100 * time.Microsecond)

@@ -56,6 +56,12 @@ func start(t testing.TB, opts Options) *Server {
 // startLogged also returns what the server logs.
 func startLogged(t testing.TB, opts Options) (*Server, *logBuffer) {
 	t.Helper()
+	return startChanged(t, opts, func(*Server) {})
+}
+
+// startChanged changes the server before it runs.
+func startChanged(t testing.TB, opts Options, change func(*Server)) (*Server, *logBuffer) {
+	t.Helper()
 	log := &logBuffer{}
 	if opts.Listen == "" {
 		opts.Listen = "127.0.0.1:0"
@@ -70,6 +76,7 @@ func startLogged(t testing.TB, opts Options) (*Server, *logBuffer) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	change(s)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
@@ -117,6 +124,14 @@ func eventually(t testing.TB, what string, holds func() bool) {
 			t.Fatalf("still not: %s", what)
 		}
 	}
+}
+
+// backlogBytes is what waits for the loops.
+func (s *Server) backlogBytes() (n int64) {
+	for _, sh := range s.allShards() {
+		n += sh.backlog.Load()
+	}
+	return n
 }
 
 // client is a WebSocket client that does no more than its test says: no pongs, no close frames, no

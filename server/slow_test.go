@@ -18,9 +18,9 @@ import (
 	"carillon/codec"
 )
 
-// dialFrozen opens a WebSocket whose socket has little room and which reads nothing by itself: the
+// dialSmall opens a TCP connection whose socket has little room and which reads nothing by itself: the
 // server's side is full after a few MB.
-func dialFrozen(t testing.TB, s *Server, path string) *client {
+func dialSmall(t testing.TB, s *Server) *client {
 	t.Helper()
 	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) (err error) {
 		_ = raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4096) })
@@ -31,8 +31,14 @@ func dialFrozen(t testing.TB, s *Server, path string) *client {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	c := &client{t: t, conn: conn, r: bufio.NewReader(conn)}
-	c.write([]byte(upgradeHead(path)))
+	return &client{t: t, conn: conn, r: bufio.NewReader(conn)}
+}
+
+// dialFrozen opens a WebSocket on one of those.
+func dialFrozen(t testing.TB, s *Server, path string, headers ...string) *client {
+	t.Helper()
+	c := dialSmall(t, s)
+	c.write([]byte(upgradeHead(path, headers...)))
 	if resp := c.response(); resp.StatusCode != 101 {
 		t.Fatalf("handshake: %s", resp.Status)
 	}

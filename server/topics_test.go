@@ -3,10 +3,9 @@ package server
 import (
 	"encoding/json"
 	"fmt"
-	"math/rand/v2"
+	"io"
+	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,6 +14,11 @@ import (
 
 func topicsEndpoint() Endpoint {
 	return Endpoint{Path: "/ws", Mode: ModeTopics, Topics: TopicAccess{Publish: []string{">"}, Patterns: true, Presence: true}}
+}
+
+// topics are options with nothing but topics.
+func topics(rules ...TopicRule) Options {
+	return Options{Endpoints: []Endpoint{topicsEndpoint()}, Topics: rules}
 }
 
 const speakJSON = "Sec-WebSocket-Protocol: carillon.v1.json"
@@ -26,48 +30,204 @@ type said struct {
 	Offset     uint64
 	Time       int64
 	Data       json.RawMessage
+	Encoding   string
 	Subscribed *struct {
 		Topic     string
-		Offset    uint64
+		Offset    *uint64
 		Epoch     string
 		Recovered *bool
 	}
-	Published *struct {
+	Unsubscribed *struct{ Topic string }
+	Published    *struct {
+		Topic       string
 		Offset      uint64
 		Epoch       string
 		Subscribers int
 	}
+	History *struct {
+		Topic     string
+		Offset    uint64
+		Epoch     string
+		Recovered bool
+		Messages  []said
+	}
+	Present *struct {
+		Topic       string
+		Count       int
+		Connections []struct{ ID string }
+	}
+	Pong  *struct{}
 	Error *struct{ Code, Message string }
+
+	text string // as it came
 }
 
 func (c *client) said() said {
 	c.t.Helper()
-	op, payload, err := c.frame()
-	if err != nil || op != Text {
-		c.t.Fatalf("got %v %.80q, %v", op, payload, err)
-	}
-	var s said
-	if err := json.Unmarshal(payload, &s); err != nil {
-		c.t.Fatalf("%s: %v", payload, err)
+	s, err := c.trySaid()
+	if err != nil {
+		c.t.Fatal(err)
 	}
 	return s
 }
 
+// trySaid is for other goroutines than the test's.
+func (c *client) trySaid() (s said, err error) {
+	op, payload, err := c.frame()
+	if err != nil || op != Text {
+		return s, fmt.Errorf("got %v %.80q, %w", op, payload, err)
+	}
+	s.text = string(payload)
+	if err := json.Unmarshal(payload, &s); err != nil {
+		return s, fmt.Errorf("%s: %w", payload, err)
+	}
+	return s, nil
+}
+
+// ask sends a request and reads the reply, which must come next.
+func (c *client) ask(request string, args ...any) said {
+	c.t.Helper()
+	c.send(fmt.Sprintf(request, args...))
+	return c.said()
+}
+
+// subscribed asks for a subscription, which must succeed.
+func (c *client) subscribed(topic string) Position {
+	c.t.Helper()
+	reply := c.ask(`{"id":0,"subscribe":{"topic":%q}}`, topic)
+	if reply.Subscribed == nil {
+		c.t.Fatalf("%+v", reply)
+	}
+	p := Position{Epoch: reply.Subscribed.Epoch}
+	if reply.Subscribed.Offset != nil {
+		p.Offset = *reply.Subscribed.Offset
+	}
+	return p
+}
+
+// mustPublish publishes text.
+func mustPublish(t testing.TB, s *Server, topic, text string) Receipt {
+	t.Helper()
+	r, err := s.Publish(Publication{Topic: topic, Payload: []byte(text)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func subscribers(t testing.TB, s *Server, topic string, n int) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%d are subscribed to %s", n, topic), func() bool { return len(s.Subscribers(topic)) == n })
+}
+
+// stream is a client of server-sent events.
+type stream struct {
+	*client
+	head string
+}
+
+// sse is an event as it came.
+type sse struct{ kind, id, data string }
+
+// listen opens a stream of events.
+func listen(t testing.TB, s *Server, target string, headers ...string) *stream {
+	t.Helper()
+	return listenOn(dialRaw(t, s), target, headers...)
+}
+
+func eventsHead(target string, headers ...string) string {
+	head := "GET " + target + " HTTP/1.1\r\nHost: example.com\r\nAccept: text/event-stream\r\n"
+	for _, h := range headers {
+		head += h + "\r\n"
+	}
+	return head + "\r\n"
+}
+
+func listenOn(c *client, target string, headers ...string) *stream {
+	c.t.Helper()
+	c.write([]byte(eventsHead(target, headers...)))
+	st := &stream{client: c}
+	for !strings.HasSuffix(st.head, "\r\n\r\n") {
+		line, err := c.r.ReadString('\n')
+		if st.head += line; err != nil {
+			c.t.Fatalf("%q, %v", st.head, err)
+		}
+	}
+	if !strings.HasPrefix(st.head, "HTTP/1.1 200 OK\r\n") {
+		rest, _ := io.ReadAll(c.r)
+		c.t.Fatalf("%s%s", st.head, rest)
+	}
+	return st
+}
+
+// event reads the next event as a browser would, or a comment, whose kind is ":".
+func (st *stream) event() (e sse, err error) {
+	_ = st.conn.SetReadDeadline(time.Now().Add(patience))
+	var data []string
+	for {
+		line, err := st.r.ReadString('\n')
+		if err != nil {
+			return e, fmt.Errorf("in the midst of %+v %q: %w", e, line, err)
+		}
+		name, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ":")
+		value = strings.TrimPrefix(value, " ")
+		switch {
+		case line == "\n":
+			e.data = strings.Join(data, "\n")
+			return e, nil
+		case name == "data":
+			data = append(data, value)
+		case name == "id":
+			e.id = value
+		case name == "event":
+			e.kind = value
+		case name == "":
+			e.kind = ":"
+		default:
+			return e, fmt.Errorf("the line %q", line)
+		}
+	}
+}
+
+func (st *stream) want(kind, id, data string) {
+	st.t.Helper()
+	e, err := st.event()
+	if err != nil || e != (sse{kind, id, data}) {
+		st.t.Fatalf("got %+v, %v; want %q %q %q", e, err, kind, id, data)
+	}
+}
+
+// subscribed reads the event that begins a subscription.
+func (st *stream) subscribed() said {
+	st.t.Helper()
+	e, err := st.event()
+	var s said
+	if err != nil || e.kind != "subscribed" || json.Unmarshal([]byte(`{"subscribed":`+e.data+"}"), &s) != nil {
+		st.t.Fatalf("instead of a subscription: %+v, %v", e, err)
+	}
+	return s
+}
+
+func (e *sse) offset() uint64 {
+	_, text, _ := strings.Cut(e.id, ":")
+	n, _ := strconv.ParseUint(text, 10, 64)
+	return n
+}
+
 // Alice and bob listen to prices, cathy to scores. Each gets what was published to its topics, as it was.
 func TestTopicsRaw(t *testing.T) {
-	s := start(t, Options{Endpoints: []Endpoint{topicsEndpoint()}})
+	s := start(t, topics())
 	alice, bob := dial(t, s, "/ws?topic=prices"), dial(t, s, "/ws?topic=prices&topic=other")
 	cathy := dial(t, s, "/ws?topic=scores")
-	eventually(t, "they are subscribed", func() bool { return len(s.Subscribers("prices")) == 2 && len(s.Subscribers("scores")) == 1 })
+	subscribers(t, s, "prices", 2)
+	subscribers(t, s, "scores", 1)
 	for i, format := range []Format{FormatText, FormatJSON, FormatBinary} {
 		r, err := s.Publish(Publication{Topic: "prices", Format: format, Payload: []byte(`{"a":1}`)})
 		if err != nil || r.Offset != uint64(i+1) || r.Subscribers != 2 {
 			t.Fatal(r, err)
 		}
 	}
-	if _, err := s.Publish(Publication{Topic: "scores", Payload: []byte("1:0")}); err != nil {
-		t.Fatal(err)
-	}
+	mustPublish(t, s, "scores", "1:0")
 	for _, c := range []*client{alice, bob} {
 		c.want(`{"a":1}`)
 		c.want(`{"a":1}`)
@@ -78,73 +238,74 @@ func TestTopicsRaw(t *testing.T) {
 	cathy.want("1:0")
 }
 
-// Clients are cut off at random moments while publishers publish without pause, and come back with their
-// last position. What each of them has got in the end is the topic, without a gap, twice or out of order.
-func TestResumeUnderPublishing(t *testing.T) {
-	const clients, cuts = 20, 60
-	s := start(t, Options{Endpoints: []Endpoint{topicsEndpoint()}, Topics: []TopicRule{{Match: "log", History: 1_000_000, MaxBytes: -1}}})
-	var stop atomic.Bool
-	var publishers sync.WaitGroup
-	for p := range 3 {
-		publishers.Go(func() {
-			for i := 0; !stop.Load(); i++ {
-				if _, err := s.Publish(Publication{Topic: "log", Format: FormatJSON, Payload: fmt.Appendf(nil, "[%d,%d]", p, i)}); err != nil {
-					t.Error(err)
-					return
-				}
-				if i%7 == 0 {
-					time.Sleep(200 * time.Microsecond)
-				}
-			}
+// What a raw client with one topic sends is published there, text as text and binary as binary; everybody
+// on the topic gets it, however they listen.
+func TestRawPublishes(t *testing.T) {
+	s := start(t, topics())
+	alice, bob, events := dial(t, s, "/ws?topic=room"), dial(t, s, "/ws", speakJSON), listen(t, s, "/ws?topic=room")
+	events.subscribed()
+	epoch := bob.subscribed("room").Epoch
+	subscribers(t, s, "room", 3)
+	alice.send("hello")
+	alice.write(masked(0x82, []byte{0, 255}))
+	alice.want("hello")
+	if op, payload, err := alice.frame(); op != Binary || string(payload) != "\x00\xff" {
+		t.Fatal(op, payload, err)
+	}
+	if m := bob.said(); string(m.Data) != `"hello"` || m.Encoding != "" || m.Offset != 1 || m.Topic != "room" {
+		t.Fatal(m.text)
+	}
+	if m := bob.said(); string(m.Data) != `"AP8="` || m.Encoding != "base64" || time.Since(time.UnixMilli(m.Time)).Abs() > patience {
+		t.Fatal(m.text)
+	}
+	events.want("", epoch+":1", "hello")
+	events.want("binary", epoch+":2", "AP8=")
+}
+
+// Who has no topic, two topics, a pattern, or a topic that clients may not publish to, has nowhere to
+// publish.
+func TestRawPublishIsRefused(t *testing.T) {
+	opts := topics()
+	opts.Endpoints[0].Topics.Publish = []string{"mine.>"}
+	s := start(t, opts)
+	for _, target := range []string{"/ws", "/ws?topic=mine.a&topic=mine.b", "/ws?topic=mine.*", "/ws?topic=other"} {
+		t.Run(target, func(t *testing.T) {
+			c := dial(t, s, target)
+			eventually(t, "its subscriptions have been made", func() bool { return s.backlogBytes() == 0 })
+			c.send("hello")
+			c.wantClose(codec.ClosePolicyViolation, "nothing can be published here")
 		})
 	}
-	logs := make([][]string, clients)
-	var all sync.WaitGroup
-	for n := range clients {
-		all.Go(func() {
-			r := rand.New(rand.NewPCG(uint64(n), 3))
-			since, epoch := uint64(0), ""
-			for range cuts {
-				c := dial(t, s, "/ws", speakJSON)
-				if epoch == "" {
-					c.send(`{"id":1,"subscribe":{"topic":"log","last":10000}}`)
-				} else {
-					c.send(fmt.Sprintf(`{"id":1,"subscribe":{"topic":"log","since":{"offset":%d,"epoch":%q}}}`, since, epoch))
-				}
-				reply := c.said()
-				if reply.Subscribed == nil || epoch != "" && !*reply.Subscribed.Recovered {
-					t.Errorf("client %d: %+v", n, reply)
-					return
-				}
-				epoch = reply.Subscribed.Epoch
-				for range r.IntN(200) {
-					m := c.said()
-					if since != 0 && m.Offset != since+1 {
-						t.Errorf("client %d: message %d after %d", n, m.Offset, since)
-						return
-					}
-					since = m.Offset
-					logs[n] = append(logs[n], string(m.Data))
-				}
-				_ = c.conn.Close()
-			}
-		})
+}
+
+// The loop is busy when dora opens her connection, so that her subscription has to wait. What she sends
+// meanwhile waits behind it, in its order.
+func TestRawPublishWaitsForItsSubscription(t *testing.T) {
+	held := newHold()
+	opts := topics()
+	opts.Loops = 1
+	opts.Endpoints = append(opts.Endpoints, held.endpoint())
+	s := start(t, opts)
+	holder := dial(t, s, "/hold")
+	held.take(holder)
+	dora := dialRaw(t, s)
+	all := []byte(upgradeHead("/ws?topic=room"))
+	for i := range 100 {
+		all = append(all, text(words(i))...)
 	}
-	all.Wait()
-	stop.Store(true)
-	publishers.Wait()
-	past, err := s.History("log", Start{Last: 1_000_000}, 1_000_000)
-	if err != nil {
-		t.Fatal(err)
+	dora.write(all)
+	held.release()
+	if resp := dora.response(); resp.StatusCode != 101 {
+		t.Fatal(resp.Status)
 	}
-	var topic []string
-	for _, m := range past.Messages {
-		topic = append(topic, string(m.Payload))
+	for i := range 100 {
+		dora.want(words(i))
 	}
-	whole := strings.Join(topic, " ")
-	for n, log := range logs {
-		if !strings.Contains(whole, strings.Join(log, " ")) {
-			t.Errorf("client %d: its log of %d messages is no part of the topic", n, len(log))
-		}
+}
+
+// sweepAll looks through all topics at once.
+func (h *hub) sweepAll() {
+	for part := range h.parts {
+		h.sweep(time.Now(), part)
 	}
 }
