@@ -77,11 +77,16 @@ func (c *client) trySaid() (s said, err error) {
 	if err != nil || op != Text {
 		return s, fmt.Errorf("got %v %.80q, %w", op, payload, err)
 	}
-	s.text = string(payload)
-	if err := json.Unmarshal(payload, &s); err != nil {
-		return s, fmt.Errorf("%s: %w", payload, err)
+	return sayAgain(string(payload)), nil
+}
+
+// sayAgain reads a message.
+func sayAgain(text string) (s said) {
+	if err := json.Unmarshal([]byte(text), &s); err != nil {
+		panic(fmt.Errorf("%s: %w", text, err))
 	}
-	return s, nil
+	s.text = text
+	return s
 }
 
 // ask sends a request and reads the reply, which must come next.
@@ -201,11 +206,10 @@ func (st *stream) want(kind, id, data string) {
 func (st *stream) subscribed() said {
 	st.t.Helper()
 	e, err := st.event()
-	var s said
-	if err != nil || e.kind != "subscribed" || json.Unmarshal([]byte(`{"subscribed":`+e.data+"}"), &s) != nil {
+	if err != nil || e.kind != "subscribed" {
 		st.t.Fatalf("instead of a subscription: %+v, %v", e, err)
 	}
-	return s
+	return sayAgain(`{"subscribed":` + e.data + "}")
 }
 
 func (e *sse) offset() uint64 {
