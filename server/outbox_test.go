@@ -30,7 +30,7 @@ type modelItem struct {
 // modelDrop is dropWaiting in the plainest words.
 func modelDrop(items []modelItem, keep int) (kept []modelItem, dropped int) {
 	for i, it := range items {
-		if it.kind == itemMessage && !it.partial && modelBytes(kept)+modelBytes(items[i:]) > keep {
+		if it.kind == itemMessage && !it.partial && modelCounted(kept)+modelCounted(items[i:]) > keep {
 			dropped++
 			continue
 		}
@@ -46,9 +46,19 @@ func modelBytes(items []modelItem) (n int) {
 	return n
 }
 
+// modelCounted leaves history out, which does not count.
+func modelCounted(items []modelItem) (n int) {
+	for _, it := range items {
+		if it.kind != itemHistory {
+			n += len(it.b)
+		}
+	}
+	return n
+}
+
 // modelEnqueue applies a policy of 1,000 bytes.
 func modelEnqueue(items []modelItem, policy Policy, it modelItem) (_ []modelItem, dropped int) {
-	switch full := modelBytes(items)+len(it.b) > 1000 && len(items) > 0; {
+	switch full := modelCounted(items)+len(it.b) > 1000 && modelCounted(items) > 0; {
 	case it.kind != itemMessage:
 	case policy == PolicyLatest:
 		items, dropped = modelDrop(items, 0)
@@ -102,9 +112,13 @@ func TestOutboxAgainstModel(t *testing.T) {
 						}
 						b := codec.AppendFrame(nil, op, bytes.Repeat([]byte{byte(step)}, size))
 						var n int
-						model, n = modelEnqueue(model, policy, modelItem{b: b, kind: kindOf(b)})
+						kind := kindOf(b)
+						if kind == itemMessage && r.IntN(4) == 0 {
+							kind = itemHistory
+						}
+						model, n = modelEnqueue(model, policy, modelItem{b: b, kind: kind})
 						drops += n
-						c.enqueue(b, 0, kindOf(b))
+						c.enqueue(b, 0, kind)
 					} else if len(model) > 0 {
 						taken := r.IntN(len(c.out.next(&sh.chunk)) + 1)
 						model = modelWrote(model, taken)
@@ -124,7 +138,7 @@ func checkOutbox(t *testing.T, c *Conn, model []modelItem, drops int) {
 	messages := 0
 	for _, it := range model {
 		want = append(want, it.b...)
-		if it.kind == itemMessage {
+		if it.kind == itemMessage || it.kind == itemHistory {
 			messages++
 		}
 	}
@@ -133,6 +147,9 @@ func checkOutbox(t *testing.T, c *Conn, model []modelItem, drops int) {
 	}
 	if !bytes.Equal(got, want) || c.out.bytes != len(want) || c.sh.stats.QueuedBytes.Load() != int64(len(want)) {
 		t.Fatalf("%d bytes wait (%d, %d), want %d", len(got), c.out.bytes, c.sh.stats.QueuedBytes.Load(), len(want))
+	}
+	if n := modelCounted(model); c.out.counted() != n {
+		t.Fatalf("%d bytes count, want %d", c.out.counted(), n)
 	}
 	if n := c.out.waitingMessages(); n != uint64(messages) {
 		t.Fatalf("%d messages wait, want %d", n, messages)

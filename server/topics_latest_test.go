@@ -1,0 +1,214 @@
+package server
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// freezeOn has the server's side of a connection full with what is published to a topic that the client
+// does not read. It returns how many messages that took.
+func freezeOn(t *testing.T, s *Server, topic string) (n int) {
+	t.Helper()
+	filler := strings.Repeat("f", 64<<10)
+	for s.Stats().QueuedBytes == 0 {
+		mustPublish(t, s, topic, filler)
+		n++
+		eventually(t, "it was handed out", func() bool { return s.backlogBytes() == 0 })
+	}
+	return n
+}
+
+// Whoever comes gets the current value at once, and only that one.
+func TestLatestBeginsWithTheCurrentValue(t *testing.T) {
+	s := start(t, topics(TopicRule{Match: "price.>", Latest: true}, TopicRule{Match: "deep", Latest: true, History: 10}))
+	for _, topic := range []string{"price.a", "deep"} {
+		fill(t, s, topic, 5)
+		raw := dial(t, s, "/ws?topic="+topic)
+		raw.want("5")
+		c := dial(t, s, "/ws?topic="+topic, speakJSON)
+		began, m := c.said(), c.said()
+		if *began.Subscribed.Offset != 5 || m.Offset != 5 || string(m.Data) != `"5"` {
+			t.Error(began.text, m.text)
+		}
+		st := listen(t, s, "/ws?topic="+topic)
+		st.subscribed()
+		st.want("", began.Subscribed.Epoch+":5", "5")
+		mustPublish(t, s, topic, "6")
+		raw.want("6")
+		st.want("", began.Subscribed.Epoch+":6", "6")
+		if m := c.said(); m.Offset != 6 {
+			t.Error(m.text)
+		}
+	}
+	c := dial(t, s, "/ws?topic=price.none")
+	subscribers(t, s, "price.none", 1)
+	mustPublish(t, s, "price.none", "first")
+	c.want("first")
+	c = dial(t, s, "/ws?topic=deep&last=3")
+	for _, want := range []string{"4", "5", "6"} {
+		c.want(want)
+	}
+	c = dial(t, s, "/ws?topic=price.a&since=6&epoch="+s.mustTopic(t, "price.a").Epoch) // has it
+	subscribers(t, s, "price.a", 4)
+	mustPublish(t, s, "price.a", "7")
+	c.want("7")
+}
+
+func (s *Server) mustTopic(t testing.TB, name string) TopicInfo {
+	t.Helper()
+	info, ok := s.Topic(name)
+	if !ok {
+		t.Fatalf("there is no topic %s", name)
+	}
+	return info
+}
+
+// Cathy has fifty prices and freezes; alice has them too and reads on. When cathy thaws she gets the newest
+// of each, once. All that she did not get is counted, and what waits for her meanwhile is next to nothing.
+func TestLatestForAFrozenReader(t *testing.T) {
+	for _, compressed := range []bool{false, true} {
+		t.Run(fmt.Sprintf("compressed=%v", compressed), func(t *testing.T) { thawLatest(t, compressed) })
+	}
+}
+
+func thawLatest(t *testing.T, compressed bool) {
+	const prices, rounds = 50, 200
+	opts := topics(TopicRule{Match: "price.>", Latest: true}, TopicRule{Match: "fill", Latest: true})
+	opts.Endpoints[0].SlowConsumer = SlowConsumer{MaxQueue: 1 << 20}
+	opts.Endpoints[0].Compression = Compression{Enabled: compressed, Threshold: 1 << 30}
+	s := start(t, opts)
+	headers := []string{speakJSON}
+	if compressed {
+		headers = append(headers, "Sec-WebSocket-Extensions: permessage-deflate")
+	}
+	query := "/ws?topic=fill"
+	for i := range prices {
+		query += fmt.Sprintf("&topic=price.%d", i)
+	}
+	cathy := dialFrozen(t, s, query, headers...)
+	for range prices + 1 {
+		cathy.said()
+	}
+	filled := freezeOn(t, s, "fill")
+
+	alice := dial(t, s, strings.Replace(query, "topic=fill&", "", 1), speakJSON)
+	for range prices {
+		alice.said()
+	}
+	value := func(round int) string { return fmt.Sprintf("%d %s", round, strings.Repeat("v", 10_000)) }
+	before := heap()
+	for round := range rounds {
+		for i := range prices {
+			mustPublish(t, s, fmt.Sprintf("price.%d", i), value(round))
+		}
+		for range prices { // alice keeps up, and so misses nothing
+			if m := alice.said(); m.Offset != uint64(round+1) {
+				t.Fatalf("alice got %.80s in round %d", m.text, round)
+			}
+		}
+	}
+	eventually(t, "it was cathy's turn", func() bool { return s.backlogBytes() == 0 })
+	// The newest of each are kept twice, as they were published and in the envelope; ten rounds of them
+	// would be ten times as much.
+	if grown := heap() - before; !raceEnabled && grown > 3*prices*10_000+1<<20 {
+		t.Errorf("%d B of memory for one who does not read", grown)
+	}
+	if n := s.Stats().QueuedBytes; n > 1<<20 {
+		t.Errorf("%d bytes are queued", n)
+	}
+
+	got := map[string][]uint64{}
+	for i := 0; len(got) < prices+1 || got["fill"][len(got["fill"])-1] != uint64(filled); i++ {
+		m := cathy.said()
+		got[m.Topic] = append(got[m.Topic], m.Offset)
+	}
+	total := 0
+	for topic, all := range got {
+		if topic != "fill" && !slices.Equal(all, []uint64{rounds}) {
+			t.Errorf("of %s she got %v, want the newest", topic, all)
+		}
+		total += len(all)
+	}
+	eventually(t, "nothing waits", func() bool { return s.Stats().QueuedBytes == 0 })
+	if dropped := dropsOf(s); dropped != int(s.Stats().Drops[DropConflated]) || total+dropped != filled+prices*rounds {
+		t.Errorf("%d came and %d were dropped of %d: %v", total, dropped, filled+prices*rounds, s.Stats().Drops)
+	}
+	mustPublish(t, s, "price.7", "again") // and she is as good as new
+	if m := cathy.said(); m.Topic != "price.7" || m.Offset != rounds+1 {
+		t.Errorf("then she got %.80s", m.text)
+	}
+}
+
+// A topic with a rule that says latest is not conflated for those who read it through a pattern: there
+// every message counts, and max_queue with it.
+func TestLatestThroughAPattern(t *testing.T) {
+	s := start(t, topics(TopicRule{Match: "price.>", Latest: true}))
+	c := dial(t, s, "/ws?topic=price.>")
+	subscribers(t, s, "price.>", 1)
+	const n = 3000
+	for i := range n {
+		mustPublish(t, s, "price.a", words(i))
+	}
+	for i := range n {
+		c.want(words(i))
+	}
+}
+
+// Eve is frozen and told to go. She gets what was published before, the newest of each topic, and then the
+// close frame.
+func TestLatestBeforeAClose(t *testing.T) {
+	s := start(t, topics(TopicRule{Match: ">", Latest: true}))
+	eve := dialFrozen(t, s, "/ws?topic=fill&topic=a&topic=b", speakJSON)
+	for range 3 {
+		eve.said()
+	}
+	filled := freezeOn(t, s, "fill")
+	for range 5 {
+		mustPublish(t, s, "a", "x")
+		mustPublish(t, s, "b", "x")
+	}
+	_ = onlyConn(t, s, "/ws").Close(4001, "go")
+	var last [3]uint64
+	for range filled + 2 {
+		m := eve.said()
+		last[strings.Index("fab", m.Topic[:1])] = m.Offset
+		if last == [3]uint64{uint64(filled), 5, 5} {
+			break
+		}
+	}
+	eve.wantClose(4001, "go")
+	if last != [3]uint64{uint64(filled), 5, 5} {
+		t.Errorf("the last were %v of %d, 5 and 5", last, filled)
+	}
+	if n := dropsOf(s); n != int(s.Stats().Drops[DropConflated]) {
+		t.Errorf("drops: %v", s.Stats().Drops)
+	}
+}
+
+// Who unsubscribes, or is cut off, while the newest message waits has missed it, and that is counted.
+func TestLatestThatNeverCame(t *testing.T) {
+	s := start(t, topics(TopicRule{Match: ">", Latest: true}))
+	eve := dialFrozen(t, s, "/ws?topic=fill&topic=a&topic=b", speakJSON)
+	for range 3 {
+		eve.said()
+	}
+	freezeOn(t, s, "fill")
+	for range 5 {
+		mustPublish(t, s, "a", "x")
+		mustPublish(t, s, "b", "x")
+	}
+	eve.send(`{"id":1,"unsubscribe":{"topic":"a"}}`)
+	eventually(t, "one is gone", func() bool { return s.Stats().Drops[DropClosed] == 1 })
+	if n := s.Stats().Drops[DropConflated]; n < 8 {
+		t.Errorf("%d were conflated", n)
+	}
+	conflated := s.Stats().Drops[DropConflated]
+	eve.kill()
+	eventually(t, "she is gone", func() bool { return s.Count() == 0 })
+	st := s.Stats()
+	if n := st.Drops[DropClosed]; n < 3 || n > 4 || st.Drops[DropConflated] != conflated || st.QueuedBytes != 0 {
+		t.Errorf("%v, and %d bytes are queued", st.Drops, st.QueuedBytes)
+	}
+}
