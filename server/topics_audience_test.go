@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -19,18 +20,25 @@ type audienceModel struct {
 	g       *group
 	members []*modelMember
 	offsets map[string]uint64 // of what was published
+	left    uint64            // messages of the topic with latest that were left out
 }
 
 type modelMember struct {
 	c    *Conn
 	read int               // items of the outbox that were looked at
 	next map[string]uint64 // by topic: the message that must come next; absent if none may come
+
+	// Of the topic with latest, of which messages may be left out.
+	first uint64 // that concerned it since it subscribed
+	came  uint64
 }
 
-var modelTopics = []string{"a", "b", "c", "p.a", "p.b"}
+var modelTopics = []string{"a", "b", "c", "p.a", "p.b", latestTopic}
+
+const latestTopic = "l"
 
 func newAudienceModel(t *testing.T, seed uint64) *audienceModel {
-	s, err := New(Options{Topics: []TopicRule{{Match: "b", History: 5}, {Match: "p.a", History: 5}}})
+	s, err := New(Options{Topics: []TopicRule{{Match: "b", History: 5}, {Match: "p.a", History: 5}, {Match: latestTopic, Latest: true}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +67,7 @@ func (m *audienceModel) join() {
 
 // subscribe has a member ask for something that it may have already.
 func (m *audienceModel) subscribe(who *modelMember) {
-	name := append(modelTopics, "p.*", "p.>")[m.r.IntN(len(modelTopics)+2)]
+	name := append(slices.Clone(modelTopics), "p.*", "p.>")[m.r.IntN(len(modelTopics)+2)]
 	var from Start
 	if !isPattern(name) {
 		from.Last = m.r.IntN(4)
@@ -88,6 +96,9 @@ func (m *audienceModel) subscribe(who *modelMember) {
 		}
 		past, _ := m.s.History(name, from, 100)
 		who.next[name] = s.Offset + 1 - uint64(len(past.Messages))
+		if name == latestTopic {
+			who.first, who.came = who.next[name], 0
+		}
 	}
 }
 
@@ -97,6 +108,9 @@ func (m *audienceModel) unsubscribe(who *modelMember) {
 		return
 	}
 	name := names[m.r.IntN(len(names))]
+	if name == latestTopic {
+		m.account(who)
+	}
 	if err := who.c.unsubscribe(name); err != nil {
 		m.t.Fatal(err)
 	}
@@ -110,11 +124,42 @@ func (m *audienceModel) unsubscribe(who *modelMember) {
 
 func (m *audienceModel) leave(i int) {
 	who := m.members[i]
-	m.look(who)
+	m.account(who)
 	who.c.leaveTopics()
 	m.g.remove(who.c)
 	m.members[i] = m.members[len(m.members)-1]
 	m.members = m.members[:len(m.members)-1]
+}
+
+// account adds up what a member has missed of the topic with latest until now.
+func (m *audienceModel) account(who *modelMember) {
+	m.t.Helper()
+	who.c.ready()
+	m.look(who)
+	for _, s := range who.c.more.subscriptions() {
+		if s.name() == latestTopic {
+			left := uint64(s.audience.members[s.slot].seq) - who.first - who.came
+			if s.stale {
+				left--
+			}
+			m.left += left
+		}
+	}
+}
+
+// refresh gives a member what it has not got of the topic with latest, whose newest message must come.
+func (m *audienceModel) refresh(who *modelMember) {
+	m.t.Helper()
+	m.look(who)
+	for _, s := range who.c.more.subscriptions() {
+		if s.name() == latestTopic && s.stale {
+			who.c.refresh(true)
+			m.look(who)
+			if next := who.next[latestTopic]; next != uint64(s.audience.end()) {
+				m.t.Fatalf("the newest message is %d, but %d came", s.audience.end()-1, next-1)
+			}
+		}
+	}
 }
 
 // look checks what has come to a member since the last time.
@@ -130,10 +175,12 @@ func (m *audienceModel) look(who *modelMember) {
 		}
 		topic, number, _ := strings.Cut(text, ":")
 		n, _ := strconv.ParseUint(number, 10, 64)
-		if want, may := who.next[topic]; !may || n != want {
+		if want, may := who.next[topic]; !may || n != want && (topic != latestTopic || n < want) {
 			m.t.Fatalf("message %d of %s came, want %d (%v)", n, topic, want, may)
 		}
-		who.next[topic]++
+		if who.next[topic] = n + 1; topic == latestTopic {
+			who.came++
+		}
 	}
 }
 
@@ -163,11 +210,18 @@ func (m *audienceModel) check() {
 	m.t.Helper()
 	members := 0
 	for _, who := range m.members {
+		stale := 0
 		for i, s := range who.c.more.subscriptions() {
 			if e := s.audience.members[s.slot]; e.conn != who.c || int(e.sub) != i {
 				m.t.Fatalf("subscription %d at slot %d is another's: %+v", i, s.slot, e)
 			}
 			members++
+			if s.stale {
+				stale++
+			}
+		}
+		if who.c.more != nil && who.c.more.stale != stale {
+			m.t.Fatalf("%d subscriptions are stale, not %d", stale, who.c.more.stale)
 		}
 	}
 	sources := map[string]*source{}
@@ -252,7 +306,7 @@ func TestAudienceWalk(t *testing.T) {
 					m.join()
 				}
 			case 9:
-				m.look(who)
+				m.refresh(who)
 			}
 			m.check()
 		}
@@ -262,7 +316,7 @@ func TestAudienceWalk(t *testing.T) {
 		}
 		for len(m.members) > 0 {
 			who := m.members[0]
-			m.look(who)
+			m.refresh(who)
 			for topic, next := range who.next {
 				if next != m.offsets[topic]+1 {
 					t.Fatalf("the next message of %s is %d of %d", topic, next, m.offsets[topic])
@@ -270,6 +324,9 @@ func TestAudienceWalk(t *testing.T) {
 			}
 			m.leave(0)
 			m.check()
+		}
+		if n := m.sh.stats.drops[DropConflated].Load(); n != m.left {
+			t.Fatalf("%d messages were left out, but %d are counted", m.left, n)
 		}
 		if n := m.sh.backlog.Load(); n != 0 || len(m.s.hub.patterns) > 0 {
 			t.Fatalf("%d bytes of backlog and %d patterns are left", n, len(m.s.hub.patterns))
