@@ -32,7 +32,7 @@ func (c *Conn) startClose(how closeHow, code codec.CloseCode, reason string) {
 // beginClose is startClose for a connection that shall get nothing more.
 func (c *Conn) beginClose(how closeHow, code codec.CloseCode, reason string) {
 	c.leave(&CloseError{Code: code, Reason: reason, Remote: how == closeReply})
-	c.peerDone = how != closeOwn || c.isEvents()
+	c.peerDone = c.peerDone || how != closeOwn || c.isEvents()
 	c.sh.closing.add(c, times{read: c.sh.clock})
 	if how == closeReply {
 		reason = ""

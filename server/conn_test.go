@@ -49,3 +49,30 @@ func TestHeadHasNoBody(t *testing.T) {
 		t.Errorf("%q, %v", answer, err)
 	}
 }
+
+// When the application closes and the peer's close frame, or its last mistake, has come already, nothing is
+// waited for.
+func TestCloseWhenThePeerIsDone(t *testing.T) {
+	for name, last := range map[string][]byte{
+		"the peer closes too":     masked(0x88, []byte{0x03, 0xe8}),
+		"the peer breaks a rule":  {0xff, 0x80, 0, 0, 0, 0},
+		"the handler panics then": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, Options{Limits: Limits{CloseTimeout: 2 * patience}, Endpoints: []Endpoint{{Path: "/", Handler: Handler{
+				Message: func(c *Conn, op codec.Opcode, payload []byte) {
+					_ = c.Close(4000, "")
+					if last == nil {
+						panic("and out")
+					}
+				},
+			}}}})
+			c := dial(t, s, "/")
+			c.write(append(text("close"), last...))
+			if op, payload, err := c.frame(); op != codec.OpClose || string(payload) != "\x0f\xa0" || err != nil {
+				t.Fatalf("got %v %q, %v; want close frame 4000", op, payload, err)
+			}
+			c.wantEOF()
+		})
+	}
+}
