@@ -56,7 +56,7 @@ func (c *Conn) leave(why *CloseError) {
 	c.state.Store(stateClosing)
 	c.sh.stats.Open.Add(-1)
 	c.sh.stats.closed(why.Code)
-	c.callClose(why)
+	c.callClose(c.part(why), why)
 }
 
 // flushed goes on with a close as far as it can. When our close frame is out and the peer's is in, our

@@ -13,7 +13,11 @@ import (
 	"carillon/codec"
 )
 
-// The kinds of message that [Conn.Send] and [Server.Broadcast] take.
+// Opcode says what a message is, [Text] or [Binary]. It is the codec's type, named here so that a handler
+// can be written without importing codec.
+type Opcode = codec.Opcode
+
+// The kinds of message that [Conn.Send] and [Server.Broadcast] take, and that a handler gets.
 const (
 	Text   = codec.OpText   // the payload must be valid UTF-8: clients close the connection if it is not
 	Binary = codec.OpBinary // any bytes
@@ -54,10 +58,10 @@ type Conn struct {
 	opened uint32 // seconds after the server was made
 
 	// Immutable after the handshake.
-	ep          *endpoint
 	subprotocol uint8 // index into the endpoint's list, or noSubprotocol
 	framing     framing
 	deflate     bool // permessage-deflate was negotiated
+	ep          *endpoint
 
 	// Owned by the loop.
 	peerDone bool     // nothing more is read: the peer's close frame came, or the connection has failed
@@ -67,6 +71,9 @@ type Conn struct {
 	more     *more    // what few connections have; see there for who may use it
 	in       *inbound // what has come but is not complete; nil between messages
 	out      *outbox  // what the socket does not take; nil while it takes everything
+
+	// Written by anyone.
+	own atomic.Pointer[own] // what the application attached; nil while that is nothing
 }
 
 // The life of a connection. It only ever moves forward.
@@ -89,6 +96,9 @@ func (c *Conn) RemoteAddr() netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
+// Server is the server that the connection is one of.
+func (c *Conn) Server() *Server { return c.sh.srv }
+
 // Path is the path of the endpoint that the connection was opened on.
 func (c *Conn) Path() string { return c.ep.Path }
 
@@ -100,30 +110,13 @@ func (c *Conn) Subprotocol() string {
 	return c.ep.Subprotocols[c.subprotocol]
 }
 
-// Value returns what SetValue, or [Request.Value] during the handshake, attached to the connection.
-func (c *Conn) Value() any {
-	c.sh.mu.Lock()
-	defer c.sh.mu.Unlock()
-	if c.more == nil {
-		return nil
-	}
-	return c.more.value
-}
-
-// SetValue attaches any value of the application to the connection.
-func (c *Conn) SetValue(v any) {
-	c.sh.mu.Lock()
-	defer c.sh.mu.Unlock()
-	c.extra().value = v
-}
-
 // Send sends one message. The payload is copied (and compressed, where that was negotiated) before
 // Send returns; the bytes leave when the connection's loop comes round. What one goroutine sends or
 // broadcasts arrives in that order.
 //
 // Send does not wait for a slow reader: see [SlowConsumer]. It fails with [ErrClosed],
 // [ErrOverloaded] or [ErrOpcode].
-func (c *Conn) Send(op codec.Opcode, payload []byte) error {
+func (c *Conn) Send(op Opcode, payload []byte) error {
 	if op != Text && op != Binary {
 		return ErrOpcode
 	}

@@ -2,28 +2,44 @@ package server
 
 import (
 	"errors"
+	"net/http"
 	"net/netip"
+	"net/url"
+	"strings"
 
 	"carillon/codec"
 )
 
 // Handler is what an application does with the connections of an endpoint. Any function may be nil.
 //
-// All four run on the connection's event loop, one at a time for each connection, and must not
+// All of them run on the connection's event loop, one at a time for each connection, and must not
 // block: every connection of that loop would wait. Start a goroutine for slow work; the methods of
 // [Conn] and [Server] may be called from there. A panic closes the connection with 1011 (500 during
 // the handshake), is logged with its stack and harms no other connection.
 type Handler struct {
 	// Upgrade sees a handshake request that is correct and decides about it. A nil error accepts.
 	// A *[codec.Rejection] is the answer as it stands; any other error is answered 403 and logged.
+	// Before it returns the client has been answered nothing, so one that is refused never sees an
+	// open WebSocket.
 	Upgrade func(r *Request) error
 
 	// Open is called once the handshake is answered, before any message.
 	Open func(c *Conn)
 
 	// Message gets each whole message, decompressed and, if it is text, checked to be UTF-8. The
-	// payload is valid until Message returns and may be changed.
-	Message func(c *Conn, op codec.Opcode, payload []byte)
+	// payload is valid until Message returns and may be changed. See [JSON] for typed messages.
+	Message func(c *Conn, op Opcode, payload []byte)
+
+	// Error is told what went wrong with an open connection, before the connection is closed for it:
+	//
+	//   - *[PanicError], when Open, Message, Close or a Done function panicked; close code 1011
+	//   - *[codec.ProtocolError], when the peer broke a rule or exceeded a limit of [Limits]; its Code
+	//   - *[DecodeError], when a message is not what [JSON] expects; its Code, or none with KeepOpen
+	//
+	// What Error sends still goes out, and when it calls [Conn.Close], its code is the one that the peer
+	// gets. After Close only a panic in Close itself is reported. A lost connection is no error here but
+	// Close's; messages that a slow consumer missed, which may be very many, are counted in [Stats].
+	Error func(c *Conn, err error)
 
 	// Close is called once for each connection that was opened, when nothing can be sent to it any
 	// more. The error is always a *[CloseError].
@@ -31,10 +47,11 @@ type Handler struct {
 }
 
 func (h *Handler) empty() bool {
-	return h.Upgrade == nil && h.Open == nil && h.Message == nil && h.Close == nil
+	return h.Upgrade == nil && h.Open == nil && h.Message == nil && h.Error == nil && h.Close == nil
 }
 
-// Request is a handshake request. It and all its bytes are valid until [Handler.Upgrade] returns.
+// Request is a handshake request. It and all its bytes are valid until [Handler.Upgrade] returns; the
+// strings that Cookie and QueryValues return are copies and may be kept.
 type Request struct {
 	codec.Request
 
@@ -48,6 +65,28 @@ type Request struct {
 	ResponseHeader [][2]string
 
 	wish *wish // on an endpoint with topics
+}
+
+// Cookie returns the value of the first cookie of this name, without quotes around it, or "" when there is
+// none. Cookies that are malformed are passed over.
+func (r *Request) Cookie(name string) string {
+	all := http.Request{Header: http.Header{}}
+	for n, value := range r.Headers() {
+		if len(n) == len("Cookie") && strings.EqualFold(string(n), "Cookie") {
+			all.Header.Add("Cookie", string(value))
+		}
+	}
+	cookie, err := all.Cookie(name)
+	if err != nil {
+		return ""
+	}
+	return cookie.Value
+}
+
+// QueryValues takes the query apart, each time that it is called. Parts that are malformed are left out.
+func (r *Request) QueryValues() url.Values {
+	values, _ := url.ParseQuery(string(r.Query))
+	return values
 }
 
 // message returns what a built-in mode does with a message, or nil for none.

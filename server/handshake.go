@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"runtime/debug"
 
 	"carillon/codec"
 )
@@ -193,54 +192,4 @@ func (c *Conn) refuseWith(why RefuseReason, response []byte) {
 	if c.state.Load() == stateClosing {
 		c.flushed()
 	}
-}
-
-// The calls into the application. A panic there is the application's, and ends no more than the
-// connection that it happened on.
-
-func (c *Conn) callUpgrade(r *Request) (why RefuseReason, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			c.panicked("Upgrade", p)
-			why, err = RefusePanic, &codec.Rejection{Status: 500, Reason: "internal server error"}
-		}
-	}()
-	return RefuseHandler, c.ep.handler.Upgrade(r)
-}
-
-func (c *Conn) callOpen() {
-	if c.ep.handler.Open == nil {
-		return
-	}
-	defer c.rescue("Open")
-	c.ep.handler.Open(c)
-}
-
-func (c *Conn) callMessage(op codec.Opcode, payload []byte) {
-	if c.ep.handler.Message == nil {
-		return
-	}
-	defer c.rescue("Message")
-	c.ep.handler.Message(c, op, payload)
-}
-
-func (c *Conn) callClose(why *CloseError) {
-	if c.ep.handler.Close == nil {
-		return
-	}
-	defer c.rescue("Close")
-	c.ep.handler.Close(c, why)
-}
-
-func (c *Conn) rescue(hook string) {
-	if p := recover(); p != nil {
-		c.panicked(hook, p)
-		c.peerDone = true // what it has sent after this message stays unread
-		c.sh.postClose(c, closeFail, codec.CloseInternalError, "internal server error")
-	}
-}
-
-func (c *Conn) panicked(hook string, p any) {
-	c.sh.stats.Panics.Add(1)
-	c.sh.srv.log.Error("handler panicked", "hook", hook, "path", c.ep.Path, "remote", c.RemoteAddr(), "panic", p, "stack", string(debug.Stack()))
 }

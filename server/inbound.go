@@ -117,6 +117,9 @@ func (c *Conn) broke(err error) {
 	if errors.As(err, &rule) {
 		code, reason = rule.Code, rule.Rule
 	}
+	if !c.asked.Load() {
+		c.callError(c.handler(), err)
+	}
 	c.sh.postClose(c, closeFail, code, reason)
 }
 

@@ -1,9 +1,3 @@
-// Package server holds WebSocket connections on a gnet reactor and sends messages to many of them at
-// once.
-//
-// Every event loop has a shard: its part of the connection table, its mailbox and its counters. A
-// connection lives and dies on one loop, and what a goroutine wants of it goes through that loop's
-// mailbox. See [Options] for what can be set and [Handler] for what an application does.
 package server
 
 import (
@@ -182,7 +176,7 @@ func (s *Server) Options() Options {
 //
 // It does not wait for delivery. It fails with [ErrNoEndpoint], [ErrOpcode] or [ErrOverloaded]; then
 // nobody gets the message.
-func (s *Server) Broadcast(path string, op codec.Opcode, payload []byte) error {
+func (s *Server) Broadcast(path string, op Opcode, payload []byte) error {
 	if op != Text && op != Binary {
 		return ErrOpcode
 	}

@@ -30,8 +30,6 @@ var (
 
 // more is what few connections have.
 type more struct {
-	value any // guarded by sh.mu
-
 	// Guarded by sh.mu: only the loop writes, so the loop reads without the lock. What is in a
 	// subscription beside its audience is owned by the loop.
 	subs []subscription

@@ -1,0 +1,102 @@
+package server
+
+import (
+	"fmt"
+	"runtime/debug"
+
+	"carillon/codec"
+)
+
+// The calls into the application. A panic there is the application's, and ends no more than the
+// connection that it happened on.
+
+// PanicError is a panic in a function of the application; [Handler.Error] gets it.
+type PanicError struct {
+	Hook  string // the function: "Open", "Message", "Close", or "Done" for one that was passed along
+	Value any    // what it panicked with
+	Stack []byte // of the goroutine, as text
+}
+
+func (e *PanicError) Error() string { return fmt.Sprintf("panic in %s: %v", e.Hook, e.Value) }
+
+// Unwrap returns the value of the panic if that is an error.
+func (e *PanicError) Unwrap() error {
+	err, _ := e.Value.(error)
+	return err
+}
+
+func (c *Conn) callUpgrade(r *Request) (why RefuseReason, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			c.panicked("Upgrade", p)
+			why, err = RefusePanic, &codec.Rejection{Status: 500, Reason: "internal server error"}
+		}
+	}()
+	return RefuseHandler, c.ep.handler.Upgrade(r)
+}
+
+func (c *Conn) callOpen() {
+	if c.ep.handler.Open == nil {
+		return
+	}
+	defer c.rescue("Open")
+	c.ep.handler.Open(c)
+}
+
+func (c *Conn) callMessage(op codec.Opcode, payload []byte) {
+	h := c.handler()
+	if h.Message == nil {
+		return
+	}
+	defer c.rescue("Message")
+	h.Message(c, op, payload)
+}
+
+// callClose is given the handler, because the connection has none any more.
+func (c *Conn) callClose(h *Handler, why *CloseError) {
+	if h.Close == nil {
+		return
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			c.callError(h, c.panicked("Close", p))
+		}
+	}()
+	h.Close(c, why)
+}
+
+// callError must come before the close that the error leads to: what the application sends and how it
+// closes takes its turn before that.
+func (c *Conn) callError(h *Handler, err error) {
+	if h.Error == nil {
+		return
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			c.panicked("Error", p)
+			c.failInternally()
+		}
+	}()
+	h.Error(c, err)
+}
+
+// rescue is deferred around calls for a connection that is open.
+func (c *Conn) rescue(hook string) {
+	if p := recover(); p != nil {
+		c.peerDone = true // what it has sent after this message stays unread
+		c.callError(c.handler(), c.panicked(hook, p))
+		c.failInternally()
+	}
+}
+
+func (c *Conn) failInternally() {
+	c.peerDone = true
+	c.sh.postClose(c, closeFail, codec.CloseInternalError, "internal server error")
+}
+
+func (c *Conn) panicked(hook string, p any) *PanicError {
+	e := &PanicError{Hook: hook, Value: p, Stack: debug.Stack()}
+	c.sh.stats.Panics.Add(1)
+	c.sh.srv.log.Error("handler panicked", "hook", hook, "path", c.ep.Path, "remote", c.RemoteAddr(), "panic", p, "stack", string(e.Stack))
+	return e
+}
