@@ -1,0 +1,129 @@
+package server
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"unicode/utf8"
+
+	"carillon/codec"
+)
+
+// DecodeError is a message that is not what [JSON] expects; [Handler.Error] gets it.
+type DecodeError struct {
+	Code codec.CloseCode // [codec.CloseUnsupported] for a binary message, else [codec.CloseInvalidPayload]
+	Err  error           // what is wrong, such as a *json.SyntaxError; not for the client's eyes
+}
+
+func (e *DecodeError) Error() string { return "decode message: " + e.Err.Error() }
+
+func (e *DecodeError) Unwrap() error { return e.Err }
+
+var (
+	errBinary   = errors.New("message is binary: expected text with JSON")
+	errTrailing = errors.New("message has more than one JSON value")
+)
+
+// JSONRules loosen what [JSONWith] demands. The zero value is what [JSON] does.
+type JSONRules struct {
+	// IgnoreUnknown ignores fields that the type does not have. Default: they are errors.
+	IgnoreUnknown bool
+
+	// AcceptBinary takes binary messages too. Default: they are errors.
+	AcceptBinary bool
+
+	// KeepOpen leaves the connection open after an error; [Handler.Error] may answer it. Default: it is
+	// closed with the error's Code.
+	KeepOpen bool
+}
+
+// JSON makes a [Handler.Message] that gets each message as a value of a type, strictly: the message must
+// be text and hold one JSON value without fields that the type does not have. Otherwise [Handler.Error]
+// gets a *[DecodeError], and then the connection is closed, with 1003 after a binary message and with 1007
+// after any other, unless Error has closed it with a code of its own choice.
+//
+// In all else it goes by [json.Unmarshal]: names match in any case, fields that are missing are zero, and
+// the message null is the zero value. The value shares nothing with the payload, so it may be kept.
+func JSON[T any](do func(c *Conn, v T)) func(c *Conn, op Opcode, payload []byte) {
+	return JSONWith(JSONRules{}, do)
+}
+
+// JSONWith is [JSON] with looser rules.
+func JSONWith[T any](rules JSONRules, do func(c *Conn, v T)) func(c *Conn, op Opcode, payload []byte) {
+	return func(c *Conn, op Opcode, payload []byte) {
+		var v T
+		if err := rules.decode(op, payload, &v); err != nil {
+			c.undecoded(rules, err)
+			return
+		}
+		do(c, v)
+	}
+}
+
+// decode fills in v, the pointer to a value.
+func (r JSONRules) decode(op Opcode, payload []byte, v any) *DecodeError {
+	if op == Binary {
+		if !r.AcceptBinary {
+			return &DecodeError{codec.CloseUnsupported, errBinary}
+		}
+		if !utf8.Valid(payload) {
+			return &DecodeError{codec.CloseInvalidPayload, ErrNotText}
+		}
+	}
+	if err := r.unmarshal(payload, v); err != nil {
+		return &DecodeError{codec.CloseInvalidPayload, err}
+	}
+	return nil
+}
+
+func (r JSONRules) unmarshal(payload []byte, v any) error {
+	if r.IgnoreUnknown {
+		return json.Unmarshal(payload, v)
+	}
+	d := json.NewDecoder(bytes.NewReader(payload))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF // there is nothing at all
+		}
+		return err
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return errTrailing
+	}
+	return nil
+}
+
+// undecoded tells the application, and then the peer in words that say nothing of how the program is made.
+func (c *Conn) undecoded(rules JSONRules, err *DecodeError) {
+	c.callError(c.handler(), err)
+	if rules.KeepOpen {
+		return
+	}
+	reason := "the message is not the JSON that is expected here"
+	if err.Code == codec.CloseUnsupported {
+		reason = "expected text messages with JSON"
+	}
+	_ = c.Close(err.Code, reason)
+}
+
+// SendJSON sends a value as one text message. It fails as [json.Marshal] and [Conn.Send] do.
+func (c *Conn) SendJSON(v any) error {
+	payload, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode message: %w", err)
+	}
+	return c.Send(Text, payload)
+}
+
+// NewJSONFrame prepares a value as one text message for any number of receivers: see [Conn.SendFrame] and
+// [Server.BroadcastFrame]. It fails as [json.Marshal] does.
+func NewJSONFrame(v any) (*codec.Frame, error) {
+	payload, err := json.Marshal(v)
+	if err != nil {
+		return nil, fmt.Errorf("encode message: %w", err)
+	}
+	return codec.NewFrame(Text, payload), nil
+}
