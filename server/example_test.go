@@ -170,24 +170,7 @@ func ExampleOptions_pages() {
 
 // run starts a server with one endpoint on a free port.
 func run(endpoint server.Endpoint) (s *server.Server, stop func()) {
-	s, err := server.New(server.Options{
-		Listen:    "127.0.0.1:0",
-		Endpoints: []server.Endpoint{endpoint},
-		Logger:    slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		log.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- s.Run(ctx) }()
-	<-s.Started()
-	return s, func() {
-		cancel()
-		if err := <-ended; err != nil {
-			log.Fatal(err)
-		}
-	}
+	return runWith(server.Options{Endpoints: []server.Endpoint{endpoint}})
 }
 
 // connect opens a connection with a client of another library; headers are names and values.
