@@ -83,7 +83,7 @@ func queuedBytes(conns []*Conn) []*int {
 	type answer struct{ at, bytes []int }
 	answers := make(chan answer, len(ofShard)) // so that a late one does not hold the loop up
 	for _, at := range ofShard {
-		conns[at[0]].later(func() {
+		conns[at[0]].sh.postDo(conns[at[0]], 0, func() {
 			bytes := make([]int, len(at))
 			for i, n := range at {
 				if o := conns[n].out; o != nil {
