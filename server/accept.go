@@ -12,6 +12,10 @@ import (
 // connection before the client has read it.
 const refuseSlots = 32
 
+// beyondLimit marks a connection of the handshake group that was accepted in one of those slots, in
+// times.ping, which means nothing else there.
+const beyondLimit = 1
+
 // shardOf finds the shard of a loop. gnet does not list its loops, so a shard is made when its loop
 // accepts its first connection, on the loop.
 func (s *Server) shardOf(loop gnet.EventLoop) (*shard, error) {
@@ -56,7 +60,9 @@ func (sh *shard) accept(gc gnet.Conn) bool {
 		remote = &copied
 	}
 	c := sh.admit(gc, remote)
-	c.full = n > int64(s.maxConnections)
+	if n > int64(s.maxConnections) {
+		c.group.times[c.slot].ping = beyondLimit
+	}
 	return true
 }
 

@@ -359,7 +359,7 @@ type group struct {
 type times struct {
 	read    uint32 // something came; in the closing group: the close began or was flushed
 	message uint32 // a message came; in the handshake group: the connection was accepted
-	ping    uint32 // an unanswered ping went out; 0 when there is none
+	ping    uint32 // an unanswered ping went out; 0 when there is none; in the handshake group see beyondLimit
 }
 
 func newGroup(sh *shard, ep *endpoint) *group {

@@ -54,23 +54,28 @@ type Conn struct {
 	// Written by anyone, once.
 	asked atomic.Bool // the application has asked for the close
 
-	// Immutable after open; it stands here because the 4 bytes would be padding otherwise.
+	// The order of what follows leaves no padding. Immutable after open.
 	opened uint32 // seconds after the server was made
+
+	// Owned by the loop.
+	slot int32 // where it stands in group
 
 	// Immutable after the handshake.
 	subprotocol uint8 // index into the endpoint's list, or noSubprotocol
 	framing     framing
 	deflate     bool // permessage-deflate was negotiated
-	ep          *endpoint
 
 	// Owned by the loop.
-	peerDone bool     // nothing more is read: the peer's close frame came, or the connection has failed
-	full     bool     // accepted beyond the limit, to be told so
-	slot     int32    // where it stands in group
-	group    *group   // the one group that it is a member of; nil once closed
-	more     *more    // what few connections have; see there for who may use it
-	in       *inbound // what has come but is not complete; nil between messages
-	out      *outbox  // what the socket does not take; nil while it takes everything
+	peerDone bool // nothing more is read: the peer's close frame came, or the connection has failed
+
+	// Immutable after the handshake.
+	ep *endpoint
+
+	// Owned by the loop.
+	group *group   // the one group that it is a member of; nil once closed
+	more  *more    // what few connections have; see there for who may use it
+	in    *inbound // what has come but is not complete; nil between messages
+	out   *outbox  // what the socket does not take; nil while it takes everything
 
 	// Written by anyone.
 	own atomic.Pointer[own] // what the application attached; nil while that is nothing

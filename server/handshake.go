@@ -76,7 +76,7 @@ func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 	if malformed != nil && (srv.plain == nil || !r.HTTP10) {
 		return reasonOf(malformed), malformed
 	}
-	if c.full {
+	if c.group.times[c.slot].ping == beyondLimit {
 		return RefuseFull, rejectFull
 	}
 	if srv.draining.Load() {
