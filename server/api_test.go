@@ -406,22 +406,27 @@ func TestAPIBatchIsRefused(t *testing.T) {
 	}
 }
 
-// Alice is at the echo, bob at the broadcast, cathy at the topics, and dora reads events. A broadcast
-// reaches all, or those at one endpoint.
+// Alice is at the echo, bob at the broadcast, cathy at the topics, where erin speaks JSON, dora reads events,
+// and fay has hers wrapped. A broadcast reaches all, or those at one endpoint, each as it reads messages.
 func TestAPIBroadcast(t *testing.T) {
 	s := withAPI(t, Options{})
 	alice, bob, cathy := dial(t, s, "/echo"), dial(t, s, "/broadcast"), dial(t, s, "/ws")
-	dora := dialRaw(t, s)
-	dora.write([]byte("GET /ws?topic=a HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n"))
-	dora.response()
-	eventually(t, "dora is subscribed", func() bool { return len(s.Subscribers("a")) == 1 && s.Count() == 4 })
+	erin := dial(t, s, "/ws", speakJSON)
+	reader := func(query string) *client {
+		c := dialRaw(t, s)
+		c.write([]byte("GET /ws?topic=a" + query + " HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n"))
+		c.response()
+		return c
+	}
+	dora, fay := reader(""), reader("&envelope=true")
+	eventually(t, "dora and fay are subscribed", func() bool { return len(s.Subscribers("a")) == 2 && s.Count() == 6 })
 	count := func(path, body, header string) (n int) {
 		var got struct{ Connections int }
 		call(t, s, "POST", path, body, header).is(t, 200).into(t, &got)
 		return got.Connections
 	}
-	if n := count("/v1/broadcast", "to all", asText); n != 4 {
-		t.Errorf("for %d connections, want 4", n)
+	if n := count("/v1/broadcast", "to all", asText); n != 6 {
+		t.Errorf("for %d connections, want 6", n)
 	}
 	if n := count("/v1/broadcast?path=/echo", "\xff", asBinary); n != 1 {
 		t.Errorf("for %d connections, want 1", n)
@@ -432,10 +437,13 @@ func TestAPIBroadcast(t *testing.T) {
 	if op, payload, err := alice.frame(); op != Binary || string(payload) != "\xff" {
 		t.Error(op, payload, err)
 	}
-	for line := ""; !strings.Contains(line, "to all"); {
-		var err error
-		if line, err = dora.r.ReadString('\n'); err != nil {
-			t.Fatal(err)
+	erin.want(`{"broadcast":{"data":"to all"}}`)
+	for c, want := range map[*client]string{dora: "data: to all\n", fay: `data: {"broadcast":{"data":"to all"}}` + "\n"} {
+		for line := ""; line != want; {
+			var err error
+			if line, err = c.r.ReadString('\n'); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	call(t, s, "POST", "/v1/broadcast?path=/nowhere", "x").isProblem(t, 404, "no-such-endpoint", `"/nowhere"`)

@@ -136,7 +136,7 @@ func (c *Conn) open(hs codec.Handshake, r *Request, rest []byte) {
 	}
 	in := c.in // rest may lie in it
 	c.in = nil
-	c.enter(c.ep.index, r)
+	c.enter(r)
 	if len(rest) > 0 && c.state.Load() == stateOpen {
 		c.decode(rest)
 	}
@@ -150,18 +150,18 @@ func (c *Conn) openEvents(r *Request) {
 	c.framing, c.subprotocol = r.wish.framing, noSubprotocol
 	c.sh.control = appendEventsHead(c.sh.control[:0], c.ep.allowOrigin(&r.Request), r.ResponseHeader)
 	c.dropInbound()
-	c.enter(c.ep.events, r)
+	c.enter(r)
 }
 
-// enter opens the connection in a group, with the answer that lies in sh.control.
-func (c *Conn) enter(group int, r *Request) {
+// enter opens the connection in its group, with the answer that lies in sh.control.
+func (c *Conn) enter(r *Request) {
 	sh, wish := c.sh, r.wish
 	if r.Value != nil {
 		c.SetValue(r.Value)
 	}
 	sh.shaking.remove(c)
 	now := sh.clock
-	sh.groups[group].add(c, times{read: now, message: now})
+	sh.groupsOf(c.ep)[c.framing].add(c, times{read: now, message: now})
 	c.state.Store(stateOpen)
 	sh.stats.Open.Add(1)
 	sh.stats.Opened.Add(1)

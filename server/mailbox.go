@@ -262,9 +262,10 @@ func (sh *shard) open(l *letter, b []byte) {
 		l.conn.sendFrame(l.frame)
 	case letterBroadcast:
 		sh.backlog.Add(-int64(len(l.frame.Plain())))
-		sh.groups[l.ep.index].publish(l.frame)
-		if l.ep.events >= 0 && len(sh.groups[l.ep.events].members) > 0 {
-			sh.groups[l.ep.events].publish(event(l.frame.Opcode(), l.frame.Payload()))
+		for f, g := range sh.groupsOf(l.ep) {
+			if len(g.members) > 0 {
+				g.publish(broadcastFrame(l.frame, framing(f)))
+			}
 		}
 	case letterClose:
 		l.conn.startClose(closeHow(b[0]), codec.CloseCode(binary.BigEndian.Uint16(b[1:])), string(b[3:]))

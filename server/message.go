@@ -101,6 +101,30 @@ func (m *message) appendEnvelope(b []byte) []byte {
 	return append(b, '}')
 }
 
+// broadcastFrame is a message to everybody at an endpoint, as it is written to connections of a framing.
+func broadcastFrame(f *codec.Frame, to framing) *codec.Frame {
+	switch to {
+	case framingEnvelope:
+		return codec.NewFrame(codec.OpText, appendBroadcast(nil, f))
+	case framingEvent:
+		return event(f.Opcode(), f.Payload())
+	case framingEventWrapped:
+		return codec.Opaque(appendEvent(nil, "broadcast", "", appendBroadcast(nil, f)))
+	}
+	return f
+}
+
+// appendBroadcast appends the message as the JSON protocol has it.
+func appendBroadcast(b []byte, f *codec.Frame) []byte {
+	b = append(b, `{"broadcast":{"data":`...)
+	if f.Opcode() == codec.OpBinary {
+		b = append(b, '"')
+		b = base64.StdEncoding.AppendEncode(b, f.Payload())
+		return append(b, `","encoding":"base64"}}`...)
+	}
+	return append(appendJSON(b, string(f.Payload())), "}}"...)
+}
+
 // appendJSON appends a value that is known to be JSON's.
 func appendJSON(b []byte, v any) []byte {
 	w := bytes.NewBuffer(b)

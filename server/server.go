@@ -71,8 +71,8 @@ type Server struct {
 // endpoint is an Endpoint that is being served. Immutable, but for mu.
 type endpoint struct {
 	Endpoint
-	index    int // of its group in every shard
-	events   int // of the group of those that get server-sent events; -1 when it serves none
+	group    int // the first of its groups in every shard: there is one for each framing
+	framings int // that it serves: the raw one, or all
 	handler  Handler
 	upgrader codec.Upgrader
 	deflater *codec.Deflater
@@ -109,11 +109,12 @@ func New(options Options) (*Server, error) {
 	if s.opts.Loops == 0 {
 		s.opts.Loops = min(runtime.GOMAXPROCS(0), 255)
 	}
-	for i, e := range opts.Endpoints {
+	groups := 0
+	for _, e := range opts.Endpoints {
 		ep := &endpoint{
 			Endpoint: e,
-			index:    i,
-			events:   -1,
+			group:    groups,
+			framings: 1,
 			handler:  e.Handler,
 			upgrader: codec.Upgrader{Subprotocols: e.Subprotocols, Deflate: e.Compression.Enabled},
 			deflater: codec.NewDeflater(e.Compression.Level, int(e.Compression.Threshold)),
@@ -121,17 +122,14 @@ func New(options Options) (*Server, error) {
 		if message := e.Mode.message(s); message != nil {
 			ep.handler.Message = message
 		}
-		s.endpoints = append(s.endpoints, ep)
-		s.byPath[e.Path] = ep
-	}
-	groups := len(s.endpoints)
-	for _, ep := range s.endpoints {
-		if ep.Mode == ModeTopics {
+		if e.Mode == ModeTopics {
 			ep.upgrader.Subprotocols = append([]string{subprotocolJSON}, ep.Subprotocols...)
 			ep.Subprotocols = ep.upgrader.Subprotocols
-			ep.events = groups
-			groups++
+			ep.framings = int(numFramings)
 		}
+		groups += ep.framings
+		s.endpoints = append(s.endpoints, ep)
+		s.byPath[e.Path] = ep
 	}
 	s.hub = newHub(s)
 	s.shards.Store(&[]*shard{})
@@ -232,11 +230,13 @@ func (ep *endpoint) post(shards []*shard, f *codec.Frame) (connections int) {
 	return connections
 }
 
+// groupsOf are the groups of an endpoint, by framing.
+func (sh *shard) groupsOf(ep *endpoint) []*group { return sh.groups[ep.group : ep.group+ep.framings] }
+
 // listeners is how many connections of an endpoint the shard has, about.
-func (sh *shard) listeners(ep *endpoint) int32 {
-	n := sh.groups[ep.index].count.Load()
-	if ep.events >= 0 {
-		n += sh.groups[ep.events].count.Load()
+func (sh *shard) listeners(ep *endpoint) (n int32) {
+	for _, g := range sh.groupsOf(ep) {
+		n += g.count.Load()
 	}
 	return n
 }

@@ -15,7 +15,7 @@ type shard struct {
 	// Immutable.
 	srv     *Server
 	loop    gnet.EventLoop
-	groups  []*group // by endpoint.index and endpoint.events, then the two below
+	groups  []*group // those of the endpoints, see groupsOf, then the two below
 	shaking *group   // connections whose handshake is not complete
 	closing *group   // connections that are no members of an endpoint any more
 
@@ -58,10 +58,7 @@ func newShard(s *Server, loop gnet.EventLoop) (*shard, error) {
 	}
 	sh.decoder = s.newDecoder()
 	for _, ep := range s.endpoints {
-		sh.groups = append(sh.groups, newGroup(sh, ep))
-	}
-	for _, ep := range s.endpoints {
-		if ep.events >= 0 {
+		for range ep.framings {
 			sh.groups = append(sh.groups, newGroup(sh, ep))
 		}
 	}
