@@ -35,9 +35,8 @@
  * @typedef {object} SubscribeOptions
  * @property {Position} [since]  go on from here; then last does not count
  * @property {number} [last]     begin with so many of the newest messages that are kept
- * @property {(gap: {topic: string, since: ?Position, position: ?Position}) => void} [onGap]
- *   messages are missing before the ones that come next: read the state from elsewhere. After a pattern
- *   was without connection this can never be ruled out.
+ * @property {(gap: {topic: string, since: ?Position, position: ?Position}) => void} [onGap]  messages are
+ *   missing before the next: read the state from elsewhere. After a lost connection, any pattern may have one.
  * @property {(at: {topic: string, offset?: number, epoch?: string, recovered?: boolean}) => void} [onSubscribed]
  * @property {(error: CarillonError) => void} [onError]  the server refused: the subscription has ended
  *
@@ -63,12 +62,9 @@ const passing = new Set(["overloaded", "too_many_topics"])
  * without a key was on its way), "events_only" or "closed".
  */
 export class CarillonError extends Error {
-  /** @param {string} code @param {string} message @param {string} [topic] */
   constructor(code, message, topic) {
     super(message)
-    this.name = "CarillonError"
-    this.code = code
-    this.topic = topic
+    Object.assign(this, { name: "CarillonError", code, topic })
   }
 }
 
@@ -97,9 +93,7 @@ export class Carillon {
    */
   constructor(url, options = {}) {
     const address = new URL(url, globalThis.location?.href)
-    if (address.searchParams.has("topic")) {
-      throw new TypeError("the URL has a topic: use subscribe instead")
-    }
+    if (address.searchParams.has("topic")) throw new TypeError("the URL has a topic: use subscribe instead")
     this.#options = {
       minDelay: 250, maxDelay: 30000, timeout: 15000, pingInterval: 25000, pingTimeout: 10000,
       eventSource: "auto", attempts: 3, upgradeInterval: 60000, random: Math.random,
@@ -115,7 +109,7 @@ export class Carillon {
     this.#connect()
   }
 
-  /** @returns {"connecting"|"open"|"reconnecting"|"closed"} closed is the end: it does not come back */
+  /** @returns {"connecting"|"open"|"reconnecting"|"closed"} closed is the end */
   get state() { return this.#state }
 
   /** @returns {?("websocket"|"events")} what the open connection is */
@@ -125,8 +119,7 @@ export class Carillon {
    * Calls a function on "open" ({transport}), "close" ({code, reason, final}: a connection has ended, or,
    * if final, the client), "reconnecting" ({attempt, delay, code, reason}), "gap" (as onGap) or "error"
    * (a CarillonError that concerns no request).
-   * @param {"open"|"close"|"reconnecting"|"gap"|"error"} event
-   * @param {(detail: any) => void} listener
+   * @param {"open"|"close"|"reconnecting"|"gap"|"error"} event @param {(detail: any) => void} listener
    * @returns {() => void} takes the function away again
    */
   on(event, listener) {
@@ -137,16 +130,12 @@ export class Carillon {
 
   /**
    * Hands out the messages of a topic, or of all topics that match a pattern. A client has each topic once.
-   * @param {string} topic
-   * @param {(message: Message) => void} listener
-   * @param {SubscribeOptions} [options]
+   * @param {string} topic @param {(message: Message) => void} listener @param {SubscribeOptions} [options]
    * @returns {Subscription}
    */
   subscribe(topic, listener, options = {}) {
     if (this.#state === "closed") throw new CarillonError("closed", "the client is closed", topic)
-    if (this.#subscriptions.has(topic)) {
-      throw new CarillonError("already_subscribed", `there is a subscription to ${topic} already`, topic)
-    }
+    if (this.#subscriptions.has(topic)) throw new CarillonError("already_subscribed", `${topic} is subscribed to already`, topic)
     const sub = {
       topic, listener, options, pattern: isPattern(topic), last: options.last ?? 0,
       position: options.since ?? null,
@@ -165,11 +154,11 @@ export class Carillon {
   }
 
   /**
-   * Publishes a message. While there is no connection it waits for one. With a key, and one is made up if
-   * there is none, it is repeated when the connection breaks, and still delivered once. With the key ""
-   * it is sent once, and fails when the connection breaks: then nobody knows what became of it.
+   * Publishes a message, once there is a connection. If that breaks, the message is repeated under its key,
+   * which is made up unless given, and so delivered once. With the key "" it fails then instead, and nobody
+   * knows what became of it.
    * @param {string} topic
-   * @param {any} data  JSON, or bytes (a Uint8Array or an ArrayBuffer), or a string for an encoding
+   * @param {any} data  JSON, or bytes (a Uint8Array or an ArrayBuffer), or a string for the encoding
    * @param {{encoding?: "text"|"base64", key?: string, timeout?: number}} [options]
    * @returns {Promise<{topic: string, offset: number, epoch: string, subscribers: number}>}
    */
@@ -184,8 +173,7 @@ export class Carillon {
 
   /**
    * Reads what a topic keeps: the oldest messages after `since`, or the newest ones.
-   * @param {string} topic
-   * @param {{since?: Position, limit?: number, timeout?: number}} [options]
+   * @param {string} topic @param {{since?: Position, limit?: number, timeout?: number}} [options]
    * @returns {Promise<{topic: string, offset: number, epoch: string, recovered: boolean, messages: Message[]}>}
    */
   async history(topic, { since, limit, timeout } = {}) {
@@ -195,8 +183,7 @@ export class Carillon {
 
   /**
    * Says who is subscribed to a topic.
-   * @param {string} topic
-   * @param {{timeout?: number}} [options]
+   * @param {string} topic @param {{timeout?: number}} [options]
    * @returns {Promise<{topic: string, count: number, connections: {id: string}[]}>}
    */
   async presence(topic, { timeout } = {}) {
@@ -300,7 +287,7 @@ export class Carillon {
     this.#probeTimer = setTimeout(() => { this.#probe = new SocketLink(this.#options, this.#hooks) }, this.#options.upgradeInterval)
   }
 
-  /** Ends the attempts beside the connection, and with them what the subscriptions know of the last one. */
+  /** Nothing comes any more for the subscriptions until they begin anew; the attempt beside ends too. */
   #silence() {
     clearTimeout(this.#probeTimer)
     this.#probe?.end(1000, "", true)

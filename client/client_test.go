@@ -65,12 +65,25 @@ func TestEventsInABrowser(t *testing.T) {
 	if err != nil {
 		missing(t, "there is no chromium", err)
 	}
+	dir, err := os.MkdirTemp("", "carillon-browser-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		for range 100 { // its helpers write for a moment after it has ended
+			if os.RemoveAll(dir) == nil {
+				return
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		t.Errorf("%s cannot be removed", dir)
+	}()
 	b := startBench(t)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
 		"--disable-background-networking", "--disable-component-update", "--disable-sync",
-		"--user-data-dir="+t.TempDir(), "--remote-debugging-port=0", b.control.URL+"/page?server="+b.line.addr())
+		"--user-data-dir="+dir, "--remote-debugging-port=0", b.control.URL+"/page?server="+b.line.addr())
 	cmd.WaitDelay = 5 * time.Second
 	var errs bytes.Buffer
 	cmd.Stderr = &errs

@@ -1,6 +1,7 @@
 package demo
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -104,6 +105,87 @@ func TestChatInTwoBrowsers(t *testing.T) {
 	}
 	ada.wantQuiet()
 	bob.wantQuiet()
+}
+
+// Bob says nothing for too long. He is told why he was disconnected, finds everything with the keyboard, and
+// hears on his return what was said without him.
+func TestIdleInABrowser(t *testing.T) {
+	d, s := start(t, Options{Idle: 1500 * time.Millisecond})
+	f := front(t, d, s)
+	b := startBrowser(t)
+	bob := b.visit(f.URL, 390, 844, false)
+	for range 20 { // to the field for the name
+		var id string
+		if bob.eval(&id, `document.activeElement.id`); id == "name" {
+			break
+		}
+		bob.press("Tab")
+	}
+	bob.write("Bob")
+	bob.press("Tab")
+	bob.press("Enter")
+	bob.until("he is connected", `document.getElementById("chat-state").classList.contains("on") && document.activeElement.id === "text"`)
+	bob.until("the notice says why", `document.getElementById("notice").checkVisibility() &&
+		document.getElementById("notice-text").textContent === "You were disconnected: you said nothing for 2 seconds."`)
+	bob.until("he cannot talk", `document.getElementById("text").disabled && document.getElementById("chat-state").textContent === "Not connected"`)
+	bob.shot("390-idle", false)
+	ada := arrive(t, s)
+	ada.enter("Ada", "a", nil)
+	ada.say("1", "where is Bob?")
+	for ada.next().Data.Kind != "say" {
+	}
+	bob.press("Space")
+	bob.until("he is back", `!document.getElementById("notice").checkVisibility() && document.getElementById("chat-state").textContent === "Connected as Bob"`)
+	bob.wantLines(line{Who: "Ada", Text: "where is Bob?"})
+	bob.until("he hears that he left", `document.getElementById("log").textContent.includes("Bob was silent for too long and left")`)
+	bob.wantQuiet()
+}
+
+// Somebody types faster than the house allows: what was refused is marked, and stands in the field again.
+func TestTooFastInABrowser(t *testing.T) {
+	d, s := start(t, Options{})
+	b := startBrowser(t)
+	p := b.visit(front(t, d, s).URL, 1280, 800, false)
+	p.join("Ada")
+	p.eval(nil, `(() => {
+		for (let i = 0; i <= 5; i++) {
+			document.getElementById("text").value = "message " + i
+			document.getElementById("composer").requestSubmit()
+		}
+	})()`)
+	p.until("one is refused", `document.querySelectorAll("#log .failed").length === 1`)
+	p.until("it stands in the field", `document.getElementById("text").value === "message 5"`)
+	p.until("the reason is there", `document.getElementById("hint").textContent.startsWith("Not so fast")`)
+	p.until("the others were said", `document.querySelectorAll("#log .say:not(.waiting):not(.failed)").length === 5`)
+	p.eval(nil, `document.getElementById("text").value = "x".repeat(2001); document.getElementById("text").dispatchEvent(new Event("input"))`)
+	p.press("Enter")
+	p.until("a message that is too long stays", `document.getElementById("text").value.length === 2001 &&
+		document.getElementById("hint").textContent === "2001 of 2000 characters"`)
+	p.wantQuiet()
+}
+
+// The board has numbers and lines, the snippets run, and all that without a complaint.
+func TestBoardInABrowser(t *testing.T) {
+	d, s := start(t, Options{})
+	b := startBrowser(t)
+	p := b.visit(front(t, d, s).URL, 1280, 800, false)
+	for _, id := range []string{"trip", "connections", "messages", "in", "bytes", "memory"} {
+		p.until(id+" is a number", fmt.Sprintf(`/^[0-9]/.test(document.getElementById("%s-now").textContent)`, id))
+	}
+	for _, id := range []string{"trip", "connections", "messages", "bytes", "memory"} {
+		p.until(id+" is drawn, one pixel for each of the screen's", fmt.Sprintf(`(() => {
+			const canvas = document.getElementById("%s")
+			const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height)
+			const colors = new Set()
+			for (let i = 0; i < data.length; i += 4) if (data[i + 3] === 255) colors.add(data.slice(i, i + 3).join())
+			return canvas.width === Math.round(canvas.getBoundingClientRect().width * 2) && colors.size >= 2 && canvas.ariaLabel.includes("now ")
+		})()`, id))
+	}
+	p.eval(nil, `for (const button of document.querySelectorAll("#snippets button")) button.click()`)
+	for i, want := range []string{"← hello", "← hello, all", "a"} {
+		p.until("a snippet says what came", fmt.Sprintf(`document.querySelectorAll("#snippets output")[%d].textContent.includes(%q)`, i, want))
+	}
+	p.wantQuiet()
 }
 
 // nameOf is who a connection is.

@@ -51,7 +51,13 @@ func startBrowser(t testing.TB) *browser {
 		}
 		t.Skip("there is no chromium here")
 	}
-	dir := t.TempDir()
+	dir, err := os.MkdirTemp("", "carillon-browser-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // its helpers write for a moment after it has ended
+		eventually(t, "the browser's files are gone", func() bool { return os.RemoveAll(dir) == nil })
+	})
 	ctx, cancel := context.WithCancel(context.Background())
 	cmd := exec.CommandContext(ctx, path, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
 		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",

@@ -30,7 +30,7 @@ func TestPageFitsTheScreen(t *testing.T) {
 			p.until("the board is live", `document.getElementById("board-state").classList.contains("on")`)
 			p.fits(name + " before joining")
 			p.shot(name+"-entry", false)
-			p.join(strings.Repeat("W", 20) + fmt.Sprint(len(pages)))
+			p.join([]string{"Ada", "Alan", "Kathleen", "Donald", "Frances", "Ken", "Margaret", strings.Repeat("W", 32)}[len(pages)])
 			p.fits(name)
 			pages, names = append(pages, p), append(names, name)
 		}
@@ -71,6 +71,7 @@ func talk(t *testing.T, s *server.Server) {
 	for _, name := range []string{"Grace", "Edsger", "Barbara"} {
 		people[name] = arrive(t, s)
 		people[name].enter(name, name, nil)
+		go people[name].wait()
 	}
 	for i, said := range [][2]string{
 		{"Grace", "Has anybody tried the new release?"},
@@ -85,6 +86,16 @@ func talk(t *testing.T, s *server.Server) {
 			past, err := s.History(chatTopic, server.Start{Last: 1}, 1)
 			return err == nil && len(past.Messages) == 1 && strings.Contains(string(past.Messages[0].Payload), fmt.Sprintf(`"ref":"m%d"`, i))
 		})
+	}
+}
+
+// wait reads, and so answers pings, until the connection ends.
+func (p *person) wait() {
+	_ = p.conn.SetReadDeadline(time.Time{})
+	for {
+		if _, _, err := p.conn.ReadMessage(); err != nil {
+			return
+		}
 	}
 }
 

@@ -1,7 +1,7 @@
 // A line chart of the last two minutes on a canvas.
 
 const span = 120_000
-const edge = { left: 46, right: 10, top: 8, bottom: 20 }
+const edge = { right: 10, top: 8, bottom: 20 }
 
 export class Chart {
   /**
@@ -46,26 +46,29 @@ export class Chart {
     c.clearRect(0, 0, width, height)
     const style = getComputedStyle(canvas)
     const color = (property) => style.getPropertyValue(property)
-    const box = { x: edge.left, y: edge.top, w: width - edge.left - edge.right, h: height - edge.top - edge.bottom }
+    c.font = `11px ${style.fontFamily}`
     const top = this.top()
+    const high = height - edge.top - edge.bottom
+    const steps = high < 70 ? 2 : 4
+    const labels = Array.from({ length: steps + 1 }, (_, i) => this.format((top * i) / steps))
+    const left = Math.ceil(Math.max(30, ...labels.map((label) => c.measureText(label).width))) + 8
+    const box = { x: left, y: edge.top, w: width - left - edge.right, h: high }
     const crisp = (v) => (Math.round(v * ratio) + 0.5) / ratio // a line of one pixel, whatever their density
     const x = (time) => box.x + box.w * (1 - (now - time) / span)
     const y = (value) => box.y + box.h * (1 - value / top)
 
     c.lineWidth = 1 / ratio
-    c.font = `11px ${style.fontFamily}`
     c.fillStyle = color("--soft")
     c.strokeStyle = color("--grid")
     c.textAlign = "right"
     c.textBaseline = "middle"
-    const steps = box.h < 70 ? 2 : 4
     for (let i = 0; i <= steps; i++) {
       const at = crisp(y((top * i) / steps))
       c.beginPath()
       c.moveTo(box.x, at)
       c.lineTo(box.x + box.w, at)
       c.stroke()
-      c.fillText(this.format((top * i) / steps), box.x - 7, at)
+      c.fillText(labels[i], box.x - 8, at)
     }
     c.textBaseline = "alphabetic"
     for (let s = 0; s <= 120; s += box.w < 420 ? 60 : 30) {

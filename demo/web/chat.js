@@ -63,7 +63,7 @@ function welcomed(welcome) {
   showPeople()
   const minutes = Math.round(welcome.idle / 60)
   tell(welcome.text)
-  hint.textContent = minutes > 0 ? `Silent for ${minutes} minute${minutes === 1 ? "" : "s"}, you are disconnected.` : ""
+  hint.textContent = minutes > 0 ? `After ${minutes === 1 ? "a minute" : minutes + " minutes"} of silence you are disconnected.` : ""
   hint.className = "hint"
   text.focus({ preventScroll: true })
   for (const said of waiting.values()) send(said) // the server hears each only once
@@ -85,40 +85,38 @@ const reasons = {
 }
 
 function closed(opened, code, reason) {
-  socket = null
-  away = true
-  clearTimeout(watch)
-  state("Not connected")
-  entry.querySelector("button").disabled = byID("reconnect").disabled = false
-  if (room.hidden) {
-    const why = opened ? `The server closed the connection: ${reason || code}.` : "The server cannot be reached."
-    byID("entry-error").textContent ||= why
-    return
-  }
+  disconnected()
   let why = reasons[code] ?? `The server closed the connection: ${reason || code}.`
   if (code === 4000) why += `: ${reason}.`
   if (!opened) why = "The server cannot be reached."
-  byID("notice-text").textContent = why
-  notice.hidden = false
-  enable(false)
-  people.clear()
-  showPeople()
-  byID("reconnect").focus({ preventScroll: true })
+  if (room.hidden) byID("entry-error").textContent ||= why
+  else notify(why)
 }
 
 function leave() {
-  socket?.close(1000)
+  const left = socket
+  disconnected()
+  left.close(1000)
+  notify("You have left the chat.", true)
+}
+
+function disconnected() {
   socket = null
   away = true
   clearTimeout(watch)
   state("Not connected")
-  byID("notice-text").textContent = "You have left the chat."
-  notice.hidden = false
+  entry.querySelector("button").disabled = byID("reconnect").disabled = false
   enable(false)
   people.clear()
   showPeople()
-  entry.querySelector("button").disabled = byID("reconnect").disabled = false
-  byID("reconnect").focus()
+}
+
+/** Says why there is no connection, beside the way back. */
+function notify(why, calm = false) {
+  byID("notice-text").textContent = why
+  notice.className = calm ? "notice calm" : "notice"
+  notice.hidden = false
+  byID("reconnect").focus({ preventScroll: true })
 }
 
 // --- what is said ---
@@ -216,12 +214,17 @@ function tell(words, time) {
   append(line)
 }
 
+let atEnd = true // then the newest message stays in view
+
 function append(line, follow = false) {
-  const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 60
   log.append(line)
   while (log.childElementCount > most.lines) log.firstElementChild.remove()
-  if (atEnd || follow) log.scrollTop = log.scrollHeight
+  if (atEnd || follow) toEnd()
   else byID("newer").hidden = false
+}
+
+function toEnd() {
+  log.scrollTop = log.scrollHeight
 }
 
 function showPeople() {
@@ -292,7 +295,9 @@ text.addEventListener("keydown", (event) => {
 })
 byID("reconnect").addEventListener("click", () => !socket && connect())
 byID("leave").addEventListener("click", leave)
-byID("newer").addEventListener("click", () => { log.scrollTop = log.scrollHeight })
+byID("newer").addEventListener("click", toEnd)
 log.addEventListener("scroll", () => {
-  if (log.scrollHeight - log.scrollTop - log.clientHeight < 60) byID("newer").hidden = true
+  atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 60
+  if (atEnd) byID("newer").hidden = true
 })
+new ResizeObserver(() => atEnd && toEnd()).observe(log)

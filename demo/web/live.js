@@ -15,13 +15,14 @@ function count(v) {
 }
 
 function bytes(v) {
+  if (v === 0) return "0"
   const unit = ["B", "KiB", "MiB", "GiB", "TiB"]
   let i = 0
   while (v >= 1024 && i < unit.length - 1) [v, i] = [v / 1024, i + 1]
   return `${digits(v)} ${unit[i]}`
 }
 
-const millis = (v) => (v >= 1000 ? digits(v / 1000) + " s" : v < 0.095 ? digits(v * 1000) + " µs" : digits(v) + " ms")
+const millis = (v) => (v === 0 ? "0" : v >= 1000 ? digits(v / 1000) + " s" : v < 0.095 ? digits(v * 1000) + " µs" : digits(v) + " ms")
 
 const charts = {
   trip: new Chart(byID("trip"), ["--accent"], millis, 1),
@@ -66,6 +67,7 @@ function returned({ data }) {
   sent.delete(data)
   const trip = performance.now() - since
   charts.trip.add(0, now(), trip)
+  charts.trip.draw(now())
   const all = charts.trip.values(0).sort((a, b) => a - b)
   write("trip", millis(trip))
   if (all.length > 4) {

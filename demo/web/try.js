@@ -14,26 +14,34 @@ const [echo, broadcast, topics] = ["echo", "broadcast", "ws"].map(address)
 const snippets = [{
   title: "/echo",
   about: "Every message comes back to who sent it.",
-  code: `const socket = new WebSocket("${echo}")
-socket.onopen = () => socket.send("hello")
-socket.onmessage = ({ data }) => console.log(data)`,
+  code: `const socket = new WebSocket(
+  "${echo}")
+socket.onopen = () =>
+  socket.send("hello")
+socket.onmessage = (event) =>
+  console.log(event.data)`,
   run: (print) => talk(echo, "hello", print),
 }, {
   title: "/broadcast",
   about: "Every message goes to everybody on this path, the sender included.",
-  code: `const socket = new WebSocket("${broadcast}")
-socket.onopen = () => socket.send("hello, all")
-socket.onmessage = ({ data }) => console.log(data)`,
+  code: `const socket = new WebSocket(
+  "${broadcast}")
+socket.onopen = () =>
+  socket.send("hello, all")
+socket.onmessage = (event) =>
+  console.log(event.data)`,
   run: (print) => talk(broadcast, "hello, all", print),
 }, {
   title: "/ws",
   about: "Topics: subscribe, publish, and miss nothing when the connection breaks.",
-  code: `import { Carillon } from "${new URL("carillon.js", document.baseURI)}"
+  code: `import { Carillon } from
+  "${new URL("carillon.js", document.baseURI)}"
 
-const carillon = new Carillon("${topics}")
-carillon.subscribe("news", ({ offset, data }) =>
-  console.log(offset, data))
-await carillon.publish("news", { hello: "world" })`,
+const carillon = new Carillon(
+  "${topics}")
+carillon.subscribe("news", (message) =>
+  console.log(message.data))
+await carillon.publish("news", { a: 1 })`,
   run: listen,
 }]
 
@@ -60,8 +68,7 @@ async function listen(print) {
       carillon.subscribe("news", ({ offset, data }) => print(`← ${offset} ${JSON.stringify(data)}`), { onSubscribed, onError })
       setTimeout(onError, runtime, new Error("No answer: this server may not serve this path."))
     })
-    const { subscribers } = await carillon.publish("news", { hello: "world" })
-    print(`published to ${subscribers}`)
+    await carillon.publish("news", { a: 1 })
     await new Promise((done) => setTimeout(done, runtime))
   } catch (error) {
     return error.code === "not_allowed" ? "This server lets no browser publish here." : error.message
@@ -74,7 +81,6 @@ for (const { title, about, code, run } of snippets) {
   const element = (tag, className, words) => Object.assign(document.createElement(tag), { className, textContent: words })
   const card = element("article", "card snippet", "")
   const pre = element("pre", "", "")
-  pre.tabIndex = 0 // it may be wider than the screen
   pre.append(element("code", "", code))
   const row = element("div", "row", "")
   const button = element("button", "", "Run")
