@@ -7,7 +7,7 @@
 //
 // It connects by itself and again whenever the connection is lost, and goes on from the last message of
 // each topic: none comes twice, none out of order, and where some could not be had any more, there is a
-// gap, which is reported. The protocol is described in docs/protocol.md.
+// gap, which is reported. The protocol is in docs/protocol.md.
 
 /**
  * @typedef {{offset: number, epoch: string}} Position  a place in a topic: after the message with this offset
@@ -87,7 +87,6 @@ export class Carillon {
   #seen = () => globalThis.document.visibilityState === "visible" && this.#now()
 
   /**
-   * Connects at once.
    * @param {string | URL} url  of the endpoint, such as "/ws" or "wss://example.com/ws"
    * @param {Options} [options]
    */
@@ -445,7 +444,8 @@ class SocketLink {
       socket.onopen = () => this.#opened(socket.protocol)
       socket.onmessage = ({ data }) => this.#took(data)
       socket.onclose = ({ code, reason }) => this.end(code, reason)
-      socket.onerror = () => {} // a close follows; ws on Node would throw without this
+      // A close follows with the reason, but not in every version of Node if the connection did not open.
+      socket.onerror = () => setTimeout(() => this.end(1006, "the connection failed"), 50)
     } catch (error) { // such as an insecure address on a secure page
       setTimeout(() => this.end(1006, error.message))
     }
@@ -491,7 +491,7 @@ class SocketLink {
 
   send(text) { this.#socket.send(text) }
 
-  /** Ends it, once. A close handshake on a dead link takes long, so nobody waits for it. */
+  /** Ends it, once. Nobody waits for a close handshake: on a dead link that takes long. */
   end(code, reason, quietly = false) {
     const socket = this.#socket
     if (!this.#hooks) return

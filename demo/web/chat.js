@@ -27,8 +27,6 @@ function element(tag, className, content) {
   return e
 }
 
-// --- the connection ---
-
 function connect() {
   const address = new URL("demo/chat", document.baseURI)
   address.protocol = address.protocol.replace("http", "ws")
@@ -63,7 +61,7 @@ function welcomed(welcome) {
   showPeople()
   const minutes = Math.round(welcome.idle / 60)
   tell(welcome.text)
-  hint.textContent = minutes > 0 ? `After ${minutes === 1 ? "a minute" : minutes + " minutes"} of silence you are disconnected.` : ""
+  hint.textContent = minutes > 0 ? `Disconnects after ${minutes === 1 ? "a minute" : minutes + " minutes"} of silence.` : ""
   hint.className = "hint"
   text.focus({ preventScroll: true })
   for (const said of waiting.values()) send(said) // the server hears each only once
@@ -118,8 +116,6 @@ function notify(why, calm = false) {
   notice.hidden = false
   byID("reconnect").focus({ preventScroll: true })
 }
-
-// --- what is said ---
 
 function heard({ offset, time, data }) {
   if (offset <= position.offset) return
@@ -228,8 +224,9 @@ function toEnd() {
 }
 
 function showPeople() {
-  const names = [...people].sort((a, b) => a.localeCompare(b))
-  byID("here-count").textContent = socket ? `${names.length} here` : "Not connected"
+  const names = [...people].sort((a, b) => (b === name) - (a === name) || a.localeCompare(b)) // oneself first
+  byID("here").hidden = !socket
+  byID("here-count").textContent = names.length + " here"
   byID("people").replaceChildren(...names.map((n) => element("li", n === name ? "you" : "", n)))
 }
 
@@ -241,8 +238,6 @@ function state(words, on = false) {
 function enable(on) {
   for (const e of composer.elements) e.disabled = !on
 }
-
-// --- the person ---
 
 function keep(value) {
   try {

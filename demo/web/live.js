@@ -11,7 +11,7 @@ const digits = (v) => (v >= 100 || v === 0 ? v.toFixed(0) : v >= 10 ? v.toFixed(
 
 function count(v) {
   if (v >= 1e6) return digits(v / 1e6) + "M"
-  return v >= 1e4 ? digits(v / 1e3) + "k" : v < 10 ? digits(v) : Math.round(v).toLocaleString("en")
+  return v >= 1e4 ? digits(v / 1e3) + "k" : v < 9.95 ? String(+v.toFixed(1)) : Math.round(v).toLocaleString("en")
 }
 
 function bytes(v) {
