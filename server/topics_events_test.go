@@ -1,0 +1,329 @@
+package server
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"carillon/codec"
+)
+
+// What the server answers, byte by byte, and then every kind of message.
+func TestEvents(t *testing.T) {
+	s := start(t, topics(TopicRule{Match: "a", History: 100}))
+	c := dialRaw(t, s)
+	c.write([]byte(eventsHead("/ws?topic=a")))
+	want := "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nConnection: close\r\n" +
+		"X-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\n\r\n"
+	head := make([]byte, len(want))
+	if _, err := io.ReadFull(c.r, head); err != nil || string(head) != want {
+		t.Fatalf("%q, %v", head, err)
+	}
+	epoch := ""
+	eventually(t, "the topic is there", func() bool { info, ok := s.Topic("a"); epoch = info.Epoch; return ok })
+	wantBytes := func(want string) {
+		t.Helper()
+		want = strings.ReplaceAll(want, "E", epoch)
+		got := make([]byte, len(want))
+		_ = c.conn.SetReadDeadline(time.Now().Add(patience))
+		if n, err := io.ReadFull(c.r, got); err != nil || string(got) != want {
+			t.Fatalf("got  %q, %v\nwant %q", got[:n], err, want)
+		}
+	}
+	wantBytes("event: subscribed\ndata: {\"topic\":\"a\",\"offset\":0,\"epoch\":\"E\"}\n\n")
+	for i, row := range []struct {
+		format  Format
+		payload string
+		event   string
+	}{
+		{FormatText, "hello", "data: hello\n\n"},
+		{FormatText, "", "data: \n\n"},
+		{FormatText, " space in front stays", "data:  space in front stays\n\n"},
+		{FormatText, "data: x", "data: data: x\n\n"},
+		{FormatText, "two\nlines", "data: two\ndata: lines\n\n"},
+		{FormatText, "cr\rlf\ncrlf\r\nend", "data: cr\ndata: lf\ndata: crlf\ndata: end\n\n"},
+		{FormatText, "\n", "data: \ndata: \n\n"},
+		{FormatText, "\r\n\r\n", "data: \ndata: \ndata: \n\n"},
+		{FormatText, "\n\revent: x", "data: \ndata: \ndata: event: x\n\n"},
+		{FormatText, "Grüße \u2028\x00", "data: Grüße \u2028\x00\n\n"},
+		{FormatJSON, "{\n \"a\": 1\n}", "data: {\ndata:  \"a\": 1\ndata: }\n\n"},
+		{FormatBinary, "\x00\xff\n", "data: AP8K\n\n"},
+	} {
+		if _, err := s.Publish(Publication{Topic: "a", Format: row.format, Payload: []byte(row.payload)}); err != nil {
+			t.Fatal(err)
+		}
+		kind := ""
+		if row.format == FormatBinary {
+			kind = "event: binary\n"
+		}
+		wantBytes(fmt.Sprintf("%sid: E:%d\n%s", kind, i+1, row.event))
+	}
+	// What the application sends and broadcasts has no position.
+	conn := onlyConn(t, s, "/ws")
+	before := s.Stats().Deliveries
+	_ = conn.Send(Text, []byte("to you"))
+	wantBytes("data: to you\n\n")
+	_ = conn.SendFrame(codec.NewFrame(Binary, []byte{1}))
+	wantBytes("event: binary\ndata: AQ==\n\n")
+	_ = s.Broadcast("/ws", Text, []byte("to all"))
+	wantBytes("data: to all\n\n")
+	eventually(t, "each is counted once", func() bool { return s.Stats().Deliveries == before+3 })
+	c.write([]byte("GET /ws HTTP/1.1\r\n\r\n")) // nobody listens
+	_ = conn.Close(4001, "a \"reason\"\n")
+	wantBytes("event: close\ndata: {\"code\":4001,\"reason\":\"a \\\"reason\\\"\\n\"}\n\n")
+	c.wantEOF()
+	_ = c.conn.Close()
+	eventually(t, "it is gone", func() bool { return s.Stats().Sockets == 0 })
+	if st := s.Stats(); st.Open != 0 || dropsOf(s) != 0 || st.QueuedBytes != 0 || s.backlogBytes() != 0 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// With envelope=true an event's data is what the JSON protocol has.
+func TestEventsWithEnvelope(t *testing.T) {
+	s := start(t, topics())
+	c, st := dial(t, s, "/ws", speakJSON), listen(t, s, "/ws?topic=a&envelope=true")
+	c.subscribed("a")
+	st.subscribed()
+	for _, p := range []Publication{{Payload: []byte("text\n")}, {Payload: []byte("{\n\"a\":1}"), Format: FormatJSON}, {Payload: []byte{255}, Format: FormatBinary}} {
+		p.Topic = "a"
+		r, err := s.Publish(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		st.want("", fmt.Sprintf("%s:%d", r.Epoch, r.Offset), c.said().text)
+	}
+}
+
+// An EventSource that reconnects goes on where it was, if it can: with one topic, and a position that the
+// history reaches back to. Otherwise it is told.
+func TestLastEventID(t *testing.T) {
+	s := start(t, topics(TopicRule{Match: ">", History: 4}))
+	epoch := fill(t, s, "log", 10).Epoch
+	for _, row := range []struct {
+		sentence  string
+		query, id string
+		recovered string // "" if it is not said
+		first     int    // of the messages that come; 11 is none
+	}{
+		{"who is new starts with what comes next", "topic=log", "", "", 11},
+		{"it goes on", "topic=log", "E:8", "true", 9},
+		{"an empty one is none", "topic=log", " ", "", 11},
+		{"it wins over the address, which is older", "topic=log&since=2&epoch=E", "E:9", "true", 10},
+		{"also over last", "topic=log&last=4", "E:9", "true", 10},
+		{"the history is too short", "topic=log", "E:5", "false", 7},
+		{"another epoch", "topic=log", "other:8", "false", 7},
+		{"what is no position", "topic=log", "garbage", "false", 11},
+		{"an offset that is none", "topic=log", "E:-8", "false", 11},
+		{"several topics start afresh", "topic=log&topic=other", "E:8", "false", 11},
+		{"so does a pattern", "topic=*", "E:8", "false", 11},
+	} {
+		t.Run(row.sentence, func(t *testing.T) {
+			target := strings.ReplaceAll("/ws?"+row.query, "=E", "="+epoch)
+			var headers []string
+			if row.id != "" {
+				headers = append(headers, "Last-Event-ID: "+strings.ReplaceAll(row.id, "E:", epoch+":"))
+			}
+			st := listen(t, s, target, headers...)
+			for range strings.Count(row.query, "topic=") {
+				recovered := ""
+				if began := st.subscribed(); began.Subscribed.Recovered != nil {
+					recovered = fmt.Sprint(*began.Subscribed.Recovered)
+				}
+				if recovered != row.recovered {
+					t.Errorf("recovered is %q, want %q", recovered, row.recovered)
+				}
+			}
+			for i := row.first; i <= 10; i++ {
+				st.want("", fmt.Sprintf("%s:%d", epoch, i), fmt.Sprint(i))
+			}
+			_ = s.Broadcast("/ws", Text, []byte("that was all"))
+			st.want("", "", "that was all")
+			_ = st.conn.Close()
+			eventually(t, "it is gone", func() bool { return s.Count() == 0 })
+		})
+	}
+}
+
+// Scripts of other origins may read what the configuration says. What is not asked for as events, or not
+// with GET, is none.
+func TestEventsAreRefused(t *testing.T) {
+	opts := topics()
+	opts.Endpoints[0].Origins = []string{"https://app.example"}
+	opts.Endpoints = append(opts.Endpoints, Endpoint{Path: "/open", Mode: ModeTopics, Origins: []string{"*"}}, Endpoint{Path: "/echo", Mode: ModeEcho})
+	s := start(t, opts)
+	for origin, want := range map[string]string{
+		"/ws https://app.example":  "Access-Control-Allow-Origin: https://app.example\r\nVary: Origin\r\n",
+		"/ws HTTPS://APP.example":  "Access-Control-Allow-Origin: HTTPS://APP.example\r\nVary: Origin\r\n",
+		"/ws https://evil.example": "",
+		"/ws null":                 "",
+		"/open https://any.where":  "Access-Control-Allow-Origin: https://any.where\r\nVary: Origin\r\n",
+	} {
+		path, origin, _ := strings.Cut(origin, " ")
+		st := listen(t, s, path+"?topic=a", "Origin: "+origin)
+		if allowed := strings.Contains(st.head, "Access-Control"); allowed != (want != "") || !strings.Contains(st.head, want) {
+			t.Errorf("%s gets %q", origin, st.head)
+		}
+	}
+	get := eventsHead("/ws?topic=a")
+	for _, row := range []struct {
+		sentence, head string
+		status         int
+		says           string
+	}{
+		{"POST", strings.Replace(get, "GET", "POST", 1), 405, ""},
+		{"another type", strings.Replace(get, "text/event-stream", "text/html", 1), 426, ""},
+		{"no topic", eventsHead("/ws"), 400, "topic is missing"},
+		{"an endpoint without topics", eventsHead("/echo?topic=a"), 426, ""},
+		{"no such endpoint", eventsHead("/none?topic=a"), 404, ""},
+	} {
+		t.Run(row.sentence, func(t *testing.T) {
+			c := dialRaw(t, s)
+			c.write([]byte(row.head))
+			c.wantRefusal(row.status, row.says)
+		})
+	}
+	c := dialRaw(t, s)
+	c.write([]byte(strings.Replace(get, "GET", "HEAD", 1)))
+	if answer, err := io.ReadAll(c.r); err != nil || !bytes.HasPrefix(answer, []byte("HTTP/1.1 405 ")) || !bytes.HasSuffix(answer, []byte("\r\n\r\n")) {
+		t.Errorf("%q, %v", answer, err)
+	}
+	// The application has its say as with any handshake.
+	s = start(t, Options{Endpoints: []Endpoint{{Path: "/ws", Mode: ModeTopics, Handler: Handler{Upgrade: func(r *Request) error {
+		r.ResponseHeader = [][2]string{{"X-Hello", "there"}}
+		if r.Header("Authorization") == nil {
+			return &codec.Rejection{Status: 401, Reason: "log in first"}
+		}
+		return nil
+	}}}}})
+	c = dialRaw(t, s)
+	c.write([]byte(get))
+	c.wantRefusal(401, "log in first")
+	if st := listen(t, s, "/ws?topic=a", "Authorization: yes"); !strings.Contains(st.head, "\r\nX-Hello: there\r\n") {
+		t.Error(st.head)
+	}
+}
+
+// A quiet stream gets a comment every now and then, and no more is expected of the client: neither a message
+// nor an answer.
+func TestEventsStayAlive(t *testing.T) {
+	opts := topics()
+	opts.Limits.IdleTimeout = 20 * time.Millisecond
+	opts.Limits.HandshakeTimeout = 100 * time.Millisecond
+	opts.Ping = Ping{Interval: 20 * time.Millisecond, Timeout: 20 * time.Millisecond, Jitter: -1}
+	s := start(t, opts)
+	st := listen(t, s, "/ws?topic=a")
+	st.subscribed()
+	begin := time.Now()
+	for range 15 {
+		st.want(":", "", "")
+	}
+	if took := time.Since(begin); took < 15*20*time.Millisecond*9/10 {
+		t.Errorf("15 comments came within %v", took)
+	}
+	dial(t, s, "/ws?topic=a").wantClose(codec.CloseGoingAway, "no message for") // beside a WebSocket, which is idle
+	dialRaw(t, s).wantRefusal(408, "did not arrive within")
+	if s.Count() != 1 {
+		t.Error("the stream has ended")
+	}
+}
+
+// A broadcast to an endpoint, and a publish, reach all kinds of clients side by side.
+func TestEventsBesideOthers(t *testing.T) {
+	opts := topics()
+	opts.Endpoints[0].Compression = Compression{Enabled: true, Threshold: -1}
+	s := start(t, opts)
+	plain := dial(t, s, "/ws?topic=a")
+	squeezed := dial(t, s, "/ws?topic=a", "Sec-WebSocket-Extensions: permessage-deflate")
+	events := listen(t, s, "/ws?topic=a")
+	events.subscribed()
+	wrapped := libraries[1].open(t, s, "/ws?topic=a") // another's client, which compresses too
+	subscribers(t, s, "a", 4)
+	for i := range 20 {
+		message := words(i) + strings.Repeat(" and again", 30)
+		id := ""
+		if i%2 == 0 {
+			r := mustPublish(t, s, "a", message)
+			id = fmt.Sprintf("%s:%d", r.Epoch, r.Offset)
+		} else if err := s.Broadcast("/ws", Text, []byte(message)); err != nil {
+			t.Fatal(err)
+		}
+		plain.want(message)
+		squeezed.wantDeflated(Text, message)
+		events.want("", id, message)
+		mustRead(t, wrapped, Text, []byte(message))
+	}
+}
+
+// Cathy stops reading her stream. More than max_queue does not wait for her: she is told why, and is gone.
+func TestSlowEvents(t *testing.T) {
+	opts := topics()
+	opts.Endpoints[0].SlowConsumer = SlowConsumer{MaxQueue: 256 << 10}
+	s := start(t, opts)
+	cathy := listenOn(dialSmall(t, s), "/ws?topic=a")
+	cathy.subscribed()
+	payload := strings.Repeat("x", 32<<10)
+	published := 0
+	for s.Count() == 1 {
+		mustPublish(t, s, "a", payload)
+		published++
+		eventually(t, "it was her turn", func() bool { return s.backlogBytes() == 0 })
+		if n := s.Stats().QueuedBytes; n > 300<<10 {
+			t.Fatalf("%d bytes are queued", n)
+		}
+	}
+	dropped := int(s.Stats().Drops[DropSlowConsumer])
+	for i := range published - dropped {
+		if e, err := cathy.event(); err != nil || e.offset() != uint64(i+1) || e.data != payload {
+			t.Fatalf("event %d of %d: %.80q, %v", i, published, e.data, err)
+		}
+	}
+	cathy.want("close", "", `{"code":1013,"reason":"slow consumer: more than 256KiB waited"}`)
+	cathy.wantEOF()
+	_ = cathy.conn.Close()
+	eventually(t, "she is gone", func() bool { st := s.Stats(); return st.Sockets == 0 && st.QueuedBytes == 0 })
+	if dropped < 7 || dropsOf(s) != dropped {
+		t.Errorf("%d are dropped: %v", dropped, s.Stats().Drops)
+	}
+}
+
+// The same with a socket that takes nothing at all.
+func TestEventsWriteTimeout(t *testing.T) {
+	opts := topics()
+	opts.Limits.WriteTimeout = 200 * time.Millisecond
+	opts.Endpoints[0].SlowConsumer = SlowConsumer{MaxQueue: -1}
+	s := start(t, opts)
+	cathy := listenOn(dialSmall(t, s), "/ws?topic=a")
+	cathy.subscribed()
+	freezeOn(t, s, "a")
+	eventually(t, "she is cut off", func() bool { st := s.Stats(); return st.Sockets == 0 && st.QueuedBytes == 0 })
+	if st := s.Stats(); st.Drops[DropWriteTimeout] == 0 || len(s.Subscribers("a")) != 0 {
+		t.Errorf("%v", st.Drops)
+	}
+}
+
+// At the end of the server a stream gets what was published before, and is told to come back.
+func TestEventsAtShutdown(t *testing.T) {
+	opts := topics()
+	opts.Logger = slog.New(slog.DiscardHandler)
+	s, cancel, ended := runUntil(t, opts)
+	st := listen(t, s, "/ws?topic=a")
+	st.subscribed()
+	for i := range 100 {
+		mustPublish(t, s, "a", words(i))
+	}
+	cancel()
+	for i := range 100 {
+		if e, err := st.event(); err != nil || e.data != words(i) {
+			t.Fatalf("%+v, %v; want %s", e, err, words(i))
+		}
+	}
+	st.want("close", "", `{"code":1001,"reason":"server is shutting down"}`)
+	st.wantEOF()
+	_ = st.conn.Close()
+	wantEnd(t, ended)
+}
