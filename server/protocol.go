@@ -322,8 +322,8 @@ func (s *Server) Subscribers(topic string) (list []*Conn) {
 		l.sh.mu.Lock()
 		for _, a := range l.audiences {
 			if a != nil {
-				for _, m := range a.members {
-					list = append(list, m.conn)
+				for i := range a.members { // the rest of a member is the loop's
+					list = append(list, a.members[i].conn)
 				}
 			}
 		}
