@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"carillon/codec"
 )
@@ -237,6 +238,35 @@ func TestAPIConnections(t *testing.T) {
 	}
 	if a := call(t, s, "GET", "/v1/connections?after=18446744073709551615", "").is(t, 200); string(a.body) != `{"connections":[]}`+"\n" {
 		t.Errorf("behind the last: %s", a.body)
+	}
+}
+
+// Bob leaves between the first page and the second, and is not shown. Cathy comes, and is on the next list.
+func TestAPIConnectionsBetweenPages(t *testing.T) {
+	s := withAPI(t, Options{})
+	dial(t, s, "/echo")
+	bob := dial(t, s, "/echo")
+	eventually(t, "they are there", func() bool { return s.Count() == 2 })
+	all := allConnections(t, s, 1, func() {
+		_ = bob.conn.Close()
+		eventually(t, "he is gone", func() bool { return s.Count() == 1 })
+	})
+	if len(all) != 1 || all[0].ID != "1" {
+		t.Errorf("%+v", all)
+	}
+	dial(t, s, "/echo")
+	came := time.Now()
+	eventually(t, "cathy is listed", func() bool {
+		all := allConnections(t, s, 10, func() {})
+		return len(all) == 2 && all[1].ID == "3"
+	})
+	if time.Since(came) > rosterLife/2 {
+		t.Error("it took a new list only when the old one had been forgotten")
+	}
+	s.roster.made = s.roster.made.Add(-rosterLife)
+	s.roster.drop()
+	if s.roster.list != nil {
+		t.Error("the list is kept for ever")
 	}
 }
 

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -212,6 +213,54 @@ func TestInternalShutdownIsBounded(t *testing.T) {
 	}
 }
 
+// The server ends because of an error: its internal port is free.
+func TestInternalEndsWithTheServer(t *testing.T) {
+	s, err := New(Options{Listen: "127.0.0.1:0", Internal: Internal{Listen: "127.0.0.1:0"}, Endpoints: echoAndBroadcast()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(t.Context()) }()
+	<-s.Started()
+	s.fail(errors.New("broken"))
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "broken") {
+		t.Errorf("it ends with %v", err)
+	}
+	l, err := net.Listen("tcp", s.InternalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = l.Close()
+}
+
+// No more is read of a message than it may have, whether or not it says how long it is.
+func TestInternalReadsNoMoreThanIsAllowed(t *testing.T) {
+	s := withAPI(t, Options{Limits: Limits{MaxMessage: 1000}})
+	for _, length := range []int64{-1, 1 << 30} {
+		for _, path := range []string{"/v1/topics/a/messages", "/v1/broadcast"} {
+			body := &endless{}
+			w := newRecorder()
+			r, _ := http.NewRequest("POST", "http://localhost"+path, body)
+			r.ContentLength = length
+			s.API().ServeHTTP(w, r)
+			answer{w.status, w.header, w.body.Bytes()}.isProblem(t, 413, "too-large", "limits.max_message")
+			if body.read > 1001 {
+				t.Errorf("%s, length %d: %d bytes are read", path, length, body.read)
+			}
+		}
+	}
+}
+
+// endless is a body that ends only because no test should run for ever.
+type endless struct{ read int }
+
+func (e *endless) Read(b []byte) (int, error) {
+	if e.read += len(b); e.read > 1<<24 {
+		return 0, io.EOF
+	}
+	return len(b), nil
+}
+
 // A body that does not arrive is answered; one that ends early is too, where anybody is left to hear it.
 func TestInternalSlowBody(t *testing.T) {
 	s := withAPI(t, Options{})
@@ -258,6 +307,7 @@ func TestInternalConnections(t *testing.T) {
 	}
 	eventually(t, "all are there", func() bool { return s.internal.open.Load() == int64(most) })
 	extra := dialInternal(t, s)
+	_, _ = extra.conn.Write([]byte("GET /v1/topics HTTP/1.1\r\nHost: localhost\r\n\r\n")) // it may be gone already
 	_ = extra.conn.SetReadDeadline(time.Now().Add(patience))
 	if _, err := extra.r.ReadByte(); err == nil {
 		t.Error("one too many is served")
