@@ -80,8 +80,6 @@ type endpoint struct {
 	mu sync.Mutex // held while a broadcast is posted, so that all shards get the same order
 }
 
-func (ep *endpoint) deflated(f *codec.Frame) []byte { return f.Deflated(ep.deflater) }
-
 // New makes a server that does not listen yet. The error, if any, joins one [OptionError] for each
 // problem with the options.
 func New(options Options) (*Server, error) {
