@@ -69,16 +69,20 @@ func TestAFailedHandshakeIsOneLine(t *testing.T) {
 		{"it is no WebSocket", page, `HTTP 200 OK: <html>\u001b[2J`},
 		{"the certificate is unknown", "wss://" + secure.Listener.Addr().String(), "the server's certificate is not trusted: x509: certificate signed by unknown authority"},
 		{"the server knows no TLS", "wss://" + plain, "http: server gave HTTP response to HTTPS client"},
-		{"nobody answers", silent.Addr().String(), "no answer within 200ms"},
+		{"nobody answers", silent.Addr().String(), "no answer within 1s"},
 	} {
 		t.Run(test.sentence, func(t *testing.T) {
 			full := test.url
 			if !strings.Contains(full, "://") {
 				full = "ws://" + full
 			}
+			timeout := "20s"
+			if test.sentence == "nobody answers" {
+				timeout = "1s"
+			}
 			want := "carillon: connect to " + full + ": " + test.problem + "\n"
-			seat{}.begin(t, "connect", test.url, "--timeout", "200ms").end(1, "", want)
-			seat{}.begin(t, "tail", "a", "--url", test.url, "--timeout", "200ms").end(1, "", want)
+			seat{}.begin(t, "connect", test.url, "--timeout", timeout).end(1, "", want)
+			seat{}.begin(t, "tail", "a", "--url", test.url, "--timeout", timeout).end(1, "", want)
 		})
 	}
 }

@@ -24,7 +24,8 @@ import (
 type config struct {
 	server.Options `yaml:",inline"`
 
-	Log logConfig `yaml:"log"`
+	Demo bool      `yaml:"demo"` // serve the pages of package demo at /
+	Log  logConfig `yaml:"log"`
 }
 
 // logConfig is about the log, which goes to standard error.

@@ -33,7 +33,7 @@ func TestBuiltInFileStatesTheDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := config{Options: options, Log: logConfig{Level: "info", Format: "text"}}
+	want := config{Options: options, Demo: true, Log: logConfig{Level: "info", Format: "text"}}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("config.yaml is\n%+v\nbut the defaults are\n%+v", got, want)
 	}
@@ -278,6 +278,7 @@ func TestEnvironment(t *testing.T) {
 		"CARILLON_PING_JITTER":              "off",
 		"CARILLON_PING_TIMEOUT":             "15s",
 		"CARILLON_SHUTDOWN_TIMEOUT":         "16s",
+		"CARILLON_DEMO":                     "false",
 		"CARILLON_LOG_LEVEL":                "warn",
 		"CARILLON_LOG_FORMAT":               "json",
 	}

@@ -2,21 +2,27 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"reflect"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 	"text/tabwriter"
+	"time"
 
+	"carillon/client"
+	"carillon/demo"
 	"carillon/server"
 
 	"github.com/spf13/cobra"
@@ -191,10 +197,11 @@ func checkConfig(out io.Writer, file string) error {
 // serve runs the server until a signal ends it.
 func serve(c config, out io.Writer) error {
 	c.Logger = newLogger(c.Log, os.Stderr)
-	srv, err := server.New(c.Options)
+	srv, closePages, err := newServer(c)
 	if err != nil {
 		return err
 	}
+	defer closePages()
 	ctx, drain := context.WithCancel(context.Background())
 	defer drain()
 	signals := make(chan os.Signal, 2)
@@ -234,6 +241,36 @@ func newLogger(c logConfig, w io.Writer) *slog.Logger {
 // few is the number of connections below which it is worth saying how to allow more.
 const few = 16 << 10
 
+// newServer makes the server with its pages.
+func newServer(c config) (srv *server.Server, closePages func(), err error) {
+	o := c.Options
+	if !c.Demo {
+		if slices.ContainsFunc(o.Endpoints, func(e server.Endpoint) bool { return e.Mode == server.ModeTopics }) {
+			o.HTTP = http.HandlerFunc(serveClient)
+		}
+		srv, err = server.New(o)
+		return srv, func() {}, err
+	}
+	d := demo.New(demo.Options{})
+	o.Endpoints = slices.Concat(o.Endpoints, d.Endpoints())
+	o.Topics = slices.Concat(d.Topics(), o.Topics)
+	o.HTTP = d.Handler()
+	if srv, err = server.New(o); err == nil {
+		d.Attach(srv)
+	}
+	return srv, d.Close, err
+}
+
+// serveClient hands out the JavaScript client.
+func serveClient(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path != "/carillon.js" {
+		http.NotFound(w, r)
+		return
+	}
+	w.Header().Set("Content-Type", "text/javascript; charset=utf-8")
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(client.Script))
+}
+
 // announce tells the person at the terminal what is served, how much of it, and how to stop.
 func announce(out io.Writer, c config, srv *server.Server) {
 	fmt.Fprintf(out, "carillon listens on %s\n\n", srv.Addr())
@@ -250,6 +287,9 @@ func announce(out io.Writer, c config, srv *server.Server) {
 		fmt.Fprintf(table, "  %s\t%s\t%s\t%s\n", srv.URL(e.Path), e.Mode, compression, subprotocols)
 	}
 	table.Flush()
+	if c.Demo {
+		fmt.Fprintf(out, "\nOpen http%s in a browser: a chat, and a live board.\n", strings.TrimPrefix(srv.URL("/"), "ws"))
+	}
 	announceInternal(out, c, srv.InternalAddr())
 
 	most := srv.MaxConnections()
