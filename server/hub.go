@@ -193,7 +193,10 @@ type Receipt struct {
 // Publish sends a message to the subscribers of a topic, on whatever endpoints they are. All of them get
 // the topic's messages in one order, that of their offsets.
 //
-// It does not wait for delivery. It fails with a *[TopicError], [ErrTooLarge], [ErrNotText], [ErrNotJSON],
+// What one goroutine publishes to a topic and sends to a connection arrives there in that order, unless the
+// connection is too slow for a topic with [TopicRule.Latest]. Different topics do not wait for each other.
+//
+// Publish does not wait for delivery. It fails with a *[TopicError], [ErrTooLarge], [ErrNotText], [ErrNotJSON],
 // [ErrKey], [ErrTooManyTopics] or [ErrOverloaded]; then nobody gets the message.
 func (s *Server) Publish(p Publication) (Receipt, error) { return s.hub.publish(p) }
 

@@ -17,7 +17,7 @@ const (
 	DropWriteTimeout                   // the receiver's socket took nothing for the write time-out; these waited
 	DropClosed                         // the receiver was gone, or had begun to close, when the message was its turn
 	DropShutdown                       // the server stopped before a slow receiver had taken them
-	DropOverloaded                     // the loop had too much to look at, so Send or Broadcast refused the message as a whole
+	DropOverloaded                     // the loop had too much to look at, so Send, Broadcast or Publish refused the message as a whole
 	numDropReasons
 )
 
