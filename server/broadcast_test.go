@@ -102,7 +102,7 @@ func TestSenderOrder(t *testing.T) {
 		}
 	}
 	handler := Handler{Message: func(*Conn, codec.Opcode, []byte) { send() }}
-	s = start(t, Options{Loops: 2, Endpoints: []Endpoint{
+	s = start(t, Options{Loops: 2, Ping: Ping{Interval: -1}, Endpoints: []Endpoint{
 		{Path: "/room", Handler: Handler{Open: func(*Conn) {}}, SlowConsumer: SlowConsumer{MaxQueue: -1}},
 		{Path: "/start", Handler: handler},
 	}})
@@ -141,7 +141,7 @@ func TestSenderOrder(t *testing.T) {
 // one on, exactly once and in order.
 func TestMembersChangeDuringWalks(t *testing.T) {
 	const stay, churners = 400, 40
-	s := start(t, Options{Loops: 2, Endpoints: []Endpoint{{Path: "/room", Handler: Handler{Open: func(*Conn) {}}, SlowConsumer: SlowConsumer{MaxQueue: -1}}}})
+	s := start(t, Options{Loops: 2, Ping: Ping{Interval: -1}, Endpoints: []Endpoint{{Path: "/room", Handler: Handler{Open: func(*Conn) {}}, SlowConsumer: SlowConsumer{MaxQueue: -1}}}})
 	const last = 1<<32 - 1
 	follow := func(c *client, until int) error {
 		next := -1

@@ -191,6 +191,7 @@ type correspondence struct {
 	arena   []byte
 	read    int // letters
 	offset  int // of the first unread letter's bytes in the arena
+	goAway  bool
 }
 
 func (r *correspondence) done() bool { return r.read == len(r.letters) }
@@ -223,6 +224,7 @@ func (sh *shard) readMail(all bool) {
 			return
 		}
 	}
+	sh.goingAway = r.goAway // not before the letters are read that came before it
 }
 
 // takeMail empties the mailbox and leaves the memory of the last letters in it.
@@ -245,7 +247,7 @@ func (sh *shard) takeMail() {
 	if tick {
 		sh.beginSweep()
 	}
-	sh.goingAway = sh.goingAway || goAway
+	r.goAway = r.goAway || goAway
 }
 
 func (sh *shard) open(l *letter, b []byte) {

@@ -118,7 +118,7 @@ func TestSubscriptionMemory(t *testing.T) {
 	}
 	const conns, each, topicCount = 2000, 10, 20_000
 	opts := topics()
-	opts.Ping.Interval = -1
+
 	s := start(t, opts)
 	startSwarm(t, s, swarmOrder{Path: "/ws", Conns: conns, Discard: true})
 	all := connsAt(s, "/ws")
@@ -146,7 +146,7 @@ func TestPublishAllocations(t *testing.T) {
 	defer func() { checkOwner = true }()
 	const conns = 1000
 	opts := topics()
-	opts.Loops, opts.Ping.Interval = 1, -1
+	opts.Loops = 1
 	s := start(t, opts)
 	startSwarm(t, s, swarmOrder{Path: "/ws?topic=a", Conns: conns, Discard: true})
 	subscribers(t, s, "a", conns)

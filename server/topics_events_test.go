@@ -321,11 +321,12 @@ func TestEventsAtShutdown(t *testing.T) {
 	s, cancel, ended := runUntil(t, opts)
 	st := listen(t, s, "/ws?topic=a")
 	st.subscribed()
-	for i := range 100 {
+	const published = 3000 // more than a loop reads in one slice
+	for i := range published {
 		mustPublish(t, s, "a", words(i))
 	}
 	cancel()
-	for i := range 100 {
+	for i := range published {
 		if e, err := st.event(); err != nil || e.data != words(i) {
 			t.Fatalf("%+v, %v; want %s", e, err, words(i))
 		}

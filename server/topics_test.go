@@ -16,9 +16,10 @@ func topicsEndpoint() Endpoint {
 	return Endpoint{Path: "/ws", Mode: ModeTopics, Topics: TopicAccess{Publish: []string{">"}, Patterns: true, Presence: true}}
 }
 
-// topics are options with nothing but topics.
+// topics are options with nothing but topics. There are no pings, which a test on a busy machine may not
+// expect.
 func topics(rules ...TopicRule) Options {
-	return Options{Endpoints: []Endpoint{topicsEndpoint()}, Topics: rules}
+	return Options{Endpoints: []Endpoint{topicsEndpoint()}, Topics: rules, Ping: Ping{Interval: -1}}
 }
 
 const speakJSON = "Sec-WebSocket-Protocol: carillon.v1.json"
