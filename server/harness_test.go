@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -296,4 +297,15 @@ func numbered(i, size int) []byte {
 	b := make([]byte, max(size, 4))
 	binary.BigEndian.PutUint32(b, uint32(i))
 	return b
+}
+
+// heap is the memory in use after all garbage is gone.
+func heap() int64 {
+	var m runtime.MemStats
+	for range 3 {
+		runtime.GC()
+		time.Sleep(10 * time.Millisecond)
+	}
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }

@@ -39,13 +39,6 @@ func modelDrop(items []modelItem, keep int) (kept []modelItem, dropped int) {
 	return kept, dropped
 }
 
-func modelBytes(items []modelItem) (n int) {
-	for _, it := range items {
-		n += len(it.b)
-	}
-	return n
-}
-
 // modelCounted leaves history out, which does not count.
 func modelCounted(items []modelItem) (n int) {
 	for _, it := range items {

@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"io"
-	"runtime"
 	"testing"
 	"time"
 
@@ -134,14 +133,4 @@ func TestAllocations(t *testing.T) {
 	if n := testing.AllocsPerRun(200, broadcast); n > 5 {
 		t.Errorf("a broadcast to %d takes %v allocations", conns, n)
 	}
-}
-
-func heap() int64 {
-	var m runtime.MemStats
-	for range 3 {
-		runtime.GC()
-		time.Sleep(10 * time.Millisecond)
-	}
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc)
 }

@@ -223,7 +223,7 @@ func TestResumeLargerThanQueue(t *testing.T) {
 	}
 	for _, how := range []string{"JSON", "events"} {
 		t.Run(how, func(t *testing.T) {
-			offset := func() (uint64, error) { return 0, nil }
+			var offset func() (uint64, error)
 			if how == "JSON" {
 				c := dialFrozen(t, s, "/ws?topic=log&last=10000", speakJSON)
 				c.said()
