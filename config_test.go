@@ -218,11 +218,14 @@ func TestRoundTripOfEveryKey(t *testing.T) {
 	// Each value differs from its default, so that a key which gets lost shows.
 	text := `listen: "[::1]:9000"
 public_url: https://chat.example.com/base
+proxy_protocol: {mode: optional, from: [10.0.0.0/8, "2001:db8::/32"], timeout: 7s}
+trusted_proxies: [192.0.2.1]
 loops: 7
 endpoints:
   - path: "/with:colon"
     mode: echo
     subprotocols: [chat.v1, "true", "1"]
+    origins: ["https://*.example.com", "null", "*"]
     compression: {enabled: true, threshold: off, level: 9}
     slow_consumer: {policy: latest, max_queue: 3MiB, close_code: 1008}
   - {path: "/'\"ü", mode: broadcast}
@@ -233,7 +236,8 @@ endpoints:
 topics: [{match: a.>, history: 7, max_age: off, max_bytes: 2MiB, latest: true}, {match: ">", history: 1, max_age: 1h, max_bytes: off}]
 internal: {listen: ":8081", token: hush}
 limits: {max_connections: 5, max_head: 1000, handshake_timeout: 1h, max_message: off, max_fragments: off,
-  idle_timeout: 1m, write_timeout: off, close_timeout: 1h30m5s, max_backlog: 1GiB, max_topics: 9}
+  idle_timeout: 1m, write_timeout: off, close_timeout: 1h30m5s, max_backlog: 1GiB, max_topics: 9,
+  max_connections_per_address: 3, handshakes_per_second: 4, handshakes_per_second_per_address: 5, messages_per_second: 6, bytes_per_second: 7KiB}
 ping: {interval: off, jitter: 0.0625, timeout: 1.5s}
 shutdown: {timeout: 1ms}
 log: {level: error, format: json}
@@ -275,17 +279,25 @@ func TestEnvironment(t *testing.T) {
 		"CARILLON_INTERNAL_LISTEN":          "off",
 		"CARILLON_INTERNAL_TOKEN":           "hush",
 		"CARILLON_PING_INTERVAL":            "14s",
-		"CARILLON_PING_JITTER":              "off",
-		"CARILLON_PING_TIMEOUT":             "15s",
-		"CARILLON_SHUTDOWN_TIMEOUT":         "16s",
-		"CARILLON_DEMO":                     "false",
-		"CARILLON_LOG_LEVEL":                "warn",
-		"CARILLON_LOG_FORMAT":               "json",
+		"CARILLON_PROXY_PROTOCOL_MODE":      "required",
+		"CARILLON_PROXY_PROTOCOL_FROM":      "[10.0.0.0/8]",
+		"CARILLON_PROXY_PROTOCOL_TIMEOUT":   "17s",
+		"CARILLON_TRUSTED_PROXIES":          "[10.0.0.0/8, '::1']",
+
+		"CARILLON_LIMITS_MAX_CONNECTIONS_PER_ADDRESS":       "18",
+		"CARILLON_LIMITS_HANDSHAKES_PER_SECOND":             "19",
+		"CARILLON_LIMITS_HANDSHAKES_PER_SECOND_PER_ADDRESS": "20",
+		"CARILLON_LIMITS_MESSAGES_PER_SECOND":               "21",
+		"CARILLON_LIMITS_BYTES_PER_SECOND":                  "22KiB",
+		"CARILLON_PING_JITTER":                              "off",
+		"CARILLON_PING_TIMEOUT":                             "15s",
+		"CARILLON_SHUTDOWN_TIMEOUT":                         "16s",
+		"CARILLON_DEMO":                                     "false",
+		"CARILLON_LOG_LEVEL":                                "warn",
+		"CARILLON_LOG_FORMAT":                               "json",
 	}
-	plain, err := loadConfig("", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	// What must be set before another can be.
+	before := map[string][]string{"CARILLON_PROXY_PROTOCOL_MODE": {"CARILLON_PROXY_PROTOCOL_FROM=[10.0.0.0/8]"}}
 	var all []string
 	for _, k := range settable(reflect.TypeFor[config]()) {
 		name := k.variable()
@@ -296,7 +308,11 @@ func TestEnvironment(t *testing.T) {
 		}
 		all = append(all, name+"="+text)
 		t.Run(name, func(t *testing.T) {
-			c, err := loadConfig("", []string{name + "=" + text})
+			plain, err := loadConfig("", before[name])
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, err := loadConfig("", append(before[name], name+"="+text))
 			if err != nil {
 				t.Fatal(err)
 			}

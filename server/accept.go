@@ -12,10 +12,6 @@ import (
 // connection before the client has read it.
 const refuseSlots = 32
 
-// beyondLimit marks a connection of the handshake group that was accepted in one of those slots, in
-// times.ping, which means nothing else there.
-const beyondLimit = 1
-
 // shardOf finds the shard of a loop. gnet does not list its loops, so a shard is made when its loop
 // accepts its first connection, on the loop.
 func (s *Server) shardOf(loop gnet.EventLoop) (*shard, error) {
@@ -59,15 +55,31 @@ func (sh *shard) accept(gc gnet.Conn) bool {
 		copied.Zone = string([]byte(remote.Zone))
 		remote = &copied
 	}
-	c := sh.admit(gc, remote)
-	if n > int64(s.maxConnections) {
-		c.group.times[c.slot].ping = beyondLimit
+	isProxy, isCounted, excess := s.mayProxy(addrOf(remote)), false, 0
+	switch {
+	case isProxy: // the client's address is to be told
+	case s.opts.ProxyProtocol.Mode == ProxyRequired:
+		sh.stats.refusals[RefuseProxyPeer].Add(1)
+		s.socketClosed()
+		return false
+	default:
+		if isCounted, excess = s.claim(remote); excess > crowdSlots {
+			sh.stats.refusals[RefuseAddressFull].Add(1)
+			_, _ = write(int32(gc.Fd()), rejectCrowded.AppendResponse(nil))
+			s.release(remote, isCounted)
+			s.socketClosed()
+			return false
+		}
 	}
+	c := sh.admit(gc, remote, isCounted)
+	c.mark(full, n > int64(s.maxConnections))
+	c.mark(preface, isProxy)
+	c.mark(crowd, excess > 0)
 	return true
 }
 
 // admit makes a connection, in its handshake, of a socket that counts already.
-func (sh *shard) admit(gc gnet.Conn, remote *net.TCPAddr) *Conn {
+func (sh *shard) admit(gc gnet.Conn, remote *net.TCPAddr, isCounted bool) *Conn {
 	c := &Conn{
 		sh:     sh,
 		gc:     gc,
@@ -76,6 +88,7 @@ func (sh *shard) admit(gc gnet.Conn, remote *net.TCPAddr) *Conn {
 		fd:     int32(gc.Fd()),
 		opened: sh.srv.second(),
 	}
+	c.mark(counted, isCounted)
 	gc.SetContext(c)
 	sh.shaking.add(c, times{read: sh.clock, message: sh.clock})
 	return c

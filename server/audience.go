@@ -20,6 +20,7 @@ type audience struct {
 
 	// Owned by the loop: parallel to members, but only in groups.
 	times []times
+	debts []debts // nil where no limit asks for them
 
 	// Owned by the loop: stream[i] is message number base+i. Numbers wrap, so they are compared by
 	// their difference.
@@ -85,10 +86,16 @@ func (a *audience) quit(slot int32) {
 	if a.times != nil {
 		a.times = a.times[:last]
 	}
+	if a.debts != nil {
+		a.debts = a.debts[:last]
+	}
 	if cap(a.members) > 1024 && last < cap(a.members)/4 { // a crowd has left
 		a.members = halve(a.members)
 		if a.times != nil {
 			a.times = halve(a.times)
+		}
+		if a.debts != nil {
+			a.debts = halve(a.debts)
 		}
 	}
 }
@@ -100,6 +107,9 @@ func (a *audience) move(to, from int) {
 	a.members[to] = m
 	if a.times != nil {
 		a.times[to] = a.times[from]
+	}
+	if a.debts != nil {
+		a.debts[to] = a.debts[from]
 	}
 	if a.local == nil {
 		m.conn.slot = int32(to)
@@ -359,11 +369,15 @@ type group struct {
 type times struct {
 	read    uint32 // something came; in the closing group: the close began or was flushed
 	message uint32 // a message came; in the handshake group: the connection was accepted
-	ping    uint32 // an unanswered ping went out; 0 when there is none; in the handshake group see beyondLimit
+	ping    uint32 // an unanswered ping went out; 0 when there is none
 }
 
 func newGroup(sh *shard, ep *endpoint) *group {
-	return &group{audience: audience{sh: sh, times: []times{}}, ep: ep}
+	g := &group{audience: audience{sh: sh, times: []times{}}, ep: ep}
+	if ep != nil && (sh.srv.messages.limited() || sh.srv.bytes.limited()) {
+		g.debts = []debts{}
+	}
+	return g
 }
 
 // add makes c a member. Messages that were published before do not concern it.
@@ -373,6 +387,9 @@ func (g *group) add(c *Conn, t times) {
 	c.slot = g.join(c, g.end(), 0)
 	g.sh.mu.Unlock()
 	g.times = append(g.times, t)
+	if g.debts != nil {
+		g.debts = append(g.debts, debts{})
+	}
 	g.count.Add(1)
 }
 

@@ -32,7 +32,7 @@ func (c *Conn) startClose(how closeHow, code codec.CloseCode, reason string) {
 // beginClose is startClose for a connection that shall get nothing more.
 func (c *Conn) beginClose(how closeHow, code codec.CloseCode, reason string) {
 	c.leave(&CloseError{Code: code, Reason: reason, Remote: how == closeReply})
-	c.peerDone = c.peerDone || how != closeOwn || c.isEvents()
+	c.mark(peerDone, c.is(peerDone) || how != closeOwn || c.isEvents())
 	c.sh.closing.add(c, times{read: c.sh.clock})
 	if how == closeReply {
 		reason = ""
@@ -68,7 +68,7 @@ func (c *Conn) flushed() {
 		return
 	}
 	c.group.times[c.slot].read = c.sh.clock
-	if !c.peerDone {
+	if !c.is(peerDone) {
 		return
 	}
 	c.state.Store(stateLingering)
@@ -119,6 +119,7 @@ func (c *Conn) gone(err error) {
 	}
 	c.dropInbound()
 	c.state.Store(stateClosed)
+	c.sh.srv.release(c.remote, c.is(counted))
 	c.sh.srv.socketClosed()
 }
 

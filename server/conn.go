@@ -44,7 +44,7 @@ type Conn struct {
 	// Immutable after open.
 	sh     *shard
 	gc     gnet.Conn
-	remote *net.TCPAddr
+	remote *net.TCPAddr // the client's, once it is known: a proxy's until then
 	id     uint64
 	fd     int32
 
@@ -66,7 +66,7 @@ type Conn struct {
 	deflate     bool // permessage-deflate was negotiated
 
 	// Owned by the loop.
-	peerDone bool // nothing more is read: the peer's close frame came, or the connection has failed
+	marks marks
 
 	// Immutable after the handshake.
 	ep *endpoint
@@ -79,6 +79,28 @@ type Conn struct {
 
 	// Written by anyone.
 	own atomic.Pointer[own] // what the application attached; nil while that is nothing
+}
+
+// marks are what is true of a connection or not, in one byte.
+type marks uint8
+
+const (
+	peerDone marks = 1 << iota // nothing more is read: the peer's close frame came, or the connection has failed
+	counted                    // it counts for its address
+
+	// In the handshake:
+	full    // accepted beyond the limit, to be told so
+	crowd   // the same for its address
+	preface // a PROXY header may or must come before the request
+)
+
+func (c *Conn) is(m marks) bool { return c.marks&m != 0 }
+
+func (c *Conn) mark(m marks, on bool) {
+	c.marks &^= m
+	if on {
+		c.marks |= m
+	}
 }
 
 // The life of a connection. It only ever moves forward.
@@ -95,7 +117,9 @@ const noSubprotocol = 255
 // ID is unique among all connections of this server since its start.
 func (c *Conn) ID() uint64 { return c.id }
 
-// RemoteAddr is the address at the other end of the TCP connection.
+// RemoteAddr is the client's address: the one at the other end of the TCP connection, or what the
+// balancers and proxies before it say, as far as they are trusted (see Options.ProxyProtocol and
+// Options.TrustedProxies).
 func (c *Conn) RemoteAddr() netip.AddrPort {
 	a := c.remote.AddrPort()
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())

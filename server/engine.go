@@ -213,6 +213,9 @@ func (s *Server) keepTime(ctx context.Context) {
 			return
 		case now := <-ticker.C:
 			s.hub.sweep(now, part)
+			if s.addresses != nil {
+				s.addresses.sweep(part)
+			}
 			for _, sh := range s.allShards() {
 				sh.postTick()
 			}
@@ -224,6 +227,9 @@ func (s *Server) keepTime(ctx context.Context) {
 func (s *Server) tick() time.Duration {
 	l, p := &s.opts.Limits, &s.opts.Ping
 	shortest := 8 * time.Second
+	if s.opts.ProxyProtocol.Mode != ProxyOff {
+		shortest = min(shortest, s.opts.ProxyProtocol.Timeout)
+	}
 	for _, d := range []time.Duration{l.HandshakeTimeout, l.IdleTimeout, l.WriteTimeout, l.CloseTimeout, p.Interval, p.Timeout} {
 		if d > 0 {
 			shortest = min(shortest, d)

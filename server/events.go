@@ -33,17 +33,6 @@ func appendEventsHead(b []byte, origin string, extra [][2]string) []byte {
 	return append(b, "\r\n"...)
 }
 
-// allowOrigin returns the origin of a request if scripts from there may read the answer, and else "".
-func (ep *endpoint) allowOrigin(r *codec.Request) string {
-	origin := string(r.Header("Origin"))
-	for _, o := range ep.Origins {
-		if o == "*" || origin != "" && strings.EqualFold(o, origin) {
-			return origin
-		}
-	}
-	return ""
-}
-
 // parseEventID reads the position that an event had as its id.
 func parseEventID(id string) (p Position, ok bool) {
 	epoch, offset, ok := strings.Cut(id, ":")

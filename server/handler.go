@@ -55,8 +55,12 @@ func (h *Handler) empty() bool {
 type Request struct {
 	codec.Request
 
-	// RemoteAddr is the address at the other end of the TCP connection.
+	// RemoteAddr is the client's address: see [Conn.RemoteAddr].
 	RemoteAddr netip.AddrPort
+
+	// Secure is set when the client has come over TLS, as a trusted proxy says: see
+	// Options.TrustedProxies.
+	Secure bool
 
 	// Value is attached to the connection when the request is accepted: see [Conn.Value].
 	Value any
@@ -64,7 +68,8 @@ type Request struct {
 	// ResponseHeader is added to the response 101 as name and value.
 	ResponseHeader [][2]string
 
-	wish *wish // on an endpoint with topics
+	scheme string // http or https, "" when no trusted proxy tells it
+	wish   *wish  // on an endpoint with topics
 }
 
 // Cookie returns the value of the first cookie of this name, without quotes around it, or "" when there is

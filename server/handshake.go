@@ -22,16 +22,34 @@ func (c *Conn) shake(b []byte) {
 		c.in.rest = append(c.in.rest, b...)
 		b = c.in.rest
 	}
+	if c.is(preface) {
+		size, ok := c.readProxy(b)
+		if !ok {
+			c.await(b)
+			return
+		}
+		b, scanned = b[size:], 0
+	}
 	n := codec.HeadLen(b[:min(len(b), limit)], scanned)
 	switch {
 	case n > 0:
 		c.answer(b[:n], b[n:])
 	case len(b) >= limit:
 		c.refuse(RefuseHeadTooLong, &codec.Rejection{Status: 431, Reason: fmt.Sprintf("the request head is larger than %v", c.sh.srv.opts.Limits.MaxHead)})
-	case c.in == nil:
-		c.in = c.sh.newInbound()
-		c.in.rest = append(c.in.rest[:0], b...)
+	default:
+		c.await(b)
 	}
+}
+
+// await keeps the start of a head, or of what comes before, which may lie in c.in already.
+func (c *Conn) await(b []byte) {
+	if c.state.Load() != stateHandshake || len(b) == 0 && c.in == nil {
+		return
+	}
+	if c.in == nil {
+		c.in = c.sh.newInbound()
+	}
+	c.in.rest = append(c.in.rest[:0], b...)
 }
 
 // answer opens or refuses a connection. What follows the head are the first frames.
@@ -76,8 +94,11 @@ func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 	if malformed != nil && (srv.plain == nil || !r.HTTP10) {
 		return reasonOf(malformed), malformed
 	}
-	if c.group.times[c.slot].ping == beyondLimit {
+	if c.is(full) {
 		return RefuseFull, rejectFull
+	}
+	if c.is(crowd) {
+		return RefuseAddressFull, rejectCrowded
 	}
 	if srv.draining.Load() {
 		return RefuseDraining, rejectDraining
@@ -91,9 +112,15 @@ func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 	case c.ep == nil:
 		return RefuseNotFound, &codec.Rejection{Status: 404, Reason: "nothing is served at this path"}
 	}
+	if why, err := c.identify(r); err != nil {
+		return why, err
+	}
 	events := c.ep.Mode == ModeTopics && wantsEvents(&r.Request)
 	if err := r.CheckUpgrade(); err != nil && !events {
 		return reasonOf(err), err
+	}
+	if !c.ep.origins.allow(r) {
+		return RefuseOrigin, rejectOrigin
 	}
 	if c.ep.Mode == ModeTopics {
 		w, err := c.ep.wishOf(r, events)
@@ -148,7 +175,7 @@ func (c *Conn) open(hs codec.Handshake, r *Request, rest []byte) {
 // openEvents makes a stream of server-sent events of the connection.
 func (c *Conn) openEvents(r *Request) {
 	c.framing, c.subprotocol = r.wish.framing, noSubprotocol
-	c.sh.control = appendEventsHead(c.sh.control[:0], c.ep.allowOrigin(&r.Request), r.ResponseHeader)
+	c.sh.control = appendEventsHead(c.sh.control[:0], c.ep.origins.readable(&r.Request), r.ResponseHeader)
 	c.dropInbound()
 	c.enter(r)
 }
@@ -185,10 +212,12 @@ func (c *Conn) refuseWith(why RefuseReason, response []byte) {
 	sh.stats.refusals[why].Add(1)
 	c.dropInbound()
 	sh.shaking.remove(c)
-	c.peerDone = true
+	c.mark(peerDone, true)
 	c.state.Store(stateClosing)
 	sh.closing.add(c, times{read: sh.clock})
-	c.sendControl(response)
+	if len(response) > 0 {
+		c.sendControl(response)
+	}
 	if c.state.Load() == stateClosing {
 		c.flushed()
 	}

@@ -22,11 +22,14 @@ func (c *Conn) received(b []byte) {
 		c.shake(b)
 		return
 	}
-	if c.peerDone || state >= stateLingering || c.isEvents() {
+	if c.is(peerDone) || state >= stateLingering || c.isEvents() {
 		return // whatever it is, nobody expects it
 	}
 	if state == stateOpen {
 		t := &c.group.times[c.slot]
+		if c.group.debts != nil {
+			c.debts().relax(c.sh.clock - t.read)
+		}
 		t.read, t.ping = c.sh.clock, 0
 	}
 	c.decode(b)
@@ -35,6 +38,10 @@ func (c *Conn) received(b []byte) {
 // decode hands out each whole message in b, behind what is kept from before, and keeps what is not.
 func (c *Conn) decode(b []byte) {
 	sh := c.sh
+	if !c.paysBytes(len(b)) {
+		c.dropInbound()
+		return
+	}
 	d := &sh.decoder
 	if c.in != nil {
 		d = &c.in.decoder
@@ -47,7 +54,7 @@ func (c *Conn) decode(b []byte) {
 	if c.deflate {
 		d.Inflater = sh.inflate()
 	}
-	for !c.peerDone {
+	for !c.is(peerDone) {
 		ev, n, ok, err := d.Next(b)
 		b = b[n:]
 		if err != nil {
@@ -66,7 +73,7 @@ func (c *Conn) decode(b []byte) {
 // keep holds on to the decoder and to the rest of the bytes if they are needed for the next turn.
 func (c *Conn) keep(d *codec.Decoder, rest []byte) {
 	sh := c.sh
-	if c.peerDone || c.state.Load() >= stateLingering {
+	if c.is(peerDone) || c.state.Load() >= stateLingering {
 		d.Reset()
 		c.dropInbound()
 		return
@@ -86,18 +93,18 @@ func (c *Conn) handle(ev codec.Event) {
 	open := c.state.Load() == stateOpen
 	switch ev.Op {
 	case codec.OpClose:
-		c.peerDone = true
+		c.mark(peerDone, true)
 		if !open {
 			c.flushed()
 			return
 		}
 		c.sh.postClose(c, closeReply, ev.Code, string(ev.Payload))
 	case codec.OpPing:
-		if open {
+		if open && c.paysMessage() {
 			c.sh.postBytes(letterBytes, c, codec.OpPong, ev.Payload)
 		}
 	case codec.OpText, codec.OpBinary:
-		if open && !c.asked.Load() {
+		if open && !c.asked.Load() && c.paysMessage() {
 			c.group.times[c.slot].message = c.sh.clock
 			c.sh.stats.MessagesIn.Add(1)
 			c.callMessage(ev.Op, ev.Payload)
@@ -107,7 +114,7 @@ func (c *Conn) handle(ev codec.Event) {
 
 // broke ends a connection whose peer broke a rule of the protocol.
 func (c *Conn) broke(err error) {
-	c.peerDone = true
+	c.mark(peerDone, true)
 	if c.state.Load() != stateOpen {
 		c.flushed()
 		return

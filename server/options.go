@@ -7,7 +7,6 @@ import (
 	"math"
 	"net"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,6 +30,18 @@ type Options struct {
 	// the path before the endpoints' own, such as "https://chat.example.com/base". Nothing is served
 	// differently for it; see [Server.URL]. Default: what Listen says.
 	PublicURL string `yaml:"public_url"`
+
+	ProxyProtocol ProxyProtocol `yaml:"proxy_protocol"`
+
+	// TrustedProxies lists the networks, such as 10.0.0.0/8, of the proxies that speak HTTP before this
+	// server. From there, and from nowhere else, X-Forwarded-For and X-Forwarded-Proto, or Forwarded
+	// (RFC 7239) where there is no X-Forwarded-For, tell the client's address and scheme: the address that
+	// stands furthest right and is not in these networks. The proxies' own addresses are exempt from the
+	// limits for each address. Default: none.
+	//
+	// A proxy listed here must write or append to X-Forwarded-For; one that writes Forwarded instead must
+	// remove X-Forwarded-For, or its clients could write it.
+	TrustedProxies []string `yaml:"trusted_proxies"`
 
 	// Loops is the number of event loops, each one goroutine with its own epoll or kqueue instance
 	// and its own part of the connection table. Default: one for each processor Go may use.
@@ -79,8 +90,16 @@ type Endpoint struct {
 	// Topics rules what clients may do, with ModeTopics.
 	Topics TopicAccess `yaml:"topics"`
 
-	// Origins lists the origins, such as https://example.com, whose scripts may read server-sent events
-	// from here although they come from elsewhere; "*" is all. Default: none.
+	// Origins lists the origins, beside the server's own, whose pages may connect. A browser lets any page
+	// open a WebSocket anywhere, with the user's cookies, and only says in the header Origin which page it
+	// was; so a request with another origin is answered 403. The server's own is the one with the host and
+	// port of the request's Host, and that of Options.PublicURL. Requests without an Origin do not come from
+	// a page of another site, and are accepted. A proxy must leave Host as it was, or set PublicURL.
+	//
+	// An entry is https://example.com or https://example.com:8443; https://*.example.com, which is each
+	// host below example.com and not example.com itself; null, which sandboxed pages and files have; or *,
+	// which is all, for an endpoint that has nothing to do with cookies or looks at Origin in
+	// [Handler.Upgrade]. Default: none.
 	Origins []string `yaml:"origins"`
 
 	// Subprotocols are the values of Sec-WebSocket-Protocol that the endpoint speaks (RFC 6455,
@@ -185,6 +204,32 @@ type Limits struct {
 	// forgotten a minute after it has lost its last subscriber and its history. Default 1,000,000;
 	// negative is no limit.
 	MaxTopics int `yaml:"max_topics"`
+
+	// The limits from here on are off by default, since nobody can know how many clients share an address,
+	// such as that of an office or a mobile network, or how much a client of the application has to say.
+	// Each is off when it is negative, too.
+
+	// MaxConnectionsPerAddress is how many sockets one client address may have open, an IPv6 address being
+	// its network of 64 bits; above it the answer is 429 with Retry-After. What comes through TrustedProxies
+	// counts once its request has been read, and not while it is plain HTTP.
+	MaxConnectionsPerAddress int `yaml:"max_connections_per_address"`
+
+	// HandshakesPerSecond is how many requests for endpoints are looked at in each second, at most as many
+	// at once; above it the answer is 503 with Retry-After. It keeps clients that all come back at the same
+	// time from taking the processor away from those that are there.
+	HandshakesPerSecond int `yaml:"handshakes_per_second"`
+
+	// HandshakesPerSecondPerAddress is the same for one client address, which is answered 429.
+	HandshakesPerSecondPerAddress int `yaml:"handshakes_per_second_per_address"`
+
+	// MessagesPerSecond is how many messages and pings a WebSocket may send; more close it with 1008. What
+	// ten seconds allow may come at once, so that a client whose network was away for a moment is not closed
+	// for what it could not send meanwhile.
+	MessagesPerSecond int `yaml:"messages_per_second"`
+
+	// BytesPerSecond is the same for the bytes that come in, before decompression. So a message that is
+	// larger than what ten seconds allow has to come slowly.
+	BytesPerSecond Size `yaml:"bytes_per_second"`
 }
 
 // Ping keeps quiet connections alive through balancers and finds those that are gone.
@@ -232,6 +277,8 @@ func (o Options) Resolve() (Options, error) {
 			c.add("public_url", "%q %s", o.PublicURL, problem)
 		}
 	}
+	o.ProxyProtocol.resolve(&c)
+	c.networks("trusted_proxies", o.TrustedProxies)
 	if o.Loops < 0 || o.Loops > 255 {
 		c.add("loops", "%d is out of range: expected 1 to 255, or 0 for one per processor", o.Loops)
 	}
@@ -285,6 +332,7 @@ func (l *Limits) resolve(c *checker) {
 		l.MaxTopics = 1_000_000
 	}
 	l.MaxTopics = max(l.MaxTopics, -1)
+	l.resolveRates(c)
 }
 
 func (p *Ping) resolve(c *checker) {
@@ -313,11 +361,7 @@ func (e *Endpoint) resolve(c *checker, key string) {
 		c.add(key+"mode", "%s and a Message handler of your own exclude each other", e.Mode)
 	}
 	e.Topics.resolve(c, key+"topics.")
-	for i, origin := range e.Origins {
-		if u, err := url.Parse(origin); origin != "*" && (err != nil || u.Scheme == "" || u.Host == "" || u.Path != "") {
-			c.add(fmt.Sprintf("%sorigins[%d]", key, i), "%q is not an origin: expected one such as https://example.com, or *", origin)
-		}
-	}
+	c.origins(key+"origins", e.Origins)
 	if len(e.Subprotocols) > maxSubprotocols {
 		c.add(key+"subprotocols", "has %d entries: expected at most %d", len(e.Subprotocols), maxSubprotocols)
 	}

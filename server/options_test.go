@@ -66,6 +66,18 @@ func TestOptionErrors(t *testing.T) {
 		{"a compression level too high", one(Endpoint{Compression: Compression{Level: 10}}), "endpoints[0].compression.level"},
 		{"an unknown policy", one(Endpoint{SlowConsumer: SlowConsumer{Policy: "pray"}}), "endpoints[0].slow_consumer.policy"},
 		{"a close code for other things", one(Endpoint{SlowConsumer: SlowConsumer{CloseCode: 1000}}), "endpoints[0].slow_consumer.close_code"},
+		{"an unknown mode of the PROXY protocol", Options{ProxyProtocol: ProxyProtocol{Mode: "on"}}, "proxy_protocol.mode"},
+		{"a PROXY header from nowhere", Options{ProxyProtocol: ProxyProtocol{Mode: ProxyRequired}}, "proxy_protocol.from"},
+		{"a PROXY header from no network", Options{ProxyProtocol: ProxyProtocol{From: []string{"::1", "balancer"}}}, "proxy_protocol.from[1]"},
+		{"a PROXY header that may take for ever", Options{ProxyProtocol: ProxyProtocol{Timeout: -1}}, "proxy_protocol.timeout"},
+		{"a network with bits beyond its length", Options{TrustedProxies: []string{"10.0.0.1/8"}}, "trusted_proxies[0]"},
+		{"a network of IPv4 written as IPv6", Options{TrustedProxies: []string{"10.0.0.1", "::ffff:10.0.0.0/104"}}, "trusted_proxies[1]"},
+		{"a network of one interface", Options{TrustedProxies: []string{"fe80::1%eth0"}}, "trusted_proxies[0]"},
+		{"rates out of range", Options{Limits: Limits{HandshakesPerSecond: 100_001, HandshakesPerSecondPerAddress: 100_001, MessagesPerSecond: 1_000_001, BytesPerSecond: 101 << 30}},
+			"limits.handshakes_per_second limits.handshakes_per_second_per_address limits.messages_per_second limits.bytes_per_second"},
+		{"origins that are none", one(Endpoint{Origins: []string{"https://example.com", "example.com", "https://", "https://example.com/", "https://*", "https://a.*.com",
+			"https://*.*.com", "https://u@example.com", "https://example.com:x", "*.example.com", "https://bücher.example", "https://[::1", "null", "*", "app://x", "https://[::1]:8443", "http://*.localhost:80"}}),
+			"endpoints[0].origins[1] endpoints[0].origins[2] endpoints[0].origins[3] endpoints[0].origins[4] endpoints[0].origins[5] endpoints[0].origins[6] endpoints[0].origins[7] endpoints[0].origins[8] endpoints[0].origins[9] endpoints[0].origins[10] endpoints[0].origins[11]"},
 		{"everything at once", Options{Listen: "x", Loops: -1, Limits: Limits{MaxHead: -1}, Endpoints: []Endpoint{{}}},
 			"listen loops limits.max_head endpoints[0].path endpoints[0].mode"},
 	} {
@@ -108,7 +120,8 @@ func TestOptionDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantLimits := Limits{MaxHead: 8 << 10, HandshakeTimeout: 10 * time.Second, MaxMessage: 1 << 20, MaxFragments: 1024,
-		IdleTimeout: -1, WriteTimeout: 30 * time.Second, CloseTimeout: 5 * time.Second, MaxBacklog: 64 << 20, MaxTopics: 1_000_000}
+		IdleTimeout: -1, WriteTimeout: 30 * time.Second, CloseTimeout: 5 * time.Second, MaxBacklog: 64 << 20, MaxTopics: 1_000_000,
+		MaxConnectionsPerAddress: -1, HandshakesPerSecond: -1, HandshakesPerSecondPerAddress: -1, MessagesPerSecond: -1, BytesPerSecond: -1}
 	if o.Limits != wantLimits {
 		t.Errorf("limits: %+v", o.Limits)
 	}
@@ -121,6 +134,9 @@ func TestOptionDefaults(t *testing.T) {
 	}
 	if want := (Compression{Threshold: 512, Level: 1}); e.Compression != want {
 		t.Errorf("compression: %+v", e.Compression)
+	}
+	if p := o.ProxyProtocol; p.Mode != ProxyOff || p.Timeout != 5*time.Second || p.From != nil || o.TrustedProxies != nil {
+		t.Errorf("proxies: %+v, %v", p, o.TrustedProxies)
 	}
 	if o.Listen != ":8080" || o.Shutdown.Timeout != 10*time.Second || o.Logger != slog.Default() {
 		t.Errorf("listen %q, shutdown %v", o.Listen, o.Shutdown.Timeout)

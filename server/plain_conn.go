@@ -16,10 +16,11 @@ import (
 
 // handed is a connection on its way from a loop to the http.Server.
 type handed struct {
-	sh     *shard
-	fd     int // a duplicate
-	remote *net.TCPAddr
-	early  []byte // what the loop has read
+	sh      *shard
+	fd      int // a duplicate
+	remote  *net.TCPAddr
+	counted bool   // as in Conn
+	early   []byte // what the loop has read
 }
 
 // plainListener is what the http.Server accepts from: the loops put connections in, and never wait.
@@ -89,7 +90,7 @@ func (l *plainListener) open(h handed) (*plainConn, error) {
 		return nil, err
 	}
 	_ = unix.Close(h.fd)
-	c := &plainConn{TCPConn: tcp, listener: l, sh: h.sh, remote: h.remote, early: h.early}
+	c := &plainConn{TCPConn: tcp, listener: l, sh: h.sh, remote: h.remote, counted: h.counted, early: h.early}
 	l.mu.Lock()
 	l.conns[c] = struct{}{}
 	l.mu.Unlock()
@@ -118,6 +119,7 @@ func (l *plainListener) refuse(h handed, why RefuseReason, r *codec.Rejection) {
 	h.sh.stats.refusals[why].Add(1)
 	_, _ = write(int32(h.fd), r.AppendResponse(nil))
 	_ = unix.Close(h.fd)
+	l.srv.release(h.remote, h.counted)
 	l.srv.socketClosed()
 }
 
@@ -160,6 +162,7 @@ type plainConn struct {
 	listener *plainListener
 	sh       *shard       // where it was accepted
 	remote   *net.TCPAddr // still known when the peer is gone
+	counted  bool         // as in Conn
 	early    []byte       // what the loop has read; owned by whoever reads
 }
 
@@ -199,6 +202,7 @@ func (c *plainConn) skip(n int) {
 func (c *plainConn) Close() error {
 	err := c.TCPConn.Close()
 	if c.listener.leave(c) {
+		c.listener.srv.release(c.remote, c.counted)
 		c.listener.srv.socketClosed()
 	}
 	return err

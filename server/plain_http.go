@@ -83,6 +83,9 @@ func (p *plainHTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		p.giveBack(w, r)
 		return
 	}
+	if client, ok := p.srv.clientOf(r); ok {
+		r.RemoteAddr = client
+	}
 	p.srv.opts.HTTP.ServeHTTP(w, r)
 }
 
@@ -96,7 +99,7 @@ func (c *Conn) handOver(head, rest []byte) {
 		c.refuse(RefuseDescriptors, rejectDescriptors)
 		return
 	}
-	if !sh.srv.plain.listener.put(handed{sh: sh, fd: fd, remote: c.remote, early: slices.Concat(head, rest)}) {
+	if !sh.srv.plain.listener.put(handed{sh: sh, fd: fd, remote: c.remote, counted: c.is(counted), early: slices.Concat(head, rest)}) {
 		_ = unix.Close(fd)
 		c.refuse(RefuseDraining, rejectDraining)
 		return

@@ -53,6 +53,7 @@ func (p *plainHTTP) giveBack(w http.ResponseWriter, r *http.Request) {
 	p.srv.log.Debug("connection lost on its way to a loop", "remote", c.remote.AddrPort(), "error", err)
 	back.sh.stats.refusals[why].Add(1)
 	_ = c.TCPConn.Close()
+	p.srv.release(c.remote, c.counted)
 	p.srv.socketClosed()
 }
 
@@ -88,7 +89,7 @@ func (r *returned) opened(gc gnet.Conn) gnet.Action {
 	sh := r.sh
 	sh.enter()
 	sh.stats.Returned.Add(1)
-	sh.admit(gc, r.conn.remote).received(r.bytes)
+	sh.admit(gc, r.conn.remote, r.conn.counted).received(r.bytes)
 	sh.leave()
 	return gnet.None
 }

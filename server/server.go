@@ -38,6 +38,12 @@ type Server struct {
 	endpoints    []*endpoint
 	byPath       map[string]*endpoint
 	plain        *plainHTTP // nil without Options.HTTP
+	balancers    networks   // Options.ProxyProtocol.From
+	proxies      networks   // Options.TrustedProxies
+	addresses    *addresses // nil without limits for each address
+	handshakes   bucket
+	messages     pace // of each connection
+	bytes        pace
 	maxBacklog   int64
 	pingEarliest time.Duration // no connection's ping interval is shorter
 	begin        time.Time     // of the shards' clocks
@@ -76,6 +82,7 @@ type endpoint struct {
 	handler  Handler
 	upgrader codec.Upgrader
 	deflater *codec.Deflater
+	origins  origins
 
 	mu sync.Mutex // held while a broadcast is posted, so that all shards get the same order
 }
@@ -100,6 +107,8 @@ func New(options Options) (*Server, error) {
 	if s.maxBacklog < 0 {
 		s.maxBacklog = math.MaxInt64 / 2
 	}
+	s.balancers, s.proxies = networksOf(opts.ProxyProtocol.From), networksOf(opts.TrustedProxies)
+	s.limitRates()
 	s.pingEarliest = opts.Ping.Interval
 	if s.pingEarliest >= 0 {
 		s.pingEarliest -= time.Duration(max(opts.Ping.Jitter, 0) * float64(opts.Ping.Interval))
@@ -116,6 +125,7 @@ func New(options Options) (*Server, error) {
 			handler:  e.Handler,
 			upgrader: codec.Upgrader{Subprotocols: e.Subprotocols, Deflate: e.Compression.Enabled},
 			deflater: codec.NewDeflater(e.Compression.Level, int(e.Compression.Threshold)),
+			origins:  originsOf(e.Origins, opts.PublicURL),
 		}
 		if message := e.Mode.message(s); message != nil {
 			ep.handler.Message = message

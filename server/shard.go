@@ -40,6 +40,7 @@ type shard struct {
 	decoder      codec.Decoder
 	inflater     *codec.Inflater
 	request      Request
+	via          codec.Via // of the request
 	freeInbound  []*inbound
 	freeOutboxes []*outbox
 	freePasses   []*pass

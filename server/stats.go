@@ -32,26 +32,34 @@ func (r DropReason) String() string { return dropNames[r] }
 type RefuseReason uint8
 
 const (
-	RefuseMalformed   RefuseReason = iota // 400: the head breaks a rule of HTTP or of the handshake
-	RefuseNotFound                        // 404: no endpoint has this path, and there is no Options.HTTP
-	RefuseMethod                          // 405: not GET
-	RefuseTimeout                         // 408: the head did not come in time
-	RefuseNoUpgrade                       // 426: not an upgrade, or another version of the protocol
-	RefuseHeadTooLong                     // 431: the head is larger than the limit
-	RefuseVersion                         // 505: not HTTP/1.1
-	RefuseFull                            // 503: limits.max_connections is reached
-	RefuseDraining                        // 503: the server shuts down
-	RefuseTopic                           // 400 or 403: a topic that is none, or that clients may not have
-	RefuseHandler                         // the application's Upgrade said no
-	RefusePanic                           // 500: the application's Upgrade panicked
-	RefuseLost                            // the client went away before its head was complete
-	RefuseDescriptors                     // 503: no descriptor was left to move the connection to Options.HTTP, or back
+	RefuseMalformed         RefuseReason = iota // 400: the head breaks a rule of HTTP or of the handshake
+	RefuseNotFound                              // 404: no endpoint has this path, and there is no Options.HTTP
+	RefuseMethod                                // 405: not GET
+	RefuseTimeout                               // 408: the head did not come in time
+	RefuseNoUpgrade                             // 426: not an upgrade, or another version of the protocol
+	RefuseHeadTooLong                           // 431: the head is larger than the limit
+	RefuseVersion                               // 505: not HTTP/1.1
+	RefuseFull                                  // 503: limits.max_connections is reached
+	RefuseDraining                              // 503: the server shuts down
+	RefuseTopic                                 // 400 or 403: a topic that is none, or that clients may not have
+	RefuseHandler                               // the application's Upgrade said no
+	RefusePanic                                 // 500: the application's Upgrade panicked
+	RefuseLost                                  // the client went away before its head was complete
+	RefuseDescriptors                           // 503: no descriptor was left to move the connection to Options.HTTP, or back
+	RefuseOrigin                                // 403: a page of another origin, which may not connect here
+	RefuseAddressFull                           // 429: limits.max_connections_per_address is reached
+	RefuseHandshakes                            // 503: limits.handshakes_per_second is reached
+	RefuseAddressHandshakes                     // 429: limits.handshakes_per_second_per_address is reached
+	RefuseProxyPeer                             // closed: a PROXY header is required, and none is believed from this address
+	RefuseProxyMissing                          // closed: a PROXY header is required, and none came, or not in time
+	RefuseProxyMalformed                        // closed: the PROXY header breaks a rule, or has begun and did not end in time
 	numRefuseReasons
 )
 
 var refuseNames = [numRefuseReasons]string{
 	"malformed", "not_found", "method", "timeout", "no_upgrade", "head_too_long", "http_version", "full", "draining",
 	"topic", "handler", "panic", "lost", "descriptors",
+	"origin", "address_full", "handshakes", "address_handshakes", "proxy_peer", "proxy_missing", "proxy_malformed",
 }
 
 // String gives the name used in counters.
@@ -72,6 +80,8 @@ type counters struct {
 	Writes      atomic.Uint64
 	QueuedBytes atomic.Int64
 	Panics      atomic.Uint64
+	MessageRate atomic.Uint64
+	ByteRate    atomic.Uint64
 	drops       [numDropReasons]atomic.Uint64
 	refusals    [numRefuseReasons]atomic.Uint64
 	closes      [17]atomic.Uint64 // by code from 1000 to 1015, then all others
@@ -102,6 +112,8 @@ type Stats struct {
 	Writes      uint64 // system calls that BytesOut took
 	QueuedBytes int64  // waiting now for slow consumers
 	Panics      uint64 // in a [Handler]; net/http logs those in Options.HTTP
+	MessageRate uint64 // WebSockets closed for limits.messages_per_second
+	ByteRate    uint64 // WebSockets closed for limits.bytes_per_second
 
 	Drops    map[DropReason]uint64      // messages that one receiver each never got
 	Refusals map[RefuseReason]uint64    // connections that did not become WebSockets
@@ -131,6 +143,8 @@ func (s *Server) Stats() Stats {
 		st.Writes += c.Writes.Load()
 		st.QueuedBytes += c.QueuedBytes.Load()
 		st.Panics += c.Panics.Load()
+		st.MessageRate += c.MessageRate.Load()
+		st.ByteRate += c.ByteRate.Load()
 		for r := range c.drops {
 			st.Drops[DropReason(r)] += c.drops[r].Load()
 		}

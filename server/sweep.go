@@ -80,6 +80,8 @@ func (g *group) due(i int) bool {
 func (g *group) handshakeDue(i int) bool {
 	srv, c := g.sh.srv, g.members[i].conn
 	switch {
+	case c.is(preface) && passed(g.sh.clock, g.times[i].message, srv.opts.ProxyProtocol.Timeout):
+		c.prefaceDue()
 	case g.sh.goingAway:
 		c.refuse(RefuseDraining, rejectDraining)
 	case passed(g.sh.clock, g.times[i].message, srv.opts.Limits.HandshakeTimeout):

@@ -1,0 +1,179 @@
+package server
+
+import (
+	"encoding/binary"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"carillon/codec"
+)
+
+// addresses is what the limits for each address need to know: how many connections an address has, and
+// how many handshakes it may still make. All loops share it. It is touched when a connection's address
+// becomes known, at a handshake for an endpoint and when the socket closes, and not at all without such
+// limits.
+//
+// It holds an address as long as it has a connection or a debt of handshakes, and so no more of them than
+// there are sockets, and were in the last second.
+type addresses struct {
+	most  int       // connections; < 0 is no limit
+	shake pace      // handshakes
+	begin time.Time // of the clock
+	parts [64]addressPart
+}
+
+type addressPart struct {
+	mu    sync.Mutex
+	known map[addressKey]address // guarded by mu
+	_     [40]byte               // a part for each line of the processor's cache
+}
+
+type address struct {
+	open uint32
+	debt uint32 // of handshakes, at
+	at   uint32 // milliseconds since begin
+}
+
+// addressKey stands for an IPv4 address or, since that is what one customer gets, a network of 64 bits of
+// IPv6. The two do not meet: 0:1::/32 is nobody's.
+type addressKey uint64
+
+func keyOf(a netip.Addr) addressKey {
+	if a = a.Unmap(); a.Is4() {
+		b := a.As4()
+		return 1<<32 | addressKey(binary.BigEndian.Uint32(b[:]))
+	}
+	b := a.As16()
+	return addressKey(binary.BigEndian.Uint64(b[:]))
+}
+
+func newAddresses(l *Limits, begin time.Time) *addresses {
+	a := &addresses{most: l.MaxConnectionsPerAddress, shake: newPace(int64(l.HandshakesPerSecondPerAddress), handshakeBurst), begin: begin}
+	if a.most < 0 && !a.shake.limited() {
+		return nil
+	}
+	for i := range a.parts {
+		a.parts[i].known = map[addressKey]address{}
+	}
+	return a
+}
+
+func (a *addresses) part(k addressKey) *addressPart {
+	return &a.parts[uint64(k)*0x9E3779B97F4A7C15>>58]
+}
+
+func (a *addresses) now() uint32 { return uint32(time.Since(a.begin).Milliseconds()) }
+
+// add counts a connection, and says how many there are too many of this address.
+func (a *addresses) add(k addressKey) (excess int) {
+	p := a.part(k)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e := p.known[k]
+	e.open++
+	p.known[k] = e
+	if a.most < 0 {
+		return 0
+	}
+	return max(0, int(e.open)-a.most)
+}
+
+func (a *addresses) remove(k addressKey) {
+	p := a.part(k)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e := p.known[k]
+	e.open--
+	p.keep(k, e, a.now())
+}
+
+// handshake says whether an address may make one more.
+func (a *addresses) handshake(k addressKey) bool {
+	p := a.part(k)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e, now := p.known[k], a.now() // read under the lock, so that it does not go back
+	e.debt, e.at = relax(e.debt, now-e.at), now
+	ok := a.shake.take(&e.debt, 1)
+	p.known[k] = e
+	return ok
+}
+
+// keep forgets an address of which there is nothing to know.
+func (p *addressPart) keep(k addressKey, e address, now uint32) {
+	if e.open == 0 && relax(e.debt, now-e.at) == 0 {
+		delete(p.known, k)
+		return
+	}
+	p.known[k] = e
+}
+
+// sweep forgets those whose debt was all that kept them, in a quarter of the parts.
+func (a *addresses) sweep(round int) {
+	if !a.shake.limited() {
+		return
+	}
+	for i := round % 4; i < len(a.parts); i += 4 {
+		p := &a.parts[i]
+		p.mu.Lock()
+		now := a.now()
+		for k, e := range p.known {
+			p.keep(k, e, now)
+		}
+		p.mu.Unlock()
+	}
+}
+
+var errCrowded = errors.New("the address has more connections than limits.max_connections_per_address")
+
+var rejectCrowded = &codec.Rejection{Status: 429, Reason: "this address has as many connections as it may have", Header: [][2]string{{"Retry-After", "5"}}}
+
+// crowdSlots is how many connections of an address beyond its limit are still given time to send their
+// request, so that they can be answered in order. See refuseSlots.
+const crowdSlots = 8
+
+// claim counts a socket under its address, unless that is a proxy's, which many clients share: those are
+// counted when the request tells the client. excess is how many the address has too many.
+func (s *Server) claim(remote *net.TCPAddr) (counted bool, excess int) {
+	if s.addresses == nil || s.isProxy(remote) {
+		return false, 0
+	}
+	return true, s.addresses.add(keyOf(addrOf(remote)))
+}
+
+// claim counts a connection whose address has become known after it was accepted. It returns false when
+// the connection is gone, because the address has far too many.
+func (c *Conn) claim() bool {
+	if c.is(counted) {
+		return true
+	}
+	isCounted, excess := c.sh.srv.claim(c.remote)
+	c.mark(counted, isCounted)
+	c.mark(crowd, excess > 0)
+	if excess <= crowdSlots {
+		return true
+	}
+	c.sh.stats.refusals[RefuseAddressFull].Add(1)
+	c.state.Store(stateClosing) // its end is accounted for
+	_, _ = write(c.fd, rejectCrowded.AppendResponse(nil))
+	c.abort(errCrowded)
+	return false
+}
+
+// release is called for each socket that closes, with what claim has noted.
+func (s *Server) release(remote *net.TCPAddr, counted bool) {
+	if counted {
+		s.addresses.remove(keyOf(addrOf(remote)))
+	}
+}
+
+// addrOf is the address without port and zone.
+func addrOf(remote *net.TCPAddr) netip.Addr {
+	a, _ := netip.AddrFromSlice(remote.IP)
+	return a.Unmap()
+}
+
+func (s *Server) isProxy(remote *net.TCPAddr) bool { return s.proxies.contains(addrOf(remote)) }

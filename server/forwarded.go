@@ -1,0 +1,54 @@
+package server
+
+import (
+	"net"
+	"net/http"
+	"net/netip"
+
+	"carillon/codec"
+)
+
+// identify finds out who has sent a request for an endpoint, when it came through a proxy, and whether
+// this client may make one more handshake.
+func (c *Conn) identify(r *Request) (RefuseReason, error) {
+	s := c.sh.srv
+	if s.isProxy(c.remote) {
+		via := &c.sh.via
+		via.Reset()
+		r.AppendVia(via)
+		client, scheme := via.Client(r.RemoteAddr, s.proxies.contains)
+		r.scheme, r.Secure = scheme, scheme == "https"
+		if client != r.RemoteAddr {
+			r.RemoteAddr, c.remote = client, net.TCPAddrFromAddrPort(client)
+		}
+		isCounted, excess := s.claim(c.remote)
+		c.mark(counted, isCounted)
+		if excess > 0 {
+			return RefuseAddressFull, rejectCrowded
+		}
+	}
+	return c.mayShake()
+}
+
+// clientOf is the address of the client that has sent a request for Options.HTTP, when it came through a
+// proxy. One connection of a proxy carries the requests of many clients.
+func (s *Server) clientOf(r *http.Request) (client string, ok bool) {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil || !s.proxies.contains(peer.Addr()) {
+		return "", false
+	}
+	via := codec.Via{
+		Forwarded:       fieldLines(r.Header["Forwarded"]),
+		XForwardedFor:   fieldLines(r.Header["X-Forwarded-For"]),
+		XForwardedProto: fieldLines(r.Header["X-Forwarded-Proto"]),
+	}
+	address, _ := via.Client(peer, s.proxies.contains)
+	return address.String(), true
+}
+
+func fieldLines(values []string) (all [][]byte) {
+	for _, v := range values {
+		all = append(all, []byte(v))
+	}
+	return all
+}

@@ -1,0 +1,100 @@
+package server
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"time"
+
+	"carillon/codec"
+)
+
+// ProxyProtocol is about the PROXY header (HAProxy's proxy-protocol.txt, versions 1 and 2), with which a
+// balancer that passes on TCP says who the client is. It comes once, before anything else.
+type ProxyProtocol struct {
+	// Mode says whether there is such a header. Default [ProxyOff].
+	Mode ProxyMode `yaml:"mode"`
+
+	// From lists the networks, such as 10.0.0.0/8, of the balancers that may send it. From anywhere else
+	// it could say anything. It must not be empty unless Mode is ProxyOff. A connection from there for
+	// which no client is told is exempt from the limits for each address.
+	From []string `yaml:"from"`
+
+	// Timeout is the time from accept to the last byte of the header. Bytes that dribble in do not extend
+	// it. Default 5 s; it cannot be turned off.
+	Timeout time.Duration `yaml:"timeout"`
+}
+
+// ProxyMode says what is done about PROXY headers.
+type ProxyMode string
+
+const (
+	ProxyOff      ProxyMode = "off"      // there is none: it would be refused as malformed HTTP
+	ProxyOptional ProxyMode = "optional" // a connection from these networks may begin with one; another may not
+	ProxyRequired ProxyMode = "required" // each connection comes from these networks and begins with one
+)
+
+func (p *ProxyProtocol) resolve(c *checker) {
+	c.duration("proxy_protocol.timeout", &p.Timeout, 5*time.Second, false)
+	c.networks("proxy_protocol.from", p.From)
+	switch p.Mode {
+	case "":
+		p.Mode = ProxyOff
+	case ProxyOff:
+	case ProxyOptional, ProxyRequired:
+		if len(p.From) == 0 {
+			c.add("proxy_protocol.from", "is missing: expected the networks of the balancers, such as [10.0.0.0/8]")
+		}
+	default:
+		c.add("proxy_protocol.mode", "%q is unknown: expected %s, %s or %s", p.Mode, ProxyOff, ProxyOptional, ProxyRequired)
+	}
+}
+
+// mayProxy says whether a connection from there may begin with a PROXY header.
+func (s *Server) mayProxy(from netip.Addr) bool {
+	return s.opts.ProxyProtocol.Mode != ProxyOff && s.balancers.contains(from)
+}
+
+// readProxy reads the PROXY header, if there is one, and returns how many bytes of b it has. It returns
+// false when there is nothing to go on with: more must come, or the connection has been refused.
+func (c *Conn) readProxy(b []byte) (size int, ok bool) {
+	header, size, err := codec.ParseProxy(b)
+	required := c.sh.srv.opts.ProxyProtocol.Mode == ProxyRequired
+	switch {
+	case errors.Is(err, codec.ErrNoProxyHeader) && required:
+		c.cutOff(RefuseProxyMissing, err)
+		return 0, false
+	case errors.Is(err, codec.ErrNoProxyHeader):
+	case err != nil:
+		c.cutOff(RefuseProxyMalformed, err)
+		return 0, false
+	case size == 0:
+		return 0, false
+	}
+	c.mark(preface, false)
+	if !header.Source.IsValid() {
+		return size, true // it stays the balancer's, which is exempt from the limits for each address
+	}
+	c.remote = net.TCPAddrFromAddrPort(header.Source)
+	return size, c.claim()
+}
+
+// prefaceDue ends the wait for a PROXY header.
+func (c *Conn) prefaceDue() {
+	switch {
+	case c.sh.srv.opts.ProxyProtocol.Mode == ProxyRequired:
+		c.cutOff(RefuseProxyMissing, errProxyTimeout)
+	case c.in != nil: // it has begun
+		c.cutOff(RefuseProxyMalformed, errProxyTimeout)
+	default: // whoever has said nothing by now may still send a request
+		c.mark(preface, false)
+	}
+}
+
+var errProxyTimeout = errors.New("the PROXY header did not arrive within proxy_protocol.timeout")
+
+// cutOff ends a connection that cannot be given an answer, since who speaks on it is not known.
+func (c *Conn) cutOff(why RefuseReason, err error) {
+	c.sh.srv.log.Debug("connection refused", "remote", c.RemoteAddr(), "reason", why, "error", err)
+	c.refuseWith(why, nil)
+}

@@ -1,0 +1,99 @@
+package server
+
+import (
+	"carillon/codec"
+)
+
+// The largest rates that the options take. Above a handshake in 10 us there is nothing to protect.
+const (
+	mostHandshakes = 100_000
+	mostMessages   = 1_000_000
+	mostBytes      = Size(100 << 30)
+)
+
+func (l *Limits) resolveRates(c *checker) {
+	c.rate("limits.max_connections_per_address", &l.MaxConnectionsPerAddress, 1<<30)
+	c.rate("limits.handshakes_per_second", &l.HandshakesPerSecond, mostHandshakes)
+	c.rate("limits.handshakes_per_second_per_address", &l.HandshakesPerSecondPerAddress, mostHandshakes)
+	c.rate("limits.messages_per_second", &l.MessagesPerSecond, mostMessages)
+	c.size("limits.bytes_per_second", &l.BytesPerSecond, -1, true)
+	if l.BytesPerSecond > mostBytes {
+		c.add("limits.bytes_per_second", "%v is out of range: expected 1B to %v, or off", l.BytesPerSecond, mostBytes)
+	}
+}
+
+// rate checks a number whose zero is off, too.
+func (c *checker) rate(key string, n *int, most int) {
+	if *n <= 0 {
+		*n = -1
+	}
+	if *n > most {
+		c.add(key, "%d is out of range: expected 1 to %d, or off", *n, most)
+	}
+}
+
+func (s *Server) limitRates() {
+	l := &s.opts.Limits
+	s.addresses = newAddresses(l, s.begin)
+	s.handshakes.pace, s.handshakes.begin = newPace(int64(l.HandshakesPerSecond), handshakeBurst), s.begin
+	s.messages = newPace(int64(l.MessagesPerSecond), messageBurst)
+	s.bytes = newPace(int64(l.BytesPerSecond), messageBurst)
+}
+
+var (
+	rejectHandshakes = &codec.Rejection{Status: 503, Reason: "server has as many handshakes as it takes in a second",
+		Header: [][2]string{{"Retry-After", "5"}}}
+	rejectAddressHandshakes = &codec.Rejection{Status: 429, Reason: "this address has made as many handshakes as it may in a second",
+		Header: [][2]string{{"Retry-After", "5"}}}
+)
+
+// mayShake says whether there may be one more handshake, for all and for the client's address.
+func (c *Conn) mayShake() (RefuseReason, error) {
+	s := c.sh.srv
+	if a := s.addresses; c.is(counted) && a.shake.limited() && !a.handshake(keyOf(addrOf(c.remote))) {
+		return RefuseAddressHandshakes, rejectAddressHandshakes
+	}
+	if s.handshakes.limited() && !s.handshakes.take() {
+		return RefuseHandshakes, rejectHandshakes
+	}
+	return 0, nil
+}
+
+// debts are what a connection has sent lately and may soon send again. Owned by the loop.
+type debts struct{ messages, bytes uint32 }
+
+// debts are there while a limit asks for them.
+func (c *Conn) debts() *debts { return &c.group.debts[c.slot] }
+
+// relax is called for what comes after a while, in milliseconds, in which nothing came.
+func (d *debts) relax(passed uint32) {
+	if *d != (debts{}) {
+		d.messages, d.bytes = relax(d.messages, passed), relax(d.bytes, passed)
+	}
+}
+
+// paysBytes charges the connection for what has come. When it is false the connection is being closed.
+func (c *Conn) paysBytes(n int) bool {
+	if p := c.sh.srv.bytes; !p.limited() || c.state.Load() != stateOpen || p.take(&c.debts().bytes, n) {
+		return true
+	}
+	c.sh.stats.ByteRate.Add(1)
+	c.tooFast("more bytes than limits.bytes_per_second allows")
+	return false
+}
+
+// paysMessage is the same for a message or a ping.
+func (c *Conn) paysMessage() bool {
+	p := c.sh.srv.messages
+	if !p.limited() || p.take(&c.debts().messages, 1) {
+		return true
+	}
+	c.sh.stats.MessageRate.Add(1)
+	c.tooFast("more messages than limits.messages_per_second allows")
+	return false
+}
+
+func (c *Conn) tooFast(reason string) {
+	c.mark(peerDone, true) // nobody reads the rest
+	c.sh.postClose(c, closeFail, codec.ClosePolicyViolation, reason)
+}
