@@ -228,6 +228,10 @@ endpoints:
     origins: ["https://*.example.com", "null", "*"]
     compression: {enabled: true, threshold: off, level: 9}
     slow_consumer: {policy: latest, max_queue: 3MiB, close_code: 1008}
+    auth:
+      jwt: {algorithms: [ES256, EdDSA], jwks_url: "https://a.example.com/k", issuer: i, audience: a, leeway: off,
+        from: ["cookie:t", query], optional: true}
+      hook: {url: "http://127.0.0.1/h", timeout: 1s, headers: [X-A], max_in_flight: off}
   - {path: "/'\"ü", mode: broadcast}
   - path: /ws
     mode: topics

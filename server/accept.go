@@ -72,9 +72,9 @@ func (sh *shard) accept(gc gnet.Conn) bool {
 		}
 	}
 	c := sh.admit(gc, remote, isCounted)
-	c.mark(full, n > int64(s.maxConnections))
-	c.mark(preface, isProxy)
-	c.mark(crowd, excess > 0)
+	c.mark(markFull, n > int64(s.maxConnections))
+	c.mark(markPreface, isProxy)
+	c.mark(markCrowd, excess > 0)
 	return true
 }
 
@@ -88,7 +88,7 @@ func (sh *shard) admit(gc gnet.Conn, remote *net.TCPAddr, isCounted bool) *Conn 
 		fd:     int32(gc.Fd()),
 		opened: sh.srv.second(),
 	}
-	c.mark(counted, isCounted)
+	c.mark(markCounted, isCounted)
 	gc.SetContext(c)
 	sh.shaking.add(c, times{read: sh.clock, message: sh.clock})
 	return c

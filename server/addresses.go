@@ -147,12 +147,12 @@ func (s *Server) claim(remote *net.TCPAddr) (counted bool, excess int) {
 // claim counts a connection whose address has become known after it was accepted. It returns false when
 // the connection is gone, because the address has far too many.
 func (c *Conn) claim() bool {
-	if c.is(counted) {
+	if c.is(markCounted) {
 		return true
 	}
 	isCounted, excess := c.sh.srv.claim(c.remote)
-	c.mark(counted, isCounted)
-	c.mark(crowd, excess > 0)
+	c.mark(markCounted, isCounted)
+	c.mark(markCrowd, excess > 0)
 	if excess <= crowdSlots {
 		return true
 	}

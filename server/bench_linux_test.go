@@ -142,9 +142,9 @@ func BenchmarkIdle(b *testing.B) {
 		for b.Loop() {
 			s := start(b, quiet(2))
 			dial(b, s, "/echo")
-			before := heap()
+			before := heapBytes()
 			w := startSwarm(b, s, swarmOrder{Path: "/broadcast", Conns: conns, Discard: true})
-			b.ReportMetric(float64(heap()-before)/conns, "B/conn")
+			b.ReportMetric(float64(heapBytes()-before)/conns, "B/conn")
 			w.end()
 		}
 	})

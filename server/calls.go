@@ -83,14 +83,14 @@ func (c *Conn) callError(h *Handler, err error) {
 // rescue is deferred around calls for a connection that is open.
 func (c *Conn) rescue(hook string) {
 	if p := recover(); p != nil {
-		c.mark(peerDone, true) // what it has sent after this message stays unread
+		c.mark(markPeerDone, true) // what it has sent after this message stays unread
 		c.callError(c.handler(), c.panicked(hook, p))
 		c.failInternally()
 	}
 }
 
 func (c *Conn) failInternally() {
-	c.mark(peerDone, true)
+	c.mark(markPeerDone, true)
 	c.sh.postClose(c, closeFail, codec.CloseInternalError, "internal server error")
 }
 

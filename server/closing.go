@@ -32,7 +32,7 @@ func (c *Conn) startClose(how closeHow, code codec.CloseCode, reason string) {
 // beginClose is startClose for a connection that shall get nothing more.
 func (c *Conn) beginClose(how closeHow, code codec.CloseCode, reason string) {
 	c.leave(&CloseError{Code: code, Reason: reason, Remote: how == closeReply})
-	c.mark(peerDone, c.is(peerDone) || how != closeOwn || c.isEvents())
+	c.mark(markPeerDone, c.is(markPeerDone) || how != closeOwn || c.isEvents())
 	c.sh.closing.add(c, times{read: c.sh.clock})
 	if how == closeReply {
 		reason = ""
@@ -52,6 +52,7 @@ func (c *Conn) beginClose(how closeHow, code codec.CloseCode, reason string) {
 func (c *Conn) leave(why *CloseError) {
 	c.sh.stats.drop(DropClosed, c.group.missed(c.slot))
 	c.leaveTopics()
+	c.sh.deadlines.remove(c)
 	c.group.remove(c)
 	c.state.Store(stateClosing)
 	c.sh.stats.Open.Add(-1)
@@ -68,7 +69,7 @@ func (c *Conn) flushed() {
 		return
 	}
 	c.group.times[c.slot].read = c.sh.clock
-	if !c.is(peerDone) {
+	if !c.is(markPeerDone) {
 		return
 	}
 	c.state.Store(stateLingering)
@@ -113,13 +114,14 @@ func (c *Conn) gone(err error) {
 		c.leave(&CloseError{Code: codec.CloseAbnormal, Reason: err.Error(), Remote: !ours, Err: err})
 	case stateHandshake:
 		c.sh.stats.refusals[RefuseLost].Add(1)
+		c.dropUndecided()
 		c.group.remove(c)
 	default:
 		c.group.remove(c)
 	}
 	c.dropInbound()
 	c.state.Store(stateClosed)
-	c.sh.srv.release(c.remote, c.is(counted))
+	c.sh.srv.release(c.remote, c.is(markCounted))
 	c.sh.srv.socketClosed()
 }
 

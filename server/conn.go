@@ -85,13 +85,13 @@ type Conn struct {
 type marks uint8
 
 const (
-	peerDone marks = 1 << iota // nothing more is read: the peer's close frame came, or the connection has failed
-	counted                    // it counts for its address
+	markPeerDone marks = 1 << iota // nothing more is read: the peer's close frame came, or the connection has failed
+	markCounted                    // it counts for its address
 
 	// In the handshake:
-	full    // accepted beyond the limit, to be told so
-	crowd   // the same for its address
-	preface // a PROXY header may or must come before the request
+	markFull    // accepted beyond the limit, to be told so
+	markCrowd   // the same for its address
+	markPreface // a PROXY header may or must come before the request
 )
 
 func (c *Conn) is(m marks) bool { return c.marks&m != 0 }

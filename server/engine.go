@@ -43,6 +43,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer s.closeShards()
 	alive, dead := context.WithCancel(context.Background())
 	defer dead()
+	s.watchKeys(alive, stopped)
 	go s.keepTime(alive)
 	ended := make(chan error, 1)
 	go func() { ended <- s.runEngine(address) }()

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/gorilla/websocket"
 
@@ -95,6 +96,49 @@ func ExampleHandler_login() {
 	_, resp, err := websocket.DefaultDialer.Dial("ws://"+s.Addr().String()+"/account", nil)
 	fmt.Println(err, resp.Status)
 	alice := connect(s, "/account", "Authorization", "Bearer s3cret")
+	defer alice.Close()
+	fmt.Println(hear(alice))
+
+	// Output:
+	// websocket: bad handshake 401 Unauthorized
+	// welcome, alice
+}
+
+// Who a client is, a database knows, which takes a while. The decision is deferred, so that the loop goes on
+// with the other connections.
+func ExampleRequest_Defer() {
+	lookUp := func(ctx context.Context, session string) (user string, err error) { // in a database
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done(): // the client has gone
+			return "", ctx.Err()
+		}
+		if session != "session=k3f9" {
+			return "", &codec.Rejection{Status: 401, Reason: "log in first"}
+		}
+		return "alice", nil
+	}
+	s, stop := run(server.Endpoint{
+		Path: "/account",
+		Handler: server.Handler{
+			Upgrade: func(r *server.Request) error {
+				r.Defer(func(ctx context.Context, r *server.Request) error {
+					user, err := lookUp(ctx, string(r.Header("Cookie")))
+					if err != nil {
+						return err
+					}
+					return r.Identify(server.Identity{Subject: user})
+				})
+				return nil
+			},
+			Open: func(c *server.Conn) { _ = c.Send(server.Text, []byte("welcome, "+c.Subject())) },
+		},
+	})
+	defer stop()
+
+	_, resp, err := websocket.DefaultDialer.Dial("ws://"+s.Addr().String()+"/account", nil)
+	fmt.Println(err, resp.Status)
+	alice := connect(s, "/account", "Cookie", "session=k3f9")
 	defer alice.Close()
 	fmt.Println(hear(alice))
 

@@ -8,9 +8,9 @@ import (
 	"carillon/codec"
 )
 
-// identify finds out who has sent a request for an endpoint, when it came through a proxy, and whether
+// locate finds out who has sent a request for an endpoint, when it came through a proxy, and whether
 // this client may make one more handshake.
-func (c *Conn) identify(r *Request) (RefuseReason, error) {
+func (c *Conn) locate(r *Request) (RefuseReason, error) {
 	s := c.sh.srv
 	if s.isProxy(c.remote) {
 		via := &c.sh.via
@@ -22,7 +22,7 @@ func (c *Conn) identify(r *Request) (RefuseReason, error) {
 			r.RemoteAddr, c.remote = client, net.TCPAddrFromAddrPort(client)
 		}
 		isCounted, excess := s.claim(c.remote)
-		c.mark(counted, isCounted)
+		c.mark(markCounted, isCounted)
 		if excess > 0 {
 			return RefuseAddressFull, rejectCrowded
 		}

@@ -20,7 +20,7 @@ type Handler struct {
 	// Upgrade sees a handshake request that is correct and decides about it. A nil error accepts.
 	// A *[codec.Rejection] is the answer as it stands; any other error is answered 403 and logged.
 	// Before it returns the client has been answered nothing, so one that is refused never sees an
-	// open WebSocket.
+	// open WebSocket. What takes long is for [Request.Defer].
 	Upgrade func(r *Request) error
 
 	// Open is called once the handshake is answered, before any message.
@@ -70,6 +70,9 @@ type Request struct {
 
 	scheme string // http or https, "" when no trusted proxy tells it
 	wish   *wish  // on an endpoint with topics
+
+	token, bound Identity  // what the token says, and what Identify was told
+	deferred     *deferred // what has to be done first
 }
 
 // Cookie returns the value of the first cookie of this name, without quotes around it, or "" when there is

@@ -15,6 +15,10 @@ var (
 
 // shake takes bytes of a request head, and answers it once it is whole.
 func (c *Conn) shake(b []byte) {
+	if c.waitsFor() != nil {
+		c.early(b)
+		return
+	}
 	limit := int(c.sh.srv.opts.Limits.MaxHead)
 	scanned := 0
 	if c.in != nil {
@@ -22,10 +26,10 @@ func (c *Conn) shake(b []byte) {
 		c.in.rest = append(c.in.rest, b...)
 		b = c.in.rest
 	}
-	if c.is(preface) {
+	if c.is(markPreface) {
 		size, ok := c.readProxy(b)
 		if !ok {
-			c.await(b)
+			c.keepHead(b)
 			return
 		}
 		b, scanned = b[size:], 0
@@ -37,12 +41,12 @@ func (c *Conn) shake(b []byte) {
 	case len(b) >= limit:
 		c.refuse(RefuseHeadTooLong, &codec.Rejection{Status: 431, Reason: fmt.Sprintf("the request head is larger than %v", c.sh.srv.opts.Limits.MaxHead)})
 	default:
-		c.await(b)
+		c.keepHead(b)
 	}
 }
 
-// await keeps the start of a head, or of what comes before, which may lie in c.in already.
-func (c *Conn) await(b []byte) {
+// keepHead keeps the start of a head, or of what comes before, which may lie in c.in already.
+func (c *Conn) keepHead(b []byte) {
 	if c.state.Load() != stateHandshake || len(b) == 0 && c.in == nil {
 		return
 	}
@@ -58,12 +62,29 @@ func (c *Conn) answer(head, rest []byte) {
 	r := &sh.request
 	*r = Request{RemoteAddr: c.RemoteAddr(), Request: r.Request}
 	why, err := c.consider(r, head)
-	if err == nil && r.wish != nil && r.wish.events {
-		c.openEvents(r)
-		return
-	}
 	if err == errPlainHTTP {
 		c.handOver(head, rest)
+		return
+	}
+	c.conclude(r, head, rest, why, err)
+}
+
+// conclude opens or refuses a connection after all who had to be asked, or waits for one of them.
+func (c *Conn) conclude(r *Request, head, rest []byte, why RefuseReason, err error) {
+	sh := c.sh
+	if err == nil && r.deferred != nil {
+		if len(rest) > int(sh.srv.opts.Limits.MaxHead) {
+			c.early(rest)
+			return
+		}
+		c.await(r, head, rest)
+		return
+	}
+	if err == nil {
+		err = r.checkRights()
+	}
+	if err == nil && r.wish != nil && r.wish.events {
+		c.openEvents(r)
 		return
 	}
 	if err == nil {
@@ -76,6 +97,11 @@ func (c *Conn) answer(head, rest []byte) {
 		why = RefuseMalformed
 	}
 	var rejection *codec.Rejection
+	var named *denial
+	if errors.As(err, &named) {
+		why = named.why
+		sh.srv.log.Debug("handshake refused", "remote", r.RemoteAddr, "path", c.ep.Path, "reason", why.String(), "status", named.Status)
+	}
 	if !errors.As(err, &rejection) {
 		rejection = &codec.Rejection{Status: 403, Reason: "forbidden"}
 		sh.srv.log.Debug("handshake refused", "remote", r.RemoteAddr, "path", c.ep.Path, "error", err)
@@ -94,10 +120,10 @@ func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 	if malformed != nil && (srv.plain == nil || !r.HTTP10) {
 		return reasonOf(malformed), malformed
 	}
-	if c.is(full) {
+	if c.is(markFull) {
 		return RefuseFull, rejectFull
 	}
-	if c.is(crowd) {
+	if c.is(markCrowd) {
 		return RefuseAddressFull, rejectCrowded
 	}
 	if srv.draining.Load() {
@@ -112,7 +138,7 @@ func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 	case c.ep == nil:
 		return RefuseNotFound, &codec.Rejection{Status: 404, Reason: "nothing is served at this path"}
 	}
-	if why, err := c.identify(r); err != nil {
+	if why, err := c.locate(r); err != nil {
 		return why, err
 	}
 	events := c.ep.Mode == ModeTopics && wantsEvents(&r.Request)
@@ -122,6 +148,9 @@ func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 	if !c.ep.origins.allow(r) {
 		return RefuseOrigin, rejectOrigin
 	}
+	if err := c.ep.auth.checkToken(r); err != nil {
+		return RefuseNoToken, err
+	}
 	if c.ep.Mode == ModeTopics {
 		w, err := c.ep.wishOf(r, events)
 		if err != nil {
@@ -129,6 +158,15 @@ func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 		}
 		r.wish = w
 	}
+	if c.ep.auth.hook != nil {
+		c.ep.auth.hook.ask(r)
+		return 0, nil
+	}
+	return c.askUpgrade(r)
+}
+
+// askUpgrade lets the application decide.
+func (c *Conn) askUpgrade(r *Request) (RefuseReason, error) {
 	if c.ep.handler.Upgrade != nil {
 		return c.callUpgrade(r)
 	}
@@ -186,6 +224,7 @@ func (c *Conn) enter(r *Request) {
 	if r.Value != nil {
 		c.SetValue(r.Value)
 	}
+	c.identify(r)
 	sh.shaking.remove(c)
 	now := sh.clock
 	sh.groupsOf(c.ep)[c.framing].add(c, times{read: now, message: now})
@@ -210,9 +249,10 @@ func (c *Conn) refuse(why RefuseReason, r *codec.Rejection) {
 func (c *Conn) refuseWith(why RefuseReason, response []byte) {
 	sh := c.sh
 	sh.stats.refusals[why].Add(1)
+	c.dropUndecided()
 	c.dropInbound()
 	sh.shaking.remove(c)
-	c.mark(peerDone, true)
+	c.mark(markPeerDone, true)
 	c.state.Store(stateClosing)
 	sh.closing.add(c, times{read: sh.clock})
 	if len(response) > 0 {

@@ -300,7 +300,7 @@ func numbered(i, size int) []byte {
 }
 
 // heap is the memory in use after all garbage is gone.
-func heap() int64 {
+func heapBytes() int64 {
 	var m runtime.MemStats
 	for range 3 {
 		runtime.GC()

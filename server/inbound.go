@@ -22,7 +22,7 @@ func (c *Conn) received(b []byte) {
 		c.shake(b)
 		return
 	}
-	if c.is(peerDone) || state >= stateLingering || c.isEvents() {
+	if c.is(markPeerDone) || state >= stateLingering || c.isEvents() {
 		return // whatever it is, nobody expects it
 	}
 	if state == stateOpen {
@@ -54,7 +54,7 @@ func (c *Conn) decode(b []byte) {
 	if c.deflate {
 		d.Inflater = sh.inflate()
 	}
-	for !c.is(peerDone) {
+	for !c.is(markPeerDone) {
 		ev, n, ok, err := d.Next(b)
 		b = b[n:]
 		if err != nil {
@@ -73,7 +73,7 @@ func (c *Conn) decode(b []byte) {
 // keep holds on to the decoder and to the rest of the bytes if they are needed for the next turn.
 func (c *Conn) keep(d *codec.Decoder, rest []byte) {
 	sh := c.sh
-	if c.is(peerDone) || c.state.Load() >= stateLingering {
+	if c.is(markPeerDone) || c.state.Load() >= stateLingering {
 		d.Reset()
 		c.dropInbound()
 		return
@@ -93,7 +93,7 @@ func (c *Conn) handle(ev codec.Event) {
 	open := c.state.Load() == stateOpen
 	switch ev.Op {
 	case codec.OpClose:
-		c.mark(peerDone, true)
+		c.mark(markPeerDone, true)
 		if !open {
 			c.flushed()
 			return
@@ -114,7 +114,7 @@ func (c *Conn) handle(ev codec.Event) {
 
 // broke ends a connection whose peer broke a rule of the protocol.
 func (c *Conn) broke(err error) {
-	c.mark(peerDone, true)
+	c.mark(markPeerDone, true)
 	if c.state.Load() != stateOpen {
 		c.flushed()
 		return

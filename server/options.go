@@ -87,6 +87,9 @@ type Endpoint struct {
 	// Handler is the application's own. Its zero value is only allowed beside a Mode.
 	Handler Handler `yaml:"-"`
 
+	// Auth says who may come in. Default: everybody.
+	Auth Auth `yaml:"auth"`
+
 	// Topics rules what clients may do, with ModeTopics.
 	Topics TopicAccess `yaml:"topics"`
 
@@ -173,7 +176,8 @@ type Limits struct {
 	MaxHead Size `yaml:"max_head"`
 
 	// HandshakeTimeout is the time from accept to the last byte of the head; after it the answer is
-	// 408. Bytes that dribble in do not extend it. Default 10 s.
+	// 408. Bytes that dribble in do not extend it. A decision that is deferred has as long again, from
+	// zero; see [Request.Defer]. Default 10 s.
 	HandshakeTimeout time.Duration `yaml:"handshake_timeout"`
 
 	// MaxMessage is the size of a message, all fragments together and after decompression; a larger
@@ -360,6 +364,7 @@ func (e *Endpoint) resolve(c *checker, key string) {
 	case e.Mode != "" && e.Handler.Message != nil:
 		c.add(key+"mode", "%s and a Message handler of your own exclude each other", e.Mode)
 	}
+	e.Auth.resolve(c, key+"auth.")
 	e.Topics.resolve(c, key+"topics.")
 	c.origins(key+"origins", e.Origins)
 	if len(e.Subprotocols) > maxSubprotocols {

@@ -99,7 +99,7 @@ func (c *Conn) handOver(head, rest []byte) {
 		c.refuse(RefuseDescriptors, rejectDescriptors)
 		return
 	}
-	if !sh.srv.plain.listener.put(handed{sh: sh, fd: fd, remote: c.remote, counted: c.is(counted), early: slices.Concat(head, rest)}) {
+	if !sh.srv.plain.listener.put(handed{sh: sh, fd: fd, remote: c.remote, counted: c.is(markCounted), early: slices.Concat(head, rest)}) {
 		_ = unix.Close(fd)
 		c.refuse(RefuseDraining, rejectDraining)
 		return

@@ -21,6 +21,7 @@ type request struct {
 	History     *historyRequest   `json:"history"`
 	Presence    *topicRequest     `json:"presence"`
 	Ping        *struct{}         `json:"ping"`
+	Refresh     *refreshRequest   `json:"refresh"`
 }
 
 type topicRequest struct {
@@ -99,13 +100,13 @@ func parseRequest(payload []byte) (*request, error) {
 		return r, bad("expected a JSON object: %v", err)
 	}
 	asked := 0
-	for _, set := range []bool{r.Subscribe != nil, r.Unsubscribe != nil, r.Publish != nil, r.History != nil, r.Presence != nil, r.Ping != nil} {
+	for _, set := range []bool{r.Subscribe != nil, r.Unsubscribe != nil, r.Publish != nil, r.History != nil, r.Presence != nil, r.Ping != nil, r.Refresh != nil} {
 		if set {
 			asked++
 		}
 	}
 	if asked != 1 {
-		return r, bad("expected exactly one of subscribe, unsubscribe, publish, history, presence and ping, each with an object")
+		return r, bad("expected exactly one of subscribe, unsubscribe, publish, history, presence, ping and refresh, each with an object")
 	}
 	return r, nil
 }
@@ -147,6 +148,9 @@ func (c *Conn) do(r *request) (what string, value any, err error) {
 	case r.History != nil:
 		value, err = c.doHistory(r.History)
 		return "history", value, err
+	case r.Refresh != nil:
+		value, err = c.doRefresh(r.Refresh.Token)
+		return "refreshed", value, err
 	case r.Presence != nil:
 		value, err = c.doPresence(r.Presence.Topic)
 		return "present", value, err
@@ -155,7 +159,7 @@ func (c *Conn) do(r *request) (what string, value any, err error) {
 }
 
 func (c *Conn) doSubscribe(id json.RawMessage, r *subscribeRequest) error {
-	if err := c.ep.check(r.Topic); err != nil {
+	if err := c.checkRead(r.Topic); err != nil {
 		return err
 	}
 	from := Start{Since: r.Since, Last: r.Last}
@@ -167,7 +171,11 @@ func (c *Conn) doSubscribe(id json.RawMessage, r *subscribeRequest) error {
 	case r.Last < 0 || r.Last > mostLast:
 		return bad("last is %d: expected 0 to %d", r.Last, mostLast)
 	}
+	if err := c.checkRead(r.Topic); err != nil { // a token may have been renewed since
+		return err
+	}
 	_, err := c.subscribe(r.Topic, from, framingEnvelope, func(s Subscribed) {
+		c.markAsked()
 		if len(id) > 0 {
 			c.sendSubscribed(id, s, from.Since != nil)
 		}
@@ -179,7 +187,7 @@ func (c *Conn) doPublish(r *publishRequest) (any, error) {
 	if err := CheckTopic(r.Topic); err != nil {
 		return nil, err
 	}
-	if !c.ep.Topics.mayPublish(r.Topic) {
+	if !c.mayPublish(r.Topic) {
 		return nil, errNotAllowed
 	}
 	format, payload, err := decodeData(r.Data, r.Encoding)
@@ -231,7 +239,7 @@ func (c *Conn) doHistory(r *historyRequest) (any, error) {
 	if err := CheckTopic(r.Topic); err != nil {
 		return nil, err
 	}
-	if !c.ep.Topics.maySubscribe(r.Topic) {
+	if !c.mayRead(r.Topic) {
 		return nil, errNotAllowed
 	}
 	limit := usualHistory
@@ -291,16 +299,17 @@ func (c *Conn) doPresence(topic string) (any, error) {
 	if err := CheckTopic(topic); err != nil {
 		return nil, err
 	}
-	if !c.ep.Topics.Presence || !c.ep.Topics.maySubscribe(topic) {
+	if !c.ep.Topics.Presence || !c.mayRead(topic) {
 		return nil, errNotAllowed
 	}
 	present := c.sh.srv.Subscribers(topic)
 	type connection struct {
-		ID string `json:"id"`
+		ID      string `json:"id"`
+		Subject string `json:"subject,omitempty"`
 	}
 	list := []connection{}
 	for _, other := range present[:min(len(present), mostPresent)] {
-		list = append(list, connection{strconv.FormatUint(other.id, 10)})
+		list = append(list, connection{strconv.FormatUint(other.id, 10), other.Subject()})
 	}
 	return struct {
 		Topic       string       `json:"topic"`
@@ -399,13 +408,16 @@ func errorReplyOf(err error) errorReply {
 func errorCode(err error) string {
 	var topic *TopicError
 	var request *badRequest
+	var token *denial
 	switch {
 	case errors.As(err, &topic):
 		return "invalid_topic"
 	case errors.As(err, &request), errors.Is(err, ErrNotJSON), errors.Is(err, ErrNotText), errors.Is(err, ErrKey):
 		return "bad_request"
-	case errors.Is(err, errNotAllowed), errors.Is(err, errNoPatterns):
+	case errors.Is(err, errNotAllowed), errors.Is(err, errNotYours), errors.Is(err, errNoPatterns), errors.Is(err, errRenewal):
 		return "not_allowed"
+	case errors.As(err, &token) && token.Status == 401:
+		return "invalid_token"
 	case errors.Is(err, ErrSubscribed):
 		return "already_subscribed"
 	case errors.Is(err, ErrOverlap):
@@ -418,7 +430,7 @@ func errorCode(err error) string {
 		return "too_many_topics"
 	case errors.Is(err, ErrTooLarge):
 		return "too_large"
-	case errors.Is(err, ErrOverloaded):
+	case errors.Is(err, ErrOverloaded), errors.Is(err, errTooOften), token != nil:
 		return "overloaded"
 	}
 	panic("server: an error without a code: " + err.Error())

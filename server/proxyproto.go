@@ -71,7 +71,7 @@ func (c *Conn) readProxy(b []byte) (size int, ok bool) {
 	case size == 0:
 		return 0, false
 	}
-	c.mark(preface, false)
+	c.mark(markPreface, false)
 	if !header.Source.IsValid() {
 		return size, true // it stays the balancer's, which is exempt from the limits for each address
 	}
@@ -87,7 +87,7 @@ func (c *Conn) prefaceDue() {
 	case c.in != nil: // it has begun
 		c.cutOff(RefuseProxyMalformed, errProxyTimeout)
 	default: // whoever has said nothing by now may still send a request
-		c.mark(preface, false)
+		c.mark(markPreface, false)
 	}
 }
 

@@ -41,15 +41,15 @@ func dialFrom(t testing.TB, s *Server, source string) *client {
 const (
 	aliceV1 = "PROXY TCP4 192.0.2.1 198.51.100.1 56324 443\r\n"
 	aliceV2 = "\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0f\xc0\x00\x02\x01\xc6\x33\x64\x01\xdc\x04\x01\xbb\x04\x00\x00"
-	alice   = "192.0.2.1:56324"
+	aliceAt = "192.0.2.1:56324"
 )
 
 func TestProxyHeaderTellsTheClient(t *testing.T) {
 	for _, mode := range []ProxyMode{ProxyRequired, ProxyOptional} {
 		s := start(t, behindBalancers(mode))
 		for _, test := range []struct{ sentence, header, want string }{
-			{"version 1", aliceV1, alice},
-			{"version 2", aliceV2, alice},
+			{"version 1", aliceV1, aliceAt},
+			{"version 2", aliceV2, aliceAt},
 			{"over IPv6", "PROXY TCP6 2001:db8::1 2001:db8::2 4000 443\r\n", "[2001:db8::1]:4000"},
 			{"a balancer that does not know is the client", "PROXY UNKNOWN\r\n", ""},
 			{"a balancer that checks is the client", "\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00", ""},
@@ -195,15 +195,15 @@ func TestProxyHeaderAndPlainHTTP(t *testing.T) {
 		c := dialRaw(t, s)
 		for _, send := range []string{header + requestHead("GET /one HTTP/1.1"), requestHead("GET /two HTTP/1.1")} {
 			c.write([]byte(send))
-			if got := c.wantPage("GET /").Header.Get("X-Remote"); got != alice {
-				t.Errorf("the page is for %s, want %s", got, alice)
+			if got := c.wantPage("GET /").Header.Get("X-Remote"); got != aliceAt {
+				t.Errorf("the page is for %s, want %s", got, aliceAt)
 			}
 		}
 		c.write([]byte(upgradeHead("/who")))
 		if resp := c.response(); resp.StatusCode != 101 {
 			t.Fatalf("answered %s", resp.Status)
 		}
-		c.want(alice)
+		c.want(aliceAt)
 	}
 }
 
@@ -214,8 +214,8 @@ func TestProxyHeaderBeforeAShortRequest(t *testing.T) {
 	c.write([]byte(aliceV1[:len(aliceV1)-1]))
 	s.arrived(t, len(aliceV1)-1)
 	c.write([]byte("\nGET / HTTP/1.1\r\nHost: h\r\n\r\n"))
-	if got := c.wantPage("GET /").Header.Get("X-Remote"); got != alice {
-		t.Errorf("the page is for %s, want %s", got, alice)
+	if got := c.wantPage("GET /").Header.Get("X-Remote"); got != aliceAt {
+		t.Errorf("the page is for %s, want %s", got, aliceAt)
 	}
 }
 
@@ -230,7 +230,7 @@ func TestProxyHeaderLeavesNothingBehind(t *testing.T) {
 	if resp := c.response(); resp.StatusCode != 101 {
 		t.Fatalf("answered %s", resp.Status)
 	}
-	c.want(alice)
+	c.want(aliceAt)
 	for conn := range s.Conns() {
 		_ = conn.Send(Text, []byte("later"))
 		c.want("later")

@@ -50,7 +50,7 @@ var (
 // mayShake says whether there may be one more handshake, for all and for the client's address.
 func (c *Conn) mayShake() (RefuseReason, error) {
 	s := c.sh.srv
-	if a := s.addresses; c.is(counted) && a.shake.limited() && !a.handshake(keyOf(addrOf(c.remote))) {
+	if a := s.addresses; c.is(markCounted) && a.shake.limited() && !a.handshake(keyOf(addrOf(c.remote))) {
 		return RefuseAddressHandshakes, rejectAddressHandshakes
 	}
 	if s.handshakes.limited() && !s.handshakes.take() {
@@ -94,6 +94,6 @@ func (c *Conn) paysMessage() bool {
 }
 
 func (c *Conn) tooFast(reason string) {
-	c.mark(peerDone, true) // nobody reads the rest
+	c.mark(markPeerDone, true) // nobody reads the rest
 	c.sh.postClose(c, closeFail, codec.ClosePolicyViolation, reason)
 }

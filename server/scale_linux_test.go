@@ -30,7 +30,7 @@ func TestCrowd(t *testing.T) {
 	lone := dial(t, s, "/echo") // so that every loop's own memory is there before we look
 	lone.send("x")
 	lone.want("x")
-	before := heap()
+	before := heapBytes()
 
 	w := startSwarm(t, s, swarmOrder{Path: "/broadcast", Conns: crowd, Expect: paced + burst})
 	eventually(t, "all are open", func() bool { return s.Count() == crowd+1 })
@@ -55,7 +55,7 @@ func TestCrowd(t *testing.T) {
 	}
 	eventually(t, "all are gone", func() bool { return s.sockets.Load() == 1 && s.Count() == 1 })
 	// gnet's map of connections keeps its size, about 40 B for each that there was.
-	if left := heap() - before; left > crowd*80 {
+	if left := heapBytes() - before; left > crowd*80 {
 		t.Errorf("%d B of heap for each connection that is gone", left/crowd)
 	}
 	lone.send("still here")
@@ -89,9 +89,9 @@ func TestIdleMemory(t *testing.T) {
 	needDescriptors(t, crowd)
 	s := start(t, Options{Endpoints: echoAndBroadcast(), Ping: Ping{Interval: -1}})
 	dial(t, s, "/echo")
-	before := heap()
+	before := heapBytes()
 	startSwarm(t, s, swarmOrder{Path: "/broadcast", Conns: crowd, Discard: true})
-	if each := (heap() - before) / crowd; each > 600 {
+	if each := (heapBytes() - before) / crowd; each > 600 {
 		t.Errorf("%d B of heap for each idle connection, want at most 600", each)
 	}
 }

@@ -83,6 +83,7 @@ type endpoint struct {
 	upgrader codec.Upgrader
 	deflater *codec.Deflater
 	origins  origins
+	auth     gate
 
 	mu sync.Mutex // held while a broadcast is posted, so that all shards get the same order
 }
@@ -117,7 +118,7 @@ func New(options Options) (*Server, error) {
 		s.opts.Loops = min(runtime.GOMAXPROCS(0), 255)
 	}
 	groups := 0
-	for _, e := range opts.Endpoints {
+	for i, e := range opts.Endpoints {
 		ep := &endpoint{
 			Endpoint: e,
 			group:    groups,
@@ -126,6 +127,10 @@ func New(options Options) (*Server, error) {
 			upgrader: codec.Upgrader{Subprotocols: e.Subprotocols, Deflate: e.Compression.Enabled},
 			deflater: codec.NewDeflater(e.Compression.Level, int(e.Compression.Threshold)),
 			origins:  originsOf(e.Origins, opts.PublicURL),
+		}
+		key := fmt.Sprintf("endpoints[%d].auth.jwt.key_file", i)
+		if ep.auth, err = newGate(&e.Auth, s.log); err != nil {
+			return nil, &OptionError{Key: key, Problem: err.Error()}
 		}
 		if message := e.Mode.message(s); message != nil {
 			ep.handler.Message = message

@@ -36,7 +36,8 @@ type shard struct {
 	pending      queue   // audiences whose streams are not at their end
 	goingAway    bool    // the server shuts down: nobody may stay
 	stalled      []*Conn // those that have an outbox
-	lost         error   // why the connection that is being closed was aborted
+	deadlines    deadlines
+	lost         error // why the connection that is being closed was aborted
 	decoder      codec.Decoder
 	inflater     *codec.Inflater
 	request      Request

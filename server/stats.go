@@ -53,6 +53,22 @@ const (
 	RefuseProxyPeer                             // closed: a PROXY header is required, and none is believed from this address
 	RefuseProxyMissing                          // closed: a PROXY header is required, and none came, or not in time
 	RefuseProxyMalformed                        // closed: the PROXY header breaks a rule, or has begun and did not end in time
+
+	RefuseNoToken        // 401: there is no token, and one is required
+	RefuseTokenMalformed // 401: the token is none, or it says what no token can
+	RefuseTokenAlgorithm // 401: the token is signed by an algorithm that the endpoint does not take
+	RefuseTokenKey       // 401, or 503 while keys are fetched: no key is known by the token's name for it
+	RefuseTokenSignature // 401: no key of the endpoint has signed the token
+	RefuseTokenExpired   // 401: the token's time is up
+	RefuseTokenEarly     // 401: the token is not valid yet
+	RefuseTokenIssuer    // 401: the token is from somebody else
+	RefuseTokenAudience  // 401: the token is for somebody else
+	RefuseNoKeys         // 503: no keys could be fetched so far
+	RefuseHook           // the connect hook said no
+	RefuseHookFailed     // 503: the connect hook did not answer, or not as it should
+	RefuseHookBusy       // 503: as many requests wait for the connect hook as may
+	RefuseUndecided      // 503: a deferred decision did not come in time
+	RefuseEarly          // 400: too much came before a deferred decision
 	numRefuseReasons
 )
 
@@ -60,6 +76,8 @@ var refuseNames = [numRefuseReasons]string{
 	"malformed", "not_found", "method", "timeout", "no_upgrade", "head_too_long", "http_version", "full", "draining",
 	"topic", "handler", "panic", "lost", "descriptors",
 	"origin", "address_full", "handshakes", "address_handshakes", "proxy_peer", "proxy_missing", "proxy_malformed",
+	"no_token", "token_malformed", "token_algorithm", "token_key", "token_signature", "token_expired", "token_early",
+	"token_issuer", "token_audience", "no_keys", "hook", "hook_failed", "hook_busy", "undecided", "early",
 }
 
 // String gives the name used in counters.
@@ -82,6 +100,7 @@ type counters struct {
 	Panics      atomic.Uint64
 	MessageRate atomic.Uint64
 	ByteRate    atomic.Uint64
+	Expired     atomic.Uint64
 	drops       [numDropReasons]atomic.Uint64
 	refusals    [numRefuseReasons]atomic.Uint64
 	closes      [17]atomic.Uint64 // by code from 1000 to 1015, then all others
@@ -114,6 +133,7 @@ type Stats struct {
 	Panics      uint64 // in a [Handler]; net/http logs those in Options.HTTP
 	MessageRate uint64 // WebSockets closed for limits.messages_per_second
 	ByteRate    uint64 // WebSockets closed for limits.bytes_per_second
+	Expired     uint64 // connections that were closed because of Identity.Expires
 
 	Drops    map[DropReason]uint64      // messages that one receiver each never got
 	Refusals map[RefuseReason]uint64    // connections that did not become WebSockets
@@ -145,6 +165,7 @@ func (s *Server) Stats() Stats {
 		st.Panics += c.Panics.Load()
 		st.MessageRate += c.MessageRate.Load()
 		st.ByteRate += c.ByteRate.Load()
+		st.Expired += c.Expired.Load()
 		for r := range c.drops {
 			st.Drops[DropReason(r)] += c.drops[r].Load()
 		}

@@ -37,6 +37,9 @@ type more struct {
 	// Owned by the loop.
 	stale   int // subscriptions that are
 	waiting int // things that the client asked for and that stand in the mailbox
+
+	who       *who       // guarded by sh.mu: only the loop writes
+	undecided *undecided // owned by the loop, during the handshake only
 }
 
 // subscription is a connection's place in a topic's audience.
@@ -44,6 +47,7 @@ type subscription struct {
 	audience *audience
 	slot     int32 // in the audience
 	stale    bool  // the newest message of the topic waits until the socket takes bytes again
+	asked    bool  // by the client, so that its rights have to cover it
 }
 
 func (s *subscription) name() string { return s.audience.local.src.name }

@@ -32,7 +32,10 @@ func (sh *shard) sweepOn() {
 		sh.beginSweep()
 	}
 	sends := 0
-	for w.running {
+	for w.running && sends < sweepSends && sh.expireNext() {
+		sends++
+	}
+	for w.running && sends < sweepSends {
 		if w.next == 0 {
 			w.group--
 			if w.group < 0 {
@@ -49,9 +52,7 @@ func (sh *shard) sweepOn() {
 			continue
 		}
 		if g.due(w.next) {
-			if sends++; sends == sweepSends {
-				return
-			}
+			sends++
 		}
 	}
 }
@@ -80,13 +81,12 @@ func (g *group) due(i int) bool {
 func (g *group) handshakeDue(i int) bool {
 	srv, c := g.sh.srv, g.members[i].conn
 	switch {
-	case c.is(preface) && passed(g.sh.clock, g.times[i].message, srv.opts.ProxyProtocol.Timeout):
+	case c.is(markPreface) && passed(g.sh.clock, g.times[i].message, srv.opts.ProxyProtocol.Timeout):
 		c.prefaceDue()
 	case g.sh.goingAway:
 		c.refuse(RefuseDraining, rejectDraining)
 	case passed(g.sh.clock, g.times[i].message, srv.opts.Limits.HandshakeTimeout):
-		c.refuse(RefuseTimeout, &codec.Rejection{Status: 408,
-			Reason: fmt.Sprintf("the request head did not arrive within %v", srv.opts.Limits.HandshakeTimeout)})
+		c.refuse(c.lateHandshake(srv.opts.Limits.HandshakeTimeout))
 	default:
 		return false
 	}

@@ -125,6 +125,7 @@ func (ep *endpoint) checkWish(w *wish) error {
 
 var (
 	errNotAllowed = fmt.Errorf("this topic is not for clients of this endpoint")
+	errNotYours   = fmt.Errorf("this client may not have this topic")
 	errNoPatterns = fmt.Errorf("this endpoint does not allow patterns")
 )
 
@@ -169,7 +170,13 @@ func startOf(query url.Values) (from Start, err error) {
 func (c *Conn) begin(w *wish) {
 	for _, name := range w.topics {
 		err := c.inTurn(0, func() {
-			_, err := c.subscribe(name, w.from, w.framing, func(s Subscribed) {
+			err := c.checkRead(name) // a token may have been renewed since
+			if err != nil {
+				c.failed(err)
+				return
+			}
+			_, err = c.subscribe(name, w.from, w.framing, func(s Subscribed) {
+				c.markAsked()
 				if w.framing != framingRaw {
 					s.Recovered = s.Recovered && !w.afresh
 					c.sendSubscribed(nil, s, w.from.Since != nil || w.afresh)
@@ -214,7 +221,7 @@ func (c *Conn) publish(op codec.Opcode, payload []byte) {
 	if c.more != nil {
 		topics = c.more.subs
 	}
-	if len(topics) != 1 || topics[0].isPattern() || !c.ep.Topics.mayPublish(topics[0].name()) {
+	if len(topics) != 1 || topics[0].isPattern() || !c.mayPublish(topics[0].name()) {
 		_ = c.Close(codec.ClosePolicyViolation, "nothing can be published here")
 		return
 	}

@@ -58,17 +58,17 @@ func BenchmarkTopicPublish(b *testing.B) {
 		payload := numbered(0, size)
 		topic := func(n int) string { return fmt.Sprintf("topic.%d", n%topicCount) }
 
-		before := heap()
+		before := heapBytes()
 		for n := range topicCount {
 			if _, err := s.Publish(Publication{Topic: topic(n), Format: FormatBinary, Payload: payload}); err != nil {
 				b.Fatal(err)
 			}
 		}
-		topicHeap := heap()
+		topicHeap := heapBytes()
 		subscribeAll(b, s, all, each, func(conn, i int) string { return topic(conn*each + i) })
-		thinHeap := heap()
+		thinHeap := heapBytes()
 		subscribeAll(b, s, all, each, func(_, i int) string { return fmt.Sprintf("crowd.%d", i) })
-		crowdHeap := heap()
+		crowdHeap := heapBytes()
 		var some []*Conn // from all loops
 		for n := 0; n < conns; n += conns / hot {
 			some = append(some, all[n])
@@ -123,16 +123,16 @@ func TestSubscriptionMemory(t *testing.T) {
 	startSwarm(t, s, swarmOrder{Path: "/ws", Conns: conns, Discard: true})
 	all := connsAt(s, "/ws")
 	subscribeAll(t, s, all, 1, func(int, int) string { return "first" })
-	before := heap()
+	before := heapBytes()
 	subscribeAll(t, s, all, each, func(_, i int) string { return fmt.Sprintf("crowd.%d", i) })
-	if cost := (heap() - before) / (conns * each); cost > 64 {
+	if cost := (heapBytes() - before) / (conns * each); cost > 64 {
 		t.Errorf("a subscription costs %d B, want at most 64", cost)
 	}
-	before = heap()
+	before = heapBytes()
 	for i := range topicCount {
 		mustPublish(t, s, fmt.Sprintf("topic.%d", i), "x")
 	}
-	if cost := (heap() - before) / topicCount; cost > 400 {
+	if cost := (heapBytes() - before) / topicCount; cost > 400 {
 		t.Errorf("a topic costs %d B, want at most 400", cost)
 	}
 }

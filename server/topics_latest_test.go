@@ -103,7 +103,7 @@ func thawLatest(t *testing.T, compressed bool) {
 	}
 	values := strings.Repeat("v", 10_000)
 	value := func(round int) string { return fmt.Sprintf("%d %s", round, values) }
-	before := heap()
+	before := heapBytes()
 	for round := range rounds {
 		for i := range prices {
 			mustPublish(t, s, fmt.Sprintf("price.%d", i), value(round))
@@ -117,7 +117,7 @@ func thawLatest(t *testing.T, compressed bool) {
 	eventually(t, "it was cathy's turn", func() bool { return s.backlogBytes() == 0 })
 	// The newest of each are kept twice, as they were published and in the envelope; ten rounds of them
 	// would be ten times as much.
-	if grown := heap() - before; !raceEnabled && grown > 3*prices*10_000+1<<20 {
+	if grown := heapBytes() - before; !raceEnabled && grown > 3*prices*10_000+1<<20 {
 		t.Errorf("%d B of memory for one who does not read", grown)
 	}
 	if n := s.Stats().QueuedBytes; n > 1<<20 {

@@ -1,0 +1,199 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"carillon/codec"
+)
+
+// Auth says who may open connections at an endpoint: those with a token, those that a connect hook
+// allows, or, if both are set, those with a token that the hook allows as well. See docs/security.md.
+type Auth struct {
+	JWT  JWT  `yaml:"jwt"`
+	Hook Hook `yaml:"hook"`
+}
+
+// JWT asks clients for a JSON Web Token (RFC 7519). It is used when KeyFile or JWKSURL is set.
+type JWT struct {
+	// Algorithms are the ones that a token may be signed with: HS256 alone, or any of RS256, ES256 and
+	// EdDSA. Must be given.
+	Algorithms []string `yaml:"algorithms"`
+
+	// KeyFile holds the secret of HS256, at least 32 bytes, or up to 8 public keys or certificates in
+	// PEM. It is read again when it changes.
+	KeyFile string `yaml:"key_file"`
+
+	// JWKSURL is where the public keys are published as a JSON Web Key Set (RFC 7517). They are fetched
+	// at the start, every 5 minutes, and when a token names a key that is not known, but then at most
+	// once in 5 seconds.
+	JWKSURL string `yaml:"jwks_url"`
+
+	// Issuer and Audience, if set, are what the token must have as "iss", and among "aud".
+	Issuer   string `yaml:"issuer"`
+	Audience string `yaml:"audience"`
+
+	// Leeway is by how much the issuer's clock may differ from this one. Default 10 s; negative is not
+	// at all.
+	Leeway time.Duration `yaml:"leeway"`
+
+	// From lists where the token may be, in this order: "header" is Authorization: Bearer, "cookie:NAME" a
+	// cookie, "query" the parameter token, and "subprotocol" a value carillon.token.TOKEN in
+	// Sec-WebSocket-Protocol. The first place that has one counts. Default: header, subprotocol.
+	From []string `yaml:"from"`
+
+	// Optional lets clients in that have no token, as somebody unknown. A wrong token is refused all
+	// the same.
+	Optional bool `yaml:"optional"`
+}
+
+// Hook asks an HTTP server about each handshake. It is used when URL is set.
+type Hook struct {
+	// URL is where the question is POSTed to.
+	URL string `yaml:"url"`
+
+	// Timeout is how long the answer may take. Default 2 s; it cannot be turned off.
+	Timeout time.Duration `yaml:"timeout"`
+
+	// Headers are those of the handshake that the hook is told. Default: Cookie, Authorization.
+	Headers []string `yaml:"headers"`
+
+	// MaxInFlight is how many questions may be open at once; beyond it clients are answered 503.
+	// Default 256; negative is no limit.
+	MaxInFlight int `yaml:"max_in_flight"`
+}
+
+func (j *JWT) enabled() bool { return j.KeyFile != "" || j.JWKSURL != "" }
+
+func (a *Auth) resolve(c *checker, key string) {
+	a.JWT.resolve(c, key+"jwt.")
+	a.Hook.resolve(c, key+"hook.")
+}
+
+// algorithms that tokens can be signed with. Each kind of key is for one of them.
+var algorithms = []string{"HS256", "RS256", "ES256", "EdDSA"}
+
+func (j *JWT) resolve(c *checker, key string) {
+	if j.From == nil {
+		j.From = []string{"header", "subprotocol"}
+	}
+	c.duration(key+"leeway", &j.Leeway, 10*time.Second, true)
+	for i, from := range j.From {
+		cookie, isCookie := strings.CutPrefix(from, "cookie:")
+		if isCookie && !codec.IsToken(cookie) || !isCookie && !slices.Contains([]string{"header", "query", "subprotocol"}, from) {
+			c.add(fmt.Sprintf("%sfrom[%d]", key, i), "%q is unknown: expected header, cookie:NAME, query or subprotocol", from)
+		}
+	}
+	for i, a := range j.Algorithms {
+		if !slices.Contains(algorithms, a) {
+			c.add(fmt.Sprintf("%salgorithms[%d]", key, i), "%q is unknown: expected %s", a, strings.Join(algorithms, ", "))
+		}
+	}
+	secret := slices.Contains(j.Algorithms, "HS256")
+	switch {
+	case !j.enabled():
+		if len(j.Algorithms) > 0 || j.Issuer != "" || j.Audience != "" || j.Optional {
+			c.add(key+"key_file", "is missing, and so is jwks_url: without keys no token can be checked")
+		}
+		return
+	case j.KeyFile != "" && j.JWKSURL != "":
+		c.add(key+"jwks_url", "and key_file exclude each other")
+	case len(j.Algorithms) == 0:
+		c.add(key+"algorithms", "is missing: expected HS256, or any of RS256, ES256 and EdDSA")
+	case secret && len(j.Algorithms) > 1:
+		c.add(key+"algorithms", "has HS256 beside others: its key is a secret, theirs are public")
+	case secret && j.JWKSURL != "":
+		c.add(key+"algorithms", "has HS256, but the keys of jwks_url are public")
+	}
+	if j.JWKSURL != "" {
+		c.httpURL(key+"jwks_url", j.JWKSURL)
+	}
+}
+
+func (h *Hook) resolve(c *checker, key string) {
+	c.duration(key+"timeout", &h.Timeout, 2*time.Second, false)
+	if h.Headers == nil {
+		h.Headers = []string{"Cookie", "Authorization"}
+	}
+	for i, name := range h.Headers {
+		if !codec.IsToken(name) {
+			c.add(fmt.Sprintf("%sheaders[%d]", key, i), "%q is not the name of a header", name)
+		}
+	}
+	if h.MaxInFlight == 0 {
+		h.MaxInFlight = 256
+	}
+	h.MaxInFlight = max(h.MaxInFlight, -1)
+	if h.URL != "" {
+		c.httpURL(key+"url", h.URL)
+	}
+}
+
+func (c *checker) httpURL(key, text string) {
+	if u, err := url.Parse(text); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		c.add(key, "is not a URL: expected one such as https://auth.example.com/path")
+	}
+}
+
+// gate is an endpoint's Auth in use. Either may be nil.
+type gate struct {
+	jwt  *verifier
+	hook *hook
+}
+
+// newGate fails if the keys cannot be read.
+func newGate(a *Auth, log *slog.Logger) (g gate, err error) {
+	if a.JWT.enabled() {
+		if g.jwt, err = newVerifier(&a.JWT, log); err != nil {
+			return g, err
+		}
+	}
+	if a.Hook.URL != "" {
+		g.hook = newHook(&a.Hook, log)
+	}
+	return g, nil
+}
+
+// checkToken finds out who a client is by its token, where the endpoint wants one.
+func (g *gate) checkToken(r *Request) (err error) {
+	if g.jwt == nil {
+		return nil
+	}
+	token := g.jwt.find(&r.Request)
+	if token != "" {
+		r.token, err = g.jwt.verify(token)
+		return err
+	}
+	if g.jwt.opts.Optional {
+		return nil
+	}
+	return errNoToken
+}
+
+// firstKeys is how long the start waits for keys that have to be fetched.
+const firstKeys = 3 * time.Second
+
+// watchKeys has keys fetched, or read again, until ctx ends. It waits for the first ones, but neither for
+// long nor beyond the end of patience: a server that is started while the issuer is away serves what needs
+// no keys, and answers 503 to those who need them.
+func (s *Server) watchKeys(ctx, patience context.Context) {
+	patience, cancel := context.WithTimeout(patience, firstKeys)
+	defer cancel()
+	var first sync.WaitGroup
+	for _, ep := range s.endpoints {
+		if v := ep.auth.jwt; v != nil {
+			first.Go(func() { v.keys.refresh(patience) })
+			go func() {
+				first.Wait()
+				v.keys.watch(ctx)
+			}()
+		}
+	}
+	first.Wait()
+}

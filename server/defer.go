@@ -1,0 +1,161 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"carillon/codec"
+)
+
+// Some decisions about a handshake need somebody who is not in this process: a database, another server.
+// A loop cannot wait for them, so such a decision is deferred: the connection stays in its handshake, a
+// goroutine decides, and the loop learns of it through its mailbox.
+
+// denial is a rejection whose reason for the counters is known.
+type denial struct {
+	why RefuseReason
+	*codec.Rejection
+}
+
+func (e *denial) Error() string { return e.Reason }
+func (e *denial) Unwrap() error { return e.Rejection }
+
+var (
+	rejectUndecided = &codec.Rejection{Status: 503, Reason: "the request was not decided in time", Header: [][2]string{{"Retry-After", "5"}}}
+	rejectPanic     = &codec.Rejection{Status: 500, Reason: "internal server error"}
+)
+
+// Defer puts the decision off: once Upgrade has returned nil, work is called on a goroutine of its own,
+// where it may block, and what it returns is taken as what Upgrade returns. An error of Upgrade itself
+// refuses at once.
+//
+// The request that work gets is a copy, whose bytes stay as they are; Value, ResponseHeader and Identify
+// of that one count. The context ends when the client has gone, when the server shuts down, and after
+// Limits.HandshakeTimeout, which begins anew for the decision: then the answer is 503. What the client
+// sends meanwhile is kept, up to Limits.MaxHead bytes. Of several calls the last counts.
+func (r *Request) Defer(work func(ctx context.Context, r *Request) error) {
+	r.deferred = &deferred{work: work, why: RefuseHandler}
+}
+
+// deferred is what has to be done before a request can be answered.
+type deferred struct {
+	work func(context.Context, *Request) error
+	why  RefuseReason                                // of an error
+	then func(*Conn, *Request) (RefuseReason, error) // who decides next, on the loop; nil for nobody
+}
+
+// undecided is a request that waits for its decision. Owned by the loop, but for what its goroutine has.
+type undecided struct {
+	request *Request // the goroutine's until it is posted back
+	head    []byte   // that request is a view of
+	cancel  context.CancelFunc
+}
+
+// await begins what was deferred. What follows the head are the client's first frames.
+func (c *Conn) await(r *Request, head, rest []byte) {
+	d := r.deferred
+	own := *r
+	own.deferred = nil
+	u := &undecided{request: &own, head: bytes.Clone(head)}
+	_ = own.Parse(u.head) // which went well before
+	ctx, limit := context.Background(), c.sh.srv.opts.Limits.HandshakeTimeout
+	if limit >= 0 {
+		ctx, u.cancel = context.WithTimeout(ctx, limit)
+	} else {
+		ctx, u.cancel = context.WithCancel(ctx)
+	}
+	c.sh.mu.Lock()
+	c.extra().undecided = u
+	c.sh.mu.Unlock()
+	c.group.times[c.slot].message = c.sh.clock
+	switch {
+	case len(rest) == 0:
+		c.dropInbound()
+	case c.in == nil:
+		c.in = c.sh.newInbound()
+		fallthrough
+	default:
+		c.in.rest = append(c.in.rest[:0], rest...)
+	}
+	go func() {
+		err := c.callDeferred(ctx, d, u.request)
+		c.sh.postDo(c, 0, func() { c.decided(u, d, err) })
+	}()
+}
+
+// callDeferred is called on the decision's own goroutine.
+func (c *Conn) callDeferred(ctx context.Context, d *deferred, r *Request) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			c.sh.stats.Panics.Add(1)
+			c.sh.srv.log.Error("deferred decision panicked", "path", c.ep.Path, "remote", r.RemoteAddr, "panic", p, "stack", string(debug.Stack()))
+			err = &denial{RefusePanic, rejectPanic}
+		}
+	}()
+	err = d.work(ctx, r)
+	var said *codec.Rejection
+	if err != nil && ctx.Err() == context.DeadlineExceeded && !errors.As(err, &said) {
+		err = &denial{RefuseUndecided, rejectUndecided}
+	}
+	return err
+}
+
+// decided goes on with a handshake, if it is still there.
+func (c *Conn) decided(u *undecided, d *deferred, err error) {
+	if c.waitsFor() != u {
+		return
+	}
+	c.dropUndecided()
+	r, why := u.request, d.why
+	if err == nil && d.then != nil {
+		why, err = d.then(c, r)
+	}
+	var rest []byte
+	if c.in != nil {
+		rest = c.in.rest
+	}
+	c.conclude(r, u.head, rest, why, err)
+}
+
+func (c *Conn) waitsFor() *undecided {
+	if c.more == nil {
+		return nil
+	}
+	return c.more.undecided
+}
+
+// early keeps what a client sends before its request is decided.
+func (c *Conn) early(b []byte) {
+	if c.in == nil {
+		c.in = c.sh.newInbound()
+		c.in.rest = c.in.rest[:0]
+	}
+	limit := c.sh.srv.opts.Limits.MaxHead
+	if len(c.in.rest)+len(b) > int(limit) {
+		c.refuse(RefuseEarly, &codec.Rejection{Status: 400, Reason: fmt.Sprintf("more than %v came before the handshake was answered", limit)})
+		return
+	}
+	c.in.rest = append(c.in.rest, b...)
+}
+
+// dropUndecided ends the wait, whatever comes of it. Nothing else is in more during a handshake.
+func (c *Conn) dropUndecided() {
+	if u := c.waitsFor(); u != nil {
+		u.cancel()
+		c.sh.mu.Lock()
+		c.more = nil
+		c.sh.mu.Unlock()
+	}
+}
+
+// lateHandshake is the answer to a request whose time-out has run.
+func (c *Conn) lateHandshake(limit time.Duration) (RefuseReason, *codec.Rejection) {
+	if c.waitsFor() != nil {
+		return RefuseUndecided, rejectUndecided
+	}
+	return RefuseTimeout, &codec.Rejection{Status: 408, Reason: fmt.Sprintf("the request head did not arrive within %v", limit)}
+}

@@ -1,0 +1,183 @@
+package server
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+)
+
+// A token runs out on a raw, a JSON and an events connection. Each is told, within a second or so, and not
+// before.
+func TestTokenExpires(t *testing.T) {
+	i := newIssuer(t)
+	ep := i.endpoint("HS256")
+	ep.Auth.JWT.From = []string{"header", "query"}
+	s := start(t, Options{Endpoints: []Endpoint{ep}})
+	expires := time.Now().Add(2 * time.Second).Truncate(time.Second)
+	token := i.token("HS256", jwt.MapClaims{"sub": "alice", "exp": expires.Unix()})
+	raw, js := dial(t, s, "/ws?topic=a", withToken(token)), dial(t, s, "/ws?topic=a", speakJSON, withToken(token))
+	events := bufio.NewReader(httpGet(t, s, "/ws?topic=a&token="+token, "text/event-stream").Body)
+	stays := dial(t, s, "/ws?topic=a", withToken(i.token("HS256", alice())))
+	dial(t, s, "/ws?topic=b", withToken(i.token("HS256", jwt.MapClaims{"sub": "bob", "exp": 1e15}))) // stays, too
+	for _, c := range []*client{raw, js} {
+		c.wantClose(closeExpired, "token expired")
+		if now := time.Now(); now.Before(expires) || now.Sub(expires) > 5*time.Second {
+			t.Errorf("closed at %v, the token expired at %v", now, expires)
+		}
+	}
+	text, err := io.ReadAll(events)
+	if err != nil || !strings.Contains(string(text), "event: close\n") || !strings.Contains(string(text), `"code":4401`) {
+		t.Errorf("%s %v", text, err)
+	}
+	if n := s.Stats().Expired; n != 3 {
+		t.Errorf("%d expired", n)
+	}
+	eventually(t, "two are left", func() bool { return s.Count() == 2 })
+	if _, err := s.Publish(Publication{Topic: "a", Payload: []byte("still")}); err != nil {
+		t.Fatal(err)
+	}
+	stays.want("still")
+	refused(t, s, 401, RefuseTokenExpired, "/ws", withToken(token))
+}
+
+// Alice renews her token in time, again and again, and her connection stays beyond the first one's end. Then
+// she forgets it.
+func TestTokenIsRenewed(t *testing.T) {
+	i := newIssuer(t)
+	s := start(t, Options{Endpoints: []Endpoint{i.endpoint("ES256")}})
+	token := func(d time.Duration) string {
+		return i.token("ES256", jwt.MapClaims{"sub": "alice", "exp": in(d)})
+	}
+	begin := time.Now()
+	c := dial(t, s, "/ws?topic=a", speakJSON, withToken(token(3*time.Second)))
+	c.said()
+	for range 3 {
+		time.Sleep(1100 * time.Millisecond)
+		exp := in(3 * time.Second)
+		c.send(`{"id":9,"refresh":{"token":"` + i.token("ES256", jwt.MapClaims{"sub": "alice", "exp": exp}) + `"}}`)
+		c.want(fmt.Sprintf(`{"id":9,"refreshed":{"expires":%d}}`, exp*1000))
+	}
+	if time.Since(begin) < 3*time.Second {
+		t.Error("this test is too fast to show anything")
+	}
+	c.wantClose(closeExpired, "token expired")
+}
+
+func TestRenewalsThatAreRefused(t *testing.T) {
+	i := newIssuer(t)
+	s := start(t, Options{Endpoints: []Endpoint{i.endpoint("HS256")}})
+	claims := func(changes jwt.MapClaims) string {
+		c := alice()
+		for k, v := range changes {
+			c[k] = v
+		}
+		return i.token("HS256", c)
+	}
+	type m = map[string]any
+	for _, test := range []struct{ what, token, code string }{
+		{"another subject", claims(jwt.MapClaims{"sub": "bob"}), "not_allowed"},
+		{"no subject", claims(jwt.MapClaims{"sub": ""}), "not_allowed"},
+		{"expired", claims(jwt.MapClaims{"exp": in(-time.Minute)}), "invalid_token"},
+		{"signed by a stranger", newIssuer(t).token("HS256", alice()), "invalid_token"},
+		{"nothing", "", "invalid_token"},
+		{"a topic less than it has", claims(jwt.MapClaims{"carillon": m{"subscribe": []string{"b"}}}), "not_allowed"},
+		{"good", claims(jwt.MapClaims{"carillon": m{"subscribe": []string{"a"}}}), ""},
+	} {
+		c := dial(t, s, "/ws", speakJSON, withToken(claims(nil)))
+		c.write(append(text(`{"subscribe":{"topic":"a"}}`), text(`{"id":1,"ping":{}}`)...))
+		for range 2 {
+			c.said()
+		}
+		c.send(`{"id":9,"refresh":{"token":"` + test.token + `"}}`)
+		c.send(`{"id":10,"refresh":{"token":"` + test.token + `"}}`)
+		first, second := c.said(), c.said()
+		got := ""
+		if first.Error != nil {
+			got = first.Error.Code
+			if test.token != "" && strings.Contains(first.Error.Message, test.token) {
+				t.Error("the token is in the answer")
+			}
+		}
+		if got != test.code {
+			t.Errorf("%s: %q, want %q", test.what, got, test.code)
+		}
+		if second.Error == nil || second.Error.Code != "overloaded" {
+			t.Errorf("%s: the second at once: %+v", test.what, second)
+		}
+		c.send(`{"id":2,"publish":{"topic":"a","data":1}}`)
+		for m := c.said(); m.Published == nil; m = c.said() {
+		}
+		_ = c.conn.Close()
+	}
+}
+
+// A token is renewed by one that allows less, while a subscription that only the old one allows is on its
+// way. It does not come to be.
+func TestRenewalOvertakesSubscription(t *testing.T) {
+	i := newIssuer(t)
+	s := start(t, Options{Endpoints: []Endpoint{i.endpoint("HS256")}})
+	narrow := alice()
+	narrow["carillon"] = map[string]any{"subscribe": []string{"b"}}
+	c := dial(t, s, "/ws", speakJSON, withToken(i.token("HS256", alice())))
+	c.write(append(append(text(`{"id":1,"subscribe":{"topic":"a"}}`),
+		text(`{"id":2,"refresh":{"token":"`+i.token("HS256", narrow)+`"}}`)...), text(`{"id":3,"ping":{}}`)...))
+	if m := c.said(); string(m.ID) != "1" || m.Error == nil || m.Error.Code != "not_allowed" {
+		t.Errorf("%+v", m)
+	}
+	if m := c.said(); string(m.ID) != "2" || m.Error != nil {
+		t.Errorf("%+v", m)
+	}
+}
+
+// Connections with tokens come, renew and go in any order; those whose time is up go, nearly all at once.
+func TestDeadlinesInAnyOrder(t *testing.T) {
+	const most = 400
+	i := newIssuer(t)
+	s := start(t, Options{Loops: 1, Endpoints: []Endpoint{i.endpoint("HS256")}})
+	soon := in(3 * time.Second)
+	var short, long []*client
+	for n := range most {
+		exp := soon - int64(n%2)
+		if n%4 == 3 {
+			exp = in(time.Hour + time.Duration(rand.IntN(1000))*time.Second)
+		}
+		c := dial(t, s, "/ws", speakJSON, withToken(i.token("HS256", jwt.MapClaims{"sub": "alice", "exp": exp})))
+		switch {
+		case n%4 == 3:
+			long = append(long, c)
+		case n%4 == 2:
+			_ = c.conn.Close()
+		case n%8 == 0:
+			c.send(`{"id":1,"refresh":{"token":"` + i.token("HS256", alice()) + `"}}`)
+			c.said()
+			long = append(long, c)
+		default:
+			short = append(short, c)
+		}
+	}
+	eventually(t, "those with a short token are gone", func() bool { return s.Count() == len(long) })
+	for _, c := range short {
+		c.wantClose(closeExpired, "token expired")
+	}
+	for _, c := range long {
+		c.send(`{"id":2,"ping":{}}`)
+		c.want(`{"id":2,"pong":{}}`)
+		_ = c.conn.Close()
+	}
+	eventually(t, "all are gone", func() bool { return s.Count() == 0 })
+	if n := s.Stats().Expired; int(n) != len(short) {
+		t.Errorf("%d expired, want %d", n, len(short))
+	}
+	done := make(chan int)
+	sh := s.allShards()[0]
+	sh.post(letter{kind: letterDo, conn: &Conn{sh: sh}, do: func() { done <- len(sh.deadlines) }})
+	if n := <-done; n != 0 {
+		t.Errorf("%d deadlines are left", n)
+	}
+}

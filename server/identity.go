@@ -1,0 +1,194 @@
+package server
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"carillon/codec"
+)
+
+// Identity is who a client is and what it may do. It comes from a token, from a connect hook, or from the
+// application: see [Request.Identify]. Its zero value is somebody unknown, who may do what the endpoint
+// allows everybody.
+type Identity struct {
+	// Subject names the client, as a token's "sub" does. Empty is unknown.
+	Subject string
+
+	// Subscribe and Publish list the topics, as names or patterns, that the client may have of those
+	// that the endpoint's [TopicAccess] allows: both must allow one. Nil allows whatever the endpoint
+	// does, and an empty list nothing.
+	Subscribe, Publish []string
+
+	// Expires is when all of this ends, and with it the connection: within a second or so it is closed
+	// with 4401. Zero is never.
+	Expires time.Time
+}
+
+func (id *Identity) isZero() bool {
+	return id.Subject == "" && id.Subscribe == nil && id.Publish == nil && id.Expires.IsZero()
+}
+
+// check reports a pattern that is none, as a *[TopicError].
+func (id *Identity) check() error {
+	for _, list := range [][]string{id.Subscribe, id.Publish} {
+		for _, p := range list {
+			if err := CheckPattern(p); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// within is what id and other both allow. The subject is id's if it has one.
+func (id Identity) within(other Identity) Identity {
+	if id.Subject == "" {
+		id.Subject = other.Subject
+	}
+	id.Subscribe = common(id.Subscribe, other.Subscribe)
+	id.Publish = common(id.Publish, other.Publish)
+	if id.Expires.IsZero() || !other.Expires.IsZero() && other.Expires.Before(id.Expires) {
+		id.Expires = other.Expires
+	}
+	return id
+}
+
+// common lists what two lists of patterns both allow; a nil one allows everything.
+func common(a, b []string) []string {
+	if a == nil {
+		return b
+	}
+	if b == nil {
+		return a
+	}
+	list := []string{}
+	for _, x := range a {
+		for _, y := range b {
+			if p, ok := intersect(x, y); ok && !slices.Contains(list, p) {
+				list = append(list, p)
+			}
+		}
+	}
+	return list
+}
+
+// intersect returns the pattern for the topics that both stand for. Either may also be the name of a topic.
+func intersect(a, b string) (string, bool) {
+	var levels []string
+	for {
+		x, restA, moreA := strings.Cut(a, ".")
+		y, restB, moreB := strings.Cut(b, ".")
+		switch {
+		case x == ">":
+			return strings.Join(append(levels, b), "."), true
+		case y == ">":
+			return strings.Join(append(levels, a), "."), true
+		case x != y && x != "*" && y != "*" || moreA != moreB:
+			return "", false
+		case x == "*":
+			levels = append(levels, y)
+		default:
+			levels = append(levels, x)
+		}
+		if !moreA {
+			return strings.Join(levels, "."), true
+		}
+		a, b = restA, restB
+	}
+}
+
+func allows(list []string, name string) bool {
+	return list == nil || slices.ContainsFunc(list, func(p string) bool { return covers(p, name) })
+}
+
+// Identity is what is known of the client so far: from its token, when Upgrade is called, and from the
+// connect hook.
+func (r *Request) Identity() Identity { return r.token.within(r.bound) }
+
+// Identify adds to what is known of the client. What was known stays: the first subject counts, topics
+// that two list are the ones in both, and the earlier expiry holds. A client can renew its token, but not
+// what Identify was told. It fails with a *[TopicError] for a pattern that is none.
+func (r *Request) Identify(id Identity) error {
+	if err := id.check(); err != nil {
+		return err
+	}
+	r.bound = r.bound.within(id)
+	return nil
+}
+
+// who is the identity of a connection, for those that have one.
+type who struct {
+	subject string // immutable
+
+	// Owned by the loop.
+	inForce   Identity // what holds now
+	bound     Identity // what Identify was told, which no token can exceed
+	deadline  int      // where it stands in sh.deadlines; -1 when it never expires
+	refreshed uint32   // when a token was last sent, 0 for never
+}
+
+// identify keeps what the handshake has found out.
+func (c *Conn) identify(r *Request) {
+	id := r.Identity()
+	if id.isZero() {
+		return
+	}
+	c.sh.mu.Lock()
+	c.extra().who = &who{subject: id.Subject, inForce: id, bound: r.bound, deadline: -1}
+	c.sh.mu.Unlock()
+	c.sh.deadlines.set(c)
+}
+
+func (c *Conn) who() *who {
+	if c.more == nil {
+		return nil
+	}
+	return c.more.who
+}
+
+// Subject names the client, as its token, the connect hook or the application did; "" is unknown.
+func (c *Conn) Subject() string {
+	c.sh.mu.Lock()
+	defer c.sh.mu.Unlock()
+	if w := c.who(); w != nil {
+		return w.subject
+	}
+	return ""
+}
+
+// checkRead says whether the client may subscribe to a topic or pattern.
+func (c *Conn) checkRead(name string) error {
+	if err := c.ep.check(name); err != nil {
+		return err
+	}
+	if w := c.who(); w != nil && !allows(w.inForce.Subscribe, name) {
+		return errNotYours
+	}
+	return nil
+}
+
+// mayRead is checkRead for what is no subscription.
+func (c *Conn) mayRead(topic string) bool {
+	w := c.who()
+	return c.ep.Topics.maySubscribe(topic) && (w == nil || allows(w.inForce.Subscribe, topic))
+}
+
+func (c *Conn) mayPublish(topic string) bool {
+	w := c.who()
+	return c.ep.Topics.mayPublish(topic) && (w == nil || allows(w.inForce.Publish, topic))
+}
+
+// checkRights says whether the client may have the topics of its request line.
+func (r *Request) checkRights() error {
+	if r.wish == nil {
+		return nil
+	}
+	id := r.Identity()
+	for _, name := range r.wish.topics {
+		if !allows(id.Subscribe, name) {
+			return &denial{RefuseTopic, &codec.Rejection{Status: 403, Reason: errNotYours.Error()}}
+		}
+	}
+	return nil
+}

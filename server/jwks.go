@@ -1,0 +1,179 @@
+package server
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net/http"
+	"sync/atomic"
+	"time"
+)
+
+// jwks fetches a JSON Web Key Set (RFC 7517). The libraries for it fetch while a token waits for its key,
+// and a loop must not wait.
+type jwks struct {
+	url    string
+	client http.Client
+	wake   chan struct{}
+	last   atomic.Int64 // when a fetch began, in milliseconds since 1970
+
+	interval, pause time.Duration // see below
+}
+
+// When keys are fetched. Changed by tests only.
+var (
+	jwksInterval = 5 * time.Minute
+	jwksPause    = 5 * time.Second // at least, between two fetches because of unknown keys
+)
+
+const (
+	jwksRetry    = time.Second // after the first failure, then twice as long each time, up to a minute
+	jwksTimeout  = 10 * time.Second
+	jwksMostSize = 1 << 20
+)
+
+func newJWKS(url string) *jwks {
+	return &jwks{url: url, client: http.Client{Timeout: jwksTimeout}, wake: make(chan struct{}, 1), interval: jwksInterval, pause: jwksPause}
+}
+
+// ask has the keys fetched soon because one is not known, and says whether that is worth coming back for.
+// Whoever sends names of keys that do not exist causes one fetch in each pause.
+func (j *jwks) ask() bool {
+	if time.Now().UnixMilli()-j.last.Load() < j.pause.Milliseconds() {
+		return false
+	}
+	select {
+	case j.wake <- struct{}{}:
+	default:
+	}
+	return true
+}
+
+func (j *jwks) watch(ctx context.Context, good bool, refresh func(context.Context) bool) {
+	failures := 0
+	for {
+		wait := j.interval
+		if !good {
+			wait = min(jwksRetry<<min(failures, 6), time.Minute)
+			failures++
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-j.wake:
+		case <-timer.C:
+		}
+		timer.Stop()
+		if good = refresh(ctx); good {
+			failures = 0
+		}
+	}
+}
+
+func (j *jwks) fetch(ctx context.Context) ([]signatureKey, error) {
+	j.last.Store(time.Now().UnixMilli())
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, j.url, nil)
+	if err != nil {
+		return nil, err
+	}
+	r.Header.Set("Accept", "application/jwk-set+json, application/json")
+	resp, err := j.client.Do(r)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, jwksMostSize+1))
+	switch {
+	case err != nil:
+		return nil, err
+	case resp.StatusCode != http.StatusOK:
+		return nil, fmt.Errorf("the answer is %s", resp.Status)
+	case len(text) > jwksMostSize:
+		return nil, fmt.Errorf("the answer is larger than %v", Size(jwksMostSize))
+	}
+	return parseJWKS(text)
+}
+
+// jwk is a public key (RFC 7517, section 4; RFC 7518, section 6; RFC 8037).
+type jwk struct {
+	Kty, Kid, Use, Alg, Crv string
+	N, E, X, Y              string
+}
+
+// parseJWKS returns the keys that can check a signature here. Others are passed over: a set may hold keys
+// for other purposes.
+func parseJWKS(text []byte) ([]signatureKey, error) {
+	var set struct{ Keys []json.RawMessage }
+	if err := json.Unmarshal(text, &set); err != nil {
+		return nil, errors.New("the answer is not a JSON Web Key Set")
+	}
+	var keys []signatureKey
+	for _, raw := range set.Keys {
+		var k jwk
+		if json.Unmarshal(raw, &k) != nil || k.Use != "" && k.Use != "sig" {
+			continue
+		}
+		public, err := k.public()
+		if err != nil {
+			continue
+		}
+		algorithm, err := algorithmOf(public)
+		if err != nil || k.Alg != "" && k.Alg != algorithm && !(algorithm == "EdDSA" && k.Alg == "Ed25519") {
+			continue
+		}
+		keys = append(keys, signatureKey{id: k.Kid, algorithm: algorithm, key: public})
+	}
+	if len(keys) == 0 {
+		return nil, errors.New("the answer has no key for RS256, ES256 or EdDSA")
+	}
+	return keys, nil
+}
+
+var errKeyKind = errors.New("a kind of key that is not used here")
+
+func (k *jwk) public() (any, error) {
+	switch {
+	case k.Kty == "RSA":
+		n, err := k.number(k.N)
+		if err != nil {
+			return nil, err
+		}
+		e, err := k.number(k.E)
+		if err != nil || !e.IsInt64() || e.Int64() < 3 || e.Int64() > 1<<31-1 || e.Bit(0) == 0 {
+			return nil, errKeyKind
+		}
+		return &rsa.PublicKey{N: n, E: int(e.Int64())}, nil
+	case k.Kty == "EC" && k.Crv == "P-256":
+		x, errX := base64.RawURLEncoding.DecodeString(k.X)
+		y, errY := base64.RawURLEncoding.DecodeString(k.Y)
+		if errX != nil || errY != nil || len(x) != 32 || len(y) != 32 {
+			return nil, errKeyKind
+		}
+		return ecdsa.ParseUncompressedPublicKey(elliptic.P256(), append(append([]byte{4}, x...), y...))
+	case k.Kty == "OKP" && k.Crv == "Ed25519":
+		x, err := base64.RawURLEncoding.DecodeString(k.X)
+		if err != nil || len(x) != ed25519.PublicKeySize {
+			return nil, errKeyKind
+		}
+		return ed25519.PublicKey(x), nil
+	}
+	return nil, errKeyKind
+}
+
+func (k *jwk) number(text string) (*big.Int, error) {
+	b, err := base64.RawURLEncoding.DecodeString(text)
+	if err != nil || len(b) == 0 || len(b) > 1024 {
+		return nil, errKeyKind
+	}
+	return new(big.Int).SetBytes(b), nil
+}

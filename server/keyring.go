@@ -1,0 +1,213 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+)
+
+// A key for signatures is good for exactly one algorithm, which follows from its kind.
+type signatureKey struct {
+	id        string // as the issuer names it; empty is unknown
+	algorithm string
+	key       any // []byte, *rsa.PublicKey, *ecdsa.PublicKey or ed25519.PublicKey
+}
+
+// maxTried is how many keys a token that does not name its own is tried with, since each costs up to 100 us
+// of the loop's time.
+const maxTried = 8
+
+// keyring has the keys of an endpoint. It is read by loops and written by its own goroutine.
+type keyring struct {
+	opts *JWT
+	log  *slog.Logger
+	keys atomic.Pointer[[]signatureKey] // nil as long as none could be fetched
+	jwks *jwks                          // nil for a file
+	file os.FileInfo                    // what was read last; owned by the goroutine that refreshes
+}
+
+// newKeyring fails for a file that cannot be used: that is a mistake which is better known at the start.
+func newKeyring(opts *JWT, log *slog.Logger) (*keyring, error) {
+	r := &keyring{opts: opts, log: log}
+	if opts.JWKSURL != "" {
+		r.jwks = newJWKS(opts.JWKSURL)
+		return r, nil
+	}
+	return r, r.readFile()
+}
+
+// find returns the keys that may have signed a token. The error is a *denial.
+func (r *keyring) find(algorithm, id string) (found jwt.VerificationKeySet, err error) {
+	keys := r.keys.Load()
+	if keys == nil {
+		return found, errNoKeys
+	}
+	for _, k := range *keys {
+		if k.algorithm == algorithm && (k.id == id || k.id == "" || id == "") && len(found.Keys) < maxTried {
+			found.Keys = append(found.Keys, k.key)
+		}
+	}
+	switch {
+	case len(found.Keys) > 0:
+		return found, nil
+	case r.jwks != nil && r.jwks.ask():
+		return found, errKeysFetched
+	}
+	return found, errTokenKey
+}
+
+// refresh reads the keys anew. What is wrong is logged, and the old keys stay.
+func (r *keyring) refresh(ctx context.Context) bool {
+	var err error
+	if r.jwks == nil {
+		err = r.readFile()
+	} else {
+		var keys []signatureKey
+		if keys, err = r.jwks.fetch(ctx); err == nil {
+			r.replace(keys)
+		}
+	}
+	if err != nil && ctx.Err() == nil || errors.Is(err, context.DeadlineExceeded) {
+		r.log.Error("keys for tokens cannot be read, what was read before stays", "file", r.opts.KeyFile, "url", r.opts.JWKSURL, "error", err)
+	}
+	return err == nil
+}
+
+func (r *keyring) replace(keys []signatureKey) {
+	keys = slices.DeleteFunc(keys, func(k signatureKey) bool { return !slices.Contains(r.opts.Algorithms, k.algorithm) })
+	r.keys.Store(&keys)
+	r.log.Debug("keys for tokens read", "file", r.opts.KeyFile, "url", r.opts.JWKSURL, "keys", len(keys))
+}
+
+// lookAtFile is how often a file is looked at: whether it has changed, the file system knows.
+const lookAtFile = time.Second
+
+// watch keeps the keys new until ctx ends.
+func (r *keyring) watch(ctx context.Context) {
+	if r.jwks != nil {
+		r.jwks.watch(ctx, r.keys.Load() != nil, r.refresh)
+		return
+	}
+	ticker := time.NewTicker(lookAtFile)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		now, err := os.Stat(r.opts.KeyFile)
+		if err != nil || os.SameFile(now, r.file) && now.ModTime().Equal(r.file.ModTime()) && now.Size() == r.file.Size() {
+			continue // one that is gone for a moment is being replaced
+		}
+		r.refresh(ctx)
+	}
+}
+
+func (r *keyring) readFile() error {
+	info, err := os.Stat(r.opts.KeyFile) // before it is read: what changes meanwhile is noticed next time
+	if err != nil {
+		return err
+	}
+	r.file = info
+	text, err := os.ReadFile(r.opts.KeyFile)
+	if err != nil {
+		return err
+	}
+	parse := publicKeys
+	if slices.Contains(r.opts.Algorithms, "HS256") {
+		parse = secretKey
+	}
+	keys, err := parse(text)
+	if err != nil {
+		return fmt.Errorf("%s: %w", r.opts.KeyFile, err)
+	}
+	for _, k := range keys {
+		if !slices.Contains(r.opts.Algorithms, k.algorithm) {
+			return fmt.Errorf("%s: has a key for %s, which is none of algorithms", r.opts.KeyFile, k.algorithm)
+		}
+	}
+	r.replace(keys)
+	return nil
+}
+
+// secretKey reads the secret of HS256. Line ends at the end of the file do not belong to it.
+func secretKey(text []byte) ([]signatureKey, error) {
+	secret := bytes.TrimRight(text, "\r\n")
+	if block, _ := pem.Decode(text); block != nil {
+		return nil, errors.New("is PEM: expected the secret of HS256, which nobody else has")
+	}
+	if len(secret) < 32 { // RFC 7518, section 3.2
+		return nil, fmt.Errorf("has %d bytes: expected a secret of at least 32", len(secret))
+	}
+	return []signatureKey{{algorithm: "HS256", key: secret}}, nil
+}
+
+// publicKeys reads public keys and certificates.
+func publicKeys(text []byte) (keys []signatureKey, err error) {
+	for {
+		var block *pem.Block
+		if block, text = pem.Decode(text); block == nil {
+			break
+		}
+		var key any
+		switch block.Type {
+		case "PUBLIC KEY":
+			key, err = x509.ParsePKIXPublicKey(block.Bytes)
+		case "RSA PUBLIC KEY":
+			key, err = x509.ParsePKCS1PublicKey(block.Bytes)
+		case "CERTIFICATE":
+			var certificate *x509.Certificate
+			if certificate, err = x509.ParseCertificate(block.Bytes); err == nil {
+				key = certificate.PublicKey
+			}
+		default:
+			err = fmt.Errorf("has a block %s: expected PUBLIC KEY, RSA PUBLIC KEY or CERTIFICATE", block.Type)
+		}
+		if err != nil {
+			return nil, err
+		}
+		algorithm, err := algorithmOf(key)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, signatureKey{algorithm: algorithm, key: key})
+	}
+	if len(keys) == 0 || len(keys) > maxTried {
+		return nil, fmt.Errorf("has %d keys in PEM: expected 1 to %d", len(keys), maxTried)
+	}
+	return keys, nil
+}
+
+// algorithmOf returns the one that a public key is good for.
+func algorithmOf(key any) (string, error) {
+	switch k := key.(type) {
+	case *rsa.PublicKey:
+		if k.N.BitLen() < 2048 { // RFC 7518, section 3.3
+			return "", fmt.Errorf("has an RSA key of %d bits: expected at least 2048", k.N.BitLen())
+		}
+		return "RS256", nil
+	case *ecdsa.PublicKey:
+		if k.Curve == elliptic.P256() {
+			return "ES256", nil
+		}
+		return "", fmt.Errorf("has a key on the curve %s: expected P-256", k.Curve.Params().Name)
+	case ed25519.PublicKey:
+		return "EdDSA", nil
+	}
+	return "", fmt.Errorf("has a key of the kind %T: expected RSA, ECDSA or Ed25519", key)
+}

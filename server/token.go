@@ -1,0 +1,211 @@
+package server
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/golang-jwt/jwt/v5"
+
+	"carillon/codec"
+)
+
+// tokenProtocol is the beginning of a subprotocol that is a token: scripts in browsers can set no header
+// but that one. It is in no endpoint's list, and so never the one that is chosen.
+const tokenProtocol = "carillon.token."
+
+// find returns the token of a request, or "".
+func (v *verifier) find(r *codec.Request) string {
+	for _, from := range v.opts.From {
+		token := ""
+		switch from {
+		case "header":
+			token = bearer(r.Header("Authorization"))
+		case "query":
+			token = queryToken(r.Query)
+		case "subprotocol":
+			token = listed(r, "Sec-WebSocket-Protocol", ",", tokenProtocol)
+		default:
+			token = listed(r, "Cookie", ";", strings.TrimPrefix(from, "cookie:")+"=")
+		}
+		if token != "" {
+			return token
+		}
+	}
+	return ""
+}
+
+// bearer returns the token in an Authorization header (RFC 6750, section 2.1).
+func bearer(value []byte) string {
+	scheme, token, _ := bytes.Cut(value, []byte(" "))
+	if !bytes.EqualFold(scheme, []byte("Bearer")) {
+		return ""
+	}
+	return string(bytes.TrimSpace(token))
+}
+
+func queryToken(query []byte) string {
+	for part := range bytes.SplitSeq(query, []byte("&")) {
+		if value, ok := bytes.CutPrefix(part, []byte("token=")); ok {
+			token, _ := url.QueryUnescape(string(value)) // what is malformed is no token
+			return token
+		}
+	}
+	return ""
+}
+
+// listed returns what follows a prefix in the first item of a list that has it, in any of the headers of
+// that name.
+func listed(r *codec.Request, header, separator, prefix string) string {
+	for name, value := range r.Headers() {
+		if len(name) != len(header) || !strings.EqualFold(string(name), header) {
+			continue
+		}
+		for item := range bytes.SplitSeq(value, []byte(separator)) {
+			if token, ok := bytes.CutPrefix(bytes.TrimSpace(item), []byte(prefix)); ok {
+				return strings.Trim(string(token), `"`)
+			}
+		}
+	}
+	return ""
+}
+
+// The answers to a token that is not good. Their texts are for the client: they say what is wrong and
+// nothing of what the token holds.
+var (
+	errNoToken = &denial{RefuseNoToken, &codec.Rejection{Status: 401, Reason: "a token is required",
+		Header: [][2]string{{"WWW-Authenticate", "Bearer"}}}}
+	errTokenMalformed = badToken(RefuseTokenMalformed, "the token is malformed")
+	errTokenClaims    = badToken(RefuseTokenMalformed, "the claims of the token make no sense")
+	errTokenAlgorithm = badToken(RefuseTokenAlgorithm, "the token is signed by an algorithm that is not accepted")
+	errTokenKey       = badToken(RefuseTokenKey, "the key of the token is not known")
+	errTokenSignature = badToken(RefuseTokenSignature, "the signature of the token is wrong")
+	errTokenExpired   = badToken(RefuseTokenExpired, "the token has expired")
+	errTokenEarly     = badToken(RefuseTokenEarly, "the token is not valid yet")
+	errTokenIssuer    = badToken(RefuseTokenIssuer, "the token is from another issuer")
+	errTokenAudience  = badToken(RefuseTokenAudience, "the token is for another audience")
+
+	errKeysFetched = &denial{RefuseTokenKey, &codec.Rejection{Status: 503, Reason: "the key of the token is not known yet",
+		Header: [][2]string{{"Retry-After", "1"}}}}
+	errNoKeys = &denial{RefuseNoKeys, &codec.Rejection{Status: 503, Reason: "tokens cannot be checked at the moment",
+		Header: [][2]string{{"Retry-After", "5"}}}}
+)
+
+// badToken makes a denial as RFC 6750, section 3, has it.
+func badToken(why RefuseReason, text string) *denial {
+	return &denial{why, &codec.Rejection{Status: 401, Reason: text,
+		Header: [][2]string{{"WWW-Authenticate", fmt.Sprintf(`Bearer error="invalid_token", error_description=%q`, text)}}}}
+}
+
+// verifier checks the tokens of an endpoint. It may be used from any goroutine and waits for nothing.
+type verifier struct {
+	opts   *JWT
+	keys   *keyring
+	parser *jwt.Parser
+}
+
+func newVerifier(opts *JWT, log *slog.Logger) (*verifier, error) {
+	keys, err := newKeyring(opts, log)
+	if err != nil {
+		return nil, err
+	}
+	check := []jwt.ParserOption{jwt.WithValidMethods(opts.Algorithms), jwt.WithLeeway(max(opts.Leeway, 0)), jwt.WithStrictDecoding()}
+	if opts.Issuer != "" {
+		check = append(check, jwt.WithIssuer(opts.Issuer))
+	}
+	if opts.Audience != "" {
+		check = append(check, jwt.WithAudience(opts.Audience))
+	}
+	return &verifier{opts: opts, keys: keys, parser: jwt.NewParser(check...)}, nil
+}
+
+// claims are what a token says.
+type claims struct {
+	jwt.RegisteredClaims
+	Carillon rights `json:"carillon"`
+}
+
+// rights are the claim "carillon".
+type rights struct {
+	Subscribe []string `json:"subscribe"`
+	Publish   []string `json:"publish"`
+}
+
+// UnmarshalJSON refuses what it does not know: a limit with a typing error must not become none.
+func (r *rights) UnmarshalJSON(b []byte) error {
+	type plain rights
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	return d.Decode((*plain)(r))
+}
+
+// maxToken bounds the work before a signature is known to be good. In a handshake limits.max_head does so
+// as well.
+const maxToken = 16 << 10
+
+// verify returns who the owner of a token is. The error is a *denial.
+func (v *verifier) verify(token string) (Identity, error) {
+	if len(token) > maxToken {
+		return Identity{}, errTokenMalformed
+	}
+	var c claims
+	parsed, err := v.parser.ParseWithClaims(token, &c, v.key)
+	if err != nil {
+		return Identity{}, v.reason(parsed, &c, err)
+	}
+	id := Identity{Subject: c.Subject, Subscribe: c.Carillon.Subscribe, Publish: c.Carillon.Publish}
+	if c.ExpiresAt != nil {
+		id.Expires = c.ExpiresAt.Add(max(v.opts.Leeway, 0))
+	}
+	if id.check() != nil {
+		return Identity{}, errTokenClaims
+	}
+	return id, nil
+}
+
+// key finds the keys that may have signed a token. Each is good for one algorithm only, so a public key is
+// never taken for a secret.
+func (v *verifier) key(t *jwt.Token) (any, error) {
+	if _, critical := t.Header["crit"]; critical { // RFC 7515, section 4.1.11: nothing of it is understood here
+		return nil, errTokenMalformed
+	}
+	name, _ := t.Header["kid"].(string)
+	found, err := v.keys.find(t.Method.Alg(), name)
+	if err != nil {
+		return nil, err
+	}
+	return found, nil
+}
+
+// reason finds the answer for an error of the parser, whose own text is not shown to anybody.
+func (v *verifier) reason(t *jwt.Token, c *claims, err error) error {
+	var named *denial
+	if errors.As(err, &named) {
+		return named
+	}
+	if t != nil {
+		if algorithm, ok := t.Header["alg"].(string); ok && !slices.Contains(v.opts.Algorithms, algorithm) {
+			return errTokenAlgorithm
+		}
+	}
+	switch {
+	case errors.Is(err, jwt.ErrTokenMalformed):
+		return errTokenMalformed
+	case errors.Is(err, jwt.ErrTokenSignatureInvalid):
+		return errTokenSignature
+	case errors.Is(err, jwt.ErrTokenExpired):
+		return errTokenExpired
+	case errors.Is(err, jwt.ErrTokenNotValidYet):
+		return errTokenEarly
+	case errors.Is(err, jwt.ErrTokenInvalidIssuer), v.opts.Issuer != "" && c.Issuer == "":
+		return errTokenIssuer
+	case errors.Is(err, jwt.ErrTokenInvalidAudience), v.opts.Audience != "" && len(c.Audience) == 0:
+		return errTokenAudience
+	}
+	return errTokenClaims
+}
