@@ -169,6 +169,11 @@ func TestValues(t *testing.T) {
 		{"a topic's history can be kept for ever", "topics: [{match: a, history: 1, max_age: off}]", func(c config) any { return c.Topics[0].MaxAge }, time.Duration(-1)},
 		{"a topic's history can be as large as it gets", "topics: [{match: a, max_bytes: off}]", func(c config) any { return c.Topics[0].MaxBytes }, server.Size(-1)},
 		{"the newest message is a history of one", "topics: [{match: a, latest: true}]", func(c config) any { return c.Topics[0].History }, 1},
+		{"the health check has a path", "loops: 3", func(c config) any { return c.HealthPath }, "/healthz"},
+		{"the health check can be off", "health_path: off", func(c config) any { return c.HealthPath }, "off"},
+		{"the port for agent checks is off", "loops: 3", func(c config) any { return c.Agent.Listen }, "off"},
+		{"a mark for the memory is off", "limits: {max_memory: 0}", func(c config) any { return c.Limits.MaxMemory }, server.Size(-1)},
+		{"a mark for the memory is a size", "limits: {max_memory: 3GiB}", func(c config) any { return c.Limits.MaxMemory }, server.Size(3 << 30)},
 		{"the log has a level", "log: {level: debug}", func(c config) any { return c.Log.Level }, "debug"},
 	} {
 		t.Run(test.sentence, func(t *testing.T) {
@@ -239,8 +244,10 @@ endpoints:
     origins: [https://example.com, "*"]
 topics: [{match: a.>, history: 7, max_age: off, max_bytes: 2MiB, latest: true}, {match: ">", history: 1, max_age: 1h, max_bytes: off}]
 internal: {listen: ":8081", token: hush}
+health_path: /up
+agent: {listen: "127.0.0.1:8082"}
 limits: {max_connections: 5, max_head: 1000, handshake_timeout: 1h, max_message: off, max_fragments: off,
-  idle_timeout: 1m, write_timeout: off, close_timeout: 1h30m5s, max_backlog: 1GiB, max_topics: 9,
+  idle_timeout: 1m, write_timeout: off, close_timeout: 1h30m5s, max_backlog: 1GiB, max_topics: 9, max_memory: 2GiB,
   max_connections_per_address: 3, handshakes_per_second: 4, handshakes_per_second_per_address: 5, messages_per_second: 6, bytes_per_second: 7KiB}
 ping: {interval: off, jitter: 0.0625, timeout: 1.5s}
 shutdown: {timeout: 1ms}
@@ -279,6 +286,9 @@ func TestEnvironment(t *testing.T) {
 		"CARILLON_LIMITS_CLOSE_TIMEOUT":     "13s",
 		"CARILLON_LIMITS_MAX_BACKLOG":       "1MiB",
 		"CARILLON_LIMITS_MAX_TOPICS":        "off",
+		"CARILLON_LIMITS_MAX_MEMORY":        "1GiB",
+		"CARILLON_HEALTH_PATH":              "/up",
+		"CARILLON_AGENT_LISTEN":             "127.0.0.1:8082",
 		"CARILLON_TOPICS":                   "[{match: a, history: 3}]",
 		"CARILLON_INTERNAL_LISTEN":          "off",
 		"CARILLON_INTERNAL_TOKEN":           "hush",

@@ -58,7 +58,7 @@ var refusals = []struct {
 	{sentence: "a merge is refused", text: "ping:\n  <<: {jitter: 1}\n",
 		want: []string{`FILE:2:3: ping.<<: unknown key: expected one of interval, jitter, timeout`}},
 	{sentence: "an unknown key cannot break the line", text: "\"a\\nb\": 1\n",
-		want: []string{`FILE:1:1: "a\nb": unknown key: expected one of demo, endpoints, internal, limits, listen, log, loops, ping, proxy_protocol, public_url, shutdown, topics, trusted_proxies`}},
+		want: []string{`FILE:1:1: "a\nb": unknown key: expected one of agent, demo, endpoints, health_path, internal, limits, listen, log, loops, ping, proxy_protocol, public_url, shutdown, topics, trusted_proxies`}},
 
 	{sentence: "a section is not a value", text: "limits: 5\n",
 		want: []string{`FILE:1:9: limits: is a single value: expected keys and values`}},

@@ -10,11 +10,10 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"os/signal"
 	"reflect"
-	"runtime"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -196,7 +195,9 @@ func checkConfig(out io.Writer, file string) error {
 
 // serve runs the server until a signal ends it.
 func serve(c config, out io.Writer) error {
-	c.Logger = newLogger(c.Log, os.Stderr)
+	c.LogLevel = new(slog.LevelVar)
+	c.Logger = newLogger(c.Log, c.LogLevel, os.Stderr)
+	c.Internal.Debug = profiles()
 	srv, closePages, err := newServer(c)
 	if err != nil {
 		return err
@@ -230,12 +231,26 @@ func serve(c config, out io.Writer) error {
 	}
 }
 
-func newLogger(c logConfig, w io.Writer) *slog.Logger {
-	options := &slog.HandlerOptions{Level: logLevels[c.Level]}
+// newLogger makes a log whose level can be changed later.
+func newLogger(c logConfig, level *slog.LevelVar, w io.Writer) *slog.Logger {
+	level.Set(logLevels[c.Level])
+	options := &slog.HandlerOptions{Level: level}
 	if c.Format == "json" {
 		return slog.New(slog.NewJSONHandler(w, options))
 	}
 	return slog.New(slog.NewTextHandler(w, options))
+}
+
+// profiles serves net/http/pprof. The package also puts itself into http.DefaultServeMux, which this
+// program serves nowhere.
+func profiles() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	return mux
 }
 
 // few is the number of connections below which it is worth saying how to allow more.
@@ -291,6 +306,9 @@ func announce(out io.Writer, c config, srv *server.Server) {
 		fmt.Fprintf(out, "\nOpen http%s in a browser: a chat, and a live board.\n", strings.TrimPrefix(srv.URL("/"), "ws"))
 	}
 	announceInternal(out, c, srv.InternalAddr())
+	if addr := srv.AgentAddr(); addr != nil {
+		fmt.Fprintf(out, "Agent checks for HAProxy: %s\n", addr)
+	}
 
 	most := srv.MaxConnections()
 	if most == c.Limits.MaxConnections {
@@ -330,17 +348,12 @@ func reachable(listen string, addr net.Addr) string {
 
 // version describes the build: the module's version, the commit, the compiler and the platform.
 func version() string {
-	v, revision, changed := "(unknown)", "", ""
-	if info, ok := debug.ReadBuildInfo(); ok {
-		v = info.Main.Version
-		for _, s := range info.Settings {
-			switch {
-			case s.Key == "vcs.revision":
-				revision = " " + s.Value
-			case s.Key == "vcs.modified" && s.Value == "true":
-				changed = " (changed)"
-			}
-		}
+	b, revision, changed := server.BuildInfo(), "", ""
+	if b.Revision != "" {
+		revision = " " + b.Revision
 	}
-	return fmt.Sprintf("carillon %s%s%s, %s %s/%s", v, revision, changed, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	if b.Changed {
+		changed = " (changed)"
+	}
+	return fmt.Sprintf("carillon %s%s%s, %s %s", b.Version, revision, changed, b.Go, b.Platform)
 }

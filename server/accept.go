@@ -90,7 +90,7 @@ func (sh *shard) admit(gc gnet.Conn, remote *net.TCPAddr, isCounted bool) *Conn 
 	}
 	c.mark(markCounted, isCounted)
 	gc.SetContext(c)
-	sh.shaking.add(c, times{read: sh.clock, message: sh.clock})
+	sh.shaking.add(c, times{read: sh.clock, message: sh.clock, ping: uint32(sh.srv.stamp())})
 	return c
 }
 

@@ -4,6 +4,7 @@ import (
 	"crypto/subtle"
 	_ "embed"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"path"
@@ -22,6 +23,7 @@ var openAPI []byte
 type api struct {
 	srv     *Server
 	mux     http.ServeMux
+	metrics http.Handler
 	origins *http.CrossOriginProtection // nil with a token, which no page from elsewhere has
 }
 
@@ -42,14 +44,29 @@ var routes = []route{
 	{"GET", "/v1/connections", (*api).connections},
 	{"GET", "/v1/connections/{id}", (*api).connection},
 	{"DELETE", "/v1/connections/{id}", (*api).closeConnection},
+	{"GET", "/v1/maintenance", (*api).maintenance},
+	{"PUT", "/v1/maintenance", (*api).setMaintenance},
+	{"GET", "/v1/log", (*api).logLevel},
+	{"PUT", "/v1/log", (*api).setLogLevel},
+	{"GET", "/v1/version", (*api).version},
 	{"GET", "/v1/openapi.json", (*api).describe},
+	{"GET", "/metrics", (*api).showMetrics},
+	{"GET", livePath, (*api).live},
+	{"GET", readyPath, (*api).ready},
 }
 
+// The probes of whoever starts and stops servers bring no token, and learn nothing that needs one.
+const (
+	livePath  = "/livez"
+	readyPath = "/readyz"
+)
+
 // API returns the internal HTTP interface, for those who serve it themselves, beside or instead of
-// [Internal.Listen]. Its paths begin with /v1/. It asks for Internal.Token if that is set; if not,
-// whoever serves it decides who may come.
+// [Internal.Listen]. Its paths begin with /v1/, but for /metrics, /livez, /readyz and /debug/. It asks
+// for Internal.Token if that is set, except at /livez and /readyz; if not, whoever serves it decides who
+// may come.
 func (s *Server) API() http.Handler {
-	a := &api{srv: s}
+	a := &api{srv: s, metrics: s.metricsHandler()}
 	if s.opts.Internal.Token == "" {
 		a.origins = http.NewCrossOriginProtection()
 	}
@@ -59,6 +76,9 @@ func (s *Server) API() http.Handler {
 	}
 	for pattern, list := range byPath {
 		a.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { a.dispatch(list, w, r) })
+	}
+	if debug := s.opts.Internal.Debug; debug != nil {
+		a.mux.Handle("/debug/", debug)
 	}
 	a.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { noPath(w, r) })
 	return a
@@ -75,7 +95,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, p)
 		return
 	}
-	if p := r.URL.EscapedPath(); p == "" || p[0] != '/' || p != path.Clean(p) {
+	if p := r.URL.EscapedPath(); p == "" || p[0] != '/' || strings.TrimSuffix(p, "/") != strings.TrimSuffix(path.Clean(p), "/") {
 		noPath(w, r) // the mux would redirect
 		return
 	}
@@ -84,6 +104,9 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // admit says why a request is not let in, or returns nil.
 func (a *api) admit(r *http.Request) *problem {
+	if r.URL.Path == livePath || r.URL.Path == readyPath {
+		return nil
+	}
 	if a.origins != nil {
 		if err := a.origins.Check(r); err != nil {
 			return problemOrigin.because("expected a request that no page of another origin has caused")
@@ -136,7 +159,7 @@ func (a *api) failed(w http.ResponseWriter, r *http.Request, err error) {
 		if r.Context().Err() != nil {
 			return // nobody is there to hear it
 		}
-		a.srv.log.Error("internal interface: unexpected error", "method", r.Method, "path", cut(r.URL.Path), "error", err)
+		a.srv.logGrave("internal interface: unexpected error", "method", shown(r.Method), "path", shown(r.URL.Path), "error", shown(err.Error()))
 		p = problemInternal
 	}
 	writeProblem(w, p)
@@ -151,12 +174,9 @@ func (a *api) rescue(w http.ResponseWriter, r *http.Request) {
 	if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 		panic(p)
 	}
-	a.srv.log.Error("internal interface: panic", "method", r.Method, "path", cut(r.URL.Path), "panic", p, "stack", string(debug.Stack()))
+	a.srv.logGrave("internal interface: panic", "method", shown(r.Method), "path", shown(r.URL.Path), "panic", shown(fmt.Sprint(p)), "stack", string(debug.Stack()))
 	writeProblem(w, problemInternal)
 }
-
-// cut bounds what a client gets into the log, which escapes the rest.
-func cut(s string) string { return s[:min(len(s), 200)] }
 
 // parameters reads the query. One that the route does not know is likely a misspelt one.
 func parameters(r *http.Request, known ...string) (url.Values, error) {

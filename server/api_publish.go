@@ -204,7 +204,7 @@ func (a *api) publishLine(b []byte, r *http.Request, line []byte, err error) []b
 	}
 	p := problemOf(err)
 	if p == nil {
-		a.srv.log.Error("internal interface: unexpected error", "path", cut(r.URL.Path), "error", err)
+		a.srv.logGrave("internal interface: unexpected error", "path", shown(r.URL.Path), "error", shown(err.Error()))
 		p = problemInternal
 	}
 	return append(appendJSON(append(b, `{"error":`...), p), '}')
@@ -266,13 +266,14 @@ func (a *api) broadcast(w http.ResponseWriter, r *http.Request) error {
 // broadcastTo sends a message to everybody at some endpoints, which are in the order of their indices, or
 // to nobody, and says how many connections there are.
 func (s *Server) broadcastTo(endpoints []*endpoint, f *codec.Frame) (connections int, err error) {
+	at := s.stamp()
 	for _, ep := range endpoints {
 		ep.mu.Lock()
 	}
 	shards := s.allShards()
 	if err = s.roomFor(shards, int64(len(f.Plain())*len(endpoints))); err == nil {
 		for _, ep := range endpoints {
-			connections += ep.post(shards, f)
+			connections += ep.post(shards, f, at)
 		}
 	}
 	for _, ep := range endpoints {

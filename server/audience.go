@@ -25,12 +25,14 @@ type audience struct {
 	// Owned by the loop: stream[i] is message number base+i. Numbers wrap, so they are compared by
 	// their difference.
 	stream []*codec.Frame
+	stamps []stamp // parallel to stream: when it was published
 	base   uint32
 
 	// Owned by the loop.
 	pass   *pass        // the walk under way
 	queued bool         // stands in sh.pending
 	latest bool         // of a topic of which slow members get only the newest message
+	kind   uint32       // which of meters.flushed is for it: 0 is that of all topics
 	newest *codec.Frame // that message
 }
 
@@ -119,13 +121,14 @@ func (a *audience) move(to, from int) {
 }
 
 // publish appends a message to the stream. The walk that hands it out comes with the shard's turn.
-func (a *audience) publish(f *codec.Frame) {
+func (a *audience) publish(f *codec.Frame, at stamp) {
 	if len(a.members) == 0 && len(a.stream) == 0 {
 		a.base++ // nobody is concerned
 		return
 	}
 	a.sh.backlog.Add(int64(len(f.Plain())))
 	a.stream = append(a.stream, f)
+	a.stamps = append(a.stamps, at)
 	if a.latest {
 		a.newest = f
 	}
@@ -265,6 +268,11 @@ func (a *audience) serveSlow(c *Conn, sub int32, skip uint32) {
 // finish ends a pass and forgets its messages.
 func (a *audience) finish() {
 	n := int(a.pass.target - a.base)
+	now, flushed := a.sh.srv.stamp(), &a.sh.meters.flushed[a.kind]
+	for _, at := range a.stamps[:n] {
+		flushed.observe(uint32(now - at))
+	}
+	a.stamps = a.stamps[:copy(a.stamps, a.stamps[n:])]
 	bytes := 0
 	for _, f := range a.stream[:n] {
 		bytes += len(f.Plain())
@@ -277,7 +285,7 @@ func (a *audience) finish() {
 	a.sh.freePass(a.pass)
 	a.pass = nil
 	if rest == 0 && (a.local != nil || cap(a.stream) > keepLetters) {
-		a.stream = nil // topics are many
+		a.stream, a.stamps = nil, nil // topics are many
 	}
 }
 
@@ -369,11 +377,14 @@ type group struct {
 type times struct {
 	read    uint32 // something came; in the closing group: the close began or was flushed
 	message uint32 // a message came; in the handshake group: the connection was accepted
-	ping    uint32 // an unanswered ping went out; 0 when there is none
+	ping    uint32 // an unanswered ping went out, 0 when there is none; in the handshake group: the stamp of the accept
 }
 
 func newGroup(sh *shard, ep *endpoint) *group {
 	g := &group{audience: audience{sh: sh, times: []times{}}, ep: ep}
+	if ep != nil {
+		g.kind = uint32(ep.index) + 1
+	}
 	if ep != nil && (sh.srv.messages.limited() || sh.srv.bytes.limited()) {
 		g.debts = []debts{}
 	}

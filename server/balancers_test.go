@@ -19,6 +19,9 @@ import (
 func needs(t *testing.T, program string) string {
 	t.Helper()
 	path, err := exec.LookPath(program)
+	if err != nil {
+		path, err = exec.LookPath("/usr/sbin/" + program) // where Debian has servers, which is not in everybody's PATH
+	}
 	if err == nil {
 		return path
 	}

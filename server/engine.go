@@ -26,6 +26,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer s.watcher.close()
 	defer s.releaseAddr()
 	defer s.internal.close()
+	defer s.agent.close()
 
 	stopped, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
@@ -45,6 +46,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer dead()
 	s.watchKeys(alive, stopped)
 	go s.keepTime(alive)
+	s.beginOps(alive)
 	ended := make(chan error, 1)
 	go func() { ended <- s.runEngine(address) }()
 
@@ -127,7 +129,7 @@ func (s *Server) engineError(err error) error {
 
 // prepare finds out all that could make the engine fail, so that the user gets a clear word.
 func (s *Server) prepare() (address string, err error) {
-	if s.maxConnections, err = maxConnections(s.opts.Limits.MaxConnections, s.opts.Loops, s.opts.Internal.most()); err != nil {
+	if s.maxConnections, err = maxConnections(s.opts.Limits.MaxConnections, s.opts.Loops, s.opts.Internal.most()+s.opts.Agent.most()); err != nil {
 		return "", err
 	}
 	addr, release, err := reserve(s.opts.Listen)
@@ -139,9 +141,15 @@ func (s *Server) prepare() (address string, err error) {
 		release()
 		return "", err
 	}
+	if s.agent, err = s.listenAgent(); err != nil {
+		release()
+		s.internal.close()
+		return "", err
+	}
 	if s.watcher, err = newWatcher(); err != nil {
 		release()
 		s.internal.close()
+		s.agent.close()
 		return "", fmt.Errorf("watch for writable sockets: %w", err)
 	}
 	if addr.IP.To4() != nil {
@@ -248,6 +256,7 @@ type events struct {
 func (e *events) OnBoot(engine gnet.Engine) gnet.Action {
 	e.server.engine = engine
 	e.server.releaseAddr() // the first loop listens, which holds the port for the others
+	e.server.ops.settled.Store(int64(e.server.elapsed()))
 	close(e.server.started)
 	return gnet.None
 }
@@ -305,7 +314,9 @@ func (l *engineLogger) Fatalf(format string, args ...any) { l.hear(format, args)
 
 func (l *engineLogger) hear(format string, args []any) {
 	word := fmt.Errorf(format, args...)
-	l.s.log.Debug("engine", "says", word)
+	if l.s.logsEvents() {
+		l.s.logEvent("engine", "says", shown(word.Error()))
+	}
 	l.s.mu.Lock()
 	defer l.s.mu.Unlock()
 	l.s.lastWord = word

@@ -62,6 +62,10 @@ func (c *Conn) answer(head, rest []byte) {
 	r := &sh.request
 	*r = Request{RemoteAddr: c.RemoteAddr(), Request: r.Request}
 	why, err := c.consider(r, head)
+	if err == errHealth {
+		c.tellHealth(string(r.Method))
+		return
+	}
 	if err == errPlainHTTP {
 		c.handOver(head, rest)
 		return
@@ -104,7 +108,9 @@ func (c *Conn) conclude(r *Request, head, rest []byte, why RefuseReason, err err
 	}
 	if !errors.As(err, &rejection) {
 		rejection = &codec.Rejection{Status: 403, Reason: "forbidden"}
-		sh.srv.log.Debug("handshake refused", "remote", r.RemoteAddr, "path", c.ep.Path, "error", err)
+		if sh.srv.logsEvents() {
+			sh.srv.logEvent("handshake refused", "id", c.id, "remote", r.RemoteAddr, "path", c.ep.Path, "error", shown(err.Error()))
+		}
 	}
 	sh.control = rejection.AppendResponse(sh.control[:0])
 	if bytes.HasPrefix(head, []byte("HEAD ")) { // an answer without its body (RFC 9110, section 9.3.2)
@@ -117,6 +123,9 @@ func (c *Conn) conclude(r *Request, head, rest []byte, why RefuseReason, err err
 func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 	srv := c.sh.srv
 	malformed := r.Parse(head)
+	if wellFormed := malformed == nil || r.HTTP10; wellFormed && srv.isHealthPath(string(r.Path)) {
+		return considerHealth(r)
+	}
 	if malformed != nil && (srv.plain == nil || !r.HTTP10) {
 		return reasonOf(malformed), malformed
 	}
@@ -225,6 +234,7 @@ func (c *Conn) enter(r *Request) {
 		c.SetValue(r.Value)
 	}
 	c.identify(r)
+	accepted := stamp(sh.shaking.times[c.slot].ping)
 	sh.shaking.remove(c)
 	now := sh.clock
 	sh.groupsOf(c.ep)[c.framing].add(c, times{read: now, message: now})
@@ -232,6 +242,10 @@ func (c *Conn) enter(r *Request) {
 	sh.stats.Open.Add(1)
 	sh.stats.Opened.Add(1)
 	c.sendControl(sh.control)
+	if sh.srv.logsEvents() {
+		sh.srv.logEvent("connection opened", "id", c.id, "remote", c.RemoteAddr(), "path", c.ep.Path, "subprotocol", c.Subprotocol())
+	}
+	sh.meters.handshake.observe(uint32(sh.srv.stamp() - accepted))
 	if c.state.Load() == stateOpen {
 		c.callOpen()
 		if wish != nil {
@@ -249,6 +263,15 @@ func (c *Conn) refuse(why RefuseReason, r *codec.Rejection) {
 func (c *Conn) refuseWith(why RefuseReason, response []byte) {
 	sh := c.sh
 	sh.stats.refusals[why].Add(1)
+	if sh.srv.logsEvents() {
+		sh.srv.logEvent("connection refused", "id", c.id, "remote", c.RemoteAddr(), "reason", why.String())
+	}
+	c.lastAnswer(response)
+}
+
+// lastAnswer answers a request and ends the connection.
+func (c *Conn) lastAnswer(response []byte) {
+	sh := c.sh
 	c.dropUndecided()
 	c.dropInbound()
 	sh.shaking.remove(c)

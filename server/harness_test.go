@@ -46,8 +46,7 @@ func TestMain(m *testing.M) {
 // patience is how long a test waits for what must happen. It says nothing about speed.
 const patience = 20 * time.Second
 
-// start runs a server on a free port of 127.0.0.1 until the test ends, and fails the test if it does
-// not end well.
+// start makes a server on a free port of 127.0.0.1 and runs it.
 func start(t testing.TB, opts Options) *Server {
 	t.Helper()
 	s, _ := startLogged(t, opts)
@@ -78,6 +77,13 @@ func startChanged(t testing.TB, opts Options, change func(*Server)) (*Server, *l
 		t.Fatal(err)
 	}
 	change(s)
+	run(t, s)
+	return s, log
+}
+
+// run runs a server until the test ends, and fails the test if it does not end well.
+func run(t testing.TB, s *Server) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
@@ -97,7 +103,6 @@ func startChanged(t testing.TB, opts Options, change func(*Server)) (*Server, *l
 			t.Error("Run does not end")
 		}
 	})
-	return s, log
 }
 
 type logBuffer struct {
@@ -125,14 +130,6 @@ func eventually(t testing.TB, what string, holds func() bool) {
 			t.Fatalf("still not: %s", what)
 		}
 	}
-}
-
-// backlogBytes is what waits for the loops.
-func (s *Server) backlogBytes() (n int64) {
-	for _, sh := range s.allShards() {
-		n += sh.backlog.Load()
-	}
-	return n
 }
 
 // client is a WebSocket client that does no more than its test says: no pongs, no close frames, no

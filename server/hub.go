@@ -38,13 +38,15 @@ var (
 type hub struct {
 	// Immutable.
 	srv    *Server
-	rules  []TopicRule
+	rules  []rule
 	seed   maphash.Seed
 	linger time.Duration // how long a topic is remembered that has neither subscribers nor history
 
 	parts [64]hubPart // topics by the hash of their names
 	count atomic.Int64
 	keys  keys
+
+	published atomic.Uint64
 
 	mu       sync.RWMutex
 	patterns map[string]*source // guarded by mu
@@ -57,7 +59,10 @@ type hubPart struct {
 }
 
 func newHub(s *Server) *hub {
-	h := &hub{srv: s, rules: s.opts.Topics, seed: maphash.MakeSeed(), linger: linger, patterns: map[string]*source{}}
+	h := &hub{srv: s, rules: make([]rule, len(s.opts.Topics)), seed: maphash.MakeSeed(), linger: linger, patterns: map[string]*source{}}
+	for i, r := range s.opts.Topics {
+		h.rules[i].TopicRule = r
+	}
 	for i := range h.parts {
 		h.parts[i].topics = map[string]*topic{}
 	}
@@ -112,8 +117,11 @@ func (h *hub) make(name string) error {
 	const bits = 41 // eight characters
 	t := &topic{epoch: 1<<(bits-1) | rand.Uint64N(1<<(bits-1)), used: time.Now()}
 	t.name, t.topic = string([]byte(name)), t // the name may be a part of something large
-	if i := slices.IndexFunc(h.rules, func(r TopicRule) bool { return matches(r.Match, name) }); i >= 0 {
-		t.rule = &h.rules[i]
+	for i := range h.rules {
+		if matches(h.rules[i].Match, name) {
+			t.rule = &h.rules[i]
+			break
+		}
 	}
 	p.topics[t.name] = t
 	return nil
@@ -231,6 +239,7 @@ func (h *hub) check(p *Publication) error {
 // enter gives a message its offset and hands it to the shards that have subscribers, all under the
 // topic's lock, so that every shard sees the same order.
 func (h *hub) enter(p *Publication) (Receipt, error) {
+	at := h.srv.stamp()
 	m := &message{format: p.Format, raw: codec.NewFrame(p.Format.opcode(), p.Payload)}
 	t, err := h.open(p.Topic)
 	if err != nil {
@@ -247,11 +256,12 @@ func (h *hub) enter(p *Publication) (Receipt, error) {
 	t.used = now
 	m.topic, m.offset, m.time = t, t.offset, now.UnixMilli()
 	t.keep(m)
-	n := t.post(m)
+	h.published.Add(1)
+	n := t.post(m, at)
 	for _, p := range patterns {
 		p.mu.Lock()
 		p.offset++
-		n += p.post(m)
+		n += p.post(m, at)
 		p.mu.Unlock()
 	}
 	return Receipt{Offset: t.offset, Epoch: t.epochText(), Subscribers: n}, nil
@@ -284,10 +294,10 @@ func (src *source) overloaded(n int64) *shard {
 
 // post hands a message to all shards that have subscribers, and says how many these are. The caller holds
 // mu.
-func (src *source) post(m *message) int {
+func (src *source) post(m *message, at stamp) int {
 	for _, l := range src.locals {
 		l.sh.backlog.Add(int64(len(m.raw.Plain())))
-		l.sh.post(letter{kind: letterTopic, local: l, message: m, seq: uint32(src.offset)})
+		l.sh.post(letter{kind: letterTopic, local: l, message: m, seq: uint32(src.offset), at: at})
 	}
 	return src.subscribers
 }

@@ -25,20 +25,25 @@ type Internal struct {
 	// Token, if it is set, must come with every request, as "Authorization: Bearer TOKEN". Without one
 	// the address must be of the loopback interface. Default: none.
 	Token Secret `yaml:"token"`
+
+	// Debug, which may be nil, serves the paths below /debug/, such as those of net/http/pprof. That
+	// package puts its handlers into [http.DefaultServeMux] too, which must then not be public: so this
+	// one leaves it to the program.
+	Debug http.Handler `yaml:"-"`
 }
 
-// internalOff is the Listen of an interface without a port.
-const internalOff = "off"
+// optionOff switches off what would else have an address or a path.
+const optionOff = "off"
 
 func (i *Internal) resolve(c *checker, public string) {
 	if i.Token == secretShown {
 		c.add("internal.token", "%s stands for a token that is not shown: expected the token itself, or none here and CARILLON_INTERNAL_TOKEN", secretShown)
 	}
-	if i.Listen == "" || i.Listen == internalOff {
-		i.Listen = internalOff
+	if i.Listen == "" || i.Listen == optionOff {
+		i.Listen = optionOff
 		return
 	}
-	if !c.address("internal.listen", i.Listen, "127.0.0.1:8081, or "+internalOff) {
+	if !c.address("internal.listen", i.Listen, "127.0.0.1:8081, or "+optionOff) {
 		return
 	}
 	if sameAddress(i.Listen, public) {
@@ -115,7 +120,7 @@ const (
 // most is how many connections the interface may have.
 func (i *Internal) most() int {
 	total, err := descriptorLimit()
-	if i.Listen == internalOff || err != nil {
+	if i.Listen == optionOff || err != nil {
 		return 0
 	}
 	return min(internalMostConns, max(total/internalDescriptor, 4))
@@ -134,7 +139,7 @@ type internal struct {
 // listenInternal begins to serve: requests that come before the server has started find no connections.
 func (s *Server) listenInternal() (*internal, error) {
 	o := &s.opts.Internal
-	if o.Listen == internalOff {
+	if o.Listen == optionOff {
 		return nil, nil
 	}
 	l, err := net.Listen("tcp", o.Listen)
@@ -158,7 +163,7 @@ func (s *Server) listenInternal() (*internal, error) {
 		IdleTimeout:                  internalIdleTime,
 		MaxHeaderBytes:               internalMaxHead,
 		DisableGeneralOptionsHandler: true,
-		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+		ErrorLog:                     s.netLog,
 		ConnState:                    i.connState,
 	}
 	go func() {

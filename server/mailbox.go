@@ -18,7 +18,11 @@ type mailbox struct {
 	goAway  bool   // the server shuts down
 	inTurn  bool   // the loop is awake, and looks before it sleeps
 	rang    bool   // the loop will hear the bell
+	closed  bool   // the loop has ended
 	bell    *bell  // rung under mu, so that nobody rings it after it is gone
+
+	began time.Duration // when inTurn was set last, after the server was made
+	rung  time.Duration // when rang was
 }
 
 type letterKind uint8
@@ -43,6 +47,7 @@ type letter struct {
 	do      func()
 	n       int    // bytes in the arena
 	seq     uint32 // of message in local; what do counts for in the backlog
+	at      stamp  // when frame, for ep, or message was published
 	kind    letterKind
 }
 
@@ -55,23 +60,41 @@ func (m *mailbox) put(l letter) {
 // wake makes sure that the loop looks. The caller holds mu.
 func (m *mailbox) wake() {
 	if !m.inTurn && !m.rang {
-		m.rang = true
+		m.rang, m.rung = true, m.bell.sh.srv.elapsed()
 		m.bell.ring()
 	}
 }
 
-// heard is for the loop, when the bell wakes it.
-func (m *mailbox) heard() {
+// heard is for the loop, when the bell wakes it. It says when the bell was rung.
+func (m *mailbox) heard() time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.rang = false
+	return m.rung
+}
+
+// waits is for how long the loop has been at its turn, or has not come to the one that it was asked for.
+func (m *mailbox) waits(now time.Duration) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var longest time.Duration
+	if m.inTurn {
+		longest = now - m.began
+	}
+	if m.rang {
+		longest = max(longest, now-m.rung)
+	}
+	if m.closed {
+		return 0
+	}
+	return longest
 }
 
 // close silences the bell: the loop has ended.
 func (m *mailbox) close() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.rang = true
+	m.rang, m.closed = true, true
 	m.bell.close()
 }
 
@@ -266,7 +289,7 @@ func (sh *shard) open(l *letter, b []byte) {
 		sh.backlog.Add(-int64(len(l.frame.Plain())))
 		for f, g := range sh.groupsOf(l.ep) {
 			if len(g.members) > 0 {
-				g.publish(broadcastFrame(l.frame, framing(f)))
+				g.publish(broadcastFrame(l.frame, framing(f)), l.at)
 			}
 		}
 	case letterClose:
@@ -275,7 +298,7 @@ func (sh *shard) open(l *letter, b []byte) {
 		l.conn.flush()
 	case letterTopic:
 		sh.backlog.Add(-int64(len(l.message.raw.Plain())))
-		l.local.publish(l.message, l.seq)
+		l.local.publish(l.message, l.seq, l.at)
 	case letterDo:
 		sh.backlog.Add(-int64(l.seq))
 		l.conn.call(l.do)

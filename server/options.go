@@ -66,14 +66,26 @@ type Options struct {
 	// they are cut, and what was hijacked with them.
 	HTTP http.Handler `yaml:"-"`
 
+	// HealthPath is answered, to GET and HEAD, with 200 and "ok" when new connections are welcome, and
+	// with 503 and the word draining, full, maintenance or memory when not: for balancers. It comes
+	// before HTTP and may be no endpoint's path. Default "/healthz"; "off" is none.
+	HealthPath string `yaml:"health_path"`
+
 	Internal Internal `yaml:"internal"`
+	Agent    Agent    `yaml:"agent"`
 	Limits   Limits   `yaml:"limits"`
 	Ping     Ping     `yaml:"ping"`
 	Shutdown Shutdown `yaml:"shutdown"`
 
 	// Logger receives what an operator should know: start, stop, refusals, panics in handlers. Events
-	// of single connections are logged at debug level. Default: slog.Default().
+	// of single connections are logged at debug level, at most 100 a second. Values may hold what clients
+	// wrote, cut to a few hundred bytes; the handler has to escape them, as those of log/slog do.
+	// Default: slog.Default().
 	Logger *slog.Logger `yaml:"-"`
+
+	// LogLevel, which may be nil, is the level of Logger's handler, so that the internal interface can
+	// show and change it.
+	LogLevel *slog.LevelVar `yaml:"-"`
 }
 
 // Endpoint is one path and what is served there.
@@ -234,6 +246,10 @@ type Limits struct {
 	// BytesPerSecond is the same for the bytes that come in, before decompression. So a message that is
 	// larger than what ten seconds allow has to come slowly.
 	BytesPerSecond Size `yaml:"bytes_per_second"`
+	// MaxMemory is a mark, not a bound: while the Go runtime has more than this of the system, health
+	// checks say that no new connections are wanted. Connections are neither refused nor closed for it,
+	// and the kernel's memory for sockets does not count. Default off.
+	MaxMemory Size `yaml:"max_memory"`
 }
 
 // Ping keeps quiet connections alive through balancers and finds those that are gone.
@@ -290,6 +306,7 @@ func (o Options) Resolve() (Options, error) {
 		o.Logger = slog.Default()
 	}
 	o.Internal.resolve(&c, o.Listen)
+	o.Agent.resolve(&c, o.Listen, o.Internal.Listen)
 	o.Limits.resolve(&c)
 	o.Ping.resolve(&c)
 	c.duration("shutdown.timeout", &o.Shutdown.Timeout, 10*time.Second, false)
@@ -307,11 +324,16 @@ func (o Options) Resolve() (Options, error) {
 		endpoints[i] = e
 	}
 	o.Endpoints = endpoints
+	c.healthPath(&o)
 	o.Topics = slices.Clone(o.Topics)
 	for i := range o.Topics {
 		o.Topics[i].resolve(&c, fmt.Sprintf("topics[%d].", i))
 	}
 	return o, errors.Join(c.problems...)
+}
+
+func isPath(path string) bool {
+	return strings.HasPrefix(path, "/") && !strings.ContainsAny(path, "?# ")
 }
 
 func (l *Limits) resolve(c *checker) {
@@ -337,6 +359,7 @@ func (l *Limits) resolve(c *checker) {
 	}
 	l.MaxTopics = max(l.MaxTopics, -1)
 	l.resolveRates(c)
+	c.size("limits.max_memory", &l.MaxMemory, -1, true)
 }
 
 func (p *Ping) resolve(c *checker) {
@@ -353,7 +376,7 @@ func (p *Ping) resolve(c *checker) {
 }
 
 func (e *Endpoint) resolve(c *checker, key string) {
-	if !strings.HasPrefix(e.Path, "/") || strings.ContainsAny(e.Path, "?# ") {
+	if !isPath(e.Path) {
 		c.add(key+"path", "%q is not a path: expected one that starts with / and has no query, fragment or space", e.Path)
 	}
 	switch {
@@ -495,51 +518,4 @@ func (c *checker) size(key string, s *Size, def Size, canBeOff bool) {
 			c.add(key, "cannot be turned off: expected a size such as %v", def)
 		}
 	}
-}
-
-// Size is a number of bytes. As text it is a whole number with one of the units B, KiB, MiB and GiB,
-// or "off" for a negative one.
-type Size int64
-
-var sizeUnits = []struct {
-	name  string
-	bytes Size
-}{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"B", 1}}
-
-// String gives the size in the largest unit that divides it.
-func (s Size) String() string {
-	if s < 0 {
-		return "off"
-	}
-	for _, u := range sizeUnits {
-		if s >= u.bytes && s%u.bytes == 0 {
-			return strconv.FormatInt(int64(s/u.bytes), 10) + u.name
-		}
-	}
-	return "0"
-}
-
-// MarshalText implements encoding.TextMarshaler.
-func (s Size) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
-
-// UnmarshalText implements encoding.TextUnmarshaler.
-func (s *Size) UnmarshalText(text []byte) error {
-	word := string(text)
-	if word == "off" {
-		*s = -1
-		return nil
-	}
-	number, unit := word, Size(1)
-	for _, u := range sizeUnits {
-		if n, found := strings.CutSuffix(word, u.name); found {
-			number, unit = strings.TrimSpace(n), u.bytes
-			break
-		}
-	}
-	n, err := strconv.ParseInt(number, 10, 64)
-	if err != nil || n < 0 || n > math.MaxInt64/int64(unit) {
-		return fmt.Errorf("%q is not a size: expected a whole number of B, KiB, MiB or GiB, such as 64KiB, or off", word)
-	}
-	*s = Size(n) * unit
-	return nil
 }

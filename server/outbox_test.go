@@ -253,14 +253,14 @@ func (m *groupModel) walk() {
 func TestGroupWalk(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 2))
-		sh := &shard{srv: &Server{}}
+		sh := &shard{srv: &Server{}, meters: meters{flushed: make([]histogram, 2)}}
 		g := newGroup(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
 		g.base = 1<<32 - 20 // it wraps
 		m := &groupModel{t: t, r: r, g: g, members: map[*Conn]uint32{}}
 		for range 400 {
 			switch r.IntN(6) {
 			case 0, 1:
-				g.publish(codec.NewFrame(Binary, binary.BigEndian.AppendUint32(nil, m.next)))
+				g.publish(codec.NewFrame(Binary, binary.BigEndian.AppendUint32(nil, m.next)), 0)
 				m.next++
 			case 2, 3:
 				m.walk()

@@ -24,9 +24,12 @@ func (s *Server) balance(t *testing.T) {
 	for _, n := range st.Refusals {
 		refused += n
 	}
-	if st.Accepted+st.Returned != st.PlainHTTP+st.Opened+refused {
+	if st.Accepted+st.Returned != st.PlainHTTP+st.Opened+st.HealthChecks+refused {
 		t.Errorf("accepted %d and returned %d, but handed over %d, opened %d and refused %v",
 			st.Accepted, st.Returned, st.PlainHTTP, st.Opened, st.Refusals)
+	}
+	if s.plain == nil {
+		return
 	}
 	if conns := s.plain.listener.members(); len(conns) > 0 {
 		t.Errorf("%d connections are listed", len(conns))

@@ -63,7 +63,7 @@ func (l *plainListener) Accept() (net.Conn, error) {
 		if err == nil {
 			return c, nil
 		}
-		l.srv.log.Debug("request refused", "remote", h.remote.AddrPort(), "error", err)
+		l.srv.logLoss("request refused", h.remote.AddrPort(), err)
 		l.refuse(h, RefuseDescriptors, rejectDescriptors)
 	}
 }

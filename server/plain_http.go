@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"net/http"
 	"slices"
 	"sync/atomic"
@@ -54,7 +53,7 @@ func newPlainHTTP(s *Server) *plainHTTP {
 		ReadHeaderTimeout: max(s.opts.Limits.HandshakeTimeout, 0),
 		IdleTimeout:       plainIdle,
 		MaxHeaderBytes:    int(s.opts.Limits.MaxHead),
-		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelError), // panics, mostly
+		ErrorLog:          s.netLog, // panics, mostly
 	}
 	return p
 }
@@ -79,7 +78,12 @@ func (p *plainHTTP) close() {
 
 // ServeHTTP is the http.Server's handler.
 func (p *plainHTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if p.srv.byPath[rawPath(r.RequestURI)] != nil {
+	path := rawPath(r.RequestURI)
+	if p.srv.isHealthPath(path) {
+		p.srv.serveHealth(w, r)
+		return
+	}
+	if p.srv.byPath[path] != nil {
 		p.giveBack(w, r)
 		return
 	}
@@ -95,7 +99,7 @@ func (c *Conn) handOver(head, rest []byte) {
 	sh := c.sh
 	fd, err := unix.FcntlInt(uintptr(c.fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		sh.srv.log.Debug("request refused", "remote", c.RemoteAddr(), "duplicate descriptor", err)
+		sh.srv.logLoss("request refused: no descriptor", c.RemoteAddr(), err)
 		c.refuse(RefuseDescriptors, rejectDescriptors)
 		return
 	}

@@ -50,7 +50,7 @@ func (p *plainHTTP) giveBack(w http.ResponseWriter, r *http.Request) {
 	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
 		why = RefuseDescriptors // gnet has closed the socket, so nobody can be told
 	}
-	p.srv.log.Debug("connection lost on its way to a loop", "remote", c.remote.AddrPort(), "error", err)
+	p.srv.logLoss("connection lost on its way to a loop", c.remote.AddrPort(), err)
 	back.sh.stats.refusals[why].Add(1)
 	_ = c.TCPConn.Close()
 	p.srv.release(c.remote, c.counted)

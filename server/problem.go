@@ -15,6 +15,8 @@ type problem struct {
 	Status int    `json:"status"`
 	Detail string `json:"detail,omitempty"`
 
+	Reasons []condition `json:"reasons,omitempty"` // of a server that is not ready or not alive
+
 	header [][2]string
 }
 
@@ -46,8 +48,11 @@ var (
 	problemHost          = newProblem(421, "misdirected", "The request was meant for another host")
 	problemNotJSON       = newProblem(422, "not-json", "The message is not JSON")
 	problemNotText       = newProblem(422, "not-text", "The message is not UTF-8")
+	problemNotOffered    = newProblem(501, "not-offered", "The application does not offer this")
 	problemInternal      = newProblem(500, "internal-error", "Something is wrong with the server")
 	problemOverloaded    = newProblem(503, "overloaded", "The server has too much to do", "Retry-After", "1")
+	problemNotReady      = newProblem(503, "not-ready", "The server should get no new connections now")
+	problemNotLive       = newProblem(503, "not-live", "A part of the server has stopped")
 	problemTooManyTopics = newProblem(503, "too-many-topics", "The server has as many topics as it may have", "Retry-After", "60")
 )
 

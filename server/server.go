@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"log"
 	"log/slog"
 	"math"
 	"net"
@@ -35,6 +36,7 @@ type Server struct {
 	// Immutable.
 	opts         Options
 	log          *slog.Logger
+	netLog       *log.Logger // for net/http
 	endpoints    []*endpoint
 	byPath       map[string]*endpoint
 	plain        *plainHTTP // nil without Options.HTTP
@@ -55,6 +57,7 @@ type Server struct {
 	addr           *net.TCPAddr
 	releaseAddr    func()
 	internal       *internal // nil when it is off
+	agent          *agent    // nil when it is off
 	maxConnections int
 	engine         gnet.Engine
 	watcher        *watcher
@@ -63,6 +66,7 @@ type Server struct {
 	draining atomic.Bool
 	sockets  atomic.Int64
 	lastID   atomic.Uint64
+	ops      ops
 	hub      *hub // immutable
 	roster   roster
 	shards   atomic.Pointer[[]*shard]
@@ -74,9 +78,10 @@ type Server struct {
 	lastWord error           // what the engine complained about last
 }
 
-// endpoint is an Endpoint that is being served. Immutable, but for mu.
+// endpoint is an Endpoint that is being served. Immutable, but for mu and published.
 type endpoint struct {
 	Endpoint
+	index    int // its place among the endpoints
 	group    int // the first of its groups in every shard: there is one for each framing
 	framings int // that it serves: the raw one, or all
 	handler  Handler
@@ -86,6 +91,8 @@ type endpoint struct {
 	auth     gate
 
 	mu sync.Mutex // held while a broadcast is posted, so that all shards get the same order
+
+	published atomic.Uint64
 }
 
 // New makes a server that does not listen yet. The error, if any, joins one [OptionError] for each
@@ -98,6 +105,7 @@ func New(options Options) (*Server, error) {
 	s := &Server{
 		opts:       opts,
 		log:        opts.Logger,
+		ops:        newOps(),
 		byPath:     map[string]*endpoint{},
 		maxBacklog: int64(opts.Limits.MaxBacklog),
 		checkOwner: checkOwner,
@@ -105,6 +113,7 @@ func New(options Options) (*Server, error) {
 		started:    make(chan struct{}),
 		empty:      make(chan struct{}, 1),
 	}
+	s.netLog = log.New(netLog{s}, "", 0)
 	if s.maxBacklog < 0 {
 		s.maxBacklog = math.MaxInt64 / 2
 	}
@@ -121,6 +130,7 @@ func New(options Options) (*Server, error) {
 	for i, e := range opts.Endpoints {
 		ep := &endpoint{
 			Endpoint: e,
+			index:    i,
 			group:    groups,
 			framings: 1,
 			handler:  e.Handler,
@@ -208,14 +218,14 @@ func (s *Server) BroadcastFrame(path string, f *codec.Frame) error {
 }
 
 func (s *Server) broadcast(ep *endpoint, f *codec.Frame) error {
-	n := int64(len(f.Plain()))
+	n, at := int64(len(f.Plain())), s.stamp()
 	ep.mu.Lock()
 	defer ep.mu.Unlock()
 	shards := s.allShards()
 	if err := s.roomFor(shards, n); err != nil {
 		return err
 	}
-	ep.post(shards, f)
+	ep.post(shards, f, at)
 	return nil
 }
 
@@ -232,12 +242,13 @@ func (s *Server) roomFor(shards []*shard, n int64) error {
 
 // post hands a message to all shards that have connections of the endpoint, and says how many these are,
 // about. The caller holds mu.
-func (ep *endpoint) post(shards []*shard, f *codec.Frame) (connections int) {
+func (ep *endpoint) post(shards []*shard, f *codec.Frame, at stamp) (connections int) {
+	ep.published.Add(1)
 	for _, sh := range shards {
 		if n := sh.listeners(ep); n > 0 {
 			connections += int(n)
 			sh.backlog.Add(int64(len(f.Plain())))
-			sh.post(letter{kind: letterBroadcast, ep: ep, frame: f})
+			sh.post(letter{kind: letterBroadcast, ep: ep, frame: f, at: at})
 		}
 	}
 	return connections

@@ -22,6 +22,7 @@ type shard struct {
 	mail    mailbox
 	backlog atomic.Int64 // bytes of messages that were posted and have not been handed to connections
 	stats   counters
+	meters  meters // each says who uses what of it
 
 	// Guards the lists of connections in groups, and the values that applications attach.
 	mu sync.Mutex
@@ -31,11 +32,12 @@ type shard struct {
 	tally        tally
 	reading      correspondence
 	sweep        sweep
-	clock        uint32  // milliseconds since the server began, at the start of this turn; never 0
-	sliced       bool    // the last turn that the bell asked for did not finish its work
-	pending      queue   // audiences whose streams are not at their end
-	goingAway    bool    // the server shuts down: nobody may stay
-	stalled      []*Conn // those that have an outbox
+	began        time.Duration // of this turn, after the server was made
+	clock        uint32        // the same in milliseconds; never 0
+	sliced       bool          // the last turn that the bell asked for did not finish its work
+	pending      queue         // audiences whose streams are not at their end
+	goingAway    bool          // the server shuts down: nobody may stay
+	stalled      []*Conn       // those that have an outbox
 	deadlines    deadlines
 	lost         error // why the connection that is being closed was aborted
 	decoder      codec.Decoder
@@ -55,6 +57,7 @@ type tally struct{ deliveries, bytesOut, writes uint64 }
 
 func newShard(s *Server, loop gnet.EventLoop) (*shard, error) {
 	sh := &shard{srv: s, loop: loop}
+	sh.meters.flushed = make([]histogram, 1+len(s.endpoints))
 	if s.checkOwner {
 		sh.owner = currentGoroutine()
 	}
@@ -81,9 +84,10 @@ func (sh *shard) check() {
 // enter begins a turn of the loop: who posts now need not ring the bell, because leave looks.
 func (sh *shard) enter() {
 	sh.check()
-	sh.clock = max(uint32(time.Since(sh.srv.begin).Milliseconds()), 1)
+	sh.began = sh.srv.elapsed()
+	sh.clock = max(uint32(sh.began.Milliseconds()), 1)
 	sh.mail.mu.Lock()
-	sh.mail.inTurn = true
+	sh.mail.inTurn, sh.mail.began = true, sh.began
 	sh.mail.mu.Unlock()
 }
 
@@ -99,6 +103,7 @@ func (sh *shard) leave() {
 		sh.readMail(true)
 		sh.walk(true)
 	}
+	sh.meters.turn.since(sh.began, sh.srv.elapsed())
 	sh.settle()
 	m := &sh.mail
 	m.mu.Lock()
@@ -113,14 +118,14 @@ func (sh *shard) leave() {
 // once: epoll reports the bell before the sockets that became ready during the slice, and those have
 // waited long enough.
 func (sh *shard) rung() {
-	sh.mail.heard()
+	rung := sh.mail.heard()
+	sh.enter()
+	sh.meters.lag.since(rung, sh.began)
 	if sh.sliced {
 		sh.sliced = false
-		sh.enter()
 		sh.leave()
 		return
 	}
-	sh.enter()
 	sh.readMail(false)
 	sh.walk(false)
 	sh.sweepOn()
@@ -154,4 +159,5 @@ func (sh *shard) settle() {
 		sh.stats.Writes.Add(sh.tally.writes)
 		sh.tally = tally{}
 	}
+	sh.meters.publish()
 }

@@ -101,10 +101,14 @@ type counters struct {
 	MessageRate atomic.Uint64
 	ByteRate    atomic.Uint64
 	Expired     atomic.Uint64
+	Checks      atomic.Uint64
 	drops       [numDropReasons]atomic.Uint64
 	refusals    [numRefuseReasons]atomic.Uint64
-	closes      [17]atomic.Uint64 // by code from 1000 to 1015, then all others
+	closes      [numCloseCodes + 1]atomic.Uint64 // by code from 1000 on, then all others
 }
+
+// numCloseCodes are counted one by one: 1000 to 1015.
+const numCloseCodes = 16
 
 func (s *counters) drop(r DropReason, n uint64) {
 	if n > 0 {
@@ -134,6 +138,8 @@ type Stats struct {
 	MessageRate uint64 // WebSockets closed for limits.messages_per_second
 	ByteRate    uint64 // WebSockets closed for limits.bytes_per_second
 	Expired     uint64 // connections that were closed because of Identity.Expires
+
+	HealthChecks uint64 // connections that were answered at Options.HealthPath
 
 	Drops    map[DropReason]uint64      // messages that one receiver each never got
 	Refusals map[RefuseReason]uint64    // connections that did not become WebSockets
@@ -166,6 +172,7 @@ func (s *Server) Stats() Stats {
 		st.MessageRate += c.MessageRate.Load()
 		st.ByteRate += c.ByteRate.Load()
 		st.Expired += c.Expired.Load()
+		st.HealthChecks += c.Checks.Load()
 		for r := range c.drops {
 			st.Drops[DropReason(r)] += c.drops[r].Load()
 		}

@@ -185,10 +185,10 @@ func (c *Conn) call(do func()) {
 }
 
 // publish hands a message to the subscribers of this shard.
-func (l *local) publish(m *message, seq uint32) {
+func (l *local) publish(m *message, seq uint32, at stamp) {
 	for kind, a := range l.audiences {
 		if a != nil && int32(seq-a.end()) >= 0 { // else it was there before the audience
-			a.publish(m.frame(framing(kind)))
+			a.publish(m.frame(framing(kind)), at)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -37,6 +38,13 @@ type TopicRule struct {
 	Latest bool `yaml:"latest"`
 }
 
+// rule is a TopicRule in use, with what its topics keep.
+type rule struct {
+	TopicRule
+	messages atomic.Int64
+	bytes    atomic.Int64 // of payloads
+}
+
 // source is what connections subscribe to: a topic or a pattern. What is published to a topic goes through
 // the patterns that match it too. A pattern's offset counts its messages for the audiences, and means
 // nothing to clients.
@@ -63,7 +71,7 @@ type local struct {
 // topic is a named stream of messages.
 type topic struct {
 	source
-	rule  *TopicRule // nil when it keeps nothing
+	rule  *rule // nil when it keeps nothing
 	epoch uint64
 
 	// Guarded by mu.
@@ -119,8 +127,10 @@ func (t *topic) keep(m *message) {
 		return
 	}
 	t.history.push(m)
+	t.rule.messages.Add(1)
+	t.rule.bytes.Add(int64(len(m.raw.Payload())))
 	for t.history.len() > t.rule.History || t.rule.MaxBytes >= 0 && t.history.len() > 1 && t.history.bytes > int(t.rule.MaxBytes) {
-		t.history.dropOldest()
+		t.dropOldest()
 	}
 	t.expire(m.time)
 }
@@ -132,8 +142,15 @@ func (t *topic) expire(now int64) {
 	}
 	oldest := now - t.rule.MaxAge.Milliseconds()
 	for t.history.len() > 0 && t.history.all()[0].time < oldest {
-		t.history.dropOldest()
+		t.dropOldest()
 	}
+}
+
+func (t *topic) dropOldest() {
+	before := t.history.bytes
+	t.history.dropOldest()
+	t.rule.messages.Add(-1)
+	t.rule.bytes.Add(int64(t.history.bytes - before))
 }
 
 // Start is where a subscriber begins: after a position, with some of the newest messages, or, as its zero

@@ -1,0 +1,82 @@
+package server
+
+import (
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"strings"
+)
+
+// order reads what a PUT asks for: a JSON object, strictly, because a misspelt switch must not be taken for
+// one that was set.
+func (a *api) order(w http.ResponseWriter, r *http.Request, to any) error {
+	if _, err := parameters(r); err != nil {
+		return err
+	}
+	format, err := formatOf(r)
+	if err != nil {
+		return err
+	}
+	if format != FormatJSON && r.Header.Get("Content-Type") != "" {
+		return problemMediaType.because("Content-Type is %.40q: expected application/json", r.Header.Get("Content-Type"))
+	}
+	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, mostOrder))
+	d.DisallowUnknownFields()
+	if err := d.Decode(to); err != nil {
+		if problemOf(err) != nil {
+			return err
+		}
+		return bad("the body is not the JSON object that is expected: %.100s", strings.TrimPrefix(err.Error(), "json: "))
+	}
+	return nil
+}
+
+// mostOrder bounds the body of a PUT.
+const mostOrder = 1 << 10
+
+// logState is what /v1/log shows and takes.
+type logState struct {
+	Level string `json:"level"`
+}
+
+// The levels that can be set.
+var logLevels = map[string]slog.Level{
+	"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError,
+}
+
+func (a *api) logLevel(w http.ResponseWriter, r *http.Request) error {
+	if _, err := parameters(r); err != nil {
+		return err
+	}
+	return a.showLogLevel(w)
+}
+
+func (a *api) showLogLevel(w http.ResponseWriter) error {
+	level := a.srv.opts.LogLevel
+	if level == nil {
+		return problemNotOffered.because("the application keeps the level of its log to itself: see Options.LogLevel")
+	}
+	return reply(w, logState{strings.ToLower(level.Level().String())})
+}
+
+func (a *api) setLogLevel(w http.ResponseWriter, r *http.Request) error {
+	var state logState
+	if err := a.order(w, r, &state); err != nil {
+		return err
+	}
+	level, known := logLevels[state.Level]
+	if !known {
+		return bad("level is %.40q: expected debug, info, warn or error", state.Level)
+	}
+	if to := a.srv.opts.LogLevel; to != nil {
+		was := to.Level()
+		to.Set(level)
+		a.srv.log.Log(r.Context(), max(was, level), "log level", "was", was.String(), "is", level.String())
+	}
+	return a.showLogLevel(w)
+}
+
+func (a *api) showMetrics(w http.ResponseWriter, r *http.Request) error {
+	a.metrics.ServeHTTP(w, r)
+	return nil
+}

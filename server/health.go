@@ -1,0 +1,264 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	gometrics "runtime/metrics"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"carillon/codec"
+)
+
+// ops is what operators see and set while the server runs.
+type ops struct {
+	stuckAfter time.Duration // a loop that is silent for longer is stuck; immutable once the server runs
+
+	events sampler
+	grave  sampler
+
+	maintenance atomic.Bool
+	settled     atomic.Int64 // when the server was last told to take connections, as of elapsed
+	memory      atomic.Int64 // bytes, as of memoryEvery ago; 0 when there is no mark
+}
+
+// stuckAfter is long, because who asks for it kills the server: a loop that only has much to do comes
+// round every few milliseconds.
+const stuckAfter = 10 * time.Second
+
+func newOps() ops {
+	return ops{stuckAfter: stuckAfter, events: sampler{most: mostEvents}, grave: sampler{most: mostGrave}}
+}
+
+// memoryEvery is how often the memory is looked at when there is a mark for it.
+const memoryEvery = time.Second
+
+// beginOps does what has to be done all the time, until ctx ends.
+func (s *Server) beginOps(ctx context.Context) {
+	if s.opts.Limits.MaxMemory < 0 {
+		return
+	}
+	s.ops.memory.Store(memoryUsed())
+	go func() {
+		ticker := time.NewTicker(memoryEvery)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+				s.ops.memory.Store(memoryUsed())
+			}
+		}
+	}()
+}
+
+// memoryUsed is what GOMEMLIMIT bounds: all that the Go runtime has of the system. A server in Go alone
+// has little beside it; the kernel's memory for sockets is not in it.
+func memoryUsed() int64 {
+	read := []gometrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
+	gometrics.Read(read)
+	return int64(read[0].Value.Uint64() - read[1].Value.Uint64())
+}
+
+// condition is one thing that keeps the server from being ready, or shows that it is not alive.
+type condition struct {
+	Reason string `json:"reason"` // one of a closed set, which openapi.json lists
+	Detail string `json:"detail"`
+}
+
+// unready says why the server should get no new connections now.
+func (s *Server) unready() (list []condition) {
+	add := func(reason, format string, args ...any) {
+		list = append(list, condition{reason, fmt.Sprintf(format, args...)})
+	}
+	select {
+	case <-s.started:
+	default:
+		add("starting", "the server does not listen yet")
+		return list
+	}
+	if s.draining.Load() {
+		add("draining", "the server shuts down")
+	}
+	if s.ops.maintenance.Load() {
+		add("maintenance", "maintenance was switched on")
+	}
+	if n := s.sockets.Load(); n >= int64(s.maxConnections) {
+		add("full", "%d sockets are open: limits.max_connections is %d", n, s.maxConnections)
+	}
+	if used, mark := s.ops.memory.Load(), int64(s.opts.Limits.MaxMemory); mark > 0 && used > mark {
+		add("memory", "%d bytes are in use: limits.max_memory is %d", used, mark)
+	}
+	return list
+}
+
+// stuck names the loops that have been silent for too long.
+func (s *Server) stuck() (list []condition) {
+	now := s.elapsed()
+	for i, sh := range s.allShards() {
+		if d := sh.mail.waits(now); d > s.ops.stuckAfter {
+			list = append(list, condition{"loop_stuck", fmt.Sprintf("loop %d has not answered for %v", i, d.Round(time.Millisecond))})
+		}
+	}
+	return list
+}
+
+// longestSilence is that of the loop that is worst off.
+func (s *Server) longestSilence() (longest time.Duration) {
+	now := s.elapsed()
+	for _, sh := range s.allShards() {
+		longest = max(longest, sh.mail.waits(now))
+	}
+	return longest
+}
+
+// healthy is the body of a good answer.
+var healthy = []byte(`{"status":"ok"}` + "\n")
+
+func (a *api) ready(w http.ResponseWriter, _ *http.Request) error {
+	return answerHealth(w, problemNotReady, a.srv.unready())
+}
+
+func (a *api) live(w http.ResponseWriter, _ *http.Request) error {
+	return answerHealth(w, problemNotLive, a.srv.stuck())
+}
+
+func answerHealth(w http.ResponseWriter, not *problem, list []condition) error {
+	w.Header().Set("Cache-Control", "no-store")
+	if len(list) > 0 {
+		p := not.because("%s", list[0].Detail)
+		p.Reasons = list
+		return p
+	}
+	replyBytes(w, healthy)
+	return nil
+}
+
+// maintenanceState is what /v1/maintenance shows and takes.
+type maintenanceState struct {
+	On *bool `json:"on"`
+}
+
+func (a *api) maintenance(w http.ResponseWriter, r *http.Request) error {
+	if _, err := parameters(r); err != nil {
+		return err
+	}
+	return a.showMaintenance(w)
+}
+
+func (a *api) setMaintenance(w http.ResponseWriter, r *http.Request) error {
+	var state maintenanceState
+	if err := a.order(w, r, &state); err != nil {
+		return err
+	}
+	if state.On == nil {
+		return bad("on is missing: expected true or false")
+	}
+	a.srv.SetMaintenance(*state.On)
+	return a.showMaintenance(w)
+}
+
+func (a *api) showMaintenance(w http.ResponseWriter) error {
+	on := a.srv.ops.maintenance.Load()
+	return reply(w, maintenanceState{&on})
+}
+
+// SetMaintenance tells balancers, by the health checks and the agent's port, to send nobody here, or to do
+// so again. Connections that are open stay, and new ones are served.
+func (s *Server) SetMaintenance(on bool) {
+	if s.ops.maintenance.Swap(on) == on {
+		return
+	}
+	s.ops.settled.Store(int64(s.elapsed()))
+	s.log.Info("maintenance", "on", on)
+}
+
+// The health check of the public port is answered by the loop, so that it says that loops turn, and before
+// the limit of connections is looked at, so that a full server can say so.
+
+var errHealth = errors.New("a health check")
+
+var rejectHealthMethod = &codec.Rejection{Status: 405, Reason: "a health check is GET or HEAD", Header: [][2]string{{"Allow", "GET, HEAD"}}}
+
+func (c *checker) healthPath(o *Options) {
+	if o.HealthPath == "" {
+		o.HealthPath = "/healthz"
+	}
+	if o.HealthPath == optionOff {
+		return
+	}
+	if !isPath(o.HealthPath) {
+		c.add("health_path", "%q is not a path: expected one that starts with / and has no query, fragment or space, or off", o.HealthPath)
+	}
+	for i, e := range o.Endpoints {
+		if e.Path == o.HealthPath {
+			c.add("health_path", "%s is the path of endpoints[%d]: expected another one, or off", o.HealthPath, i)
+		}
+	}
+}
+
+func (s *Server) isHealthPath(path string) bool {
+	return path == s.opts.HealthPath && path != optionOff
+}
+
+func considerHealth(r *Request) (RefuseReason, error) {
+	if m := string(r.Method); m != http.MethodGet && m != http.MethodHead {
+		return RefuseMethod, rejectHealthMethod
+	}
+	return 0, errHealth
+}
+
+// publicHealth is the status and what is told to strangers: a word, and nothing of why.
+func (s *Server) publicHealth() (status int, word string) {
+	if s.draining.Load() {
+		return http.StatusServiceUnavailable, "draining\n"
+	}
+	// The check's own connection is one of the sockets.
+	if s.sockets.Load() > int64(s.maxConnections) {
+		return http.StatusServiceUnavailable, "full\n"
+	}
+	for _, c := range s.unready() {
+		if c.Reason != "full" {
+			return http.StatusServiceUnavailable, c.Reason + "\n"
+		}
+	}
+	return http.StatusOK, "ok\n"
+}
+
+// tellHealth answers a health check and ends its connection.
+func (c *Conn) tellHealth(method string) {
+	sh := c.sh
+	sh.stats.Checks.Add(1)
+	status, word := sh.srv.publicHealth()
+	b := append(sh.control[:0], "HTTP/1.1 "...)
+	b = strconv.AppendInt(b, int64(status), 10)
+	b = append(append(b, ' '), http.StatusText(status)...)
+	b = append(b, "\r\nContent-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\nConnection: close\r\nContent-Length: "...)
+	b = strconv.AppendInt(b, int64(len(word)), 10)
+	b = append(b, "\r\n\r\n"...)
+	if method != http.MethodHead {
+		b = append(b, word...)
+	}
+	sh.control = b
+	c.lastAnswer(b)
+}
+
+// serveHealth answers a health check on a connection that net/http has, because another request came
+// before it.
+func (s *Server) serveHealth(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		http.Error(w, rejectHealthMethod.Reason, http.StatusMethodNotAllowed)
+		return
+	}
+	status, word := s.publicHealth()
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_, _ = io.WriteString(w, word)
+}

@@ -1,0 +1,243 @@
+package server
+
+import (
+	"math"
+	"net/http"
+	"strconv"
+	"unicode/utf8"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"carillon/codec"
+)
+
+// Metrics returns what GET /metrics of the internal interface shows about this server, for those who
+// have a registry of their own. The names and their meaning are in docs/metrics.md. Values are read when
+// they are asked for: the loops do not know of it.
+func (s *Server) Metrics() prometheus.Collector { return newMetrics(s) }
+
+// metricsHandler serves the server's metrics beside those of the process.
+func (s *Server) metricsHandler() http.Handler {
+	r := prometheus.NewRegistry()
+	r.MustRegister(newMetrics(s), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return promhttp.HandlerFor(r, promhttp.HandlerOpts{ErrorLog: s.netLog})
+}
+
+// metrics reads the server's counters when Prometheus asks. Every value of a label is of a closed set or
+// stands in the configuration, so that no client can add one.
+type metrics struct {
+	srv   *Server
+	paths []string // of the endpoints, as values of a label
+	build []string
+	descs []*prometheus.Desc // of singles, then of labelled
+}
+
+// single is a metric without labels.
+type single struct {
+	name string
+	help string
+	kind prometheus.ValueType
+	read func(*Server, *Stats) float64
+}
+
+var singles = []single{
+	{"connections_limit", "Sockets that may be open at once.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.MaxConnections()) }},
+	{"sockets_open", "Sockets that are open: handshakes, closes and plain HTTP included.", prometheus.GaugeValue, func(_ *Server, st *Stats) float64 { return float64(st.Sockets) }},
+	{"http_connections_open", "Connections that the handler of plain HTTP has.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return s.plainOpen() }},
+	{"connections_accepted_total", "TCP connections that were accepted.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Accepted) }},
+	{"connections_opened_total", "Handshakes that succeeded.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Opened) }},
+	{"http_connections_total", "Connections that were handed to the handler of plain HTTP.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.PlainHTTP) }},
+	{"http_connections_returned_total", "Connections that came back from there with a request for an endpoint.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Returned) }},
+	{"health_checks_total", "Connections that were answered as health checks.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.HealthChecks) }},
+	{"messages_received_total", "Whole messages from clients.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.MessagesIn) }},
+	{"received_bytes_total", "Bytes from sockets, handshakes and framing included.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.BytesIn) }},
+	{"deliveries_total", "Messages handed to one connection each, whether they then waited or not.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Deliveries) }},
+	{"sent_bytes_total", "Bytes to sockets, handshakes and framing included.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.BytesOut) }},
+	{"writes_total", "System calls that sending took.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Writes) }},
+	{"outbox_bytes", "Bytes that wait for slow consumers.", prometheus.GaugeValue, func(_ *Server, st *Stats) float64 { return float64(st.QueuedBytes) }},
+	{"backlog_bytes", "Bytes that were published or sent and that the loops have not handed to connections.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.backlogBytes()) }},
+	{"handler_panics_total", "Panics in handlers of the application.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Panics) }},
+	{"topics", "Topics that exist.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.count.Load()) }},
+	{"topics_limit", "Topics that may exist at once; +Inf without a limit.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return orInfinite(s.opts.Limits.MaxTopics) }},
+	{"patterns", "Patterns that have subscribers.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.patternCount()) }},
+	{"history_messages", "Messages that topics keep.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { n, _ := s.hub.kept(); return float64(n) }},
+	{"history_bytes", "Payload bytes that topics keep.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { _, n := s.hub.kept(); return float64(n) }},
+	{"loops", "Event loops that have had a connection.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(len(s.allShards())) }},
+	{"loop_silence_seconds", "The longest time for which a loop has been at its turn, or has not come to one that it was asked for.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return s.longestSilence().Seconds() }},
+	{"ready", "1 when the server wants new connections, else 0: see /readyz.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(len(s.unready()) == 0) }},
+	{"draining", "1 when the server shuts down.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.draining.Load()) }},
+	{"maintenance", "1 when maintenance was switched on.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.ops.maintenance.Load()) }},
+	{"log_events_omitted_total", "Events of single connections that were not logged because there were too many.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.omitted()) }},
+}
+
+const (
+	metricOpen = iota
+	metricRefused
+	metricClosed
+	metricDrops
+	metricPublished
+	metricFlushed
+	metricHandshake
+	metricTurn
+	metricLag
+	metricBuild
+	numLabelled
+)
+
+var labelled = [numLabelled]struct {
+	name, help string
+	labels     []string
+}{
+	metricOpen:      {"connections_open", "WebSockets and streams of server-sent events that are open.", []string{"endpoint"}},
+	metricRefused:   {"connections_refused_total", "Connections that did not become WebSockets.", []string{"reason"}},
+	metricClosed:    {"connections_closed_total", "WebSockets that ended, by close code.", []string{"code"}},
+	metricDrops:     {"drops_total", "Messages that one receiver each never got.", []string{"reason"}},
+	metricPublished: {"publishes_total", "Messages that were published to all of an endpoint, or to topics.", []string{"endpoint"}},
+	metricFlushed:   {"publish_flush_seconds", "From a message's publication to the write to the last receiver of its loop.", []string{"endpoint"}},
+	metricHandshake: {"handshake_seconds", "From accepting a connection to the answer that opened it.", nil},
+	metricTurn:      {"loop_turn_seconds", "How long turns of the event loops took.", nil},
+	metricLag:       {"loop_lag_seconds", "From asking a loop for a turn to the turn.", nil},
+	metricBuild:     {"build_info", "Always 1; the labels say what was built.", []string{"version", "revision", "go_version"}},
+}
+
+const namespace = "carillon"
+
+func newMetrics(s *Server) *metrics {
+	b := BuildInfo()
+	m := &metrics{srv: s, build: []string{b.Version, b.Revision, b.Go}}
+	for _, one := range singles {
+		m.descs = append(m.descs, prometheus.NewDesc(namespace+"_"+one.name, one.help, nil, nil))
+	}
+	for _, l := range labelled {
+		m.descs = append(m.descs, prometheus.NewDesc(namespace+"_"+l.name, l.help, l.labels, nil))
+	}
+	for _, ep := range s.endpoints {
+		m.paths = append(m.paths, labelOf(ep.Path))
+	}
+	return m
+}
+
+// labelOf makes a path a value that Prometheus takes; two paths never become one.
+func labelOf(path string) string {
+	if utf8.ValidString(path) {
+		return path
+	}
+	return strconv.QuoteToASCII(path)
+}
+
+// Describe implements prometheus.Collector.
+func (m *metrics) Describe(to chan<- *prometheus.Desc) {
+	for _, d := range m.descs {
+		to <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m *metrics) Collect(to chan<- prometheus.Metric) {
+	s := m.srv
+	st := s.Stats()
+	for i, one := range singles {
+		to <- prometheus.MustNewConstMetric(m.descs[i], one.kind, one.read(s, &st))
+	}
+	for r := range numRefuseReasons {
+		m.send(to, metricRefused, prometheus.CounterValue, float64(st.Refusals[r]), r.String())
+	}
+	for r := range numDropReasons {
+		m.send(to, metricDrops, prometheus.CounterValue, float64(st.Drops[r]), r.String())
+	}
+	for code := codec.CloseNormal; code < codec.CloseNormal+numCloseCodes; code++ {
+		m.send(to, metricClosed, prometheus.CounterValue, float64(st.Closes[code]), strconv.Itoa(int(code)))
+	}
+	m.send(to, metricClosed, prometheus.CounterValue, float64(st.Closes[0]), "other")
+	shards := s.allShards()
+	for i, ep := range s.endpoints {
+		open := 0
+		for _, sh := range shards {
+			open += int(sh.listeners(ep))
+		}
+		m.send(to, metricOpen, prometheus.GaugeValue, float64(open), m.paths[i])
+		m.send(to, metricPublished, prometheus.CounterValue, float64(ep.published.Load()), m.paths[i])
+		m.sum(to, metricFlushed, shards, func(sh *shard) *histogram { return &sh.meters.flushed[i+1] }, m.paths[i])
+	}
+	m.send(to, metricPublished, prometheus.CounterValue, float64(s.hub.published.Load()), topicsLabel)
+	m.sum(to, metricFlushed, shards, func(sh *shard) *histogram { return &sh.meters.flushed[0] }, topicsLabel)
+	m.sum(to, metricHandshake, shards, func(sh *shard) *histogram { return &sh.meters.handshake })
+	m.sum(to, metricTurn, shards, func(sh *shard) *histogram { return &sh.meters.turn })
+	m.sum(to, metricLag, shards, func(sh *shard) *histogram { return &sh.meters.lag })
+	m.send(to, metricBuild, prometheus.GaugeValue, 1, m.build...)
+}
+
+// topicsLabel stands where the path of an endpoint would, which begins with a slash.
+const topicsLabel = "topics"
+
+func (m *metrics) send(to chan<- prometheus.Metric, which int, kind prometheus.ValueType, v float64, labels ...string) {
+	to <- prometheus.MustNewConstMetric(m.descs[len(singles)+which], kind, v, labels...)
+}
+
+// sum adds up a histogram of all loops.
+func (m *metrics) sum(to chan<- prometheus.Metric, which int, shards []*shard, of func(*shard) *histogram, labels ...string) {
+	var count, us uint64
+	cumulative := make(map[float64]uint64, len(bounds))
+	for i := range buckets {
+		for _, sh := range shards {
+			count += of(sh).counts[i].Load()
+		}
+		if i < len(bounds) {
+			cumulative[float64(bounds[i])/1e6] = count
+		}
+	}
+	for _, sh := range shards {
+		us += of(sh).sum.Load()
+	}
+	to <- prometheus.MustNewConstHistogram(m.descs[len(singles)+which], count, float64(us)/1e6, cumulative, labels...)
+}
+
+func asNumber(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func orInfinite(limit int) float64 {
+	if limit < 0 {
+		return math.Inf(1)
+	}
+	return float64(limit)
+}
+
+// plainOpen is how many connections Options.HTTP has.
+func (s *Server) plainOpen() float64 {
+	if s.plain == nil {
+		return 0
+	}
+	l := s.plain.listener
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return float64(len(l.conns))
+}
+
+// backlogBytes is what the loops have not handed to connections.
+func (s *Server) backlogBytes() (n int64) {
+	for _, sh := range s.allShards() {
+		n += sh.backlog.Load()
+	}
+	return n
+}
+
+func (h *hub) patternCount() int {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return len(h.patterns)
+}
+
+// kept is what all topics keep, in messages and in bytes of payload.
+func (h *hub) kept() (messages, bytes int64) {
+	for i := range h.rules {
+		messages += h.rules[i].messages.Load()
+		bytes += h.rules[i].bytes.Load()
+	}
+	return messages, bytes
+}
