@@ -24,6 +24,9 @@ import (
 type config struct {
 	server.Options `yaml:",inline"`
 
+	// PIDFile is where the program writes its process id while it serves. Default: nowhere.
+	PIDFile string `yaml:"pid_file"`
+
 	Demo bool      `yaml:"demo"` // serve the pages of package demo at /
 	Log  logConfig `yaml:"log"`
 }
@@ -256,6 +259,8 @@ func (d *decoder) environment(env []string, c reflect.Value) {
 		k, ok := known[name]
 		switch {
 		case !ok && (isServiceLink(name, text) || isClientVariable(name)):
+		case renamedVariables[name] != "":
+			d.problems = append(d.problems, &problem{where: name, text: "is no variable any more: expected " + renamedVariables[name]})
 		case !ok:
 			d.problems = append(d.problems, &problem{where: name, text: "unknown variable" + variableHint(name, known)})
 		case text != "":
@@ -263,6 +268,9 @@ func (d *decoder) environment(env []string, c reflect.Value) {
 		}
 	}
 }
+
+// renamedVariables says what has taken the place of a variable that there was once.
+var renamedVariables = map[string]string{envPrefix + "SHUTDOWN_TIMEOUT": envPrefix + "DRAIN_DEADLINE"}
 
 func variableHint(name string, known map[string]key) string {
 	word := strings.TrimPrefix(name, envPrefix)

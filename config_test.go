@@ -250,7 +250,10 @@ limits: {max_connections: 5, max_head: 1000, handshake_timeout: 1h, max_message:
   idle_timeout: 1m, write_timeout: off, close_timeout: 1h30m5s, max_backlog: 1GiB, max_topics: 9, max_memory: 2GiB,
   max_connections_per_address: 3, handshakes_per_second: 4, handshakes_per_second_per_address: 5, messages_per_second: 6, bytes_per_second: 7KiB}
 ping: {interval: off, jitter: 0.0625, timeout: 1.5s}
-shutdown: {timeout: 1ms}
+takeover: true
+connections: {max_age: 1h, max_age_jitter: off}
+drain: {delay: 5s, duration: off, deadline: 6s, order: random, close_code: 1012}
+pid_file: /run/carillon.pid
 log: {level: error, format: json}
 `
 	c, err := parseConfig("FILE", []byte(text), nil)
@@ -305,7 +308,15 @@ func TestEnvironment(t *testing.T) {
 		"CARILLON_LIMITS_BYTES_PER_SECOND":                  "22KiB",
 		"CARILLON_PING_JITTER":                              "off",
 		"CARILLON_PING_TIMEOUT":                             "15s",
-		"CARILLON_SHUTDOWN_TIMEOUT":                         "16s",
+		"CARILLON_TAKEOVER":                                 "true",
+		"CARILLON_CONNECTIONS_MAX_AGE":                      "17s",
+		"CARILLON_DRAIN_DEADLINE":                           "16s",
+		"CARILLON_DRAIN_CLOSE_CODE":                         "1012",
+		"CARILLON_DRAIN_DELAY":                              "3s",
+		"CARILLON_DRAIN_DURATION":                           "4s",
+		"CARILLON_DRAIN_ORDER":                              "random",
+		"CARILLON_CONNECTIONS_MAX_AGE_JITTER":               "1",
+		"CARILLON_PID_FILE":                                 "/run/carillon.pid",
 		"CARILLON_DEMO":                                     "false",
 		"CARILLON_LOG_LEVEL":                                "warn",
 		"CARILLON_LOG_FORMAT":                               "json",

@@ -150,6 +150,8 @@ func (d *decoder) section(m *ast.MappingNode, v reflect.Value, prefix string) {
 		line, twice := seen[name]
 		seen[name] = at.Position.Line
 		switch {
+		case !known && renamedKeys[prefix+name] != "":
+			d.add(at, prefix+name, "is no key any more: expected %s", renamedKeys[prefix+name])
 		case !known:
 			d.add(at, prefix+name, "unknown key%s", suggestion(name, slices.Sorted(maps.Keys(names))))
 		case twice:
@@ -158,6 +160,11 @@ func (d *decoder) section(m *ast.MappingNode, v reflect.Value, prefix string) {
 			d.decode(entry.Value, v.FieldByIndex(f.Index), prefix+name)
 		}
 	}
+}
+
+// renamedKeys says what has taken the place of a key that there was once.
+var renamedKeys = map[string]string{
+	"shutdown": "drain, whose deadline is what shutdown.timeout was",
 }
 
 // oneLine quotes a key that would not fit into the line of an error message.

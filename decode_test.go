@@ -58,7 +58,14 @@ var refusals = []struct {
 	{sentence: "a merge is refused", text: "ping:\n  <<: {jitter: 1}\n",
 		want: []string{`FILE:2:3: ping.<<: unknown key: expected one of interval, jitter, timeout`}},
 	{sentence: "an unknown key cannot break the line", text: "\"a\\nb\": 1\n",
-		want: []string{`FILE:1:1: "a\nb": unknown key: expected one of agent, demo, endpoints, health_path, internal, limits, listen, log, loops, ping, proxy_protocol, public_url, shutdown, topics, trusted_proxies`}},
+		want: []string{`FILE:1:1: "a\nb": unknown key: expected one of agent, connections, demo, drain, endpoints, health_path, internal, limits, listen, log, loops, pid_file, ping, proxy_protocol, public_url, takeover, topics, trusted_proxies`}},
+
+	{sentence: "a section has got another name", text: "shutdown: {timeout: 5s}\n",
+		want: []string{`FILE:1:1: shutdown: is no key any more: expected drain, whose deadline is what shutdown.timeout was`}},
+	{sentence: "a variable has got another name", text: minimal, env: []string{"CARILLON_SHUTDOWN_TIMEOUT=5s"},
+		want: []string{`CARILLON_SHUTDOWN_TIMEOUT: is no variable any more: expected CARILLON_DRAIN_DEADLINE`}},
+	{sentence: "a deadline comes before the end", text: minimal + "drain: {deadline: 10s}\n",
+		want: []string{`FILE:2:19: drain.deadline: 10s is too short: expected more than drain.delay and drain.duration together, which are 10s`}},
 
 	{sentence: "a section is not a value", text: "limits: 5\n",
 		want: []string{`FILE:1:9: limits: is a single value: expected keys and values`}},
@@ -157,7 +164,7 @@ var refusals = []struct {
 			`FILE:1:72: endpoints[0].topics.presence: "1" is not a switch: expected true or false`,
 		}},
 	{sentence: "an origin is one", text: "endpoints: [{path: /a, mode: topics, origins: [example.com]}]\n",
-		want: []string{`FILE:1:48: endpoints[0].origins[0]: "example.com" is not an origin: expected one such as https://example.com, or *`}},
+		want: []string{`FILE:1:48: endpoints[0].origins[0]: "example.com" is not an origin: expected one such as https://example.com, https://*.example.com, null or *`}},
 	{sentence: "every impossible value is named, each in its place",
 		text: "endpoints:\n  - {path: /a, mode: echo}\n  - path: /a\n    mode: shout\n    slow_consumer: {close_code: 1000}\nping:\n  jitter: 2\n",
 		want: []string{

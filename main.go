@@ -132,7 +132,7 @@ func rootCommand(std streams) *cobra.Command {
 	_ = configure.MarkFlagFilename("check", "yaml", "yml")
 	configure.MarkFlagsMutuallyExclusive("config", "check")
 
-	root.AddCommand(connectCommand(std), publishCommand(std), tailCommand(std))
+	root.AddCommand(connectCommand(std), publishCommand(std), tailCommand(std), healthCommand(std))
 	root.AddCommand(configure, command("version", "Print the version", "", func(out io.Writer) error {
 		_, err := fmt.Fprintln(out, version())
 		return err
@@ -158,7 +158,7 @@ second one ends at once.
 Each key of the configuration can also be set by an environment variable, such
 as CARILLON_LISTEN=:9000. "carillon config --help" lists them.
 
-The commands connect, publish and tail are clients; their --help has examples.
+The commands connect, publish, tail and health are clients; their --help has examples.
 
 Exit status: 0 after a clean end, 1 after an error, a wrong configuration or a
 second signal, 2 for a command line that makes no sense.`
@@ -203,8 +203,8 @@ func serve(c config, out io.Writer) error {
 		return err
 	}
 	defer closePages()
-	ctx, drain := context.WithCancel(context.Background())
-	defer drain()
+	ctx, drain := context.WithCancelCause(context.Background())
+	defer drain(nil)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
@@ -213,21 +213,42 @@ func serve(c config, out io.Writer) error {
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Run(ctx) }()
 	started := srv.Started()
+	told := false
 	for {
 		select {
 		case <-started:
 			started = nil
+			remove, err := writePID(c.PIDFile)
+			if err != nil {
+				return err
+			}
+			defer remove()
 			announce(out, c, srv)
+			warn(c.Logger, notify("READY=1", fmt.Sprintf("STATUS=listens on %s", srv.Addr())))
 		case s := <-signals:
-			if ctx.Err() != nil {
+			if told {
 				return fmt.Errorf("%v again: ended without draining", s)
 			}
+			told = true
+			warn(c.Logger, notify("STOPPING=1", fmt.Sprintf("STATUS=draining, %d connections", srv.Count()), extend(c.Drain.Deadline+stopSlack)))
 			fmt.Fprintf(out, "%v: draining, %d open, for up to %s; a second signal ends at once\n",
-				s, srv.Count(), shortDuration(c.Shutdown.Timeout))
-			drain()
+				s, srv.Count(), shortDuration(c.Drain.Deadline))
+			if s == os.Interrupt {
+				srv.StartDrain(s.String(), 0) // there is a person, and hardly a balancer, to wait for it
+			}
+			drain(errors.New(s.String()))
 		case err := <-ended:
 			return err
 		}
+	}
+}
+
+// stopSlack is how long the program takes to end after its connections, at most.
+const stopSlack = 5 * time.Second
+
+func warn(log *slog.Logger, err error) {
+	if err != nil {
+		log.Warn(err.Error())
 	}
 }
 

@@ -281,80 +281,6 @@ func TestAWildcardAddressIsShownAsLocalhost(t *testing.T) {
 	}
 }
 
-func TestASignalDrainsAndEndsCleanly(t *testing.T) {
-	for _, s := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
-		t.Run(s.String(), func(t *testing.T) {
-			p := start(t, nil)
-			alice := dial(t, p.url("/echo"))
-			say(t, alice, "hello")
-			hear(t, alice, "hello")
-			p.signal(s)
-			if _, _, err := alice.ReadMessage(); !websocket.IsCloseError(err, websocket.CloseGoingAway) {
-				t.Errorf("alice got %v, want close code 1001", err)
-			}
-			alice.Close()
-			p.until("draining, 1 open")
-			if status, stdout, stderr := p.end(); status != 0 || stdout != "" || strings.Contains(stderr, "carillon:") {
-				t.Errorf("exit status %d, printed %q and %q", status, stdout, stderr)
-			}
-		})
-	}
-}
-
-func TestASignalEndsAnIdleServer(t *testing.T) {
-	p := start(t, nil)
-	p.until("Stop with")
-	p.signal(syscall.SIGTERM)
-	if status, _, stderr := p.end(); status != 0 {
-		t.Errorf("exit status %d: %s", status, stderr)
-	}
-}
-
-func TestDrainsAlthoughNobodyReadsItsOutput(t *testing.T) {
-	path, err := binary()
-	if err != nil {
-		t.Fatalf("build: %v", err)
-	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(path)
-	cmd.Env, cmd.Stdout, cmd.Stderr = []string{"CARILLON_LISTEN=127.0.0.1:0", "CARILLON_INTERNAL_LISTEN=off"}, w, w
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	w.Close()
-	late := time.AfterFunc(soon, func() { _ = cmd.Process.Kill() })
-	defer late.Stop()
-	for lines := bufio.NewScanner(r); lines.Scan() && !strings.Contains(lines.Text(), "Stop with"); {
-	}
-	r.Close()
-	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Wait(); err != nil {
-		t.Errorf("ended with %v", err)
-	}
-}
-
-func TestASecondSignalEndsAtOnce(t *testing.T) {
-	p := start(t, []string{"CARILLON_SHUTDOWN_TIMEOUT=1m", "CARILLON_LIMITS_CLOSE_TIMEOUT=1m"})
-	dial(t, p.url("/echo")) // reads nothing, so it never answers the closing handshake
-	p.signal(syscall.SIGTERM)
-	p.until("draining")
-	select {
-	case <-p.done:
-		t.Fatalf("the first signal ended it already: %s", &p.stderr)
-	case <-time.After(200 * time.Millisecond):
-	}
-	p.signal(syscall.SIGTERM)
-	status, _, stderr := p.end()
-	if status != 1 || !strings.Contains(stderr, "carillon: terminated again: ended without draining\n") {
-		t.Errorf("exit status %d, %q", status, stderr)
-	}
-}
-
 func TestATakenPortIsOneLine(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -442,7 +368,7 @@ func TestCommands(t *testing.T) {
 			"CARILLON_LOOPS: loops: \"x\" is not a whole number: expected one such as 1000\n", ""},
 		{"a file that is not there cannot be checked", "config --check " + none, "", 1, "",
 			"carillon: read the configuration: open " + none + ": no such file or directory\n"},
-		{"the configuration is printed", "config", "", 0, "listen: 127.0.0.1:0\npublic_url: \"\"\nproxy_protocol:\n  mode: \"off\"\n...", ""},
+		{"the configuration is printed", "config", "", 0, "listen: 127.0.0.1:0\ntakeover: false\npublic_url: \"\"\nproxy_protocol:\n  mode: \"off\"\n...", ""},
 		{"a bad file starts nothing", "--config " + bad, "", 1, "",
 			"carillon: " + bad + ":5:13: limits.max_head: 1B is out of range: expected 256B to 1MiB\n" +
 				"carillon: " + bad + ":3:11: endpoints[0].mode: \"sing\" is unknown: expected echo, broadcast or topics\n"},

@@ -89,7 +89,21 @@ func publishCommand(std streams) *cobra.Command {
 }
 
 // resolve fills in the environment and checks what can be wrong with the command line.
-func (o *publishOptions) resolve(api string, message bool) (err error) {
+func (o *publishOptions) resolve(api string, message bool) error {
+	if err := o.resolveAPI(api); err != nil {
+		return err
+	}
+	switch {
+	case o.topic == "":
+		return errors.New("the topic is empty")
+	case o.lines && message:
+		return errors.New("--lines publishes the standard input: leave MESSAGE out")
+	}
+	return nil
+}
+
+// resolveAPI is resolve for what concerns every request to the interface.
+func (o *publishOptions) resolveAPI(api string) (err error) {
 	if api == "" {
 		api = os.Getenv(apiVariable)
 	}
@@ -108,10 +122,6 @@ func (o *publishOptions) resolve(api string, message bool) (err error) {
 	switch {
 	case o.api.Scheme != "http" && o.api.Scheme != "https":
 		return fmt.Errorf("URL %q: unknown scheme %q: expected http or https", api, o.api.Scheme)
-	case o.topic == "":
-		return errors.New("the topic is empty")
-	case o.lines && message:
-		return errors.New("--lines publishes the standard input: leave MESSAGE out")
 	case o.timeout <= 0:
 		return errors.New("--timeout has to be longer than 0")
 	}

@@ -189,9 +189,9 @@ func (b *bench) restart() {
 			{Match: "small.>", History: 3},
 			{Match: "latest.>", Latest: true},
 		},
-		Limits:   server.Limits{MaxMessage: 64 << 10},
-		Shutdown: server.Shutdown{Timeout: 100 * time.Millisecond},
-		Logger:   slog.New(slog.DiscardHandler),
+		Limits: server.Limits{MaxMessage: 64 << 10},
+		Drain:  server.Drain{Duration: -1, Deadline: 100 * time.Millisecond},
+		Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		b.t.Error(err)

@@ -38,9 +38,9 @@ func start(t testing.TB, o Options) (*Demo, *server.Server) {
 			server.Endpoint{Path: "/echo", Mode: server.ModeEcho},
 			server.Endpoint{Path: "/broadcast", Mode: server.ModeBroadcast},
 			server.Endpoint{Path: "/ws", Mode: server.ModeTopics, Topics: server.TopicAccess{Publish: []string{">"}}}),
-		Topics:   append(d.Topics(), server.TopicRule{Match: ">", History: 10}),
-		Shutdown: server.Shutdown{Timeout: time.Second},
-		Logger:   slog.New(slog.DiscardHandler),
+		Topics: append(d.Topics(), server.TopicRule{Match: ">", History: 10}),
+		Drain:  server.Drain{Duration: -1, Deadline: time.Second},
+		Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -335,7 +335,10 @@ func TestOptionalToken(t *testing.T) {
 	refused(t, s, 401, RefuseTokenSignature, "/ws", withToken(newIssuer(t).token("HS256", alice())))
 	c := dial(t, s, "/ws", speakJSON)
 	conn := onlyConn(t, s, "/ws")
-	if conn.Subject() != "" || conn.more != nil {
+	conn.sh.mu.Lock()
+	more := conn.more
+	conn.sh.mu.Unlock()
+	if conn.Subject() != "" || more != nil {
 		t.Error("somebody without a token has an identity")
 	}
 	c.send(`{"id":1,"refresh":{"token":"` + i.token("HS256", alice()) + `"}}`)

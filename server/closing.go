@@ -39,6 +39,9 @@ func (c *Conn) beginClose(how closeHow, code codec.CloseCode, reason string) {
 	}
 	b := c.sh.control[:0]
 	if c.isEvents() {
+		if retry := retryOf(reason); retry != "" { // an EventSource does by itself what this says
+			b = append(append(append(b, "retry: "...), retry...), '\n')
+		}
 		b = appendCloseEvent(b, code, reason)
 	} else {
 		b = codec.AppendClose(b, code, reason)
@@ -132,7 +135,7 @@ func (c *Conn) dropReason(err error) DropReason {
 	switch {
 	case errors.Is(err, errWriteTimeout):
 		return DropWriteTimeout
-	case c.sh.goingAway:
+	case c.sh.srv.plan.Load() != nil:
 		return DropShutdown
 	}
 	return DropClosed

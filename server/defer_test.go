@@ -230,7 +230,7 @@ func TestClientLeavesWhileUndecided(t *testing.T) {
 // The server shuts down while alice waits: she is told, and the shutdown does not wait for the desk.
 func TestDrainWhileUndecided(t *testing.T) {
 	d := newSlowDesk()
-	s := start(t, Options{Endpoints: []Endpoint{d.endpoint()}, Shutdown: Shutdown{Timeout: patience}})
+	s := start(t, Options{Endpoints: []Endpoint{d.endpoint()}, Drain: Drain{Duration: -1, Deadline: patience}})
 	c := dialRaw(t, s)
 	c.write([]byte(upgradeHead("/echo")))
 	d.wait(t)

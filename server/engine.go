@@ -12,9 +12,9 @@ import (
 	"github.com/panjf2000/gnet/v2/pkg/logging"
 )
 
-// Run listens and serves until ctx ends, and then shuts down as [Server.Shutdown] does, within
-// Options.Shutdown.Timeout. It returns nil after a shutdown, and an error when it could not listen or
-// the engine ended by itself ([ErrEngine]). A server runs once.
+// Run listens and serves until ctx ends, and then drains as [Options.Drain] says, as it does after
+// [Server.StartDrain]. It returns nil when that is done, and an error when it could not listen or the engine
+// ended by itself ([ErrEngine]). A server runs once.
 func (s *Server) Run(ctx context.Context) error {
 	if s.running.Swap(true) {
 		return ErrStarted
@@ -23,6 +23,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	defer s.ending.stop()
 	defer s.watcher.close()
 	defer s.releaseAddr()
 	defer s.internal.close()
@@ -48,21 +49,26 @@ func (s *Server) Run(ctx context.Context) error {
 	go s.keepTime(alive)
 	s.beginOps(alive)
 	ended := make(chan error, 1)
-	go func() { ended <- s.runEngine(address) }()
+	go func() {
+		err := s.runEngine(address)
+		s.ending.hurry() // there is nobody left to wait for
+		ended <- err
+	}()
 
-	select {
-	case err = <-ended:
-		return s.engineError(err)
-	case <-stopped.Done():
+	for over := false; !over; {
+		select {
+		case err = <-ended:
+			return s.engineError(err)
+		case <-stopped.Done():
+			s.startDrain(whyEnded(ctx), s.opts.Drain.Delay, true)
+		case <-s.ending.asked:
+		}
 		select {
 		case err = <-ended:
 			return s.engineError(err)
 		case <-s.started: // before that there is no engine to stop
 		}
-	}
-	if s.failed() == nil {
-		s.log.Info("shutting down", "connections", s.Count(), "timeout", s.opts.Shutdown.Timeout)
-		s.drain()
+		over = s.failed() != nil || s.drain(stopped)
 	}
 	select {
 	case err = <-ended: // it was faster than we were
@@ -80,16 +86,25 @@ func (s *Server) Run(ctx context.Context) error {
 	return nil
 }
 
-// Shutdown stops the server gracefully: it accepts nobody, sends every connection what waits for it
-// and close frame 1001, and waits for the closing handshakes until ctx ends; then the rest is cut.
-// Run returns when all is done. Shutdown does not wait for that and returns at once. Only the first
-// call counts, and none does after Run's own context has ended.
+// whyEnded is what ended a context, as far as that is known.
+func whyEnded(ctx context.Context) string {
+	if why := context.Cause(ctx); why != nil && why != context.Canceled {
+		return why.Error()
+	}
+	return "the program ends"
+}
+
+// Shutdown stops the server gracefully but without a delay: it accepts nobody, sends every connection what
+// waits for it and a close frame, all at once, and waits for the closing handshakes until ctx ends; then the
+// rest is cut. A drain that is under way goes on in this way. Run returns when all is done. Shutdown does not
+// wait for that and returns at once. Only the first call counts.
 func (s *Server) Shutdown(ctx context.Context) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.shutdown == nil {
 		s.shutdown = ctx
 	}
+	s.ending.hurry()
 	if s.stop != nil {
 		s.stop(nil)
 	}
@@ -102,6 +117,7 @@ func (s *Server) fail(err error) {
 	if s.failure == nil {
 		s.failure = err
 	}
+	s.ending.hurry()
 	if s.stop != nil {
 		s.stop(err)
 	}
@@ -132,7 +148,7 @@ func (s *Server) prepare() (address string, err error) {
 	if s.maxConnections, err = maxConnections(s.opts.Limits.MaxConnections, s.opts.Loops, s.opts.Internal.most()+s.opts.Agent.most()); err != nil {
 		return "", err
 	}
-	addr, release, err := reserve(s.opts.Listen)
+	addr, release, err := reserve(s.opts.Listen, s.opts.Takeover)
 	if err != nil {
 		return "", err
 	}
@@ -166,37 +182,6 @@ func (s *Server) runEngine(address string) error {
 		gnet.WithReuseAddr(true),
 		gnet.WithLogger(&engineLogger{s}),
 	)
-}
-
-// drain closes all connections and waits until they are gone or time is up.
-func (s *Server) drain() {
-	s.mu.Lock()
-	ctx := s.shutdown
-	s.mu.Unlock()
-	if ctx == nil {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(context.Background(), s.opts.Shutdown.Timeout)
-		defer cancel()
-	}
-	s.draining.Store(true)
-	defer s.internal.shutdown(ctx)()
-	if err := stopListening(s.addr); err != nil {
-		s.log.Warn("the listening sockets stay open while connections close", "error", err)
-	}
-	for _, sh := range s.allShards() {
-		sh.postGoAway()
-	}
-	if s.plain != nil {
-		go s.plain.drain(ctx)
-	}
-	for s.sockets.Load() > 0 {
-		select {
-		case <-s.empty:
-		case <-ctx.Done():
-			s.log.Warn("cutting connections that did not close in time", "connections", s.sockets.Load())
-			return
-		}
-	}
 }
 
 // stopEngine asks gnet to end. Its own Stop would look only every half second whether it has.
@@ -255,6 +240,9 @@ type events struct {
 
 func (e *events) OnBoot(engine gnet.Engine) gnet.Action {
 	e.server.engine = engine
+	if e.server.opts.Takeover {
+		steerNobody(e.server.addr)
+	}
 	e.server.releaseAddr() // the first loop listens, which holds the port for the others
 	e.server.ops.settled.Store(int64(e.server.elapsed()))
 	close(e.server.started)

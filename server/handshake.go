@@ -9,7 +9,7 @@ import (
 )
 
 var (
-	rejectDraining = &codec.Rejection{Status: 503, Reason: "server is shutting down"}
+	rejectDraining = &codec.Rejection{Status: 503, Reason: "server is shutting down", Header: [][2]string{{"Retry-After", "1"}}}
 	rejectFull     = &codec.Rejection{Status: 503, Reason: "server has as many connections as it may have", Header: [][2]string{{"Retry-After", "5"}}}
 )
 

@@ -69,8 +69,8 @@ func startChanged(t testing.TB, opts Options, change func(*Server)) (*Server, *l
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	if opts.Shutdown.Timeout == 0 {
-		opts.Shutdown.Timeout = time.Second
+	if opts.Drain == (Drain{}) {
+		opts.Drain = Drain{Duration: -1, Deadline: time.Second}
 	}
 	s, err := New(opts)
 	if err != nil {

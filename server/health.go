@@ -82,8 +82,8 @@ func (s *Server) unready() (list []condition) {
 		add("starting", "the server does not listen yet")
 		return list
 	}
-	if s.draining.Load() {
-		add("draining", "the server shuts down")
+	if s.ending.current() != nil {
+		add("draining", "the server drains")
 	}
 	if s.ops.maintenance.Load() {
 		add("maintenance", "maintenance was switched on")
@@ -215,7 +215,7 @@ func considerHealth(r *Request) (RefuseReason, error) {
 
 // publicHealth is the status and what is told to strangers: a word, and nothing of why.
 func (s *Server) publicHealth() (status int, word string) {
-	if s.draining.Load() {
+	if s.ending.current() != nil {
 		return http.StatusServiceUnavailable, "draining\n"
 	}
 	// The check's own connection is one of the sockets.

@@ -166,10 +166,11 @@ func TestInternalAddr(t *testing.T) {
 	}
 }
 
-// A service has sent half of a message when the server is told to end. It sends the rest and is answered.
-// Who asks for nothing, and who is new, is not waited for.
+// A service has sent half of a message when the server is told to end. As long as alice is there the
+// interface answers everybody. Then nobody new comes in, and who asks for nothing is not waited for; the
+// service sends the rest and is answered.
 func TestInternalShutdown(t *testing.T) {
-	s := withAPI(t, Options{Shutdown: Shutdown{Timeout: patience}, Limits: Limits{CloseTimeout: patience}})
+	s := withAPI(t, Options{Drain: Drain{Duration: -1, Deadline: patience}, Limits: Limits{CloseTimeout: patience}})
 	alice := dial(t, s, "/ws?topic=a")
 	eventually(t, "she is subscribed", func() bool { return len(s.Subscribers("a")) == 1 })
 	quiet := dialInternal(t, s)
@@ -184,12 +185,18 @@ func TestInternalShutdown(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	s.Shutdown(ctx)
+	eventually(t, "it says so", func() bool {
+		var st drainInfo
+		call(t, s, "GET", "/v1/drain", "").is(t, 200).into(t, &st)
+		return st.State == StateDraining && st.Remaining == 0 // alice was asked to go
+	})
+	alice.wantClose(1001, "shutting down")
+	_ = alice.conn.Close()
 	quiet.wantEOF()
 	if conn, err := net.Dial("tcp", s.InternalAddr().String()); err == nil {
 		_ = conn.Close()
 		t.Error("a new connection is accepted")
 	}
-	alice.wantClose(1001, "shutting down")
 	c.write([]byte("world"))
 	resp := c.response()
 	if body, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != 200 || !strings.Contains(string(body), `"offset":1`) {
@@ -200,7 +207,7 @@ func TestInternalShutdown(t *testing.T) {
 
 // A request that never ends does not keep the server from ending.
 func TestInternalShutdownIsBounded(t *testing.T) {
-	s := withAPI(t, Options{Shutdown: Shutdown{Timeout: 100 * time.Millisecond}})
+	s := withAPI(t, Options{Drain: Drain{Duration: -1, Deadline: 100 * time.Millisecond}})
 	c := dialInternal(t, s)
 	c.write([]byte("POST /v1/topics/b/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nhello"))
 	eventually(t, "its request runs", func() bool { return s.internal.open.Load() == 1 })

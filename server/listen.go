@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"net"
@@ -15,22 +16,18 @@ import (
 
 // reserve makes sure that an address can be listened on, and by us alone: with SO_REUSEPORT, which the
 // loops need, a second server on the same port would get half of the connections without a word. For
-// port 0 it also chooses the port, and holds it until release is called.
-func reserve(address string) (addr *net.TCPAddr, release func(), err error) {
+// port 0 it also chooses the port, and holds it until release is called. With takeover it is all right if a
+// second server listens there.
+func reserve(address string, takeover bool) (addr *net.TCPAddr, release func(), err error) {
+	if takeover {
+		addr, err = reserveShared(address)
+		return addr, func() {}, err
+	}
 	config := net.ListenConfig{}
 	_, port, _ := net.SplitHostPort(address)
 	held := port == "0" && runtime.GOOS == "linux"
 	if held {
-		config.Control = func(_, _ string, raw syscall.RawConn) error {
-			var failed error
-			err := raw.Control(func(fd uintptr) {
-				failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
-			})
-			if err == nil {
-				err = failed
-			}
-			return err
-		}
+		config.Control = sharePort
 	}
 	l, err := config.Listen(context.Background(), "tcp", address)
 	if err != nil {
@@ -43,6 +40,66 @@ func reserve(address string) (addr *net.TCPAddr, release func(), err error) {
 	return l.Addr().(*net.TCPAddr), release, nil
 }
 
+// reserveShared makes sure that an address can be listened on beside a server that does already. It must not
+// listen for that, not even for a moment: the kernel would give it connections, which nobody would serve.
+func reserveShared(address string) (*net.TCPAddr, error) {
+	if _, port, _ := net.SplitHostPort(address); port == "0" {
+		return nil, &OptionError{Key: "listen", Problem: "port 0 is nobody's to take over: expected the port of the server before this one"}
+	}
+	addr, err := net.ResolveTCPAddr("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("listen tcp %s: %w", address, err)
+	}
+	if addr.IP == nil { // every address of the machine
+		addr.IP = net.IPv6unspecified
+		if err = tryBind(addr); errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL) {
+			addr.IP = net.IPv4zero
+		}
+	}
+	if err = tryBind(addr); err != nil {
+		return nil, fmt.Errorf("listen tcp %s: %w", address, err)
+	}
+	return addr, nil
+}
+
+func tryBind(addr *net.TCPAddr) error {
+	family, to := sockaddr(addr)
+	fd, err := unix.Socket(family, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	for _, option := range []int{unix.SO_REUSEADDR, unix.SO_REUSEPORT} {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, 1); err != nil {
+			return os.NewSyscallError("setsockopt", err)
+		}
+	}
+	return os.NewSyscallError("bind", unix.Bind(fd, to))
+}
+
+func sockaddr(addr *net.TCPAddr) (family int, to unix.Sockaddr) {
+	if ip := addr.IP.To4(); ip != nil {
+		return unix.AF_INET, &unix.SockaddrInet4{Port: addr.Port, Addr: [4]byte(ip)}
+	}
+	a := &unix.SockaddrInet6{Port: addr.Port}
+	copy(a.Addr[:], addr.IP)
+	if zone, err := net.InterfaceByName(addr.Zone); err == nil {
+		a.ZoneId = uint32(zone.Index)
+	}
+	return unix.AF_INET6, a
+}
+
+func sharePort(_, _ string, raw syscall.RawConn) error {
+	var failed error
+	err := raw.Control(func(fd uintptr) {
+		failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	})
+	if err == nil {
+		err = failed
+	}
+	return err
+}
+
 // stopListening refuses new connections while old ones live: gnet cannot stop accepting, so a socket
 // that listens where nobody knows is put in the place of each of ours.
 func stopListening(addr *net.TCPAddr) error {
@@ -51,20 +108,30 @@ func stopListening(addr *net.TCPAddr) error {
 		return err
 	}
 	defer unix.Close(decoy)
-	open, err := os.ReadDir("/dev/fd")
+	sockets, err := listeningSockets(addr)
 	if err != nil {
-		return fmt.Errorf("list open descriptors: %w", err)
+		return err
 	}
-	for _, entry := range open {
-		fd, err := strconv.Atoi(entry.Name())
-		if err != nil || fd == decoy || !listensOn(fd, addr) {
-			continue
-		}
+	for _, fd := range sockets {
 		if err := replace(decoy, fd); err != nil {
 			return fmt.Errorf("replace listening socket: %w", err)
 		}
 	}
 	return nil
+}
+
+// listeningSockets are the descriptors of this process that listen on an address.
+func listeningSockets(addr *net.TCPAddr) (fds []int, err error) {
+	open, err := os.ReadDir("/dev/fd")
+	if err != nil {
+		return nil, fmt.Errorf("list open descriptors: %w", err)
+	}
+	for _, entry := range open {
+		if fd, err := strconv.Atoi(entry.Name()); err == nil && listensOn(fd, addr) {
+			fds = append(fds, fd)
+		}
+	}
+	return fds, nil
 }
 
 // decoyListener must listen and not block: an accept that is under way then finds nobody, while any

@@ -67,7 +67,7 @@ var singles = []single{
 	{"loops", "Event loops that have had a connection.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(len(s.allShards())) }},
 	{"loop_silence_seconds", "The longest time for which a loop has been at its turn, or has not come to one that it was asked for.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return s.longestSilence().Seconds() }},
 	{"ready", "1 when the server wants new connections, else 0: see /readyz.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(len(s.unready()) == 0) }},
-	{"draining", "1 when the server shuts down.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.draining.Load()) }},
+	{"draining", "1 when the server drains.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.ending.current() != nil) }},
 	{"maintenance", "1 when maintenance was switched on.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.ops.maintenance.Load()) }},
 	{"log_events_omitted_total", "Events of single connections that were not logged because there were too many.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.omitted()) }},
 }

@@ -25,6 +25,11 @@ type Options struct {
 	// machine, IPv4 and IPv6; port 0 lets the kernel choose (see [Server.Addr]). Default ":8080".
 	Listen string `yaml:"listen"`
 
+	// Takeover lets the server listen where another process of the same user listens already: the one that
+	// it succeeds, which is about to drain. Until that one gives up the port the kernel spreads new
+	// connections over both. Linux only. Default false: a port that is taken is an error.
+	Takeover bool `yaml:"takeover"`
+
 	// PublicURL is where clients reach the server when that is not Listen, because a proxy or a
 	// balancer stands before it: scheme (http, https, ws or wss), host and, if the proxy cuts one off,
 	// the path before the endpoints' own, such as "https://chat.example.com/base". Nothing is served
@@ -62,8 +67,8 @@ type Options struct {
 	// a head and its size are those of Limits; a connection without a request is closed after 2
 	// minutes; http.ResponseController sets other time-outs, of which there are none. Requests to an
 	// endpoint are always the endpoint's, also on a connection that has carried others before. When
-	// the server shuts down, requests that are being served may finish within Shutdown.Timeout; then
-	// they are cut, and what was hijacked with them.
+	// the server drains, requests that are being served may finish until Drain.Deadline; then they are
+	// cut, and what was hijacked with them.
 	HTTP http.Handler `yaml:"-"`
 
 	// HealthPath is answered, to GET and HEAD, with 200 and "ok" when new connections are welcome, and
@@ -71,11 +76,12 @@ type Options struct {
 	// before HTTP and may be no endpoint's path. Default "/healthz"; "off" is none.
 	HealthPath string `yaml:"health_path"`
 
-	Internal Internal `yaml:"internal"`
-	Agent    Agent    `yaml:"agent"`
-	Limits   Limits   `yaml:"limits"`
-	Ping     Ping     `yaml:"ping"`
-	Shutdown Shutdown `yaml:"shutdown"`
+	Internal    Internal    `yaml:"internal"`
+	Agent       Agent       `yaml:"agent"`
+	Limits      Limits      `yaml:"limits"`
+	Ping        Ping        `yaml:"ping"`
+	Connections Connections `yaml:"connections"`
+	Drain       Drain       `yaml:"drain"`
 
 	// Logger receives what an operator should know: start, stop, refusals, panics in handlers. Events
 	// of single connections are logged at debug level, at most 100 a second. Values may hold what clients
@@ -267,13 +273,6 @@ type Ping struct {
 	Timeout time.Duration `yaml:"timeout"`
 }
 
-// Shutdown bounds the end of the server.
-type Shutdown struct {
-	// Timeout is how long [Server.Run] waits, after its context ended, for queues to be flushed and
-	// closing handshakes to complete; then the rest is cut. Default 10 s; it cannot be turned off.
-	Timeout time.Duration `yaml:"timeout"`
-}
-
 // OptionError is an option that cannot be used.
 type OptionError struct {
 	Key     string // as in the configuration file: "limits.max_message", "endpoints[1].path"
@@ -309,7 +308,9 @@ func (o Options) Resolve() (Options, error) {
 	o.Agent.resolve(&c, o.Listen, o.Internal.Listen)
 	o.Limits.resolve(&c)
 	o.Ping.resolve(&c)
-	c.duration("shutdown.timeout", &o.Shutdown.Timeout, 10*time.Second, false)
+	o.Connections.resolve(&c)
+	o.Drain.resolve(&c)
+	o.resolveTakeover(&c)
 
 	endpoints := make([]Endpoint, len(o.Endpoints))
 	paths := map[string]int{}

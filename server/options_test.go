@@ -48,7 +48,7 @@ func TestOptionErrors(t *testing.T) {
 		{"an idle time-out longer than the clock can tell", Options{Limits: Limits{IdleTimeout: longest + 1}}, "limits.idle_timeout"},
 		{"a write time-out longer than the clock can tell", Options{Limits: Limits{WriteTimeout: math.MaxInt64}}, "limits.write_timeout"},
 		{"a close that may take for ever", Options{Limits: Limits{CloseTimeout: -1}}, "limits.close_timeout"},
-		{"a shutdown that may take for ever", Options{Shutdown: Shutdown{Timeout: -1}}, "shutdown.timeout"},
+		{"a shutdown that may take for ever", Options{Drain: Drain{Deadline: -1}}, "drain.deadline"},
 		{"a ping interval that is no time", Options{Ping: Ping{Interval: 1}}, "ping.interval"},
 		{"a ping time-out that is no time", Options{Ping: Ping{Timeout: 1}}, "ping.timeout"},
 		{"more jitter than there is interval", Options{Ping: Ping{Jitter: 1.01}}, "ping.jitter"},
@@ -138,8 +138,8 @@ func TestOptionDefaults(t *testing.T) {
 	if p := o.ProxyProtocol; p.Mode != ProxyOff || p.Timeout != 5*time.Second || p.From != nil || o.TrustedProxies != nil {
 		t.Errorf("proxies: %+v, %v", p, o.TrustedProxies)
 	}
-	if o.Listen != ":8080" || o.Shutdown.Timeout != 10*time.Second || o.Logger != slog.Default() {
-		t.Errorf("listen %q, shutdown %v", o.Listen, o.Shutdown.Timeout)
+	if o.Listen != ":8080" || o.Drain != (Drain{Delay: -1, Duration: 10 * time.Second, Deadline: 25 * time.Second, Order: OrderOldest, CloseCode: 1001}) || o.Logger != slog.Default() {
+		t.Errorf("listen %q, drain %v", o.Listen, o.Drain)
 	}
 	if given.Endpoints[0].SlowConsumer.Policy != "" {
 		t.Error("the caller's endpoints were changed")

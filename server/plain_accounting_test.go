@@ -150,7 +150,7 @@ func TestShutdownLetsARequestFinish(t *testing.T) {
 		}
 		mirror(w, r)
 	})
-	opts.Shutdown.Timeout = patience
+	opts.Drain = Drain{Duration: -1, Deadline: patience}
 	s, cancel, ended := runUntil(t, opts)
 	idle, busy, socket := dialRaw(t, s), dialRaw(t, s), dial(t, s, "/echo")
 	idle.write([]byte(requestHead("GET /short HTTP/1.1")))
@@ -195,7 +195,7 @@ func TestShutdownCutsPlainConnections(t *testing.T) {
 		_, err = conn.Read(make([]byte, 1))
 		cut <- err
 	})
-	opts.Shutdown.Timeout = 100 * time.Millisecond
+	opts.Drain = Drain{Duration: -1, Deadline: 100 * time.Millisecond}
 	s, cancel, ended := runUntil(t, opts)
 	for _, path := range []string{"/long", "/hijacked"} {
 		dialRaw(t, s).write([]byte(requestHead("GET " + path + " HTTP/1.1")))

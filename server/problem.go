@@ -43,6 +43,8 @@ var (
 	problemNoEndpoint    = newProblem(404, "no-such-endpoint", "There is no such endpoint")
 	problemMethod        = newProblem(405, "method-not-allowed", "The path does not have this method")
 	problemTimeout       = newProblem(408, "request-timeout", "The request took too long")
+	problemNoDrain       = newProblem(409, "no-such-drain", "The server does not drain")
+	problemDrain         = newProblem(409, "drain-under-way", "It is too late to call the drain off")
 	problemTooLarge      = newProblem(413, "too-large", "The message is too large")
 	problemMediaType     = newProblem(415, "unsupported-media-type", "The body is of a kind that is not taken here")
 	problemHost          = newProblem(421, "misdirected", "The request was meant for another host")
@@ -93,6 +95,10 @@ func problemOf(err error) *problem {
 		return problemTooManyTopics.because("%v", err)
 	case errors.Is(err, ErrOverloaded):
 		return problemOverloaded.because("%v", err)
+	case errors.Is(err, ErrNotDraining):
+		return problemNoDrain.because("%v", err)
+	case errors.Is(err, ErrDrainUnderWay):
+		return problemDrain.because("%v", err)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return problemTimeout.because("the body did not arrive in time")
 	}

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"io"
+	"slices"
 	"testing"
 	"time"
 
@@ -77,6 +78,61 @@ func TestCrowdShutsDown(t *testing.T) {
 	w.wait("complete")
 	eventually(t, "all are gone", func() bool { return s.sockets.Load() == 0 })
 	if r := w.end(); r.Closed != conns || r.Incomplete > 0 || r.Wrong > 0 {
+		t.Errorf("the clients report %+v", r)
+	}
+}
+
+// A crowd is sent away over some seconds: as many in each part of the time as in any other, to a tenth, while
+// those who are still there are served as ever.
+func TestCrowdDrainsEvenly(t *testing.T) {
+	const conns, parts = crowd, 5
+	over, slack, longest := 3*time.Second, conns/parts/10, 200*time.Millisecond
+	if raceEnabled { // the processors are not fast enough for it
+		slack, longest = conns/parts/2, time.Second
+	}
+	needDescriptors(t, conns)
+	s := start(t, Options{Endpoints: echoAndBroadcast(), Drain: Drain{Duration: over, Deadline: over + patience}})
+	w := startSwarm(t, s, swarmOrder{Path: "/broadcast", Conns: conns})
+	bob := dial(t, s, "/echo")
+	echoes := make(chan time.Duration, 100_000)
+	go func() {
+		defer close(echoes)
+		for {
+			sent := time.Now()
+			if _, err := bob.conn.Write(text("here")); err != nil {
+				return
+			}
+			if op, _, err := bob.frame(); err != nil || op != Text {
+				_ = bob.conn.Close()
+				return
+			}
+			echoes <- time.Since(sent)
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	s.StartDrain("a test", 0)
+	eventually(t, "connections are closed", func() bool { return s.plan.Load() != nil })
+	began, before := s.plan.Load().began, conns+1
+	for part := 1; part < parts; part++ { // in the last one the others have to come to their end as well
+		time.Sleep(time.Until(began.Add(over * time.Duration(part) / parts)))
+		now := s.Count()
+		if gone := before - now; gone < conns/parts-slack || gone > conns/parts+slack {
+			t.Errorf("%d were closed in part %d, want %d", gone, part, conns/parts)
+		}
+		before = now
+	}
+	eventually(t, "all are gone", func() bool { return s.sockets.Load() == 0 })
+	var all []time.Duration
+	for took := range echoes {
+		all = append(all, took)
+	}
+	slices.Sort(all)
+	p99 := all[len(all)*99/100]
+	if p99 > longest {
+		t.Errorf("an echo takes up to %v", p99)
+	}
+	t.Logf("%d echoes meanwhile, half of them within %v, 99 %% within %v", len(all), all[len(all)/2], p99)
+	if r := w.end(); r.Cut > 0 || r.Closed != conns {
 		t.Errorf("the clients report %+v", r)
 	}
 }

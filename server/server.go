@@ -51,7 +51,7 @@ type Server struct {
 	begin        time.Time     // of the shards' clocks
 	checkOwner   bool          // see goroutine
 	started      chan struct{}
-	empty        chan struct{} // has a value when the last socket closed while draining
+	empty        chan struct{} // has a value when the last socket closed while nobody comes in
 
 	// Set before started is closed.
 	addr           *net.TCPAddr
@@ -63,17 +63,19 @@ type Server struct {
 	watcher        *watcher
 
 	running  atomic.Bool
-	draining atomic.Bool
+	draining atomic.Bool // nobody new comes in
 	sockets  atomic.Int64
 	lastID   atomic.Uint64
 	ops      ops
-	hub      *hub // immutable
+	ending   ending
+	plan     atomic.Pointer[plan] // who is closed when; nil until connections are closed
+	hub      *hub                 // immutable
 	roster   roster
 	shards   atomic.Pointer[[]*shard]
 
 	mu       sync.Mutex // guards what follows, and changes of shards
 	stop     context.CancelCauseFunc
-	shutdown context.Context // how long connections may take to close, once that is decided
+	shutdown context.Context // how long connections may take to close, once Shutdown has said so
 	failure  error           // why the engine cannot go on
 	lastWord error           // what the engine complained about last
 }
@@ -112,6 +114,7 @@ func New(options Options) (*Server, error) {
 		begin:      time.Now(),
 		started:    make(chan struct{}),
 		empty:      make(chan struct{}, 1),
+		ending:     newEnding(),
 	}
 	s.netLog = log.New(netLog{s}, "", 0)
 	if s.maxBacklog < 0 {

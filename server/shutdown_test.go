@@ -18,6 +18,9 @@ import (
 func runUntil(t *testing.T, opts Options) (s *Server, cancel context.CancelFunc, ended chan error) {
 	t.Helper()
 	opts.Listen = "127.0.0.1:0"
+	if opts.Drain == (Drain{}) {
+		opts.Drain.Duration = -1
+	}
 	s, err := New(opts)
 	if err != nil {
 		t.Fatal(err)
@@ -81,7 +84,7 @@ func TestShutdownFlushes(t *testing.T) {
 				}
 			}
 			op, payload, err := c.frame()
-			if op != codec.OpClose || string(payload) != "\x03\xe9server is shutting down" || err != nil {
+			if op != codec.OpClose || !strings.HasPrefix(string(payload), "\x03\xe9server is shutting down; retry=") || err != nil {
 				t.Errorf("client %d got %v %q, %v; want 1001", i, op, payload, err)
 			}
 			_, _ = c.conn.Write(masked(0x88, []byte{0x03, 0xe9}))
@@ -100,7 +103,7 @@ func TestShutdownFlushes(t *testing.T) {
 // While alice takes her time to close, nobody new comes in: bob cannot connect, and cathy, who was in
 // the middle of her handshake, gets a 503. Alice is served until she goes.
 func TestShutdownRefuses(t *testing.T) {
-	s, cancel, ended := runUntil(t, Options{Endpoints: echoAndBroadcast(), Shutdown: Shutdown{Timeout: patience}})
+	s, cancel, ended := runUntil(t, Options{Endpoints: echoAndBroadcast(), Drain: Drain{Duration: -1, Deadline: patience}})
 	alice, cathy, dave := dial(t, s, "/echo"), dialRaw(t, s), dialRaw(t, s)
 	cathy.write([]byte(upgradeHead("/echo")[:60]))
 	eventually(t, "the server has seen them all", func() bool { return s.Stats().Accepted == 3 })
@@ -138,13 +141,13 @@ func TestShutdownIsBounded(t *testing.T) {
 		close, shutdown time.Duration
 	}{
 		{"limits.close_timeout", 300 * time.Millisecond, patience},
-		{"shutdown.timeout", patience, 300 * time.Millisecond},
+		{"drain.deadline", patience, 300 * time.Millisecond},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			limits, ping := off()
 			limits.CloseTimeout = row.close
 			s, cancel, ended := runUntil(t, Options{Loops: 1, Endpoints: policy(SlowConsumer{MaxQueue: -1}),
-				Limits: limits, Ping: ping, Shutdown: Shutdown{Timeout: row.shutdown}})
+				Limits: limits, Ping: ping, Drain: Drain{Duration: -1, Deadline: row.shutdown}})
 			silent, frozen := dial(t, s, "/other"), dialFrozen(t, s, "/broadcast")
 			published := 0
 			for ; s.Stats().QueuedBytes < 10*blockSize; published++ {
@@ -245,7 +248,7 @@ func openDescriptors(t *testing.T) int {
 // Servers come and go, with clients of every kind, and leave nothing behind.
 func TestNothingIsLeft(t *testing.T) {
 	serve := func() {
-		s, cancel, ended := runUntil(t, Options{Loops: 3, Endpoints: policy(SlowConsumer{}), Shutdown: Shutdown{Timeout: 100 * time.Millisecond}})
+		s, cancel, ended := runUntil(t, Options{Loops: 3, Endpoints: policy(SlowConsumer{}), Drain: Drain{Duration: -1, Deadline: 100 * time.Millisecond}})
 		shaking, frozen := dialRaw(t, s), dialFrozen(t, s, "/broadcast")
 		shaking.write([]byte("GET"))
 		clients := []*client{shaking, frozen}

@@ -11,15 +11,28 @@ import (
 // walk it is cut into slices, by what it sends and not by what it looks at: looking costs 1 ns.
 type sweep struct {
 	running bool
-	group   int // the one being swept
-	next    int // its members below this are still to be seen
+	group   int    // the one being swept
+	next    int    // its members below this are still to be seen
+	plan    *plan  // while the server drains
+	reached uint64 // by the plan
+	second  uint32 // the server's, if connections have a maximum age
 }
 
 const sweepSends = 256
 
+// sweepLooks bounds a slice in which each look goes to the connection itself, which is likely to be in no
+// cache.
+const sweepLooks = 8192
+
 func (sh *shard) beginSweep() {
 	if !sh.sweep.running {
-		sh.sweep = sweep{running: true, group: len(sh.groups)}
+		sh.sweep = sweep{running: true, group: len(sh.groups), plan: sh.srv.plan.Load()}
+		if p := sh.sweep.plan; p != nil {
+			sh.sweep.reached = p.reached(time.Now())
+		}
+		if sh.srv.opts.Connections.MaxAge > 0 {
+			sh.sweep.second = sh.srv.second()
+		}
 		sh.sweepStalled()
 	}
 }
@@ -31,7 +44,7 @@ func (sh *shard) sweepOn() {
 	if sh.goingAway && !w.running && sh.occupied() {
 		sh.beginSweep()
 	}
-	sends := 0
+	sends, looks := 0, 0
 	for w.running && sends < sweepSends && sh.expireNext() {
 		sends++
 	}
@@ -53,6 +66,9 @@ func (sh *shard) sweepOn() {
 		}
 		if g.due(w.next) {
 			sends++
+		}
+		if looks++; looks == sweepLooks && (w.plan != nil || w.second > 0) {
+			return
 		}
 	}
 }
@@ -83,7 +99,7 @@ func (g *group) handshakeDue(i int) bool {
 	switch {
 	case c.is(markPreface) && passed(g.sh.clock, g.times[i].message, srv.opts.ProxyProtocol.Timeout):
 		c.prefaceDue()
-	case g.sh.goingAway:
+	case g.sh.goingAway || srv.draining.Load():
 		c.refuse(RefuseDraining, rejectDraining)
 	case passed(g.sh.clock, g.times[i].message, srv.opts.Limits.HandshakeTimeout):
 		c.refuse(c.lateHandshake(srv.opts.Limits.HandshakeTimeout))
@@ -108,10 +124,13 @@ func (g *group) closeDue(i int) bool {
 }
 
 func (g *group) memberDue(i int) bool {
-	now, t, opts := g.sh.clock, &g.times[i], &g.sh.srv.opts
+	now, t, opts, w := g.sh.clock, &g.times[i], &g.sh.srv.opts, &g.sh.sweep
 	switch {
-	case g.sh.goingAway:
-		g.members[i].conn.startClose(closeOwn, codec.CloseGoingAway, "server is shutting down")
+	case w.plan != nil && (g.sh.goingAway || w.plan.place(g.members[i].conn.id) < w.reached):
+		g.members[i].conn.goAway(w.plan)
+	case w.second > 0 && g.members[i].conn.tooOld(w.second):
+		c := g.members[i].conn
+		c.startClose(closeOwn, codec.CloseGoingAway, withRetry("connection has reached connections.max_age", c.comeBack(shortestReturn)))
 	case passed(now, t.message, opts.Limits.IdleTimeout) && !g.members[i].conn.isEvents():
 		g.members[i].conn.startClose(closeOwn, codec.CloseGoingAway, fmt.Sprintf("no message for %v", opts.Limits.IdleTimeout))
 	case t.ping != 0:
@@ -141,9 +160,11 @@ func (g *group) memberDue(i int) bool {
 // pingInterval is shortened by the connection's own share of the jitter.
 func (c *Conn) pingInterval() time.Duration {
 	p := &c.sh.srv.opts.Ping
-	share := float64(c.id*0x9E3779B97F4A7C15>>40) / (1 << 24) // 0 to 1, spread evenly over the ids
-	return p.Interval - time.Duration(share*max(p.Jitter, 0)*float64(p.Interval))
+	return p.Interval - time.Duration(c.share()*max(p.Jitter, 0)*float64(p.Interval))
 }
+
+// share is the connection's own part of what is jittered: 0 to 1, spread evenly over the ids.
+func (c *Conn) share() float64 { return float64(c.id*0x9E3779B97F4A7C15>>40) / (1 << 24) }
 
 // sweepStalled cuts off those whose socket has taken nothing for the write time-out.
 func (sh *shard) sweepStalled() {

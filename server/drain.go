@@ -1,0 +1,187 @@
+package server
+
+import (
+	"errors"
+	"sync"
+	"time"
+)
+
+// State is where a server stands in its life.
+type State string
+
+const (
+	StateStarting State = "starting" // it does not listen yet
+	StateServing  State = "serving"
+	StateDraining State = "draining" // it is about to end: new connections should go elsewhere
+	StateStopped  State = "stopped"  // [Server.Run] has returned, or is about to
+)
+
+// DrainStatus says how far the server has come with its end. Reason, Began and ETA are zero while it does
+// not drain.
+type DrainStatus struct {
+	State     State
+	Reason    string    // what began the drain
+	Began     time.Time // when that was
+	Listening bool      // new connections are taken; as long as they are, the drain can be called off
+	Total     int       // connections that were open when the first was closed; until then those that are open
+	Remaining int       // connections that are open
+	ETA       time.Time // when the last connection is asked to go, as far as can be told
+}
+
+var (
+	// ErrNotDraining is returned by CallOffDrain when there is nothing to call off.
+	ErrNotDraining = errors.New("the server does not drain")
+
+	// ErrDrainUnderWay is returned by CallOffDrain when it is too late.
+	ErrDrainUnderWay = errors.New("the drain cannot be called off: the listening socket has been given up, or the program is ending")
+)
+
+// ending is what is known about the server's end, by everybody but the shards.
+type ending struct {
+	asked   chan struct{} // has a value when a drain has begun that Run does not know of
+	hurried chan struct{} // closed when there is no time for order
+
+	mu      sync.Mutex // guards what follows
+	hurries bool       // hurried is closed
+	stopped bool
+	now     *drainRun // the drain under way; nil if there is none
+}
+
+// drainRun is one drain, from its beginning to the end or to where it is called off. The mutex of ending
+// guards what is not immutable.
+type drainRun struct {
+	reason string        // immutable
+	began  time.Time     // immutable
+	delay  time.Duration // immutable
+	off    chan struct{} // closed when it is called off
+
+	final bool // it cannot be called off any more
+	held  bool // the listening socket is
+	total int  // 0 until connections are closed
+	ends  time.Time
+}
+
+func newEnding() ending {
+	return ending{asked: make(chan struct{}, 1), hurried: make(chan struct{})}
+}
+
+// StartDrain begins the server's end in order: see [Options.Drain]. [Server.Run] returns when it is done.
+// The delay stands in for Options.Drain.Delay; until it is over, [Server.CallOffDrain] takes everything
+// back. The reason is for logs. It returns false, and changes nothing, if a drain is under way already.
+func (s *Server) StartDrain(reason string, delay time.Duration) bool {
+	return s.startDrain(reason, delay, false)
+}
+
+func (s *Server) startDrain(reason string, delay time.Duration, final bool) bool {
+	began := s.ending.begin(reason, max(delay, 0), final)
+	if began {
+		s.log.Info("draining", "reason", reason, "connections", s.Count(), "delay", max(delay, 0))
+	}
+	return began
+}
+
+func (e *ending) begin(reason string, delay time.Duration, final bool) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.stopped {
+		return false
+	}
+	if e.now != nil {
+		e.now.final = e.now.final || final
+		return false
+	}
+	e.now = &drainRun{reason: reason, began: time.Now(), delay: delay, off: make(chan struct{}), final: final, held: true}
+	select {
+	case e.asked <- struct{}{}:
+	default:
+	}
+	return true
+}
+
+// CallOffDrain goes back to serving. It fails with [ErrNotDraining], or with [ErrDrainUnderWay] when
+// the listening socket has been given up already, or the drain came of the end of Run's context.
+func (s *Server) CallOffDrain() error {
+	e := &s.ending
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case e.now == nil && !e.stopped:
+		return ErrNotDraining
+	case e.stopped || e.now.final || !e.now.held:
+		return ErrDrainUnderWay
+	}
+	close(e.now.off)
+	e.now = nil
+	s.log.Info("the drain was called off")
+	return nil
+}
+
+// State says whether the server should be sent new connections.
+func (s *Server) State() State { return s.Drain().State }
+
+// Drain says how far the server has come with its end.
+func (s *Server) Drain() DrainStatus {
+	e := &s.ending
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	st := DrainStatus{State: StateServing, Listening: true, Remaining: s.Count()}
+	st.Total = st.Remaining
+	select {
+	case <-s.started:
+	default:
+		st.State, st.Listening = StateStarting, false
+	}
+	if e.now != nil {
+		st.State = StateDraining
+		st.Reason, st.Began, st.Listening = e.now.reason, e.now.began, st.Listening && e.now.held
+		st.ETA = e.now.began.Add(e.now.delay + s.opts.Drain.paceFor(st.Total))
+		if !e.now.ends.IsZero() {
+			st.Total, st.ETA = e.now.total, e.now.ends
+		}
+	}
+	if e.stopped {
+		st.State, st.Listening = StateStopped, false
+	}
+	return st
+}
+
+// current is the drain under way, or nil.
+func (e *ending) current() *drainRun {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.now
+}
+
+// giveUp says whether the listening socket may be given up: the drain was not called off, and cannot be
+// from now on.
+func (e *ending) giveUp(run *drainRun) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.now != run {
+		return false
+	}
+	run.held = false
+	return true
+}
+
+func (e *ending) planned(total int, ends time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.now.total, e.now.ends = total, ends
+}
+
+// hurry leaves no time for a delay nor for an even pace.
+func (e *ending) hurry() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.hurries {
+		e.hurries = true
+		close(e.hurried)
+	}
+}
+
+func (e *ending) stop() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.stopped = true
+}

@@ -1,0 +1,202 @@
+package server
+
+import (
+	"context"
+	"time"
+)
+
+// drainer does one drain, on Run's goroutine.
+type drainer struct {
+	srv     *Server
+	run     *drainRun
+	stopped <-chan struct{} // Run's context has ended; nil once that is known
+	hurried <-chan struct{} // there is no time; nil once that is known
+	hurry   bool
+	limit   context.Context // when the rest is cut
+
+	// While connections are closed.
+	began  time.Time
+	total  int
+	told   time.Time // of the last line in the log
+	alone  bool      // nobody new comes in
+	cutOff context.Context
+}
+
+const (
+	// handshakeGrace is how long requests may still take to arrive that were under way when the listening
+	// socket was given up. Their clients had nobody else to go to.
+	handshakeGrace = time.Second
+
+	// drainTick is how often those are closed whose turn it is.
+	drainTick    = 50 * time.Millisecond
+	drainMinTick = 5 * time.Millisecond
+
+	progressEvery = 5 * time.Second
+)
+
+// drain ends the service as Options.Drain says. It returns false when it was called off.
+func (s *Server) drain(stopped context.Context) (ended bool) {
+	d := &drainer{srv: s, run: s.ending.current(), stopped: stopped.Done(), hurried: s.ending.hurried}
+	if d.run == nil {
+		return false
+	}
+	limit, release := context.WithDeadline(context.Background(), d.run.began.Add(s.opts.Drain.Deadline))
+	defer release()
+	d.limit = limit
+	cutOff, cut := context.WithCancel(context.Background())
+	d.cutOff = cutOff
+
+	if !d.wait(d.run.delay) || !s.ending.giveUp(d.run) {
+		cut()
+		return false
+	}
+	d.stopListening()
+	d.close()
+	if s.sockets.Load() > 0 {
+		cut()
+	}
+	s.internal.shutdown(d.limit)()
+	cut()
+	return true
+}
+
+// wait lets time pass, unless there is none to lose. It returns false when the drain is called off.
+func (d *drainer) wait(t time.Duration) bool {
+	over := time.NewTimer(t)
+	defer over.Stop()
+	for !d.hurry {
+		select {
+		case <-d.run.off:
+			return false
+		case <-over.C:
+			return true
+		case <-d.limit.Done():
+			return true
+		case <-d.stopped:
+			d.stopped = nil
+			d.srv.ending.begin("", 0, true) // from now on it cannot be called off
+		case <-d.hurried:
+			d.noteHurry()
+		}
+	}
+	return true
+}
+
+// noteHurry ends what is done in order. Who has called Shutdown also says how long the rest may take.
+func (d *drainer) noteHurry() {
+	d.hurry, d.hurried = true, nil
+	d.srv.mu.Lock()
+	defer d.srv.mu.Unlock()
+	if d.srv.shutdown != nil {
+		d.limit = d.srv.shutdown
+	}
+}
+
+// stopListening gives up the port: to a successor, if one listens there already.
+func (d *drainer) stopListening() {
+	select {
+	case <-d.hurried:
+		d.noteHurry()
+	default:
+	}
+	if n := steerAway(d.srv.addr, false, d.srv.log); n > 0 {
+		d.srv.log.Info("new connections go to the successor", "loops", n)
+		d.wait(handoverTime)
+		steerAway(d.srv.addr, true, d.srv.log)
+	}
+	if err := stopListening(d.srv.addr); err != nil {
+		d.srv.log.Warn("the listening sockets stay open while connections close", "error", err)
+	}
+}
+
+// close closes the connections by the plan and waits until they are gone or time is up.
+func (d *drainer) close() {
+	s := d.srv
+	d.began, d.total = time.Now(), s.Count()
+	d.told = d.began
+	p := d.newPlan()
+	s.log.Info("closing connections", "connections", d.total, "over", p.pace, "rest is cut at", d.limitText())
+	tick := time.NewTicker(min(max(p.pace/20, drainMinTick), drainTick))
+	defer tick.Stop()
+	gone := false
+	for {
+		now := time.Now()
+		d.closeDoor(now)
+		if s.sockets.Load() == 0 {
+			return
+		}
+		if d.alone && p.over(now) {
+			if !gone {
+				gone = true
+				d.each((*shard).postGoAway)
+			}
+		} else {
+			d.each((*shard).postTick)
+		}
+		d.progress(now)
+		select {
+		case <-s.empty:
+		case <-tick.C:
+		case <-d.hurried:
+			d.noteHurry()
+			p = d.newPlan()
+		case <-d.limit.Done():
+			s.log.Warn("cutting connections that did not close in time", "connections", s.sockets.Load())
+			return
+		}
+	}
+}
+
+func (d *drainer) each(post func(*shard)) {
+	for _, sh := range d.srv.allShards() {
+		post(sh)
+	}
+}
+
+func (d *drainer) newPlan() *plan {
+	p := newPlan(d.srv, time.Now(), d.total, d.hurry)
+	d.srv.ending.planned(d.total, p.ends())
+	d.srv.plan.Store(p)
+	return p
+}
+
+// closeDoor turns away those whose requests have still not come, and ends plain HTTP.
+func (d *drainer) closeDoor(now time.Time) {
+	s := d.srv
+	if d.alone || !d.hurry && now.Sub(d.began) < min(handshakeGrace, s.opts.Drain.Duration) && s.shaking() {
+		return
+	}
+	d.alone = true
+	s.draining.Store(true)
+	if s.plain != nil {
+		go s.plain.drain(d.cutOff)
+	}
+}
+
+// shaking says whether any connection has not sent all of its request.
+func (s *Server) shaking() bool {
+	for _, sh := range s.allShards() {
+		if sh.shaking.count.Load() > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *drainer) progress(now time.Time) {
+	if now.Sub(d.told) < progressEvery {
+		return
+	}
+	d.told = now
+	st := d.srv.Drain()
+	d.srv.log.Info("closing connections", "remaining", st.Remaining, "total", st.Total,
+		"eta", max(time.Until(st.ETA), 0).Round(time.Second))
+}
+
+func (d *drainer) limitText() string {
+	at, ok := d.limit.Deadline()
+	if !ok {
+		return "never"
+	}
+	return at.Format(time.TimeOnly)
+}

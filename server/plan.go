@@ -1,0 +1,149 @@
+package server
+
+import (
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"carillon/codec"
+)
+
+// plan says when each connection is closed while the server drains. It is immutable, one for all shards,
+// and needs nothing of a connection but its id: the shards' sweeps ask how far the plan has come and
+// close those whose turn that makes it.
+type plan struct {
+	began time.Time
+	pace  time.Duration // the time over which connections are closed; 0 is at once
+	order DrainOrder
+	marks []uint64 // for OrderOldest: ids at equal steps through all that were open, ascending
+	code  codec.CloseCode
+	back  time.Duration // over which clients are asked to come back
+}
+
+// The number of marks between which the ids are taken to be evenly spread.
+const mostMarks = 4096
+
+// Fewer connections a second than this are not worth spreading.
+const leastPace = 100
+
+// Clients come back at up to this rate: where they are closed faster than that, they are asked to wait.
+const returnRate = 1000
+
+const (
+	shortestReturn = time.Second
+	longestReturn  = time.Minute
+)
+
+func newPlan(s *Server, began time.Time, total int, hurry bool) *plan {
+	d := &s.opts.Drain
+	p := &plan{began: began, order: d.Order, code: codec.CloseCode(d.CloseCode)}
+	if !hurry {
+		p.pace = d.paceFor(total)
+	}
+	p.back = min(max(time.Duration(total)*time.Second/returnRate-p.pace, shortestReturn), longestReturn)
+	if p.pace > 0 && p.order == OrderOldest {
+		var ids []uint64
+		for c := range s.Conns() {
+			ids = append(ids, c.id)
+		}
+		slices.Sort(ids)
+		p.marks = thin(ids, mostMarks)
+	}
+	return p
+}
+
+// paceFor is the time over which so many connections are closed.
+func (d *Drain) paceFor(connections int) time.Duration {
+	return min(max(d.Duration, 0), time.Duration(connections)*time.Second/leastPace)
+}
+
+// thin keeps at most so many values at equal steps, the first and the last among them.
+func thin(sorted []uint64, most int) []uint64 {
+	if len(sorted) <= most {
+		return sorted
+	}
+	kept := make([]uint64, most)
+	for i := range kept {
+		kept[i] = sorted[i*(len(sorted)-1)/(most-1)]
+	}
+	return kept
+}
+
+// over says whether it is everybody's turn.
+func (p *plan) over(now time.Time) bool { return now.Sub(p.began) >= p.pace }
+
+// ends is when the last connection is asked to go.
+func (p *plan) ends() time.Time { return p.began.Add(p.pace) }
+
+// reached is how far the plan has come: it is the turn of all whose place is below that.
+func (p *plan) reached(now time.Time) uint64 {
+	if p.over(now) {
+		return math.MaxUint64
+	}
+	part := float64(now.Sub(p.began)) / float64(p.pace)
+	if p.order == OrderRandom {
+		return uint64(part * (1 << 63) * 2)
+	}
+	if len(p.marks) == 0 {
+		return 0
+	}
+	at := part * float64(len(p.marks)-1)
+	i := min(int(at), len(p.marks)-2)
+	if i < 0 { // there is one
+		return p.marks[0]
+	}
+	low, high := p.marks[i], p.marks[i+1]
+	return low + uint64((at-float64(i))*float64(high-low))
+}
+
+// place is where a connection stands in the order.
+func (p *plan) place(id uint64) uint64 {
+	if p.order == OrderRandom {
+		return mix(id)
+	}
+	return id
+}
+
+// mix spreads ids, which are consecutive, over all numbers: the last step of SplitMix64.
+func mix(x uint64) uint64 {
+	x += 0x9E3779B97F4A7C15
+	x = (x ^ x>>30) * 0xBF58476D1CE4E5B9
+	x = (x ^ x>>27) * 0x94D049BB133111EB
+	return x ^ x>>31
+}
+
+// goAway closes a connection whose turn it is.
+func (c *Conn) goAway(p *plan) {
+	c.startClose(closeOwn, p.code, withRetry("server is shutting down", c.comeBack(p.back)))
+}
+
+// comeBack is when a client that is closed shall connect again. It is drawn from other bits of the id than
+// the order of the plan, or those that are closed together would come back together.
+func (c *Conn) comeBack(within time.Duration) time.Duration {
+	return 100*time.Millisecond + time.Duration(float64(mix(^c.id)>>11)/(1<<53)*float64(within))
+}
+
+// retryMark begins what the server asks of the client at the end of a close reason: see docs/protocol.md.
+const retryMark = "; retry="
+
+func withRetry(reason string, after time.Duration) string {
+	return reason + retryMark + strconv.FormatInt(after.Milliseconds(), 10)
+}
+
+// retryOf is what withRetry has put into a reason, as text, or "".
+func retryOf(reason string) string {
+	_, retry, _ := strings.Cut(reason, retryMark)
+	if strings.Trim(retry, "0123456789") != "" {
+		return "" // the reason is the application's
+	}
+	return retry
+}
+
+// tooOld says whether a connection has reached its own maximum age.
+func (c *Conn) tooOld(second uint32) bool {
+	o := &c.sh.srv.opts.Connections
+	limit := o.MaxAge - time.Duration(c.share()*max(o.MaxAgeJitter, 0)*float64(o.MaxAge))
+	return time.Duration(second-c.opened)*time.Second >= limit
+}

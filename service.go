@@ -1,0 +1,70 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// What the program tells those who look after it: systemd, by its notification socket (sd_notify(3)), and
+// anybody, by a file with its process id. The protocol is one datagram of lines, which is why no library is
+// needed for it.
+
+// notify tells systemd the lines, if it has asked for them. Nothing depends on whether it hears.
+func notify(lines ...string) error {
+	name := os.Getenv("NOTIFY_SOCKET")
+	if name == "" {
+		return nil
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: name, Net: "unixgram"})
+	if err != nil {
+		return fmt.Errorf("notify systemd: %w", err)
+	}
+	defer conn.Close()
+	_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
+	if _, err := conn.Write([]byte(strings.Join(lines, "\n"))); err != nil {
+		return fmt.Errorf("notify systemd: %w", err)
+	}
+	return nil
+}
+
+// extend is how long systemd shall still wait for the end.
+func extend(d time.Duration) string {
+	return "EXTEND_TIMEOUT_USEC=" + strconv.FormatInt(d.Microseconds(), 10)
+}
+
+// writePID writes this process's id into a file, all at once. The function that it returns removes the
+// file, unless a successor has written its own id by then.
+func writePID(path string) (remove func(), err error) {
+	if path == "" {
+		return func() {}, nil
+	}
+	text := strconv.Itoa(os.Getpid()) + "\n"
+	temporary, err := os.CreateTemp(filepath.Dir(path), ".carillon-pid-")
+	if err != nil {
+		return nil, fmt.Errorf("pid_file: %w", err)
+	}
+	_, err = temporary.WriteString(text)
+	if err == nil {
+		err = temporary.Chmod(0o644)
+	}
+	if closed := temporary.Close(); err == nil {
+		err = closed
+	}
+	if err == nil {
+		err = os.Rename(temporary.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(temporary.Name())
+		return nil, fmt.Errorf("pid_file: %w", err)
+	}
+	return func() {
+		if now, err := os.ReadFile(path); err == nil && string(now) == text {
+			_ = os.Remove(path)
+		}
+	}, nil
+}
