@@ -42,7 +42,7 @@ func newAudienceModel(t *testing.T, seed uint64) *audienceModel {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sh := &shard{srv: s}
+	sh := &shard{srv: s, meters: meters{flushed: make([]histogram, 2)}}
 	sh.mail.inTurn = true // it has no bell
 	g := newGroup(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
 	g.ep.Topics.MaxSubscriptions = 4
