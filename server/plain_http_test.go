@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -304,15 +305,16 @@ func TestASlowHandlerDoesNotDelayTheLoop(t *testing.T) {
 // bob listens.
 func TestPagesAndSocketsShareOnePort(t *testing.T) {
 	const visitors, visits = 4, 500
-	var s *Server
+	var at atomic.Pointer[Server] // requests come in goroutines that were there before the server was known
 	opts := withPages(func(w http.ResponseWriter, r *http.Request) {
-		if err := s.Broadcast("/broadcast", Text, []byte(r.URL.RawQuery)); err != nil {
+		if err := at.Load().Broadcast("/broadcast", Text, []byte(r.URL.RawQuery)); err != nil {
 			t.Error(err)
 		}
 		_, _ = io.WriteString(w, r.URL.RawQuery)
 	})
 	opts.Limits.MaxBacklog = -1
-	s = start(t, opts)
+	s := start(t, opts)
+	at.Store(s)
 	alice, bob := dial(t, s, "/echo"), dial(t, s, "/broadcast")
 	eventually(t, "both are open", func() bool { return s.Count() == 2 })
 	b := browser(t)

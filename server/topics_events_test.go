@@ -339,7 +339,10 @@ func TestEventsAtShutdown(t *testing.T) {
 			t.Fatalf("%+v, %v; want %s", e, err, words(i))
 		}
 	}
-	st.want("close", "", `{"code":1001,"reason":"server is shutting down"}`)
+	e, err := st.event()
+	if err != nil || e.kind != "close" || e.data != fmt.Sprintf(`{"code":1001,"reason":"server is shutting down; retry=%s"}`, st.retry) || st.retry == "" {
+		t.Errorf("%+v, %v, retry %q", e, err, st.retry)
+	}
 	st.wantEOF()
 	_ = st.conn.Close()
 	wantEnd(t, ended)

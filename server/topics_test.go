@@ -129,7 +129,8 @@ func subscribers(t testing.TB, s *Server, topic string, n int) {
 // stream is a client of server-sent events.
 type stream struct {
 	*client
-	head string
+	head  string
+	retry string // the last that was asked for
 }
 
 // sse is an event as it came.
@@ -187,6 +188,8 @@ func (st *stream) event() (e sse, err error) {
 			e.id = value
 		case name == "event":
 			e.kind = value
+		case name == "retry":
+			st.retry = value
 		case name == "":
 			e.kind = ":"
 		default:
