@@ -104,12 +104,12 @@ func wander(t *testing.T, s *Server, r *rand.Rand, steps int) {
 			}
 		case 8:
 			for c := range s.Conns() {
-				what := r.IntN(5)
-				switch {
+				subscriptions := c.Subscriptions()
+				switch what := r.IntN(5); {
 				case what == 0:
 					_ = c.Subscribe(name(), SubscribeOptions{Envelope: r.IntN(2) == 0, Done: func(Subscribed, error) {}})
-				case what == 1 && len(c.Subscriptions()) > 0:
-					c.Unsubscribe(c.Subscriptions()[0], func(error) {})
+				case what == 1 && len(subscriptions) > 0:
+					c.Unsubscribe(subscriptions[0], func(error) {})
 				case what == 2:
 					_ = c.Send(Text, []byte("{}"))
 				}
