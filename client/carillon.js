@@ -5,9 +5,8 @@
 //   carillon.subscribe("prices.eu", (message) => console.log(message.offset, message.data))
 //   await carillon.publish("prices.eu", { AAPL: 187.2 })
 //
-// It connects by itself and again whenever the connection is lost, and goes on from the last message of
-// each topic: none comes twice, none out of order, and where some could not be had any more, there is a
-// gap, which is reported. The protocol is in docs/protocol.md.
+// It connects again whenever the connection is lost, and goes on after the last message of each topic: none
+// comes twice or out of order, and gaps are reported. docs/protocol.md has the protocol.
 
 /**
  * @typedef {{offset: number, epoch: string}} Position  a place in a topic: after the message with this offset
@@ -48,7 +47,7 @@
 
 const protocol = "carillon.v1.json"
 
-/** A connection that has lasted so long has proved that the server is well: the waits begin anew. */
+/** After a connection that has lasted so long, the waits begin anew. */
 const stable = 5000
 
 /** The close codes after which coming back would only repeat what went wrong. */
@@ -266,7 +265,9 @@ export class Carillon {
         this.#settle(id, new CarillonError("disconnected", "the connection broke; nobody knows whether the message was published"))
       }
     }
-    const delay = this.#options.random() * Math.min(this.#options.maxDelay, this.#options.minDelay * 2 ** this.#failures)
+    const asked = /; retry=(\d{1,7})$/.exec(reason) // by the server
+    const delay = asked ? +asked[1]
+      : this.#options.random() * Math.min(this.#options.maxDelay, this.#options.minDelay * 2 ** this.#failures)
     this.#failures++
     this.#state = "reconnecting"
     this.#timer = setTimeout(() => this.#connect(), delay)

@@ -457,6 +457,14 @@ for (const code of [1008, 1003]) {
   })
 }
 
+test("when the server says when to come back, it does", async (t) => {
+  const client = connect(t, { minDelay: 20_000 })
+  await client.opened()
+  await control("close", { code: 1001, reason: "server is shutting down; retry=12" })
+  await client.opened(2)
+  assert.equal(client.events.find(([e]) => e === "reconnecting")[1].delay, 12)
+})
+
 for (const code of [1000, 1001, 1011, 1013]) {
   test(`after ${code} it comes back`, async (t) => {
     const client = connect(t)
