@@ -58,7 +58,7 @@ func (sh *shard) accept(gc gnet.Conn) bool {
 	isProxy, isCounted, excess := s.mayProxy(addrOf(remote)), false, 0
 	switch {
 	case isProxy: // the client's address is to be told
-	case s.opts.ProxyProtocol.Mode == ProxyRequired:
+	case s.opts().ProxyProtocol.Mode == ProxyRequired:
 		sh.stats.refusals[RefuseProxyPeer].Add(1)
 		s.socketClosed()
 		return false

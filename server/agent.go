@@ -63,10 +63,10 @@ type agent struct {
 }
 
 func (s *Server) listenAgent() (*agent, error) {
-	if s.opts.Agent.Listen == optionOff {
+	if s.opts().Agent.Listen == optionOff {
 		return nil, nil
 	}
-	l, err := net.Listen("tcp", s.opts.Agent.Listen)
+	l, err := net.Listen("tcp", s.opts().Agent.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("agent.listen: %w", err)
 	}

@@ -70,7 +70,7 @@ const (
 // may come.
 func (s *Server) API() http.Handler {
 	a := &api{srv: s, metrics: s.metricsHandler()}
-	if s.opts.Internal.Token == "" {
+	if s.opts().Internal.Token == "" {
 		a.origins = http.NewCrossOriginProtection()
 	}
 	byPath := map[string][]route{}
@@ -80,7 +80,7 @@ func (s *Server) API() http.Handler {
 	for pattern, list := range byPath {
 		a.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { a.dispatch(list, w, r) })
 	}
-	if debug := s.opts.Internal.Debug; debug != nil {
+	if debug := s.opts().Internal.Debug; debug != nil {
 		a.mux.Handle("/debug/", debug)
 	}
 	a.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { noPath(w, r) })
@@ -120,7 +120,7 @@ func (a *api) admit(r *http.Request) *problem {
 	if !strings.EqualFold(scheme, "Bearer") {
 		return problemToken.because("expected the header Authorization: Bearer TOKEN")
 	}
-	if subtle.ConstantTimeCompare([]byte(token), []byte(a.srv.opts.Internal.Token)) != 1 {
+	if subtle.ConstantTimeCompare([]byte(token), []byte(a.srv.opts().Internal.Token)) != 1 {
 		return problemToken.because("the token is not the right one")
 	}
 	return nil

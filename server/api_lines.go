@@ -9,7 +9,7 @@ import (
 
 // longestLine is enough for the largest message in base64 or with what JSON escapes in usual text.
 func (a *api) longestLine() int {
-	limit := int(a.srv.opts.Limits.MaxMessage)
+	limit := int(a.srv.opts().Limits.MaxMessage)
 	if limit < 0 || limit > mostBatch/2 {
 		return mostBatch
 	}

@@ -52,7 +52,7 @@ func (a *api) logLevel(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (a *api) showLogLevel(w http.ResponseWriter) error {
-	level := a.srv.opts.LogLevel
+	level := a.srv.opts().LogLevel
 	if level == nil {
 		return problemNotOffered.because("the application keeps the level of its log to itself: see Options.LogLevel")
 	}
@@ -68,7 +68,7 @@ func (a *api) setLogLevel(w http.ResponseWriter, r *http.Request) error {
 	if !known {
 		return bad("level is %.40q: expected debug, info, warn or error", state.Level)
 	}
-	if to := a.srv.opts.LogLevel; to != nil {
+	if to := a.srv.opts().LogLevel; to != nil {
 		was := to.Level()
 		to.Set(level)
 		a.srv.log.Log(r.Context(), max(was, level), "log level", "was", was.String(), "is", level.String())

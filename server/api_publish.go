@@ -96,7 +96,7 @@ func formatOf(r *http.Request) (Format, error) {
 // body reads a message into a buffer.
 func (a *api) body(w http.ResponseWriter, r *http.Request, buf *[]byte) ([]byte, error) {
 	from := io.Reader(r.Body)
-	if limit := int64(a.srv.opts.Limits.MaxMessage); limit >= 0 {
+	if limit := int64(a.srv.opts().Limits.MaxMessage); limit >= 0 {
 		if r.ContentLength > limit {
 			return nil, ErrTooLarge
 		}

@@ -62,7 +62,7 @@ func (c *Conn) await(r *Request, head, rest []byte) {
 	own.deferred = nil
 	u := &undecided{request: &own, head: bytes.Clone(head)}
 	_ = own.Parse(u.head) // which went well before
-	ctx, limit := context.Background(), c.sh.srv.opts.Limits.HandshakeTimeout
+	ctx, limit := context.Background(), c.sh.srv.opts().Limits.HandshakeTimeout
 	if limit >= 0 {
 		ctx, u.cancel = context.WithTimeout(ctx, limit)
 	} else {
@@ -134,7 +134,7 @@ func (c *Conn) early(b []byte) {
 		c.in = c.sh.newInbound()
 		c.in.rest = c.in.rest[:0]
 	}
-	limit := c.sh.srv.opts.Limits.MaxHead
+	limit := c.sh.srv.opts().Limits.MaxHead
 	if len(c.in.rest)+len(b) > int(limit) {
 		c.refuse(RefuseEarly, &codec.Rejection{Status: 400, Reason: fmt.Sprintf("more than %v came before the handshake was answered", limit)})
 		return

@@ -134,7 +134,7 @@ func (s *Server) Drain() DrainStatus {
 	if e.now != nil {
 		st.State = StateDraining
 		st.Reason, st.Began, st.Listening = e.now.reason, e.now.began, st.Listening && e.now.held
-		st.ETA = e.now.began.Add(e.now.delay + s.opts.Drain.paceFor(st.Total))
+		st.ETA = e.now.began.Add(e.now.delay + s.opts().Drain.paceFor(st.Total))
 		if !e.now.ends.IsZero() {
 			st.Total, st.ETA = e.now.total, e.now.ends
 		}

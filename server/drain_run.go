@@ -40,7 +40,7 @@ func (s *Server) drain(stopped context.Context) (ended bool) {
 	if d.run == nil {
 		return false
 	}
-	limit, release := context.WithDeadline(context.Background(), d.run.began.Add(s.opts.Drain.Deadline))
+	limit, release := context.WithDeadline(context.Background(), d.run.began.Add(s.opts().Drain.Deadline))
 	defer release()
 	d.limit = limit
 	cutOff, cut := context.WithCancel(context.Background())
@@ -163,7 +163,7 @@ func (d *drainer) newPlan() *plan {
 // closeDoor turns away those whose requests have still not come, and ends plain HTTP.
 func (d *drainer) closeDoor(now time.Time) {
 	s := d.srv
-	if d.alone || !d.hurry && now.Sub(d.began) < min(handshakeGrace, s.opts.Drain.Duration) && s.shaking() {
+	if d.alone || !d.hurry && now.Sub(d.began) < min(handshakeGrace, s.opts().Drain.Duration) && s.shaking() {
 		return
 	}
 	d.alone = true

@@ -60,7 +60,7 @@ func (s *Server) Run(ctx context.Context) error {
 		case err = <-ended:
 			return s.engineError(err)
 		case <-stopped.Done():
-			s.startDrain(whyEnded(ctx), s.opts.Drain.Delay, true)
+			s.startDrain(whyEnded(ctx), s.opts().Drain.Delay, true)
 		case <-s.ending.asked:
 		}
 		select {
@@ -145,10 +145,10 @@ func (s *Server) engineError(err error) error {
 
 // prepare finds out all that could make the engine fail, so that the user gets a clear word.
 func (s *Server) prepare() (address string, err error) {
-	if s.maxConnections, err = maxConnections(s.opts.Limits.MaxConnections, s.opts.Loops, s.opts.Internal.most()+s.opts.Agent.most()); err != nil {
+	if s.maxConnections, err = maxConnections(s.opts().Limits.MaxConnections, s.opts().Loops, s.opts().Internal.most()+s.opts().Agent.most()); err != nil {
 		return "", err
 	}
-	addr, release, err := reserve(s.opts.Listen, s.opts.Takeover)
+	addr, release, err := reserve(s.opts().Listen, s.opts().Takeover)
 	if err != nil {
 		return "", err
 	}
@@ -171,13 +171,13 @@ func (s *Server) prepare() (address string, err error) {
 	if addr.IP.To4() != nil {
 		return "tcp4://" + addr.String(), nil // also what an empty host means on a machine without IPv6
 	}
-	host, _, _ := net.SplitHostPort(s.opts.Listen)
+	host, _, _ := net.SplitHostPort(s.opts().Listen)
 	return "tcp://" + net.JoinHostPort(host, strconv.Itoa(addr.Port)), nil
 }
 
 func (s *Server) runEngine(address string) error {
 	return gnet.Run(&events{server: s}, address,
-		gnet.WithNumEventLoop(s.opts.Loops),
+		gnet.WithNumEventLoop(s.opts().Loops),
 		gnet.WithReusePort(true), // each loop accepts its own connections
 		gnet.WithReuseAddr(true),
 		gnet.WithLogger(&engineLogger{s}),
@@ -219,10 +219,10 @@ func (s *Server) keepTime(ctx context.Context) {
 
 // tick is an eighth of the shortest time-out, within 5 ms and 1 s.
 func (s *Server) tick() time.Duration {
-	l, p := &s.opts.Limits, &s.opts.Ping
+	l, p := &s.opts().Limits, &s.opts().Ping
 	shortest := 8 * time.Second
-	if s.opts.ProxyProtocol.Mode != ProxyOff {
-		shortest = min(shortest, s.opts.ProxyProtocol.Timeout)
+	if s.opts().ProxyProtocol.Mode != ProxyOff {
+		shortest = min(shortest, s.opts().ProxyProtocol.Timeout)
 	}
 	for _, d := range []time.Duration{l.HandshakeTimeout, l.IdleTimeout, l.WriteTimeout, l.CloseTimeout, p.Interval, p.Timeout} {
 		if d > 0 {
@@ -240,7 +240,7 @@ type events struct {
 
 func (e *events) OnBoot(engine gnet.Engine) gnet.Action {
 	e.server.engine = engine
-	if e.server.opts.Takeover {
+	if e.server.opts().Takeover {
 		steerNobody(e.server.addr)
 	}
 	e.server.releaseAddr() // the first loop listens, which holds the port for the others

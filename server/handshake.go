@@ -19,7 +19,7 @@ func (c *Conn) shake(b []byte) {
 		c.early(b)
 		return
 	}
-	limit := int(c.sh.srv.opts.Limits.MaxHead)
+	limit := int(c.sh.srv.opts().Limits.MaxHead)
 	scanned := 0
 	if c.in != nil {
 		scanned = len(c.in.rest)
@@ -39,7 +39,7 @@ func (c *Conn) shake(b []byte) {
 	case n > 0:
 		c.answer(b[:n], b[n:])
 	case len(b) >= limit:
-		c.refuse(RefuseHeadTooLong, &codec.Rejection{Status: 431, Reason: fmt.Sprintf("the request head is larger than %v", c.sh.srv.opts.Limits.MaxHead)})
+		c.refuse(RefuseHeadTooLong, &codec.Rejection{Status: 431, Reason: fmt.Sprintf("the request head is larger than %v", c.sh.srv.opts().Limits.MaxHead)})
 	default:
 		c.keepHead(b)
 	}
@@ -77,7 +77,7 @@ func (c *Conn) answer(head, rest []byte) {
 func (c *Conn) conclude(r *Request, head, rest []byte, why RefuseReason, err error) {
 	sh := c.sh
 	if err == nil && r.deferred != nil {
-		if len(rest) > int(sh.srv.opts.Limits.MaxHead) {
+		if len(rest) > int(sh.srv.opts().Limits.MaxHead) {
 			c.early(rest)
 			return
 		}

@@ -39,7 +39,7 @@ const memoryEvery = time.Second
 
 // beginOps does what has to be done all the time, until ctx ends.
 func (s *Server) beginOps(ctx context.Context) {
-	if s.opts.Limits.MaxMemory < 0 {
+	if s.opts().Limits.MaxMemory < 0 {
 		return
 	}
 	s.ops.memory.Store(memoryUsed())
@@ -91,7 +91,7 @@ func (s *Server) unready() (list []condition) {
 	if n := s.sockets.Load(); n >= int64(s.maxConnections) {
 		add("full", "%d sockets are open: limits.max_connections is %d", n, s.maxConnections)
 	}
-	if used, mark := s.ops.memory.Load(), int64(s.opts.Limits.MaxMemory); mark > 0 && used > mark {
+	if used, mark := s.ops.memory.Load(), int64(s.opts().Limits.MaxMemory); mark > 0 && used > mark {
 		add("memory", "%d bytes are in use: limits.max_memory is %d", used, mark)
 	}
 	return list
@@ -203,7 +203,7 @@ func (c *checker) healthPath(o *Options) {
 }
 
 func (s *Server) isHealthPath(path string) bool {
-	return path == s.opts.HealthPath && path != optionOff
+	return path == s.opts().HealthPath && path != optionOff
 }
 
 func considerHealth(r *Request) (RefuseReason, error) {

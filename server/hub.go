@@ -59,8 +59,8 @@ type hubPart struct {
 }
 
 func newHub(s *Server) *hub {
-	h := &hub{srv: s, rules: make([]rule, len(s.opts.Topics)), seed: maphash.MakeSeed(), linger: linger, patterns: map[string]*source{}}
-	for i, r := range s.opts.Topics {
+	h := &hub{srv: s, rules: make([]rule, len(s.opts().Topics)), seed: maphash.MakeSeed(), linger: linger, patterns: map[string]*source{}}
+	for i, r := range s.opts().Topics {
 		h.rules[i].TopicRule = r
 	}
 	for i := range h.parts {
@@ -110,7 +110,7 @@ func (h *hub) make(name string) error {
 	if p.topics[name] != nil {
 		return nil
 	}
-	if n := h.count.Add(1); h.srv.opts.Limits.MaxTopics >= 0 && n > int64(h.srv.opts.Limits.MaxTopics) {
+	if n := h.count.Add(1); h.srv.opts().Limits.MaxTopics >= 0 && n > int64(h.srv.opts().Limits.MaxTopics) {
 		h.count.Add(-1)
 		return ErrTooManyTopics
 	}
@@ -222,7 +222,7 @@ func (h *hub) check(p *Publication) error {
 	if err := CheckTopic(p.Topic); err != nil {
 		return err
 	}
-	limit := int64(h.srv.opts.Limits.MaxMessage)
+	limit := int64(h.srv.opts().Limits.MaxMessage)
 	switch {
 	case limit >= 0 && int64(len(p.Payload)) > limit:
 		return ErrTooLarge

@@ -138,7 +138,7 @@ type internal struct {
 
 // listenInternal begins to serve: requests that come before the server has started find no connections.
 func (s *Server) listenInternal() (*internal, error) {
-	o := &s.opts.Internal
+	o := &s.opts().Internal
 	if o.Listen == optionOff {
 		return nil, nil
 	}

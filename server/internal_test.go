@@ -304,7 +304,7 @@ func (b broken) Read([]byte) (int, error) { return 0, b.err }
 // More connections than the interface may have are turned away, and are welcome when others have gone.
 func TestInternalConnections(t *testing.T) {
 	s := withAPI(t, Options{})
-	most := s.opts.Internal.most()
+	most := s.opts().Internal.most()
 	if s.internal.most != int64(most) || most < 4 || most > internalMostConns {
 		t.Fatalf("%d connections", most)
 	}

@@ -60,7 +60,7 @@ var singles = []single{
 	{"backlog_bytes", "Bytes that were published or sent and that the loops have not handed to connections.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.backlogBytes()) }},
 	{"handler_panics_total", "Panics in handlers of the application.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Panics) }},
 	{"topics", "Topics that exist.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.count.Load()) }},
-	{"topics_limit", "Topics that may exist at once; +Inf without a limit.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return orInfinite(s.opts.Limits.MaxTopics) }},
+	{"topics_limit", "Topics that may exist at once; +Inf without a limit.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return orInfinite(s.opts().Limits.MaxTopics) }},
 	{"patterns", "Patterns that have subscribers.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.patternCount()) }},
 	{"history_messages", "Messages that topics keep.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { n, _ := s.hub.kept(); return float64(n) }},
 	{"history_bytes", "Payload bytes that topics keep.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { _, n := s.hub.kept(); return float64(n) }},

@@ -50,9 +50,9 @@ func newPlainHTTP(s *Server) *plainHTTP {
 	}
 	p.server = http.Server{
 		Handler:           p,
-		ReadHeaderTimeout: max(s.opts.Limits.HandshakeTimeout, 0),
+		ReadHeaderTimeout: max(s.opts().Limits.HandshakeTimeout, 0),
 		IdleTimeout:       plainIdle,
-		MaxHeaderBytes:    int(s.opts.Limits.MaxHead),
+		MaxHeaderBytes:    int(s.opts().Limits.MaxHead),
 		ErrorLog:          s.netLog, // panics, mostly
 	}
 	return p
@@ -90,7 +90,7 @@ func (p *plainHTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if client, ok := p.srv.clientOf(r); ok {
 		r.RemoteAddr = client
 	}
-	p.srv.opts.HTTP.ServeHTTP(w, r)
+	p.srv.opts().HTTP.ServeHTTP(w, r)
 }
 
 // handOver gives the connection, with what was read from it, to Options.HTTP. For the loop it is gone:

@@ -37,7 +37,7 @@ const (
 )
 
 func newPlan(s *Server, began time.Time, total int, hurry bool) *plan {
-	d := &s.opts.Drain
+	d := &s.opts().Drain
 	p := &plan{began: began, order: d.Order, code: codec.CloseCode(d.CloseCode)}
 	if !hurry {
 		p.pace = d.paceFor(total)
@@ -143,7 +143,7 @@ func retryOf(reason string) string {
 
 // tooOld says whether a connection has reached its own maximum age.
 func (c *Conn) tooOld(second uint32) bool {
-	o := &c.sh.srv.opts.Connections
+	o := &c.sh.srv.opts().Connections
 	limit := o.MaxAge - time.Duration(c.share()*max(o.MaxAgeJitter, 0)*float64(o.MaxAge))
 	return time.Duration(second-c.opened)*time.Second >= limit
 }

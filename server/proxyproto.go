@@ -52,14 +52,14 @@ func (p *ProxyProtocol) resolve(c *checker) {
 
 // mayProxy says whether a connection from there may begin with a PROXY header.
 func (s *Server) mayProxy(from netip.Addr) bool {
-	return s.opts.ProxyProtocol.Mode != ProxyOff && s.balancers.contains(from)
+	return s.opts().ProxyProtocol.Mode != ProxyOff && s.balancers.contains(from)
 }
 
 // readProxy reads the PROXY header, if there is one, and returns how many bytes of b it has. It returns
 // false when there is nothing to go on with: more must come, or the connection has been refused.
 func (c *Conn) readProxy(b []byte) (size int, ok bool) {
 	header, size, err := codec.ParseProxy(b)
-	required := c.sh.srv.opts.ProxyProtocol.Mode == ProxyRequired
+	required := c.sh.srv.opts().ProxyProtocol.Mode == ProxyRequired
 	switch {
 	case errors.Is(err, codec.ErrNoProxyHeader) && required:
 		c.cutOff(RefuseProxyMissing, err)
@@ -82,7 +82,7 @@ func (c *Conn) readProxy(b []byte) (size int, ok bool) {
 // prefaceDue ends the wait for a PROXY header.
 func (c *Conn) prefaceDue() {
 	switch {
-	case c.sh.srv.opts.ProxyProtocol.Mode == ProxyRequired:
+	case c.sh.srv.opts().ProxyProtocol.Mode == ProxyRequired:
 		c.cutOff(RefuseProxyMissing, errProxyTimeout)
 	case c.in != nil: // it has begun
 		c.cutOff(RefuseProxyMalformed, errProxyTimeout)

@@ -33,7 +33,7 @@ func (c *checker) rate(key string, n *int, most int) {
 }
 
 func (s *Server) limitRates() {
-	l := &s.opts.Limits
+	l := &s.opts().Limits
 	s.addresses = newAddresses(l, s.begin)
 	s.handshakes.pace, s.handshakes.begin = newPace(int64(l.HandshakesPerSecond), handshakeBurst), s.begin
 	s.messages = newPace(int64(l.MessagesPerSecond), messageBurst)

@@ -34,7 +34,6 @@ var (
 // Server serves WebSockets. Its methods may be called from any goroutine, also from handlers.
 type Server struct {
 	// Immutable.
-	opts         Options
 	log          *slog.Logger
 	netLog       *log.Logger // for net/http
 	endpoints    []*endpoint
@@ -62,6 +61,7 @@ type Server struct {
 	engine         gnet.Engine
 	watcher        *watcher
 
+	current  atomic.Pointer[Options] // see opts
 	running  atomic.Bool
 	draining atomic.Bool // nobody new comes in
 	sockets  atomic.Int64
@@ -104,8 +104,10 @@ func New(options Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	if opts.Loops == 0 {
+		opts.Loops = min(runtime.GOMAXPROCS(0), 255)
+	}
 	s := &Server{
-		opts:       opts,
 		log:        opts.Logger,
 		ops:        newOps(),
 		byPath:     map[string]*endpoint{},
@@ -116,6 +118,7 @@ func New(options Options) (*Server, error) {
 		empty:      make(chan struct{}, 1),
 		ending:     newEnding(),
 	}
+	s.current.Store(&opts)
 	s.netLog = log.New(netLog{s}, "", 0)
 	if s.maxBacklog < 0 {
 		s.maxBacklog = math.MaxInt64 / 2
@@ -125,9 +128,6 @@ func New(options Options) (*Server, error) {
 	s.pingEarliest = opts.Ping.Interval
 	if s.pingEarliest >= 0 {
 		s.pingEarliest -= time.Duration(max(opts.Ping.Jitter, 0) * float64(opts.Ping.Interval))
-	}
-	if s.opts.Loops == 0 {
-		s.opts.Loops = min(runtime.GOMAXPROCS(0), 255)
 	}
 	groups := 0
 	for i, e := range opts.Endpoints {
@@ -188,9 +188,12 @@ func (s *Server) MaxConnections() int {
 	}
 }
 
+// opts are the options in force. Nobody changes what it points to.
+func (s *Server) opts() *Options { return s.current.Load() }
+
 // Options returns the options that are in force, defaults filled in.
 func (s *Server) Options() Options {
-	opts := s.opts
+	opts := *s.opts()
 	opts.Endpoints = slices.Clone(opts.Endpoints)
 	return opts
 }
@@ -309,5 +312,5 @@ func (s *Server) Count() int {
 func (s *Server) allShards() []*shard { return *s.shards.Load() }
 
 func (s *Server) newDecoder() codec.Decoder {
-	return codec.Decoder{MaxMessage: int64(s.opts.Limits.MaxMessage), MaxFragments: s.opts.Limits.MaxFragments}
+	return codec.Decoder{MaxMessage: int64(s.opts().Limits.MaxMessage), MaxFragments: s.opts().Limits.MaxFragments}
 }

@@ -186,7 +186,7 @@ func TestTakeover(t *testing.T) {
 		heir := start(t, Options{Listen: host + ":" + port, Takeover: true, Endpoints: echoAndBroadcast()})
 		eventually(t, "each loop's socket is found", func() bool {
 			n, err := countListeners(heir.addr)
-			return err == nil && n == heir.opts.Loops
+			return err == nil && n == heir.opts().Loops
 		})
 	}
 }

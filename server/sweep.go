@@ -30,7 +30,7 @@ func (sh *shard) beginSweep() {
 		if p := sh.sweep.plan; p != nil {
 			sh.sweep.reached = p.reached(time.Now())
 		}
-		if sh.srv.opts.Connections.MaxAge > 0 {
+		if sh.srv.opts().Connections.MaxAge > 0 {
 			sh.sweep.second = sh.srv.second()
 		}
 		sh.sweepStalled()
@@ -97,12 +97,12 @@ func (g *group) due(i int) bool {
 func (g *group) handshakeDue(i int) bool {
 	srv, c := g.sh.srv, g.members[i].conn
 	switch {
-	case c.is(markPreface) && passed(g.sh.clock, g.times[i].message, srv.opts.ProxyProtocol.Timeout):
+	case c.is(markPreface) && passed(g.sh.clock, g.times[i].message, srv.opts().ProxyProtocol.Timeout):
 		c.prefaceDue()
 	case g.sh.goingAway || srv.draining.Load():
 		c.refuse(RefuseDraining, rejectDraining)
-	case passed(g.sh.clock, g.times[i].message, srv.opts.Limits.HandshakeTimeout):
-		c.refuse(c.lateHandshake(srv.opts.Limits.HandshakeTimeout))
+	case passed(g.sh.clock, g.times[i].message, srv.opts().Limits.HandshakeTimeout):
+		c.refuse(c.lateHandshake(srv.opts().Limits.HandshakeTimeout))
 	default:
 		return false
 	}
@@ -114,7 +114,7 @@ func (g *group) closeDue(i int) bool {
 	if c.out != nil && int32(c.out.since-since) > 0 {
 		since = c.out.since // still flushing: as long as the socket takes bytes, it may
 	}
-	if !passed(g.sh.clock, since, g.sh.srv.opts.Limits.CloseTimeout) {
+	if !passed(g.sh.clock, since, g.sh.srv.opts().Limits.CloseTimeout) {
 		return false
 	}
 	if !c.flushLate() {
@@ -124,7 +124,7 @@ func (g *group) closeDue(i int) bool {
 }
 
 func (g *group) memberDue(i int) bool {
-	now, t, opts, w := g.sh.clock, &g.times[i], &g.sh.srv.opts, &g.sh.sweep
+	now, t, opts, w := g.sh.clock, &g.times[i], g.sh.srv.opts(), &g.sh.sweep
 	switch {
 	case w.plan != nil && (g.sh.goingAway || w.plan.place(g.members[i].conn.id) < w.reached):
 		g.members[i].conn.goAway(w.plan)
@@ -159,7 +159,7 @@ func (g *group) memberDue(i int) bool {
 
 // pingInterval is shortened by the connection's own share of the jitter.
 func (c *Conn) pingInterval() time.Duration {
-	p := &c.sh.srv.opts.Ping
+	p := &c.sh.srv.opts().Ping
 	return p.Interval - time.Duration(c.share()*max(p.Jitter, 0)*float64(p.Interval))
 }
 
@@ -168,7 +168,7 @@ func (c *Conn) share() float64 { return float64(c.id*0x9E3779B97F4A7C15>>40) / (
 
 // sweepStalled cuts off those whose socket has taken nothing for the write time-out.
 func (sh *shard) sweepStalled() {
-	limit := sh.srv.opts.Limits.WriteTimeout
+	limit := sh.srv.opts().Limits.WriteTimeout
 	for i := len(sh.stalled) - 1; i >= 0; i-- {
 		if i < len(sh.stalled) && passed(sh.clock, sh.stalled[i].out.since, limit) {
 			if c := sh.stalled[i]; !c.flushLate() {

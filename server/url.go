@@ -11,11 +11,11 @@ import (
 // the address that the server listens on, with localhost for every address of the machine. Of a port
 // that the kernel chooses it knows once the server has started.
 func (s *Server) URL(path string) string {
-	if s.opts.PublicURL != "" {
-		base, _ := publicURL(s.opts.PublicURL)
+	if s.opts().PublicURL != "" {
+		base, _ := publicURL(s.opts().PublicURL)
 		return base + path
 	}
-	host, port, _ := net.SplitHostPort(s.opts.Listen)
+	host, port, _ := net.SplitHostPort(s.opts().Listen)
 	if addr, ok := s.Addr().(*net.TCPAddr); ok {
 		port = strconv.Itoa(addr.Port)
 	}
