@@ -131,8 +131,8 @@ func FuzzForwarded(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		var r Request
 		head := "GET / HTTP/1.1\r\nHost: h\r\n"
-		if r.Parse([]byte(head+"X: "+text+"\r\n\r\n")) != nil {
-			return
+		if strings.ContainsAny(text, "\r\n") || r.Parse([]byte(head+"X: "+text+"\r\n\r\n")) != nil {
+			return // it is no header's value
 		}
 		const want = "192.0.2.7:0"
 		for _, headers := range []string{
