@@ -64,26 +64,36 @@ func (p *problem) Error() string {
 // over it. The error joins one [problem] for each thing that is wrong, or says why the file could not
 // be read.
 func loadConfig(file string, env []string) (config, error) {
+	c, _, err := loadConfigWarned(file, env)
+	return c, err
+}
+
+// loadConfigWarned also returns what is right and hardly meant.
+func loadConfigWarned(file string, env []string) (c config, warnings []error, err error) {
 	if file == "" {
-		return parseConfig(builtInName, builtIn, env)
+		return parseConfigWarned(builtInName, builtIn, env)
 	}
 	text, err := os.ReadFile(file)
 	if err != nil {
-		return config{}, fmt.Errorf("read the configuration: %w", err)
+		return config{}, nil, fmt.Errorf("read the configuration: %w", err)
 	}
-	return parseConfig(file, text, env)
+	return parseConfigWarned(file, text, env)
 }
 
 // parseConfig is loadConfig for the text of a file. In the configuration that it returns every zero
 // is replaced by its default and every number that means off is -1.
 func parseConfig(name string, text []byte, env []string) (config, error) {
-	var c config
+	c, _, err := parseConfigWarned(name, text, env)
+	return c, err
+}
+
+func parseConfigWarned(name string, text []byte, env []string) (c config, warnings []error, err error) {
 	d := decoder{file: name, origin: map[string]string{"": name + ":1:1"}}
 	d.document(text, reflect.ValueOf(&c).Elem())
 	d.environment(env, reflect.ValueOf(&c).Elem())
 	if len(d.problems) > 0 {
 		// The defaults that stand in for what could not be decoded would only add to the confusion.
-		return config{}, errors.Join(d.problems...)
+		return config{}, nil, errors.Join(d.problems...)
 	}
 	for _, err := range c.resolve() {
 		if e, ok := errors.AsType[*server.OptionError](err); ok {
@@ -92,9 +102,12 @@ func parseConfig(name string, text []byte, env []string) (config, error) {
 		d.problems = append(d.problems, err)
 	}
 	if len(d.problems) > 0 {
-		return config{}, errors.Join(d.problems...)
+		return config{}, nil, errors.Join(d.problems...)
 	}
-	return c, nil
+	for _, w := range c.Warnings() {
+		warnings = append(warnings, &problem{where: d.whereIs(w.Key), key: w.Key, text: w.Problem})
+	}
+	return c, warnings, nil
 }
 
 // resolve fills in the defaults and returns the problems that it found on the way.

@@ -249,7 +249,7 @@ agent: {listen: "127.0.0.1:8082"}
 limits: {max_connections: 5, max_head: 1000, handshake_timeout: 1h, max_message: off, max_fragments: off,
   idle_timeout: 1m, write_timeout: off, close_timeout: 1h30m5s, max_backlog: 1GiB, max_topics: 9, max_memory: 2GiB,
   max_connections_per_address: 3, handshakes_per_second: 4, handshakes_per_second_per_address: 5, messages_per_second: 6, bytes_per_second: 7KiB}
-ping: {interval: off, jitter: 0.0625, timeout: 1.5s}
+ping: {interval: off, jitter: 0.0625, timeout: 1.5s, lb_idle_timeout: 75s}
 takeover: true
 connections: {max_age: 1h, max_age_jitter: off}
 drain: {delay: 5s, duration: off, deadline: 6s, order: random, close_code: 1012}
@@ -308,6 +308,7 @@ func TestEnvironment(t *testing.T) {
 		"CARILLON_LIMITS_BYTES_PER_SECOND":                  "22KiB",
 		"CARILLON_PING_JITTER":                              "off",
 		"CARILLON_PING_TIMEOUT":                             "15s",
+		"CARILLON_PING_LB_IDLE_TIMEOUT":                     "60s",
 		"CARILLON_TAKEOVER":                                 "true",
 		"CARILLON_CONNECTIONS_MAX_AGE":                      "17s",
 		"CARILLON_DRAIN_DEADLINE":                           "16s",

@@ -54,9 +54,9 @@ var refusals = []struct {
 	{sentence: "a key of an endpoint stands at the top", text: "slow_consumer: {}\n",
 		want: []string{`FILE:1:1: slow_consumer: unknown key, did you mean endpoints[].slow_consumer?`}},
 	{sentence: "a key is like no other", text: "ping:\n  colour: blue\n",
-		want: []string{`FILE:2:3: ping.colour: unknown key: expected one of interval, jitter, timeout`}},
+		want: []string{`FILE:2:3: ping.colour: unknown key: expected one of interval, jitter, lb_idle_timeout, timeout`}},
 	{sentence: "a merge is refused", text: "ping:\n  <<: {jitter: 1}\n",
-		want: []string{`FILE:2:3: ping.<<: unknown key: expected one of interval, jitter, timeout`}},
+		want: []string{`FILE:2:3: ping.<<: unknown key: expected one of interval, jitter, lb_idle_timeout, timeout`}},
 	{sentence: "an unknown key cannot break the line", text: "\"a\\nb\": 1\n",
 		want: []string{`FILE:1:1: "a\nb": unknown key: expected one of agent, connections, demo, drain, endpoints, health_path, internal, limits, listen, log, loops, pid_file, ping, proxy_protocol, public_url, takeover, topics, trusted_proxies`}},
 

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,9 +22,9 @@ import (
 var assignment = regexp.MustCompile(`CARILLON_[A-Z_]+=\S+`)
 
 // drainsWithin fails the test unless the program accepts the variables and ends before it would be killed.
-func drainsWithin(t *testing.T, env []string, killed time.Duration) {
+func drainsWithin(t *testing.T, file string, env []string, killed time.Duration) {
 	t.Helper()
-	c, err := loadConfig("", env)
+	c, err := loadConfig(file, env)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +49,7 @@ func TestUnits(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			drainsWithin(t, assignment.FindAllString(unit, -1), stop)
+			drainsWithin(t, "", assignment.FindAllString(unit, -1), stop)
 
 			if _, err := exec.LookPath("systemd-analyze"); err != nil {
 				t.Skip(err)
@@ -66,51 +66,116 @@ func TestUnits(t *testing.T) {
 	}
 }
 
-func TestManifests(t *testing.T) {
-	text, err := os.ReadFile("deploy/kubernetes.yaml")
-	if err != nil {
-		t.Fatal(err)
+// pod is what the manifests say about the program.
+type pod struct {
+	Grace      int `yaml:"terminationGracePeriodSeconds"`
+	Containers []struct {
+		Args  []string
+		Ports []struct {
+			Name string
+			Port int `yaml:"containerPort"`
+		}
+		Env []struct {
+			Name, Value string
+			ValueFrom   any `yaml:"valueFrom"`
+		}
+		Mounts []struct {
+			Name string
+			Path string `yaml:"mountPath"`
+		} `yaml:"volumeMounts"`
 	}
-	type manifest struct {
-		APIVersion string `yaml:"apiVersion"`
-		Kind       string
-		Metadata   struct{ Name string }
-		Spec       struct {
-			Template struct {
-				Spec struct {
-					Grace      int `yaml:"terminationGracePeriodSeconds"`
-					Containers []struct {
-						Env []struct{ Name, Value string }
-					}
-				}
-			}
+	Volumes []struct {
+		Name      string
+		ConfigMap struct{ Name string } `yaml:"configMap"`
+	}
+}
+
+type manifest struct {
+	APIVersion string `yaml:"apiVersion"`
+	Kind       string
+	Metadata   struct {
+		Name   string
+		Labels map[string]string
+	}
+	Data map[string]string
+	Spec struct {
+		Selector any
+		Ports    []struct {
+			Target string `yaml:"targetPort"`
+		}
+		Template struct {
+			Metadata struct{ Labels map[string]string }
+			Spec     pod
 		}
 	}
-	kinds := map[string]manifest{}
-	for d := yaml.NewDecoder(bytes.NewReader(text)); ; {
+}
+
+func manifests(t *testing.T) map[string]manifest {
+	t.Helper()
+	all := map[string]manifest{}
+	for d := yaml.NewDecoder(strings.NewReader(read(t, "kubernetes.yaml"))); ; {
 		var m manifest
 		if err := d.Decode(&m); errors.Is(err, io.EOF) {
-			break
+			return all
 		} else if err != nil {
 			t.Fatal(err)
 		}
-		if m.APIVersion == "" || m.Metadata.Name != "carillon" {
+		if m.APIVersion == "" || m.Metadata.Labels["app.kubernetes.io/name"] != "carillon" {
 			t.Errorf("a manifest is %+v", m)
 		}
-		kinds[m.Kind] = m
+		all[m.Kind+" "+m.Metadata.Name] = m
 	}
-	if _, service := kinds["Service"]; !service || len(kinds) != 3 {
-		t.Errorf("%d kinds", len(kinds))
+}
+
+// The manifests belong together: the program gets the configuration that stands there, which it understands,
+// the services lead to its ports, and it is given the time that its drain takes.
+func TestManifests(t *testing.T) {
+	all := manifests(t)
+	for _, name := range []string{"ConfigMap carillon", "Deployment carillon", "Service carillon", "Service carillon-internal", "PodDisruptionBudget carillon"} {
+		if _, there := all[name]; !there {
+			t.Errorf("there is no %s", name)
+		}
 	}
-	pod := kinds["Deployment"].Spec.Template.Spec
-	if len(pod.Containers) != 1 {
-		t.Fatalf("%d containers", len(pod.Containers))
+	p := all["Deployment carillon"].Spec.Template.Spec
+	if len(p.Containers) != 1 || len(p.Volumes) != 1 || len(p.Containers[0].Mounts) != 1 {
+		t.Fatalf("the pod is %+v", p)
+	}
+	c, mount := p.Containers[0], p.Containers[0].Mounts[0]
+	config, mounted := all["ConfigMap "+p.Volumes[0].ConfigMap.Name].Data["carillon.yaml"]
+	if !mounted || mount.Name != p.Volumes[0].Name || strings.Join(c.Args, " ") != "--config "+mount.Path+"/carillon.yaml" {
+		t.Errorf("%v with the file %q at %+v", c.Args, config, mount)
 	}
 	var env []string
-	for _, v := range pod.Containers[0].Env {
-		env = append(env, fmt.Sprintf("%s=%s", v.Name, v.Value))
+	for _, v := range c.Env {
+		if v.ValueFrom != nil {
+			v.Value = "secret"
+		}
+		env = append(env, v.Name+"="+v.Value)
 	}
-	drainsWithin(t, env, time.Duration(pod.Grace)*time.Second)
+	file := filepath.Join(t.TempDir(), "carillon.yaml")
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	drainsWithin(t, file, env, time.Duration(p.Grace)*time.Second)
+	in, err := loadConfig(file, env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ask := slices.Index(env, "CARILLON_API=127.0.0.1"+in.Internal.Listen); ask < 0 {
+		t.Errorf("the probes ask elsewhere than at %s: %v", in.Internal.Listen, env)
+	}
+	ports := map[string]string{}
+	for _, port := range c.Ports {
+		ports[port.Name] = fmt.Sprintf(":%d", port.Port)
+	}
+	if ports["ws"] != in.Listen || ports["internal"] != in.Internal.Listen {
+		t.Errorf("the ports are %v, and it listens on %s and %s", ports, in.Listen, in.Internal.Listen)
+	}
+	for name, to := range map[string]string{"Service carillon": "ws", "Service carillon-internal": "internal"} {
+		if s := all[name].Spec; len(s.Ports) != 1 || s.Ports[0].Target != to || fmt.Sprint(s.Selector) != "map[app.kubernetes.io/name:carillon]" {
+			t.Errorf("%s is %+v", name, s)
+		}
+	}
 }
 
 // The image is built as its Dockerfile says, as far as that can be done without Docker.
@@ -119,7 +184,7 @@ func TestDockerfile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	drainsWithin(t, assignment.FindAllString(string(text), -1), time.Hour)
+	drainsWithin(t, "", assignment.FindAllString(string(text), -1), time.Hour)
 	build := regexp.MustCompile(`(?m)^RUN (CGO_ENABLED=0 go build .*) -o /carillon \.$`).FindStringSubmatch(string(text))
 	if build == nil {
 		t.Fatal("no go build")

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -17,7 +18,8 @@ answers. For health checks in containers whose image has nothing but this
 program.
 
 Environment: CARILLON_API and CARILLON_TOKEN stand for --api and --token; without them the
-server's own variables CARILLON_INTERNAL_LISTEN and CARILLON_INTERNAL_TOKEN do.
+server's own variables CARILLON_INTERNAL_LISTEN and CARILLON_INTERNAL_TOKEN do. No
+configuration file is read: say --api if internal.listen stands in one.
 
 Exit status: 0 if it does, 1 if not, 2 for a command line that makes no sense.`
 
@@ -30,7 +32,9 @@ func healthCommand(std streams) *cobra.Command {
 		Args: cobra.NoArgs,
 		PreRunE: func(*cobra.Command, []string) error {
 			if api == "" && os.Getenv(apiVariable) == "" {
-				api = ownAPI(os.Getenv(envPrefix + "INTERNAL_LISTEN"))
+				if api = ownAPI(os.Getenv(envPrefix + "INTERNAL_LISTEN")); api == "off" {
+					return &failure{errors.New("CARILLON_INTERNAL_LISTEN is off, so there is nobody to ask: ask for /healthz on the public port"), statusFailure}
+				}
 			}
 			if o.token == "" && os.Getenv(tokenVariable) == "" {
 				o.token = os.Getenv(envPrefix + "INTERNAL_TOKEN")
@@ -58,9 +62,15 @@ func healthCommand(std streams) *cobra.Command {
 
 // ownAPI is where a server that was told to listen there is found on its own machine.
 func ownAPI(listen string) string {
-	host, port, found := strings.Cut(listen, ":")
-	if found && (host == "" || host == "0.0.0.0") {
+	host, port, err := net.SplitHostPort(listen)
+	ip := net.ParseIP(host)
+	switch {
+	case err != nil:
+		return listen
+	case host == "" || ip.Equal(net.IPv4zero):
 		return "127.0.0.1:" + port
+	case ip.Equal(net.IPv6unspecified):
+		return "[::1]:" + port
 	}
 	return listen
 }

@@ -32,6 +32,10 @@ func TestHealth(t *testing.T) {
 		{"it wants a token", "health --api " + at, nil, 1, "", "carillon: /livez: 401 Unauthorized: who are you\n"},
 		{"the server's own variables say where it is", "health",
 			map[string]string{"CARILLON_INTERNAL_LISTEN": ":" + at[strings.Index(at, ":")+1:], "CARILLON_INTERNAL_TOKEN": "hush"}, 0, "ok\n", ""},
+		{"a server that listens everywhere is here", "health",
+			map[string]string{"CARILLON_INTERNAL_LISTEN": "0.0.0.0:" + at[strings.Index(at, ":")+1:], "CARILLON_INTERNAL_TOKEN": "hush"}, 0, "ok\n", ""},
+		{"a server that has no such interface", "health", map[string]string{"CARILLON_INTERNAL_LISTEN": "off"}, 1, "",
+			"carillon: CARILLON_INTERNAL_LISTEN is off, so there is nobody to ask: ask for /healthz on the public port\n"},
 		{"nobody is there", "health --api 127.0.0.1:1", nil, 1, "", "carillon: ask for /livez: dial tcp 127.0.0.1:1: connect: connection refused\n"},
 	} {
 		t.Run(test.sentence, func(t *testing.T) {
@@ -40,5 +44,16 @@ func TestHealth(t *testing.T) {
 			}
 			seat{}.begin(t, strings.Fields(test.args)...).end(test.status, test.stdout, test.stderr)
 		})
+	}
+}
+
+func TestOwnAPI(t *testing.T) {
+	for listen, want := range map[string]string{
+		":8081": "127.0.0.1:8081", "0.0.0.0:8081": "127.0.0.1:8081", "[::]:8081": "[::1]:8081",
+		"10.0.0.1:8081": "10.0.0.1:8081", "localhost:8081": "localhost:8081", "off": "off", "": "",
+	} {
+		if got := ownAPI(listen); got != want {
+			t.Errorf("%q is at %q, want %q", listen, got, want)
+		}
 	}
 }

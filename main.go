@@ -170,6 +170,7 @@ the defaults. It can be used as a file.
 
 With --check it says FILE: ok, or prints each problem with its line and column
 and exits with status 1. The environment counts here too, as it would at start.
+What is allowed but hardly meant is printed as a warning before that.
 
 The variables, each of which wins over the file:
 
@@ -181,8 +182,11 @@ The variables, each of which wins over the file:
 }
 
 func checkConfig(out io.Writer, file string) error {
-	_, err := loadConfig(file, os.Environ())
+	_, warnings, err := loadConfigWarned(file, os.Environ())
 	if err == nil {
+		for _, w := range warnings {
+			fmt.Fprintf(out, "warning: %v\n", w)
+		}
 		_, err = fmt.Fprintf(out, "%s: ok\n", file)
 		return err
 	}

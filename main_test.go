@@ -351,6 +351,7 @@ func TestCommands(t *testing.T) {
 	}
 	good := file("good.yaml", minimal)
 	bad := file("bad.yaml", "endpoints:\n  - path: /a\n    mode: sing\nlimits:\n  max_head: 1\n")
+	doubtful := file("doubtful.yaml", minimal+"ping: {interval: 30s, lb_idle_timeout: 30s}\n")
 	none := filepath.Join(dir, "none.yaml")
 	for _, test := range []struct {
 		sentence string
@@ -366,6 +367,9 @@ func TestCommands(t *testing.T) {
 				bad + ":3:11: endpoints[0].mode: \"sing\" is unknown: expected echo, broadcast or topics\n", ""},
 		{"a check counts the environment", "config --check " + good, "CARILLON_LOOPS=x", 1,
 			"CARILLON_LOOPS: loops: \"x\" is not a whole number: expected one such as 1000\n", ""},
+		{"a file that is hardly meant so is ok with a warning", "config --check " + doubtful, "", 0,
+			"warning: " + doubtful + ":2:18: ping.interval: 30s is not well below ping.lb_idle_timeout, which is 30s, so the balancer will cut quiet connections before a ping is sent: expected 15s or less\n" +
+				doubtful + ": ok\n", ""},
 		{"a file that is not there cannot be checked", "config --check " + none, "", 1, "",
 			"carillon: read the configuration: open " + none + ": no such file or directory\n"},
 		{"the configuration is printed", "config", "", 0, "listen: 127.0.0.1:0\ntakeover: false\npublic_url: \"\"\nproxy_protocol:\n  mode: \"off\"\n...", ""},

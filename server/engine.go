@@ -38,6 +38,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 
+	for _, w := range s.opts().Warnings() {
+		s.log.Warn("an option is hardly meant so", "key", w.Key, "problem", w.Problem)
+	}
 	if s.plain != nil {
 		go s.plain.serve()
 		defer s.plain.close()

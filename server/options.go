@@ -271,6 +271,11 @@ type Ping struct {
 	// Timeout is how long after a ping something must come, the pong or anything else; otherwise the
 	// connection is closed with 1001. Default 10 s; negative waits for ever.
 	Timeout time.Duration `yaml:"timeout"`
+
+	// LBIdleTimeout is after how long a balancer before this server cuts a connection on which nothing is
+	// sent. Nothing is done differently for it: [Options.Warnings] tells when the pings come too late, and
+	// the server logs that at its start. Default off: unknown.
+	LBIdleTimeout time.Duration `yaml:"lb_idle_timeout"`
 }
 
 // OptionError is an option that cannot be used.
@@ -366,6 +371,7 @@ func (l *Limits) resolve(c *checker) {
 func (p *Ping) resolve(c *checker) {
 	c.duration("ping.interval", &p.Interval, 25*time.Second, true)
 	c.duration("ping.timeout", &p.Timeout, 10*time.Second, true)
+	c.duration("ping.lb_idle_timeout", &p.LBIdleTimeout, -1, true)
 	switch {
 	case p.Jitter == 0:
 		p.Jitter = 0.2

@@ -51,6 +51,7 @@ func TestOptionErrors(t *testing.T) {
 		{"a shutdown that may take for ever", Options{Drain: Drain{Deadline: -1}}, "drain.deadline"},
 		{"a ping interval that is no time", Options{Ping: Ping{Interval: 1}}, "ping.interval"},
 		{"a ping time-out that is no time", Options{Ping: Ping{Timeout: 1}}, "ping.timeout"},
+		{"a balancer that cuts at once", Options{Ping: Ping{LBIdleTimeout: 1}}, "ping.lb_idle_timeout"},
 		{"more jitter than there is interval", Options{Ping: Ping{Jitter: 1.01}}, "ping.jitter"},
 		{"jitter that is no number", Options{Ping: Ping{Jitter: math.NaN()}}, "ping.jitter"},
 		{"a path without a slash", one(Endpoint{Path: "echo"}), "endpoints[0].path"},
@@ -125,7 +126,7 @@ func TestOptionDefaults(t *testing.T) {
 	if o.Limits != wantLimits {
 		t.Errorf("limits: %+v", o.Limits)
 	}
-	if want := (Ping{Interval: 25 * time.Second, Jitter: 0.2, Timeout: 10 * time.Second}); o.Ping != want {
+	if want := (Ping{Interval: 25 * time.Second, Jitter: 0.2, Timeout: 10 * time.Second, LBIdleTimeout: -1}); o.Ping != want {
 		t.Errorf("ping: %+v", o.Ping)
 	}
 	e := o.Endpoints[0]
@@ -158,7 +159,7 @@ func TestOptionsOff(t *testing.T) {
 	e := Endpoint{Path: "/", Mode: ModeEcho, Compression: Compression{Threshold: -5}, SlowConsumer: SlowConsumer{MaxQueue: -5}}
 	o, err := Options{
 		Limits:    Limits{HandshakeTimeout: -5, MaxMessage: -5, MaxFragments: -5, IdleTimeout: -5, WriteTimeout: -5, MaxBacklog: -5},
-		Ping:      Ping{Interval: -5, Timeout: -5, Jitter: -5},
+		Ping:      Ping{Interval: -5, Timeout: -5, Jitter: -5, LBIdleTimeout: -5},
 		Endpoints: []Endpoint{e},
 	}.Resolve()
 	if err != nil {
@@ -167,7 +168,7 @@ func TestOptionsOff(t *testing.T) {
 	e = o.Endpoints[0]
 	for _, v := range []int64{int64(o.Limits.HandshakeTimeout), int64(o.Limits.MaxMessage), int64(o.Limits.MaxFragments),
 		int64(o.Limits.IdleTimeout), int64(o.Limits.WriteTimeout), int64(o.Limits.MaxBacklog), int64(o.Ping.Interval),
-		int64(o.Ping.Timeout), int64(o.Ping.Jitter), int64(e.Compression.Threshold), int64(e.SlowConsumer.MaxQueue)} {
+		int64(o.Ping.Timeout), int64(o.Ping.Jitter), int64(o.Ping.LBIdleTimeout), int64(e.Compression.Threshold), int64(e.SlowConsumer.MaxQueue)} {
 		if v >= 0 {
 			t.Errorf("%d is not off: %+v", v, o)
 		}

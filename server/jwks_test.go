@@ -1,0 +1,194 @@
+package server
+
+import (
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// jwksServer publishes keys by name.
+type jwksServer struct {
+	*httptest.Server
+	mu      sync.Mutex
+	keys    map[string]any // private ones
+	fetches atomic.Int64
+	broken  atomic.Bool
+}
+
+func newJWKSServer(t testing.TB) *jwksServer {
+	s := &jwksServer{keys: map[string]any{}}
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		s.fetches.Add(1)
+		if s.broken.Load() {
+			http.Error(w, "broken", 500)
+			return
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		list := []map[string]string{{"kty": "oct", "k": "c2VjcmV0", "kid": "never"}}
+		for id, key := range s.keys {
+			k := publicJWK(key)
+			k["kid"], k["use"] = id, "sig"
+			list = append(list, k)
+		}
+		_ = json.NewEncoder(w).Encode(map[string]any{"keys": list})
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+func (s *jwksServer) set(id string, key any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keys = map[string]any{id: key}
+}
+
+func publicJWK(private any) map[string]string {
+	e := base64.RawURLEncoding.EncodeToString
+	switch k := private.(type) {
+	case *rsa.PrivateKey:
+		return map[string]string{"kty": "RSA", "n": e(k.N.Bytes()), "e": e(big.NewInt(int64(k.E)).Bytes()), "alg": "RS256"}
+	case *ecdsa.PrivateKey:
+		point, _ := k.PublicKey.Bytes()
+		return map[string]string{"kty": "EC", "crv": "P-256", "x": e(point[1:33]), "y": e(point[33:])}
+	}
+	return map[string]string{"kty": "OKP", "crv": "Ed25519", "x": e(private.(ed25519.PrivateKey).Public().(ed25519.PublicKey))}
+}
+
+func quickJWKS(t testing.TB, interval, pause time.Duration) {
+	i, p := jwksInterval, jwksPause
+	jwksInterval, jwksPause = interval, pause
+	t.Cleanup(func() { jwksInterval, jwksPause = i, p })
+}
+
+func jwksEndpoint(url string) Endpoint {
+	ep := topicsEndpoint()
+	ep.Auth.JWT = JWT{Algorithms: []string{"RS256", "ES256", "EdDSA"}, JWKSURL: url, Leeway: -1}
+	return ep
+}
+
+// The issuer changes its key again and again while clients connect. Each gets in, at the latest with its
+// second try or its third.
+func TestJWKSRotation(t *testing.T) {
+	quickJWKS(t, time.Hour, time.Millisecond)
+	published := newJWKSServer(t)
+	i := newIssuer(t)
+	published.set("RS256-0", i.rsa)
+	s := start(t, Options{Endpoints: []Endpoint{jwksEndpoint(published.URL)}})
+	dial(t, s, "/ws", withToken(i.token("RS256", alice(), "kid", "RS256-0")))
+	for round, algorithm := range []string{"ES256", "EdDSA", "RS256", "ES256"} {
+		i := newIssuer(t)
+		id := fmt.Sprintf("%s-%d", algorithm, round+1)
+		published.set(id, i.private(algorithm))
+		var clients sync.WaitGroup
+		for range 8 {
+			clients.Go(func() {
+				token := withToken(i.token(algorithm, alice(), "kid", id))
+				for try := 0; ; try++ {
+					c := dialRaw(t, s)
+					c.write([]byte(upgradeHead("/ws", token)))
+					resp := c.response()
+					if resp.StatusCode == 101 {
+						return
+					}
+					if resp.StatusCode != 503 && resp.StatusCode != 401 || try > 200 {
+						t.Errorf("%s, try %d: %s", id, try, resp.Status)
+						return
+					}
+					time.Sleep(20 * time.Millisecond)
+				}
+			})
+		}
+		clients.Wait()
+		if t.Failed() {
+			return
+		}
+	}
+	if refusals := s.Stats().Refusals; refusals[RefuseTokenKey] == 0 || refusals[RefuseTokenSignature] != 0 {
+		t.Error(refusals)
+	}
+}
+
+// Mallory names keys that do not exist, many times. The issuer is asked once.
+func TestUnknownKeysDoNotFloodTheIssuer(t *testing.T) {
+	quickJWKS(t, time.Hour, 200*time.Millisecond)
+	published := newJWKSServer(t)
+	i := newIssuer(t)
+	published.set("1", i.ecdsa)
+	s := start(t, Options{Endpoints: []Endpoint{jwksEndpoint(published.URL)}})
+	if n := published.fetches.Load(); n != 1 {
+		t.Fatalf("%d fetches at the start", n)
+	}
+	refused(t, s, 401, RefuseTokenKey, "/ws", withToken(i.token("ES256", alice(), "kid", "2"))) // fetched just now
+	time.Sleep(250 * time.Millisecond)
+	resp := refused(t, s, 503, RefuseTokenKey, "/ws", withToken(i.token("ES256", alice(), "kid", "3")))
+	if resp.Header.Get("Retry-After") != "1" {
+		t.Error(resp.Header)
+	}
+	begin := time.Now()
+	for n := range 50 {
+		c := dialRaw(t, s)
+		c.write([]byte(upgradeHead("/ws", withToken(i.token("ES256", alice(), "kid", fmt.Sprint("x", n))))))
+		c.response()
+	}
+	most := 3 + int64(time.Since(begin)/(200*time.Millisecond))
+	if n := published.fetches.Load(); n < 2 || n > most {
+		t.Errorf("%d fetches", n)
+	}
+	dial(t, s, "/ws", withToken(i.token("ES256", alice(), "kid", "1")))
+	dial(t, s, "/ws", withToken(i.token("ES256", alice()))) // it does not name its key, and there is one that fits
+}
+
+// The issuer is away when the server starts: it starts, refuses politely, and serves as soon as it can. When
+// the issuer is away later, its keys are still good.
+func TestIssuerIsAway(t *testing.T) {
+	quickJWKS(t, 10*time.Millisecond, time.Millisecond)
+	published := newJWKSServer(t)
+	published.broken.Store(true)
+	i := newIssuer(t)
+	published.set("1", i.ed)
+	s, log := startLogged(t, Options{Endpoints: []Endpoint{jwksEndpoint(published.URL), {Path: "/echo", Mode: ModeEcho}}})
+	token := withToken(i.token("EdDSA", alice(), "kid", "1"))
+	refused(t, s, 503, RefuseNoKeys, "/ws", token)
+	dial(t, s, "/echo")
+	if !strings.Contains(log.String(), "keys for tokens cannot be read") {
+		t.Error("nobody is told")
+	}
+	published.broken.Store(false)
+	eventually(t, "there are keys", func() bool { return s.endpoints[0].auth.jwt.keys.keys.Load() != nil })
+	dial(t, s, "/ws", token)
+	published.broken.Store(true)
+	n := published.fetches.Load()
+	eventually(t, "it was asked again", func() bool { return published.fetches.Load() > n+1 })
+	dial(t, s, "/ws", token)
+}
+
+func FuzzParseJWKS(f *testing.F) {
+	i := newIssuer(f)
+	for _, a := range algorithms[1:] {
+		k, _ := json.Marshal(map[string]any{"keys": []any{publicJWK(i.private(a))}})
+		f.Add(k)
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		keys, err := parseJWKS(text)
+		if (err == nil) != (len(keys) > 0) {
+			t.Errorf("%d keys, %v", len(keys), err)
+		}
+		for _, k := range keys {
+			if a, err := algorithmOf(k.key); err != nil || a != k.algorithm {
+				t.Errorf("%v: %v", k, err)
+			}
+		}
+	})
+}

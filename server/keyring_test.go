@@ -1,0 +1,95 @@
+package server
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// A key is not taken for anything but what its kind is for, even if an endpoint took every algorithm.
+func TestEachKeyIsForOneAlgorithm(t *testing.T) {
+	i := newIssuer(t)
+	ring := &keyring{opts: &JWT{}}
+	var keys []signatureKey
+	for _, a := range algorithms {
+		keys = append(keys, signatureKey{algorithm: a, key: i.private(a)})
+	}
+	ring.keys.Store(&keys)
+	for _, a := range algorithms {
+		found, err := ring.find(a, "any")
+		if err != nil || len(found.Keys) != 1 || fmt.Sprintf("%T", found.Keys[0]) != fmt.Sprintf("%T", i.private(a)) {
+			t.Errorf("%s: %T, %v", a, found.Keys, err)
+		}
+	}
+	if _, err := ring.find("none", ""); err != errTokenKey {
+		t.Error(err)
+	}
+}
+
+// The key file is replaced while the server runs, first by another key, then by rubbish.
+func TestKeyFileChanges(t *testing.T) {
+	i, next := newIssuer(t), newIssuer(t)
+	ep := i.endpoint("ES256")
+	s, log := startLogged(t, Options{Endpoints: []Endpoint{ep}})
+	dial(t, s, "/ws", withToken(i.token("ES256", alice())))
+	refused(t, s, 401, RefuseTokenSignature, "/ws", withToken(next.token("ES256", alice())))
+	before := s.endpoints[0].auth.jwt.keys.keys.Load()
+	next.write(ep.Auth.JWT.KeyFile, "ES256")
+	eventually(t, "it is read", func() bool { return s.endpoints[0].auth.jwt.keys.keys.Load() != before })
+	dial(t, s, "/ws", withToken(next.token("ES256", alice())))
+	refused(t, s, 401, RefuseTokenSignature, "/ws", withToken(i.token("ES256", alice())))
+	if err := os.WriteFile(ep.Auth.JWT.KeyFile, []byte("rubbish"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is noticed", func() bool { return strings.Contains(log.String(), "keys for tokens cannot be read") })
+	dial(t, s, "/ws", withToken(next.token("ES256", alice())))
+}
+
+func TestKeyFilesThatCannotBeUsed(t *testing.T) {
+	small, err := rsa.GenerateKey(rand.Reader, 1024)
+	if err != nil {
+		t.Skip(err)
+	}
+	p384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := newIssuer(t)
+	private, err := x509.MarshalPKCS8PrivateKey(i.ecdsa)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ algorithm, text, problem string }{
+		{"HS256", "too short", "at least 32"},
+		{"HS256", string(publicPEM(t, i.rsa)), "is PEM"},
+		{"RS256", "no key", "has 0 keys"},
+		{"RS256", string(publicPEM(t, small)), "1024 bits"},
+		{"RS256", string(publicPEM(t, i.ecdsa)), "a key for ES256"},
+		{"ES256", string(publicPEM(t, p384)), "P-384"},
+		{"ES256", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})), "PRIVATE KEY"},
+		{"ES256", strings.Repeat(string(publicPEM(t, i.ecdsa)), 9), "9 keys"},
+	} {
+		file := filepath.Join(t.TempDir(), "key")
+		if err := os.WriteFile(file, []byte(test.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		ep := topicsEndpoint()
+		ep.Auth.JWT = JWT{Algorithms: []string{test.algorithm}, KeyFile: file}
+		_, err := New(Options{Endpoints: []Endpoint{ep}})
+		if err == nil || !strings.Contains(err.Error(), test.problem) || !strings.HasPrefix(err.Error(), "endpoints[0].auth.jwt.key_file: ") {
+			t.Errorf("%s with %.30q: %v, want %q", test.algorithm, test.text, err, test.problem)
+		}
+	}
+	_, err = New(Options{Endpoints: []Endpoint{{Path: "/", Mode: ModeEcho, Auth: Auth{JWT: JWT{Algorithms: []string{"HS256"}, KeyFile: "/nowhere"}}}}})
+	if err == nil {
+		t.Error("a file that does not exist")
+	}
+}

@@ -1,0 +1,47 @@
+package server
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+// Pings have to come before the balancer's patience ends, with the clock's tick to spare.
+func TestWarnsOfPingsThatComeTooLate(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		ping Ping
+		want string // a part of the warning; none if empty
+	}{
+		{"nothing is known of a balancer", Ping{}, ""},
+		{"the default before a balancer's usual minute", Ping{LBIdleTimeout: time.Minute}, ""},
+		{"a balancer as patient as the interval", Ping{Interval: time.Minute, LBIdleTimeout: time.Minute}, "1m0s is not well below ping.lb_idle_timeout, which is 1m0s"},
+		{"less than a tick between them", Ping{Interval: 59 * time.Second, LBIdleTimeout: time.Minute}, "expected 30s or less"},
+		{"more than a tick between them", Ping{Interval: 58 * time.Second, LBIdleTimeout: time.Minute}, ""},
+		{"short ones have a short tick", Ping{Interval: 80 * time.Millisecond, LBIdleTimeout: 91 * time.Millisecond}, ""},
+		{"jitter only makes an interval shorter, and not for everybody", Ping{Interval: time.Minute, Jitter: 1, LBIdleTimeout: time.Minute}, "not well below"},
+		{"no pings at all", Ping{Interval: -1, LBIdleTimeout: time.Minute}, "is off, so the balancer will cut quiet connections after 1m0s"},
+		{"no pings, and nothing known", Ping{Interval: -1}, ""},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			o, err := Options{Ping: row.ping}.Resolve()
+			if err != nil {
+				t.Fatal(err)
+			}
+			list := o.Warnings()
+			if row.want == "" {
+				if len(list) > 0 {
+					t.Errorf("warns: %v", list[0])
+				}
+				return
+			}
+			if len(list) != 1 || list[0].Key != "ping.interval" || !strings.Contains(list[0].Problem, row.want) {
+				t.Errorf("warns %v, want %q", list, row.want)
+			}
+			_, log := startLogged(t, Options{Ping: row.ping, Endpoints: echoAndBroadcast()})
+			if !strings.Contains(log.String(), `level=WARN msg="an option is hardly meant so" key=ping.interval`) {
+				t.Errorf("the log does not say so:\n%s", log)
+			}
+		})
+	}
+}
