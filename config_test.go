@@ -39,31 +39,38 @@ func TestBuiltInFileStatesTheDefaults(t *testing.T) {
 	}
 }
 
-// example is what stands in the built-in file in a comment, after "# For example:".
-func example(t *testing.T) []byte {
+// examples are what stands in the built-in file in comments, each after "# For example:".
+func examples(t *testing.T) []byte {
 	t.Helper()
-	_, text, found := strings.Cut(string(builtIn), "# For example:\n#\n")
-	if !found {
-		t.Fatal("there is no example")
+	texts := strings.Split(string(builtIn), "# For example:\n#\n")[1:]
+	if len(texts) < 2 {
+		t.Fatal("there are no examples")
 	}
 	var lines []string
-	for line := range strings.Lines(text) {
-		if !strings.HasPrefix(line, "#") {
-			break
+	for _, text := range texts {
+		for line := range strings.Lines(text) {
+			if !strings.HasPrefix(line, "#") {
+				break
+			}
+			lines = append(lines, strings.TrimPrefix(strings.TrimPrefix(line, "#"), "   "))
 		}
-		lines = append(lines, strings.TrimPrefix(strings.TrimPrefix(line, "#"), "   "))
 	}
 	return []byte(strings.Join(lines, ""))
 }
 
-func TestTheExampleInTheBuiltInFileIsRight(t *testing.T) {
-	c, err := parseConfig("EXAMPLE", append(example(t), minimal...), nil)
+func TestTheExamplesInTheBuiltInFileAreRight(t *testing.T) {
+	c, err := parseConfig("EXAMPLE", append(examples(t), minimal...), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := server.TopicRule{Match: "prices.>", History: 100, MaxAge: 5 * time.Minute, MaxBytes: 1 << 20, Latest: true}
 	if len(c.Topics) != 1 || c.Topics[0] != want {
 		t.Errorf("it says %+v", c.Topics)
+	}
+	socket := server.Listener{Listen: "unix:/run/carillon/http.sock", Mode: 0o666,
+		ProxyProtocol: server.ProxyProtocol{Mode: server.ProxyRequired, From: []string{"unix"}, Timeout: 2 * time.Second}}
+	if len(c.Listeners) != 1 || !reflect.DeepEqual(c.Listeners[0], socket) {
+		t.Errorf("it says %+v", c.Listeners)
 	}
 	checkRoundTrip(t, c)
 }
@@ -73,7 +80,7 @@ func TestBuiltInFileHasEveryKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	examples, err := parser.ParseBytes(example(t), 0)
+	examples, err := parser.ParseBytes(examples(t), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +110,7 @@ func TestBuiltInFileHasEveryKey(t *testing.T) {
 }
 
 func TestEveryKeyOfTheBuiltInFileIsExplained(t *testing.T) {
-	lines := strings.Split(string(builtIn)+strings.TrimPrefix(string(example(t)), "topics:\n"), "\n")
+	lines := strings.Split(string(builtIn)+regexp.MustCompile(`(?m)^[a-z]+:\n`).ReplaceAllString(string(examples(t)), ""), "\n")
 	key := regexp.MustCompile(`^ *(- )?[a-z_]+:`)
 	for i, line := range lines {
 		if key.MatchString(line) && !strings.HasPrefix(strings.TrimSpace(lines[i-1]), "#") && line != "    mode: broadcast" {
@@ -157,6 +164,12 @@ func TestValues(t *testing.T) {
 		{"a negative jitter is off too", "ping: {jitter: -0.3}", func(c config) any { return c.Ping.Jitter }, -1.0},
 		{"max_connections of 0 stays, for the server to find out", "limits: {max_connections: 0}", func(c config) any { return c.Limits.MaxConnections }, 0},
 		{"a section without keys has the defaults", "limits:\nping: {}", func(c config) any { return c.Limits.MaxFragments }, 1024},
+		{"permissions are octal", "listen_mode: 0640", func(c config) any { return c.ListenMode }, server.FileMode(0o640)},
+		{"permissions may be quoted", "listen_mode: '600'", func(c config) any { return c.ListenMode }, server.FileMode(0o600)},
+		{"permissions of 0 are the default", "listen_mode: 0", func(c config) any { return c.ListenMode }, server.FileMode(0o660)},
+		{"a socket for operators is theirs alone", "internal: {listen: unix:/i}", func(c config) any { return c.Internal.Mode }, server.FileMode(0o600)},
+		{"a unix socket needs no quotes", "listen: unix:/run/s", func(c config) any { return c.Listen }, "unix:/run/s"},
+		{"each listener has its permissions", "listeners: [{listen: unix:/run/s}]", func(c config) any { return c.Listeners[0].Mode }, server.FileMode(0o660)},
 		{"what is not mentioned has the default", "loops: 3", func(c config) any { return c.Listen }, ":8080"},
 		{"a plain text needs no quotes", "listen: :9000", func(c config) any { return c.Listen }, ":9000"},
 		{"a byte order mark is ignored", "\ufeffloops: 3", func(c config) any { return c.Loops }, 3},
@@ -221,7 +234,9 @@ func checkRoundTrip(t *testing.T, c config) {
 
 func TestRoundTripOfEveryKey(t *testing.T) {
 	// Each value differs from its default, so that a key which gets lost shows.
-	text := `listen: "[::1]:9000"
+	text := `listen: unix:/run/s
+listen_mode: 0600
+listeners: [{listen: "[::1]:9000", proxy_protocol: {mode: required, from: [unix], timeout: 1s}}, {listen: "unix:@a b", mode: 0666}]
 public_url: https://chat.example.com/base
 proxy_protocol: {mode: optional, from: [10.0.0.0/8, "2001:db8::/32"], timeout: 7s}
 trusted_proxies: [192.0.2.1]
@@ -243,7 +258,7 @@ endpoints:
     topics: {subscribe: [a.>, "*.b"], publish: [c], patterns: true, presence: true, max_subscriptions: off}
     origins: [https://example.com, "*"]
 topics: [{match: a.>, history: 7, max_age: off, max_bytes: 2MiB, latest: true}, {match: ">", history: 1, max_age: 1h, max_bytes: off}]
-internal: {listen: ":8081", token: hush}
+internal: {listen: ":8081", token: hush, mode: 0640}
 health_path: /up
 agent: {listen: "127.0.0.1:8082"}
 limits: {max_connections: 5, max_head: 1000, handshake_timeout: 1h, max_message: off, max_fragments: off,
@@ -277,6 +292,9 @@ func TestEnvironment(t *testing.T) {
 	// One value for each variable; a new key needs a row here.
 	values := map[string]string{
 		"CARILLON_LISTEN": "[::1]:9000", "CARILLON_LOOPS": "7",
+		"CARILLON_LISTEN_MODE":              "0600",
+		"CARILLON_LISTENERS":                "[{listen: unix:/run/s, mode: 0666}, {listen: ':81', proxy_protocol: {mode: optional, from: [unix]}}]",
+		"CARILLON_INTERNAL_MODE":            "0640",
 		"CARILLON_PUBLIC_URL":               "wss://chat.example.com",
 		"CARILLON_ENDPOINTS":                "[{path: /e, mode: broadcast, compression: {enabled: true}}]",
 		"CARILLON_LIMITS_MAX_CONNECTIONS":   "5",

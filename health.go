@@ -52,7 +52,7 @@ func healthCommand(std streams) *cobra.Command {
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.BoolVar(&ready, "ready", false, "ask whether it should be sent new connections (/readyz instead of /livez)")
-	f.StringVar(&api, "api", "", "the internal HTTP interface, `URL` (default $CARILLON_API or http://127.0.0.1:8081)")
+	f.StringVar(&api, "api", "", "the internal HTTP interface, `URL` or unix:/path (default $CARILLON_API or http://127.0.0.1:8081)")
 	f.StringVar(&o.token, "token", "", "send 'Authorization: Bearer `TOKEN`' (default $CARILLON_TOKEN)")
 	f.DurationVar(&o.timeout, "timeout", 2*time.Second, "give the request `TIME`")
 	noCompletion(cmd)
@@ -83,7 +83,7 @@ func (o *publishOptions) askHealth(path string, out io.Writer) error {
 	if o.token != "" {
 		r.Header.Set("Authorization", "Bearer "+o.token)
 	}
-	resp, err := httpClient(o.timeout).Do(r)
+	resp, err := o.httpClient().Do(r)
 	if err != nil {
 		return fmt.Errorf("ask for %s: %w", path, errors.Unwrap(err)) // the URL stands in it again
 	}

@@ -228,7 +228,7 @@ func serve(c config, out io.Writer) error {
 			}
 			defer remove()
 			announce(out, c, srv)
-			warn(c.Logger, notify("READY=1", fmt.Sprintf("STATUS=listens on %s", srv.Addr())))
+			warn(c.Logger, notify("READY=1", "STATUS=listens on "+addressList(srv.Addrs())))
 		case s := <-signals:
 			if told {
 				return fmt.Errorf("%v again: ended without draining", s)
@@ -313,7 +313,7 @@ func serveClient(w http.ResponseWriter, r *http.Request) {
 
 // announce tells the person at the terminal what is served, how much of it, and how to stop.
 func announce(out io.Writer, c config, srv *server.Server) {
-	fmt.Fprintf(out, "carillon listens on %s\n\n", srv.Addr())
+	fmt.Fprintf(out, "carillon listens on %s\n\n", addressList(srv.Addrs()))
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "  URL\tMODE\tCOMPRESSION\tSUBPROTOCOLS")
 	for _, e := range c.Endpoints {
@@ -327,7 +327,8 @@ func announce(out io.Writer, c config, srv *server.Server) {
 		fmt.Fprintf(table, "  %s\t%s\t%s\t%s\n", srv.URL(e.Path), e.Mode, compression, subprotocols)
 	}
 	table.Flush()
-	if c.Demo {
+	onlyUnix := !slices.ContainsFunc(srv.Addrs(), func(a net.Addr) bool { return a.Network() != "unix" })
+	if c.Demo && (c.PublicURL != "" || !onlyUnix) {
 		fmt.Fprintf(out, "\nOpen http%s in a browser: a chat, and a live board.\n", strings.TrimPrefix(srv.URL("/"), "ws"))
 	}
 	announceInternal(out, c, srv.InternalAddr())
@@ -348,6 +349,27 @@ func announce(out io.Writer, c config, srv *server.Server) {
 	fmt.Fprintln(out, "Stop with Ctrl-C or SIGTERM.")
 }
 
+// addressList is how the addresses stand in one line.
+func addressList(all []net.Addr) string {
+	var list []string
+	for _, addr := range all {
+		text := addr.String()
+		if addr.Network() == "unix" {
+			text = "unix:" + text
+		}
+		list = append(list, text)
+	}
+	return strings.Join(list, ", ")
+}
+
+// curlOption has curl connect to a unix socket.
+func curlOption(addr net.Addr) string {
+	if name, abstract := strings.CutPrefix(addr.String(), "@"); abstract {
+		return "--abstract-unix-socket " + name
+	}
+	return "--unix-socket " + addr.String()
+}
+
 // announceInternal says where to publish.
 func announceInternal(out io.Writer, c config, addr net.Addr) {
 	if addr == nil {
@@ -357,6 +379,10 @@ func announceInternal(out io.Writer, c config, addr net.Addr) {
 	token := "for this machine, without a token"
 	if c.Internal.Token != "" {
 		token = "with a token"
+	}
+	if addr.Network() == "unix" {
+		fmt.Fprintf(out, "\nInternal HTTP interface, %s: curl %s http://localhost/v1/openapi.json\n", token, curlOption(addr))
+		return
 	}
 	fmt.Fprintf(out, "\nInternal HTTP interface, %s: http://%s/v1/openapi.json\n", token, reachable(c.Internal.Listen, addr))
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -291,6 +292,56 @@ func TestATakenPortIsOneLine(t *testing.T) {
 	if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 ||
 		!strings.HasPrefix(stderr, "carillon: ") || !strings.Contains(stderr, l.Addr().String()) || !strings.Contains(stderr, "in use") {
 		t.Errorf("exit status %d, printed %q and %q", status, stdout, stderr)
+	}
+}
+
+// The program serves over a unix socket beside TCP, is managed over another, and leaves neither behind.
+func TestUnixSockets(t *testing.T) {
+	dir, err := os.MkdirTemp("", "carillon")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	public, internal := filepath.Join(dir, "public"), filepath.Join(dir, "internal")
+	p := start(t, []string{"CARILLON_LISTEN=unix:" + public, "CARILLON_LISTENERS=[{listen: '127.0.0.1:0'}]", "CARILLON_INTERNAL_LISTEN=unix:" + internal})
+	echo := p.url("/echo")
+	printed := p.output()
+	for _, words := range []string{"carillon listens on unix:" + public + ", 127.0.0.1:", "without a token: curl --unix-socket " + internal + " http://localhost/v1/openapi.json\n"} {
+		if !strings.Contains(printed, words) {
+			t.Errorf("%q is not in\n%s", words, printed)
+		}
+	}
+	for path, mode := range map[string]os.FileMode{public: 0o660, internal: 0o600} {
+		if info, err := os.Stat(path); err != nil || info.Mode() != mode|os.ModeSocket {
+			t.Errorf("%s: %v, %v", path, info, err)
+		}
+	}
+	dialer := websocket.Dialer{NetDialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", public)
+	}}
+	alice, _, err := dialer.Dial("ws://localhost/echo", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer alice.Close()
+	say(t, alice, "hello")
+	hear(t, alice, "hello")
+	bob := dial(t, echo)
+	say(t, bob, "hello")
+	hear(t, bob, "hello")
+
+	seat{}.begin(t, "health", "--api", "unix:"+internal).end(0, "{\"status\":\"ok\"}\n", "")
+	t.Setenv("CARILLON_INTERNAL_LISTEN", "unix:"+internal)
+	seat{}.begin(t, "health", "--ready").end(0, "{\"status\":\"ok\"}\n", "")
+	seat{}.begin(t, "health", "--api", "unix:"+internal+"x").end(1, "", "carillon: ask for /livez: dial unix "+internal+"x: connect: no such file or directory\n")
+	seat{}.begin(t, "publish", "news", "hello", "--api", "unix:"+internal, "--output", "json").end(0, `{"offset":1,...`, "")
+	_, _ = alice.Close(), bob.Close()
+	p.signal(syscall.SIGTERM)
+	if status, _, stderr := p.end(); status != 0 {
+		t.Errorf("exit status %d: %s", status, stderr)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("%v is left, %v", left, err)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	neturl "net/url"
 	"os"
@@ -39,6 +40,7 @@ const publishExamples = `  carillon publish prices.eu 'AAPL 187.20'
 
 type publishOptions struct {
 	api     *neturl.URL
+	socket  string // the path of a unix socket, or none
 	token   string
 	topic   string
 	key     string
@@ -61,7 +63,7 @@ func publishCommand(std streams) *cobra.Command {
 			return o.resolve(api, len(args) == 2 && args[1] != "-")
 		},
 		RunE: understood(func(_ *cobra.Command, args []string) error {
-			p := &publisher{publishOptions: o, client: httpClient(o.timeout), streams: std}
+			p := &publisher{publishOptions: o, client: o.httpClient(), streams: std}
 			if !o.lines {
 				return p.publishOne(args[1:]) // Ctrl-C just ends it
 			}
@@ -72,7 +74,7 @@ func publishCommand(std streams) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.StringVar(&api, "api", "", "the internal HTTP interface, `URL` (default $CARILLON_API or http://127.0.0.1:8081)")
+	f.StringVar(&api, "api", "", "the internal HTTP interface, `URL` or unix:/path (default $CARILLON_API or http://127.0.0.1:8081)")
 	f.StringVar(&o.token, "token", "", "send 'Authorization: Bearer `TOKEN`' (default $CARILLON_TOKEN)")
 	f.BoolVar(&o.json, "json", false, "the message is JSON; it is checked before it is sent")
 	f.BoolVar(&o.binary, "binary", false, "the message is binary")
@@ -113,6 +115,9 @@ func (o *publishOptions) resolveAPI(api string) (err error) {
 	if o.token == "" {
 		o.token = os.Getenv(tokenVariable)
 	}
+	if path, ok := strings.CutPrefix(api, "unix:"); ok {
+		o.socket, api = path, "http://localhost"
+	}
 	if !strings.Contains(api, "://") {
 		api = "http://" + api
 	}
@@ -129,10 +134,17 @@ func (o *publishOptions) resolveAPI(api string) (err error) {
 }
 
 // httpClient follows no redirect: it would turn a POST into a GET and publish nothing.
-func httpClient(timeout time.Duration) *http.Client {
+func (o *publishOptions) httpClient() *http.Client {
+	t := transport()
+	if o.socket != "" {
+		t.Proxy = nil
+		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", o.socket)
+		}
+	}
 	return &http.Client{
-		Transport:     transport(),
-		Timeout:       timeout,
+		Transport:     t,
+		Timeout:       o.timeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }

@@ -13,7 +13,7 @@ import (
 const refuseSlots = 32
 
 // shardOf finds the shard of a loop. gnet does not list its loops, so a shard is made when its loop
-// accepts its first connection, on the loop.
+// gets its first connection, on the loop.
 func (s *Server) shardOf(loop gnet.EventLoop) (*shard, error) {
 	for _, sh := range s.allShards() {
 		if sh.loop == loop {
@@ -34,11 +34,11 @@ func (s *Server) shardOf(loop gnet.EventLoop) (*shard, error) {
 	return sh, nil
 }
 
-// accept begins a connection in its handshake. It returns false for one that is turned away.
-func (sh *shard) accept(gc gnet.Conn) bool {
+// accept begins the handshake of a connection that has come in at a listener, as the n-th of all sockets. It
+// returns false for one that is turned away.
+func (sh *shard) accept(gc gnet.Conn, l *listener, n int64) bool {
 	s := sh.srv
 	sh.stats.Accepted.Add(1)
-	n := s.sockets.Add(1)
 	reject, why := rejectFull, RefuseFull
 	if s.draining.Load() {
 		reject, why = rejectDraining, RefuseDraining
@@ -49,16 +49,16 @@ func (sh *shard) accept(gc gnet.Conn) bool {
 		s.socketClosed()
 		return false
 	}
-	remote, _ := gc.RemoteAddr().(*net.TCPAddr)
-	if remote.Zone != "" {
+	remote, _ := gc.RemoteAddr().(*net.TCPAddr) // nil for a client of a unix socket
+	if remote != nil && remote.Zone != "" {
 		copied := *remote // gnet takes the zone's memory back when the connection closes
 		copied.Zone = string([]byte(remote.Zone))
 		remote = &copied
 	}
-	isProxy, isCounted, excess := s.mayProxy(addrOf(remote)), false, 0
+	isProxy, isCounted, excess := l.mayProxy(addrOf(remote)), false, 0
 	switch {
 	case isProxy: // the client's address is to be told
-	case s.opts().ProxyProtocol.Mode == ProxyRequired:
+	case l.proxyProtocol().Mode == ProxyRequired:
 		sh.stats.refusals[RefuseProxyPeer].Add(1)
 		s.socketClosed()
 		return false
@@ -71,7 +71,7 @@ func (sh *shard) accept(gc gnet.Conn) bool {
 			return false
 		}
 	}
-	c := sh.admit(gc, remote, isCounted)
+	c := sh.admit(gc, l, remote, isCounted)
 	c.mark(markFull, n > int64(s.maxConnections))
 	c.mark(markPreface, isProxy)
 	c.mark(markCrowd, excess > 0)
@@ -79,7 +79,7 @@ func (sh *shard) accept(gc gnet.Conn) bool {
 }
 
 // admit makes a connection, in its handshake, of a socket that counts already.
-func (sh *shard) admit(gc gnet.Conn, remote *net.TCPAddr, isCounted bool) *Conn {
+func (sh *shard) admit(gc gnet.Conn, l *listener, remote *net.TCPAddr, isCounted bool) *Conn {
 	c := &Conn{
 		sh:     sh,
 		gc:     gc,
@@ -90,7 +90,7 @@ func (sh *shard) admit(gc gnet.Conn, remote *net.TCPAddr, isCounted bool) *Conn 
 	}
 	c.mark(markCounted, isCounted)
 	gc.SetContext(c)
-	sh.shaking.add(c, times{read: sh.clock, message: sh.clock, ping: uint32(sh.srv.stamp())})
+	sh.shaking.add(c, times{read: uint32(l.index), message: sh.clock, ping: uint32(sh.srv.stamp())})
 	return c
 }
 

@@ -3,6 +3,7 @@ package server
 import (
 	"encoding/binary"
 	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
@@ -136,9 +137,9 @@ var rejectCrowded = &codec.Rejection{Status: 429, Reason: "this address has as m
 const crowdSlots = 8
 
 // claim counts a socket under its address, unless that is a proxy's, which many clients share: those are
-// counted when the request tells the client. excess is how many the address has too many.
+// counted when the request tells the client. A client of a unix socket has no address. excess is how many the address has too many.
 func (s *Server) claim(remote *net.TCPAddr) (counted bool, excess int) {
-	if s.addresses == nil || s.isProxy(remote) {
+	if s.addresses == nil || remote == nil || s.isProxy(remote) {
 		return false, 0
 	}
 	return true, s.addresses.add(keyOf(addrOf(remote)))
@@ -170,10 +171,28 @@ func (s *Server) release(remote *net.TCPAddr, counted bool) {
 	}
 }
 
-// addrOf is the address without port and zone.
+// addrOf is the address without port and zone, or the zero one for a client of a unix socket.
 func addrOf(remote *net.TCPAddr) netip.Addr {
+	if remote == nil {
+		return netip.Addr{}
+	}
 	a, _ := netip.AddrFromSlice(remote.IP)
 	return a.Unmap()
 }
 
 func (s *Server) isProxy(remote *net.TCPAddr) bool { return s.proxies.contains(addrOf(remote)) }
+
+// addressText is an address as people and programs are shown it: "unix" for a client of a unix socket of whom
+// nobody has told more.
+func addressText(a netip.AddrPort) string {
+	if !a.IsValid() {
+		return unixWord
+	}
+	return a.String()
+}
+
+// shownAddr is an address in the log, where it becomes a text only if the line is written.
+type shownAddr netip.AddrPort
+
+// LogValue is addressText.
+func (a shownAddr) LogValue() slog.Value { return slog.StringValue(addressText(netip.AddrPort(a))) }

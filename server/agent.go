@@ -24,7 +24,7 @@ type Agent struct {
 	Listen string `yaml:"listen"`
 }
 
-func (o *Agent) resolve(c *checker, public, internal string) {
+func (o *Agent) resolve(c *checker, taken []namedAddress) {
 	if o.Listen == "" || o.Listen == optionOff {
 		o.Listen = optionOff
 		return
@@ -32,11 +32,7 @@ func (o *Agent) resolve(c *checker, public, internal string) {
 	if !c.address("agent.listen", o.Listen, "127.0.0.1:8082, or "+optionOff) {
 		return
 	}
-	for _, other := range [][2]string{{"listen", public}, {"internal.listen", internal}} {
-		if other[1] != optionOff && sameAddress(o.Listen, other[1]) {
-			c.add("agent.listen", "%s is what %s has already: expected another port", o.Listen, other[0])
-		}
-	}
+	c.distinct("agent.listen", o.Listen, taken)
 }
 
 // What the port takes of a client, and for how long.

@@ -25,7 +25,7 @@ type connectionInfo struct {
 func (c *Conn) info(queued *int) connectionInfo {
 	info := connectionInfo{
 		ID:            strconv.FormatUint(c.id, 10),
-		Address:       c.RemoteAddr().String(),
+		Address:       addressText(c.RemoteAddr()),
 		Path:          c.Path(),
 		Transport:     "websocket",
 		Subprotocol:   c.Subprotocol(),

@@ -375,7 +375,7 @@ type group struct {
 // times are milliseconds of the shard's clock; they wrap after 49 days, and so are only compared by
 // their difference.
 type times struct {
-	read    uint32 // something came; in the closing group: the close began or was flushed
+	read    uint32 // something came; in the closing group: the close began or was flushed; in the handshake group: see entered
 	message uint32 // a message came; in the handshake group: the connection was accepted
 	ping    uint32 // an unanswered ping went out, 0 when there is none; in the handshake group: the stamp of the accept
 }

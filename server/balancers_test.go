@@ -125,6 +125,10 @@ func TestHAProxy(t *testing.T) {
 		{"send-proxy-v2", "tcp", "send-proxy-v2 check inter 100ms", "", Options{ProxyProtocol: proxy}, true},
 		{"send-proxy-v2 with extensions", "tcp", "send-proxy-v2 proxy-v2-options unique-id,crc32c set-proxy-v2-tlv-fmt(0xE1) x", "unique-id-format %[uuid()]", Options{ProxyProtocol: proxy}, true},
 		{"option forwardfor", "http", "", "option forwardfor", Options{TrustedProxies: []string{"127.0.0.1"}}, false},
+		{"send-proxy-v2 over a unix socket", "tcp", "send-proxy-v2 check inter 100ms", "",
+			Options{Listen: "unix:" + socketPath(t), ProxyProtocol: ProxyProtocol{Mode: ProxyRequired, From: []string{"unix"}}}, true},
+		{"option forwardfor over a unix socket", "http", "", "option forwardfor",
+			Options{Listen: "unix:" + socketPath(t), TrustedProxies: []string{"unix"}}, false},
 	} {
 		t.Run(test.sentence, func(t *testing.T) {
 			test.opts.Endpoints, test.opts.HTTP = []Endpoint{whoAmI()}, http.HandlerFunc(mirror)
@@ -160,7 +164,19 @@ listen balancer
 
 func TestNginx(t *testing.T) {
 	nginx := needs(t, "nginx")
-	s := start(t, Options{Endpoints: []Endpoint{whoAmI()}, HTTP: http.HandlerFunc(mirror), TrustedProxies: []string{"127.0.0.1"}})
+	t.Run("over TCP", func(t *testing.T) {
+		s := start(t, Options{Endpoints: []Endpoint{whoAmI()}, HTTP: http.HandlerFunc(mirror), TrustedProxies: []string{"127.0.0.1"}})
+		throughNginx(t, nginx, s.Addr().String())
+	})
+	t.Run("over a unix socket", func(t *testing.T) {
+		address := "unix:" + socketPath(t)
+		start(t, Options{Listen: address, Endpoints: []Endpoint{whoAmI()}, HTTP: http.HandlerFunc(mirror), TrustedProxies: []string{"unix"}})
+		throughNginx(t, nginx, address)
+	})
+}
+
+func throughNginx(t *testing.T, nginx, server string) {
+	t.Helper()
 	balancer := freeAddress(t)
 	dir := t.TempDir()
 	runBalancer(t, balancer, nginx, "-e", "stderr", "-p", dir, "-c", writeFile(t, "nginx.conf", fmt.Sprintf(`
@@ -187,7 +203,7 @@ http {
 		}
 	}
 }
-`, dir, s.Addr(), balancer)))
+`, dir, server, balancer)))
 	for _, source := range []string{"127.0.0.7", "127.0.0.8"} {
 		asks(t, balancer, source, false)
 	}

@@ -21,23 +21,32 @@ type bell struct {
 
 var stroke = []byte{0}
 
-func newBell(sh *shard) (*bell, error) {
+// socketPair makes a pair of sockets that do not block: one as a connection and one as a descriptor.
+func socketPair(name string) (end net.Conn, fd int, err error) {
 	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
 	if err != nil {
-		return nil, os.NewSyscallError("socketpair", err)
+		return nil, -1, os.NewSyscallError("socketpair", err)
 	}
 	for _, fd := range fds {
 		syscall.CloseOnExec(fd)
 		_ = syscall.SetNonblock(fd, true)
 	}
-	file := os.NewFile(uintptr(fds[0]), "bell")
-	end, err := net.FileConn(file)
+	file := os.NewFile(uintptr(fds[0]), name)
+	end, err = net.FileConn(file)
 	_ = file.Close()
 	if err != nil {
 		_ = syscall.Close(fds[1])
-		return nil, fmt.Errorf("make a connection of a socket pair: %w", err)
+		return nil, -1, fmt.Errorf("make a connection of a socket pair: %w", err)
 	}
-	b := &bell{sh: sh, fd: int32(fds[1])}
+	return end, fds[1], nil
+}
+
+func newBell(sh *shard) (*bell, error) {
+	end, fd, err := socketPair("bell")
+	if err != nil {
+		return nil, err
+	}
+	b := &bell{sh: sh, fd: int32(fd)}
 	enrolled, err := sh.loop.Enroll(gnet.NewContext(context.Background(), b), end)
 	if err != nil {
 		_ = end.Close()

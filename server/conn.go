@@ -44,7 +44,7 @@ type Conn struct {
 	// Immutable after open.
 	sh     *shard
 	gc     gnet.Conn
-	remote *net.TCPAddr // the client's, once it is known: a proxy's until then
+	remote *net.TCPAddr // the client's, once it is known: a proxy's until then, or nil with a unix socket
 	id     uint64
 	fd     int32
 
@@ -119,9 +119,9 @@ func (c *Conn) ID() uint64 { return c.id }
 
 // RemoteAddr is the client's address: the one at the other end of the TCP connection, or what the
 // balancers and proxies before it say, as far as they are trusted (see Options.ProxyProtocol and
-// Options.TrustedProxies).
+// Options.TrustedProxies). The zero AddrPort is a client of a unix socket of whom nobody has told more.
 func (c *Conn) RemoteAddr() netip.AddrPort {
-	a := c.remote.AddrPort()
+	a := c.remote.AddrPort() // the zero one of nil
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 

@@ -92,7 +92,7 @@ func (c *Conn) callDeferred(ctx context.Context, d *deferred, r *Request) (err e
 	defer func() {
 		if p := recover(); p != nil {
 			c.sh.stats.Panics.Add(1)
-			c.sh.srv.log.Error("deferred decision panicked", "path", c.ep.Path, "remote", r.RemoteAddr, "panic", p, "stack", string(debug.Stack()))
+			c.sh.srv.log.Error("deferred decision panicked", "path", c.ep.Path, "remote", shownAddr(r.RemoteAddr), "panic", p, "stack", string(debug.Stack()))
 			err = &denial{RefusePanic, rejectPanic}
 		}
 	}()

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"sync"
 	"time"
 )
 
@@ -92,20 +93,33 @@ func (d *drainer) noteHurry() {
 	}
 }
 
-// stopListening gives up the port: to a successor, if one listens there already.
+// stopListening gives up the addresses: to a successor, if one listens there already.
 func (d *drainer) stopListening() {
 	select {
 	case <-d.hurried:
 		d.noteHurry()
 	default:
 	}
-	if n := steerAway(d.srv.addr, false, d.srv.log); n > 0 {
-		d.srv.log.Info("new connections go to the successor", "loops", n)
-		d.wait(handoverTime)
-		steerAway(d.srv.addr, true, d.srv.log)
+	var sockets sync.WaitGroup
+	defer sockets.Wait()
+	for _, a := range d.srv.acceptors {
+		sockets.Go(a.close)
 	}
-	if err := stopListening(d.srv.addr); err != nil {
-		d.srv.log.Warn("the listening sockets stay open while connections close", "error", err)
+	theirs := 0
+	for _, l := range d.srv.tcp {
+		theirs += steerAway(l.tcpAddr(), false, d.srv.log)
+	}
+	if theirs > 0 {
+		d.srv.log.Info("new connections go to the successor", "sockets", theirs)
+		d.wait(handoverTime)
+		for _, l := range d.srv.tcp {
+			steerAway(l.tcpAddr(), true, d.srv.log)
+		}
+	}
+	for _, l := range d.srv.tcp {
+		if err := stopListening(l.tcpAddr()); err != nil {
+			d.srv.log.Warn("the listening sockets stay open while connections close", "address", l.addr.String(), "error", err)
+		}
 	}
 }
 

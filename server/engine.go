@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"strconv"
 	"time"
 
 	"github.com/panjf2000/gnet/v2"
@@ -19,13 +17,13 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.running.Swap(true) {
 		return ErrStarted
 	}
-	address, err := s.prepare()
+	err := s.prepare()
 	if err != nil {
 		return err
 	}
 	defer s.ending.stop()
 	defer s.watcher.close()
-	defer s.releaseAddr()
+	defer s.closeListeners()
 	defer s.internal.close()
 	defer s.agent.close()
 
@@ -51,9 +49,11 @@ func (s *Server) Run(ctx context.Context) error {
 	s.watchKeys(alive, stopped)
 	go s.keepTime(alive)
 	s.beginOps(alive)
+	s.startAcceptors()
 	ended := make(chan error, 1)
 	go func() {
-		err := s.runEngine(address)
+		err := s.runEngine()
+		close(s.loopsEnded)
 		s.ending.hurry() // there is nobody left to wait for
 		ended <- err
 	}()
@@ -147,44 +147,48 @@ func (s *Server) engineError(err error) error {
 }
 
 // prepare finds out all that could make the engine fail, so that the user gets a clear word.
-func (s *Server) prepare() (address string, err error) {
-	if s.maxConnections, err = maxConnections(s.opts().Limits.MaxConnections, s.opts().Loops, s.opts().Internal.most()+s.opts().Agent.most()); err != nil {
-		return "", err
+func (s *Server) prepare() (err error) {
+	others := s.opts().Internal.most() + s.opts().Agent.most() + s.arriving()
+	if s.maxConnections, err = maxConnections(s.opts().Limits.MaxConnections, s.opts().Loops, others); err != nil {
+		return err
 	}
-	addr, release, err := reserve(s.opts().Listen, s.opts().Takeover)
-	if err != nil {
-		return "", err
+	if err = s.openListeners(); err != nil {
+		return err
 	}
-	s.addr, s.releaseAddr = addr, release
+	defer func() {
+		if err != nil {
+			s.closeListeners()
+			s.internal.close()
+			s.agent.close()
+		}
+	}()
 	if s.internal, err = s.listenInternal(); err != nil {
-		release()
-		return "", err
+		return err
 	}
 	if s.agent, err = s.listenAgent(); err != nil {
-		release()
-		s.internal.close()
-		return "", err
+		return err
 	}
 	if s.watcher, err = newWatcher(); err != nil {
-		release()
-		s.internal.close()
-		s.agent.close()
-		return "", fmt.Errorf("watch for writable sockets: %w", err)
+		return fmt.Errorf("watch for writable sockets: %w", err)
 	}
-	if addr.IP.To4() != nil {
-		return "tcp4://" + addr.String(), nil // also what an empty host means on a machine without IPv6
-	}
-	host, _, _ := net.SplitHostPort(s.opts().Listen)
-	return "tcp://" + net.JoinHostPort(host, strconv.Itoa(addr.Port)), nil
+	return nil
 }
 
-func (s *Server) runEngine(address string) error {
-	return gnet.Run(&events{server: s}, address,
+func (s *Server) runEngine() error {
+	var addresses []string
+	for _, l := range s.tcp {
+		addresses = append(addresses, l.engineAddress())
+	}
+	options := []gnet.Option{
 		gnet.WithNumEventLoop(s.opts().Loops),
 		gnet.WithReusePort(true), // each loop accepts its own connections
 		gnet.WithReuseAddr(true),
 		gnet.WithLogger(&engineLogger{s}),
-	)
+	}
+	if s.arriving() > 0 { // see meetLoops
+		options = append(options, gnet.WithTicker(true), gnet.WithLoadBalancing(gnet.LeastConnections))
+	}
+	return gnet.Rotate(&events{server: s}, addresses, options...)
 }
 
 // stopEngine asks gnet to end. Its own Stop would look only every half second whether it has.
@@ -224,8 +228,10 @@ func (s *Server) keepTime(ctx context.Context) {
 func (s *Server) tick() time.Duration {
 	l, p := &s.opts().Limits, &s.opts().Ping
 	shortest := 8 * time.Second
-	if s.opts().ProxyProtocol.Mode != ProxyOff {
-		shortest = min(shortest, s.opts().ProxyProtocol.Timeout)
+	for _, l := range s.listeners {
+		if p := l.proxyProtocol(); p.Mode != ProxyOff {
+			shortest = min(shortest, p.Timeout)
+		}
 	}
 	for _, d := range []time.Duration{l.HandshakeTimeout, l.IdleTimeout, l.WriteTimeout, l.CloseTimeout, p.Interval, p.Timeout} {
 		if d > 0 {
@@ -243,10 +249,15 @@ type events struct {
 
 func (e *events) OnBoot(engine gnet.Engine) gnet.Action {
 	e.server.engine = engine
-	if e.server.opts().Takeover {
-		steerNobody(e.server.addr)
+	for _, l := range e.server.tcp {
+		if e.server.opts().Takeover {
+			steerNobody(l.tcpAddr())
+		}
+		l.release() // the first loop listens, which holds the port for the others
 	}
-	e.server.releaseAddr() // the first loop listens, which holds the port for the others
+	if err := e.server.publishSockets(); err != nil {
+		e.server.fail(err)
+	}
 	e.server.ops.settled.Store(int64(e.server.elapsed()))
 	close(e.server.started)
 	return gnet.None
@@ -258,6 +269,8 @@ func (e *events) OnOpen(gc gnet.Conn) ([]byte, gnet.Action) {
 		return nil, gnet.None
 	case *returned:
 		return nil, enrolled.opened(gc)
+	case *arrival:
+		return nil, enrolled.opened(gc)
 	}
 	s := e.server
 	sh, err := s.shardOf(gc.EventLoop())
@@ -265,10 +278,24 @@ func (e *events) OnOpen(gc gnet.Conn) ([]byte, gnet.Action) {
 		s.fail(err)
 		return nil, gnet.Close
 	}
-	if !sh.accept(gc) {
+	if gc.Context() == (greeting{}) {
+		return nil, gnet.None
+	}
+	l := sh.listenerOf(gc)
+	if l.hidden || !sh.accept(gc, l, s.sockets.Add(1)) {
 		return nil, gnet.Close
 	}
 	return nil, gnet.None
+}
+
+// OnTick is called when all loops listen, and then hardly ever: see keepTime.
+func (e *events) OnTick() (time.Duration, gnet.Action) {
+	select {
+	case <-e.server.looping:
+	default:
+		close(e.server.looping)
+	}
+	return 24 * time.Hour, gnet.None
 }
 
 func (e *events) OnTraffic(gc gnet.Conn) gnet.Action {

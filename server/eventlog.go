@@ -60,7 +60,7 @@ func (s *Server) logEvent(what string, args ...any) {
 // logLoss logs a connection that failed on its way between a loop and net/http.
 func (s *Server) logLoss(what string, remote netip.AddrPort, err error) {
 	if s.logsEvents() {
-		s.logEvent(what, "remote", remote, "error", err)
+		s.logEvent(what, "remote", shownAddr(remote), "error", err)
 	}
 }
 

@@ -385,7 +385,7 @@ func TestEngineDeath(t *testing.T) {
 	eventually(t, "all are open", func() bool { return s.Count() == 10 })
 	conn := onlyConn(t, s, "/")
 	for fd := range 1024 { // an accept on a socket that is shut down fails
-		if listensOn(fd, s.addr) {
+		if listensOn(fd, s.listeners[0].tcpAddr()) {
 			if err := unix.Shutdown(fd, unix.SHUT_RDWR); err != nil {
 				t.Fatal(err)
 			}

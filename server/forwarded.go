@@ -33,7 +33,11 @@ func (c *Conn) locate(r *Request) (RefuseReason, error) {
 // clientOf is the address of the client that has sent a request for Options.HTTP, when it came through a
 // proxy. One connection of a proxy carries the requests of many clients.
 func (s *Server) clientOf(r *http.Request) (client string, ok bool) {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	var peer netip.AddrPort
+	var err error
+	if r.RemoteAddr != nobody.Name {
+		peer, err = netip.ParseAddrPort(r.RemoteAddr)
+	}
 	if err != nil || !s.proxies.contains(peer.Addr()) {
 		return "", false
 	}
@@ -43,7 +47,7 @@ func (s *Server) clientOf(r *http.Request) (client string, ok bool) {
 		XForwardedProto: fieldLines(r.Header["X-Forwarded-Proto"]),
 	}
 	address, _ := via.Client(peer, s.proxies.contains)
-	return address.String(), true
+	return address.String(), address.IsValid()
 }
 
 func fieldLines(values []string) (all [][]byte) {

@@ -104,12 +104,12 @@ func (c *Conn) conclude(r *Request, head, rest []byte, why RefuseReason, err err
 	var named *denial
 	if errors.As(err, &named) {
 		why = named.why
-		sh.srv.log.Debug("handshake refused", "remote", r.RemoteAddr, "path", c.ep.Path, "reason", why.String(), "status", named.Status)
+		sh.srv.log.Debug("handshake refused", "remote", shownAddr(r.RemoteAddr), "path", c.ep.Path, "reason", why.String(), "status", named.Status)
 	}
 	if !errors.As(err, &rejection) {
 		rejection = &codec.Rejection{Status: 403, Reason: "forbidden"}
 		if sh.srv.logsEvents() {
-			sh.srv.logEvent("handshake refused", "id", c.id, "remote", r.RemoteAddr, "path", c.ep.Path, "error", shown(err.Error()))
+			sh.srv.logEvent("handshake refused", "id", c.id, "remote", shownAddr(r.RemoteAddr), "path", c.ep.Path, "error", shown(err.Error()))
 		}
 	}
 	sh.control = rejection.AppendResponse(sh.control[:0])
@@ -243,7 +243,7 @@ func (c *Conn) enter(r *Request) {
 	sh.stats.Opened.Add(1)
 	c.sendControl(sh.control)
 	if sh.srv.logsEvents() {
-		sh.srv.logEvent("connection opened", "id", c.id, "remote", c.RemoteAddr(), "path", c.ep.Path, "subprotocol", c.Subprotocol())
+		sh.srv.logEvent("connection opened", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "path", c.ep.Path, "subprotocol", c.Subprotocol())
 	}
 	sh.meters.handshake.observe(uint32(sh.srv.stamp() - accepted))
 	if c.state.Load() == stateOpen {
@@ -264,7 +264,7 @@ func (c *Conn) refuseWith(why RefuseReason, response []byte) {
 	sh := c.sh
 	sh.stats.refusals[why].Add(1)
 	if sh.srv.logsEvents() {
-		sh.srv.logEvent("connection refused", "id", c.id, "remote", c.RemoteAddr(), "reason", why.String())
+		sh.srv.logEvent("connection refused", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "reason", why.String())
 	}
 	c.lastAnswer(response)
 }

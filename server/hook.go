@@ -109,7 +109,7 @@ func (h *hook) decide(ctx context.Context, r *Request) error {
 }
 
 func (h *hook) post(ctx context.Context, r *Request) (*verdict, error) {
-	q := question{Path: string(r.Path), Query: string(r.Query), Remote: r.RemoteAddr.String(),
+	q := question{Path: string(r.Path), Query: string(r.Query), Remote: addressText(r.RemoteAddr),
 		Subject: r.token.Subject, Headers: map[string]string{}}
 	for _, name := range h.opts.Headers {
 		if value := joinedHeader(&r.Request, name); value != "" {

@@ -17,13 +17,16 @@ import (
 // topics, connections. Its reference is openapi.json. Whoever reaches it may do everything that it can,
 // so it stands on an address of its own.
 type Internal struct {
-	// Listen is the TCP address of the interface, as host:port; port 0 lets the kernel choose (see
-	// [Server.InternalAddr]). "off" opens no port, which is the default: [Server.API] can be mounted
+	// Listen is the address of the interface, as in [Options].Listen: host:port, where port 0 lets the kernel
+	// choose (see [Server.InternalAddr]), or unix:/path. "off" opens no port, which is the default: [Server.API] can be mounted
 	// elsewhere. The program's default is 127.0.0.1:8081.
 	Listen string `yaml:"listen"`
 
+	// Mode is who may connect when Listen is a unix socket with a path. Default 0600: the server's user.
+	Mode FileMode `yaml:"mode"`
+
 	// Token, if it is set, must come with every request, as "Authorization: Bearer TOKEN". Without one
-	// the address must be of the loopback interface. Default: none.
+	// the address must be of the loopback interface, or a unix socket. Default: none.
 	Token Secret `yaml:"token"`
 
 	// Debug, which may be nil, serves the paths below /debug/, such as those of net/http/pprof. That
@@ -35,34 +38,27 @@ type Internal struct {
 // optionOff switches off what would else have an address or a path.
 const optionOff = "off"
 
-func (i *Internal) resolve(c *checker, public string) {
+func (i *Internal) resolve(c *checker, taken []namedAddress) {
 	if i.Token == secretShown {
 		c.add("internal.token", "%s stands for a token that is not shown: expected the token itself, or none here and CARILLON_INTERNAL_TOKEN", secretShown)
 	}
+	c.fileMode("internal.mode", &i.Mode, internalMode)
 	if i.Listen == "" || i.Listen == optionOff {
 		i.Listen = optionOff
 		return
 	}
-	if !c.address("internal.listen", i.Listen, "127.0.0.1:8081, or "+optionOff) {
+	if _, ok := unixPath(i.Listen); ok {
+		c.unixAddress("internal.listen", i.Listen)
+		c.distinct("internal.listen", i.Listen, taken)
 		return
 	}
-	if sameAddress(i.Listen, public) {
-		c.add("internal.listen", "%s is what listen has already: expected another port", i.Listen)
+	if !c.address("internal.listen", i.Listen, "127.0.0.1:8081, unix:/path, or "+optionOff) {
+		return
 	}
+	c.distinct("internal.listen", i.Listen, taken)
 	if host, _, _ := net.SplitHostPort(i.Listen); i.Token == "" && !isLoopback(host) {
 		c.add("internal.listen", "%s can be reached from other machines: expected internal.token (CARILLON_INTERNAL_TOKEN) beside it, or an address such as 127.0.0.1:8081", i.Listen)
 	}
-}
-
-func sameAddress(a, b string) bool {
-	hostA, portA, _ := net.SplitHostPort(a)
-	hostB, portB, _ := net.SplitHostPort(b)
-	return portA == portB && portA != "0" && (hostA == hostB || isEverywhere(hostA) || isEverywhere(hostB))
-}
-
-func isEverywhere(host string) bool {
-	ip, err := netip.ParseAddr(host)
-	return host == "" || err == nil && ip.IsUnspecified()
 }
 
 // isLoopback says whether a host is this machine, for this machine only.
@@ -131,9 +127,11 @@ type internal struct {
 	srv  *Server
 	http http.Server
 	addr net.Addr
-	most int64
-	open atomic.Int64
-	full atomic.Bool // it was said that there are as many connections as there may be
+
+	socket *unixSocket // nil with TCP
+	most   int64
+	open   atomic.Int64
+	full   atomic.Bool // it was said that there are as many connections as there may be
 }
 
 // listenInternal begins to serve: requests that come before the server has started find no connections.
@@ -142,19 +140,18 @@ func (s *Server) listenInternal() (*internal, error) {
 	if o.Listen == optionOff {
 		return nil, nil
 	}
-	l, err := net.Listen("tcp", o.Listen)
+	i := &internal{srv: s, most: int64(o.most())}
+	l, err := i.listen(o, s.opts().Takeover)
 	if err != nil {
-		return nil, fmt.Errorf("internal.listen: %w", err) // "listen tcp 127.0.0.1:8081: bind: address already in use"
-	}
-	if addr, ok := l.Addr().(*net.TCPAddr); o.Token == "" && !(ok && addr.IP.IsLoopback()) { // localhost may be anything
-		_ = l.Close()
-		return nil, &OptionError{Key: "internal.listen", Problem: fmt.Sprintf("%s is %s, which can be reached from other machines: expected internal.token beside it", o.Listen, l.Addr())}
+		if _, ok := errors.AsType[*OptionError](err); !ok {
+			err = fmt.Errorf("internal.listen: %w", err) // "listen tcp 127.0.0.1:8081: bind: address already in use"
+		}
+		return nil, err
 	}
 	handler := s.API()
-	if o.Token == "" {
+	if o.Token == "" && i.socket == nil {
 		handler = localOnly(handler)
 	}
-	i := &internal{srv: s, addr: l.Addr(), most: int64(o.most())}
 	i.http = http.Server{
 		Handler:                      handler,
 		ReadHeaderTimeout:            internalHeadTime,
@@ -172,6 +169,27 @@ func (s *Server) listenInternal() (*internal, error) {
 		}
 	}()
 	return i, nil
+}
+
+func (i *internal) listen(o *Internal, takeover bool) (net.Listener, error) {
+	if path, ok := unixPath(o.Listen); ok {
+		socket, err := listenUnix(path, o.Mode, takeover)
+		if err != nil {
+			return nil, err
+		}
+		i.socket, i.addr = socket, socket.addr
+		return socket, nil
+	}
+	l, err := net.Listen("tcp", o.Listen)
+	if err != nil {
+		return nil, err
+	}
+	if addr, ok := l.Addr().(*net.TCPAddr); o.Token == "" && !(ok && addr.IP.IsLoopback()) { // localhost may be anything
+		_ = l.Close()
+		return nil, &OptionError{Key: "internal.listen", Problem: fmt.Sprintf("%s is %s, which can be reached from other machines: expected internal.token beside it", o.Listen, l.Addr())}
+	}
+	i.addr = l.Addr()
+	return l, nil
 }
 
 // connState bounds the descriptors that the interface takes, which the public connections need.
@@ -227,6 +245,9 @@ func (i *internal) shutdown(ctx context.Context) (wait func()) {
 		return func() {}
 	}
 	done := make(chan struct{})
+	if i.socket != nil {
+		i.socket.unpublish()
+	}
 	go func() {
 		defer close(done)
 		if err := i.http.Shutdown(ctx); err != nil {
@@ -237,7 +258,11 @@ func (i *internal) shutdown(ctx context.Context) (wait func()) {
 }
 
 func (i *internal) close() {
-	if i != nil {
-		_ = i.http.Close()
+	if i == nil {
+		return
 	}
+	if i.socket != nil {
+		i.socket.unpublish()
+	}
+	_ = i.http.Close()
 }

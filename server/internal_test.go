@@ -143,7 +143,7 @@ func TestInternalPortTaken(t *testing.T) {
 		t.Error("it says that it has started")
 	default:
 	}
-	public, err := net.Listen("tcp", s.addr.String())
+	public, err := net.Listen("tcp", s.listeners[0].addr.String())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -176,7 +176,8 @@ func TestDescriptorLimitStorm(t *testing.T) {
 		t.Fatalf("%d connections allowed of %d descriptors", most, fewDescriptors)
 	}
 	s := &Server{started: make(chan struct{})} // only its address is of interest
-	s.addr, _ = net.ResolveTCPAddr("tcp", address)
+	at, _ := net.ResolveTCPAddr("tcp", address)
+	s.listeners = []*listener{{addr: at}}
 	close(s.started)
 
 	alice := dial(t, s, "/echo")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"net/netip"
 	"os"
 	"runtime"
 	"strconv"
@@ -24,12 +25,17 @@ func reserve(address string, takeover bool) (addr *net.TCPAddr, release func(), 
 		return addr, func() {}, err
 	}
 	config := net.ListenConfig{}
-	_, port, _ := net.SplitHostPort(address)
+	host, port, _ := net.SplitHostPort(address)
 	held := port == "0" && runtime.GOOS == "linux"
 	if held {
 		config.Control = sharePort
 	}
-	l, err := config.Listen(context.Background(), "tcp", address)
+	network := "tcp"
+	literal, _ := netip.ParseAddr(host)
+	if literal == netip.IPv4Unspecified() { // which Go takes for IPv6 as well
+		network = "tcp4"
+	}
+	l, err := config.Listen(context.Background(), network, address)
 	if err != nil {
 		return nil, nil, err // "listen tcp :8080: bind: address already in use"
 	}
@@ -37,7 +43,9 @@ func reserve(address string, takeover bool) (addr *net.TCPAddr, release func(), 
 	if !held {
 		release()
 	}
-	return l.Addr().(*net.TCPAddr), release, nil
+	addr = l.Addr().(*net.TCPAddr)
+	addr.Zone = literal.Zone() // the kernel may not tell it
+	return addr, release, nil
 }
 
 // reserveShared makes sure that an address can be listened on beside a server that does already. It must not

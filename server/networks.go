@@ -6,11 +6,17 @@ import (
 )
 
 // networks is a list of networks, as options have it.
-type networks []netip.Prefix
+type networks struct {
+	prefixes []netip.Prefix
+	unix     bool // whoever connects to a unix socket, whose address is the zero one
+}
 
 func (n networks) contains(a netip.Addr) bool {
+	if !a.IsValid() {
+		return n.unix
+	}
 	a = a.Unmap().WithZone("")
-	for _, p := range n {
+	for _, p := range n.prefixes {
 		if p.Contains(a) {
 			return true
 		}
@@ -26,7 +32,7 @@ func network(text string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(text)
 	switch {
 	case err != nil:
-		return p, fmt.Errorf("%q is not a network: expected one such as 10.0.0.0/8, or an address", text)
+		return p, fmt.Errorf("%q is not a network: expected one such as 10.0.0.0/8, an address, or unix", text)
 	case p.Addr().Is4In6():
 		return p, fmt.Errorf("%q is IPv4 written as IPv6: expected it as IPv4", text)
 	case p != p.Masked():
@@ -38,8 +44,10 @@ func network(text string) (netip.Prefix, error) {
 // networksOf reads a list that has been checked.
 func networksOf(list []string) (all networks) {
 	for _, text := range list {
-		if p, err := network(text); err == nil {
-			all = append(all, p)
+		if text == unixWord {
+			all.unix = true
+		} else if p, err := network(text); err == nil {
+			all.prefixes = append(all.prefixes, p)
 		}
 	}
 	return all
@@ -47,7 +55,7 @@ func networksOf(list []string) (all networks) {
 
 func (c *checker) networks(key string, list []string) {
 	for i, text := range list {
-		if _, err := network(text); err != nil {
+		if _, err := network(text); err != nil && text != unixWord {
 			c.add(fmt.Sprintf("%s[%d]", key, i), "%v", err)
 		}
 	}

@@ -21,13 +21,22 @@ import (
 // a time-out a negative value means off. The zero Options make a server that listens on ":8080" and
 // has no endpoint, so at least Endpoints is worth setting.
 type Options struct {
-	// Listen is the TCP address to serve on, as host:port. An empty host is every address of the
-	// machine, IPv4 and IPv6; port 0 lets the kernel choose (see [Server.Addr]). Default ":8080".
+	// Listen is the address to serve on: host:port for TCP, or unix:/path for a unix socket. An empty host,
+	// or [::], is every address of the machine, IPv4 and IPv6; port 0 lets the kernel choose (see
+	// [Server.Addr]). Default ":8080".
+	//
+	// The socket that a dead server has left at the path is replaced; that of a live one is an error, and so is
+	// a file of another kind. On Linux unix:@name is an abstract socket, which has no file.
 	Listen string `yaml:"listen"`
+
+	// ListenMode is who may connect when Listen is a unix socket with a path. Default 0660: the server's user
+	// and its group.
+	ListenMode FileMode `yaml:"listen_mode"`
 
 	// Takeover lets the server listen where another process of the same user listens already: the one that
 	// it succeeds, which is about to drain. Until that one gives up the port the kernel spreads new
-	// connections over both. Linux only. Default false: a port that is taken is an error.
+	// connections over both; a unix socket's are the successor's at once. Linux only. Default false: an
+	// address that is taken is an error.
 	Takeover bool `yaml:"takeover"`
 
 	// PublicURL is where clients reach the server when that is not Listen, because a proxy or a
@@ -36,10 +45,14 @@ type Options struct {
 	// differently for it; see [Server.URL]. Default: what Listen says.
 	PublicURL string `yaml:"public_url"`
 
+	// ProxyProtocol is for Listen; each of Listeners has its own.
 	ProxyProtocol ProxyProtocol `yaml:"proxy_protocol"`
 
+	// Listeners are further addresses to serve on. Default: none.
+	Listeners []Listener `yaml:"listeners"`
+
 	// TrustedProxies lists the networks, such as 10.0.0.0/8, of the proxies that speak HTTP before this
-	// server. From there, and from nowhere else, X-Forwarded-For and X-Forwarded-Proto, or Forwarded
+	// server; the word unix stands for whoever connects to a unix socket. From there, and from nowhere else, X-Forwarded-For and X-Forwarded-Proto, or Forwarded
 	// (RFC 7239) where there is no X-Forwarded-For, tell the client's address and scheme: the address that
 	// stands furthest right and is not in these networks. The proxies' own addresses are exempt from the
 	// limits for each address. Default: none.
@@ -292,16 +305,12 @@ func (e *OptionError) Error() string { return e.Key + ": " + e.Problem }
 // MaxConnections stays zero: only the running server can know the descriptor limit.
 func (o Options) Resolve() (Options, error) {
 	c := checker{}
-	if o.Listen == "" {
-		o.Listen = ":8080"
-	}
-	c.address("listen", o.Listen, ":8080 or 127.0.0.1:8080")
+	o.resolveListeners(&c)
 	if o.PublicURL != "" {
 		if _, problem := publicURL(o.PublicURL); problem != "" {
 			c.add("public_url", "%q %s", o.PublicURL, problem)
 		}
 	}
-	o.ProxyProtocol.resolve(&c)
 	c.networks("trusted_proxies", o.TrustedProxies)
 	if o.Loops < 0 || o.Loops > 255 {
 		c.add("loops", "%d is out of range: expected 1 to 255, or 0 for one per processor", o.Loops)
@@ -309,8 +318,8 @@ func (o Options) Resolve() (Options, error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	o.Internal.resolve(&c, o.Listen)
-	o.Agent.resolve(&c, o.Listen, o.Internal.Listen)
+	o.Internal.resolve(&c, o.publicAddresses())
+	o.Agent.resolve(&c, append(o.publicAddresses(), namedAddress{"internal.listen", o.Internal.Listen}))
 	o.Limits.resolve(&c)
 	o.Ping.resolve(&c)
 	o.Connections.resolve(&c)

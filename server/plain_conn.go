@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -17,10 +18,11 @@ import (
 // handed is a connection on its way from a loop to the http.Server.
 type handed struct {
 	sh      *shard
-	fd      int // a duplicate
-	remote  *net.TCPAddr
-	counted bool   // as in Conn
-	early   []byte // what the loop has read
+	entered *listener
+	fd      int          // a duplicate
+	remote  *net.TCPAddr // as in Conn
+	counted bool         // as in Conn
+	early   []byte       // what the loop has read
 }
 
 // plainListener is what the http.Server accepts from: the loops put connections in, and never wait.
@@ -85,12 +87,12 @@ func (l *plainListener) take() (h handed, ok bool) {
 }
 
 func (l *plainListener) open(h handed) (*plainConn, error) {
-	tcp, err := tcpConn(h.fd)
+	stream, err := streamOf(h.fd)
 	if err != nil {
 		return nil, err
 	}
 	_ = unix.Close(h.fd)
-	c := &plainConn{TCPConn: tcp, listener: l, sh: h.sh, remote: h.remote, counted: h.counted, early: h.early}
+	c := &plainConn{streamConn: stream, listener: l, sh: h.sh, entered: h.entered, remote: h.remote, counted: h.counted, early: h.early}
 	l.mu.Lock()
 	l.conns[c] = struct{}{}
 	l.mu.Unlock()
@@ -98,19 +100,27 @@ func (l *plainListener) open(h handed) (*plainConn, error) {
 	return c, nil
 }
 
-// tcpConn makes a connection of a descriptor, which stays the caller's.
-func tcpConn(fd int) (*net.TCPConn, error) {
+// streamConn is a [*net.TCPConn] or a [*net.UnixConn].
+type streamConn interface {
+	net.Conn
+	syscall.Conn
+	CloseRead() error
+	CloseWrite() error
+}
+
+// streamOf makes a connection of a descriptor, which stays the caller's.
+func streamOf(fd int) (streamConn, error) {
 	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	file := os.NewFile(uintptr(own), "tcp")
+	file := os.NewFile(uintptr(own), "stream")
 	defer file.Close()
 	conn, err := net.FileConn(file)
 	if err != nil {
 		return nil, fmt.Errorf("make a connection of a socket: %w", err)
 	}
-	return conn.(*net.TCPConn), nil
+	return conn.(streamConn), nil
 }
 
 // refuse answers at once, as accept does when there are too many: the kernel may reset the connection
@@ -136,8 +146,8 @@ func (l *plainListener) Close() error {
 	return nil
 }
 
-// Addr is the address that the loops listen on.
-func (l *plainListener) Addr() net.Addr { return l.srv.addr }
+// Addr is the first address that the server listens on.
+func (l *plainListener) Addr() net.Addr { return l.srv.listeners[0].addr }
 
 func (l *plainListener) members() []*plainConn {
 	l.mu.Lock()
@@ -158,27 +168,36 @@ func (l *plainListener) leave(c *plainConn) bool {
 // plainConn is a connection that the http.Server serves, or the application when it has hijacked it.
 // Of what net/http asks a connection for beside a net.Conn, it has ReadFrom (sendfile) and CloseWrite.
 type plainConn struct {
-	*net.TCPConn
+	streamConn
 	listener *plainListener
-	sh       *shard       // where it was accepted
-	remote   *net.TCPAddr // still known when the peer is gone
+	sh       *shard // where it was accepted
+	entered  *listener
+	remote   *net.TCPAddr // still known when the peer is gone; as in Conn
 	counted  bool         // as in Conn
 	early    []byte       // what the loop has read; owned by whoever reads
 }
 
+// nobody is the address of a client of a unix socket, as net/http has it.
+var nobody = &net.UnixAddr{Net: "unix", Name: "@"}
+
 // RemoteAddr is the address at the other end.
-func (c *plainConn) RemoteAddr() net.Addr { return c.remote }
+func (c *plainConn) RemoteAddr() net.Addr {
+	if c.remote == nil {
+		return nobody
+	}
+	return c.remote
+}
 
 func (c *plainConn) Read(b []byte) (int, error) {
 	if len(c.early) == 0 {
-		return c.TCPConn.Read(b)
+		return c.streamConn.Read(b)
 	}
 	n := copy(b, c.early)
 	c.skip(n)
 	return n, nil
 }
 
-// WriteTo is there because TCPConn's own would leave out what the loop has read.
+// WriteTo is TCPConn's own, which would leave out what the loop has read.
 func (c *plainConn) WriteTo(w io.Writer) (int64, error) {
 	var early int64
 	if len(c.early) > 0 {
@@ -188,9 +207,12 @@ func (c *plainConn) WriteTo(w io.Writer) (int64, error) {
 			return early, err
 		}
 	}
-	n, err := c.TCPConn.WriteTo(w)
+	n, err := io.Copy(w, c.streamConn) // which knows TCPConn.WriteTo
 	return early + n, err
 }
+
+// ReadFrom is TCPConn's own, where there is one.
+func (c *plainConn) ReadFrom(r io.Reader) (int64, error) { return io.Copy(c.streamConn, r) }
 
 func (c *plainConn) skip(n int) {
 	if c.early = c.early[n:]; len(c.early) == 0 {
@@ -200,7 +222,7 @@ func (c *plainConn) skip(n int) {
 
 // Close closes the socket, which from then on does not count.
 func (c *plainConn) Close() error {
-	err := c.TCPConn.Close()
+	err := c.streamConn.Close()
 	if c.listener.leave(c) {
 		c.listener.srv.release(c.remote, c.counted)
 		c.listener.srv.socketClosed()

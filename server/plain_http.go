@@ -23,7 +23,6 @@ type plainHTTP struct {
 	server   http.Server
 	listener *plainListener
 	served   chan struct{} // closed when the http.Server accepts no more
-	ended    chan struct{} // closed when the loops have ended
 	moving   chan struct{} // has a value for each connection on its way back: see maxMoving
 	turn     atomic.Uint64 // for choosing the loop of one that comes back
 }
@@ -45,7 +44,6 @@ func newPlainHTTP(s *Server) *plainHTTP {
 		srv:      s,
 		listener: newPlainListener(s),
 		served:   make(chan struct{}),
-		ended:    make(chan struct{}),
 		moving:   make(chan struct{}, maxMoving),
 	}
 	p.server = http.Server{
@@ -68,7 +66,6 @@ func (p *plainHTTP) drain(ctx context.Context) { _ = p.server.Shutdown(ctx) }
 
 // close cuts what is left, also connections that the application has hijacked. The loops have ended.
 func (p *plainHTTP) close() {
-	close(p.ended)
 	_ = p.server.Close()
 	<-p.served
 	for _, c := range p.listener.members() {
@@ -103,7 +100,7 @@ func (c *Conn) handOver(head, rest []byte) {
 		c.refuse(RefuseDescriptors, rejectDescriptors)
 		return
 	}
-	if !sh.srv.plain.listener.put(handed{sh: sh, fd: fd, remote: c.remote, counted: c.is(markCounted), early: slices.Concat(head, rest)}) {
+	if !sh.srv.plain.listener.put(handed{sh: sh, entered: c.entered(), fd: fd, remote: c.remote, counted: c.is(markCounted), early: slices.Concat(head, rest)}) {
 		_ = unix.Close(fd)
 		c.refuse(RefuseDraining, rejectDraining)
 		return

@@ -2,16 +2,12 @@ package server
 
 import (
 	"bytes"
-	"context"
-	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
 
 	"github.com/panjf2000/gnet/v2"
-	"golang.org/x/sys/unix"
 )
 
 // A proxy that keeps its connections sends whatever comes next on any of them: after some pages, a
@@ -41,44 +37,16 @@ func (p *plainHTTP) giveBack(w http.ResponseWriter, r *http.Request) {
 		bytes: slices.Concat(head, rest, c.early),
 	}
 	p.moving <- struct{}{}
-	err = p.enroll(back)
+	err = p.srv.enroll(back.sh, back, c.streamConn)
 	<-p.moving
 	if !c.listener.leave(c) {
 		return
 	}
-	why := RefuseLost
-	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
-		why = RefuseDescriptors // gnet has closed the socket, so nobody can be told
-	}
 	p.srv.logLoss("connection lost on its way to a loop", c.remote.AddrPort(), err)
-	back.sh.stats.refusals[why].Add(1)
-	_ = c.TCPConn.Close()
+	back.sh.stats.refusals[lossReason(err)].Add(1)
+	_ = c.streamConn.Close()
 	p.srv.release(c.remote, c.counted)
 	p.srv.socketClosed()
-}
-
-// enroll gives the connection to its loop. gnet duplicates the descriptor and closes the connection's
-// own, when opened has been called; it also may not call it, and have no error to tell.
-func (p *plainHTTP) enroll(back *returned) error {
-	tcp := back.conn.TCPConn
-	for _, addr := range []net.Addr{tcp.LocalAddr(), tcp.RemoteAddr()} {
-		a, ok := addr.(*net.TCPAddr)
-		if !ok {
-			return net.ErrClosed // the peer has reset the connection, and gnet would not expect that
-		}
-		// gnet puts the zone's memory into a pool in the end; net has given it to others as well.
-		a.Zone = strings.Clone(a.Zone)
-	}
-	enrolled, err := back.sh.loop.Enroll(gnet.NewContext(context.Background(), back), tcp)
-	if err != nil {
-		return err
-	}
-	select {
-	case result := <-enrolled:
-		return result.Err
-	case <-p.ended: // and with it the loop that would have answered
-		return errStopped
-	}
 }
 
 // opened is called on the loop. From here on the connection is like one that was accepted.
@@ -89,7 +57,7 @@ func (r *returned) opened(gc gnet.Conn) gnet.Action {
 	sh := r.sh
 	sh.enter()
 	sh.stats.Returned.Add(1)
-	sh.admit(gc, r.conn.remote, r.conn.counted).received(r.bytes)
+	sh.admit(gc, r.conn.entered, r.conn.remote, r.conn.counted).received(r.bytes)
 	sh.leave()
 	return gnet.None
 }

@@ -198,8 +198,8 @@ func TestReturnsAreSpread(t *testing.T) {
 func TestAConnectionIsLostOnItsWayBack(t *testing.T) {
 	s := start(t, withPages(mirror))
 	dial(t, s, "/echo").wantGone(s)
-	back := &returned{sh: s.allShards()[0], conn: &plainConn{TCPConn: &net.TCPConn{}, listener: s.plain.listener}}
-	if err := s.plain.enroll(back); !errors.Is(err, net.ErrClosed) {
+	back := &returned{sh: s.allShards()[0], conn: &plainConn{streamConn: &net.TCPConn{}, listener: s.plain.listener}}
+	if err := s.enroll(back.sh, back, back.conn.streamConn); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("enroll: %v", err)
 	}
 }
@@ -212,12 +212,12 @@ func TestAZoneIsCopied(t *testing.T) {
 	c.wantPage("GET /")
 	shared := string([]byte("eth0"))
 	plain := s.plain.listener.members()[0]
-	for _, addr := range []net.Addr{plain.TCPConn.RemoteAddr(), plain.LocalAddr()} {
+	for _, addr := range []net.Addr{plain.streamConn.RemoteAddr(), plain.LocalAddr()} {
 		addr.(*net.TCPAddr).Zone = shared
 	}
 	back := &returned{sh: s.allShards()[0], conn: plain}
-	_ = s.plain.enroll(back) // gnet cannot make sense of the zone, which comes after our part
-	for _, addr := range []net.Addr{plain.TCPConn.RemoteAddr(), plain.LocalAddr()} {
+	_ = s.enroll(back.sh, back, back.conn.streamConn) // gnet cannot make sense of the zone, which comes after our part
+	for _, addr := range []net.Addr{plain.streamConn.RemoteAddr(), plain.LocalAddr()} {
 		if zone := addr.(*net.TCPAddr).Zone; zone != shared || unsafe.StringData(zone) == unsafe.StringData(shared) {
 			t.Errorf("zone %q is shared", zone)
 		}

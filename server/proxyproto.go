@@ -3,7 +3,6 @@ package server
 import (
 	"errors"
 	"net"
-	"net/netip"
 	"time"
 
 	"carillon/codec"
@@ -15,8 +14,8 @@ type ProxyProtocol struct {
 	// Mode says whether there is such a header. Default [ProxyOff].
 	Mode ProxyMode `yaml:"mode"`
 
-	// From lists the networks, such as 10.0.0.0/8, of the balancers that may send it. From anywhere else
-	// it could say anything. It must not be empty unless Mode is ProxyOff. A connection from there for
+	// From lists the networks, such as 10.0.0.0/8, of the balancers that may send it; the word unix stands
+	// for whoever connects to a unix socket. From anywhere else it could say anything. It must not be empty unless Mode is ProxyOff. A connection from there for
 	// which no client is told is exempt from the limits for each address.
 	From []string `yaml:"from"`
 
@@ -34,32 +33,33 @@ const (
 	ProxyRequired ProxyMode = "required" // each connection comes from these networks and begins with one
 )
 
-func (p *ProxyProtocol) resolve(c *checker) {
-	c.duration("proxy_protocol.timeout", &p.Timeout, 5*time.Second, false)
-	c.networks("proxy_protocol.from", p.From)
+func (p *ProxyProtocol) resolve(c *checker, key string) {
+	c.duration(key+"timeout", &p.Timeout, 5*time.Second, false)
+	c.networks(key+"from", p.From)
 	switch p.Mode {
 	case "":
 		p.Mode = ProxyOff
 	case ProxyOff:
 	case ProxyOptional, ProxyRequired:
 		if len(p.From) == 0 {
-			c.add("proxy_protocol.from", "is missing: expected the networks of the balancers, such as [10.0.0.0/8]")
+			c.add(key+"from", "is missing: expected the networks of the balancers, such as [10.0.0.0/8]")
 		}
 	default:
-		c.add("proxy_protocol.mode", "%q is unknown: expected %s, %s or %s", p.Mode, ProxyOff, ProxyOptional, ProxyRequired)
+		c.add(key+"mode", "%q is unknown: expected %s, %s or %s", p.Mode, ProxyOff, ProxyOptional, ProxyRequired)
 	}
 }
 
-// mayProxy says whether a connection from there may begin with a PROXY header.
-func (s *Server) mayProxy(from netip.Addr) bool {
-	return s.opts().ProxyProtocol.Mode != ProxyOff && s.balancers.contains(from)
+// entered is where a connection in its handshake has come in. The place is otherwise for the time of the last
+// read, which nobody asks for as long as there is no WebSocket.
+func (c *Conn) entered() *listener {
+	return c.sh.srv.listeners[c.sh.shaking.times[c.slot].read]
 }
 
 // readProxy reads the PROXY header, if there is one, and returns how many bytes of b it has. It returns
 // false when there is nothing to go on with: more must come, or the connection has been refused.
 func (c *Conn) readProxy(b []byte) (size int, ok bool) {
 	header, size, err := codec.ParseProxy(b)
-	required := c.sh.srv.opts().ProxyProtocol.Mode == ProxyRequired
+	required := c.entered().proxyProtocol().Mode == ProxyRequired
 	switch {
 	case errors.Is(err, codec.ErrNoProxyHeader) && required:
 		c.cutOff(RefuseProxyMissing, err)
@@ -82,7 +82,7 @@ func (c *Conn) readProxy(b []byte) (size int, ok bool) {
 // prefaceDue ends the wait for a PROXY header.
 func (c *Conn) prefaceDue() {
 	switch {
-	case c.sh.srv.opts().ProxyProtocol.Mode == ProxyRequired:
+	case c.entered().proxyProtocol().Mode == ProxyRequired:
 		c.cutOff(RefuseProxyMissing, errProxyTimeout)
 	case c.in != nil: // it has begun
 		c.cutOff(RefuseProxyMalformed, errProxyTimeout)
@@ -95,6 +95,6 @@ var errProxyTimeout = errors.New("the PROXY header did not arrive within proxy_p
 
 // cutOff ends a connection that cannot be given an answer, since who speaks on it is not known.
 func (c *Conn) cutOff(why RefuseReason, err error) {
-	c.sh.srv.log.Debug("connection refused", "remote", c.RemoteAddr(), "reason", why, "error", err)
+	c.sh.srv.log.Debug("connection refused", "remote", shownAddr(c.RemoteAddr()), "reason", why, "error", err)
 	c.refuseWith(why, nil)
 }

@@ -8,7 +8,6 @@ import (
 	"log"
 	"log/slog"
 	"math"
-	"net"
 	"runtime"
 	"slices"
 	"sync"
@@ -38,40 +37,45 @@ type Server struct {
 	netLog       *log.Logger // for net/http
 	endpoints    []*endpoint
 	byPath       map[string]*endpoint
-	plain        *plainHTTP // nil without Options.HTTP
-	balancers    networks   // Options.ProxyProtocol.From
-	proxies      networks   // Options.TrustedProxies
-	addresses    *addresses // nil without limits for each address
+	plain        *plainHTTP  // nil without Options.HTTP
+	listeners    []*listener // Options.Listen, then Options.Listeners
+	proxies      networks    // Options.TrustedProxies
+	addresses    *addresses  // nil without limits for each address
 	handshakes   bucket
 	messages     pace // of each connection
 	bytes        pace
 	maxBacklog   int64
 	pingEarliest time.Duration // no connection's ping interval is shorter
 	begin        time.Time     // of the shards' clocks
+	looping      chan struct{} // closed when all loops listen
+	loopsEnded   chan struct{} // closed when they have ended
 	checkOwner   bool          // see goroutine
 	started      chan struct{}
 	empty        chan struct{} // has a value when the last socket closed while nobody comes in
 
 	// Set before started is closed.
-	addr           *net.TCPAddr
-	releaseAddr    func()
-	internal       *internal // nil when it is off
-	agent          *agent    // nil when it is off
+	tcp            []*listener // those that the loops listen on
+	internal       *internal   // nil when it is off
+	agent          *agent      // nil when it is off
 	maxConnections int
 	engine         gnet.Engine
 	watcher        *watcher
+	acceptors      []*acceptor // of the unix sockets; Run's own
 
 	current  atomic.Pointer[Options] // see opts
 	running  atomic.Bool
 	draining atomic.Bool // nobody new comes in
 	sockets  atomic.Int64
-	lastID   atomic.Uint64
-	ops      ops
-	ending   ending
-	plan     atomic.Pointer[plan] // who is closed when; nil until connections are closed
-	hub      *hub                 // immutable
-	roster   roster
-	shards   atomic.Pointer[[]*shard]
+
+	acceptErrors atomic.Uint64 // of the unix sockets
+
+	lastID atomic.Uint64
+	ops    ops
+	ending ending
+	plan   atomic.Pointer[plan] // who is closed when; nil until connections are closed
+	hub    *hub                 // immutable
+	roster roster
+	shards atomic.Pointer[[]*shard]
 
 	mu       sync.Mutex // guards what follows, and changes of shards
 	stop     context.CancelCauseFunc
@@ -115,6 +119,8 @@ func New(options Options) (*Server, error) {
 		checkOwner: checkOwner,
 		begin:      time.Now(),
 		started:    make(chan struct{}),
+		looping:    make(chan struct{}),
+		loopsEnded: make(chan struct{}),
 		empty:      make(chan struct{}, 1),
 		ending:     newEnding(),
 	}
@@ -123,7 +129,8 @@ func New(options Options) (*Server, error) {
 	if s.maxBacklog < 0 {
 		s.maxBacklog = math.MaxInt64 / 2
 	}
-	s.balancers, s.proxies = networksOf(opts.ProxyProtocol.From), networksOf(opts.TrustedProxies)
+	s.proxies = networksOf(opts.TrustedProxies)
+	s.newListeners()
 	s.limitRates()
 	s.pingEarliest = opts.Ping.Interval
 	if s.pingEarliest >= 0 {
@@ -167,16 +174,6 @@ func New(options Options) (*Server, error) {
 
 // Started is closed when the server listens.
 func (s *Server) Started() <-chan struct{} { return s.started }
-
-// Addr is the address that the server listens on. It is nil before Started.
-func (s *Server) Addr() net.Addr {
-	select {
-	case <-s.started:
-		return s.addr
-	default:
-		return nil
-	}
-}
 
 // MaxConnections is how many sockets may be open at once, 0 before Started.
 func (s *Server) MaxConnections() int {

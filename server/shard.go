@@ -38,6 +38,7 @@ type shard struct {
 	pending      queue         // audiences whose streams are not at their end
 	goingAway    bool          // the server shuts down: nobody may stay
 	stalled      []*Conn       // those that have an outbox
+	entrances    []entrance    // see listenerOf
 	deadlines    deadlines
 	lost         error // why the connection that is being closed was aborted
 	decoder      codec.Decoder

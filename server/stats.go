@@ -45,7 +45,7 @@ const (
 	RefuseHandler                               // the application's Upgrade said no
 	RefusePanic                                 // 500: the application's Upgrade panicked
 	RefuseLost                                  // the client went away before its head was complete
-	RefuseDescriptors                           // 503: no descriptor was left to move the connection to Options.HTTP, or back
+	RefuseDescriptors                           // 503: no descriptor was left to move the connection to Options.HTTP or back, or from a unix socket to a loop
 	RefuseOrigin                                // 403: a page of another origin, which may not connect here
 	RefuseAddressFull                           // 429: limits.max_connections_per_address is reached
 	RefuseHandshakes                            // 503: limits.handshakes_per_second is reached
@@ -122,9 +122,9 @@ func (s *counters) closed(code codec.CloseCode) {
 
 // Stats is what has happened since the server was made. Counters never go down.
 type Stats struct {
-	Sockets     int64  // open TCP connections, handshakes, closes and plain HTTP included
+	Sockets     int64  // open connections, handshakes, closes and plain HTTP included
 	Open        int64  // open WebSockets
-	Accepted    uint64 // TCP connections
+	Accepted    uint64 // connections
 	Opened      uint64 // handshakes that succeeded
 	PlainHTTP   uint64 // connections that were handed to Options.HTTP
 	Returned    uint64 // connections that came back from there with a request for an endpoint
@@ -139,6 +139,7 @@ type Stats struct {
 	ByteRate    uint64 // WebSockets closed for limits.bytes_per_second
 	Expired     uint64 // connections that were closed because of Identity.Expires
 
+	AcceptErrors uint64 // tries of a unix socket to accept that failed, mostly for want of descriptors, and are made again
 	HealthChecks uint64 // connections that were answered at Options.HealthPath
 
 	Drops    map[DropReason]uint64      // messages that one receiver each never got
@@ -154,6 +155,8 @@ func (s *Server) Stats() Stats {
 		Drops:    map[DropReason]uint64{},
 		Refusals: map[RefuseReason]uint64{},
 		Closes:   map[codec.CloseCode]uint64{},
+
+		AcceptErrors: s.acceptErrors.Load(),
 	}
 	for _, sh := range s.allShards() {
 		c := &sh.stats

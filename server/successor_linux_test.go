@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,16 +21,17 @@ import (
 
 func init() { childMains["generation"] = runGeneration }
 
-// runGeneration is one of several servers that follow each other on a port. It drains when its standard
-// input ends.
+// runGeneration is one of several servers that follow each other on two ports and a unix socket. It drains when
+// its standard input ends.
 func runGeneration() {
 	var loops int
-	var address string
-	if _, err := fmt.Sscan(os.Getenv("CARILLON_TEST_GENERATION"), &loops, &address); err != nil {
+	var address, second, path string
+	if _, err := fmt.Sscan(os.Getenv("CARILLON_TEST_GENERATION"), &loops, &address, &second, &path); err != nil {
 		panic(err)
 	}
 	s, err := New(Options{Listen: address, Loops: loops, Takeover: true, Endpoints: echoAndBroadcast(),
-		Drain: Drain{Duration: 300 * time.Millisecond, Deadline: patience}})
+		Listeners: []Listener{{Listen: "unix:" + path}, {Listen: second}},
+		Drain:     Drain{Duration: 300 * time.Millisecond, Deadline: patience}})
 	if err != nil {
 		panic(err)
 	}
@@ -57,10 +59,10 @@ type generation struct {
 	lines *bufio.Scanner
 }
 
-func startGeneration(t *testing.T, address string, loops int) *generation {
+func startGeneration(t *testing.T, loops int, addresses ...string) *generation {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"=generation", fmt.Sprintf("CARILLON_TEST_GENERATION=%d %s", loops, address))
+	cmd.Env = append(os.Environ(), childEnv+"=generation", fmt.Sprintf("CARILLON_TEST_GENERATION=%d %s", loops, strings.Join(addresses, " ")))
 	cmd.Stderr = os.Stderr
 	stdin, _ := cmd.StdinPipe()
 	out, err := cmd.StdoutPipe()
@@ -84,18 +86,12 @@ func (g *generation) says(word string) {
 	}
 }
 
-// Servers in processes of their own follow each other on one port, while clients keep connecting: as often as
+// Servers in processes of their own follow each other on two ports and a unix socket, while clients keep connecting: as often as
 // they can, and each with a request that comes a little after the connection. Every one of them opens a
 // connection, with the old server or with the new one.
 func TestSuccessorLosesNobody(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	_ = l.Close()
-
-	old := startGeneration(t, address, 2)
+	addresses := []string{freeAddress(t), freeAddress(t), socketPath(t)}
+	old := startGeneration(t, 2, addresses...)
 	stop := make(chan struct{})
 	var opened, failed atomic.Int64
 	var wg sync.WaitGroup
@@ -107,7 +103,7 @@ func TestSuccessorLosesNobody(t *testing.T) {
 					return
 				default:
 				}
-				if err := connectOnce(address, time.Duration(i%4)*5*time.Millisecond); err != nil {
+				if err := connectOnce(addresses[i%3], time.Duration(i%4)*5*time.Millisecond); err != nil {
 					if failed.Add(1) < 10 {
 						t.Errorf("a client failed: %v", err)
 					}
@@ -117,7 +113,7 @@ func TestSuccessorLosesNobody(t *testing.T) {
 		})
 	}
 	for _, loops := range []int{2, 3, 3} {
-		next := startGeneration(t, address, loops)
+		next := startGeneration(t, loops, addresses...)
 		_ = old.stdin.Close()
 		old.says("ended")
 		old = next
@@ -125,10 +121,19 @@ func TestSuccessorLosesNobody(t *testing.T) {
 	close(stop)
 	wg.Wait()
 	t.Logf("%d clients, %d of them failed", opened.Load(), failed.Load())
+	_ = old.stdin.Close()
+	old.says("ended")
+	if left, _ := os.ReadDir(filepath.Dir(addresses[2])); len(left) > 0 {
+		t.Errorf("%v is left", left)
+	}
 }
 
 func connectOnce(address string, pause time.Duration) error {
-	conn, err := net.Dial("tcp", address)
+	network := "tcp"
+	if filepath.IsAbs(address) {
+		network = "unix"
+	}
+	conn, err := net.Dial(network, address)
 	if err != nil {
 		return err
 	}
@@ -185,9 +190,68 @@ func TestTakeover(t *testing.T) {
 		_ = l.Close()
 		heir := start(t, Options{Listen: host + ":" + port, Takeover: true, Endpoints: echoAndBroadcast()})
 		eventually(t, "each loop's socket is found", func() bool {
-			n, err := countListeners(heir.addr)
+			n, err := countListeners(heir.listeners[0].tcpAddr())
 			return err == nil && n == heir.opts().Loops
 		})
+	}
+}
+
+// A successor that shares a unix socket's path takes all who come from then on, and keeps the file when its
+// predecessor goes. One that fails on the way changes nothing.
+func TestTakeoverOfAUnixSocket(t *testing.T) {
+	path, internal := socketPath(t), socketPath(t)
+	serve := func(extra string) (*Server, chan error) {
+		s, err := New(Options{Listen: "unix:" + path, Takeover: true, Endpoints: []Endpoint{whoAmI()}, Listeners: []Listener{{Listen: extra}},
+			Internal: Internal{Listen: "unix:" + internal}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- s.Run(t.Context()) }()
+		return s, ended
+	}
+	old, oldEnded := serve(freeAddress(t))
+	<-old.Started()
+	first := dialAt(t, "unix", path).upgrade("/who")
+	first.want("invalid AddrPort")
+
+	foreign, err := net.Listen("tcp", "127.0.0.1:0") // not with SO_REUSEPORT
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer foreign.Close()
+	if _, ended := serve(foreign.Addr().String()); true {
+		if err := <-ended; err == nil || !strings.Contains(err.Error(), "in use") {
+			t.Errorf("it is %v", err)
+		}
+	}
+	dialAt(t, "unix", path).upgrade("/who")
+	if n := old.Count(); n != 2 {
+		t.Errorf("the first server has %d connections, want 2", n)
+	}
+
+	heir, heirEnded := serve(freeAddress(t))
+	<-heir.Started()
+	eventually(t, "new connections come to the successor", func() bool {
+		dialAt(t, "unix", path).upgrade("/who")
+		return heir.Count() > 0
+	})
+	first.send("still here")
+	first.want("still here")
+	old.Shutdown(atOnce())
+	if err := <-oldEnded; err != nil {
+		t.Error(err)
+	}
+	dialAt(t, "unix", path).upgrade("/who")
+	_ = dialAt(t, "unix", internal).conn.Close()
+	heir.Shutdown(atOnce())
+	if err := <-heirEnded; err != nil {
+		t.Error(err)
+	}
+	for _, dir := range []string{filepath.Dir(path), filepath.Dir(internal)} {
+		if left, _ := os.ReadDir(dir); len(left) > 0 {
+			t.Errorf("%v is left", left)
+		}
 	}
 }
 

@@ -97,7 +97,7 @@ func (g *group) due(i int) bool {
 func (g *group) handshakeDue(i int) bool {
 	srv, c := g.sh.srv, g.members[i].conn
 	switch {
-	case c.is(markPreface) && passed(g.sh.clock, g.times[i].message, srv.opts().ProxyProtocol.Timeout):
+	case c.is(markPreface) && passed(g.sh.clock, g.times[i].message, c.entered().proxyProtocol().Timeout):
 		c.prefaceDue()
 	case g.sh.goingAway || srv.draining.Load():
 		c.refuse(RefuseDraining, rejectDraining)

@@ -8,16 +8,28 @@ import (
 )
 
 // URL is where clients find an endpoint with this path: below Options.PublicURL or, without that, at
-// the address that the server listens on, with localhost for every address of the machine. Of a port
-// that the kernel chooses it knows once the server has started.
+// the first TCP address that the server listens on, with localhost for every address of the machine. Of a
+// port that the kernel chooses it knows once the server has started. With unix sockets only it is
+// ws://localhost, which a client has to be told how to reach.
 func (s *Server) URL(path string) string {
 	if s.opts().PublicURL != "" {
 		base, _ := publicURL(s.opts().PublicURL)
 		return base + path
 	}
-	host, port, _ := net.SplitHostPort(s.opts().Listen)
-	if addr, ok := s.Addr().(*net.TCPAddr); ok {
-		port = strconv.Itoa(addr.Port)
+	host, port := "", ""
+	for i, l := range s.listeners {
+		text, _ := l.address()
+		if _, ok := unixPath(text); ok {
+			continue
+		}
+		host, port, _ = net.SplitHostPort(text)
+		if all := s.Addrs(); len(all) > 0 {
+			port = strconv.Itoa(all[i].(*net.TCPAddr).Port)
+		}
+		break
+	}
+	if port == "" { // there are unix sockets only
+		return "ws://localhost" + path
 	}
 	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 		host = "localhost"

@@ -1,0 +1,228 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/panjf2000/gnet/v2"
+)
+
+// listener is one address that the server listens on, with its settings.
+type listener struct {
+	// Immutable.
+	srv       *Server
+	key       string   // of its address in the options
+	index     int      // among Server.listeners
+	balancers networks // its ProxyProtocol.From
+	hidden    bool     // nobody is told of it: see hide
+
+	// Set before the server has started.
+	addr    net.Addr // a *net.TCPAddr, or a *net.UnixAddr
+	release func()   // a port that is held for the loops
+	socket  *unixSocket
+}
+
+func (s *Server) newListeners() {
+	o := s.opts()
+	for i, address := range o.publicAddresses() {
+		l := &listener{srv: s, key: address.key, index: i, release: func() {}}
+		l.balancers = networksOf(l.proxyProtocol().From)
+		s.listeners = append(s.listeners, l)
+	}
+}
+
+// proxyProtocol is what the options in force say about PROXY headers here.
+func (l *listener) proxyProtocol() *ProxyProtocol {
+	if o := l.srv.opts(); l.index > 0 {
+		return &o.Listeners[l.index-1].ProxyProtocol
+	}
+	return &l.srv.opts().ProxyProtocol
+}
+
+// mayProxy says whether a connection from there may begin with a PROXY header. The zero address is that of
+// clients of a unix socket.
+func (l *listener) mayProxy(from netip.Addr) bool {
+	return l.proxyProtocol().Mode != ProxyOff && l.balancers.contains(from)
+}
+
+func (l *listener) address() (text string, mode FileMode) {
+	if o := l.srv.opts(); l.index > 0 {
+		return o.Listeners[l.index-1].Listen, o.Listeners[l.index-1].Mode
+	}
+	return l.srv.opts().Listen, l.srv.opts().ListenMode
+}
+
+// openListeners makes sure that all addresses can be listened on. The unix sockets are from then on; for the
+// others it is the loops who do.
+func (s *Server) openListeners() error {
+	for i, l := range s.listeners {
+		err := l.open(s.listeners[:i])
+		if err != nil {
+			s.closeListeners()
+			if _, ok := errors.AsType[*OptionError](err); !ok && i > 0 {
+				err = fmt.Errorf("%s: %w", l.key, err)
+			}
+			return err
+		}
+		if l.socket == nil {
+			s.tcp = append(s.tcp, l)
+		}
+	}
+	if len(s.tcp) == 0 {
+		if err := s.hide(); err != nil {
+			s.closeListeners()
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *listener) open(before []*listener) (err error) {
+	text, mode := l.address()
+	takeover := l.srv.opts().Takeover
+	if path, ok := unixPath(text); ok {
+		if l.socket, err = listenUnix(path, mode, takeover); err == nil {
+			l.addr = l.socket.addr
+		}
+		return err
+	}
+	addr, release, err := reserve(text, takeover)
+	if err != nil {
+		return err
+	}
+	for _, other := range before { // whose host may be another name for the same address
+		if other.addr.Network() == "tcp" && other.addr.String() == addr.String() {
+			release()
+			return &OptionError{Key: l.key, Problem: fmt.Sprintf("%s is %s, which %s has already: expected another one", text, addr, other.key)}
+		}
+	}
+	l.addr, l.release = addr, release
+	return nil
+}
+
+// arriving is how many connections of unix sockets may be on their way to a loop.
+func (s *Server) arriving() (n int) {
+	for _, l := range s.listeners {
+		if text, _ := l.address(); strings.HasPrefix(text, unixPrefix) {
+			n += maxArriving
+		}
+	}
+	return n
+}
+
+// publishSockets takes the places of a predecessor's unix sockets.
+func (s *Server) publishSockets() error {
+	for _, l := range s.listeners {
+		if l.socket == nil {
+			continue
+		}
+		if err := l.socket.publish(); err != nil {
+			return fmt.Errorf("%s: %w", l.key, err)
+		}
+	}
+	if s.internal != nil && s.internal.socket != nil {
+		if err := s.internal.socket.publish(); err != nil {
+			return fmt.Errorf("internal.listen: %w", err)
+		}
+	}
+	return nil
+}
+
+// hide gives the loops a TCP address when there are only unix sockets, because gnet does not run without
+// any. It is given up when the loops are known.
+func (s *Server) hide() error {
+	addr, release, err := reserve("127.0.0.1:0", false)
+	if err != nil {
+		return fmt.Errorf("event engine: %w", err)
+	}
+	s.tcp = []*listener{{srv: s, addr: addr, release: release, hidden: true}}
+	return nil
+}
+
+// closeListeners gives up what the loops do not have.
+func (s *Server) closeListeners() {
+	for _, l := range s.listeners {
+		l.release()
+		if l.socket != nil {
+			l.socket.close()
+		}
+	}
+	for _, l := range s.tcp {
+		l.release()
+	}
+}
+
+// engineAddress is how gnet is told the address. It takes [::] for IPv6 alone, while everybody else takes it
+// for both.
+func (l *listener) engineAddress() string {
+	addr := l.tcpAddr()
+	switch {
+	case addr.IP.To4() != nil:
+		return "tcp4://" + addr.String()
+	case addr.IP.IsUnspecified():
+		return fmt.Sprintf("tcp://:%d", addr.Port)
+	}
+	return "tcp://" + addr.String()
+}
+
+func (l *listener) tcpAddr() *net.TCPAddr { return l.addr.(*net.TCPAddr) }
+
+// entrance is a listening socket of one loop: gnet has an address of its own for each.
+type entrance struct {
+	addr     net.Addr
+	listener *listener
+}
+
+// listenerOf says where a connection has come in that the loop has accepted.
+func (sh *shard) listenerOf(gc gnet.Conn) *listener {
+	if len(sh.srv.tcp) == 1 {
+		return sh.srv.tcp[0]
+	}
+	at := gc.LocalAddr()
+	for i := range sh.entrances {
+		if sh.entrances[i].addr == at {
+			return sh.entrances[i].listener
+		}
+	}
+	for _, l := range sh.srv.tcp {
+		if l.isAt(at.(*net.TCPAddr)) {
+			sh.entrances = append(sh.entrances, entrance{at, l})
+			return l
+		}
+	}
+	panic("server: the engine listens on " + at.String() + ", which nobody has told it")
+}
+
+// isAt says whether an address of gnet's is this one.
+func (l *listener) isAt(at *net.TCPAddr) bool {
+	addr := l.tcpAddr()
+	if at.IP == nil {
+		return at.Port == addr.Port && addr.IP.To4() == nil && addr.IP.IsUnspecified()
+	}
+	return at.Port == addr.Port && at.IP.Equal(addr.IP) && at.Zone == addr.Zone
+}
+
+// Addr is the address that the server listens on: that of Options.Listen, a [*net.TCPAddr] or a
+// [*net.UnixAddr]. It is nil before Started.
+func (s *Server) Addr() net.Addr {
+	if all := s.Addrs(); len(all) > 0 {
+		return all[0]
+	}
+	return nil
+}
+
+// Addrs are all addresses that the server listens on: that of Options.Listen and then those of
+// Options.Listeners. There are none before Started.
+func (s *Server) Addrs() (all []net.Addr) {
+	select {
+	case <-s.started:
+		for _, l := range s.listeners {
+			all = append(all, l.addr)
+		}
+	default:
+	}
+	return all
+}

@@ -1,0 +1,163 @@
+package server
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Listener is one more address to serve on, beside Options.Listen, with settings of its own. All
+// listeners serve the same endpoints and share the limits.
+type Listener struct {
+	// Listen is the address, as in [Options].Listen. It must not be empty.
+	Listen string `yaml:"listen"`
+
+	// Mode is for a unix socket, as [Options].ListenMode.
+	Mode FileMode `yaml:"mode"`
+
+	ProxyProtocol ProxyProtocol `yaml:"proxy_protocol"`
+}
+
+// FileMode is who may connect to a unix socket: the permission bits of its file, which are written as an
+// octal number, such as 0660.
+type FileMode uint32
+
+// String writes the bits as an octal number with a leading zero.
+func (m FileMode) String() string { return fmt.Sprintf("%04o", uint32(m)) }
+
+// MarshalText is String.
+func (m FileMode) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+
+// UnmarshalText reads an octal number up to 0777.
+func (m *FileMode) UnmarshalText(text []byte) error {
+	n, err := strconv.ParseUint(string(text), 8, 32)
+	if err != nil || n > 0o777 {
+		return fmt.Errorf("%q are no permissions: expected an octal number up to 0777, such as 0660", text)
+	}
+	*m = FileMode(n)
+	return nil
+}
+
+const (
+	unixPrefix = "unix:"
+
+	publicMode   = 0o660
+	internalMode = 0o600
+
+	// unixWord stands in a list of networks for whoever connects to a unix socket.
+	unixWord = "unix"
+)
+
+// unixPath is the path of a unix socket's address, or its abstract name, which begins with @.
+func unixPath(address string) (path string, ok bool) { return strings.CutPrefix(address, unixPrefix) }
+
+// maxUnixPath is how long the name of a unix socket may be. A successor's has a suffix for a moment.
+const maxUnixPath = len(unix.RawSockaddrUnix{}.Path) - 1 - suffixLength
+
+func (o *Options) resolveListeners(c *checker) {
+	if o.Listen == "" {
+		o.Listen = ":8080"
+	}
+	c.publicAddress("listen", o.Listen, &o.ListenMode, "listen_mode")
+	o.ProxyProtocol.resolve(c, "proxy_protocol.")
+	o.Listeners = slices.Clone(o.Listeners)
+	for i := range o.Listeners {
+		l, key := &o.Listeners[i], fmt.Sprintf("listeners[%d].", i)
+		c.publicAddress(key+"listen", l.Listen, &l.Mode, key+"mode")
+		l.ProxyProtocol.resolve(c, key+"proxy_protocol.")
+	}
+	taken := o.publicAddresses()
+	for i, address := range taken {
+		c.distinct(address.key, address.text, taken[:i])
+	}
+}
+
+// namedAddress is an address with the key that says it.
+type namedAddress struct{ key, text string }
+
+func (o *Options) publicAddresses() []namedAddress {
+	all := []namedAddress{{"listen", o.Listen}}
+	for i := range o.Listeners {
+		all = append(all, namedAddress{fmt.Sprintf("listeners[%d].listen", i), o.Listeners[i].Listen})
+	}
+	return all
+}
+
+// distinct complains about an address that another key has already.
+func (c *checker) distinct(key, address string, taken []namedAddress) {
+	for _, other := range taken {
+		if address != "" && sameAddress(address, other.text) {
+			c.add(key, "%s is what %s has already: expected another one", address, other.key)
+			return
+		}
+	}
+}
+
+// publicAddress checks an address that clients connect to, and fills in the mode of a unix socket.
+func (c *checker) publicAddress(key, address string, mode *FileMode, modeKey string) {
+	if _, ok := unixPath(address); ok {
+		c.unixAddress(key, address)
+	} else {
+		c.address(key, address, ":8080, 127.0.0.1:8080 or unix:/path")
+	}
+	c.fileMode(modeKey, mode, publicMode)
+}
+
+func (c *checker) fileMode(key string, mode *FileMode, def FileMode) {
+	if *mode == 0 {
+		*mode = def
+	}
+	if *mode > 0o777 {
+		c.add(key, "%v is out of range: expected permissions up to 0777, such as %v", *mode, def)
+	}
+}
+
+func (c *checker) unixAddress(key, address string) {
+	switch path, _ := unixPath(address); {
+	case strings.HasPrefix(path, "@"):
+		if runtime.GOOS != "linux" || len(path) == 1 {
+			c.add(key, "%q is no unix socket: expected unix:/path, or on Linux unix:@name", address)
+		}
+	case !filepath.IsAbs(path):
+		c.add(key, "%q is no unix socket: expected unix:/path, with a path from the root", address)
+	case path != filepath.Clean(path):
+		c.add(key, "%q has a path with more in it than it needs: expected %s%s", address, unixPrefix, filepath.Clean(path))
+	case len(path) > maxUnixPath:
+		c.add(key, "%q is too long: expected a path of at most %d bytes", address, maxUnixPath)
+	}
+}
+
+// sameAddress says whether two addresses cannot both be listened on.
+func sameAddress(a, b string) bool {
+	pathA, unixA := unixPath(a)
+	pathB, unixB := unixPath(b)
+	if unixA || unixB {
+		return unixA && unixB && pathA == pathB
+	}
+	hostA, portA, _ := net.SplitHostPort(a)
+	hostB, portB, _ := net.SplitHostPort(b)
+	return portA == portB && portA != "0" && (hostA == hostB || spans(hostA, hostB) || spans(hostB, hostA))
+}
+
+// spans says whether a host stands for all addresses of the machine that the other can be: 0.0.0.0 for
+// those of IPv4, and [::] or none for all.
+func spans(host, other string) bool {
+	ip, err := netip.ParseAddr(host)
+	switch {
+	case host == "":
+		return true
+	case err != nil || !ip.IsUnspecified():
+		return false
+	case ip.Is4():
+		its, err := netip.ParseAddr(other)
+		return err != nil || its.Unmap().Is4()
+	}
+	return true
+}
