@@ -34,7 +34,7 @@ func TestInternalOptions(t *testing.T) {
 		{"an address in the network needs a token", "", Internal{Listen: "10.1.2.3:8081"}, "internal.listen", "other machines"},
 		{"a name needs a token", "", Internal{Listen: "example.com:8081"}, "internal.listen", "other machines"},
 		{"with a token any address will do", "", Internal{Listen: ":8081", Token: "x"}, "", ""},
-		{"a port alone is no address", "", Internal{Listen: "8081"}, "internal.listen", "host:port, such as 127.0.0.1:8081, or off"},
+		{"a port alone is no address", "", Internal{Listen: "8081"}, "internal.listen", "host:port, such as 127.0.0.1:8081, unix:/path, or off"},
 		{"a port is a number", "", Internal{Listen: "127.0.0.1:http"}, "internal.listen", "no port from 0 to 65535"},
 		{"the public address is taken", "127.0.0.1:8081", Internal{Listen: "127.0.0.1:8081"}, "internal.listen", "what listen has already"},
 		{"the public port is taken, on any address", ":8081", Internal{Listen: "127.0.0.1:8081"}, "internal.listen", "what listen has already"},
