@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"iter"
 	"maps"
 	"os"
 	"path/filepath"
@@ -76,32 +77,12 @@ func TestTheExamplesInTheBuiltInFileAreRight(t *testing.T) {
 }
 
 func TestBuiltInFileHasEveryKey(t *testing.T) {
-	file, err := parser.ParseBytes(builtIn, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	examples, err := parser.ParseBytes(examples(t), 0)
-	if err != nil {
-		t.Fatal(err)
-	}
 	stated := map[string]bool{}
-	var walk func(n ast.Node, path string)
-	walk = func(n ast.Node, path string) {
-		switch n := n.(type) {
-		case *ast.MappingNode:
-			for _, v := range n.Values {
-				key := strings.TrimPrefix(path+"."+v.Key.GetToken().Value, ".")
-				stated[key] = true
-				walk(v.Value, key)
-			}
-		case *ast.SequenceNode:
-			for _, v := range n.Values {
-				walk(v, path+"[]")
-			}
+	for _, text := range [][]byte{builtIn, examples(t)} {
+		for _, path := range keyLines(t, text) {
+			stated[path] = true
 		}
 	}
-	walk(file.Docs[0].Body, "")
-	walk(examples.Docs[0].Body, "")
 	for _, k := range keys(reflect.TypeFor[config](), "", nil, false) {
 		if !stated[k.path] {
 			t.Errorf("config.yaml does not state %s", k.path)
@@ -116,6 +97,63 @@ func TestEveryKeyOfTheBuiltInFileIsExplained(t *testing.T) {
 		if key.MatchString(line) && !strings.HasPrefix(strings.TrimSpace(lines[i-1]), "#") && line != "    mode: broadcast" {
 			t.Errorf("line %d of config.yaml has no comment above it: %s", i+1, line)
 		}
+	}
+}
+
+// The built-in file marks exactly the keys that are read at the start only.
+func TestTheBuiltInFileMarksWhatNeedsARestart(t *testing.T) {
+	marked := map[string]bool{} // by key, where it stands for the first time
+	note := func(text []byte) {
+		lines := strings.Split(string(text), "\n")
+		for at, path := range keyLines(t, text) {
+			comment := ""
+			for i := at - 2; i >= 0 && strings.HasPrefix(strings.TrimSpace(lines[i]), "#"); i-- {
+				comment = lines[i] + comment
+			}
+			if _, seen := marked[path]; !seen {
+				marked[path] = strings.HasSuffix(comment, "(restart)")
+			}
+		}
+	}
+	note(builtIn)
+	note(examples(t))
+	for _, k := range keys(reflect.TypeFor[config](), "", nil, false) {
+		list, _, _ := strings.Cut(k.path, "[]") // which may be marked as a whole
+		if is, stated := marked[k.path]; !stated || (is || marked[list]) != needsRestart(k.path) {
+			t.Errorf("%s: marked %v, needs a restart %v", k.path, is, needsRestart(k.path))
+		}
+	}
+}
+
+// keyLines are the keys of a text in their order, by their lines.
+func keyLines(t *testing.T, text []byte) iter.Seq2[int, string] {
+	t.Helper()
+	file, err := parser.ParseBytes(text, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(yield func(int, string) bool) {
+		var walk func(n ast.Node, path string) bool
+		walk = func(n ast.Node, path string) bool {
+			switch n := n.(type) {
+			case *ast.MappingNode:
+				for _, v := range n.Values {
+					at := v.Key.GetToken()
+					key := strings.TrimPrefix(path+"."+at.Value, ".")
+					if !yield(at.Position.Line, key) || !walk(v.Value, key) {
+						return false
+					}
+				}
+			case *ast.SequenceNode:
+				for _, v := range n.Values {
+					if !walk(v, path+"[]") {
+						return false
+					}
+				}
+			}
+			return true
+		}
+		walk(file.Docs[0].Body, "")
 	}
 }
 
@@ -484,4 +522,53 @@ func FuzzPrint(f *testing.F) {
 			checkRoundTrip(t, c)
 		}
 	})
+}
+
+// docs/operations.md says for each key what a reload does, and agrees with the program about restarts.
+func TestEveryKeyHasItsRowInTheOperatorsBook(t *testing.T) {
+	text, err := os.ReadFile("docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, found := bytes.Cut(text, []byte("| key | on a reload |\n| --- | --- |\n"))
+	if !found {
+		t.Fatal("there is no table")
+	}
+	restart := map[string]bool{} // by key or section
+	for line := range strings.Lines(string(text)) {
+		cells := strings.Split(line, " | ")
+		if len(cells) != 2 {
+			break
+		}
+		for _, m := range regexp.MustCompile("`([a-z_.\\[\\]]+)`").FindAllStringSubmatch(cells[0], -1) {
+			if _, twice := restart[m[1]]; twice {
+				t.Errorf("%s is there twice", m[1])
+			}
+			restart[m[1]] = strings.HasPrefix(cells[1], "needs a restart")
+		}
+	}
+	used := map[string]bool{}
+	for _, k := range keys(reflect.TypeFor[config](), "", nil, false) {
+		if k.typ.Kind() == reflect.Struct || k.path == "endpoints" {
+			continue
+		}
+		section := strings.TrimPrefix(k.path, "topics[].") // whose rules are one key
+		if section != k.path {
+			section = "topics"
+		}
+		needs, stated := restart[section]
+		for !stated && section != "" {
+			section = section[:max(0, strings.LastIndexByte(section, '.'))]
+			needs, stated = restart[section]
+		}
+		if !stated || needs != needsRestart(k.path) {
+			t.Errorf("%s: stated %v, by %q, needs a restart %v", k.path, stated, section, needsRestart(k.path))
+		}
+		used[section] = true
+	}
+	for key := range restart {
+		if !used[key] {
+			t.Errorf("%s is no key", key)
+		}
+	}
 }

@@ -107,7 +107,7 @@ func rootCommand(std streams) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return serve(c, out)
+		return serve(file, c, out)
 	}))
 	root.Version = version()
 	root.SetVersionTemplate("{{.Version}}\n")
@@ -197,51 +197,83 @@ func checkConfig(out io.Writer, file string) error {
 	return errReported
 }
 
+// service is the server as the program runs it.
+type service struct {
+	file    string // of the configuration; empty for the one built in
+	config  config // as it was at the start, but for what a reload has changed
+	log     *slog.Logger
+	srv     *server.Server
+	pages   pages
+	out     io.Writer
+	started bool // it listens
+	told    bool // systemd knows that it ends
+}
+
 // serve runs the server until a signal ends it.
-func serve(c config, out io.Writer) error {
+func serve(file string, c config, out io.Writer) error {
 	c.LogLevel = new(slog.LevelVar)
 	c.Logger = newLogger(c.Log, c.LogLevel, os.Stderr)
 	c.Internal.Debug = profiles()
-	srv, closePages, err := newServer(c)
+	srv, pages, err := newServer(c)
 	if err != nil {
 		return err
 	}
-	defer closePages()
+	defer pages.close()
+	p := &service{file: file, config: c, log: c.Logger, srv: srv, pages: pages, out: out}
+	return p.run()
+}
+
+func (p *service) run() error {
 	ctx, drain := context.WithCancelCause(context.Background())
 	defer drain(nil)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
+	hangups, hadTerminal := notifyHangups(), hasTerminal()
+	defer signal.Stop(hangups)
 	signal.Ignore(syscall.SIGPIPE) // whoever reads our output may go away, the connections stay
 
 	ended := make(chan error, 1)
-	go func() { ended <- srv.Run(ctx) }()
-	started := srv.Started()
-	told := false
+	go func() { ended <- p.srv.Run(ctx) }()
+	started, ending := p.srv.Started(), p.srv.Ending()
+	signalled := false
 	for {
 		select {
 		case <-started:
 			started = nil
-			remove, err := writePID(c.PIDFile)
+			remove, err := writePID(p.config.PIDFile)
 			if err != nil {
 				return err
 			}
 			defer remove()
-			announce(out, c, srv)
-			warn(c.Logger, notify("READY=1", "STATUS=listens on "+addressList(srv.Addrs())))
+			p.tellStarted()
+		case <-hangups:
+			if hadTerminal && !hasTerminal() {
+				select { // the terminal was closed, which ends what runs there
+				case signals <- syscall.SIGHUP:
+				default: // it ends already
+				}
+				continue
+			}
+			p.reload()
 		case s := <-signals:
-			if told {
+			if signalled {
 				return fmt.Errorf("%v again: ended without draining", s)
 			}
-			told = true
-			warn(c.Logger, notify("STOPPING=1", fmt.Sprintf("STATUS=draining, %d connections", srv.Count()), extend(c.Drain.Deadline+stopSlack)))
-			fmt.Fprintf(out, "%v: draining, %d open, for up to %s; a second signal ends at once\n",
-				s, srv.Count(), shortDuration(c.Drain.Deadline))
-			if s == os.Interrupt {
-				srv.StartDrain(s.String(), 0) // there is a person, and hardly a balancer, to wait for it
+			signalled = true
+			fmt.Fprintf(p.out, "%v: draining, %d open, for up to %s; a second signal ends at once\n",
+				s, p.srv.Count(), shortDuration(p.srv.Options().Drain.Deadline))
+			if s != syscall.SIGTERM {
+				p.srv.StartDrain(s.String(), 0) // there is a person, and hardly a balancer, to wait for it
 			}
 			drain(errors.New(s.String()))
+		case <-ending:
+			ending = nil
+			p.tellEnding()
 		case err := <-ended:
+			if ending != nil {
+				p.tellEnding()
+			}
 			return err
 		}
 	}
@@ -281,24 +313,41 @@ func profiles() http.Handler {
 // few is the number of connections below which it is worth saying how to allow more.
 const few = 16 << 10
 
+// pages are what the program serves beside what its configuration says.
+type pages struct{ demo *demo.Demo } // nil without
+
+// addTo puts what the pages need into options.
+func (p pages) addTo(o server.Options) server.Options {
+	if p.demo != nil {
+		o.Endpoints = slices.Concat(o.Endpoints, p.demo.Endpoints())
+		o.Topics = slices.Concat(p.demo.Topics(), o.Topics)
+	}
+	return o
+}
+
+func (p pages) close() {
+	if p.demo != nil {
+		p.demo.Close()
+	}
+}
+
 // newServer makes the server with its pages.
-func newServer(c config) (srv *server.Server, closePages func(), err error) {
+func newServer(c config) (srv *server.Server, p pages, err error) {
 	o := c.Options
 	if !c.Demo {
 		if slices.ContainsFunc(o.Endpoints, func(e server.Endpoint) bool { return e.Mode == server.ModeTopics }) {
 			o.HTTP = http.HandlerFunc(serveClient)
 		}
 		srv, err = server.New(o)
-		return srv, func() {}, err
+		return srv, p, err
 	}
-	d := demo.New(demo.Options{})
-	o.Endpoints = slices.Concat(o.Endpoints, d.Endpoints())
-	o.Topics = slices.Concat(d.Topics(), o.Topics)
-	o.HTTP = d.Handler()
+	p.demo = demo.New(demo.Options{})
+	o = p.addTo(o)
+	o.HTTP = p.demo.Handler()
 	if srv, err = server.New(o); err == nil {
-		d.Attach(srv)
+		p.demo.Attach(srv)
 	}
-	return srv, d.Close, err
+	return srv, p, err
 }
 
 // serveClient hands out the JavaScript client.

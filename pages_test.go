@@ -29,11 +29,11 @@ func TestPages(t *testing.T) {
 				t.Fatal(err)
 			}
 			c.Logger = slog.New(slog.DiscardHandler)
-			srv, closePages, err := newServer(c)
+			srv, pages, err := newServer(c)
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer closePages()
+			defer pages.close()
 			ctx, stop := context.WithCancel(context.Background())
 			ended := make(chan error, 1)
 			go func() { ended <- srv.Run(ctx) }()

@@ -32,6 +32,25 @@ func notify(lines ...string) error {
 	return nil
 }
 
+// tellStarted tells everybody that the server listens.
+func (p *service) tellStarted() {
+	p.started = true
+	announce(p.out, p.config, p.srv)
+	p.ready("")
+}
+
+// ready tells systemd that the server serves, and what else there is to know.
+func (p *service) ready(also string) {
+	warn(p.log, notify("READY=1", fmt.Sprintf("STATUS=listens on %s%s", addressList(p.srv.Addrs()), also)))
+}
+
+// tellEnding tells systemd that the server ends and for how long that may take, whoever has asked for it.
+func (p *service) tellEnding() {
+	p.told = true
+	warn(p.log, notify("STOPPING=1", fmt.Sprintf("STATUS=draining, %d connections", p.srv.Count()),
+		extend(p.srv.Options().Drain.Deadline+stopSlack)))
+}
+
 // extend is how long systemd shall still wait for the end.
 func extend(d time.Duration) string {
 	return "EXTEND_TIMEOUT_USEC=" + strconv.FormatInt(d.Microseconds(), 10)

@@ -38,12 +38,14 @@ func (s *Server) shardOf(loop gnet.EventLoop) (*shard, error) {
 // returns false for one that is turned away.
 func (sh *shard) accept(gc gnet.Conn, l *listener, n int64) bool {
 	s := sh.srv
+	set := s.settings()
+	at := &set.listeners[l.index]
 	sh.stats.Accepted.Add(1)
 	reject, why := rejectFull, RefuseFull
 	if s.draining.Load() {
 		reject, why = rejectDraining, RefuseDraining
 	}
-	if why == RefuseDraining || n > int64(s.maxConnections+refuseSlots) {
+	if why == RefuseDraining || n > int64(set.maxSockets+refuseSlots) {
 		sh.stats.refusals[why].Add(1)
 		_, _ = write(int32(gc.Fd()), reject.AppendResponse(nil))
 		s.socketClosed()
@@ -55,10 +57,10 @@ func (sh *shard) accept(gc gnet.Conn, l *listener, n int64) bool {
 		copied.Zone = string([]byte(remote.Zone))
 		remote = &copied
 	}
-	isProxy, isCounted, excess := l.mayProxy(addrOf(remote)), false, 0
+	isProxy, isCounted, excess := at.mayProxy(addrOf(remote)), false, 0
 	switch {
 	case isProxy: // the client's address is to be told
-	case l.proxyProtocol().Mode == ProxyRequired:
+	case at.proxy.Mode == ProxyRequired:
 		sh.stats.refusals[RefuseProxyPeer].Add(1)
 		s.socketClosed()
 		return false
@@ -72,7 +74,7 @@ func (sh *shard) accept(gc gnet.Conn, l *listener, n int64) bool {
 		}
 	}
 	c := sh.admit(gc, l, remote, isCounted)
-	c.mark(markFull, n > int64(s.maxConnections))
+	c.mark(markFull, n > int64(set.maxSockets))
 	c.mark(markPreface, isProxy)
 	c.mark(markCrowd, excess > 0)
 	return true

@@ -14,14 +14,12 @@ import (
 
 // addresses is what the limits for each address need to know: how many connections an address has, and
 // how many handshakes it may still make. All loops share it. It is touched when a connection's address
-// becomes known, at a handshake for an endpoint and when the socket closes, and not at all without such
-// limits.
+// becomes known, at a handshake for an endpoint and when the socket closes, and not at all for connections
+// that were accepted without such limits.
 //
 // It holds an address as long as it has a connection or a debt of handshakes, and so no more of them than
 // there are sockets, and were in the last second.
 type addresses struct {
-	most  int       // connections; < 0 is no limit
-	shake pace      // handshakes
 	begin time.Time // of the clock
 	parts [64]addressPart
 }
@@ -51,11 +49,8 @@ func keyOf(a netip.Addr) addressKey {
 	return addressKey(binary.BigEndian.Uint64(b[:]))
 }
 
-func newAddresses(l *Limits, begin time.Time) *addresses {
-	a := &addresses{most: l.MaxConnectionsPerAddress, shake: newPace(int64(l.HandshakesPerSecondPerAddress), handshakeBurst), begin: begin}
-	if a.most < 0 && !a.shake.limited() {
-		return nil
-	}
+func newAddresses(begin time.Time) *addresses {
+	a := &addresses{begin: begin}
 	for i := range a.parts {
 		a.parts[i].known = map[addressKey]address{}
 	}
@@ -68,18 +63,18 @@ func (a *addresses) part(k addressKey) *addressPart {
 
 func (a *addresses) now() uint32 { return uint32(time.Since(a.begin).Milliseconds()) }
 
-// add counts a connection, and says how many there are too many of this address.
-func (a *addresses) add(k addressKey) (excess int) {
+// add counts a connection, and says how many there are too many of this address; most < 0 is no limit.
+func (a *addresses) add(k addressKey, most int) (excess int) {
 	p := a.part(k)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	e := p.known[k]
 	e.open++
 	p.known[k] = e
-	if a.most < 0 {
+	if most < 0 {
 		return 0
 	}
-	return max(0, int(e.open)-a.most)
+	return max(0, int(e.open)-most)
 }
 
 func (a *addresses) remove(k addressKey) {
@@ -92,13 +87,13 @@ func (a *addresses) remove(k addressKey) {
 }
 
 // handshake says whether an address may make one more.
-func (a *addresses) handshake(k addressKey) bool {
+func (a *addresses) handshake(k addressKey, shake pace) bool {
 	p := a.part(k)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	e, now := p.known[k], a.now() // read under the lock, so that it does not go back
 	e.debt, e.at = relax(e.debt, now-e.at), now
-	ok := a.shake.take(&e.debt, 1)
+	ok := shake.take(&e.debt, 1)
 	p.known[k] = e
 	return ok
 }
@@ -114,9 +109,6 @@ func (p *addressPart) keep(k addressKey, e address, now uint32) {
 
 // sweep forgets those whose debt was all that kept them, in a quarter of the parts.
 func (a *addresses) sweep(round int) {
-	if !a.shake.limited() {
-		return
-	}
 	for i := round % 4; i < len(a.parts); i += 4 {
 		p := &a.parts[i]
 		p.mu.Lock()
@@ -139,10 +131,12 @@ const crowdSlots = 8
 // claim counts a socket under its address, unless that is a proxy's, which many clients share: those are
 // counted when the request tells the client. A client of a unix socket has no address. excess is how many the address has too many.
 func (s *Server) claim(remote *net.TCPAddr) (counted bool, excess int) {
-	if s.addresses == nil || remote == nil || s.isProxy(remote) {
+	set := s.settings()
+	most := set.Limits.MaxConnectionsPerAddress
+	if remote == nil || most < 0 && !set.addressShake.limited() || set.proxies.contains(addrOf(remote)) {
 		return false, 0
 	}
-	return true, s.addresses.add(keyOf(addrOf(remote)))
+	return true, s.addresses.add(keyOf(addrOf(remote)), most)
 }
 
 // claim counts a connection whose address has become known after it was accepted. It returns false when
@@ -179,8 +173,6 @@ func addrOf(remote *net.TCPAddr) netip.Addr {
 	a, _ := netip.AddrFromSlice(remote.IP)
 	return a.Unmap()
 }
-
-func (s *Server) isProxy(remote *net.TCPAddr) bool { return s.proxies.contains(addrOf(remote)) }
 
 // addressText is an address as people and programs are shown it: "unix" for a client of a unix socket of whom
 // nobody has told more.

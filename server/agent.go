@@ -146,8 +146,8 @@ func (s *Server) agentLine() string {
 		}
 	}
 	if weight > 0 {
-		free := int64(s.maxConnections) - s.sockets.Load()
-		weight = int(max(free*100/int64(s.maxConnections), 1))
+		most := int64(s.settings().maxSockets)
+		weight = int(max((most-s.sockets.Load())*100/most, 1))
 	}
 	line := "up "
 	if s.elapsed()-time.Duration(s.ops.settled.Load()) < readyAfter {

@@ -24,7 +24,7 @@ type api struct {
 	srv     *Server
 	mux     http.ServeMux
 	metrics http.Handler
-	origins *http.CrossOriginProtection // nil with a token, which no page from elsewhere has
+	origins *http.CrossOriginProtection // for when there is no token, which no page from elsewhere has
 }
 
 // route is one thing that the interface does. What serve returns is answered as a problem.
@@ -69,10 +69,7 @@ const (
 // for Internal.Token if that is set, except at /livez and /readyz; if not, whoever serves it decides who
 // may come.
 func (s *Server) API() http.Handler {
-	a := &api{srv: s, metrics: s.metricsHandler()}
-	if s.opts().Internal.Token == "" {
-		a.origins = http.NewCrossOriginProtection()
-	}
+	a := &api{srv: s, metrics: s.metricsHandler(), origins: http.NewCrossOriginProtection()}
 	byPath := map[string][]route{}
 	for _, r := range routes {
 		byPath[r.path] = append(byPath[r.path], r)
@@ -110,7 +107,8 @@ func (a *api) admit(r *http.Request) *problem {
 	if r.URL.Path == livePath || r.URL.Path == readyPath {
 		return nil
 	}
-	if a.origins != nil {
+	secret := a.srv.opts().Internal.Token
+	if secret == "" {
 		if err := a.origins.Check(r); err != nil {
 			return problemOrigin.because("expected a request that no page of another origin has caused")
 		}
@@ -120,7 +118,7 @@ func (a *api) admit(r *http.Request) *problem {
 	if !strings.EqualFold(scheme, "Bearer") {
 		return problemToken.because("expected the header Authorization: Bearer TOKEN")
 	}
-	if subtle.ConstantTimeCompare([]byte(token), []byte(a.srv.opts().Internal.Token)) != 1 {
+	if subtle.ConstantTimeCompare([]byte(token), []byte(secret)) != 1 {
 		return problemToken.because("the token is not the right one")
 	}
 	return nil

@@ -33,7 +33,7 @@ type audience struct {
 	queued bool         // stands in sh.pending
 	latest bool         // of a topic of which slow members get only the newest message
 	kind   uint32       // which of meters.flushed is for it: 0 is that of all topics
-	newest *codec.Frame // that message
+	newest *codec.Frame // that message; nil until the topic has been of that kind
 }
 
 // member is a connection in an audience.
@@ -129,7 +129,7 @@ func (a *audience) publish(f *codec.Frame, at stamp) {
 	a.sh.backlog.Add(int64(len(f.Plain())))
 	a.stream = append(a.stream, f)
 	a.stamps = append(a.stamps, at)
-	if a.latest {
+	if a.latest || a.newest != nil {
 		a.newest = f
 	}
 	if !a.queued {
@@ -385,10 +385,18 @@ func newGroup(sh *shard, ep *endpoint) *group {
 	if ep != nil {
 		g.kind = uint32(ep.index) + 1
 	}
-	if ep != nil && (sh.srv.messages.limited() || sh.srv.bytes.limited()) {
-		g.debts = []debts{}
-	}
+	g.charge(sh.set)
 	return g
+}
+
+// charge keeps debts while a limit asks for them.
+func (g *group) charge(set *settings) {
+	switch limited := g.ep != nil && (set.messages.limited() || set.bytes.limited()); {
+	case !limited:
+		g.debts = nil
+	case g.debts == nil:
+		g.debts = make([]debts, len(g.members))
+	}
 }
 
 // add makes c a member. Messages that were published before do not concern it.

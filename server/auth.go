@@ -185,15 +185,16 @@ const firstKeys = 3 * time.Second
 func (s *Server) watchKeys(ctx, patience context.Context) {
 	patience, cancel := context.WithTimeout(patience, firstKeys)
 	defer cancel()
+	r := &s.reloads
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	var first sync.WaitGroup
-	for _, ep := range s.endpoints {
-		if v := ep.auth.jwt; v != nil {
+	for _, e := range s.settings().endpoints {
+		if v := e.auth.jwt; v != nil {
 			first.Go(func() { v.keys.refresh(patience) })
-			go func() {
-				first.Wait()
-				v.keys.watch(ctx)
-			}()
 		}
 	}
 	first.Wait()
+	r.alive, r.watched = ctx, map[*keyring]context.CancelFunc{}
+	s.watchNow(s.settings())
 }

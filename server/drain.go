@@ -40,9 +40,11 @@ var (
 type ending struct {
 	asked   chan struct{} // has a value when a drain has begun that Run does not know of
 	hurried chan struct{} // closed when there is no time for order
+	sure    chan struct{} // closed when nothing can be called off any more
 
 	mu      sync.Mutex // guards what follows
 	hurries bool       // hurried is closed
+	isSure  bool       // sure is closed
 	stopped bool
 	now     *drainRun // the drain under way; nil if there is none
 }
@@ -62,7 +64,7 @@ type drainRun struct {
 }
 
 func newEnding() ending {
-	return ending{asked: make(chan struct{}, 1), hurried: make(chan struct{})}
+	return ending{asked: make(chan struct{}, 1), hurried: make(chan struct{}), sure: make(chan struct{})}
 }
 
 // StartDrain begins the server's end in order: see [Options.Drain]. [Server.Run] returns when it is done.
@@ -85,6 +87,9 @@ func (e *ending) begin(reason string, delay time.Duration, final bool) bool {
 	defer e.mu.Unlock()
 	if e.stopped {
 		return false
+	}
+	if final {
+		e.beSure()
 	}
 	if e.now != nil {
 		e.now.final = e.now.final || final
@@ -115,6 +120,9 @@ func (s *Server) CallOffDrain() error {
 	s.log.Info("the drain was called off")
 	return nil
 }
+
+// Ending is closed when the server's end has begun and cannot be called off any more.
+func (s *Server) Ending() <-chan struct{} { return s.ending.sure }
 
 // State says whether the server should be sent new connections.
 func (s *Server) State() State { return s.Drain().State }
@@ -161,6 +169,7 @@ func (e *ending) giveUp(run *drainRun) bool {
 		return false
 	}
 	run.held = false
+	e.beSure()
 	return true
 }
 
@@ -178,10 +187,27 @@ func (e *ending) hurry() {
 		e.hurries = true
 		close(e.hurried)
 	}
+	e.beSure()
+}
+
+// beSure tells those who wait for the end. The caller holds mu.
+func (e *ending) beSure() {
+	if !e.isSure {
+		e.isSure = true
+		close(e.sure)
+	}
+}
+
+// begun says whether the server drains or has ended.
+func (e *ending) begun() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.now != nil || e.isSure
 }
 
 func (e *ending) stop() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.stopped = true
+	e.beSure()
 }

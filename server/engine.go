@@ -148,8 +148,7 @@ func (s *Server) engineError(err error) error {
 
 // prepare finds out all that could make the engine fail, so that the user gets a clear word.
 func (s *Server) prepare() (err error) {
-	others := s.opts().Internal.most() + s.opts().Agent.most() + s.arriving()
-	if s.maxConnections, err = maxConnections(s.opts().Limits.MaxConnections, s.opts().Loops, others); err != nil {
+	if err = s.measure(); err != nil {
 		return err
 	}
 	if err = s.openListeners(); err != nil {
@@ -172,6 +171,20 @@ func (s *Server) prepare() (err error) {
 		return fmt.Errorf("watch for writable sockets: %w", err)
 	}
 	return nil
+}
+
+// measure finds out how many connections there is room for.
+func (s *Server) measure() (err error) {
+	s.reloads.mu.Lock()
+	defer s.reloads.mu.Unlock()
+	set := *s.settings()
+	if s.reloads.room, err = roomFor(set.Loops, set.Internal.most()+set.Agent.most()+s.arriving()); err != nil {
+		return err
+	}
+	if set.maxSockets, err = s.reloads.room.sockets(set.Limits.MaxConnections); err == nil {
+		s.current.Store(&set)
+	}
+	return err
 }
 
 func (s *Server) runEngine() error {
@@ -206,39 +219,25 @@ func (s *Server) closeShards() {
 
 // keepTime has every shard look for time-outs.
 func (s *Server) keepTime(ctx context.Context) {
-	ticker := time.NewTicker(s.tick())
+	tick := s.settings().tick
+	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	for part := 0; ; part++ {
 		select {
 		case <-ctx.Done():
 			return
 		case now := <-ticker.C:
-			s.hub.sweep(now, part)
-			if s.addresses != nil {
-				s.addresses.sweep(part)
+			if is := s.settings().tick; is != tick {
+				tick = is
+				ticker.Reset(tick)
 			}
+			s.hub.sweep(now, part)
+			s.addresses.sweep(part)
 			for _, sh := range s.allShards() {
 				sh.postTick()
 			}
 		}
 	}
-}
-
-// tick is an eighth of the shortest time-out, within 5 ms and 1 s.
-func (s *Server) tick() time.Duration {
-	l, p := &s.opts().Limits, &s.opts().Ping
-	shortest := 8 * time.Second
-	for _, l := range s.listeners {
-		if p := l.proxyProtocol(); p.Mode != ProxyOff {
-			shortest = min(shortest, p.Timeout)
-		}
-	}
-	for _, d := range []time.Duration{l.HandshakeTimeout, l.IdleTimeout, l.WriteTimeout, l.CloseTimeout, p.Interval, p.Timeout} {
-		if d > 0 {
-			shortest = min(shortest, d)
-		}
-	}
-	return max(shortest/8, 5*time.Millisecond)
 }
 
 // events are gnet's callbacks.

@@ -90,7 +90,7 @@ var (
 const refreshPause = time.Second
 
 func (c *Conn) doRefresh(token string) (any, error) {
-	v, w := c.ep.auth.jwt, c.who()
+	v, w := c.ep.now().auth.jwt, c.who()
 	if v == nil || w == nil {
 		return nil, errRenewal
 	}

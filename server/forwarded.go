@@ -12,11 +12,12 @@ import (
 // this client may make one more handshake.
 func (c *Conn) locate(r *Request) (RefuseReason, error) {
 	s := c.sh.srv
-	if s.isProxy(c.remote) {
+	if proxies := s.settings().proxies; proxies.contains(addrOf(c.remote)) {
+		s.release(c.remote, c.is(markCounted)) // it was no proxy's when it was accepted
 		via := &c.sh.via
 		via.Reset()
 		r.AppendVia(via)
-		client, scheme := via.Client(r.RemoteAddr, s.proxies.contains)
+		client, scheme := via.Client(r.RemoteAddr, proxies.contains)
 		r.scheme, r.Secure = scheme, scheme == "https"
 		if client != r.RemoteAddr {
 			r.RemoteAddr, c.remote = client, net.TCPAddrFromAddrPort(client)
@@ -38,7 +39,8 @@ func (s *Server) clientOf(r *http.Request) (client string, ok bool) {
 	if r.RemoteAddr != nobody.Name {
 		peer, err = netip.ParseAddrPort(r.RemoteAddr)
 	}
-	if err != nil || !s.proxies.contains(peer.Addr()) {
+	proxies := s.settings().proxies
+	if err != nil || !proxies.contains(peer.Addr()) {
 		return "", false
 	}
 	via := codec.Via{
@@ -46,7 +48,7 @@ func (s *Server) clientOf(r *http.Request) (client string, ok bool) {
 		XForwardedFor:   fieldLines(r.Header["X-Forwarded-For"]),
 		XForwardedProto: fieldLines(r.Header["X-Forwarded-Proto"]),
 	}
-	address, _ := via.Client(peer, s.proxies.contains)
+	address, _ := via.Client(peer, proxies.contains)
 	return address.String(), address.IsValid()
 }
 

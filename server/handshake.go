@@ -154,10 +154,11 @@ func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 	if err := r.CheckUpgrade(); err != nil && !events {
 		return reasonOf(err), err
 	}
-	if !c.ep.origins.allow(r) {
+	now := c.ep.now()
+	if !now.origins.allow(r) {
 		return RefuseOrigin, rejectOrigin
 	}
-	if err := c.ep.auth.checkToken(r); err != nil {
+	if err := now.auth.checkToken(r); err != nil {
 		return RefuseNoToken, err
 	}
 	if c.ep.Mode == ModeTopics {
@@ -167,8 +168,8 @@ func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 		}
 		r.wish = w
 	}
-	if c.ep.auth.hook != nil {
-		c.ep.auth.hook.ask(r)
+	if now.auth.hook != nil {
+		now.auth.hook.ask(r)
 		return 0, nil
 	}
 	return c.askUpgrade(r)
@@ -222,7 +223,7 @@ func (c *Conn) open(hs codec.Handshake, r *Request, rest []byte) {
 // openEvents makes a stream of server-sent events of the connection.
 func (c *Conn) openEvents(r *Request) {
 	c.framing, c.subprotocol = r.wish.framing, noSubprotocol
-	c.sh.control = appendEventsHead(c.sh.control[:0], c.ep.origins.readable(&r.Request), r.ResponseHeader)
+	c.sh.control = appendEventsHead(c.sh.control[:0], c.ep.now().origins.readable(&r.Request), r.ResponseHeader)
 	c.dropInbound()
 	c.enter(r)
 }

@@ -39,10 +39,14 @@ const memoryEvery = time.Second
 
 // beginOps does what has to be done all the time, until ctx ends.
 func (s *Server) beginOps(ctx context.Context) {
-	if s.opts().Limits.MaxMemory < 0 {
-		return
+	look := func() {
+		var used int64
+		if s.opts().Limits.MaxMemory > 0 {
+			used = memoryUsed()
+		}
+		s.ops.memory.Store(used)
 	}
-	s.ops.memory.Store(memoryUsed())
+	look()
 	go func() {
 		ticker := time.NewTicker(memoryEvery)
 		defer ticker.Stop()
@@ -51,7 +55,7 @@ func (s *Server) beginOps(ctx context.Context) {
 			case <-ctx.Done():
 				return
 			case <-ticker.C:
-				s.ops.memory.Store(memoryUsed())
+				look()
 			}
 		}
 	}()
@@ -88,8 +92,8 @@ func (s *Server) unready() (list []condition) {
 	if s.ops.maintenance.Load() {
 		add("maintenance", "maintenance was switched on")
 	}
-	if n := s.sockets.Load(); n >= int64(s.maxConnections) {
-		add("full", "%d sockets are open: limits.max_connections is %d", n, s.maxConnections)
+	if n, most := s.sockets.Load(), s.settings().maxSockets; n >= int64(most) {
+		add("full", "%d sockets are open: limits.max_connections is %d", n, most)
 	}
 	if used, mark := s.ops.memory.Load(), int64(s.opts().Limits.MaxMemory); mark > 0 && used > mark {
 		add("memory", "%d bytes are in use: limits.max_memory is %d", used, mark)
@@ -219,7 +223,7 @@ func (s *Server) publicHealth() (status int, word string) {
 		return http.StatusServiceUnavailable, "draining\n"
 	}
 	// The check's own connection is one of the sockets.
-	if s.sockets.Load() > int64(s.maxConnections) {
+	if s.sockets.Load() > int64(s.settings().maxSockets) {
 		return http.StatusServiceUnavailable, "full\n"
 	}
 	for _, c := range s.unready() {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -38,7 +39,6 @@ var (
 type hub struct {
 	// Immutable.
 	srv    *Server
-	rules  []rule
 	seed   maphash.Seed
 	linger time.Duration // how long a topic is remembered that has neither subscribers nor history
 
@@ -47,6 +47,8 @@ type hub struct {
 	keys  keys
 
 	published atomic.Uint64
+	messages  atomic.Int64 // that topics keep
+	bytes     atomic.Int64 // of their payloads
 
 	mu       sync.RWMutex
 	patterns map[string]*source // guarded by mu
@@ -59,10 +61,7 @@ type hubPart struct {
 }
 
 func newHub(s *Server) *hub {
-	h := &hub{srv: s, rules: make([]rule, len(s.opts().Topics)), seed: maphash.MakeSeed(), linger: linger, patterns: map[string]*source{}}
-	for i, r := range s.opts().Topics {
-		h.rules[i].TopicRule = r
-	}
+	h := &hub{srv: s, seed: maphash.MakeSeed(), linger: linger, patterns: map[string]*source{}}
 	for i := range h.parts {
 		h.parts[i].topics = map[string]*topic{}
 	}
@@ -110,19 +109,15 @@ func (h *hub) make(name string) error {
 	if p.topics[name] != nil {
 		return nil
 	}
-	if n := h.count.Add(1); h.srv.opts().Limits.MaxTopics >= 0 && n > int64(h.srv.opts().Limits.MaxTopics) {
+	o := h.srv.opts()
+	if n := h.count.Add(1); o.Limits.MaxTopics >= 0 && n > int64(o.Limits.MaxTopics) {
 		h.count.Add(-1)
 		return ErrTooManyTopics
 	}
 	const bits = 41 // eight characters
-	t := &topic{epoch: 1<<(bits-1) | rand.Uint64N(1<<(bits-1)), used: time.Now()}
+	t := &topic{hub: h, epoch: 1<<(bits-1) | rand.Uint64N(1<<(bits-1)), used: time.Now()}
 	t.name, t.topic = string([]byte(name)), t // the name may be a part of something large
-	for i := range h.rules {
-		if matches(h.rules[i].Match, name) {
-			t.rule = &h.rules[i]
-			break
-		}
-	}
+	t.rule = ruleOf(o.Topics, name)
 	p.topics[t.name] = t
 	return nil
 }
@@ -254,7 +249,7 @@ func (h *hub) enter(p *Publication) (Receipt, error) {
 	now := time.Now()
 	t.offset++
 	t.used = now
-	m.topic, m.offset, m.time = t, t.offset, now.UnixMilli()
+	m.topic, m.offset, m.time, m.latest = t, t.offset, now.UnixMilli(), t.latest()
 	t.keep(m)
 	h.published.Add(1)
 	n := t.post(m, at)
@@ -285,7 +280,7 @@ func (h *hub) overloaded(t *topic, patterns []*source, n int64) *shard {
 
 func (src *source) overloaded(n int64) *shard {
 	for _, l := range src.locals {
-		if l.sh.backlog.Load()+n > l.sh.srv.maxBacklog {
+		if l.sh.backlog.Load()+n > l.sh.srv.settings().maxBacklog {
 			return l.sh
 		}
 	}
@@ -309,13 +304,7 @@ const linger = time.Minute
 // the topics each time, so that nobody waits for long.
 func (h *hub) sweep(now time.Time, part int) {
 	p := &h.parts[part%len(h.parts)]
-	p.mu.Lock()
-	topics := make([]*topic, 0, len(p.topics))
-	for _, t := range p.topics {
-		topics = append(topics, t)
-	}
-	p.mu.Unlock()
-	for _, t := range topics {
+	for _, t := range p.all() {
 		t.mu.Lock()
 		t.expire(now.UnixMilli())
 		t.forgotten = t.subscribers == 0 && t.history.len() == 0 && now.Sub(t.used) > h.linger
@@ -329,6 +318,25 @@ func (h *hub) sweep(now time.Time, part int) {
 		}
 	}
 	h.keys.expire(now)
+}
+
+func (p *hubPart) all() []*topic {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Collect(maps.Values(p.topics))
+}
+
+// rule gives each topic the rule that is its own now.
+func (h *hub) rule(now time.Time) {
+	for i := range h.parts {
+		for _, t := range h.parts[i].all() {
+			t.mu.Lock()
+			t.rule = ruleOf(h.srv.opts().Topics, t.name)
+			t.trim()
+			t.expire(now.UnixMilli())
+			t.mu.Unlock()
+		}
+	}
 }
 
 // TopicInfo is what a topic is at one moment.

@@ -171,12 +171,12 @@ func (c *Conn) checkRead(name string) error {
 // mayRead is checkRead for what is no subscription.
 func (c *Conn) mayRead(topic string) bool {
 	w := c.who()
-	return c.ep.Topics.maySubscribe(topic) && (w == nil || allows(w.inForce.Subscribe, topic))
+	return c.ep.now().Topics.maySubscribe(topic) && (w == nil || allows(w.inForce.Subscribe, topic))
 }
 
 func (c *Conn) mayPublish(topic string) bool {
 	w := c.who()
-	return c.ep.Topics.mayPublish(topic) && (w == nil || allows(w.inForce.Publish, topic))
+	return c.ep.now().Topics.mayPublish(topic) && (w == nil || allows(w.inForce.Publish, topic))
 }
 
 // checkRights says whether the client may have the topics of its request line.

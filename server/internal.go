@@ -149,8 +149,11 @@ func (s *Server) listenInternal() (*internal, error) {
 		return nil, err
 	}
 	handler := s.API()
-	if o.Token == "" && i.socket == nil {
-		handler = localOnly(handler)
+	if i.socket == nil {
+		handler = s.localOnly(handler)
+		s.reloads.mu.Lock()
+		s.reloads.exposed = isExposed(l.Addr())
+		s.reloads.mu.Unlock()
 	}
 	i.http = http.Server{
 		Handler:                      handler,
@@ -184,7 +187,7 @@ func (i *internal) listen(o *Internal, takeover bool) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	if addr, ok := l.Addr().(*net.TCPAddr); o.Token == "" && !(ok && addr.IP.IsLoopback()) { // localhost may be anything
+	if o.Token == "" && isExposed(l.Addr()) { // localhost may be anything
 		_ = l.Close()
 		return nil, &OptionError{Key: "internal.listen", Problem: fmt.Sprintf("%s is %s, which can be reached from other machines: expected internal.token beside it", o.Listen, l.Addr())}
 	}
@@ -209,15 +212,15 @@ func (i *internal) connState(conn net.Conn, state http.ConnState) {
 	}
 }
 
-// localOnly keeps out what a browser on this machine is made to send by a page from elsewhere: a name
-// that the page's owner has pointed to 127.0.0.1 (DNS rebinding).
-func localOnly(next http.Handler) http.Handler {
+// localOnly keeps out, where no token does, what a browser on this machine is made to send by a page from
+// elsewhere: a name that the page's owner has pointed to 127.0.0.1 (DNS rebinding).
+func (s *Server) localOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host := r.Host
 		if h, _, err := net.SplitHostPort(host); err == nil {
 			host = h
 		}
-		if !isLoopback(host) {
+		if s.opts().Internal.Token == "" && !isLoopback(host) {
 			writeProblem(w, problemHost.because("without a token the interface answers to localhost and loopback addresses, not to %.100q", r.Host))
 			return
 		}

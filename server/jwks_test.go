@@ -166,7 +166,7 @@ func TestIssuerIsAway(t *testing.T) {
 		t.Error("nobody is told")
 	}
 	published.broken.Store(false)
-	eventually(t, "there are keys", func() bool { return s.endpoints[0].auth.jwt.keys.keys.Load() != nil })
+	eventually(t, "there are keys", func() bool { return s.settings().endpoints[0].auth.jwt.keys.keys.Load() != nil })
 	dial(t, s, "/ws", token)
 	published.broken.Store(true)
 	n := published.fetches.Load()

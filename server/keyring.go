@@ -70,17 +70,21 @@ func (r *keyring) find(algorithm, id string) (found jwt.VerificationKeySet, err 
 	return found, errTokenKey
 }
 
-// refresh reads the keys anew. What is wrong is logged, and the old keys stay.
-func (r *keyring) refresh(ctx context.Context) bool {
-	var err error
+// load reads the keys anew.
+func (r *keyring) load(ctx context.Context) error {
 	if r.jwks == nil {
-		err = r.readFile()
-	} else {
-		var keys []signatureKey
-		if keys, err = r.jwks.fetch(ctx); err == nil {
-			r.replace(keys)
-		}
+		return r.readFile()
 	}
+	keys, err := r.jwks.fetch(ctx)
+	if err == nil {
+		r.replace(keys)
+	}
+	return err
+}
+
+// refresh is load where what is wrong is logged, and the old keys stay.
+func (r *keyring) refresh(ctx context.Context) bool {
+	err := r.load(ctx)
 	if err != nil && ctx.Err() == nil || errors.Is(err, context.DeadlineExceeded) {
 		r.log.Error("keys for tokens cannot be read, what was read before stays", "file", r.opts.KeyFile, "url", r.opts.JWKSURL, "error", err)
 	}

@@ -41,9 +41,9 @@ func TestKeyFileChanges(t *testing.T) {
 	s, log := startLogged(t, Options{Endpoints: []Endpoint{ep}})
 	dial(t, s, "/ws", withToken(i.token("ES256", alice())))
 	refused(t, s, 401, RefuseTokenSignature, "/ws", withToken(next.token("ES256", alice())))
-	before := s.endpoints[0].auth.jwt.keys.keys.Load()
+	before := s.settings().endpoints[0].auth.jwt.keys.keys.Load()
 	next.write(ep.Auth.JWT.KeyFile, "ES256")
-	eventually(t, "it is read", func() bool { return s.endpoints[0].auth.jwt.keys.keys.Load() != before })
+	eventually(t, "it is read", func() bool { return s.settings().endpoints[0].auth.jwt.keys.keys.Load() != before })
 	dial(t, s, "/ws", withToken(next.token("ES256", alice())))
 	refused(t, s, 401, RefuseTokenSignature, "/ws", withToken(i.token("ES256", alice())))
 	if err := os.WriteFile(ep.Auth.JWT.KeyFile, []byte("rubbish"), 0o600); err != nil {

@@ -190,24 +190,30 @@ func descriptorLimit() (int, error) {
 	return int(min(uint64(limit.Cur), math.MaxInt32)), nil
 }
 
-// maxConnections is the limit that was asked for, or what the descriptor limit allows. Beside the
-// connections there must be room for what is open already, for each loop's own descriptors, for the
-// clients that are being refused, for the internal interface, and for the files of the application.
-func maxConnections(want, loops, internal int) (int, error) {
-	total, err := descriptorLimit()
-	if err != nil {
-		return 0, err
+// room is how many connections the descriptor limit allows. Beside them there must be some for what is
+// open already at the start, for each loop's own descriptors, for the clients that are being refused, for
+// the internal interface, and for the files of the application.
+type room struct{ total, most int }
+
+func roomFor(loops, internal int) (r room, err error) {
+	if r.total, err = descriptorLimit(); err != nil {
+		return r, err
 	}
 	open, _ := os.ReadDir("/dev/fd")
-	most := total - len(open) - 8*loops - refuseSlots - internal - 32
+	if r.most = r.total - len(open) - 8*loops - refuseSlots - internal - 32; r.most < 1 {
+		err = fmt.Errorf("the descriptor limit of %d leaves no room for connections: raise it, for example with ulimit -n 65536", r.total)
+	}
+	return r, err
+}
+
+// sockets is the limit that was asked for, or what the descriptor limit allows.
+func (r room) sockets(want int) (int, error) {
 	switch {
-	case most < 1:
-		return 0, fmt.Errorf("the descriptor limit of %d leaves no room for connections: raise it, for example with ulimit -n 65536", total)
-	case want > most:
+	case want > r.most:
 		return 0, fmt.Errorf("limits.max_connections is %d, but the descriptor limit of %d allows %d: lower the one, or raise the other, for example with ulimit -n %d",
-			want, total, most, want+total-most)
+			want, r.total, r.most, want+r.total-r.most)
 	case want > 0:
 		return want, nil
 	}
-	return most, nil
+	return r.most, nil
 }

@@ -13,11 +13,10 @@ import (
 // listener is one address that the server listens on, with its settings.
 type listener struct {
 	// Immutable.
-	srv       *Server
-	key       string   // of its address in the options
-	index     int      // among Server.listeners
-	balancers networks // its ProxyProtocol.From
-	hidden    bool     // nobody is told of it: see hide
+	srv    *Server
+	key    string // of its address in the options
+	index  int    // among Server.listeners
+	hidden bool   // nobody is told of it: see hide
 
 	// Set before the server has started.
 	addr    net.Addr // a *net.TCPAddr, or a *net.UnixAddr
@@ -28,24 +27,17 @@ type listener struct {
 func (s *Server) newListeners() {
 	o := s.opts()
 	for i, address := range o.publicAddresses() {
-		l := &listener{srv: s, key: address.key, index: i, release: func() {}}
-		l.balancers = networksOf(l.proxyProtocol().From)
-		s.listeners = append(s.listeners, l)
+		s.listeners = append(s.listeners, &listener{srv: s, key: address.key, index: i, release: func() {}})
 	}
 }
 
-// proxyProtocol is what the options in force say about PROXY headers here.
-func (l *listener) proxyProtocol() *ProxyProtocol {
-	if o := l.srv.opts(); l.index > 0 {
-		return &o.Listeners[l.index-1].ProxyProtocol
-	}
-	return &l.srv.opts().ProxyProtocol
-}
+// now are the listener's settings.
+func (l *listener) now() *listenerSettings { return &l.srv.settings().listeners[l.index] }
 
 // mayProxy says whether a connection from there may begin with a PROXY header. The zero address is that of
 // clients of a unix socket.
-func (l *listener) mayProxy(from netip.Addr) bool {
-	return l.proxyProtocol().Mode != ProxyOff && l.balancers.contains(from)
+func (at *listenerSettings) mayProxy(from netip.Addr) bool {
+	return at.proxy.Mode != ProxyOff && at.balancers.contains(from)
 }
 
 func (l *listener) address() (text string, mode FileMode) {

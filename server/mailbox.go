@@ -111,7 +111,7 @@ func (m *mailbox) putBytes(kind letterKind, c *Conn, n int) {
 }
 
 func (sh *shard) postMessage(c *Conn, op codec.Opcode, payload []byte) error {
-	if sh.backlog.Load()+int64(len(payload)) > sh.srv.maxBacklog {
+	if sh.backlog.Load()+int64(len(payload)) > sh.srv.settings().maxBacklog {
 		sh.stats.drop(DropOverloaded, 1)
 		return ErrOverloaded
 	}
@@ -130,7 +130,7 @@ func (sh *shard) postBytes(kind letterKind, c *Conn, op codec.Opcode, payload []
 		// Compression takes long, so it is not done under the lock.
 		buf := compressed.Get().(*[]byte)
 		defer compressed.Put(buf)
-		*buf = c.ep.deflater.AppendFrame((*buf)[:0], op, payload)
+		*buf = c.ep.now().deflater.AppendFrame((*buf)[:0], op, payload)
 		sh.postEncoded(kind, c, *buf)
 		return
 	}
@@ -167,7 +167,7 @@ func (sh *shard) postFrame(c *Conn, f *codec.Frame) error {
 		f = event(f.Opcode(), f.Payload())
 	}
 	n := int64(len(f.Plain()))
-	if sh.backlog.Load()+n > sh.srv.maxBacklog {
+	if sh.backlog.Load()+n > sh.srv.settings().maxBacklog {
 		sh.stats.drop(DropOverloaded, 1)
 		return ErrOverloaded
 	}

@@ -47,6 +47,7 @@ type message struct {
 	offset uint64
 	time   int64 // milliseconds since 1970
 	format Format
+	latest bool // slow subscribers of the topic need only the newest
 	raw    *codec.Frame
 
 	mu    sync.Mutex

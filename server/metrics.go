@@ -70,6 +70,8 @@ var singles = []single{
 	{"ready", "1 when the server wants new connections, else 0: see /readyz.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(len(s.unready()) == 0) }},
 	{"draining", "1 when the server drains.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.ending.current() != nil) }},
 	{"maintenance", "1 when maintenance was switched on.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.ops.maintenance.Load()) }},
+	{"config_last_reload_successful", "1 when the last reload of the options succeeded, or there was none.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.reloads.good.Load()) }},
+	{"config_last_reload_success_timestamp_seconds", "When options were taken for the last time, the start included, in seconds since 1970.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.reloads.goodAt.Load()) / 1000 }},
 	{"log_events_omitted_total", "Events of single connections that were not logged because there were too many.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.omitted()) }},
 }
 
@@ -83,6 +85,7 @@ const (
 	metricHandshake
 	metricTurn
 	metricLag
+	metricReloads
 	metricBuild
 	numLabelled
 )
@@ -100,6 +103,7 @@ var labelled = [numLabelled]struct {
 	metricHandshake: {"handshake_seconds", "From accepting a connection to the answer that opened it.", nil},
 	metricTurn:      {"loop_turn_seconds", "How long turns of the event loops took.", nil},
 	metricLag:       {"loop_lag_seconds", "From asking a loop for a turn to the turn.", nil},
+	metricReloads:   {"config_reloads_total", "Reloads of the options, by result.", []string{"result"}},
 	metricBuild:     {"build_info", "Always 1; the labels say what was built.", []string{"version", "revision", "go_version"}},
 }
 
@@ -167,6 +171,9 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 	m.sum(to, metricHandshake, shards, func(sh *shard) *histogram { return &sh.meters.handshake })
 	m.sum(to, metricTurn, shards, func(sh *shard) *histogram { return &sh.meters.turn })
 	m.sum(to, metricLag, shards, func(sh *shard) *histogram { return &sh.meters.lag })
+	for i, result := range reloadResults {
+		m.send(to, metricReloads, prometheus.CounterValue, float64(s.reloads.done[i].Load()), result)
+	}
 	m.send(to, metricBuild, prometheus.GaugeValue, 1, m.build...)
 }
 
@@ -235,10 +242,4 @@ func (h *hub) patternCount() int {
 }
 
 // kept is what all topics keep, in messages and in bytes of payload.
-func (h *hub) kept() (messages, bytes int64) {
-	for i := range h.rules {
-		messages += h.rules[i].messages.Load()
-		bytes += h.rules[i].bytes.Load()
-	}
-	return messages, bytes
-}
+func (h *hub) kept() (messages, bytes int64) { return h.messages.Load(), h.bytes.Load() }

@@ -17,6 +17,8 @@ import (
 
 // Options are everything a [Server] can be told. They are the keys of the configuration file.
 //
+// [Server.Reload] changes most of them while the server runs: see [NeedsRestart].
+//
 // One rule holds for every field: zero means the default that its comment names, and for a limit or
 // a time-out a negative value means off. The zero Options make a server that listens on ":8080" and
 // has no endpoint, so at least Endpoints is worth setting.

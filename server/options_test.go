@@ -205,7 +205,7 @@ func TestTick(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := s.tick(); got != row.tick {
+		if got := s.settings().tick; got != row.tick {
 			t.Errorf("close_timeout %v and write_timeout %v: tick %v, want %v", row.close, row.write, got, row.tick)
 		}
 	}

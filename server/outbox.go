@@ -54,7 +54,7 @@ const flushChunk = 128 << 10
 // encoded is the form of a frame that this connection negotiated.
 func (c *Conn) encoded(f *codec.Frame) []byte {
 	if c.deflate {
-		return f.Deflated(c.ep.deflater)
+		return f.Deflated(c.ep.now().deflater)
 	}
 	return f.Plain()
 }
@@ -218,7 +218,7 @@ func (c *Conn) wroteFrames(a *audience, sub int32, frames []*codec.Frame, writte
 
 // queueFrames puts messages behind what waits.
 func (c *Conn) queueFrames(a *audience, sub int32, frames []*codec.Frame) {
-	if a != nil && a.latest && len(frames) > 0 && c.state.Load() == stateOpen {
+	if a != nil && len(frames) > 0 && (a.latest || a.newest != nil && c.more.subs[sub].stale) && c.state.Load() == stateOpen {
 		c.conflate(sub, len(frames))
 		return
 	}
@@ -298,7 +298,7 @@ func (o *outbox) replacePong(b []byte) bool {
 // makeRoom applies the slow-consumer policy to a message or reply of n bytes and says whether it may wait.
 // A client that does not even read the replies to its requests is closed, whatever the policy.
 func (c *Conn) makeRoom(n int, kind itemKind) bool {
-	o, slow := c.out, &c.ep.SlowConsumer
+	o, slow := c.out, &c.ep.now().SlowConsumer
 	fits := func() bool {
 		return slow.MaxQueue < 0 || o.counted() == 0 || o.counted()+n <= int(slow.MaxQueue)
 	}

@@ -17,7 +17,9 @@ func queued(sh *shard, ep *endpoint) *Conn {
 }
 
 func unitEndpoint(slow SlowConsumer) *endpoint {
-	return &endpoint{Endpoint: Endpoint{Path: "/", SlowConsumer: slow}}
+	s := &Server{}
+	s.current.Store(&settings{endpoints: []*endpointSettings{{Endpoint: &Endpoint{SlowConsumer: slow}}}})
+	return &endpoint{srv: s}
 }
 
 // modelItem is an item as a simple queue would keep it.
@@ -253,7 +255,7 @@ func (m *groupModel) walk() {
 func TestGroupWalk(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 2))
-		sh := &shard{srv: &Server{}, meters: meters{flushed: make([]histogram, 2)}}
+		sh := &shard{srv: &Server{}, set: &settings{}, meters: meters{flushed: make([]histogram, 2)}}
 		g := newGroup(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
 		g.base = 1<<32 - 20 // it wraps
 		m := &groupModel{t: t, r: r, g: g, members: map[*Conn]uint32{}}
@@ -293,7 +295,7 @@ func TestGroupWalk(t *testing.T) {
 
 // The memory of a crowd that has left is given back.
 func TestGroupShrinks(t *testing.T) {
-	g := newGroup(&shard{srv: &Server{}}, unitEndpoint(SlowConsumer{}))
+	g := newGroup(&shard{srv: &Server{}, set: &settings{}}, unitEndpoint(SlowConsumer{}))
 	for range 50_000 {
 		g.add(queued(g.sh, g.ep), times{})
 	}

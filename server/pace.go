@@ -48,19 +48,18 @@ func relax(debt, passed uint32) uint32 {
 
 // bucket is one that all loops take from.
 type bucket struct {
-	pace
 	begin time.Time // of the clock
 
 	mu       sync.Mutex
 	debt, at uint32 // guarded by mu
 }
 
-func (b *bucket) take() bool {
+func (b *bucket) take(p pace) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := uint32(time.Since(b.begin).Milliseconds())
 	b.debt, b.at = relax(b.debt, now-b.at), now
-	return b.pace.take(&b.debt, 1)
+	return p.take(&b.debt, 1)
 }
 
 // How much may come at once. What a client could not send while its network was away for a moment is no

@@ -266,7 +266,7 @@ func TestAVisitorWhoComesTooLate(t *testing.T) {
 	if answer, err := io.ReadAll(late); err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 503 ") {
 		t.Errorf("%q, %v", answer, err)
 	}
-	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+	if _, err := l.newTurn().Accept(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Accept: %v", err)
 	}
 	if l.put(h) {

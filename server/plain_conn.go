@@ -32,6 +32,7 @@ type plainListener struct {
 	mu     sync.Mutex
 	filled sync.Cond // queue has become longer, or closed is set
 	queue  []handed  // no longer than the number of sockets
+	turn   int       // which of the http.Servers accepts
 	closed bool
 	conns  map[*plainConn]struct{} // those that were accepted and not given away since
 }
@@ -54,29 +55,64 @@ func (l *plainListener) put(h handed) bool {
 	return true
 }
 
+// plainTurn is what one of the http.Servers accepts from until it is another one's turn.
+type plainTurn struct {
+	*plainListener
+	mine int
+}
+
+func (l *plainListener) newTurn() *plainTurn {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return &plainTurn{l, l.turn}
+}
+
+// endTurn has Accept fail for who accepts now.
+func (l *plainListener) endTurn() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.turn++
+	l.filled.Broadcast()
+}
+
+func (t *plainTurn) over() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.turn != t.mine
+}
+
+// Close ends all of it, unless somebody else's turn has come: an http.Server that goes closes its listener.
+func (t *plainTurn) Close() error {
+	if t.over() {
+		return nil
+	}
+	return t.plainListener.Close()
+}
+
 // Accept makes the connections one after the other, because each takes a second descriptor meanwhile.
-func (l *plainListener) Accept() (net.Conn, error) {
+func (t *plainTurn) Accept() (net.Conn, error) {
 	for {
-		h, ok := l.take()
+		h, ok := t.take()
 		if !ok {
 			return nil, net.ErrClosed
 		}
-		c, err := l.open(h)
+		c, err := t.open(h)
 		if err == nil {
 			return c, nil
 		}
-		l.srv.logLoss("request refused", h.remote.AddrPort(), err)
-		l.refuse(h, RefuseDescriptors, rejectDescriptors)
+		t.srv.logLoss("request refused", h.remote.AddrPort(), err)
+		t.refuse(h, RefuseDescriptors, rejectDescriptors)
 	}
 }
 
-func (l *plainListener) take() (h handed, ok bool) {
+func (t *plainTurn) take() (h handed, ok bool) {
+	l := t.plainListener
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for len(l.queue) == 0 && !l.closed {
+	for len(l.queue) == 0 && !l.closed && l.turn == t.mine {
 		l.filled.Wait()
 	}
-	if len(l.queue) == 0 {
+	if len(l.queue) == 0 || l.turn != t.mine {
 		return handed{}, false
 	}
 	h = l.queue[0]
@@ -133,7 +169,7 @@ func (l *plainListener) refuse(h handed, why RefuseReason, r *codec.Rejection) {
 	l.srv.socketClosed()
 }
 
-// Close ends Accept. Those who wait for it came too late.
+// Close ends Accept for good. Those who wait for it came too late.
 func (l *plainListener) Close() error {
 	l.mu.Lock()
 	late := l.queue

@@ -3,8 +3,10 @@ package server
 import (
 	"context"
 	"errors"
+	"net"
 	"net/http"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,11 +22,20 @@ import (
 // nothing to the TCP connection while the duplicate is open. It counts in Server.sockets throughout.
 type plainHTTP struct {
 	srv      *Server
-	server   http.Server
 	listener *plainListener
 	served   chan struct{} // closed when the http.Server accepts no more
 	moving   chan struct{} // has a value for each connection on its way back: see maxMoving
 	turn     atomic.Uint64 // for choosing the loop of one that comes back
+
+	mu       sync.Mutex
+	servers  []*plainServer // guarded by mu: the last one accepts, see renew
+	draining bool           // guarded by mu
+}
+
+// plainServer serves the connections that it has accepted, with the options of that time.
+type plainServer struct {
+	http.Server
+	open atomic.Int64 // connections
 }
 
 // plainIdle is longer than the 60 seconds for which most balancers keep a connection that is idle: the
@@ -40,33 +51,85 @@ var errPlainHTTP = errors.New("a request for Options.HTTP")
 var rejectDescriptors = &codec.Rejection{Status: 503, Reason: "server has no descriptor left", Header: [][2]string{{"Retry-After", "5"}}}
 
 func newPlainHTTP(s *Server) *plainHTTP {
-	p := &plainHTTP{
+	return &plainHTTP{
 		srv:      s,
 		listener: newPlainListener(s),
 		served:   make(chan struct{}),
 		moving:   make(chan struct{}, maxMoving),
 	}
-	p.server = http.Server{
-		Handler:           p,
-		ReadHeaderTimeout: max(s.opts().Limits.HandshakeTimeout, 0),
-		IdleTimeout:       plainIdle,
-		MaxHeaderBytes:    int(s.opts().Limits.MaxHead),
-		ErrorLog:          s.netLog, // panics, mostly
-	}
-	return p
 }
 
+// serve ends when it is told to.
 func (p *plainHTTP) serve() {
 	defer close(p.served)
-	_ = p.server.Serve(p.listener) // ends when it is told to
+	for {
+		turn := p.listener.newTurn()
+		server := p.next()
+		if server == nil {
+			_ = p.listener.Close()
+			return
+		}
+		_ = server.Serve(turn)
+		if !turn.over() {
+			return
+		}
+	}
+}
+
+// next makes an http.Server for what is accepted from now on, and forgets those that have nothing left to
+// do. It is nil when nothing is to be accepted.
+func (p *plainHTTP) next() *plainServer {
+	l := &p.srv.opts().Limits
+	server := &plainServer{Server: http.Server{
+		Handler:           p,
+		ReadHeaderTimeout: max(l.HandshakeTimeout, 0),
+		IdleTimeout:       plainIdle,
+		MaxHeaderBytes:    int(l.MaxHead),
+		ErrorLog:          p.srv.netLog, // panics, mostly
+	}}
+	server.ConnState = func(_ net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			server.open.Add(1)
+		case http.StateHijacked, http.StateClosed:
+			server.open.Add(-1)
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.draining {
+		return nil
+	}
+	p.servers = append(slices.DeleteFunc(p.servers, func(s *plainServer) bool { return s.open.Load() == 0 }), server)
+	return server
+}
+
+// renew has the options of now hold for connections that are accepted from now on: net/http reads them
+// whenever it likes, so those of an http.Server that runs cannot be changed.
+func (p *plainHTTP) renew() { p.listener.endTurn() }
+
+// each calls a function for all http.Servers at once, and waits. No other one comes after that.
+func (p *plainHTTP) each(do func(*http.Server)) {
+	p.mu.Lock()
+	p.draining = true
+	servers := slices.Clone(p.servers)
+	p.mu.Unlock()
+	var all sync.WaitGroup
+	for _, server := range servers {
+		all.Go(func() { do(&server.Server) })
+	}
+	all.Wait()
 }
 
 // drain closes the connections that carry no request, and the others when theirs is answered.
-func (p *plainHTTP) drain(ctx context.Context) { _ = p.server.Shutdown(ctx) }
+func (p *plainHTTP) drain(ctx context.Context) {
+	p.each(func(server *http.Server) { _ = server.Shutdown(ctx) })
+}
 
 // close cuts what is left, also connections that the application has hijacked. The loops have ended.
 func (p *plainHTTP) close() {
-	_ = p.server.Close()
+	p.each(func(server *http.Server) { _ = server.Close() })
+	_ = p.listener.Close()
 	<-p.served
 	for _, c := range p.listener.members() {
 		_ = c.Close()

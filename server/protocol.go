@@ -299,7 +299,7 @@ func (c *Conn) doPresence(topic string) (any, error) {
 	if err := CheckTopic(topic); err != nil {
 		return nil, err
 	}
-	if !c.ep.Topics.Presence || !c.mayRead(topic) {
+	if !c.ep.now().Topics.Presence || !c.mayRead(topic) {
 		return nil, errNotAllowed
 	}
 	present := c.sh.srv.Subscribers(topic)
@@ -387,7 +387,7 @@ func (c *Conn) reply(id json.RawMessage, what string, value any) {
 func (c *Conn) sendReply(id json.RawMessage, what string, value any) {
 	b := appendReply(nil, id, what, value)
 	if c.deflate {
-		b = c.ep.deflater.AppendFrame(nil, codec.OpText, b)
+		b = c.ep.now().deflater.AppendFrame(nil, codec.OpText, b)
 	} else {
 		b = codec.AppendFrame(nil, codec.OpText, b)
 	}

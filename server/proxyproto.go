@@ -59,7 +59,7 @@ func (c *Conn) entered() *listener {
 // false when there is nothing to go on with: more must come, or the connection has been refused.
 func (c *Conn) readProxy(b []byte) (size int, ok bool) {
 	header, size, err := codec.ParseProxy(b)
-	required := c.entered().proxyProtocol().Mode == ProxyRequired
+	required := c.entered().now().proxy.Mode == ProxyRequired
 	switch {
 	case errors.Is(err, codec.ErrNoProxyHeader) && required:
 		c.cutOff(RefuseProxyMissing, err)
@@ -82,7 +82,7 @@ func (c *Conn) readProxy(b []byte) (size int, ok bool) {
 // prefaceDue ends the wait for a PROXY header.
 func (c *Conn) prefaceDue() {
 	switch {
-	case c.entered().proxyProtocol().Mode == ProxyRequired:
+	case c.entered().now().proxy.Mode == ProxyRequired:
 		c.cutOff(RefuseProxyMissing, errProxyTimeout)
 	case c.in != nil: // it has begun
 		c.cutOff(RefuseProxyMalformed, errProxyTimeout)

@@ -32,14 +32,6 @@ func (c *checker) rate(key string, n *int, most int) {
 	}
 }
 
-func (s *Server) limitRates() {
-	l := &s.opts().Limits
-	s.addresses = newAddresses(l, s.begin)
-	s.handshakes.pace, s.handshakes.begin = newPace(int64(l.HandshakesPerSecond), handshakeBurst), s.begin
-	s.messages = newPace(int64(l.MessagesPerSecond), messageBurst)
-	s.bytes = newPace(int64(l.BytesPerSecond), messageBurst)
-}
-
 var (
 	rejectHandshakes = &codec.Rejection{Status: 503, Reason: "server has as many handshakes as it takes in a second",
 		Header: [][2]string{{"Retry-After", "5"}}}
@@ -50,10 +42,11 @@ var (
 // mayShake says whether there may be one more handshake, for all and for the client's address.
 func (c *Conn) mayShake() (RefuseReason, error) {
 	s := c.sh.srv
-	if a := s.addresses; c.is(markCounted) && a.shake.limited() && !a.handshake(keyOf(addrOf(c.remote))) {
+	set := s.settings()
+	if p := set.addressShake; c.is(markCounted) && p.limited() && !s.addresses.handshake(keyOf(addrOf(c.remote)), p) {
 		return RefuseAddressHandshakes, rejectAddressHandshakes
 	}
-	if s.handshakes.limited() && !s.handshakes.take() {
+	if p := set.handshakes; p.limited() && !s.handshakes.take(p) {
 		return RefuseHandshakes, rejectHandshakes
 	}
 	return 0, nil
@@ -74,7 +67,7 @@ func (d *debts) relax(passed uint32) {
 
 // paysBytes charges the connection for what has come. When it is false the connection is being closed.
 func (c *Conn) paysBytes(n int) bool {
-	if p := c.sh.srv.bytes; !p.limited() || c.state.Load() != stateOpen || p.take(&c.debts().bytes, n) {
+	if p := c.sh.set.bytes; !p.limited() || c.state.Load() != stateOpen || p.take(&c.debts().bytes, n) {
 		return true
 	}
 	c.sh.stats.ByteRate.Add(1)
@@ -84,7 +77,7 @@ func (c *Conn) paysBytes(n int) bool {
 
 // paysMessage is the same for a message or a ping.
 func (c *Conn) paysMessage() bool {
-	p := c.sh.srv.messages
+	p := c.sh.set.messages
 	if !p.limited() || p.take(&c.debts().messages, 1) {
 		return true
 	}

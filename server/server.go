@@ -7,9 +7,6 @@ import (
 	"iter"
 	"log"
 	"log/slog"
-	"math"
-	"runtime"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,36 +30,31 @@ var (
 // Server serves WebSockets. Its methods may be called from any goroutine, also from handlers.
 type Server struct {
 	// Immutable.
-	log          *slog.Logger
-	netLog       *log.Logger // for net/http
-	endpoints    []*endpoint
-	byPath       map[string]*endpoint
-	plain        *plainHTTP  // nil without Options.HTTP
-	listeners    []*listener // Options.Listen, then Options.Listeners
-	proxies      networks    // Options.TrustedProxies
-	addresses    *addresses  // nil without limits for each address
-	handshakes   bucket
-	messages     pace // of each connection
-	bytes        pace
-	maxBacklog   int64
-	pingEarliest time.Duration // no connection's ping interval is shorter
-	begin        time.Time     // of the shards' clocks
-	looping      chan struct{} // closed when all loops listen
-	loopsEnded   chan struct{} // closed when they have ended
-	checkOwner   bool          // see goroutine
-	started      chan struct{}
-	empty        chan struct{} // has a value when the last socket closed while nobody comes in
+	log        *slog.Logger
+	netLog     *log.Logger // for net/http
+	endpoints  []*endpoint
+	byPath     map[string]*endpoint
+	plain      *plainHTTP  // nil without Options.HTTP
+	listeners  []*listener // Options.Listen, then Options.Listeners
+	addresses  *addresses
+	handshakes bucket
+	begin      time.Time     // of the shards' clocks
+	looping    chan struct{} // closed when all loops listen
+	loopsEnded chan struct{} // closed when they have ended
+	checkOwner bool          // see goroutine
+	started    chan struct{}
+	empty      chan struct{} // has a value when the last socket closed while nobody comes in
 
 	// Set before started is closed.
-	tcp            []*listener // those that the loops listen on
-	internal       *internal   // nil when it is off
-	agent          *agent      // nil when it is off
-	maxConnections int
-	engine         gnet.Engine
-	watcher        *watcher
-	acceptors      []*acceptor // of the unix sockets; Run's own
+	tcp       []*listener // those that the loops listen on
+	internal  *internal   // nil when it is off
+	agent     *agent      // nil when it is off
+	engine    gnet.Engine
+	watcher   *watcher
+	acceptors []*acceptor // of the unix sockets; Run's own
 
-	current  atomic.Pointer[Options] // see opts
+	current  atomic.Pointer[settings]
+	reloads  reloads
 	running  atomic.Bool
 	draining atomic.Bool // nobody new comes in
 	sockets  atomic.Int64
@@ -84,17 +76,19 @@ type Server struct {
 	lastWord error           // what the engine complained about last
 }
 
-// endpoint is an Endpoint that is being served. Immutable, but for mu and published.
+// endpoint is an Endpoint that is being served: what of it stays as it is while the server runs, and see
+// now for the rest. Immutable, but for mu and published.
 type endpoint struct {
-	Endpoint
+	srv          *Server
+	Path         string
+	Mode         Mode
+	Subprotocols []string
+
 	index    int // its place among the endpoints
 	group    int // the first of its groups in every shard: there is one for each framing
 	framings int // that it serves: the raw one, or all
 	handler  Handler
 	upgrader codec.Upgrader
-	deflater *codec.Deflater
-	origins  origins
-	auth     gate
 
 	mu sync.Mutex // held while a broadcast is posted, so that all shards get the same order
 
@@ -108,14 +102,10 @@ func New(options Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	if opts.Loops == 0 {
-		opts.Loops = min(runtime.GOMAXPROCS(0), 255)
-	}
 	s := &Server{
 		log:        opts.Logger,
 		ops:        newOps(),
 		byPath:     map[string]*endpoint{},
-		maxBacklog: int64(opts.Limits.MaxBacklog),
 		checkOwner: checkOwner,
 		begin:      time.Now(),
 		started:    make(chan struct{}),
@@ -124,33 +114,29 @@ func New(options Options) (*Server, error) {
 		empty:      make(chan struct{}, 1),
 		ending:     newEnding(),
 	}
-	s.current.Store(&opts)
+	opts.Loops = loopsOf(&opts)
+	set, err := s.settle(opts, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	s.current.Store(set)
+	s.reloads.begin(time.Now())
 	s.netLog = log.New(netLog{s}, "", 0)
-	if s.maxBacklog < 0 {
-		s.maxBacklog = math.MaxInt64 / 2
-	}
-	s.proxies = networksOf(opts.TrustedProxies)
+	s.addresses, s.handshakes.begin = newAddresses(s.begin), s.begin
 	s.newListeners()
-	s.limitRates()
-	s.pingEarliest = opts.Ping.Interval
-	if s.pingEarliest >= 0 {
-		s.pingEarliest -= time.Duration(max(opts.Ping.Jitter, 0) * float64(opts.Ping.Interval))
-	}
 	groups := 0
 	for i, e := range opts.Endpoints {
 		ep := &endpoint{
-			Endpoint: e,
+			srv:          s,
+			Path:         e.Path,
+			Mode:         e.Mode,
+			Subprotocols: e.Subprotocols,
+
 			index:    i,
 			group:    groups,
 			framings: 1,
 			handler:  e.Handler,
 			upgrader: codec.Upgrader{Subprotocols: e.Subprotocols, Deflate: e.Compression.Enabled},
-			deflater: codec.NewDeflater(e.Compression.Level, int(e.Compression.Threshold)),
-			origins:  originsOf(e.Origins, opts.PublicURL),
-		}
-		key := fmt.Sprintf("endpoints[%d].auth.jwt.key_file", i)
-		if ep.auth, err = newGate(&e.Auth, s.log); err != nil {
-			return nil, &OptionError{Key: key, Problem: err.Error()}
 		}
 		if message := e.Mode.message(s); message != nil {
 			ep.handler.Message = message
@@ -179,21 +165,14 @@ func (s *Server) Started() <-chan struct{} { return s.started }
 func (s *Server) MaxConnections() int {
 	select {
 	case <-s.started:
-		return s.maxConnections
+		return s.settings().maxSockets
 	default:
 		return 0
 	}
 }
 
-// opts are the options in force. Nobody changes what it points to.
-func (s *Server) opts() *Options { return s.current.Load() }
-
 // Options returns the options that are in force, defaults filled in.
-func (s *Server) Options() Options {
-	opts := *s.opts()
-	opts.Endpoints = slices.Clone(opts.Endpoints)
-	return opts
-}
+func (s *Server) Options() Options { return s.opts().clone() }
 
 // Broadcast sends one message to every connection of the endpoint with this path. The payload is
 // copied and encoded once. All connections of an endpoint get its broadcasts in one order.
@@ -234,8 +213,9 @@ func (s *Server) broadcast(ep *endpoint, f *codec.Frame) error {
 
 // roomFor says whether no shard has too much to do for another n bytes.
 func (s *Server) roomFor(shards []*shard, n int64) error {
+	most := s.settings().maxBacklog
 	for _, sh := range shards {
-		if sh.backlog.Load()+n > s.maxBacklog {
+		if sh.backlog.Load()+n > most {
 			sh.stats.drop(DropOverloaded, 1)
 			return ErrOverloaded
 		}
@@ -309,5 +289,6 @@ func (s *Server) Count() int {
 func (s *Server) allShards() []*shard { return *s.shards.Load() }
 
 func (s *Server) newDecoder() codec.Decoder {
-	return codec.Decoder{MaxMessage: int64(s.opts().Limits.MaxMessage), MaxFragments: s.opts().Limits.MaxFragments}
+	l := &s.opts().Limits
+	return codec.Decoder{MaxMessage: int64(l.MaxMessage), MaxFragments: l.MaxFragments}
 }

@@ -29,6 +29,7 @@ type shard struct {
 
 	// Owned by the loop.
 	owner        goroutine
+	set          *settings // at the beginning of this turn
 	tally        tally
 	reading      correspondence
 	sweep        sweep
@@ -57,7 +58,7 @@ type shard struct {
 type tally struct{ deliveries, bytesOut, writes uint64 }
 
 func newShard(s *Server, loop gnet.EventLoop) (*shard, error) {
-	sh := &shard{srv: s, loop: loop}
+	sh := &shard{srv: s, loop: loop, set: s.settings()}
 	sh.meters.flushed = make([]histogram, 1+len(s.endpoints))
 	if s.checkOwner {
 		sh.owner = currentGoroutine()
@@ -85,6 +86,9 @@ func (sh *shard) check() {
 // enter begins a turn of the loop: who posts now need not ring the bell, because leave looks.
 func (sh *shard) enter() {
 	sh.check()
+	if set := sh.srv.settings(); set != sh.set {
+		sh.follow(set)
+	}
 	sh.began = sh.srv.elapsed()
 	sh.clock = max(uint32(sh.began.Milliseconds()), 1)
 	sh.mail.mu.Lock()
@@ -92,12 +96,22 @@ func (sh *shard) enter() {
 	sh.mail.mu.Unlock()
 }
 
+// follow does what new settings ask of a shard that had others. Messages that have begun to come keep the
+// limits with which they began.
+func (sh *shard) follow(set *settings) {
+	sh.set = set
+	sh.decoder = sh.srv.newDecoder()
+	for _, g := range sh.groups {
+		g.charge(set)
+	}
+}
+
 // leave ends a turn: the letters are read, and if something is left to do, be it new letters or a
 // walk or sweep that has further slices, the bell makes sure of the next turn. Everything else that
 // is ready on the loop comes before that.
 func (sh *shard) leave() {
 	sh.readMail(false)
-	if sh.backlog.Load() > sh.srv.maxBacklog/16 {
+	if sh.backlog.Load() > sh.set.maxBacklog/16 {
 		// Publishers are faster than the walk. A turn reads up to 64 KiB; now it also reads all letters
 		// and hands out a batch, which is more, so that the backlog shrinks and TCP slows the
 		// publishers down.

@@ -157,7 +157,7 @@ func (c *Conn) Subscriptions() []string {
 // for after it. It fails with [ErrOverloaded].
 func (c *Conn) inTurn(n int, do func()) error {
 	c.sh.check()
-	if c.sh.backlog.Load() > c.sh.srv.maxBacklog {
+	if c.sh.backlog.Load() > c.sh.srv.settings().maxBacklog {
 		return ErrOverloaded
 	}
 	if c.more == nil {
@@ -187,6 +187,9 @@ func (c *Conn) call(do func()) {
 // publish hands a message to the subscribers of this shard.
 func (l *local) publish(m *message, seq uint32, at stamp) {
 	for kind, a := range l.audiences {
+		if a != nil {
+			a.latest = m.latest && l.src.topic != nil
+		}
 		if a != nil && int32(seq-a.end()) >= 0 { // else it was there before the audience
 			a.publish(m.frame(framing(kind)), at)
 		}
@@ -246,7 +249,7 @@ func (c *Conn) subscribe(name string, from Start, kind framing, reply func(Subsc
 // subscriptions: without this, one that subscribes and unsubscribes in turn could queue any amount, since
 // history does not count for SlowConsumer.MaxQueue.
 func (c *Conn) hoards() bool {
-	limit := c.ep.SlowConsumer.MaxQueue
+	limit := c.ep.now().SlowConsumer.MaxQueue
 	return c.out != nil && limit >= 0 && c.out.history > int(limit) && c.out.batches > len(c.more.subs)
 }
 
@@ -255,7 +258,7 @@ func (c *Conn) maySubscribe(name string, pattern bool) error {
 	if c.more == nil {
 		return nil
 	}
-	if limit := c.ep.Topics.MaxSubscriptions; limit >= 0 && len(c.more.subs) >= limit {
+	if limit := c.ep.now().Topics.MaxSubscriptions; limit >= 0 && len(c.more.subs) >= limit {
 		return fmt.Errorf("%w: %d", ErrTooManySubscriptions, limit)
 	}
 	for i := range c.more.subs {

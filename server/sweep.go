@@ -97,7 +97,7 @@ func (g *group) due(i int) bool {
 func (g *group) handshakeDue(i int) bool {
 	srv, c := g.sh.srv, g.members[i].conn
 	switch {
-	case c.is(markPreface) && passed(g.sh.clock, g.times[i].message, c.entered().proxyProtocol().Timeout):
+	case c.is(markPreface) && passed(g.sh.clock, g.times[i].message, c.entered().now().proxy.Timeout):
 		c.prefaceDue()
 	case g.sh.goingAway || srv.draining.Load():
 		c.refuse(RefuseDraining, rejectDraining)
@@ -124,7 +124,7 @@ func (g *group) closeDue(i int) bool {
 }
 
 func (g *group) memberDue(i int) bool {
-	now, t, opts, w := g.sh.clock, &g.times[i], g.sh.srv.opts(), &g.sh.sweep
+	now, t, opts, w := g.sh.clock, &g.times[i], g.sh.srv.settings(), &g.sh.sweep
 	switch {
 	case w.plan != nil && (g.sh.goingAway || w.plan.place(g.members[i].conn.id) < w.reached):
 		g.members[i].conn.goAway(w.plan)
@@ -138,7 +138,7 @@ func (g *group) memberDue(i int) bool {
 			return false
 		}
 		g.members[i].conn.startClose(closeFail, codec.CloseGoingAway, fmt.Sprintf("no answer to a ping for %v", opts.Ping.Timeout))
-	case passed(now, t.read, g.sh.srv.pingEarliest):
+	case passed(now, t.read, opts.pingEarliest):
 		c := g.members[i].conn
 		if !passed(now, t.read, c.pingInterval()) || c.out != nil {
 			return false // a socket that takes nothing is the write time-out's

@@ -4,7 +4,6 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -38,11 +37,14 @@ type TopicRule struct {
 	Latest bool `yaml:"latest"`
 }
 
-// rule is a TopicRule in use, with what its topics keep.
-type rule struct {
-	TopicRule
-	messages atomic.Int64
-	bytes    atomic.Int64 // of payloads
+// ruleOf is the rule for a topic, nil when there is none.
+func ruleOf(rules []TopicRule, name string) *TopicRule {
+	for i := range rules {
+		if matches(rules[i].Match, name) {
+			return &rules[i]
+		}
+	}
+	return nil
 }
 
 // source is what connections subscribe to: a topic or a pattern. What is published to a topic goes through
@@ -71,18 +73,19 @@ type local struct {
 // topic is a named stream of messages.
 type topic struct {
 	source
-	rule  *rule // nil when it keeps nothing
+	hub   *hub
 	epoch uint64
 
 	// Guarded by mu.
-	forgotten bool      // it is not in the hub any more
-	used      time.Time // when it last had a message or a subscriber
+	rule      *TopicRule // nil when it keeps nothing
+	forgotten bool       // it is not in the hub any more
+	used      time.Time  // when it last had a message or a subscriber
 	history   ring
 	patterns  []*source // that match it
 	version   uint64    // of the hub's patterns, when that was found out
 }
 
-// latest says whether slow subscribers get only the newest message.
+// latest says whether slow subscribers get only the newest message. The caller holds mu.
 func (src *source) latest() bool {
 	return src.topic != nil && src.topic.rule != nil && src.topic.rule.Latest
 }
@@ -127,12 +130,21 @@ func (t *topic) keep(m *message) {
 		return
 	}
 	t.history.push(m)
-	t.rule.messages.Add(1)
-	t.rule.bytes.Add(int64(len(m.raw.Payload())))
-	for t.history.len() > t.rule.History || t.rule.MaxBytes >= 0 && t.history.len() > 1 && t.history.bytes > int(t.rule.MaxBytes) {
+	t.hub.messages.Add(1)
+	t.hub.bytes.Add(int64(len(m.raw.Payload())))
+	t.trim()
+	t.expire(m.time)
+}
+
+// trim drops what is too much for the rule. The caller holds mu.
+func (t *topic) trim() {
+	var rule TopicRule
+	if t.rule != nil {
+		rule = *t.rule
+	}
+	for t.history.len() > rule.History || rule.MaxBytes >= 0 && t.history.len() > 1 && t.history.bytes > int(rule.MaxBytes) {
 		t.dropOldest()
 	}
-	t.expire(m.time)
 }
 
 // expire drops what is too old at a time in milliseconds. The caller holds mu.
@@ -149,8 +161,8 @@ func (t *topic) expire(now int64) {
 func (t *topic) dropOldest() {
 	before := t.history.bytes
 	t.history.dropOldest()
-	t.rule.messages.Add(-1)
-	t.rule.bytes.Add(int64(t.history.bytes - before))
+	t.hub.messages.Add(-1)
+	t.hub.bytes.Add(int64(t.history.bytes - before))
 }
 
 // Start is where a subscriber begins: after a position, with some of the newest messages, or, as its zero

@@ -92,7 +92,7 @@ func (ep *endpoint) wishOf(r *Request, events bool) (*wish, error) {
 			}
 		}
 	}
-	if limit := ep.Topics.MaxSubscriptions; limit >= 0 && len(w.topics) > limit {
+	if limit := ep.now().Topics.MaxSubscriptions; limit >= 0 && len(w.topics) > limit {
 		return bad("%d topics are too many: at most %d", len(w.topics), limit)
 	}
 	return w, ep.checkWish(w)
@@ -132,12 +132,13 @@ var (
 // check says whether a client may subscribe to a topic or pattern.
 func (ep *endpoint) check(name string) error {
 	pattern, err := checkName(name)
+	access := &ep.now().Topics
 	switch {
 	case err != nil:
 		return err
-	case pattern && !ep.Topics.Patterns:
+	case pattern && !access.Patterns:
 		return errNoPatterns
-	case !ep.Topics.maySubscribe(name):
+	case !access.maySubscribe(name):
 		return errNotAllowed
 	}
 	return nil

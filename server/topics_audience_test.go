@@ -42,10 +42,10 @@ func newAudienceModel(t *testing.T, seed uint64) *audienceModel {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sh := &shard{srv: s, meters: meters{flushed: make([]histogram, 2)}}
+	sh := &shard{srv: s, set: s.settings(), meters: meters{flushed: make([]histogram, 2)}}
 	sh.mail.inTurn = true // it has no bell
 	g := newGroup(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
-	g.ep.Topics.MaxSubscriptions = 4
+	g.ep.now().Topics.MaxSubscriptions = 4
 	return &audienceModel{t: t, r: rand.New(rand.NewPCG(seed, 7)), s: s, sh: sh, g: g, offsets: map[string]uint64{}}
 }
 

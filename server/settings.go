@@ -1,0 +1,166 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"reflect"
+	"runtime"
+	"time"
+
+	"carillon/codec"
+)
+
+// settings are the options in force and all that follows from them. Immutable: a reload puts others in
+// their place, so that whoever loads them once sees one state.
+type settings struct {
+	Options
+	listeners    []listenerSettings
+	proxies      networks // TrustedProxies
+	handshakes   pace     // of all
+	addressShake pace     // handshakes of each address
+	messages     pace     // of each connection
+	bytes        pace
+	maxSockets   int // that may be open at once; 0 before the server runs
+	maxBacklog   int64
+	pingEarliest time.Duration // no connection's ping interval is shorter
+	tick         time.Duration // of the shards' sweeps
+	endpoints    []*endpointSettings
+}
+
+// endpointSettings are those of one endpoint.
+type endpointSettings struct {
+	*Endpoint
+	deflater *codec.Deflater
+	origins  origins
+	auth     gate
+}
+
+// listenerSettings are those of one listener.
+type listenerSettings struct {
+	proxy     *ProxyProtocol
+	balancers networks // proxy.From
+}
+
+// settings are loaded with one atomic read.
+func (s *Server) settings() *settings { return s.current.Load() }
+
+// opts are the options in force. Nobody changes what it points to.
+func (s *Server) opts() *Options { return &s.current.Load().Options }
+
+// now are the endpoint's settings.
+func (ep *endpoint) now() *endpointSettings { return ep.srv.current.Load().endpoints[ep.index] }
+
+// settle finds what follows from options that Resolve has checked. What they have in common with the
+// settings before, which may be nil, is taken over: the keys that gates have, and compressors. The error
+// joins one [OptionError] for each problem; places says where each endpoint stands in what the user wrote,
+// and nil that all are in order.
+func (s *Server) settle(o Options, before *settings, places []int) (*settings, error) {
+	o = o.clone()
+	set := &settings{
+		Options:      o,
+		proxies:      networksOf(o.TrustedProxies),
+		handshakes:   newPace(int64(o.Limits.HandshakesPerSecond), handshakeBurst),
+		addressShake: newPace(int64(o.Limits.HandshakesPerSecondPerAddress), handshakeBurst),
+		messages:     newPace(int64(o.Limits.MessagesPerSecond), messageBurst),
+		bytes:        newPace(int64(o.Limits.BytesPerSecond), messageBurst),
+		maxBacklog:   int64(o.Limits.MaxBacklog),
+		pingEarliest: o.Ping.Interval,
+		tick:         tickOf(&o),
+	}
+	set.listeners = append(set.listeners, listenerSettings{&set.ProxyProtocol, networksOf(set.ProxyProtocol.From)})
+	for i := range set.Listeners {
+		p := &set.Listeners[i].ProxyProtocol
+		set.listeners = append(set.listeners, listenerSettings{p, networksOf(p.From)})
+	}
+	if set.maxBacklog < 0 {
+		set.maxBacklog = math.MaxInt64 / 2
+	}
+	if set.pingEarliest >= 0 {
+		set.pingEarliest -= time.Duration(max(o.Ping.Jitter, 0) * float64(o.Ping.Interval))
+	}
+	var problems []error
+	for i := range o.Endpoints {
+		var old *endpointSettings
+		if before != nil {
+			old = before.endpoints[i]
+		}
+		e, err := s.settleEndpoint(&o.Endpoints[i], o.PublicURL, old)
+		if err != nil {
+			place := i
+			if places != nil {
+				place = places[i]
+			}
+			problems = append(problems, &OptionError{Key: fmt.Sprintf("endpoints[%d].auth.jwt.key_file", place), Problem: err.Error()})
+		}
+		set.endpoints = append(set.endpoints, e)
+	}
+	return set, errors.Join(problems...)
+}
+
+// loopsOf is the number of loops, also where it is the default.
+func loopsOf(o *Options) int {
+	if o.Loops == 0 {
+		return min(runtime.GOMAXPROCS(0), 255)
+	}
+	return o.Loops
+}
+
+// clone copies all lists, so that nobody else can change what is in force.
+func (o Options) clone() Options {
+	cloneLists(reflect.ValueOf(&o).Elem())
+	return o
+}
+
+func cloneLists(v reflect.Value) {
+	for i := range v.NumField() {
+		f := v.Field(i)
+		switch {
+		case v.Type().Field(i).Tag.Get("yaml") == "-" || f.Kind() == reflect.Slice && f.IsNil():
+		case f.Kind() == reflect.Struct:
+			cloneLists(f)
+		case f.Kind() == reflect.Slice:
+			list := reflect.MakeSlice(f.Type(), f.Len(), f.Len())
+			reflect.Copy(list, f)
+			f.Set(list)
+			for j := 0; f.Type().Elem().Kind() == reflect.Struct && j < f.Len(); j++ {
+				cloneLists(f.Index(j))
+			}
+		}
+	}
+}
+
+func (s *Server) settleEndpoint(e *Endpoint, publicURL string, old *endpointSettings) (now *endpointSettings, err error) {
+	now = &endpointSettings{Endpoint: e, origins: originsOf(e.Origins, publicURL)}
+	if old != nil && old.Compression == e.Compression {
+		now.deflater = old.deflater
+	} else {
+		now.deflater = codec.NewDeflater(e.Compression.Level, int(e.Compression.Threshold))
+	}
+	if old != nil && reflect.DeepEqual(old.Auth, e.Auth) {
+		now.auth = old.auth
+	} else {
+		now.auth, err = newGate(&e.Auth, s.log)
+	}
+	return now, err
+}
+
+// tickOf is an eighth of the shortest time-out, within 5 ms and 1 s.
+func tickOf(o *Options) time.Duration {
+	l, p := &o.Limits, &o.Ping
+	shortest := 8 * time.Second
+	if p := &o.ProxyProtocol; p.Mode != ProxyOff {
+		shortest = min(shortest, p.Timeout)
+	}
+	for i := range o.Listeners {
+		if p := &o.Listeners[i].ProxyProtocol; p.Mode != ProxyOff {
+			shortest = min(shortest, p.Timeout)
+		}
+	}
+	for _, d := range []time.Duration{l.HandshakeTimeout, l.IdleTimeout, l.WriteTimeout, l.CloseTimeout, p.Interval, p.Timeout} {
+		if d > 0 {
+			shortest = min(shortest, d)
+		}
+	}
+	return max(shortest/8, 5*time.Millisecond)
+}
