@@ -301,7 +301,8 @@ health_path: /up
 agent: {listen: "127.0.0.1:8082"}
 limits: {max_connections: 5, max_head: 1000, handshake_timeout: 1h, max_message: off, max_fragments: off,
   idle_timeout: 1m, write_timeout: off, close_timeout: 1h30m5s, max_backlog: 1GiB, max_topics: 9, max_memory: 2GiB,
-  max_connections_per_address: 3, handshakes_per_second: 4, handshakes_per_second_per_address: 5, messages_per_second: 6, bytes_per_second: 7KiB}
+  max_connections_per_address: 3, handshakes_per_second: 4, handshakes_per_second_per_address: 5, messages_per_second: 6, bytes_per_second: 7KiB,
+  publishes_per_second: 8, requests_per_second: 9}
 ping: {interval: off, jitter: 0.0625, timeout: 1.5s, lb_idle_timeout: 75s}
 takeover: true
 connections: {max_age: 1h, max_age_jitter: off}
@@ -362,6 +363,8 @@ func TestEnvironment(t *testing.T) {
 		"CARILLON_LIMITS_HANDSHAKES_PER_SECOND_PER_ADDRESS": "20",
 		"CARILLON_LIMITS_MESSAGES_PER_SECOND":               "21",
 		"CARILLON_LIMITS_BYTES_PER_SECOND":                  "22KiB",
+		"CARILLON_LIMITS_PUBLISHES_PER_SECOND":              "23",
+		"CARILLON_LIMITS_REQUESTS_PER_SECOND":               "24",
 		"CARILLON_PING_JITTER":                              "off",
 		"CARILLON_PING_TIMEOUT":                             "15s",
 		"CARILLON_PING_LB_IDLE_TIMEOUT":                     "60s",

@@ -54,7 +54,7 @@ const stable = 5000
 const final = new Set([1003, 1008])
 
 /** The errors of a subscription that pass. */
-const passing = new Set(["overloaded", "too_many_topics"])
+const passing = new Set(["overloaded", "rate_limited", "too_many_topics"])
 
 /**
  * What a request fails with. `code` is one of the protocol's, or "timeout", "disconnected" (a publish

@@ -338,8 +338,8 @@ func TestMessagesPerSecond(t *testing.T) {
 			}
 			bob.send("two")
 			bob.want("two")
-			if st := s.Stats(); st.MessageRate != 1 || st.ByteRate != 0 || st.Closes[1008] != 1 {
-				t.Errorf("counted %d and %d, closes %v", st.MessageRate, st.ByteRate, st.Closes)
+			if st := s.Stats(); st.Cuts[CutMessageRate] != 1 || st.Cuts[CutByteRate] != 0 || st.Closes[1008] != 1 {
+				t.Errorf("counted %d and %d, closes %v", st.Cuts[CutMessageRate], st.Cuts[CutByteRate], st.Closes)
 			}
 		})
 	}
@@ -360,8 +360,8 @@ func TestBytesPerSecond(t *testing.T) {
 	alice.wantClose(1008, "limits.bytes_per_second")
 	bob.send("hello")
 	bob.want("hello")
-	if st := s.Stats(); st.ByteRate != 1 || st.MessageRate != 0 || st.Closes[1008] != 1 {
-		t.Errorf("counted %d and %d, closes %v", st.ByteRate, st.MessageRate, st.Closes)
+	if st := s.Stats(); st.Cuts[CutByteRate] != 1 || st.Cuts[CutMessageRate] != 0 || st.Closes[1008] != 1 {
+		t.Errorf("counted %d and %d, closes %v", st.Cuts[CutByteRate], st.Cuts[CutMessageRate], st.Closes)
 	}
 }
 

@@ -391,7 +391,7 @@ func newGroup(sh *shard, ep *endpoint) *group {
 
 // charge keeps debts while a limit asks for them.
 func (g *group) charge(set *settings) {
-	switch limited := g.ep != nil && (set.messages.limited() || set.bytes.limited()); {
+	switch limited := g.ep != nil && set.keepsDebts(); {
 	case !limited:
 		g.debts = nil
 	case g.debts == nil:

@@ -148,9 +148,9 @@ type gate struct {
 }
 
 // newGate fails if the keys cannot be read.
-func newGate(a *Auth, log *slog.Logger) (g gate, err error) {
+func newGate(a *Auth, log *slog.Logger, wall func() time.Time) (g gate, err error) {
 	if a.JWT.enabled() {
-		if g.jwt, err = newVerifier(&a.JWT, log); err != nil {
+		if g.jwt, err = newVerifier(&a.JWT, log, wall); err != nil {
 			return g, err
 		}
 	}

@@ -32,6 +32,7 @@ func (c *Conn) callUpgrade(r *Request) (why RefuseReason, err error) {
 			why, err = RefusePanic, &codec.Rejection{Status: 500, Reason: "internal server error"}
 		}
 	}()
+	c.calls(hookUpgrade)
 	return RefuseHandler, c.ep.handler.Upgrade(r)
 }
 
@@ -40,6 +41,7 @@ func (c *Conn) callOpen() {
 		return
 	}
 	defer c.rescue("Open")
+	c.calls(hookOpen)
 	c.ep.handler.Open(c)
 }
 
@@ -49,6 +51,7 @@ func (c *Conn) callMessage(op codec.Opcode, payload []byte) {
 		return
 	}
 	defer c.rescue("Message")
+	c.calls(hookMessage)
 	h.Message(c, op, payload)
 }
 
@@ -62,6 +65,7 @@ func (c *Conn) callClose(h *Handler, why *CloseError) {
 			c.callError(h, c.panicked("Close", p))
 		}
 	}()
+	c.calls(hookClose)
 	h.Close(c, why)
 }
 
@@ -77,6 +81,7 @@ func (c *Conn) callError(h *Handler, err error) {
 			c.failInternally()
 		}
 	}()
+	c.calls(hookError)
 	h.Error(c, err)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/panjf2000/gnet/v2"
@@ -24,6 +25,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer s.ending.stop()
 	defer s.watcher.close()
 	defer s.closeListeners()
+	defer s.spare.close()
 	defer s.internal.close()
 	defer s.agent.close()
 
@@ -206,6 +208,7 @@ func (s *Server) runEngine() error {
 
 // stopEngine asks gnet to end. Its own Stop would look only every half second whether it has.
 func (s *Server) stopEngine() {
+	s.stopping.Store(true)
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	_ = s.engine.Stop(ctx)
@@ -273,7 +276,11 @@ func (e *events) OnOpen(gc gnet.Conn) ([]byte, gnet.Action) {
 	}
 	s := e.server
 	sh, err := s.shardOf(gc.EventLoop())
-	if err != nil {
+	switch {
+	case isExhausted(err) && gc.Context() == nil:
+		s.refuseUnknown(gc.Fd(), RefuseDescriptors, rejectDescriptors)
+		return nil, gnet.Close
+	case err != nil:
 		s.fail(err)
 		return nil, gnet.Close
 	}
@@ -331,10 +338,21 @@ func (l *engineLogger) Fatalf(format string, args ...any) { l.hear(format, args)
 
 func (l *engineLogger) hear(format string, args []any) {
 	word := fmt.Errorf(format, args...)
+	if err, ok := acceptError(format, args); ok {
+		defer l.s.acceptFailed(fmt.Errorf("accept: %w", err)) // on the loop, before it goes on
+	}
 	if l.s.logsEvents() {
 		l.s.logEvent("engine", "says", shown(word.Error()))
 	}
 	l.s.mu.Lock()
 	defer l.s.mu.Unlock()
 	l.s.lastWord = word
+}
+
+// acceptError is what accept(2) has failed with, if gnet says so.
+func acceptError(format string, args []any) (err error, ok bool) {
+	if strings.HasPrefix(format, "Accept()") && len(args) == 1 {
+		err, ok = args[0].(error)
+	}
+	return err, ok
 }

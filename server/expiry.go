@@ -59,13 +59,13 @@ func (d *deadlines) remove(c *Conn) {
 
 // expireNext closes one connection whose time is up, if there is one.
 func (sh *shard) expireNext() bool {
-	if len(sh.deadlines) == 0 || time.Now().UnixMilli() < sh.deadlines[0].at {
+	if len(sh.deadlines) == 0 || sh.srv.wall().UnixMilli() < sh.deadlines[0].at {
 		return false
 	}
 	c := sh.deadlines[0].conn
 	sh.deadlines.remove(c)
 	if c.isOpen() {
-		sh.stats.Expired.Add(1)
+		sh.stats.cut(CutExpired)
 	}
 	c.startClose(closeOwn, closeExpired, "token expired")
 	return true

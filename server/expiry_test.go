@@ -35,7 +35,7 @@ func TestTokenExpires(t *testing.T) {
 	if err != nil || !strings.Contains(string(text), "event: close\n") || !strings.Contains(string(text), `"code":4401`) {
 		t.Errorf("%s %v", text, err)
 	}
-	if n := s.Stats().Expired; n != 3 {
+	if n := s.Stats().Cuts[CutExpired]; n != 3 {
 		t.Errorf("%d expired", n)
 	}
 	eventually(t, "two are left", func() bool { return s.Count() == 2 })
@@ -171,7 +171,7 @@ func TestDeadlinesInAnyOrder(t *testing.T) {
 		_ = c.conn.Close()
 	}
 	eventually(t, "all are gone", func() bool { return s.Count() == 0 })
-	if n := s.Stats().Expired; int(n) != len(short) {
+	if n := s.Stats().Cuts[CutExpired]; int(n) != len(short) {
 		t.Errorf("%d expired, want %d", n, len(short))
 	}
 	done := make(chan int)

@@ -115,6 +115,9 @@ func echo(c *Conn, op codec.Opcode, payload []byte) {
 }
 
 func (s *Server) relay(c *Conn, op codec.Opcode, payload []byte) {
+	if !c.paysPublish() {
+		return
+	}
 	c.refused(s.broadcast(c.ep, codec.NewFrame(op, payload)))
 }
 

@@ -132,6 +132,9 @@ func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 	if c.is(markFull) {
 		return RefuseFull, rejectFull
 	}
+	if srv.memory.over.Load() {
+		return RefuseMemory, rejectMemory
+	}
 	if c.is(markCrowd) {
 		return RefuseAddressFull, rejectCrowded
 	}

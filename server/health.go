@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	gometrics "runtime/metrics"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -16,14 +15,15 @@ import (
 
 // ops is what operators see and set while the server runs.
 type ops struct {
-	stuckAfter time.Duration // a loop that is silent for longer is stuck; immutable once the server runs
+	// Immutable once the server runs.
+	stuckAfter   time.Duration // a loop that is silent for longer is stuck
+	blockedAfter time.Duration // and one that is silent for so long is told of
 
 	events sampler
 	grave  sampler
 
 	maintenance atomic.Bool
 	settled     atomic.Int64 // when the server was last told to take connections, as of elapsed
-	memory      atomic.Int64 // bytes, as of memoryEvery ago; 0 when there is no mark
 }
 
 // stuckAfter is long, because who asks for it kills the server: a loop that only has much to do comes
@@ -31,42 +31,16 @@ type ops struct {
 const stuckAfter = 10 * time.Second
 
 func newOps() ops {
-	return ops{stuckAfter: stuckAfter, events: sampler{most: mostEvents}, grave: sampler{most: mostGrave}}
+	return ops{stuckAfter: stuckAfter, blockedAfter: blockedAfter, events: sampler{most: mostEvents}, grave: sampler{most: mostGrave}}
 }
-
-// memoryEvery is how often the memory is looked at when there is a mark for it.
-const memoryEvery = time.Second
 
 // beginOps does what has to be done all the time, until ctx ends.
 func (s *Server) beginOps(ctx context.Context) {
-	look := func() {
-		var used int64
-		if s.opts().Limits.MaxMemory > 0 {
-			used = memoryUsed()
-		}
-		s.ops.memory.Store(used)
-	}
-	look()
-	go func() {
-		ticker := time.NewTicker(memoryEvery)
-		defer ticker.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-ticker.C:
-				look()
-			}
-		}
-	}()
-}
-
-// memoryUsed is what GOMEMLIMIT bounds: all that the Go runtime has of the system. A server in Go alone
-// has little beside it; the kernel's memory for sockets is not in it.
-func memoryUsed() int64 {
-	read := []gometrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
-	gometrics.Read(read)
-	return int64(read[0].Value.Uint64() - read[1].Value.Uint64())
+	s.spare.look()
+	s.memory.look()
+	go s.spare.run(ctx)
+	go s.memory.run(ctx)
+	go s.watchLoops(ctx)
 }
 
 // condition is one thing that keeps the server from being ready, or shows that it is not alive.
@@ -95,8 +69,11 @@ func (s *Server) unready() (list []condition) {
 	if n, most := s.sockets.Load(), s.settings().maxSockets; n >= int64(most) {
 		add("full", "%d sockets are open: limits.max_connections is %d", n, most)
 	}
-	if used, mark := s.ops.memory.Load(), int64(s.opts().Limits.MaxMemory); mark > 0 && used > mark {
-		add("memory", "%d bytes are in use: limits.max_memory is %d", used, mark)
+	if s.spare.isShort() {
+		add("descriptors", "no descriptor is left: something in this process has opened too many")
+	}
+	if s.memory.over.Load() {
+		add("memory", "%d bytes are in use: limits.max_memory is %d", s.memory.used.Load(), s.opts().Limits.MaxMemory)
 	}
 	return list
 }

@@ -107,26 +107,6 @@ func TestReadiness(t *testing.T) {
 	}
 }
 
-// Too much memory: the server says so, and serves all the same.
-func TestReadinessByMemory(t *testing.T) {
-	s := start(t, Options{Endpoints: echoAndBroadcast(), Limits: Limits{MaxMemory: 1 << 10}})
-	wantReasons(t, s, "/readyz", "memory")
-	wantHealth(t, s, 503, "memory")
-	dial(t, s, "/echo")
-	s.ops.memory.Store(1 << 9)
-	wantReasons(t, s, "/readyz")
-	eventually(t, "it looks again", func() bool { return len(s.unready()) == 1 })
-
-	ballast := make([]byte, 64<<20)
-	for i := range ballast {
-		ballast[i] = 1
-	}
-	if used := memoryUsed(); used < 64<<20 || used > 16<<30 {
-		t.Errorf("%d bytes are in use beside 64 MiB", used)
-	}
-	runtime.KeepAlive(ballast)
-}
-
 // A handler blocks: its loop is named, and it is over when the handler goes on. The other loops do not
 // matter, nor does a server where nothing happens.
 func TestLiveness(t *testing.T) {

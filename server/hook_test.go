@@ -264,7 +264,7 @@ func TestHookExpiry(t *testing.T) {
 	s := start(t, Options{Endpoints: []Endpoint{ep}})
 	c := dial(t, s, "/ws")
 	c.wantClose(closeExpired, "token expired")
-	if s.Stats().Expired != 1 || s.Stats().Closes[codec.CloseCode(0)] != 1 {
+	if s.Stats().Cuts[CutExpired] != 1 || s.Stats().Closes[codec.CloseCode(0)] != 1 {
 		t.Errorf("%+v", s.Stats())
 	}
 }

@@ -249,7 +249,8 @@ func (h *hub) enter(p *Publication) (Receipt, error) {
 	now := time.Now()
 	t.offset++
 	t.used = now
-	m.topic, m.offset, m.time, m.latest = t, t.offset, now.UnixMilli(), t.latest()
+	m.topic, m.offset, m.time, m.latest = t, t.offset, h.srv.wall().UnixMilli(), t.latest()
+	m.born = h.srv.age()
 	t.keep(m)
 	h.published.Add(1)
 	n := t.post(m, at)
@@ -306,7 +307,7 @@ func (h *hub) sweep(now time.Time, part int) {
 	p := &h.parts[part%len(h.parts)]
 	for _, t := range p.all() {
 		t.mu.Lock()
-		t.expire(now.UnixMilli())
+		t.expire(h.srv.age())
 		t.forgotten = t.subscribers == 0 && t.history.len() == 0 && now.Sub(t.used) > h.linger
 		forgotten := t.forgotten
 		t.mu.Unlock()
@@ -327,13 +328,13 @@ func (p *hubPart) all() []*topic {
 }
 
 // rule gives each topic the rule that is its own now.
-func (h *hub) rule(now time.Time) {
+func (h *hub) rule() {
 	for i := range h.parts {
 		for _, t := range h.parts[i].all() {
 			t.mu.Lock()
 			t.rule = ruleOf(h.srv.opts().Topics, t.name)
 			t.trim()
-			t.expire(now.UnixMilli())
+			t.expire(h.srv.age())
 			t.mu.Unlock()
 		}
 	}
@@ -368,7 +369,7 @@ func (s *Server) Topics(pattern string) ([]TopicInfo, error) {
 		p.mu.Unlock()
 		for _, t := range found {
 			t.mu.Lock()
-			list = append(list, t.info())
+			list = append(list, t.info(s.age()))
 			t.mu.Unlock()
 		}
 	}
@@ -383,12 +384,12 @@ func (s *Server) Topic(name string) (TopicInfo, bool) {
 		return TopicInfo{}, false
 	}
 	defer t.mu.Unlock()
-	return t.info(), true
+	return t.info(s.age()), true
 }
 
-// info describes the topic. The caller holds mu.
-func (t *topic) info() TopicInfo {
-	t.expire(time.Now().UnixMilli())
+// info describes the topic at an age of the server. The caller holds mu.
+func (t *topic) info(now int64) TopicInfo {
+	t.expire(now)
 	i := TopicInfo{Topic: t.name, Position: t.position(), Subscribers: t.subscribers, History: t.history.len(), HistoryBytes: t.history.bytes}
 	if i.History > 0 {
 		i.Oldest = int64(t.history.all()[0].offset)
@@ -432,7 +433,7 @@ func (h *hub) past(topic string, from Start, limit int) (past Past, list []*mess
 	}
 	defer t.mu.Unlock()
 	past.Position = t.position()
-	list, past.Recovered = t.since(from, time.Now().UnixMilli())
+	list, past.Recovered = t.since(from, h.srv.age())
 	return past, list[:min(len(list), max(limit, 0))], nil
 }
 

@@ -23,7 +23,8 @@ type jwks struct {
 	url    string
 	client http.Client
 	wake   chan struct{}
-	last   atomic.Int64 // when a fetch began, in milliseconds since 1970
+	begin  time.Time
+	last   atomic.Int64 // when a fetch began, in milliseconds after begin; 0 is never
 
 	interval, pause time.Duration // see below
 }
@@ -41,13 +42,13 @@ const (
 )
 
 func newJWKS(url string) *jwks {
-	return &jwks{url: url, client: http.Client{Timeout: jwksTimeout}, wake: make(chan struct{}, 1), interval: jwksInterval, pause: jwksPause}
+	return &jwks{url: url, begin: time.Now(), client: http.Client{Timeout: jwksTimeout}, wake: make(chan struct{}, 1), interval: jwksInterval, pause: jwksPause}
 }
 
 // ask has the keys fetched soon because one is not known, and says whether that is worth coming back for.
 // Whoever sends names of keys that do not exist causes one fetch in each pause.
 func (j *jwks) ask() bool {
-	if time.Now().UnixMilli()-j.last.Load() < j.pause.Milliseconds() {
+	if last := j.last.Load(); last > 0 && j.now()-last < j.pause.Milliseconds() {
 		return false
 	}
 	select {
@@ -56,6 +57,8 @@ func (j *jwks) ask() bool {
 	}
 	return true
 }
+
+func (j *jwks) now() int64 { return time.Since(j.begin).Milliseconds() + 1 }
 
 func (j *jwks) watch(ctx context.Context, good bool, refresh func(context.Context) bool) {
 	failures := 0
@@ -81,7 +84,7 @@ func (j *jwks) watch(ctx context.Context, good bool, refresh func(context.Contex
 }
 
 func (j *jwks) fetch(ctx context.Context) ([]signatureKey, error) {
-	j.last.Store(time.Now().UnixMilli())
+	j.last.Store(j.now())
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, j.url, nil)
 	if err != nil {
 		return nil, err

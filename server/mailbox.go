@@ -98,6 +98,12 @@ func (m *mailbox) close() {
 	m.bell.close()
 }
 
+func (m *mailbox) isClosed() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.closed
+}
+
 // putBytes is put for a connection whose frames, n bytes, were just appended to the arena. Frames
 // that follow one another to the same connection become one letter, and so one write.
 func (m *mailbox) putBytes(kind letterKind, c *Conn, n int) {

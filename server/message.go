@@ -46,6 +46,7 @@ type message struct {
 	topic  *topic
 	offset uint64
 	time   int64 // milliseconds since 1970
+	born   int64 // milliseconds after the server was made, by which it grows old
 	format Format
 	latest bool // slow subscribers of the topic need only the newest
 	raw    *codec.Frame

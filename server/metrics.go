@@ -60,6 +60,7 @@ var singles = []single{
 	{"outbox_bytes", "Bytes that wait for slow consumers.", prometheus.GaugeValue, func(_ *Server, st *Stats) float64 { return float64(st.QueuedBytes) }},
 	{"backlog_bytes", "Bytes that were published or sent and that the loops have not handed to connections.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.backlogBytes()) }},
 	{"handler_panics_total", "Panics in handlers of the application.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Panics) }},
+	{"requests_limited_total", "Requests of the JSON protocol that were refused as rate_limited.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Limited) }},
 	{"topics", "Topics that exist.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.count.Load()) }},
 	{"topics_limit", "Topics that may exist at once; +Inf without a limit.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return orInfinite(s.opts().Limits.MaxTopics) }},
 	{"patterns", "Patterns that have subscribers.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.patternCount()) }},
@@ -67,6 +68,9 @@ var singles = []single{
 	{"history_bytes", "Payload bytes that topics keep.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { _, n := s.hub.kept(); return float64(n) }},
 	{"loops", "Event loops that have had a connection.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(len(s.allShards())) }},
 	{"loop_silence_seconds", "The longest time for which a loop has been at its turn, or has not come to one that it was asked for.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return s.longestSilence().Seconds() }},
+	{"loop_blocked_total", "Times that a loop did not come round for a second, as when a handler blocks.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Blocked) }},
+	{"memory_used_bytes", "What limits.max_memory is compared with; 0 when that is off.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.memory.used.Load()) }},
+	{"log_lines_lost_total", "Lines of the log that could not be written.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.lostLines()) }},
 	{"ready", "1 when the server wants new connections, else 0: see /readyz.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(len(s.unready()) == 0) }},
 	{"draining", "1 when the server drains.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.ending.current() != nil) }},
 	{"maintenance", "1 when maintenance was switched on.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.ops.maintenance.Load()) }},
@@ -80,6 +84,7 @@ const (
 	metricRefused
 	metricClosed
 	metricDrops
+	metricCuts
 	metricPublished
 	metricFlushed
 	metricHandshake
@@ -98,6 +103,7 @@ var labelled = [numLabelled]struct {
 	metricRefused:   {"connections_refused_total", "Connections that did not become WebSockets.", []string{"reason"}},
 	metricClosed:    {"connections_closed_total", "WebSockets that ended, by close code.", []string{"code"}},
 	metricDrops:     {"drops_total", "Messages that one receiver each never got.", []string{"reason"}},
+	metricCuts:      {"connections_cut_total", "WebSockets that the server ended by itself.", []string{"reason"}},
 	metricPublished: {"publishes_total", "Messages that were published to all of an endpoint, or to topics.", []string{"endpoint"}},
 	metricFlushed:   {"publish_flush_seconds", "From a message's publication to the write to the last receiver of its loop.", []string{"endpoint"}},
 	metricHandshake: {"handshake_seconds", "From accepting a connection to the answer that opened it.", nil},
@@ -151,6 +157,9 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 	}
 	for r := range numDropReasons {
 		m.send(to, metricDrops, prometheus.CounterValue, float64(st.Drops[r]), r.String())
+	}
+	for r := range numCutReasons {
+		m.send(to, metricCuts, prometheus.CounterValue, float64(st.Cuts[r]), r.String())
 	}
 	for code := codec.CloseNormal; code < codec.CloseNormal+numCloseCodes; code++ {
 		m.send(to, metricClosed, prometheus.CounterValue, float64(st.Closes[code]), strconv.Itoa(int(code)))
@@ -243,3 +252,11 @@ func (h *hub) patternCount() int {
 
 // kept is what all topics keep, in messages and in bytes of payload.
 func (h *hub) kept() (messages, bytes int64) { return h.messages.Load(), h.bytes.Load() }
+
+// lostLines is how many lines of the log could not be written, as far as that is known.
+func (s *Server) lostLines() uint64 {
+	if f := s.opts().LogLost; f != nil {
+		return f()
+	}
+	return 0
+}

@@ -2,8 +2,10 @@ package server
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math"
 	"net/http"
 	"slices"
@@ -335,3 +337,17 @@ func TestStampsWrap(t *testing.T) {
 		}
 	}
 }
+
+// What the program and an application tell of lines that were lost is in the metrics.
+func TestLostLinesAreMetrics(t *testing.T) {
+	w := NewLogWriter(brokenWriter{}, nil)
+	defer w.Close(patience)
+	opts := Options{Endpoints: echoAndBroadcast(), LogLost: w.Lost, Logger: slog.New(slog.NewTextHandler(w, nil))}
+	s := withAPI(t, opts)
+	s.log.Info("this goes nowhere")
+	eventually(t, "they are counted", func() bool { return scrape(t, s)["carillon_log_lines_lost_total"] >= 1 })
+}
+
+type brokenWriter struct{}
+
+func (brokenWriter) Write([]byte) (int, error) { return 0, errors.New("no space left on device") }

@@ -87,7 +87,7 @@ type Options struct {
 	HTTP http.Handler `yaml:"-"`
 
 	// HealthPath is answered, to GET and HEAD, with 200 and "ok" when new connections are welcome, and
-	// with 503 and the word draining, full, maintenance or memory when not: for balancers. It comes
+	// with 503 and the word draining, full, maintenance, descriptors or memory when not: for balancers. It comes
 	// before HTTP and may be no endpoint's path. Default "/healthz"; "off" is none.
 	HealthPath string `yaml:"health_path"`
 
@@ -101,8 +101,13 @@ type Options struct {
 	// Logger receives what an operator should know: start, stop, refusals, panics in handlers. Events
 	// of single connections are logged at debug level, at most 100 a second. Values may hold what clients
 	// wrote, cut to a few hundred bytes; the handler has to escape them, as those of log/slog do.
+	// The event loops log, too, so its destination should not be one that can block: see [LogWriter].
 	// Default: slog.Default().
 	Logger *slog.Logger `yaml:"-"`
+
+	// LogLost, which may be nil, is asked how many lines of the log could not be written, for the metrics:
+	// see [LogWriter.Lost].
+	LogLost func() uint64 `yaml:"-"`
 
 	// LogLevel, which may be nil, is the level of Logger's handler, so that the internal interface can
 	// show and change it.
@@ -267,9 +272,21 @@ type Limits struct {
 	// BytesPerSecond is the same for the bytes that come in, before decompression. So a message that is
 	// larger than what ten seconds allow has to come slowly.
 	BytesPerSecond Size `yaml:"bytes_per_second"`
-	// MaxMemory is a mark, not a bound: while the Go runtime has more than this of the system, health
-	// checks say that no new connections are wanted. Connections are neither refused nor closed for it,
-	// and the kernel's memory for sockets does not count. Default off.
+
+	// PublishesPerSecond is how many messages a client may publish, to topics or with ModeBroadcast, with the
+	// same burst. More are refused as rate_limited in the JSON protocol, and otherwise close the connection
+	// with 1008.
+	PublishesPerSecond int `yaml:"publishes_per_second"`
+
+	// RequestsPerSecond is how many other requests of the JSON protocol a client may make (subscribe,
+	// unsubscribe, history, presence, refresh), with the same burst. More are refused as rate_limited.
+	RequestsPerSecond int `yaml:"requests_per_second"`
+
+	// MaxMemory is how much memory the Go runtime may use, what it has free not counted: looked at once a
+	// second. Above it new connections are answered 503 with Retry-After and health checks say that none are
+	// wanted. If that and a collection of garbage do not help, the slowest consumers are closed with 1013,
+	// those first for whom most waits, until they do. When nobody is slow nobody is closed. So it is no bound
+	// for what handlers and histories keep, and the kernel's memory for sockets does not count. Default off.
 	MaxMemory Size `yaml:"max_memory"`
 }
 

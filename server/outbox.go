@@ -325,6 +325,7 @@ func (c *Conn) makeRoom(n int, kind itemKind) bool {
 		c.sh.stats.drop(DropSlowConsumer, 1)
 	}
 	c.dropWaiting(DropSlowConsumer, 0)
+	c.sh.stats.cut(CutSlowConsumer)
 	c.beginClose(closeOwn, codec.CloseCode(slow.CloseCode), fmt.Sprintf("slow consumer: more than %v waited", slow.MaxQueue))
 	return false
 }

@@ -59,6 +59,9 @@ func bad(format string, args ...any) error { return &badRequest{fmt.Sprintf(form
 // that the client asks for behind it. All else is done at once, and its reply waits there.
 func (c *Conn) request(payload []byte) {
 	r, err := parseRequest(payload)
+	if err == nil {
+		err = c.paysRequest(r)
+	}
 	if err == nil && (c.waiting() || r.Publish == nil && r.Ping == nil) {
 		if err = c.inTurn(len(payload), func() { c.answerRequest(r, c.sendReply) }); err == nil {
 			return
@@ -430,6 +433,8 @@ func errorCode(err error) string {
 		return "too_many_topics"
 	case errors.Is(err, ErrTooLarge):
 		return "too_large"
+	case err == errPublishRate, err == errRequestRate:
+		return "rate_limited"
 	case errors.Is(err, ErrOverloaded), errors.Is(err, errTooOften), token != nil:
 		return "overloaded"
 	}

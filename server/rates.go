@@ -1,6 +1,8 @@
 package server
 
 import (
+	"errors"
+
 	"carillon/codec"
 )
 
@@ -16,6 +18,8 @@ func (l *Limits) resolveRates(c *checker) {
 	c.rate("limits.handshakes_per_second", &l.HandshakesPerSecond, mostHandshakes)
 	c.rate("limits.handshakes_per_second_per_address", &l.HandshakesPerSecondPerAddress, mostHandshakes)
 	c.rate("limits.messages_per_second", &l.MessagesPerSecond, mostMessages)
+	c.rate("limits.publishes_per_second", &l.PublishesPerSecond, mostMessages)
+	c.rate("limits.requests_per_second", &l.RequestsPerSecond, mostMessages)
 	c.size("limits.bytes_per_second", &l.BytesPerSecond, -1, true)
 	if l.BytesPerSecond > mostBytes {
 		c.add("limits.bytes_per_second", "%v is out of range: expected 1B to %v, or off", l.BytesPerSecond, mostBytes)
@@ -53,7 +57,12 @@ func (c *Conn) mayShake() (RefuseReason, error) {
 }
 
 // debts are what a connection has sent lately and may soon send again. Owned by the loop.
-type debts struct{ messages, bytes uint32 }
+type debts struct{ messages, bytes, publishes, requests uint32 }
+
+// keepsDebts says whether a limit asks for them.
+func (s *settings) keepsDebts() bool {
+	return s.messages.limited() || s.bytes.limited() || s.publishes.limited() || s.requests.limited()
+}
 
 // debts are there while a limit asks for them.
 func (c *Conn) debts() *debts { return &c.group.debts[c.slot] }
@@ -62,6 +71,7 @@ func (c *Conn) debts() *debts { return &c.group.debts[c.slot] }
 func (d *debts) relax(passed uint32) {
 	if *d != (debts{}) {
 		d.messages, d.bytes = relax(d.messages, passed), relax(d.bytes, passed)
+		d.publishes, d.requests = relax(d.publishes, passed), relax(d.requests, passed)
 	}
 }
 
@@ -70,8 +80,7 @@ func (c *Conn) paysBytes(n int) bool {
 	if p := c.sh.set.bytes; !p.limited() || c.state.Load() != stateOpen || p.take(&c.debts().bytes, n) {
 		return true
 	}
-	c.sh.stats.ByteRate.Add(1)
-	c.tooFast("more bytes than limits.bytes_per_second allows")
+	c.tooFast(CutByteRate, "more bytes than limits.bytes_per_second allows")
 	return false
 }
 
@@ -81,12 +90,48 @@ func (c *Conn) paysMessage() bool {
 	if !p.limited() || p.take(&c.debts().messages, 1) {
 		return true
 	}
-	c.sh.stats.MessageRate.Add(1)
-	c.tooFast("more messages than limits.messages_per_second allows")
+	c.tooFast(CutMessageRate, "more messages than limits.messages_per_second allows")
 	return false
 }
 
-func (c *Conn) tooFast(reason string) {
+// paysPublish is for a message that is published, by a client that can only be told by a close. That it
+// is false says the same as of paysBytes.
+func (c *Conn) paysPublish() bool {
+	if c.mayPublishNow() {
+		return true
+	}
+	c.tooFast(CutPublishRate, "more messages published than limits.publishes_per_second allows")
+	return false
+}
+
+func (c *Conn) mayPublishNow() bool {
+	p := c.sh.set.publishes
+	return !p.limited() || p.take(&c.debts().publishes, 1)
+}
+
+var (
+	errPublishRate = errors.New("more messages published than limits.publishes_per_second allows")
+	errRequestRate = errors.New("more requests than limits.requests_per_second allows")
+)
+
+// paysRequest is for a request of the JSON protocol, which is refused when it fails.
+func (c *Conn) paysRequest(r *request) error {
+	p := c.sh.set.requests
+	switch {
+	case r.Ping != nil:
+		return nil
+	case r.Publish != nil && !c.mayPublishNow():
+		c.sh.stats.Limited.Add(1)
+		return errPublishRate
+	case r.Publish == nil && p.limited() && !p.take(&c.debts().requests, 1):
+		c.sh.stats.Limited.Add(1)
+		return errRequestRate
+	}
+	return nil
+}
+
+func (c *Conn) tooFast(why CutReason, reason string) {
+	c.sh.stats.cut(why)
 	c.mark(markPeerDone, true) // nobody reads the rest
 	c.sh.postClose(c, closeFail, codec.ClosePolicyViolation, reason)
 }

@@ -38,10 +38,11 @@ type Server struct {
 	listeners  []*listener // Options.Listen, then Options.Listeners
 	addresses  *addresses
 	handshakes bucket
-	begin      time.Time     // of the shards' clocks
-	looping    chan struct{} // closed when all loops listen
-	loopsEnded chan struct{} // closed when they have ended
-	checkOwner bool          // see goroutine
+	begin      time.Time        // of the shards' clocks, which no change of the system's time moves
+	wall       func() time.Time // for what has a date: tokens, and what messages say of their time
+	looping    chan struct{}    // closed when all loops listen
+	loopsEnded chan struct{}    // closed when they have ended
+	checkOwner bool             // see goroutine
 	started    chan struct{}
 	empty      chan struct{} // has a value when the last socket closed while nobody comes in
 
@@ -57,11 +58,15 @@ type Server struct {
 	reloads  reloads
 	running  atomic.Bool
 	draining atomic.Bool // nobody new comes in
+	stopping atomic.Bool // the engine has been told to end
 	sockets  atomic.Int64
 
 	acceptErrors atomic.Uint64 // of the unix sockets
 
 	lastID atomic.Uint64
+	apart  counters // of what no shard knows of
+	spare  spare
+	memory memoryGuard
 	ops    ops
 	ending ending
 	plan   atomic.Pointer[plan] // who is closed when; nil until connections are closed
@@ -89,6 +94,7 @@ type endpoint struct {
 	framings int // that it serves: the raw one, or all
 	handler  Handler
 	upgrader codec.Upgrader
+	sites    [numHooks]callSite
 
 	mu sync.Mutex // held while a broadcast is posted, so that all shards get the same order
 
@@ -108,6 +114,7 @@ func New(options Options) (*Server, error) {
 		byPath:     map[string]*endpoint{},
 		checkOwner: checkOwner,
 		begin:      time.Now(),
+		wall:       time.Now,
 		started:    make(chan struct{}),
 		looping:    make(chan struct{}),
 		loopsEnded: make(chan struct{}),
@@ -121,6 +128,8 @@ func New(options Options) (*Server, error) {
 	}
 	s.current.Store(set)
 	s.reloads.begin(time.Now())
+	s.spare = spare{srv: s, fd: -1}
+	s.memory = newMemoryGuard(s)
 	s.netLog = log.New(netLog{s}, "", 0)
 	s.addresses, s.handshakes.begin = newAddresses(s.begin), s.begin
 	s.newListeners()
@@ -137,6 +146,7 @@ func New(options Options) (*Server, error) {
 			framings: 1,
 			handler:  e.Handler,
 			upgrader: codec.Upgrader{Subprotocols: e.Subprotocols, Deflate: e.Compression.Enabled},
+			sites:    sitesOf(e.Path),
 		}
 		if message := e.Mode.message(s); message != nil {
 			ep.handler.Message = message

@@ -21,6 +21,8 @@ type settings struct {
 	addressShake pace     // handshakes of each address
 	messages     pace     // of each connection
 	bytes        pace
+	publishes    pace
+	requests     pace
 	maxSockets   int // that may be open at once; 0 before the server runs
 	maxBacklog   int64
 	pingEarliest time.Duration // no connection's ping interval is shorter
@@ -64,6 +66,8 @@ func (s *Server) settle(o Options, before *settings, places []int) (*settings, e
 		addressShake: newPace(int64(o.Limits.HandshakesPerSecondPerAddress), handshakeBurst),
 		messages:     newPace(int64(o.Limits.MessagesPerSecond), messageBurst),
 		bytes:        newPace(int64(o.Limits.BytesPerSecond), messageBurst),
+		publishes:    newPace(int64(o.Limits.PublishesPerSecond), messageBurst),
+		requests:     newPace(int64(o.Limits.RequestsPerSecond), messageBurst),
 		maxBacklog:   int64(o.Limits.MaxBacklog),
 		pingEarliest: o.Ping.Interval,
 		tick:         tickOf(&o),
@@ -140,7 +144,7 @@ func (s *Server) settleEndpoint(e *Endpoint, publicURL string, old *endpointSett
 	if old != nil && reflect.DeepEqual(old.Auth, e.Auth) {
 		now.auth = old.auth
 	} else {
-		now.auth, err = newGate(&e.Auth, s.log)
+		now.auth, err = newGate(&e.Auth, s.log, func() time.Time { return s.wall() })
 	}
 	return now, err
 }

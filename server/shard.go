@@ -13,16 +13,19 @@ import (
 // shard is all that one event loop owns. It is made when the loop accepts its first connection.
 type shard struct {
 	// Immutable.
-	srv     *Server
-	loop    gnet.EventLoop
-	groups  []*group // those of the endpoints, see groupsOf, then the two below
-	shaking *group   // connections whose handshake is not complete
-	closing *group   // connections that are no members of an endpoint any more
+	srv       *Server
+	loop      gnet.EventLoop
+	groups    []*group  // those of the endpoints, see groupsOf, then the two below
+	shaking   *group    // connections whose handshake is not complete
+	closing   *group    // connections that are no members of an endpoint any more
+	goroutine goroutine // the loop's
 
 	mail    mailbox
 	backlog atomic.Int64 // bytes of messages that were posted and have not been handed to connections
 	stats   counters
-	meters  meters // each says who uses what of it
+	meters  meters                   // each says who uses what of it
+	called  atomic.Pointer[callSite] // what the loop has called last
+	excess  atomic.Int64             // bytes that slow consumers have too much, for the next sweep
 
 	// Guards the lists of connections in groups, and the values that applications attach.
 	mu sync.Mutex
@@ -30,6 +33,7 @@ type shard struct {
 	// Owned by the loop.
 	owner        goroutine
 	set          *settings // at the beginning of this turn
+	site         *callSite // as in called
 	tally        tally
 	reading      correspondence
 	sweep        sweep
@@ -60,8 +64,8 @@ type tally struct{ deliveries, bytesOut, writes uint64 }
 func newShard(s *Server, loop gnet.EventLoop) (*shard, error) {
 	sh := &shard{srv: s, loop: loop, set: s.settings()}
 	sh.meters.flushed = make([]histogram, 1+len(s.endpoints))
-	if s.checkOwner {
-		sh.owner = currentGoroutine()
+	if sh.goroutine = currentGoroutine(); s.checkOwner {
+		sh.owner = sh.goroutine
 	}
 	sh.decoder = s.newDecoder()
 	for _, ep := range s.endpoints {

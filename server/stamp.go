@@ -10,6 +10,9 @@ type stamp uint32
 // elapsed is the time since the server was made.
 func (s *Server) elapsed() time.Duration { return time.Since(s.begin) }
 
+// age is the same in milliseconds.
+func (s *Server) age() int64 { return s.elapsed().Milliseconds() }
+
 func (s *Server) stamp() stamp { return stampOf(s.elapsed()) }
 
 func stampOf(d time.Duration) stamp { return stamp(d / time.Microsecond) }

@@ -18,11 +18,13 @@ const (
 	DropClosed                         // the receiver was gone, or had begun to close, when the message was its turn
 	DropShutdown                       // the server stopped before a slow receiver had taken them
 	DropOverloaded                     // the loop had too much to look at, so Send, Broadcast or Publish refused the message as a whole
+	DropMemory                         // the receiver was closed because limits.max_memory is reached; these messages waited
 	numDropReasons
 )
 
 var dropNames = [numDropReasons]string{
 	"drop_oldest", "drop_newest", "conflated", "slow_consumer", "write_timeout", "closed", "shutdown", "overloaded",
+	"memory",
 }
 
 // String gives the name used in counters.
@@ -45,7 +47,7 @@ const (
 	RefuseHandler                               // the application's Upgrade said no
 	RefusePanic                                 // 500: the application's Upgrade panicked
 	RefuseLost                                  // the client went away before its head was complete
-	RefuseDescriptors                           // 503: no descriptor was left to move the connection to Options.HTTP or back, or from a unix socket to a loop
+	RefuseDescriptors                           // 503: no descriptor was left, to accept the connection or to move it to Options.HTTP or back, or from a unix socket to a loop
 	RefuseOrigin                                // 403: a page of another origin, which may not connect here
 	RefuseAddressFull                           // 429: limits.max_connections_per_address is reached
 	RefuseHandshakes                            // 503: limits.handshakes_per_second is reached
@@ -69,6 +71,7 @@ const (
 	RefuseHookBusy       // 503: as many requests wait for the connect hook as may
 	RefuseUndecided      // 503: a deferred decision did not come in time
 	RefuseEarly          // 400: too much came before a deferred decision
+	RefuseMemory         // 503: limits.max_memory is reached
 	numRefuseReasons
 )
 
@@ -78,10 +81,36 @@ var refuseNames = [numRefuseReasons]string{
 	"origin", "address_full", "handshakes", "address_handshakes", "proxy_peer", "proxy_missing", "proxy_malformed",
 	"no_token", "token_malformed", "token_algorithm", "token_key", "token_signature", "token_expired", "token_early",
 	"token_issuer", "token_audience", "no_keys", "hook", "hook_failed", "hook_busy", "undecided", "early",
+	"memory",
 }
 
 // String gives the name used in counters.
 func (r RefuseReason) String() string { return refuseNames[r] }
+
+// CutReason says why the server ended a WebSocket by itself, although nothing was wrong with the protocol and
+// the server goes on. The set is closed.
+type CutReason uint8
+
+const (
+	CutSlowConsumer CutReason = iota // 1013 or 1008: more than slow_consumer.max_queue waited
+	CutWriteTimeout                  // 1006: the socket took nothing for limits.write_timeout
+	CutMemory                        // 1013: limits.max_memory is reached, and much waited
+	CutMessageRate                   // 1008: limits.messages_per_second
+	CutByteRate                      // 1008: limits.bytes_per_second
+	CutPublishRate                   // 1008: limits.publishes_per_second
+	CutPingTimeout                   // 1001: no answer to a ping
+	CutIdle                          // 1001: limits.idle_timeout
+	CutMaxAge                        // 1001: connections.max_age
+	CutExpired                       // 4401: Identity.Expires
+	numCutReasons
+)
+
+var cutNames = [numCutReasons]string{
+	"slow_consumer", "write_timeout", "memory", "message_rate", "byte_rate", "publish_rate", "ping_timeout", "idle", "max_age", "expired",
+}
+
+// String gives the name used in counters.
+func (r CutReason) String() string { return cutNames[r] }
 
 // counters are a shard's own. Nearly all are written by its loop only, so that no processor waits
 // for another; they are added up when somebody asks.
@@ -98,12 +127,12 @@ type counters struct {
 	Writes      atomic.Uint64
 	QueuedBytes atomic.Int64
 	Panics      atomic.Uint64
-	MessageRate atomic.Uint64
-	ByteRate    atomic.Uint64
-	Expired     atomic.Uint64
+	Limited     atomic.Uint64
+	Blocked     atomic.Uint64
 	Checks      atomic.Uint64
 	drops       [numDropReasons]atomic.Uint64
 	refusals    [numRefuseReasons]atomic.Uint64
+	cuts        [numCutReasons]atomic.Uint64
 	closes      [numCloseCodes + 1]atomic.Uint64 // by code from 1000 on, then all others
 }
 
@@ -115,6 +144,8 @@ func (s *counters) drop(r DropReason, n uint64) {
 		s.drops[r].Add(n)
 	}
 }
+
+func (s *counters) cut(r CutReason) { s.cuts[r].Add(1) }
 
 func (s *counters) closed(code codec.CloseCode) {
 	s.closes[min(int(code-codec.CloseNormal), len(s.closes)-1)].Add(1)
@@ -135,15 +166,15 @@ type Stats struct {
 	Writes      uint64 // system calls that BytesOut took
 	QueuedBytes int64  // waiting now for slow consumers
 	Panics      uint64 // in a [Handler]; net/http logs those in Options.HTTP
-	MessageRate uint64 // WebSockets closed for limits.messages_per_second
-	ByteRate    uint64 // WebSockets closed for limits.bytes_per_second
-	Expired     uint64 // connections that were closed because of Identity.Expires
+	Limited     uint64 // requests of the JSON protocol that were refused as rate_limited
+	Blocked     uint64 // times that a loop did not come round for a second, as when a handler blocks
 
 	AcceptErrors uint64 // tries of a unix socket to accept that failed, mostly for want of descriptors, and are made again
 	HealthChecks uint64 // connections that were answered at Options.HealthPath
 
 	Drops    map[DropReason]uint64      // messages that one receiver each never got
 	Refusals map[RefuseReason]uint64    // connections that did not become WebSockets
+	Cuts     map[CutReason]uint64       // WebSockets that the server ended by itself
 	Closes   map[codec.CloseCode]uint64 // WebSockets that ended, by [CloseError.Code]; 0 is any code above 1015
 }
 
@@ -154,43 +185,50 @@ func (s *Server) Stats() Stats {
 		Sockets:  s.sockets.Load(),
 		Drops:    map[DropReason]uint64{},
 		Refusals: map[RefuseReason]uint64{},
+		Cuts:     map[CutReason]uint64{},
 		Closes:   map[codec.CloseCode]uint64{},
 
 		AcceptErrors: s.acceptErrors.Load(),
 	}
+	st.add(&s.apart)
 	for _, sh := range s.allShards() {
-		c := &sh.stats
-		st.Open += c.Open.Load()
-		st.Accepted += c.Accepted.Load()
-		st.Opened += c.Opened.Load()
-		st.PlainHTTP += c.PlainHTTP.Load()
-		st.Returned += c.Returned.Load()
-		st.MessagesIn += c.MessagesIn.Load()
-		st.BytesIn += c.BytesIn.Load()
-		st.Deliveries += c.Deliveries.Load()
-		st.BytesOut += c.BytesOut.Load()
-		st.Writes += c.Writes.Load()
-		st.QueuedBytes += c.QueuedBytes.Load()
-		st.Panics += c.Panics.Load()
-		st.MessageRate += c.MessageRate.Load()
-		st.ByteRate += c.ByteRate.Load()
-		st.Expired += c.Expired.Load()
-		st.HealthChecks += c.Checks.Load()
-		for r := range c.drops {
-			st.Drops[DropReason(r)] += c.drops[r].Load()
-		}
-		for r := range c.refusals {
-			st.Refusals[RefuseReason(r)] += c.refusals[r].Load()
-		}
-		for i := range c.closes {
-			code := codec.CloseCode(0)
-			if i < len(c.closes)-1 {
-				code = codec.CloseNormal + codec.CloseCode(i)
-			}
-			if n := c.closes[i].Load(); n > 0 {
-				st.Closes[code] += n
-			}
-		}
+		st.add(&sh.stats)
 	}
 	return st
+}
+
+func (st *Stats) add(c *counters) {
+	st.Open += c.Open.Load()
+	st.Accepted += c.Accepted.Load()
+	st.Opened += c.Opened.Load()
+	st.PlainHTTP += c.PlainHTTP.Load()
+	st.Returned += c.Returned.Load()
+	st.MessagesIn += c.MessagesIn.Load()
+	st.BytesIn += c.BytesIn.Load()
+	st.Deliveries += c.Deliveries.Load()
+	st.BytesOut += c.BytesOut.Load()
+	st.Writes += c.Writes.Load()
+	st.QueuedBytes += c.QueuedBytes.Load()
+	st.Panics += c.Panics.Load()
+	st.Limited += c.Limited.Load()
+	st.Blocked += c.Blocked.Load()
+	st.HealthChecks += c.Checks.Load()
+	for r := range c.drops {
+		st.Drops[DropReason(r)] += c.drops[r].Load()
+	}
+	for r := range c.refusals {
+		st.Refusals[RefuseReason(r)] += c.refusals[r].Load()
+	}
+	for r := range c.cuts {
+		st.Cuts[CutReason(r)] += c.cuts[r].Load()
+	}
+	for i := range c.closes {
+		code := codec.CloseCode(0)
+		if i < len(c.closes)-1 {
+			code = codec.CloseNormal + codec.CloseCode(i)
+		}
+		if n := c.closes[i].Load(); n > 0 {
+			st.Closes[code] += n
+		}
+	}
 }

@@ -181,6 +181,7 @@ func (c *Conn) waiting() bool { return c.more != nil && c.more.waiting > 0 }
 // call runs what the mailbox held for a connection. The application may have a part in it.
 func (c *Conn) call(do func()) {
 	defer c.rescue("Done")
+	c.calls(hookDone)
 	do()
 }
 
@@ -222,7 +223,7 @@ func (c *Conn) subscribe(name string, from Start, kind framing, reply func(Subsc
 		}
 		src = &t.source
 		s.Position = t.position()
-		missed, s.Recovered = t.since(from, time.Now().UnixMilli())
+		missed, s.Recovered = t.since(from, c.sh.srv.age())
 	}
 	a := src.audience(c.sh, kind)
 	src.subscribers++

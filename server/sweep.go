@@ -130,13 +130,16 @@ func (g *group) memberDue(i int) bool {
 		g.members[i].conn.goAway(w.plan)
 	case w.second > 0 && g.members[i].conn.tooOld(w.second):
 		c := g.members[i].conn
+		g.sh.stats.cut(CutMaxAge)
 		c.startClose(closeOwn, codec.CloseGoingAway, withRetry("connection has reached connections.max_age", c.comeBack(shortestReturn)))
 	case passed(now, t.message, opts.Limits.IdleTimeout) && !g.members[i].conn.isEvents():
+		g.sh.stats.cut(CutIdle)
 		g.members[i].conn.startClose(closeOwn, codec.CloseGoingAway, fmt.Sprintf("no message for %v", opts.Limits.IdleTimeout))
 	case t.ping != 0:
 		if !passed(now, t.ping, opts.Ping.Timeout) {
 			return false
 		}
+		g.sh.stats.cut(CutPingTimeout)
 		g.members[i].conn.startClose(closeFail, codec.CloseGoingAway, fmt.Sprintf("no answer to a ping for %v", opts.Ping.Timeout))
 	case passed(now, t.read, opts.pingEarliest):
 		c := g.members[i].conn
@@ -168,10 +171,16 @@ func (c *Conn) share() float64 { return float64(c.id*0x9E3779B97F4A7C15>>40) / (
 
 // sweepStalled cuts off those whose socket has taken nothing for the write time-out.
 func (sh *shard) sweepStalled() {
+	if excess := sh.excess.Swap(0); excess > 0 {
+		sh.shed(excess)
+	}
 	limit := sh.srv.opts().Limits.WriteTimeout
 	for i := len(sh.stalled) - 1; i >= 0; i-- {
 		if i < len(sh.stalled) && passed(sh.clock, sh.stalled[i].out.since, limit) {
 			if c := sh.stalled[i]; !c.flushLate() {
+				if c.state.Load() == stateOpen {
+					sh.stats.cut(CutWriteTimeout)
+				}
 				c.abort(errWriteTimeout)
 			}
 		}

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/golang-jwt/jwt/v5"
 
@@ -109,12 +110,12 @@ type verifier struct {
 	parser *jwt.Parser
 }
 
-func newVerifier(opts *JWT, log *slog.Logger) (*verifier, error) {
+func newVerifier(opts *JWT, log *slog.Logger, wall func() time.Time) (*verifier, error) {
 	keys, err := newKeyring(opts, log)
 	if err != nil {
 		return nil, err
 	}
-	check := []jwt.ParserOption{jwt.WithValidMethods(opts.Algorithms), jwt.WithLeeway(max(opts.Leeway, 0)), jwt.WithStrictDecoding()}
+	check := []jwt.ParserOption{jwt.WithValidMethods(opts.Algorithms), jwt.WithLeeway(max(opts.Leeway, 0)), jwt.WithStrictDecoding(), jwt.WithTimeFunc(wall)}
 	if opts.Issuer != "" {
 		check = append(check, jwt.WithIssuer(opts.Issuer))
 	}

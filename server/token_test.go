@@ -231,7 +231,7 @@ func BenchmarkToken(b *testing.B) {
 	i := newIssuer(b)
 	for _, a := range algorithms {
 		b.Run("algorithm="+a, func(b *testing.B) {
-			v, err := newVerifier(&JWT{Algorithms: []string{a}, KeyFile: i.file(a)}, slog.New(slog.DiscardHandler))
+			v, err := newVerifier(&JWT{Algorithms: []string{a}, KeyFile: i.file(a)}, slog.New(slog.DiscardHandler), time.Now)
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -133,7 +133,7 @@ func (t *topic) keep(m *message) {
 	t.hub.messages.Add(1)
 	t.hub.bytes.Add(int64(len(m.raw.Payload())))
 	t.trim()
-	t.expire(m.time)
+	t.expire(m.born)
 }
 
 // trim drops what is too much for the rule. The caller holds mu.
@@ -147,13 +147,13 @@ func (t *topic) trim() {
 	}
 }
 
-// expire drops what is too old at a time in milliseconds. The caller holds mu.
+// expire drops what is too old at an age of the server. The caller holds mu.
 func (t *topic) expire(now int64) {
 	if t.rule == nil || t.rule.MaxAge < 0 {
 		return
 	}
 	oldest := now - t.rule.MaxAge.Milliseconds()
-	for t.history.len() > 0 && t.history.all()[0].time < oldest {
+	for t.history.len() > 0 && t.history.all()[0].born < oldest {
 		t.dropOldest()
 	}
 }

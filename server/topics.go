@@ -208,6 +208,9 @@ func (c *Conn) took(op codec.Opcode, payload []byte) {
 		c.request(payload)
 		return
 	}
+	if !c.paysPublish() {
+		return
+	}
 	if !c.waiting() {
 		c.publish(op, payload)
 		return

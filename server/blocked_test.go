@@ -1,0 +1,116 @@
+package server
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+// A handler blocks its loop. The other one goes on, and so does the citizen whose connections are there.
+func TestAHandlerThatBlocks(t *testing.T) {
+	free := make(chan struct{})
+	s, log := startLogged(t, Options{Loops: 2, Endpoints: besieged(Endpoint{Path: "/block", Handler: Handler{
+		Message: func(*Conn, Opcode, []byte) { waitHere(free) },
+	}})})
+	// The kernel chooses the loop of each connection.
+	var blocker *client
+	var shard *shard
+	for shard == nil {
+		blocker = dial(t, s, "/block")
+		shard = onlyConn(t, s, "/block").sh
+	}
+	z := settleApart(t, s, shard)
+	before := footprintOf(s)
+	blocker.send("block")
+	eventually(t, "it is told of", func() bool { return strings.Contains(log.String(), "event loop is blocked") })
+	z.serves(50)
+	if st := s.Stats(); st.Blocked != 1 {
+		t.Errorf("%d loops were blocked", st.Blocked)
+	}
+	line := log.line("event loop is blocked")
+	for _, word := range []string{"loop=", "last_called=Message", "path=/block", "waitHere", "blocked_test.go"} {
+		if !strings.Contains(line, word) {
+			t.Errorf("the log does not say %q but\n%s", word, line)
+		}
+	}
+	time.Sleep(2 * blockedLook)
+	if n := strings.Count(log.String(), "event loop is blocked"); n != 1 {
+		t.Errorf("it is told %d times", n)
+	}
+	close(free)
+	eventually(t, "it is told of the end", func() bool { return strings.Contains(log.String(), "event loop turns again") })
+	blocker.send("again")
+	before.wantBack(t, s)
+	z.serves(20)
+	z.leave()
+}
+
+// waitHere has a name that a stack shows.
+func waitHere(free chan struct{}) { <-free }
+
+// settleApart settles a citizen none of whose connections is on a loop.
+func settleApart(t testing.TB, s *Server, apart *shard) *citizen {
+	t.Helper()
+	for range 200 {
+		z := settle(t, s)
+		near := false
+		for c := range s.Conns() {
+			near = near || c.sh == apart && c.Path() != "/block"
+		}
+		if !near {
+			return z
+		}
+		z.leave()
+		eventually(t, "it is gone", func() bool { return s.Count() == 1 })
+	}
+	t.Fatal("the kernel puts one connection of three on the same loop, always")
+	return nil
+}
+
+// line is the line with these words.
+func (l *logBuffer) line(words string) string {
+	for line := range strings.Lines(l.String()) {
+		if strings.Contains(line, words) {
+			return line
+		}
+	}
+	return ""
+}
+
+// Whatever the hook is in which a handler blocks, it is named.
+func TestBlockedHooksAreNamed(t *testing.T) {
+	for _, hook := range []string{"Upgrade", "Open", "Message", "Error", "Close", "Done"} {
+		t.Run(hook, func(t *testing.T) {
+			free := make(chan struct{})
+			block := func(here string) {
+				if here == hook {
+					waitHere(free)
+				}
+			}
+			handler := Handler{
+				Upgrade: func(*Request) error { block("Upgrade"); return nil },
+				Open:    func(*Conn) { block("Open") },
+				Message: func(c *Conn, _ Opcode, _ []byte) {
+					block("Message")
+					_ = c.Subscribe("a", SubscribeOptions{Done: func(Subscribed, error) { block("Done") }})
+				},
+				Error: func(*Conn, error) { block("Error") },
+				Close: func(*Conn, error) { block("Close") },
+			}
+			s, log := startChanged(t, Options{Loops: 1, Endpoints: []Endpoint{{Path: "/here", Handler: handler}}}, func(s *Server) {
+				s.ops.blockedAfter = 100 * time.Millisecond
+			})
+			c := dialRaw(t, s)
+			c.write(append([]byte(upgradeHead("/here")), text("hello")...))
+			if hook == "Error" || hook == "Close" {
+				c.write([]byte{0xff, 0x80, 0, 0, 0, 0}) // breaks a rule
+			}
+			eventually(t, "it is told of", func() bool { return strings.Contains(log.String(), "event loop is blocked") })
+			close(free)
+			if line := log.line("event loop is blocked"); !strings.Contains(line, "last_called="+hook) || !strings.Contains(line, "path=/here") || !strings.Contains(line, "waitHere") {
+				t.Errorf("the log says\n%s", line)
+			}
+			eventually(t, "the loop turns again", func() bool { return strings.Contains(log.String(), "event loop turns again") })
+		})
+	}
+}

@@ -1,0 +1,208 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"syscall"
+	"time"
+
+	gneterrors "github.com/panjf2000/gnet/v2/pkg/errors"
+	"golang.org/x/sys/unix"
+
+	"carillon/codec"
+)
+
+// The table of descriptors belongs to the whole process, so limits.max_connections alone cannot keep it
+// from being full: the application may open files until nothing is left. gnet ends its engine, and with it
+// every connection, when accept(2) fails. It tells its logger first and then compares the error that it
+// returns with this variable, so one that is equal to nothing keeps it alive, and what is to be done is
+// decided in [Server.acceptFailed]. Tests fail if a later gnet does it in another way.
+func init() { gneterrors.ErrAcceptSocket = unequal{} }
+
+// unequal is an error that [errors.Is] does not find: its values cannot be compared.
+type unequal struct{ _ []struct{} }
+
+func (unequal) Error() string { return "accept failed" }
+
+// acceptFailed is called on the loop whose accept has failed, which tries again when it returns.
+func (s *Server) acceptFailed(err error) {
+	switch {
+	case isExhausted(err):
+		if !s.spare.turnAway() {
+			time.Sleep(exhaustedPause)
+		}
+	case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
+		time.Sleep(exhaustedPause) // nothing can be freed here; the connection waits in the kernel
+	case isNetworkError(err):
+		// The connection was lost before it was accepted (accept(2), "Error handling").
+	case !s.stopping.Load():
+		s.fail(err)
+		time.Sleep(exhaustedPause)
+	}
+}
+
+// isExhausted says whether there is no descriptor left, in this process or on this machine.
+func isExhausted(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE)
+}
+
+func isNetworkError(err error) bool {
+	var errno syscall.Errno
+	if !errors.As(err, &errno) {
+		return false
+	}
+	switch errno {
+	case unix.EPERM, unix.EPROTO, unix.ENOPROTOOPT, unix.EOPNOTSUPP, unix.ETIMEDOUT,
+		unix.ENETDOWN, unix.ENETUNREACH, unix.EHOSTDOWN, unix.EHOSTUNREACH:
+		return true
+	}
+	return false
+}
+
+// exhaustedPause is for a loop that can do nothing about a connection which waits: it serves the others
+// in between.
+const exhaustedPause = 5 * time.Millisecond
+
+// spare is one descriptor in hand, which is given up to accept a connection, to tell it that there is no
+// room, and to close it. A connection that stayed in the kernel's queue would wake its loop for ever.
+type spare struct {
+	srv *Server
+
+	mu        sync.Mutex
+	fd        int   // guarded by mu; -1 when somebody else was faster
+	listening []int // guarded by mu; the sockets of all loops, once they were needed
+	short     bool  // guarded by mu; there was no other descriptor when we looked last
+}
+
+// mostTurnedAway bounds what one loop does for others that wait.
+const mostTurnedAway = 64
+
+// take gets the descriptor back. The caller holds mu.
+func (r *spare) take() bool {
+	if r.fd < 0 {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+		if err != nil {
+			r.fd = -1
+			return false
+		}
+		unix.CloseOnExec(fd)
+		r.fd = fd
+	}
+	return true
+}
+
+// turnAway refuses the connections that wait to be accepted. It is false when there was no descriptor for
+// that.
+func (r *spare) turnAway() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.setShort(true)
+	for range mostTurnedAway {
+		if !r.take() {
+			return false
+		}
+		if !r.turnOneAway() {
+			break
+		}
+	}
+	return true
+}
+
+func (r *spare) turnOneAway() bool {
+	_ = unix.Close(r.fd)
+	r.fd = -1
+	defer r.take()
+	for _, fd := range r.sockets() {
+		conn, _, err := unix.Accept(fd)
+		if err != nil {
+			continue // nobody is there, or somebody has taken the descriptor
+		}
+		_, _ = write(int32(conn), rejectDescriptors.AppendResponse(nil))
+		_ = unix.Close(conn)
+		r.srv.apart.Accepted.Add(1)
+		r.srv.apart.refusals[RefuseDescriptors].Add(1)
+		return true
+	}
+	return false
+}
+
+// sockets are those that listen. To list the open descriptors would take one. The caller holds mu.
+func (r *spare) sockets() []int {
+	if len(r.listening) == 0 {
+		limit, _ := descriptorLimit()
+		for fd := range min(limit, 1<<16) {
+			for _, l := range r.srv.tcp {
+				if listensOn(fd, l.tcpAddr()) {
+					r.listening = append(r.listening, fd)
+				}
+			}
+		}
+	}
+	return r.listening
+}
+
+// run looks whether descriptors are left, until ctx ends.
+func (r *spare) run(ctx context.Context) {
+	ticker := time.NewTicker(descriptorsEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			r.look()
+		}
+	}
+}
+
+const descriptorsEvery = time.Second
+
+// look finds out whether descriptors are left.
+func (r *spare) look() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	probe := -1
+	if r.take() {
+		var err error
+		if probe, err = unix.FcntlInt(uintptr(r.fd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
+			_ = unix.Close(probe)
+		}
+	}
+	r.setShort(probe < 0)
+}
+
+// setShort notes whether there are descriptors, and tells it when that has changed. The caller holds mu.
+func (r *spare) setShort(short bool) {
+	if r.short == short {
+		return
+	}
+	r.short = short
+	if short {
+		r.srv.log.Warn("no descriptor is left: new connections are refused until some are closed")
+	} else {
+		r.srv.log.Info("there are descriptors again")
+	}
+}
+
+func (r *spare) isShort() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.short
+}
+
+func (r *spare) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.fd >= 0 {
+		_ = unix.Close(r.fd)
+		r.fd = -1
+	}
+}
+
+// refuseUnknown refuses a connection for which its loop has no shard yet, and cannot make one.
+func (s *Server) refuseUnknown(fd int, why RefuseReason, r *codec.Rejection) {
+	s.apart.Accepted.Add(1)
+	s.apart.refusals[why].Add(1)
+	_, _ = write(int32(fd), r.AppendResponse(nil))
+}
