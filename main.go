@@ -212,7 +212,9 @@ type service struct {
 // serve runs the server until a signal ends it.
 func serve(file string, c config, out io.Writer) error {
 	c.LogLevel = new(slog.LevelVar)
-	c.Logger = newLogger(c.Log, c.LogLevel, os.Stderr)
+	lines := server.NewLogWriter(os.Stderr, func(lost uint64) { c.Logger.Warn("lines of the log were lost", "lines", lost) })
+	defer func() { _ = lines.Close(logPatience) }() // whoever does not read by then has lost the rest
+	c.Logger, c.LogLost = newLogger(c.Log, c.LogLevel, lines), lines.Lost
 	c.Internal.Debug = profiles()
 	srv, pages, err := newServer(c)
 	if err != nil {
@@ -278,6 +280,9 @@ func (p *service) run() error {
 		}
 	}
 }
+
+// logPatience is how long the end waits for the log to be written.
+const logPatience = time.Second
 
 // stopSlack is how long the program takes to end after its connections, at most.
 const stopSlack = 5 * time.Second

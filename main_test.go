@@ -75,7 +75,9 @@ func startCommand(t *testing.T, env []string, cmd *exec.Cmd) *program {
 	p := &program{t: t, cmd: cmd, stdout: make(chan string, 100), done: make(chan struct{})}
 	cmd.Dir = t.TempDir()
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "CARILLON_LISTEN=127.0.0.1:0", "CARILLON_INTERNAL_LISTEN=127.0.0.1:0"}, env...)
-	cmd.Stderr = &p.stderr
+	if cmd.Stderr == nil {
+		cmd.Stderr = &p.stderr
+	}
 	r, w := io.Pipe()
 	cmd.Stdout = w
 	if err := cmd.Start(); err != nil {
