@@ -38,9 +38,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 
-	for _, w := range s.opts().Warnings() {
-		s.log.Warn("an option is hardly meant so", "key", w.Key, "problem", w.Problem)
-	}
+	s.warn(s.opts())
 	if s.plain != nil {
 		go s.plain.serve()
 		defer s.plain.close()

@@ -132,7 +132,7 @@ func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 	if c.is(markFull) {
 		return RefuseFull, rejectFull
 	}
-	if srv.memory.over.Load() {
+	if srv.memory.refuses() {
 		return RefuseMemory, rejectMemory
 	}
 	if c.is(markCrowd) {

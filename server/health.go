@@ -72,7 +72,7 @@ func (s *Server) unready() (list []condition) {
 	if s.spare.isShort() {
 		add("descriptors", "no descriptor is left: something in this process has opened too many")
 	}
-	if s.memory.over.Load() {
+	if s.memory.refuses() {
 		add("memory", "%d bytes are in use: limits.max_memory is %d", s.memory.used.Load(), s.opts().Limits.MaxMemory)
 	}
 	return list

@@ -249,8 +249,8 @@ func (h *hub) enter(p *Publication) (Receipt, error) {
 	now := time.Now()
 	t.offset++
 	t.used = now
-	m.topic, m.offset, m.time, m.latest = t, t.offset, h.srv.wall().UnixMilli(), t.latest()
-	m.born = h.srv.age()
+	m.topic, m.offset, m.latest = t, t.offset, t.latest()
+	m.time, m.born = h.srv.wall().UnixMilli(), h.srv.age()
 	t.keep(m)
 	h.published.Add(1)
 	n := t.post(m, at)

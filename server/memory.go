@@ -63,6 +63,9 @@ func memoryUsed() int64 {
 	return int64(read[0].Value.Uint64() - read[1].Value.Uint64() - read[2].Value.Uint64())
 }
 
+// refuses says whether nobody new comes in. A mark that was taken away counts at once.
+func (g *memoryGuard) refuses() bool { return g.over.Load() && g.srv.opts().Limits.MaxMemory > 0 }
+
 func (g *memoryGuard) run(ctx context.Context) {
 	ticker := time.NewTicker(memoryEvery)
 	defer ticker.Stop()

@@ -49,7 +49,8 @@ func NeedsRestart(key string) bool {
 // Reload puts other options in force while the server runs: those that read returns. Loops take them up
 // with their next turn, and no connection is closed for it; docs/operations.md says for each key what it
 // means for those that are open. What cannot change without a restart stays as it is and is reported.
-// Functions and handlers (Options.HTTP, Logger, LogLevel, LogLost, Internal.Debug, Endpoint.Handler) are always
+// Functions and handlers (Options.HTTP, Logger, LogLost, LogLevel, Internal.Debug,
+// Endpoint.Handler) are always
 // those that New was given; endpoints are told from each other by their paths.
 //
 // When read fails, or the options are wrong, by themselves or beside what cannot change, or keys for
@@ -96,13 +97,14 @@ func (s *Server) reload(read func() (Options, error)) (Changes, error) {
 		return Changes{}, err
 	}
 	s.current.Store(now)
+	s.warn(&now.Options)
 	s.follow(before, now)
 	return changes, nil
 }
 
 // keepCode puts the functions and handlers that the server has into options that were read somewhere.
 func keepCode(o, running *Options) {
-	o.HTTP, o.Logger, o.LogLevel, o.LogLost, o.Internal.Debug = running.HTTP, running.Logger, running.LogLevel, running.LogLost, running.Internal.Debug
+	o.HTTP, o.Logger, o.LogLost, o.LogLevel, o.Internal.Debug = running.HTTP, running.Logger, running.LogLost, running.LogLevel, running.Internal.Debug
 	o.Endpoints = slices.Clone(o.Endpoints)
 	for i := range o.Endpoints {
 		if j := placeOf(running.Endpoints, o.Endpoints[i].Path); j >= 0 {

@@ -174,6 +174,36 @@ var limitStories = []reloadStory{
 			alice.wantClose(codec.ClosePolicyViolation, "limits.bytes_per_second")
 		}
 	}, func(o *Options) { o.Limits.BytesPerSecond = 1 }},
+	{"limits.publishes_per_second", Options{}, func(t *testing.T, s *Server) func() {
+		alice, bob := dial(t, s, "/ws", speakJSON), dial(t, s, "/broadcast")
+		publish := text(`{"id":1,"publish":{"topic":"a","data":1}}`)
+		alice.write(repeat(publish, 100))
+		for range 100 {
+			if reply := alice.said(); reply.Published == nil {
+				t.Fatal(reply.text)
+			}
+		}
+		return func() {
+			alice.write(repeat(publish, 100))
+			eventually(t, "one is too much", func() bool { reply := alice.said(); return reply.Error != nil && reply.Error.Code == "rate_limited" })
+			bob.write(repeat(text("x"), 100))
+			bob.wantClose(codec.ClosePolicyViolation, "limits.publishes_per_second")
+		}
+	}, func(o *Options) { o.Limits.PublishesPerSecond = 1 }},
+	{"limits.requests_per_second", Options{}, func(t *testing.T, s *Server) func() {
+		alice := dial(t, s, "/ws", speakJSON)
+		history := text(`{"id":1,"history":{"topic":"a"}}`)
+		alice.write(repeat(history, 100))
+		for range 100 {
+			if reply := alice.said(); reply.Error != nil {
+				t.Fatal(reply.text)
+			}
+		}
+		return func() {
+			alice.write(repeat(history, 100))
+			eventually(t, "one is too much", func() bool { reply := alice.said(); return reply.Error != nil && reply.Error.Code == "rate_limited" })
+		}
+	}, func(o *Options) { o.Limits.RequestsPerSecond = 1 }},
 }
 
 var timeStories = []reloadStory{
@@ -186,6 +216,13 @@ var timeStories = []reloadStory{
 			}
 		}
 	}, func(o *Options) { o.Limits.HandshakeTimeout = 20 * time.Millisecond }},
+	{"ping.lb_idle_timeout", Options{}, func(t *testing.T, s *Server) func() {
+		return func() {
+			if list := s.Options().Warnings(); len(list) != 1 {
+				t.Error(list)
+			}
+		}
+	}, func(o *Options) { o.Ping.LBIdleTimeout = time.Second }},
 	{"limits.idle_timeout", Options{}, func(t *testing.T, s *Server) func() {
 		alice := dial(t, s, "/echo")
 		return func() { alice.wantClose(codec.CloseGoingAway, "no message for 20ms") }

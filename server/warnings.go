@@ -6,7 +6,7 @@ import (
 )
 
 // Warnings says what is allowed in resolved options (see [Options.Resolve]) and hardly meant. The server logs
-// it at its start.
+// it at its start and after a reload.
 func (o Options) Warnings() []*OptionError {
 	var list []*OptionError
 	add := func(key, format string, args ...any) {
@@ -27,3 +27,9 @@ func (o Options) Warnings() []*OptionError {
 
 // pingDelay is by how much a ping may be late: the clock's tick, at the longest.
 func pingDelay(interval time.Duration) time.Duration { return min(interval/8, time.Second) }
+
+func (s *Server) warn(o *Options) {
+	for _, w := range o.Warnings() {
+		s.log.Warn("an option is hardly meant so", "key", w.Key, "problem", w.Problem)
+	}
+}
