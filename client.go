@@ -135,6 +135,8 @@ type handshake struct {
 	compression  bool
 	timeout      time.Duration
 	ping, pong   func(payload []byte) // shows one that came; may be nil
+	trust        trust
+	tls          *tls.Config // nil for the usual
 }
 
 // refused is the error for an HTTP answer that was not the one hoped for.
@@ -153,7 +155,7 @@ func (h handshake) dial(ctx context.Context) (*websocket.Conn, error) {
 		header.Set("User-Agent", userAgent)
 	}
 	options := &websocket.DialOptions{
-		HTTPClient:     &http.Client{Transport: transport()},
+		HTTPClient:     &http.Client{Transport: transport(h.tls)},
 		HTTPHeader:     header,
 		Host:           header.Get("Host"),
 		Subprotocols:   h.subprotocols,
@@ -184,8 +186,9 @@ func call(f func([]byte), payload []byte) {
 
 // transport asks the kernel to find out within about 30 s that the other end is gone. Pings of our own
 // would be mistaken when nobody reads our output, since then we do not read their pongs either.
-func transport() *http.Transport {
+func transport(trusted *tls.Config) *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.TLSClientConfig = trusted
 	t.TLSHandshakeTimeout = 0 // ours bounds the whole handshake
 	t.DialContext = (&net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
 		Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3,
@@ -209,7 +212,7 @@ func cause(ctx context.Context, err error, timeout time.Duration) error {
 		err = e.Err
 	}
 	if e, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return fmt.Errorf("the server's certificate is not trusted: %w", e.Err)
+		return fmt.Errorf("the server's certificate is not trusted: %w: see --ca", e.Err)
 	}
 	switch {
 	case errors.Is(ctx.Err(), context.Canceled):

@@ -324,7 +324,9 @@ const (
 	tokenVariable = envPrefix + "TOKEN"
 )
 
-func isClientVariable(name string) bool { return name == apiVariable || name == tokenVariable }
+func isClientVariable(name string) bool {
+	return name == apiVariable || name == tokenVariable || name == caVariable
+}
 
 // Kubernetes gives each container variables for every service of its namespace. Beside a service that
 // is called carillon they must not keep the server from starting.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"iter"
 	"maps"
 	"os"
@@ -60,7 +61,9 @@ func examples(t *testing.T) []byte {
 }
 
 func TestTheExamplesInTheBuiltInFileAreRight(t *testing.T) {
-	c, err := parseConfig("EXAMPLE", append(examples(t), minimal...), nil)
+	cert, key := keyPair(t)
+	text := strings.NewReplacer("/etc/carillon/example.com.pem", cert, "/etc/carillon/example.com.key", key).Replace(string(examples(t)))
+	c, err := parseConfig("EXAMPLE", []byte(text+minimal), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,10 +71,13 @@ func TestTheExamplesInTheBuiltInFileAreRight(t *testing.T) {
 	if len(c.Topics) != 1 || c.Topics[0] != want {
 		t.Errorf("it says %+v", c.Topics)
 	}
-	socket := server.Listener{Listen: "unix:/run/carillon/http.sock", Mode: 0o666,
+	socket := server.Listener{Listen: "unix:/run/carillon/http.sock", Mode: 0o666, TLS: server.TLS{MinVersion: "1.2", ClientAuth: server.ClientAuthOff},
 		ProxyProtocol: server.ProxyProtocol{Mode: server.ProxyRequired, From: []string{"unix"}, Timeout: 2 * time.Second}}
 	if len(c.Listeners) != 1 || !reflect.DeepEqual(c.Listeners[0], socket) {
 		t.Errorf("it says %+v", c.Listeners)
+	}
+	if pair := (server.Certificate{CertFile: cert, KeyFile: key}); len(c.TLS.Certificates) != 1 || c.TLS.Certificates[0] != pair {
+		t.Errorf("it says %+v", c.TLS)
 	}
 	checkRoundTrip(t, c)
 }
@@ -84,14 +90,23 @@ func TestBuiltInFileHasEveryKey(t *testing.T) {
 		}
 	}
 	for _, k := range keys(reflect.TypeFor[config](), "", nil, false) {
-		if !stated[k.path] {
+		if !stated[k.path] && !stated[inTLS(k.path)] {
 			t.Errorf("config.yaml does not state %s", k.path)
 		}
 	}
 }
 
+// inTLS is where a key of a tls section is explained: they are all alike.
+func inTLS(path string) string {
+	if _, key, found := strings.Cut(path, ".tls."); found {
+		return "tls." + key
+	}
+	return path
+}
+
 func TestEveryKeyOfTheBuiltInFileIsExplained(t *testing.T) {
-	lines := strings.Split(string(builtIn)+regexp.MustCompile(`(?m)^[a-z]+:\n`).ReplaceAllString(string(examples(t)), ""), "\n")
+	inComments := regexp.MustCompile(`(?m)^[a-z]+:\n`).ReplaceAll(examples(t), nil)
+	lines := strings.Split(string(builtIn)+string(inComments), "\n")
 	key := regexp.MustCompile(`^ *(- )?[a-z_]+:`)
 	for i, line := range lines {
 		if key.MatchString(line) && !strings.HasPrefix(strings.TrimSpace(lines[i-1]), "#") && line != "    mode: broadcast" {
@@ -118,8 +133,15 @@ func TestTheBuiltInFileMarksWhatNeedsARestart(t *testing.T) {
 	note(builtIn)
 	note(examples(t))
 	for _, k := range keys(reflect.TypeFor[config](), "", nil, false) {
-		list, _, _ := strings.Cut(k.path, "[]") // which may be marked as a whole
-		if is, stated := marked[k.path]; !stated || (is || marked[list]) != needsRestart(k.path) {
+		is, stated := marked[k.path]
+		if !stated {
+			is, stated = marked[inTLS(k.path)]
+		}
+		for at := k.path; !is && at != ""; { // a section may be marked as a whole
+			at = at[:max(0, strings.LastIndexAny(at, ".["))]
+			is = marked[at]
+		}
+		if !stated || is != needsRestart(k.path) {
 			t.Errorf("%s: marked %v, needs a restart %v", k.path, is, needsRestart(k.path))
 		}
 	}
@@ -272,6 +294,8 @@ func checkRoundTrip(t *testing.T, c config) {
 
 func TestRoundTripOfEveryKey(t *testing.T) {
 	// Each value differs from its default, so that a key which gets lost shows.
+	cert, key := keyPair(t)
+	secure := fmt.Sprintf("{certificates: [{cert_file: %q, key_file: %q}], min_version: \"1.3\", client_auth: require, client_ca_file: %q}", cert, key, cert)
 	text := `listen: unix:/run/s
 listen_mode: 0600
 listeners: [{listen: "[::1]:9000", proxy_protocol: {mode: required, from: [unix], timeout: 1s}}, {listen: "unix:@a b", mode: 0666}]
@@ -296,10 +320,11 @@ endpoints:
     topics: {subscribe: [a.>, "*.b"], publish: [c], patterns: true, presence: true, max_subscriptions: off}
     origins: [https://example.com, "*"]
 topics: [{match: a.>, history: 7, max_age: off, max_bytes: 2MiB, latest: true}, {match: ">", history: 1, max_age: 1h, max_bytes: off}]
-internal: {listen: ":8081", token: hush, mode: 0640}
+internal: {listen: ":8081", token: hush, mode: 0640, tls: ` + secure + `}
+tls: ` + secure + `
 health_path: /up
 agent: {listen: "127.0.0.1:8082"}
-limits: {max_connections: 5, max_head: 1000, handshake_timeout: 1h, max_message: off, max_fragments: off,
+limits: {max_connections: 5, max_head: 1000, handshake_timeout: 1h, max_tls_handshakes: off, max_message: off, max_fragments: off,
   idle_timeout: 1m, write_timeout: off, close_timeout: 1h30m5s, max_backlog: 1GiB, max_topics: 9, max_memory: 2GiB,
   max_connections_per_address: 3, handshakes_per_second: 4, handshakes_per_second_per_address: 5, messages_per_second: 6, bytes_per_second: 7KiB,
   publishes_per_second: 8, requests_per_second: 9}
@@ -328,6 +353,9 @@ log: {level: error, format: json}
 }
 
 func TestEnvironment(t *testing.T) {
+	cert, key := keyPair(t)
+	certificates := fmt.Sprintf("[{cert_file: %q, key_file: %q}]", cert, key)
+	other, _ := keyPair(t)
 	// One value for each variable; a new key needs a row here.
 	values := map[string]string{
 		"CARILLON_LISTEN": "[::1]:9000", "CARILLON_LOOPS": "7",
@@ -365,6 +393,15 @@ func TestEnvironment(t *testing.T) {
 		"CARILLON_LIMITS_BYTES_PER_SECOND":                  "22KiB",
 		"CARILLON_LIMITS_PUBLISHES_PER_SECOND":              "23",
 		"CARILLON_LIMITS_REQUESTS_PER_SECOND":               "24",
+		"CARILLON_LIMITS_MAX_TLS_HANDSHAKES":                "25",
+		"CARILLON_TLS_CERTIFICATES":                         certificates,
+		"CARILLON_TLS_MIN_VERSION":                          "1.3",
+		"CARILLON_TLS_CLIENT_AUTH":                          "require",
+		"CARILLON_TLS_CLIENT_CA_FILE":                       other,
+		"CARILLON_INTERNAL_TLS_CERTIFICATES":                certificates,
+		"CARILLON_INTERNAL_TLS_MIN_VERSION":                 "1.3",
+		"CARILLON_INTERNAL_TLS_CLIENT_AUTH":                 "require",
+		"CARILLON_INTERNAL_TLS_CLIENT_CA_FILE":              other,
 		"CARILLON_PING_JITTER":                              "off",
 		"CARILLON_PING_TIMEOUT":                             "15s",
 		"CARILLON_PING_LB_IDLE_TIMEOUT":                     "60s",
@@ -383,6 +420,11 @@ func TestEnvironment(t *testing.T) {
 	}
 	// What must be set before another can be.
 	before := map[string][]string{"CARILLON_PROXY_PROTOCOL_MODE": {"CARILLON_PROXY_PROTOCOL_FROM=[10.0.0.0/8]"}}
+	for _, section := range []string{"CARILLON_TLS_", "CARILLON_INTERNAL_TLS_"} {
+		certificates := section + "CERTIFICATES=" + certificates
+		before[section+"CLIENT_AUTH"] = []string{certificates, section + "CLIENT_CA_FILE=" + cert, section + "CLIENT_AUTH=request"}
+		before[section+"CLIENT_CA_FILE"] = []string{certificates, section + "CLIENT_CA_FILE=" + cert, section + "CLIENT_AUTH=request"}
+	}
 	var all []string
 	for _, k := range settable(reflect.TypeFor[config]()) {
 		name := k.variable()
@@ -460,7 +502,7 @@ func TestEnvironmentWinsOverTheFile(t *testing.T) {
 }
 
 func TestVariablesOfTheClientsAreNoKeys(t *testing.T) {
-	if _, err := loadConfig("", []string{"CARILLON_API=http://a.example", "CARILLON_TOKEN=secret"}); err != nil {
+	if _, err := loadConfig("", []string{"CARILLON_CA=/ca.pem", "CARILLON_API=http://a.example", "CARILLON_TOKEN=secret"}); err != nil {
 		t.Error(err)
 	}
 	if _, err := loadConfig("", []string{"CARILLON_TOKENS=secret"}); err == nil || !strings.Contains(err.Error(), "unknown variable") {
@@ -561,7 +603,7 @@ func TestEveryKeyHasItsRowInTheOperatorsBook(t *testing.T) {
 		}
 		needs, stated := restart[section]
 		for !stated && section != "" {
-			section = section[:max(0, strings.LastIndexByte(section, '.'))]
+			section = section[:max(0, strings.LastIndexAny(section, ".["))]
 			needs, stated = restart[section]
 		}
 		if !stated || needs != needsRestart(k.path) {

@@ -56,6 +56,9 @@ func connectCommand(std streams) *cobra.Command {
 			if o.timeout <= 0 {
 				return errors.New("--timeout has to be longer than 0")
 			}
+			if o.tls, err = o.trust.config(); err != nil {
+				return err
+			}
 			o.url, err = webSocketURL(args[0], topics)
 			return err
 		},
@@ -69,6 +72,7 @@ func connectCommand(std streams) *cobra.Command {
 	f.SortFlags = false
 	f.StringArrayVarP(&topics, "topic", "t", nil, "subscribe to a topic or pattern, `NAME`: adds topic=NAME to the URL; repeatable")
 	headerFlag(cmd, o.header)
+	o.trust.flags(cmd)
 	f.StringArrayVar(&o.subprotocols, "subprotocol", nil, "offer the subprotocol `NAME`; repeatable")
 	f.BoolVar(&o.json, "json", false, "speak "+jsonSubprotocol+"; what comes is indented on a terminal and compact in a pipe")
 	f.BoolVar(&o.binary, "binary", false, "send binary messages")

@@ -54,6 +54,7 @@ func healthCommand(std streams) *cobra.Command {
 	f.BoolVar(&ready, "ready", false, "ask whether it should be sent new connections (/readyz instead of /livez)")
 	f.StringVar(&api, "api", "", "the internal HTTP interface, `URL` or unix:/path (default $CARILLON_API or http://127.0.0.1:8081)")
 	f.StringVar(&o.token, "token", "", "send 'Authorization: Bearer `TOKEN`' (default $CARILLON_TOKEN)")
+	o.trust.flags(cmd)
 	f.DurationVar(&o.timeout, "timeout", 2*time.Second, "give the request `TIME`")
 	noCompletion(cmd)
 	noCompletion(cmd, "api", "token", "timeout")

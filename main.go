@@ -434,11 +434,15 @@ func announceInternal(out io.Writer, c config, addr net.Addr) {
 	if c.Internal.Token != "" {
 		token = "with a token"
 	}
+	scheme := "http"
+	if len(c.Internal.TLS.Certificates) > 0 {
+		scheme = "https"
+	}
 	if addr.Network() == "unix" {
-		fmt.Fprintf(out, "\nInternal HTTP interface, %s: curl %s http://localhost/v1/openapi.json\n", token, curlOption(addr))
+		fmt.Fprintf(out, "\nInternal HTTP interface, %s: curl %s %s://localhost/v1/openapi.json\n", token, curlOption(addr), scheme)
 		return
 	}
-	fmt.Fprintf(out, "\nInternal HTTP interface, %s: http://%s/v1/openapi.json\n", token, reachable(c.Internal.Listen, addr))
+	fmt.Fprintf(out, "\nInternal HTTP interface, %s: %s://%s/v1/openapi.json\n", token, scheme, reachable(c.Internal.Listen, addr))
 }
 
 // reachable is the address at which a client on this machine finds what listens.

@@ -425,7 +425,7 @@ func TestCommands(t *testing.T) {
 				doubtful + ": ok\n", ""},
 		{"a file that is not there cannot be checked", "config --check " + none, "", 1, "",
 			"carillon: read the configuration: open " + none + ": no such file or directory\n"},
-		{"the configuration is printed", "config", "", 0, "listen: 127.0.0.1:0\nlisten_mode: \"0660\"\ntakeover: false\npublic_url: \"\"\nproxy_protocol:\n  mode: \"off\"\n...", ""},
+		{"the configuration is printed", "config", "", 0, "listen: 127.0.0.1:0\nlisten_mode: \"0660\"\ntakeover: false\npublic_url: \"\"\ntls:\n  certificates: []\n...", ""},
 		{"a bad file starts nothing", "--config " + bad, "", 1, "",
 			"carillon: " + bad + ":5:13: limits.max_head: 1B is out of range: expected 256B to 1MiB\n" +
 				"carillon: " + bad + ":3:11: endpoints[0].mode: \"sing\" is unknown: expected echo, broadcast or topics\n"},

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -49,6 +50,8 @@ type publishOptions struct {
 	lines   bool
 	output  string // json or text
 	timeout time.Duration
+	trust   trust
+	tls     *tls.Config // nil for the usual
 }
 
 func publishCommand(std streams) *cobra.Command {
@@ -76,6 +79,7 @@ func publishCommand(std streams) *cobra.Command {
 	f.SortFlags = false
 	f.StringVar(&api, "api", "", "the internal HTTP interface, `URL` or unix:/path (default $CARILLON_API or http://127.0.0.1:8081)")
 	f.StringVar(&o.token, "token", "", "send 'Authorization: Bearer `TOKEN`' (default $CARILLON_TOKEN)")
+	o.trust.flags(cmd)
 	f.BoolVar(&o.json, "json", false, "the message is JSON; it is checked before it is sent")
 	f.BoolVar(&o.binary, "binary", false, "the message is binary")
 	f.BoolVar(&o.lines, "lines", false, "publish each line of the standard input")
@@ -124,6 +128,9 @@ func (o *publishOptions) resolveAPI(api string) (err error) {
 	if o.api, err = parseURL(api); err != nil {
 		return err
 	}
+	if o.tls, err = o.trust.config(); err != nil {
+		return err
+	}
 	switch {
 	case o.api.Scheme != "http" && o.api.Scheme != "https":
 		return fmt.Errorf("URL %q: unknown scheme %q: expected http or https", api, o.api.Scheme)
@@ -135,7 +142,7 @@ func (o *publishOptions) resolveAPI(api string) (err error) {
 
 // httpClient follows no redirect: it would turn a POST into a GET and publish nothing.
 func (o *publishOptions) httpClient() *http.Client {
-	t := transport()
+	t := transport(o.tls)
 	if o.socket != "" {
 		t.Proxy = nil
 		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {

@@ -60,6 +60,9 @@ func tailCommand(std streams) *cobra.Command {
 				o.header.Set("Authorization", "Bearer "+token)
 			}
 			o.topics, o.reconnect = args, !noReconnect
+			if o.tls, err = o.trust.config(); err != nil {
+				return err
+			}
 			if o.url, err = webSocketURL(url, nil); err != nil {
 				return err
 			}
@@ -75,6 +78,7 @@ func tailCommand(std streams) *cobra.Command {
 	f.SortFlags = false
 	f.StringVar(&url, "url", "ws://127.0.0.1:8080/ws", "an endpoint with mode topics, `URL`")
 	headerFlag(cmd, o.header)
+	o.trust.flags(cmd)
 	// CARILLON_TOKEN is not for here: it opens the internal interface, and must not go to any other server.
 	f.StringVar(&token, "token", "", "send 'Authorization: Bearer `TOKEN`'")
 	f.IntVar(&o.last, "last", 0, "begin with the newest `N` messages that are kept, at most 10000")

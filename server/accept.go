@@ -5,6 +5,8 @@ import (
 	"slices"
 
 	"github.com/panjf2000/gnet/v2"
+
+	"carillon/codec"
 )
 
 // refuseSlots is how many sockets beyond the limit are accepted to read a request and to answer it
@@ -47,7 +49,7 @@ func (sh *shard) accept(gc gnet.Conn, l *listener, n int64) bool {
 	}
 	if why == RefuseDraining || n > int64(set.maxSockets+refuseSlots) {
 		sh.stats.refusals[why].Add(1)
-		_, _ = write(int32(gc.Fd()), reject.AppendResponse(nil))
+		l.turnAway(gc, reject)
 		s.socketClosed()
 		return false
 	}
@@ -67,7 +69,7 @@ func (sh *shard) accept(gc gnet.Conn, l *listener, n int64) bool {
 	default:
 		if isCounted, excess = s.claim(remote); excess > crowdSlots {
 			sh.stats.refusals[RefuseAddressFull].Add(1)
-			_, _ = write(int32(gc.Fd()), rejectCrowded.AppendResponse(nil))
+			l.turnAway(gc, rejectCrowded)
 			s.release(remote, isCounted)
 			s.socketClosed()
 			return false
@@ -77,7 +79,15 @@ func (sh *shard) accept(gc gnet.Conn, l *listener, n int64) bool {
 	c.mark(markFull, n > int64(set.maxSockets))
 	c.mark(markPreface, isProxy)
 	c.mark(markCrowd, excess > 0)
+	c.mark(markTLS, l.secure != nil)
 	return true
+}
+
+// turnAway answers before anything was read, where a client can read the answer as it is.
+func (l *listener) turnAway(gc gnet.Conn, r *codec.Rejection) {
+	if l.secure == nil {
+		_, _ = write(int32(gc.Fd()), r.AppendResponse(nil))
+	}
 }
 
 // admit makes a connection, in its handshake, of a socket that counts already.

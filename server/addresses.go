@@ -153,7 +153,9 @@ func (c *Conn) claim() bool {
 	}
 	c.sh.stats.refusals[RefuseAddressFull].Add(1)
 	c.state.Store(stateClosing) // its end is accounted for
-	_, _ = write(c.fd, rejectCrowded.AppendResponse(nil))
+	if c.canAnswer() {
+		_, _ = c.put(rejectCrowded.AppendResponse(nil))
+	}
 	c.abort(errCrowded)
 	return false
 }

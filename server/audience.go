@@ -2,6 +2,7 @@ package server
 
 import (
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"carillon/codec"
@@ -236,15 +237,18 @@ func (a *audience) serve(i int) bool {
 	b := p.plain.buf[p.plain.offs[skip]:]
 	written, errno := write(m.fd, b)
 	a.sh.tally.writes++
+	a.sh.tally.bytesOut += uint64(written)
 	if written == len(b) {
-		a.sh.tally.bytesOut += uint64(written)
 		return true
+	}
+	if errno == syscall.EAGAIN {
+		errno = 0
 	}
 	m.conn.wroteFrames(a, m.sub, a.stream[skip:p.target-a.base], written, errno)
 	return true
 }
 
-// serveSlow is for members that compress or whose socket is full.
+// serveSlow is for members that compress or encrypt, or whose socket is full.
 func (a *audience) serveSlow(c *Conn, sub int32, skip uint32) {
 	p := a.pass
 	frames := a.stream[skip : p.target-a.base]
@@ -252,17 +256,16 @@ func (a *audience) serveSlow(c *Conn, sub int32, skip uint32) {
 		c.queueFrames(a, sub, frames)
 		return
 	}
-	if p.deflate.buf == nil {
-		p.deflate.build(a.stream[:p.target-a.base], c.encoded)
+	all := &p.plain
+	if c.deflate {
+		if all = &p.deflate; all.buf == nil {
+			all.build(a.stream[:p.target-a.base], c.encoded)
+		}
 	}
-	b := p.deflate.buf[p.deflate.offs[skip]:]
-	written, errno := write(c.fd, b)
-	a.sh.tally.writes++
-	if written == len(b) {
-		a.sh.tally.bytesOut += uint64(written)
-		return
+	b := all.buf[all.offs[skip]:]
+	if written, errno := c.putFrames(b, frames); written < len(b) {
+		c.wroteFrames(a, sub, frames, written, errno)
 	}
-	c.wroteFrames(a, sub, frames, written, errno)
 }
 
 // finish ends a pass and forgets its messages.

@@ -75,7 +75,7 @@ func (c *Conn) flushed() {
 		return
 	}
 	c.group.times[c.slot].read = c.sh.clock
-	if !c.is(markPeerDone) {
+	if !c.is(markPeerDone) || !c.sayEnd() {
 		return
 	}
 	c.state.Store(stateLingering)
@@ -111,7 +111,7 @@ func (c *Conn) gone(err error) {
 		err = errStopped // the peer's end and failures of the socket have an error
 	}
 	if c.out != nil {
-		c.sh.stats.drop(c.dropReason(err), c.out.waitingMessages())
+		c.sh.stats.drop(c.dropReason(err), c.out.waitingMessages()+c.lostPending())
 		c.unstall()
 	}
 	switch c.state.Load() {
@@ -121,11 +121,13 @@ func (c *Conn) gone(err error) {
 	case stateHandshake:
 		c.sh.stats.refusals[RefuseLost].Add(1)
 		c.dropUndecided()
+		c.dropHandshake()
 		c.group.remove(c)
 	default:
 		c.group.remove(c)
 	}
 	c.dropInbound()
+	c.setSession(nil)
 	c.state.Store(stateClosed)
 	c.sh.srv.release(c.remote, c.is(markCounted))
 	c.sh.srv.socketClosed()

@@ -87,6 +87,7 @@ type marks uint8
 const (
 	markPeerDone marks = 1 << iota // nothing more is read: the peer's close frame came, or the connection has failed
 	markCounted                    // it counts for its address
+	markTLS                        // what comes and goes is encrypted: see session
 
 	// In the handshake:
 	markFull    // accepted beyond the limit, to be told so

@@ -142,12 +142,14 @@ func (c *Conn) early(b []byte) {
 	c.in.rest = append(c.in.rest, b...)
 }
 
-// dropUndecided ends the wait, whatever comes of it. Nothing else is in more during a handshake.
+// dropUndecided ends the wait, whatever comes of it.
 func (c *Conn) dropUndecided() {
 	if u := c.waitsFor(); u != nil {
 		u.cancel()
 		c.sh.mu.Lock()
-		c.more = nil
+		if c.more.undecided = nil; c.more.session == nil {
+			c.more = nil // nothing else is in it during a handshake
+		}
 		c.sh.mu.Unlock()
 	}
 }
@@ -156,6 +158,9 @@ func (c *Conn) dropUndecided() {
 func (c *Conn) lateHandshake(limit time.Duration) (RefuseReason, *codec.Rejection) {
 	if c.waitsFor() != nil {
 		return RefuseUndecided, rejectUndecided
+	}
+	if !c.canAnswer() {
+		return RefuseTLSTimeout, rejectUndecided
 	}
 	return RefuseTimeout, &codec.Rejection{Status: 408, Reason: fmt.Sprintf("the request head did not arrive within %v", limit)}
 }

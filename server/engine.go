@@ -50,6 +50,7 @@ func (s *Server) Run(ctx context.Context) error {
 	go s.keepTime(alive)
 	s.beginOps(alive)
 	s.startAcceptors()
+	go s.watchCertificates(alive)
 	ended := make(chan error, 1)
 	go func() {
 		err := s.runEngine()

@@ -21,7 +21,7 @@ import (
 
 // kill ends the connection with a reset, as a machine that loses its memory does.
 func (c *client) kill() {
-	_ = c.conn.(*net.TCPConn).SetLinger(0)
+	_ = c.tcp().SetLinger(0)
 	_ = c.conn.Close()
 }
 

@@ -18,7 +18,9 @@ func (c *Conn) locate(r *Request) (RefuseReason, error) {
 		via.Reset()
 		r.AppendVia(via)
 		client, scheme := via.Client(r.RemoteAddr, proxies.contains)
-		r.scheme, r.Secure = scheme, scheme == "https"
+		if scheme != "" {
+			r.scheme, r.Secure = scheme, scheme == "https"
+		}
 		if client != r.RemoteAddr {
 			r.RemoteAddr, c.remote = client, net.TCPAddrFromAddrPort(client)
 		}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"crypto/tls"
 	"errors"
 	"net/http"
 	"net/netip"
@@ -58,8 +59,8 @@ type Request struct {
 	// RemoteAddr is the client's address: see [Conn.RemoteAddr].
 	RemoteAddr netip.AddrPort
 
-	// Secure is set when the client has come over TLS, as a trusted proxy says: see
-	// Options.TrustedProxies.
+	// Secure is set when the client has come over TLS: to this server, see Options.TLS, or to a trusted
+	// proxy that says so, see Options.TrustedProxies.
 	Secure bool
 
 	// Value is attached to the connection when the request is accepted: see [Conn.Value].
@@ -68,11 +69,22 @@ type Request struct {
 	// ResponseHeader is added to the response 101 as name and value.
 	ResponseHeader [][2]string
 
-	scheme string // http or https, "" when no trusted proxy tells it
-	wish   *wish  // on an endpoint with topics
+	scheme string    // http or https, "" when it is not known
+	tls    *tls.Conn // nil without TLS
+	wish   *wish     // on an endpoint with topics
 
 	token, bound Identity  // what the token says, and what Identify was told
 	deferred     *deferred // what has to be done first
+}
+
+// TLS describes the connection's TLS, the client's certificates among it, or is nil when there is none. What it
+// returns may be kept. Behind a proxy it is about the proxy.
+func (r *Request) TLS() *tls.ConnectionState {
+	if r.tls == nil {
+		return nil
+	}
+	state := r.tls.ConnectionState()
+	return &state
 }
 
 // Cookie returns the value of the first cookie of this name, without quotes around it, or "" when there is

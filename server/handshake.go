@@ -33,6 +33,14 @@ func (c *Conn) shake(b []byte) {
 			return
 		}
 		b, scanned = b[size:], 0
+		if c.is(markTLS) {
+			c.hello(b)
+			return
+		}
+	}
+	if isTLS(b) && !c.is(markTLS) {
+		c.refuse(RefuseTLS, rejectTLS)
+		return
 	}
 	n := codec.HeadLen(b[:min(len(b), limit)], scanned)
 	switch {
@@ -61,6 +69,9 @@ func (c *Conn) answer(head, rest []byte) {
 	sh := c.sh
 	r := &sh.request
 	*r = Request{RemoteAddr: c.RemoteAddr(), Request: r.Request}
+	if s := c.session(); s != nil {
+		r.tls, r.scheme, r.Secure = s.tls, "https", true
+	}
 	why, err := c.consider(r, head)
 	if err == errHealth {
 		c.tellHealth(string(r.Method))
@@ -277,12 +288,13 @@ func (c *Conn) refuseWith(why RefuseReason, response []byte) {
 func (c *Conn) lastAnswer(response []byte) {
 	sh := c.sh
 	c.dropUndecided()
+	c.dropHandshake()
 	c.dropInbound()
 	sh.shaking.remove(c)
 	c.mark(markPeerDone, true)
 	c.state.Store(stateClosing)
 	sh.closing.add(c, times{read: sh.clock})
-	if len(response) > 0 {
+	if len(response) > 0 && c.canAnswer() {
 		c.sendControl(response)
 	}
 	if c.state.Load() == stateClosing {

@@ -97,7 +97,7 @@ func refusals(t *testing.T) []refusal {
 		bad("a request line needs three parts", "GET /echo\r\n"+hostLine+"\r\n", "request line"),
 		bad("a request line has one space between its parts", change(t, "GET /echo", "GET  /echo"), "request"),
 		bad("an empty line must not come first", "\r\n"+upgradeHead("/echo"), "request line"),
-		bad("TLS is not spoken here", "\x16\x03\x01\x00\x05hello\r\n\r\n", "request line"),
+		{"TLS is not spoken here", "\x16\x03\x01\x00\x05hello", 400, "this port does not speak TLS", RefuseTLS},
 		bad("a target must not hold control bytes", change(t, "/echo", "/ec\x01ho"), "target"),
 		bad("a target must not hold a tab", change(t, "/echo", "/ec\tho"), "target"),
 		bad("a target must not hold half an escape", change(t, "/echo", "/echo%2"), "target"),

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -24,6 +25,9 @@ import (
 const swarmEnv = "CARILLON_TEST_SWARM"
 
 var swarmMain func()
+
+// With this set, the servers and clients of nearly all tests speak TLS with each other.
+var allOverTLS = os.Getenv("CARILLON_TEST_TLS") != ""
 
 // childEnv names one of childMains, which the test program is then instead: a process of its own.
 const childEnv = "CARILLON_TEST_CHILD"
@@ -68,6 +72,9 @@ func startChanged(t testing.TB, opts Options, change func(*Server)) (*Server, *l
 	}
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	if allOverTLS && !opts.TLS.enabled() {
+		opts.TLS.Config = testTLS()
 	}
 	if opts.Drain == (Drain{}) {
 		opts.Drain = Drain{Duration: -1, Deadline: time.Second}
@@ -158,8 +165,23 @@ func dialRaw(t testing.TB, s *Server) *client {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return newClient(t, conn)
+}
+
+func newClient(t testing.TB, conn net.Conn) *client {
 	t.Cleanup(func() { _ = conn.Close() })
+	if allOverTLS && !strings.HasPrefix(t.Name(), "TestTLS") {
+		conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true})
+	}
 	return &client{t: t, conn: conn, r: bufio.NewReader(conn)}
+}
+
+// tcp is the TCP connection of a client.
+func (c *client) tcp() *net.TCPConn {
+	if secured, ok := c.conn.(*tls.Conn); ok {
+		return secured.NetConn().(*net.TCPConn)
+	}
+	return c.conn.(*net.TCPConn)
 }
 
 // dial opens a WebSocket.

@@ -18,6 +18,7 @@ type ops struct {
 	// Immutable once the server runs.
 	stuckAfter   time.Duration // a loop that is silent for longer is stuck
 	blockedAfter time.Duration // and one that is silent for so long is told of
+	lookEvery    time.Duration // at the files of certificates
 
 	events sampler
 	grave  sampler
@@ -31,7 +32,7 @@ type ops struct {
 const stuckAfter = 10 * time.Second
 
 func newOps() ops {
-	return ops{stuckAfter: stuckAfter, blockedAfter: blockedAfter, events: sampler{most: mostEvents}, grave: sampler{most: mostGrave}}
+	return ops{stuckAfter: stuckAfter, blockedAfter: blockedAfter, lookEvery: lookEvery, events: sampler{most: mostEvents}, grave: sampler{most: mostGrave}}
 }
 
 // beginOps does what has to be done all the time, until ctx ends.

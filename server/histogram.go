@@ -56,6 +56,7 @@ type meters struct {
 	turn      histogram   // from a turn's begin to its end
 	lag       histogram   // from a ring of the bell to the turn that it asks for
 	handshake histogram   // from accept to the answer
+	tls       histogram   // from a client's first message to the end of its TLS handshake
 	flushed   []histogram // from a message's publication to the last write of its pass, by audience.kind
 }
 
@@ -63,6 +64,7 @@ func (m *meters) publish() {
 	m.turn.publish()
 	m.lag.publish()
 	m.handshake.publish()
+	m.tls.publish()
 	for i := range m.flushed {
 		m.flushed[i].publish()
 	}

@@ -17,6 +17,22 @@ type inbound struct {
 func (c *Conn) received(b []byte) {
 	c.sh.check()
 	c.sh.stats.BytesIn.Add(uint64(len(b)))
+	if c.state.Load() == stateOpen && !c.is(markPeerDone) && !c.isEvents() {
+		t := &c.group.times[c.slot]
+		if c.group.debts != nil {
+			c.debts().relax(c.sh.clock - t.read)
+		}
+		t.read, t.ping = c.sh.clock, 0
+	}
+	if c.is(markTLS) && !c.is(markPreface) {
+		c.unseal(b)
+		return
+	}
+	c.plaintext(b)
+}
+
+// plaintext takes what the client has sent.
+func (c *Conn) plaintext(b []byte) {
 	state := c.state.Load()
 	if state == stateHandshake {
 		c.shake(b)
@@ -24,13 +40,6 @@ func (c *Conn) received(b []byte) {
 	}
 	if c.is(markPeerDone) || state >= stateLingering || c.isEvents() {
 		return // whatever it is, nobody expects it
-	}
-	if state == stateOpen {
-		t := &c.group.times[c.slot]
-		if c.group.debts != nil {
-			c.debts().relax(c.sh.clock - t.read)
-		}
-		t.read, t.ping = c.sh.clock, 0
 	}
 	c.decode(b)
 }

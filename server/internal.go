@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -29,6 +30,9 @@ type Internal struct {
 	// the address must be of the loopback interface, or a unix socket. Default: none.
 	Token Secret `yaml:"token"`
 
+	// TLS makes the interface speak it. Default: it does not.
+	TLS TLS `yaml:"tls"`
+
 	// Debug, which may be nil, serves the paths below /debug/, such as those of net/http/pprof. That
 	// package puts its handlers into [http.DefaultServeMux] too, which must then not be public: so this
 	// one leaves it to the program.
@@ -39,6 +43,7 @@ type Internal struct {
 const optionOff = "off"
 
 func (i *Internal) resolve(c *checker, taken []namedAddress) {
+	i.TLS.resolve(c, "internal.tls.")
 	if i.Token == secretShown {
 		c.add("internal.token", "%s stands for a token that is not shown: expected the token itself, or none here and CARILLON_INTERNAL_TOKEN", secretShown)
 	}
@@ -155,6 +160,9 @@ func (s *Server) listenInternal() (*internal, error) {
 		s.reloads.exposed = isExposed(l.Addr())
 		s.reloads.mu.Unlock()
 	}
+	if s.internalSecure != nil {
+		l = &secureListener{l, s.internalSecure}
+	}
 	i.http = http.Server{
 		Handler:                      handler,
 		ReadHeaderTimeout:            internalHeadTime,
@@ -193,6 +201,20 @@ func (i *internal) listen(o *Internal, takeover bool) (net.Listener, error) {
 	}
 	i.addr = l.Addr()
 	return l, nil
+}
+
+// secureListener is tls.NewListener with certificates that may change.
+type secureListener struct {
+	net.Listener
+	secure *secure
+}
+
+func (l *secureListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return tls.Server(c, l.secure.config()), nil
 }
 
 // connState bounds the descriptors that the interface takes, which the public connections need.

@@ -14,9 +14,10 @@ import (
 type listener struct {
 	// Immutable.
 	srv    *Server
-	key    string // of its address in the options
-	index  int    // among Server.listeners
-	hidden bool   // nobody is told of it: see hide
+	key    string  // of its address in the options
+	index  int     // among Server.listeners
+	hidden bool    // nobody is told of it: see hide
+	secure *secure // nil without TLS
 
 	// Set before the server has started.
 	addr    net.Addr // a *net.TCPAddr, or a *net.UnixAddr

@@ -76,6 +76,10 @@ var singles = []single{
 	{"maintenance", "1 when maintenance was switched on.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.ops.maintenance.Load()) }},
 	{"config_last_reload_successful", "1 when the last reload of the options succeeded, or there was none.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.reloads.good.Load()) }},
 	{"config_last_reload_success_timestamp_seconds", "When options were taken for the last time, the start included, in seconds since 1970.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.reloads.goodAt.Load()) / 1000 }},
+	{"tls_handshakes_total", "TLS handshakes that went well.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.TLSHandshakes) }},
+	{"tls_resumed_total", "TLS handshakes that went on with a session from before.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.TLSResumed) }},
+	{"tls_handshakes_running", "TLS handshakes that have a goroutine.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { n, _ := s.tlsLine.counts(); return float64(n) }},
+	{"tls_handshakes_waiting", "TLS handshakes that wait for one: see limits.max_tls_handshakes.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { _, n := s.tlsLine.counts(); return float64(n) }},
 	{"log_events_omitted_total", "Events of single connections that were not logged because there were too many.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.omitted()) }},
 }
 
@@ -88,6 +92,9 @@ const (
 	metricPublished
 	metricFlushed
 	metricHandshake
+	metricTLS
+	metricCertificates
+	metricExpires
 	metricTurn
 	metricLag
 	metricReloads
@@ -99,18 +106,21 @@ var labelled = [numLabelled]struct {
 	name, help string
 	labels     []string
 }{
-	metricOpen:      {"connections_open", "WebSockets and streams of server-sent events that are open.", []string{"endpoint"}},
-	metricRefused:   {"connections_refused_total", "Connections that did not become WebSockets.", []string{"reason"}},
-	metricClosed:    {"connections_closed_total", "WebSockets that ended, by close code.", []string{"code"}},
-	metricDrops:     {"drops_total", "Messages that one receiver each never got.", []string{"reason"}},
-	metricCuts:      {"connections_cut_total", "WebSockets that the server ended by itself.", []string{"reason"}},
-	metricPublished: {"publishes_total", "Messages that were published to all of an endpoint, or to topics.", []string{"endpoint"}},
-	metricFlushed:   {"publish_flush_seconds", "From a message's publication to the write to the last receiver of its loop.", []string{"endpoint"}},
-	metricHandshake: {"handshake_seconds", "From accepting a connection to the answer that opened it.", nil},
-	metricTurn:      {"loop_turn_seconds", "How long turns of the event loops took.", nil},
-	metricLag:       {"loop_lag_seconds", "From asking a loop for a turn to the turn.", nil},
-	metricReloads:   {"config_reloads_total", "Reloads of the options, by result.", []string{"result"}},
-	metricBuild:     {"build_info", "Always 1; the labels say what was built.", []string{"version", "revision", "go_version"}},
+	metricOpen:         {"connections_open", "WebSockets and streams of server-sent events that are open.", []string{"endpoint"}},
+	metricRefused:      {"connections_refused_total", "Connections that did not become WebSockets.", []string{"reason"}},
+	metricClosed:       {"connections_closed_total", "WebSockets that ended, by close code.", []string{"code"}},
+	metricDrops:        {"drops_total", "Messages that one receiver each never got.", []string{"reason"}},
+	metricCuts:         {"connections_cut_total", "WebSockets that the server ended by itself.", []string{"reason"}},
+	metricPublished:    {"publishes_total", "Messages that were published to all of an endpoint, or to topics.", []string{"endpoint"}},
+	metricFlushed:      {"publish_flush_seconds", "From a message's publication to the write to the last receiver of its loop.", []string{"endpoint"}},
+	metricHandshake:    {"handshake_seconds", "From accepting a connection to the answer that opened it.", nil},
+	metricTLS:          {"tls_handshake_seconds", "From a client's first TLS message to the end of its TLS handshake.", nil},
+	metricCertificates: {"tls_reloads_total", "Certificates that were read again, by result.", []string{"result"}},
+	metricExpires:      {"tls_certificate_expires_seconds", "When the first certificate of a listener expires, in seconds since 1970; 0 is not known.", []string{"listener"}},
+	metricTurn:         {"loop_turn_seconds", "How long turns of the event loops took.", nil},
+	metricLag:          {"loop_lag_seconds", "From asking a loop for a turn to the turn.", nil},
+	metricReloads:      {"config_reloads_total", "Reloads of the options, by result.", []string{"result"}},
+	metricBuild:        {"build_info", "Always 1; the labels say what was built.", []string{"version", "revision", "go_version"}},
 }
 
 const namespace = "carillon"
@@ -178,6 +188,19 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 	m.send(to, metricPublished, prometheus.CounterValue, float64(s.hub.published.Load()), topicsLabel)
 	m.sum(to, metricFlushed, shards, func(sh *shard) *histogram { return &sh.meters.flushed[0] }, topicsLabel)
 	m.sum(to, metricHandshake, shards, func(sh *shard) *histogram { return &sh.meters.handshake })
+	m.sum(to, metricTLS, shards, func(sh *shard) *histogram { return &sh.meters.tls })
+	var certificates, failures uint64
+	for name, one := range s.allSecure() {
+		var expires int64
+		if one != nil {
+			certificates += one.reloads.Load()
+			failures += one.failures.Load()
+			expires = one.expires.Load()
+		}
+		m.send(to, metricExpires, prometheus.GaugeValue, float64(expires), name)
+	}
+	m.send(to, metricCertificates, prometheus.CounterValue, float64(certificates), "ok")
+	m.send(to, metricCertificates, prometheus.CounterValue, float64(failures), "failed")
 	m.sum(to, metricTurn, shards, func(sh *shard) *histogram { return &sh.meters.turn })
 	m.sum(to, metricLag, shards, func(sh *shard) *histogram { return &sh.meters.lag })
 	for i, result := range reloadResults {

@@ -47,6 +47,9 @@ type Options struct {
 	// differently for it; see [Server.URL]. Default: what Listen says.
 	PublicURL string `yaml:"public_url"`
 
+	// TLS makes this server speak it, on Listen; each of Listeners has its own. Default: it does not, and a proxy before it may.
+	TLS TLS `yaml:"tls"`
+
 	// ProxyProtocol is for Listen; each of Listeners has its own.
 	ProxyProtocol ProxyProtocol `yaml:"proxy_protocol"`
 
@@ -213,10 +216,15 @@ type Limits struct {
 	// is 431. Default 8 KiB; it cannot be turned off.
 	MaxHead Size `yaml:"max_head"`
 
-	// HandshakeTimeout is the time from accept to the last byte of the head; after it the answer is
-	// 408. Bytes that dribble in do not extend it. A decision that is deferred has as long again, from
+	// HandshakeTimeout is the time from accept to the last byte of the head, TLS included; after it the
+	// answer is 408. Bytes that dribble in do not extend it. A decision that is deferred has as long again, from
 	// zero; see [Request.Defer]. Default 10 s.
 	HandshakeTimeout time.Duration `yaml:"handshake_timeout"`
+
+	// MaxTLSHandshakes is how many TLS handshakes may be under way at once; the others wait in line, within
+	// HandshakeTimeout, which is for the TLS handshake and the request together. Each takes about 30 KB.
+	// Default 1024; negative is no limit.
+	MaxTLSHandshakes int `yaml:"max_tls_handshakes"`
 
 	// MaxMessage is the size of a message, all fragments together and after decompression; a larger
 	// one closes the connection with 1009 before any of its payload is kept. Default 1 MiB.
@@ -330,6 +338,7 @@ func (o Options) Resolve() (Options, error) {
 			c.add("public_url", "%q %s", o.PublicURL, problem)
 		}
 	}
+	o.TLS.resolve(&c, "tls.")
 	c.networks("trusted_proxies", o.TrustedProxies)
 	if o.Loops < 0 || o.Loops > 255 {
 		c.add("loops", "%d is out of range: expected 1 to 255, or 0 for one per processor", o.Loops)
@@ -379,6 +388,10 @@ func (l *Limits) resolve(c *checker) {
 		c.add("limits.max_head", "%v is out of range: expected 256B to 1MiB", l.MaxHead)
 	}
 	c.duration("limits.handshake_timeout", &l.HandshakeTimeout, 10*time.Second, true)
+	if l.MaxTLSHandshakes == 0 {
+		l.MaxTLSHandshakes = 1024
+	}
+	l.MaxTLSHandshakes = max(l.MaxTLSHandshakes, -1)
 	c.size("limits.max_message", &l.MaxMessage, 1<<20, true)
 	if l.MaxFragments == 0 {
 		l.MaxFragments = 1024

@@ -22,6 +22,9 @@ type Listener struct {
 	// Mode is for a unix socket, as [Options].ListenMode.
 	Mode FileMode `yaml:"mode"`
 
+	// TLS is for this address, as [Options].TLS is for Listen.
+	TLS TLS `yaml:"tls"`
+
 	ProxyProtocol ProxyProtocol `yaml:"proxy_protocol"`
 }
 
@@ -71,6 +74,7 @@ func (o *Options) resolveListeners(c *checker) {
 	for i := range o.Listeners {
 		l, key := &o.Listeners[i], fmt.Sprintf("listeners[%d].", i)
 		c.publicAddress(key+"listen", l.Listen, &l.Mode, key+"mode")
+		l.TLS.resolve(c, key+"tls.")
 		l.ProxyProtocol.resolve(c, key+"proxy_protocol.")
 	}
 	taken := o.publicAddresses()

@@ -134,7 +134,7 @@ func TestOptionDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantLimits := Limits{MaxHead: 8 << 10, HandshakeTimeout: 10 * time.Second, MaxMessage: 1 << 20, MaxFragments: 1024,
+	wantLimits := Limits{MaxHead: 8 << 10, HandshakeTimeout: 10 * time.Second, MaxTLSHandshakes: 1024, MaxMessage: 1 << 20, MaxFragments: 1024,
 		IdleTimeout: -1, WriteTimeout: 30 * time.Second, CloseTimeout: 5 * time.Second, MaxBacklog: 64 << 20, MaxTopics: 1_000_000,
 		MaxConnectionsPerAddress: -1, HandshakesPerSecond: -1, HandshakesPerSecondPerAddress: -1, MessagesPerSecond: -1, BytesPerSecond: -1,
 		PublishesPerSecond: -1, RequestsPerSecond: -1, MaxMemory: -1}

@@ -86,8 +86,9 @@ func (o *origins) listed(text []byte) bool {
 	return false
 }
 
-// own says whether an origin is that of the server itself. What scheme the client has used is only known
-// from a proxy: without one, http and https are taken for the same, each with its own port.
+// own says whether an origin is that of the server itself. What scheme the client has used is known
+// where TLS is spoken and from a proxy: without both, http and https are taken for the same, each with its own
+// port.
 func (o *origins) own(text []byte, r *Request) bool {
 	is, ok := parseOrigin(string(text))
 	if !ok || is.scheme != "http" && is.scheme != "https" {

@@ -61,7 +61,7 @@ func (c *Conn) encoded(f *codec.Frame) []byte {
 
 // plainFD is what a group may write plain frames to without looking at the connection.
 func (c *Conn) plainFD() int32 {
-	if c.out != nil || c.deflate {
+	if c.out != nil || c.deflate || c.is(markTLS) {
 		return -1
 	}
 	return c.fd
@@ -90,7 +90,11 @@ func (c *Conn) sendBytes(b []byte, kind itemKind) {
 	written := 0
 	if c.out == nil {
 		var errno syscall.Errno
-		if written, errno = c.write(b); written == len(b) {
+		written, errno = c.write(b)
+		if c.is(markTLS) {
+			c.countPending(written, sizesOf(b, kind))
+		}
+		if written == len(b) {
 			return
 		} else if errno != 0 {
 			c.lose(b, kind)
@@ -137,7 +141,11 @@ func (c *Conn) sendEncoded(b []byte, kind itemKind) {
 	written := 0
 	if c.out == nil {
 		var errno syscall.Errno
-		if written, errno = c.write(b); written == len(b) {
+		written, errno = c.write(b)
+		if c.is(markTLS) {
+			c.countPending(written, func(yield func(int, bool) bool) { yield(len(b), kind != itemReply) })
+		}
+		if written == len(b) {
 			return
 		} else if errno != 0 {
 			if kind != itemReply {
@@ -170,13 +178,11 @@ func (c *Conn) sendFrames(a *audience, sub int32, frames []*codec.Frame) {
 			return
 		}
 		b, n := c.together(frames)
-		written, errno := write(c.fd, b)
-		c.sh.tally.writes++
+		written, errno := c.putFrames(b, frames[:n])
 		if written < len(b) {
 			c.wroteFrames(a, sub, frames, written, errno)
 			return
 		}
-		c.sh.tally.bytesOut += uint64(written)
 		frames = frames[n:]
 	}
 	c.sh.stats.drop(DropClosed, uint64(len(frames)))
@@ -198,12 +204,11 @@ func (c *Conn) together(frames []*codec.Frame) (b []byte, n int) {
 
 // wroteFrames goes on after a write of messages, as many of them as there are, ended early.
 func (c *Conn) wroteFrames(a *audience, sub int32, frames []*codec.Frame, written int, errno syscall.Errno) {
-	if errno != 0 && errno != syscall.EAGAIN {
+	if errno != 0 {
 		c.sh.stats.drop(DropClosed, uint64(len(frames)))
 		c.abort(os.NewSyscallError("write", errno))
 		return
 	}
-	c.sh.tally.bytesOut += uint64(written)
 	for i, f := range frames {
 		b := c.encoded(f)
 		if written >= len(b) {
@@ -241,17 +246,26 @@ func kindFrom(a *audience) itemKind {
 // write is one write(2). It returns 0, 0 when the socket is full; on any other error the connection
 // is gone when it returns.
 func (c *Conn) write(b []byte) (int, syscall.Errno) {
+	n, errno := c.put(b)
+	if errno != 0 {
+		c.abort(os.NewSyscallError("write", errno))
+		return 0, errno
+	}
+	return n, 0
+}
+
+// put is write without an end for the connection.
+func (c *Conn) put(b []byte) (int, syscall.Errno) {
+	if c.is(markTLS) {
+		return c.seal(b)
+	}
 	n, errno := write(c.fd, b)
 	c.sh.tally.writes++
-	switch errno {
-	case 0:
-		c.sh.tally.bytesOut += uint64(n)
-		return n, 0
-	case syscall.EAGAIN:
-		return 0, 0
+	c.sh.tally.bytesOut += uint64(n)
+	if errno == syscall.EAGAIN {
+		errno = 0
 	}
-	c.abort(os.NewSyscallError("write", errno))
-	return 0, errno
+	return n, errno
 }
 
 // enqueue puts a frame, of which some bytes have been written, behind what waits, within the limit
@@ -395,6 +409,7 @@ func (c *Conn) unstall() {
 	sh.stalled = sh.stalled[:last]
 	sh.stats.QueuedBytes.Add(-int64(o.bytes))
 	c.out = nil
+	c.dropPending()
 	sh.freeOutbox(o)
 	sh.srv.watcher.forget(c)
 	if c.group != nil {
@@ -408,6 +423,9 @@ func (c *Conn) flush() {
 	if o == nil {
 		return // the news that the socket is writable came late
 	}
+	if !c.pushPending() {
+		return
+	}
 	for o.head < len(o.items) {
 		b := o.next(&c.sh.chunk)
 		n, errno := c.write(b)
@@ -416,10 +434,13 @@ func (c *Conn) flush() {
 		}
 		if n > 0 {
 			o.since = c.sh.clock
+			if c.is(markTLS) {
+				c.countPending(n, o.sizes())
+			}
 			o.wrote(n)
 			c.sh.stats.QueuedBytes.Add(-int64(n))
 		}
-		if n < len(b) {
+		if n < len(b) || c.isPending() {
 			c.sh.srv.watcher.watch(c)
 			return
 		}

@@ -59,7 +59,7 @@ func TestNothingIsLeftOfPlainConnections(t *testing.T) {
 		},
 		func(c *client) {
 			c.write([]byte(requestHead("GET / HTTP/1.1")))
-			_ = c.conn.(*net.TCPConn).SetLinger(0) // a reset
+			_ = c.tcp().SetLinger(0) // a reset
 		},
 		func(c *client) {
 			c.write([]byte(requestHead("GET / HTTP/1.1")))

@@ -22,7 +22,8 @@ type handed struct {
 	fd      int          // a duplicate
 	remote  *net.TCPAddr // as in Conn
 	counted bool         // as in Conn
-	early   []byte       // what the loop has read
+	early   []byte       // what the loop has read, decrypted if there is a session
+	session *session     // nil without TLS
 }
 
 // plainListener is what the http.Server accepts from: the loops put connections in, and never wait.
@@ -97,7 +98,10 @@ func (t *plainTurn) Accept() (net.Conn, error) {
 			return nil, net.ErrClosed
 		}
 		c, err := t.open(h)
-		if err == nil {
+		switch {
+		case err == nil && h.session != nil:
+			return c.secured(h.session), nil
+		case err == nil:
 			return c, nil
 		}
 		t.srv.logLoss("request refused", h.remote.AddrPort(), err)
@@ -163,7 +167,11 @@ func streamOf(fd int) (streamConn, error) {
 // before the client has read the answer.
 func (l *plainListener) refuse(h handed, why RefuseReason, r *codec.Rejection) {
 	h.sh.stats.refusals[why].Add(1)
-	_, _ = write(int32(h.fd), r.AppendResponse(nil))
+	answer := r.AppendResponse(nil)
+	if h.session != nil {
+		answer = h.session.closeWith(answer)
+	}
+	_, _ = write(int32(h.fd), answer)
 	_ = unix.Close(h.fd)
 	l.srv.release(h.remote, h.counted)
 	l.srv.socketClosed()

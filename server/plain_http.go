@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net"
@@ -85,6 +86,7 @@ func (p *plainHTTP) next() *plainServer {
 		ReadHeaderTimeout: max(l.HandshakeTimeout, 0),
 		IdleTimeout:       plainIdle,
 		MaxHeaderBytes:    int(l.MaxHead),
+		ConnContext:       withTLS,
 		ErrorLog:          p.srv.netLog, // panics, mostly
 	}}
 	server.ConnState = func(_ net.Conn, state http.ConnState) {
@@ -138,6 +140,7 @@ func (p *plainHTTP) close() {
 
 // ServeHTTP is the http.Server's handler.
 func (p *plainHTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	tellTLS(r)
 	path := rawPath(r.RequestURI)
 	if p.srv.isHealthPath(path) {
 		p.srv.serveHealth(w, r)
@@ -156,20 +159,28 @@ func (p *plainHTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // handOver gives the connection, with what was read from it, to Options.HTTP. For the loop it is gone:
 // gnet closes its own descriptor, and nothing is written, shut down or counted as lost.
 func (c *Conn) handOver(head, rest []byte) {
-	sh := c.sh
+	sh, s := c.sh, c.session()
+	if s != nil {
+		if c.out != nil { // its client does not even read the handshake
+			c.abort(errPlainHTTP)
+			return
+		}
+		s.in = bytes.Clone(s.in)
+	}
 	fd, err := unix.FcntlInt(uintptr(c.fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		sh.srv.logLoss("request refused: no descriptor", c.RemoteAddr(), err)
 		c.refuse(RefuseDescriptors, rejectDescriptors)
 		return
 	}
-	if !sh.srv.plain.listener.put(handed{sh: sh, entered: c.entered(), fd: fd, remote: c.remote, counted: c.is(markCounted), early: slices.Concat(head, rest)}) {
+	if !sh.srv.plain.listener.put(handed{sh: sh, entered: c.entered(), fd: fd, remote: c.remote, counted: c.is(markCounted), early: slices.Concat(head, rest), session: s}) {
 		_ = unix.Close(fd)
 		c.refuse(RefuseDraining, rejectDraining)
 		return
 	}
 	c.group.remove(c)
 	c.dropInbound()
+	c.setSession(nil)
 	c.state.Store(stateClosed)
 	c.gc.SetContext(nil) // so that OnClose finds nobody to tell
 	_ = sh.loop.Close(c.gc)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -49,12 +50,17 @@ func short(body []byte) []byte {
 
 // browser is a client of net/http with connections of its own.
 func browser(t *testing.T) *http.Client {
-	transport := &http.Transport{MaxIdleConnsPerHost: 100}
+	transport := &http.Transport{MaxIdleConnsPerHost: 100, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport, Timeout: patience}
 }
 
-func (s *Server) page(path string) string { return "http://" + s.Addr().String() + path }
+func (s *Server) page(path string) string {
+	if s.listeners[0].secure != nil {
+		return "https://" + s.Addr().String() + path
+	}
+	return "http://" + s.Addr().String() + path
+}
 
 // fetch reads a whole answer.
 func fetch(t *testing.T, b *http.Client, req *http.Request) (*http.Response, string) {
@@ -204,7 +210,7 @@ func TestAClientThatHasNoMoreToSayIsAnswered(t *testing.T) {
 	s := start(t, withPages(mirror))
 	c := dialRaw(t, s)
 	c.write([]byte(requestHead("GET /last HTTP/1.1")))
-	if err := c.conn.(*net.TCPConn).CloseWrite(); err != nil {
+	if err := c.tcp().CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
 	c.wantPage("GET /last")
@@ -434,7 +440,7 @@ func TestAHijackedConnectionHasEverything(t *testing.T) {
 		t.Fatalf("answered %s", resp.Status)
 	}
 	c.write([]byte(after))
-	_ = c.conn.(*net.TCPConn).CloseWrite()
+	_ = c.tcp().CloseWrite()
 	if got := <-all; got != before+after {
 		t.Errorf("got %d bytes, want %d", len(got), len(before+after))
 	}

@@ -16,9 +16,10 @@ import (
 
 // returned is a connection on its way back from the http.Server to a loop.
 type returned struct {
-	sh    *shard
-	conn  *plainConn
-	bytes []byte // the request's head and what has been read behind it
+	sh      *shard
+	conn    *plainConn
+	bytes   []byte   // the request's head and what has been read behind it
+	session *session // nil without TLS
 }
 
 // giveBack waits until the loop has the connection, and forgets it if the loop does not take it.
@@ -28,13 +29,14 @@ func (p *plainHTTP) giveBack(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		panic(err) // HTTP/1 can be hijacked, and there is no other here
 	}
-	c := conn.(*plainConn)
+	c, session, early := lowest(conn)
 	rest, _ := buffered.Reader.Peek(buffered.Reader.Buffered())
 	shards := p.srv.allShards()
 	back := &returned{
-		sh:    shards[p.turn.Add(1)%uint64(len(shards))],
-		conn:  c,
-		bytes: slices.Concat(head, rest, c.early),
+		sh:      shards[p.turn.Add(1)%uint64(len(shards))],
+		conn:    c,
+		bytes:   slices.Concat(head, rest, early),
+		session: session,
 	}
 	p.moving <- struct{}{}
 	err = p.srv.enroll(back.sh, back, c.streamConn)
@@ -57,7 +59,18 @@ func (r *returned) opened(gc gnet.Conn) gnet.Action {
 	sh := r.sh
 	sh.enter()
 	sh.stats.Returned.Add(1)
-	sh.admit(gc, r.conn.entered, r.conn.remote, r.conn.counted).received(r.bytes)
+	c := sh.admit(gc, r.conn.entered, r.conn.remote, r.conn.counted)
+	if s := r.session; s != nil {
+		s.conn, s.lower, s.out = c, nil, &sh.sealed
+		c.mark(markTLS, true)
+		c.setSession(s)
+		c.plaintext(r.bytes)
+		if c.session() == s {
+			c.decrypt(s, s.in)
+		}
+	} else {
+		c.received(r.bytes)
+	}
 	sh.leave()
 	return gnet.None
 }

@@ -95,6 +95,8 @@ var errProxyTimeout = errors.New("the PROXY header did not arrive within proxy_p
 
 // cutOff ends a connection that cannot be given an answer, since who speaks on it is not known.
 func (c *Conn) cutOff(why RefuseReason, err error) {
-	c.sh.srv.log.Debug("connection refused", "remote", shownAddr(c.RemoteAddr()), "reason", why, "error", err)
+	if c.sh.srv.logsEvents() {
+		c.sh.srv.logEvent("connection cut off", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "reason", why.String(), "error", err)
+	}
 	c.refuseWith(why, nil)
 }

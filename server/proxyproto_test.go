@@ -1,7 +1,6 @@
 package server
 
 import (
-	"bufio"
 	"net"
 	"net/http"
 	"strings"
@@ -34,8 +33,7 @@ func dialFrom(t testing.TB, s *Server, source string) *client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = conn.Close() })
-	return &client{t: t, conn: conn, r: bufio.NewReader(conn)}
+	return newClient(t, conn)
 }
 
 const (

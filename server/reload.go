@@ -33,6 +33,7 @@ type Changes struct {
 // runs.
 var restartKeys = []string{
 	"listen", "listen_mode", "listeners", "takeover", "loops", "internal.listen", "internal.mode", "agent.listen",
+	"tls", "internal.tls",
 	"endpoints[].path", "endpoints[].mode", "endpoints[].subprotocols", "endpoints[].compression.enabled",
 }
 
@@ -42,16 +43,17 @@ var listIndex = regexp.MustCompile(`\[\d+\]`)
 // "endpoints[].mode", is read at the start only.
 func NeedsRestart(key string) bool {
 	key = listIndex.ReplaceAllString(key, "[]")
-	list, _, _ := strings.Cut(key, "[]") // which may as a whole
-	return slices.Contains(restartKeys, key) || slices.Contains(restartKeys, list)
+	return slices.ContainsFunc(restartKeys, func(k string) bool {
+		return key == k || strings.HasPrefix(key, k+".") || strings.HasPrefix(key, k+"[]")
+	})
 }
 
 // Reload puts other options in force while the server runs: those that read returns. Loops take them up
 // with their next turn, and no connection is closed for it; docs/operations.md says for each key what it
 // means for those that are open. What cannot change without a restart stays as it is and is reported.
-// Functions and handlers (Options.HTTP, Logger, LogLost, LogLevel, Internal.Debug,
-// Endpoint.Handler) are always
-// those that New was given; endpoints are told from each other by their paths.
+// Functions and handlers (Options.HTTP, Logger, LogLost, LogLevel, Internal.Debug, TLS.Config,
+// Endpoint.Handler) are always those that New was given; endpoints are told from each other by their paths.
+// Certificates are read again, see [Server.ReloadTLS].
 //
 // When read fails, or the options are wrong, by themselves or beside what cannot change, or keys for
 // tokens cannot be had, nothing changes, and the error joins all problems, as far as they are of options
@@ -105,6 +107,11 @@ func (s *Server) reload(read func() (Options, error)) (Changes, error) {
 // keepCode puts the functions and handlers that the server has into options that were read somewhere.
 func keepCode(o, running *Options) {
 	o.HTTP, o.Logger, o.LogLost, o.LogLevel, o.Internal.Debug = running.HTTP, running.Logger, running.LogLost, running.LogLevel, running.Internal.Debug
+	o.TLS.Config, o.Internal.TLS.Config = running.TLS.Config, running.Internal.TLS.Config
+	o.Listeners = slices.Clone(o.Listeners)
+	for i := range min(len(o.Listeners), len(running.Listeners)) {
+		o.Listeners[i].TLS.Config = running.Listeners[i].TLS.Config
+	}
 	o.Endpoints = slices.Clone(o.Endpoints)
 	for i := range o.Endpoints {
 		if j := placeOf(running.Endpoints, o.Endpoints[i].Path); j >= 0 {
@@ -183,6 +190,7 @@ func (s *Server) fits(now *settings) error {
 // follow does what new settings ask for that nobody does who only reads them.
 func (s *Server) follow(before, now *settings) {
 	s.watchNow(now)
+	_ = s.ReloadTLS() // says itself what is wrong
 	for i, old := range before.endpoints {
 		if h := old.auth.hook; h != nil && h != now.endpoints[i].auth.hook {
 			h.client.CloseIdleConnections()

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"crypto/tls"
 	"strings"
 	"testing"
 	"time"
@@ -174,6 +175,16 @@ var limitStories = []reloadStory{
 			alice.wantClose(codec.ClosePolicyViolation, "limits.bytes_per_second")
 		}
 	}, func(o *Options) { o.Limits.BytesPerSecond = 1 }},
+	{"limits.max_tls_handshakes", Options{TLS: TLS{Config: testTLS()}}, func(t *testing.T, s *Server) func() {
+		hello := helloOf(t, &tls.Config{InsecureSkipVerify: true})
+		begin := func(running, waiting int) {
+			dialRaw(t, s).write(hello)
+			eventually(t, "it has begun", func() bool { r, w := s.tlsLine.counts(); return r == running && w == waiting })
+		}
+		begin(1, 0)
+		begin(2, 0)
+		return func() { begin(2, 1) }
+	}, func(o *Options) { o.Limits.MaxTLSHandshakes = 1 }},
 	{"limits.publishes_per_second", Options{}, func(t *testing.T, s *Server) func() {
 		alice, bob := dial(t, s, "/ws", speakJSON), dial(t, s, "/broadcast")
 		publish := text(`{"id":1,"publish":{"topic":"a","data":1}}`)

@@ -30,21 +30,23 @@ var (
 // Server serves WebSockets. Its methods may be called from any goroutine, also from handlers.
 type Server struct {
 	// Immutable.
-	log        *slog.Logger
-	netLog     *log.Logger // for net/http
-	endpoints  []*endpoint
-	byPath     map[string]*endpoint
-	plain      *plainHTTP  // nil without Options.HTTP
-	listeners  []*listener // Options.Listen, then Options.Listeners
-	addresses  *addresses
-	handshakes bucket
-	begin      time.Time        // of the shards' clocks, which no change of the system's time moves
-	wall       func() time.Time // for what has a date: tokens, and what messages say of their time
-	looping    chan struct{}    // closed when all loops listen
-	loopsEnded chan struct{}    // closed when they have ended
-	checkOwner bool             // see goroutine
-	started    chan struct{}
-	empty      chan struct{} // has a value when the last socket closed while nobody comes in
+	log            *slog.Logger
+	netLog         *log.Logger // for net/http
+	endpoints      []*endpoint
+	byPath         map[string]*endpoint
+	plain          *plainHTTP  // nil without Options.HTTP
+	listeners      []*listener // Options.Listen, then Options.Listeners
+	addresses      *addresses
+	internalSecure *secure // nil without Options.Internal.TLS
+	tlsLine        *tlsLine
+	handshakes     bucket
+	begin          time.Time        // of the shards' clocks, which no change of the system's time moves
+	wall           func() time.Time // for what has a date: tokens, and what messages say of their time
+	looping        chan struct{}    // closed when all loops listen
+	loopsEnded     chan struct{}    // closed when they have ended
+	checkOwner     bool             // see goroutine
+	started        chan struct{}
+	empty          chan struct{} // has a value when the last socket closed while nobody comes in
 
 	// Set before started is closed.
 	tcp       []*listener // those that the loops listen on
@@ -159,6 +161,10 @@ func New(options Options) (*Server, error) {
 		groups += ep.framings
 		s.endpoints = append(s.endpoints, ep)
 		s.byPath[e.Path] = ep
+	}
+	s.tlsLine = newTLSLine(s)
+	if err := s.loadCertificates(); err != nil {
+		return nil, err
 	}
 	s.hub = newHub(s)
 	s.shards.Store(&[]*shard{})

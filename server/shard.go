@@ -56,6 +56,8 @@ type shard struct {
 	chunk        []byte // for writing several waiting frames at once
 	joined       []byte // for reading on behind an incomplete frame
 	control      []byte // for a control frame or an HTTP response
+	clear        []byte // for what is decrypted
+	sealed       []byte // for what is encrypted: empty but during a write or a read
 }
 
 // tally is what a turn adds to the counters, all at once.

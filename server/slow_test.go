@@ -30,8 +30,7 @@ func dialSmall(t testing.TB, s *Server) *client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = conn.Close() })
-	return &client{t: t, conn: conn, r: bufio.NewReader(conn)}
+	return newClient(t, conn)
 }
 
 // dialFrozen opens a WebSocket on one of those.

@@ -72,6 +72,17 @@ const (
 	RefuseUndecided      // 503: a deferred decision did not come in time
 	RefuseEarly          // 400: too much came before a deferred decision
 	RefuseMemory         // 503: limits.max_memory is reached
+
+	RefuseTLS            // 400: TLS, where none is spoken
+	RefusePlainText      // 400: a request without TLS, where TLS is spoken
+	RefuseTLSHello       // closed: what came is not the beginning of TLS
+	RefuseTLSVersion     // alert: no version, cipher suite or curve in common
+	RefuseTLSProtocol    // alert: the client asks for another protocol than HTTP/1.1 (ALPN)
+	RefuseTLSCertificate // alert: the client's certificate is not good, or it has none and must have one
+	RefuseTLSAlert       // the client ended the TLS handshake, mostly because it does not trust the certificate
+	RefuseTLSFailed      // alert: the TLS handshake failed for another reason
+	RefuseTLSTimeout     // closed: the TLS handshake was not done in time
+	RefuseTLSUnread      // closed: more came during a TLS handshake than can belong to it
 	numRefuseReasons
 )
 
@@ -82,6 +93,7 @@ var refuseNames = [numRefuseReasons]string{
 	"no_token", "token_malformed", "token_algorithm", "token_key", "token_signature", "token_expired", "token_early",
 	"token_issuer", "token_audience", "no_keys", "hook", "hook_failed", "hook_busy", "undecided", "early",
 	"memory",
+	"tls", "plain_text", "tls_hello", "tls_version", "tls_protocol", "tls_certificate", "tls_alert", "tls_failed", "tls_timeout", "tls_unread",
 }
 
 // String gives the name used in counters.
@@ -130,10 +142,14 @@ type counters struct {
 	Limited     atomic.Uint64
 	Blocked     atomic.Uint64
 	Checks      atomic.Uint64
-	drops       [numDropReasons]atomic.Uint64
-	refusals    [numRefuseReasons]atomic.Uint64
-	cuts        [numCutReasons]atomic.Uint64
-	closes      [numCloseCodes + 1]atomic.Uint64 // by code from 1000 on, then all others
+
+	TLSHandshakes atomic.Uint64
+	TLSResumed    atomic.Uint64
+
+	drops    [numDropReasons]atomic.Uint64
+	refusals [numRefuseReasons]atomic.Uint64
+	cuts     [numCutReasons]atomic.Uint64
+	closes   [numCloseCodes + 1]atomic.Uint64 // by code from 1000 on, then all others
 }
 
 // numCloseCodes are counted one by one: 1000 to 1015.
@@ -171,6 +187,9 @@ type Stats struct {
 
 	AcceptErrors uint64 // tries of a unix socket to accept that failed, mostly for want of descriptors, and are made again
 	HealthChecks uint64 // connections that were answered at Options.HealthPath
+
+	TLSHandshakes uint64 // that went well; those that did not are in Refusals
+	TLSResumed    uint64 // of these, how many went on with a session from before
 
 	Drops    map[DropReason]uint64      // messages that one receiver each never got
 	Refusals map[RefuseReason]uint64    // connections that did not become WebSockets
@@ -213,6 +232,8 @@ func (st *Stats) add(c *counters) {
 	st.Limited += c.Limited.Load()
 	st.Blocked += c.Blocked.Load()
 	st.HealthChecks += c.Checks.Load()
+	st.TLSHandshakes += c.TLSHandshakes.Load()
+	st.TLSResumed += c.TLSResumed.Load()
 	for r := range c.drops {
 		st.Drops[DropReason(r)] += c.drops[r].Load()
 	}

@@ -39,6 +39,7 @@ type more struct {
 	waiting int // things that the client asked for and that stand in the mailbox
 
 	who       *who       // guarded by sh.mu: only the loop writes
+	session   *session   // guarded by sh.mu: only the loop writes
 	undecided *undecided // owned by the loop, during the handshake only
 }
 

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bufio"
+	"crypto/tls"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -36,6 +37,7 @@ type swarmOrder struct {
 	Publish int  // when told to go, so many clients publish, each again when it gets its message back
 	Apart   int  // if above 0, run on the processor of this number, behind others there
 	Probe   int  // instead of all that: time so many echoes on one connection
+	TLS     bool // the handshakes are over TLS; what comes then is only read
 }
 
 // swarmReport is what it says in the end.
@@ -60,7 +62,9 @@ type swarm struct {
 
 func startSwarm(t testing.TB, s *Server, order swarmOrder) *swarm {
 	t.Helper()
-	order.Address = s.Addr().String()
+	if s != nil {
+		order.Address = s.Addr().String()
+	}
 	text, err := json.Marshal(order)
 	if err != nil {
 		t.Fatal(err)
@@ -143,7 +147,7 @@ func runSwarm() {
 		return
 	}
 	for i := range st.order.Conns {
-		c, err := swarmDial(address, st.order.Path)
+		c, err := swarmDial(address, st.order)
 		if err != nil {
 			panic(fmt.Errorf("client %d: %w", i, err))
 		}
@@ -179,7 +183,7 @@ func runSwarm() {
 
 // probe times echoes of 128 B, one after the other, a millisecond apart.
 func (st *swarmState) probe(address *net.TCPAddr) {
-	c, err := swarmDial(address, st.order.Path)
+	c, err := swarmDial(address, st.order)
 	if err != nil {
 		panic(err)
 	}
@@ -215,7 +219,26 @@ func (st *swarmState) probe(address *net.TCPAddr) {
 	fmt.Printf("report %s\n", text)
 }
 
-func swarmDial(address *net.TCPAddr, path string) (*swarmClient, error) {
+// blocking is a socket for crypto/tls, as far as that needs one.
+type blocking struct {
+	net.Conn
+	fd int
+}
+
+func (b blocking) Write(p []byte) (int, error) { return unix.Write(b.fd, p) }
+
+func (b blocking) Read(p []byte) (int, error) {
+	for {
+		if n, err := unix.Read(b.fd, p); err != unix.EINTR {
+			if n == 0 && err == nil {
+				err = io.EOF
+			}
+			return max(n, 0), err
+		}
+	}
+}
+
+func swarmDial(address *net.TCPAddr, order swarmOrder) (*swarmClient, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
 	if err != nil {
 		return nil, err
@@ -226,17 +249,19 @@ func swarmDial(address *net.TCPAddr, path string) (*swarmClient, error) {
 		return nil, err
 	}
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 20})
-	if _, err := unix.Write(fd, []byte(upgradeHead(path))); err != nil {
+	var conn io.ReadWriter = blocking{fd: fd}
+	if order.TLS {
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) // the request must not wait for an answer to what ends the handshake
+		conn = tls.Client(blocking{fd: fd}, &tls.Config{InsecureSkipVerify: true})
+	}
+	if _, err := conn.Write([]byte(upgradeHead(order.Path))); err != nil {
 		return nil, err
 	}
 	var head []byte
 	for {
 		var buf [4096]byte
-		n, err := unix.Read(fd, buf[:])
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil || n == 0 {
+		n, err := conn.Read(buf[:])
+		if err != nil {
 			return nil, fmt.Errorf("handshake: %d bytes, %w", n, err)
 		}
 		head = append(head, buf[:n]...)

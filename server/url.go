@@ -17,12 +17,15 @@ func (s *Server) URL(path string) string {
 		return base + path
 	}
 	host, port := "", ""
+	scheme := "ws"
 	for i, l := range s.listeners {
 		text, _ := l.address()
 		if _, ok := unixPath(text); ok {
 			continue
 		}
-		host, port, _ = net.SplitHostPort(text)
+		if host, port, _ = net.SplitHostPort(text); l.secure != nil {
+			scheme = "wss"
+		}
 		if all := s.Addrs(); len(all) > 0 {
 			port = strconv.Itoa(all[i].(*net.TCPAddr).Port)
 		}
@@ -34,7 +37,7 @@ func (s *Server) URL(path string) string {
 	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 		host = "localhost"
 	}
-	return "ws://" + net.JoinHostPort(host, port) + path
+	return scheme + "://" + net.JoinHostPort(host, port) + path
 }
 
 // publicURL is the base of the endpoints' URLs, or what is wrong with the option.

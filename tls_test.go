@@ -1,0 +1,108 @@
+package main
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// certificate makes one for 127.0.0.1 and localhost that is its own authority, and its key.
+func keyPair(t testing.TB) (certFile, keyFile string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "localhost"}, NotAfter: time.Now().Add(time.Hour),
+		DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		IsCA: true, BasicConstraintsValid: true,
+	}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, _ := x509.MarshalPKCS8PrivateKey(key)
+	dir := t.TempDir()
+	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	for file, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: cert}, keyFile: {Type: "PRIVATE KEY", Bytes: private}} {
+		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return certFile, keyFile
+}
+
+// The program serves both its ports over TLS, and its own clients talk to it, if they are told whom to trust.
+func TestProgramOverTLS(t *testing.T) {
+	cert, key := keyPair(t)
+	pair := fmt.Sprintf("[{cert_file: %q, key_file: %q}]", cert, key)
+	p := start(t, []string{"CARILLON_TLS_CERTIFICATES=" + pair, "CARILLON_INTERNAL_TLS_CERTIFICATES=" + pair})
+	url := strings.Fields(p.until("/ws"))[0]
+	page, _, _ := strings.Cut(strings.TrimPrefix(p.until("in a browser"), "Open "), " ")
+	api := regexp.MustCompile(`https://[^/]+`).FindString(p.until("Internal HTTP interface"))
+	p.until("Stop with")
+	if !strings.HasPrefix(url, "wss://127.0.0.1:") || !strings.HasPrefix(page, "https://127.0.0.1:") {
+		t.Fatalf("it announces %s, %s and %s", url, page, api)
+	}
+
+	tail := start(t, nil, "tail", "--url", url, "--ca", cert, "--count", "1", "--output", "text", "news")
+	told := false
+	for !told { // until it is subscribed
+		status, stdout, stderr := start(t, []string{"CARILLON_API=" + api, "CARILLON_CA=" + cert}, "publish", "news", "hello").end()
+		if status != 0 {
+			t.Fatalf("publish: %d, %s%s", status, stdout, stderr)
+		}
+		told = strings.Contains(stdout, "1 subscriber")
+	}
+	if status, stdout, stderr := tail.end(); status != 0 || !strings.Contains(stdout, "hello") {
+		t.Errorf("tail: %d, %s%s", status, stdout, stderr)
+	}
+	for _, row := range []struct {
+		args   string
+		env    string
+		status int
+		says   string
+	}{
+		{"connect --wait 0s --ca " + cert + " " + strings.Replace(url, "/ws", "/echo", 1), "", 0, ""},
+		{"connect --wait 0s --insecure " + strings.Replace(page, "https", "wss", 1) + "echo", "", 0, ""},
+		{"connect " + url, "", 1, "the server's certificate is not trusted"},
+		{"connect --ca /nowhere " + url, "", 2, "--ca: open /nowhere: no such file"},
+		{"connect --ca " + key + " " + url, "", 2, "has no certificate in PEM"},
+		{"connect " + strings.Replace(url, "wss", "ws", 1), "", 1, "this port speaks TLS"},
+		{"health --api " + api + " --ca " + cert, "", 0, "ok"},
+		{"health --ready", "CARILLON_CA=" + cert + "\nCARILLON_API=" + api, 0, "ok"},
+		{"health --api " + api, "", 1, "certificate"},
+		{"health --api " + strings.Replace(api, "https", "http", 1), "", 1, "400"},
+	} {
+		status, stdout, stderr := start(t, strings.Split(row.env, "\n"), strings.Fields(row.args)...).end()
+		if status != row.status || !strings.Contains(stdout+stderr, row.says) {
+			t.Errorf("%s: %d, %s%s", row.args, status, stdout, stderr)
+		}
+	}
+
+	curl, err := exec.LookPath("curl")
+	if err != nil {
+		t.Skip("no curl is installed")
+	}
+	for _, version := range []string{"1.2", "1.3"} {
+		out, err := exec.Command(curl, "-sS", "--cacert", cert, "--tlsv"+version, "--tls-max", version, "--max-time", "20",
+			"-w", "%{http_version} %{http_code}", page+"healthz").CombinedOutput()
+		if err != nil || string(out) != "ok\n1.1 200" {
+			t.Errorf("curl with TLS %s: %s, %v", version, out, err)
+		}
+	}
+}
