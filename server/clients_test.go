@@ -342,15 +342,21 @@ func TestNpmWS(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(filepath.Dir(script), "node_modules", "ws")); err != nil {
 		missing("run .ci/npm-install to get the npm package ws: %v", err)
 	}
-	s := start(t, Options{Endpoints: compressing()})
-	ctx, cancel := context.WithTimeout(context.Background(), 6*patience)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, node, script, "ws://"+s.Addr().String()).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v:\n%s", err, out)
+	a, plain := newAuthority(t), Options{Endpoints: compressing()}
+	for _, opts := range []Options{plain, a.overTLS(plain)} {
+		s := start(t, opts)
+		url := strings.TrimSuffix(s.URL("/"), "/")
+		ctx, cancel := context.WithTimeout(context.Background(), 6*patience)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, node, script, url)
+		cmd.Env = append(os.Environ(), "NODE_EXTRA_CA_CERTS="+a.file())
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v:\n%s", url, err, out)
+		}
+		for line := range strings.Lines(string(out)) {
+			t.Log(url, strings.TrimSpace(line))
+		}
+		eventually(t, "all its sockets are closed", func() bool { return s.Stats().Sockets == 0 })
 	}
-	for line := range strings.Lines(string(out)) {
-		t.Log(strings.TrimSpace(line))
-	}
-	eventually(t, "all its sockets are closed", func() bool { return s.Stats().Sockets == 0 })
 }
