@@ -67,7 +67,7 @@ func TestAFailedHandshakeIsOneLine(t *testing.T) {
 		{"the server forbids it", forbidden, "HTTP 403 Forbidden: topic: not yours"},
 		{"the path is not served", missing, "HTTP 404 Not Found"},
 		{"it is no WebSocket", page, `HTTP 200 OK: <html>\u001b[2J`},
-		{"the certificate is unknown", "wss://" + secure.Listener.Addr().String(), "the server's certificate is not trusted: x509: certificate signed by unknown authority"},
+		{"the certificate is unknown", "wss://" + secure.Listener.Addr().String(), "the server's certificate is not trusted: x509: certificate signed by unknown authority: see --ca"},
 		{"the server knows no TLS", "wss://" + plain, "http: server gave HTTP response to HTTPS client"},
 		{"nobody answers", silent.Addr().String(), "no answer within 1s"},
 	} {
