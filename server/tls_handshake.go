@@ -43,7 +43,7 @@ type tlsHandshake struct {
 // network takes. Nothing can hold it up: gnet reads whatever comes. So what a handshake has not read is
 // bounded for each connection, and above a little also for all together.
 const (
-	littleUnread = 64 << 10
+	littleUnread = mostOfHello
 	mostUnread   = 4 << 20
 	mostOfUnread = 64 << 20
 )
