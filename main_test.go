@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -80,6 +81,9 @@ func startCommand(t *testing.T, env []string, cmd *exec.Cmd) *program {
 	}
 	r, w := io.Pipe()
 	cmd.Stdout = w
+	hangups := make(chan os.Signal, 1) // which the program would ignore if nohup has these tests ignore them
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -484,7 +484,6 @@ class SocketLink {
     this.#deadline ||= setTimeout(() => this.end(1006, "the server does not answer"), this.#options.pingTimeout)
   }
 
-  /** Asks for a sign of life. */
   check() {
     this.send('{"id":"ping","ping":{}}')
     this.#expect()

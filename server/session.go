@@ -93,6 +93,9 @@ func (s *session) RemoteAddr() net.Addr {
 	if s.lower != nil {
 		return s.lower.RemoteAddr()
 	}
+	if s.conn.remote == nil {
+		return nobody // a client of a unix socket
+	}
 	return s.conn.remote
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -293,5 +294,30 @@ func TestTLSIsSecure(t *testing.T) {
 	c.write([]byte(upgradeHead("/", "Origin: http://example.com")))
 	if resp := c.response(); resp.StatusCode != 403 {
 		t.Errorf("a page without TLS: %s, want 403", resp.Status)
+	}
+}
+
+// Each listener has its own certificates, or none, and so has a unix socket.
+func TestTLSOfEachListener(t *testing.T) {
+	a, path := newAuthority(t), socketPath(t)
+	s := start(t, Options{
+		Endpoints: echoAndBroadcast(),
+		Listeners: []Listener{
+			{Listen: "127.0.0.1:0", TLS: TLS{Certificates: []Certificate{a.pair("server.test")}}},
+			{Listen: "unix:" + path, TLS: TLS{Certificates: []Certificate{a.pair("server.test")}, MinVersion: "1.3"}},
+		},
+	})
+	dial(t, s, "/echo").echoes("plain")
+	for _, at := range s.Addrs()[1:] {
+		c := dialAt(t, at.Network(), at.String())
+		c.startTLS(a.client())
+		c.open("/echo")
+		c.echoes("secure")
+	}
+	c := dialAt(t, "tcp", s.Addrs()[1].String())
+	c.write([]byte(upgradeHead("/echo")))
+	c.wantRefusal(http.StatusBadRequest, "")
+	if n := s.Stats().TLSHandshakes; n != 2 {
+		t.Errorf("%d handshakes were counted, want 2", n)
 	}
 }
