@@ -323,6 +323,7 @@ topics: [{match: a.>, history: 7, max_age: off, max_bytes: 2MiB, latest: true}, 
 internal: {listen: ":8081", token: hush, mode: 0640, tls: ` + secure + `}
 tls: ` + secure + `
 health_path: /up
+cluster_optional: true
 agent: {listen: "127.0.0.1:8082"}
 limits: {max_connections: 5, max_head: 1000, handshake_timeout: 1h, max_tls_handshakes: off, max_message: off, max_fragments: off,
   idle_timeout: 1m, write_timeout: off, close_timeout: 1h30m5s, max_backlog: 1GiB, max_topics: 9, max_memory: 2GiB,
@@ -376,6 +377,7 @@ func TestEnvironment(t *testing.T) {
 		"CARILLON_LIMITS_MAX_TOPICS":        "off",
 		"CARILLON_LIMITS_MAX_MEMORY":        "1GiB",
 		"CARILLON_HEALTH_PATH":              "/up",
+		"CARILLON_CLUSTER_OPTIONAL":         "true",
 		"CARILLON_AGENT_LISTEN":             "127.0.0.1:8082",
 		"CARILLON_TOPICS":                   "[{match: a, history: 3}]",
 		"CARILLON_INTERNAL_LISTEN":          "off",

@@ -178,9 +178,12 @@ func (e *closedError) Unwrap() error { return e.frame }
 // serverMessage is anything that the server says: a topic's message or a reply.
 type serverMessage struct {
 	topicMessage
-	ID         int                `json:"id"`
-	Subscribed *subscriptionReply `json:"subscribed"`
-	Error      *struct {
+	ID         int `json:"id"`
+	Subscribed *struct {
+		Topic string `json:"topic"`
+		subscriptionReply
+	} `json:"subscribed"`
+	Error *struct {
 		Code    string `json:"code"`
 		Message string `json:"message"`
 	} `json:"error"`
@@ -197,19 +200,30 @@ func (t *tail) receive(text []byte) (replied bool, err error) {
 		t.note("the server says: %s", harmlessLine(m.Error.Message))
 	case m.Error != nil:
 		err := fmt.Errorf("subscribe to %s: %s", harmlessLine(t.subscriptions[m.ID-1].topic), harmlessLine(m.Error.Message))
-		if m.Error.Code == "overloaded" && t.connected {
+		if (m.Error.Code == "overloaded" || m.Error.Code == "unavailable") && t.connected {
 			return false, &cut{err}
 		}
 		return false, err
 	case m.Subscribed != nil && ours:
-		if note := t.subscriptions[m.ID-1].confirmed(m.Subscribed, t.connected); note != "" {
+		if note := t.subscriptions[m.ID-1].confirmed(&m.Subscribed.subscriptionReply, t.connected); note != "" {
 			t.note("%s", note)
 		}
 		return true, nil
+	case m.Subscribed != nil && m.ID == 0: // the server has missed something itself
+		t.missed(m.Subscribed.Topic, &m.Subscribed.subscriptionReply)
 	case m.Topic != "":
 		return false, t.message(&m.topicMessage, text)
 	}
 	return false, nil // of a newer version of the protocol
+}
+
+// missed notes that a server, which is one of a cluster, has missed messages of a topic.
+func (t *tail) missed(topic string, r *subscriptionReply) {
+	for _, s := range t.subscriptions {
+		if s.topic == topic {
+			t.note("%s", s.confirmed(r, true))
+		}
+	}
 }
 
 func (t *tail) message(m *topicMessage, text []byte) error {

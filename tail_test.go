@@ -114,6 +114,17 @@ func TestTailAsksForWhatTheFlagsSay(t *testing.T) {
 	})
 }
 
+// A server of a cluster may miss something itself, while it is subscribed to.
+func TestAGapInTheMidst(t *testing.T) {
+	url := topicServer(t, func(c *topicConn) {
+		c.say(`{"id":1,"subscribed":{"topic":"a","offset":41,"epoch":"e"}}`, message("a", 42, "1"),
+			`{"subscribed":{"topic":"a","offset":90,"epoch":"e","recovered":false}}`, message("a", 90, "2"))
+		drain(c.Conn)
+	})
+	seat{}.begin(t, "tail", "a", "--url", url, "-n", "2").end(0, message("a", 42, "1")+"\n"+message("a", 90, "2")+"\n",
+		"carillon: a: a gap: messages after offset 42 may be missing\n")
+}
+
 func TestAGapInTheSameEpoch(t *testing.T) {
 	no := false
 	s := subscription{topic: "a", position: &position{41, "e"}}

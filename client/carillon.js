@@ -54,7 +54,7 @@ const stable = 5000
 const final = new Set([1003, 1008])
 
 /** The errors of a subscription that pass. */
-const passing = new Set(["overloaded", "rate_limited", "too_many_topics"])
+const passing = new Set(["overloaded", "rate_limited", "too_many_topics", "unavailable"])
 
 /**
  * What a request fails with. `code` is one of the protocol's, or "timeout", "disconnected" (a publish
@@ -343,7 +343,9 @@ export class Carillon {
       if (sub) this.#message(sub, frame)
       return
     }
-    const sub = frame.id && [...this.#subscriptions.values()].find((s) => s.request === frame.id)
+    // Without an id the server has missed something itself.
+    const missed = frame.id === undefined && frame.subscribed?.recovered === false && this.#subscriptions.get(frame.subscribed.topic)
+    const sub = missed?.live ? missed : frame.id && [...this.#subscriptions.values()].find((s) => s.request === frame.id)
     const error = frame.error && new CarillonError(frame.error.code, frame.error.message, sub?.topic)
     if (frame.subscribed) {
       if (sub) this.#subscribed(sub, frame.subscribed)
@@ -383,6 +385,7 @@ export class Carillon {
       // Without last, one may still follow: the value of a topic with latest.
       if (!since) sub.position = { offset: Math.max(0, offset - Math.max(sub.last, 1)), epoch }
       else if (since.epoch !== epoch || since.offset > offset) sub.position = { offset: 0, epoch }
+      sub.seen = since ? sub.position.offset : 0 // in a cluster there are holes between offsets
       // What is kept may be less than what was asked for, or nothing. The reply to a ping comes behind it.
       if ((gap || !since) && sub.position.offset < offset && this.#link.kind === "websocket") {
         const settled = () => {
@@ -402,7 +405,8 @@ export class Carillon {
   #message(sub, message) {
     if (!sub.live) return // it is what is left of an earlier subscription
     if (!sub.pattern) {
-      if (message.offset <= sub.position.offset) return
+      if (message.offset <= sub.seen) return
+      sub.seen = message.offset
       sub.position = { offset: message.offset, epoch: sub.position.epoch }
     }
     call(sub.listener, unpack(message))

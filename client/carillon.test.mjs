@@ -300,6 +300,43 @@ test("a gap is reported, and what is kept still comes", async (t) => {
   assert.equal(client.count("gap"), 1, "the gap is told once")
 })
 
+/** A server of a cluster, as its client sees it: it says what a test has it say. */
+class ClusterSocket {
+  protocol = "carillon.v1.json"
+
+  constructor() {
+    ClusterSocket.last = this
+    setTimeout(() => this.onopen())
+  }
+
+  say(frame) { this.onmessage({ data: JSON.stringify(frame) }) }
+
+  send(text) {
+    const { id, subscribe } = JSON.parse(text)
+    if (!subscribe) return this.say({ id, pong: {} })
+    this.say({ id, subscribed: { topic: subscribe.topic, offset: 300, epoch: "e" } })
+    for (const offset of [100, 150, 200]) this.say({ topic: subscribe.topic, offset, time: 1, data: offset })
+  }
+
+  close() {}
+}
+
+test("offsets of a cluster have holes, and a gap may be in the midst", async (t) => {
+  const client = connect(t, { WebSocket: ClusterSocket })
+  const gaps = []
+  const list = await listen(client, "log", { last: 3, onGap: (gap) => gaps.push(gap) })
+  assert.deepEqual(list.data(), [100, 150, 200])
+  const server = ClusterSocket.last
+  server.say({ topic: "log", offset: 310, time: 1, data: 310 })
+  server.say({ subscribed: { topic: "log", offset: 900, epoch: "e", recovered: false } })
+  server.say({ topic: "log", offset: 900, time: 1, data: 900 })
+  server.say({ subscribed: { topic: "log", offset: 7, epoch: "new", recovered: false } })
+  server.say({ topic: "log", offset: 7, time: 1, data: 7 })
+  assert.deepEqual(list.data(), [100, 150, 200, 310, 900, 7])
+  assert.deepEqual(gaps.map((gap) => gap.since), [{ offset: 310, epoch: "e" }, { offset: 900, epoch: "e" }])
+  assert.deepEqual(list.sub.position, { offset: 7, epoch: "new" })
+})
+
 test("a new epoch is a gap, and nothing of it is taken for old", async (t) => {
   const client = connect(t)
   const list = await listen(client, "log.epoch")

@@ -41,6 +41,7 @@ var routes = []route{
 	{"GET", "/v1/topics/{topic}", (*api).topic},
 	{"GET", "/v1/topics/{topic}/messages", (*api).history},
 	{"POST", "/v1/topics/{topic}/messages", (*api).publish},
+	{"GET", "/v1/nodes", (*api).nodes},
 	{"GET", "/v1/connections", (*api).connections},
 	{"GET", "/v1/connections/{id}", (*api).connection},
 	{"DELETE", "/v1/connections/{id}", (*api).closeConnection},

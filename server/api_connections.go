@@ -1,6 +1,8 @@
 package server
 
 import (
+	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 	"time"
@@ -12,6 +14,7 @@ import (
 // connectionInfo is a connection as the interface shows it.
 type connectionInfo struct {
 	ID            string   `json:"id"`
+	Node          string   `json:"node,omitempty"` // the server that it is at, in a cluster
 	Address       string   `json:"address"`
 	Path          string   `json:"path"`
 	Transport     string   `json:"transport"` // "websocket" or "sse"
@@ -25,6 +28,7 @@ type connectionInfo struct {
 func (c *Conn) info(queued *int) connectionInfo {
 	info := connectionInfo{
 		ID:            strconv.FormatUint(c.id, 10),
+		Node:          c.sh.srv.hub.cluster.nodeID(),
 		Address:       addressText(c.RemoteAddr()),
 		Path:          c.Path(),
 		Transport:     "websocket",
@@ -118,7 +122,42 @@ func (a *api) connectionOf(r *http.Request) (*Conn, error) {
 	if c := a.srv.roster.find(a.srv, id); c != nil {
 		return c, nil
 	}
-	return nil, problemNoConnection.because("connection %d is not open", id)
+	return nil, &absent{id}
+}
+
+// absent is a connection that is not open at this server.
+type absent struct{ id uint64 }
+
+func (e *absent) Error() string { return fmt.Sprintf("connection %d is not open", e.id) }
+
+// elsewhere asks other servers about a connection that is not open here; err is what this one says. It returns the
+// answer of the one that has it.
+func (a *api) elsewhere(r *http.Request, err error, subject string, question askConnection) ([]byte, error) {
+	var missing *absent
+	if !errors.As(err, &missing) {
+		return nil, err
+	}
+	if cl := a.srv.hub.cluster; cl != nil {
+		question.ID = missing.id
+		answers, all := cl.askAndWait(r.Context(), subject, question)
+		for _, one := range answers {
+			if len(one.Body) > 0 {
+				return one.Body, nil
+			}
+		}
+		if !all {
+			return nil, problemNoCluster.because("%v here, and not every server has answered", err)
+		}
+	}
+	return nil, problemNoConnection.because("%v", err)
+}
+
+// fullInfo is all that is told of one connection.
+func (c *Conn) fullInfo() connectionInfo {
+	info := c.info(queuedBytes([]*Conn{c})[0])
+	names := c.Subscriptions()
+	info.Topics = names[:min(len(names), mostNames)]
+	return info
 }
 
 // mostNames bounds the subscriptions that are listed for a connection.
@@ -130,12 +169,13 @@ func (a *api) connection(w http.ResponseWriter, r *http.Request) error {
 	}
 	c, err := a.connectionOf(r)
 	if err != nil {
+		body, err := a.elsewhere(r, err, askAboutConnection, askConnection{})
+		if err == nil {
+			replyBytes(w, append(body, '\n'))
+		}
 		return err
 	}
-	info := c.info(queuedBytes([]*Conn{c})[0])
-	names := c.Subscriptions()
-	info.Topics = names[:min(len(names), mostNames)]
-	return reply(w, info)
+	return reply(w, c.fullInfo())
 }
 
 // mostReason is what fits into a close frame beside the code.
@@ -157,10 +197,12 @@ func (a *api) closeConnection(w http.ResponseWriter, r *http.Request) error {
 		return bad("reason has %d bytes: expected at most %d, in UTF-8", len(reason), mostReason)
 	}
 	c, err := a.connectionOf(r)
-	if err != nil {
-		return err
+	if err == nil {
+		err = c.Close(code, reason)
+	} else {
+		_, err = a.elsewhere(r, err, askToClose, askConnection{Code: code, Reason: reason})
 	}
-	if err := c.Close(code, reason); err != nil {
+	if err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

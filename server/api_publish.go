@@ -1,8 +1,10 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"mime"
 	"net/http"
@@ -46,7 +48,12 @@ func (a *api) publish(w http.ResponseWriter, r *http.Request) error {
 	if p.Payload, err = a.body(w, r, buf); err != nil {
 		return err
 	}
-	receipt, err := a.srv.Publish(p)
+	var receipt Receipt
+	if cl := a.srv.hub.cluster; cl != nil {
+		receipt, err = cl.publishAndWait(r.Context(), p)
+	} else {
+		receipt, err = a.srv.Publish(p)
+	}
 	if err != nil {
 		return err
 	}
@@ -136,7 +143,7 @@ const (
 )
 
 // publishBatch takes messages for many topics, one JSON object in each line. Each stands alone: it is
-// published, or has an error of its own.
+// published, or has an error of its own. None waits for the broker to have another one.
 func (a *api) publishBatch(w http.ResponseWriter, r *http.Request) error {
 	if _, err := parameters(r); err != nil {
 		return err
@@ -153,6 +160,9 @@ func (a *api) publishBatch(w http.ResponseWriter, r *http.Request) error {
 	b := append((*buf)[:0], `{"results":[`...)
 	lines := newLines(http.MaxBytesReader(w, r.Body, mostBatch), a.longestLine())
 	var rest error // why what follows was not read
+	var sent []publishing
+	ctx, cancel := context.WithTimeout(r.Context(), sureTime)
+	defer cancel()
 	for n := 0; ; {
 		line, err := lines.next()
 		if err == io.EOF {
@@ -169,10 +179,25 @@ func (a *api) publishBatch(w http.ResponseWriter, r *http.Request) error {
 			rest = problemTooLarge.because("the batch has more than %d lines", mostLines)
 			break
 		}
-		if n++; n > 1 {
+		if n++; a.srv.hub.cluster != nil {
+			sent = append(sent, a.sendLine(line, err))
+			continue
+		}
+		if n > 1 {
 			b = append(b, ',')
 		}
-		b = a.publishLine(b, r, line, err)
+		receipt := Receipt{}
+		if err == nil {
+			receipt, err = a.publishObject(line)
+		}
+		b = a.appendResult(b, r, receipt, err)
+	}
+	for i, one := range sent {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		p := one.wait(ctx)
+		b = a.appendResult(b, r, p.receipt, p.err)
 	}
 	b = append(b, ']')
 	if rest != nil {
@@ -193,12 +218,41 @@ func (a *api) restOfBatch(err error) error {
 	return problemOf(unread(err))
 }
 
-// publishLine appends the result of one line.
-func (a *api) publishLine(b []byte, r *http.Request, line []byte, err error) []byte {
-	receipt := Receipt{}
-	if err == nil {
-		receipt, err = a.publishObject(line)
+// published is what became of a message.
+type published struct {
+	receipt Receipt
+	err     error
+}
+
+// publishing is one that is on its way.
+type publishing chan published
+
+func (p publishing) wait(ctx context.Context) published {
+	select {
+	case got := <-p:
+		return got
+	case <-ctx.Done():
+		return published{err: fmt.Errorf("%w: it did not answer in time", ErrUncertain)}
 	}
+}
+
+// sendLine publishes one line without waiting for the broker.
+func (a *api) sendLine(line []byte, err error) publishing {
+	sent := make(publishing, 1)
+	var p Publication
+	if err == nil {
+		p, err = publicationOf(line)
+	}
+	if err != nil {
+		sent <- published{err: err}
+		return sent
+	}
+	a.srv.PublishFunc(p, func(r Receipt, err error) { sent <- published{r, err} })
+	return sent
+}
+
+// appendResult appends the result of one line.
+func (a *api) appendResult(b []byte, r *http.Request, receipt Receipt, err error) []byte {
 	if err == nil {
 		return receipt.append(b)
 	}
@@ -211,22 +265,29 @@ func (a *api) publishLine(b []byte, r *http.Request, line []byte, err error) []b
 }
 
 func (a *api) publishObject(line []byte) (Receipt, error) {
+	p, err := publicationOf(line)
+	if err != nil {
+		return Receipt{}, err
+	}
+	return a.srv.Publish(p)
+}
+
+// publicationOf reads a line. It shares nothing with it.
+func publicationOf(line []byte) (p Publication, err error) {
 	var request publishRequest
 	if err := json.Unmarshal(line, &request); err != nil || line[0] != '{' {
 		var kind *json.UnmarshalTypeError
 		if errors.As(err, &kind) && kind.Field != "" {
-			return Receipt{}, bad("%s is a JSON %s: expected a string", kind.Field, kind.Value)
+			return p, bad("%s is a JSON %s: expected a string", kind.Field, kind.Value)
 		}
-		return Receipt{}, bad("the line is not a JSON object")
+		return p, bad("the line is not a JSON object")
 	}
 	if err := CheckTopic(request.Topic); err != nil {
-		return Receipt{}, err
+		return p, err
 	}
-	format, payload, err := decodeData(request.Data, request.Encoding)
-	if err != nil {
-		return Receipt{}, err
-	}
-	return a.srv.Publish(Publication{Topic: request.Topic, Format: format, Payload: payload, Key: request.Key})
+	p = Publication{Topic: request.Topic, Key: request.Key}
+	p.Format, p.Payload, err = decodeData(request.Data, request.Encoding)
+	return p, err
 }
 
 // broadcast sends a message to every connection of all endpoints, or of one.
@@ -254,7 +315,7 @@ func (a *api) broadcast(w http.ResponseWriter, r *http.Request) error {
 	case format == FormatJSON && !json.Valid(payload):
 		return ErrNotJSON
 	}
-	n, err := a.srv.broadcastTo(to, codec.NewFrame(format.opcode(), payload))
+	n, err := a.srv.broadcastTo(r.Context(), to, codec.NewFrame(format.opcode(), payload))
 	if err != nil {
 		return err
 	}
@@ -264,8 +325,37 @@ func (a *api) broadcast(w http.ResponseWriter, r *http.Request) error {
 }
 
 // broadcastTo sends a message to everybody at some endpoints, which are in the order of their indices, or
-// to nobody, and says how many connections there are.
-func (s *Server) broadcastTo(endpoints []*endpoint, f *codec.Frame) (connections int, err error) {
+// to nobody, and says how many connections of this server there are. It waits until the broker has it, if there is
+// one.
+func (s *Server) broadcastTo(ctx context.Context, endpoints []*endpoint, f *codec.Frame) (connections int, err error) {
+	cl := s.hub.cluster
+	if cl == nil {
+		return s.postTo(endpoints, f, nil)
+	}
+	if err := cl.away(); err != nil {
+		return 0, err
+	}
+	sent := make(chan error, len(endpoints))
+	connections, err = s.postTo(endpoints, f, func(err error) { sent <- err })
+	if err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, sureTime)
+	defer cancel()
+	for range endpoints {
+		select {
+		case wrong := <-sent:
+			if cl.failed(wrong); wrong != nil {
+				err = fmt.Errorf("%w: %v", ErrUncertain, wrong)
+			}
+		case <-ctx.Done():
+			return 0, fmt.Errorf("%w: it did not answer in time", ErrUncertain)
+		}
+	}
+	return connections, err
+}
+
+func (s *Server) postTo(endpoints []*endpoint, f *codec.Frame, sent func(error)) (connections int, err error) {
 	at := s.stamp()
 	for _, ep := range endpoints {
 		ep.mu.Lock()
@@ -274,6 +364,9 @@ func (s *Server) broadcastTo(endpoints []*endpoint, f *codec.Frame) (connections
 	if err = s.roomFor(shards, int64(len(f.Plain())*len(endpoints))); err == nil {
 		for _, ep := range endpoints {
 			connections += ep.post(shards, f, at)
+			if s.hub.cluster != nil {
+				s.hub.cluster.relayBroadcast(ep, f, sent)
+			}
 		}
 	}
 	for _, ep := range endpoints {

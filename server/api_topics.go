@@ -89,7 +89,7 @@ func (a *api) topic(w http.ResponseWriter, r *http.Request) error {
 	if _, err := parameters(r); err != nil {
 		return err
 	}
-	info, exists := a.srv.Topic(name)
+	info, exists := a.srv.topicEverywhere(r.Context(), name)
 	if !exists {
 		return problemNoTopic.because("nothing was published to %q lately, and nobody is subscribed to it", name)
 	}
@@ -116,6 +116,9 @@ func (a *api) history(w http.ResponseWriter, r *http.Request) error {
 	}
 	if from.Since == nil && query.Has("epoch") {
 		return bad("epoch without since: expected both, as they were received")
+	}
+	if err := a.srv.hub.cluster.waitFor(name, Start{Since: from.Since}); err != nil {
+		return err
 	}
 	past, err := a.srv.hub.historyReply(name, from.Since, limit)
 	if err != nil {

@@ -115,7 +115,8 @@ const (
 
 const noSubprotocol = 255
 
-// ID is unique among all connections of this server since its start.
+// ID is unique among all connections of this server since its start, and with [Options.Broker] most likely among those
+// of all servers. It is below 2^53, so that it is a whole number in JavaScript, too.
 func (c *Conn) ID() uint64 { return c.id }
 
 // RemoteAddr is the client's address: the one at the other end of the TCP connection, or what the

@@ -18,6 +18,22 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.running.Swap(true) {
 		return ErrStarted
 	}
+	stopped, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	s.mu.Lock()
+	s.stop = stop
+	if s.shutdown != nil {
+		stop(nil) // Shutdown came before Run
+	}
+	s.mu.Unlock()
+
+	if err := s.joinCluster(stopped); err != nil {
+		if stopped.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	defer s.leaveCluster()
 	err := s.prepare()
 	if err != nil {
 		return err
@@ -28,15 +44,6 @@ func (s *Server) Run(ctx context.Context) error {
 	defer s.spare.close()
 	defer s.internal.close()
 	defer s.agent.close()
-
-	stopped, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	s.mu.Lock()
-	s.stop = stop
-	if s.shutdown != nil {
-		stop(nil) // Shutdown came before Run
-	}
-	s.mu.Unlock()
 
 	s.warn(s.opts())
 	if s.plain != nil {

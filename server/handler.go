@@ -133,9 +133,15 @@ func (s *Server) relay(c *Conn, op codec.Opcode, payload []byte) {
 	c.refused(s.broadcast(c.ep, codec.NewFrame(op, payload)))
 }
 
-// refused closes a sender whose message was not taken, so that it knows: the rest is in the counters.
+// refused closes a sender whose message was not taken, or perhaps not, so that it knows: the rest is in the counters.
+// It may be called from any goroutine.
 func (c *Conn) refused(err error) {
-	if errors.Is(err, ErrOverloaded) {
+	switch {
+	case errors.Is(err, ErrOverloaded):
 		_ = c.Close(codec.CloseTryAgainLater, "server is overloaded")
+	case errors.Is(err, ErrNoCluster):
+		_ = c.Close(codec.CloseTryAgainLater, ErrNoCluster.Error())
+	case errors.Is(err, ErrUncertain):
+		_ = c.Close(codec.CloseTryAgainLater, ErrUncertain.Error())
 	}
 }

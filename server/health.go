@@ -67,6 +67,11 @@ func (s *Server) unready() (list []condition) {
 	if s.ops.maintenance.Load() {
 		add("maintenance", "maintenance was switched on")
 	}
+	if cl := s.hub.cluster; cl != nil && !s.opts().ClusterOptional {
+		if err := cl.away(); err != nil {
+			add("cluster", "%v", err)
+		}
+	}
 	if n, most := s.sockets.Load(), s.settings().maxSockets; n >= int64(most) {
 		add("full", "%d sockets are open: limits.max_connections is %d", n, most)
 	}

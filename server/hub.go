@@ -46,6 +46,8 @@ type hub struct {
 	count atomic.Int64
 	keys  keys
 
+	cluster *cluster // nil without Options.Broker; immutable
+
 	published atomic.Uint64
 	messages  atomic.Int64 // that topics keep
 	bytes     atomic.Int64 // of their payloads
@@ -64,6 +66,9 @@ func newHub(s *Server) *hub {
 	h := &hub{srv: s, seed: maphash.MakeSeed(), linger: linger, patterns: map[string]*source{}}
 	for i := range h.parts {
 		h.parts[i].topics = map[string]*topic{}
+	}
+	if s.opts().Broker != nil {
+		h.cluster = newCluster(h, s.opts().Broker)
 	}
 	return h
 }
@@ -115,9 +120,10 @@ func (h *hub) make(name string) error {
 		return ErrTooManyTopics
 	}
 	const bits = 41 // eight characters
-	t := &topic{hub: h, epoch: 1<<(bits-1) | rand.Uint64N(1<<(bits-1)), used: time.Now()}
+	t := &topic{hub: h, epoch: 1<<(bits-1) | rand.Uint64N(1<<(bits-1)), used: h.srv.elapsed()}
 	t.name, t.topic = string([]byte(name)), t // the name may be a part of something large
 	t.rule = ruleOf(o.Topics, name)
+	h.cluster.tie(&t.source)
 	p.topics[t.name] = t
 	return nil
 }
@@ -129,6 +135,7 @@ func (h *hub) openPattern(name string) *source {
 	p := h.patterns[name]
 	if p == nil {
 		p = &source{name: string([]byte(name))}
+		h.cluster.tie(p)
 		h.patterns[p.name] = p
 		h.version.Add(1)
 	}
@@ -153,7 +160,7 @@ func (h *hub) forgetPattern(p *source) {
 	defer h.mu.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.subscribers == 0 && h.patterns[p.name] == p {
+	if p.subscribers == 0 && h.patterns[p.name] == p && !h.cluster.holds() {
 		delete(h.patterns, p.name)
 		h.version.Add(1)
 	}
@@ -182,7 +189,8 @@ type Publication struct {
 	Payload []byte // copied; for FormatText and FormatJSON it must be UTF-8
 
 	// Key, at most 128 bytes, makes a publication safe to repeat: within five minutes one to the same
-	// topic with the same key is not delivered again, and gets the same receipt. Empty is none.
+	// topic with the same key is not delivered again, and gets the same receipt. Empty is none. With
+	// [Options.Broker] this holds at all servers for topics with history, and otherwise at each by itself.
 	Key string
 }
 
@@ -190,7 +198,7 @@ type Publication struct {
 type Receipt struct {
 	Offset      uint64 `json:"offset"`
 	Epoch       string `json:"epoch"`
-	Subscribers int    `json:"subscribers"` // connections that it was for
+	Subscribers int    `json:"subscribers"` // connections of this server that it was for
 }
 
 // Publish sends a message to the subscribers of a topic, on whatever endpoints they are. All of them get
@@ -201,16 +209,37 @@ type Receipt struct {
 //
 // Publish does not wait for delivery. It fails with a *[TopicError], [ErrTooLarge], [ErrNotText], [ErrNotJSON],
 // [ErrKey], [ErrTooManyTopics] or [ErrOverloaded]; then nobody gets the message.
-func (s *Server) Publish(p Publication) (Receipt, error) { return s.hub.publish(p) }
+//
+// With [Options.Broker] it also fails with [ErrNoCluster]. A message for a topic that a [TopicRule] with history
+// matches then gets its place from the broker, and Publish waits for that, at most 15 seconds. So it must not be
+// called on an event loop, as handlers are, and returns [ErrOnLoop] there: see [Server.PublishFunc]. If it returns
+// [ErrUncertain], the message may have been published or not. Subscribers of this server, too, get it when it comes
+// back from the broker. To any other topic it does not wait, nor say whether other servers get the message.
+func (s *Server) Publish(p Publication) (Receipt, error) {
+	if s.hub.cluster != nil {
+		return s.hub.cluster.publish(p)
+	}
+	return s.hub.publish(&p, nil)
+}
 
-func (h *hub) publish(p Publication) (Receipt, error) {
-	if err := h.check(&p); err != nil {
+// publish gives the message to this server's subscribers. For other servers' it hands it over, which sent learns
+// the end of if it is not nil and there is no error.
+func (h *hub) publish(p *Publication, sent func(error)) (Receipt, error) {
+	if err := h.check(p); err != nil {
 		return Receipt{}, err
 	}
-	if p.Key != "" {
-		return h.keys.once(p.Topic, p.Key, func() (Receipt, error) { return h.enter(&p) })
+	if p.Key == "" {
+		return h.enter(p, sent)
 	}
-	return h.enter(&p)
+	again := true
+	receipt, err := h.keys.once(p.Topic, p.Key, func() (Receipt, error) {
+		again = false
+		return h.enter(p, sent)
+	})
+	if again && err == nil && sent != nil {
+		sent(nil)
+	}
+	return receipt, err
 }
 
 func (h *hub) check(p *Publication) error {
@@ -233,7 +262,12 @@ func (h *hub) check(p *Publication) error {
 
 // enter gives a message its offset and hands it to the shards that have subscribers, all under the
 // topic's lock, so that every shard sees the same order.
-func (h *hub) enter(p *Publication) (Receipt, error) {
+func (h *hub) enter(p *Publication, sent func(error)) (Receipt, error) {
+	if h.cluster != nil {
+		if err := h.cluster.away(); err != nil {
+			return Receipt{}, err
+		}
+	}
 	at := h.srv.stamp()
 	m := &message{format: p.Format, raw: codec.NewFrame(p.Format.opcode(), p.Payload)}
 	t, err := h.open(p.Topic)
@@ -246,21 +280,33 @@ func (h *hub) enter(p *Publication) (Receipt, error) {
 		sh.stats.drop(DropOverloaded, 1)
 		return Receipt{}, ErrOverloaded
 	}
-	now := time.Now()
-	t.offset++
-	t.used = now
-	m.topic, m.offset, m.latest = t, t.offset, t.latest()
-	m.time, m.born = h.srv.wall().UnixMilli(), h.srv.age()
-	t.keep(m)
+	t.used = h.srv.elapsed()
+	m.topic, m.offset, m.time, m.born = t, t.offset+1, h.srv.wall().UnixMilli(), h.srv.age()
 	h.published.Add(1)
-	n := t.post(m, at)
+	n := t.issue(m, at) + issueAll(patterns, m, at)
+	if h.cluster != nil {
+		h.cluster.relay(t, p, m, sent)
+	}
+	return Receipt{Offset: t.offset, Epoch: t.ownEpoch(), Subscribers: n}, nil
+}
+
+// issue makes a message the topic's next one, and says for how many subscribers it is. The caller holds mu.
+func (t *topic) issue(m *message, at stamp) int {
+	t.offset, m.latest = m.offset, t.latest()
+	t.keep(m)
+	t.seq++
+	return t.post(m, at)
+}
+
+// issueAll makes a message the next one of the patterns that match its topic. The caller holds the topic's mu.
+func issueAll(patterns []*source, m *message, at stamp) (n int) {
 	for _, p := range patterns {
 		p.mu.Lock()
-		p.offset++
+		p.seq++
 		n += p.post(m, at)
 		p.mu.Unlock()
 	}
-	return Receipt{Offset: t.offset, Epoch: t.epochText(), Subscribers: n}, nil
+	return n
 }
 
 // overloaded returns a shard that has too much to do for another n bytes, or nil.
@@ -293,9 +339,9 @@ func (src *source) overloaded(n int64) *shard {
 func (src *source) post(m *message, at stamp) int {
 	for _, l := range src.locals {
 		l.sh.backlog.Add(int64(len(m.raw.Plain())))
-		l.sh.post(letter{kind: letterTopic, local: l, message: m, seq: uint32(src.offset), at: at})
+		l.sh.post(letter{kind: letterTopic, local: l, message: m, seq: src.seq, at: at})
 	}
-	return src.subscribers
+	return int(src.subscribers)
 }
 
 // linger lets a topic's offsets go on when somebody comes back soon.
@@ -308,7 +354,8 @@ func (h *hub) sweep(now time.Time, part int) {
 	for _, t := range p.all() {
 		t.mu.Lock()
 		t.expire(h.srv.age())
-		t.forgotten = t.subscribers == 0 && t.history.len() == 0 && now.Sub(t.used) > h.linger
+		h.cluster.loosen(t, now.Sub(h.srv.begin))
+		t.forgotten = t.subscribers == 0 && t.history.len() == 0 && now.Sub(h.srv.begin)-t.used > h.linger && !t.link.busy()
 		forgotten := t.forgotten
 		t.mu.Unlock()
 		if forgotten {
@@ -318,6 +365,7 @@ func (h *hub) sweep(now time.Time, part int) {
 			h.count.Add(-1)
 		}
 	}
+	h.cluster.sweep(now.Sub(h.srv.begin))
 	h.keys.expire(now)
 }
 
@@ -390,7 +438,7 @@ func (s *Server) Topic(name string) (TopicInfo, bool) {
 // info describes the topic at an age of the server. The caller holds mu.
 func (t *topic) info(now int64) TopicInfo {
 	t.expire(now)
-	i := TopicInfo{Topic: t.name, Position: t.position(), Subscribers: t.subscribers, History: t.history.len(), HistoryBytes: t.history.bytes}
+	i := TopicInfo{Topic: t.name, Position: t.position(), Subscribers: int(t.subscribers), History: t.history.len(), HistoryBytes: t.history.bytes}
 	if i.History > 0 {
 		i.Oldest = int64(t.history.all()[0].offset)
 	}
@@ -415,7 +463,13 @@ type Past struct {
 
 // History returns messages that a topic keeps, at most limit of them: the first ones after from.Since, or
 // the newest from.Last ones. A topic that does not exist has none. It fails with a *[TopicError].
+//
+// With [Options.Broker] it waits for the messages of a topic that the broker keeps, at most 10 seconds. Then it also
+// fails with [ErrNoCluster], and with [ErrOnLoop] where nobody may wait.
 func (s *Server) History(topic string, from Start, limit int) (Past, error) {
+	if err := s.hub.cluster.waitFor(topic, from); err != nil {
+		return Past{}, err
+	}
 	past, list, err := s.hub.past(topic, from, limit)
 	for _, m := range list {
 		past.Messages = append(past.Messages, Message{Topic: m.topic.name, Offset: m.offset, Time: time.UnixMilli(m.time), Format: m.format, Payload: m.raw.Payload()})
@@ -435,69 +489,4 @@ func (h *hub) past(topic string, from Start, limit int) (past Past, list []*mess
 	past.Position = t.position()
 	list, past.Recovered = t.since(from, h.srv.age())
 	return past, list[:min(len(list), max(limit, 0))], nil
-}
-
-// The idempotency keys of publications are remembered for at least this long, and for at most twice as
-// long, but never more than this many for each half.
-const (
-	keyLife = 5 * time.Minute
-	maxKey  = 128
-	maxKeys = 500_000
-)
-
-// keys remembers receipts by topic and key, in two generations.
-type keys struct {
-	mu      sync.Mutex
-	young   map[[2]string]*keyed
-	old     map[[2]string]*keyed
-	changed time.Time
-}
-
-// keyed is a publication with a key; mu is held while it is made, so that one that comes twice at once
-// waits for the first.
-type keyed struct {
-	mu      sync.Mutex
-	done    bool
-	receipt Receipt
-}
-
-// once publishes unless that was done before.
-func (k *keys) once(topic, key string, publish func() (Receipt, error)) (Receipt, error) {
-	id := [2]string{topic, key}
-	k.mu.Lock()
-	one := k.young[id]
-	if one == nil {
-		one = k.old[id]
-	}
-	if one == nil {
-		one = &keyed{}
-		if k.young == nil || len(k.young) >= maxKeys {
-			k.turn(time.Now())
-		}
-		k.young[id] = one
-	}
-	k.mu.Unlock()
-
-	one.mu.Lock()
-	defer one.mu.Unlock()
-	if one.done {
-		return one.receipt, nil
-	}
-	var err error
-	one.receipt, err = publish()
-	one.done = err == nil
-	return one.receipt, err
-}
-
-// turn begins a new generation. The caller holds mu.
-func (k *keys) turn(now time.Time) {
-	k.old, k.young, k.changed = k.young, map[[2]string]*keyed{}, now
-}
-
-func (k *keys) expire(now time.Time) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if len(k.young)+len(k.old) > 0 && now.Sub(k.changed) > keyLife {
-		k.turn(now)
-	}
 }

@@ -49,7 +49,9 @@ type message struct {
 	born   int64 // milliseconds after the server was made, by which it grows old
 	format Format
 	latest bool // slow subscribers of the topic need only the newest
+	gap    bool // it says that messages before it are missing, and that the topic is now at offset
 	raw    *codec.Frame
+	epoch  *string // of the offset; nil for that of the topic itself
 
 	mu    sync.Mutex
 	other [numFramings - 1]*codec.Frame // guarded by mu
@@ -73,15 +75,33 @@ func (m *message) encode(f framing) *codec.Frame {
 	if f == framingEnvelope {
 		return codec.NewFrame(codec.OpText, m.appendEnvelope(nil))
 	}
-	id := m.topic.epochText() + ":" + strconv.FormatUint(m.offset, 10)
+	if m.gap {
+		return codec.Opaque(appendEvent(nil, "subscribed", "", appendJSON(nil, m.gapReply())))
+	}
+	id := m.epochText() + ":" + strconv.FormatUint(m.offset, 10)
 	if f == framingEventWrapped {
 		return codec.Opaque(appendEvent(nil, "", id, m.appendEnvelope(nil)))
 	}
 	return codec.Opaque(appendMessageEvent(nil, id, m.format.opcode(), m.raw.Payload()))
 }
 
+func (m *message) epochText() string {
+	if m.epoch != nil {
+		return *m.epoch
+	}
+	return m.topic.ownEpoch()
+}
+
+// gapReply begins the subscription anew, for those who have it.
+func (m *message) gapReply() subscribedReply {
+	return subscribedReply{Topic: m.topic.name, Offset: &m.offset, Epoch: m.epochText(), Recovered: new(bool)}
+}
+
 // appendEnvelope appends the message as the JSON protocol has it.
 func (m *message) appendEnvelope(b []byte) []byte {
+	if m.gap {
+		return appendReply(b, nil, "subscribed", m.gapReply())
+	}
 	b = append(b, `{"topic":`...)
 	b = appendJSON(b, m.topic.name)
 	b = append(b, `,"offset":`...)

@@ -4,6 +4,7 @@ import (
 	"math"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -80,6 +81,15 @@ var singles = []single{
 	{"tls_resumed_total", "TLS handshakes that went on with a session from before.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.TLSResumed) }},
 	{"tls_handshakes_running", "TLS handshakes that have a goroutine.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { n, _ := s.tlsLine.counts(); return float64(n) }},
 	{"tls_handshakes_waiting", "TLS handshakes that wait for one: see limits.max_tls_handshakes.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { _, n := s.tlsLine.counts(); return float64(n) }},
+	{"cluster_up", "1 while messages pass between this server and others; 0 while they do not, or when there is no cluster.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.inCluster()) }},
+	{"cluster_publish_errors_total", "Messages that the cluster did not take, or perhaps not.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.clusterStats().failures.Load()) }},
+	{"cluster_holes_total", "Times that messages of other servers were missing when later ones came.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.clusterStats().holes.Load()) }},
+	{"cluster_gaps_total", "Times that messages were missing for subscribers of a topic and could not be loaded.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.clusterStats().gaps.Load()) }},
+	{"cluster_loads_total", "Times that kept messages of a topic were asked for.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.clusterStats().loads.Load()) }},
+	{"cluster_load_errors_total", "Those that failed.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.clusterStats().loadFailures.Load()) }},
+	{"cluster_resyncs_total", "Times that all kept topics were looked at again.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.clusterStats().resyncs.Load()) }},
+	{"cluster_asks_total", "Questions to other servers.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.clusterStats().asks.Load()) }},
+	{"cluster_asks_partial_total", "Those that not every server answered in time.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.clusterStats().partial.Load()) }},
 	{"log_events_omitted_total", "Events of single connections that were not logged because there were too many.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.omitted()) }},
 }
 
@@ -98,6 +108,7 @@ const (
 	metricTurn
 	metricLag
 	metricReloads
+	metricCluster
 	metricBuild
 	numLabelled
 )
@@ -121,6 +132,7 @@ var labelled = [numLabelled]struct {
 	metricLag:          {"loop_lag_seconds", "From asking a loop for a turn to the turn.", nil},
 	metricReloads:      {"config_reloads_total", "Reloads of the options, by result.", []string{"result"}},
 	metricBuild:        {"build_info", "Always 1; the labels say what was built.", []string{"version", "revision", "go_version"}},
+	metricCluster:      {"cluster_messages_total", "Messages that went to other servers, or came from the cluster.", []string{"direction", "kind"}},
 }
 
 const namespace = "carillon"
@@ -206,6 +218,16 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 	for i, result := range reloadResults {
 		m.send(to, metricReloads, prometheus.CounterValue, float64(s.reloads.done[i].Load()), result)
 	}
+	cl := s.clusterStats()
+	for _, one := range []struct {
+		direction, kind string
+		count           *atomic.Uint64
+	}{
+		{"out", "kept", &cl.keptOut}, {"out", "passing", &cl.passingOut}, {"out", "broadcast", &cl.broadcastsOut},
+		{"in", "kept", &cl.keptIn}, {"in", "passing", &cl.passingIn}, {"in", "broadcast", &cl.broadcastsIn},
+	} {
+		m.send(to, metricCluster, prometheus.CounterValue, float64(one.count.Load()), one.direction, one.kind)
+	}
 	m.send(to, metricBuild, prometheus.GaugeValue, 1, m.build...)
 }
 
@@ -270,7 +292,18 @@ func (s *Server) backlogBytes() (n int64) {
 func (h *hub) patternCount() int {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	return len(h.patterns)
+	if h.cluster == nil {
+		return len(h.patterns)
+	}
+	n := 0
+	for _, p := range h.patterns { // in a cluster they linger
+		p.mu.Lock()
+		if p.subscribers > 0 {
+			n++
+		}
+		p.mu.Unlock()
+	}
+	return n
 }
 
 // kept is what all topics keep, in messages and in bytes of payload.

@@ -77,6 +77,15 @@ type Options struct {
 	// Topics says what topics keep. Default: nothing.
 	Topics []TopicRule `yaml:"topics"`
 
+	// Broker joins the server to others, so that topics and endpoints with ModeBroadcast span all of them.
+	// Default: none, the server is alone.
+	Broker Broker `yaml:"-"`
+
+	// ClusterOptional leaves a server with a Broker ready while the broker cannot be reached: clients still come,
+	// get what their topics keep as far as this server has it, and have nothing that they publish taken. Default
+	// false: /readyz and HealthPath say "cluster" then, and balancers send nobody.
+	ClusterOptional bool `yaml:"cluster_optional"`
+
 	// HTTP serves every request that is for no endpoint, upgrades included, so that pages, an API and
 	// WebSockets share one port. It runs off the event loops and may block. Default: none.
 	//
@@ -90,7 +99,7 @@ type Options struct {
 	HTTP http.Handler `yaml:"-"`
 
 	// HealthPath is answered, to GET and HEAD, with 200 and "ok" when new connections are welcome, and
-	// with 503 and the word draining, full, maintenance, descriptors or memory when not: for balancers. It comes
+	// with 503 and the word draining, full, maintenance, descriptors, memory or cluster when not: for balancers. It comes
 	// before HTTP and may be no endpoint's path. Default "/healthz"; "off" is none.
 	HealthPath string `yaml:"health_path"`
 

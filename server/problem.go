@@ -52,6 +52,8 @@ var (
 	problemNotText       = newProblem(422, "not-text", "The message is not UTF-8")
 	problemNotOffered    = newProblem(501, "not-offered", "The application does not offer this")
 	problemInternal      = newProblem(500, "internal-error", "Something is wrong with the server")
+	problemNoCluster     = newProblem(503, "no-cluster", "The cluster cannot be reached", "Retry-After", "2")
+	problemUncertain     = newProblem(504, "uncertain", "It is not known whether the cluster has the message")
 	problemOverloaded    = newProblem(503, "overloaded", "The server has too much to do", "Retry-After", "1")
 	problemNotReady      = newProblem(503, "not-ready", "The server should get no new connections now")
 	problemNotLive       = newProblem(503, "not-live", "A part of the server has stopped")
@@ -95,6 +97,10 @@ func problemOf(err error) *problem {
 		return problemTooManyTopics.because("%v", err)
 	case errors.Is(err, ErrOverloaded):
 		return problemOverloaded.because("%v", err)
+	case errors.Is(err, ErrNoCluster):
+		return problemNoCluster.because("%v", err)
+	case errors.Is(err, ErrUncertain):
+		return problemUncertain.because("%v: one with an Idempotency-Key may be published again", err)
 	case errors.Is(err, ErrNotDraining):
 		return problemNoDrain.because("%v", err)
 	case errors.Is(err, ErrDrainUnderWay):

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 
 	"carillon/codec"
@@ -62,6 +61,10 @@ func (c *Conn) request(payload []byte) {
 	if err == nil {
 		err = c.paysRequest(r)
 	}
+	if err == nil && r.Publish != nil && c.sh.srv.hub.cluster != nil && !c.waitsForMore() {
+		c.publishLater(r.ID, r.Publish)
+		return
+	}
 	if err == nil && (c.waiting() || r.Publish == nil && r.Ping == nil) {
 		if err = c.inTurn(len(payload), func() { c.answerRequest(r, c.sendReply) }); err == nil {
 			return
@@ -79,11 +82,16 @@ type replier func(id json.RawMessage, what string, value any)
 
 func (c *Conn) answerRequest(r *request, reply replier) {
 	what, value, err := c.do(r)
+	c.answerWith(r.ID, what, value, err, reply)
+}
+
+// answerWith replies with an error, or with a value unless what is empty.
+func (c *Conn) answerWith(id json.RawMessage, what string, value any, err error, reply replier) {
 	switch {
 	case err != nil:
-		c.fail(r.ID, err, reply)
-	case what != "" && len(r.ID) > 0:
-		reply(r.ID, what, value)
+		c.fail(id, err, reply)
+	case what != "" && len(id) > 0:
+		reply(id, what, value)
 	}
 }
 
@@ -146,17 +154,14 @@ func (c *Conn) do(r *request) (what string, value any, err error) {
 	case r.Unsubscribe != nil:
 		return "unsubscribed", r.Unsubscribe, c.unsubscribe(r.Unsubscribe.Topic)
 	case r.Publish != nil:
-		value, err = c.doPublish(r.Publish)
-		return "published", value, err
+		return c.doPublish(r)
 	case r.History != nil:
-		value, err = c.doHistory(r.History)
-		return "history", value, err
+		return c.doHistory(r.ID, r.History)
 	case r.Refresh != nil:
 		value, err = c.doRefresh(r.Refresh.Token)
 		return "refreshed", value, err
 	case r.Presence != nil:
-		value, err = c.doPresence(r.Presence.Topic)
-		return "present", value, err
+		return c.doPresence(r.ID, r.Presence.Topic)
 	}
 	return "pong", struct{}{}, nil
 }
@@ -177,31 +182,66 @@ func (c *Conn) doSubscribe(id json.RawMessage, r *subscribeRequest) error {
 	if err := c.checkRead(r.Topic); err != nil { // a token may have been renewed since
 		return err
 	}
-	_, err := c.subscribe(r.Topic, from, framingEnvelope, func(s Subscribed) {
+	c.subscribeReady(r.Topic, from, framingEnvelope, func(s Subscribed) {
 		c.markAsked()
 		if len(id) > 0 {
 			c.sendSubscribed(id, s, from.Since != nil)
 		}
-	})
-	return err
+	}, func(err error) { c.fail(id, err, c.sendReply) })
+	return nil
 }
 
-func (c *Conn) doPublish(r *publishRequest) (any, error) {
+func (c *Conn) doPublish(r *request) (what string, value any, err error) {
+	if c.sh.srv.hub.cluster != nil {
+		c.publishLater(r.ID, r.Publish)
+		return "", nil, nil
+	}
+	p, err := c.publication(r.Publish)
+	if err != nil {
+		return "", nil, err
+	}
+	receipt, err := c.sh.srv.Publish(p)
+	return "published", publishReply{p.Topic, receipt}, err
+}
+
+type publishReply struct {
+	Topic string `json:"topic"`
+	Receipt
+}
+
+// publication is what a client wants to publish, as far as it may.
+func (c *Conn) publication(r *publishRequest) (p Publication, err error) {
 	if err := CheckTopic(r.Topic); err != nil {
-		return nil, err
+		return p, err
 	}
 	if !c.mayPublish(r.Topic) {
-		return nil, errNotAllowed
+		return p, errNotAllowed
 	}
-	format, payload, err := decodeData(r.Data, r.Encoding)
+	p = Publication{Topic: r.Topic, Key: r.Key}
+	p.Format, p.Payload, err = decodeData(r.Data, r.Encoding)
+	return p, err
+}
+
+// waitsForMore says whether something that the client asked for is still to be done, beside messages that have
+// been handed to the broker.
+func (c *Conn) waitsForMore() bool {
+	return c.waiting() && (c.more.waiting > 0 || c.more.line.others > 0 || c.more.line.full())
+}
+
+// publishLater publishes a message of a client, and replies when the broker has it.
+func (c *Conn) publishLater(id json.RawMessage, r *publishRequest) {
+	p, err := c.publication(r)
+	s := c.stand(true)
+	done := func(receipt Receipt, err error) {
+		c.settle(s, true, func() {
+			c.answerWith(id, "published", publishReply{p.Topic, receipt}, err, c.sendReply)
+		})
+	}
 	if err != nil {
-		return nil, err
+		done(Receipt{}, err)
+		return
 	}
-	receipt, err := c.sh.srv.Publish(Publication{Topic: r.Topic, Format: format, Payload: payload, Key: r.Key})
-	return struct {
-		Topic string `json:"topic"`
-		Receipt
-	}{r.Topic, receipt}, err
+	c.sh.srv.PublishFunc(p, done)
 }
 
 // decodeData reads a message as the JSON protocol and the HTTP interface have it.
@@ -238,21 +278,33 @@ const (
 // mostHistoryBytes bounds the payloads in one reply, but for the first.
 const mostHistoryBytes = 1 << 20
 
-func (c *Conn) doHistory(r *historyRequest) (any, error) {
+func (c *Conn) doHistory(id json.RawMessage, r *historyRequest) (what string, value any, err error) {
 	if err := CheckTopic(r.Topic); err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	if !c.mayRead(r.Topic) {
-		return nil, errNotAllowed
+		return "", nil, errNotAllowed
 	}
 	limit := usualHistory
 	if r.Limit != nil {
 		limit = *r.Limit
 	}
 	if limit < 1 || limit > mostHistory {
-		return nil, bad("limit is %d: expected 1 to %d", limit, mostHistory)
+		return "", nil, bad("limit is %d: expected 1 to %d", limit, mostHistory)
 	}
-	return c.sh.srv.hub.historyReply(r.Topic, r.Since, limit)
+	hub := c.sh.srv.hub
+	if !hub.cluster.keeps(r.Topic) {
+		value, err = hub.historyReply(r.Topic, r.Since, limit)
+		return "history", value, err
+	}
+	c.topicReady(r.Topic, Start{Since: r.Since}, func(err error) {
+		var value any
+		if err == nil {
+			value, err = hub.historyReply(r.Topic, r.Since, limit)
+		}
+		c.answerWith(id, "history", value, err, c.sendReply)
+	})
+	return "", nil, nil
 }
 
 // historyReply is a part of a topic's history as the JSON protocol and the HTTP interface have it.
@@ -295,30 +347,22 @@ func within(list []*message, bytes int, newest bool) []*message {
 	return list
 }
 
-// mostPresent bounds the connections that a presence reply lists.
-const mostPresent = 1000
-
-func (c *Conn) doPresence(topic string) (any, error) {
+func (c *Conn) doPresence(id json.RawMessage, topic string) (what string, value any, err error) {
 	if err := CheckTopic(topic); err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	if !c.ep.now().Topics.Presence || !c.mayRead(topic) {
-		return nil, errNotAllowed
+		return "", nil, errNotAllowed
 	}
-	present := c.sh.srv.Subscribers(topic)
-	type connection struct {
-		ID      string `json:"id"`
-		Subject string `json:"subject,omitempty"`
+	cl := c.sh.srv.hub.cluster
+	if cl == nil {
+		return "present", c.sh.srv.present(topic), nil
 	}
-	list := []connection{}
-	for _, other := range present[:min(len(present), mostPresent)] {
-		list = append(list, connection{strconv.FormatUint(other.id, 10), other.Subject()})
-	}
-	return struct {
-		Topic       string       `json:"topic"`
-		Count       int          `json:"count"`
-		Connections []connection `json:"connections"`
-	}{topic, len(present), list}, nil
+	s := c.stand(false)
+	cl.presentEverywhere(topic, func(p *presence) {
+		c.settle(s, true, func() { c.answerWith(id, "present", p, nil, c.sendReply) })
+	})
+	return "", nil, nil
 }
 
 // Subscribers lists the connections that are subscribed to exactly this topic or pattern, in no order.
@@ -437,6 +481,10 @@ func errorCode(err error) string {
 		return "rate_limited"
 	case errors.Is(err, ErrOverloaded), errors.Is(err, errTooOften), token != nil:
 		return "overloaded"
+	case errors.Is(err, ErrNoCluster):
+		return "unavailable"
+	case errors.Is(err, ErrUncertain):
+		return "uncertain"
 	}
 	panic("server: an error without a code: " + err.Error())
 }
@@ -455,7 +503,7 @@ func (c *Conn) failed(err error) {
 		return
 	}
 	code := codec.ClosePolicyViolation
-	if errors.Is(err, ErrTooManyTopics) || errors.Is(err, ErrOverloaded) {
+	if errors.Is(err, ErrTooManyTopics) || errors.Is(err, ErrOverloaded) || errors.Is(err, ErrNoCluster) {
 		code = codec.CloseTryAgainLater
 	}
 	_ = c.Close(code, err.Error())

@@ -51,7 +51,7 @@ func NeedsRestart(key string) bool {
 // Reload puts other options in force while the server runs: those that read returns. Loops take them up
 // with their next turn, and no connection is closed for it; docs/operations.md says for each key what it
 // means for those that are open. What cannot change without a restart stays as it is and is reported.
-// Functions and handlers (Options.HTTP, Logger, LogLost, LogLevel, Internal.Debug, TLS.Config,
+// What is code (Options.HTTP, Logger, Broker, LogLost, LogLevel, Internal.Debug, TLS.Config,
 // Endpoint.Handler) are always those that New was given; endpoints are told from each other by their paths.
 // Certificates are read again, see [Server.ReloadTLS].
 //
@@ -108,6 +108,7 @@ func (s *Server) reload(read func() (Options, error)) (Changes, error) {
 func keepCode(o, running *Options) {
 	o.HTTP, o.Logger, o.LogLost, o.LogLevel, o.Internal.Debug = running.HTTP, running.Logger, running.LogLost, running.LogLevel, running.Internal.Debug
 	o.TLS.Config, o.Internal.TLS.Config = running.TLS.Config, running.Internal.TLS.Config
+	o.Broker = running.Broker
 	o.Listeners = slices.Clone(o.Listeners)
 	for i := range min(len(o.Listeners), len(running.Listeners)) {
 		o.Listeners[i].TLS.Config = running.Listeners[i].TLS.Config
@@ -129,6 +130,10 @@ func placeOf(list []Endpoint, path string) int {
 func mergeOptions(running, wanted *Options) (merged Options, places []int, changes Changes) {
 	merged = *wanted
 	merged.Endpoints = slices.Clone(running.Endpoints)
+	if running.Broker != nil && !slices.Equal(running.Topics, wanted.Topics) { // what is kept, and how, is the cluster's
+		changes.Restart = append(changes.Restart, "topics")
+		merged.Topics = running.Topics
+	}
 	changes.merge(reflect.ValueOf(running).Elem(), reflect.ValueOf(&merged).Elem(), "")
 	gone := false
 	for i := range merged.Endpoints {

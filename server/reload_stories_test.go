@@ -227,6 +227,15 @@ var timeStories = []reloadStory{
 			}
 		}
 	}, func(o *Options) { o.Limits.HandshakeTimeout = 20 * time.Millisecond }},
+	{"cluster_optional", Options{Broker: newFakeNet(1).newBroker()}, func(t *testing.T, s *Server) func() {
+		fakeOf(s).cut(true)
+		eventually(t, "it is not ready", func() bool { return len(s.unready()) == 1 })
+		return func() {
+			if list := s.unready(); len(list) > 0 {
+				t.Error(list)
+			}
+		}
+	}, func(o *Options) { o.ClusterOptional = true }},
 	{"ping.lb_idle_timeout", Options{}, func(t *testing.T, s *Server) func() {
 		return func() {
 			if list := s.Options().Warnings(); len(list) != 1 {

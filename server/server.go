@@ -7,6 +7,7 @@ import (
 	"iter"
 	"log"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -98,7 +99,8 @@ type endpoint struct {
 	upgrader codec.Upgrader
 	sites    [numHooks]callSite
 
-	mu sync.Mutex // held while a broadcast is posted, so that all shards get the same order
+	mu   sync.Mutex // held while a broadcast is posted, so that all shards get the same order
+	sent uint64     // guarded by mu: broadcasts that went to other servers
 
 	published atomic.Uint64
 }
@@ -167,6 +169,9 @@ func New(options Options) (*Server, error) {
 		return nil, err
 	}
 	s.hub = newHub(s)
+	if s.hub.cluster != nil {
+		s.lastID.Store((1 + rand.Uint64N(1<<20-1)) << 32) // else ids would be those of other servers, too
+	}
 	s.shards.Store(&[]*shard{})
 	if opts.HTTP != nil {
 		s.plain = newPlainHTTP(s)
@@ -193,8 +198,9 @@ func (s *Server) Options() Options { return s.opts().clone() }
 // Broadcast sends one message to every connection of the endpoint with this path. The payload is
 // copied and encoded once. All connections of an endpoint get its broadcasts in one order.
 //
-// It does not wait for delivery. It fails with [ErrNoEndpoint], [ErrOpcode] or [ErrOverloaded]; then
-// nobody gets the message.
+// It does not wait for delivery. It fails with [ErrNoEndpoint], [ErrOpcode], [ErrOverloaded] or, with
+// [Options.Broker], [ErrNoCluster]; then nobody gets the message. Connections of other servers get it at most once,
+// in the order of each server that broadcasts.
 func (s *Server) Broadcast(path string, op Opcode, payload []byte) error {
 	if op != Text && op != Binary {
 		return ErrOpcode
@@ -217,6 +223,11 @@ func (s *Server) BroadcastFrame(path string, f *codec.Frame) error {
 
 func (s *Server) broadcast(ep *endpoint, f *codec.Frame) error {
 	n, at := int64(len(f.Plain())), s.stamp()
+	if s.hub.cluster != nil {
+		if err := s.hub.cluster.away(); err != nil {
+			return err
+		}
+	}
 	ep.mu.Lock()
 	defer ep.mu.Unlock()
 	shards := s.allShards()
@@ -224,6 +235,9 @@ func (s *Server) broadcast(ep *endpoint, f *codec.Frame) error {
 		return err
 	}
 	ep.post(shards, f, at)
+	if s.hub.cluster != nil {
+		s.hub.cluster.relayBroadcast(ep, f, nil)
+	}
 	return nil
 }
 

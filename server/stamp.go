@@ -13,6 +13,11 @@ func (s *Server) elapsed() time.Duration { return time.Since(s.begin) }
 // age is the same in milliseconds.
 func (s *Server) age() int64 { return s.elapsed().Milliseconds() }
 
+// bornAt is the age at which a message came to be whose time another clock has told.
+func (s *Server) bornAt(t time.Time) int64 {
+	return s.age() - max(s.wall().Sub(t), 0).Milliseconds()
+}
+
 func (s *Server) stamp() stamp { return stampOf(s.elapsed()) }
 
 func stampOf(d time.Duration) stamp { return stamp(d / time.Microsecond) }

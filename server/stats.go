@@ -19,12 +19,14 @@ const (
 	DropShutdown                       // the server stopped before a slow receiver had taken them
 	DropOverloaded                     // the loop had too much to look at, so Send, Broadcast or Publish refused the message as a whole
 	DropMemory                         // the receiver was closed because limits.max_memory is reached; these messages waited
+	DropClusterGap                     // another server's message did not come, so none of this one's receivers got it: counted once
 	numDropReasons
 )
 
 var dropNames = [numDropReasons]string{
 	"drop_oldest", "drop_newest", "conflated", "slow_consumer", "write_timeout", "closed", "shutdown", "overloaded",
 	"memory",
+	"cluster_gap",
 }
 
 // String gives the name used in counters.
@@ -210,6 +212,9 @@ func (s *Server) Stats() Stats {
 		AcceptErrors: s.acceptErrors.Load(),
 	}
 	st.add(&s.apart)
+	if s.hub.cluster != nil {
+		st.Drops[DropClusterGap] = s.hub.cluster.stats.lost.Load()
+	}
 	for _, sh := range s.allShards() {
 		st.add(&sh.stats)
 	}

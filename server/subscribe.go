@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"carillon/codec"
 )
@@ -35,8 +34,9 @@ type more struct {
 	subs []subscription
 
 	// Owned by the loop.
-	stale   int // subscriptions that are
-	waiting int // things that the client asked for and that stand in the mailbox
+	stale   int   // subscriptions that are
+	waiting int   // things that the client asked for and that stand in the mailbox
+	line    *line // what waits for an answer of the cluster, and what stands behind it; nil for nothing
 
 	who       *who       // guarded by sh.mu: only the loop writes
 	session   *session   // guarded by sh.mu: only the loop writes
@@ -74,8 +74,8 @@ type SubscribeOptions struct {
 
 	// Done, which may be nil, learns what became of the subscription. It is called once, on the
 	// connection's loop, before the first message arrives, and must not block. The error is [ErrClosed],
-	// [ErrSubscribed], [ErrOverlap], [ErrTooManySubscriptions], [ErrTooManyTopics], or [ErrOverloaded]
-	// if too much history waits for the connection already.
+	// [ErrSubscribed], [ErrOverlap], [ErrTooManySubscriptions], [ErrTooManyTopics], [ErrOverloaded]
+	// if too much history waits for the connection already, or, with [Options.Broker], [ErrNoCluster].
 	Done func(Subscribed, error)
 }
 
@@ -109,33 +109,41 @@ func (c *Conn) Subscribe(topic string, o SubscribeOptions) error {
 		o.Since = &since // the caller may use it again
 	}
 	c.sh.postDo(c, 0, func() {
-		var reply func(Subscribed)
-		if o.Envelope {
-			reply = func(s Subscribed) { c.sendSubscribed(nil, s, o.Since != nil) }
-		}
-		s, err := c.subscribe(topic, o.Start, kind, func(s Subscribed) {
-			if reply != nil {
-				reply(s)
-			}
-			if o.Done != nil {
-				o.Done(s, nil)
-			}
-		})
-		if err != nil && o.Done != nil {
-			o.Done(s, err)
-		}
+		c.inLine(&step{do: func() { c.subscribeFor(topic, kind, &o) }})
 	})
 	return nil
+}
+
+// subscribeFor subscribes for the application.
+func (c *Conn) subscribeFor(topic string, kind framing, o *SubscribeOptions) {
+	var reply func(Subscribed)
+	if o.Envelope {
+		reply = func(s Subscribed) { c.sendSubscribed(nil, s, o.Since != nil) }
+	}
+	c.subscribeReady(topic, o.Start, kind, func(s Subscribed) {
+		if reply != nil {
+			reply(s)
+		}
+		if o.Done != nil {
+			o.Done(s, nil)
+		}
+	}, func(err error) {
+		if o.Done != nil {
+			o.Done(Subscribed{Topic: topic}, err)
+		}
+	})
 }
 
 // Unsubscribe ends a subscription; it must be the same name. Done, which may be nil, is called on the
 // connection's loop with nil, [ErrNotSubscribed] or [ErrClosed]; after that no message of it is sent.
 func (c *Conn) Unsubscribe(topic string, done func(error)) {
 	c.sh.postDo(c, 0, func() {
-		err := c.unsubscribe(topic)
-		if done != nil {
-			done(err)
-		}
+		c.inLine(&step{do: func() {
+			err := c.unsubscribe(topic)
+			if done != nil {
+				done(err)
+			}
+		}})
 	})
 }
 
@@ -161,6 +169,9 @@ func (c *Conn) inTurn(n int, do func()) error {
 	if c.sh.backlog.Load() > c.sh.srv.settings().maxBacklog {
 		return ErrOverloaded
 	}
+	if l := c.standing(); l != nil && l.full() {
+		return fmt.Errorf("%w: wait for the replies to what was asked before", ErrOverloaded)
+	}
 	if c.more == nil {
 		c.sh.mu.Lock()
 		c.extra()
@@ -169,15 +180,13 @@ func (c *Conn) inTurn(n int, do func()) error {
 	c.more.waiting++
 	c.sh.postDo(c, n, func() {
 		c.more.waiting--
-		if c.isOpen() {
-			do()
-		}
+		c.inLine(&step{do: do, n: n, open: true})
 	})
 	return nil
 }
 
 // waiting says whether something that the client asked for is still to be done.
-func (c *Conn) waiting() bool { return c.more != nil && c.more.waiting > 0 }
+func (c *Conn) waiting() bool { return c.more != nil && (c.more.waiting > 0 || c.more.line != nil) }
 
 // call runs what the mailbox held for a connection. The application may have a part in it.
 func (c *Conn) call(do func()) {
@@ -189,13 +198,48 @@ func (c *Conn) call(do func()) {
 // publish hands a message to the subscribers of this shard.
 func (l *local) publish(m *message, seq uint32, at stamp) {
 	for kind, a := range l.audiences {
-		if a != nil {
-			a.latest = m.latest && l.src.topic != nil
+		if a == nil {
+			continue
 		}
-		if a != nil && int32(seq-a.end()) >= 0 { // else it was there before the audience
-			a.publish(m.frame(framing(kind)), at)
+		a.latest = m.latest && l.src.topic != nil
+		if int32(seq-a.end()) < 0 { // it was there before the audience
+			continue
+		}
+		if m.gap && framing(kind) == framingRaw {
+			a.closeForGap()
+		}
+		a.publish(m.frame(framing(kind)), at)
+	}
+}
+
+// closeForGap tells members who have no other way to learn it that messages are missing.
+func (a *audience) closeForGap() {
+	var conns []*Conn
+	for i := range a.members {
+		conns = append(conns, a.members[i].conn)
+	}
+	for _, c := range conns {
+		c.startClose(closeOwn, closeGap, "gap")
+	}
+}
+
+// subscribeReady subscribes once the topic or pattern can be subscribed to, and calls reply before it sends the
+// first message, or failed.
+func (c *Conn) subscribeReady(name string, from Start, kind framing, reply func(Subscribed), failed func(error)) {
+	if c.sh.srv.hub.cluster != nil { // nothing is followed for who may not have it
+		if err := c.maySubscribe(name, isPattern(name)); err != nil {
+			failed(err)
+			return
 		}
 	}
+	c.topicReady(name, from, func(err error) {
+		if err == nil {
+			_, err = c.subscribe(name, from, kind, reply)
+		}
+		if err != nil {
+			failed(err)
+		}
+	})
 }
 
 // subscribe calls reply before it sends the first message.
@@ -222,13 +266,17 @@ func (c *Conn) subscribe(name string, from Start, kind framing, reply func(Subsc
 		if err != nil {
 			return s, err
 		}
+		if t.link != nil && t.link.kept != nil && !t.link.kept.loaded {
+			t.mu.Unlock()
+			return s, errNotLoaded
+		}
 		src = &t.source
 		s.Position = t.position()
 		missed, s.Recovered = t.since(from, c.sh.srv.age())
 	}
 	a := src.audience(c.sh, kind)
 	src.subscribers++
-	next := uint32(src.offset + 1)
+	next := src.seq + 1
 	src.mu.Unlock()
 
 	c.join(a, next)
@@ -287,7 +335,7 @@ func (src *source) audience(sh *shard, kind framing) *audience {
 	l := src.locals[i]
 	if l.audiences[kind] == nil {
 		// It begins behind this offset: what is on its way to the shard with one up to it is old.
-		l.audiences[kind] = &audience{sh: sh, local: l, base: uint32(src.offset + 1), latest: src.latest()}
+		l.audiences[kind] = &audience{sh: sh, local: l, base: src.seq + 1, latest: src.latest()}
 	}
 	return l.audiences[kind]
 }
@@ -360,7 +408,10 @@ func (l *local) left(a *audience) {
 	}
 	nobody := src.subscribers == 0
 	if nobody && src.topic != nil {
-		src.topic.used = time.Now()
+		src.topic.used = l.sh.srv.elapsed()
+	}
+	if nobody && src.link != nil {
+		src.link.wanted = l.sh.srv.elapsed()
 	}
 	src.mu.Unlock()
 	if nobody && src.topic == nil {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"slices"
 	"strconv"
 	"sync"
@@ -39,25 +40,30 @@ type TopicRule struct {
 
 // ruleOf is the rule for a topic, nil when there is none.
 func ruleOf(rules []TopicRule, name string) *TopicRule {
-	for i := range rules {
-		if matches(rules[i].Match, name) {
-			return &rules[i]
-		}
+	if i := ruleIndex(rules, name); i >= 0 {
+		return &rules[i]
 	}
 	return nil
 }
 
+// ruleIndex is where that rule stands, or -1.
+func ruleIndex(rules []TopicRule, name string) int {
+	return slices.IndexFunc(rules, func(r TopicRule) bool { return matches(r.Match, name) })
+}
+
 // source is what connections subscribe to: a topic or a pattern. What is published to a topic goes through
-// the patterns that match it too. A pattern's offset counts its messages for the audiences, and means
-// nothing to clients.
+// the patterns that match it too.
 type source struct {
 	name  string
 	topic *topic // that this is a part of; nil for a pattern
 
-	mu          sync.Mutex
-	offset      uint64   // guarded by mu: of the last message
-	locals      []*local // guarded by mu: one for each shard with subscribers
-	subscribers int      // guarded by mu
+	mu sync.Mutex
+
+	// Guarded by mu.
+	seq         uint32 // of the last message: counts them for the audiences, and means nothing to clients
+	subscribers int32
+	locals      []*local // one for each shard with subscribers
+	link        *link    // to the cluster; nil without one
 }
 
 // local is a shard's part of a source.
@@ -77,9 +83,11 @@ type topic struct {
 	epoch uint64
 
 	// Guarded by mu.
-	rule      *TopicRule // nil when it keeps nothing
-	forgotten bool       // it is not in the hub any more
-	used      time.Time  // when it last had a message or a subscriber
+	rule      *TopicRule    // nil when it keeps nothing
+	offset    uint64        // of the last message
+	floor     uint64        // who has had all up to this offset misses nothing but what is in history
+	used      time.Duration // when it last had a message or a subscriber, after the server was made
+	forgotten bool          // it is not in the hub any more
 	history   ring
 	patterns  []*source // that match it
 	version   uint64    // of the hub's patterns, when that was found out
@@ -90,7 +98,16 @@ func (src *source) latest() bool {
 	return src.topic != nil && src.topic.rule != nil && src.topic.rule.Latest
 }
 
-func (t *topic) epochText() string { return strconv.FormatUint(t.epoch, 36) }
+// epochText is for clients. The caller holds mu.
+func (t *topic) epochText() string {
+	if t.link != nil && t.link.kept != nil {
+		return t.link.kept.epochText()
+	}
+	return t.ownEpoch()
+}
+
+// ownEpoch is the epoch of a topic whose offsets are this server's own.
+func (t *topic) ownEpoch() string { return strconv.FormatUint(t.epoch, 36) }
 
 func (t *topic) position() Position { return Position{Offset: t.offset, Epoch: t.epochText()} }
 
@@ -127,6 +144,7 @@ func (r *ring) dropOldest() {
 // keep puts a message into the history, if there is one. The caller holds mu.
 func (t *topic) keep(m *message) {
 	if t.rule == nil {
+		t.floor = m.offset
 		return
 	}
 	t.history.push(m)
@@ -160,6 +178,7 @@ func (t *topic) expire(now int64) {
 
 func (t *topic) dropOldest() {
 	before := t.history.bytes
+	t.floor = t.history.all()[0].offset
 	t.history.dropOldest()
 	t.hub.messages.Add(-1)
 	t.hub.bytes.Add(int64(t.history.bytes - before))
@@ -182,14 +201,13 @@ func (t *topic) since(from Start, now int64) (missed []*message, recovered bool)
 		return newest(kept, 1), true
 	case from.Since == nil:
 		return newest(kept, from.Last), true
-	case from.Since.Epoch != t.epochText() || from.Since.Offset > t.offset:
+	case from.Since.Epoch != t.epochText() || from.Since.Offset > t.offset || from.Since.Offset < t.floor:
 		return slices.Clone(kept), false // all of it is news
 	}
-	first := t.offset + 1 - uint64(len(kept)) // the oldest that is kept
-	if from.Since.Offset+1 < first {
-		return slices.Clone(kept), false
-	}
-	return slices.Clone(kept[from.Since.Offset+1-first:]), true
+	first, _ := slices.BinarySearchFunc(kept, from.Since.Offset+1, func(m *message, offset uint64) int {
+		return cmp.Compare(m.offset, offset)
+	})
+	return slices.Clone(kept[first:]), true
 }
 
 func newest(kept []*message, n int) []*message {

@@ -176,7 +176,7 @@ func (c *Conn) begin(w *wish) {
 				c.failed(err)
 				return
 			}
-			_, err = c.subscribe(name, w.from, w.framing, func(s Subscribed) {
+			c.subscribeReady(name, w.from, w.framing, func(s Subscribed) {
 				c.markAsked()
 				if w.framing != framingRaw {
 					s.Recovered = s.Recovered && !w.afresh
@@ -184,10 +184,7 @@ func (c *Conn) begin(w *wish) {
 				} else if w.from.Since != nil && !s.Recovered {
 					c.startClose(closeOwn, closeGap, "gap")
 				}
-			})
-			if err != nil {
-				c.failed(err)
-			}
+			}, c.failed)
 		})
 		if err != nil {
 			c.failed(err)
@@ -233,6 +230,11 @@ func (c *Conn) publish(op codec.Opcode, payload []byte) {
 	if op == codec.OpBinary {
 		format = FormatBinary
 	}
-	_, err := c.sh.srv.Publish(Publication{Topic: topics[0].name(), Format: format, Payload: payload})
+	p := Publication{Topic: topics[0].name(), Format: format, Payload: payload}
+	if cl := c.sh.srv.hub.cluster; cl != nil {
+		cl.publishFunc(&p, func(_ Receipt, err error) { c.refused(err) })
+		return
+	}
+	_, err := c.sh.srv.Publish(p)
 	c.refused(err)
 }

@@ -257,7 +257,7 @@ func (m *audienceModel) check() {
 				n += len(a.members)
 			}
 		}
-		if n != src.subscribers {
+		if int32(n) != src.subscribers {
 			m.t.Fatalf("%s counts %d subscribers and has %d", name, src.subscribers, n)
 		}
 		members -= n

@@ -1,0 +1,243 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"time"
+
+	"carillon/codec"
+)
+
+// Servers of a cluster ask each other about what only one of them can know. The bodies are JSON; servers of other
+// versions may know more fields, or not the subject.
+
+// The subjects of questions.
+const (
+	askAboutTopic      = "topic"
+	askAboutPresence   = "presence"
+	askAboutConnection = "connection"
+	askToClose         = "close"
+)
+
+// askTopic is a question about a topic.
+type askTopic struct {
+	Topic string `json:"topic"`
+}
+
+// askConnection is one about a connection, or asks for its end.
+type askConnection struct {
+	ID     uint64          `json:"id"`
+	Code   codec.CloseCode `json:"code,omitempty"`
+	Reason string          `json:"reason,omitempty"`
+}
+
+// answer answers a question of another server.
+func (cl *cluster) answer(subject string, question []byte) []byte {
+	var topic askTopic
+	var conn askConnection
+	switch subject {
+	case askAboutTopic:
+		if json.Unmarshal(question, &topic) != nil {
+			return nil
+		}
+		if info, exists := cl.srv.Topic(topic.Topic); exists {
+			return appendJSON(nil, info)
+		}
+	case askAboutPresence:
+		if json.Unmarshal(question, &topic) != nil {
+			return nil
+		}
+		return appendJSON(nil, cl.srv.present(topic.Topic))
+	case askAboutConnection, askToClose:
+		if json.Unmarshal(question, &conn) != nil {
+			return nil
+		}
+		c := cl.srv.roster.find(cl.srv, conn.ID)
+		switch {
+		case c == nil:
+		case subject == askAboutConnection:
+			return appendJSON(nil, c.fullInfo())
+		case c.Close(conn.Code, conn.Reason) == nil:
+			return []byte("{}")
+		}
+	}
+	return nil
+}
+
+// ask puts a question to all other servers. done gets their answers and whether all have answered; without a
+// broker that can be reached, none have.
+func (cl *cluster) ask(subject string, question any, done func(answers []Answer, all bool)) {
+	cl.stats.asks.Add(1)
+	count := func(answers []Answer, all bool) {
+		if !all {
+			cl.stats.partial.Add(1)
+		}
+		done(answers, all)
+	}
+	if cl.away() != nil {
+		count(nil, false)
+		return
+	}
+	cl.broker.Ask("", subject, appendJSON(nil, question), count)
+}
+
+// answerTime is how long the answers of other servers are waited for at most.
+const answerTime = 3 * time.Second
+
+func (cl *cluster) askAndWait(ctx context.Context, subject string, question any) (answers []Answer, all bool) {
+	type outcome struct {
+		answers []Answer
+		all     bool
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	got := make(chan outcome, 1)
+	cl.ask(subject, question, func(answers []Answer, all bool) { got <- outcome{answers, all} })
+	select {
+	case o := <-got:
+		return o.answers, o.all
+	case <-ctx.Done():
+		return nil, false
+	}
+}
+
+// wideTopic is a topic as all servers know it.
+type wideTopic struct {
+	TopicInfo
+	Complete *bool `json:"complete,omitempty"` // in a cluster: whether all servers have told of their subscribers
+}
+
+// topicEverywhere adds up the subscribers of all servers. What else is known of the topic is this server's, if it
+// has the topic.
+func (s *Server) topicEverywhere(ctx context.Context, name string) (t wideTopic, exists bool) {
+	cl := s.hub.cluster
+	if cl == nil {
+		t.TopicInfo, exists = s.Topic(name)
+		return t, exists
+	}
+	_ = cl.waitFor(name, Start{}) // what the broker keeps; else what is known here
+	t.TopicInfo, exists = s.Topic(name)
+	exists = exists && (!cl.keeps(name) || t.Subscribers > 0 || t.History > 0) // and not only because it was asked for
+	answers, all := cl.askAndWait(ctx, askAboutTopic, askTopic{name})
+	t.Complete = &all
+	for _, one := range answers {
+		var info TopicInfo
+		if len(one.Body) == 0 || json.Unmarshal(one.Body, &info) != nil {
+			continue
+		}
+		n := t.Subscribers + info.Subscribers
+		if !exists && (n > 0 || !cl.keeps(name)) {
+			t.TopicInfo, exists = info, true
+		}
+		t.Subscribers = n
+	}
+	return t, exists
+}
+
+// presence is who is subscribed to a topic.
+type presence struct {
+	Topic       string      `json:"topic"`
+	Count       int         `json:"count"`
+	Connections []presentee `json:"connections"`
+	Complete    *bool       `json:"complete,omitempty"` // in a cluster: whether all servers have told of theirs
+}
+
+type presentee struct {
+	ID      string `json:"id"`
+	Subject string `json:"subject,omitempty"`
+}
+
+// What a reply about presence lists, at most. The bytes are about.
+const (
+	mostPresent      = 1000
+	mostPresentBytes = 256 << 10
+)
+
+// present lists this server's subscribers.
+func (s *Server) present(topic string) *presence {
+	all := s.Subscribers(topic)
+	p := &presence{Topic: topic, Count: len(all), Connections: []presentee{}}
+	bytes := 0
+	for _, c := range all[:min(len(all), mostPresent)] {
+		one := presentee{strconv.FormatUint(c.id, 10), c.Subject()}
+		if bytes += len(one.ID) + len(one.Subject) + 32; bytes > mostPresentBytes && s.hub.cluster != nil {
+			break // one server's answer to another has to fit into a message
+		}
+		p.Connections = append(p.Connections, one)
+	}
+	return p
+}
+
+// presentEverywhere lists the subscribers of all servers.
+func (cl *cluster) presentEverywhere(topic string, done func(*presence)) {
+	cl.ask(askAboutPresence, askTopic{topic}, func(answers []Answer, all bool) {
+		p := cl.srv.present(topic)
+		p.Complete = &all
+		for _, one := range answers {
+			var more presence
+			if json.Unmarshal(one.Body, &more) != nil {
+				all = false
+				continue
+			}
+			p.Count += more.Count
+			p.Connections = append(p.Connections, more.Connections...)
+		}
+		p.Connections = p.Connections[:min(len(p.Connections), mostPresent)]
+		done(p)
+	})
+}
+
+// info is what other servers are told of this one.
+func (cl *cluster) info() NodeInfo { return cl.srv.nodeInfo() }
+
+func (s *Server) nodeInfo() NodeInfo {
+	state := "ready"
+	switch {
+	case s.ending.current() != nil:
+		state = "draining"
+	case len(s.unready()) > 0:
+		state = "unready"
+	}
+	return NodeInfo{Version: BuildInfo().Version, Started: s.begin, Connections: s.Count(), State: state}
+}
+
+// nodeID is the name of this server in its cluster. It may be called on nil.
+func (cl *cluster) nodeID() string {
+	if cl == nil {
+		return ""
+	}
+	if id := cl.id.Load(); id != nil {
+		return *id
+	}
+	if list := cl.broker.Nodes(); len(list) > 0 {
+		cl.id.Store(&list[0].ID) // it does not change
+		return list[0].ID
+	}
+	return ""
+}
+
+// nodes lists the servers of the cluster, which may be this one alone.
+func (a *api) nodes(w http.ResponseWriter, r *http.Request) error {
+	if _, err := parameters(r); err != nil {
+		return err
+	}
+	page := struct {
+		Node  string     `json:"node"` // this one
+		Nodes []NodeInfo `json:"nodes"`
+	}{}
+	if cl := a.srv.hub.cluster; cl != nil {
+		page.Node, page.Nodes = cl.nodeID(), cl.broker.Nodes()
+	} else {
+		own := a.srv.nodeInfo()
+		own.ID, own.Heard = "self", time.Now()
+		own.Name, _ = os.Hostname()
+		page.Node, page.Nodes = own.ID, []NodeInfo{own}
+	}
+	slices.SortFunc(page.Nodes, func(a, b NodeInfo) int { return cmp.Compare(a.ID, b.ID) })
+	return reply(w, page)
+}

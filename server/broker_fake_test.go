@@ -1,0 +1,340 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+)
+
+// fakeNet joins the servers of a test to a cluster. It can lose messages, have them come twice, late and out of
+// order, and cut servers off.
+type fakeNet struct {
+	mu      sync.Mutex
+	r       *rand.Rand
+	epoch   string
+	offset  uint64 // of the last message for whatever topic: they are numbered together
+	topics  map[string]*fakeTopic
+	keys    map[[2]string]Position
+	members []*fakeBroker
+
+	// Parts of what is sent to one server, 0 to 1.
+	lost, twice, late float64
+	unsure            float64 // of the messages for kept topics: they are there, but it is not said
+	failing           float64 // of the loads
+	loads             int
+	holdLoads         chan struct{} // they wait until it is closed
+}
+
+type fakeTopic struct {
+	messages    []Message
+	since, last uint64
+	all         []Message // that ever were
+}
+
+// fakeBroker is the place of one server.
+type fakeBroker struct {
+	net   *fakeNet
+	id    string
+	node  Node
+	mail  *fakeMail // to the server
+	names map[string]bool
+	away  bool
+	mute  bool // does not answer questions
+	asked int
+}
+
+// fakeMail does one thing after the other on its own goroutine.
+type fakeMail struct {
+	mu   sync.Mutex
+	list []func()
+	busy bool
+}
+
+func (m *fakeMail) put(do func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.list = append(m.list, do); !m.busy {
+		m.busy = true
+		go m.work()
+	}
+}
+
+func (m *fakeMail) work() {
+	for {
+		m.mu.Lock()
+		list := m.list
+		m.list, m.busy = nil, len(list) > 0
+		m.mu.Unlock()
+		if len(list) == 0 {
+			return
+		}
+		for _, do := range list {
+			do()
+		}
+	}
+}
+
+func newFakeNet(seed uint64) *fakeNet {
+	return &fakeNet{r: rand.New(rand.NewPCG(seed, 11)), epoch: "first", offset: 100, topics: map[string]*fakeTopic{}, keys: map[[2]string]Position{}}
+}
+
+func (n *fakeNet) newBroker() *fakeBroker {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	b := &fakeBroker{net: n, id: fmt.Sprintf("node%d", len(n.members)+1), mail: &fakeMail{}, names: map[string]bool{}}
+	n.members = append(n.members, b)
+	return b
+}
+
+// clustered makes servers that are joined, with the same options.
+func clustered(t testing.TB, n *fakeNet, number int, opts Options, change func(*Server)) (list []*Server) {
+	t.Helper()
+	for range number {
+		one := opts
+		one.Broker = n.newBroker()
+		s, _ := startChanged(t, one, change)
+		list = append(list, s)
+	}
+	return list
+}
+
+func fakeOf(s *Server) *fakeBroker { return s.opts().Broker.(*fakeBroker) }
+
+func (n *fakeNet) chance(part float64) bool { return part > 0 && n.r.Float64() < part }
+
+func (n *fakeNet) topic(name string) *fakeTopic {
+	if n.topics[name] == nil {
+		n.topics[name] = &fakeTopic{since: n.offset}
+	}
+	return n.topics[name]
+}
+
+func (b *fakeBroker) Start(_ context.Context, node Node) error { b.node = node; return nil }
+func (b *fakeBroker) Stop(context.Context)                     {}
+
+func (b *fakeBroker) Err() error {
+	b.net.mu.Lock()
+	defer b.net.mu.Unlock()
+	if b.away {
+		return errors.New("the cable is out")
+	}
+	return nil
+}
+
+// send has something come to a server, unless it is cut off; the net is locked.
+func (b *fakeBroker) send(do func(), mayBeLate bool) {
+	if b.away || b.node == nil || b.net.chance(b.net.lost) {
+		return
+	}
+	times := 1
+	if b.net.chance(b.net.twice) {
+		times = 2
+	}
+	for range times {
+		if mayBeLate && b.net.chance(b.net.late) {
+			time.AfterFunc(time.Duration(b.net.r.IntN(5000))*time.Microsecond, do)
+		} else {
+			b.mail.put(do)
+		}
+	}
+}
+
+func (b *fakeBroker) follows(topic string) bool {
+	for name := range b.names {
+		if matches(name, topic) {
+			return true
+		}
+	}
+	return false
+}
+
+func (b *fakeBroker) PublishKept(p Publication, rule int, done func(Position, error)) {
+	n := b.net
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if b.away {
+		b.mail.put(func() { done(Position{}, ErrNoCluster) })
+		return
+	}
+	id := [2]string{p.Topic, p.Key}
+	at, again := n.keys[id]
+	if p.Key == "" || !again {
+		at = n.store(p, b.node.Options().Topics[rule].History)
+		n.keys[id] = at
+	}
+	unsure := n.chance(n.unsure)
+	b.mail.put(func() {
+		if unsure {
+			done(Position{}, errors.New("no word of it"))
+			return
+		}
+		done(at, nil)
+	})
+}
+
+// store keeps a message and sends it to all who follow its topic.
+func (n *fakeNet) store(p Publication, history int) Position {
+	t := n.topic(p.Topic)
+	n.offset += 1 + uint64(n.r.IntN(2))
+	m, prev, epoch := Message{Topic: p.Topic, Offset: n.offset, Time: time.Now(), Format: p.Format, Payload: p.Payload}, t.last, n.epoch
+	t.last = m.Offset
+	t.messages = append(t.messages, m)
+	t.all = append(t.all, m)
+	for len(t.messages) > history {
+		t.since = t.messages[0].Offset
+		t.messages = t.messages[1:]
+	}
+	for _, b := range n.members {
+		if b.follows(p.Topic) {
+			b.send(func() { b.node.Kept(m, epoch, prev) }, true)
+		}
+	}
+	return Position{Offset: m.Offset, Epoch: n.epoch}
+}
+
+func (b *fakeBroker) PublishPassing(p Publication, incarnation, seq uint64, done func(error)) {
+	n := b.net
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if b.away {
+		done(ErrNoCluster)
+		return
+	}
+	at := time.Now()
+	for _, other := range n.members {
+		if other != b && other.follows(p.Topic) {
+			other.send(func() { other.node.Passing(b.id, incarnation, seq, p, at) }, false)
+		}
+	}
+	done(nil)
+}
+
+func (b *fakeBroker) Broadcast(path string, op Opcode, payload []byte, seq uint64, done func(error)) {
+	n := b.net
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if b.away {
+		done(ErrNoCluster)
+		return
+	}
+	for _, other := range n.members {
+		if other != b {
+			other.send(func() { other.node.Broadcast(b.id, path, op, payload, seq) }, false)
+		}
+	}
+	b.mail.put(func() { done(nil) })
+}
+
+func (b *fakeBroker) Follow(name string, joined func(error)) {
+	b.net.mu.Lock()
+	defer b.net.mu.Unlock()
+	if b.away {
+		b.mail.put(func() { joined(ErrNoCluster) })
+		return
+	}
+	b.names[name] = true
+	b.mail.put(func() { joined(nil) })
+}
+
+func (b *fakeBroker) Unfollow(name string) {
+	b.net.mu.Lock()
+	defer b.net.mu.Unlock()
+	delete(b.names, name)
+}
+
+func (b *fakeBroker) Load(topic string, _ int, after uint64, done func(Kept, error)) {
+	b.net.mu.Lock()
+	defer b.net.mu.Unlock()
+	b.net.loads++
+	hold := b.net.holdLoads
+	time.AfterFunc(time.Duration(b.net.r.IntN(1000))*time.Microsecond, func() {
+		if hold != nil {
+			<-hold
+		}
+		done(b.load(topic, after))
+	})
+}
+
+func (b *fakeBroker) load(topic string, after uint64) (Kept, error) {
+	n := b.net
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if b.away || n.chance(n.failing) {
+		return Kept{}, errors.New("it is not to be had")
+	}
+	t := n.topic(topic)
+	first, found := slices.BinarySearchFunc(t.messages, after, func(m Message, offset uint64) int { return cmp.Compare(m.Offset, offset) })
+	if found {
+		first++
+	}
+	return Kept{Epoch: n.epoch, Messages: slices.Clone(t.messages[first:]), Since: max(t.since, after), Last: n.offset}, nil
+}
+
+func (b *fakeBroker) Nodes() (list []NodeInfo) {
+	b.net.mu.Lock()
+	members := slices.Clone(b.net.members)
+	b.net.mu.Unlock()
+	i := slices.Index(members, b)
+	members[0], members[i] = members[i], members[0]
+	for _, one := range members {
+		if one.node != nil {
+			info := one.node.Info()
+			info.ID, info.Name = one.id, one.id
+			list = append(list, info)
+		}
+	}
+	return list
+}
+
+func (b *fakeBroker) Ask(node, subject string, question []byte, done func([]Answer, bool)) {
+	b.net.mu.Lock()
+	members := slices.Clone(b.net.members)
+	b.net.mu.Unlock()
+	go func() {
+		var answers []Answer
+		all := true
+		for _, one := range members {
+			if one == b || node != "" && one.id != node {
+				continue
+			}
+			b.net.mu.Lock()
+			silent := one.away || one.mute || b.away
+			one.asked++
+			b.net.mu.Unlock()
+			if silent {
+				all = false
+				continue
+			}
+			answers = append(answers, Answer{one.id, one.node.Answer(subject, question)})
+		}
+		done(answers, all)
+	}()
+}
+
+// set changes what the net does.
+func (n *fakeNet) set(change func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	change()
+}
+
+// cut takes a server off the net, or puts it back.
+func (b *fakeBroker) cut(away bool) {
+	b.net.set(func() { b.away = away })
+	if !away {
+		b.mail.put(func() { b.node.Resync("the cable is in again") })
+	}
+}
+
+// log is all that was ever published to a topic.
+func (n *fakeNet) log(topic string) []Message {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.topic(topic).all)
+}

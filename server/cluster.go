@@ -1,0 +1,168 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+var (
+	// ErrUncertain is returned for a message of which it is not known whether the cluster has it, or whether all of
+	// it has.
+	ErrUncertain = errors.New("it is not known whether the cluster has the message")
+
+	// ErrOnLoop is returned by what would have to wait for the cluster and was called on an event loop.
+	ErrOnLoop = errors.New("called on an event loop, which may not wait for the cluster")
+)
+
+// cluster is what the hub of a server with a [Broker] has beside. Methods that say so may be called on nil, which
+// is a server without one.
+type cluster struct {
+	// Immutable.
+	srv    *Server
+	hub    *hub
+	broker Broker
+	paced  chan struct{} // as many as loads of a resync may be under way
+
+	stats clusterStats
+	id    atomic.Pointer[string] // of this server, once the broker has told it
+
+	orders sync.Mutex // guards what follows
+	list   []func()
+	busy   bool // a goroutine works on the list
+
+	mu         sync.Mutex // guards what follows
+	broadcasts map[[2]string]*sender
+	resyncing  bool
+	resyncs    int // that were asked for
+}
+
+// clusterStats are counted since the server was made.
+type clusterStats struct {
+	keptIn, passingIn, broadcastsIn    atomic.Uint64
+	keptOut, passingOut, broadcastsOut atomic.Uint64
+	failures                           atomic.Uint64 // of what went out
+	holes                              atomic.Uint64 // messages, or places, that did not come as they should
+	lost                               atomic.Uint64 // messages that did not come at all
+	gaps                               atomic.Uint64 // of kept topics that could not be filled
+	loads, loadFailures                atomic.Uint64
+	resyncs                            atomic.Uint64
+	asks, partial                      atomic.Uint64
+}
+
+// mostPaced is how many topics a resync looks at at once.
+const mostPaced = 32
+
+func newCluster(h *hub, b Broker) *cluster {
+	return &cluster{srv: h.srv, hub: h, broker: b, paced: make(chan struct{}, mostPaced), broadcasts: map[[2]string]*sender{}}
+}
+
+// order has the broker told something, behind what was ordered before. It may be called with anything locked;
+// no lock is held while it is done.
+func (cl *cluster) order(do func()) {
+	cl.orders.Lock()
+	defer cl.orders.Unlock()
+	cl.list = append(cl.list, do)
+	if !cl.busy {
+		cl.busy = true
+		go cl.work()
+	}
+}
+
+func (cl *cluster) work() {
+	for {
+		cl.orders.Lock()
+		list := cl.list
+		cl.list = nil
+		cl.busy = len(list) > 0
+		cl.orders.Unlock()
+		if len(list) == 0 {
+			return
+		}
+		for _, do := range list {
+			do()
+		}
+	}
+}
+
+// away says why the broker cannot be reached, or nil.
+func (cl *cluster) away() error {
+	if err := cl.broker.Err(); err != nil {
+		return fmt.Errorf("%w: %v", ErrNoCluster, err)
+	}
+	return nil
+}
+
+// unavailable is what a client is told when something could not be had from the broker.
+func unavailable(err error) error {
+	if err == nil || errors.Is(err, ErrNoCluster) || errors.Is(err, ErrOverloaded) {
+		return err
+	}
+	return fmt.Errorf("%w: %v", ErrNoCluster, err)
+}
+
+// backoff is how long to wait after so many failures.
+func backoff(tries int) time.Duration {
+	longest := min(50*time.Millisecond<<min(tries, 7), 5*time.Second)
+	return longest/2 + rand.N(longest/2)
+}
+
+var noClusterStats clusterStats
+
+// clusterStats are all zero without a cluster.
+func (s *Server) clusterStats() *clusterStats {
+	if s.hub.cluster == nil {
+		return &noClusterStats
+	}
+	return &s.hub.cluster.stats
+}
+
+// inCluster says whether messages pass between this server and others.
+func (s *Server) inCluster() bool { return s.hub.cluster != nil && s.hub.cluster.away() == nil }
+
+// joinCluster may be called without one.
+func (s *Server) joinCluster(ctx context.Context) error {
+	cl := s.hub.cluster
+	if cl == nil {
+		return nil
+	}
+	if err := cl.broker.Start(ctx, node{cl}); err != nil {
+		return fmt.Errorf("join the cluster: %w", err)
+	}
+	return nil
+}
+
+// leaveTime is how long a server may take to leave its cluster.
+const leaveTime = 5 * time.Second
+
+func (s *Server) leaveCluster() {
+	if s.hub.cluster == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), leaveTime)
+	defer cancel()
+	s.hub.cluster.broker.Stop(ctx)
+}
+
+// node is what the broker sees of the server.
+type node struct{ cl *cluster }
+
+func (n node) Passing(from string, incarnation, seq uint64, p Publication, at time.Time) {
+	n.cl.passing(from, incarnation, seq, &p, at)
+}
+
+func (n node) Broadcast(from, path string, op Opcode, payload []byte, seq uint64) {
+	n.cl.broadcast(from, path, op, payload, seq)
+}
+
+func (n node) Kept(m Message, epoch string, prev uint64) { n.cl.takeKept(m, epoch, prev) }
+func (n node) Resync(why string)                         { n.cl.resync(why) }
+func (n node) Answer(subject string, question []byte) []byte {
+	return n.cl.answer(subject, question)
+}
+func (n node) Info() NodeInfo   { return n.cl.info() }
+func (n node) Options() Options { return n.cl.srv.Options() }

@@ -1,0 +1,120 @@
+package server
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+func internalOf(opts Options) Options {
+	opts.Internal.Listen = "127.0.0.1:0"
+	return opts
+}
+
+// Every server knows of all the others; one without a cluster knows itself.
+func TestNodes(t *testing.T) {
+	var page struct {
+		Node  string
+		Nodes []NodeInfo
+	}
+	alone := withAPI(t, Options{})
+	call(t, alone, "GET", "/v1/nodes", "").is(t, 200).into(t, &page)
+	if page.Node != "self" || len(page.Nodes) != 1 || page.Nodes[0].State != "ready" {
+		t.Errorf("%+v", page)
+	}
+	list := clustered(t, newFakeNet(1), 3, internalOf(topics()), unchanged)
+	dial(t, list[1], "/ws")
+	eventually(t, "she is there", func() bool { return list[1].Count() == 1 })
+	list[2].SetMaintenance(true)
+	call(t, list[0], "GET", "/v1/nodes", "").is(t, 200).into(t, &page)
+	got := ""
+	for _, n := range page.Nodes {
+		got += fmt.Sprintf("%s %s %d, ", n.ID, n.State, n.Connections)
+	}
+	if want := "node1 ready 0, node2 ready 1, node3 unready 0, "; got != want || page.Node != "node1" {
+		t.Errorf("%s: %s, want %s", page.Node, got, want)
+	}
+}
+
+// How many are subscribed, and who, is asked of all servers. One that does not answer is not passed over in silence.
+func TestClusterSubscribers(t *testing.T) {
+	n := newFakeNet(1)
+	list := clustered(t, n, 3, internalOf(topics(TopicRule{Match: "log", History: 10})), unchanged)
+	for _, topic := range []string{"log", "room"} {
+		var conns []*client
+		for i := range 5 {
+			c := dial(t, list[i%2], "/ws", speakJSON)
+			c.subscribed(topic)
+			conns = append(conns, c)
+		}
+		for i, s := range list {
+			got := string(call(t, s, "GET", "/v1/topics/"+topic, "").is(t, 200).body)
+			if !strings.Contains(got, `"subscribers":5`) || !strings.Contains(got, `"complete":true`) {
+				t.Errorf("at server %d: %s", i+1, got)
+			}
+		}
+		got := conns[0].ask(`{"id":1,"presence":{"topic":%q}}`, topic)
+		ids := map[string]bool{}
+		for _, c := range got.Present.Connections {
+			ids[c.ID] = true
+		}
+		if got.Present.Count != 5 || len(ids) != 5 || !strings.Contains(got.text, `"complete":true`) {
+			t.Error(got.text)
+		}
+		n.set(func() { fakeOf(list[1]).mute = true })
+		if got := string(call(t, list[0], "GET", "/v1/topics/"+topic, "").is(t, 200).body); !strings.Contains(got, `"subscribers":3`) || !strings.Contains(got, `"complete":false`) {
+			t.Error(got)
+		}
+		if got := conns[0].ask(`{"id":2,"presence":{"topic":%q}}`, topic); got.Present.Count != 3 || !strings.Contains(got.text, `"complete":false`) {
+			t.Error(got.text)
+		}
+		n.set(func() { fakeOf(list[1]).mute = false })
+	}
+	call(t, list[0], "GET", "/v1/topics/none", "").isProblem(t, 404, "no-such-topic", "")
+	fakeOf(list[0]).cut(true)
+	if got := string(call(t, list[0], "GET", "/v1/topics/room", "").is(t, 200).body); !strings.Contains(got, `"subscribers":3`) || !strings.Contains(got, `"complete":false`) {
+		t.Error(got)
+	}
+	if m := scrape(t, list[0]); m["carillon_cluster_asks_total"] != 10 || m["carillon_cluster_asks_partial_total"] != 5 {
+		t.Errorf("%v questions, %v not answered by all", m["carillon_cluster_asks_total"], m["carillon_cluster_asks_partial_total"])
+	}
+}
+
+// A connection has one id in the whole cluster, by which any server finds and closes it.
+func TestClusterConnections(t *testing.T) {
+	n := newFakeNet(1)
+	list := clustered(t, n, 3, internalOf(topics()), unchanged)
+	alice, bob := dial(t, list[0], "/ws", speakJSON), dial(t, list[1], "/ws", speakJSON)
+	bob.subscribed("room")
+	id := map[*Server]uint64{}
+	for _, s := range list[:2] {
+		for c := range s.Conns() {
+			id[s] = c.ID()
+		}
+		if id[s] < 1<<32 || id[s] >= 1<<53 {
+			t.Errorf("the id is %d", id[s])
+		}
+	}
+	for i, s := range list {
+		var info connectionInfo
+		call(t, s, "GET", fmt.Sprintf("/v1/connections/%d", id[list[1]]), "").is(t, 200).into(t, &info)
+		if info.Node != "node2" || info.ID != fmt.Sprint(id[list[1]]) || fmt.Sprint(info.Topics) != "[room]" {
+			t.Errorf("at server %d: %+v", i+1, info)
+		}
+	}
+	call(t, list[2], "DELETE", fmt.Sprintf("/v1/connections/%d?code=4000&reason=enough", id[list[1]]), "").is(t, 204)
+	bob.wantClose(4000, "enough")
+	path := fmt.Sprintf("/v1/connections/%d", id[list[0]])
+	n.set(func() { fakeOf(list[0]).mute = true })
+	call(t, list[2], "DELETE", path, "").isProblem(t, 503, "no-cluster", "not every server has answered")
+	n.set(func() { fakeOf(list[0]).mute = false })
+	call(t, list[0], "DELETE", path, "").is(t, 204)
+	alice.wantClose(1001, "")
+	eventually(t, "they are gone", func() bool { return list[0].Count()+list[1].Count() == 0 })
+	call(t, list[2], "GET", path, "").isProblem(t, 404, "no-such-connection", "is not open")
+	var page struct{ Connections []connectionInfo }
+	call(t, list[0], "GET", "/v1/connections", "").is(t, 200).into(t, &page)
+	if len(page.Connections) != 0 {
+		t.Errorf("%+v", page)
+	}
+}

@@ -1,0 +1,492 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// quickly has servers of a test forget what nobody wants.
+func quickly(s *Server) { s.hub.linger = 20 * time.Millisecond }
+
+func unchanged(*Server) {}
+
+// since asks for a topic after a position.
+func (c *client) since(topic string, at Position) said {
+	c.t.Helper()
+	return c.ask(`{"id":1,"subscribe":{"topic":%q,"since":{"offset":%d,"epoch":%q}}}`, topic, at.Offset, at.Epoch)
+}
+
+func position(r Receipt) Position { return Position{Offset: r.Offset, Epoch: r.Epoch} }
+
+// wants reads messages of the JSON protocol with these texts.
+func (c *client) wants(texts ...string) (last said) {
+	c.t.Helper()
+	for _, want := range texts {
+		if last = c.said(); string(last.Data) != fmt.Sprintf("%q", want) {
+			c.t.Fatalf("got %s, want %q", last.text, want)
+		}
+	}
+	return last
+}
+
+// Alice is at one server, bob at another. What is published at a third one comes to both with the same positions,
+// and cathy gets what was before.
+func TestClusterKept(t *testing.T) {
+	n := newFakeNet(1)
+	list := clustered(t, n, 3, topics(TopicRule{Match: "log.*", History: 10}), unchanged)
+	first := mustPublish(t, list[2], "log.a", "before")
+	alice, bob := dial(t, list[0], "/ws", speakJSON), dial(t, list[1], "/ws", speakJSON)
+	at := alice.subscribed("log.a")
+	if at.Epoch != "first" || at.Offset < first.Offset {
+		t.Fatalf("she begins at %v; the first message is %v", at, first)
+	}
+	bob.subscribed("log.a")
+	r := mustPublish(t, list[2], "log.a", "one")
+	for _, c := range []*client{alice, bob} {
+		if m := c.wants("one"); m.Offset != r.Offset || r.Epoch != "first" {
+			t.Fatalf("%s, and the receipt is %+v", m.text, r)
+		}
+	}
+	mustPublish(t, list[0], "log.a", "two")
+	alice.wants("two")
+	bob.wants("two")
+	cathy := dial(t, list[2], "/ws", speakJSON)
+	if got := cathy.since("log.a", position(first)); got.Subscribed == nil || !*got.Subscribed.Recovered {
+		t.Fatal(got.text)
+	}
+	cathy.wants("one", "two")
+	if got := cathy.ask(`{"id":2,"history":{"topic":"log.a"}}`); got.History == nil || len(got.History.Messages) != 3 {
+		t.Fatal(got.text)
+	}
+}
+
+// Whoever comes later to a topic is served from memory.
+func TestClusterLoadsOnce(t *testing.T) {
+	n := newFakeNet(1)
+	s := clustered(t, n, 1, topics(TopicRule{Match: "log", History: 10}), unchanged)[0]
+	r := mustPublish(t, s, "log", "one")
+	mustPublish(t, s, "log", "two")
+	for range 10 {
+		c := dial(t, s, "/ws", speakJSON)
+		if got := c.since("log", position(r)); !*got.Subscribed.Recovered {
+			t.Fatal(got.text)
+		}
+		c.wants("two")
+	}
+	n.set(func() {
+		if n.loads != 1 {
+			t.Errorf("%d loads", n.loads)
+		}
+	})
+}
+
+// Bob was at another server, and comes with a position that this one has not heard of: it lost the message. It looks,
+// and he gets nothing twice.
+func TestClusterSinceAhead(t *testing.T) {
+	n := newFakeNet(1)
+	list := clustered(t, n, 2, topics(TopicRule{Match: "log", History: 10}), unchanged)
+	alice := dial(t, list[0], "/ws", speakJSON)
+	alice.subscribed("log")
+	mustPublish(t, list[1], "log", "one")
+	alice.wants("one")
+	n.set(func() { n.lost = 1 })
+	two := mustPublish(t, list[1], "log", "two")
+	mustPublish(t, list[1], "log", "three")
+	n.set(func() { n.lost = 0 })
+	bob := dial(t, list[0], "/ws", speakJSON)
+	if got := bob.since("log", position(two)); got.Subscribed == nil || !*got.Subscribed.Recovered {
+		t.Fatal(got.text)
+	}
+	bob.wants("three")
+	alice.wants("two", "three")
+	r := mustPublish(t, list[1], "log", "four")
+	bob.wants("four")
+	alice.wants("four")
+
+	t.Run("nobody has been there", func(t *testing.T) {
+		cathy := dial(t, list[0], "/ws", speakJSON)
+		if got := cathy.since("log", Position{r.Offset + 1000, r.Epoch}); *got.Subscribed.Recovered {
+			t.Fatal(got.text)
+		}
+		cathy.wants("one", "two", "three", "four")
+	})
+	t.Run("another epoch", func(t *testing.T) {
+		dora := dial(t, list[0], "/ws", speakJSON)
+		if got := dora.since("log", Position{two.Offset, "other"}); *got.Subscribed.Recovered {
+			t.Fatal(got.text)
+		}
+		dora.wants("one", "two", "three", "four")
+	})
+	t.Run("raw", func(t *testing.T) {
+		ed := dial(t, list[1], fmt.Sprintf("/ws?topic=log&since=%d&epoch=%s", two.Offset, two.Epoch))
+		ed.want("three")
+		ed.want("four")
+	})
+}
+
+// What a client asks for while a topic is loaded waits, and is answered in its order.
+func TestClusterRepliesInOrder(t *testing.T) {
+	n := newFakeNet(1)
+	s := clustered(t, n, 1, topics(TopicRule{Match: "log", History: 10}), unchanged)[0]
+	hold := make(chan struct{})
+	n.set(func() { n.holdLoads = hold })
+	c := dial(t, s, "/ws", speakJSON)
+	for i, what := range []string{
+		`"subscribe":{"topic":"log"}`, `"ping":{}`, `"publish":{"topic":"log","data":1}`, `"publish":{"topic":"log","data":2}`,
+		`"publish":{"topic":"other","data":2}`, `"publish":{"topic":"a..b","data":2}`, `"history":{"topic":"log"}`,
+		`"unsubscribe":{"topic":"log"}`, `"publish":{"topic":"log","data":3}`, `"publish":{"topic":"log","data":4}`, `"ping":{}`,
+	} {
+		c.send(fmt.Sprintf(`{"id":%d,%s}`, i, what))
+	}
+	eventually(t, "the load is asked for", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.loads == 1 })
+	close(hold)
+	for i := range 11 {
+		m := c.said()
+		for m.ID == nil {
+			m = c.said() // a message
+		}
+		if string(m.ID) != fmt.Sprint(i) {
+			t.Fatalf("instead of reply %d: %s", i, m.text)
+		}
+		if (i == 5) != (m.Error != nil) {
+			t.Fatal(m.text)
+		}
+	}
+	if all := n.log("log"); len(all) != 4 || string(all[3].Payload) != "4" {
+		t.Errorf("%d were published", len(all))
+	}
+}
+
+// A thousand messages that a client publishes in one go are all on their way before the first is answered.
+func TestClusterPublishesInARow(t *testing.T) {
+	n := newFakeNet(1)
+	s := clustered(t, n, 1, topics(TopicRule{Match: "log", History: 2000}), unchanged)[0]
+	b := fakeOf(s)
+	b.mail.put(func() { // no answer before they are all there
+		eventually(t, "all are published", func() bool { return len(n.log("log")) == 1000 })
+	})
+	c := dial(t, s, "/ws", speakJSON)
+	for i := range 1000 {
+		c.send(fmt.Sprintf(`{"id":%d,"publish":{"topic":"log","data":%d}}`, i, i))
+	}
+	last := uint64(0)
+	for i := range 1000 {
+		m := c.said()
+		if string(m.ID) != fmt.Sprint(i) || m.Published == nil || m.Published.Offset <= last {
+			t.Fatalf("instead of reply %d: %s", i, m.text)
+		}
+		last = m.Published.Offset
+	}
+}
+
+// Nobody is left without a word when a topic cannot be had: neither who asks, nor who came with a request line. When
+// it can be had again, all is well.
+func TestClusterUnavailable(t *testing.T) {
+	n := newFakeNet(1)
+	s := clustered(t, n, 1, topics(TopicRule{Match: "log.*", History: 10}), unchanged)[0]
+	old := dial(t, s, "/ws", speakJSON)
+	at := old.subscribed("log.old")
+	check := func(t *testing.T) {
+		c := dial(t, s, "/ws", speakJSON)
+		if got := c.ask(`{"id":1,"subscribe":{"topic":"log.a"}}`); got.Error == nil || got.Error.Code != "unavailable" {
+			t.Fatal(got.text)
+		}
+		if got := c.ask(`{"id":1,"history":{"topic":"log.a"}}`); got.Error == nil || got.Error.Code != "unavailable" {
+			t.Fatal(got.text)
+		}
+		dial(t, s, "/ws?topic=log.b").wantClose(1013, "the cluster cannot be reached")
+		if e, err := listen(t, s, "/ws?topic=log.c").event(); err != nil || e.kind != "close" || !strings.Contains(e.data, "1013") {
+			t.Fatal(e, err)
+		}
+		other := dial(t, s, "/ws", speakJSON) // nothing is missing there
+		if got := other.since("log.old", at); got.Subscribed == nil || !*got.Subscribed.Recovered {
+			t.Fatal(got.text)
+		}
+	}
+	t.Run("a load fails", func(t *testing.T) {
+		n.set(func() { n.failing = 1 })
+		defer n.set(func() { n.failing = 0 })
+		check(t)
+	})
+	t.Run("outage", func(t *testing.T) {
+		fakeOf(s).cut(true)
+		defer fakeOf(s).cut(false)
+		check(t)
+		c := dial(t, s, "/ws", speakJSON)
+		for _, topic := range []string{"log.a", "passing"} {
+			if got := c.ask(`{"id":1,"publish":{"topic":%q,"data":1}}`, topic); got.Error == nil || got.Error.Code != "unavailable" {
+				t.Fatal(got.text)
+			}
+			if _, err := s.Publish(Publication{Topic: topic}); !errors.Is(err, ErrNoCluster) {
+				t.Fatal(err)
+			}
+			raw := dial(t, s, "/ws?topic="+strings.Replace(topic, "a", "old", 1))
+			raw.send("x")
+			raw.wantClose(1013, "the cluster cannot be reached")
+		}
+	})
+	c := dial(t, s, "/ws", speakJSON)
+	c.subscribed("log.a")
+	mustPublish(t, s, "log.a", "x")
+	c.wants("x")
+}
+
+// A server misses more than the broker keeps. Who is subscribed there is told, each in his own way, and goes on.
+func TestClusterGap(t *testing.T) {
+	n := newFakeNet(1)
+	list := clustered(t, n, 2, topics(TopicRule{Match: "log", History: 3}), unchanged)
+	s := list[0]
+	alice, raw, events := dial(t, s, "/ws", speakJSON), dial(t, s, "/ws?topic=log"), listen(t, s, "/ws?topic=log")
+	alice.subscribed("log")
+	events.subscribed()
+	subscribers(t, s, "log", 3)
+	mustPublish(t, list[1], "log", "0")
+	alice.wants("0")
+	raw.want("0")
+	fakeOf(s).cut(true)
+	var last Receipt
+	for i := range 5 {
+		last = mustPublish(t, list[1], "log", fmt.Sprint(i+1))
+	}
+	fakeOf(s).cut(false)
+	gap := fmt.Sprintf(`{"topic":"log","offset":%d,"epoch":"first","recovered":false}`, last.Offset)
+	if m := alice.said(); m.text != `{"subscribed":`+gap+`}` {
+		t.Fatalf("got %s, want %s", m.text, gap)
+	}
+	alice.wants("3", "4", "5")
+	raw.wantClose(4010, "gap")
+	if e, err := events.event(); err != nil || e.data != "0" {
+		t.Fatal(e, err)
+	}
+	events.want("subscribed", "", gap)
+	if e, err := events.event(); err != nil || e.data != "3" || !strings.HasPrefix(e.id, "first:") {
+		t.Fatal(e, err)
+	}
+	mustPublish(t, list[1], "log", "6")
+	alice.wants("6")
+
+	t.Run("the broker begins anew", func(t *testing.T) {
+		hold, loads := make(chan struct{}), 0
+		n.set(func() { n.holdLoads, loads = hold, n.loads })
+		fakeOf(s).node.Resync("to have a load under way that is of no use")
+		eventually(t, "it is under way", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.loads > loads })
+		n.set(func() {
+			n.epoch, n.offset = "second", 3
+			clear(n.topics)
+		})
+		r := mustPublish(t, list[1], "log", "7")
+		close(hold)
+		if m := alice.said(); m.Subscribed == nil || m.Subscribed.Epoch != "second" || *m.Subscribed.Offset != r.Offset || *m.Subscribed.Recovered {
+			t.Fatal(m.text)
+		}
+		if m := alice.wants("7"); m.Offset != r.Offset {
+			t.Fatal(m.text)
+		}
+		bob := dial(t, s, "/ws", speakJSON)
+		if got := bob.since("log", position(last)); *got.Subscribed.Recovered {
+			t.Fatal(got.text)
+		}
+		bob.wants("7")
+	})
+}
+
+// The newest value is there at every server, also at one that nobody has asked before.
+func TestClusterLatest(t *testing.T) {
+	n := newFakeNet(1)
+	list := clustered(t, n, 2, topics(TopicRule{Match: "price.*", Latest: true}), unchanged)
+	for i := range 3 {
+		mustPublish(t, list[0], "price.a", fmt.Sprint(i))
+	}
+	c := dial(t, list[1], "/ws", speakJSON)
+	c.subscribed("price.a")
+	c.wants("2")
+	mustPublish(t, list[0], "price.a", "3")
+	c.wants("3")
+	dial(t, list[1], "/ws?topic=price.a").want("3")
+}
+
+// A subscriber of a pattern gets kept topics that nobody has asked for by name: in order, once, and without a hole
+// once something of a topic has come. So does one who has a topic of them by name.
+func TestClusterPatterns(t *testing.T) {
+	n := newFakeNet(1)
+	list := clustered(t, n, 2, topics(TopicRule{Match: "log.*", History: 1000}), quickly)
+	all := dial(t, list[0], "/ws", speakJSON)
+	all.subscribed("log.*")
+	mustPublish(t, list[1], "log.a", "0")
+	mustPublish(t, list[1], "log.b", "0")
+	all.wants("0", "0")
+	one := dial(t, list[0], "/ws", speakJSON)
+	first := mustPublish(t, list[1], "log.a", "1")
+	if got := one.since("log.a", position(first)); !*got.Subscribed.Recovered {
+		t.Fatal(got.text)
+	}
+	all.wants("1")
+	n.set(func() { n.lost, n.twice, n.late = 0.2, 0.2, 0.2 })
+	for i := range 100 {
+		mustPublish(t, list[1], "log.a", fmt.Sprint(i+2))
+		mustPublish(t, list[1], "log.b", fmt.Sprint(i+1))
+	}
+	n.set(func() { n.lost = 0 })
+	mustPublish(t, list[1], "log.a", "end")
+	mustPublish(t, list[1], "log.b", "end")
+	want := map[string][]string{}
+	for i := range 100 {
+		want["log.a"] = append(want["log.a"], fmt.Sprintf(`"%d"`, i+2))
+		want["log.b"] = append(want["log.b"], fmt.Sprintf(`"%d"`, i+1))
+	}
+	got := map[string][]string{}
+	for ends := 0; ends < 2; {
+		m := all.said()
+		if string(m.Data) == `"end"` {
+			ends++
+			continue
+		}
+		got[m.Topic] = append(got[m.Topic], string(m.Data))
+	}
+	for topic := range want {
+		if !slices.Equal(got[topic], want[topic]) {
+			t.Errorf("%s: got %v", topic, got[topic])
+		}
+	}
+	for i := range 100 {
+		one.wants(fmt.Sprint(i + 2))
+	}
+	one.wants("end")
+
+	// It goes away, and comes again later: what was meanwhile is not for it.
+	all.ask(`{"id":1,"unsubscribe":{"topic":"log.*"}}`)
+	one.ask(`{"id":1,"unsubscribe":{"topic":"log.a"}}`)
+	eventually(t, "nothing is followed", func() bool {
+		list[0].hub.sweepAll()
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return len(fakeOf(list[0]).names) == 0
+	})
+	n.set(func() { n.twice, n.late = 0, 0 })
+	mustPublish(t, list[1], "log.a", "nobody")
+	all.subscribed("log.*")
+	mustPublish(t, list[1], "log.a", "again")
+	all.wants("again")
+	eventually(t, "the topics are forgotten", func() bool {
+		all.ask(`{"id":1,"unsubscribe":{"topic":"log.*"}}`)
+		list[0].hub.sweepAll()
+		return list[0].hub.count.Load() == 0
+	})
+	if messages, bytes := list[0].hub.kept(); messages != 0 || bytes != 0 {
+		t.Errorf("%d messages of %d bytes are kept", messages, bytes)
+	}
+}
+
+// Who may not have a topic does not make the server ask for it.
+func TestClusterAsksForNothingInVain(t *testing.T) {
+	n := newFakeNet(1)
+	opts := topics(TopicRule{Match: "log.*", History: 10})
+	opts.Endpoints[0].Topics.MaxSubscriptions = 1
+	s := clustered(t, n, 1, opts, unchanged)[0]
+	c := dial(t, s, "/ws", speakJSON)
+	c.subscribed("log.a")
+	for _, topic := range []string{"log.b", "room", "room.*"} {
+		if got := c.ask(`{"id":1,"subscribe":{"topic":%q}}`, topic); got.Error == nil || got.Error.Code != "too_many_subscriptions" {
+			t.Error(got.text)
+		}
+	}
+	n.set(func() {
+		if n.loads != 1 || len(fakeOf(s).names) != 1 {
+			t.Errorf("%d loads, and it follows %v", n.loads, fakeOf(s).names)
+		}
+	})
+}
+
+// Publish waits, which no loop may do: it says so.
+func TestClusterPublishOnLoop(t *testing.T) {
+	n := newFakeNet(1)
+	opts := topics(TopicRule{Match: "log", History: 10})
+	said := make(chan string, 3)
+	opts.Endpoints = append(opts.Endpoints, Endpoint{Path: "/app", Handler: Handler{Message: func(c *Conn, _ Opcode, _ []byte) {
+		_, err := c.Server().Publish(Publication{Topic: "log"})
+		said <- fmt.Sprint(errors.Is(err, ErrOnLoop))
+		_, err = c.Server().Publish(Publication{Topic: "other"})
+		said <- fmt.Sprint(err)
+		c.Server().PublishFunc(Publication{Topic: "log"}, func(r Receipt, err error) { said <- fmt.Sprint(r.Offset > 100, err) })
+	}}})
+	s := clustered(t, n, 1, opts, unchanged)[0]
+	dial(t, s, "/app").send("x")
+	for _, want := range []string{"true", "<nil>", "true <nil>"} {
+		if got := <-said; got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+	n.set(func() { n.unsure = 1 })
+	if _, err := s.Publish(Publication{Topic: "log"}); !errors.Is(err, ErrUncertain) {
+		t.Error(err)
+	}
+}
+
+// A loop is busy, and more is published elsewhere than may wait for it. What had no room is loaded when there is.
+func TestClusterOverload(t *testing.T) {
+	const messages, size = 300, 1000
+	n := newFakeNet(1)
+	held := newHold()
+	opts := topics(TopicRule{Match: "log", History: messages, MaxBytes: -1})
+	opts.Loops, opts.Limits.MaxBacklog = 1, 64<<10
+	opts.Endpoints[0].SlowConsumer = SlowConsumer{MaxQueue: -1}
+	opts.Endpoints = append(opts.Endpoints, held.endpoint())
+	list := clustered(t, n, 2, opts, unchanged)
+	alice, all, holder := dial(t, list[0], "/ws", speakJSON), dial(t, list[0], "/ws", speakJSON), dial(t, list[0], "/hold")
+	alice.subscribed("log")
+	all.subscribed("*")
+	held.take(holder)
+	for i := range messages {
+		mustPublish(t, list[1], "log", fmt.Sprintf("%d %s", i, strings.Repeat("x", size)))
+	}
+	eventually(t, "all have come", func() bool { return list[0].clusterStats().keptIn.Load() == messages })
+	loads := list[0].clusterStats().loads.Load()
+	eventually(t, "it has tried again", func() bool { return list[0].clusterStats().loads.Load() >= loads+3 })
+	if backlog := list[0].backlogBytes(); backlog > 80<<10 { // the topic and the pattern are looked at by themselves
+		t.Errorf("%d bytes wait", backlog)
+	}
+	held.release()
+	for _, c := range []*client{alice, all} {
+		for i := range messages {
+			if m := c.said(); !strings.HasPrefix(string(m.Data), fmt.Sprintf(`"%d x`, i)) {
+				t.Fatalf("instead of message %d: %.100s", i, m.text)
+			}
+		}
+	}
+}
+
+// When all topics have to be looked at again, that is done little by little.
+func TestClusterResyncIsPaced(t *testing.T) {
+	const number = 100
+	n := newFakeNet(1)
+	list := clustered(t, n, 2, topics(TopicRule{Match: ">", History: 10}), unchanged)
+	c := dial(t, list[0], "/ws", speakJSON)
+	for i := range number {
+		c.subscribed(fmt.Sprintf("topic.%d", i))
+	}
+	fakeOf(list[0]).cut(true)
+	for i := range number {
+		mustPublish(t, list[1], fmt.Sprintf("topic.%d", i), "x")
+	}
+	hold, loads := make(chan struct{}), 0
+	n.set(func() { n.holdLoads, loads = hold, n.loads })
+	fakeOf(list[0]).cut(false)
+	underWay := func() int { n.mu.Lock(); defer n.mu.Unlock(); return n.loads - loads }
+	eventually(t, "it begins", func() bool { return underWay() == mostPaced })
+	time.Sleep(50 * time.Millisecond)
+	if now := underWay(); now != mostPaced {
+		t.Errorf("%d topics are looked at at once", now)
+	}
+	close(hold)
+	got := map[string]bool{}
+	for range number {
+		got[c.said().Topic] = true
+	}
+	if len(got) != number {
+		t.Errorf("%d topics were looked at", len(got))
+	}
+}

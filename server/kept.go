@@ -1,0 +1,499 @@
+package server
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"carillon/codec"
+)
+
+// kept is what a server knows of a topic whose messages the broker keeps. Its subscribers are served from what was
+// loaded and what came since; those of patterns from what comes, whether the topic was loaded or not. Guarded by
+// the topic's mu.
+type kept struct {
+	epoch  *string // nil while nothing is known
+	loaded bool    // the topic's offset, floor and history are those of the broker, as far as has been heard
+	fed    uint64  // patterns have had all up to this offset; means something while link.feeder does
+	seen   uint64  // the highest offset that came
+
+	// Loads: one at a time.
+	loads   uint64 // that were begun
+	loading bool
+	resting bool // the next one waits a moment
+	stale   bool // there has to be a next one
+	whole   bool // of all that is kept
+	tries   int  // in a row that failed or were of no use
+	useless int  // in a row that filled no hole although there was one
+
+	early      []early // what came behind a hole
+	earlyBytes int
+}
+
+// early is a message that cannot be delivered before others.
+type early struct {
+	*message
+	prev uint64
+}
+
+// What waits behind a hole of one topic. What comes beyond that is loaded again.
+const (
+	mostEarly      = 256
+	mostEarlyBytes = 1 << 20
+)
+
+// mostUseless is how many loads may fail to fill a hole before it is taken for one that nobody can fill.
+const mostUseless = 8
+
+func (k *kept) epochText() string {
+	if k.epoch == nil {
+		return ""
+	}
+	return *k.epoch
+}
+
+func (k *kept) hold(m *message, prev uint64) {
+	n := len(m.raw.Payload())
+	if len(k.early) < mostEarly && k.earlyBytes+n <= mostEarlyBytes {
+		k.early = append(k.early, early{m, prev})
+		k.earlyBytes += n
+	}
+}
+
+// awaitKept has the topic brought up to date, so that somebody can begin there, and calls done when that is so:
+// not with anything locked, or when it returns true, which means that there is nothing to wait for. Who has been
+// further than this server has was at another one, and waits for what that one had. The caller holds mu.
+func (cl *cluster) awaitKept(t *topic, from Start, done func(error)) (ready bool, err error) {
+	k := t.link.kept
+	t.link.wanted = cl.srv.elapsed()
+	if k.loaded && (from.Since == nil || from.Since.Epoch != k.epochText() || from.Since.Offset <= t.offset) {
+		return true, nil
+	}
+	if err := cl.away(); err != nil {
+		return false, err
+	}
+	number := k.loads + 1
+	if k.loading && from.Since == nil {
+		number = k.loads
+	}
+	cl.enlist(&t.source, &waiter{load: number, done: done})
+	if t.link.state == linkJoined {
+		k.resting = false
+		cl.load(t)
+	} else {
+		cl.follow(&t.source)
+	}
+	return false, nil
+}
+
+// waitFor waits until a topic is up to date that the broker keeps; others it does not look at. It may be called on
+// nil.
+func (cl *cluster) waitFor(topic string, from Start) error {
+	if !cl.keeps(topic) {
+		return nil
+	}
+	if cl.onLoop() {
+		return fmt.Errorf("look at a topic: %w", ErrOnLoop)
+	}
+	done := make(chan error, 1)
+	if ready, err := cl.ready(topic, from, func(err error) { done <- err }, func() {}); ready || err != nil {
+		return err
+	}
+	return <-done
+}
+
+// load has what this server may not have of a topic loaded. The caller holds mu.
+func (cl *cluster) load(t *topic) {
+	t.link.kept.stale = true
+	cl.beginLoad(t)
+}
+
+func (cl *cluster) beginLoad(t *topic) {
+	k := t.link.kept
+	full := k.whole || !k.loaded && t.link.state == linkJoined
+	if k.loading || k.resting || !k.stale || t.forgotten || !k.loaded && t.link.state != linkJoined && t.link.feeder == nil {
+		return
+	}
+	k.loading, k.stale, k.whole = true, false, false
+	k.loads++
+	cl.stats.loads.Add(1)
+	number, after := k.loads, uint64(0)
+	switch {
+	case full:
+	case !k.loaded:
+		after = k.fed
+	case t.link.feeder != nil:
+		after = min(k.fed, t.offset)
+	default:
+		after = t.offset
+	}
+	cl.order(func() {
+		cl.broker.Load(t.name, ruleIndex(cl.srv.opts().Topics, t.name), after, func(got Kept, err error) { cl.loaded(t, number, full, &got, err) })
+	})
+}
+
+func (cl *cluster) loaded(t *topic, number uint64, full bool, got *Kept, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	k := t.link.kept
+	if !k.loading || k.loads != number {
+		return // the topic was let go of meanwhile
+	}
+	k.loading = false
+	if err != nil {
+		cl.stats.loadFailures.Add(1)
+		k.whole = k.whole || full && k.loaded
+		cl.release(&t.source, number, unavailable(err))
+		if t.subscribers > 0 || len(t.link.waiters) > 0 || t.link.feeder != nil {
+			cl.rest(t)
+		}
+		return
+	}
+	if !full && k.epochText() != got.Epoch { // an offset of another epoch was asked for
+		k.whole = true
+		cl.putOff(t)
+		cl.load(t)
+		return
+	}
+	offset, fed, epoch := t.offset, k.fed, k.epoch
+	whole := cl.apply(t, got, full) && cl.drain(t)
+	switch useful := t.offset != offset || k.fed != fed || k.epoch != epoch; {
+	case !whole: // too much to do
+		cl.putOff(t)
+		cl.rest(t)
+	case len(k.early) > 0 || k.loaded && t.offset < k.seen:
+		k.stale = true
+		k.useless++
+		if useful {
+			k.useless = 0
+		} else {
+			cl.rest(t)
+		}
+		if k.useless > mostUseless {
+			cl.giveUp(t)
+		}
+	default:
+		k.tries, k.useless = 0, 0
+	}
+	cl.release(&t.source, number, nil)
+	k.stale = k.stale || len(t.link.waiters) > 0
+	cl.beginLoad(t)
+}
+
+// putOff has all who wait go on waiting for the next load. The caller holds mu.
+func (cl *cluster) putOff(t *topic) {
+	for _, w := range t.link.waiters {
+		w.load = max(w.load, t.link.kept.loads+1)
+	}
+}
+
+// rest has the next load wait, because the last one was of no use. The caller holds mu.
+func (cl *cluster) rest(t *topic) {
+	k := t.link.kept
+	k.stale, k.resting = true, true
+	k.tries++
+	time.AfterFunc(backoff(k.tries), func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		k.resting = false
+		cl.beginLoad(t)
+	})
+}
+
+// giveUp goes on behind a hole that the broker does not fill. The caller holds mu.
+func (cl *cluster) giveUp(t *topic) {
+	k := t.link.kept
+	to := k.seen
+	if len(k.early) > 0 {
+		to = k.early[0].prev // they are in order
+	}
+	k.useless, k.seen = 0, to
+	cl.apply(t, &Kept{Epoch: k.epochText(), Since: to, Last: to}, false)
+	cl.drain(t)
+}
+
+// apply takes what was loaded, and delivers what is news of it. It returns false if it had to stop because of
+// overload. The caller holds mu.
+func (cl *cluster) apply(t *topic, got *Kept, full bool) (whole bool) {
+	k, at := t.link.kept, cl.srv.stamp()
+	patterns := cl.hub.patternsOf(t)
+	fed := t.link.fed(patterns)
+	other := k.epoch != nil && *k.epoch != got.Epoch
+	if other || k.epoch == nil {
+		epoch := got.Epoch
+		k.epoch = &epoch
+	}
+	if other {
+		k.seen = 0
+	}
+	if fed && (other || got.Since > k.fed) {
+		cl.missed(1)
+		k.fed = got.Since
+	}
+	switch {
+	case k.loaded && (other || got.Since > t.offset):
+		cl.begin(t, got.Since)
+		cl.tellGap(t, got, at)
+	case full && !k.loaded && t.link.state == linkJoined:
+		cl.begin(t, got.Since)
+		k.loaded = true
+	}
+	for i := range got.Messages {
+		one := &got.Messages[i]
+		direct, pattern := k.loaded && one.Offset > t.offset, fed && one.Offset > k.fed
+		if !direct && !pattern {
+			continue
+		}
+		m := t.keptMessage(one, k.epoch)
+		if (pattern || t.subscribers > 0) && cl.hub.overloaded(t, patterns, int64(len(m.raw.Plain()))) != nil {
+			return false
+		}
+		cl.deliver(t, m, direct, pattern, patterns, at)
+	}
+	if k.loaded {
+		t.offset = max(t.offset, got.Last)
+	}
+	if fed {
+		k.fed = max(k.fed, got.Last)
+	}
+	return true
+}
+
+// begin empties a topic, which is complete from now on for who has had all up to an offset. The caller holds mu.
+func (cl *cluster) begin(t *topic, since uint64) {
+	for t.history.len() > 0 {
+		t.dropOldest()
+	}
+	t.offset, t.floor = since, since
+}
+
+// tellGap tells subscribers that something is missing before what follows. Who gets only the newest message of a
+// topic is not told. The caller holds mu.
+func (cl *cluster) tellGap(t *topic, got *Kept, at stamp) {
+	cl.stats.gaps.Add(1)
+	if t.subscribers == 0 || t.latest() {
+		return
+	}
+	last := max(got.Last, got.Since)
+	if n := len(got.Messages); n > 0 {
+		last = max(last, got.Messages[n-1].Offset)
+	}
+	t.seq++
+	t.post(&message{topic: t, gap: true, offset: last, epoch: t.link.kept.epoch, raw: codec.NewFrame(codec.OpText, nil)}, at)
+}
+
+// missed counts messages that nobody here gets although they were for somebody.
+func (cl *cluster) missed(n uint64) { cl.stats.lost.Add(n) }
+
+func (t *topic) keptMessage(m *Message, epoch *string) *message {
+	return &message{topic: t, offset: m.Offset, time: m.Time.UnixMilli(), born: t.hub.srv.bornAt(m.Time), format: m.Format, epoch: epoch, raw: codec.NewFrame(m.Format.opcode(), m.Payload)}
+}
+
+// deliver hands a message to the subscribers of its topic, of patterns, or both. The caller holds mu.
+func (cl *cluster) deliver(t *topic, m *message, direct, pattern bool, patterns []*source, at stamp) {
+	t.used = cl.srv.elapsed()
+	if direct {
+		t.issue(m, at)
+	}
+	if pattern {
+		issueAll(patterns, m, at)
+		t.link.kept.fed = m.offset
+	}
+}
+
+// takeKept takes a message from the broker.
+func (cl *cluster) takeKept(got Message, epoch string, prev uint64) {
+	cl.stats.keptIn.Add(1)
+	t := cl.taker(got.Topic)
+	if t == nil {
+		return
+	}
+	defer t.mu.Unlock()
+	k := t.link.kept
+	if k == nil { // by the rules of this server nobody keeps it
+		cl.missed(1)
+		return
+	}
+	patterns := cl.hub.patternsOf(t)
+	fed := t.link.fed(patterns)
+	pending := !k.loaded && t.link.state != linkNone
+	if k.epoch == nil || *k.epoch != epoch && !k.loaded && !fed && !pending {
+		k.epoch, k.seen = &epoch, 0
+	}
+	if *k.epoch != epoch {
+		k.hold(t.keptMessage(&got, &epoch), prev)
+		k.whole = true
+		cl.load(t)
+		return
+	}
+	k.seen = max(k.seen, got.Offset)
+	if !fed && len(patterns) > 0 {
+		t.link.feeder, k.fed, fed = patterns[0], prev, true
+	}
+	direct, pattern := k.loaded && got.Offset > t.offset, fed && got.Offset > k.fed
+	if !direct && !pattern && !pending {
+		return // it has come before
+	}
+	m := t.keptMessage(&got, k.epoch)
+	hole := direct && prev > t.offset || pattern && prev > k.fed
+	if hole {
+		cl.stats.holes.Add(1)
+	}
+	if hole || cl.hub.overloaded(t, patterns, int64(len(m.raw.Plain()))) != nil {
+		k.hold(m, prev)
+		if !hole && !k.loading && !k.resting {
+			cl.rest(t)
+		}
+		cl.load(t)
+		return
+	}
+	cl.deliver(t, m, direct, pattern, patterns, cl.srv.stamp())
+	if pending {
+		k.hold(m, prev)
+	}
+	if !cl.drain(t) && !k.loading && !k.resting {
+		cl.rest(t)
+	}
+}
+
+// taker returns the topic that takes a message from elsewhere, locked, or nil if nobody wants it.
+func (cl *cluster) taker(name string) *topic {
+	if t := cl.hub.find(name); t != nil {
+		return t
+	}
+	if !cl.hub.matched(name) {
+		return nil
+	}
+	t, err := cl.hub.open(name)
+	if err != nil {
+		cl.missed(1)
+		return nil
+	}
+	return t
+}
+
+// matched says whether a pattern matches a topic.
+func (h *hub) matched(name string) bool {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	for _, p := range h.patterns {
+		if matches(p.name, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// drain delivers what came early and is not any more. It returns false if it had to stop because of overload. The
+// caller holds mu.
+func (cl *cluster) drain(t *topic) (whole bool) {
+	k := t.link.kept
+	if len(k.early) == 0 || !k.loaded && t.link.state != linkNone {
+		return true
+	}
+	slices.SortStableFunc(k.early, func(a, b early) int { return cmp.Compare(a.offset, b.offset) })
+	patterns := cl.hub.patternsOf(t)
+	fed, at := t.link.fed(patterns), cl.srv.stamp()
+	n := 0
+	whole = true
+	for ; n < len(k.early); n++ {
+		e := k.early[n]
+		if *e.epoch != *k.epoch {
+			continue
+		}
+		direct, pattern := k.loaded && e.offset > t.offset, fed && e.offset > k.fed
+		if direct && e.prev > t.offset || pattern && e.prev > k.fed {
+			break
+		}
+		if whole = cl.hub.overloaded(t, patterns, int64(len(e.raw.Plain()))) == nil; !whole {
+			break
+		}
+		if direct || pattern {
+			cl.deliver(t, e.message, direct, pattern, patterns, at)
+		}
+	}
+	k.early = slices.Delete(k.early, 0, n)
+	k.earlyBytes = 0
+	for _, e := range k.early {
+		k.earlyBytes += len(e.raw.Payload())
+	}
+	if len(k.early) == 0 {
+		k.early = nil
+	}
+	return whole
+}
+
+// unload forgets what was loaded of a topic that is not followed any more. The caller holds mu.
+func (cl *cluster) unload(t *topic) {
+	k := t.link.kept
+	cl.begin(t, 0)
+	k.loads++ // what is under way is not waited for
+	*k = kept{epoch: k.epoch, fed: k.fed, loads: k.loads}
+	if t.link.feeder == nil {
+		k.epoch = nil
+	}
+}
+
+// resync looks at all kept topics again.
+func (cl *cluster) resync(why string) {
+	cl.stats.resyncs.Add(1)
+	cl.srv.log.Info("looking at all topics again that the cluster keeps", "why", why)
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	cl.resyncs++
+	if !cl.resyncing {
+		cl.resyncing = true
+		go cl.resyncAll()
+	}
+}
+
+func (cl *cluster) resyncAll() {
+	for {
+		cl.mu.Lock()
+		number := cl.resyncs
+		cl.mu.Unlock()
+		for i := range cl.hub.parts {
+			for _, t := range cl.hub.topicsOf(i) {
+				cl.resyncOne(t)
+			}
+		}
+		cl.mu.Lock()
+		cl.resyncing = cl.resyncs != number
+		again := cl.resyncing
+		cl.mu.Unlock()
+		if !again {
+			return
+		}
+	}
+}
+
+// resyncOne begins the load of one topic when few others are under way.
+func (cl *cluster) resyncOne(t *topic) {
+	if t.link.kept == nil { // which does not change
+		return
+	}
+	cl.paced <- struct{}{}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	k := t.link.kept
+	if t.forgotten || !k.loaded && t.link.feeder == nil {
+		<-cl.paced
+		return
+	}
+	k.resting, k.tries = false, 0
+	cl.enlist(&t.source, &waiter{load: k.loads + 1, done: func(error) { <-cl.paced }})
+	cl.load(t)
+}
+
+// topicsOf lists the topics of a part.
+func (h *hub) topicsOf(part int) []*topic {
+	p := &h.parts[part]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	list := make([]*topic, 0, len(p.topics))
+	for _, t := range p.topics {
+		list = append(list, t)
+	}
+	return list
+}

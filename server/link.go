@@ -1,0 +1,222 @@
+package server
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// link ties a topic or a pattern to the cluster. Guarded by the source's mu.
+type link struct {
+	state   linkState
+	follows uint64        // how often it was followed, so that late answers are known
+	tries   int           // that failed, since the last that did not
+	wanted  time.Duration // when somebody asked for it last, or the last subscriber went, after the server was made
+	waiters []*waiter
+
+	// Of passing topics.
+	sent    uint64 // messages that went out
+	senders map[string]*sender
+
+	feeder *source // the pattern by which messages of the topic come: as long as it is followed, none is missed
+	kept   *kept   // nil for passing topics and patterns
+}
+
+type linkState uint8
+
+const (
+	linkNone   linkState = iota // not followed
+	linkAsked                   // it has been asked for
+	linkFailed                  // that failed, and is tried again later
+	linkJoined                  // messages come
+)
+
+// waiter waits until a topic or a pattern can be subscribed to.
+type waiter struct {
+	load uint64 // it has to be this one, or a later one, for a kept topic
+	done func(error)
+	late *time.Timer
+}
+
+// sender is another server, as the messages of one topic or endpoint show it.
+type sender struct {
+	incarnation uint64
+	seq         uint64
+}
+
+// tie prepares a new source. It may be called on nil.
+func (cl *cluster) tie(src *source) {
+	if cl == nil {
+		return
+	}
+	src.link = &link{wanted: cl.srv.elapsed()}
+	if src.topic != nil && src.topic.isKept() {
+		src.link.kept = &kept{}
+	}
+}
+
+// isKept says whether the broker keeps a topic that has a rule, if there is a broker.
+func (t *topic) isKept() bool { return t.rule.keeps() }
+
+func (r *TopicRule) keeps() bool { return r != nil && r.History > 0 }
+
+// busy says whether the topic must not be forgotten. It may be called on nil.
+func (l *link) busy() bool { return l != nil && (l.state != linkNone || len(l.waiters) > 0) }
+
+// holds says whether a pattern without subscribers lingers, since it may be wanted again soon: sweep forgets it. It
+// may be called on nil.
+func (cl *cluster) holds() bool { return cl != nil }
+
+// waitTime is how long somebody waits for the cluster before he is told that it does not answer.
+const waitTime = 10 * time.Second
+
+// await has the source followed, and calls done when that is so: not with anything locked, or when it returns
+// true, which means that there is nothing to wait for. The caller holds mu.
+func (cl *cluster) await(src *source, done func(error)) (ready bool) {
+	src.link.wanted = cl.srv.elapsed()
+	if src.link.state == linkJoined {
+		return true
+	}
+	cl.follow(src)
+	if cl.broker.Err() != nil {
+		return true // at most once: it is joined when that is possible again
+	}
+	cl.enlist(src, &waiter{done: done})
+	return false
+}
+
+// enlist has somebody wait, but not for ever. The caller holds mu.
+func (cl *cluster) enlist(src *source, w *waiter) {
+	src.link.waiters = append(src.link.waiters, w)
+	w.late = time.AfterFunc(waitTime, func() {
+		src.mu.Lock()
+		i := slices.Index(src.link.waiters, w)
+		if i >= 0 {
+			src.link.waiters = slices.Delete(src.link.waiters, i, i+1)
+		}
+		src.mu.Unlock()
+		switch {
+		case i < 0:
+		case src.link.kept != nil:
+			w.done(fmt.Errorf("%w: it did not answer in time", ErrNoCluster))
+		default:
+			w.done(nil)
+		}
+	})
+}
+
+// release ends the wait of those whom a load up to this number is enough for. The caller holds mu.
+func (cl *cluster) release(src *source, load uint64, err error) {
+	src.link.waiters = slices.DeleteFunc(src.link.waiters, func(w *waiter) bool {
+		if w.load > load {
+			return false
+		}
+		w.late.Stop()
+		cl.order(func() { w.done(err) }) // in its order, and with nothing locked
+		return true
+	})
+}
+
+// follow has the messages of a source come. The caller holds mu.
+func (cl *cluster) follow(src *source) {
+	l := src.link
+	if l.state == linkJoined || l.state == linkAsked {
+		return
+	}
+	l.state = linkAsked
+	l.follows++
+	number := l.follows
+	clear(l.senders) // what was missed meanwhile is no hole
+	cl.order(func() {
+		cl.broker.Follow(src.name, func(err error) { cl.followed(src, number, err) })
+	})
+}
+
+func (cl *cluster) followed(src *source, number uint64, err error) {
+	src.mu.Lock()
+	defer src.mu.Unlock()
+	l := src.link
+	if l.follows != number || l.state != linkAsked {
+		return
+	}
+	if err != nil {
+		cl.unfollowed(src, err)
+		return
+	}
+	l.state, l.tries = linkJoined, 0
+	if l.kept != nil {
+		cl.load(src.topic)
+		return
+	}
+	cl.release(src, 0, nil)
+}
+
+// unfollowed tries again later, as long as somebody is there who wants it. The caller holds mu.
+func (cl *cluster) unfollowed(src *source, err error) {
+	l := src.link
+	l.state = linkFailed
+	l.tries++
+	if l.kept != nil {
+		cl.release(src, ^uint64(0), unavailable(err))
+	} else {
+		cl.release(src, 0, nil)
+	}
+	number := l.follows
+	time.AfterFunc(backoff(l.tries), func() {
+		src.mu.Lock()
+		defer src.mu.Unlock()
+		if l.follows == number && l.state == linkFailed {
+			cl.follow(src)
+		}
+	})
+}
+
+// unfollow ends that the messages of a source come. The caller holds mu.
+func (cl *cluster) unfollow(src *source) {
+	l := src.link
+	if l.state == linkNone {
+		return
+	}
+	l.state = linkNone
+	l.follows++
+	cl.order(func() { cl.broker.Unfollow(src.name) })
+	if l.kept != nil {
+		cl.unload(src.topic)
+	}
+}
+
+// loosen lets go of a topic that nobody has wanted for long. It may be called on nil. The caller holds mu.
+func (cl *cluster) loosen(t *topic, now time.Duration) {
+	if cl != nil && t.subscribers == 0 && len(t.link.waiters) == 0 && now-t.link.wanted > cl.hub.linger {
+		cl.unfollow(&t.source)
+	}
+}
+
+// sweep forgets patterns that nobody has wanted for long. It may be called on nil.
+func (cl *cluster) sweep(now time.Duration) {
+	if cl == nil {
+		return
+	}
+	h := cl.hub
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for name, p := range h.patterns {
+		p.mu.Lock()
+		if p.subscribers == 0 && len(p.link.waiters) == 0 && now-p.link.wanted > h.linger {
+			delete(h.patterns, name)
+			h.version.Add(1)
+			cl.unfollow(p)
+		}
+		p.mu.Unlock()
+	}
+}
+
+// fed says whether messages of a topic come by a pattern without interruption since it was said last. The caller
+// holds the topic's mu.
+func (l *link) fed(patterns []*source) bool {
+	if l.feeder != nil && slices.Contains(patterns, l.feeder) {
+		return true
+	}
+	l.feeder = nil
+	return false
+}
