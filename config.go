@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"carillon/cluster"
 	"carillon/server"
 
 	"github.com/goccy/go-yaml"
@@ -23,6 +24,8 @@ import (
 // messages are all derived from them.
 type config struct {
 	server.Options `yaml:",inline"`
+
+	Cluster cluster.Options `yaml:"cluster"`
 
 	// PIDFile is where the program writes its process id while it serves. Default: nowhere.
 	PIDFile string `yaml:"pid_file"`
@@ -122,13 +125,18 @@ func (c *config) resolve() []error {
 	if c.Internal.Listen == "" {
 		c.Internal.Listen = internalListen
 	}
-	options, err := c.Options.Resolve()
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		problems = append(problems, joined.Unwrap()...)
-	} else if err != nil {
-		problems = append(problems, err)
+	join := func(err error) {
+		if joined, ok := err.(interface{ Unwrap() []error }); ok {
+			problems = append(problems, joined.Unwrap()...)
+		} else if err != nil {
+			problems = append(problems, err)
+		}
 	}
-	c.Options = options
+	var err error
+	c.Options, err = c.Options.Resolve()
+	join(err)
+	c.Cluster, err = c.Cluster.Resolve()
+	join(err)
 
 	if c.Log.Level == "" {
 		c.Log.Level = "info"

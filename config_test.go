@@ -9,10 +9,12 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"carillon/cluster"
 	"carillon/server"
 
 	"github.com/goccy/go-yaml/ast"
@@ -35,7 +37,11 @@ func TestBuiltInFileStatesTheDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := config{Options: options, Demo: true, Log: logConfig{Level: "info", Format: "text"}}
+	joined, err := cluster.Options{}.Resolve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := config{Options: options, Cluster: joined, Demo: true, Log: logConfig{Level: "info", Format: "text"}}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("config.yaml is\n%+v\nbut the defaults are\n%+v", got, want)
 	}
@@ -283,6 +289,12 @@ func checkRoundTrip(t *testing.T, c config) {
 	if c.Internal.Token != "" { // it is not printed
 		env = []string{"CARILLON_INTERNAL_TOKEN=" + string(c.Internal.Token)}
 	}
+	if c.Cluster.NATS.Password != "" {
+		env = append(env, "CARILLON_CLUSTER_NATS_PASSWORD="+string(c.Cluster.NATS.Password))
+	}
+	if c.Cluster.NATS.Token != "" {
+		env = append(env, "CARILLON_CLUSTER_NATS_TOKEN="+string(c.Cluster.NATS.Token))
+	}
 	again, err := parseConfig("PRINTED", text, env)
 	if err != nil {
 		t.Fatalf("the printed form is refused: %v\n%s", err, text)
@@ -335,18 +347,32 @@ connections: {max_age: 1h, max_age_jitter: off}
 drain: {delay: 5s, duration: off, deadline: 6s, order: random, close_code: 1012}
 pid_file: /run/carillon.pid
 log: {level: error, format: json}
+cluster: {name: C, node: N, storage: memory, replicas: 2, max_bytes: 3GiB, timeout: 7s, start_timeout: off, nats: {embedded: true, user: u,
+  password: p, listen: ":4222", routes_listen: ":6223", routes: ["a:6222"], store_dir: /d, tls: {ca: /ca, cert: /c, key: /k}}}
 `
 	c, err := parseConfig("FILE", []byte(text), nil)
 	if err != nil {
 		t.Fatal(err)
+	}
+	// What excludes others of the keys above.
+	var rest []config
+	for _, nats := range []string{"url: nats://a, token: t", "url: nats://a, nkey: /n", "url: nats://a, credentials: /c"} {
+		other, err := parseConfig("FILE", []byte("cluster: {nats: {"+nats+"}}\n"+minimal), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkRoundTrip(t, other)
+		rest = append(rest, other)
 	}
 	plain, err := loadConfig("", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, k := range settable(reflect.TypeFor[config]()) {
-		a, b := reflect.ValueOf(c).FieldByIndex(k.index), reflect.ValueOf(plain).FieldByIndex(k.index)
-		if reflect.DeepEqual(a.Interface(), b.Interface()) {
+		b := reflect.ValueOf(plain).FieldByIndex(k.index).Interface()
+		if !slices.ContainsFunc(append(rest, c), func(c config) bool {
+			return !reflect.DeepEqual(reflect.ValueOf(c).FieldByIndex(k.index).Interface(), b)
+		}) {
 			t.Errorf("this test leaves %s at its default", k.path)
 		}
 	}
@@ -419,14 +445,48 @@ func TestEnvironment(t *testing.T) {
 		"CARILLON_DEMO":                                     "false",
 		"CARILLON_LOG_LEVEL":                                "warn",
 		"CARILLON_LOG_FORMAT":                               "json",
+
+		"CARILLON_CLUSTER_NAME":               "c",
+		"CARILLON_CLUSTER_NODE":               "n",
+		"CARILLON_CLUSTER_STORAGE":            "memory",
+		"CARILLON_CLUSTER_REPLICAS":           "5",
+		"CARILLON_CLUSTER_MAX_BYTES":          "1GiB",
+		"CARILLON_CLUSTER_TIMEOUT":            "1s",
+		"CARILLON_CLUSTER_START_TIMEOUT":      "off",
+		"CARILLON_CLUSTER_NATS_URL":           "nats://127.0.0.1:4222",
+		"CARILLON_CLUSTER_NATS_CREDENTIALS":   "/c",
+		"CARILLON_CLUSTER_NATS_NKEY":          "/n",
+		"CARILLON_CLUSTER_NATS_USER":          "u",
+		"CARILLON_CLUSTER_NATS_PASSWORD":      "p",
+		"CARILLON_CLUSTER_NATS_TOKEN":         "t",
+		"CARILLON_CLUSTER_NATS_TLS_CA":        "/ca",
+		"CARILLON_CLUSTER_NATS_TLS_CERT":      "/cert",
+		"CARILLON_CLUSTER_NATS_TLS_KEY":       "/key",
+		"CARILLON_CLUSTER_NATS_EMBEDDED":      "true",
+		"CARILLON_CLUSTER_NATS_LISTEN":        "127.0.0.1:4222",
+		"CARILLON_CLUSTER_NATS_ROUTES_LISTEN": ":6222",
+		"CARILLON_CLUSTER_NATS_ROUTES":        "['a:6222']",
+		"CARILLON_CLUSTER_NATS_STORE_DIR":     "/d",
 	}
 	// What must be set before another can be.
-	before := map[string][]string{"CARILLON_PROXY_PROTOCOL_MODE": {"CARILLON_PROXY_PROTOCOL_FROM=[10.0.0.0/8]"}}
+	embedded := []string{"CARILLON_CLUSTER_NATS_EMBEDDED=true"}
+	before := map[string][]string{
+		"CARILLON_PROXY_PROTOCOL_MODE":        {"CARILLON_PROXY_PROTOCOL_FROM=[10.0.0.0/8]"},
+		"CARILLON_CLUSTER_NATS_LISTEN":        embedded,
+		"CARILLON_CLUSTER_NATS_ROUTES_LISTEN": embedded,
+		"CARILLON_CLUSTER_NATS_ROUTES":        embedded,
+		"CARILLON_CLUSTER_NATS_STORE_DIR":     embedded,
+	}
 	for _, section := range []string{"CARILLON_TLS_", "CARILLON_INTERNAL_TLS_"} {
 		certificates := section + "CERTIFICATES=" + certificates
 		before[section+"CLIENT_AUTH"] = []string{certificates, section + "CLIENT_CA_FILE=" + cert, section + "CLIENT_AUTH=request"}
 		before[section+"CLIENT_CA_FILE"] = []string{certificates, section + "CLIENT_CA_FILE=" + cert, section + "CLIENT_AUTH=request"}
 	}
+	// What needs another, or excludes it, is in TestRoundTripOfEveryKey.
+	pairs := map[string]string{"CARILLON_CLUSTER_NATS_USER": "_PASSWORD=p", "CARILLON_CLUSTER_NATS_PASSWORD": "_USER=u",
+		"CARILLON_CLUSTER_NATS_TLS_CERT": "_TLS_KEY=/key", "CARILLON_CLUSTER_NATS_TLS_KEY": "_TLS_CERT=/cert"}
+	apart := map[string]bool{"CARILLON_CLUSTER_NATS_URL": true, "CARILLON_CLUSTER_NATS_CREDENTIALS": true,
+		"CARILLON_CLUSTER_NATS_NKEY": true, "CARILLON_CLUSTER_NATS_TOKEN": true}
 	var all []string
 	for _, k := range settable(reflect.TypeFor[config]()) {
 		name := k.variable()
@@ -435,7 +495,17 @@ func TestEnvironment(t *testing.T) {
 			t.Errorf("%s is not tested", name)
 			continue
 		}
-		all = append(all, name+"="+text)
+		if !apart[name] {
+			all = append(all, name+"="+text)
+		}
+		delete(values, name)
+		if pairs[name] != "" {
+			c, err := loadConfig("", []string{name + "=" + text, "CARILLON_CLUSTER_NATS" + pairs[name]})
+			if got := reflect.ValueOf(c).FieldByIndex(k.index); err != nil || got.Kind() != reflect.String || text != got.Convert(reflect.TypeFor[string]()).String() {
+				t.Errorf("%s: %v, %v", name, got, err)
+			}
+			continue
+		}
 		t.Run(name, func(t *testing.T) {
 			plain, err := loadConfig("", before[name])
 			if err != nil {
@@ -456,7 +526,6 @@ func TestEnvironment(t *testing.T) {
 				}
 			}
 		})
-		delete(values, name)
 	}
 	for name := range maps.Keys(values) {
 		t.Errorf("%s is tested but is no variable", name)

@@ -58,7 +58,7 @@ var refusals = []struct {
 	{sentence: "a merge is refused", text: "ping:\n  <<: {jitter: 1}\n",
 		want: []string{`FILE:2:3: ping.<<: unknown key: expected one of interval, jitter, lb_idle_timeout, timeout`}},
 	{sentence: "an unknown key cannot break the line", text: "\"a\\nb\": 1\n",
-		want: []string{`FILE:1:1: "a\nb": unknown key: expected one of agent, cluster_optional, connections, demo, drain, endpoints, health_path, internal, limits, listen, listen_mode, listeners, log, loops, pid_file, ping, proxy_protocol, public_url, takeover, tls, topics, trusted_proxies`}},
+		want: []string{`FILE:1:1: "a\nb": unknown key: expected one of agent, cluster, cluster_optional, connections, demo, drain, endpoints, health_path, internal, limits, listen, listen_mode, listeners, log, loops, pid_file, ping, proxy_protocol, public_url, takeover, tls, topics, trusted_proxies`}},
 
 	{sentence: "a section has got another name", text: "shutdown: {timeout: 5s}\n",
 		want: []string{`FILE:1:1: shutdown: is no key any more: expected drain, whose deadline is what shutdown.timeout was`}},

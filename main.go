@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"carillon/client"
+	"carillon/cluster"
 	"carillon/demo"
 	"carillon/server"
 
@@ -339,6 +340,12 @@ func (p pages) close() {
 // newServer makes the server with its pages.
 func newServer(c config) (srv *server.Server, p pages, err error) {
 	o := c.Options
+	if c.Cluster.Enabled() {
+		c.Cluster.Logger = c.Logger
+		if o.Broker, err = cluster.New(c.Cluster); err != nil {
+			return nil, p, err
+		}
+	}
 	if !c.Demo {
 		if slices.ContainsFunc(o.Endpoints, func(e server.Endpoint) bool { return e.Mode == server.ModeTopics }) {
 			o.HTTP = http.HandlerFunc(serveClient)
@@ -386,6 +393,7 @@ func announce(out io.Writer, c config, srv *server.Server) {
 		fmt.Fprintf(out, "\nOpen http%s in a browser: a chat, and a live board.\n", strings.TrimPrefix(srv.URL("/"), "ws"))
 	}
 	announceInternal(out, c, srv.InternalAddr())
+	announceCluster(out, c)
 	if addr := srv.AgentAddr(); addr != nil {
 		fmt.Fprintf(out, "Agent checks for HAProxy: %s\n", addr)
 	}
@@ -443,6 +451,13 @@ func announceInternal(out io.Writer, c config, addr net.Addr) {
 		return
 	}
 	fmt.Fprintf(out, "\nInternal HTTP interface, %s: %s://%s/v1/openapi.json\n", token, scheme, reachable(c.Internal.Listen, addr))
+}
+
+// announceCluster says with whom the topics are shared.
+func announceCluster(out io.Writer, c config) {
+	if c.Cluster.Enabled() {
+		fmt.Fprintf(out, "In the cluster %s: GET /v1/nodes on the internal interface lists its nodes.\n", c.Cluster.Name)
+	}
 }
 
 // reachable is the address at which a client on this machine finds what listens.

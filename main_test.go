@@ -29,6 +29,9 @@ const soon = 5 * time.Second
 var buildDir string
 
 func TestMain(m *testing.M) {
+	if os.Getenv(natsEnv) != "" {
+		os.Exit(runNATS())
+	}
 	status := m.Run()
 	if buildDir != "" {
 		os.RemoveAll(buildDir)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"os/signal"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,11 +17,12 @@ import (
 )
 
 // ownRestartKeys are the keys of the program, beside those of the server, that are read at the start only.
-var ownRestartKeys = []string{"pid_file", "demo", "log.format"}
+var ownRestartKeys = []string{"pid_file", "demo", "log.format", "cluster"}
 
 // needsRestart says whether a key is read at the start only. All others are read again on SIGHUP.
 func needsRestart(key string) bool {
-	return slices.Contains(ownRestartKeys, key) || server.NeedsRestart(key)
+	section, _, _ := strings.Cut(key, ".")
+	return slices.Contains(ownRestartKeys, key) || slices.Contains(ownRestartKeys, section) || server.NeedsRestart(key)
 }
 
 // reload reads the configuration again, puts in force what of it can change while the server runs, and
@@ -77,7 +79,9 @@ func (p *service) changeOwn(c config, changes *server.Changes) {
 		p.config.LogLevel.Set(logLevels[c.Log.Level])
 		changes.Applied = append(changes.Applied, "log.level")
 	}
-	for i, changed := range []bool{c.PIDFile != p.config.PIDFile, c.Demo != p.config.Demo, c.Log.Format != p.config.Log.Format} {
+	was := p.config.Cluster
+	was.Logger, c.Cluster.Logger = nil, nil
+	for i, changed := range []bool{c.PIDFile != p.config.PIDFile, c.Demo != p.config.Demo, c.Log.Format != p.config.Log.Format, !reflect.DeepEqual(c.Cluster, was)} {
 		if changed {
 			changes.Restart = append(changes.Restart, ownRestartKeys[i])
 		}

@@ -23,6 +23,9 @@ func (s *Server) Metrics() prometheus.Collector { return newMetrics(s) }
 func (s *Server) metricsHandler() http.Handler {
 	r := prometheus.NewRegistry()
 	r.MustRegister(newMetrics(s), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if c, ok := s.opts().Broker.(prometheus.Collector); ok {
+		r.MustRegister(c)
+	}
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{ErrorLog: s.netLog})
 }
 

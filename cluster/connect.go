@@ -1,0 +1,186 @@
+package cluster
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"carillon/server"
+
+	"github.com/nats-io/nats.go"
+)
+
+// A connection on which nothing comes back for about pingInterval times pingsOut is given up.
+const (
+	pingInterval = 3 * time.Second
+	pingsOut     = 2
+
+	reconnectWait   = 250 * time.Millisecond
+	reconnectJitter = 500 * time.Millisecond
+)
+
+// connect waits for NATS as long as ctx allows.
+func (b *Broker) connect(ctx context.Context) error {
+	options, err := b.connectOptions()
+	if err != nil {
+		return err
+	}
+	told := time.Now()
+	for {
+		b.nc, err = nats.Connect(strings.Join(b.o.NATS.urls(), ","), options...)
+		if err == nil {
+			b.connectedTo()
+			return nil
+		}
+		if isHopeless(err) {
+			return fmt.Errorf("connect to NATS: %w", err)
+		}
+		if time.Since(told) > progress {
+			told = time.Now()
+			b.log.Warn("waiting for NATS", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("connect to NATS: %w (%v)", err, context.Cause(ctx))
+		case <-time.After(jitter(reconnectWait * 2)):
+		}
+	}
+}
+
+// progress is how often a start that takes long says so.
+const progress = 5 * time.Second
+
+// isHopeless says whether an error at the start is one that only another configuration mends.
+func isHopeless(err error) bool {
+	var unknown x509.UnknownAuthorityError
+	var name x509.HostnameError
+	return errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) || errors.Is(err, nats.ErrSecureConnRequired) ||
+		errors.Is(err, nats.ErrSecureConnWanted) || errors.As(err, &unknown) || errors.As(err, &name)
+}
+
+func (b *Broker) connectOptions() ([]nats.Option, error) {
+	n := &b.o.NATS
+	options := []nats.Option{
+		nats.Name("carillon " + b.o.Node),
+		nats.NoEcho(),
+		nats.MaxReconnects(-1),
+		nats.ReconnectWait(reconnectWait),
+		nats.ReconnectJitter(reconnectJitter, reconnectJitter),
+		nats.ReconnectBufSize(-1), // what cannot be sent is refused, and not kept for later
+		nats.IgnoreAuthErrorAbort(),
+		nats.PingInterval(pingInterval),
+		nats.MaxPingsOutstanding(pingsOut),
+		nats.Timeout(5 * time.Second),
+		nats.FlusherTimeout(b.o.Timeout), // of each write to the socket
+		nats.DisconnectErrHandler(b.disconnected),
+		nats.ReconnectHandler(b.reconnected),
+		nats.ErrorHandler(b.failed),
+		nats.LameDuckModeHandler(func(*nats.Conn) { b.log.Info("the NATS server is about to stop") }),
+	}
+	switch {
+	case b.embedded != nil:
+		return append(options, nats.InProcessServer(b.embedded), b.login), nil
+	case n.Credentials != "":
+		options = append(options, nats.UserCredentials(n.Credentials))
+	case n.NKey != "":
+		option, err := nats.NkeyOptionFromSeed(n.NKey)
+		if err != nil {
+			return nil, &server.OptionError{Key: "cluster.nats.nkey", Problem: err.Error()}
+		}
+		options = append(options, option)
+	case n.User != "":
+		options = append(options, nats.UserInfo(n.User, string(n.Password)))
+	case n.Token != "":
+		options = append(options, nats.Token(string(n.Token)))
+	}
+	if n.TLS != (TLS{}) {
+		config, err := n.TLS.config()
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, nats.Secure(config))
+	}
+	return options, nil
+}
+
+// config reads the files.
+func (t *TLS) config() (*tls.Config, error) {
+	c := &tls.Config{MinVersion: tls.VersionTLS12}
+	if t.CA != "" {
+		text, err := os.ReadFile(t.CA)
+		if err != nil {
+			return nil, &server.OptionError{Key: "cluster.nats.tls.ca", Problem: err.Error()}
+		}
+		c.RootCAs = x509.NewCertPool()
+		if !c.RootCAs.AppendCertsFromPEM(text) {
+			return nil, &server.OptionError{Key: "cluster.nats.tls.ca", Problem: t.CA + " has no certificates in PEM"}
+		}
+	}
+	if t.Cert != "" {
+		pair, err := tls.LoadX509KeyPair(t.Cert, t.Key)
+		if err != nil {
+			return nil, &server.OptionError{Key: "cluster.nats.tls.cert", Problem: err.Error()}
+		}
+		c.Certificates = []tls.Certificate{pair}
+	}
+	return c, nil
+}
+
+func (b *Broker) connectedTo() {
+	id := b.nc.ConnectedServerId()
+	b.serverID.Store(&id)
+}
+
+func (b *Broker) disconnected(_ *nats.Conn, err error) {
+	select {
+	case <-b.quit:
+		return
+	default:
+	}
+	if err == nil {
+		err = errors.New("the server closed the connection")
+	}
+	b.away.CompareAndSwap(nil, &outage{time.Now(), err})
+	b.stats.disconnects.Add(1)
+	b.log.Error("the connection to NATS is lost: trying again", "error", err)
+	b.calls.failAll(fmt.Errorf("%w: the connection was lost", errUnknown))
+}
+
+func (b *Broker) reconnected(nc *nats.Conn) {
+	b.connectedTo()
+	away := b.away.Swap(nil)
+	if away == nil {
+		away = &outage{since: time.Now()}
+	}
+	took := time.Since(away.since).Round(time.Millisecond)
+	b.log.Info("connected to NATS again", "after", took, "nats", nc.ConnectedUrlRedacted())
+	go func() {
+		if err := b.arrive(); err != nil { // the client has told NATS the subscriptions
+			return // it was lost again, and there will be another call
+		}
+		for _, st := range b.streams {
+			if st != nil {
+				b.refresh(st)
+			}
+		}
+		b.resync(fmt.Sprintf("the connection to NATS was lost for %v", took))
+	}()
+}
+
+// failed hears of what is nobody's call.
+func (b *Broker) failed(_ *nats.Conn, sub *nats.Subscription, err error) {
+	if errors.Is(err, nats.ErrSlowConsumer) {
+		lost := 0
+		if sub != nil {
+			lost, _ = sub.Dropped()
+		}
+		b.slow(max(lost, 1))
+		return
+	}
+	b.log.Warn("NATS reports an error", "error", err)
+}

@@ -1,0 +1,477 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"carillon/server"
+
+	natsserver "github.com/nats-io/nats-server/v2/server"
+)
+
+func TestWhileNATSIsAwayNothingIsSwallowedAndAfterItAllGoesOn(t *testing.T) {
+	store := t.TempDir()
+	s := natsAt(t, -1, store)
+	port := portOf(s.Addr())
+	o := Options{NATS: NATS{URL: urlOf(s)}, Timeout: time.Second}
+	rule := server.TopicRule{Match: "kept.>", History: 100}
+	alice, bob := join(t, o, rule), join(t, o, rule)
+	bob.follow("kept.a", "plain")
+	if _, err := alice.store("kept.a", "before", ""); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it comes", func() bool { return len(bob.allKept()) == 1 })
+
+	s.Shutdown()
+	s.WaitForShutdown()
+	eventually(t, "the nodes say so", func() bool { return alice.Err() != nil && bob.Err() != nil })
+	if err := alice.Err(); err == nil || !strings.Contains(err.Error(), "not connected to NATS") {
+		t.Errorf("Err is %v", err)
+	}
+	if err := alice.publish("plain", "x", 1); !errors.Is(err, server.ErrNoCluster) {
+		t.Errorf("a passing message: %v, want %v", err, server.ErrNoCluster)
+	}
+	if _, err := alice.store("kept.a", "x", ""); !errors.Is(err, server.ErrNoCluster) {
+		t.Errorf("a kept message: %v, want %v", err, server.ErrNoCluster)
+	}
+	if _, err := bob.load("kept.a", 0); err == nil {
+		t.Error("loading did not fail")
+	}
+	joined := make(chan error, 1)
+	bob.Follow("late", func(err error) { joined <- err })
+	if err := <-joined; err == nil {
+		t.Error("following did not fail")
+	}
+
+	natsAt(t, port, store)
+	eventually(t, "the nodes are back", func() bool { return alice.Err() == nil && bob.Err() == nil })
+	eventually(t, "bob looks again", func() bool { return bob.resynced() > 0 })
+	bob.follow("late")
+	var p server.Position
+	eventually(t, "JetStream is back", func() bool {
+		var err error
+		p, err = alice.store("kept.a", "after", "after")
+		return err == nil
+	})
+	eventually(t, "it comes", func() bool {
+		return slices.ContainsFunc(bob.allKept(), func(k kept) bool { return k.payload == "after" && k.epoch == p.Epoch })
+	})
+	k, err := bob.load("kept.a", 0)
+	if err != nil || !slices.Equal(payloads(k.Messages), []string{"before", "after"}) || k.Epoch != bob.allKept()[0].epoch {
+		t.Errorf("kept are %v in %s, %v", payloads(k.Messages), k.Epoch, err)
+	}
+	for i, topic := range []string{"plain", "late"} {
+		if err := alice.publish(topic, "x", 1); err != nil {
+			t.Error(err)
+		}
+		eventually(t, "a passing message comes", func() bool { return len(bob.all()) == i+1 })
+	}
+	if alice.Stats().Disconnects == 0 || alice.Stats().Refused < 2 {
+		t.Errorf("numbers are %+v", alice.Stats())
+	}
+}
+
+// What was sent before the connection broke may have arrived or not. What was acknowledged has.
+func TestWhatIsAcknowledgedSurvivesRestartsOfNATS(t *testing.T) {
+	store := t.TempDir()
+	s := natsAt(t, -1, store)
+	port := portOf(s.Addr())
+	o := Options{NATS: NATS{URL: urlOf(s)}, Timeout: 2 * time.Second}
+	rule := server.TopicRule{Match: ">", History: 100_000}
+	alice, bob := join(t, o, rule), join(t, o, rule)
+	stop, stopped := make(chan struct{}), make(chan []string)
+	go func() {
+		var certain []string
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				stopped <- certain
+				return
+			default:
+			}
+			if _, err := alice.store("a", fmt.Sprint(i), fmt.Sprint("key", i)); err == nil {
+				certain = append(certain, fmt.Sprint(i))
+			} else {
+				i-- // with the same key once more: it must not be there twice
+				time.Sleep(5 * time.Millisecond)
+			}
+		}
+	}()
+	for range 3 {
+		time.Sleep(200 * time.Millisecond)
+		s.Shutdown()
+		s.WaitForShutdown()
+		s = natsAt(t, port, store)
+		eventually(t, "alice is back", func() bool { return alice.Err() == nil })
+	}
+	time.Sleep(100 * time.Millisecond)
+	close(stop)
+	certain := <-stopped
+	eventually(t, "bob is back", func() bool { return bob.Err() == nil })
+	k, err := bob.load("a", 0)
+	if err != nil || !slices.Equal(payloads(k.Messages), certain) {
+		t.Errorf("%d are kept, %d are certain, %v", len(k.Messages), len(certain), err)
+	}
+}
+
+func TestAStreamThatIsDeletedBeginsANewEpoch(t *testing.T) {
+	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, server.TopicRule{Match: ">", History: 10})
+	n.follow("a")
+	p, err := n.store("a", "1", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := n.await("$JS.API.STREAM.DELETE."+n.streams[0].name, nil, patience); err != nil || !strings.Contains(string(m.Data), "true") {
+		t.Fatal(m, err)
+	}
+	var q server.Position
+	eventually(t, "there is another stream", func() bool {
+		q, err = n.store("a", "2", "")
+		return err == nil
+	})
+	if q.Epoch == p.Epoch {
+		t.Errorf("the epoch is still %s", q.Epoch)
+	}
+	eventually(t, "the node looks again", func() bool { return n.resynced() > 0 })
+}
+
+func TestASlowNodeDropsAndSaysSo(t *testing.T) {
+	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, ""))}}
+	alice, bob := join(t, o), join(t, o)
+	bob.follow("a")
+	bob.fake.block = make(chan struct{})
+	big := strings.Repeat("x", 900_000)
+	const count = 2 * mostPendingBytes / 900_000
+	for i := range count {
+		if err := alice.publish("a", big, uint64(i+1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "bob drops messages", func() bool { return bob.Stats().Slow > 0 })
+	eventually(t, "bob has looked at all", func() bool { return bob.Stats().Slow > 20 })
+	if bob.resynced() > 0 {
+		t.Error("bob was told to look again before he could")
+	}
+	eventually(t, "alice hears that bob is behind", func() bool {
+		list := alice.Nodes()
+		return len(list) == 2 && list[1].Lag > 0
+	})
+	close(bob.fake.block)
+	eventually(t, "bob is told to look again", func() bool { return bob.resynced() > 0 })
+	eventually(t, "everything was taken or counted", func() bool { return uint64(len(bob.all()))+bob.Stats().Slow == count })
+	if !bob.log.has("slow consumer") {
+		t.Error("the log does not say so")
+	}
+	eventually(t, "alice hears that he is not any more", func() bool { return alice.Nodes()[1].Lag == 0 })
+	if err := alice.publish("a", "on", count+1); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it goes on", func() bool { return bob.all()[len(bob.all())-1].payload == "on" })
+}
+
+func TestTooMuchAtOnceIsRefused(t *testing.T) {
+	b, err := New(Options{NATS: NATS{URL: "nats://127.0.0.1:1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.ready.Store(true) // without the goroutine that writes
+	payload := make([]byte, 1<<20)
+	refused := make(chan error, 100)
+	for range 100 {
+		b.PublishPassing(server.Publication{Topic: "a", Payload: payload}, 1, 1, func(err error) { refused <- err })
+	}
+	for range 100 - mostWaitingBytes>>20 + 1 {
+		if err := <-refused; err != server.ErrOverloaded {
+			t.Fatalf("got %v", err)
+		}
+	}
+	if n := len(b.out.take()); n != mostWaitingBytes>>20-1 {
+		t.Errorf("%d are waiting", n)
+	}
+}
+
+func TestAMessageThatIsTooLargeForNATSIsRefused(t *testing.T) {
+	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, server.TopicRule{Match: "kept", History: 1})
+	big := strings.Repeat("x", 1<<20)
+	if err := n.publish("a", big, 1); !errors.Is(err, server.ErrTooLarge) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := n.store("kept", big, ""); !errors.Is(err, server.ErrTooLarge) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestAStartWithoutNATSEndsWithAReason(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	_, err = tryJoin(t, Options{NATS: NATS{URL: "nats://" + addr}, StartTimeout: 500 * time.Millisecond})
+	if err == nil || !strings.Contains(err.Error(), "start_timeout") || !strings.Contains(err.Error(), "connect to NATS") {
+		t.Errorf("the error is %v", err)
+	}
+}
+
+func TestAWrongPasswordEndsTheStart(t *testing.T) {
+	s, err := natsserver.NewServer(&natsserver.Options{Host: "127.0.0.1", Port: -1, NoSigs: true, NoLog: true, Username: "me", Password: "secret"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go s.Start()
+	t.Cleanup(s.Shutdown)
+	if !s.ReadyForConnections(patience) {
+		t.Fatal("no server")
+	}
+	if _, err := tryJoin(t, Options{NATS: NATS{URL: urlOf(s), User: "me", Password: "wrong"}}); err == nil || !strings.Contains(err.Error(), "Authorization") {
+		t.Errorf("the error is %v", err)
+	}
+	join(t, Options{NATS: NATS{URL: urlOf(s), User: "me", Password: "secret"}})
+}
+
+// link is a way from one NATS server to another that can be cut.
+type link struct {
+	t        *testing.T
+	to       string
+	listener net.Listener
+
+	mu    sync.Mutex
+	cut   bool
+	conns []net.Conn
+}
+
+func newLink(t *testing.T) *link {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &link{t: t, listener: l}
+	t.Cleanup(func() {
+		l.Close()
+		k.set(true)
+	})
+	return k
+}
+
+func (k *link) run(to string) {
+	k.to = to
+	go func() {
+		for {
+			c, err := k.listener.Accept()
+			if err != nil {
+				return
+			}
+			go k.carry(c)
+		}
+	}()
+}
+
+func (k *link) carry(c net.Conn) {
+	d, err := net.Dial("tcp", k.to)
+	if err != nil {
+		c.Close()
+		return
+	}
+	k.mu.Lock()
+	k.conns = append(k.conns, c, d)
+	cut := k.cut
+	k.mu.Unlock()
+	if cut {
+		c.Close()
+		d.Close()
+	}
+	go func() {
+		_, _ = io.Copy(c, d)
+		c.Close()
+	}()
+	_, _ = io.Copy(d, c)
+	d.Close()
+}
+
+func (k *link) set(cut bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.cut = cut
+	if cut {
+		for _, c := range k.conns {
+			c.Close()
+		}
+		k.conns = nil
+	}
+}
+
+// trio is three nodes with embedded servers.
+type trio struct {
+	t     *testing.T
+	rules []server.TopicRule
+	o     [3]Options
+	ports [3]int
+	links [3][3]*link // from, to
+	nodes [3]*testNode
+}
+
+func newTrio(t *testing.T, rules ...server.TopicRule) *trio {
+	x := prepareTrio(t, rules...)
+	x.start(0, 1, 2)
+	for _, n := range x.nodes {
+		n.knows(3)
+	}
+	return x
+}
+
+func prepareTrio(t *testing.T, rules ...server.TopicRule) *trio {
+	x := &trio{t: t, rules: rules}
+	for i := range 3 {
+		for j := range 3 {
+			if i != j {
+				x.links[i][j] = newLink(t)
+			}
+		}
+	}
+	for i := range 3 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		x.ports[i] = portOf(l.Addr())
+		l.Close()
+	}
+	for i := range 3 {
+		o := Options{Node: fmt.Sprint("node", i), Timeout: 3 * time.Second, NATS: NATS{Embedded: true, StoreDir: t.TempDir()}}
+		o.NATS.RoutesListen = fmt.Sprintf("127.0.0.1:%d", x.ports[i])
+		for j := range 3 {
+			if i != j {
+				x.links[i][j].run(fmt.Sprintf("127.0.0.1:%d", x.ports[j]))
+				o.NATS.Routes = append(o.NATS.Routes, x.links[i][j].listener.Addr().String())
+			}
+		}
+		x.o[i] = o
+	}
+	return x
+}
+
+// onlyLinks keeps servers from telling each other of other ways than the links.
+func onlyLinks(o *natsserver.Options) { o.Cluster.Advertise = "127.0.0.1:1" }
+
+// start starts nodes at the same time.
+func (x *trio) start(which ...int) {
+	x.t.Helper()
+	var wait sync.WaitGroup
+	for _, i := range which {
+		wait.Go(func() {
+			var err error
+			x.nodes[i], err = tryJoinTuned(x.t, x.o[i], onlyLinks, x.rules...)
+			if err != nil {
+				x.t.Error(err)
+			}
+		})
+	}
+	wait.Wait()
+	if x.t.Failed() {
+		x.t.FailNow()
+	}
+}
+
+// isolate cuts a node off from the others, or ends that.
+func (x *trio) isolate(i int, cut bool) {
+	for j := range 3 {
+		if i != j {
+			x.links[i][j].set(cut)
+			x.links[j][i].set(cut)
+		}
+	}
+}
+
+// kill ends a node as a crash does: nobody is told.
+func (x *trio) kill(i int) {
+	n := x.nodes[i]
+	x.isolate(i, true)
+	n.ready.Store(false) // so that Stop says nothing to anybody
+	n.leave()
+	x.isolate(i, false)
+}
+
+func TestThreeEmbeddedServersAreACluster(t *testing.T) {
+	x := newTrio(t, server.TopicRule{Match: "kept.>", History: 1000})
+	alice, bob, cathy := x.nodes[0], x.nodes[1], x.nodes[2]
+	if alice.o.Replicas != 3 {
+		t.Errorf("%d replicas, want 3", alice.o.Replicas)
+	}
+	// What is published after joined reaches the node, although interest has to travel between the servers.
+	for i := range 50 {
+		topic := fmt.Sprint("plain.", i)
+		bob.follow(topic)
+		if err := alice.publish(topic, "x", 1); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it comes", func() bool { return len(bob.all()) == i+1 })
+	}
+	bob.follow("kept.a")
+	cathy.follow("kept.>")
+	for i := range 20 {
+		if _, err := x.nodes[i%3].store("kept.a", fmt.Sprint(i), ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, n := range []*testNode{bob, cathy} {
+		eventually(t, "all come", func() bool { return len(n.allKept()) == 20 })
+	}
+
+	// One of three may fail: the others go on, and what was acknowledged is there.
+	x.kill(2)
+	eventually(t, "the others notice", func() bool { return len(alice.Nodes()) == 2 })
+	var p server.Position
+	eventually(t, "the others go on", func() bool {
+		var err error
+		p, err = alice.store("kept.a", "20", "20")
+		return err == nil
+	})
+	eventually(t, "it comes", func() bool {
+		list := bob.allKept()
+		return list[len(list)-1].payload == "20"
+	})
+	x.start(2)
+	cathy = x.nodes[2]
+	cathy.knows(3)
+	k, err := cathy.load("kept.a", 0)
+	if err != nil || len(k.Messages) != 21 || k.Epoch != p.Epoch {
+		t.Errorf("kept are %v, %v", payloads(k.Messages), err)
+	}
+}
+
+func TestANodeThatIsCutOffSaysSoAndLooksAgain(t *testing.T) {
+	x := newTrio(t, server.TopicRule{Match: "kept.>", History: 1000})
+	alice, bob, cathy := x.nodes[0], x.nodes[1], x.nodes[2]
+	cathy.follow("kept.a", "plain")
+	before := cathy.resynced()
+	x.isolate(2, true)
+	eventually(t, "the others miss her", func() bool { return len(alice.Nodes()) == 2 && len(bob.Nodes()) == 2 && len(cathy.Nodes()) == 1 })
+	if _, err := cathy.store("kept.a", "lost", ""); err == nil {
+		t.Error("a node without a majority has stored a message")
+	}
+	eventually(t, "she says so", func() bool { return cathy.Err() != nil })
+	eventually(t, "the others go on", func() bool {
+		_, err := alice.store("kept.a", "missed", "missed")
+		return err == nil
+	})
+	x.isolate(2, false)
+	cathy.knows(3)
+	eventually(t, "she is well again", func() bool { return cathy.Err() == nil })
+	eventually(t, "she looks again", func() bool { return cathy.resynced() > before })
+	eventually(t, "she finds what she has missed", func() bool {
+		k, err := cathy.load("kept.a", 0)
+		return err == nil && slices.Contains(payloads(k.Messages), "missed")
+	})
+	if err := alice.publish("plain", "x", 1); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "passing messages come again", func() bool { return len(cathy.all()) == 1 })
+}

@@ -1,0 +1,93 @@
+package cluster
+
+import (
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// stats are this node's numbers.
+type stats struct {
+	published, refused, unknown       atomic.Uint64
+	received, repeated, slow, foreign atomic.Uint64
+	disconnects, resyncs, lostNodes   atomic.Uint64
+	loads, loadFailures, barriers     atomic.Uint64
+	behind                            atomic.Bool // messages have been dropped since the last resync
+}
+
+// Stats are numbers since the broker was made.
+type Stats struct {
+	Published    uint64 // messages that NATS has acknowledged
+	Refused      uint64 // that nobody gets
+	Unknown      uint64 // that were not acknowledged in time, or before the connection was lost
+	Received     uint64 // that came from NATS and were handed over
+	Repeated     uint64 // that came more than once, for overlapping subscriptions
+	Slow         uint64 // that were dropped, because they came faster than they could be taken
+	Foreign      uint64 // that were dropped, because nobody here knows what they are: of another version, or other rules
+	Disconnects  uint64
+	Resyncs      uint64
+	LostNodes    uint64 // nodes that fell silent
+	Loads        uint64
+	LoadFailures uint64
+	Barriers     uint64 // subscriptions that some node did not confirm in time
+}
+
+// Stats returns the numbers. It may be called from any goroutine.
+func (b *Broker) Stats() Stats {
+	s := &b.stats
+	return Stats{s.published.Load(), s.refused.Load(), s.unknown.Load(), s.received.Load(), s.repeated.Load(), s.slow.Load(), s.foreign.Load(),
+		s.disconnects.Load(), s.resyncs.Load(), s.lostNodes.Load(), s.loads.Load(), s.loadFailures.Load(), s.barriers.Load()}
+}
+
+var (
+	connectedDesc = prometheus.NewDesc("carillon_nats_connected", "1 while messages pass between NATS and this node, else 0.", nil, nil)
+	nodesDesc     = prometheus.NewDesc("carillon_nats_nodes", "Nodes that have been heard of lately, this one included.", nil, nil)
+	waitingDesc   = prometheus.NewDesc("carillon_nats_waiting_messages", "Messages that NATS has not acknowledged yet.", nil, nil)
+	followedDesc  = prometheus.NewDesc("carillon_nats_followed_names", "Topics and patterns that this node follows.", nil, nil)
+	publishedDesc = prometheus.NewDesc("carillon_nats_published_messages_total", "Messages for the cluster by what became of them.", []string{"result"}, nil)
+	receivedDesc  = prometheus.NewDesc("carillon_nats_received_messages_total", "Messages from other nodes and from JetStream by what became of them.", []string{"result"}, nil)
+	eventsDesc    = prometheus.NewDesc("carillon_nats_events_total", "What happened to this node's part of the cluster.", []string{"event"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (b *Broker) Describe(to chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{connectedDesc, nodesDesc, waitingDesc, followedDesc, publishedDesc, receivedDesc, eventsDesc} {
+		to <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (b *Broker) Collect(to chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64) { to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v) }
+	count := func(d *prometheus.Desc, v uint64, label string) {
+		to <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), label)
+	}
+	connected := 0.0
+	if b.Err() == nil {
+		connected = 1
+	}
+	gauge(connectedDesc, connected)
+	b.peers.mu.Lock()
+	nodes := 1 + len(b.peers.nodes)
+	b.peers.mu.Unlock()
+	gauge(nodesDesc, float64(nodes))
+	b.out.mu.Lock()
+	waiting := b.out.waiting
+	b.out.mu.Unlock()
+	gauge(waitingDesc, float64(waiting))
+	gauge(followedDesc, float64(b.follows.count.Load()))
+	s := b.Stats()
+	count(publishedDesc, s.Published, "acknowledged")
+	count(publishedDesc, s.Refused, "refused")
+	count(publishedDesc, s.Unknown, "unknown")
+	count(receivedDesc, s.Received, "delivered")
+	count(receivedDesc, s.Repeated, "repeated")
+	count(receivedDesc, s.Slow, "slow")
+	count(receivedDesc, s.Foreign, "foreign")
+	count(eventsDesc, s.Disconnects, "disconnect")
+	count(eventsDesc, s.Resyncs, "resync")
+	count(eventsDesc, s.LostNodes, "node_lost")
+	count(eventsDesc, s.Loads, "load")
+	count(eventsDesc, s.LoadFailures, "load_failed")
+	count(eventsDesc, s.Barriers, "follow_unconfirmed")
+}

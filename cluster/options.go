@@ -1,0 +1,281 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"carillon/server"
+)
+
+// Options say how a server joins a cluster. Every zero value is a default.
+type Options struct {
+	// Name is the cluster's: servers with the same name, on the same NATS, are one cluster. Letters, digits,
+	// - and _, at most 32. Default carillon.
+	Name string `yaml:"name"`
+
+	// Node is this server's name, for people and, with NATS.Embedded, for the NATS server, where no two may
+	// have the same one and where it must stay the same over restarts. Default: the host's name.
+	Node string `yaml:"node"`
+
+	NATS NATS `yaml:"nats"`
+
+	// Storage is where NATS keeps the messages of topics with history: file or memory. It cannot be changed
+	// later. Default file.
+	Storage string `yaml:"storage"`
+
+	// Replicas is on how many NATS servers these messages are, 1 to 5: with 3, one server may fail. Default
+	// 1; with NATS.Embedded one for each server that Routes makes known, this one included, but at most 3.
+	Replicas int `yaml:"replicas"`
+
+	// MaxBytes is how much NATS keeps for one topic rule, all its topics together; beyond it the oldest
+	// messages go. Default: no limit but that of the NATS servers.
+	MaxBytes server.Size `yaml:"max_bytes"`
+
+	// Timeout is how long a message may take to NATS and be acknowledged; after it nobody knows whether it
+	// arrived. Default 5 s, at most 10 s; it cannot be turned off.
+	Timeout time.Duration `yaml:"timeout"`
+
+	// StartTimeout is how long the start may take, that is, how long NATS is waited for. Default 1m; negative
+	// waits as long as it takes.
+	StartTimeout time.Duration `yaml:"start_timeout"`
+
+	// Logger gets what happens. Default slog.Default().
+	Logger *slog.Logger `yaml:"-"`
+}
+
+// NATS says where the NATS servers are, or that this process is to run one.
+type NATS struct {
+	// URL lists the servers: nats://host:port or tls://host:port, separated by commas. Either this or
+	// Embedded is needed.
+	URL string `yaml:"url"`
+
+	// At most one of these ways to authenticate. Credentials and NKey are names of files: of one with a JWT
+	// and a seed, as nsc makes them, and of one with a seed. With Embedded, User and Password are what the
+	// NATS servers of the cluster ask of each other, and of clients.
+	Credentials string        `yaml:"credentials"`
+	NKey        string        `yaml:"nkey"`
+	User        string        `yaml:"user"`
+	Password    server.Secret `yaml:"password"`
+	Token       server.Secret `yaml:"token"`
+
+	TLS TLS `yaml:"tls"`
+
+	// Embedded runs a NATS server in this process.
+	Embedded bool `yaml:"embedded"`
+
+	// Listen is where the embedded server takes other clients of NATS. Default off: none.
+	Listen string `yaml:"listen"`
+
+	// RoutesListen is where the embedded servers of the other nodes connect. Default off when there are no
+	// Routes, and else :6222.
+	RoutesListen string `yaml:"routes_listen"`
+
+	// Routes lists the nodes' RoutesListen, as host:port. This node's own may be among them, so that all nodes
+	// have the same list.
+	Routes []string `yaml:"routes"`
+
+	// StoreDir is the embedded server's directory, one for each. Needed when a topic has history.
+	StoreDir string `yaml:"store_dir"`
+}
+
+// TLS names files in PEM. With NATS.Embedded they are for the connections between the servers, which then
+// ask each other for certificates, and for Listen.
+type TLS struct {
+	CA   string `yaml:"ca"`   // whom to trust; default: the system's
+	Cert string `yaml:"cert"` // of this node
+	Key  string `yaml:"key"`
+}
+
+// complete fills in the defaults that depend on other options, or on the host.
+func (o *Options) complete() error {
+	if o.Node == "" {
+		var err error
+		if o.Node, err = os.Hostname(); err != nil {
+			return &server.OptionError{Key: "cluster.node", Problem: "is missing, and this host has no name: " + err.Error()}
+		}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if n := &o.NATS; n.RoutesListen == "" {
+		n.RoutesListen = off
+		if len(n.Routes) > 0 {
+			n.RoutesListen = ":6222"
+		}
+	}
+	if o.Replicas == 0 {
+		o.Replicas = 1
+		if o.NATS.Embedded {
+			o.Replicas = min(3, 1+len(o.NATS.others()))
+		}
+	}
+	return nil
+}
+
+// Enabled says whether there is to be a cluster.
+func (o *Options) Enabled() bool { return o.NATS.URL != "" || o.NATS.Embedded }
+
+// off is how an address is turned off.
+const off = "off"
+
+// maxReplicas is NATS's own bound.
+const maxReplicas = 5
+
+type problems []error
+
+func (p *problems) add(key, format string, args ...any) {
+	*p = append(*p, &server.OptionError{Key: "cluster." + key, Problem: fmt.Sprintf(format, args...)})
+}
+
+// Resolve returns a copy in which every zero is replaced by its default, after checking each value. Node, Logger,
+// Replicas and NATS.RoutesListen stay zero, since their defaults depend on the host, or on other options. The
+// error joins one [server.OptionError], whose key begins with "cluster.", for each problem.
+func (o Options) Resolve() (Options, error) {
+	var p problems
+	if o.Name == "" {
+		o.Name = "carillon"
+	}
+	if !isWord(o.Name) {
+		p.add("name", "%.40q is no name: expected 1 to 32 letters, digits, - or _", o.Name)
+	}
+	if len(o.Node) > 128 || strings.ContainsFunc(o.Node, func(r rune) bool { return r <= ' ' || r == 127 }) {
+		p.add("node", "%.40q is no name: expected at most 128 bytes without spaces", o.Node)
+	}
+	switch o.Storage {
+	case "":
+		o.Storage = "file"
+	case "file", "memory":
+	default:
+		p.add("storage", "%q is unknown: expected file or memory", o.Storage)
+	}
+	if o.Replicas < 0 || o.Replicas > maxReplicas {
+		p.add("replicas", "%d is out of range: expected 1 to %d, or 0 for the default", o.Replicas, maxReplicas)
+	}
+	o.MaxBytes = max(o.MaxBytes, -1)
+	if o.MaxBytes == 0 {
+		o.MaxBytes = -1
+	}
+	p.duration("timeout", &o.Timeout, 5*time.Second, 10*time.Second, false)
+	p.duration("start_timeout", &o.StartTimeout, time.Minute, 24*time.Hour, true)
+	o.NATS.resolve(&p)
+	return o, errors.Join(p...)
+}
+
+func (p *problems) duration(key string, d *time.Duration, def, most time.Duration, canBeOff bool) {
+	switch {
+	case *d == 0:
+		*d = def
+	case *d < 0 && canBeOff:
+		*d = -1
+	case *d < 100*time.Millisecond || *d > most:
+		p.add(key, "%v is out of range: expected 100ms to %v", *d, most)
+	}
+}
+
+func (n *NATS) resolve(p *problems) {
+	if n.URL != "" && n.Embedded {
+		p.add("nats.embedded", "excludes nats.url: expected one of them")
+	}
+	for _, one := range n.urls() {
+		u, err := url.Parse(one)
+		if err != nil || u.Host == "" || u.Scheme != "nats" && u.Scheme != "tls" && u.Scheme != "ws" && u.Scheme != "wss" {
+			p.add("nats.url", "%.60q is no address of a NATS server: expected such as nats://10.0.0.1:4222", hideUser(one))
+		}
+	}
+	ways := 0
+	for _, given := range []bool{n.Credentials != "", n.NKey != "", n.User != "" || n.Password != "", n.Token != ""} {
+		if given {
+			ways++
+		}
+	}
+	if ways > 1 {
+		p.add("nats", "has several of credentials, nkey, user and token: expected at most one")
+	}
+	if n.Embedded && (n.Credentials != "" || n.NKey != "" || n.Token != "") {
+		p.add("nats", "has credentials, nkey or token beside embedded: expected user and password")
+	}
+	for key, secret := range map[string]server.Secret{"password": n.Password, "token": n.Token} {
+		if secret != "" && string(secret) == secret.String() {
+			p.add("nats."+key, "%s stands for a secret that is not shown: set it, such as by the environment", secret)
+		}
+	}
+	if (n.User == "") != (n.Password == "") {
+		p.add("nats.user", "and nats.password go together: expected both or none")
+	}
+	if (n.TLS.Cert == "") != (n.TLS.Key == "") {
+		p.add("nats.tls.cert", "and nats.tls.key go together: expected both or none")
+	}
+	n.resolveEmbedded(p)
+}
+
+func (n *NATS) resolveEmbedded(p *problems) {
+	if !n.Embedded {
+		for key, given := range map[string]bool{"listen": n.Listen != "" && n.Listen != off, "routes": len(n.Routes) > 0,
+			"routes_listen": n.RoutesListen != "" && n.RoutesListen != off, "store_dir": n.StoreDir != ""} {
+			if given {
+				p.add("nats."+key, "is for an embedded server: expected nats.embedded: true with it")
+			}
+		}
+	}
+	if n.TLS.CA != "" && n.TLS.Cert == "" && n.Embedded {
+		p.add("nats.tls.cert", "is missing: embedded servers show each other certificates")
+	}
+	if n.Listen == "" {
+		n.Listen = off
+	}
+	for key, address := range map[string]string{"listen": n.Listen, "routes_listen": n.RoutesListen} {
+		if _, _, err := hostPort(address); address != off && address != "" && err != nil {
+			p.add("nats."+key, "%q is not an address: expected host:port, or off", address)
+		}
+	}
+	if n.RoutesListen == off && len(n.Routes) > 0 {
+		p.add("nats.routes_listen", "is off: with nats.routes the others have to find this server, too")
+	}
+	for i, r := range n.Routes {
+		if host, port, err := hostPort(r); err != nil || host == "" || port == 0 {
+			p.add(fmt.Sprintf("nats.routes[%d]", i), "%q is not an address: expected host:port", r)
+		}
+	}
+}
+
+func hostPort(address string) (host string, port int, err error) {
+	host, text, err := net.SplitHostPort(address)
+	if err != nil {
+		return "", 0, err
+	}
+	n, err := strconv.ParseUint(text, 10, 16)
+	return host, int(n), err
+}
+
+// urls returns the servers of URL.
+func (n *NATS) urls() []string {
+	var list []string
+	for one := range strings.SplitSeq(n.URL, ",") {
+		if one = strings.TrimSpace(one); one != "" {
+			list = append(list, one)
+		}
+	}
+	return list
+}
+
+// hideUser cuts what may be a password out of a URL that is going to be shown.
+func hideUser(u string) string {
+	if at := strings.LastIndexByte(u, '@'); at >= 0 {
+		scheme, _, _ := strings.Cut(u, "//")
+		return scheme + "//" + u[at+1:]
+	}
+	return u
+}
+
+func isWord(s string) bool {
+	return s != "" && len(s) <= 32 && !strings.ContainsFunc(s, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_')
+	})
+}

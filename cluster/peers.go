@@ -1,0 +1,199 @@
+package cluster
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"carillon/server"
+
+	"github.com/nats-io/nats.go"
+)
+
+// A node is gone when it has not been heard of for silence. The times are those at which heartbeats arrive, by
+// this node's clock.
+const (
+	heartbeatInterval = time.Second
+	silence           = 5 * time.Second
+)
+
+// heartbeat is what nodes tell each other.
+type heartbeat struct {
+	Wire    int             `json:"wire"`
+	Info    server.NodeInfo `json:"info"`
+	Count   uint64          `json:"count"`   // of this node's heartbeats
+	Server  string          `json:"server"`  // the id of its NATS server
+	Rules   string          `json:"rules"`   // what its topics keep
+	Leaving bool            `json:"leaving"` // this is its last one
+}
+
+// peers are the other nodes.
+type peers struct {
+	mu     sync.Mutex
+	nodes  map[string]*peer    // guarded by mu
+	warned map[string]struct{} // guarded by mu: nodes with other rules
+	count  uint64              // owned by the heartbeats' goroutine, and by Stop after it
+}
+
+type peer struct {
+	info   server.NodeInfo
+	count  uint64
+	server string
+}
+
+func (p *peers) init() { p.nodes, p.warned = map[string]*peer{}, map[string]struct{}{} }
+
+func idOf(number uint64) string { return fmt.Sprintf("%016x", number) }
+
+func (b *Broker) self() server.NodeInfo {
+	info := b.node.Info()
+	info.ID, info.Heard, info.Lag = b.id, time.Now(), b.in.lag().Seconds()
+	if info.Name == "" {
+		info.Name = b.o.Node
+	}
+	if info.Started.IsZero() {
+		info.Started = b.started
+	}
+	return info
+}
+
+func (b *Broker) heartbeats() {
+	for {
+		b.beat(false)
+		b.silent(time.Now())
+		if !b.sleep(heartbeatInterval) {
+			return
+		}
+	}
+}
+
+func (b *Broker) beat(leaving bool) {
+	b.peers.mu.Lock()
+	b.peers.count++
+	count := b.peers.count
+	b.peers.mu.Unlock()
+	text, err := json.Marshal(heartbeat{Wire: wireVersion, Info: b.self(), Count: count, Server: *b.serverID.Load(), Rules: b.rules(), Leaving: leaving})
+	if err == nil {
+		_ = b.nc.Publish(b.names.heartbeats(), text) // without a connection nobody can hear it
+	}
+}
+
+// greeting is how long a node waits at its start for what others say of themselves.
+const greeting = 200 * time.Millisecond
+
+// greet makes this node and the others known to each other. A subscription is certain to have arrived only at nodes
+// that are known.
+func (b *Broker) greet() {
+	if b.embedded != nil && len(b.o.NATS.others()) > 0 {
+		for end := time.Now().Add(10 * greeting); b.embedded.NumRoutes() == 0 && time.Now().Before(end); {
+			b.sleep(greeting / 10)
+		}
+	}
+	b.beat(false)
+	b.sleep(greeting)
+}
+
+// farewell tells the others that this node leaves.
+func (b *Broker) farewell() {
+	b.beat(true)
+	_ = b.nc.FlushTimeout(time.Second)
+}
+
+// rules says what this node's topics keep, for comparison.
+func (b *Broker) rules() string {
+	var list []string
+	for _, st := range b.streams {
+		if st != nil {
+			list = append(list, fmt.Sprintf("%s %d %v", st.match, st.history, st.config.MaxAge))
+		}
+	}
+	return ruleID(strings.Join(list, "\n"))
+}
+
+// heard takes a heartbeat.
+func (b *Broker) heard(m *nats.Msg) {
+	var h heartbeat
+	if err := json.Unmarshal(m.Data, &h); err != nil || h.Info.ID == "" || h.Info.ID == b.id {
+		b.stats.foreign.Add(1)
+		return
+	}
+	h.Info.Heard = time.Now()
+	p := &b.peers
+	p.mu.Lock()
+	before := p.nodes[h.Info.ID]
+	differs := false
+	if h.Leaving {
+		delete(p.nodes, h.Info.ID)
+	} else {
+		p.nodes[h.Info.ID] = &peer{h.Info, h.Count, h.Server}
+		if _, warned := p.warned[h.Info.ID]; h.Rules != b.rules() && !warned {
+			p.warned[h.Info.ID], differs = struct{}{}, true
+		}
+	}
+	p.mu.Unlock()
+	switch {
+	case h.Leaving && before != nil:
+		b.log.Info("a node has left the cluster", "node", h.Info.Name, "id", h.Info.ID)
+	case h.Leaving:
+	case before == nil:
+		b.beat(false) // so that it knows this one at once
+		b.log.Info("a node is in the cluster", "node", h.Info.Name, "id", h.Info.ID, "version", h.Info.Version)
+		if h.Count > 1 && time.Since(b.started) > silence {
+			b.resync("node " + h.Info.Name + " was not heard of for a while")
+		}
+	case h.Count > before.count+1:
+		b.resync(fmt.Sprintf("%d heartbeats of node %s are missing", h.Count-before.count-1, h.Info.Name))
+	}
+	if differs {
+		b.log.Warn("another node of the cluster has other topic rules: what is kept is what the node says that started last",
+			"node", h.Info.Name, "id", h.Info.ID)
+	}
+}
+
+// silent forgets nodes that have not been heard of.
+func (b *Broker) silent(now time.Time) {
+	b.peers.mu.Lock()
+	defer b.peers.mu.Unlock()
+	for id, p := range b.peers.nodes {
+		if now.Sub(p.info.Heard) > silence {
+			delete(b.peers.nodes, id)
+			b.stats.lostNodes.Add(1)
+			b.log.Warn("a node is not heard of any more", "node", p.info.Name, "id", id)
+		}
+	}
+}
+
+// Nodes implements [server.Broker].
+func (b *Broker) Nodes() []server.NodeInfo {
+	if b.node == nil {
+		return nil
+	}
+	self := b.self()
+	b.peers.mu.Lock()
+	defer b.peers.mu.Unlock()
+	var list []server.NodeInfo
+	for _, p := range b.peers.nodes {
+		list = append(list, p.info)
+	}
+	slices.SortFunc(list, func(a, b server.NodeInfo) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
+	})
+	return append([]server.NodeInfo{self}, list...)
+}
+
+// others returns the ids of the other nodes, or of those only that are connected to other NATS servers.
+func (b *Broker) others(elsewhere bool) map[string]bool {
+	b.peers.mu.Lock()
+	defer b.peers.mu.Unlock()
+	ids := map[string]bool{}
+	for id, p := range b.peers.nodes {
+		if !elsewhere || p.server != *b.serverID.Load() {
+			ids[id] = true
+		}
+	}
+	return ids
+}

@@ -1,0 +1,327 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"carillon/server"
+
+	"github.com/nats-io/nats.go"
+)
+
+// What may wait for NATS, or for its acknowledgement; more is refused as overload.
+const (
+	mostWaiting      = 100_000
+	mostWaitingBytes = 64 << 20
+	costOfWaiting    = 256 // beside the payload
+)
+
+// outgoing is a message on its way to NATS.
+type outgoing struct {
+	subject string
+	data    []byte
+	key     string  // of a message for a stream
+	stream  *stream // nil for a passing message
+	epoch   string  // of the stream
+
+	done func(server.Position, error)
+	size int // set when it is put into the outbox
+}
+
+// outbox is the queue of the goroutine that writes to NATS, so that nobody else waits for a socket.
+type outbox struct {
+	wake chan struct{} // immutable
+
+	mu      sync.Mutex
+	list    []*outgoing // guarded by mu
+	waiting int         // guarded by mu: in the list, or not acknowledged
+	bytes   int         // guarded by mu
+	closed  bool        // guarded by mu
+	count   uint64      // of passing messages; owned by the writer
+}
+
+func (q *outbox) put(o *outgoing) error {
+	o.size = len(o.data) + len(o.subject) + costOfWaiting
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	switch {
+	case q.closed:
+		return server.ErrNoCluster
+	case q.waiting >= mostWaiting || q.bytes+o.size > mostWaitingBytes:
+		return server.ErrOverloaded
+	}
+	q.waiting++
+	q.bytes += o.size
+	if q.list = append(q.list, o); len(q.list) == 1 {
+		wake(q.wake)
+	}
+	return nil
+}
+
+func (q *outbox) take() []*outgoing {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	list := q.list
+	q.list = nil
+	return list
+}
+
+func (q *outbox) release(o *outgoing) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.waiting--
+	q.bytes -= o.size
+}
+
+// drainTime is how long the end waits for acknowledgements.
+const drainTime = 2 * time.Second
+
+// drained waits until everything is acknowledged.
+func (q *outbox) drained(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, drainTime)
+	defer cancel()
+	for ctx.Err() == nil {
+		q.mu.Lock()
+		n := q.waiting
+		q.mu.Unlock()
+		if n == 0 {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func (q *outbox) close() {
+	q.mu.Lock()
+	q.closed = true
+	q.mu.Unlock()
+	wake(q.wake)
+}
+
+func wake(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// PublishPassing implements [server.Broker].
+func (b *Broker) PublishPassing(p server.Publication, incarnation, seq uint64, done func(error)) {
+	e := envelope{from: b.number, incarnation: incarnation, seq: seq, at: time.Now().UnixMilli(), format: byte(p.Format)}
+	b.put(&outgoing{subject: b.names.passing(p.Topic), data: e.seal(p.Payload), done: func(_ server.Position, err error) { done(err) }})
+}
+
+// Broadcast implements [server.Broker].
+func (b *Broker) Broadcast(path string, op server.Opcode, payload []byte, seq uint64, done func(error)) {
+	e := envelope{from: b.number, seq: seq, at: time.Now().UnixMilli(), format: byte(op)}
+	b.put(&outgoing{subject: b.names.broadcast(path), data: e.seal(payload), done: func(_ server.Position, err error) { done(err) }})
+}
+
+// PublishKept implements [server.Broker].
+func (b *Broker) PublishKept(p server.Publication, rule int, done func(server.Position, error)) {
+	if rule < 0 || rule >= len(b.streams) || b.streams[rule] == nil {
+		go done(server.Position{}, errNotStarted)
+		return
+	}
+	st := b.streams[rule]
+	epoch := st.epochNow()
+	o := &outgoing{subject: b.names.store(st.id, epoch, p.Topic), data: sealKept(&p), stream: st, epoch: epoch, done: done}
+	if p.Key != "" {
+		o.key = epoch + " " + p.Topic + " " + p.Key // only the key may have spaces
+	}
+	b.put(o)
+}
+
+func (b *Broker) put(o *outgoing) {
+	err := errNotStarted
+	if b.ready.Load() {
+		err = b.out.put(o)
+	}
+	if err != nil {
+		b.stats.refused.Add(1)
+		go o.done(server.Position{}, err) // the caller may hold a lock that done needs
+	}
+}
+
+func (b *Broker) finish(o *outgoing, p server.Position, err error) {
+	b.out.release(o)
+	switch {
+	case err == nil:
+		b.stats.published.Add(1)
+	case errors.Is(err, server.ErrNoCluster) || errors.Is(err, server.ErrOverloaded) || errors.Is(err, server.ErrTooLarge):
+		b.stats.refused.Add(1)
+	default:
+		b.stats.unknown.Add(1)
+	}
+	o.done(p, err)
+}
+
+// writer hands everything to the NATS client in the order in which it was published.
+func (b *Broker) writer() {
+	for {
+		select {
+		case <-b.out.wake:
+		case <-b.quit:
+			for _, o := range b.out.take() {
+				b.finish(o, server.Position{}, server.ErrNoCluster)
+			}
+			return
+		}
+		list := b.out.take()
+		connection := b.nc.Stats().Reconnects
+		var sent []*outgoing
+		for _, o := range list {
+			if o.stream != nil {
+				b.store(o)
+				continue
+			}
+			b.out.count++
+			setCount(o.data, b.out.count)
+			if err := b.nc.Publish(o.subject, o.data); err != nil {
+				b.finish(o, server.Position{}, b.publishError(err))
+				continue
+			}
+			o.data = nil // the client has copied it
+			sent = append(sent, o)
+		}
+		b.commits.add(sent, connection)
+	}
+}
+
+// publishError says what an error of the NATS client means for the message.
+func (b *Broker) publishError(err error) error {
+	switch {
+	case errors.Is(err, nats.ErrReconnectBufExceeded), errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrConnectionReconnecting),
+		errors.Is(err, nats.ErrDisconnected), errors.Is(err, nats.ErrConnectionDraining):
+		return fmt.Errorf("%w: not connected to NATS", server.ErrNoCluster)
+	case errors.Is(err, nats.ErrMaxPayload):
+		return fmt.Errorf("%w, or than NATS takes: max_payload is %d bytes", server.ErrTooLarge, b.nc.MaxPayload())
+	}
+	return fmt.Errorf("%w: %w", errUnknown, err)
+}
+
+// commits are messages that have been written. One PING and PONG says of all of them that NATS has them.
+type commits struct {
+	wake chan struct{} // immutable
+
+	mu   sync.Mutex
+	list []commit // guarded by mu
+}
+
+type commit struct {
+	sent       []*outgoing
+	connection uint64 // over which they were sent
+}
+
+func (c *commits) add(sent []*outgoing, connection uint64) {
+	if len(sent) == 0 {
+		return
+	}
+	c.mu.Lock()
+	c.list = append(c.list, commit{sent, connection})
+	c.mu.Unlock()
+	wake(c.wake)
+}
+
+func (c *commits) take() []commit {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	list := c.list
+	c.list = nil
+	return list
+}
+
+func (b *Broker) committer() {
+	for {
+		select {
+		case <-b.commits.wake:
+		case <-b.quit:
+			b.commit(errUnknown)
+			return
+		}
+		list := b.commits.take()
+		err := b.nc.FlushTimeout(b.o.Timeout)
+		connection := b.nc.Stats().Reconnects
+		for _, c := range list {
+			err := err
+			if err != nil {
+				err = fmt.Errorf("%w: %w", errUnknown, err)
+			} else if c.connection != connection {
+				err = fmt.Errorf("%w: the connection was lost", errUnknown)
+			}
+			for _, o := range c.sent {
+				b.finish(o, server.Position{}, err)
+			}
+		}
+	}
+}
+
+func (b *Broker) commit(err error) {
+	for _, c := range b.commits.take() {
+		for _, o := range c.sent {
+			b.finish(o, server.Position{}, err)
+		}
+	}
+}
+
+// apiError is how JetStream refuses.
+type apiError struct {
+	Code        int    `json:"code"`
+	ErrCode     int    `json:"err_code"`
+	Description string `json:"description"`
+}
+
+func (e *apiError) Error() string { return "JetStream: " + e.Description }
+
+// store publishes a message for a stream.
+func (b *Broker) store(o *outgoing) {
+	m := &nats.Msg{Subject: o.subject, Data: o.data}
+	o.data = nil
+	if o.key != "" {
+		m.Header = nats.Header{"Nats-Msg-Id": {o.key}}
+	}
+	var token string
+	m.Reply, token = b.calls.open(b.o.Timeout, func(ack *nats.Msg, err error) bool {
+		p, err := o.stream.acknowledged(ack, err)
+		p.Epoch = o.epoch
+		b.finish(o, p, err)
+		return false
+	})
+	if err := b.nc.PublishMsg(m); err != nil && b.calls.close(token) {
+		b.finish(o, server.Position{}, b.publishError(err))
+	}
+}
+
+// acknowledged reads JetStream's answer to a message.
+func (st *stream) acknowledged(ack *nats.Msg, err error) (p server.Position, _ error) {
+	if err != nil {
+		if errors.Is(err, errTimeout) {
+			st.late.Store(time.Now().UnixNano())
+			return p, fmt.Errorf("%w: no answer from JetStream", errUnknown)
+		}
+		return p, err
+	}
+	if isStatus(ack, "503") {
+		return p, fmt.Errorf("%w: no JetStream server is responsible for the topic", server.ErrNoCluster)
+	}
+	var answer struct {
+		Seq   uint64    `json:"seq"`
+		Error *apiError `json:"error"`
+	}
+	if err := json.Unmarshal(ack.Data, &answer); err != nil {
+		return p, fmt.Errorf("%w: JetStream's answer: %w", errUnknown, err)
+	}
+	if answer.Error != nil {
+		return p, fmt.Errorf("%w: %w", server.ErrNoCluster, answer.Error)
+	}
+	st.late.Store(0)
+	return server.Position{Offset: answer.Seq}, nil
+}
+
+func isStatus(m *nats.Msg, code string) bool {
+	return len(m.Data) == 0 && m.Header != nil && m.Header.Get("Status") == code
+}

@@ -1,0 +1,442 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"carillon/server"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// epochKey is where a stream's metadata have the epoch of its offsets.
+const epochKey = "carillon-epoch"
+
+// dedupWindow is how long JetStream knows the keys of messages.
+const dedupWindow = 5 * time.Minute
+
+// stream is what JetStream keeps for a topic rule.
+type stream struct {
+	// Immutable.
+	match   string
+	id      string // of the rule, in subjects
+	name    string // in JetStream
+	history int
+	config  jetstream.StreamConfig
+
+	// Owned by the receiver.
+	received      uint64 // the last sequence
+	receivedEpoch string
+
+	late  atomic.Int64 // when a publication timed out after which none has succeeded
+	down  atomic.Pointer[error]
+	fails int // of the probe, one after the other; owned by the probe
+
+	mu      sync.Mutex
+	epoch   string                     // guarded by mu
+	highest uint64                     // guarded by mu: of the sequences that its leader has told
+	back    int                        // guarded by mu: how often in a row it has told a lower one
+	asking  bool                       // guarded by mu
+	waiting []func(streamState, error) // guarded by mu
+}
+
+// streamState is what the stream's leader says of it.
+type streamState struct {
+	First uint64 `json:"first_seq"` // what was before it was removed, from all subjects
+	Last  uint64 `json:"last_seq"`
+	epoch string
+}
+
+func (b *Broker) prepareStreams(rules []server.TopicRule) {
+	b.streams = make([]*stream, len(rules))
+	for i, r := range rules {
+		if r.History <= 0 {
+			continue
+		}
+		id := ruleID(r.Match)
+		if b.byRule[id] != nil {
+			b.streams[i] = b.byRule[id] // no topic has it: the first rule that matches is a topic's
+			continue
+		}
+		st := &stream{match: r.Match, id: id, name: b.names.stream(id), history: r.History}
+		st.config = jetstream.StreamConfig{
+			Name:              st.name,
+			Description:       "carillon: topics " + r.Match,
+			Retention:         jetstream.LimitsPolicy,
+			Discard:           jetstream.DiscardOld,
+			MaxMsgsPerSubject: int64(r.History),
+			MaxBytes:          int64(b.o.MaxBytes),
+			MaxMsgs:           -1,
+			MaxConsumers:      -1,
+			MaxMsgSize:        -1,
+			Replicas:          b.o.Replicas,
+			AllowDirect:       true,
+			Duplicates:        dedupWindow,
+			Storage:           jetstream.FileStorage,
+		}
+		if b.o.Storage == "memory" {
+			st.config.Storage = jetstream.MemoryStorage
+		}
+		if r.MaxAge > 0 {
+			st.config.MaxAge = r.MaxAge
+			st.config.Duplicates = min(dedupWindow, r.MaxAge) // JetStream allows no more
+		}
+		b.streams[i], b.byRule[id] = st, st
+	}
+}
+
+// configIn is the stream's configuration in an epoch.
+func (b *Broker) configIn(st *stream, epoch string) jetstream.StreamConfig {
+	c := st.config
+	c.Metadata = map[string]string{epochKey: epoch}
+	c.Subjects = []string{b.names.store(st.id, epoch, ">")}
+	c.RePublish = &jetstream.RePublish{Source: c.Subjects[0], Destination: b.names.stored(st.id, epoch, ">")}
+	return c
+}
+
+func (st *stream) epochNow() string {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.epoch
+}
+
+// lateFor is how long after a publication that timed out the stream counts as away, unless one succeeds.
+const lateFor = 10 * time.Second
+
+// err says why messages do not pass, or nil.
+func (st *stream) err() error {
+	if down := st.down.Load(); down != nil {
+		return *down
+	}
+	if at := st.late.Load(); at != 0 && time.Since(time.Unix(0, at)) < lateFor {
+		return errors.New("JetStream has not acknowledged a message in time")
+	}
+	return nil
+}
+
+// awaitStreams makes the streams, and waits for JetStream as long as ctx allows.
+func (b *Broker) awaitStreams(ctx context.Context) error {
+	told := time.Now()
+	for _, st := range b.streams {
+		for st != nil && st.epochNow() == "" {
+			err := b.ensure(ctx, st)
+			if err == nil {
+				break
+			}
+			if errors.Is(err, errConfig) {
+				return err
+			}
+			if time.Since(told) > progress {
+				told = time.Now()
+				b.log.Warn("waiting for JetStream", "topics", st.match, "error", err)
+			}
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("prepare JetStream for topics %s: %w (%v)", st.match, err, context.Cause(ctx))
+			case <-time.After(jitter(500 * time.Millisecond)):
+			}
+		}
+	}
+	return nil
+}
+
+var errConfig = errors.New("the stream cannot be had like this")
+
+// ensure makes the stream, or gives it the configuration that this node has.
+func (b *Broker) ensure(ctx context.Context, st *stream) error {
+	js, err := jetstream.New(b.nc)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, min(b.o.Timeout, 3*time.Second)) // it is tried again
+	defer cancel()
+	for {
+		s, err := js.Stream(ctx, st.name)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			if s, err = js.CreateStream(ctx, b.configIn(st, newEpoch())); errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+				continue // another node was faster
+			}
+			if err == nil {
+				b.log.Info("made a stream in JetStream", "stream", st.name, "topics", st.match)
+			}
+		}
+		if err != nil {
+			return st.explain(err)
+		}
+		return b.adopt(ctx, js, st, s.CachedInfo())
+	}
+}
+
+// explain tells errors that last from those that pass.
+func (st *stream) explain(err error) error {
+	var api *jetstream.APIError
+	if errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount) {
+		return fmt.Errorf("%w: topics %s have history, which needs JetStream: %w", errConfig, st.match, err)
+	}
+	if errors.Is(err, nats.ErrNoResponders) {
+		return fmt.Errorf("nobody answers, is JetStream enabled on the NATS servers? %w", err)
+	}
+	// 10052 is an invalid configuration, 10065 an overlap with another stream's subjects.
+	if errors.As(err, &api) && (api.ErrorCode == 10052 || api.ErrorCode == 10065) {
+		return fmt.Errorf("%w: stream %s for topics %s: %w", errConfig, st.name, st.match, err)
+	}
+	return err
+}
+
+// adopt takes a stream that exists, and changes it where it is not what this node's options say.
+func (b *Broker) adopt(ctx context.Context, js jetstream.JetStream, st *stream, info *jetstream.StreamInfo) error {
+	have, epoch := info.Config, info.Config.Metadata[epochKey]
+	if have.Storage != st.config.Storage {
+		return fmt.Errorf("%w: topics %s are kept in stream %s with storage %v, and cluster.storage says %v: JetStream cannot change that;"+
+			" use the same, another cluster.name, or delete the stream", errConfig, st.match, st.name, have.Storage, st.config.Storage)
+	}
+	// A memory stream that has lost its messages counts from 1 again, below the same name: the offsets that
+	// were given out before must not pass for new ones. As long as it is empty, a new epoch harms nobody.
+	if epoch == "" || info.State.LastSeq == 0 && time.Since(info.Created) > time.Second && have.Storage == jetstream.MemoryStorage {
+		epoch = newEpoch()
+	}
+	want := b.configIn(st, epoch)
+	if sameStream(&have, &want) {
+		st.setEpoch(epoch)
+		return nil
+	}
+	b.log.Info("changing a stream in JetStream to what this node's options say", "stream", st.name, "topics", st.match)
+	info, err := updated(js.UpdateStream(ctx, want))
+	if err != nil {
+		return st.explain(err)
+	}
+	st.setEpoch(info.Config.Metadata[epochKey])
+	return nil
+}
+
+func updated(s jetstream.Stream, err error) (*jetstream.StreamInfo, error) {
+	if err != nil {
+		return nil, err
+	}
+	return s.CachedInfo(), nil
+}
+
+// sameStream compares what nodes set.
+func sameStream(a, b *jetstream.StreamConfig) bool {
+	return slices.Equal(a.Subjects, b.Subjects) && a.MaxMsgsPerSubject == b.MaxMsgsPerSubject && a.MaxBytes == b.MaxBytes &&
+		a.MaxAge == b.MaxAge && a.Replicas == b.Replicas && a.Duplicates == b.Duplicates && a.AllowDirect == b.AllowDirect &&
+		a.RePublish != nil && *a.RePublish == *b.RePublish && a.Discard == b.Discard
+}
+
+func newEpoch() string {
+	const bits = 41 // eight characters
+	return strconv.FormatUint(1<<(bits-1)|rand.Uint64N(1<<(bits-1)), 36)
+}
+
+func (st *stream) setEpoch(epoch string) (changed bool) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	changed = st.epoch != "" && st.epoch != epoch
+	st.epoch = epoch
+	return changed
+}
+
+// info asks the stream's leader. The question is sent after the call, so that the answer holds for some
+// moment after it; questions that wait at the same time are asked once.
+//
+// When the leader's answer is there, the leader's NATS server knows what this node has subscribed to before the
+// call: interest and question went the same way, in this order. So what the leader stores from then on comes
+// here.
+func (b *Broker) info(st *stream, done func(streamState, error)) {
+	st.mu.Lock()
+	st.waiting = append(st.waiting, done)
+	ask := !st.asking
+	st.asking = true
+	st.mu.Unlock()
+	if ask {
+		b.askInfo(st)
+	}
+}
+
+func (b *Broker) askInfo(st *stream) {
+	st.mu.Lock()
+	list := st.waiting
+	st.waiting = nil
+	st.asking = len(list) > 0
+	st.mu.Unlock()
+	if len(list) == 0 {
+		return
+	}
+	b.request("$JS.API.STREAM.INFO."+st.name, nil, infoTimeout, func(m *nats.Msg, err error) {
+		state, err := readState(m, err)
+		for _, done := range list {
+			done(state, err)
+		}
+		go b.askInfo(st)
+	})
+}
+
+func readState(m *nats.Msg, err error) (streamState, error) {
+	if err != nil {
+		return streamState{}, err
+	}
+	if isStatus(m, "503") {
+		return streamState{}, errNoLeader
+	}
+	var answer struct {
+		Config struct {
+			Metadata map[string]string `json:"metadata"`
+		} `json:"config"`
+		State streamState `json:"state"`
+		Error *apiError   `json:"error"`
+	}
+	if err := json.Unmarshal(m.Data, &answer); err != nil {
+		return streamState{}, fmt.Errorf("JetStream's answer: %w", err)
+	}
+	if answer.Error != nil {
+		return streamState{}, answer.Error
+	}
+	answer.State.epoch = answer.Config.Metadata[epochKey]
+	return answer.State, nil
+}
+
+var errNoLeader = errors.New("JetStream does not answer")
+
+// infoTimeout is how long the leader has for its answer.
+const infoTimeout = 2 * time.Second
+
+// request sends a question that has one answer.
+func (b *Broker) request(subject string, body []byte, timeout time.Duration, done func(*nats.Msg, error)) {
+	reply, token := b.calls.open(timeout, func(m *nats.Msg, err error) bool {
+		done(m, err)
+		return false
+	})
+	if err := b.nc.PublishMsg(&nats.Msg{Subject: subject, Reply: reply, Data: body}); err != nil && b.calls.close(token) {
+		done(nil, b.publishError(err))
+	}
+}
+
+// await is request for a goroutine that may wait.
+func (b *Broker) await(subject string, body []byte, timeout time.Duration) (*nats.Msg, error) {
+	type answer struct {
+		m   *nats.Msg
+		err error
+	}
+	c := make(chan answer, 1)
+	b.request(subject, body, timeout, func(m *nats.Msg, err error) { c <- answer{m, err} })
+	a := <-c
+	return a.m, a.err
+}
+
+func (b *Broker) awaitInfo(st *stream) (streamState, error) {
+	type answer struct {
+		s   streamState
+		err error
+	}
+	c := make(chan answer, 1)
+	b.info(st, func(s streamState, err error) { c <- answer{s, err} })
+	a := <-c
+	return a.s, a.err
+}
+
+// refresh finds out whether the stream is still the same, and makes it again if it is gone.
+func (b *Broker) refresh(st *stream) error {
+	state, err := b.awaitInfo(st)
+	var api *apiError
+	switch {
+	case errors.As(err, &api) && api.ErrCode == 10059: // there is none
+		b.log.Warn("a stream is gone from JetStream, with its messages", "stream", st.name, "topics", st.match)
+		before := st.epochNow()
+		b.sleep(graveTime)
+		if err = b.ensure(context.Background(), st); err == nil && st.epochNow() != before {
+			b.resync("the stream of topics " + st.match + " was made again")
+		}
+	case err == nil && st.setEpoch(state.epoch):
+		b.resync("the stream of topics " + st.match + " is another one")
+	case err == nil && st.wentBack(state.Last):
+		b.log.Warn("a stream has lost its newest messages, and gives their offsets again: a new epoch begins", "stream", st.name,
+			"topics", st.match)
+		if err = b.renew(st); err == nil {
+			b.resync("the stream of topics " + st.match + " has lost messages")
+		}
+	}
+	return err
+}
+
+// graveTime is how long a stream has to be gone before it is made again. NATS says that a stream is gone while it
+// still removes the files; one that is made meanwhile finds some of them, and answers nothing any more.
+const graveTime = time.Second
+
+// wentBack says whether the stream has lost messages at its end, as a memory stream does when all its
+// servers restart, and a file when a machine loses power. A leader that has not noticed yet that it is
+// none any more may say so, too; so it takes several times.
+func (st *stream) wentBack(last uint64) bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if last >= st.highest {
+		st.highest, st.back = last, 0
+		return false
+	}
+	if st.back++; st.back < 3 {
+		return false
+	}
+	st.highest, st.back = last, 0
+	return true
+}
+
+// renew gives the stream's offsets a new epoch.
+func (b *Broker) renew(st *stream) error {
+	js, err := jetstream.New(b.nc)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), b.o.Timeout)
+	defer cancel()
+	info, err := updated(js.UpdateStream(ctx, b.configIn(st, newEpoch())))
+	if err == nil {
+		st.setEpoch(info.Config.Metadata[epochKey])
+	}
+	return err
+}
+
+// suspect looks at a stream after something happened to it.
+func (b *Broker) suspect(st *stream, what string) {
+	what = strings.ToLower(strings.ReplaceAll(what, "_", " "))
+	b.log.Debug("looking at a stream", "stream", st.name, "topics", st.match, "why", what)
+	b.loads.do(func() {
+		if b.ready.Load() && b.refresh(st) == nil {
+			b.resync("stream of topics " + st.match + ": " + what)
+		}
+	})
+}
+
+// probeInterval is how often each stream's leader is asked whether it is there.
+const probeInterval = time.Second
+
+// probe watches over the streams: while a leader does not answer, messages cannot pass, and may be missed.
+func (b *Broker) probe() {
+	for b.sleep(probeInterval) {
+		for _, st := range b.streams {
+			if st == nil || !b.nc.IsConnected() {
+				continue
+			}
+			err := b.refresh(st)
+			if err == nil {
+				if st.fails = 0; st.down.Swap(nil) != nil {
+					b.log.Info("JetStream answers again", "topics", st.match)
+					b.resync("JetStream did not answer for a while")
+				}
+				continue
+			}
+			if st.fails++; st.fails == 2 {
+				b.log.Error("JetStream does not answer: topics with history cannot be published to", "topics", st.match, "error", err)
+				st.down.Store(&err)
+			}
+		}
+	}
+}
