@@ -259,7 +259,6 @@ export class Carillon {
     for (const [id, request] of this.#requests) {
       if (!request.sent) continue
       request.sent = false
-      // Nothing tells which request was too large, and repeating that one would never end.
       if (code === 1009) this.#settle(id, new CarillonError("too_large", "the server refused a message as too large"))
       else if (!request.repeat) {
         this.#settle(id, new CarillonError("disconnected", "the connection broke; nobody knows whether the message was published"))
@@ -275,7 +274,6 @@ export class Carillon {
     if (this.#state === "reconnecting") this.#emit("reconnecting", { attempt: this.#failures, delay, code, reason })
   }
 
-  /** Something says that the network is there again. */
   #now() {
     if (this.#timer) this.#connect()
     else if (this.#state === "open") this.#link.check()
@@ -287,7 +285,6 @@ export class Carillon {
     this.#probeTimer = setTimeout(() => { this.#probe = new SocketLink(this.#options, this.#hooks) }, this.#options.upgradeInterval)
   }
 
-  /** Nothing comes any more for the subscriptions until they begin anew; the attempt beside ends too. */
   #silence() {
     clearTimeout(this.#probeTimer)
     this.#probe?.end(1000, "", true)
@@ -327,7 +324,6 @@ export class Carillon {
     this.#link.send(request.text)
   }
 
-  /** Ends a request with a value or an error. */
   #settle(id, result) {
     const request = this.#requests.get(id)
     if (!request) return
@@ -577,7 +573,6 @@ class EventsLink {
     this.#hooks.refused(sub, new CarillonError("not_allowed", `the server refused the topic ${sub.topic}`, sub.topic))
   }
 
-  /** A browser does not show the comments that keep a stream alive, so there is nothing to look for. */
   check() {}
 
   end(code, reason, quietly = false) {

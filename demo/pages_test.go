@@ -74,7 +74,7 @@ func TestPagesAreSmall(t *testing.T) {
 		}
 		return err
 	})
-	if err != nil || size > 61<<10 {
+	if err != nil || size > 60<<10 {
 		t.Errorf("the page has %d bytes, %v", size, err)
 	}
 }
