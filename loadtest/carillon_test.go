@@ -169,6 +169,21 @@ func TestStartedServers(t *testing.T) {
 	}
 }
 
+// Servers that fanout starts are a cluster: what is published at one reaches the connections of all, once.
+func TestStartedCluster(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds a server")
+	}
+	o := small("fanout", "", func(o *options) { o.URLs, o.Start, o.Connections, o.Processes = nil, 3, 30, 2 })
+	r := measureStarted(t.Context(), *o, io.Discard, nil)
+	if m := whole(t, r); m.Received == 0 || m.Missing != 0 || m.Duplicated != 0 || len(r.Warnings) != 0 || r.Connections.Opened != 30 {
+		t.Errorf("%+v, %+v\n%q", m, r.Connections, r.Warnings)
+	}
+	if r.URL != "/broadcast of a cluster of 3 servers that was started for the run" {
+		t.Error(r.URL)
+	}
+}
+
 // An application's own HTTP endpoint publishes, and the server fans out.
 func TestPublishOverHTTP(t *testing.T) {
 	t.Parallel()

@@ -32,7 +32,11 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVarP(&o.Headers, "header", "H", nil, "add a `HEADER` (Name: value) to each handshake; repeatable")
 	f.StringVar(&o.Sources, "sources", "", "connect from these addresses, such as `127.0.0.1-127.0.0.20`, since one has some 28,000 ports")
 	f.IntVar(&o.Processes, "processes", 0, "spread the connections over `N` processes (default: as many as are needed)")
-	f.IntVar(&o.Start, "start", 0, "instead of taking URLs, build carillon from this repository and start `N` servers for the run")
+	together := ""
+	if o.Command == "fanout" {
+		together = ", as one cluster"
+	}
+	f.IntVar(&o.Start, "start", 0, "instead of taking URLs, build carillon from this repository and start `N` servers for the run"+together)
 	f.IntSliceVar(&o.PIDs, "pid", nil, "the server's processes, `PID,...`, on this machine (default: those that listen at the URLs)")
 	f.StringVar(&o.Name, "name", "", "what the server is called in tables (default: its address)")
 }

@@ -164,9 +164,6 @@ func (o *options) checkServers() error {
 		return errors.New("--start and URLs exclude each other: the servers that it starts are the ones that are measured")
 	case o.Start > 0 && len(o.PIDs) > 0:
 		return errors.New("--start and --pid exclude each other: the processes that it starts are known")
-	case o.Start > 1 && o.Command == "fanout":
-		return fmt.Errorf("--start %d starts servers that know nothing of each other, and fanout needs one server or one cluster: "+
-			"use --start 1, or give the URLs of a cluster", o.Start)
 	}
 	return nil
 }

@@ -39,7 +39,7 @@ func TestOptions(t *testing.T) {
 		{"servers to start, and a URL", "echo", func(o *options) { o.Start = 3 }, "--start and URLs exclude each other"},
 		{"servers to start, and a process", "echo", func(o *options) { o.URLs, o.Start, o.PIDs = nil, 3, []int{1} }, "--start and --pid exclude each other"},
 		{"fanout from one server to start", "fanout", func(o *options) { o.URLs, o.Start = nil, 1 }, ""},
-		{"fanout from servers that are no cluster", "fanout", func(o *options) { o.URLs, o.Start = nil, 2 }, "use --start 1, or give the URLs of a cluster"},
+		{"fanout from a cluster to start", "fanout", func(o *options) { o.URLs, o.Start = nil, 3 }, ""},
 		{"fanout from a cluster", "fanout", func(o *options) { o.URLs = []string{"ws://a/", "ws://b/"} }, ""},
 		{"no address", "idle", func(o *options) { o.Sources = "here" }, "--sources"},
 		{"addresses backwards", "idle", func(o *options) { o.Sources = "127.0.0.9-127.0.0.1" }, "--sources"},

@@ -4,7 +4,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"os"
+	"slices"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -20,7 +23,10 @@ func measureStarted(ctx context.Context, o options, log io.Writer, watch func(li
 		path = "/broadcast"
 	}
 	where := fmt.Sprintf("%s of %d servers that were started for the run", path, o.Start)
-	if o.Start == 1 {
+	switch {
+	case o.Start > 1 && o.Command == "fanout":
+		where = fmt.Sprintf("%s of a cluster of %d servers that was started for the run", path, o.Start)
+	case o.Start == 1:
 		where = path + " of a server that was started for the run"
 	}
 	if o.Name == "" {
@@ -66,8 +72,19 @@ func startServers(ctx context.Context, o *options, log io.Writer) (list []*runni
 		return nil, err
 	}
 	carillon.env = []string{"CARILLON_LISTEN=127.0.0.1:0", "CARILLON_INTERNAL_LISTEN=off", "CARILLON_LOG_LEVEL=warn"}
+	var nats []string // how a server is told of the cluster: first the one that runs NATS, and then the others
+	if o.Start > 1 && o.Command == "fanout" {
+		if nats, err = clusterOfOurOwn(); err != nil {
+			return nil, err
+		}
+	}
 	for range o.Start {
-		s, err := carillon.start()
+		one := carillon
+		if nats != nil {
+			i := min(2*len(list), 2)
+			one.env = append(slices.Clone(carillon.env), "CARILLON_DEMO=false", "CARILLON_CLUSTER_NODE="+strconv.Itoa(len(list)+1), nats[i], nats[i+1])
+		}
+		s, err := one.start()
 		if err == nil {
 			list = append(list, s)
 			err = ctx.Err()
@@ -80,10 +97,28 @@ func startServers(ctx context.Context, o *options, log io.Writer) (list []*runni
 	return list, nil
 }
 
+// clusterOfOurOwn chooses a port for NATS.
+func clusterOfOurOwn() (env []string, err error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	return []string{
+		"CARILLON_CLUSTER_NATS_EMBEDDED=true", "CARILLON_CLUSTER_NATS_LISTEN=" + l.Addr().String(),
+		"CARILLON_CLUSTER_NATS_URL=nats://" + l.Addr().String(), "CARILLON_CLUSTER_START_TIMEOUT=10s",
+	}, nil
+}
+
+// stopServers ends the first last: of a cluster, it is the one that runs NATS.
 func stopServers(list []*running) {
+	if len(list) == 0 {
+		return
+	}
 	var all sync.WaitGroup
-	for _, s := range list {
+	for _, s := range list[1:] {
 		all.Go(s.stop)
 	}
 	all.Wait()
+	list[0].stop()
 }
