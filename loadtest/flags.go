@@ -37,6 +37,7 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 		together = ", as one cluster"
 	}
 	f.IntVar(&o.Start, "start", 0, "instead of taking URLs, build carillon from this repository and start `N` servers for the run"+together)
+	f.BoolVar(&o.OnePort, "one-port", false, "the servers that --start starts share one port, and the kernel spreads the connections (Linux)")
 	f.IntSliceVar(&o.PIDs, "pid", nil, "the server's processes, `PID,...`, on this machine (default: those that listen at the URLs)")
 	f.StringVar(&o.Name, "name", "", "what the server is called in tables (default: its address)")
 }

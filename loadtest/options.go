@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ type options struct {
 	Command string
 	URLs    []string // the connections are spread evenly over them
 	Start   int      // servers to be started for the run, instead of URLs
+	OnePort bool     // they share one
 	Name    string
 
 	Connections int
@@ -162,6 +164,10 @@ func (o *options) checkServers() error {
 		return errors.New("there is no URL")
 	case o.Start > 0 && len(o.URLs) > 0:
 		return errors.New("--start and URLs exclude each other: the servers that it starts are the ones that are measured")
+	case o.OnePort && o.Start == 0:
+		return errors.New("--one-port is for servers that --start starts")
+	case o.OnePort && runtime.GOOS != "linux":
+		return errors.New("--one-port needs Linux, where the kernel spreads connections over the servers that share a port")
 	case o.Start > 0 && len(o.PIDs) > 0:
 		return errors.New("--start and --pid exclude each other: the processes that it starts are known")
 	}

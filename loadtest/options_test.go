@@ -39,6 +39,7 @@ func TestOptions(t *testing.T) {
 		{"servers to start, and a URL", "echo", func(o *options) { o.Start = 3 }, "--start and URLs exclude each other"},
 		{"servers to start, and a process", "echo", func(o *options) { o.URLs, o.Start, o.PIDs = nil, 3, []int{1} }, "--start and --pid exclude each other"},
 		{"fanout from one server to start", "fanout", func(o *options) { o.URLs, o.Start = nil, 1 }, ""},
+		{"one port without servers to start", "idle", func(o *options) { o.OnePort = true }, "--one-port is for servers that --start starts"},
 		{"fanout from a cluster to start", "fanout", func(o *options) { o.URLs, o.Start = nil, 3 }, ""},
 		{"fanout from a cluster", "fanout", func(o *options) { o.URLs = []string{"ws://a/", "ws://b/"} }, ""},
 		{"no address", "idle", func(o *options) { o.Sources = "here" }, "--sources"},

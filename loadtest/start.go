@@ -37,8 +37,14 @@ func measureStarted(ctx context.Context, o options, log io.Writer, watch func(li
 	if err == nil {
 		o.Start = 0
 		for _, s := range list {
-			o.URLs = append(o.URLs, s.base+path)
+			if o.OnePort {
+				o.PIDs = append(o.PIDs, s.pid)
+			}
+			if url := s.base + path; !slices.Contains(o.URLs, url) {
+				o.URLs = append(o.URLs, url)
+			}
 		}
+		o.OnePort = false
 		r = measure(ctx, &o, watch)
 	} else {
 		r = &Result{Schema: schema, Command: o.Command, Name: o.Name, Started: time.Now(), Machine: thisMachine(),
@@ -72,6 +78,13 @@ func startServers(ctx context.Context, o *options, log io.Writer) (list []*runni
 		return nil, err
 	}
 	carillon.env = []string{"CARILLON_LISTEN=127.0.0.1:0", "CARILLON_INTERNAL_LISTEN=off", "CARILLON_LOG_LEVEL=warn"}
+	if o.OnePort {
+		port, err := freePort()
+		if err != nil {
+			return nil, err
+		}
+		carillon.env = append(carillon.env, "CARILLON_LISTEN="+port, "CARILLON_TAKEOVER=true")
+	}
 	var nats []string // how a server is told of the cluster: first the one that runs NATS, and then the others
 	if o.Start > 1 && o.Command == "fanout" {
 		if nats, err = clusterOfOurOwn(); err != nil {
@@ -97,17 +110,23 @@ func startServers(ctx context.Context, o *options, log io.Writer) (list []*runni
 	return list, nil
 }
 
-// clusterOfOurOwn chooses a port for NATS.
-func clusterOfOurOwn() (env []string, err error) {
+// freePort is the address of one that nobody uses at this moment.
+func freePort() (address string, err error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	defer l.Close()
+	return l.Addr().String(), nil
+}
+
+// clusterOfOurOwn chooses a port for NATS.
+func clusterOfOurOwn() (env []string, err error) {
+	port, err := freePort()
 	return []string{
-		"CARILLON_CLUSTER_NATS_EMBEDDED=true", "CARILLON_CLUSTER_NATS_LISTEN=" + l.Addr().String(),
-		"CARILLON_CLUSTER_NATS_URL=nats://" + l.Addr().String(), "CARILLON_CLUSTER_START_TIMEOUT=10s",
-	}, nil
+		"CARILLON_CLUSTER_NATS_EMBEDDED=true", "CARILLON_CLUSTER_NATS_LISTEN=" + port,
+		"CARILLON_CLUSTER_NATS_URL=nats://" + port, "CARILLON_CLUSTER_START_TIMEOUT=10s",
+	}, err
 }
 
 // stopServers ends the first last: of a cluster, it is the one that runs NATS.
