@@ -196,7 +196,8 @@ type SlowConsumer struct {
 	Policy Policy `yaml:"policy"`
 
 	// MaxQueue is the number of bytes that may wait for one connection; each message that waits costs
-	// 32 B beside. A single message that is larger still goes out when nothing waits before it.
+	// 32 B beside. A single message that is larger still goes out when nothing waits before it. Replies to
+	// requests are never dropped: under the policies that drop, as many bytes of them again may wait.
 	// Default 1 MiB; negative is no limit, which lets one frozen client hold any amount of memory.
 	MaxQueue Size `yaml:"max_queue"`
 

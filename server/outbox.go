@@ -16,6 +16,7 @@ type outbox struct {
 	head    int
 	bytes   int    // of all items
 	history int    // of those that are history, which the limit does not count
+	replies int    // of those that are replies
 	batches int    // subscriptions whose history waits, ended ones included
 	partial bool   // the first item has been written in part, so it must be completed
 	since   uint32 // when the socket last took a byte, in milliseconds of the shard's clock
@@ -32,7 +33,7 @@ type itemKind uint8
 const (
 	itemMessage itemKind = iota
 	itemHistory          // a message from a topic's history: it is kept anyway, so that no policy drops it
-	itemReply            // to a request of the client: counts as a message does, but no policy drops it
+	itemReply            // to a request of the client: counts as a message does, but no policy drops it; see roomForReply
 	itemControl          // ping, close, or the answer to a handshake: never dropped
 	itemPong             // never dropped, but replaced by a later one
 )
@@ -282,9 +283,6 @@ func (c *Conn) enqueue(b []byte, written int, kind itemKind) {
 		return
 	}
 	o.partial = o.partial || written > 0
-	if kind == itemHistory {
-		o.history += len(b) - written
-	}
 	o.push(item{b[written:], kind})
 	c.sh.stats.QueuedBytes.Add(int64(len(b) - written))
 }
@@ -295,7 +293,18 @@ func (o *outbox) push(it item) {
 		o.head = 0
 	}
 	o.items = append(o.items, it)
-	o.bytes += len(it.b)
+	o.count(it.kind, len(it.b))
+}
+
+// count notes that n bytes more wait, or less.
+func (o *outbox) count(kind itemKind, n int) {
+	o.bytes += n
+	switch kind {
+	case itemHistory:
+		o.history += n
+	case itemReply:
+		o.replies += n
+	}
 }
 
 // replacePong answers only the latest ping of a client that does not read (RFC 6455, section 5.5.3).
@@ -310,30 +319,29 @@ func (o *outbox) replacePong(b []byte) bool {
 }
 
 // makeRoom applies the slow-consumer policy to a message or reply of n bytes and says whether it may wait.
-// A client that does not even read the replies to its requests is closed, whatever the policy.
 func (c *Conn) makeRoom(n int, kind itemKind) bool {
 	o, slow := c.out, &c.ep.now().SlowConsumer
-	fits := func() bool {
-		return slow.MaxQueue < 0 || o.counted() == 0 || o.counted()+n <= int(slow.MaxQueue)
-	}
 	if slow.Policy == PolicyLatest && kind == itemMessage {
 		c.dropWaiting(DropConflated, 0)
 		return true
 	}
-	if fits() {
+	if slow.MaxQueue < 0 || o.counted() == 0 || o.counted()+n <= int(slow.MaxQueue) {
 		return true
 	}
-	switch slow.Policy {
-	case PolicyDropOldest:
+	if slow.Policy == PolicyDropOldest {
 		c.dropWaiting(DropOldest, int(slow.MaxQueue)-n)
-		if kind == itemMessage || fits() {
+	}
+	switch {
+	case slow.Policy == PolicyClose:
+	case kind == itemReply:
+		if o.roomForReply(n, int(slow.MaxQueue)) {
 			return true
 		}
-	case PolicyDropNewest:
-		if kind == itemMessage {
-			c.sh.stats.drop(DropNewest, 1)
-			return false
-		}
+	case slow.Policy == PolicyDropOldest:
+		return true
+	case slow.Policy == PolicyDropNewest:
+		c.sh.stats.drop(DropNewest, 1)
+		return false
 	}
 	if kind == itemMessage {
 		c.sh.stats.drop(DropSlowConsumer, 1)
@@ -343,6 +351,11 @@ func (c *Conn) makeRoom(n int, kind itemKind) bool {
 	c.beginClose(closeOwn, codec.CloseCode(slow.CloseCode), fmt.Sprintf("slow consumer: more than %v waited", slow.MaxQueue))
 	return false
 }
+
+// roomForReply says whether a reply may wait although the queue is full. Where a policy drops messages, replies
+// have only each other to be too many for: messages that nothing can be dropped of, such as one that is half
+// written or the newest, are no fault of a client that asks. One that reads no replies either is closed.
+func (o *outbox) roomForReply(n, limit int) bool { return o.replies == 0 || o.replies+n <= limit }
 
 // counted is the number of bytes that the limit counts.
 func (o *outbox) counted() int { return o.bytes - o.history }
@@ -469,13 +482,10 @@ func (o *outbox) next(chunk *[]byte) []byte {
 
 // wrote removes n bytes from the front.
 func (o *outbox) wrote(n int) {
-	o.bytes -= n
 	for n > 0 {
 		it := &o.items[o.head]
-		if it.kind == itemHistory {
-			if o.history -= min(n, len(it.b)); o.history == 0 {
-				o.batches = 0
-			}
+		if o.count(it.kind, -min(n, len(it.b))); o.history == 0 {
+			o.batches = 0
 		}
 		if n < len(it.b) {
 			it.b, o.partial = it.b[n:], true

@@ -51,9 +51,20 @@ func modelCounted(items []modelItem) (n int) {
 	return n
 }
 
-// modelEnqueue applies a policy of 1,000 bytes.
+func modelReplies(items []modelItem) (n int) {
+	for _, it := range items {
+		if it.kind == itemReply {
+			n += len(it.b)
+		}
+	}
+	return n
+}
+
+// modelEnqueue applies a policy of 1,000 bytes. Replies are in nobody's way but their own.
 func modelEnqueue(items []modelItem, policy Policy, it modelItem) (_ []modelItem, dropped int) {
 	switch full := modelCounted(items)+len(it.b) > 1000 && modelCounted(items) > 0; {
+	case it.kind == itemReply && full && policy == PolicyDropOldest:
+		items, dropped = modelDrop(items, 1000-len(it.b))
 	case it.kind != itemMessage:
 	case policy == PolicyLatest:
 		items, dropped = modelDrop(items, 0)
@@ -108,8 +119,11 @@ func TestOutboxAgainstModel(t *testing.T) {
 						b := codec.AppendFrame(nil, op, bytes.Repeat([]byte{byte(step)}, size))
 						var n int
 						kind := kindOf(b)
-						if kind == itemMessage && r.IntN(4) == 0 {
-							kind = itemHistory
+						if kind == itemMessage {
+							kind = []itemKind{itemMessage, itemMessage, itemMessage, itemMessage, itemHistory, itemReply}[r.IntN(6)]
+						}
+						if n := modelReplies(model); kind == itemReply && n > 0 && n+len(b) > 1000 {
+							continue // it would be closed
 						}
 						model, n = modelEnqueue(model, policy, modelItem{b: b, kind: kind})
 						drops += n
@@ -145,6 +159,9 @@ func checkOutbox(t *testing.T, c *Conn, model []modelItem, drops int) {
 	}
 	if n := modelCounted(model); c.out.counted() != n {
 		t.Fatalf("%d bytes count, want %d", c.out.counted(), n)
+	}
+	if n := modelReplies(model); c.out.replies != n {
+		t.Fatalf("%d bytes of replies wait, want %d", c.out.replies, n)
 	}
 	if n := c.out.waitingMessages(); n != uint64(messages) {
 		t.Fatalf("%d messages wait, want %d", n, messages)

@@ -152,54 +152,71 @@ func wanderer(t *testing.T, s *Server, r *rand.Rand, target string) *client {
 	return c
 }
 
-// Under a policy that drops messages, replies to requests are kept. A client that reads none of them either
-// is closed in the end.
+// Under a policy that drops messages, replies to requests are kept, whatever the queue is full of. A client that
+// reads none of them either is closed in the end.
 func TestRepliesAreNotDropped(t *testing.T) {
 	for _, p := range []Policy{PolicyDropOldest, PolicyDropNewest, PolicyLatest} {
-		t.Run(string(p), func(t *testing.T) {
-			opts := topics()
-			opts.Endpoints[0].SlowConsumer = SlowConsumer{Policy: p, MaxQueue: 64 << 10}
-			s := start(t, opts)
-			cathy := dialFrozen(t, s, "/ws?topic=fill", speakJSON)
-			cathy.said()
-			freezeOn(t, s, "fill")
-			const asked = 20
-			for i := range asked {
-				request := fmt.Sprintf(`"subscribe":{"topic":"t.%d"}`, i) // its reply is sent at once
-				if i%2 == 1 {
-					request = `"ping":{}` // and this one's goes through the mailbox
+		t.Run(string(p)+", behind many small messages", func(t *testing.T) {
+			askBehind(t, p, func(s *Server) {
+				freezeOn(t, s, "fill")
+				for dropsOf(s) == 0 {
+					mustPublish(t, s, "fill", strings.Repeat("x", 100))
 				}
-				cathy.send(fmt.Sprintf(`{"id":%d,%s}`, i, request))
-				eventually(t, "it is done", func() bool { return s.Stats().MessagesIn == uint64(i+1) && s.backlogBytes() == 0 })
-				for range 5 {
-					mustPublish(t, s, "fill", strings.Repeat("x", 10<<10))
-				}
-			}
-			eventually(t, "it was her turn", func() bool { return s.backlogBytes() == 0 })
-			if dropsOf(s) == 0 {
-				t.Fatal("nothing was dropped")
-			}
-			for i := 0; i < asked; {
-				if m := cathy.said(); m.ID != nil {
-					if string(m.ID) != fmt.Sprint(i) || m.Error != nil {
-						t.Fatalf("got %s, want the reply to %d", m.text, i)
-					}
-					i++
-				}
-			}
-			eventually(t, "nothing waits", func() bool { return s.Stats().QueuedBytes == 0 })
-
-			freezeOn(t, s, "fill")
-			go func() {
-				for i := 0; s.Count() == 1; i++ {
-					_, _ = cathy.conn.Write(text(`{"id":"` + strings.Repeat("i", 60) + `","unsubscribe":{"topic":"no"}}`))
-				}
-			}()
-			eventually(t, "she is closed", func() bool { return s.Count() == 0 })
-			if n := s.Stats().Closes[codec.CloseTryAgainLater]; n != 1 {
-				t.Errorf("%v", s.Stats().Closes)
-			}
+			})
 		})
+		t.Run(string(p)+", behind one that is larger than the queue", func(t *testing.T) {
+			askBehind(t, p, func(s *Server) {
+				mustPublish(t, s, "fill", strings.Repeat("x", 16<<20))
+				eventually(t, "it waits", func() bool { return s.Stats().QueuedBytes > 64<<10 })
+			})
+		})
+	}
+}
+
+// askBehind is the story of cathy, for whom too much waits when she asks.
+func askBehind(t *testing.T, p Policy, fill func(*Server)) {
+	opts := topics()
+	opts.Endpoints[0].SlowConsumer = SlowConsumer{Policy: p, MaxQueue: 64 << 10}
+	opts.Limits.MaxMessage = 16 << 20
+	s := start(t, opts)
+	cathy := dialFrozen(t, s, "/ws?topic=fill", speakJSON)
+	cathy.said()
+	fill(s)
+	const asked = 20
+	for i := range asked {
+		request := fmt.Sprintf(`"subscribe":{"topic":"t.%d"}`, i) // its reply is sent at once
+		if i%2 == 1 {
+			request = `"ping":{}` // and this one's goes through the mailbox
+		}
+		cathy.send(fmt.Sprintf(`{"id":%d,%s}`, i, request))
+		eventually(t, "it came", func() bool { return s.Stats().MessagesIn == uint64(i+1) })
+		for range 5 {
+			mustPublish(t, s, "fill", strings.Repeat("x", 10<<10))
+		}
+	}
+	eventually(t, "it was her turn", func() bool { return s.backlogBytes() == 0 })
+	if dropsOf(s) == 0 {
+		t.Fatal("nothing was dropped")
+	}
+	for i := 0; i < asked; {
+		if m := cathy.said(); m.ID != nil {
+			if string(m.ID) != fmt.Sprint(i) || m.Error != nil {
+				t.Fatalf("got %s, want the reply to %d", m.text, i)
+			}
+			i++
+		}
+	}
+	eventually(t, "nothing waits", func() bool { return s.Stats().QueuedBytes == 0 })
+
+	freezeOn(t, s, "fill")
+	go func() {
+		for i := 0; s.Count() == 1; i++ {
+			_, _ = cathy.conn.Write(text(`{"id":"` + strings.Repeat("i", 60) + `","unsubscribe":{"topic":"no"}}`))
+		}
+	}()
+	eventually(t, "she is closed", func() bool { return s.Count() == 0 })
+	if n := s.Stats().Closes[codec.CloseTryAgainLater]; n != 1 {
+		t.Errorf("%v", s.Stats().Closes)
 	}
 }
 
