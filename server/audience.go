@@ -121,13 +121,13 @@ func (a *audience) move(to, from int) {
 	}
 }
 
-// publish appends a message to the stream. The walk that hands it out comes with the shard's turn.
-func (a *audience) publish(f *codec.Frame, at stamp) {
+// publish appends a message to the stream, and returns its bytes, which the caller adds to the backlog. The walk
+// that hands it out comes with the shard's turn.
+func (a *audience) publish(f *codec.Frame, at stamp) (bytes int) {
 	if len(a.members) == 0 && len(a.stream) == 0 {
 		a.base++ // nobody is concerned
-		return
+		return 0
 	}
-	a.sh.backlog.Add(int64(len(f.Plain())))
 	a.stream = append(a.stream, f)
 	a.stamps = append(a.stamps, at)
 	if a.latest || a.newest != nil {
@@ -137,6 +137,7 @@ func (a *audience) publish(f *codec.Frame, at stamp) {
 		a.queued = true
 		a.sh.pending.push(a)
 	}
+	return len(f.Plain())
 }
 
 // begin fixes the messages of the next pass: all that wait, up to maxBatch bytes.

@@ -279,34 +279,38 @@ func (sh *shard) takeMail() {
 	r.goAway = r.goAway || goAway
 }
 
+// open does what a letter says. What it has in the backlog leaves that only when it has arrived somewhere
+// else, in one step, so that nobody who looks meanwhile finds it nowhere or twice.
 func (sh *shard) open(l *letter, b []byte) {
 	switch l.kind {
 	case letterBytes:
-		sh.backlog.Add(-int64(l.n))
 		l.conn.sendBytes(b, itemMessage)
-	case letterReply:
 		sh.backlog.Add(-int64(l.n))
+	case letterReply:
 		l.conn.sendBytes(b, itemReply)
+		sh.backlog.Add(-int64(l.n))
 	case letterFrame:
 		sh.tally.deliveries++
-		sh.backlog.Add(-int64(len(l.frame.Plain())))
 		l.conn.sendFrame(l.frame)
-	case letterBroadcast:
 		sh.backlog.Add(-int64(len(l.frame.Plain())))
+	case letterBroadcast:
+		n := -len(l.frame.Plain())
 		for f, g := range sh.groupsOf(l.ep) {
 			if len(g.members) > 0 {
-				g.publish(broadcastFrame(l.frame, framing(f)), l.at)
+				n += g.publish(broadcastFrame(l.frame, framing(f)), l.at)
 			}
 		}
+		sh.backlog.Add(int64(n))
 	case letterClose:
 		l.conn.startClose(closeHow(b[0]), codec.CloseCode(binary.BigEndian.Uint16(b[1:])), string(b[3:]))
 	case letterWritable:
 		l.conn.flush()
 	case letterTopic:
-		sh.backlog.Add(-int64(len(l.message.raw.Plain())))
-		l.local.publish(l.message, l.seq, l.at)
+		n := l.local.publish(l.message, l.seq, l.at) - len(l.message.raw.Plain())
+		sh.backlog.Add(int64(n))
 	case letterDo:
-		sh.backlog.Add(-int64(l.seq))
+		sh.backlog.Add(letterCost - int64(l.seq)) // what it may publish takes the place of its bytes
 		l.conn.call(l.do)
+		sh.backlog.Add(-letterCost)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
+	"sync/atomic"
 	"testing"
 
 	"carillon/codec"
@@ -322,4 +323,37 @@ func TestGroupShrinks(t *testing.T) {
 	if n := cap(g.members); n > 4096 || cap(g.times) > 4096 {
 		t.Errorf("10 members have room for %d", n)
 	}
+}
+
+// Messages leave the mailbox for the streams. Whoever looks at the backlog meanwhile finds each of them once: it
+// only grows here, by one message at a time.
+func TestBacklogKeepsWhatIsHandedOver(t *testing.T) {
+	sh := &shard{srv: &Server{}, set: &settings{}, meters: meters{flushed: make([]histogram, 2)}}
+	ep := unitEndpoint(SlowConsumer{MaxQueue: -1})
+	ep.framings = 1
+	g := newGroup(sh, ep)
+	sh.groups = []*group{g}
+	g.add(queued(sh, ep), times{})
+	f := codec.NewFrame(Binary, make([]byte, 100))
+	size := int64(len(f.Plain()))
+	var posted atomic.Int64
+	looked := make(chan bool)
+	go func() {
+		defer close(looked)
+		for last := int64(0); posted.Load() < 20_000*size; {
+			before := posted.Load()
+			n := sh.backlog.Load()
+			if n < last || n < before || n > posted.Load()+size {
+				t.Errorf("%d bytes in the backlog after %d, of %d that were posted", n, last, before)
+				return
+			}
+			last = n
+		}
+	}()
+	for range 20_000 {
+		sh.backlog.Add(size)
+		posted.Add(size)
+		sh.open(&letter{kind: letterBroadcast, ep: ep, frame: f}, nil)
+	}
+	<-looked
 }

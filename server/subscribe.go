@@ -195,8 +195,8 @@ func (c *Conn) call(do func()) {
 	do()
 }
 
-// publish hands a message to the subscribers of this shard.
-func (l *local) publish(m *message, seq uint32, at stamp) {
+// publish hands a message to the subscribers of this shard, as [audience.publish] does.
+func (l *local) publish(m *message, seq uint32, at stamp) (bytes int) {
 	for kind, a := range l.audiences {
 		if a == nil {
 			continue
@@ -208,8 +208,9 @@ func (l *local) publish(m *message, seq uint32, at stamp) {
 		if m.gap && framing(kind) == framingRaw {
 			a.closeForGap()
 		}
-		a.publish(m.frame(framing(kind)), at)
+		bytes += a.publish(m.frame(framing(kind)), at)
 	}
+	return bytes
 }
 
 // closeForGap tells members who have no other way to learn it that messages are missing.
