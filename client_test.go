@@ -85,7 +85,7 @@ func (j *job) until(r *recording, words string) {
 	}
 }
 
-// fake is a WebSocket server that does what a test says with each connection, and then cuts it.
+// fake is a WebSocket server that does what a test says with each connection, and then hangs up.
 func fake(t *testing.T, subprotocol string, serve func(conn *websocket.Conn, r *http.Request)) (url string) {
 	t.Helper()
 	var handlers sync.WaitGroup
@@ -101,12 +101,22 @@ func fake(t *testing.T, subprotocol string, serve func(conn *websocket.Conn, r *
 			t.Errorf("upgrade: %v", err)
 			return
 		}
-		defer conn.Close()
+		defer hangUp(conn)
 		_ = conn.SetReadDeadline(time.Now().Add(soon))
 		serve(conn, r)
 	}))
 	t.Cleanup(func() { handlers.Wait(); s.Close() })
 	return strings.Replace(s.URL, "http:", "ws:", 1)
+}
+
+// hangUp ends a connection without a close frame. A client that has sent what nobody read would see a reset, and
+// might lose what it was sent: so all of it is read.
+func hangUp(conn *websocket.Conn) {
+	defer conn.Close()
+	tcp := conn.NetConn().(*net.TCPConn)
+	_ = tcp.CloseWrite()
+	_ = tcp.SetReadDeadline(time.Now().Add(soon))
+	_, _ = io.Copy(io.Discard, tcp)
 }
 
 // goodbye sends a close frame and waits for the client's.

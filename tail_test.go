@@ -301,7 +301,7 @@ func TestRefusalsOnTheWayBack(t *testing.T) {
 				return
 			}
 			(&topicConn{t, conn, r}).say(`{"id":1,"subscribed":{"topic":"a","offset":5,"epoch":"e"}}`)
-			conn.Close()
+			hangUp(conn)
 		case 2:
 			http.Error(w, "starting", http.StatusServiceUnavailable)
 		default:
