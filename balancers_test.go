@@ -73,13 +73,16 @@ func freePort(t *testing.T, ip string) string {
 	return port
 }
 
-// site is a balancer of deploy/ with two servers behind it.
+// site is a balancer of deploy/ with two servers behind it, or more.
 type site struct {
 	t       *testing.T
 	address string // of the balancer
 	dir     string
-	servers [2]*behind
+	servers []*behind
 }
+
+// serverNames are what the balancer calls them.
+var serverNames = []string{"one", "two", "three"}
 
 // behind is a place for one server after the other, at the same addresses.
 type behind struct {
@@ -93,25 +96,39 @@ const sitePaths = "endpoints: [{path: /ws, mode: topics}]\ntopics: [{match: \">\
 
 func newSite(t *testing.T, env ...string) *site {
 	t.Helper()
-	s := &site{t: t, dir: t.TempDir(), address: "127.0.0.9:" + freePort(t, "127.0.0.9")}
-	if err := os.WriteFile(filepath.Join(s.dir, "carillon.yaml"), []byte(sitePaths), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for i := range s.servers {
-		ip := fmt.Sprintf("127.0.0.%d", 11+i)
-		b := &behind{t: t, public: ip + ":" + freePort(t, ip), internal: ip + ":" + freePort(t, ip), agent: ip + ":" + freePort(t, ip)}
-		b.env = append([]string{"CARILLON_LISTEN=" + b.public, "CARILLON_INTERNAL_LISTEN=" + b.internal, "CARILLON_AGENT_LISTEN=" + b.agent}, env...)
-		s.servers[i] = b
+	s := prepareSite(t, 2, sitePaths, env...)
+	for _, b := range s.servers {
 		b.start(s.dir)
 	}
 	return s
 }
 
-// start begins the next server of the place.
+// prepareSite finds places for servers, and starts none.
+func prepareSite(t *testing.T, servers int, config string, env ...string) *site {
+	t.Helper()
+	s := &site{t: t, dir: t.TempDir(), address: "127.0.0.9:" + freePort(t, "127.0.0.9")}
+	if err := os.WriteFile(filepath.Join(s.dir, "carillon.yaml"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for i := range servers {
+		ip := fmt.Sprintf("127.0.0.%d", 11+i)
+		b := &behind{t: t, public: ip + ":" + freePort(t, ip), internal: ip + ":" + freePort(t, ip), agent: ip + ":" + freePort(t, ip)}
+		b.env = append([]string{"CARILLON_LISTEN=" + b.public, "CARILLON_INTERNAL_LISTEN=" + b.internal, "CARILLON_AGENT_LISTEN=" + b.agent}, env...)
+		s.servers = append(s.servers, b)
+	}
+	return s
+}
+
+// start begins the next server of the place, and waits until it listens.
 func (b *behind) start(dir string) {
 	b.t.Helper()
-	b.p = start(b.t, b.env, "--config", filepath.Join(dir, "carillon.yaml"))
+	b.begin(dir)
 	b.p.until("Stop with")
+}
+
+func (b *behind) begin(dir string) {
+	b.t.Helper()
+	b.p = start(b.t, b.env, "--config", filepath.Join(dir, "carillon.yaml"))
 }
 
 // adapt changes a configuration of deploy/. What is to be replaced must be there.
@@ -184,6 +201,10 @@ func (s *site) haproxy(program, with string) *exec.Cmd {
 	text := read(t, "haproxy.cfg")
 	instead := map[string]string{"TLS": "bind :80", "PROXY": "(server (one|two)|option forwardfor|http-request)", "ports": "server (one|two) "}[with]
 	text = variant(t, text, with, instead)
+	for i := 2; i < len(s.servers); i++ {
+		last := fmt.Sprintf("\tserver %s 10.0.0.%d:8080 agent-port 8082\n", serverNames[i-1], i)
+		text = adapt(t, text, last, last+fmt.Sprintf("\tserver %s 10.0.0.%d:8080 agent-port 8082\n", serverNames[i], i+1))
+	}
 	bind := "bind :80"
 	if with == "TLS" {
 		bind = "bind :443"

@@ -202,7 +202,7 @@ func (s *site) status(i int) string {
 	_, _ = io.WriteString(conn, "show stat -1 4 -1\n")
 	text, _ := io.ReadAll(conn)
 	for line := range strings.Lines(string(text)) {
-		if f := strings.Split(line, ","); len(f) > 17 && f[1] == []string{"one", "two"}[i] {
+		if f := strings.Split(line, ","); len(f) > 17 && f[1] == serverNames[i] {
 			return f[17]
 		}
 	}
@@ -298,7 +298,10 @@ type roamer struct {
 	position *position // in the topic, as the server said
 	heard    atomic.Int64
 
+	take func(n int64, offset uint64) // if not nil, gets each message instead of the log by numbers
+
 	// For the test, when it has ended.
+	gaps         int             // that the server has told of
 	lost         []int64         // the number before each gap
 	twice        int             // messages that came again
 	away, beyond []time.Duration // without a connection, and by how much that was longer than it was told
@@ -379,21 +382,31 @@ func (c *roamer) listen(conn *websocket.Conn) error {
 			return err
 		}
 		var frame struct {
-			Subscribed *position
-			Offset     uint64
-			Data       *struct{ N int64 }
+			Subscribed *struct {
+				position
+				Recovered *bool
+			}
+			Offset uint64
+			Data   *struct{ N int64 }
 		}
 		if err := json.NewDecoder(bytes.NewReader(text)).Decode(&frame); err != nil {
 			return err
 		}
 		switch {
 		case frame.Subscribed != nil:
+			if r := frame.Subscribed.Recovered; r != nil && !*r {
+				c.gaps++
+			}
 			if c.position == nil || c.position.Epoch != frame.Subscribed.Epoch {
 				c.position = &position{Epoch: frame.Subscribed.Epoch}
 			}
 		case frame.Data != nil:
 			c.position.Offset = frame.Offset
-			c.note(frame.Data.N)
+			if c.take != nil {
+				c.take(frame.Data.N, frame.Offset)
+			} else {
+				c.note(frame.Data.N)
+			}
 		default:
 			return fmt.Errorf("the server says %s", text)
 		}
