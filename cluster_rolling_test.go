@@ -291,6 +291,11 @@ func (p *press) publish(ctx context.Context, publisher int) {
 				return
 			}
 		}
+		if n%7 == 0 { // as if the answer had been lost
+			if again, err := try(ctx, n); err == nil && again != offset {
+				p.s.t.Errorf("message %d is at %d, and at %d with the same key", n, offset, again)
+			}
+		}
 		p.mu.Lock()
 		p.offsets[n] = offset
 		p.pause, p.last = max(p.pause, time.Since(p.last)), time.Now()

@@ -296,6 +296,7 @@ type roamer struct {
 	door       chan struct{} // has a value for each that is connecting: the test has a processor, not many
 
 	position *position // in the topic, as the server said
+	settled  bool      // the connection was of use
 	heard    atomic.Int64
 
 	take func(n int64, offset uint64) // if not nil, gets each message instead of the log by numbers
@@ -326,8 +327,12 @@ func (c *roamer) roam(ctx context.Context) {
 			c.beyond = append(c.beyond, time.Since(left)-told)
 		}
 		stop := context.AfterFunc(ctx, func() { conn.Close() })
+		c.settled = false
 		err = c.listen(conn)
 		left = time.Now()
+		if c.settled {
+			waits = backoff{}
+		}
 		stop()
 		conn.Close()
 		if told = hint(err); told < 0 {
@@ -394,6 +399,7 @@ func (c *roamer) listen(conn *websocket.Conn) error {
 		}
 		switch {
 		case frame.Subscribed != nil:
+			c.settled = true
 			if r := frame.Subscribed.Recovered; r != nil && !*r {
 				c.gaps++
 			}
