@@ -122,6 +122,9 @@ func (b *Broker) start(ctx context.Context) error {
 	if err := b.connect(ctx); err != nil {
 		return err
 	}
+	if err := b.checkVersion(); err != nil {
+		return err
+	}
 	if most, limit := b.nc.MaxPayload(), int64(b.node.Options().Limits.MaxMessage); limit > most {
 		b.log.Warn("NATS takes smaller messages than limits.max_message allows: larger ones will be refused", "max_payload", most, "max_message", limit)
 	}

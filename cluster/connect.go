@@ -159,6 +159,9 @@ func (b *Broker) reconnected(nc *nats.Conn) {
 	}
 	took := time.Since(away.since).Round(time.Millisecond)
 	b.log.Info("connected to NATS again", "after", took, "nats", nc.ConnectedUrlRedacted())
+	if err := b.checkVersion(); err != nil {
+		b.log.Error("topics with history may not be available", "error", err)
+	}
 	go func() {
 		if err := b.arrive(); err != nil { // the client has told NATS the subscriptions
 			return // it was lost again, and there will be another call

@@ -1,0 +1,43 @@
+package cluster
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// leastVersion is the first nats-server that topics with history can be kept in: a stream's metadata, where its epoch
+// is, came with 2.10, and fetching many messages by one request with 2.11.
+const leastVersion = "2.11"
+
+// checkVersion says whether the NATS server that was found will do.
+func (b *Broker) checkVersion() error {
+	have := b.nc.ConnectedServerVersion()
+	if len(b.byRule) == 0 || !isOlder(have, leastVersion) {
+		return nil
+	}
+	return fmt.Errorf("nats-server %s at %s is too old for topics with history: they need %s or later (topics without history, and broadcasts, do not)",
+		have, b.nc.ConnectedUrlRedacted(), leastVersion)
+}
+
+// isOlder compares versions by their first two numbers. One that has none, such as a build of somebody's own, is not
+// older.
+func isOlder(have, least string) bool {
+	h, ok := twoNumbers(have)
+	l, _ := twoNumbers(least)
+	return ok && (h[0] < l[0] || h[0] == l[0] && h[1] < l[1])
+}
+
+func twoNumbers(version string) (n [2]int, ok bool) {
+	parts := strings.SplitN(strings.TrimPrefix(version, "v"), ".", 3)
+	if len(parts) < 2 {
+		return n, false
+	}
+	for i := range n {
+		var err error
+		if n[i], err = strconv.Atoi(parts[i]); err != nil {
+			return n, false
+		}
+	}
+	return n, true
+}

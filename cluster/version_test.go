@@ -1,0 +1,184 @@
+package cluster
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"carillon/server"
+)
+
+func TestVersionsAreCompared(t *testing.T) {
+	for _, row := range []struct {
+		have  string
+		older bool
+	}{
+		{"2.9.10", true},
+		{"v2.10.27", true},
+		{"1.99.0", true},
+		{"2.11.0", false},
+		{"2.11.0-RC.1", false},
+		{"2.12.1", false},
+		{"3.0.0", false},
+		{"2.11", false},
+		{"dev", false},
+		{"2.x", false},
+		{"", false},
+	} {
+		if got := isOlder(row.have, leastVersion); got != row.older {
+			t.Errorf("%q is older than %s: %v", row.have, leastVersion, got)
+		}
+	}
+}
+
+// pretender is a NATS server that says which version it is, and does nothing else.
+func pretender(t *testing.T, version string) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			t.Cleanup(func() { c.Close() })
+			fmt.Fprintf(c, "INFO {\"server_id\":\"A\",\"version\":%q,\"proto\":1,\"headers\":true,\"jetstream\":true,\"max_payload\":1048576}\r\n", version)
+			go func() {
+				for lines := bufio.NewScanner(c); lines.Scan(); {
+					if lines.Text() == "PING" {
+						fmt.Fprint(c, "PONG\r\n")
+					}
+				}
+			}()
+		}
+	}()
+	return "nats://" + l.Addr().String()
+}
+
+func TestANATSServerThatIsTooOldEndsTheStart(t *testing.T) {
+	_, err := tryJoin(t, Options{NATS: NATS{URL: pretender(t, "2.10.27")}}, server.TopicRule{Match: ">", History: 3})
+	if err == nil || !strings.Contains(err.Error(), "nats-server 2.10.27") || !strings.Contains(err.Error(), "need 2.11 or later") {
+		t.Errorf("the error is %v", err)
+	}
+	join(t, Options{NATS: NATS{URL: pretender(t, "2.10.27")}}) // without history there is nothing that needs more
+}
+
+// packaged finds the nats-server that is installed; where CI is true, there has to be one.
+func packaged(t *testing.T) string {
+	t.Helper()
+	path, err := exec.LookPath("nats-server")
+	if err != nil {
+		path, err = exec.LookPath("/usr/sbin/nats-server") // where Debian has servers, which is not in everybody's PATH
+	}
+	switch {
+	case err == nil:
+	case os.Getenv("CI") == "true":
+		t.Fatalf("install nats-server: %v", err)
+	default:
+		t.Skipf("install nats-server to run this test: %v", err)
+	}
+	return path
+}
+
+// runPackaged starts it with JetStream on a port that it chooses.
+func runPackaged(t *testing.T, path string) (url string) {
+	t.Helper()
+	dir := t.TempDir()
+	cmd := exec.Command(path, "-a", "127.0.0.1", "-p", "-1", "-js", "-sd", filepath.Join(dir, "store"), "--ports_file_dir", dir)
+	out, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		late := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
+		_ = cmd.Wait()
+		late.Stop()
+		if text, _ := os.ReadFile(out.Name()); t.Failed() {
+			t.Logf("nats-server:\n%s", text)
+		}
+	})
+	eventually(t, "nats-server listens", func() bool {
+		files, _ := filepath.Glob(filepath.Join(dir, "*.ports"))
+		for _, file := range files {
+			text, _ := os.ReadFile(file)
+			if _, rest, found := strings.Cut(string(text), `"nats://`); found {
+				address, _, whole := strings.Cut(rest, `"`)
+				url = "nats://" + address
+				return whole
+			}
+		}
+		return false
+	})
+	return url
+}
+
+// A distribution's nats-server may be older than what this repository's modules have. Debian 12 has 2.9: good for
+// topics without history and for broadcasts, and a server that is to keep topics in it says what it needs.
+func TestThePackagedNATSServer(t *testing.T) {
+	path := packaged(t)
+	version, err := exec.Command(path, "--version").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, version)
+	}
+	t.Logf("%s", version)
+	_, number, _ := strings.Cut(strings.TrimSpace(string(version)), " v")
+	o := Options{NATS: NATS{URL: runPackaged(t, path)}}
+
+	alice, bob := join(t, o), join(t, o)
+	alice.knows(2)
+	bob.follow("a.*")
+	for i := range 100 {
+		if err := alice.publish("a.b", fmt.Sprint(i), uint64(i+1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "all come", func() bool { return len(bob.all()) == 100 })
+	for i, p := range bob.all() {
+		if p.payload != fmt.Sprint(i) {
+			t.Fatalf("message %d is %s", i, p.payload)
+		}
+	}
+	sent := make(chan error, 1)
+	alice.Broadcast("/broadcast", server.Text, []byte("x"), 1, func(err error) { sent <- err })
+	if err := <-sent; err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the broadcast comes", func() bool { return len(bob.Broadcasts()) == 1 })
+
+	rule := server.TopicRule{Match: "kept.>", History: 100}
+	cathy, err := tryJoin(t, o, rule)
+	if isOlder(number, leastVersion) {
+		if err == nil || !strings.Contains(err.Error(), "nats-server "+number) || !strings.Contains(err.Error(), "need "+leastVersion+" or later") {
+			t.Errorf("with history: %v", err)
+		}
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 10 {
+		if _, err := cathy.store("kept.a", fmt.Sprint(i), fmt.Sprint(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if k, err := join(t, o, rule).load("kept.a", 0); err != nil || len(k.Messages) != 10 {
+		t.Errorf("kept are %v, %v", payloads(k.Messages), err)
+	}
+}
