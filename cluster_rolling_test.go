@@ -106,13 +106,17 @@ func (b *behind) isReady() {
 			b.t.Fatalf("a node has ended:\n%s", b.p.stderr.String())
 		default:
 		}
-		resp, err := http.Get("http://" + b.internal + "/readyz")
-		if err != nil {
-			return false
-		}
-		resp.Body.Close()
-		return resp.StatusCode == http.StatusOK && strings.Contains(ask(b.t, "GET", "http://"+b.internal+"/metrics", ""), "\ncarillon_nats_nodes 3\n")
+		return b.saysReady() && strings.Contains(ask(b.t, "GET", "http://"+b.internal+"/metrics", ""), "\ncarillon_nats_nodes 3\n")
 	})
+}
+
+func (b *behind) saysReady() bool {
+	resp, err := http.Get("http://" + b.internal + "/readyz")
+	if err != nil {
+		return false
+	}
+	resp.Body.Close()
+	return resp.StatusCode == http.StatusOK
 }
 
 // rotate is the test, with one way to end a node.
@@ -230,6 +234,8 @@ func (b *behind) log(topic int) (list []entry) {
 			Data   struct{ N int64 }
 		}
 	}
+	// It is not for some seconds after a message that was not acknowledged.
+	eventually(b.t, "a node is ready", b.saysReady)
 	var p page
 	if err := json.Unmarshal([]byte(ask(b.t, "GET", url, "")), &p); err != nil {
 		b.t.Fatal(err)
