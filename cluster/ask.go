@@ -61,13 +61,13 @@ func (b *Broker) Ask(node, subject string, question []byte, done func([]server.A
 // asked answers another node.
 func (b *Broker) asked(m *nats.Msg) {
 	if len(m.Data) < 1 || m.Data[0] != wireVersion || m.Reply == "" {
-		b.stats.foreign.Add(1)
+		b.foreign("a question")
 		return
 	}
 	n, size := binary.Uvarint(m.Data[1:])
 	rest := m.Data[1+max(size, 0):]
 	if size <= 0 || n > uint64(len(rest)) {
-		b.stats.foreign.Add(1)
+		b.foreign("a question")
 		return
 	}
 	b.answers.do(func() {

@@ -60,10 +60,24 @@ func (b *Broker) load(st *stream, topic string, after uint64) (server.Kept, erro
 		return server.Kept{}, err
 	}
 	kept := server.Kept{Epoch: epoch}
+	// readable takes what was fetched. If something among it could not be read, all that can honestly be had is what
+	// comes after that.
+	readable := func(got fetched) bool {
+		kept.Messages = got.messages
+		if got.lost > 0 {
+			kept.Since = max(got.lost, after)
+			kept.Last = max(newest, got.last(), kept.Since)
+		}
+		return got.lost == 0
+	}
 	if newest > 0 && newest >= after {
 		from := max(after, 1)
-		if kept.Messages, err = b.fetchUpTo(at, from, newest, deadline); err != nil {
+		got, err := b.fetchUpTo(at, from, newest, deadline)
+		if err != nil {
 			return server.Kept{}, err
+		}
+		if !readable(got) {
+			return kept, st.same(epoch)
 		}
 		if after > 0 && len(kept.Messages) > 0 && kept.Messages[0].Offset == after {
 			kept.Messages = kept.Messages[1:]
@@ -71,14 +85,21 @@ func (b *Broker) load(st *stream, topic string, after uint64) (server.Kept, erro
 			return kept, st.same(epoch)
 		}
 		if from > 1 {
-			if kept.Messages, err = b.fetchUpTo(at, 1, newest, deadline); err != nil {
+			if got, err = b.fetchUpTo(at, 1, newest, deadline); err != nil {
 				return server.Kept{}, err
+			}
+			if !readable(got) {
+				return kept, st.same(epoch)
 			}
 		}
 	} else if newest > 0 {
 		// The topic has nothing after a position that was beyond its newest message, which still exists.
-		if kept.Messages, err = b.fetchUpTo(at, newest, newest, deadline); err != nil {
+		got, err := b.fetchUpTo(at, newest, newest, deadline)
+		if err != nil {
 			return server.Kept{}, err
+		}
+		if !readable(got) {
+			return kept, st.same(epoch)
 		}
 		if len(kept.Messages) > 0 && kept.Messages[0].Offset == newest {
 			kept.Messages = kept.Messages[1:]
@@ -160,19 +181,27 @@ const (
 	batchBytes    = 4 << 20
 )
 
+// fetched are messages of a topic, in their order.
+type fetched struct {
+	messages []server.Message
+	lost     uint64 // the last offset of what could not be read, such as of another version; what came before it is left out
+}
+
+func (f *fetched) last() uint64 { return max(lastOf(f.messages), f.lost) }
+
 // fetchUpTo fetches the messages of a topic from a sequence on. The newest one has to be among them, or one
 // that is newer still.
-func (b *Broker) fetchUpTo(at place, from, newest uint64, deadline time.Time) ([]server.Message, error) {
+func (b *Broker) fetchUpTo(at place, from, newest uint64, deadline time.Time) (fetched, error) {
 	for {
-		list, err := b.fetch(at, from, deadline)
-		if err == nil && lastOf(list) >= newest {
-			return list, nil
+		got, err := b.fetch(at, from, deadline)
+		if err == nil && got.last() >= newest {
+			return got, nil
 		}
 		if time.Now().After(deadline) || !b.nc.IsConnected() {
 			if err == nil {
 				err = errors.New("the replica is behind")
 			}
-			return nil, err
+			return fetched{}, err
 		}
 		if err == nil {
 			// Either the replica is behind, or the newest message has been removed meanwhile.
@@ -182,27 +211,30 @@ func (b *Broker) fetchUpTo(at place, from, newest uint64, deadline time.Time) ([
 			}
 		}
 		if !b.sleep(20 * time.Millisecond) {
-			return nil, server.ErrNoCluster
+			return fetched{}, server.ErrNoCluster
 		}
 	}
 }
 
-func (b *Broker) fetch(at place, from uint64, deadline time.Time) (list []server.Message, err error) {
+func (b *Broker) fetch(at place, from uint64, deadline time.Time) (all fetched, err error) {
 	for {
 		part, more, err := b.fetchBatch(at, from, deadline)
 		if err != nil {
-			return nil, err
+			return fetched{}, err
 		}
-		list = append(list, part...)
-		if !more || len(part) == 0 {
-			return list, nil
+		if part.lost > 0 {
+			all = fetched{lost: part.lost}
 		}
-		from = lastOf(part) + 1
+		all.messages = append(all.messages, part.messages...)
+		if !more || part.last() == 0 {
+			return all, nil
+		}
+		from = part.last() + 1
 	}
 }
 
 // fetchBatch makes one batched direct get.
-func (b *Broker) fetchBatch(at place, from uint64, deadline time.Time) (list []server.Message, more bool, err error) {
+func (b *Broker) fetchBatch(at place, from uint64, deadline time.Time) (part fetched, more bool, err error) {
 	question, _ := json.Marshal(map[string]any{"seq": from, "next_by_subj": at.subject, "batch": batchMessages, "max_bytes": batchBytes})
 	ended := make(chan error, 1)
 	reply, token := b.calls.open(time.Until(deadline), func(m *nats.Msg, err error) bool {
@@ -214,28 +246,24 @@ func (b *Broker) fetchBatch(at place, from uint64, deadline time.Time) (list []s
 		case m.Header.Get("Status") != "":
 			err = fmt.Errorf("JetStream: %s %s", m.Header.Get("Status"), m.Header.Get("Description"))
 		default:
-			one, problem := fetched(at.topic, m)
-			if problem == nil {
-				list = append(list, one)
-				return true
+			var offset uint64
+			if offset, err = strconv.ParseUint(m.Header.Get("Nats-Sequence"), 10, 64); err != nil {
+				break
 			}
-			b.stats.foreign.Add(1)
-			err = problem
+			if one, problem := openKept(at.topic, offset, m.Header.Get("Nats-Time-Stamp"), m.Data); problem == nil {
+				part.messages = append(part.messages, one)
+			} else {
+				b.foreign("a stored message")
+				part = fetched{lost: offset}
+			}
+			return true
 		}
 		ended <- err
 		return false
 	})
 	if err := b.nc.PublishMsg(&nats.Msg{Subject: "$JS.API.DIRECT.GET." + at.st.name, Reply: reply, Data: question}); err != nil && b.calls.close(token) {
-		return nil, false, b.publishError(err)
+		return fetched{}, false, b.publishError(err)
 	}
 	err = <-ended
-	return list, more, err
-}
-
-func fetched(topic string, m *nats.Msg) (server.Message, error) {
-	offset, err := strconv.ParseUint(m.Header.Get("Nats-Sequence"), 10, 64)
-	if err != nil {
-		return server.Message{}, errWire
-	}
-	return openKept(topic, offset, m.Header.Get("Nats-Time-Stamp"), m.Data)
+	return part, more, err
 }

@@ -12,7 +12,8 @@ type stats struct {
 	received, repeated, slow, foreign atomic.Uint64
 	disconnects, resyncs, lostNodes   atomic.Uint64
 	loads, loadFailures, barriers     atomic.Uint64
-	behind                            atomic.Bool // messages have been dropped since the last resync
+	foreignSaid                       atomic.Int64 // since the broker was made, in nanoseconds
+	behind                            atomic.Bool  // messages have been dropped since the last resync
 }
 
 // Stats are numbers since the broker was made.

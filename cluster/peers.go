@@ -118,7 +118,7 @@ func (b *Broker) rules() string {
 func (b *Broker) heard(m *nats.Msg) {
 	var h heartbeat
 	if err := json.Unmarshal(m.Data, &h); err != nil || h.Info.ID == "" || h.Info.ID == b.id {
-		b.stats.foreign.Add(1)
+		b.foreign("a heartbeat")
 		return
 	}
 	h.Info.Heard = time.Now()

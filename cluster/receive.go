@@ -129,7 +129,7 @@ func (b *Broker) receive(m *nats.Msg, now time.Time) {
 	}
 	e, payload, err := open(m.Data)
 	if err != nil {
-		b.stats.foreign.Add(1)
+		b.foreign("a message")
 		return
 	}
 	// A message comes once for each subscription that it matches, one behind the other, and a publisher's
@@ -164,19 +164,31 @@ func (in *inbox) forget(now time.Time) {
 	}
 }
 
+// foreignPause is how often it is said that messages cannot be read.
+const foreignPause = time.Minute
+
+// foreign counts a message that this node does not know how to read.
+func (b *Broker) foreign(what string) {
+	b.stats.foreign.Add(1)
+	last, now := b.stats.foreignSaid.Load(), int64(time.Since(b.started))
+	if (last == 0 || now-last > int64(foreignPause)) && b.stats.foreignSaid.CompareAndSwap(last, now) {
+		b.log.Warn("something came that this node cannot read, such as of another version, and is left out", "what", what, "format", wireVersion)
+	}
+}
+
 // receiveStored takes a message that a stream has stored and published again.
 func (b *Broker) receiveStored(m *nats.Msg, rest string) {
 	rule, epoch, topic := cutRule(rest)
 	st := b.byRule[rule]
 	if st == nil {
-		b.stats.foreign.Add(1)
+		b.foreign("a message of other rules")
 		return
 	}
 	offset, err1 := strconv.ParseUint(m.Header.Get("Nats-Sequence"), 10, 64)
 	prev, err2 := strconv.ParseUint(m.Header.Get("Nats-Last-Sequence"), 10, 64)
 	message, err3 := openKept(topic, offset, m.Header.Get("Nats-Time-Stamp"), m.Data)
 	if err1 != nil || err2 != nil || err3 != nil {
-		b.stats.foreign.Add(1)
+		b.foreign("a stored message")
 		return
 	}
 	if epoch != st.receivedEpoch {
