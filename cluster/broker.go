@@ -50,6 +50,7 @@ type Broker struct {
 
 	ready   atomic.Bool // Start has returned without an error
 	away    atomic.Pointer[outage]
+	ahead   atomic.Int64   // JetStream's clock of this node's, in nanoseconds
 	work    sync.WaitGroup // goroutines of this broker
 	quit    chan struct{}
 	resyncs chan string

@@ -26,6 +26,7 @@ func (b *Broker) Load(topic string, rule int, after uint64, done func(server.Kep
 			err = fmt.Errorf("load topic %s: %w", topic, err)
 		}
 		b.stats.loads.Add(1)
+		kept.Now = b.clock()
 		done(kept, err)
 	})
 }

@@ -55,6 +55,7 @@ type streamState struct {
 	First uint64 `json:"first_seq"` // what was before it was removed, from all subjects
 	Last  uint64 `json:"last_seq"`
 	epoch string
+	now   time.Time // by its clock
 }
 
 func (b *Broker) prepareStreams(rules []server.TopicRule) {
@@ -103,6 +104,16 @@ func (b *Broker) configIn(st *stream, epoch string) jetstream.StreamConfig {
 	c.RePublish = &jetstream.RePublish{Source: c.Subjects[0], Destination: b.names.stored(st.id, epoch, ">")}
 	return c
 }
+
+// setClock notes by how much JetStream's clock, of which the times of kept messages are, differs from this node's.
+func (b *Broker) setClock(now time.Time) {
+	if !now.IsZero() {
+		b.ahead.Store(int64(time.Until(now)))
+	}
+}
+
+// clock is what JetStream's clock says.
+func (b *Broker) clock() time.Time { return time.Now().Add(time.Duration(b.ahead.Load())) }
 
 func (st *stream) epochNow() string {
 	st.mu.Lock()
@@ -195,6 +206,7 @@ func (st *stream) explain(err error) error {
 
 // adopt takes a stream that exists, and changes it where it is not what this node's options say.
 func (b *Broker) adopt(ctx context.Context, js jetstream.JetStream, st *stream, info *jetstream.StreamInfo) error {
+	b.setClock(info.TimeStamp)
 	have, epoch := info.Config, info.Config.Metadata[epochKey]
 	if have.Storage != st.config.Storage {
 		return fmt.Errorf("%w: topics %s are kept in stream %s with storage %v, and cluster.storage says %v: JetStream cannot change that;"+
@@ -274,6 +286,9 @@ func (b *Broker) askInfo(st *stream) {
 	}
 	b.request("$JS.API.STREAM.INFO."+st.name, nil, infoTimeout, func(m *nats.Msg, err error) {
 		state, err := readState(m, err)
+		if err == nil {
+			b.setClock(state.now)
+		}
 		for _, done := range list {
 			done(state, err)
 		}
@@ -293,6 +308,7 @@ func readState(m *nats.Msg, err error) (streamState, error) {
 			Metadata map[string]string `json:"metadata"`
 		} `json:"config"`
 		State streamState `json:"state"`
+		Now   time.Time   `json:"ts"`
 		Error *apiError   `json:"error"`
 	}
 	if err := json.Unmarshal(m.Data, &answer); err != nil {
@@ -301,7 +317,7 @@ func readState(m *nats.Msg, err error) (streamState, error) {
 	if answer.Error != nil {
 		return streamState{}, answer.Error
 	}
-	answer.State.epoch = answer.Config.Metadata[epochKey]
+	answer.State.epoch, answer.State.now = answer.Config.Metadata[epochKey], answer.Now
 	return answer.State, nil
 }
 

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -86,8 +87,8 @@ func TestMessagesOfAnotherVersionAreCountedAndLogged(t *testing.T) {
 	eventually(t, "passing messages come, too", func() bool { return len(bob.all()) == 1 })
 }
 
-// A node's clock is days off. It is one of the cluster as any other, what it publishes comes, and kept messages have
-// the time of JetStream.
+// A node's clock is days off. It is one of the cluster as any other, and what it publishes comes. How old kept messages
+// are goes by JetStream's clock.
 func TestClocksNeedNotAgree(t *testing.T) {
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}
 	bob, cathy := join(t, o), join(t, o)
@@ -123,6 +124,31 @@ func TestClocksNeedNotAgree(t *testing.T) {
 			t.Error("a node that is silent is not forgotten for what its clock says")
 		}
 	}
+
+	alice := join(t, o, server.TopicRule{Match: "kept", History: 10, MaxAge: time.Hour})
+	if _, err := alice.store("kept", "x", ""); err != nil {
+		t.Fatal(err)
+	}
+	ageOf := func() time.Duration {
+		k, err := alice.load("kept", 0)
+		if err != nil || len(k.Messages) != 1 {
+			t.Fatal(k, err)
+		}
+		return k.Now.Sub(k.Messages[0].Time)
+	}
+	if age := ageOf(); age < 0 || age > patience {
+		t.Errorf("a message is %v old", age)
+	}
+	state, err := readState(&nats.Msg{Data: fmt.Appendf(nil, `{"ts":%q}`, time.Now().Add(48*time.Hour).Format(time.RFC3339Nano))}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bob.setClock(state.now) // he has nothing to ask JetStream for
+	if ahead := time.Until(bob.clock()); ahead < 47*time.Hour || ahead > 48*time.Hour {
+		t.Errorf("JetStream's clock is %v ahead", ahead)
+	}
+	alice.setClock(state.now)
+	eventually(t, "it is asked again", func() bool { return ageOf() < patience })
 }
 
 // Whatever comes is read, or refused.

@@ -109,6 +109,10 @@ type Kept struct {
 	// Last is an offset that no message of the topic up to now is beyond: those that are kept up to it are all in
 	// Messages. It may be that of a message of another topic.
 	Last uint64
+
+	// Now is what the clock that the messages' times are of said when they were loaded. By it they are as old as they
+	// are, whatever this server's clock says. Zero means that the two agree.
+	Now time.Time
 }
 
 // NodeInfo is a server of the cluster.

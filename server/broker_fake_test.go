@@ -273,7 +273,7 @@ func (b *fakeBroker) load(topic string, after uint64) (Kept, error) {
 	if found {
 		first++
 	}
-	return Kept{Epoch: n.epoch, Messages: slices.Clone(t.messages[first:]), Since: max(t.since, after), Last: n.offset}, nil
+	return Kept{Epoch: n.epoch, Messages: slices.Clone(t.messages[first:]), Since: max(t.since, after), Last: n.offset, Now: time.Now()}, nil
 }
 
 func (b *fakeBroker) Nodes() (list []NodeInfo) {

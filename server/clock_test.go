@@ -89,3 +89,33 @@ func TestTokensGoByTheClock(t *testing.T) {
 	dial(t, s, "/safe?topic=a", token)
 	z.leave()
 }
+
+// A server's clock is days off those of the cluster. What is kept there is not too old for that, whether it comes or is
+// loaded.
+func TestClocksOfAClusterDiffer(t *testing.T) {
+	for _, off := range []time.Duration{48 * time.Hour, -48 * time.Hour} {
+		n := newFakeNet(1)
+		opts := topics(TopicRule{Match: "log", History: 10, MaxAge: time.Hour})
+		right := clustered(t, n, 1, opts, unchanged)[0]
+		wall := &clock{}
+		wall.jump(off)
+		list := clustered(t, n, 2, opts, func(s *Server) { s.wall = wall.now })
+		live := dial(t, list[0], "/ws", speakJSON)
+		live.subscribed("log")
+		first := mustPublish(t, right, "log", "1")
+		mustPublish(t, right, "log", "2")
+		live.wants("1", "2")
+		for i, s := range list { // one has heard it, the other loads it
+			s.hub.sweepAll()
+			c := dial(t, s, "/ws", speakJSON)
+			if got := c.since("log", position(first)); got.Subscribed == nil || !*got.Subscribed.Recovered {
+				t.Errorf("%v off, server %d: %s", off, i, got.text)
+			}
+			c.wants("2")
+			s.hub.sweepAll()
+			if past, err := s.History("log", Start{Last: 10}, 10); err != nil || len(past.Messages) != 2 {
+				t.Errorf("%v off, server %d keeps %d, %v", off, i, len(past.Messages), err)
+			}
+		}
+	}
+}

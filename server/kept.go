@@ -239,13 +239,17 @@ func (cl *cluster) apply(t *topic, got *Kept, full bool) (whole bool) {
 		cl.begin(t, got.Since)
 		k.loaded = true
 	}
+	now := got.Now
+	if now.IsZero() {
+		now = cl.srv.wall()
+	}
 	for i := range got.Messages {
 		one := &got.Messages[i]
 		direct, pattern := k.loaded && one.Offset > t.offset, fed && one.Offset > k.fed
 		if !direct && !pattern {
 			continue
 		}
-		m := t.keptMessage(one, k.epoch)
+		m := t.keptMessage(one, k.epoch, now)
 		if (pattern || t.subscribers > 0) && cl.hub.overloaded(t, patterns, int64(len(m.raw.Plain()))) != nil {
 			return false
 		}
@@ -286,8 +290,9 @@ func (cl *cluster) tellGap(t *topic, got *Kept, at stamp) {
 // missed counts messages that nobody here gets although they were for somebody.
 func (cl *cluster) missed(n uint64) { cl.stats.lost.Add(n) }
 
-func (t *topic) keptMessage(m *Message, epoch *string) *message {
-	return &message{topic: t, offset: m.Offset, time: m.Time.UnixMilli(), born: t.hub.srv.bornAt(m.Time), format: m.Format, epoch: epoch, raw: codec.NewFrame(m.Format.opcode(), m.Payload)}
+// keptMessage is a message of the broker's, whose clock says now.
+func (t *topic) keptMessage(m *Message, epoch *string, now time.Time) *message {
+	return &message{topic: t, offset: m.Offset, time: m.Time.UnixMilli(), born: t.hub.srv.bornAt(m.Time, now), format: m.Format, epoch: epoch, raw: codec.NewFrame(m.Format.opcode(), m.Payload)}
 }
 
 // deliver hands a message to the subscribers of its topic, of patterns, or both. The caller holds mu.
@@ -322,7 +327,7 @@ func (cl *cluster) takeKept(got Message, epoch string, prev uint64) {
 		k.epoch, k.seen = &epoch, 0
 	}
 	if *k.epoch != epoch {
-		k.hold(t.keptMessage(&got, &epoch), prev)
+		k.hold(t.keptMessage(&got, &epoch, got.Time), prev)
 		k.whole = true
 		cl.load(t)
 		return
@@ -335,7 +340,7 @@ func (cl *cluster) takeKept(got Message, epoch string, prev uint64) {
 	if !direct && !pattern && !pending {
 		return // it has come before
 	}
-	m := t.keptMessage(&got, k.epoch)
+	m := t.keptMessage(&got, k.epoch, got.Time)
 	hole := direct && prev > t.offset || pattern && prev > k.fed
 	if hole {
 		cl.stats.holes.Add(1)

@@ -13,9 +13,9 @@ func (s *Server) elapsed() time.Duration { return time.Since(s.begin) }
 // age is the same in milliseconds.
 func (s *Server) age() int64 { return s.elapsed().Milliseconds() }
 
-// bornAt is the age at which a message came to be whose time another clock has told.
-func (s *Server) bornAt(t time.Time) int64 {
-	return s.age() - max(s.wall().Sub(t), 0).Milliseconds()
+// bornAt is the age at which a message came to be whose time another clock has told, which says now.
+func (s *Server) bornAt(t, now time.Time) int64 {
+	return s.age() - max(now.Sub(t), 0).Milliseconds()
 }
 
 func (s *Server) stamp() stamp { return stampOf(s.elapsed()) }
