@@ -108,11 +108,16 @@ func (b *Broker) load(st *stream, topic string, after uint64) (server.Kept, erro
 			return kept, st.same(epoch)
 		}
 	}
+	return b.reach(st, kept, newest, after)
+}
+
+// reach says how far back reaches what was fetched, and leaves out what is not after the position.
+func (b *Broker) reach(st *stream, kept server.Kept, newest, after uint64) (server.Kept, error) {
 	state, err := b.awaitInfo(st)
 	if err != nil {
 		return server.Kept{}, err
 	}
-	if state.epoch != epoch {
+	if state.epoch != kept.Epoch {
 		st.setEpoch(state.epoch)
 		return server.Kept{}, errEpoch
 	}
