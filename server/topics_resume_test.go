@@ -304,6 +304,8 @@ type follower struct {
 	small  bool // its socket has little room, and it rests now and then
 	last   Position
 	log    []string // what it got; "gap" where it was told of one
+
+	lives, gaps *atomic.Int64 // of all followers
 }
 
 // life is one connection: it opens it and reads some messages.
@@ -325,7 +327,9 @@ func (f *follower) life() error {
 	gap := f.last.Epoch == "" || !*sub.Recovered
 	if gap {
 		f.log = append(f.log, "gap")
+		f.gaps.Add(1)
 	}
+	f.lives.Add(1)
 	for n := range f.r.IntN(200) {
 		m, err := next()
 		if err != nil {
@@ -373,17 +377,21 @@ func (f *follower) follow(c *client) (next func() (said, error)) {
 // pause, and come back with their last position. A part of them stays away for so long that the history
 // does not reach back: then they are told. Between two gaps what each of them has got is the topic, without
 // a hole, twice or out of order.
+//
+// How many messages a client misses while it is away depends on the machine, so the publishers are slower while
+// more than a quarter of the lives begin with a gap.
 func TestResumeUnderPublishing(t *testing.T) {
 	cuts := 60
 	if raceEnabled {
 		cuts = 25
 	}
-	const clients = 20
-	opts := topics(TopicRule{Match: "log", History: 500, MaxBytes: -1})
+	const clients, history = 20, 500
+	opts := topics(TopicRule{Match: "log", History: history, MaxBytes: -1})
 	opts.Endpoints[0].SlowConsumer = SlowConsumer{MaxQueue: -1}
 	s := start(t, opts)
 	var stop atomic.Bool
 	var publishers, followers sync.WaitGroup
+	var lives, gapped atomic.Int64
 	var mu sync.Mutex
 	var whole []string
 	for p := range 3 {
@@ -398,15 +406,20 @@ func TestResumeUnderPublishing(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				if i%7 == 0 {
-					time.Sleep(time.Millisecond)
+				if n := gapped.Load() - clients - lives.Load()/4; n > 0 || i%7 == 0 {
+					time.Sleep(time.Duration(min(max(n, 1), 10)) * time.Millisecond)
 				}
 			}
 		})
 	}
+	published := func() uint64 {
+		mu.Lock()
+		defer mu.Unlock()
+		return uint64(len(whole))
+	}
 	all := make([]*follower, clients)
 	for n := range clients {
-		f := &follower{t: t, s: s, r: rand.New(rand.NewPCG(uint64(n), 3)), events: n%2 == 0, small: n%4 < 2}
+		f := &follower{t: t, s: s, r: rand.New(rand.NewPCG(uint64(n), 3)), events: n%2 == 0, small: n%4 < 2, lives: &lives, gaps: &gapped}
 		all[n] = f
 		followers.Go(func() {
 			for range cuts {
@@ -414,7 +427,12 @@ func TestResumeUnderPublishing(t *testing.T) {
 					t.Errorf("client %d: %v", n, err)
 					return
 				}
-				if f.r.IntN(10) == 0 {
+				switch f.r.IntN(20) {
+				case 0: // too long
+					for published() <= f.last.Offset+history && !t.Failed() {
+						time.Sleep(time.Millisecond)
+					}
+				case 1, 2:
 					time.Sleep(time.Duration(f.r.IntN(200)) * time.Millisecond)
 				}
 			}
@@ -432,7 +450,7 @@ func TestResumeUnderPublishing(t *testing.T) {
 		}
 		gaps += strings.Count(strings.Join(f.log, " "), "gap") - 1
 	}
-	if gaps == 0 || gaps > clients*cuts/2 {
+	if gaps < clients/4 || gaps > clients*cuts/2 {
 		t.Errorf("%d gaps in %d lives: the test is not what it should be", gaps, clients*cuts)
 	}
 	t.Logf("%d messages, %d lives, %d gaps", len(whole), clients*cuts, gaps)
