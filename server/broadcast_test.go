@@ -316,10 +316,12 @@ func TestCoalescing(t *testing.T) {
 // refused, nothing is lost, and what waits stays within the limit.
 func TestPublishersOutrunTheWalk(t *testing.T) {
 	const publishers, messages, subscribers, size = 3, 20000, 20, 100
+	limits, ping := off() // it may take longer than the time until a ping, which would be no message
+	limits.MaxBacklog = 1 << 20
 	s := start(t, Options{
 		Loops:     1,
 		Endpoints: []Endpoint{{Path: "/room", Mode: ModeBroadcast, SlowConsumer: SlowConsumer{MaxQueue: -1}}},
-		Limits:    Limits{MaxBacklog: 1 << 20},
+		Limits:    limits, Ping: ping,
 	})
 	var all sync.WaitGroup
 	read := func(c *client) {
