@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"slices"
 	"testing"
@@ -83,58 +84,94 @@ func TestCrowdShutsDown(t *testing.T) {
 }
 
 // A crowd is sent away over some seconds: as many in each part of the time as in any other, to a tenth, while
-// those who are still there are served as ever.
+// those who are still there are served as ever. A machine that is busy with other things may need more than one
+// try for that, and a smaller crowd, but nobody is ever sent away before his time, and all are told.
 func TestCrowdDrainsEvenly(t *testing.T) {
-	const conns, parts = crowd, 5
-	over, slack, longest := 3*time.Second, conns/parts/10, 200*time.Millisecond
+	needDescriptors(t, crowd)
+	d := evenDrain{parts: 5, over: 3 * time.Second, share: 10, longest: 200 * time.Millisecond}
+	smallest := 1
 	if raceEnabled { // the processors are not fast enough for it
-		slack, longest = conns/parts/2, time.Second
+		d.share, d.longest, smallest = 4, time.Second, 5
 	}
-	needDescriptors(t, conns)
-	s := start(t, Options{Endpoints: echoAndBroadcast(), Drain: Drain{Duration: over, Deadline: over + patience}})
-	w := startSwarm(t, s, swarmOrder{Path: "/broadcast", Conns: conns})
-	bob := dial(t, s, "/echo")
-	echoes := make(chan time.Duration, 100_000)
-	go func() {
-		defer close(echoes)
-		for {
-			sent := time.Now()
-			if _, err := bob.conn.Write(text("here")); err != nil {
-				return
-			}
-			if op, _, err := bob.frame(); err != nil || op != Text {
-				_ = bob.conn.Close()
-				return
-			}
-			echoes <- time.Since(sent)
-			time.Sleep(time.Millisecond)
+	for try := 1; ; try++ {
+		d.conns = crowd / max(min(try, 4), smallest)
+		uneven := d.run(t)
+		if uneven == "" || t.Failed() {
+			return
 		}
-	}()
+		if try == 5 {
+			t.Fatal(uneven)
+		}
+		t.Logf("try %d: %s", try, uneven)
+	}
+}
+
+type evenDrain struct {
+	conns, parts  int
+	share         int // of what is due in a part, by which it may be wrong: one in so many
+	over, longest time.Duration
+}
+
+// run says what was not even.
+func (d *evenDrain) run(t *testing.T) (uneven string) {
+	s := start(t, Options{Endpoints: echoAndBroadcast(), Drain: Drain{Duration: d.over, Deadline: d.over + patience}})
+	w := startSwarm(t, s, swarmOrder{Path: "/broadcast", Conns: d.conns})
+	echoes := echoUntilTheEnd(dial(t, s, "/echo"))
 	s.StartDrain("a test", 0)
 	eventually(t, "connections are closed", func() bool { return s.plan.Load() != nil })
-	began, before := s.plan.Load().began, conns+1
-	for part := 1; part < parts; part++ { // in the last one the others have to come to their end as well
-		time.Sleep(time.Until(began.Add(over * time.Duration(part) / parts)))
-		now := s.Count()
-		if gone := before - now; gone < conns/parts-slack || gone > conns/parts+slack {
-			t.Errorf("%d were closed in part %d, want %d", gone, part, conns/parts)
+	began := s.plan.Load().began
+	due := func(passed time.Duration) int { return int(int64(d.conns) * int64(passed) / int64(d.over)) }
+	var last time.Duration
+	closed, slack := 0, d.conns/d.parts/d.share
+	for part := 1; part < d.parts; part++ { // in the last one the others have to come to their end as well
+		time.Sleep(time.Until(began.Add(d.over * time.Duration(part) / time.Duration(d.parts))))
+		now := d.conns + 1 - s.Count()
+		passed := time.Since(began)
+		if now > due(passed)+slack {
+			t.Errorf("%d are closed after %v of %v, before it is their turn", now, passed, d.over)
 		}
-		before = now
+		if n, want := now-closed, due(passed)-due(last); n < want-slack || n > want+slack {
+			uneven = fmt.Sprintf("%d were closed in part %d, want %d", n, part, want)
+		}
+		closed, last = now, passed
 	}
 	eventually(t, "all are gone", func() bool { return s.sockets.Load() == 0 })
-	var all []time.Duration
-	for took := range echoes {
-		all = append(all, took)
+	all := <-echoes
+	if len(all) == 0 {
+		t.Fatal("nobody was served meanwhile")
 	}
 	slices.Sort(all)
 	p99 := all[len(all)*99/100]
-	if p99 > longest {
-		t.Errorf("an echo takes up to %v", p99)
+	if p99 > d.longest {
+		uneven = fmt.Sprintf("an echo takes up to %v", p99)
 	}
 	t.Logf("%d echoes meanwhile, half of them within %v, 99 %% within %v", len(all), all[len(all)/2], p99)
-	if r := w.end(); r.Cut > 0 || r.Closed != conns {
+	if r := w.end(); r.Cut > 0 || r.Closed != d.conns {
 		t.Errorf("the clients report %+v", r)
 	}
+	return uneven
+}
+
+// echoUntilTheEnd has a client ask again and again, and says in the end how long each answer took.
+func echoUntilTheEnd(c *client) <-chan []time.Duration {
+	echoes := make(chan []time.Duration, 1)
+	go func() {
+		var all []time.Duration
+		defer func() { echoes <- all }()
+		for {
+			sent := time.Now()
+			if _, err := c.conn.Write(text("here")); err != nil {
+				return
+			}
+			if op, _, err := c.frame(); err != nil || op != Text {
+				_ = c.conn.Close()
+				return
+			}
+			all = append(all, time.Since(sent))
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	return echoes
 }
 
 // The memory of a connection that does nothing, gnet's part included.
