@@ -44,11 +44,14 @@ func (sh *shard) sweepOn() {
 	if sh.goingAway && !w.running && sh.occupied() {
 		sh.beginSweep()
 	}
-	sends, looks := 0, 0
-	for w.running && sends < sweepSends && sh.expireNext() {
+	start, sends, looks := time.Now(), 0, 0
+	over := func() bool {
+		return sends >= sweepSends || sends&3 == 3 && time.Since(start) > sliceTime
+	}
+	for w.running && !over() && sh.expireNext() {
 		sends++
 	}
-	for w.running && sends < sweepSends {
+	for w.running && !over() {
 		if w.next == 0 {
 			w.group--
 			if w.group < 0 {
