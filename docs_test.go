@@ -79,7 +79,7 @@ func TestOperationsNames(t *testing.T) {
 		}
 	}
 	for _, name := range regexp.MustCompile("`carillon_[a-z_]+`").FindAllString(text, -1) {
-		if !strings.Contains(all["docs/metrics.md"], "| "+name+" |") {
+		if !strings.Contains(all["docs/metrics.md"]+all["docs/cluster.md"], "| "+name+" |") {
 			t.Errorf("there is no metric %s", name)
 		}
 	}
