@@ -423,14 +423,7 @@ func (p *Ping) resolve(c *checker) {
 	c.duration("ping.interval", &p.Interval, 25*time.Second, true)
 	c.duration("ping.timeout", &p.Timeout, 10*time.Second, true)
 	c.duration("ping.lb_idle_timeout", &p.LBIdleTimeout, -1, true)
-	switch {
-	case p.Jitter == 0:
-		p.Jitter = 0.2
-	case p.Jitter < 0:
-		p.Jitter = -1
-	case p.Jitter > 1 || math.IsNaN(p.Jitter):
-		c.add("ping.jitter", "%v is out of range: expected a part of the interval, 0 to 1", p.Jitter)
-	}
+	c.jitter("ping.jitter", &p.Jitter, "interval")
 }
 
 func (e *Endpoint) resolve(c *checker, key string) {
@@ -563,6 +556,18 @@ func (c *checker) duration(key string, d *time.Duration, def time.Duration, canB
 		}
 	case *d < time.Millisecond || *d > longest:
 		c.add(key, "%v is out of range: expected 1ms to %v", *d, longest)
+	}
+}
+
+// jitter is a part of something, by which it varies.
+func (c *checker) jitter(key string, part *float64, of string) {
+	switch {
+	case *part == 0:
+		*part = 0.2
+	case *part < 0:
+		*part = -1
+	case *part > 1 || math.IsNaN(*part):
+		c.add(key, "%v is out of range: expected a part of the %s, 0 to 1", *part, of)
 	}
 }
 

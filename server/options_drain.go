@@ -1,7 +1,6 @@
 package server
 
 import (
-	"math"
 	"runtime"
 	"time"
 
@@ -82,14 +81,7 @@ func (o *Connections) resolve(c *checker) {
 	if o.MaxAge > 0 && o.MaxAge < time.Second {
 		c.add("connections.max_age", "%v is out of range: expected 1s to %v", o.MaxAge, longest)
 	}
-	switch {
-	case o.MaxAgeJitter == 0:
-		o.MaxAgeJitter = 0.2
-	case o.MaxAgeJitter < 0:
-		o.MaxAgeJitter = -1
-	case o.MaxAgeJitter > 1 || math.IsNaN(o.MaxAgeJitter):
-		c.add("connections.max_age_jitter", "%v is out of range: expected a part of the age, 0 to 1", o.MaxAgeJitter)
-	}
+	c.jitter("connections.max_age_jitter", &o.MaxAgeJitter, "age")
 }
 
 func (o *Options) resolveTakeover(c *checker) {
