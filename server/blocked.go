@@ -64,15 +64,8 @@ const (
 
 // watchLoops tells of loops that are blocked, and of those that are not any more, until ctx ends.
 func (s *Server) watchLoops(ctx context.Context) {
-	ticker := time.NewTicker(min(blockedLook, s.ops.blockedAfter/4))
-	defer ticker.Stop()
 	since := map[*shard]time.Duration{}
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
+	every(ctx, min(blockedLook, s.ops.blockedAfter/4), func() {
 		now := s.elapsed()
 		for i, sh := range s.allShards() {
 			silent := sh.mail.waits(now)
@@ -86,7 +79,7 @@ func (s *Server) watchLoops(ctx context.Context) {
 				s.log.Warn("event loop turns again", "loop", i, "after", (now - silent - began).Round(time.Millisecond))
 			}
 		}
-	}
+	})
 }
 
 // tellBlocked logs what a loop does that does not come round.

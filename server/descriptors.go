@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"errors"
 	"sync"
 	"syscall"
@@ -140,20 +139,6 @@ func (r *spare) sockets() []int {
 		}
 	}
 	return r.listening
-}
-
-// run looks whether descriptors are left, until ctx ends.
-func (r *spare) run(ctx context.Context) {
-	ticker := time.NewTicker(descriptorsEvery)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-			r.look()
-		}
-	}
 }
 
 const descriptorsEvery = time.Second

@@ -39,9 +39,23 @@ func newOps() ops {
 func (s *Server) beginOps(ctx context.Context) {
 	s.spare.look()
 	s.memory.look()
-	go s.spare.run(ctx)
-	go s.memory.run(ctx)
+	go every(ctx, descriptorsEvery, func() { s.spare.look() })
+	go every(ctx, memoryEvery, s.memory.look)
 	go s.watchLoops(ctx)
+}
+
+// every calls a function again and again, for the first time after one period, until ctx ends.
+func every(ctx context.Context, period time.Duration, do func()) {
+	ticker := time.NewTicker(period)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			do()
+		}
+	}
 }
 
 // condition is one thing that keeps the server from being ready, or shows that it is not alive.

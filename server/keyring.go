@@ -106,20 +106,13 @@ func (r *keyring) watch(ctx context.Context) {
 		r.jwks.watch(ctx, r.keys.Load() != nil, r.refresh)
 		return
 	}
-	ticker := time.NewTicker(lookAtFile)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
+	every(ctx, lookAtFile, func() {
 		now, err := os.Stat(r.opts.KeyFile)
-		if err != nil || os.SameFile(now, r.file) && now.ModTime().Equal(r.file.ModTime()) && now.Size() == r.file.Size() {
-			continue // one that is gone for a moment is being replaced
+		if err != nil || sameFile(now, r.file) {
+			return // one that is gone for a moment is being replaced
 		}
 		r.refresh(ctx)
-	}
+	})
 }
 
 func (r *keyring) readFile() error {

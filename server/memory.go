@@ -2,7 +2,6 @@ package server
 
 import (
 	"cmp"
-	"context"
 	"runtime"
 	gometrics "runtime/metrics"
 	"slices"
@@ -65,19 +64,6 @@ func memoryUsed() int64 {
 
 // refuses says whether nobody new comes in. A mark that was taken away counts at once.
 func (g *memoryGuard) refuses() bool { return g.over.Load() && g.srv.opts().Limits.MaxMemory > 0 }
-
-func (g *memoryGuard) run(ctx context.Context) {
-	ticker := time.NewTicker(memoryEvery)
-	defer ticker.Stop()
-	for {
-		g.look()
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
-	}
-}
 
 func (g *memoryGuard) look() {
 	mark := int64(g.srv.opts().Limits.MaxMemory)

@@ -147,8 +147,13 @@ func sameFiles(a, b []fs.FileInfo) bool {
 		if a == nil || b == nil {
 			return a == nil && b == nil
 		}
-		return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+		return sameFile(a, b)
 	})
+}
+
+// sameFile says whether a file has not changed, as far as that can be seen without reading it.
+func sameFile(a, b fs.FileInfo) bool {
+	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 
 // reload reads the files, if they have changed or anyway. Connections that are open stay as they are. On an
@@ -209,21 +214,26 @@ func (s *Server) allSecure() iter.Seq2[string, *secure] {
 	}
 }
 
+func (s *Server) speaksTLS() bool {
+	for _, one := range s.allSecure() {
+		if one != nil {
+			return true
+		}
+	}
+	return false
+}
+
 // watchCertificates looks at the files until ctx ends. A file system may keep it waiting, so nobody else
 // does.
 func (s *Server) watchCertificates(ctx context.Context) {
-	ticker := time.NewTicker(s.ops.lookEvery)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-			for _, one := range s.allSecure() {
-				_ = one.reload(false) // says itself what is wrong
-			}
-		}
+	if !s.speaksTLS() {
+		return
 	}
+	every(ctx, s.ops.lookEvery, func() {
+		for _, one := range s.allSecure() {
+			_ = one.reload(false) // says itself what is wrong
+		}
+	})
 }
 
 // ReloadTLS reads all certificates again now, whether their files have changed or not. Connections that are
