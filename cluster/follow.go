@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"carillon/server"
+
 	"github.com/nats-io/nats.go"
 )
 
@@ -108,7 +110,7 @@ func (b *Broker) subscribe(wanted map[string]bool) (leaving []*nats.Subscription
 		case want == have:
 		case want:
 			f.names[name] = subscriptions{}
-			if isPattern(name) {
+			if server.IsPattern(name) {
 				f.patterns[name] = true
 			}
 		default:
@@ -174,7 +176,7 @@ func (b *Broker) subscribeTo(name string) (subs subscriptions, err error) {
 // covered says whether another name that is followed stands for all that this one does. The caller holds busy.
 func (f *follows) covered(name string) bool {
 	for p := range f.patterns {
-		if p != name && covers(p, name) {
+		if p != name && server.Covers(p, name) {
 			return true
 		}
 	}
@@ -194,36 +196,13 @@ func (b *Broker) arrive() error {
 	return nil
 }
 
-func isPattern(name string) bool {
-	return name == "*" || strings.HasPrefix(name, "*.") || strings.HasSuffix(name, ".*") || strings.Contains(name, ".*.") ||
-		name == ">" || strings.HasSuffix(name, ".>")
-}
-
 func anyPattern(names map[string]bool) bool {
 	for name := range names {
-		if isPattern(name) {
+		if server.IsPattern(name) {
 			return true
 		}
 	}
 	return false
-}
-
-// covers says whether every topic that inner stands for matches the pattern outer.
-func covers(outer, inner string) bool {
-	for {
-		o, restO, moreO := strings.Cut(outer, ".")
-		if o == ">" {
-			return true
-		}
-		i, restI, moreI := strings.Cut(inner, ".")
-		if i == ">" || o != "*" && o != i || moreO != moreI {
-			return false
-		}
-		if !moreO {
-			return true
-		}
-		outer, inner = restO, restI
-	}
 }
 
 // cutRule splits what is behind the kind in the subject of a stored message.

@@ -99,7 +99,7 @@ func intersect(a, b string) (string, bool) {
 }
 
 func allows(list []string, name string) bool {
-	return list == nil || slices.ContainsFunc(list, func(p string) bool { return covers(p, name) })
+	return list == nil || slices.ContainsFunc(list, func(p string) bool { return Covers(p, name) })
 }
 
 // Identity is what is known of the client so far: from its token, when Upgrade is called, and from the

@@ -172,7 +172,7 @@ func (c *Conn) doSubscribe(id json.RawMessage, r *subscribeRequest) error {
 	}
 	from := Start{Since: r.Since, Last: r.Last}
 	switch {
-	case isPattern(r.Topic) && from != Start{}:
+	case IsPattern(r.Topic) && from != Start{}:
 		return bad("%v", ErrNoPosition)
 	case r.Since != nil && r.Last != 0:
 		return bad("since and last exclude each other")

@@ -228,7 +228,7 @@ func (a *audience) closeForGap() {
 // first message, or failed.
 func (c *Conn) subscribeReady(name string, from Start, kind framing, reply func(Subscribed), failed func(error)) {
 	if c.sh.srv.hub.cluster != nil { // nothing is followed for who may not have it
-		if err := c.maySubscribe(name, isPattern(name)); err != nil {
+		if err := c.maySubscribe(name, IsPattern(name)); err != nil {
 			failed(err)
 			return
 		}
@@ -250,7 +250,7 @@ func (c *Conn) subscribe(name string, from Start, kind framing, reply func(Subsc
 	if !c.isOpen() || !c.ready() {
 		return s, ErrClosed
 	}
-	pattern := isPattern(name)
+	pattern := IsPattern(name)
 	if c.hoards() {
 		return s, fmt.Errorf("%w: read the messages of the last subscriptions first", ErrOverloaded)
 	}

@@ -75,8 +75,8 @@ var inTopic = func() (allowed [256]bool) {
 	return allowed
 }()
 
-// isPattern says whether a name that was checked is a pattern.
-func isPattern(name string) bool {
+// IsPattern says whether a name is a pattern that [CheckPattern] takes, and not a topic.
+func IsPattern(name string) bool {
 	return name == "*" || name == ">" || strings.HasPrefix(name, "*.") || strings.HasSuffix(name, ".>") ||
 		strings.HasSuffix(name, ".*") || strings.Contains(name, ".*.")
 }
@@ -99,9 +99,9 @@ func matches(pattern, topic string) bool {
 	}
 }
 
-// covers says whether every topic that the pattern inner stands for matches outer. Either may also be the
-// name of a topic.
-func covers(outer, inner string) bool {
+// Covers says whether every topic that the pattern inner stands for matches outer. Either may also be the
+// name of a topic. Both have to be names that [CheckPattern] takes.
+func Covers(outer, inner string) bool {
 	for {
 		o, restO, moreO := strings.Cut(outer, ".")
 		if o == ">" {

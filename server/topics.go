@@ -31,7 +31,7 @@ type TopicAccess struct {
 
 func (a *TopicAccess) maySubscribe(name string) bool {
 	for _, p := range a.Subscribe {
-		if covers(p, name) {
+		if Covers(p, name) {
 			return true
 		}
 	}
@@ -85,7 +85,7 @@ func (ep *endpoint) wishOf(r *Request, events bool) (*wish, error) {
 		}
 		if id := r.Header("Last-Event-ID"); len(id) > 0 {
 			since, ok := parseEventID(string(id))
-			if ok && len(w.topics) == 1 && !isPattern(w.topics[0]) {
+			if ok && len(w.topics) == 1 && !IsPattern(w.topics[0]) {
 				w.from = Start{Since: &since}
 			} else {
 				w.afresh = true
@@ -113,10 +113,10 @@ func (ep *endpoint) checkWish(w *wish) error {
 				return &codec.Rejection{Status: 400, Reason: fmt.Sprintf("topic %q overlaps topic %q", name, other)}
 			}
 		}
-		if w.from.Since != nil && (len(w.topics) > 1 || isPattern(name)) {
+		if w.from.Since != nil && (len(w.topics) > 1 || IsPattern(name)) {
 			return &codec.Rejection{Status: 400, Reason: "since needs exactly one topic, and no pattern"}
 		}
-		if w.from.Last > 0 && isPattern(name) {
+		if w.from.Last > 0 && IsPattern(name) {
 			return &codec.Rejection{Status: 400, Reason: "last needs topics, and no patterns"}
 		}
 	}

@@ -69,7 +69,7 @@ func (m *audienceModel) join() {
 func (m *audienceModel) subscribe(who *modelMember) {
 	name := append(slices.Clone(modelTopics), "p.*", "p.>")[m.r.IntN(len(modelTopics)+2)]
 	var from Start
-	if !isPattern(name) {
+	if !IsPattern(name) {
 		from.Last = m.r.IntN(4)
 	}
 	had := who.c.Subscriptions()
@@ -86,11 +86,11 @@ func (m *audienceModel) subscribe(who *modelMember) {
 		return
 	}
 	for _, topic := range modelTopics {
-		if isPattern(name) && matches(name, topic) {
+		if IsPattern(name) && matches(name, topic) {
 			who.next[topic] = m.offsets[topic] + 1
 		}
 	}
-	if !isPattern(name) {
+	if !IsPattern(name) {
 		if s.Offset != m.offsets[name] {
 			m.t.Fatalf("%s is at %d, want %d", name, s.Offset, m.offsets[name])
 		}

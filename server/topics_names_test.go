@@ -54,7 +54,7 @@ func TestTopicNames(t *testing.T) {
 			if (asTopic == nil) != (row.is == topic) || (asPattern == nil) != (row.is != neither) {
 				t.Fatalf("as a topic: %v; as a pattern: %v", asTopic, asPattern)
 			}
-			if asPattern == nil && isPattern(row.name) != (row.is == pattern) {
+			if asPattern == nil && IsPattern(row.name) != (row.is == pattern) {
 				t.Error("isPattern is wrong")
 			}
 			var why *TopicError
@@ -128,8 +128,8 @@ func TestPatternsAgainstEnumeration(t *testing.T) {
 				all = all && (matched[p][i] || !matched[q][i])
 				some = some || matched[p][i] && matched[q][i]
 			}
-			if covers(p, q) != all {
-				t.Errorf("covers(%q, %q) is %v", p, q, !all)
+			if Covers(p, q) != all {
+				t.Errorf("Covers(%q, %q) is %v", p, q, !all)
 			}
 			if overlaps(p, q) != some || overlaps(q, p) != some {
 				t.Errorf("overlaps(%q, %q) is %v", p, q, !some)
@@ -155,18 +155,18 @@ func FuzzTopicMatch(f *testing.F) {
 			t.Errorf("matches(%q, %q) is %v", p, topic, inP)
 		case inP && inQ && !overlaps(p, q):
 			t.Errorf("%q and %q share %q, but do not overlap", p, q, topic)
-		case covers(p, q) && inQ && !inP:
+		case Covers(p, q) && inQ && !inP:
 			t.Errorf("%q covers %q, but not %q", p, q, topic)
-		case covers(p, q) && !overlaps(p, q):
+		case Covers(p, q) && !overlaps(p, q):
 			t.Errorf("%q covers %q, but does not overlap it", p, q)
 		case overlaps(p, q) != overlaps(q, p):
 			t.Errorf("overlaps(%q, %q) depends on the order", p, q)
-		case !covers(p, p) || !covers(">", p):
+		case !Covers(p, p) || !Covers(">", p):
 			t.Errorf("%q is not covered", p)
-		case inP != covers(p, topic) || inP != overlaps(p, topic):
+		case inP != Covers(p, topic) || inP != overlaps(p, topic):
 			t.Errorf("a topic is a pattern for itself: %q, %q", p, topic)
-		case isPattern(p) == (CheckTopic(p) == nil):
-			t.Errorf("isPattern(%q) is %v", p, isPattern(p))
+		case IsPattern(p) == (CheckTopic(p) == nil):
+			t.Errorf("IsPattern(%q) is %v", p, IsPattern(p))
 		}
 	})
 }
