@@ -15,7 +15,8 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// A connection on which nothing comes back for about pingInterval times pingsOut is given up.
+// A connection on which nothing comes back for about pingInterval times pingsOut is given up: that to NATS, and those
+// between embedded servers.
 const (
 	pingInterval = 3 * time.Second
 	pingsOut     = 2
