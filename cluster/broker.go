@@ -205,15 +205,49 @@ func (b *Broker) Err() error {
 		}
 		return fmt.Errorf("not connected to NATS: %w", away.err)
 	}
-	for _, st := range b.streams {
-		if st == nil {
-			continue
-		}
-		if err := st.err(); err != nil {
-			return fmt.Errorf("topics %s: %w", st.match, err)
+	return nil
+}
+
+// KeptErr implements [server.Broker].
+func (b *Broker) KeptErr(rule int) error {
+	if err := b.Err(); err != nil {
+		return err
+	}
+	st := b.streamOf(rule)
+	if st == nil {
+		return errNotStarted
+	}
+	if err := st.err(); err != nil {
+		return fmt.Errorf("topics %s: %w", st.match, err)
+	}
+	return nil
+}
+
+// electionTime is how long JetStream may do without a leader until a node that is not alone counts as not ready. It
+// takes 4 to 9 s to elect one.
+const electionTime = 15 * time.Second
+
+// Ready implements [server.Broker].
+func (b *Broker) Ready() error {
+	if err := b.Err(); err != nil {
+		return err
+	}
+	for rule, st := range b.streams {
+		if st != nil && (st.ailing(time.Since(b.started)) > electionTime || b.isAlone()) {
+			if err := b.KeptErr(rule); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+// streamOf is what keeps the topics of a rule, or nil.
+func (b *Broker) streamOf(rule int) *stream {
+	if rule < 0 || rule >= len(b.streams) {
+		return nil
+	}
+	return b.streams[rule]
 }
 
 // resync tells the server to look again, once for what happens at the same time.

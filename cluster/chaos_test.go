@@ -67,7 +67,7 @@ func TestASubscribersLogIsTheTopicsWhileNodesAreKilled(t *testing.T) {
 			alive = append(alive, x.nodes[i])
 			mu.Unlock()
 			eventually(t, "all are well", func() bool {
-				return !slices.ContainsFunc(x.nodes[:], func(n *testNode) bool { return n.Err() != nil })
+				return !slices.ContainsFunc(x.nodes[:], func(n *testNode) bool { return n.KeptErr(0) != nil })
 			})
 		}
 	}()

@@ -457,7 +457,11 @@ func TestANodeThatIsCutOffSaysSoAndLooksAgain(t *testing.T) {
 	if _, err := cathy.store("kept.a", "lost", ""); err == nil {
 		t.Error("a node without a majority has stored a message")
 	}
-	eventually(t, "she says so", func() bool { return cathy.Err() != nil })
+	eventually(t, "she says so", func() bool { return cathy.KeptErr(0) != nil })
+	eventually(t, "she has no place for new clients", func() bool { return cathy.Ready() != nil })
+	if err := cathy.publish("plain", "x", 1); err != nil {
+		t.Errorf("a message that nobody keeps: %v", err)
+	}
 	missed := ""
 	for try := 0; missed == ""; try++ { // each is another message: of one that nobody has acknowledged nothing is known
 		text := fmt.Sprint("missed ", try)
@@ -471,7 +475,7 @@ func TestANodeThatIsCutOffSaysSoAndLooksAgain(t *testing.T) {
 	}
 	x.isolate(2, false)
 	cathy.knows(3)
-	eventually(t, "she is well again", func() bool { return cathy.Err() == nil })
+	eventually(t, "she is well again", func() bool { return cathy.KeptErr(0) == nil })
 	eventually(t, "she looks again", func() bool { return cathy.resynced() > before })
 	defer func() {
 		if t.Failed() {

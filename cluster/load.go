@@ -14,11 +14,11 @@ import (
 
 // Load implements [server.Broker].
 func (b *Broker) Load(topic string, rule int, after uint64, done func(server.Kept, error)) {
-	if !b.ready.Load() || rule < 0 || rule >= len(b.streams) || b.streams[rule] == nil {
+	st := b.streamOf(rule)
+	if !b.ready.Load() || st == nil {
 		go done(server.Kept{}, errNotStarted)
 		return
 	}
-	st := b.streams[rule]
 	b.loads.do(func() {
 		kept, err := b.load(st, topic, after)
 		if err != nil {

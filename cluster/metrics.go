@@ -42,6 +42,7 @@ func (b *Broker) Stats() Stats {
 
 var (
 	connectedDesc = prometheus.NewDesc("carillon_nats_connected", "1 while messages pass between NATS and this node, else 0.", nil, nil)
+	keptDesc      = prometheus.NewDesc("carillon_nats_jetstream_up", "1 while messages for all topics with history can be published, else 0.", nil, nil)
 	nodesDesc     = prometheus.NewDesc("carillon_nats_nodes", "Nodes that have been heard of lately, this one included.", nil, nil)
 	waitingDesc   = prometheus.NewDesc("carillon_nats_waiting_messages", "Messages that NATS has not acknowledged yet.", nil, nil)
 	followedDesc  = prometheus.NewDesc("carillon_nats_followed_names", "Topics and patterns that this node follows.", nil, nil)
@@ -52,7 +53,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (b *Broker) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{connectedDesc, nodesDesc, waitingDesc, followedDesc, publishedDesc, receivedDesc, eventsDesc} {
+	for _, d := range []*prometheus.Desc{connectedDesc, keptDesc, nodesDesc, waitingDesc, followedDesc, publishedDesc, receivedDesc, eventsDesc} {
 		to <- d
 	}
 }
@@ -63,11 +64,17 @@ func (b *Broker) Collect(to chan<- prometheus.Metric) {
 	count := func(d *prometheus.Desc, v uint64, label string) {
 		to <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), label)
 	}
-	connected := 0.0
+	connected, kept := 0.0, 0.0
 	if b.Err() == nil {
-		connected = 1
+		connected, kept = 1, 1
+	}
+	for rule, st := range b.streams {
+		if st != nil && b.KeptErr(rule) != nil {
+			kept = 0
+		}
 	}
 	gauge(connectedDesc, connected)
+	gauge(keptDesc, kept)
 	b.peers.mu.Lock()
 	nodes := 1 + len(b.peers.nodes)
 	b.peers.mu.Unlock()

@@ -167,6 +167,13 @@ func (b *Broker) silent(now time.Time) {
 	}
 }
 
+// isAlone says whether this node has lost all others.
+func (b *Broker) isAlone() bool {
+	b.peers.mu.Lock()
+	defer b.peers.mu.Unlock()
+	return len(b.peers.nodes) == 0 && b.stats.lostNodes.Load() > 0
+}
+
 // Nodes implements [server.Broker].
 func (b *Broker) Nodes() []server.NodeInfo {
 	if b.node == nil {

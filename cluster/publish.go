@@ -123,11 +123,11 @@ func (b *Broker) Broadcast(path string, op server.Opcode, payload []byte, seq ui
 
 // PublishKept implements [server.Broker].
 func (b *Broker) PublishKept(p server.Publication, rule int, done func(server.Position, error)) {
-	if rule < 0 || rule >= len(b.streams) || b.streams[rule] == nil {
+	st := b.streamOf(rule)
+	if st == nil {
 		go done(server.Position{}, errNotStarted)
 		return
 	}
-	st := b.streams[rule]
 	epoch := st.epochNow()
 	o := &outgoing{subject: b.names.store(st.id, epoch, p.Topic), data: sealKept(&p), stream: st, epoch: epoch, done: done}
 	if p.Key != "" {

@@ -178,7 +178,7 @@ func TestClientsThatWanderBetweenServersGetTheTopic(t *testing.T) {
 		time.Sleep(time.Second)
 		x.isolate(i, false)
 		eventually(t, "all are well", func() bool {
-			return !slices.ContainsFunc(brokers[:], func(b *Broker) bool { return b.Err() != nil || len(b.Nodes()) != 3 })
+			return !slices.ContainsFunc(brokers[:], func(b *Broker) bool { return b.KeptErr(0) != nil || len(b.Nodes()) != 3 })
 		})
 		time.Sleep(time.Second)
 	}

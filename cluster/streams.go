@@ -40,7 +40,8 @@ type stream struct {
 
 	late  atomic.Int64 // when a publication timed out after which none has succeeded
 	down  atomic.Pointer[error]
-	fails int // of the probe, one after the other; owned by the probe
+	since atomic.Int64 // when the probe first saw that it is not well, after the broker was made; 0 while it is
+	fails int          // of the probe, one after the other; owned by the probe
 
 	mu      sync.Mutex
 	epoch   string                     // guarded by mu
@@ -133,6 +134,23 @@ func (st *stream) err() error {
 		return errors.New("JetStream has not acknowledged a message in time")
 	}
 	return nil
+}
+
+// ailing is for how long the stream has not been well, as the probe sees it.
+func (st *stream) ailing(now time.Duration) time.Duration {
+	if since := st.since.Load(); since != 0 {
+		return now - time.Duration(since)
+	}
+	return 0
+}
+
+// note has the probe look whether the stream is well.
+func (st *stream) note(now time.Duration) {
+	if st.err() == nil {
+		st.since.Store(0)
+	} else {
+		st.since.CompareAndSwap(0, int64(now))
+	}
 }
 
 // awaitStreams makes the streams, and waits for JetStream as long as ctx allows.
@@ -307,6 +325,10 @@ func readState(m *nats.Msg, err error) (streamState, error) {
 		Config struct {
 			Metadata map[string]string `json:"metadata"`
 		} `json:"config"`
+		Cluster struct {
+			Name   string `json:"name"`
+			Leader string `json:"leader"`
+		} `json:"cluster"`
 		State streamState `json:"state"`
 		Now   time.Time   `json:"ts"`
 		Error *apiError   `json:"error"`
@@ -316,6 +338,9 @@ func readState(m *nats.Msg, err error) (streamState, error) {
 	}
 	if answer.Error != nil {
 		return streamState{}, answer.Error
+	}
+	if answer.Cluster.Name != "" && answer.Cluster.Leader == "" {
+		return streamState{}, errNoLeader // one that does not lead has answered for itself, which may be what was long ago
 	}
 	answer.State.epoch, answer.State.now = answer.Config.Metadata[epochKey], answer.Now
 	return answer.State, nil
@@ -442,6 +467,7 @@ func (b *Broker) probe() {
 				continue
 			}
 			err := b.refresh(st)
+			st.note(time.Since(b.started))
 			if err == nil {
 				if st.fails = 0; st.down.Swap(nil) != nil {
 					b.log.Info("JetStream answers again", "topics", st.match)

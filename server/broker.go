@@ -34,8 +34,17 @@ type Broker interface {
 	// Stop leaves the cluster. What was published before is handed over as far as ctx allows.
 	Stop(ctx context.Context)
 
-	// Err is nil while messages pass, and otherwise says why not. It is asked for every message, and by Node.Info.
+	// Err is nil while messages pass between this server and others, and otherwise says why not. It is asked for every
+	// message.
 	Err() error
+
+	// KeptErr is the same for the kept topics that a rule is for: nil while messages can be published to them, and
+	// loaded.
+	KeptErr(rule int) error
+
+	// Ready is nil unless new clients should rather go to another server, and then says why. What all servers suffer
+	// is no reason as long as it will soon be over: they would refuse everybody at once.
+	Ready() error
 
 	// PublishKept hands over a message for a kept topic. done gets the message's position when the broker has it for
 	// certain, or an error; [ErrNoCluster] and [ErrOverloaded] mean that nobody gets the message, any other

@@ -27,6 +27,7 @@ type fakeNet struct {
 	lost, twice, late float64
 	unsure            float64 // of the messages for kept topics: they are there, but it is not said
 	failing           float64 // of the loads
+	leaderless        bool    // nobody can take, or give, messages of kept topics
 	loads             int
 	holdLoads         chan struct{} // they wait until it is closed
 }
@@ -126,6 +127,20 @@ func (b *fakeBroker) Err() error {
 	}
 	return nil
 }
+
+func (b *fakeBroker) KeptErr(int) error {
+	b.net.mu.Lock()
+	defer b.net.mu.Unlock()
+	if b.net.leaderless {
+		return errors.New("nobody leads")
+	}
+	if b.away {
+		return errors.New("the cable is out")
+	}
+	return nil
+}
+
+func (b *fakeBroker) Ready() error { return b.Err() }
 
 // send has something come to a server, unless it is cut off; the net is locked.
 func (b *fakeBroker) send(do func(), mayBeLate bool) {

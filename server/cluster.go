@@ -90,8 +90,13 @@ func (cl *cluster) work() {
 }
 
 // away says why the broker cannot be reached, or nil.
-func (cl *cluster) away() error {
-	if err := cl.broker.Err(); err != nil {
+func (cl *cluster) away() error { return unreachable(cl.broker.Err()) }
+
+// awayFor says why the broker cannot take, or give, messages of a kept topic, or nil.
+func (cl *cluster) awayFor(rule int) error { return unreachable(cl.broker.KeptErr(rule)) }
+
+func unreachable(err error) error {
+	if err != nil {
 		return fmt.Errorf("%w: %v", ErrNoCluster, err)
 	}
 	return nil

@@ -235,6 +235,33 @@ func TestClusterUnavailable(t *testing.T) {
 	c.wants("x")
 }
 
+// While nobody in the cluster can take messages for kept topics, others pass, and the servers are ready.
+func TestClusterWithoutALeader(t *testing.T) {
+	n := newFakeNet(1)
+	opts := topics(TopicRule{Match: "log.*", History: 10})
+	opts.Internal.Listen = "127.0.0.1:0"
+	servers := clustered(t, n, 2, opts, unchanged)
+	s, c := servers[0], dial(t, servers[1], "/ws", speakJSON)
+	c.subscribed("passing")
+	n.set(func() { n.leaderless = true })
+
+	call(t, s, "POST", "/v1/topics/log.a/messages", "x", asText).isProblem(t, 503, "no-cluster", "nobody leads")
+	if got := dial(t, s, "/ws", speakJSON).ask(`{"id":1,"subscribe":{"topic":"log.b"}}`); got.Error == nil || got.Error.Code != "unavailable" {
+		t.Error(got.text)
+	}
+	call(t, s, "POST", "/v1/topics/passing/messages", "x", asText).is(t, 200)
+	c.wants("x")
+	call(t, s, "GET", "/readyz", "").is(t, 200)
+	if up := scrape(t, s)["carillon_cluster_up"]; up != 1 {
+		t.Errorf("up is %v", up)
+	}
+
+	n.set(func() { n.leaderless = false })
+	c.subscribed("log.a")
+	call(t, s, "POST", "/v1/topics/log.a/messages", "y", asText).is(t, 200)
+	c.wants("y")
+}
+
 // A server misses more than the broker keeps. Who is subscribed there is told, each in his own way, and goes on.
 func TestClusterGap(t *testing.T) {
 	n := newFakeNet(1)

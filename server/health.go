@@ -82,7 +82,7 @@ func (s *Server) unready() (list []condition) {
 		add("maintenance", "maintenance was switched on")
 	}
 	if cl := s.hub.cluster; cl != nil && !s.opts().ClusterOptional {
-		if err := cl.away(); err != nil {
+		if err := unreachable(cl.broker.Ready()); err != nil {
 			add("cluster", "%v", err)
 		}
 	}

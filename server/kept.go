@@ -70,7 +70,7 @@ func (cl *cluster) awaitKept(t *topic, from Start, done func(error)) (ready bool
 	if k.loaded && (from.Since == nil || from.Since.Epoch != k.epochText() || from.Since.Offset <= t.offset) {
 		return true, nil
 	}
-	if err := cl.away(); err != nil {
+	if err := cl.awayFor(cl.ruleOf(t)); err != nil {
 		return false, err
 	}
 	number := k.loads + 1
@@ -129,7 +129,7 @@ func (cl *cluster) beginLoad(t *topic) {
 		after = t.offset
 	}
 	cl.order(func() {
-		cl.broker.Load(t.name, ruleIndex(cl.srv.opts().Topics, t.name), after, func(got Kept, err error) { cl.loaded(t, number, full, &got, err) })
+		cl.broker.Load(t.name, cl.ruleOf(t), after, func(got Kept, err error) { cl.loaded(t, number, full, &got, err) })
 	})
 }
 

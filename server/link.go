@@ -58,6 +58,9 @@ func (cl *cluster) tie(src *source) {
 // isKept says whether the broker keeps a topic that has a rule, if there is a broker.
 func (t *topic) isKept() bool { return t.rule.keeps() }
 
+// ruleOf is the number of the rule by which a topic is kept.
+func (cl *cluster) ruleOf(t *topic) int { return ruleIndex(cl.srv.opts().Topics, t.name) }
+
 func (r *TopicRule) keeps() bool { return r != nil && r.History > 0 }
 
 // busy says whether the topic must not be forgotten. It may be called on nil.

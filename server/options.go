@@ -81,9 +81,9 @@ type Options struct {
 	// Default: none, the server is alone.
 	Broker Broker `yaml:"-"`
 
-	// ClusterOptional leaves a server with a Broker ready while the broker cannot be reached: clients still come,
+	// ClusterOptional leaves a server with a Broker ready while it is cut off from its cluster: clients still come,
 	// get what their topics keep as far as this server has it, and have nothing that they publish taken. Default
-	// false: /readyz and HealthPath say "cluster" then, and balancers send nobody.
+	// false: /readyz and HealthPath say "cluster" then, and balancers send nobody. See [Broker.Ready].
 	ClusterOptional bool `yaml:"cluster_optional"`
 
 	// HTTP serves every request that is for no endpoint, upgrades included, so that pages, an API and

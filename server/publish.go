@@ -88,7 +88,7 @@ func (cl *cluster) publishFunc(p *Publication, done func(Receipt, error)) {
 func (cl *cluster) publishKept(p *Publication, rule int, done func(Receipt, error)) {
 	err := cl.hub.check(p)
 	if err == nil {
-		err = cl.away()
+		err = cl.awayFor(rule)
 	}
 	if err != nil {
 		done(Receipt{}, err)
