@@ -20,6 +20,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -89,6 +90,8 @@ type behind struct {
 	t                       *testing.T
 	public, internal, agent string
 	env                     []string
+	path                    string   // of the program; if empty, the one that these tests are for
+	enter                   []string // the command that runs it elsewhere, if any
 	p                       *program
 }
 
@@ -107,16 +110,27 @@ func newSite(t *testing.T, env ...string) *site {
 func prepareSite(t *testing.T, servers int, config string, env ...string) *site {
 	t.Helper()
 	s := &site{t: t, dir: t.TempDir(), address: "127.0.0.9:" + freePort(t, "127.0.0.9")}
-	if err := os.WriteFile(filepath.Join(s.dir, "carillon.yaml"), []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	s.write(config)
 	for i := range servers {
 		ip := fmt.Sprintf("127.0.0.%d", 11+i)
 		b := &behind{t: t, public: ip + ":" + freePort(t, ip), internal: ip + ":" + freePort(t, ip), agent: ip + ":" + freePort(t, ip)}
-		b.env = append([]string{"CARILLON_LISTEN=" + b.public, "CARILLON_INTERNAL_LISTEN=" + b.internal, "CARILLON_AGENT_LISTEN=" + b.agent}, env...)
+		b.env = append(b.places(), env...)
 		s.servers = append(s.servers, b)
 	}
 	return s
+}
+
+// write writes the servers' configuration.
+func (s *site) write(config string) {
+	s.t.Helper()
+	if err := os.WriteFile(filepath.Join(s.dir, "carillon.yaml"), []byte(config), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// places tell a server where to listen.
+func (b *behind) places() []string {
+	return []string{"CARILLON_LISTEN=" + b.public, "CARILLON_INTERNAL_LISTEN=" + b.internal, "CARILLON_AGENT_LISTEN=" + b.agent}
 }
 
 // start begins the next server of the place, and waits until it listens.
@@ -128,7 +142,15 @@ func (b *behind) start(dir string) {
 
 func (b *behind) begin(dir string) {
 	b.t.Helper()
-	b.p = start(b.t, b.env, "--config", filepath.Join(dir, "carillon.yaml"))
+	path := b.path
+	if path == "" {
+		var err error
+		if path, err = binary(); err != nil {
+			b.t.Fatalf("build: %v", err)
+		}
+	}
+	command := append(slices.Clone(b.enter), path, "--config", filepath.Join(dir, "carillon.yaml"))
+	b.p = startCommand(b.t, b.env, exec.Command(command[0], command[1:]...))
 }
 
 // adapt changes a configuration of deploy/. What is to be replaced must be there.

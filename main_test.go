@@ -39,9 +39,15 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
+// binaryEnv has the program, in a process that a test of these has started.
+const binaryEnv = "CARILLON_TEST_BINARY"
+
 // binary builds the program, for the first test that runs it: fuzzing starts many processes of this
 // test, and they need none.
 var binary = sync.OnceValues(func() (string, error) {
+	if path := os.Getenv(binaryEnv); path != "" {
+		return path, nil
+	}
 	dir, err := os.MkdirTemp("", "carillon-test-")
 	if err != nil {
 		return "", err
