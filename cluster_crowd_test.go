@@ -26,8 +26,9 @@ type crowd struct {
 	running, publishing sync.WaitGroup
 }
 
-// crowd brings clients, and when all are connected, publishers.
-func (s *site) crowd(clients int) *crowd {
+// crowd brings clients, and when all are connected, publishers. If wander is not 0, clients go from one server to
+// another all the time.
+func (s *site) crowd(clients int, wander time.Duration) *crowd {
 	t := s.t
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -35,7 +36,7 @@ func (s *site) crowd(clients int) *crowd {
 	t.Cleanup(c.leave)
 	door := make(chan struct{}, 64)
 	for i := range c.clients {
-		m := &member{roamer: &roamer{url: "ws://" + s.address + "/ws", topic: fmt.Sprint("team.", i%teamTopics), door: door}}
+		m := &member{roamer: &roamer{url: "ws://" + s.address + "/ws", topic: fmt.Sprint("team.", i%teamTopics), door: door, wander: wander}}
 		m.take = m.hear
 		c.clients[i] = m
 		c.running.Go(func() { m.roam(ctx) })

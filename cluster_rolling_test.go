@@ -17,7 +17,7 @@ const (
 	teamPublishers = 3                     // over HTTP, and as many over WebSocket
 	teamPace       = 40 * time.Millisecond // between two messages of a publisher
 	teamConfig     = `endpoints: [{path: /ws, mode: topics, topics: {publish: [">"]}}]
-topics: [{match: team.>, history: 10000, max_bytes: 64MiB}]
+topics: [{match: team.>, history: 100000, max_bytes: 64MiB}]
 `
 )
 
@@ -126,7 +126,7 @@ func (b *behind) saysReady() bool {
 func (s *site) rotate(balancer *exec.Cmd, end func(*behind)) {
 	t := s.t
 	s.run(balancer)
-	c := s.crowd(teamClients)
+	c := s.crowd(teamClients, 0)
 	for i, b := range s.servers {
 		c.press.goesOn()
 		s.waitForClients(c.connections(), 0, 1, 2)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -299,7 +300,8 @@ type roamer struct {
 	settled  bool      // the connection was of use
 	heard    atomic.Int64
 
-	take func(n int64, offset uint64) // if not nil, gets each message instead of the log by numbers
+	take   func(n int64, offset uint64) // if not nil, gets each message instead of the log by numbers
+	wander time.Duration                // if not 0, it leaves each connection within that time
 
 	// For the test, when it has ended.
 	gaps         int             // that the server has told of
@@ -327,6 +329,9 @@ func (c *roamer) roam(ctx context.Context) {
 			c.beyond = append(c.beyond, time.Since(left)-told)
 		}
 		stop := context.AfterFunc(ctx, func() { conn.Close() })
+		if c.wander > 0 {
+			time.AfterFunc(rand.N(c.wander), func() { conn.Close() })
+		}
 		c.settled = false
 		err = c.listen(conn)
 		left = time.Now()
@@ -335,7 +340,9 @@ func (c *roamer) roam(ctx context.Context) {
 		}
 		stop()
 		conn.Close()
-		if told = hint(err); told < 0 {
+		if told = hint(err); told < 0 && c.wander > 0 && errors.Is(err, net.ErrClosed) {
+			told = 0
+		} else if told < 0 {
 			told = waits.next()
 		}
 		sleep(ctx, told)
