@@ -153,7 +153,7 @@ func TestNodesAreKilledAtRandom(t *testing.T) {
 	if err != nil {
 		rounds = 6
 	}
-	s := clusterSite(t)
+	s := clusterSite(t, teamConfig, "")
 	s.run(s.haproxy(needs(t, "haproxy"), ""))
 	c := s.crowd(60, 2*time.Second)
 	for round := range rounds {

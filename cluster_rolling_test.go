@@ -48,22 +48,28 @@ func TestClusterRollingRestart(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel() // most of it is waiting
 			program := needs(t, "haproxy")
-			s := clusterSite(t)
+			s := clusterSite(t, teamConfig, "")
 			s.rotate(s.haproxy(program, ""), row.ends)
 		})
 	}
 }
 
-// clusterSite is a site whose servers are a cluster.
-func clusterSite(t *testing.T) *site {
+// clusterSite is a site whose servers are a cluster. They run the program that is given, if one is.
+func clusterSite(t *testing.T, config, path string, env ...[]string) *site {
 	t.Helper()
 	var routes []string
 	for i := range 3 {
 		ip := fmt.Sprintf("127.0.0.%d", 11+i)
 		routes = append(routes, ip+":"+freePort(t, ip))
 	}
-	s := prepareSite(t, 3, teamConfig, "CARILLON_TRUSTED_PROXIES=[127.0.0.1]",
+	s := prepareSite(t, 3, config, "CARILLON_TRUSTED_PROXIES=[127.0.0.1]",
 		"CARILLON_DRAIN_DELAY=1s", "CARILLON_DRAIN_DURATION=2s", "CARILLON_DRAIN_DEADLINE=30s")
+	for i, b := range s.servers {
+		b.path = path
+		if env != nil {
+			b.env = append(b.env, env[i]...)
+		}
+	}
 	s.join(routes)
 	return s
 }
