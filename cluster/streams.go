@@ -19,9 +19,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// epochKey is where a stream's metadata have the epoch of its offsets.
-const epochKey = "carillon-epoch"
-
 // dedupWindow is how long JetStream knows the keys of messages.
 const dedupWindow = 5 * time.Minute
 
@@ -38,9 +35,10 @@ type stream struct {
 	received      uint64 // the last sequence
 	receivedEpoch string
 
-	late  atomic.Int64 // when a publication timed out after which none has succeeded
-	down  atomic.Pointer[error]
-	fails int // of the probe, one after the other; owned by the probe
+	late   atomic.Int64 // when a publication timed out after which none has succeeded
+	behind atomic.Int64 // when the replicas were given up for the leader last
+	down   atomic.Pointer[error]
+	fails  int // of the probe, one after the other; owned by the probe
 
 	mu      sync.Mutex
 	epoch   string                     // guarded by mu
@@ -99,7 +97,6 @@ func (b *Broker) prepareStreams(rules []server.TopicRule) {
 // configIn is the stream's configuration in an epoch.
 func (b *Broker) configIn(st *stream, epoch string) jetstream.StreamConfig {
 	c := st.config
-	c.Metadata = map[string]string{epochKey: epoch}
 	c.Subjects = []string{b.names.store(st.id, epoch, ">")}
 	c.RePublish = &jetstream.RePublish{Source: c.Subjects[0], Destination: b.names.stored(st.id, epoch, ">")}
 	return c
@@ -207,7 +204,7 @@ func (st *stream) explain(err error) error {
 // adopt takes a stream that exists, and changes it where it is not what this node's options say.
 func (b *Broker) adopt(ctx context.Context, js jetstream.JetStream, st *stream, info *jetstream.StreamInfo) error {
 	b.setClock(info.TimeStamp)
-	have, epoch := info.Config, info.Config.Metadata[epochKey]
+	have, epoch := info.Config, b.names.epoch(st.id, info.Config.Subjects)
 	if have.Storage != st.config.Storage {
 		return fmt.Errorf("%w: topics %s are kept in stream %s with storage %v, and cluster.storage says %v: JetStream cannot change that;"+
 			" use the same, another cluster.name, or delete the stream", errConfig, st.match, st.name, have.Storage, st.config.Storage)
@@ -227,7 +224,7 @@ func (b *Broker) adopt(ctx context.Context, js jetstream.JetStream, st *stream, 
 	if err != nil {
 		return st.explain(err)
 	}
-	st.setEpoch(info.Config.Metadata[epochKey])
+	st.setEpoch(b.names.epoch(st.id, info.Config.Subjects))
 	return nil
 }
 
@@ -285,7 +282,7 @@ func (b *Broker) askInfo(st *stream) {
 		return
 	}
 	b.request("$JS.API.STREAM.INFO."+st.name, nil, infoTimeout, func(m *nats.Msg, err error) {
-		state, err := readState(m, err)
+		state, err := b.readState(st, m, err)
 		if err == nil {
 			b.setClock(state.now)
 		}
@@ -296,7 +293,7 @@ func (b *Broker) askInfo(st *stream) {
 	})
 }
 
-func readState(m *nats.Msg, err error) (streamState, error) {
+func (b *Broker) readState(st *stream, m *nats.Msg, err error) (streamState, error) {
 	if err != nil {
 		return streamState{}, err
 	}
@@ -305,7 +302,7 @@ func readState(m *nats.Msg, err error) (streamState, error) {
 	}
 	var answer struct {
 		Config struct {
-			Metadata map[string]string `json:"metadata"`
+			Subjects []string `json:"subjects"`
 		} `json:"config"`
 		State streamState `json:"state"`
 		Now   time.Time   `json:"ts"`
@@ -317,7 +314,7 @@ func readState(m *nats.Msg, err error) (streamState, error) {
 	if answer.Error != nil {
 		return streamState{}, answer.Error
 	}
-	answer.State.epoch, answer.State.now = answer.Config.Metadata[epochKey], answer.Now
+	answer.State.epoch, answer.State.now = b.names.epoch(st.id, answer.Config.Subjects), answer.Now
 	return answer.State, nil
 }
 
@@ -415,7 +412,7 @@ func (b *Broker) renew(st *stream) error {
 	defer cancel()
 	info, err := updated(js.UpdateStream(ctx, b.configIn(st, newEpoch())))
 	if err == nil {
-		st.setEpoch(info.Config.Metadata[epochKey])
+		st.setEpoch(b.names.epoch(st.id, info.Config.Subjects))
 	}
 	return err
 }
