@@ -44,6 +44,7 @@ type stream struct {
 	epoch   string                     // guarded by mu
 	highest uint64                     // guarded by mu: of the sequences that its leader has told
 	back    int                        // guarded by mu: how often in a row it has told a lower one
+	backAt  time.Time                  // guarded by mu: when last
 	asking  bool                       // guarded by mu
 	waiting []func(streamState, error) // guarded by mu
 }
@@ -203,6 +204,9 @@ func (st *stream) explain(err error) error {
 
 // adopt takes a stream that exists, and changes it where it is not what this node's options say.
 func (b *Broker) adopt(ctx context.Context, js jetstream.JetStream, st *stream, info *jetstream.StreamInfo) error {
+	if info.Cluster != nil && info.Cluster.Leader == "" {
+		return errNoLeader
+	}
 	b.setClock(info.TimeStamp)
 	have, epoch := info.Config, b.names.epoch(st.id, info.Config.Subjects)
 	if have.Storage != st.config.Storage {
@@ -258,6 +262,8 @@ func (st *stream) setEpoch(epoch string) (changed bool) {
 // info asks the stream's leader. The question is sent after the call, so that the answer holds for some
 // moment after it; questions that wait at the same time are asked once.
 //
+// While there is no leader, any replica answers, which may lack what has been acknowledged. Such an answer is none.
+//
 // When the leader's answer is there, the leader's NATS server knows what this node has subscribed to before the
 // call: interest and question went the same way, in this order. So what the leader stores from then on comes
 // here.
@@ -304,15 +310,21 @@ func (b *Broker) readState(st *stream, m *nats.Msg, err error) (streamState, err
 		Config struct {
 			Subjects []string `json:"subjects"`
 		} `json:"config"`
-		State streamState `json:"state"`
-		Now   time.Time   `json:"ts"`
-		Error *apiError   `json:"error"`
+		State   streamState `json:"state"`
+		Cluster *struct {
+			Leader string `json:"leader"`
+		} `json:"cluster"`
+		Now   time.Time `json:"ts"`
+		Error *apiError `json:"error"`
 	}
 	if err := json.Unmarshal(m.Data, &answer); err != nil {
 		return streamState{}, fmt.Errorf("JetStream's answer: %w", err)
 	}
 	if answer.Error != nil {
 		return streamState{}, answer.Error
+	}
+	if answer.Cluster != nil && answer.Cluster.Leader == "" {
+		return streamState{}, errNoLeader
 	}
 	answer.State.epoch, answer.State.now = b.names.epoch(st.id, answer.Config.Subjects), answer.Now
 	return answer.State, nil
@@ -387,7 +399,7 @@ const graveTime = time.Second
 
 // wentBack says whether the stream has lost messages at its end, as a memory stream does when all its
 // servers restart, and a file when a machine loses power. A leader that has not noticed yet that it is
-// none any more may say so, too; so it takes several times.
+// none any more may say so, too; so it takes several times, with some time between them.
 func (st *stream) wentBack(last uint64) bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -395,6 +407,10 @@ func (st *stream) wentBack(last uint64) bool {
 		st.highest, st.back = last, 0
 		return false
 	}
+	if time.Since(st.backAt) < probeInterval/2 {
+		return false
+	}
+	st.backAt = time.Now()
 	if st.back++; st.back < 3 {
 		return false
 	}
