@@ -317,7 +317,7 @@ func (st *stream) acknowledged(ack *nats.Msg, err error) (p server.Position, _ e
 	}
 	switch {
 	case answer.Error != nil && answer.Error.ErrCode == 10158, answer.Error == nil && answer.Seq == 0:
-		// One with its key came before, and is not stored yet. Servers before 2.12 may say so by a success without a sequence.
+		// One with its key came before, and is not stored yet. 2.10 says so by a success without a sequence.
 		return p, fmt.Errorf("%w: one with its key is under way", errUnknown)
 	case answer.Error != nil:
 		return p, fmt.Errorf("%w: %w", server.ErrNoCluster, answer.Error)
