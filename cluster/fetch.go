@@ -46,8 +46,8 @@ func (f *fetched) resume(next fetched) {
 }
 
 const (
-	replicaPatience = time.Second      // how long the replicas may be behind until the leader is asked instead
-	leaderTime      = 10 * time.Second // how long it then is asked soon
+	replicaPatience = time.Second      // how long replicas may stay where they are, behind, until the leader is asked instead
+	leaderTime      = 10 * time.Second // how long it then is asked without such a wait
 )
 
 var (
@@ -62,11 +62,12 @@ var (
 // Replicas answer, and the one of the NATS server that gets the request before all others. That one may be behind for
 // long, as when it catches up after an outage; the stream's leader is not.
 func (b *Broker) fetchUpTo(at place, from, newest uint64, deadline time.Time) (all fetched, err error) {
-	patience := time.Now()
-	if patience.UnixNano()-at.st.behind.Load() > int64(leaderTime) {
-		patience = patience.Add(min(replicaPatience, time.Until(deadline)/2))
+	half := time.Now().Add(time.Until(deadline) / 2)
+	patience := min(replicaPatience, time.Until(half))
+	if time.Now().UnixNano()-at.st.behind.Load() < int64(leaderTime) {
+		patience = 0
 	}
-	replicas := true
+	replicas, progress := true, time.Now()
 	for all.last() < newest && from <= newest {
 		var part fetched
 		if begin := max(from, all.last()); replicas {
@@ -74,7 +75,11 @@ func (b *Broker) fetchUpTo(at place, from, newest uint64, deadline time.Time) (a
 		} else {
 			part, err = b.fetchFromLeader(at, begin, newest, deadline)
 		}
-		if all.resume(part); err == nil && all.last() < newest {
+		before := all.last()
+		if all.resume(part); all.last() > before {
+			progress = time.Now()
+		}
+		if err == nil && all.last() < newest {
 			// Either it is behind, or the newest message has been removed meanwhile.
 			err = errBehind
 			if now, problem := b.newest(at, deadline); problem == nil && now < newest {
@@ -88,7 +93,7 @@ func (b *Broker) fetchUpTo(at place, from, newest uint64, deadline time.Time) (a
 			return fetched{}, err
 		case replicas && errors.Is(err, errNoBatches):
 			replicas = false
-		case replicas && now.After(patience):
+		case replicas && (now.Sub(progress) >= patience || now.After(half)):
 			replicas = false
 			at.st.behind.Store(now.UnixNano())
 			b.stats.leaderLoads.Add(1)
@@ -210,24 +215,36 @@ func (b *Broker) next(at place, from uint64, deadline time.Time) (storedMessage,
 	return b.askLeader(at, map[string]any{"seq": from, "next_by_subj": at.subject}, deadline)
 }
 
-// lanes is how many messages the leader is asked for at the same time.
-const lanes = 8
+// What the leader is asked for at the same time: by so many loads of this node, each in so many parts of the stream.
+const (
+	leaderLoads = 4
+	lanes       = 8
+	laneWidth   = 64 // sequences, at least
+)
 
 // fetchFromLeader asks the stream's leader for one message after the other, in several parts of the stream at the same
 // time. Meanwhile the oldest may be removed, and some of a later part before they were asked for; but what is the first in
 // the end was there all the time, and so was all that is behind it.
 func (b *Broker) fetchFromLeader(at place, from, newest uint64, deadline time.Time) (all fetched, err error) {
+	select {
+	case b.leader <- struct{}{}:
+		defer func() { <-b.leader }()
+	case <-time.After(time.Until(deadline)):
+		return fetched{}, errTimeout
+	}
 	var parts [lanes]fetched
 	var errs [lanes]error
 	var wait sync.WaitGroup
-	width := (newest-from)/lanes + 1
+	width := max((newest-from)/lanes+1, laneWidth)
 	for i := range parts {
 		begin := from + uint64(i)*width
 		wait.Go(func() { parts[i], errs[i] = b.walk(at, begin, min(begin+width-1, newest), deadline) })
 	}
 	wait.Wait()
-	if err := errors.Join(errs[:]...); err != nil {
-		return fetched{}, err
+	for _, err := range errs {
+		if err != nil {
+			return fetched{}, err
+		}
 	}
 	first, err := b.next(at, from, deadline)
 	if err != nil || first.Seq == 0 {
