@@ -72,7 +72,7 @@ var ahead = func() (n int64) {
 
 const (
 	agingConfig = `endpoints: [{path: /ws, mode: topics, topics: {publish: [">"]}}]
-topics: [{match: team.>, history: 100000, max_bytes: 64MiB}, {match: aging.>, history: 100000, max_age: 20s}]
+topics: [{match: team.>, history: 100000, max_age: 24h, max_bytes: 64MiB}, {match: aging.>, history: 100000, max_age: 20s}]
 `
 	agingTopics  = 3
 	agingClients = 60

@@ -17,7 +17,7 @@ const (
 	teamPublishers = 3                     // over HTTP, and as many over WebSocket
 	teamPace       = 40 * time.Millisecond // between two messages of a publisher
 	teamConfig     = `endpoints: [{path: /ws, mode: topics, topics: {publish: [">"]}}]
-topics: [{match: team.>, history: 100000, max_bytes: 64MiB}]
+topics: [{match: team.>, history: 100000, max_age: 24h, max_bytes: 64MiB}]
 `
 )
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"carillon/server"
 
@@ -119,6 +120,41 @@ func TestWhatReplicasDoNotHaveComesFromTheLeader(t *testing.T) {
 				t.Errorf("%d loads from the leader", got)
 			}
 		})
+	}
+}
+
+// A replica's clock is ahead, or its timer was faster: it has removed messages that are not too old by the leader's clock.
+func TestWhatAReplicaHasRemovedEarlyComesFromTheLeader(t *testing.T) {
+	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, server.TopicRule{Match: "kept.>", History: 100, MaxAge: time.Hour})
+	for i := range 50 {
+		if _, err := n.store("kept.a", fmt.Sprint(i+1), ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	replaceReplicas(t, n, func(nc *nats.Conn, m *nats.Msg, from uint64) {
+		last := uint64(0)
+		for offset := max(from, 31); offset <= 50; offset++ {
+			if err := m.RespondMsg(stored(offset, "Nats-Num-Pending", fmt.Sprint(50-offset), "Nats-Last-Sequence", fmt.Sprint(last))); err != nil {
+				t.Error(err)
+			}
+			last = offset
+		}
+		if err := m.RespondMsg(status("204", fmt.Sprint(last))); err != nil {
+			t.Error(err)
+		}
+	})
+	n.streams[0].config.Replicas = 3 // as it is where there are others
+	for _, after := range []uint64{0, 10, 29, 30, 31, 50} {
+		k, err := n.load("kept.a", after)
+		if err != nil || k.Since != after || k.Last != 50 || len(k.Messages) != int(50-after) {
+			t.Errorf("after %d: since %d, last %d, %d messages, %v", after, k.Since, k.Last, len(k.Messages), err)
+			continue
+		}
+		for i, m := range k.Messages {
+			if m.Offset != after+uint64(i)+1 || string(m.Payload) != fmt.Sprint(m.Offset) {
+				t.Errorf("after %d, message %d is %q at %d", after, i, m.Payload, m.Offset)
+			}
+		}
 	}
 }
 

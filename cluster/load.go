@@ -44,10 +44,10 @@ type place struct {
 // Last comes Since. JetStream removes a topic's messages for two reasons. For their number, when there are more
 // than the rule's history: then those that are left are exactly as many as that, or became fewer because of the
 // other reason. And for age, or for the size of the stream, the oldest messages of all topics first: then
-// everything that was removed is before the stream's first message, and so is everything older of the topic. So:
+// everything that a replica has removed is before its first message, and so is everything older of the topic. So:
 // if a message exists, all later ones of its topic do. If there are fewer than the history, everything from the
-// stream's first sequence on is there. Otherwise everything from the topic's first message on is. The first
-// sequence is asked for after the messages have been fetched, since it only grows.
+// leader's first sequence on is there, with what the leader has that the replica has not. Otherwise everything from the
+// topic's first message on is. The first sequence is asked for after the messages have been fetched, since it only grows.
 func (b *Broker) load(st *stream, topic string, after uint64) (server.Kept, error) {
 	deadline := time.Now().Add(b.o.Timeout)
 	epoch := st.epochNow()
@@ -104,21 +104,22 @@ func (b *Broker) load(st *stream, topic string, after uint64) (server.Kept, erro
 			return kept, st.same(epoch)
 		}
 	}
-	return b.reach(st, kept, newest, after)
+	return b.reach(at, kept, newest, after, deadline)
 }
 
 // reach says how far back reaches what was fetched, and leaves out what is not after the position.
-func (b *Broker) reach(st *stream, kept server.Kept, newest, after uint64) (server.Kept, error) {
-	state, err := b.awaitInfo(st)
+func (b *Broker) reach(at place, kept server.Kept, newest, after uint64, deadline time.Time) (server.Kept, error) {
+	full := len(kept.Messages) >= at.st.history
+	state, lost, err := b.toHead(at, &kept, after, full, deadline)
 	if err != nil {
 		return server.Kept{}, err
 	}
 	if state.epoch != kept.Epoch {
-		st.setEpoch(state.epoch)
+		at.st.setEpoch(state.epoch)
 		return server.Kept{}, errEpoch
 	}
 	kept.Last = max(newest, lastOf(kept.Messages))
-	if kept.Since = max(state.First, 1) - 1; len(kept.Messages) >= st.history {
+	if kept.Since = max(state.First, 1, lost+1) - 1; full {
 		kept.Since = kept.Messages[0].Offset - 1
 	}
 	if len(kept.Messages) == 0 {
@@ -131,6 +132,52 @@ func (b *Broker) reach(st *stream, kept server.Kept, newest, after uint64) (serv
 		}
 	}
 	return kept, nil
+}
+
+// toHead asks the leader about the stream, after it has put before the messages what the leader still has there. Each
+// replica removes what is too old by its own clock, and when its timer goes off, so the one that was fetched from may be
+// ahead of the leader. Answers of two leaders do not go together.
+//
+// What could not be read among that is lost, and so is everything before it.
+func (b *Broker) toHead(at place, kept *server.Kept, after uint64, full bool, deadline time.Time) (state streamState, lost uint64, err error) {
+	if full || at.st.config.Replicas < 2 {
+		state, err = b.awaitInfo(at.st)
+		return state, 0, err
+	}
+	for {
+		before, err := b.awaitInfo(at.st)
+		if err != nil {
+			return state, 0, err
+		}
+		unreadable, err := b.fillHead(at, kept, max(after, lost), before.Last, deadline)
+		if err != nil {
+			return state, 0, err
+		}
+		lost = max(lost, unreadable)
+		if state, err = b.awaitInfo(at.st); err != nil || state.leader == before.leader {
+			return state, lost, err
+		}
+		if time.Now().After(deadline) {
+			return state, 0, errNoLeader
+		}
+	}
+}
+
+// fillHead puts before the messages what the leader has between the position and them.
+func (b *Broker) fillHead(at place, kept *server.Kept, after, last uint64, deadline time.Time) (lost uint64, err error) {
+	if len(kept.Messages) > 0 {
+		last = kept.Messages[0].Offset - 1
+	}
+	first, err := b.next(at, after+1, deadline)
+	if err != nil || first.Seq == 0 || first.Seq > last {
+		return 0, err
+	}
+	head, err := b.fetchFromLeader(at, first.Seq, last, deadline)
+	if err != nil {
+		return 0, err
+	}
+	kept.Messages = append(head.messages, kept.Messages...)
+	return head.lost, nil
 }
 
 var errEpoch = errors.New("the stream was made again meanwhile")

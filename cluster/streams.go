@@ -56,6 +56,8 @@ type streamState struct {
 	Last  uint64 `json:"last_seq"`
 	epoch string
 	now   time.Time // by its clock
+
+	leader string // its name; empty if there is one server only
 }
 
 func (b *Broker) prepareStreams(rules []server.TopicRule) {
@@ -343,6 +345,9 @@ func (b *Broker) readState(st *stream, m *nats.Msg, err error) (streamState, err
 	}
 	if answer.Cluster != nil && answer.Cluster.Leader == "" {
 		return streamState{}, errNoLeader
+	}
+	if answer.Cluster != nil {
+		answer.State.leader = answer.Cluster.Leader
 	}
 	answer.State.epoch, answer.State.now = b.names.epoch(st.id, answer.Config.Subjects), answer.Now
 	return answer.State, nil
