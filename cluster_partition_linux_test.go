@@ -50,6 +50,7 @@ func TestANodeThatIsCutOffForAMinute(t *testing.T) {
 			b.knows(2)
 		}
 		lonely.knows(1)
+		eventually(t, "the ways to the others are given up", func() bool { return lonely.metric(`carillon_nats_events_total{event="server_stale_connection"}`) > 0 })
 		if status, text := lonely.publish("passing", `{}`, ""); status != http.StatusOK {
 			t.Errorf("a message for a topic that nobody keeps, at the node that is cut off: %d %s", status, text)
 		}

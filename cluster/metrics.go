@@ -101,4 +101,8 @@ func (b *Broker) Collect(to chan<- prometheus.Metric) {
 	count(eventsDesc, s.LoadFailures, "load_failed")
 	count(eventsDesc, s.LeaderLoads, "load_from_leader")
 	count(eventsDesc, s.Barriers, "follow_unconfirmed")
+	if b.ready.Load() && b.embedded != nil {
+		count(eventsDesc, uint64(b.embedded.NumSlowConsumers()), "server_slow_consumer")
+		count(eventsDesc, uint64(b.embedded.NumStaleConnections()), "server_stale_connection")
+	}
 }
