@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"io"
 	"net"
 	"net/http"
@@ -31,6 +32,10 @@ var buildDir string
 func TestMain(m *testing.M) {
 	if os.Getenv(natsEnv) != "" {
 		os.Exit(runNATS())
+	}
+	flag.Parse()
+	if err := flag.Set("test.parallel", "12"); err != nil { // they wait for other programs most of the time
+		panic(err)
 	}
 	status := m.Run()
 	if buildDir != "" {
