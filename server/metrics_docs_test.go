@@ -153,6 +153,11 @@ func TestDashboardAndAlerts(t *testing.T) {
 			t.Errorf("no panel shows %s", name)
 		}
 	}
+	for _, m := range regexp.MustCompile("(?m)^\\| `(carillon_nats_[a-z_]+)` \\|").FindAllStringSubmatch(readFile(t, "docs/cluster.md"), -1) {
+		if !strings.Contains(shown, m[1]) {
+			t.Errorf("no panel shows %s", m[1])
+		}
+	}
 	wantMetricNames(t, "deploy/alerts.yaml", readFile(t, "deploy/alerts.yaml"))
 	wantMetricNames(t, "deploy/alerts.test.yaml", readFile(t, "deploy/alerts.test.yaml"))
 }
