@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
+
+	"carillon/internal/needs"
 )
 
 // cutOffFor is how long a node is cut off: long enough for everything that has a time-out to notice.
@@ -33,7 +35,7 @@ func TestANodeThatIsCutOffForAMinute(t *testing.T) {
 		}
 		n := newNetwork(t, 3)
 		s := n.site(teamConfig)
-		s.run(s.haproxy(needs(t, "haproxy"), ""))
+		s.run(s.haproxy(needs.Program(t, "haproxy"), ""))
 		c := s.crowd(60)
 		lonely := s.servers[2]
 		news := s.news(0, 2)
@@ -86,7 +88,7 @@ func TestANodeThatIsCutOffForAMinute(t *testing.T) {
 		}
 		n := newNetwork(t, 3)
 		s := n.site(teamConfig)
-		s.run(s.haproxy(needs(t, "haproxy"), ""))
+		s.run(s.haproxy(needs.Program(t, "haproxy"), ""))
 		c := s.crowd(60)
 		c.press.goesOn()
 		for _, bridge := range []string{"front", "back"} {
