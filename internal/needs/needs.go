@@ -18,7 +18,7 @@ func Program(t testing.TB, name string) string {
 		path, err = exec.LookPath("/usr/sbin/" + name) // where Debian has servers, which is not in everybody's PATH
 	}
 	if err != nil {
-		missing(t, name, err)
+		Missing(t, name, err)
 	}
 	return path
 }
@@ -33,16 +33,16 @@ func NodeWS(t testing.TB) (node, ws string) {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(ws); err != nil {
-		missing(t, "the npm package ws, with .ci/npm-install", err)
+		Missing(t, "the npm package ws, which .ci/npm-install gets", err)
 	}
 	return node, ws
 }
 
-// missing ends a test that lacks something.
-func missing(t testing.TB, what string, err error) {
+// Missing ends a test that lacks something.
+func Missing(t testing.TB, what string, err error) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {
-		t.Fatalf("CI must have this: install %s: %v", what, err)
+		t.Fatalf("CI must have %s: %v", what, err)
 	}
-	t.Skipf("to run this test, install %s: %v", what, err)
+	t.Skipf("this test needs %s: %v", what, err)
 }

@@ -3,7 +3,9 @@ package needs
 import (
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -14,8 +16,8 @@ type verdict struct {
 }
 
 func (v *verdict) Helper()               {}
-func (v *verdict) Fatalf(string, ...any) { v.failed = true }
-func (v *verdict) Skipf(string, ...any)  { v.skipped = true }
+func (v *verdict) Fatalf(string, ...any) { v.failed = true; runtime.Goexit() }
+func (v *verdict) Skipf(string, ...any)  { v.skipped = true; runtime.Goexit() }
 
 func TestWhatIsMissingSkipsAndFailsInCI(t *testing.T) {
 	for _, row := range []struct {
@@ -30,7 +32,10 @@ func TestWhatIsMissingSkipsAndFailsInCI(t *testing.T) {
 	} {
 		t.Setenv("CI", row.ci)
 		v := &verdict{TB: t}
-		path := Program(v, row.program)
+		var path string
+		var ended sync.WaitGroup
+		ended.Go(func() { path = Program(v, row.program) })
+		ended.Wait()
 		if v.failed != row.failed || v.skipped != row.skipped {
 			t.Errorf("with CI=%s, %s: failed %v, skipped %v", row.ci, row.program, v.failed, v.skipped)
 		}
