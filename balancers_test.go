@@ -27,29 +27,14 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
+
+	"carillon/internal/needs"
 )
 
 // The balancers' configurations in deploy/ are run as they are, but for addresses, ports, files and limits.
 
 // long is how long a test waits for what takes other programs some time.
 const long = 60 * time.Second
-
-// needs finds a program, and skips the test without it; where CI is true, everything has to be there.
-func needs(t *testing.T, program string) string {
-	t.Helper()
-	path, err := exec.LookPath(program)
-	if err != nil {
-		path, err = exec.LookPath("/usr/sbin/" + program) // where Debian has servers, which is not in everybody's PATH
-	}
-	if err == nil {
-		return path
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatalf("install %s: %v", program, err)
-	}
-	t.Skipf("install %s to run this test: %v", program, err)
-	return ""
-}
 
 // eventually waits for what must happen.
 func eventually(t *testing.T, what string, holds func() bool) {
@@ -363,7 +348,7 @@ func TestBalancerFiles(t *testing.T) {
 		{"nginx", "ports", trusted, false},
 	} {
 		t.Run(strings.TrimSpace(row.program+" "+row.with), func(t *testing.T) {
-			program := needs(t, row.program)
+			program := needs.Program(t, row.program)
 			s := newSite(t, append(row.env, "CARILLON_DEMO=true")...)
 			v := &visitor{s: s, scheme: "", port: row.port, preface: row.program == "nginx" && row.with == "PROXY"}
 			if row.with == "TLS" {

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"carillon/internal/needs"
 )
 
 // clockEnv is by how many seconds the clock is ahead of a program that buildWithClock has built.
@@ -87,7 +89,7 @@ func TestClocksOfNodesDiffer(t *testing.T) {
 		t.Skip("it takes a minute")
 	}
 	t.Parallel() // most of it is waiting
-	balancer := needs(t, "haproxy")
+	balancer := needs.Program(t, "haproxy")
 	s := clusterSite(t, agingConfig, buildWithClock(t), []string{clockEnv + "=0"}, []string{clockEnv + "=6"}, []string{clockEnv + "=-6"})
 	s.run(s.haproxy(balancer, ""))
 	c := s.crowd(30, 2*time.Second)

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"carillon/internal/needs"
 )
 
 // networkEnv is set in a process of these tests that has a network of its own.
@@ -25,7 +27,7 @@ func inNetwork(t *testing.T) bool {
 		return true
 	}
 	for _, program := range []string{"ip", "bridge", "nsenter", "haproxy"} {
-		needs(t, program)
+		needs.Program(t, program)
 	}
 	path, err := binary()
 	if err != nil {
@@ -45,8 +47,8 @@ func inNetwork(t *testing.T) bool {
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: gid, Size: 1}}
 	}
 	out, err := cmd.CombinedOutput()
-	if (errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EUSERS)) && os.Getenv("CI") != "true" {
-		t.Skipf("a network of its own is needed (root, or namespaces for users): %v", err)
+	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EUSERS) {
+		needs.Missing(t, "a network of its own (root, or namespaces for users)", err)
 	}
 	t.Logf("in a network of its own:\n%s", out)
 	if err != nil {
@@ -101,7 +103,7 @@ func newNetwork(t *testing.T, machines int) *network {
 // do runs a command that must succeed.
 func (n *network) do(program string, args ...string) {
 	n.t.Helper()
-	if out, err := exec.Command(needs(n.t, program), args...).CombinedOutput(); err != nil {
+	if out, err := exec.Command(needs.Program(n.t, program), args...).CombinedOutput(); err != nil {
 		n.t.Fatalf("%s %s: %v\n%s", program, strings.Join(args, " "), err, out)
 	}
 }
@@ -137,7 +139,7 @@ func (m *machine) port(bridge string) string { return fmt.Sprint(bridge, m.numbe
 
 // enter is what runs a command on the machine.
 func (m *machine) enter() []string {
-	return []string{needs(m.n.t, "nsenter"), "-t", fmt.Sprint(m.pid), "-n", "--"}
+	return []string{needs.Program(m.n.t, "nsenter"), "-t", fmt.Sprint(m.pid), "-n", "--"}
 }
 
 func (m *machine) do(args ...string) {

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"carillon/internal/needs"
 )
 
 // cutOffFor is how long a node is cut off: long enough for everything that has a time-out to notice.
@@ -26,7 +28,7 @@ func TestANodeThatIsCutOffForAMinute(t *testing.T) {
 		}
 		n := newNetwork(t, 3)
 		s := n.site(teamConfig)
-		s.run(s.haproxy(needs(t, "haproxy"), ""))
+		s.run(s.haproxy(needs.Program(t, "haproxy"), ""))
 		c := s.crowd(60, 0)
 		lonely := s.servers[2]
 		news := s.news(0, 2, 1, 0)
@@ -80,7 +82,7 @@ func TestANodeThatIsCutOffForAMinute(t *testing.T) {
 		}
 		n := newNetwork(t, 3)
 		s := n.site(teamConfig)
-		s.run(s.haproxy(needs(t, "haproxy"), ""))
+		s.run(s.haproxy(needs.Program(t, "haproxy"), ""))
 		c := s.crowd(60, 0)
 		c.press.goesOn()
 		for _, bridge := range []string{"front", "back"} {

@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"carillon/internal/needs"
 )
 
 const (
@@ -47,7 +49,7 @@ func TestClusterRollingRestart(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel() // most of it is waiting
-			program := needs(t, "haproxy")
+			program := needs.Program(t, "haproxy")
 			s := clusterSite(t, teamConfig, "")
 			s.rotate(s.haproxy(program, ""), row.ends)
 		})

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"carillon/internal/needs"
 )
 
 // olderRevision is one whose nodes those of this one have to get along with, for as long as a rolling update takes:
@@ -45,7 +47,7 @@ func TestNodesOfTwoVersionsAreOneCluster(t *testing.T) {
 		t.Skip("it takes a minute")
 	}
 	t.Parallel() // most of it is waiting
-	balancer, older := needs(t, "haproxy"), buildRevision(t, olderRevision)
+	balancer, older := needs.Program(t, "haproxy"), buildRevision(t, olderRevision)
 	s := clusterSite(t, teamConfig, older)
 	s.run(s.haproxy(balancer, ""))
 	c := s.crowd(60, 0)

@@ -95,9 +95,9 @@ func startCommand(t *testing.T, env []string, cmd *exec.Cmd) *program {
 	}
 	r, w := io.Pipe()
 	cmd.Stdout = w
-	hangups := make(chan os.Signal, 1) // which the program would ignore if nohup has these tests ignore them
-	signal.Notify(hangups, syscall.SIGHUP)
-	defer signal.Stop(hangups)
+	heard := make(chan os.Signal, 1) // the program would ignore what nohup or a shell's & have these tests ignore
+	signal.Notify(heard, syscall.SIGHUP, os.Interrupt)
+	defer signal.Stop(heard)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

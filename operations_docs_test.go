@@ -7,12 +7,14 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"carillon/internal/needs"
 )
 
 // The commands in docs/operations.md, each after the one before, do what they are for.
 func TestOperationsCommands(t *testing.T) {
 	for _, program := range []string{"curl", "sysctl"} {
-		needs(t, program)
+		needs.Program(t, program)
 	}
 	path, err := binary()
 	if err != nil {

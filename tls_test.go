@@ -17,6 +17,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"carillon/internal/needs"
 )
 
 // certificate makes one for 127.0.0.1 and localhost that is its own authority, and its key.
@@ -94,10 +96,7 @@ func TestProgramOverTLS(t *testing.T) {
 		}
 	}
 
-	curl, err := exec.LookPath("curl")
-	if err != nil {
-		t.Skip("no curl is installed")
-	}
+	curl := needs.Program(t, "curl")
 	for _, version := range []string{"1.2", "1.3"} {
 		out, err := exec.Command(curl, "-sS", "--cacert", cert, "--tlsv"+version, "--tls-max", version, "--max-time", "20",
 			"-w", "%{http_version} %{http_code}", page+"healthz").CombinedOutput()

@@ -19,39 +19,21 @@ import (
 
 	"carillon/client"
 	"carillon/codec"
+	"carillon/internal/needs"
 	"carillon/server"
 )
 
 const patience = 2 * time.Minute
 
-// missing ends a test that needs a program which is not there.
-func missing(t *testing.T, what string, err error) {
-	t.Helper()
-	if os.Getenv("CI") == "true" {
-		t.Fatalf("%s, which CI must have: %v", what, err)
-	}
-	t.Skipf("%s: %v", what, err)
-}
-
 // TestNode runs what carillon.test.mjs expects of the client against a real server, behind a line that it
 // can break.
 func TestNode(t *testing.T) {
-	node, err := exec.LookPath("node")
-	if err != nil {
-		missing(t, "there is no Node.js 18 or later", err)
-	}
-	npm, err := filepath.Abs(filepath.Join("..", ".ci", "npm", "node_modules", "ws", "wrapper.mjs"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(npm); err != nil {
-		missing(t, "the npm package ws is not there: run .ci/npm-install", err)
-	}
+	node, ws := needs.NodeWS(t)
 	b := startBench(t)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, node, "--test", "--test-reporter=spec", "carillon.test.mjs")
-	cmd.Env = append(os.Environ(), "CARILLON_URL=ws://"+b.line.addr()+"/ws", "CARILLON_CONTROL="+b.control.URL, "CARILLON_WS="+npm)
+	cmd.Env = append(os.Environ(), "CARILLON_URL=ws://"+b.line.addr()+"/ws", "CARILLON_CONTROL="+b.control.URL, "CARILLON_WS="+filepath.Join(ws, "wrapper.mjs"))
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v:\n%s", err, out)
@@ -61,10 +43,7 @@ func TestNode(t *testing.T) {
 
 // TestEventsInABrowser runs events.test.js in Chromium, whose EventSource is the real one.
 func TestEventsInABrowser(t *testing.T) {
-	chromium, err := exec.LookPath("chromium")
-	if err != nil {
-		missing(t, "there is no chromium", err)
-	}
+	chromium := needs.Program(t, "chromium")
 	dir, err := os.MkdirTemp("", "carillon-browser-")
 	if err != nil {
 		t.Fatal(err)

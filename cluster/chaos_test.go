@@ -15,6 +15,7 @@ import (
 // from node to node, and one node after another is killed and comes back. In the end each subscriber's log is the
 // topic's: every message that was acknowledged, once, and in the order of the offsets.
 func TestASubscribersLogIsTheTopicsWhileNodesAreKilled(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("it takes seconds")
 	}

@@ -88,6 +88,7 @@ func pair(t *testing.T, tls [2]TLS, passwords [2]string) (nodes [2]*testNode) {
 }
 
 func TestRoutesAreProtectedByCertificatesAndPasswords(t *testing.T) {
+	t.Parallel()
 	ours, theirs := newAuthority(t), newAuthority(t)
 	for _, test := range []struct {
 		name      string
@@ -157,6 +158,7 @@ func TestAnEmbeddedServerWithHistoryNeedsADirectory(t *testing.T) {
 
 // A memory stream that was empty when a node came gives offsets of a new epoch.
 func TestAStreamInMemoryThatIsLostBeginsANewEpoch(t *testing.T) {
+	t.Parallel()
 	s := natsAt(t, -1, t.TempDir())
 	port := portOf(s.Addr())
 	n := join(t, Options{Storage: "memory", NATS: NATS{URL: urlOf(s)}}, server.TopicRule{Match: ">", History: 10})

@@ -17,6 +17,7 @@ import (
 )
 
 func TestWhileNATSIsAwayNothingIsSwallowedAndAfterItAllGoesOn(t *testing.T) {
+	t.Parallel()
 	store := t.TempDir()
 	s := natsAt(t, -1, store)
 	port := portOf(s.Addr())
@@ -80,6 +81,7 @@ func TestWhileNATSIsAwayNothingIsSwallowedAndAfterItAllGoesOn(t *testing.T) {
 
 // What was sent before the connection broke may have arrived or not. What was acknowledged has.
 func TestWhatIsAcknowledgedSurvivesRestartsOfNATS(t *testing.T) {
+	t.Parallel()
 	store := t.TempDir()
 	s := natsAt(t, -1, store)
 	port := portOf(s.Addr())
@@ -143,6 +145,7 @@ func TestAStreamThatIsDeletedBeginsANewEpoch(t *testing.T) {
 }
 
 func TestASlowNodeDropsAndSaysSo(t *testing.T) {
+	t.Parallel()
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, ""))}}
 	alice, bob := join(t, o), join(t, o)
 	bob.follow("a")
@@ -400,6 +403,7 @@ func (x *trio) kill(i int) {
 }
 
 func TestThreeEmbeddedServersAreACluster(t *testing.T) {
+	t.Parallel()
 	x := newTrio(t, server.TopicRule{Match: "kept.>", History: 1000})
 	alice, bob, cathy := x.nodes[0], x.nodes[1], x.nodes[2]
 	if alice.o.Replicas != 3 {
@@ -448,6 +452,7 @@ func TestThreeEmbeddedServersAreACluster(t *testing.T) {
 }
 
 func TestANodeThatIsCutOffSaysSoAndLooksAgain(t *testing.T) {
+	t.Parallel()
 	x := newTrio(t, server.TopicRule{Match: "kept.>", History: 1000})
 	alice, bob, cathy := x.nodes[0], x.nodes[1], x.nodes[2]
 	cathy.follow("kept.a", "plain")

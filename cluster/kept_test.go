@@ -178,6 +178,7 @@ func (m *model) take(list []server.Message) {
 }
 
 func TestResumingAtAnyNodeAtAnyTimeGivesTheTopicsLog(t *testing.T) {
+	t.Parallel()
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}
 	rule := server.TopicRule{Match: ">", History: 100_000, MaxAge: -1}
 	nodes := []*testNode{join(t, o, rule), join(t, o, rule), join(t, o, rule)}

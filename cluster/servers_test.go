@@ -80,6 +80,7 @@ func (w *wanderer) live(ctx context.Context, s *server.Server, messages int) err
 // another is cut off from the others: what each client gets is the topic, without a hole, a repetition or a change
 // of order.
 func TestClientsThatWanderBetweenServersGetTheTopic(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("it takes seconds")
 	}

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"carillon/internal/needs"
 	"carillon/server"
 )
 
@@ -74,23 +75,6 @@ func TestANATSServerThatIsTooOldEndsTheStart(t *testing.T) {
 	join(t, Options{NATS: NATS{URL: pretender(t, "2.10.27")}}) // without history there is nothing that needs more
 }
 
-// packaged finds the nats-server that is installed; where CI is true, there has to be one.
-func packaged(t *testing.T) string {
-	t.Helper()
-	path, err := exec.LookPath("nats-server")
-	if err != nil {
-		path, err = exec.LookPath("/usr/sbin/nats-server") // where Debian has servers, which is not in everybody's PATH
-	}
-	switch {
-	case err == nil:
-	case os.Getenv("CI") == "true":
-		t.Fatalf("install nats-server: %v", err)
-	default:
-		t.Skipf("install nats-server to run this test: %v", err)
-	}
-	return path
-}
-
 // runPackaged starts it with JetStream on a port that it chooses.
 func runPackaged(t *testing.T, path string) (url string) {
 	t.Helper()
@@ -132,7 +116,7 @@ func runPackaged(t *testing.T, path string) (url string) {
 // A distribution's nats-server may be older than what this repository's modules have. Debian 12 has 2.9: good for
 // topics without history and for broadcasts, and a server that is to keep topics in it says what it needs.
 func TestThePackagedNATSServer(t *testing.T) {
-	path := packaged(t)
+	path := needs.Program(t, "nats-server")
 	version, err := exec.Command(path, "--version").CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, version)

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
+
+	"carillon/internal/needs"
 )
 
 // browser is a headless Chromium that is told what to do over its DevTools protocol, so that one test can
@@ -44,13 +46,7 @@ type page struct {
 
 func startBrowser(t testing.TB) *browser {
 	t.Helper()
-	path, err := exec.LookPath("chromium")
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("there is no chromium, which CI must have")
-		}
-		t.Skip("there is no chromium here")
-	}
+	path := needs.Program(t, "chromium")
 	dir, err := os.MkdirTemp("", "carillon-browser-")
 	if err != nil {
 		t.Fatal(err)

@@ -15,18 +15,14 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"carillon/internal/needs"
 )
 
 // browser runs a headless Chromium on a page and returns what it wrote to either output.
 func browser(t *testing.T, page string, args ...string) (stdout, stderr string) {
 	t.Helper()
-	path, err := exec.LookPath("chromium")
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("there is no chromium, which CI must have")
-		}
-		t.Skip("there is no chromium here")
-	}
+	path := needs.Program(t, "chromium")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	args = append([]string{"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

@@ -16,6 +16,7 @@ import (
 	"regexp"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -23,18 +24,34 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// startCarillon builds this repository's server and runs it on a free port. It returns the beginning of
-// its URLs and its process.
-func startCarillon(t *testing.T) (url string, pid int) {
+var buildDir string // removed after the last test
+
+var buildOnce = sync.OnceValues(func() (program string, err error) {
+	if buildDir, err = os.MkdirTemp("", "loadtest-"); err == nil {
+		program = filepath.Join(buildDir, "carillon")
+		err = build(context.Background(), "..", program, ".")
+	}
+	return program, err
+})
+
+// carillon is this repository's server, built by the first test that needs it.
+func carillon(t *testing.T) (program string) {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("builds a server")
 	}
-	dir := t.TempDir()
-	program, config := filepath.Join(dir, "carillon"), filepath.Join(dir, "config.yaml")
-	if out, err := exec.Command("go", "build", "-o", program, "carillon").CombinedOutput(); err != nil {
-		t.Fatalf("build the server: %v\n%s", err, out)
+	program, err := buildOnce()
+	if err != nil {
+		t.Fatal(err)
 	}
+	return program
+}
+
+// startCarillon runs this repository's server on a free port. It returns the beginning of
+// its URLs and its process.
+func startCarillon(t *testing.T) (url string, pid int) {
+	t.Helper()
+	program, config := carillon(t), filepath.Join(t.TempDir(), "config.yaml")
 	err := os.WriteFile(config, []byte(`
 listen: 127.0.0.1:0
 internal: {listen: off}

@@ -63,10 +63,7 @@ func TestContestantThatFails(t *testing.T) {
 // knows both servers.
 func TestCompareRounds(t *testing.T) {
 	into := t.TempDir()
-	one := contestant{name: "one", program: filepath.Join(into, "carillon"), env: ourEnv}
-	if err := build(t.Context(), "..", one.program, "."); err != nil {
-		t.Fatal(err)
-	}
+	one := contestant{name: "one", program: carillon(t), env: ourEnv}
 	two := one
 	two.name = "two"
 	c := comparison{quick: true, rounds: 2, htmlFile: filepath.Join(into, "report.html"), jsonFile: filepath.Join(into, "report.json")}
@@ -104,11 +101,7 @@ func TestCompareRounds(t *testing.T) {
 
 // Ctrl-C in the middle leaves what was measured.
 func TestCompareInterrupted(t *testing.T) {
-	into := t.TempDir()
-	one := contestant{name: "one", program: filepath.Join(into, "carillon"), env: ourEnv}
-	if err := build(t.Context(), "..", one.program, "."); err != nil {
-		t.Fatal(err)
-	}
+	one := contestant{name: "one", program: carillon(t), env: ourEnv}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	c := comparison{rounds: 3}

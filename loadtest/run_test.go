@@ -16,7 +16,11 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == workerCommand {
 		os.Exit(execute(os.Args[1:]))
 	}
-	os.Exit(m.Run())
+	status := m.Run()
+	if buildDir != "" {
+		_ = os.RemoveAll(buildDir)
+	}
+	os.Exit(status)
 }
 
 // small are the options of a run that is over soon.

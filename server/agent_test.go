@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"carillon/internal/needs"
 )
 
 // withAgent is a server for a number of connections, with a port for agent checks.
@@ -191,7 +193,7 @@ func TestAgentOptions(t *testing.T) {
 
 // A real HAProxy does what the agent says: it takes the weight, stops sending, and comes back.
 func TestHAProxyAgent(t *testing.T) {
-	program := needs(t, "haproxy")
+	program := needs.Program(t, "haproxy")
 	s := withAgent(t, 4)
 	dir := t.TempDir()
 	socket := filepath.Join(dir, "stats")

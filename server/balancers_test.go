@@ -11,26 +11,11 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"carillon/internal/needs"
 )
 
 // The balancers of this file were written by others.
-
-// needs finds a program, and skips the test without it; where CI is true, everything has to be there.
-func needs(t *testing.T, program string) string {
-	t.Helper()
-	path, err := exec.LookPath(program)
-	if err != nil {
-		path, err = exec.LookPath("/usr/sbin/" + program) // where Debian has servers, which is not in everybody's PATH
-	}
-	if err == nil {
-		return path
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatalf("install %s: %v", program, err)
-	}
-	t.Skipf("install %s to run this test: %v", program, err)
-	return ""
-}
 
 // freeAddress is one that nobody listens on, for a program that cannot be told to choose.
 func freeAddress(t *testing.T) string {
@@ -114,7 +99,7 @@ func asks(t *testing.T, balancer, source string, port bool) {
 
 // Clients from several addresses come through a real balancer, in each way that it has to tell who they are.
 func TestHAProxy(t *testing.T) {
-	haproxy := needs(t, "haproxy")
+	haproxy := needs.Program(t, "haproxy")
 	proxy := ProxyProtocol{Mode: ProxyRequired, From: []string{"127.0.0.1"}}
 	for _, test := range []struct {
 		sentence, mode, server, option string
@@ -163,7 +148,7 @@ listen balancer
 }
 
 func TestNginx(t *testing.T) {
-	nginx := needs(t, "nginx")
+	nginx := needs.Program(t, "nginx")
 	t.Run("over TCP", func(t *testing.T) {
 		s := start(t, Options{Endpoints: []Endpoint{whoAmI()}, HTTP: http.HandlerFunc(mirror), TrustedProxies: []string{"127.0.0.1"}})
 		throughNginx(t, nginx, s.Addr().String())

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"flag"
 	"fmt"
 	"io"
 	"runtime"
@@ -14,6 +15,17 @@ import (
 // quiet are options under which nothing but the benchmark happens.
 func quiet(loops int) Options {
 	return Options{Loops: loops, Endpoints: echoAndBroadcast(), Ping: Ping{Interval: -1}}
+}
+
+// isTrial says whether benchmarks run once, as in .ci/bench: nobody reads the figures, so a few samples do.
+func isTrial() bool { return flag.Lookup("test.benchtime").Value.String() == "1x" }
+
+// samples is how many echoes a benchmark of latencies times.
+func samples() int {
+	if isTrial() {
+		return 300
+	}
+	return 3000
 }
 
 // descriptors are the sockets of all members of an endpoint.
@@ -189,13 +201,13 @@ func BenchmarkEchoBesideBroadcast(b *testing.B) {
 	}
 	runOn(0, processors-1)
 	defer runOn(0, processors)
-	const conns, size, probes = 10000, 128, 3000
+	const conns, size = 10000, 128
 	needDescriptors(b, conns)
 	b.Run(fmt.Sprintf("conns=%d/size=%d", conns, size), func(b *testing.B) {
 		s := start(b, quiet(processors-1))
 		crowd := startSwarm(b, s, swarmOrder{Path: "/broadcast", Conns: conns, Discard: true, Publish: 4, Apart: processors - 1})
 		probe := func() swarmReport {
-			return startSwarm(b, s, swarmOrder{Path: "/echo", Probe: probes, Apart: processors - 1}).end()
+			return startSwarm(b, s, swarmOrder{Path: "/echo", Probe: samples(), Apart: processors - 1}).end()
 		}
 		for b.Loop() {
 			idle := probe()

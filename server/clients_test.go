@@ -18,6 +18,7 @@ import (
 	gorilla "github.com/gorilla/websocket"
 
 	"carillon/codec"
+	"carillon/internal/needs"
 )
 
 // The clients of this file were written by others.
@@ -330,18 +331,8 @@ func (p *coderPeer) closedBy(err error) (int, string) {
 
 // TestNpmWS runs what Node's most used client library has to say about the server: see .ci/npm.
 func TestNpmWS(t *testing.T) {
-	missing := t.Skipf
-	if os.Getenv("CI") == "true" {
-		missing = t.Fatalf
-	}
+	node, _ := needs.NodeWS(t)
 	script := filepath.Join("..", ".ci", "npm", "check.mjs")
-	node, err := exec.LookPath("node")
-	if err != nil {
-		missing("install Node.js 18 or later, and then run .ci/npm-install: %v", err)
-	}
-	if _, err := os.Stat(filepath.Join(filepath.Dir(script), "node_modules", "ws")); err != nil {
-		missing("run .ci/npm-install to get the npm package ws: %v", err)
-	}
 	a, plain := newAuthority(t), Options{Endpoints: compressing()}
 	for _, opts := range []Options{plain, a.overTLS(plain)} {
 		s := start(t, opts)

@@ -3,6 +3,7 @@ package server
 import (
 	"errors"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -72,6 +73,8 @@ type spare struct {
 	fd        int   // guarded by mu; -1 when somebody else was faster
 	listening []int // guarded by mu; the sockets of all loops, once they were needed
 	short     bool  // guarded by mu; there was no other descriptor when we looked last
+
+	away atomic.Bool // it is given up, until it is taken back
 }
 
 // mostTurnedAway bounds what one loop does for others that wait.
@@ -88,7 +91,20 @@ func (r *spare) take() bool {
 		unix.CloseOnExec(fd)
 		r.fd = fd
 	}
+	r.away.Store(false)
 	return true
+}
+
+// admits is asked about each connection that a loop has accepted. It is false for one that came to have the
+// spare descriptor while it was given up: if that stayed, those who come next could not even be told. The
+// descriptor is free again when the connection is closed.
+func (r *spare) admits() bool {
+	if !r.away.Load() {
+		return true
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.take()
 }
 
 // turnAway refuses the connections that wait to be accepted. It is false when there was no descriptor for
@@ -109,6 +125,7 @@ func (r *spare) turnAway() bool {
 }
 
 func (r *spare) turnOneAway() bool {
+	r.away.Store(true)
 	_ = unix.Close(r.fd)
 	r.fd = -1
 	defer r.take()
@@ -185,7 +202,7 @@ func (r *spare) close() {
 	}
 }
 
-// refuseUnknown refuses a connection for which its loop has no shard yet, and cannot make one.
+// refuseUnknown refuses a connection that no shard gets to know.
 func (s *Server) refuseUnknown(fd int, why RefuseReason, r *codec.Rejection) {
 	s.apart.Accepted.Add(1)
 	s.apart.refusals[why].Add(1)

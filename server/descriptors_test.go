@@ -3,9 +3,11 @@ package server
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"runtime"
@@ -56,6 +58,12 @@ func serveBesideFiles() {
 				take()
 			case "drop":
 				drop()
+			case "lose": // the descriptor in hand, as if a connection had come in while it was given up
+				s.spare.mu.Lock()
+				s.spare.away.Store(true)
+				_ = unix.Close(s.spare.fd)
+				s.spare.fd = -1
+				s.spare.mu.Unlock()
 			case "both": // all there are, and none, hundreds of times
 				for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
 					take()
@@ -90,6 +98,19 @@ func pester(address string, n, atOnce int) {
 		})
 	}
 	all.Wait()
+}
+
+// comesIn asks for a WebSocket at /echo, and says whether there is one.
+func (c *client) comesIn() bool {
+	if _, err := io.WriteString(c.conn, upgradeHead("/echo")); err != nil {
+		return false
+	}
+	_ = c.conn.SetReadDeadline(time.Now().Add(patience))
+	resp, err := http.ReadResponse(c.r, nil)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		c.t.Fatal("a stranger is told nothing")
+	}
+	return err == nil && resp.StatusCode == http.StatusSwitchingProtocols
 }
 
 // The application opens files until there is no descriptor left, again and again, while strangers knock. An
@@ -130,11 +151,29 @@ func TestDescriptorExhaustion(t *testing.T) {
 	do("see")
 	heapBefore, goroutinesBefore := heap, goroutines
 	do("take")
+	var inside []*client // on descriptors that were in use for a moment when the application took all
+	eventually(t, "a stranger is refused", func() bool {
+		if c := dialRaw(t, s); c.comesIn() {
+			inside = append(inside, c)
+		}
+		refused, _ := do("see")
+		return refused > 0
+	})
+	for range 20 {
+		do("lose")
+		if c := dialRaw(t, s); c.comesIn() {
+			t.Fatal("a stranger has the descriptor that was held ready to refuse others")
+		}
+	}
+	before, _ := do("see")
 	pester(address, 500, 20)
 	z.serves(20)
 	refused, unready := do("see")
-	if refused == 0 || unready == 0 {
-		t.Errorf("%d strangers were refused for want of a descriptor, %d reasons not to be ready", refused, unready)
+	if refused == before || unready == 0 {
+		t.Errorf("%d strangers were refused for want of a descriptor, %d reasons not to be ready", refused-before, unready)
+	}
+	for _, c := range inside {
+		_ = c.conn.Close()
 	}
 	do("drop")
 	bob := dialPatiently(t, s)

@@ -102,7 +102,11 @@ func BenchmarkEchoBesideDribblers(b *testing.B) {
 	if processors < 2 {
 		b.Skip("needs two processors")
 	}
-	const conns, probes = 5000, 3000
+	const conns = 5000
+	probes, limits := samples(), Limits{}
+	if isTrial() {
+		limits.HandshakeTimeout = 5 * time.Second
+	}
 	needDescriptors(b, conns)
 	runOn(0, processors-1)
 	defer runOn(0, processors)
@@ -112,14 +116,16 @@ func BenchmarkEchoBesideDribblers(b *testing.B) {
 				return startSwarm(b, s, swarmOrder{Path: "/echo", Probe: probes, Apart: processors - 1}).end()
 			}
 			for b.Loop() {
-				s := start(b, quiet(processors-1))
+				opts := quiet(processors - 1)
+				opts.Limits = limits
+				s := start(b, opts)
 				idle := probe(s)
 				end := startDribblers(b, s, conns, rate)
 				eventually(b, "all are there", func() bool { return s.Stats().Sockets >= conns })
 				before, begin := s.Stats().BytesIn, time.Now()
 				busy := probe(s)
 				took := time.Since(begin).Seconds()
-				b.ReportMetric(float64(s.Stats().BytesIn-before-probes*uint64(len(masked(0x82, make([]byte, 128)))))/took, "dribbled-B/s")
+				b.ReportMetric(float64(s.Stats().BytesIn-before-uint64(probes*len(masked(0x82, make([]byte, 128)))))/took, "dribbled-B/s")
 				if n := s.Stats().Refusals[RefuseTimeout]; n > 0 {
 					b.Fatalf("%d handshakes have timed out already", n)
 				}

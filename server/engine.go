@@ -281,9 +281,14 @@ func (e *events) OnOpen(gc gnet.Conn) ([]byte, gnet.Action) {
 		return nil, enrolled.opened(gc)
 	}
 	s := e.server
+	isAccepted := gc.Context() == nil
+	if isAccepted && !s.spare.admits() {
+		s.refuseUnknown(gc.Fd(), RefuseDescriptors, rejectDescriptors)
+		return nil, gnet.Close
+	}
 	sh, err := s.shardOf(gc.EventLoop())
 	switch {
-	case isExhausted(err) && gc.Context() == nil:
+	case isExhausted(err) && isAccepted:
 		s.refuseUnknown(gc.Fd(), RefuseDescriptors, rejectDescriptors)
 		return nil, gnet.Close
 	case err != nil:

@@ -40,7 +40,7 @@ func (s *Server) beginOps(ctx context.Context) {
 	s.spare.look()
 	s.memory.look()
 	go every(ctx, descriptorsEvery, func() { s.spare.look() })
-	go every(ctx, memoryEvery, s.memory.look)
+	go every(ctx, s.memory.every, s.memory.look)
 	go s.watchLoops(ctx)
 }
 

@@ -160,6 +160,9 @@ func (cl *cluster) loaded(t *topic, number uint64, full bool, got *Kept, err err
 	whole := cl.apply(t, got, full) && cl.drain(t)
 	switch useful := t.offset != offset || k.fed != fed || k.epoch != epoch; {
 	case !whole: // too much to do
+		if useful {
+			k.tries = 0
+		}
 		cl.putOff(t)
 		cl.rest(t)
 	case len(k.early) > 0 || k.loaded && t.offset < k.seen:

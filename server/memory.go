@@ -24,6 +24,7 @@ type memoryGuard struct {
 	srv     *Server
 	measure func() int64
 	collect func()
+	every   time.Duration // how often it looks
 
 	over atomic.Bool  // nobody new comes in
 	used atomic.Int64 // bytes, as of memoryEvery ago; 0 without a mark
@@ -51,7 +52,7 @@ const (
 )
 
 func newMemoryGuard(s *Server) memoryGuard {
-	return memoryGuard{srv: s, measure: memoryUsed, collect: runtime.GC, collected: -collectRarely}
+	return memoryGuard{srv: s, measure: memoryUsed, collect: runtime.GC, every: memoryEvery, collected: -collectRarely}
 }
 
 // memoryUsed is what GOMEMLIMIT bounds, less what is free. The kernel's memory for sockets is not in it.

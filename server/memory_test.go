@@ -5,9 +5,13 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"carillon/codec"
 )
+
+// watchful has a server look at its memory often.
+func watchful(s *Server) { s.memory.every = 20 * time.Millisecond }
 
 // A mark that is too low for the process itself: nobody new comes in, and those who are there notice
 // nothing, since nobody is slow.
@@ -15,6 +19,7 @@ func TestMemoryAboveTheMark(t *testing.T) {
 	var used atomic.Int64
 	s, log := startChanged(t, Options{Endpoints: echoAndBroadcast(), Limits: Limits{MaxMemory: 1000}}, func(s *Server) {
 		s.memory.measure, s.memory.collect = used.Load, func() {}
+		watchful(s)
 	})
 	alice := dial(t, s, "/echo")
 	for _, row := range []struct {
@@ -62,6 +67,7 @@ func TestTheSlowestAreShed(t *testing.T) {
 	endpoints := policy(SlowConsumer{MaxQueue: -1})
 	s, _ := startChanged(t, Options{Loops: 1, Endpoints: endpoints, Limits: Limits{MaxMemory: 1000}}, func(s *Server) {
 		s.memory.measure, s.memory.collect = used.Load, func() {}
+		watchful(s)
 	})
 	alice := dial(t, s, "/broadcast")
 	cathy := dialFrozen(t, s, "/broadcast")
@@ -115,7 +121,8 @@ func queues(s *Server) (list []int) {
 func TestSheddingFreesMemory(t *testing.T) {
 	before := memoryUsed()
 	mark := before + 48<<20
-	s, _ := startLogged(t, Options{Loops: 1, Endpoints: append(policy(SlowConsumer{MaxQueue: -1}), Endpoint{Path: "/echo", Mode: ModeEcho}), Limits: Limits{MaxMemory: Size(mark), CloseTimeout: few}})
+	opts := Options{Loops: 1, Endpoints: append(policy(SlowConsumer{MaxQueue: -1}), Endpoint{Path: "/echo", Mode: ModeEcho}), Limits: Limits{MaxMemory: Size(mark), CloseTimeout: few}}
+	s, _ := startChanged(t, opts, watchful)
 	alice := dial(t, s, "/echo")
 	for range 10 {
 		dialFrozen(t, s, "/broadcast")

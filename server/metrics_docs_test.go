@@ -13,6 +13,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
+
+	"carillon/internal/needs"
 )
 
 // ourMetrics are all metrics of a server by their names, each with its type and labels as docs/metrics.md
@@ -165,10 +167,7 @@ func TestDashboardAndAlerts(t *testing.T) {
 // Prometheus itself takes the alerts, which fire as their tests say, the dashboard's expressions, and what
 // /metrics says.
 func TestPromtool(t *testing.T) {
-	promtool, err := exec.LookPath("promtool")
-	if err != nil {
-		t.Skip("no promtool is installed: .ci/ops-install gets it")
-	}
+	promtool := needs.Program(t, "promtool")
 	check := func(in string, args ...string) {
 		t.Helper()
 		cmd := exec.Command(promtool, args...)

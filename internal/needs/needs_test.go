@@ -1,0 +1,61 @@
+package needs
+
+import (
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// verdict is a test that notes what becomes of it.
+type verdict struct {
+	testing.TB
+	failed, skipped bool
+}
+
+func (v *verdict) Helper()               {}
+func (v *verdict) Fatalf(string, ...any) { v.failed = true; runtime.Goexit() }
+func (v *verdict) Skipf(string, ...any)  { v.skipped = true; runtime.Goexit() }
+
+func TestWhatIsMissingSkipsAndFailsInCI(t *testing.T) {
+	for _, row := range []struct {
+		ci, program     string
+		failed, skipped bool
+	}{
+		{"", "no-such-program", false, true},
+		{"false", "no-such-program", false, true},
+		{"true", "no-such-program", true, false},
+		{"", "go", false, false},
+		{"true", "go", false, false},
+	} {
+		t.Setenv("CI", row.ci)
+		v := &verdict{TB: t}
+		var path string
+		var ended sync.WaitGroup
+		ended.Go(func() { path = Program(v, row.program) })
+		ended.Wait()
+		if v.failed != row.failed || v.skipped != row.skipped {
+			t.Errorf("with CI=%s, %s: failed %v, skipped %v", row.ci, row.program, v.failed, v.skipped)
+		}
+		if found := filepath.IsAbs(path); found != (row.program == "go") {
+			t.Errorf("with CI=%s, the path of %s is %q", row.ci, row.program, path)
+		}
+	}
+}
+
+func TestOnlyTestsImportThis(t *testing.T) {
+	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}}: {{join .Imports " "}} `, "carillon/...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(out), "\n"); n < 5 {
+		t.Fatalf("only %d packages were found:\n%s", n, out)
+	}
+	for line := range strings.Lines(string(out)) {
+		if strings.Contains(line, " carillon/internal/needs ") {
+			t.Errorf("a package imports it: %.80s", line)
+		}
+	}
+}
