@@ -26,8 +26,9 @@ type crowd struct {
 	running, publishing sync.WaitGroup
 }
 
-// crowd brings clients, and when all are connected, publishers.
-func (s *site) crowd(clients int) *crowd {
+// crowd brings clients, and when all are connected, publishers. If wander is not 0, clients go from one server to
+// another all the time.
+func (s *site) crowd(clients int, wander time.Duration) *crowd {
 	t := s.t
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -35,7 +36,7 @@ func (s *site) crowd(clients int) *crowd {
 	t.Cleanup(c.leave)
 	door := make(chan struct{}, 64)
 	for i := range c.clients {
-		m := &member{roamer: &roamer{url: "ws://" + s.address + "/ws", topic: fmt.Sprint("team.", i%teamTopics), door: door}}
+		m := &member{roamer: &roamer{url: "ws://" + s.address + "/ws", topic: fmt.Sprint("team.", i%teamTopics), door: door, wander: wander}}
 		m.take = m.hear
 		c.clients[i] = m
 		c.running.Go(func() { m.roam(ctx) })
@@ -193,18 +194,22 @@ func (b *behind) log(topic int) (list []entry) {
 			Data   struct{ N int64 }
 		}
 	}
-	// It is not for some seconds after a message that was not acknowledged.
-	eventually(b.t, "a node is ready", b.saysReady)
-	var p page
-	if err := json.Unmarshal([]byte(ask(b.t, "GET", url, "")), &p); err != nil {
-		b.t.Fatal(err)
+	get := func(url string) (p page) {
+		eventually(b.t, "a node says what it keeps", func() bool { // it cannot while nobody leads JetStream
+			resp, err := http.Get(url)
+			if err != nil {
+				b.t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			return resp.StatusCode == http.StatusOK && json.NewDecoder(resp.Body).Decode(&p) == nil
+		})
+		return p
 	}
-	epoch, since := p.Epoch, uint64(0)
+	epoch, since := get(url).Epoch, uint64(0)
 	for {
-		p = page{}
-		text := ask(b.t, "GET", fmt.Sprintf("%s&since=%d&epoch=%s", url, since, epoch), "")
-		if err := json.Unmarshal([]byte(text), &p); err != nil || !p.Recovered {
-			b.t.Fatalf("after %d a node keeps %.300s, %v", since, text, err)
+		p := get(fmt.Sprintf("%s&since=%d&epoch=%s", url, since, epoch))
+		if !p.Recovered {
+			b.t.Fatalf("after %d of epoch %s a node keeps %+v", since, epoch, p)
 		}
 		if len(p.Messages) == 0 {
 			return list

@@ -19,7 +19,7 @@ const (
 	teamPublishers = 3                     // over HTTP, and as many over WebSocket
 	teamPace       = 40 * time.Millisecond // between two messages of a publisher
 	teamConfig     = `endpoints: [{path: /ws, mode: topics, topics: {publish: [">"]}}]
-topics: [{match: team.>, history: 10000, max_bytes: 64MiB}]
+topics: [{match: team.>, history: 100000, max_age: 24h, max_bytes: 64MiB}]
 `
 )
 
@@ -50,22 +50,28 @@ func TestClusterRollingRestart(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel() // most of it is waiting
 			program := needs.Program(t, "haproxy")
-			s := clusterSite(t)
+			s := clusterSite(t, teamConfig, "")
 			s.rotate(s.haproxy(program, ""), row.ends)
 		})
 	}
 }
 
-// clusterSite is a site whose servers are a cluster.
-func clusterSite(t *testing.T) *site {
+// clusterSite is a site whose servers are a cluster. They run the program that is given, if one is.
+func clusterSite(t *testing.T, config, path string, env ...[]string) *site {
 	t.Helper()
 	var routes []string
 	for i := range 3 {
 		ip := fmt.Sprintf("127.0.0.%d", 11+i)
 		routes = append(routes, ip+":"+freePort(t, ip))
 	}
-	s := prepareSite(t, 3, teamConfig, "CARILLON_TRUSTED_PROXIES=[127.0.0.1]",
+	s := prepareSite(t, 3, config, "CARILLON_TRUSTED_PROXIES=[127.0.0.1]",
 		"CARILLON_DRAIN_DELAY=1s", "CARILLON_DRAIN_DURATION=2s", "CARILLON_DRAIN_DEADLINE=30s")
+	for i, b := range s.servers {
+		b.path = path
+		if env != nil {
+			b.env = append(b.env, env[i]...)
+		}
+	}
 	s.join(routes)
 	return s
 }
@@ -128,7 +134,7 @@ func (b *behind) saysReady() bool {
 func (s *site) rotate(balancer *exec.Cmd, end func(*behind)) {
 	t := s.t
 	s.run(balancer)
-	c := s.crowd(teamClients)
+	c := s.crowd(teamClients, 0)
 	for i, b := range s.servers {
 		c.press.goesOn()
 		s.waitForClients(c.connections(), 0, 1, 2)

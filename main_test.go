@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"io"
 	"net"
 	"net/http"
@@ -31,6 +32,10 @@ var buildDir string
 func TestMain(m *testing.M) {
 	if os.Getenv(natsEnv) != "" {
 		os.Exit(runNATS())
+	}
+	flag.Parse()
+	if n := flag.Lookup("test.parallel"); n.Value.String() == n.DefValue {
+		_ = n.Value.Set("12") // they wait for other programs most of the time
 	}
 	status := m.Run()
 	if buildDir != "" {

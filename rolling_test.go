@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -121,8 +122,8 @@ func rollingReport(t *testing.T, clients []*roamer, total int) {
 	var away, beyond []time.Duration
 	var moves, twice, failures int
 	for i, c := range clients {
-		if want := total / rollingTopics; int(c.heard.Load()) != want || c.lost != nil {
-			t.Errorf("client %d heard %d of %d, and missed %v", i, c.heard.Load(), want, c.lost)
+		if want := total / rollingTopics; int(c.heard.Load()) != want || c.lost != nil || c.gaps > 0 {
+			t.Errorf("client %d heard %d of %d, and missed %v, with %d gaps that it was told of", i, c.heard.Load(), want, c.lost, c.gaps)
 		}
 		if c.failed != nil {
 			failures++
@@ -295,17 +296,21 @@ func post(ctx context.Context, client *http.Client, url, message, key string) bo
 // roamer is a client that comes back as docs/protocol.md says, and keeps a log by the messages' numbers.
 type roamer struct {
 	url, topic string
+	urls       []string      // if not nil, it takes any of these each time
 	door       chan struct{} // has a value for each that is connecting: the test has a processor, not many
 
 	position *position // in the topic, as the server said
 	settled  bool      // the connection was of use
+	warned   bool      // nothing has come since the first subscription, or since the server has told of a gap
 	heard    atomic.Int64
 
-	take func(n int64, offset uint64) // if not nil, gets each message instead of the log by numbers
+	take   func(n int64, offset uint64) // if not nil, gets each message instead of the log by numbers
+	wander time.Duration                // if not 0, it leaves each connection within that time,
+	rest   time.Duration                // and stays away for as long at most
 
 	// For the test, when it has ended.
 	gaps         int             // that the server has told of
-	lost         []int64         // the number before each gap
+	lost         []int64         // the number before each gap that nobody told of
 	twice        int             // messages that came again
 	away, beyond []time.Duration // without a connection, and by how much that was longer than it was told
 	failed       error           // the first attempt that failed
@@ -329,6 +334,9 @@ func (c *roamer) roam(ctx context.Context) {
 			c.beyond = append(c.beyond, time.Since(left)-told)
 		}
 		stop := context.AfterFunc(ctx, func() { conn.Close() })
+		if c.wander > 0 {
+			time.AfterFunc(rand.N(c.wander), func() { conn.Close() })
+		}
 		c.settled = false
 		err = c.listen(conn)
 		left = time.Now()
@@ -337,7 +345,9 @@ func (c *roamer) roam(ctx context.Context) {
 		}
 		stop()
 		conn.Close()
-		if told = hint(err); told < 0 {
+		if told = hint(err); told < 0 && c.wander > 0 && errors.Is(err, net.ErrClosed) {
+			told = rand.N(c.rest + 1)
+		} else if told < 0 {
 			told = waits.next()
 		}
 		sleep(ctx, told)
@@ -367,7 +377,11 @@ func (c *roamer) dial(ctx context.Context) (*websocket.Conn, error) {
 	c.door <- struct{}{}
 	defer func() { <-c.door }()
 	dialer := websocket.Dialer{Subprotocols: []string{"carillon.v1.json"}, ReadBufferSize: 512, WriteBufferSize: 512, HandshakeTimeout: long}
-	conn, resp, err := dialer.DialContext(ctx, c.url, nil)
+	url := c.url
+	if c.urls != nil {
+		url = c.urls[rand.N(len(c.urls))]
+	}
+	conn, resp, err := dialer.DialContext(ctx, url, nil)
 	if err != nil {
 		if resp != nil {
 			err = fmt.Errorf("%s: %w", resp.Status, err)
@@ -404,8 +418,11 @@ func (c *roamer) listen(conn *websocket.Conn) error {
 			c.settled = true
 			if r := frame.Subscribed.Recovered; r != nil && !*r {
 				c.gaps++
+				c.warned = true
 			}
-			if c.position == nil || c.position.Epoch != frame.Subscribed.Epoch {
+			if c.position == nil {
+				c.position, c.warned = &frame.Subscribed.position, true
+			} else if c.position.Epoch != frame.Subscribed.Epoch {
 				c.position = &position{Epoch: frame.Subscribed.Epoch}
 			}
 		case frame.Data != nil:
@@ -426,8 +443,9 @@ func (c *roamer) note(n int64) {
 	case n <= last:
 		c.twice++
 		return
-	case n > last+1:
+	case n > last+1 && !c.warned:
 		c.lost = append(c.lost, last)
 	}
+	c.warned = false
 	c.heard.Store(n)
 }

@@ -43,6 +43,7 @@ type Broker struct {
 	follows follows
 	peers   peers
 	loads   workers
+	leader  chan struct{} // one for each load from a stream's leader
 	answers workers
 	stats   stats
 
@@ -81,7 +82,7 @@ func New(o Options) (*Broker, error) {
 		return nil, err
 	}
 	b := &Broker{o: o, log: o.Logger.With("cluster", o.Name), number: rand.Uint64(), names: names{o.Name}, started: time.Now(),
-		byRule: map[string]*stream{}, quit: make(chan struct{}), resyncs: make(chan string, 64)}
+		byRule: map[string]*stream{}, leader: make(chan struct{}, leaderLoads), quit: make(chan struct{}), resyncs: make(chan string, 64)}
 	b.id = fmt.Sprintf("%016x", b.number)
 	b.out.wake, b.commits.wake, b.follows.wake = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	b.in.init()

@@ -21,7 +21,9 @@ import (
 
 	"carillon/server"
 
+	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 )
 
 // authority makes certificates for 127.0.0.1.
@@ -206,4 +208,47 @@ func TestMetricsAreDocumented(t *testing.T) {
 	for name := range left {
 		t.Errorf("docs/cluster.md does not have %s", name)
 	}
+}
+
+// Somebody who does not read is cut off by the embedded server, and the node's metrics say so.
+func TestTheEmbeddedServersSlowConsumersAreCounted(t *testing.T) {
+	n, err := tryJoinTuned(t, Options{Node: "node", NATS: NATS{Embedded: true, Listen: "127.0.0.1:0", User: "me", Password: "secret"}},
+		func(o *natsserver.Options) { o.MaxPending, o.WriteDeadline = 4<<20, time.Second })
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("tcp", n.embedded.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := fmt.Fprintf(c, "CONNECT {\"user\":\"me\",\"pass\":\"secret\",\"verbose\":false}\r\nSUB > 1\r\nPING\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	text := make([]byte, 1<<20)
+	eventually(t, "it is cut off, and counted", func() bool {
+		if err := n.publish("plain", string(text), 1); err != nil {
+			t.Fatal(err)
+		}
+		return eventOf(n, "server_slow_consumer") > 0
+	})
+}
+
+// eventOf is how often the node's metrics say that something has happened.
+func eventOf(n *testNode, event string) float64 {
+	metrics := make(chan prometheus.Metric, 100)
+	n.Collect(metrics)
+	close(metrics)
+	for m := range metrics {
+		var one dto.Metric
+		if err := m.Write(&one); err != nil {
+			n.t.Fatal(err)
+		}
+		for _, l := range one.Label {
+			if l.GetName() == "event" && l.GetValue() == event {
+				return one.GetCounter().GetValue()
+			}
+		}
+	}
+	return 0
 }

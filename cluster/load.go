@@ -1,15 +1,11 @@
 package cluster
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"carillon/server"
-
-	"github.com/nats-io/nats.go"
 )
 
 // Load implements [server.Broker].
@@ -43,15 +39,15 @@ type place struct {
 // server knows what this node follows: what the leader stores later comes by itself.
 //
 // Then the messages are fetched, from any replica, until the newest one is among them, so that a replica that
-// is behind goes unnoticed by nobody.
+// is behind goes unnoticed by nobody; if it stays behind, from the leader.
 //
 // Last comes Since. JetStream removes a topic's messages for two reasons. For their number, when there are more
 // than the rule's history: then those that are left are exactly as many as that, or became fewer because of the
 // other reason. And for age, or for the size of the stream, the oldest messages of all topics first: then
-// everything that was removed is before the stream's first message, and so is everything older of the topic. So:
+// everything that a replica has removed is before its first message, and so is everything older of the topic. So:
 // if a message exists, all later ones of its topic do. If there are fewer than the history, everything from the
-// stream's first sequence on is there. Otherwise everything from the topic's first message on is. The first
-// sequence is asked for after the messages have been fetched, since it only grows.
+// leader's first sequence on is there, with what the leader has that the replica has not. Otherwise everything from the
+// topic's first message on is. The first sequence is asked for after the messages have been fetched, since it only grows.
 func (b *Broker) load(st *stream, topic string, after uint64) (server.Kept, error) {
 	deadline := time.Now().Add(b.o.Timeout)
 	epoch := st.epochNow()
@@ -108,21 +104,22 @@ func (b *Broker) load(st *stream, topic string, after uint64) (server.Kept, erro
 			return kept, st.same(epoch)
 		}
 	}
-	return b.reach(st, kept, newest, after)
+	return b.reach(at, kept, newest, after, deadline)
 }
 
 // reach says how far back reaches what was fetched, and leaves out what is not after the position.
-func (b *Broker) reach(st *stream, kept server.Kept, newest, after uint64) (server.Kept, error) {
-	state, err := b.awaitInfo(st)
+func (b *Broker) reach(at place, kept server.Kept, newest, after uint64, deadline time.Time) (server.Kept, error) {
+	full := len(kept.Messages) >= at.st.history
+	state, lost, err := b.toHead(at, &kept, after, full, deadline)
 	if err != nil {
 		return server.Kept{}, err
 	}
 	if state.epoch != kept.Epoch {
-		st.setEpoch(state.epoch)
+		at.st.setEpoch(state.epoch)
 		return server.Kept{}, errEpoch
 	}
 	kept.Last = max(newest, lastOf(kept.Messages))
-	if kept.Since = max(state.First, 1) - 1; len(kept.Messages) >= st.history {
+	if kept.Since = max(state.First, 1, lost+1) - 1; full {
 		kept.Since = kept.Messages[0].Offset - 1
 	}
 	if len(kept.Messages) == 0 {
@@ -135,6 +132,52 @@ func (b *Broker) reach(st *stream, kept server.Kept, newest, after uint64) (serv
 		}
 	}
 	return kept, nil
+}
+
+// toHead asks the leader about the stream, after it has put before the messages what the leader still has there. Each
+// replica removes what is too old by its own clock, and when its timer goes off, so the one that was fetched from may be
+// ahead of the leader. Answers of two leaders do not go together.
+//
+// What could not be read among that is lost, and so is everything before it.
+func (b *Broker) toHead(at place, kept *server.Kept, after uint64, full bool, deadline time.Time) (state streamState, lost uint64, err error) {
+	if full || at.st.config.Replicas < 2 {
+		state, err = b.awaitInfo(at.st)
+		return state, 0, err
+	}
+	for {
+		before, err := b.awaitInfo(at.st)
+		if err != nil {
+			return state, 0, err
+		}
+		unreadable, err := b.fillHead(at, kept, max(after, lost), before.Last, deadline)
+		if err != nil {
+			return state, 0, err
+		}
+		lost = max(lost, unreadable)
+		if state, err = b.awaitInfo(at.st); err != nil || state.leader == before.leader {
+			return state, lost, err
+		}
+		if time.Now().After(deadline) {
+			return state, 0, errNoLeader
+		}
+	}
+}
+
+// fillHead puts before the messages what the leader has between the position and them.
+func (b *Broker) fillHead(at place, kept *server.Kept, after, last uint64, deadline time.Time) (lost uint64, err error) {
+	if len(kept.Messages) > 0 {
+		last = kept.Messages[0].Offset - 1
+	}
+	first, err := b.next(at, after+1, deadline)
+	if err != nil || first.Seq == 0 || first.Seq > last {
+		return 0, err
+	}
+	head, err := b.fetchFromLeader(at, first.Seq, last, deadline)
+	if err != nil {
+		return 0, err
+	}
+	kept.Messages = append(head.messages, kept.Messages...)
+	return head.lost, nil
 }
 
 var errEpoch = errors.New("the stream was made again meanwhile")
@@ -151,125 +194,4 @@ func lastOf(list []server.Message) uint64 {
 		return 0
 	}
 	return list[len(list)-1].Offset
-}
-
-// newest asks the stream's leader for the sequence of the newest message of a subject; 0 is none.
-func (b *Broker) newest(at place, deadline time.Time) (uint64, error) {
-	question, _ := json.Marshal(map[string]any{"last_by_subj": at.subject})
-	m, err := b.await("$JS.API.STREAM.MSG.GET."+at.st.name, question, time.Until(deadline))
-	if err != nil {
-		return 0, err
-	}
-	if isStatus(m, "503") {
-		return 0, errNoLeader
-	}
-	var answer struct {
-		Message struct {
-			Seq uint64 `json:"seq"`
-		} `json:"message"`
-		Error *apiError `json:"error"`
-	}
-	if err := json.Unmarshal(m.Data, &answer); err != nil {
-		return 0, fmt.Errorf("JetStream's answer: %w", err)
-	}
-	if answer.Error != nil {
-		if answer.Error.ErrCode == 10037 { // no message found
-			return 0, nil
-		}
-		return 0, answer.Error
-	}
-	return answer.Message.Seq, nil
-}
-
-// One request fetches at most this much.
-const (
-	batchMessages = 512
-	batchBytes    = 4 << 20
-)
-
-// fetched are messages of a topic, in their order.
-type fetched struct {
-	messages []server.Message
-	lost     uint64 // the last offset of what could not be read, such as of another version; what came before it is left out
-}
-
-func (f *fetched) last() uint64 { return max(lastOf(f.messages), f.lost) }
-
-// fetchUpTo fetches the messages of a topic from a sequence on. The newest one has to be among them, or one
-// that is newer still.
-func (b *Broker) fetchUpTo(at place, from, newest uint64, deadline time.Time) (fetched, error) {
-	for {
-		got, err := b.fetch(at, from, deadline)
-		if err == nil && got.last() >= newest {
-			return got, nil
-		}
-		if time.Now().After(deadline) || !b.nc.IsConnected() {
-			if err == nil {
-				err = errors.New("the replica is behind")
-			}
-			return fetched{}, err
-		}
-		if err == nil {
-			// Either the replica is behind, or the newest message has been removed meanwhile.
-			if now, err := b.newest(at, deadline); err == nil && now < newest {
-				newest = now
-				continue
-			}
-		}
-		if !b.sleep(20 * time.Millisecond) {
-			return fetched{}, server.ErrNoCluster
-		}
-	}
-}
-
-func (b *Broker) fetch(at place, from uint64, deadline time.Time) (all fetched, err error) {
-	for {
-		part, more, err := b.fetchBatch(at, from, deadline)
-		if err != nil {
-			return fetched{}, err
-		}
-		if part.lost > 0 {
-			all = fetched{lost: part.lost}
-		}
-		all.messages = append(all.messages, part.messages...)
-		if !more || part.last() == 0 {
-			return all, nil
-		}
-		from = part.last() + 1
-	}
-}
-
-// fetchBatch makes one batched direct get.
-func (b *Broker) fetchBatch(at place, from uint64, deadline time.Time) (part fetched, more bool, err error) {
-	question, _ := json.Marshal(map[string]any{"seq": from, "next_by_subj": at.subject, "batch": batchMessages, "max_bytes": batchBytes})
-	ended := make(chan error, 1)
-	reply, token := b.calls.open(time.Until(deadline), func(m *nats.Msg, err error) bool {
-		switch {
-		case err != nil:
-		case isStatus(m, "404"):
-		case isStatus(m, "204"):
-			more = m.Header.Get("Nats-Num-Pending") != "0"
-		case m.Header.Get("Status") != "":
-			err = fmt.Errorf("JetStream: %s %s", m.Header.Get("Status"), m.Header.Get("Description"))
-		default:
-			var offset uint64
-			if offset, err = strconv.ParseUint(m.Header.Get("Nats-Sequence"), 10, 64); err != nil {
-				break
-			}
-			if one, problem := openKept(at.topic, offset, m.Header.Get("Nats-Time-Stamp"), m.Data); problem == nil {
-				part.messages = append(part.messages, one)
-			} else {
-				b.foreign("a stored message")
-				part = fetched{lost: offset}
-			}
-			return true
-		}
-		ended <- err
-		return false
-	})
-	if err := b.nc.PublishMsg(&nats.Msg{Subject: "$JS.API.DIRECT.GET." + at.st.name, Reply: reply, Data: question}); err != nil && b.calls.close(token) {
-		return fetched{}, false, b.publishError(err)
-	}
-	err = <-ended
-	return part, more, err
 }

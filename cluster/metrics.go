@@ -11,7 +11,8 @@ type stats struct {
 	published, refused, unknown       atomic.Uint64
 	received, repeated, slow, foreign atomic.Uint64
 	disconnects, resyncs, lostNodes   atomic.Uint64
-	loads, loadFailures, barriers     atomic.Uint64
+	loads, loadFailures, leaderLoads  atomic.Uint64
+	barriers                          atomic.Uint64
 	foreignSaid                       atomic.Int64 // since the broker was made, in nanoseconds
 	behind                            atomic.Bool  // messages have been dropped since the last resync
 }
@@ -30,6 +31,7 @@ type Stats struct {
 	LostNodes    uint64 // nodes that fell silent
 	Loads        uint64
 	LoadFailures uint64
+	LeaderLoads  uint64 // that were fetched from the stream's leader, since the replicas were behind
 	Barriers     uint64 // subscriptions that some node did not confirm in time
 }
 
@@ -37,7 +39,7 @@ type Stats struct {
 func (b *Broker) Stats() Stats {
 	s := &b.stats
 	return Stats{s.published.Load(), s.refused.Load(), s.unknown.Load(), s.received.Load(), s.repeated.Load(), s.slow.Load(), s.foreign.Load(),
-		s.disconnects.Load(), s.resyncs.Load(), s.lostNodes.Load(), s.loads.Load(), s.loadFailures.Load(), s.barriers.Load()}
+		s.disconnects.Load(), s.resyncs.Load(), s.lostNodes.Load(), s.loads.Load(), s.loadFailures.Load(), s.leaderLoads.Load(), s.barriers.Load()}
 }
 
 var (
@@ -97,5 +99,10 @@ func (b *Broker) Collect(to chan<- prometheus.Metric) {
 	count(eventsDesc, s.LostNodes, "node_lost")
 	count(eventsDesc, s.Loads, "load")
 	count(eventsDesc, s.LoadFailures, "load_failed")
+	count(eventsDesc, s.LeaderLoads, "load_from_leader")
 	count(eventsDesc, s.Barriers, "follow_unconfirmed")
+	if b.ready.Load() && b.embedded != nil {
+		count(eventsDesc, uint64(b.embedded.NumSlowConsumers()), "server_slow_consumer")
+		count(eventsDesc, uint64(b.embedded.NumStaleConnections()), "server_stale_connection")
+	}
 }

@@ -315,7 +315,11 @@ func (st *stream) acknowledged(ack *nats.Msg, err error) (p server.Position, _ e
 	if err := json.Unmarshal(ack.Data, &answer); err != nil {
 		return p, fmt.Errorf("%w: JetStream's answer: %w", errUnknown, err)
 	}
-	if answer.Error != nil {
+	switch {
+	case answer.Error != nil && answer.Error.ErrCode == 10158, answer.Error == nil && answer.Seq == 0:
+		// One with its key came before, and is not stored yet. 2.10 says so by a success without a sequence.
+		return p, fmt.Errorf("%w: one with its key is under way", errUnknown)
+	case answer.Error != nil:
 		return p, fmt.Errorf("%w: %w", server.ErrNoCluster, answer.Error)
 	}
 	st.late.Store(0)

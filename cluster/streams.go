@@ -19,9 +19,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// epochKey is where a stream's metadata have the epoch of its offsets.
-const epochKey = "carillon-epoch"
-
 // dedupWindow is how long JetStream knows the keys of messages.
 const dedupWindow = 5 * time.Minute
 
@@ -38,15 +35,17 @@ type stream struct {
 	received      uint64 // the last sequence
 	receivedEpoch string
 
-	late  atomic.Int64 // when a publication timed out after which none has succeeded
-	down  atomic.Pointer[error]
-	since atomic.Int64 // when the probe first saw that it is not well, after the broker was made; 0 while it is
-	fails int          // of the probe, one after the other; owned by the probe
+	late   atomic.Int64 // when a publication timed out after which none has succeeded
+	behind atomic.Int64 // when the replicas were given up for the leader last
+	down   atomic.Pointer[error]
+	since  atomic.Int64 // when the probe first saw that it is not well, after the broker was made; 0 while it is
+	fails  int          // of the probe, one after the other; owned by the probe
 
 	mu      sync.Mutex
 	epoch   string                     // guarded by mu
 	highest uint64                     // guarded by mu: of the sequences that its leader has told
 	back    int                        // guarded by mu: how often in a row it has told a lower one
+	backAt  time.Time                  // guarded by mu: when last
 	asking  bool                       // guarded by mu
 	waiting []func(streamState, error) // guarded by mu
 }
@@ -57,6 +56,8 @@ type streamState struct {
 	Last  uint64 `json:"last_seq"`
 	epoch string
 	now   time.Time // by its clock
+
+	leader string // its name; empty if there is one server only
 }
 
 func (b *Broker) prepareStreams(rules []server.TopicRule) {
@@ -100,7 +101,6 @@ func (b *Broker) prepareStreams(rules []server.TopicRule) {
 // configIn is the stream's configuration in an epoch.
 func (b *Broker) configIn(st *stream, epoch string) jetstream.StreamConfig {
 	c := st.config
-	c.Metadata = map[string]string{epochKey: epoch}
 	c.Subjects = []string{b.names.store(st.id, epoch, ">")}
 	c.RePublish = &jetstream.RePublish{Source: c.Subjects[0], Destination: b.names.stored(st.id, epoch, ">")}
 	return c
@@ -224,8 +224,11 @@ func (st *stream) explain(err error) error {
 
 // adopt takes a stream that exists, and changes it where it is not what this node's options say.
 func (b *Broker) adopt(ctx context.Context, js jetstream.JetStream, st *stream, info *jetstream.StreamInfo) error {
+	if info.Cluster != nil && info.Cluster.Leader == "" {
+		return errNoLeader
+	}
 	b.setClock(info.TimeStamp)
-	have, epoch := info.Config, info.Config.Metadata[epochKey]
+	have, epoch := info.Config, b.names.epoch(st.id, info.Config.Subjects)
 	if have.Storage != st.config.Storage {
 		return fmt.Errorf("%w: topics %s are kept in stream %s with storage %v, and cluster.storage says %v: JetStream cannot change that;"+
 			" use the same, another cluster.name, or delete the stream", errConfig, st.match, st.name, have.Storage, st.config.Storage)
@@ -245,7 +248,7 @@ func (b *Broker) adopt(ctx context.Context, js jetstream.JetStream, st *stream, 
 	if err != nil {
 		return st.explain(err)
 	}
-	st.setEpoch(info.Config.Metadata[epochKey])
+	st.setEpoch(b.names.epoch(st.id, info.Config.Subjects))
 	return nil
 }
 
@@ -279,6 +282,8 @@ func (st *stream) setEpoch(epoch string) (changed bool) {
 // info asks the stream's leader. The question is sent after the call, so that the answer holds for some
 // moment after it; questions that wait at the same time are asked once.
 //
+// While there is no leader, any replica answers, which may lack what has been acknowledged. Such an answer is none.
+//
 // When the leader's answer is there, the leader's NATS server knows what this node has subscribed to before the
 // call: interest and question went the same way, in this order. So what the leader stores from then on comes
 // here.
@@ -303,7 +308,7 @@ func (b *Broker) askInfo(st *stream) {
 		return
 	}
 	b.request("$JS.API.STREAM.INFO."+st.name, nil, infoTimeout, func(m *nats.Msg, err error) {
-		state, err := readState(m, err)
+		state, err := b.readState(st, m, err)
 		if err == nil {
 			b.setClock(state.now)
 		}
@@ -314,7 +319,7 @@ func (b *Broker) askInfo(st *stream) {
 	})
 }
 
-func readState(m *nats.Msg, err error) (streamState, error) {
+func (b *Broker) readState(st *stream, m *nats.Msg, err error) (streamState, error) {
 	if err != nil {
 		return streamState{}, err
 	}
@@ -323,15 +328,14 @@ func readState(m *nats.Msg, err error) (streamState, error) {
 	}
 	var answer struct {
 		Config struct {
-			Metadata map[string]string `json:"metadata"`
+			Subjects []string `json:"subjects"`
 		} `json:"config"`
-		Cluster struct {
-			Name   string `json:"name"`
+		State   streamState `json:"state"`
+		Cluster *struct {
 			Leader string `json:"leader"`
 		} `json:"cluster"`
-		State streamState `json:"state"`
-		Now   time.Time   `json:"ts"`
-		Error *apiError   `json:"error"`
+		Now   time.Time `json:"ts"`
+		Error *apiError `json:"error"`
 	}
 	if err := json.Unmarshal(m.Data, &answer); err != nil {
 		return streamState{}, fmt.Errorf("JetStream's answer: %w", err)
@@ -339,10 +343,13 @@ func readState(m *nats.Msg, err error) (streamState, error) {
 	if answer.Error != nil {
 		return streamState{}, answer.Error
 	}
-	if answer.Cluster.Name != "" && answer.Cluster.Leader == "" {
-		return streamState{}, errNoLeader // one that does not lead has answered for itself, which may be what was long ago
+	if answer.Cluster != nil && answer.Cluster.Leader == "" {
+		return streamState{}, errNoLeader
 	}
-	answer.State.epoch, answer.State.now = answer.Config.Metadata[epochKey], answer.Now
+	if answer.Cluster != nil {
+		answer.State.leader = answer.Cluster.Leader
+	}
+	answer.State.epoch, answer.State.now = b.names.epoch(st.id, answer.Config.Subjects), answer.Now
 	return answer.State, nil
 }
 
@@ -415,7 +422,7 @@ const graveTime = time.Second
 
 // wentBack says whether the stream has lost messages at its end, as a memory stream does when all its
 // servers restart, and a file when a machine loses power. A leader that has not noticed yet that it is
-// none any more may say so, too; so it takes several times.
+// none any more may say so, too; so it takes several times, with some time between them.
 func (st *stream) wentBack(last uint64) bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -423,6 +430,10 @@ func (st *stream) wentBack(last uint64) bool {
 		st.highest, st.back = last, 0
 		return false
 	}
+	if time.Since(st.backAt) < probeInterval/2 {
+		return false
+	}
+	st.backAt = time.Now()
 	if st.back++; st.back < 3 {
 		return false
 	}
@@ -440,7 +451,7 @@ func (b *Broker) renew(st *stream) error {
 	defer cancel()
 	info, err := updated(js.UpdateStream(ctx, b.configIn(st, newEpoch())))
 	if err == nil {
-		st.setEpoch(info.Config.Metadata[epochKey])
+		st.setEpoch(b.names.epoch(st.id, info.Config.Subjects))
 	}
 	return err
 }

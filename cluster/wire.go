@@ -38,6 +38,17 @@ func (n names) questionsTo(id string) string { return "carillon." + n.cluster + 
 func (n names) sync() string                 { return "carillon." + n.cluster + ".s" }
 func (n names) stream(rule string) string    { return "carillon_" + n.cluster + "_" + rule }
 
+// epoch returns that of a stream, which is in the subject that it takes, or nothing if store has not made that.
+func (n names) epoch(rule string, subjects []string) string {
+	for _, subject := range subjects {
+		epoch := strings.TrimSuffix(strings.TrimPrefix(subject, "carillon."+n.cluster+".k."+rule+"."), ".>")
+		if isWord(epoch) && subject == n.store(rule, epoch, ">") {
+			return epoch
+		}
+	}
+	return ""
+}
+
 // kind returns the letter of a subject, and what comes behind it.
 func (n names) kind(subject string) (kind byte, rest string) {
 	rest = subject[min(len(subject), len("carillon.")+len(n.cluster)+1):]

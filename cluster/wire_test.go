@@ -139,7 +139,7 @@ func TestClocksNeedNotAgree(t *testing.T) {
 	if age := ageOf(); age < 0 || age > patience {
 		t.Errorf("a message is %v old", age)
 	}
-	state, err := readState(&nats.Msg{Data: fmt.Appendf(nil, `{"ts":%q}`, time.Now().Add(48*time.Hour).Format(time.RFC3339Nano))}, nil)
+	state, err := alice.readState(alice.streams[0], &nats.Msg{Data: fmt.Appendf(nil, `{"ts":%q}`, time.Now().Add(48*time.Hour).Format(time.RFC3339Nano))}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

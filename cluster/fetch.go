@@ -1,0 +1,277 @@
+package cluster
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"carillon/server"
+
+	"github.com/nats-io/nats.go"
+)
+
+// fetched are messages of a topic, in their order and without a hole.
+type fetched struct {
+	messages []server.Message
+	lost     uint64 // the last offset of what could not be read, such as of another version; what came before it is left out
+	tail     int    // bytes of the last one
+}
+
+func (f *fetched) last() uint64 { return max(lastOf(f.messages), f.lost) }
+
+// add takes the next message as JetStream has it.
+func (b *Broker) add(f *fetched, topic string, offset uint64, at string, data []byte) {
+	if one, err := openKept(topic, offset, at, data); err == nil {
+		f.messages = append(f.messages, one)
+	} else {
+		b.foreign("a stored message")
+		*f = fetched{lost: offset}
+	}
+	f.tail = len(data)
+}
+
+// resume adds what was fetched from the last message on, with that one once more. If it is gone, others behind it may be,
+// too, and all that is there without a hole is what has come now.
+func (f *fetched) resume(next fetched) {
+	switch last := f.last(); {
+	case next.last() <= last: // nothing new; a replica may not even know the last one
+	case next.lost > 0 || next.messages[0].Offset != last:
+		*f = next
+	default:
+		f.messages, f.tail = append(f.messages, next.messages[1:]...), next.tail
+	}
+}
+
+const (
+	replicaPatience = time.Second      // how long replicas may stay where they are, behind, until the leader is asked instead
+	leaderTime      = 10 * time.Second // how long it then is asked without such a wait
+)
+
+var (
+	errBehind    = errors.New("the replica is behind")
+	errHole      = errors.New("a part of JetStream's answer was lost")
+	errNoBatches = errors.New("the NATS server does not know requests for many messages")
+)
+
+// fetchUpTo fetches the messages of a topic from a sequence on. The newest one has to be among them, or one
+// that is newer still.
+//
+// Replicas answer, and the one of the NATS server that gets the request before all others. That one may be behind for
+// long, as when it catches up after an outage; the stream's leader is not.
+func (b *Broker) fetchUpTo(at place, from, newest uint64, deadline time.Time) (all fetched, err error) {
+	half := time.Now().Add(time.Until(deadline) / 2)
+	patience := min(replicaPatience, time.Until(half))
+	if time.Now().UnixNano()-at.st.behind.Load() < int64(leaderTime) {
+		patience = 0
+	}
+	replicas, progress := true, time.Now()
+	for all.last() < newest && from <= newest {
+		var part fetched
+		if begin := max(from, all.last()); replicas {
+			part, err = b.fetchFromReplicas(at, begin, deadline)
+		} else {
+			part, err = b.fetchFromLeader(at, begin, newest, deadline)
+		}
+		before := all.last()
+		if all.resume(part); all.last() > before {
+			progress = time.Now()
+		}
+		if err == nil && all.last() < newest {
+			// Either it is behind, or the newest message has been removed meanwhile.
+			err = errBehind
+			if now, problem := b.newest(at, deadline); problem == nil && now < newest {
+				newest = now
+				continue
+			}
+		}
+		switch now := time.Now(); {
+		case err == nil:
+		case now.After(deadline) || !b.nc.IsConnected():
+			return fetched{}, err
+		case replicas && errors.Is(err, errNoBatches):
+			replicas = false
+		case replicas && (now.Sub(progress) >= patience || now.After(half)):
+			replicas = false
+			at.st.behind.Store(now.UnixNano())
+			b.stats.leaderLoads.Add(1)
+		case !b.sleep(20 * time.Millisecond):
+			return fetched{}, server.ErrNoCluster
+		}
+	}
+	return all, nil
+}
+
+// One request fetches at most this much.
+const (
+	batchMessages = 512
+	batchBytes    = 4 << 20
+)
+
+// fetchFromReplicas makes batched direct gets, each from the last message of the one before on.
+func (b *Broker) fetchFromReplicas(at place, from uint64, deadline time.Time) (all fetched, err error) {
+	for more := true; more; {
+		var part fetched
+		part, more, err = b.fetchBatch(at, max(from, all.last()), all.tail, deadline)
+		if err != nil {
+			return all, err
+		}
+		before := all.last()
+		all.resume(part)
+		more = more && all.last() > before
+	}
+	return all, nil
+}
+
+// fetchBatch makes one batched direct get, which may take half of the time that is left. The first message is known to have
+// so many bytes.
+func (b *Broker) fetchBatch(at place, from uint64, first int, deadline time.Time) (part fetched, more bool, err error) {
+	question, _ := json.Marshal(map[string]any{"seq": from, "next_by_subj": at.subject, "batch": batchMessages, "max_bytes": batchBytes + first})
+	ended := make(chan error, 1)
+	reply, token := b.calls.open(time.Until(deadline)/2, func(m *nats.Msg, err error) bool {
+		if err == nil && m.Header.Get("Nats-Sequence") != "" {
+			if err = b.takeBatched(&part, at.topic, m); err == nil {
+				return true
+			}
+		}
+		switch {
+		case err != nil:
+		case isStatus(m, "404"):
+		case isStatus(m, "204"):
+			if more = m.Header.Get("Nats-Num-Pending") != "0"; m.Header.Get("Nats-Last-Sequence") != strconv.FormatUint(part.last(), 10) {
+				err = errHole
+			}
+		default:
+			err = fmt.Errorf("JetStream: %s %s", m.Header.Get("Status"), m.Header.Get("Description"))
+		}
+		ended <- err
+		return false
+	})
+	if err := b.nc.PublishMsg(&nats.Msg{Subject: "$JS.API.DIRECT.GET." + at.st.name, Reply: reply, Data: question}); err != nil && b.calls.close(token) {
+		return fetched{}, false, b.publishError(err)
+	}
+	if err = <-ended; err != nil {
+		return fetched{}, false, err
+	}
+	return part, more, nil
+}
+
+// takeBatched takes one message of a batch, which tells the sequence of the one before it.
+func (b *Broker) takeBatched(part *fetched, topic string, m *nats.Msg) error {
+	if m.Header.Get("Nats-Num-Pending") == "" {
+		return errNoBatches // it has answered with one message, and nothing follows
+	}
+	offset, err := strconv.ParseUint(m.Header.Get("Nats-Sequence"), 10, 64)
+	if err != nil || m.Header.Get("Nats-Last-Sequence") != strconv.FormatUint(part.last(), 10) {
+		return errHole
+	}
+	b.add(part, topic, offset, m.Header.Get("Nats-Time-Stamp"), m.Data)
+	return nil
+}
+
+// storedMessage is a message as the stream's leader has it.
+type storedMessage struct {
+	Seq  uint64 `json:"seq"` // 0 is none
+	Time string `json:"time"`
+	Data []byte `json:"data"`
+}
+
+// askLeader asks the stream's leader for a message.
+func (b *Broker) askLeader(at place, what map[string]any, deadline time.Time) (storedMessage, error) {
+	question, _ := json.Marshal(what)
+	m, err := b.await("$JS.API.STREAM.MSG.GET."+at.st.name, question, time.Until(deadline))
+	if err != nil {
+		return storedMessage{}, err
+	}
+	if isStatus(m, "503") {
+		return storedMessage{}, errNoLeader
+	}
+	var answer struct {
+		Message storedMessage `json:"message"`
+		Error   *apiError     `json:"error"`
+	}
+	if err := json.Unmarshal(m.Data, &answer); err != nil {
+		return storedMessage{}, fmt.Errorf("JetStream's answer: %w", err)
+	}
+	if answer.Error != nil {
+		if answer.Error.ErrCode == 10037 { // no message found
+			return storedMessage{}, nil
+		}
+		return storedMessage{}, answer.Error
+	}
+	return answer.Message, nil
+}
+
+// newest asks for the sequence of the newest message of a topic; 0 is none.
+func (b *Broker) newest(at place, deadline time.Time) (uint64, error) {
+	m, err := b.askLeader(at, map[string]any{"last_by_subj": at.subject}, deadline)
+	return m.Seq, err
+}
+
+// next asks for the first message of a topic from a sequence on.
+func (b *Broker) next(at place, from uint64, deadline time.Time) (storedMessage, error) {
+	return b.askLeader(at, map[string]any{"seq": from, "next_by_subj": at.subject}, deadline)
+}
+
+// What the leader is asked for at the same time: by so many loads of this node, each in so many parts of the stream.
+const (
+	leaderLoads = 4
+	lanes       = 8
+	laneWidth   = 64 // sequences, at least
+)
+
+// fetchFromLeader asks the stream's leader for one message after the other, in several parts of the stream at the same
+// time. Meanwhile the oldest may be removed, and some of a later part before they were asked for; but what is the first in
+// the end was there all the time, and so was all that is behind it.
+func (b *Broker) fetchFromLeader(at place, from, newest uint64, deadline time.Time) (all fetched, err error) {
+	select {
+	case b.leader <- struct{}{}:
+		defer func() { <-b.leader }()
+	case <-time.After(time.Until(deadline)):
+		return fetched{}, errTimeout
+	}
+	var parts [lanes]fetched
+	var errs [lanes]error
+	var wait sync.WaitGroup
+	width := max((newest-from)/lanes+1, laneWidth)
+	for i := range parts {
+		begin := from + uint64(i)*width
+		wait.Go(func() { parts[i], errs[i] = b.walk(at, begin, min(begin+width-1, newest), deadline) })
+	}
+	wait.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return fetched{}, err
+		}
+	}
+	first, err := b.next(at, from, deadline)
+	if err != nil || first.Seq == 0 {
+		return fetched{}, err
+	}
+	for _, part := range parts {
+		if part.lost >= first.Seq {
+			all = fetched{lost: part.lost}
+		}
+		for _, m := range part.messages {
+			if m.Offset >= first.Seq {
+				all.messages = append(all.messages, m)
+			}
+		}
+	}
+	return all, nil
+}
+
+// walk fetches the messages between two sequences.
+func (b *Broker) walk(at place, from, to uint64, deadline time.Time) (part fetched, err error) {
+	for from <= to {
+		m, err := b.next(at, from, deadline)
+		if err != nil || m.Seq == 0 || m.Seq > to {
+			return part, err
+		}
+		b.add(&part, at.topic, m.Seq, m.Time, m.Data)
+		from = m.Seq + 1
+	}
+	return part, nil
+}

@@ -1,0 +1,192 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"carillon/server"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// replaceReplicas has nobody answer a stream's direct gets but this.
+func replaceReplicas(t *testing.T, n *testNode, answer func(nc *nats.Conn, m *nats.Msg, from uint64)) {
+	t.Helper()
+	nc, err := nats.Connect(n.o.NATS.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	st := n.streams[0]
+	c := n.configIn(st, st.epochNow())
+	c.AllowDirect = false
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.UpdateStream(context.Background(), c); err != nil {
+		t.Fatal(err)
+	}
+	_, err = nc.Subscribe("$JS.API.DIRECT.GET."+st.name, func(m *nats.Msg) {
+		var question struct{ Seq uint64 }
+		if err := json.Unmarshal(m.Data, &question); err != nil {
+			t.Error(err)
+		}
+		answer(nc, m, question.Seq)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// stored is a message as a replica answers with it.
+func stored(offset uint64, header ...string) *nats.Msg {
+	m := &nats.Msg{Header: nats.Header{"Nats-Sequence": {fmt.Sprint(offset)}, "Nats-Time-Stamp": {"2026-01-02T03:04:05Z"}},
+		Data: sealKept(&server.Publication{Payload: fmt.Append(nil, offset)})}
+	for i := 0; i < len(header); i += 2 {
+		m.Header.Set(header[i], header[i+1])
+	}
+	return m
+}
+
+func status(code, last string) *nats.Msg {
+	return &nats.Msg{Header: nats.Header{"Status": {code}, "Nats-Num-Pending": {"0"}, "Nats-Last-Sequence": {last}}}
+}
+
+func TestWhatReplicasDoNotHaveComesFromTheLeader(t *testing.T) {
+	const count = 50
+	// batch answers with the messages up to one, but for what is left out.
+	batch := func(from, to, hole uint64) (list []*nats.Msg) {
+		last := uint64(0)
+		for offset := from; offset <= to; offset++ {
+			if offset != hole {
+				list = append(list, stored(offset, "Nats-Num-Pending", fmt.Sprint(to-offset), "Nats-Last-Sequence", fmt.Sprint(last)))
+			}
+			last = offset
+		}
+		return append(list, status("204", fmt.Sprint(last)))
+	}
+	for _, test := range []struct {
+		name   string
+		answer func(from uint64) []*nats.Msg
+		behind bool
+	}{
+		{"a replica that has none", func(uint64) []*nats.Msg { return []*nats.Msg{status("404", "0")} }, true},
+		{"one that has some", func(from uint64) []*nats.Msg {
+			if from > 20 {
+				return []*nats.Msg{status("404", "0")}
+			}
+			return batch(from, 20, 0)
+		}, true},
+		{"one whose answers lose a message on the way", func(from uint64) []*nats.Msg { return batch(from, count, max(30, from+1)) }, true},
+		{"one whose answers lose the last one", func(from uint64) []*nats.Msg { return batch(from, count, count) }, true},
+		{"one that fails", func(uint64) []*nats.Msg { return []*nats.Msg{{Header: nats.Header{"Status": {"500"}}}} }, true},
+		{"one that says nothing", func(uint64) []*nats.Msg { return nil }, true},
+		{"one of a version that knows no batches", func(from uint64) []*nats.Msg { return []*nats.Msg{stored(from)} }, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			n := join(t, Options{Timeout: 4 * replicaPatience, NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, server.TopicRule{Match: ">", History: 1000})
+			var want []string
+			for i := range count {
+				want = append(want, fmt.Sprint(i+1))
+				if _, err := n.store("a", want[i], ""); err != nil {
+					t.Fatal(err)
+				}
+			}
+			replaceReplicas(t, n, func(nc *nats.Conn, m *nats.Msg, from uint64) {
+				for _, one := range test.answer(from) {
+					one.Subject = m.Reply
+					if err := nc.PublishMsg(one); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+			for _, after := range []uint64{0, 7, count} {
+				k, err := n.load("a", after)
+				if err != nil || k.Since != after || k.Last != count || !slices.Equal(payloads(k.Messages), want[after:]) {
+					t.Errorf("after %d: since %d, last %d, %v, %v", after, k.Since, k.Last, payloads(k.Messages), err)
+				}
+			}
+			if got := n.Stats().LeaderLoads; (got > 0) != test.behind {
+				t.Errorf("%d loads from the leader", got)
+			}
+		})
+	}
+}
+
+// A replica's clock is ahead, or its timer was faster: it has removed messages that are not too old by the leader's clock.
+func TestWhatAReplicaHasRemovedEarlyComesFromTheLeader(t *testing.T) {
+	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, server.TopicRule{Match: "kept.>", History: 100, MaxAge: time.Hour})
+	for i := range 50 {
+		if _, err := n.store("kept.a", fmt.Sprint(i+1), ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	replaceReplicas(t, n, func(nc *nats.Conn, m *nats.Msg, from uint64) {
+		last := uint64(0)
+		for offset := max(from, 31); offset <= 50; offset++ {
+			if err := m.RespondMsg(stored(offset, "Nats-Num-Pending", fmt.Sprint(50-offset), "Nats-Last-Sequence", fmt.Sprint(last))); err != nil {
+				t.Error(err)
+			}
+			last = offset
+		}
+		if err := m.RespondMsg(status("204", fmt.Sprint(last))); err != nil {
+			t.Error(err)
+		}
+	})
+	n.streams[0].config.Replicas = 3 // as it is where there are others
+	for _, after := range []uint64{0, 10, 29, 30, 31, 50} {
+		k, err := n.load("kept.a", after)
+		if err != nil || k.Since != after || k.Last != 50 || len(k.Messages) != int(50-after) {
+			t.Errorf("after %d: since %d, last %d, %d messages, %v", after, k.Since, k.Last, len(k.Messages), err)
+			continue
+		}
+		for i, m := range k.Messages {
+			if m.Offset != after+uint64(i)+1 || string(m.Payload) != fmt.Sprint(m.Offset) {
+				t.Errorf("after %d, message %d is %q at %d", after, i, m.Payload, m.Offset)
+			}
+		}
+	}
+}
+
+func TestMessagesThatAreRemovedWhileOthersAreFetchedLeaveNoHole(t *testing.T) {
+	list := func(offsets ...uint64) (f fetched) {
+		for _, offset := range offsets {
+			f.messages = append(f.messages, server.Message{Offset: offset})
+		}
+		return f
+	}
+	unreadable := func(offset uint64, rest ...uint64) fetched {
+		f := list(rest...)
+		f.lost = offset
+		return f
+	}
+	for _, test := range []struct {
+		name            string
+		had, came, want fetched
+	}{
+		{"the first", fetched{}, list(3, 5), list(3, 5)},
+		{"what follows", list(3, 5), list(5, 8, 9), list(3, 5, 8, 9)},
+		{"nothing new", list(3, 5), list(5), list(3, 5)},
+		{"nothing at all", list(3, 5), fetched{}, list(3, 5)},
+		{"the last one is gone", list(3, 5), list(8, 9), list(8, 9)},
+		{"one that cannot be read follows", list(3, 5), unreadable(8, 9), unreadable(8, 9)},
+		{"something follows one that cannot be read", unreadable(5), unreadable(5, 8), unreadable(5, 8)},
+		{"one that could not be read is gone", unreadable(5), list(8), list(8)},
+		{"nothing new after one that cannot be read", unreadable(5), unreadable(5), unreadable(5)},
+	} {
+		test.had.resume(test.came)
+		if got := test.had; got.lost != test.want.lost || !slices.EqualFunc(got.messages, test.want.messages, func(a, b server.Message) bool { return a.Offset == b.Offset }) {
+			t.Errorf("%s: got %+v, want %+v", test.name, got, test.want)
+		}
+	}
+}
