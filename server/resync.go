@@ -1,0 +1,64 @@
+package server
+
+// resync looks at all kept topics again.
+func (cl *cluster) resync(why string) {
+	cl.stats.resyncs.Add(1)
+	cl.srv.log.Info("looking at all topics again that the cluster keeps", "why", why)
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	cl.resyncs++
+	if !cl.resyncing {
+		cl.resyncing = true
+		go cl.resyncAll()
+	}
+}
+
+func (cl *cluster) resyncAll() {
+	for {
+		cl.mu.Lock()
+		number := cl.resyncs
+		cl.mu.Unlock()
+		for i := range cl.hub.parts {
+			for _, t := range cl.hub.topicsOf(i) {
+				cl.resyncOne(t)
+			}
+		}
+		cl.mu.Lock()
+		cl.resyncing = cl.resyncs != number
+		again := cl.resyncing
+		cl.mu.Unlock()
+		if !again {
+			return
+		}
+	}
+}
+
+// resyncOne begins the load of one topic when few others are under way.
+func (cl *cluster) resyncOne(t *topic) {
+	if t.link.kept == nil { // which does not change
+		return
+	}
+	cl.paced <- struct{}{}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	k := t.link.kept
+	if t.forgotten || !k.loaded && t.link.feeder == nil {
+		<-cl.paced
+		return
+	}
+	k.resting, k.tries = false, 0
+	cl.enlist(&t.source, &waiter{load: k.loads + 1, done: func(error) { <-cl.paced }})
+	cl.load(t)
+}
+
+// topicsOf lists the topics of a part.
+func (h *hub) topicsOf(part int) []*topic {
+	p := &h.parts[part]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	list := make([]*topic, 0, len(p.topics))
+	for _, t := range p.topics {
+		list = append(list, t)
+	}
+	return list
+}

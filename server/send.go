@@ -1,0 +1,226 @@
+package server
+
+import (
+	"bytes"
+	"os"
+	"syscall"
+
+	"carillon/codec"
+)
+
+// encoded is the form of a frame that this connection negotiated.
+func (c *Conn) encoded(f *codec.Frame) []byte {
+	if c.deflate {
+		return f.Deflated(c.ep.now().deflater)
+	}
+	return f.Plain()
+}
+
+// plainFD is what a group may write plain frames to without looking at the connection.
+func (c *Conn) plainFD() int32 {
+	if c.out != nil || c.deflate || c.is(markTLS) {
+		return -1
+	}
+	return c.fd
+}
+
+// ready makes what was published before leave first, and says whether anything may be sent.
+func (c *Conn) ready() bool {
+	if c.state.Load() != stateOpen {
+		return false
+	}
+	if c.sh.pending.len() > 0 {
+		c.group.catchUp(c.slot)
+		c.catchUpTopics()
+	}
+	return c.state.Load() == stateOpen
+}
+
+// sendBytes sends whole frames whose memory is used again as soon as it returns. Those that are messages
+// are of the kind, a message or a reply.
+func (c *Conn) sendBytes(b []byte, kind itemKind) {
+	c.sh.check()
+	if !c.ready() {
+		c.lose(b, kind)
+		return
+	}
+	written := 0
+	if c.out == nil {
+		var errno syscall.Errno
+		written, errno = c.write(b)
+		if c.is(markTLS) {
+			c.countPending(written, sizesOf(b, kind))
+		}
+		if written == len(b) {
+			return
+		} else if errno != 0 {
+			c.lose(b, kind)
+			return
+		}
+	}
+	// The slow path cuts it into frames again. Each is copied by itself: one that waits long must not
+	// keep the memory of those around it, which may be dropped or replaced.
+	start := 0
+	for start+codec.FrameLen(b[start:]) <= written {
+		start += codec.FrameLen(b[start:])
+	}
+	b, written = b[start:], written-start
+	for len(b) > 0 && c.state.Load() == stateOpen {
+		n := codec.FrameLen(b)
+		c.enqueue(bytes.Clone(b[:n]), written, max(kind, kindOf(b))) // control frames stay what they are
+		b, written = b[n:], 0
+	}
+	c.lose(b, kind)
+}
+
+// lose counts the messages among frames that find the connection closed.
+func (c *Conn) lose(b []byte, kind itemKind) {
+	for len(b) > 0 {
+		if max(kind, kindOf(b)) == itemMessage {
+			c.sh.stats.drop(DropClosed, 1)
+		}
+		b = b[codec.FrameLen(b):]
+	}
+}
+
+// sendFrame sends one prepared frame.
+func (c *Conn) sendFrame(f *codec.Frame) {
+	c.sh.check()
+	if !c.ready() {
+		c.sh.stats.drop(DropClosed, 1)
+		return
+	}
+	c.sendEncoded(c.encoded(f), itemMessage)
+}
+
+// sendEncoded sends a frame whose memory nobody changes.
+func (c *Conn) sendEncoded(b []byte, kind itemKind) {
+	written := 0
+	if c.out == nil {
+		var errno syscall.Errno
+		written, errno = c.write(b)
+		if c.is(markTLS) {
+			c.countPending(written, func(yield func(int, bool) bool) { yield(len(b), kind != itemReply) })
+		}
+		if written == len(b) {
+			return
+		} else if errno != 0 {
+			if kind != itemReply {
+				c.sh.stats.drop(DropClosed, 1)
+			}
+			return
+		}
+	}
+	c.enqueue(b, written, kind)
+}
+
+// sendControl sends what no policy may drop: a close frame, a ping, the answer to a handshake. The
+// memory of b is used again as soon as it returns.
+func (c *Conn) sendControl(b []byte) {
+	written := 0
+	if c.out == nil {
+		var errno syscall.Errno
+		if written, errno = c.write(b); written == len(b) || errno != 0 {
+			return
+		}
+	}
+	c.enqueue(bytes.Clone(b), written, itemControl)
+}
+
+// sendFrames sends the messages of an audience to one of its members, or history if there is none.
+func (c *Conn) sendFrames(a *audience, sub int32, frames []*codec.Frame) {
+	for len(frames) > 0 && c.state.Load() == stateOpen {
+		if c.out != nil {
+			c.queueFrames(a, sub, frames)
+			return
+		}
+		b, n := c.together(frames)
+		written, errno := c.putFrames(b, frames[:n])
+		if written < len(b) {
+			c.wroteFrames(a, sub, frames, written, errno)
+			return
+		}
+		frames = frames[n:]
+	}
+	c.sh.stats.drop(DropClosed, uint64(len(frames)))
+}
+
+// together puts frames into one piece of memory, and says how many.
+func (c *Conn) together(frames []*codec.Frame) (b []byte, n int) {
+	if len(frames) == 1 {
+		return c.encoded(frames[0]), 1
+	}
+	b = c.sh.chunk[:0]
+	for n < len(frames) && (n == 0 || len(b)+len(c.encoded(frames[n])) <= flushChunk) {
+		b = append(b, c.encoded(frames[n])...)
+		n++
+	}
+	c.sh.chunk = b
+	return b, n
+}
+
+// wroteFrames goes on after a write of messages, as many of them as there are, ended early.
+func (c *Conn) wroteFrames(a *audience, sub int32, frames []*codec.Frame, written int, errno syscall.Errno) {
+	if errno != 0 {
+		c.sh.stats.drop(DropClosed, uint64(len(frames)))
+		c.abort(os.NewSyscallError("write", errno))
+		return
+	}
+	for i, f := range frames {
+		b := c.encoded(f)
+		if written >= len(b) {
+			written -= len(b)
+			continue
+		}
+		c.enqueue(b, written, kindFrom(a))
+		c.queueFrames(a, sub, frames[i+1:])
+		return
+	}
+}
+
+// queueFrames puts messages behind what waits.
+func (c *Conn) queueFrames(a *audience, sub int32, frames []*codec.Frame) {
+	if a != nil && len(frames) > 0 && (a.latest || a.newest != nil && c.more.subs[sub].stale) && c.state.Load() == stateOpen {
+		c.conflate(sub, len(frames))
+		return
+	}
+	for i, f := range frames {
+		if c.state.Load() != stateOpen {
+			c.sh.stats.drop(DropClosed, uint64(len(frames)-i))
+			return
+		}
+		c.enqueue(c.encoded(f), 0, kindFrom(a))
+	}
+}
+
+func kindFrom(a *audience) itemKind {
+	if a == nil {
+		return itemHistory
+	}
+	return itemMessage
+}
+
+// write is one write(2). It returns 0, 0 when the socket is full; on any other error the connection
+// is gone when it returns.
+func (c *Conn) write(b []byte) (int, syscall.Errno) {
+	n, errno := c.put(b)
+	if errno != 0 {
+		c.abort(os.NewSyscallError("write", errno))
+		return 0, errno
+	}
+	return n, 0
+}
+
+// put is write without an end for the connection.
+func (c *Conn) put(b []byte) (int, syscall.Errno) {
+	if c.is(markTLS) {
+		return c.seal(b)
+	}
+	n, errno := write(c.fd, b)
+	c.sh.tally.writes++
+	c.sh.tally.bytesOut += uint64(n)
+	if errno == syscall.EAGAIN {
+		errno = 0
+	}
+	return n, errno
+}
