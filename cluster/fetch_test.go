@@ -123,6 +123,57 @@ func TestWhatReplicasDoNotHaveComesFromTheLeader(t *testing.T) {
 	}
 }
 
+// Somebody publishes the first message of a topic while it is loaded, after the leader was asked for the newest one: then
+// it is loaded, or it is beyond what the answer is good for, since it comes to those who follow the topic.
+func TestTheFirstMessageOfATopicIsNotLostWhileItIsLoaded(t *testing.T) {
+	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, server.TopicRule{Match: "kept.>", History: 100})
+	st := n.streams[0]
+	at := place{st, "kept.a", n.names.store(st.id, st.epochNow(), "kept.a")}
+	for _, topic := range []string{"kept.b", "kept.a", "kept.b"} {
+		if _, err := n.store(topic, topic, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	k, err := n.reach(at, server.Kept{Epoch: st.epochNow()}, 0, 0, time.Now().Add(patience))
+	if err != nil || k.Since != 0 || k.Last >= 2 && (len(k.Messages) != 1 || k.Messages[0].Offset != 2) {
+		t.Errorf("since %d, last %d, %v, %v", k.Since, k.Last, payloads(k.Messages), err)
+	}
+
+	// As many are published as there is time for, and each is in what is loaded, or comes.
+	for i := range 200 {
+		topic := fmt.Sprint("kept.c", i)
+		n.follow(topic)
+		others, end := make(chan error, 1), make(chan struct{})
+		go func() {
+			var err error
+			for err == nil {
+				select {
+				case <-end:
+					others <- err
+					return
+				default:
+					_, err = n.store("kept.b", "x", "")
+				}
+			}
+			others <- err
+		}()
+		first := make(chan server.Position, 1)
+		go func() {
+			p, _ := n.store(topic, "x", "")
+			first <- p
+		}()
+		k, err := n.load(topic, 0)
+		p := <-first
+		close(end)
+		if wrong := <-others; wrong != nil || err != nil || p.Offset == 0 {
+			t.Fatal(wrong, err, p)
+		}
+		if k.Last >= p.Offset && !slices.ContainsFunc(k.Messages, func(m server.Message) bool { return m.Offset == p.Offset }) {
+			t.Fatalf("the message at %d is not among %d that are all up to %d", p.Offset, len(k.Messages), k.Last)
+		}
+	}
+}
+
 // A replica's clock is ahead, or its timer was faster: it has removed messages that are not too old by the leader's clock.
 func TestWhatAReplicaHasRemovedEarlyComesFromTheLeader(t *testing.T) {
 	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, server.TopicRule{Match: "kept.>", History: 100, MaxAge: time.Hour})
@@ -143,7 +194,6 @@ func TestWhatAReplicaHasRemovedEarlyComesFromTheLeader(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	n.streams[0].config.Replicas = 3 // as it is where there are others
 	for _, after := range []uint64{0, 10, 29, 30, 31, 50} {
 		k, err := n.load("kept.a", after)
 		if err != nil || k.Since != after || k.Last != 50 || len(k.Messages) != int(50-after) {

@@ -136,11 +136,12 @@ func (b *Broker) reach(at place, kept server.Kept, newest, after uint64, deadlin
 
 // toHead asks the leader about the stream, after it has put before the messages what the leader still has there. Each
 // replica removes what is too old by its own clock, and when its timer goes off, so the one that was fetched from may be
-// ahead of the leader. Answers of two leaders do not go together.
+// ahead of the leader. Answers of two leaders do not go together. The last sequence that it returns is one that was the
+// stream's before the leader was asked for the topic's messages: of a later one nobody has looked whether it is the topic's.
 //
 // What could not be read among that is lost, and so is everything before it.
 func (b *Broker) toHead(at place, kept *server.Kept, after uint64, full bool, deadline time.Time) (state streamState, lost uint64, err error) {
-	if full || at.st.config.Replicas < 2 {
+	if full {
 		state, err = b.awaitInfo(at.st)
 		return state, 0, err
 	}
@@ -154,7 +155,9 @@ func (b *Broker) toHead(at place, kept *server.Kept, after uint64, full bool, de
 			return state, 0, err
 		}
 		lost = max(lost, unreadable)
-		if state, err = b.awaitInfo(at.st); err != nil || state.leader == before.leader {
+		state, err = b.awaitInfo(at.st)
+		if err != nil || state.leader == before.leader {
+			state.Last = before.Last
 			return state, lost, err
 		}
 		if time.Now().After(deadline) {
