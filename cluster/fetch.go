@@ -222,9 +222,12 @@ const (
 	laneWidth   = 64 // sequences, at least
 )
 
-// fetchFromLeader asks the stream's leader for one message after the other, in several parts of the stream at the same
-// time. Meanwhile the oldest may be removed, and some of a later part before they were asked for; but what is the first in
-// the end was there all the time, and so was all that is behind it.
+// fetchFromLeader asks the stream's leader for one message after the other, up to the newest one in several parts of the
+// stream at the same time.
+//
+// Meanwhile the oldest messages may be removed, some of a later part before they were asked for. But what is the first then
+// was there all the time, and so was all that is behind it. What has come since that moment follows, so that a topic that
+// is full has as many messages here as it keeps, whatever was removed.
 func (b *Broker) fetchFromLeader(at place, from, newest uint64, deadline time.Time) (all fetched, err error) {
 	select {
 	case b.leader <- struct{}{}:
@@ -232,19 +235,9 @@ func (b *Broker) fetchFromLeader(at place, from, newest uint64, deadline time.Ti
 	case <-time.After(time.Until(deadline)):
 		return fetched{}, errTimeout
 	}
-	var parts [lanes]fetched
-	var errs [lanes]error
-	var wait sync.WaitGroup
-	width := max((newest-from)/lanes+1, laneWidth)
-	for i := range parts {
-		begin := from + uint64(i)*width
-		wait.Go(func() { parts[i], errs[i] = b.walk(at, begin, min(begin+width-1, newest), deadline) })
-	}
-	wait.Wait()
-	for _, err := range errs {
-		if err != nil {
-			return fetched{}, err
-		}
+	parts, err := b.fetchParts(at, from, newest, deadline)
+	if err != nil {
+		return fetched{}, err
 	}
 	first, err := b.next(at, from, deadline)
 	if err != nil || first.Seq == 0 {
@@ -260,10 +253,44 @@ func (b *Broker) fetchFromLeader(at place, from, newest uint64, deadline time.Ti
 			}
 		}
 	}
+	before := max(all.last(), first.Seq)
+	for more := true; more && len(all.messages) < at.st.history; {
+		m, err := b.next(at, max(all.last()+1, first.Seq), deadline)
+		if err != nil {
+			return fetched{}, err
+		}
+		if more = m.Seq > 0; more {
+			b.add(&all, at.topic, m.Seq, m.Time, m.Data)
+		}
+	}
+	switch first, err := b.next(at, from, deadline); {
+	case err != nil:
+		return fetched{}, err
+	case first.Seq == 0 || first.Seq > before:
+		return fetched{}, errHole // more came at once than the topic keeps
+	}
 	return all, nil
 }
 
-// walk fetches the messages between two sequences.
+// fetchParts fetches the messages between two sequences.
+func (b *Broker) fetchParts(at place, from, newest uint64, deadline time.Time) (parts [lanes]fetched, err error) {
+	var errs [lanes]error
+	var wait sync.WaitGroup
+	width := max((newest-from)/lanes+1, laneWidth)
+	for i := range parts {
+		begin := from + uint64(i)*width
+		wait.Go(func() { parts[i], errs[i] = b.walk(at, begin, min(begin+width-1, newest), deadline) })
+	}
+	wait.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return parts, err
+		}
+	}
+	return parts, nil
+}
+
+// walk does so one after the other.
 func (b *Broker) walk(at place, from, to uint64, deadline time.Time) (part fetched, err error) {
 	for from <= to {
 		m, err := b.next(at, from, deadline)
