@@ -80,9 +80,9 @@ func (b *Broker) fetchUpTo(at place, from, newest uint64, deadline time.Time) (a
 			progress = time.Now()
 		}
 		if err == nil && all.last() < newest {
-			// Either it is behind, or the newest message has been removed meanwhile.
+			// Either it is behind, or the newest message has been removed meanwhile, perhaps because there are newer ones.
 			err = errBehind
-			if now, problem := b.newest(at, deadline); problem == nil && now < newest {
+			if now, problem := b.newest(at, deadline); problem == nil && (now < newest || now > newest && !replicas) {
 				newest = now
 				continue
 			}
@@ -222,10 +222,31 @@ const (
 	laneWidth   = 64 // sequences, at least
 )
 
-// fetchFromLeader asks the stream's leader for one message after the other, in several parts of the stream at the same
-// time. Meanwhile the oldest may be removed, and some of a later part before they were asked for; but what is the first in
-// the end was there all the time, and so was all that is behind it.
+// fetchFromLeader asks the stream's leader for one message after the other. Meanwhile the oldest may be removed, and some of a
+// later part before they were asked for; but what is the first in the end was there all the time, and so was all that is
+// behind it.
 func (b *Broker) fetchFromLeader(at place, from, newest uint64, deadline time.Time) (all fetched, err error) {
+	parts, err := b.fetchParts(at, from, newest, deadline)
+	if err != nil {
+		return fetched{}, err
+	}
+	first, err := b.next(at, from, deadline)
+	if err != nil || first.Seq == 0 {
+		return fetched{}, err
+	}
+	if parts.lost >= first.Seq {
+		all.lost = parts.lost
+	}
+	for _, m := range parts.messages {
+		if m.Offset >= first.Seq {
+			all.messages = append(all.messages, m)
+		}
+	}
+	return all, nil
+}
+
+// fetchParts fetches the messages between two sequences from the leader, in several parts of the stream at the same time.
+func (b *Broker) fetchParts(at place, from, to uint64, deadline time.Time) (all fetched, err error) {
 	select {
 	case b.leader <- struct{}{}:
 		defer func() { <-b.leader }()
@@ -235,35 +256,25 @@ func (b *Broker) fetchFromLeader(at place, from, newest uint64, deadline time.Ti
 	var parts [lanes]fetched
 	var errs [lanes]error
 	var wait sync.WaitGroup
-	width := max((newest-from)/lanes+1, laneWidth)
+	width := max((to-from)/lanes+1, laneWidth)
 	for i := range parts {
 		begin := from + uint64(i)*width
-		wait.Go(func() { parts[i], errs[i] = b.walk(at, begin, min(begin+width-1, newest), deadline) })
+		wait.Go(func() { parts[i], errs[i] = b.walk(at, begin, min(begin+width-1, to), deadline) })
 	}
 	wait.Wait()
-	for _, err := range errs {
-		if err != nil {
-			return fetched{}, err
+	for i, part := range parts {
+		if errs[i] != nil {
+			return fetched{}, errs[i]
 		}
-	}
-	first, err := b.next(at, from, deadline)
-	if err != nil || first.Seq == 0 {
-		return fetched{}, err
-	}
-	for _, part := range parts {
-		if part.lost >= first.Seq {
+		if part.lost > 0 {
 			all = fetched{lost: part.lost}
 		}
-		for _, m := range part.messages {
-			if m.Offset >= first.Seq {
-				all.messages = append(all.messages, m)
-			}
-		}
+		all.messages = append(all.messages, part.messages...)
 	}
 	return all, nil
 }
 
-// walk fetches the messages between two sequences.
+// walk fetches them one after the other.
 func (b *Broker) walk(at place, from, to uint64, deadline time.Time) (part fetched, err error) {
 	for from <= to {
 		m, err := b.next(at, from, deadline)

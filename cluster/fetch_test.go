@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -205,6 +207,85 @@ func TestWhatAReplicaHasRemovedEarlyComesFromTheLeader(t *testing.T) {
 				t.Errorf("after %d, message %d is %q at %d", after, i, m.Payload, m.Offset)
 			}
 		}
+	}
+}
+
+// A topic is full, and its oldest messages are removed all the time while it is loaded. Something that is older in the stream
+// stays. Nobody may be told that nothing is missing since then, and what there is has to be without a hole.
+func TestWhatIsLoadedWhileMessagesAreRemovedIsHonest(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		noBatches bool
+		history   int
+		burst     int
+	}{
+		{"from replicas, in several batches", false, 3 * batchMessages, 100},
+		{"from the leader", true, 300, 2},
+		{"from the leader, more at once than the topic keeps", true, 10, 15},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, server.TopicRule{Match: ">", History: test.history})
+			if _, err := n.store("older", "x", ""); err != nil {
+				t.Fatal(err)
+			}
+			if test.noBatches {
+				replaceReplicas(t, n, func(nc *nats.Conn, m *nats.Msg, from uint64) {
+					one := stored(from)
+					one.Subject = m.Reply
+					if err := nc.PublishMsg(one); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			stop, stopped := make(chan struct{}), make(chan struct{})
+			go func() {
+				defer close(stopped)
+				for {
+					var wait sync.WaitGroup
+					for range test.burst {
+						wait.Add(1)
+						n.PublishKept(server.Publication{Topic: "a", Payload: []byte("x")}, 0, func(server.Position, error) { wait.Done() })
+					}
+					wait.Wait()
+					select {
+					case <-stop:
+						return
+					case <-time.After(rand.N(20 * time.Millisecond)):
+					}
+				}
+			}()
+			defer func() {
+				close(stop)
+				<-stopped
+			}()
+			eventually(t, "the topic is full", func() bool {
+				return n.Stats().Published > uint64(2*test.history)
+			})
+			loaded := 0
+			for end := time.Now().Add(time.Second); time.Now().Before(end) || loaded < 10; {
+				k, err := n.load("a", 1)
+				if err != nil {
+					if time.Since(end) > patience {
+						t.Fatal(err)
+					}
+					continue // it was removed faster than it could be fetched
+				}
+				loaded++
+				if len(k.Messages) == 0 && k.Since == k.Last {
+					continue // all that was fetched has been removed meanwhile
+				}
+				if len(k.Messages) == 0 || k.Since+1 < k.Messages[0].Offset {
+					t.Fatalf("since %d, last %d, and there are %v", k.Since, k.Last, k.Messages[:min(1, len(k.Messages))])
+				}
+				for i, m := range k.Messages[1:] {
+					if m.Offset != k.Messages[i].Offset+1 { // nobody publishes anything else
+						t.Fatalf("a hole: %d follows %d", m.Offset, k.Messages[i].Offset)
+					}
+				}
+			}
+			t.Logf("%d loads, %d messages published", loaded, n.Stats().Published)
+		})
 	}
 }
 

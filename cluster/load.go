@@ -109,8 +109,15 @@ func (b *Broker) load(st *stream, topic string, after uint64) (server.Kept, erro
 
 // reach says how far back reaches what was fetched, and leaves out what is not after the position.
 func (b *Broker) reach(at place, kept server.Kept, newest, after uint64, deadline time.Time) (server.Kept, error) {
-	full := len(kept.Messages) >= at.st.history
-	state, lost, err := b.toHead(at, &kept, after, full, deadline)
+	var state streamState
+	var since uint64
+	var err error
+	if len(kept.Messages) >= at.st.history {
+		since = kept.Messages[0].Offset - 1
+		state, err = b.awaitInfo(at.st)
+	} else {
+		state, since, err = b.toHead(at, &kept, after, deadline)
+	}
 	if err != nil {
 		return server.Kept{}, err
 	}
@@ -118,34 +125,27 @@ func (b *Broker) reach(at place, kept server.Kept, newest, after uint64, deadlin
 		at.st.setEpoch(state.epoch)
 		return server.Kept{}, errEpoch
 	}
-	kept.Last = max(newest, lastOf(kept.Messages))
-	if kept.Since = max(state.First, 1, lost+1) - 1; full {
-		kept.Since = kept.Messages[0].Offset - 1
+	kept.Since = max(since, after)
+	if kept.Last = max(newest, lastOf(kept.Messages), since); len(kept.Messages) == 0 {
+		kept.Last = max(state.Last, since)
 	}
-	if len(kept.Messages) == 0 {
-		kept.Last = max(state.Last, kept.Since)
-	}
-	if kept.Since <= after {
-		kept.Since = after
-		for len(kept.Messages) > 0 && kept.Messages[0].Offset <= after {
-			kept.Messages = kept.Messages[1:]
-		}
+	for len(kept.Messages) > 0 && kept.Messages[0].Offset <= kept.Since {
+		kept.Messages = kept.Messages[1:]
 	}
 	return kept, nil
 }
 
-// toHead asks the leader about the stream, after it has put before the messages what the leader still has there. Each
-// replica removes what is too old by its own clock, and when its timer goes off, so the one that was fetched from may be
-// ahead of the leader. Answers of two leaders do not go together. The last sequence that it returns is one that was the
-// stream's before the leader was asked for the topic's messages: of a later one nobody has looked whether it is the topic's.
+// toHead puts before the messages what the stream's leader still has there, and asks it since when everything is there.
 //
-// What could not be read among that is lost, and so is everything before it.
-func (b *Broker) toHead(at place, kept *server.Kept, after uint64, full bool, deadline time.Time) (state streamState, lost uint64, err error) {
-	if full {
-		state, err = b.awaitInfo(at.st)
-		return state, 0, err
-	}
-	for {
+// Each replica removes what is too old by its own clock, and when its timer goes off, so the one that was fetched from may be
+// ahead of the leader. How many messages of the topic the leader has is asked for after that, and the stream's first
+// sequence last: if there are fewer than the topic's history, then what was removed for their number is older than
+// something that was removed for its age, and so is before the first sequence. Answers of two leaders do not go together.
+//
+// The last sequence that it returns is one that was the stream's before all that: of a later one nobody has looked whether
+// it is the topic's.
+func (b *Broker) toHead(at place, kept *server.Kept, after uint64, deadline time.Time) (state streamState, since uint64, err error) {
+	for lost := uint64(0); ; {
 		before, err := b.awaitInfo(at.st)
 		if err != nil {
 			return state, 0, err
@@ -155,18 +155,34 @@ func (b *Broker) toHead(at place, kept *server.Kept, after uint64, full bool, de
 			return state, 0, err
 		}
 		lost = max(lost, unreadable)
-		state, err = b.awaitInfo(at.st)
-		if err != nil || state.leader == before.leader {
-			state.Last = before.Last
-			return state, lost, err
+		counted, err := b.awaitCount(at)
+		if err != nil {
+			return state, 0, err
 		}
-		if time.Now().After(deadline) {
-			return state, 0, errNoLeader
+		if state, err = b.awaitInfo(at.st); err != nil {
+			return state, 0, err
 		}
+		if state.leader != before.leader || state.leader != counted.leader {
+			if time.Now().After(deadline) {
+				return state, 0, errNoLeader
+			}
+			continue
+		}
+		since = max(state.First, 1, lost+1) - 1
+		if counted.Subjects[at.subject] >= uint64(at.st.history) {
+			first, err := b.next(at, 1, deadline)
+			if err != nil {
+				return state, 0, err
+			}
+			since = max(since+1, first.Seq) - 1
+		}
+		state.Last = before.Last
+		return state, since, nil
 	}
 }
 
-// fillHead puts before the messages what the leader has between the position and them.
+// fillHead puts before the messages what the leader has between the position and them, or the stream's last sequence if
+// there are none. What could not be read among that is lost, and so is everything before it.
 func (b *Broker) fillHead(at place, kept *server.Kept, after, last uint64, deadline time.Time) (lost uint64, err error) {
 	if len(kept.Messages) > 0 {
 		last = kept.Messages[0].Offset - 1
@@ -175,7 +191,7 @@ func (b *Broker) fillHead(at place, kept *server.Kept, after, last uint64, deadl
 	if err != nil || first.Seq == 0 || first.Seq > last {
 		return 0, err
 	}
-	head, err := b.fetchFromLeader(at, first.Seq, last, deadline)
+	head, err := b.fetchParts(at, first.Seq, last, deadline)
 	if err != nil {
 		return 0, err
 	}

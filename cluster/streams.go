@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -48,16 +47,6 @@ type stream struct {
 	backAt  time.Time                  // guarded by mu: when last
 	asking  bool                       // guarded by mu
 	waiting []func(streamState, error) // guarded by mu
-}
-
-// streamState is what the stream's leader says of it.
-type streamState struct {
-	First uint64 `json:"first_seq"` // what was before it was removed, from all subjects
-	Last  uint64 `json:"last_seq"`
-	epoch string
-	now   time.Time // by its clock
-
-	leader string // its name; empty if there is one server only
 }
 
 func (b *Broker) prepareStreams(rules []server.TopicRule) {
@@ -277,119 +266,6 @@ func (st *stream) setEpoch(epoch string) (changed bool) {
 	changed = st.epoch != "" && st.epoch != epoch
 	st.epoch = epoch
 	return changed
-}
-
-// info asks the stream's leader. The question is sent after the call, so that the answer holds for some
-// moment after it; questions that wait at the same time are asked once.
-//
-// While there is no leader, any replica answers, which may lack what has been acknowledged. Such an answer is none.
-//
-// When the leader's answer is there, the leader's NATS server knows what this node has subscribed to before the
-// call: interest and question went the same way, in this order. So what the leader stores from then on comes
-// here.
-func (b *Broker) info(st *stream, done func(streamState, error)) {
-	st.mu.Lock()
-	st.waiting = append(st.waiting, done)
-	ask := !st.asking
-	st.asking = true
-	st.mu.Unlock()
-	if ask {
-		b.askInfo(st)
-	}
-}
-
-func (b *Broker) askInfo(st *stream) {
-	st.mu.Lock()
-	list := st.waiting
-	st.waiting = nil
-	st.asking = len(list) > 0
-	st.mu.Unlock()
-	if len(list) == 0 {
-		return
-	}
-	b.request("$JS.API.STREAM.INFO."+st.name, nil, infoTimeout, func(m *nats.Msg, err error) {
-		state, err := b.readState(st, m, err)
-		if err == nil {
-			b.setClock(state.now)
-		}
-		for _, done := range list {
-			done(state, err)
-		}
-		go b.askInfo(st)
-	})
-}
-
-func (b *Broker) readState(st *stream, m *nats.Msg, err error) (streamState, error) {
-	if err != nil {
-		return streamState{}, err
-	}
-	if isStatus(m, "503") {
-		return streamState{}, errNoLeader
-	}
-	var answer struct {
-		Config struct {
-			Subjects []string `json:"subjects"`
-		} `json:"config"`
-		State   streamState `json:"state"`
-		Cluster *struct {
-			Leader string `json:"leader"`
-		} `json:"cluster"`
-		Now   time.Time `json:"ts"`
-		Error *apiError `json:"error"`
-	}
-	if err := json.Unmarshal(m.Data, &answer); err != nil {
-		return streamState{}, fmt.Errorf("JetStream's answer: %w", err)
-	}
-	if answer.Error != nil {
-		return streamState{}, answer.Error
-	}
-	if answer.Cluster != nil && answer.Cluster.Leader == "" {
-		return streamState{}, errNoLeader
-	}
-	if answer.Cluster != nil {
-		answer.State.leader = answer.Cluster.Leader
-	}
-	answer.State.epoch, answer.State.now = b.names.epoch(st.id, answer.Config.Subjects), answer.Now
-	return answer.State, nil
-}
-
-var errNoLeader = errors.New("JetStream does not answer")
-
-// infoTimeout is how long the leader has for its answer.
-const infoTimeout = 2 * time.Second
-
-// request sends a question that has one answer.
-func (b *Broker) request(subject string, body []byte, timeout time.Duration, done func(*nats.Msg, error)) {
-	reply, token := b.calls.open(timeout, func(m *nats.Msg, err error) bool {
-		done(m, err)
-		return false
-	})
-	if err := b.nc.PublishMsg(&nats.Msg{Subject: subject, Reply: reply, Data: body}); err != nil && b.calls.close(token) {
-		done(nil, b.publishError(err))
-	}
-}
-
-// await is request for a goroutine that may wait.
-func (b *Broker) await(subject string, body []byte, timeout time.Duration) (*nats.Msg, error) {
-	type answer struct {
-		m   *nats.Msg
-		err error
-	}
-	c := make(chan answer, 1)
-	b.request(subject, body, timeout, func(m *nats.Msg, err error) { c <- answer{m, err} })
-	a := <-c
-	return a.m, a.err
-}
-
-func (b *Broker) awaitInfo(st *stream) (streamState, error) {
-	type answer struct {
-		s   streamState
-		err error
-	}
-	c := make(chan answer, 1)
-	b.info(st, func(s streamState, err error) { c <- answer{s, err} })
-	a := <-c
-	return a.s, a.err
 }
 
 // refresh finds out whether the stream is still the same, and makes it again if it is gone.
