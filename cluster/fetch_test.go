@@ -233,3 +233,31 @@ func TestMessagesThatAreRemovedWhileOthersAreFetchedLeaveNoHole(t *testing.T) {
 		}
 	}
 }
+
+// Who loads a topic takes what comes up to Last for what it has. A topic's first message may come while it is loaded: then it
+// is among what was loaded, or behind that.
+func TestTheFirstMessageOfATopicIsLoadedOrFollows(t *testing.T) {
+	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, server.TopicRule{Match: ">", History: 10})
+	followed := 0
+	for i := 0; i < 2000 && followed < 100; i++ {
+		topic := fmt.Sprint("topic.", i)
+		at := make(chan server.Position, 1)
+		n.PublishKept(server.Publication{Topic: topic, Payload: []byte("x")}, 0, func(p server.Position, err error) {
+			if err != nil {
+				t.Error(err)
+			}
+			at <- p
+		})
+		k, err := n.load(topic, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p := <-at; len(k.Messages) == 0 && p.Offset <= k.Last {
+			t.Fatalf("%s has nothing up to %d, and its first message is at %d", topic, k.Last, p.Offset)
+		}
+		if len(k.Messages) == 0 {
+			followed++
+		}
+	}
+	t.Logf("%d times the first message followed", followed)
+}

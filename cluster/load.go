@@ -104,11 +104,12 @@ func (b *Broker) load(st *stream, topic string, after uint64) (server.Kept, erro
 			return kept, st.same(epoch)
 		}
 	}
-	return b.reach(st, kept, newest, after)
+	return b.reach(at, kept, newest, after, deadline)
 }
 
 // reach says how far back reaches what was fetched, and leaves out what is not after the position.
-func (b *Broker) reach(st *stream, kept server.Kept, newest, after uint64) (server.Kept, error) {
+func (b *Broker) reach(at place, kept server.Kept, newest, after uint64, deadline time.Time) (server.Kept, error) {
+	st := at.st
 	state, err := b.awaitInfo(st)
 	if err != nil {
 		return server.Kept{}, err
@@ -122,7 +123,14 @@ func (b *Broker) reach(st *stream, kept server.Kept, newest, after uint64) (serv
 		kept.Since = kept.Messages[0].Offset - 1
 	}
 	if len(kept.Messages) == 0 {
-		kept.Last = max(state.Last, kept.Since)
+		// The stream's last message may be one of the topic that has come since: it has yet to be delivered.
+		last := state.Last
+		if first, err := b.next(at, newest+1, deadline); err != nil {
+			return server.Kept{}, err
+		} else if first.Seq > 0 {
+			last = min(last, first.Seq-1)
+		}
+		kept.Last = max(last, kept.Since)
 	}
 	if kept.Since <= after {
 		kept.Since = after
