@@ -171,6 +171,9 @@ func (b *Broker) takeBatched(part *fetched, topic string, m *nats.Msg) error {
 	return nil
 }
 
+// minAsk is how long an answer is waited for at least.
+const minAsk = 100 * time.Millisecond
+
 // storedMessage is a message as the stream's leader has it.
 type storedMessage struct {
 	Seq  uint64 `json:"seq"` // 0 is none
@@ -178,10 +181,14 @@ type storedMessage struct {
 	Data []byte `json:"data"`
 }
 
-// askLeader asks the stream's leader for a message.
+// askLeader asks the stream's leader for a message. A question may be lost, such as while servers find each other again, so
+// it is asked anew when a third of the time has gone.
 func (b *Broker) askLeader(at place, what map[string]any, deadline time.Time) (storedMessage, error) {
 	question, _ := json.Marshal(what)
-	m, err := b.await("$JS.API.STREAM.MSG.GET."+at.st.name, question, time.Until(deadline))
+	m, err := (*nats.Msg)(nil), errTimeout
+	for left := time.Until(deadline); left > 0 && errors.Is(err, errTimeout); left = time.Until(deadline) {
+		m, err = b.await("$JS.API.STREAM.MSG.GET."+at.st.name, question, max(left/3, minAsk))
+	}
 	if err != nil {
 		return storedMessage{}, err
 	}

@@ -136,6 +136,7 @@ func TestClientsThatWanderBetweenServersGetTheTopic(t *testing.T) {
 	var publishers, wanderers sync.WaitGroup
 	var mu sync.Mutex
 	acknowledged := map[string]bool{} // guarded by mu
+	last := uint64(0)                 // guarded by mu: the highest offset of them
 	for p, s := range servers {
 		publishers.Go(func() {
 			for i := 0; ; i++ {
@@ -146,14 +147,15 @@ func TestClientsThatWanderBetweenServersGetTheTopic(t *testing.T) {
 						return
 					default:
 					}
-					if _, err := s.Publish(server.Publication{Topic: "log", Format: server.FormatJSON, Payload: []byte(text), Key: text}); err == nil {
+					at, err := s.Publish(server.Publication{Topic: "log", Format: server.FormatJSON, Payload: []byte(text), Key: text})
+					if err == nil {
+						mu.Lock()
+						acknowledged[text], last = true, max(last, at.Offset)
+						mu.Unlock()
 						break
 					}
 					time.Sleep(10 * time.Millisecond)
 				}
-				mu.Lock()
-				acknowledged[text] = true
-				mu.Unlock()
 				time.Sleep(rand.N(10 * time.Millisecond))
 			}
 		})
@@ -189,10 +191,10 @@ func TestClientsThatWanderBetweenServersGetTheTopic(t *testing.T) {
 	wanderers.Wait()
 
 	var past server.Past
-	eventually(t, "every server has the topic's end", func() bool {
+	eventually(t, "a server has the topic's end", func() bool {
 		var err error
 		past, err = servers[0].History("log", server.Start{Last: 1}, 1)
-		return err == nil && past.Offset > 0
+		return err == nil && past.Offset >= last
 	})
 	lives := 0
 	for i, w := range clients {
