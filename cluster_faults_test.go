@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -22,6 +23,7 @@ type natsServer struct {
 	t               *testing.T
 	client, monitor string
 	file            string
+	enter           []string // the command that runs it elsewhere, if any
 	p               *program
 }
 
@@ -36,15 +38,22 @@ func natsServers(t *testing.T, number int, more string) (list []*natsServer) {
 		routes, names = append(routes, ip+":"+freePort(t, ip)), append(names, fmt.Sprint("nats", i))
 	}
 	for i, n := range list {
-		text := fmt.Sprintf("server_name: %s\nlisten: %q\nhttp: %q\njetstream { store_dir: %q }\n%s\n", names[i], n.client, n.monitor, filepath.Join(dir, names[i]), more)
+		text := more
 		if number > 1 {
-			text += fmt.Sprintf("cluster { name: test, listen: %q, routes: [nats://%s] }\n", routes[i], strings.Join(routes, ", nats://"))
+			text += fmt.Sprintf("\ncluster { name: test, listen: %q, routes: [nats://%s] }", routes[i], strings.Join(routes, ", nats://"))
 		}
-		if err := os.WriteFile(n.file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		n.write(names[i], text)
 	}
 	return list
+}
+
+// write writes the server's configuration.
+func (n *natsServer) write(name, more string) {
+	n.t.Helper()
+	text := fmt.Sprintf("server_name: %s\nlisten: %q\nhttp: %q\njetstream { store_dir: %q }\n%s\n", name, n.client, n.monitor, n.file+".store", more)
+	if err := os.WriteFile(n.file, []byte(text), 0o600); err != nil {
+		n.t.Fatal(err)
+	}
 }
 
 func (n *natsServer) begin() {
@@ -53,7 +62,8 @@ func (n *natsServer) begin() {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	n.p = startCommand(n.t, []string{natsEnv + "=1"}, exec.Command(self, "-c", n.file))
+	command := append(slices.Clone(n.enter), self, "-c", n.file)
+	n.p = startCommand(n.t, []string{natsEnv + "=1"}, exec.Command(command[0], command[1:]...))
 }
 
 // isWell waits until the server has everything that it should have.
@@ -76,7 +86,7 @@ func (n *natsServer) kill() {
 }
 
 // natsSite is three nodes behind HAProxy that are joined by NATS servers, and these.
-func natsSite(t *testing.T, number int, more string, env ...string) (*site, []*natsServer) {
+func natsSite(t *testing.T, number int, more string) (*site, []*natsServer) {
 	t.Helper()
 	balancer := needs.Program(t, "haproxy")
 	servers := natsServers(t, number, more)
@@ -88,12 +98,8 @@ func natsSite(t *testing.T, number int, more string, env ...string) (*site, []*n
 	for _, n := range servers {
 		n.isWell()
 	}
-	s := prepareSite(t, 3, teamConfig, append(env, "CARILLON_TRUSTED_PROXIES=[127.0.0.1]", "CARILLON_CLUSTER_START_TIMEOUT="+long.String(),
-		"CARILLON_CLUSTER_NATS_URL="+strings.Join(urls, ","), "CARILLON_CLUSTER_REPLICAS="+strconv.Itoa(number))...)
-	for i, b := range s.servers {
-		b.env = append(b.env, fmt.Sprint("CARILLON_CLUSTER_NODE=node", i))
-	}
-	s.begin()
+	s := prepareSite(t, 3, teamConfig, "CARILLON_TRUSTED_PROXIES=[127.0.0.1]", "CARILLON_CLUSTER_REPLICAS="+strconv.Itoa(number))
+	s.joinBy(urls)
 	s.run(s.haproxy(balancer, ""))
 	return s, servers
 }

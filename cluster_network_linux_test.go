@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"syscall"
@@ -158,20 +159,42 @@ func (m *machine) cut(bridge string, cut bool) {
 	m.n.do("bridge", "link", "set", "dev", m.port(bridge), "state", state)
 }
 
-// site is a cluster with a node on each machine, whose NATS servers talk by the back.
-func (n *network) site(config string, env ...string) *site {
+// site has a server on each of the first machines.
+func (n *network) site(servers int, config string) *site {
 	t := n.t
 	t.Helper()
 	s := &site{t: t, dir: t.TempDir(), address: "127.0.0.9:8080"}
 	s.write(config)
-	var routes []string
-	for _, m := range n.machines {
+	for _, m := range n.machines[:servers] {
 		b := &behind{t: t, public: m.front + ":8080", internal: m.front + ":8081", agent: m.front + ":8082", enter: m.enter()}
 		b.env = append(b.places(), "CARILLON_TRUSTED_PROXIES=["+frontDoor+"]", "CARILLON_INTERNAL_TOKEN="+networkToken)
-		b.env = append(b.env, env...)
 		s.servers = append(s.servers, b)
+	}
+	return s
+}
+
+// embedded is a cluster with a node on each machine, whose NATS servers talk by the back.
+func (n *network) embedded(config string) *site {
+	n.t.Helper()
+	s := n.site(len(n.machines), config)
+	var routes []string
+	for _, m := range n.machines {
 		routes = append(routes, m.back+":6222")
 	}
 	s.join(routes)
+	return s
+}
+
+// around is a cluster around a NATS server on the last machine, to which the nodes talk by the back.
+func (n *network) around(config string) *site {
+	t := n.t
+	t.Helper()
+	m := n.machines[len(n.machines)-1]
+	server := &natsServer{t: t, client: m.back + ":4222", monitor: m.front + ":8222", file: filepath.Join(t.TempDir(), "nats.conf"), enter: m.enter()}
+	server.write("nats", "")
+	server.begin()
+	server.isWell()
+	s := n.site(len(n.machines)-1, config)
+	s.joinBy([]string{"nats://" + server.client})
 	return s
 }

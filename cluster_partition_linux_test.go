@@ -23,56 +23,16 @@ func TestANodeThatIsCutOffForAMinute(t *testing.T) {
 	}
 	t.Run("from the other nodes", func(t *testing.T) {
 		t.Parallel() // most of it is waiting
-		if !inNetwork(t) {
-			return
+		if inNetwork(t) {
+			n := newNetwork(t, 3)
+			n.cutOff(n.embedded(teamConfig), true)
 		}
-		n := newNetwork(t, 3)
-		s := n.site(teamConfig)
-		s.run(s.haproxy(needs.Program(t, "haproxy"), ""))
-		c := s.crowd(60, 0)
-		lonely := s.servers[2]
-		news := s.news(0, 2, 1, 0)
-		eventually(t, "news come", func() bool { return news.heard.Load() > 10 })
-		c.press.goesOn()
-		stays := lonely.count()
-
-		n.machines[2].cut("back", true)
-		began := time.Now()
-		eventually(t, "the node says that it is not ready", func() bool { return strings.Contains(lonely.readiness(), "the cluster cannot be reached") })
-		t.Logf("the node is not ready after %.1f s", time.Since(began).Seconds())
-		for i := range 3 {
-			if status, text := lonely.publish("team.0", `{"n":-1}`, fmt.Sprint("refused ", i)); status != http.StatusServiceUnavailable {
-				t.Errorf("a message at the node that is cut off: %d %s", status, text)
-			}
-		}
-		eventually(t, "the others are ready", func() bool { return s.servers[0].saysReady() && s.servers[1].saysReady() })
-		t.Logf("the others are ready after %.1f s", time.Since(began).Seconds())
-		c.press.goesOn()
-		for _, b := range s.servers[:2] {
-			b.knows(2)
-		}
-		lonely.knows(1)
-		eventually(t, "the ways to the others are given up", func() bool { return lonely.metric(`carillon_nats_events_total{event="server_stale_connection"}`) > 0 })
-		if status, text := lonely.publish("passing", `{}`, ""); status != http.StatusOK {
-			t.Errorf("a message for a topic that nobody keeps, at the node that is cut off: %d %s", status, text)
-		}
-		time.Sleep(time.Until(began.Add(cutOffFor)))
-		if lonely.saysReady() {
-			t.Error("the node that is cut off says that it is ready")
-		}
-		if n := lonely.count(); n < stays-teamPublishers {
-			t.Errorf("the node that is cut off has %d connections, it had %d", n, stays)
-		}
-
-		n.machines[2].cut("back", false)
-		began = time.Now()
-		for _, b := range s.servers {
-			b.isReady()
-		}
-		t.Logf("all are together again after %.1f s", time.Since(began).Seconds())
-		news.check(lonely)
-		if moves := c.finish(); moves != 0 {
-			t.Errorf("clients moved %d times", moves)
+	})
+	t.Run("from NATS", func(t *testing.T) {
+		t.Parallel()
+		if inNetwork(t) {
+			n := newNetwork(t, 4)
+			n.cutOff(n.around(teamConfig), false)
 		}
 	})
 	t.Run("from everybody", func(t *testing.T) {
@@ -81,7 +41,7 @@ func TestANodeThatIsCutOffForAMinute(t *testing.T) {
 			return
 		}
 		n := newNetwork(t, 3)
-		s := n.site(teamConfig)
+		s := n.embedded(teamConfig)
 		s.run(s.haproxy(needs.Program(t, "haproxy"), ""))
 		c := s.crowd(60, 0)
 		c.press.goesOn()
@@ -108,4 +68,61 @@ func TestANodeThatIsCutOffForAMinute(t *testing.T) {
 		s.isTaken(2)
 		c.finish()
 	})
+}
+
+// cutOff is the test in which clients can reach the node: by the back it is cut off from the other nodes, whose NATS
+// servers are in them, or from the NATS server.
+func (n *network) cutOff(s *site, embedded bool) {
+	t := n.t
+	t.Helper()
+	s.run(s.haproxy(needs.Program(t, "haproxy"), ""))
+	c := s.crowd(60, 0)
+	lonely := s.servers[2]
+	news := s.news(0, 2, 1, 0)
+	eventually(t, "news come", func() bool { return news.heard.Load() > 10 })
+	c.press.goesOn()
+	stays := lonely.count()
+
+	n.machines[2].cut("back", true)
+	began := time.Now()
+	eventually(t, "the node says that it is not ready", func() bool { return strings.Contains(lonely.readiness(), "the cluster cannot be reached") })
+	t.Logf("the node is not ready after %.1f s", time.Since(began).Seconds())
+	for i := range 3 {
+		if status, text := lonely.publish("team.0", `{"n":-1}`, fmt.Sprint("refused ", i)); status != http.StatusServiceUnavailable {
+			t.Errorf("a message at the node that is cut off: %d %s", status, text)
+		}
+	}
+	eventually(t, "the others are ready", func() bool { return s.servers[0].saysReady() && s.servers[1].saysReady() })
+	t.Logf("the others are ready after %.1f s", time.Since(began).Seconds())
+	c.press.goesOn()
+	for _, b := range s.servers[:2] {
+		b.knows(2)
+	}
+	lonely.knows(1)
+	want := http.StatusServiceUnavailable
+	if embedded {
+		want = http.StatusOK // it is a part of the cluster of its own
+		eventually(t, "the ways to the others are given up", func() bool { return lonely.metric(`carillon_nats_events_total{event="server_stale_connection"}`) > 0 })
+	}
+	time.Sleep(time.Until(began.Add(cutOffFor)))
+	if status, text := lonely.publish("passing", `{}`, ""); status != want {
+		t.Errorf("a message for a topic that nobody keeps, at the node that is cut off: %d %s, want %d", status, text, want)
+	}
+	if lonely.saysReady() {
+		t.Error("the node that is cut off says that it is ready")
+	}
+	if n := lonely.count(); n < stays-teamPublishers {
+		t.Errorf("the node that is cut off has %d connections, it had %d", n, stays)
+	}
+
+	n.machines[2].cut("back", false)
+	began = time.Now()
+	for _, b := range s.servers {
+		b.isReady()
+	}
+	t.Logf("all are together again after %.1f s", time.Since(began).Seconds())
+	news.check(lonely)
+	if moves := c.finish(); moves != 0 {
+		t.Errorf("clients moved %d times", moves)
+	}
 }

@@ -87,6 +87,16 @@ func (s *site) join(routes []string) {
 	s.begin()
 }
 
+// joinBy starts the servers as a cluster on NATS servers that are there.
+func (s *site) joinBy(urls []string) {
+	s.t.Helper()
+	for i, b := range s.servers {
+		b.env = append(b.env, fmt.Sprint("CARILLON_CLUSTER_NODE=node", i), "CARILLON_CLUSTER_START_TIMEOUT="+long.String(),
+			"CARILLON_CLUSTER_NATS_URL="+strings.Join(urls, ","))
+	}
+	s.begin()
+}
+
 // begin starts the servers together: a majority has to be there.
 func (s *site) begin() {
 	s.t.Helper()

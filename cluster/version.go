@@ -6,9 +6,10 @@ import (
 	"strings"
 )
 
-// leastVersion is the first nats-server that topics with history can be kept in: a stream's metadata, where its epoch
-// is, came with 2.10, and fetching many messages by one request with 2.11.
-const leastVersion = "2.11"
+// leastVersion is the first nats-server that topics with history can be kept in. 2.9 can do all that is needed; but when
+// three of its servers had been killed at once, a message was gone that had been acknowledged, and all later ones had
+// other sequences.
+const leastVersion = "2.10"
 
 // checkVersion says whether the NATS server that was found will do.
 func (b *Broker) checkVersion() error {
