@@ -122,8 +122,8 @@ func rollingReport(t *testing.T, clients []*roamer, total int) {
 	var away, beyond []time.Duration
 	var moves, twice, failures int
 	for i, c := range clients {
-		if want := total / rollingTopics; int(c.heard.Load()) != want || c.lost != nil || c.gaps > 0 {
-			t.Errorf("client %d heard %d of %d, and missed %v, with %d gaps that it was told of", i, c.heard.Load(), want, c.lost, c.gaps)
+		if want := total / rollingTopics; int(c.heard.Load()) != want || c.lost != nil { // each move is a gap: the other server has an epoch of its own
+			t.Errorf("client %d heard %d of %d, and missed %v", i, c.heard.Load(), want, c.lost)
 		}
 		if c.failed != nil {
 			failures++
