@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -24,10 +23,14 @@ const clockEnv = "TEST_CLOCK_AHEAD"
 // buildWithClock builds the program with another time.Now: no kernel has a system clock for each process.
 func buildWithClock(t *testing.T) string {
 	t.Helper()
-	dir, source := t.TempDir(), filepath.Join(runtime.GOROOT(), "src", "time")
+	root, err := exec.Command(needs.Program(t, "go"), "env", "GOROOT").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, source := t.TempDir(), filepath.Join(strings.TrimSpace(string(root)), "src", "time")
 	text, err := os.ReadFile(filepath.Join(source, "time.go"))
 	if err != nil {
-		t.Skipf("the sources of the Go distribution are needed: %v", err)
+		needs.Missing(t, "the sources of the Go distribution", err)
 	}
 	const before, after = "sec, nsec, mono := runtimeNow()\n\tif mono == 0 {", "sec, nsec, mono := runtimeNow()\n\tsec += ahead\n\tif mono == 0 {"
 	if strings.Count(string(text), before) != 1 {

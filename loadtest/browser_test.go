@@ -76,6 +76,7 @@ type measures struct {
 var pageMeasures = regexp.MustCompile(`data-measures="([^"]*)"`)
 
 func TestPageIsDrawnByABrowser(t *testing.T) {
+	t.Parallel()
 	page := writePage(t, sampleDocument(t))
 	for _, c := range []struct {
 		name  string

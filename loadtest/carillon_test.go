@@ -89,6 +89,7 @@ endpoints:
 }
 
 func TestCarillon(t *testing.T) {
+	t.Parallel()
 	url, pid := startCarillon(t)
 	for _, tt := range []struct {
 		name, command, path string
@@ -138,6 +139,7 @@ func TestCarillon(t *testing.T) {
 
 // Servers that the run starts itself are all measured, named when they die, and gone afterwards.
 func TestStartedServers(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("builds a server")
 	}
@@ -189,6 +191,7 @@ func TestStartedServers(t *testing.T) {
 
 // Servers that fanout starts are a cluster: what is published at one reaches the connections of all, once.
 func TestStartedCluster(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("builds a server")
 	}

@@ -62,6 +62,7 @@ func TestContestantThatFails(t *testing.T) {
 // Two rounds of carillon against itself: every run is there, forwards and then backwards, and the table
 // knows both servers.
 func TestCompareRounds(t *testing.T) {
+	t.Parallel()
 	into := t.TempDir()
 	one := contestant{name: "one", program: carillon(t), env: ourEnv}
 	two := one
@@ -101,6 +102,7 @@ func TestCompareRounds(t *testing.T) {
 
 // Ctrl-C in the middle leaves what was measured.
 func TestCompareInterrupted(t *testing.T) {
+	t.Parallel()
 	one := contestant{name: "one", program: carillon(t), env: ourEnv}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
@@ -157,6 +159,7 @@ func TestProcessesOfLoads(t *testing.T) {
 // loads and the storm in one life, and what can't be known of it is left out. A server that does not
 // start stands beside it under the same loads.
 func TestComparePeerAndStorm(t *testing.T) {
+	t.Parallel()
 	url, pid := startCarillon(t)
 	peer, err := parsePeer(fmt.Sprintf("mine=%s,%d", url, pid))
 	if err != nil {
