@@ -26,7 +26,7 @@ type crowd struct {
 	running, publishing sync.WaitGroup
 }
 
-// crowd brings clients, and when all are connected, publishers. If wander is not 0, clients go from one server to
+// crowd brings clients, and when all are subscribed, publishers. If wander is not 0, clients go from one server to
 // another all the time.
 func (s *site) crowd(clients int, wander time.Duration) *crowd {
 	t := s.t
@@ -40,6 +40,9 @@ func (s *site) crowd(clients int, wander time.Duration) *crowd {
 		m.take = m.hear
 		c.clients[i] = m
 		c.running.Go(func() { m.roam(ctx) })
+	}
+	for _, m := range c.clients {
+		eventually(t, "all clients are subscribed", m.began.Load)
 	}
 	s.waitForClients(clients, s.all()...)
 	s.watch()

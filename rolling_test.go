@@ -303,6 +303,7 @@ type roamer struct {
 	settled  bool      // the connection was of use
 	warned   bool      // nothing has come since the first subscription, or since the server has told of a gap
 	heard    atomic.Int64
+	began    atomic.Bool // it has been subscribed
 
 	take   func(n int64, offset uint64) // if not nil, gets each message instead of the log by numbers
 	wander time.Duration                // if not 0, it leaves each connection within that time,
@@ -416,6 +417,7 @@ func (c *roamer) listen(conn *websocket.Conn) error {
 		switch {
 		case frame.Subscribed != nil:
 			c.settled = true
+			c.began.Store(true)
 			if r := frame.Subscribed.Recovered; r != nil && !*r {
 				c.gaps++
 				c.warned = true
