@@ -41,13 +41,15 @@ type place struct {
 // Then the messages are fetched, from any replica, until the newest one is among them, so that a replica that
 // is behind goes unnoticed by nobody; if it stays behind, from the leader.
 //
-// Last comes Since. JetStream removes a topic's messages for two reasons. For their number, when there are more
-// than the rule's history: then those that are left are exactly as many as that, or became fewer because of the
-// other reason. And for age, or for the size of the stream, the oldest messages of all topics first: then
-// everything that a replica has removed is before its first message, and so is everything older of the topic. So:
-// if a message exists, all later ones of its topic do. If there are fewer than the history, everything from the
-// leader's first sequence on is there, with what the leader has that the replica has not. Otherwise everything from the
-// topic's first message on is. The first sequence is asked for after the messages have been fetched, since it only grows.
+// Last comes Since. When the message at the position is there, so are all behind it. Otherwise it has to be found out
+// what behind the position has been removed. JetStream removes a topic's messages for two reasons. For their number,
+// when there are more than the rule's history: then those that are left are exactly as many as that, or became fewer
+// because of the other reason. And for age, or for the size of the stream, the oldest messages of all topics first:
+// then everything that a replica has removed is before its first message, and so is everything older of the topic.
+// So: if a message exists, all later ones of its topic do. If the leader has fewer than the history, everything from
+// its first sequence on is there, with what the leader has that the replica has not. Otherwise everything from the
+// topic's first message on is. The first sequence is asked for after the messages have been fetched, since it only
+// grows.
 func (b *Broker) load(st *stream, topic string, after uint64) (server.Kept, error) {
 	deadline := time.Now().Add(b.o.Timeout)
 	epoch := st.epochNow()
@@ -57,50 +59,20 @@ func (b *Broker) load(st *stream, topic string, after uint64) (server.Kept, erro
 		return server.Kept{}, err
 	}
 	kept := server.Kept{Epoch: epoch}
-	// readable takes what was fetched. If something among it could not be read, all that can honestly be had is what
-	// comes after that.
-	readable := func(got fetched) bool {
-		kept.Messages = got.messages
-		if got.lost > 0 {
-			kept.Since = max(got.lost, after)
-			kept.Last = max(newest, got.last(), kept.Since)
-		}
-		return got.lost == 0
-	}
 	if newest > 0 && newest >= after {
-		from := max(after, 1)
-		got, err := b.fetchUpTo(at, from, newest, deadline)
+		got, err := b.fetchUpTo(at, max(after, 1), newest, deadline)
 		if err != nil {
 			return server.Kept{}, err
 		}
-		if !readable(got) {
+		kept.Messages = got.messages
+		if got.lost > 0 { // all that can honestly be had is what comes after what could not be read
+			kept.Since = max(got.lost, after)
+			kept.Last = max(newest, got.last(), kept.Since)
 			return kept, st.same(epoch)
 		}
 		if after > 0 && len(kept.Messages) > 0 && kept.Messages[0].Offset == after {
 			kept.Messages = kept.Messages[1:]
 			kept.Since, kept.Last = after, max(newest, lastOf(kept.Messages))
-			return kept, st.same(epoch)
-		}
-		if from > 1 {
-			if got, err = b.fetchUpTo(at, 1, newest, deadline); err != nil {
-				return server.Kept{}, err
-			}
-			if !readable(got) {
-				return kept, st.same(epoch)
-			}
-		}
-	} else if newest > 0 {
-		// The topic has nothing after a position that was beyond its newest message, which still exists.
-		got, err := b.fetchUpTo(at, newest, newest, deadline)
-		if err != nil {
-			return server.Kept{}, err
-		}
-		if !readable(got) {
-			return kept, st.same(epoch)
-		}
-		if len(kept.Messages) > 0 && kept.Messages[0].Offset == newest {
-			kept.Messages = kept.Messages[1:]
-			kept.Since, kept.Last = after, max(after, lastOf(kept.Messages))
 			return kept, st.same(epoch)
 		}
 	}

@@ -68,7 +68,7 @@ func TestMessagesOfAnotherVersionAreCountedAndLogged(t *testing.T) {
 	check("kept.a", 0, 2, 2)
 	check("kept.a", 1, 2, 2)
 	check("kept.a", 2, 2, 2)
-	check("kept.a", 9, 9, 9)
+	check("kept.a", 9, 9, 4) // the stream ends there
 	check("kept.b", 0, 4, 4)
 	if _, err := alice.store("kept.a", "later", ""); err != nil { // 5
 		t.Fatal(err)
