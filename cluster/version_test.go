@@ -40,8 +40,8 @@ func TestVersionsAreCompared(t *testing.T) {
 	}
 }
 
-// pretender is a NATS server that says which version it is, and does nothing else.
-func pretender(t *testing.T, version string) string {
+// pretender is a NATS server that says which version it is, and does nothing else. It reads until deaf is closed.
+func pretender(t *testing.T, version string, deaf <-chan struct{}) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -61,6 +61,11 @@ func pretender(t *testing.T, version string) string {
 					if lines.Text() == "PING" {
 						fmt.Fprint(c, "PONG\r\n")
 					}
+					select {
+					case <-deaf:
+						return
+					default:
+					}
 				}
 			}()
 		}
@@ -69,11 +74,11 @@ func pretender(t *testing.T, version string) string {
 }
 
 func TestANATSServerThatIsTooOldEndsTheStart(t *testing.T) {
-	_, err := tryJoin(t, Options{NATS: NATS{URL: pretender(t, "2.9.10")}}, server.TopicRule{Match: ">", History: 3})
+	_, err := tryJoin(t, Options{NATS: NATS{URL: pretender(t, "2.9.10", nil)}}, server.TopicRule{Match: ">", History: 3})
 	if err == nil || !strings.Contains(err.Error(), "nats-server 2.9.10") || !strings.Contains(err.Error(), "need 2.10 or later") {
 		t.Errorf("the error is %v", err)
 	}
-	join(t, Options{NATS: NATS{URL: pretender(t, "2.9.10")}}) // without history there is nothing that needs more
+	join(t, Options{NATS: NATS{URL: pretender(t, "2.9.10", nil)}}) // without history there is nothing that needs more
 }
 
 // runPackaged starts it with JetStream on a port that it chooses.
