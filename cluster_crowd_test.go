@@ -135,7 +135,8 @@ func (c *crowd) finish() (moves int) {
 				time.Sleep(100 * time.Millisecond) // what was published at others may be on its way
 			}
 			if !slices.Equal(log, want) {
-				t.Errorf("server %d keeps %d messages of topic %d, of which %d were acknowledged, and they differ at %d", server, len(log), i, len(want), differ(log, want))
+				t.Fatalf("server %d keeps %d messages of topic %d, of which %d were acknowledged, and they differ at %d; it says\n%s\n%s", server,
+					len(log), i, len(want), differ(log, want), b.p.stderr.String(), ask(t, "GET", "http://"+b.internal+"/metrics", ""))
 			}
 		}
 	}

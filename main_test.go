@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -70,7 +69,7 @@ type program struct {
 	t      *testing.T
 	cmd    *exec.Cmd
 	stdout chan string // one line at a time, closed at the end
-	stderr bytes.Buffer
+	stderr buffer
 	done   chan struct{}
 	seen   []string
 }

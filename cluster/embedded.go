@@ -93,6 +93,7 @@ func (b *Broker) embeddedOptions() (*natsserver.Options, error) {
 		// A way that is cut without a word has to be given up, or what was sent meanwhile holds up the rest: TCP tries
 		// again after a minute only when it has failed for as long.
 		o.Cluster.PingInterval, o.Cluster.MaxPingsOut = pingInterval, pingsOut
+		o.ReconnectErrorReports = 30 // of the tries to come back, of which there are some each second, every so many are told
 		if o.Cluster.Host == "" {
 			o.Cluster.Host = "0.0.0.0"
 		}

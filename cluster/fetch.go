@@ -185,27 +185,54 @@ type storedMessage struct {
 // it is asked anew when a third of the time has gone.
 func (b *Broker) askLeader(at place, what map[string]any, deadline time.Time) (storedMessage, error) {
 	question, _ := json.Marshal(what)
-	m, err := (*nats.Msg)(nil), errTimeout
+	m, err := storedMessage{}, errTimeout
 	for left := time.Until(deadline); left > 0 && errors.Is(err, errTimeout); left = time.Until(deadline) {
-		m, err = b.await("$JS.API.STREAM.MSG.GET."+at.st.name, question, max(left/3, minAsk))
+		m, err = b.askLeaderOnce(at, question, max(left/3, minAsk))
 	}
-	if err != nil {
-		return storedMessage{}, err
+	return m, err
+}
+
+// askLeaderOnce waits for the leader's answer. Servers that know of no leader answer, too, and first: one that was cut off may
+// say so for a minute after it is back, while the leader has answered all the time.
+func (b *Broker) askLeaderOnce(at place, question []byte, timeout time.Duration) (m storedMessage, err error) {
+	var unavailable error
+	ended := make(chan error, 1)
+	reply, token := b.calls.open(timeout, func(answer *nats.Msg, err error) bool {
+		switch {
+		case errors.Is(err, errTimeout) && unavailable != nil:
+			err = unavailable
+		case err != nil:
+		case isStatus(answer, "503"):
+			err = errNoLeader
+		default:
+			var api *apiError
+			if m, err = readStored(answer.Data); errors.As(err, &api) && api.ErrCode == 10008 {
+				unavailable = err
+				return true
+			}
+		}
+		ended <- err
+		return false
+	})
+	if err := b.nc.PublishMsg(&nats.Msg{Subject: "$JS.API.STREAM.MSG.GET." + at.st.name, Reply: reply, Data: question}); err != nil && b.calls.close(token) {
+		return storedMessage{}, b.publishError(err)
 	}
-	if isStatus(m, "503") {
-		return storedMessage{}, errNoLeader
-	}
+	err = <-ended
+	return m, err
+}
+
+func readStored(data []byte) (storedMessage, error) {
 	var answer struct {
 		Message storedMessage `json:"message"`
 		Error   *apiError     `json:"error"`
 	}
-	if err := json.Unmarshal(m.Data, &answer); err != nil {
+	if err := json.Unmarshal(data, &answer); err != nil {
 		return storedMessage{}, fmt.Errorf("JetStream's answer: %w", err)
 	}
+	if answer.Error != nil && answer.Error.ErrCode == 10037 { // no message found
+		return storedMessage{}, nil
+	}
 	if answer.Error != nil {
-		if answer.Error.ErrCode == 10037 { // no message found
-			return storedMessage{}, nil
-		}
 		return storedMessage{}, answer.Error
 	}
 	return answer.Message, nil

@@ -84,3 +84,36 @@ func TestAStreamHasGoneBackOnlyWhenItIsSaidAgainAndAgain(t *testing.T) {
 		t.Error("it has gone back once only")
 	}
 }
+
+// A server that was cut off says at once, as soon as it is asked for a message, that JetStream has no leader, although there is
+// one, which answers a little later.
+func TestTheLeaderIsHeardBesideServersThatKnowOfNone(t *testing.T) {
+	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}
+	rule := server.TopicRule{Match: ">", History: 3}
+	n, other := join(t, o, rule), join(t, o, rule)
+	if _, err := n.store("a", "x", ""); err != nil {
+		t.Fatal(err)
+	}
+	asked := make(chan struct{}, 1000)
+	if _, err := other.nc.Subscribe("$JS.API.STREAM.MSG.GET."+n.streams[0].name, func(m *nats.Msg) {
+		asked <- struct{}{}
+		for range 3 { // before and after the leader
+			if err := m.Respond([]byte(`{"error": {"code": 503, "err_code": 10008, "description": "JetStream system temporarily unavailable"}}`)); err != nil {
+				t.Error(err)
+			}
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		if k, err := n.load("a", 0); err != nil || len(k.Messages) != 1 {
+			t.Fatal(payloads(k.Messages), err)
+		}
+	}
+	if len(asked) == 0 {
+		t.Error("nobody else was asked")
+	}
+}
