@@ -15,7 +15,7 @@ const askTimeout = time.Second
 // gather puts a question to the nodes on a subject, and waits for the answers of those that are expected.
 func (b *Broker) gather(subject string, question []byte, expected map[string]bool, done func([]server.Answer, bool)) {
 	var answers []server.Answer
-	reply, token := b.calls.open(askTimeout, func(m *nats.Msg, err error) bool {
+	b.exchange(subject, question, askTimeout, func(m *nats.Msg, err error) bool {
 		if err != nil || isStatus(m, "503") {
 			done(answers, len(expected) == 0)
 			return false
@@ -30,9 +30,6 @@ func (b *Broker) gather(subject string, question []byte, expected map[string]boo
 		done(answers, true)
 		return false
 	})
-	if err := b.nc.PublishMsg(&nats.Msg{Subject: subject, Reply: reply, Data: question}); err != nil && b.calls.close(token) {
-		done(nil, false)
-	}
 }
 
 // Ask implements [server.Broker].

@@ -123,3 +123,19 @@ func (c *calls) failAll(err error) {
 		one.deliver(nil, err)
 	}
 }
+
+// exchange sends a question. take gets each answer, or an error and nothing after it, and says whether more are expected.
+func (b *Broker) exchange(subject string, body []byte, timeout time.Duration, take func(*nats.Msg, error) (more bool)) {
+	reply, token := b.calls.open(timeout, take)
+	if err := b.nc.PublishMsg(&nats.Msg{Subject: subject, Reply: reply, Data: body}); err != nil && b.calls.close(token) {
+		take(nil, b.publishError(err))
+	}
+}
+
+// request sends a question that has one answer.
+func (b *Broker) request(subject string, body []byte, timeout time.Duration, done func(*nats.Msg, error)) {
+	b.exchange(subject, body, timeout, func(m *nats.Msg, err error) bool {
+		done(m, err)
+		return false
+	})
+}

@@ -130,7 +130,7 @@ func (b *Broker) fetchFromReplicas(at place, from uint64, deadline time.Time) (a
 func (b *Broker) fetchBatch(at place, from uint64, first int, deadline time.Time) (part fetched, more bool, err error) {
 	question, _ := json.Marshal(map[string]any{"seq": from, "next_by_subj": at.subject, "batch": batchMessages, "max_bytes": batchBytes + first})
 	ended := make(chan error, 1)
-	reply, token := b.calls.open(time.Until(deadline)/2, func(m *nats.Msg, err error) bool {
+	b.exchange("$JS.API.DIRECT.GET."+at.st.name, question, time.Until(deadline)/2, func(m *nats.Msg, err error) bool {
 		if err == nil && m.Header.Get("Nats-Sequence") != "" {
 			if err = b.takeBatched(&part, at.topic, m); err == nil {
 				return true
@@ -149,9 +149,6 @@ func (b *Broker) fetchBatch(at place, from uint64, first int, deadline time.Time
 		ended <- err
 		return false
 	})
-	if err := b.nc.PublishMsg(&nats.Msg{Subject: "$JS.API.DIRECT.GET." + at.st.name, Reply: reply, Data: question}); err != nil && b.calls.close(token) {
-		return fetched{}, false, b.publishError(err)
-	}
 	if err = <-ended; err != nil {
 		return fetched{}, false, err
 	}
@@ -197,7 +194,7 @@ func (b *Broker) askLeader(at place, what map[string]any, deadline time.Time) (s
 func (b *Broker) askLeaderOnce(at place, question []byte, timeout time.Duration) (m storedMessage, err error) {
 	var unavailable error
 	ended := make(chan error, 1)
-	reply, token := b.calls.open(timeout, func(answer *nats.Msg, err error) bool {
+	b.exchange("$JS.API.STREAM.MSG.GET."+at.st.name, question, timeout, func(answer *nats.Msg, err error) bool {
 		switch {
 		case errors.Is(err, errTimeout) && unavailable != nil:
 			err = unavailable
@@ -214,9 +211,6 @@ func (b *Broker) askLeaderOnce(at place, question []byte, timeout time.Duration)
 		ended <- err
 		return false
 	})
-	if err := b.nc.PublishMsg(&nats.Msg{Subject: "$JS.API.STREAM.MSG.GET." + at.st.name, Reply: reply, Data: question}); err != nil && b.calls.close(token) {
-		return storedMessage{}, b.publishError(err)
-	}
 	err = <-ended
 	return m, err
 }

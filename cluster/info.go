@@ -86,11 +86,11 @@ func (b *Broker) readState(st *stream, m *nats.Msg, err error) (streamState, err
 	if answer.Error != nil {
 		return streamState{}, answer.Error
 	}
-	if answer.Cluster != nil && answer.Cluster.Leader == "" {
-		return streamState{}, errNoLeader
-	}
-	if answer.Cluster != nil {
-		answer.State.leader = answer.Cluster.Leader
+	if cluster := answer.Cluster; cluster != nil {
+		if cluster.Leader == "" {
+			return streamState{}, errNoLeader
+		}
+		answer.State.leader = cluster.Leader
 	}
 	answer.State.epoch, answer.State.now = b.names.epoch(st.id, answer.Config.Subjects), answer.Now
 	return answer.State, nil
@@ -101,38 +101,25 @@ var errNoLeader = errors.New("JetStream does not answer")
 // infoTimeout is how long the leader has for its answer.
 const infoTimeout = 2 * time.Second
 
-// request sends a question that has one answer.
-func (b *Broker) request(subject string, body []byte, timeout time.Duration, done func(*nats.Msg, error)) {
-	reply, token := b.calls.open(timeout, func(m *nats.Msg, err error) bool {
-		done(m, err)
-		return false
-	})
-	if err := b.nc.PublishMsg(&nats.Msg{Subject: subject, Reply: reply, Data: body}); err != nil && b.calls.close(token) {
-		done(nil, b.publishError(err))
-	}
-}
-
 // await is request for a goroutine that may wait.
 func (b *Broker) await(subject string, body []byte, timeout time.Duration) (*nats.Msg, error) {
-	type answer struct {
-		m   *nats.Msg
-		err error
-	}
-	c := make(chan answer, 1)
-	b.request(subject, body, timeout, func(m *nats.Msg, err error) { c <- answer{m, err} })
-	a := <-c
-	return a.m, a.err
+	return wait(func(done func(*nats.Msg, error)) { b.request(subject, body, timeout, done) })
 }
 
 func (b *Broker) awaitInfo(st *stream) (streamState, error) {
+	return wait(func(done func(streamState, error)) { b.info(st, done) })
+}
+
+// wait makes a call that waits of one that does not.
+func wait[T any](call func(done func(T, error))) (T, error) {
 	type answer struct {
-		s   streamState
-		err error
+		value T
+		err   error
 	}
 	c := make(chan answer, 1)
-	b.info(st, func(s streamState, err error) { c <- answer{s, err} })
+	call(func(value T, err error) { c <- answer{value, err} })
 	a := <-c
-	return a.s, a.err
+	return a.value, a.err
 }
 
 // awaitCount is awaitInfo with the number of messages of a topic.

@@ -92,10 +92,7 @@ func (x *packagedTrio) end(i int, signal os.Signal) {
 		return
 	}
 	x.running[i] = nil
-	_ = cmd.Process.Signal(signal)
-	late := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
-	_ = cmd.Wait()
-	late.Stop()
+	endCommand(cmd, signal)
 }
 
 // streamLeader is the number of the server that leads the stream.

@@ -96,10 +96,7 @@ func runPackaged(t *testing.T, path string) (url string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		late := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
-		_ = cmd.Wait()
-		late.Stop()
+		endCommand(cmd, syscall.SIGTERM)
 		if text, _ := os.ReadFile(out.Name()); t.Failed() {
 			t.Logf("nats-server:\n%s", text)
 		}
@@ -117,6 +114,14 @@ func runPackaged(t *testing.T, path string) (url string) {
 		return false
 	})
 	return url
+}
+
+// endCommand ends a program by a signal, and at last by force.
+func endCommand(cmd *exec.Cmd, signal os.Signal) {
+	_ = cmd.Process.Signal(signal)
+	late := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
+	_ = cmd.Wait()
+	late.Stop()
 }
 
 func packagedVersion(t *testing.T, path string) string {
