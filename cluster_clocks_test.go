@@ -148,7 +148,7 @@ func (s *site) age(ctx context.Context, topic int) {
 	for n := 1; ctx.Err() == nil; n++ {
 		for i := 0; ctx.Err() == nil; i++ {
 			url := fmt.Sprintf("http://%s/v1/topics/aging.%d/messages", s.servers[i%len(s.servers)].internal, topic)
-			if post(ctx, client, url, fmt.Sprintf(`{"n":%d}`, n), fmt.Sprintf("aging-%d", n)) {
+			if posted(ctx, client, url, fmt.Sprintf(`{"n":%d}`, n), fmt.Sprintf("aging-%d", n)) {
 				break
 			}
 			sleep(ctx, 50*time.Millisecond)

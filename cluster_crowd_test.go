@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -288,20 +287,9 @@ func (p *press) overHTTP(node int) func(context.Context, int64) (uint64, error) 
 		b := p.s.servers[node%len(p.s.servers)]
 		node++
 		url := fmt.Sprintf("http://%s/v1/topics/team.%d/messages", b.internal, topicOf(n))
-		r, err := http.NewRequestWithContext(ctx, "POST", url, strings.NewReader(fmt.Sprintf(`{"n":%d}`, n)))
-		if err != nil {
-			return 0, err
-		}
-		r.Header.Set("Content-Type", "application/json")
-		r.Header.Set("Idempotency-Key", fmt.Sprint(n))
-		resp, err := client.Do(r)
-		if err != nil {
-			return 0, err
-		}
-		defer resp.Body.Close()
-		text, err := io.ReadAll(resp.Body)
-		if err != nil || resp.StatusCode != http.StatusOK {
-			return 0, fmt.Errorf("%s, %w", resp.Status, err)
+		status, text, err := post(ctx, client, url, fmt.Sprintf(`{"n":%d}`, n), fmt.Sprint(n))
+		if err != nil || status != http.StatusOK {
+			return 0, fmt.Errorf("%d, %w", status, err)
 		}
 		var receipt position
 		err = json.Unmarshal(text, &receipt)

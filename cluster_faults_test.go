@@ -69,14 +69,7 @@ func (n *natsServer) begin() {
 // isWell waits until the server has everything that it should have.
 func (n *natsServer) isWell() {
 	n.t.Helper()
-	eventually(n.t, "a NATS server is well", func() bool {
-		resp, err := http.Get("http://" + n.monitor + "/healthz")
-		if err != nil {
-			return false
-		}
-		resp.Body.Close()
-		return resp.StatusCode == http.StatusOK
-	})
+	eventually(n.t, "a NATS server is well", func() bool { return isOK("http://" + n.monitor + "/healthz") })
 }
 
 func (n *natsServer) kill() {
@@ -139,9 +132,7 @@ func TestNATSServersAreKilled(t *testing.T) {
 	for _, n := range servers {
 		n.begin()
 	}
-	for _, b := range s.servers {
-		b.isReady()
-	}
+	s.areReady()
 	if moves := c.finish(); moves != 0 {
 		t.Errorf("clients moved %d times", moves)
 	}

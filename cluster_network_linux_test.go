@@ -149,14 +149,16 @@ func (m *machine) do(args ...string) {
 	m.n.do(args[0], args[1:]...)
 }
 
-// cut has a bridge drop everything from and to the machine, without a word to anybody, or ends that.
-func (m *machine) cut(bridge string, cut bool) {
+// cut has bridges drop everything from and to the machine, without a word to anybody, or ends that.
+func (m *machine) cut(cut bool, bridges ...string) {
 	m.n.t.Helper()
 	state := "3" // forwarding
 	if cut {
 		state = "0" // disabled
 	}
-	m.n.do("bridge", "link", "set", "dev", m.port(bridge), "state", state)
+	for _, bridge := range bridges {
+		m.n.do("bridge", "link", "set", "dev", m.port(bridge), "state", state)
+	}
 }
 
 // site has a server on each of the first machines.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -20,23 +19,11 @@ import (
 // publish publishes a message at a node.
 func (b *behind) publish(topic, message, key string) (status int, text string) {
 	b.t.Helper()
-	r, err := http.NewRequest("POST", "http://"+b.internal+"/v1/topics/"+topic+"/messages", strings.NewReader(message))
+	status, answer, err := post(b.t.Context(), &http.Client{Timeout: long}, "http://"+b.internal+"/v1/topics/"+topic+"/messages", message, key)
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	r.Header.Set("Content-Type", "application/json")
-	if key != "" {
-		r.Header.Set("Idempotency-Key", key)
-	}
-	client := &http.Client{Timeout: long}
-	resp, err := client.Do(r)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	var answer json.RawMessage
-	_ = json.NewDecoder(resp.Body).Decode(&answer)
-	return resp.StatusCode, string(answer)
+	return status, string(answer)
 }
 
 // metric is the value of a metric, as it is written with its labels; 0 if there is none.

@@ -45,9 +45,7 @@ func TestANodeThatIsCutOffForAMinute(t *testing.T) {
 		s.run(s.haproxy(needs.Program(t, "haproxy"), ""))
 		c := s.crowd(60, 0)
 		c.press.goesOn()
-		for _, bridge := range []string{"front", "back"} {
-			n.machines[2].cut(bridge, true)
-		}
+		n.machines[2].cut(true, "front", "back")
 		began := time.Now()
 		eventually(t, "the others are ready, and two", func() bool {
 			return s.servers[0].saysReady() && s.servers[1].saysReady() && s.servers[0].nodes() == 2 && s.servers[1].nodes() == 2
@@ -57,13 +55,9 @@ func TestANodeThatIsCutOffForAMinute(t *testing.T) {
 		time.Sleep(time.Until(began.Add(cutOffFor)))
 		c.press.goesOn()
 
-		for _, bridge := range []string{"front", "back"} {
-			n.machines[2].cut(bridge, false)
-		}
+		n.machines[2].cut(false, "front", "back")
 		began = time.Now()
-		for _, b := range s.servers {
-			b.isReady()
-		}
+		s.areReady()
 		t.Logf("all are together again after %.1f s", time.Since(began).Seconds())
 		s.isTaken(2)
 		c.finish()
@@ -83,7 +77,7 @@ func (n *network) cutOff(s *site, embedded bool) {
 	c.press.goesOn()
 	stays := lonely.count()
 
-	n.machines[2].cut("back", true)
+	n.machines[2].cut(true, "back")
 	began := time.Now()
 	eventually(t, "the node says that it is not ready", func() bool { return strings.Contains(lonely.readiness(), "the cluster cannot be reached") })
 	t.Logf("the node is not ready after %.1f s", time.Since(began).Seconds())
@@ -115,11 +109,9 @@ func (n *network) cutOff(s *site, embedded bool) {
 		t.Errorf("the node that is cut off has %d connections, it had %d", n, stays)
 	}
 
-	n.machines[2].cut("back", false)
+	n.machines[2].cut(false, "back")
 	began = time.Now()
-	for _, b := range s.servers {
-		b.isReady()
-	}
+	s.areReady()
 	t.Logf("all are together again after %.1f s", time.Since(began).Seconds())
 	news.check(lonely)
 	if moves := c.finish(); moves != 0 {

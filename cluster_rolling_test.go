@@ -103,6 +103,12 @@ func (s *site) begin() {
 	for _, b := range s.servers {
 		b.begin(s.dir)
 	}
+	s.areReady()
+}
+
+// areReady waits until all servers are one cluster.
+func (s *site) areReady() {
+	s.t.Helper()
 	for _, b := range s.servers {
 		b.isReady()
 	}
@@ -131,8 +137,10 @@ func (b *behind) isReady() {
 	})
 }
 
-func (b *behind) saysReady() bool {
-	resp, err := http.Get("http://" + b.internal + "/readyz")
+func (b *behind) saysReady() bool { return isOK("http://" + b.internal + "/readyz") }
+
+func isOK(url string) bool {
+	resp, err := http.Get(url)
 	if err != nil {
 		return false
 	}

@@ -238,7 +238,7 @@ func (p *feed) publish(ctx context.Context, server int, address string) {
 	for i := int64(0); p.exists(ctx, i); i++ {
 		topic, number := i%int64(p.topics), i/int64(p.topics)+1
 		url := fmt.Sprintf("http://%s/v1/topics/rolling.%d/messages", address, topic)
-		for !post(ctx, client, url, fmt.Sprintf(`{"n":%d}`, number), fmt.Sprintf("%d-%d", topic, number)) {
+		for !posted(ctx, client, url, fmt.Sprintf(`{"n":%d}`, number), fmt.Sprintf("%d-%d", topic, number)) {
 			select {
 			case <-ctx.Done():
 				return
@@ -276,21 +276,29 @@ func (p *feed) exists(ctx context.Context, i int64) bool {
 	}
 }
 
-// post publishes a message. The key makes it safe to try again.
-func post(ctx context.Context, client *http.Client, url, message, key string) bool {
+// post publishes a message, and returns what the server says. The key, if there is one, makes it safe to try again.
+func post(ctx context.Context, client *http.Client, url, message, key string) (status int, text []byte, err error) {
 	r, err := http.NewRequestWithContext(ctx, "POST", url, strings.NewReader(message))
 	if err != nil {
-		return false
+		return 0, nil, err
 	}
 	r.Header.Set("Content-Type", "application/json")
-	r.Header.Set("Idempotency-Key", key)
+	if key != "" {
+		r.Header.Set("Idempotency-Key", key)
+	}
 	resp, err := client.Do(r)
 	if err != nil {
-		return false
+		return 0, nil, err
 	}
-	_, _ = io.Copy(io.Discard, resp.Body)
-	resp.Body.Close()
-	return resp.StatusCode == http.StatusOK
+	defer resp.Body.Close()
+	text, err = io.ReadAll(resp.Body)
+	return resp.StatusCode, text, err
+}
+
+// posted says whether a message was published.
+func posted(ctx context.Context, client *http.Client, url, message, key string) bool {
+	status, _, err := post(ctx, client, url, message, key)
+	return err == nil && status == http.StatusOK
 }
 
 // roamer is a client that comes back as docs/protocol.md says, and keeps a log by the messages' numbers.
