@@ -28,8 +28,9 @@ type cluster struct {
 	broker Broker
 	paced  chan struct{} // as many as loads of a resync may be under way
 
-	stats clusterStats
-	id    atomic.Pointer[string] // of this server, once the broker has told it
+	stats   clusterStats
+	unloads sampler                // of lines about loads that failed
+	id      atomic.Pointer[string] // of this server, once the broker has told it
 
 	orders sync.Mutex // guards what follows
 	list   []func()
@@ -58,7 +59,7 @@ type clusterStats struct {
 const mostPaced = 32
 
 func newCluster(h *hub, b Broker) *cluster {
-	return &cluster{srv: h.srv, hub: h, broker: b, paced: make(chan struct{}, mostPaced), broadcasts: map[[2]string]*sender{}}
+	return &cluster{srv: h.srv, hub: h, broker: b, paced: make(chan struct{}, mostPaced), unloads: sampler{most: 1}, broadcasts: map[[2]string]*sender{}}
 }
 
 // order has the broker told something, behind what was ordered before. It may be called with anything locked;

@@ -3,8 +3,10 @@ package server
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -233,6 +235,100 @@ func TestClusterUnavailable(t *testing.T) {
 	c.subscribed("log.a")
 	mustPublish(t, s, "log.a", "x")
 	c.wants("x")
+}
+
+// A server has missed messages of a topic, and cannot load them. Whoever reads the topic there is told so, and nobody gets
+// what is left for the whole. It goes on trying, also when nobody is subscribed.
+func TestClusterReadsTheWhole(t *testing.T) {
+	n := newFakeNet(1)
+	log := &logBuffer{}
+	opts := topics(TopicRule{Match: "log.*", History: 10})
+	opts.Logger = slog.New(slog.NewTextHandler(log, nil))
+	list := clustered(t, n, 2, opts, unchanged)
+	s := list[0]
+	for _, topic := range []string{"log.a", "log.b"} {
+		mustPublish(t, list[1], topic, "one")
+		if past, err := s.History(topic, Start{Last: 10}, 10); err != nil || len(past.Messages) != 1 {
+			t.Fatal(past, err)
+		}
+	}
+	fakeOf(s).cut(true)
+	for _, topic := range []string{"log.a", "log.b"} {
+		mustPublish(t, list[1], topic, "two")
+	}
+	if past, err := s.History("log.a", Start{Last: 10}, 10); err != nil || len(past.Messages) != 1 {
+		t.Errorf("before anything is known to be missing: %v, %v", past, err)
+	}
+	n.set(func() { n.failing = 1 })
+	fakeOf(s).cut(false)
+	eventually(t, "it says that it cannot load", func() bool { return strings.Contains(log.String(), "could not be loaded") })
+	if _, err := s.History("log.a", Start{Last: 10}, 10); !errors.Is(err, ErrNoCluster) {
+		t.Errorf("while it cannot be loaded: %v", err)
+	}
+	n.set(func() { n.failing = 0 })
+	if past, err := s.History("log.a", Start{Last: 10}, 10); err != nil || len(past.Messages) != 2 {
+		t.Errorf("when it can be: %v, %v", past, err)
+	}
+	eventually(t, "it has been loaded unasked", func() bool { i, _ := s.Topic("log.b"); return i.History == 2 })
+
+	fakeOf(s).cut(true)
+	last := mustPublish(t, list[1], "log.a", "three")
+	hold, loads := make(chan struct{}), 0
+	n.set(func() { n.holdLoads, loads = hold, n.loads })
+	fakeOf(s).cut(false)
+	eventually(t, "it is being loaded", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.loads >= loads+2 })
+	reader, reads := dial(t, s, "/ws", speakJSON), make(chan Past, 1)
+	reader.send(`{"id":1,"history":{"topic":"log.a"}}`)
+	go func() {
+		past, _ := s.History("log.a", Start{Last: 10}, 10)
+		reads <- past
+	}()
+	other := dial(t, s, "/ws", speakJSON)
+	other.subscribed("log.a") // who gets the rest later need not wait
+	n.set(func() { n.holdLoads = nil })
+	close(hold)
+	if past := <-reads; past.Offset != last.Offset || len(past.Messages) != 3 {
+		t.Errorf("after the load: %v", past)
+	}
+	if m := reader.said(); m.History == nil || len(m.History.Messages) != 3 {
+		t.Error(m.text)
+	}
+	other.wants("three")
+
+	t.Run("before its turn", func(t *testing.T) {
+		const number = 2 * mostPaced
+		read := func(i int) Past {
+			past, err := s.History(fmt.Sprint("log.", i), Start{Last: 10}, 10)
+			if err != nil {
+				t.Error(err)
+			}
+			return past
+		}
+		for i := range number {
+			mustPublish(t, list[1], fmt.Sprint("log.", i), "one")
+			read(i)
+		}
+		fakeOf(s).cut(true)
+		for i := range number {
+			mustPublish(t, list[1], fmt.Sprint("log.", i), "two")
+		}
+		hold, loads := make(chan struct{}), 0
+		n.set(func() { n.holdLoads, loads = hold, n.loads })
+		fakeOf(s).cut(false)
+		eventually(t, "as many are being loaded as may be", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.loads == loads+mostPaced })
+		var readers sync.WaitGroup
+		for i := range number {
+			readers.Go(func() {
+				if past := read(i); len(past.Messages) != 2 {
+					t.Errorf("topic %d has %d messages", i, len(past.Messages))
+				}
+			})
+		}
+		eventually(t, "what is read is being loaded", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.loads >= loads+number })
+		n.set(func() { n.holdLoads = nil })
+		close(hold)
+		readers.Wait()
+	})
 }
 
 // While nobody in the cluster can take messages for kept topics, others pass, and the servers are ready.

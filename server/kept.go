@@ -3,6 +3,7 @@ package server
 import (
 	"cmp"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -20,6 +21,7 @@ type kept struct {
 
 	// Loads: one at a time.
 	loads   uint64 // that were begun
+	looked  uint64 // how often a resync had been asked for when the last one was
 	loading bool
 	resting bool // the next one waits a moment
 	stale   bool // there has to be a next one
@@ -46,6 +48,11 @@ const (
 // mostUseless is how many loads may fail to fill a hole before it is taken for one that nobody can fill.
 const mostUseless = 8
 
+// lacks says whether something may be missing, which is to be loaded.
+func (cl *cluster) lacks(k *kept) bool {
+	return k.loading || k.stale || k.looked < cl.stats.resyncs.Load()
+}
+
 func (k *kept) epochText() string {
 	if k.epoch == nil {
 		return ""
@@ -63,26 +70,29 @@ func (k *kept) hold(m *message, prev uint64) {
 
 // awaitKept has the topic brought up to date, so that somebody can begin there, and calls done when that is so:
 // not with anything locked, or when it returns true, which means that there is nothing to wait for. Who has been
-// further than this server has was at another one, and waits for what that one had. The caller holds mu.
-func (cl *cluster) awaitKept(t *topic, from Start, done func(error)) (ready bool, err error) {
+// further than this server has was at another one, and waits for what that one had. Who subscribes gets later what
+// may be missing; who reads waits for it. The caller holds mu.
+func (cl *cluster) awaitKept(t *topic, from Start, reads bool, done func(error)) (ready bool, err error) {
 	k := t.link.kept
 	t.link.wanted = cl.srv.elapsed()
-	if k.loaded && (from.Since == nil || from.Since.Epoch != k.epochText() || from.Since.Offset <= t.offset) {
+	known := from.Since == nil || k.loaded && (from.Since.Epoch != k.epochText() || from.Since.Offset <= t.offset)
+	if k.loaded && known && !(reads && cl.lacks(k)) {
 		return true, nil
 	}
 	if err := cl.awayFor(cl.ruleOf(t)); err != nil {
 		return false, err
 	}
-	number := k.loads + 1
-	if k.loading && from.Since == nil {
+	joined, number := t.link.state == linkJoined, k.loads+1
+	if joined && known && k.loading && !k.stale && k.looked == cl.stats.resyncs.Load() {
 		number = k.loads
 	}
 	cl.enlist(&t.source, &waiter{load: number, done: done})
-	if t.link.state == linkJoined {
+	switch {
+	case !joined:
+		cl.follow(&t.source)
+	case number > k.loads:
 		k.resting = false
 		cl.load(t)
-	} else {
-		cl.follow(&t.source)
 	}
 	return false, nil
 }
@@ -97,7 +107,7 @@ func (cl *cluster) waitFor(topic string, from Start) error {
 		return fmt.Errorf("look at a topic: %w", ErrOnLoop)
 	}
 	done := make(chan error, 1)
-	if ready, err := cl.ready(topic, from, func(err error) { done <- err }, func() {}); ready || err != nil {
+	if ready, err := cl.ready(topic, from, true, func(err error) { done <- err }, func() {}); ready || err != nil {
 		return err
 	}
 	return <-done
@@ -117,6 +127,7 @@ func (cl *cluster) beginLoad(t *topic) {
 	}
 	k.loading, k.stale, k.whole = true, false, false
 	k.loads++
+	k.looked = cl.stats.resyncs.Load()
 	cl.stats.loads.Add(1)
 	number, after := k.loads, uint64(0)
 	switch {
@@ -134,6 +145,9 @@ func (cl *cluster) beginLoad(t *topic) {
 }
 
 func (cl *cluster) loaded(t *topic, number uint64, full bool, got *Kept, err error) {
+	if err != nil && cl.awayFor(cl.ruleOf(t)) == nil { // otherwise it is known, and has been said
+		cl.srv.logSome(&cl.unloads, slog.LevelWarn, "what the cluster keeps of a topic could not be loaded", []any{"topic", t.name, "error", err})
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	k := t.link.kept
@@ -145,9 +159,7 @@ func (cl *cluster) loaded(t *topic, number uint64, full bool, got *Kept, err err
 		cl.stats.loadFailures.Add(1)
 		k.whole = k.whole || full && k.loaded
 		cl.release(&t.source, number, unavailable(err))
-		if t.subscribers > 0 || len(t.link.waiters) > 0 || t.link.feeder != nil {
-			cl.rest(t)
-		}
+		cl.rest(t) // also when nobody is there: who comes next must not get what is left for the whole
 		return
 	}
 	if !full && k.epochText() != got.Epoch { // an offset of another epoch was asked for

@@ -122,17 +122,17 @@ func (c *Conn) advance() {
 	}
 }
 
-// topicReady calls then when a topic or a pattern can be subscribed to, which may be at once, as it always is without
-// a broker. The error is of the kind of [ErrNoCluster]. Nothing that is asked for meanwhile overtakes it. On a
+// topicReady calls then when a topic or a pattern can be subscribed to, or read, which may be at once, as it always is
+// without a broker. The error is of the kind of [ErrNoCluster]. Nothing that is asked for meanwhile overtakes it. On a
 // connection that closes meanwhile it is called, too.
-func (c *Conn) topicReady(name string, from Start, then func(error)) {
+func (c *Conn) topicReady(name string, from Start, reads bool, then func(error)) {
 	cl := c.sh.srv.hub.cluster
 	if cl == nil {
 		then(nil)
 		return
 	}
 	var s *step
-	ready, err := cl.ready(name, from, func(err error) {
+	ready, err := cl.ready(name, from, reads, func(err error) {
 		c.settle(s, false, func() { then(err) })
 	}, func() { s = c.stand(false) })
 	if ready || err != nil {
@@ -143,7 +143,7 @@ func (c *Conn) topicReady(name string, from Start, then func(error)) {
 // ready calls wait when there is something to wait for, and then done when that has ended; otherwise it returns true
 // or an error.
 // Names that are wrong, and topics that are too many, are ready: that is for somebody else to say.
-func (cl *cluster) ready(name string, from Start, done func(error), wait func()) (ready bool, err error) {
+func (cl *cluster) ready(name string, from Start, reads bool, done func(error), wait func()) (ready bool, err error) {
 	pattern, err := checkName(name)
 	if err != nil {
 		return true, nil
@@ -160,7 +160,7 @@ func (cl *cluster) ready(name string, from Start, done func(error), wait func())
 	}
 	defer src.mu.Unlock() // before which done is not called
 	if src.link.kept != nil {
-		ready, err = cl.awaitKept(src.topic, from, done)
+		ready, err = cl.awaitKept(src.topic, from, reads, done)
 	} else {
 		ready = cl.await(src, done)
 	}

@@ -295,7 +295,7 @@ func (c *Conn) doHistory(id json.RawMessage, r *historyRequest) (what string, va
 		value, err = hub.historyReply(r.Topic, r.Since, limit)
 		return "history", value, err
 	}
-	c.topicReady(r.Topic, Start{Since: r.Since}, func(err error) {
+	c.topicReady(r.Topic, Start{Since: r.Since}, true, func(err error) {
 		var value any
 		if err == nil {
 			value, err = hub.historyReply(r.Topic, r.Since, limit)

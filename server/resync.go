@@ -33,7 +33,7 @@ func (cl *cluster) resyncAll() {
 	}
 }
 
-// resyncOne begins the load of one topic when few others are under way.
+// resyncOne begins the load of one topic when few others are under way, unless one has begun meanwhile.
 func (cl *cluster) resyncOne(t *topic) {
 	if t.link.kept == nil { // which does not change
 		return
@@ -42,7 +42,7 @@ func (cl *cluster) resyncOne(t *topic) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	k := t.link.kept
-	if t.forgotten || !k.loaded && t.link.feeder == nil {
+	if t.forgotten || !k.loaded && t.link.feeder == nil || k.looked == cl.stats.resyncs.Load() {
 		<-cl.paced
 		return
 	}

@@ -233,7 +233,7 @@ func (c *Conn) subscribeReady(name string, from Start, kind framing, reply func(
 			return
 		}
 	}
-	c.topicReady(name, from, func(err error) {
+	c.topicReady(name, from, false, func(err error) {
 		if err == nil {
 			_, err = c.subscribe(name, from, kind, reply)
 		}
