@@ -289,3 +289,32 @@ func TestAPatternTakesThePlaceOfWhatItCovers(t *testing.T) {
 	n.Unfollow("d")
 	is(0)
 }
+
+// A node that has just been met is greeted while the next heartbeat may be due. None overtakes another: that would look as
+// if one were missing.
+func TestHeartbeatsGoOutInTheirOrder(t *testing.T) {
+	t.Parallel()
+	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, ""))}}
+	alice, bob := join(t, o), join(t, o)
+	bob.knows(2)
+	var greetings sync.WaitGroup
+	for range 8 {
+		greetings.Go(func() {
+			for range 100 {
+				alice.beat(false)
+			}
+		})
+	}
+	greetings.Wait()
+	heard := func() uint64 {
+		bob.peers.mu.Lock()
+		defer bob.peers.mu.Unlock()
+		return bob.peers.nodes[alice.id].count
+	}
+	eventually(t, "bob has heard all", func() bool { return heard() > 800 })
+	last := heard()
+	eventually(t, "and another, by when he would have looked again", func() bool { return heard() > last })
+	if n := bob.resynced(); n > 0 {
+		t.Errorf("bob looked again %d times", n)
+	}
+}

@@ -36,7 +36,9 @@ type peers struct {
 	mu     sync.Mutex
 	nodes  map[string]*peer    // guarded by mu
 	warned map[string]struct{} // guarded by mu: nodes with other rules
-	count  uint64              // owned by the heartbeats' goroutine, and by Stop after it
+
+	telling sync.Mutex // held until a heartbeat is sent, so that they go out in their order
+	count   uint64     // guarded by telling: heartbeats
 }
 
 type peer struct {
@@ -72,11 +74,11 @@ func (b *Broker) heartbeats() {
 }
 
 func (b *Broker) beat(leaving bool) {
-	b.peers.mu.Lock()
-	b.peers.count++
-	count := b.peers.count
-	b.peers.mu.Unlock()
-	text, err := json.Marshal(heartbeat{Wire: wireVersion, Info: b.self(), Count: count, Server: *b.serverID.Load(), Rules: b.rules(), Leaving: leaving})
+	p := &b.peers
+	p.telling.Lock()
+	defer p.telling.Unlock()
+	p.count++
+	text, err := json.Marshal(heartbeat{Wire: wireVersion, Info: b.self(), Count: p.count, Server: *b.serverID.Load(), Rules: b.rules(), Leaving: leaving})
 	if err == nil {
 		_ = b.nc.Publish(b.names.heartbeats(), text) // without a connection nobody can hear it
 	}
