@@ -309,7 +309,10 @@ func TestHeartbeatsGoOutInTheirOrder(t *testing.T) {
 	heard := func() uint64 {
 		bob.peers.mu.Lock()
 		defer bob.peers.mu.Unlock()
-		return bob.peers.nodes[alice.id].count
+		if p := bob.peers.nodes[alice.id]; p != nil {
+			return p.count
+		}
+		return 0
 	}
 	eventually(t, "bob has heard all", func() bool { return heard() > 800 })
 	last := heard()

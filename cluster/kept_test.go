@@ -284,7 +284,8 @@ func TestRulesThatChangeChangeTheStream(t *testing.T) {
 }
 
 func TestHistoryNeedsJetStream(t *testing.T) {
-	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, ""))}, StartTimeout: 2 * time.Second}
+	t.Parallel() // it waits
+	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, ""))}, StartTimeout: 5 * time.Second}
 	_, err := tryJoin(t, o, server.TopicRule{Match: ">", History: 3})
 	if err == nil || !strings.Contains(err.Error(), "is JetStream enabled") || !strings.Contains(err.Error(), "start_timeout") {
 		t.Errorf("the error is %v", err)

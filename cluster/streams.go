@@ -146,6 +146,7 @@ func (st *stream) note(now time.Duration) {
 func (b *Broker) awaitStreams(ctx context.Context) error {
 	told := time.Now()
 	for _, st := range b.streams {
+		var reason error // the last one but that time is up
 		for st != nil && st.epochNow() == "" {
 			err := b.ensure(ctx, st)
 			if err == nil {
@@ -154,13 +155,16 @@ func (b *Broker) awaitStreams(ctx context.Context) error {
 			if errors.Is(err, errConfig) {
 				return err
 			}
+			if reason == nil || ctx.Err() == nil {
+				reason = err
+			}
 			if time.Since(told) > progress {
 				told = time.Now()
 				b.log.Warn("waiting for JetStream", "topics", st.match, "error", err)
 			}
 			select {
 			case <-ctx.Done():
-				return fmt.Errorf("prepare JetStream for topics %s: %w (%v)", st.match, err, context.Cause(ctx))
+				return fmt.Errorf("prepare JetStream for topics %s: %w (%v)", st.match, reason, context.Cause(ctx))
 			case <-time.After(jitter(500 * time.Millisecond)):
 			}
 		}
