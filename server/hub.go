@@ -355,6 +355,9 @@ func (h *hub) sweep(now time.Time, part int) {
 		t.mu.Lock()
 		t.expire(h.srv.age())
 		h.cluster.loosen(t, now.Sub(h.srv.begin))
+		if h.cluster.mayOwe(t) {
+			t.used = now.Sub(h.srv.begin)
+		}
 		t.forgotten = t.subscribers == 0 && t.history.len() == 0 && now.Sub(h.srv.begin)-t.used > h.linger && !t.link.busy()
 		forgotten := t.forgotten
 		t.mu.Unlock()

@@ -208,11 +208,14 @@ func (cl *cluster) rest(t *topic) {
 	k := t.link.kept
 	k.stale, k.resting = true, true
 	k.tries++
+	number := k.loads
 	time.AfterFunc(backoff(k.tries), func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		k.resting = false
-		cl.beginLoad(t)
+		if k.loads == number { // otherwise somebody did not wait, and there is another timer if that was of no use
+			k.resting = false
+			cl.beginLoad(t)
+		}
 	})
 }
 
@@ -370,7 +373,7 @@ func (cl *cluster) takeKept(got Message, epoch string, prev uint64) {
 	}
 	cl.deliver(t, m, direct, pattern, patterns, cl.srv.stamp())
 	if pending {
-		k.hold(m, prev)
+		k.hold(t.keptMessage(&got, k.epoch, got.Time), prev) // the other one is with the loops
 	}
 	if !cl.drain(t) && !k.loading && !k.resting {
 		cl.rest(t)
@@ -448,9 +451,20 @@ func (cl *cluster) drain(t *topic) (whole bool) {
 func (cl *cluster) unload(t *topic) {
 	k := t.link.kept
 	cl.begin(t, 0)
+	owed := t.link.fed(cl.hub.patternsOf(t)) && cl.owes(k)
 	k.loads++ // what is under way is not waited for
-	*k = kept{epoch: k.epoch, fed: k.fed, loads: k.loads}
+	*k = kept{epoch: k.epoch, fed: k.fed, loads: k.loads, looked: k.looked, stale: owed}
 	if t.link.feeder == nil {
 		k.epoch = nil
 	}
+	cl.beginLoad(t)
+}
+
+// owes says whether something is to be loaded, or has come that cannot be delivered yet.
+func (cl *cluster) owes(k *kept) bool { return cl.lacks(k) || len(k.early) > 0 }
+
+// mayOwe says whether patterns may lack messages of a topic that only they have here: it must not be forgotten, since what
+// they have had would be. It may be called on nil. The caller holds mu.
+func (cl *cluster) mayOwe(t *topic) bool {
+	return cl != nil && t.link.kept != nil && t.link.fed(cl.hub.patternsOf(t)) && (cl.owes(t.link.kept) || cl.awayFor(cl.ruleOf(t)) != nil)
 }

@@ -142,7 +142,7 @@ func (c *Conn) topicReady(name string, from Start, reads bool, then func(error))
 
 // ready calls wait when there is something to wait for, and then done when that has ended; otherwise it returns true
 // or an error.
-// Names that are wrong, and topics that are too many, are ready: that is for somebody else to say.
+// A name that is wrong is ready: that is for somebody else to say.
 func (cl *cluster) ready(name string, from Start, reads bool, done func(error), wait func()) (ready bool, err error) {
 	pattern, err := checkName(name)
 	if err != nil {
@@ -154,7 +154,7 @@ func (cl *cluster) ready(name string, from Start, reads bool, done func(error), 
 	} else {
 		t, err := cl.hub.open(name)
 		if err != nil {
-			return true, nil
+			return false, err
 		}
 		src = &t.source
 	}

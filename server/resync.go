@@ -42,7 +42,7 @@ func (cl *cluster) resyncOne(t *topic) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	k := t.link.kept
-	if t.forgotten || !k.loaded && t.link.feeder == nil || k.looked == cl.stats.resyncs.Load() {
+	if t.forgotten || !k.loaded && t.link.feeder == nil && !k.loading || k.looked == cl.stats.resyncs.Load() {
 		<-cl.paced
 		return
 	}

@@ -1,0 +1,150 @@
+package server
+
+import (
+	"errors"
+	"testing"
+	"time"
+)
+
+// Only a pattern is followed, and NATS is away for so long that the topic would be forgotten.
+func TestClusterPatternAfterALongOutage(t *testing.T) {
+	n := newFakeNet(1)
+	list := clustered(t, n, 2, topics(TopicRule{Match: "log.*", History: 10}), quickly)
+	c := dial(t, list[0], "/ws", speakJSON)
+	c.subscribed("log.*")
+	mustPublish(t, list[1], "log.a", "0")
+	c.wants("0")
+	fakeOf(list[0]).cut(true)
+	mustPublish(t, list[1], "log.a", "1")
+	time.Sleep(50 * time.Millisecond)
+	list[0].hub.sweepAll()
+	fakeOf(list[0]).cut(false)
+	c.wants("1")
+	eventually(t, "and then it is forgotten", func() bool {
+		list[0].hub.sweepAll()
+		_, exists := list[0].Topic("log.a")
+		return !exists
+	})
+}
+
+// A topic is followed by a pattern and by its name, and by the pattern alone when a hole is known and cannot be filled yet.
+func TestClusterHoleWhileATopicIsLetGoOf(t *testing.T) {
+	n := newFakeNet(1)
+	list := clustered(t, n, 2, topics(TopicRule{Match: "log.*", History: 10}), quickly)
+	s := list[0]
+	c := dial(t, s, "/ws", speakJSON)
+	c.subscribed("log.*")
+	mustPublish(t, list[1], "log.a", "0")
+	c.wants("0")
+	if _, err := s.History("log.a", Start{}, 1); err != nil {
+		t.Fatal(err)
+	}
+	n.set(func() { n.failing, n.lost = 1, 1 })
+	mustPublish(t, list[1], "log.a", "1")
+	n.set(func() { n.lost = 0 })
+	mustPublish(t, list[1], "log.a", "2")
+	eventually(t, "it is let go of", func() bool {
+		s.hub.sweepAll()
+		a := s.hub.find("log.a")
+		if a == nil {
+			t.Fatal("it is forgotten")
+		}
+		defer a.mu.Unlock()
+		return a.link.state == linkNone
+	})
+	n.set(func() { n.failing = 0 })
+	c.wants("1", "2")
+}
+
+// lateBroker hands over later what it has loaded at first.
+type lateBroker struct {
+	*fakeBroker
+	loaded, hand chan struct{}
+	once         bool
+}
+
+func (b *lateBroker) Load(topic string, rule int, after uint64, done func(Kept, error)) {
+	if b.once {
+		b.fakeBroker.Load(topic, rule, after, done)
+		return
+	}
+	b.once = true
+	go func() {
+		got, err := b.load(topic, after)
+		close(b.loaded)
+		<-b.hand
+		done(got, err)
+	}()
+}
+
+// A message is lost, and all has to be looked at again, while a topic is loaded for the first time.
+func TestClusterResyncDuringTheFirstLoad(t *testing.T) {
+	n := newFakeNet(1)
+	opts := topics(TopicRule{Match: "log.*", History: 10})
+	other := clustered(t, n, 1, opts, unchanged)[0]
+	b := &lateBroker{fakeBroker: n.newBroker(), loaded: make(chan struct{}), hand: make(chan struct{})}
+	opts.Broker = b
+	s, _ := startChanged(t, opts, unchanged)
+	c := dial(t, s, "/ws", speakJSON)
+	c.send(`{"id":1,"subscribe":{"topic":"log.a"}}`)
+	<-b.loaded
+	n.set(func() { n.lost = 1 })
+	mustPublish(t, other, "log.a", "1")
+	n.set(func() { n.lost = 0 })
+	b.node.Resync("messages were lost")
+	eventually(t, "all has been looked at", func() bool {
+		cl := s.hub.cluster
+		cl.mu.Lock()
+		defer cl.mu.Unlock()
+		return !cl.resyncing
+	})
+	close(b.hand)
+	if m := c.said(); m.Subscribed == nil {
+		t.Fatal(m.text)
+	}
+	c.wants("1")
+}
+
+// There is no room for another topic: who reads one is told so, and does not get an empty one.
+func TestClusterReadWithoutRoom(t *testing.T) {
+	n := newFakeNet(1)
+	opts := topics(TopicRule{Match: "log.*", History: 10})
+	other := clustered(t, n, 1, opts, unchanged)[0]
+	opts.Limits.MaxTopics = 1
+	s := clustered(t, n, 1, opts, unchanged)[0]
+	mustPublish(t, other, "log.a", "1")
+	mustPublish(t, s, "passing", "x")
+	if past, err := s.History("log.a", Start{Last: 10}, 10); !errors.Is(err, ErrTooManyTopics) {
+		t.Errorf("%v, %v", past, err)
+	}
+	c := dial(t, s, "/ws", speakJSON)
+	for _, what := range []string{"history", "subscribe"} {
+		if got := c.ask(`{"id":1,%q:{"topic":"log.a"}}`, what); got.Error == nil || got.Error.Code != "too_many_topics" {
+			t.Error(got.text)
+		}
+	}
+}
+
+// Readers do not wait for the next try, and whether that is of use or not, there is one chain of tries and not one for each.
+func TestClusterReadersDoNotMultiplyLoads(t *testing.T) {
+	const readers = 300
+	n := newFakeNet(1)
+	s := clustered(t, n, 1, topics(TopicRule{Match: "log", History: 10}), unchanged)[0]
+	mustPublish(t, s, "log", "x")
+	if _, err := s.History("log", Start{}, 1); err != nil {
+		t.Fatal(err)
+	}
+	n.set(func() { n.failing = 1 })
+	fakeOf(s).node.Resync("it has to be looked at")
+	eventually(t, "it is tried", func() bool { return s.clusterStats().loadFailures.Load() > 0 })
+	for range readers {
+		if _, err := s.History("log", Start{}, 1); !errors.Is(err, ErrNoCluster) {
+			t.Fatal(err)
+		}
+	}
+	before := s.clusterStats().loads.Load()
+	time.Sleep(6 * time.Second) // by when each has been tried again
+	if more := s.clusterStats().loads.Load() - before; more > 10 {
+		t.Errorf("%d loads when nobody reads", more)
+	}
+}
