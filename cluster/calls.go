@@ -131,11 +131,3 @@ func (b *Broker) exchange(subject string, body []byte, timeout time.Duration, ta
 		take(nil, b.publishError(err))
 	}
 }
-
-// request sends a question that has one answer.
-func (b *Broker) request(subject string, body []byte, timeout time.Duration, done func(*nats.Msg, error)) {
-	b.exchange(subject, body, timeout, func(m *nats.Msg, err error) bool {
-		done(m, err)
-		return false
-	})
-}

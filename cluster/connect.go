@@ -164,8 +164,10 @@ func (b *Broker) reconnected(nc *nats.Conn) {
 		b.log.Error("topics with history may not be available", "error", err)
 	}
 	go func() {
-		if err := b.arrive(); err != nil { // the client has told NATS the subscriptions
-			return // it was lost again, and there will be another call
+		for b.arrive() != nil { // the client has told NATS the subscriptions
+			if !b.nc.IsConnected() || !b.sleep(reconnectWait) {
+				return // it was lost again, and there will be another call
+			}
 		}
 		for _, st := range b.streams {
 			if st != nil {

@@ -124,23 +124,71 @@ func TestWhatIsAcknowledgedSurvivesRestartsOfNATS(t *testing.T) {
 }
 
 func TestAStreamThatIsDeletedBeginsANewEpoch(t *testing.T) {
-	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, server.TopicRule{Match: ">", History: 10})
+	t.Parallel()
+	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}
+	rule := server.TopicRule{Match: ">", History: 100}
+	n, others := join(t, o, rule), []*testNode{join(t, o, rule), join(t, o, rule)}
 	n.follow("a")
-	p, err := n.store("a", "1", "")
-	if err != nil {
-		t.Fatal(err)
+	var p server.Position
+	for i := range 50 {
+		var err error
+		if p, err = n.store("a", fmt.Sprint(i), ""); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if m, err := n.await("$JS.API.STREAM.DELETE."+n.streams[0].name, nil, patience); err != nil || !strings.Contains(string(m.Data), "true") {
+	for _, one := range append(others, n) {
+		eventually(t, "the node knows how far the stream is", func() bool {
+			st := one.streams[0]
+			st.mu.Lock()
+			defer st.mu.Unlock()
+			return st.highest == p.Offset
+		})
+	}
+	if m, err := n.nc.Request("$JS.API.STREAM.DELETE."+n.streams[0].name, nil, patience); err != nil || !strings.Contains(string(m.Data), "true") {
 		t.Fatal(m, err)
 	}
 	var q server.Position
 	eventually(t, "there is another stream", func() bool {
-		q, err = n.store("a", "2", "")
-		return err == nil
+		var err error
+		q, err = n.store("a", "new", "key")
+		return err == nil && q.Epoch != p.Epoch
 	})
-	if q.Epoch == p.Epoch {
-		t.Errorf("the epoch is still %s", q.Epoch)
+	for _, one := range append(others, n) {
+		eventually(t, "the node looks again", func() bool { return one.resynced() > 0 })
 	}
+
+	// It is shorter than the one before. That does not mean that it has lost something.
+	time.Sleep(5 * probeInterval)
+	for _, one := range append(others, n) {
+		if again, err := one.store("a", "new", "key"); err != nil || again != q {
+			t.Errorf("with the same key it is at %v, %v, and was at %v", again, err, q)
+		}
+		if k, err := one.load("a", 0); err != nil || k.Epoch != q.Epoch || len(k.Messages) != 1 {
+			t.Errorf("kept are %v of epoch %s, %v, want one of %s", payloads(k.Messages), k.Epoch, err, q.Epoch)
+		}
+	}
+}
+
+// The connection to NATS breaks and is back, and NATS takes long for the first answer. Nothing else tells the node that it
+// has missed something.
+func TestASlowReturnOfNATSIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	s := natsAt(t, -1, t.TempDir())
+	way := newLink(t)
+	way.run(s.Addr().String())
+	o := Options{Timeout: 500 * time.Millisecond, NATS: NATS{URL: "nats://" + way.listener.Addr().String()}}
+	n := join(t, o, server.TopicRule{Match: ">", History: 10})
+	n.follow("a")
+	if _, err := n.store("a", "1", ""); err != nil {
+		t.Fatal(err)
+	}
+	before := n.Stats().Disconnects
+	way.delay(700 * time.Millisecond)
+	way.set(true)
+	way.set(false)
+	eventually(t, "the connection is back", func() bool { return n.Stats().Disconnects > before && n.nc.IsConnected() })
+	time.Sleep(2 * time.Second) // by when the first answer was not there in time
+	way.delay(0)
 	eventually(t, "the node looks again", func() bool { return n.resynced() > 0 })
 }
 
@@ -252,6 +300,7 @@ type link struct {
 	mu    sync.Mutex
 	cut   bool
 	conns []net.Conn
+	lag   time.Duration // of what comes back
 }
 
 func newLink(t *testing.T) *link {
@@ -295,11 +344,31 @@ func (k *link) carry(c net.Conn) {
 		d.Close()
 	}
 	go func() {
-		_, _ = io.Copy(c, d)
+		_, _ = io.Copy(delayed{k, c}, d)
 		c.Close()
 	}()
 	_, _ = io.Copy(d, c)
 	d.Close()
+}
+
+func (k *link) delay(lag time.Duration) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.lag = lag
+}
+
+// delayed writes after the link's delay.
+type delayed struct {
+	k *link
+	c net.Conn
+}
+
+func (d delayed) Write(b []byte) (int, error) {
+	d.k.mu.Lock()
+	lag := d.k.lag
+	d.k.mu.Unlock()
+	time.Sleep(lag)
+	return d.c.Write(b)
 }
 
 func (k *link) set(cut bool) {

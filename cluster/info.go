@@ -4,6 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
+	"strconv"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -16,8 +19,10 @@ type streamState struct {
 
 	Subjects map[string]uint64 `json:"subjects"` // how many messages there are, of those that were asked for
 
-	epoch string
-	now   time.Time // by its clock
+	epoch   string
+	now     time.Time // by its clock
+	history uint64    // how many messages of a subject it keeps at most
+	raised  uint64    // its last sequence when that was less
 
 	leader string // its name; empty if there is one server only
 }
@@ -50,8 +55,7 @@ func (b *Broker) askInfo(st *stream) {
 	if len(list) == 0 {
 		return
 	}
-	b.request("$JS.API.STREAM.INFO."+st.name, nil, infoTimeout, func(m *nats.Msg, err error) {
-		state, err := b.readState(st, m, err)
+	b.askState(st, nil, func(state streamState, err error) {
 		if err == nil {
 			b.setClock(state.now)
 		}
@@ -59,6 +63,30 @@ func (b *Broker) askInfo(st *stream) {
 			done(state, err)
 		}
 		go b.askInfo(st)
+	})
+}
+
+// leaderGrace is how long the leader's answer is waited for when a server has answered that knows of no leader: one that was
+// cut off may say so for a minute after it is back, while there is one.
+const leaderGrace = 300 * time.Millisecond
+
+// askState sends a question to the stream's leader and calls done with the answer.
+func (b *Broker) askState(st *stream, question []byte, done func(streamState, error)) {
+	var once sync.Once
+	end := func(state streamState, err error) { once.Do(func() { done(state, err) }) }
+	waits := false
+	b.exchange("$JS.API.STREAM.INFO."+st.name, question, infoTimeout, func(m *nats.Msg, err error) bool {
+		state, err := b.readState(st, m, err)
+		var api *apiError
+		if err != errLeaderless && !(errors.As(err, &api) && api.ErrCode == 10008) {
+			end(state, err)
+			return false
+		}
+		if !waits {
+			waits = true
+			time.AfterFunc(leaderGrace, func() { end(streamState{}, err) })
+		}
+		return true
 	})
 }
 
@@ -71,7 +99,9 @@ func (b *Broker) readState(st *stream, m *nats.Msg, err error) (streamState, err
 	}
 	var answer struct {
 		Config struct {
-			Subjects []string `json:"subjects"`
+			Subjects []string          `json:"subjects"`
+			History  uint64            `json:"max_msgs_per_subject"`
+			Metadata map[string]string `json:"metadata"`
 		} `json:"config"`
 		State   streamState `json:"state"`
 		Cluster *struct {
@@ -88,23 +118,27 @@ func (b *Broker) readState(st *stream, m *nats.Msg, err error) (streamState, err
 	}
 	if cluster := answer.Cluster; cluster != nil {
 		if cluster.Leader == "" {
-			return streamState{}, errNoLeader
+			return streamState{}, errLeaderless
 		}
 		answer.State.leader = cluster.Leader
 	}
 	answer.State.epoch, answer.State.now = b.names.epoch(st.id, answer.Config.Subjects), answer.Now
+	answer.State.history = answer.Config.History
+	if raised := answer.Config.Metadata[raisedKey]; raised != "" {
+		if answer.State.raised, err = strconv.ParseUint(raised, 10, 64); err != nil {
+			answer.State.raised = math.MaxUint64 // it is being raised
+		}
+	}
 	return answer.State, nil
 }
 
-var errNoLeader = errors.New("JetStream does not answer")
+var (
+	errNoLeader   = errors.New("JetStream does not answer")
+	errLeaderless = fmt.Errorf("%w: the stream has no leader", errNoLeader)
+)
 
 // infoTimeout is how long the leader has for its answer.
 const infoTimeout = 2 * time.Second
-
-// await is request for a goroutine that may wait.
-func (b *Broker) await(subject string, body []byte, timeout time.Duration) (*nats.Msg, error) {
-	return wait(func(done func(*nats.Msg, error)) { b.request(subject, body, timeout, done) })
-}
 
 func (b *Broker) awaitInfo(st *stream) (streamState, error) {
 	return wait(func(done func(streamState, error)) { b.info(st, done) })
@@ -125,6 +159,5 @@ func wait[T any](call func(done func(T, error))) (T, error) {
 // awaitCount is awaitInfo with the number of messages of a topic.
 func (b *Broker) awaitCount(at place) (streamState, error) {
 	question, _ := json.Marshal(map[string]any{"subjects_filter": at.subject})
-	m, err := b.await("$JS.API.STREAM.INFO."+at.st.name, question, infoTimeout)
-	return b.readState(at.st, m, err)
+	return wait(func(done func(streamState, error)) { b.askState(at.st, question, done) })
 }

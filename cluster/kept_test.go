@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"carillon/server"
+
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 func TestAKeptMessageComesToEveryFollowerWithItsPlace(t *testing.T) {
@@ -281,6 +283,70 @@ func TestRulesThatChangeChangeTheStream(t *testing.T) {
 	if _, err := tryJoin(t, o, server.TopicRule{Match: ">", History: 3}); err == nil || !strings.Contains(err.Error(), "JetStream cannot change that") {
 		t.Errorf("another storage: %v", err)
 	}
+}
+
+// A history is raised. What was removed while it was shorter is a gap, although fewer messages are there than it allows now.
+func TestARaisedHistoryDoesNotHideWhatWasRemoved(t *testing.T) {
+	t.Parallel()
+	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}
+	rule := func(history int) server.TopicRule { return server.TopicRule{Match: ">", History: history} }
+	check := func(n *testNode, topic string, after, since uint64, want ...string) {
+		t.Helper()
+		if k, err := n.load(topic, after); err != nil || k.Since != since || !slices.Equal(payloads(k.Messages), want) {
+			t.Errorf("after %d of topic %s: since %d, %v, %v, want %d, %v", after, topic, k.Since, payloads(k.Messages), err, since, want)
+		}
+	}
+	short := join(t, o, rule(3))
+	store := func(n *testNode, topic, payload string) {
+		t.Helper()
+		if _, err := n.store(topic, payload, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	store(short, "z", "1")
+	for i := range 50 {
+		store(short, "a", fmt.Sprint(i+2))
+	}
+	check(short, "a", 5, 48, "49", "50", "51")
+
+	long := join(t, o, rule(100))
+	check(long, "a", 5, 48, "49", "50", "51")
+	check(long, "a", 48, 48, "49", "50", "51")
+	check(long, "a", 50, 50, "51")
+	check(long, "none", 5, 51) // it may have had some
+	check(short, "a", 5, 48, "49", "50", "51")
+	store(long, "a", "52")
+	store(long, "new", "53")
+	check(long, "a", 5, 48, "49", "50", "51", "52")
+	check(long, "new", 51, 51, "53")
+	check(long, "new", 52, 52, "53")
+
+	t.Run("it is lowered while a node thinks otherwise", func(t *testing.T) {
+		join(t, o, rule(2))
+		check(long, "a", 5, 50, "51", "52")
+		for i := range 4 {
+			store(long, "a", fmt.Sprint(i+54))
+		}
+		check(long, "a", 53, 55, "56", "57")
+	})
+	t.Run("it is raised by a node that does not come to the end of it", func(t *testing.T) {
+		c := long.configIn(long.streams[0], long.streams[0].epochNow())
+		c.Metadata = raisedAt(beingRaised)
+		js, err := jetstream.New(long.nc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := js.UpdateStream(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+		store(long, "new", "58")
+		check(long, "new", 0, 52, "53", "58")
+		check(long, "none", 53, 58)
+		after := join(t, o, rule(100))
+		store(after, "new", "59")
+		check(after, "none", 53, 58)
+		check(after, "none", 59, 59)
+	})
 }
 
 func TestHistoryNeedsJetStream(t *testing.T) {

@@ -42,7 +42,7 @@ func TestAReplicaThatIsCutOffDoesNotSpeakForTheStream(t *testing.T) {
 	st := cathy.streams[0]
 	x.isolate(which, true)
 	eventually(t, "her replica answers without a leader", func() bool {
-		m, err := cathy.await("$JS.API.STREAM.INFO."+st.name, nil, infoTimeout)
+		m, err := cathy.nc.Request("$JS.API.STREAM.INFO."+st.name, nil, infoTimeout)
 		if err != nil {
 			return false
 		}
@@ -64,7 +64,7 @@ func TestAReplicaThatIsCutOffDoesNotSpeakForTheStream(t *testing.T) {
 }
 
 func TestAStreamHasGoneBackOnlyWhenItIsSaidAgainAndAgain(t *testing.T) {
-	st := &stream{}
+	st := &stream{epoch: "one"}
 	if st.wentBack(7) || st.wentBack(8) {
 		t.Error("it has gone on")
 	}
@@ -80,13 +80,17 @@ func TestAStreamHasGoneBackOnlyWhenItIsSaidAgainAndAgain(t *testing.T) {
 	if later(6) || later(8) || later(6) || later(6) || !later(6) {
 		t.Error("it takes three times without another in between")
 	}
-	if later(6) || later(7) {
-		t.Error("it has gone back once only")
+	if !later(6) {
+		t.Error("there is no other epoch yet")
+	}
+	st.setEpoch("another")
+	if later(6) || later(5) || later(6) || later(7) {
+		t.Error("that was in another epoch")
 	}
 }
 
-// A server that was cut off says at once, as soon as it is asked for a message, that JetStream has no leader, although there is
-// one, which answers a little later.
+// A server that was cut off says at once, as soon as it is asked for a message or about the stream, that JetStream has no
+// leader, although there is one, which answers a little later.
 func TestTheLeaderIsHeardBesideServersThatKnowOfNone(t *testing.T) {
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}
 	rule := server.TopicRule{Match: ">", History: 3}
@@ -94,16 +98,26 @@ func TestTheLeaderIsHeardBesideServersThatKnowOfNone(t *testing.T) {
 	if _, err := n.store("a", "x", ""); err != nil {
 		t.Fatal(err)
 	}
-	asked := make(chan struct{}, 1000)
-	if _, err := other.nc.Subscribe("$JS.API.STREAM.MSG.GET."+n.streams[0].name, func(m *nats.Msg) {
-		asked <- struct{}{}
-		for range 3 { // before and after the leader
-			if err := m.Respond([]byte(`{"error": {"code": 503, "err_code": 10008, "description": "JetStream system temporarily unavailable"}}`)); err != nil {
-				t.Error(err)
+	st := n.streams[0]
+	unavailable := `{"error": {"code": 503, "err_code": 10008, "description": "JetStream system temporarily unavailable"}}`
+	leaderless := `{"config": {"subjects": ["` + n.configIn(st, "abc").Subjects[0] + `"]}, "cluster": {"name": "c"}, "state": {"last_seq": 0}}`
+	asked := map[string]chan struct{}{}
+	for subject, answers := range map[string][]string{
+		"$JS.API.STREAM.MSG.GET." + st.name: {unavailable, unavailable, unavailable}, // before and after the leader
+		"$JS.API.STREAM.INFO." + st.name:    {unavailable, leaderless, unavailable, leaderless},
+	} {
+		asks := make(chan struct{}, 1000)
+		asked[subject] = asks
+		if _, err := other.nc.Subscribe(subject, func(m *nats.Msg) {
+			asks <- struct{}{}
+			for _, text := range answers {
+				if err := m.Respond([]byte(text)); err != nil {
+					t.Error(err)
+				}
 			}
+		}); err != nil {
+			t.Fatal(err)
 		}
-	}); err != nil {
-		t.Fatal(err)
 	}
 	if err := other.nc.Flush(); err != nil {
 		t.Fatal(err)
@@ -112,8 +126,45 @@ func TestTheLeaderIsHeardBesideServersThatKnowOfNone(t *testing.T) {
 		if k, err := n.load("a", 0); err != nil || len(k.Messages) != 1 {
 			t.Fatal(payloads(k.Messages), err)
 		}
+		if state, err := n.awaitInfo(st); err != nil || state.Last != 1 {
+			t.Fatal(state, err)
+		}
 	}
-	if len(asked) == 0 {
-		t.Error("nobody else was asked")
+	for subject, asks := range asked {
+		if len(asks) == 0 {
+			t.Errorf("nobody else was asked %s", subject)
+		}
+	}
+}
+
+// Something happens to a stream, and when it is looked at, it does not answer. Then it is looked at again.
+func TestAStreamThatDoesNotAnswerWhenItIsLookedAt(t *testing.T) {
+	t.Parallel()
+	s := natsAt(t, -1, t.TempDir())
+	n := join(t, Options{NATS: NATS{URL: urlOf(s)}}, server.TopicRule{Match: ">", History: 3})
+	n.streams[0].unsure.Store(true)
+	eventually(t, "it is looked at when it answers", func() bool { return n.resynced() == 1 && !n.streams[0].unsure.Load() })
+	s.Shutdown()
+	eventually(t, "NATS is away", func() bool { return n.Err() != nil })
+	n.suspect(n.streams[0], "something happened")
+	eventually(t, "it has not answered", n.streams[0].unsure.Load)
+}
+
+// One node gives a stream another epoch. Another node comes upon that when it loads a topic, before it asks for the stream's
+// state by itself: it has to look at all other topics, too.
+func TestALoadThatFindsAnotherEpochHasAllLookedAt(t *testing.T) {
+	t.Parallel()
+	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}
+	rule := server.TopicRule{Match: ">", History: 3}
+	alice, bob := join(t, o, rule), join(t, o, rule)
+	for range 5 {
+		before := bob.resynced()
+		if err := alice.renew(alice.streams[0]); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := bob.load("a", 7); !errors.Is(err, errEpoch) {
+			t.Logf("bob was faster: %v", err)
+		}
+		eventually(t, "bob looks at all", func() bool { return bob.resynced() > before })
 	}
 }

@@ -94,7 +94,9 @@ func (b *Broker) reach(at place, kept server.Kept, newest, after uint64, deadlin
 		return server.Kept{}, err
 	}
 	if state.epoch != kept.Epoch {
-		at.st.setEpoch(state.epoch)
+		if at.st.setEpoch(state.epoch) { // nobody else will see it change
+			b.resync("the stream of topics " + at.st.match + " is another one")
+		}
 		return server.Kept{}, errEpoch
 	}
 	kept.Since = max(since, after)
@@ -112,7 +114,9 @@ func (b *Broker) reach(at place, kept server.Kept, newest, after uint64, deadlin
 // Each replica removes what is too old by its own clock, and when its timer goes off, so the one that was fetched from may be
 // ahead of the leader. How many messages of the topic the leader has is asked for after that, and the stream's first
 // sequence last: if there are fewer than the topic's history, then what was removed for their number is older than
-// something that was removed for its age, and so is before the first sequence. Answers of two leaders do not go together.
+// something that was removed for its age, and so is before the first sequence. Of what the stream had when the history was
+// raised, that is not certain, but only that everything from the topic's first message on is there. Answers of two leaders
+// do not go together.
 //
 // The last sequence that it returns is one that was the stream's before all that: of a later one nobody has looked whether
 // it is the topic's.
@@ -141,12 +145,19 @@ func (b *Broker) toHead(at place, kept *server.Kept, after uint64, deadline time
 			continue
 		}
 		since = max(state.First, 1, lost+1) - 1
-		if counted.Subjects[at.subject] >= uint64(at.st.history) {
+		full := counted.Subjects[at.subject] >= counted.history
+		if full || max(since, after) < counted.raised {
 			first, err := b.next(at, 1, deadline)
-			if err != nil {
+			switch {
+			case err != nil:
 				return state, 0, err
+			case full:
+				since = max(since+1, first.Seq) - 1
+			case first.Seq == 0:
+				since = max(since, min(counted.raised, before.Last))
+			default:
+				since = max(since, min(counted.raised, first.Seq-1))
 			}
-			since = max(since+1, first.Seq) - 1
 		}
 		state.Last = before.Last
 		return state, since, nil

@@ -98,7 +98,7 @@ func (x *packagedTrio) end(i int, signal os.Signal) {
 // streamLeader is the number of the server that leads the stream.
 func streamLeader(t *testing.T, n *testNode) (number int) {
 	eventually(t, "the stream has a leader", func() bool {
-		m, err := n.await("$JS.API.STREAM.INFO."+n.streams[0].name, nil, infoTimeout)
+		m, err := n.nc.Request("$JS.API.STREAM.INFO."+n.streams[0].name, nil, infoTimeout)
 		if err != nil {
 			return false
 		}

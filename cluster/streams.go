@@ -35,6 +35,7 @@ type stream struct {
 	receivedEpoch string
 
 	late   atomic.Int64 // when a publication timed out after which none has succeeded
+	unsure atomic.Bool  // something happened to it after which it has not answered
 	behind atomic.Int64 // when the replicas were given up for the leader last
 	down   atomic.Pointer[error]
 	since  atomic.Int64 // when the probe first saw that it is not well, after the broker was made; 0 while it is
@@ -232,17 +233,40 @@ func (b *Broker) adopt(ctx context.Context, js jetstream.JetStream, st *stream, 
 		epoch = newEpoch()
 	}
 	want := b.configIn(st, epoch)
-	if sameStream(&have, &want) {
-		st.setEpoch(epoch)
-		return nil
+	want.Metadata = raisedAt(have.Metadata[raisedKey])
+	if have.MaxMsgsPerSubject > 0 && want.MaxMsgsPerSubject > have.MaxMsgsPerSubject {
+		want.Metadata = raisedAt(beingRaised)
 	}
-	b.log.Info("changing a stream in JetStream to what this node's options say", "stream", st.name, "topics", st.match)
-	info, err := updated(js.UpdateStream(ctx, want))
-	if err != nil {
-		return st.explain(err)
+	var err error
+	if !sameStream(&have, &want) {
+		b.log.Info("changing a stream in JetStream to what this node's options say", "stream", st.name, "topics", st.match)
+		if info, err = updated(js.UpdateStream(ctx, want)); err != nil {
+			return st.explain(err)
+		}
+	}
+	if info.Config.Metadata[raisedKey] == beingRaised {
+		want.Metadata = raisedAt(strconv.FormatUint(info.State.LastSeq, 10))
+		if info, err = updated(js.UpdateStream(ctx, want)); err != nil {
+			return st.explain(err)
+		}
 	}
 	st.setEpoch(b.names.epoch(st.id, info.Config.Subjects))
 	return nil
+}
+
+// raisedKey is where a stream's metadata have its last sequence of the time when its topics' history was raised: of what was
+// before that, more may have been removed than a history of today's length explains. While that is being done it is not a
+// number.
+const (
+	raisedKey   = "carillon.raised"
+	beingRaised = "now"
+)
+
+func raisedAt(text string) map[string]string {
+	if text == "" {
+		return nil
+	}
+	return map[string]string{raisedKey: text}
 }
 
 func updated(s jetstream.Stream, err error) (*jetstream.StreamInfo, error) {
@@ -267,7 +291,9 @@ func newEpoch() string {
 func (st *stream) setEpoch(epoch string) (changed bool) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	changed = st.epoch != "" && st.epoch != epoch
+	if changed = st.epoch != "" && st.epoch != epoch; changed {
+		st.highest, st.back = 0, 0 // what its leader told was of the other one
+	}
 	st.epoch = epoch
 	return changed
 }
@@ -286,7 +312,7 @@ func (b *Broker) refresh(st *stream) error {
 		}
 	case err == nil && st.setEpoch(state.epoch):
 		b.resync("the stream of topics " + st.match + " is another one")
-	case err == nil && st.wentBack(state.Last):
+	case err == nil && st.wentBack(state.Last) && b.isStill(st, state.epoch):
 		b.log.Warn("a stream has lost its newest messages, and gives their offsets again: a new epoch begins", "stream", st.name,
 			"topics", st.match)
 		if err = b.renew(st); err == nil {
@@ -302,7 +328,8 @@ const graveTime = time.Second
 
 // wentBack says whether the stream has lost messages at its end, as a memory stream does when all its
 // servers restart, and a file when a machine loses power. A leader that has not noticed yet that it is
-// none any more may say so, too; so it takes several times, with some time between them.
+// none any more may say so, too; so it takes several times, with some time between them. Then it says so until there is
+// another epoch.
 func (st *stream) wentBack(last uint64) bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -314,11 +341,19 @@ func (st *stream) wentBack(last uint64) bool {
 		return false
 	}
 	st.backAt = time.Now()
-	if st.back++; st.back < 3 {
-		return false
+	st.back++
+	return st.back >= 3
+}
+
+// isStill waits for a random time and says whether the epoch is the same after it: the nodes notice at the same time that
+// messages are lost, and one of them is to begin a new epoch.
+func (b *Broker) isStill(st *stream, epoch string) bool {
+	b.sleep(rand.N(probeInterval))
+	state, err := b.awaitInfo(st)
+	if err == nil && st.setEpoch(state.epoch) {
+		b.resync("the stream of topics " + st.match + " has lost messages")
 	}
-	st.highest, st.back = last, 0
-	return true
+	return err == nil && state.epoch == epoch
 }
 
 // renew gives the stream's offsets a new epoch.
@@ -341,8 +376,12 @@ func (b *Broker) suspect(st *stream, what string) {
 	what = strings.ToLower(strings.ReplaceAll(what, "_", " "))
 	b.log.Debug("looking at a stream", "stream", st.name, "topics", st.match, "why", what)
 	b.loads.do(func() {
-		if b.ready.Load() && b.refresh(st) == nil {
+		switch {
+		case !b.ready.Load():
+		case b.refresh(st) == nil:
 			b.resync("stream of topics " + st.match + ": " + what)
+		default:
+			st.unsure.Store(true)
 		}
 	})
 }
@@ -360,8 +399,13 @@ func (b *Broker) probe() {
 			err := b.refresh(st)
 			st.note(time.Since(b.started))
 			if err == nil {
-				if st.fails = 0; st.down.Swap(nil) != nil {
+				st.fails = 0
+				unsure := st.unsure.Swap(false)
+				if st.down.Swap(nil) != nil {
 					b.log.Info("JetStream answers again", "topics", st.match)
+					unsure = true
+				}
+				if unsure {
 					b.resync("JetStream did not answer for a while")
 				}
 				continue

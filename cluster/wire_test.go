@@ -45,7 +45,7 @@ func TestMessagesOfAnotherVersionAreCountedAndLogged(t *testing.T) {
 	} {
 		m := &nats.Msg{Subject: one.subject, Data: []byte(one.text), Reply: "nobody"}
 		if one.stored {
-			if ack, err := alice.await(one.subject, m.Data, patience); err != nil || isStatus(ack, "503") {
+			if ack, err := alice.nc.Request(one.subject, m.Data, patience); err != nil || isStatus(ack, "503") {
 				t.Fatal(ack, err)
 			}
 		} else if err := alice.nc.PublishMsg(m); err != nil {
