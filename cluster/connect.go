@@ -78,6 +78,7 @@ func (b *Broker) connectOptions() ([]nats.Option, error) {
 		nats.MaxPingsOutstanding(pingsOut),
 		nats.Timeout(5 * time.Second),
 		nats.FlusherTimeout(b.o.Timeout), // of each write to the socket
+		nats.ReconnectOnFlusherError(),   // otherwise what could not be written is left out without a word
 		nats.DisconnectErrHandler(b.disconnected),
 		nats.ReconnectHandler(b.reconnected),
 		nats.ErrorHandler(b.failed),
