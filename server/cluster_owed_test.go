@@ -4,6 +4,8 @@ import (
 	"errors"
 	"testing"
 	"time"
+
+	"carillon/codec"
 )
 
 // Only a pattern is followed, and NATS is away for so long that the topic would be forgotten.
@@ -147,4 +149,27 @@ func TestClusterReadersDoNotMultiplyLoads(t *testing.T) {
 	if more := s.clusterStats().loads.Load() - before; more > 10 {
 		t.Errorf("%d loads when nobody reads", more)
 	}
+}
+
+// Only who was there before a gap is told of it. Who has joined since, when the loop comes to it, is not.
+func TestClusterGapConcernsWhoWasThere(t *testing.T) {
+	opts := topics()
+	opts.Loops = 1
+	s := start(t, opts)
+	before := dial(t, s, "/ws?topic=room")
+	subscribers(t, s, "room", 1)
+	room := s.hub.find("room")
+	room.seq++ // the gap's
+	seq, l := room.seq, room.locals[0]
+	gap := &message{topic: room, gap: true, epoch: new(string), raw: codec.NewFrame(codec.OpText, nil)}
+	room.mu.Unlock()
+	since := dial(t, s, "/ws?topic=room")
+	subscribers(t, s, "room", 2)
+	l.sh.mu.Lock()
+	c := l.audiences[framingRaw].members[0].conn
+	l.sh.mu.Unlock()
+	l.sh.postDo(c, 0, func() { l.publish(gap, seq, s.stamp()) })
+	before.wantClose(4010, "gap")
+	mustPublish(t, s, "room", "two")
+	since.want("two")
 }

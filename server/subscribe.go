@@ -206,18 +206,21 @@ func (l *local) publish(m *message, seq uint32, at stamp) (bytes int) {
 			continue
 		}
 		if m.gap && framing(kind) == framingRaw {
-			a.closeForGap()
+			a.closeForGap(seq)
 		}
 		bytes += a.publish(m.frame(framing(kind)), at)
 	}
 	return bytes
 }
 
-// closeForGap tells members who have no other way to learn it that messages are missing.
-func (a *audience) closeForGap() {
+// closeForGap tells members who have no other way to learn it that messages are missing, but not those who have joined
+// behind the gap.
+func (a *audience) closeForGap(seq uint32) {
 	var conns []*Conn
 	for i := range a.members {
-		conns = append(conns, a.members[i].conn)
+		if int32(a.members[i].seq-seq) <= 0 {
+			conns = append(conns, a.members[i].conn)
+		}
 	}
 	for _, c := range conns {
 		c.startClose(closeOwn, closeGap, "gap")
