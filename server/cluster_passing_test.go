@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -259,6 +260,99 @@ func TestClusterBatch(t *testing.T) {
 	for i, m := range n.log("log") {
 		if string(m.Payload) != fmt.Sprint(i) || results.Results[i].Offset != m.Offset {
 			t.Fatalf("message %d is %s at %d; the receipt is %+v", i, m.Payload, m.Offset, results.Results[i])
+		}
+	}
+}
+
+// silentBroker takes messages for passing topics, and says what becomes of them when the test does.
+type silentBroker struct {
+	*fakeBroker
+	ends chan func(error)
+}
+
+func (b *silentBroker) PublishPassing(_ Publication, _, _ uint64, done func(error)) { b.ends <- done }
+
+// Whoever publishes to a passing topic again, with the key of a message, learns what became of that one: as soon as it
+// is known, and neither before nor anything else. The message is handed over once.
+func TestClusterKeyOfPassing(t *testing.T) {
+	opts := topics()
+	b := &silentBroker{newFakeNet(1).newBroker(), make(chan func(error), 10)}
+	opts.Broker = b
+	s, _ := startChanged(t, opts, unchanged)
+	c := dial(t, s, "/ws?topic=room")
+	subscribers(t, s, "room", 1)
+	failures := uint64(0)
+	for _, end := range []error{errors.New("the connection was lost"), nil} {
+		for _, waits := range []bool{true, false} {
+			p := Publication{Topic: "room", Payload: []byte("x"), Key: fmt.Sprint(end, waits)}
+			outcomes := make(chan published, 10)
+			publish := func() {
+				s.PublishFunc(p, func(r Receipt, err error) {
+					if again, err := s.Publish(p); err != nil || again != r { // nothing is locked
+						t.Errorf("%+v, %v, and then %+v", r, err, again)
+					}
+					outcomes <- published{r, err}
+				})
+			}
+			want := 3
+			if waits {
+				want++
+				publish()
+			}
+			first, err := s.Publish(p) // who does not wait is not told
+			if err != nil {
+				t.Fatal(err)
+			}
+			publish()
+			publish()
+			if len(outcomes) > 0 {
+				t.Fatalf("before anything is known: %+v", <-outcomes)
+			}
+			(<-b.ends)(end)
+			publish()
+			for range want {
+				if got := <-outcomes; errors.Is(got.err, ErrUncertain) != (end != nil) || got.receipt != first {
+					t.Errorf("%+v, after %+v whose end was %v", got, first, end)
+				}
+			}
+			if len(b.ends) > 0 {
+				t.Errorf("it was handed over %d times more", len(b.ends))
+			}
+			if c.want("x"); end != nil {
+				failures++
+			}
+		}
+	}
+	mustPublish(t, s, "room", "end")
+	c.want("end") // each came once
+	if n := s.clusterStats().failures.Load(); n != failures {
+		t.Errorf("%d failures are counted, want %d", n, failures)
+	}
+
+	t.Run("one that nobody got", func(t *testing.T) {
+		p, end := Publication{Topic: "room", Key: "k"}, make(chan error, 1)
+		b.cut(true)
+		s.PublishFunc(p, func(_ Receipt, err error) { end <- err })
+		if err := <-end; !errors.Is(err, ErrNoCluster) {
+			t.Error(err)
+		}
+		b.cut(false)
+		<-b.ends // of the end
+		s.PublishFunc(p, func(_ Receipt, err error) { end <- err })
+		(<-b.ends)(nil)
+		if err := <-end; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A broker may say at once what became of a message, when the topic and its key are still locked.
+func TestClusterKeyAtOnce(t *testing.T) {
+	s := clustered(t, newFakeNet(1), 1, topics(), unchanged)[0]
+	c := dial(t, s, "/ws", speakJSON)
+	for range 2 {
+		if got := c.ask(`{"id":1,"publish":{"topic":"room","data":1,"key":"k"}}`); got.Published == nil || got.Published.Offset != 1 {
+			t.Error(got.text)
 		}
 	}
 }

@@ -231,15 +231,11 @@ func (h *hub) publish(p *Publication, sent func(error)) (Receipt, error) {
 	if p.Key == "" {
 		return h.enter(p, sent)
 	}
-	again := true
-	receipt, err := h.keys.once(p.Topic, p.Key, func() (Receipt, error) {
-		again = false
-		return h.enter(p, sent)
-	})
-	if again && err == nil && sent != nil {
-		sent(nil)
+	one := h.keys.of(p.Topic, p.Key)
+	if h.cluster == nil {
+		return one.once(func() (Receipt, error) { return h.enter(p, nil) })
 	}
-	return receipt, err
+	return one.onceRelayed(sent, func(ended func(error)) (Receipt, error) { return h.enter(p, ended) })
 }
 
 func (h *hub) check(p *Publication) error {

@@ -52,12 +52,13 @@ func (cl *cluster) failed(err error) {
 func (cl *cluster) relay(t *topic, p *Publication, m *message, sent func(error)) {
 	cl.stats.passingOut.Add(1)
 	t.link.sent++
-	if sent == nil {
-		sent = cl.failed
-	}
 	out := *p
 	out.Payload, out.Key = m.raw.Payload(), "" // the key is good at this server
-	cl.broker.PublishPassing(out, t.epoch, t.link.sent, sent)
+	cl.broker.PublishPassing(out, t.epoch, t.link.sent, func(err error) {
+		if cl.failed(err); sent != nil {
+			sent(err)
+		}
+	})
 }
 
 // passing takes a message for a passing topic from another server.

@@ -100,7 +100,7 @@ func problemOf(err error) *problem {
 	case errors.Is(err, ErrNoCluster):
 		return problemNoCluster.because("%v", err)
 	case errors.Is(err, ErrUncertain):
-		return problemUncertain.because("%v: one with an Idempotency-Key may be published again", err)
+		return problemUncertain.because("%v: one with an Idempotency-Key, for a topic with history, may be published again", err)
 	case errors.Is(err, ErrNotDraining):
 		return problemNoDrain.because("%v", err)
 	case errors.Is(err, ErrDrainUnderWay):

@@ -11,7 +11,8 @@ import (
 // PublishFunc publishes as [Server.Publish] does, and may be called on an event loop: it does not wait. done is
 // called once, from any goroutine and perhaps before PublishFunc returns, with what Publish would return, and must
 // not block. With [Options.Broker] that is when the broker has the message, for all topics: an error is then
-// [ErrUncertain] where this server's subscribers have got it.
+// [ErrUncertain] where this server's subscribers have got it. To publish the message again with its key is safe: for a
+// topic with history that goes to the broker again, and for others done gets what the first one came to.
 //
 // What one goroutine publishes to a topic gets its place in that order.
 func (s *Server) PublishFunc(p Publication, done func(Receipt, error)) {
@@ -71,7 +72,6 @@ func (cl *cluster) publishFunc(p *Publication, done func(Receipt, error)) {
 	}
 	var receipt Receipt
 	h := &handover{done: func(err error) {
-		cl.failed(err)
 		if err != nil {
 			err = fmt.Errorf("%w: %v", ErrUncertain, err)
 		}
