@@ -47,13 +47,14 @@ type Broker interface {
 	Ready() error
 
 	// PublishKept hands over a message for a kept topic. done gets the message's position when the broker has it for
-	// certain, or an error; [ErrNoCluster] and [ErrOverloaded] mean that nobody gets the message, any other
-	// one that this is not known. A publication with a key that the broker has had within five minutes is not
-	// stored again and gets the position of the first.
+	// certain, or an error; [ErrNoCluster], [ErrOverloaded] and [ErrTooLarge], for one that is larger than the broker
+	// takes, mean that nobody gets the message, any other one that this is not known. A publication with a key that the
+	// broker has had within five minutes is not stored again and gets the position of the first.
 	PublishKept(p Publication, rule int, done func(Position, error))
 
 	// PublishPassing does the same for a passing topic; the broker has it when other servers' brokers can get it from
-	// there. seq counts this server's messages to the topic without a hole, within an incarnation of it.
+	// there. What done gets is about other servers: this one's subscribers have the message. seq counts this server's
+	// messages to the topic without a hole, within an incarnation of it.
 	PublishPassing(p Publication, incarnation, seq uint64, done func(error))
 
 	// Broadcast does the same for all connections of an endpoint. seq counts this server's messages to the endpoint

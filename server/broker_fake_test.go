@@ -28,6 +28,7 @@ type fakeNet struct {
 	unsure            float64 // of the messages for kept topics: they are there, but it is not said
 	failing           float64 // of the loads
 	leaderless        bool    // nobody can take, or give, messages of kept topics
+	largest           int     // payload that it takes; 0 is no limit
 	loads             int
 	holdLoads         chan struct{} // they wait until it is closed
 }
@@ -175,6 +176,10 @@ func (b *fakeBroker) PublishKept(p Publication, rule int, done func(Position, er
 	defer n.mu.Unlock()
 	if b.away {
 		b.mail.put(func() { done(Position{}, ErrNoCluster) })
+		return
+	}
+	if n.largest > 0 && len(p.Payload) > n.largest {
+		b.mail.put(func() { done(Position{}, fmt.Errorf("%w, or than the net takes", ErrTooLarge)) })
 		return
 	}
 	id := [2]string{p.Topic, p.Key}

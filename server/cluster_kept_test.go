@@ -163,6 +163,28 @@ func TestClusterRepliesInOrder(t *testing.T) {
 	}
 }
 
+// A message that is larger than the broker takes is refused like one that is larger than the server takes.
+func TestClusterTooLarge(t *testing.T) {
+	n := newFakeNet(1)
+	n.largest = 10
+	s := clustered(t, n, 1, internalOf(topics(TopicRule{Match: "log", History: 10})), unchanged)[0]
+	raw, c := dial(t, s, "/ws?topic=log"), dial(t, s, "/ws", speakJSON)
+	c.subscribed("log")
+	subscribers(t, s, "log", 2)
+	large := strings.Repeat("x", 11)
+	if _, err := s.Publish(Publication{Topic: "log", Payload: []byte(large)}); !errors.Is(err, ErrTooLarge) || errors.Is(err, ErrUncertain) {
+		t.Error(err)
+	}
+	call(t, s, "POST", "/v1/topics/log/messages", large, asText).isProblem(t, 413, "too-large", "than the net takes")
+	if got := c.ask(`{"id":1,"publish":{"topic":"log","data":%q}}`, large); got.Error == nil || got.Error.Code != "too_large" {
+		t.Error(got.text)
+	}
+	raw.send(large)
+	raw.wantClose(1009, "larger than this server accepts")
+	mustPublish(t, s, "log", "small")
+	c.wants("small")
+}
+
 // A thousand messages that a client publishes in one go are all on their way before the first is answered.
 func TestClusterPublishesInARow(t *testing.T) {
 	n := newFakeNet(1)

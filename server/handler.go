@@ -141,6 +141,8 @@ func (c *Conn) refused(err error) {
 		_ = c.Close(codec.CloseTryAgainLater, "server is overloaded")
 	case errors.Is(err, ErrNoCluster):
 		_ = c.Close(codec.CloseTryAgainLater, ErrNoCluster.Error())
+	case errors.Is(err, ErrTooLarge): // for the broker, or since the limit was changed
+		_ = c.Close(codec.CloseMessageTooBig, codec.ErrMessageTooBig.Rule)
 	case errors.Is(err, ErrUncertain):
 		_ = c.Close(codec.CloseTryAgainLater, ErrUncertain.Error())
 	}

@@ -85,8 +85,10 @@ func problemOf(err error) *problem {
 		return problemTopic.because("%v", err)
 	case errors.As(err, &request):
 		return problemRequest.because("%v", err)
-	case errors.As(err, &size), errors.Is(err, ErrTooLarge):
+	case errors.As(err, &size):
 		return problemTooLarge.because("%v", ErrTooLarge)
+	case errors.Is(err, ErrTooLarge):
+		return problemTooLarge.because("%v", err)
 	case errors.Is(err, ErrKey):
 		return problemKey.because("%v", err)
 	case errors.Is(err, ErrNotJSON):

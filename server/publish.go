@@ -103,7 +103,7 @@ func (cl *cluster) publishKept(p *Publication, rule int, done func(Receipt, erro
 		case err == nil:
 			cl.hub.published.Add(1)
 			done(Receipt{Offset: at.Offset, Epoch: at.Epoch, Subscribers: cl.audienceOf(topic)}, nil)
-		case errors.Is(err, ErrNoCluster), errors.Is(err, ErrOverloaded):
+		case errors.Is(err, ErrNoCluster), errors.Is(err, ErrOverloaded), errors.Is(err, ErrTooLarge):
 			done(Receipt{}, err)
 		default:
 			done(Receipt{}, fmt.Errorf("%w: %v", ErrUncertain, err))
