@@ -89,9 +89,9 @@ func (a *api) topic(w http.ResponseWriter, r *http.Request) error {
 	if _, err := parameters(r); err != nil {
 		return err
 	}
-	info, exists := a.srv.topicEverywhere(r.Context(), name)
-	if !exists {
-		return problemNoTopic.because("nothing was published to %q lately, and nobody is subscribed to it", name)
+	info, err := a.srv.topicEverywhere(r.Context(), name)
+	if err != nil {
+		return err
 	}
 	return reply(w, info)
 }

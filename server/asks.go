@@ -113,30 +113,45 @@ type wideTopic struct {
 }
 
 // topicEverywhere adds up the subscribers of all servers. What else is known of the topic is this server's, if it
-// has the topic.
-func (s *Server) topicEverywhere(ctx context.Context, name string) (t wideTopic, exists bool) {
-	cl := s.hub.cluster
+// has the topic. That a topic is not there is said only when all servers have said so, and the broker, if it keeps it.
+func (s *Server) topicEverywhere(ctx context.Context, name string) (t wideTopic, err error) {
+	nowhere := problemNoTopic.because("nothing was published to %q lately, and nobody is subscribed to it", name)
+	cl, exists := s.hub.cluster, false
 	if cl == nil {
-		t.TopicInfo, exists = s.Topic(name)
-		return t, exists
+		if t.TopicInfo, exists = s.Topic(name); !exists {
+			return t, nowhere
+		}
+		return t, nil
 	}
-	_ = cl.waitFor(name, Start{}) // what the broker keeps; else what is known here
+	notLoaded := cl.waitFor(name, Start{}) // what the broker keeps; else what is known here
 	t.TopicInfo, exists = s.Topic(name)
 	exists = exists && (!cl.keeps(name) || t.Subscribers > 0 || t.History > 0) // and not only because it was asked for
 	answers, all := cl.askAndWait(ctx, askAboutTopic, askTopic{name})
-	t.Complete = &all
 	for _, one := range answers {
+		if len(one.Body) == 0 { // it does not have the topic
+			continue
+		}
 		var info TopicInfo
-		if len(one.Body) == 0 || json.Unmarshal(one.Body, &info) != nil {
+		if json.Unmarshal(one.Body, &info) != nil {
+			all = false
 			continue
 		}
 		n := t.Subscribers + info.Subscribers
-		if !exists && (n > 0 || !cl.keeps(name)) {
+		if !exists && (n > 0 || info.History > 0 || !cl.keeps(name)) {
 			t.TopicInfo, exists = info, true
 		}
 		t.Subscribers = n
 	}
-	return t, exists
+	t.Complete = &all
+	switch {
+	case exists:
+		return t, nil
+	case notLoaded != nil:
+		return t, notLoaded
+	case !all:
+		return t, problemNoCluster.because("%q is not known here, and not every server has answered", name)
+	}
+	return t, nowhere
 }
 
 // presence is who is subscribed to a topic.

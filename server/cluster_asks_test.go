@@ -80,6 +80,49 @@ func TestClusterSubscribers(t *testing.T) {
 	}
 }
 
+// Nobody is told that there is no such topic as long as that is not known.
+func TestClusterTopicThatMayExist(t *testing.T) {
+	n := newFakeNet(1)
+	list := clustered(t, n, 2, internalOf(topics(TopicRule{Match: "log.*", History: 10})), unchanged)
+	ask := func(topic string) answer { return call(t, list[0], "GET", "/v1/topics/"+topic, "") }
+	dial(t, list[1], "/ws", speakJSON).subscribed("room")
+	for _, topic := range []string{"log.a", "log.b"} {
+		mustPublish(t, list[1], topic, "x")
+	}
+	fakeOf(list[0]).cut(true)
+	ask("room").isProblem(t, 503, "no-cluster", "not every server has answered")
+	for _, topic := range []string{"log.a", "log.none"} {
+		if a := ask(topic).isProblem(t, 503, "no-cluster", "the cable is out"); a.header.Get("Retry-After") == "" {
+			t.Error("nobody says when to try again")
+		}
+	}
+	fakeOf(list[0]).cut(false)
+	n.set(func() { n.failing = 1 })
+	ask("log.a").isProblem(t, 503, "no-cluster", "not to be had")
+	n.set(func() { n.failing = 0 })
+
+	t.Run("another server has it", func(t *testing.T) {
+		if past, err := list[1].History("log.b", Start{Last: 1}, 1); err != nil || len(past.Messages) != 1 {
+			t.Fatal(past, err)
+		}
+		n.set(func() { n.failing = 1 })
+		defer n.set(func() { n.failing = 0 })
+		if got := string(ask("log.b").is(t, 200).body); !strings.Contains(got, `"subscribers":0,"history":1`) || !strings.Contains(got, `"complete":true`) {
+			t.Error(got)
+		}
+	})
+	t.Run("one does not answer", func(t *testing.T) {
+		n.set(func() { fakeOf(list[1]).mute = true })
+		defer n.set(func() { fakeOf(list[1]).mute = false })
+		ask("room").isProblem(t, 503, "no-cluster", "not every server has answered")
+		ask("log.none").isProblem(t, 503, "no-cluster", "not every server has answered")
+		ask("log.a").is(t, 200)
+	})
+	for _, topic := range []string{"none", "log.none"} {
+		ask(topic).isProblem(t, 404, "no-such-topic", "")
+	}
+}
+
 // A connection has one id in the whole cluster, by which any server finds and closes it.
 func TestClusterConnections(t *testing.T) {
 	n := newFakeNet(1)
