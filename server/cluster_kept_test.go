@@ -140,13 +140,13 @@ func TestClusterRepliesInOrder(t *testing.T) {
 	for i, what := range []string{
 		`"subscribe":{"topic":"log"}`, `"ping":{}`, `"publish":{"topic":"log","data":1}`, `"publish":{"topic":"log","data":2}`,
 		`"publish":{"topic":"other","data":2}`, `"publish":{"topic":"a..b","data":2}`, `"history":{"topic":"log"}`,
-		`"unsubscribe":{"topic":"log"}`, `"publish":{"topic":"log","data":3}`, `"publish":{"topic":"log","data":4}`, `"ping":{}`,
+		`"unsubscribe":{"topic":"log"}`, `"publish":{"topic":"log","data":3}`, `"publish":{"topic":"log","data":4}`, `"fly":{}`, `"ping":{}`,
 	} {
 		c.send(fmt.Sprintf(`{"id":%d,%s}`, i, what))
 	}
 	eventually(t, "the load is asked for", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.loads == 1 })
 	close(hold)
-	for i := range 11 {
+	for i := range 12 {
 		m := c.said()
 		for m.ID == nil {
 			m = c.said() // a message
@@ -154,13 +154,77 @@ func TestClusterRepliesInOrder(t *testing.T) {
 		if string(m.ID) != fmt.Sprint(i) {
 			t.Fatalf("instead of reply %d: %s", i, m.text)
 		}
-		if (i == 5) != (m.Error != nil) {
+		if (i == 5 || i == 10) != (m.Error != nil) {
 			t.Fatal(m.text)
 		}
 	}
 	if all := n.log("log"); len(all) != 4 || string(all[3].Payload) != "4" {
 		t.Errorf("%d were published", len(all))
 	}
+}
+
+// What fails at once does not overtake the replies to messages that are on their way.
+func TestClusterFailuresInOrder(t *testing.T) {
+	const burst = 10 // seconds
+	n := newFakeNet(1)
+	opts := topics(TopicRule{Match: "log", History: 10})
+	opts.Limits.RequestsPerSecond = 1
+	s := clustered(t, n, 1, opts, unchanged)[0]
+	hold := make(chan struct{})
+	fakeOf(s).mail.put(func() { <-hold })
+	c := dial(t, s, "/ws", speakJSON)
+	var requests []byte
+	ask := func(request string) { requests = append(requests, text(request)...) }
+	ask(`{"id":0,"publish":{"topic":"log","data":1}}`)
+	ask(`{"id":1,"publishh":{}}`)
+	ask(`{"id":2,"publish":{"topic":"log","data":2}}`)
+	ask(`{"id":{},"ping":{}}`) // its id cannot be repeated
+	for i := range 3 * burst {
+		ask(fmt.Sprintf(`{"id":%d,"presence":{"topic":"log"}}`, i+4))
+	}
+	ask(fmt.Sprintf(`{"id":%d,"ping":{}}`, 4+3*burst))
+	c.write(requests)
+	eventually(t, "they have come", func() bool { return s.Stats().MessagesIn == 5+3*burst })
+	close(hold)
+	limited := 0
+	for i := range 5 + 3*burst {
+		m := c.said()
+		code := ""
+		if m.Error != nil {
+			code = m.Error.Code
+		}
+		if string(m.ID) != fmt.Sprint(i) && i != 3 {
+			t.Fatalf("instead of reply %d: %s", i, m.text)
+		}
+		switch {
+		case i == 0 || i == 2 || i == 4+3*burst:
+			if code != "" {
+				t.Error(m.text)
+			}
+		case i == 1 || i == 3:
+			if code != "bad_request" {
+				t.Error(m.text)
+			}
+		case code == "rate_limited":
+			limited++
+		}
+	}
+	if limited == 0 {
+		t.Error("nothing was too much")
+	}
+
+	t.Run("too much waits", func(t *testing.T) {
+		hold := make(chan struct{})
+		fakeOf(s).mail.put(func() { <-hold })
+		defer close(hold)
+		c := dial(t, s, "/ws", speakJSON)
+		c.write(repeat(text(`{"id":1,"publish":{"topic":"log","data":1}}`), mostSteps))
+		for _, request := range []string{`{"id":2,"publishh":{}}`, `{"id":2,"ping":{}}`} {
+			if got := c.ask("%s", request); string(got.ID) != "2" || got.Error == nil {
+				t.Error(got.text)
+			}
+		}
+	})
 }
 
 // A message that is larger than the broker takes is refused like one that is larger than the server takes.

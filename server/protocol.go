@@ -69,7 +69,9 @@ func (c *Conn) request(payload []byte) {
 		}
 	}
 	if err != nil {
-		c.fail(r.ID, err, c.reply)
+		if !c.waiting() || c.inTurn(len(payload), func() { c.fail(r.ID, err, c.sendReply) }) != nil {
+			c.fail(r.ID, err, c.reply) // also when too much waits: at once, whatever it overtakes
+		}
 		return
 	}
 	c.answerRequest(r, c.reply)
