@@ -21,7 +21,7 @@ var (
 	// ErrTooManyTopics is returned when Limits.MaxTopics topics exist and another one is asked for.
 	ErrTooManyTopics = errors.New("server has as many topics as it may have: limits.max_topics is reached")
 
-	// ErrTooLarge is returned for a message that is larger than Limits.MaxMessage.
+	// ErrTooLarge is returned for a message that is larger than Limits.MaxMessage, or than the broker takes for a kept topic.
 	ErrTooLarge = errors.New("message is larger than limits.max_message")
 
 	// ErrNotJSON is returned for a message of [FormatJSON] that is not JSON.
