@@ -177,22 +177,41 @@ func (b *Broker) listen() error {
 // Stop implements [server.Broker].
 func (b *Broker) Stop(ctx context.Context) {
 	b.stop.Do(func() {
-		joined := b.ready.Swap(false)
-		if joined {
+		if b.ready.Swap(false) {
 			b.out.drained(ctx)
-			b.farewell()
+			within(ctx, b.farewell)
 		}
+		b.out.close() // first, so that what is put into it is there when the writer looks for the last time
 		close(b.quit)
-		if b.nc != nil {
-			b.nc.Close()
-		}
-		b.out.close()
-		b.calls.failAll(server.ErrNoCluster)
-		b.work.Wait()
+		within(ctx, b.end)
 		if b.embedded != nil {
 			b.stopEmbedded(ctx)
 		}
 	})
+}
+
+// end closes the connection, and tells all who wait what has become of it. What was sent may be there.
+func (b *Broker) end() {
+	if b.nc != nil {
+		b.nc.Close()
+	}
+	b.calls.failAll(fmt.Errorf("%w: the server ends", errUnknown))
+	b.work.Wait()
+	b.commit(errUnknown) // what the writer wrote when the committer had ended
+}
+
+// within does something, and waits for it as long as ctx allows: the NATS client's lock is held for seconds while it writes to,
+// or dials, who does not answer.
+func within(ctx context.Context, do func()) {
+	done := make(chan struct{})
+	go func() {
+		do()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
 }
 
 // Err implements [server.Broker].

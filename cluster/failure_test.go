@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -301,6 +303,24 @@ type link struct {
 	cut   bool
 	conns []net.Conn
 	lag   time.Duration // of what comes back
+
+	held sync.RWMutex // while it is locked, nothing comes back
+}
+
+// back is the way back from a server.
+type back struct {
+	k *link
+	c net.Conn
+}
+
+func (w back) Write(p []byte) (int, error) {
+	w.k.mu.Lock()
+	lag := w.k.lag
+	w.k.mu.Unlock()
+	time.Sleep(lag)
+	w.k.held.RLock()
+	defer w.k.held.RUnlock()
+	return w.c.Write(p)
 }
 
 func newLink(t *testing.T) *link {
@@ -344,7 +364,7 @@ func (k *link) carry(c net.Conn) {
 		d.Close()
 	}
 	go func() {
-		_, _ = io.Copy(delayed{k, c}, d)
+		_, _ = io.Copy(back{k, c}, d)
 		c.Close()
 	}()
 	_, _ = io.Copy(d, c)
@@ -355,20 +375,6 @@ func (k *link) delay(lag time.Duration) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.lag = lag
-}
-
-// delayed writes after the link's delay.
-type delayed struct {
-	k *link
-	c net.Conn
-}
-
-func (d delayed) Write(b []byte) (int, error) {
-	d.k.mu.Lock()
-	lag := d.k.lag
-	d.k.mu.Unlock()
-	time.Sleep(lag)
-	return d.c.Write(b)
 }
 
 func (k *link) set(cut bool) {
@@ -566,4 +572,118 @@ func TestANodeThatIsCutOffSaysSoAndLooksAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "passing messages come again", func() bool { return len(cathy.all()) == 1 })
+}
+
+// JetStream's answers take longer than the end waits for them. It has the message all the same.
+func TestTheEndOfANodeDoesNotSayThatNobodyGetsWhatIsStored(t *testing.T) {
+	t.Parallel() // it waits
+	s := natsAt(t, -1, t.TempDir())
+	way := newLink(t)
+	way.run(s.Addr().String())
+	rule := server.TopicRule{Match: "kept", History: 10}
+	alice := join(t, Options{NATS: NATS{URL: "nats://" + way.listener.Addr().String()}}, rule)
+	bob := join(t, Options{NATS: NATS{URL: urlOf(s)}}, rule)
+	told := make(chan error, 1)
+	way.held.Lock()
+	alice.PublishKept(server.Publication{Topic: "kept", Payload: []byte("x")}, 0, func(_ server.Position, err error) { told <- err })
+	eventually(t, "it is stored", func() bool {
+		k, err := bob.load("kept", 0)
+		return err == nil && slices.Equal(payloads(k.Messages), []string{"x"})
+	})
+	alice.leave()
+	way.held.Unlock()
+	if err := <-told; !errors.Is(err, errUnknown) || errors.Is(err, server.ErrNoCluster) {
+		t.Errorf("the publisher is told %v", err)
+	}
+}
+
+// A message is written, but what the writer took with it is not, when the node ends and nobody asks NATS any more whether it
+// has the message. Its publisher is told so all the same.
+func TestTheEndOfANodeTellsThePublisherOfWhatWasJustWritten(t *testing.T) {
+	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, ""))}})
+	writing, goOn := make(chan struct{}), make(chan struct{})
+	hold := func(error) { // is called by the writer
+		writing <- struct{}{}
+		<-goOn
+	}
+	tooLarge := server.Publication{Topic: "a", Payload: make([]byte, 1<<20)}
+	n.PublishPassing(tooLarge, 1, 1, hold)
+	<-writing
+	told := make(chan error, 1)
+	n.PublishPassing(server.Publication{Topic: "a"}, 1, 2, func(err error) { told <- err })
+	n.PublishPassing(tooLarge, 1, 3, hold)
+	goOn <- struct{}{}
+	<-writing
+
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	go n.Stop(ctx)
+	<-n.quit
+	time.Sleep(100 * time.Millisecond) // by when the others have ended
+	goOn <- struct{}{}
+	select {
+	case err := <-told:
+		if !errors.Is(err, errUnknown) {
+			t.Errorf("the publisher is told %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the publisher is told nothing")
+	}
+}
+
+// Whoever puts something into the queue while the node ends is either refused or told what has become of it.
+func TestTheEndOfANodeLeavesNothingInItsQueue(t *testing.T) {
+	s := natsAt(t, -1, "")
+	for range 10 {
+		n := join(t, Options{NATS: NATS{URL: urlOf(s)}})
+		var put, told atomic.Int64
+		var putters sync.WaitGroup
+		for range 4 {
+			putters.Go(func() {
+				for {
+					err := n.out.put(&outgoing{subject: "a", data: (&envelope{}).seal(nil), done: func(server.Position, error) { told.Add(1) }})
+					switch {
+					case err == nil:
+						put.Add(1)
+					case !errors.Is(err, server.ErrOverloaded):
+						return
+					}
+				}
+			})
+		}
+		eventually(t, "it goes on", func() bool { return told.Load() > 0 })
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		n.Stop(ctx)
+		putters.Wait()
+		eventually(t, fmt.Sprintf("%d are told", put.Load()), func() bool { return told.Load() == put.Load() })
+	}
+}
+
+// The NATS client waits for a server that does not read, with everything locked. The end takes no longer than it may.
+func TestTheEndOfANodeDoesNotWaitForANATSServerThatDoesNotRead(t *testing.T) {
+	t.Parallel() // it waits
+	deaf := make(chan struct{})
+	n := join(t, Options{NATS: NATS{URL: pretender(t, "2.15.2", deaf)}, Timeout: 8 * time.Second})
+	close(deaf)
+	var written atomic.Int64
+	stuck := make(chan struct{})
+	go func() {
+		defer close(stuck)
+		for n.nc.Publish("x", make([]byte, 1<<19)) == nil {
+			written.Store(time.Now().UnixNano())
+		}
+	}()
+	eventually(t, "it waits", func() bool {
+		last := written.Load()
+		return last != 0 && time.Now().UnixNano()-last > int64(time.Second)
+	})
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	begun := time.Now()
+	n.Stop(ctx)
+	if took := time.Since(begun); took > 4*time.Second {
+		t.Errorf("the end takes %v", took)
+	}
+	<-stuck
 }
