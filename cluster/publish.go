@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -45,7 +47,7 @@ type outbox struct {
 }
 
 func (q *outbox) put(o *outgoing) error {
-	o.size = len(o.data) + len(o.subject) + costOfWaiting
+	o.size = len(o.data) + len(o.subject) + len(o.key) + costOfWaiting
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	switch {
@@ -131,9 +133,19 @@ func (b *Broker) PublishKept(p server.Publication, rule int, done func(server.Po
 	epoch := st.epochNow()
 	o := &outgoing{subject: b.names.store(st.id, epoch, p.Topic), data: sealKept(&p), stream: st, epoch: epoch, done: done}
 	if p.Key != "" {
-		o.key = epoch + " " + p.Topic + " " + p.Key // only the key may have spaces
+		o.key = messageID(epoch, p.Topic, p.Key)
 	}
 	b.put(o)
+}
+
+// messageID is what JetStream knows a message with a key by. A header loses white space at its end, and line breaks become
+// spaces in it: a key that would not get there as it is, is escaped, and the first word says so. Other keys stay as they
+// are, so that nodes of older versions say the same.
+func messageID(epoch, topic, key string) string {
+	if strings.ContainsAny(key, "\r\n") || strings.TrimRight(key, " \t") != key {
+		return epoch + "%" + topic + " " + url.QueryEscape(key)
+	}
+	return epoch + " " + topic + " " + key // only the key may have spaces
 }
 
 func (b *Broker) put(o *outgoing) {
