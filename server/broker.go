@@ -89,8 +89,9 @@ type Node interface {
 	// Broadcast takes one for an endpoint.
 	Broadcast(from string, path string, op Opcode, payload []byte, seq uint64)
 
-	// Kept takes a message for a kept topic. prev is the offset of the one before it in the same topic, 0 if it is
-	// the first that ever was. It may come twice, and after later ones.
+	// Kept takes a message for a kept topic. prev is the offset of the one before it in the same topic, 0 if none is
+	// kept: it is the first that ever was, or those before it have become too old, or are gone for the space that they
+	// took. It may come twice, and after later ones.
 	Kept(m Message, epoch string, prev uint64)
 
 	// Resync says that messages may have been lost, so that what is kept has to be looked at again.

@@ -218,6 +218,14 @@ func (n *fakeNet) store(p Publication, history int) Position {
 	return Position{Offset: m.Offset, Epoch: n.epoch}
 }
 
+// expire has all messages of a topic be too old.
+func (n *fakeNet) expire(name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	t := n.topic(name)
+	t.messages, t.since, t.last = nil, n.offset, 0 // NATS finds none before the next one
+}
+
 func (b *fakeBroker) PublishPassing(p Publication, incarnation, seq uint64, done func(error)) {
 	n := b.net
 	n.mu.Lock()

@@ -173,3 +173,27 @@ func TestClusterGapConcernsWhoWasThere(t *testing.T) {
 	mustPublish(t, s, "room", "two")
 	since.want("two")
 }
+
+// A topic is quiet for so long that all its messages have become too old, while others of its rule are not. Its next
+// message does not say which was before it. Nothing is missing, and nobody is told of a gap.
+func TestClusterTopicThatWasQuiet(t *testing.T) {
+	n := newFakeNet(1)
+	list := clustered(t, n, 2, topics(TopicRule{Match: "log.*", History: 10}), unchanged)
+	alice, bob := dial(t, list[0], "/ws", speakJSON), dial(t, list[1], "/ws", speakJSON)
+	alice.subscribed("log.a")
+	bob.subscribed("log.*")
+	for _, text := range []string{"1", "2"} {
+		mustPublish(t, list[1], "log.a", text)
+		alice.wants(text)
+		bob.wants(text)
+		mustPublish(t, list[1], "log.b", "b")
+		bob.wants("b")
+		n.expire("log.a")
+		n.expire("log.b")
+	}
+	for i, s := range list {
+		if st := s.clusterStats(); st.gaps.Load()+st.holes.Load()+st.lost.Load() != 0 {
+			t.Errorf("server %d has counted %d gaps, %d holes and %d lost messages", i, st.gaps.Load(), st.holes.Load(), st.lost.Load())
+		}
+	}
+}

@@ -359,6 +359,8 @@ func (cl *cluster) takeKept(got Message, epoch string, prev uint64) {
 		return // it has come before
 	}
 	m := t.keptMessage(&got, k.epoch, got.Time)
+	// Where prev is 0, what may be missing is kept no more, and the broker cannot tell whether there was anything. It is
+	// no hole: every topic that was quiet for max_age would have one.
 	hole := direct && prev > t.offset || pattern && prev > k.fed
 	if hole {
 		cl.stats.holes.Add(1)
