@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"carillon/server"
 )
@@ -207,6 +208,13 @@ func TestNodesKnowEachOtherUntilTheyLeave(t *testing.T) {
 	alice.knows(1)
 	if !alice.log.has("has left the cluster") {
 		t.Error("alice did not see bob leave, but only that he was silent")
+	}
+	alice.farewell()
+	alice.beat(false) // which was due at the same time
+	cathy := join(t, o)
+	time.Sleep(100 * time.Millisecond)
+	if n := len(cathy.Nodes()); n != 1 {
+		t.Errorf("%d nodes are known after all others have left", n)
 	}
 }
 

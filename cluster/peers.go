@@ -39,6 +39,7 @@ type peers struct {
 
 	telling sync.Mutex // held until a heartbeat is sent, so that they go out in their order
 	count   uint64     // guarded by telling: heartbeats
+	left    bool       // guarded by telling: there was the last one
 }
 
 type peer struct {
@@ -77,6 +78,10 @@ func (b *Broker) beat(leaving bool) {
 	p := &b.peers
 	p.telling.Lock()
 	defer p.telling.Unlock()
+	if p.left {
+		return
+	}
+	p.left = leaving
 	p.count++
 	text, err := json.Marshal(heartbeat{Wire: wireVersion, Info: b.self(), Count: p.count, Server: *b.serverID.Load(), Rules: b.rules(), Leaving: leaving})
 	if err == nil {
