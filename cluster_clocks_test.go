@@ -144,7 +144,7 @@ func TestClocksOfNodesDiffer(t *testing.T) {
 
 // age publishes a topic whose messages grow old, each until it is acknowledged.
 func (s *site) age(ctx context.Context, topic int) {
-	client := &http.Client{Timeout: soon}
+	client := &http.Client{Timeout: patience}
 	for n := 1; ctx.Err() == nil; n++ {
 		for i := 0; ctx.Err() == nil; i++ {
 			url := fmt.Sprintf("http://%s/v1/topics/aging.%d/messages", s.servers[i%len(s.servers)].internal, topic)

@@ -260,6 +260,9 @@ type press struct {
 
 const perPublisher = 1_000_000
 
+// patience is how long a publisher waits for an answer, of a node that may be stopped or cut off, before it tries again.
+const patience = 10 * time.Second
+
 // topicOf says to which topic a message belongs: a publisher goes from one to the next.
 func topicOf(n int64) int { return int(n % perPublisher % teamTopics) }
 
@@ -300,7 +303,7 @@ func (p *press) publish(ctx context.Context, publisher int) {
 
 // overHTTP publishes at one node after the other.
 func (p *press) overHTTP(node int) func(context.Context, int64) (uint64, error) {
-	client := &http.Client{Timeout: 2 * soon}
+	client := &http.Client{Timeout: patience}
 	return func(ctx context.Context, n int64) (uint64, error) {
 		b := p.s.servers[node%len(p.s.servers)]
 		node++
@@ -362,13 +365,13 @@ func (w *talker) publish(ctx context.Context, n int64) (offset uint64, err error
 		}
 	}()
 	if w.conn == nil {
-		dialer := websocket.Dialer{Subprotocols: []string{"carillon.v1.json"}, HandshakeTimeout: 2 * soon}
+		dialer := websocket.Dialer{Subprotocols: []string{"carillon.v1.json"}, HandshakeTimeout: patience}
 		if w.conn, _, err = dialer.DialContext(ctx, w.url, nil); err != nil {
 			w.conn = nil
 			return 0, err
 		}
 	}
-	_ = w.conn.SetReadDeadline(time.Now().Add(2 * soon))
+	_ = w.conn.SetReadDeadline(time.Now().Add(patience))
 	if err := w.conn.WriteMessage(websocket.TextMessage, fmt.Appendf(nil, `{"id":%d,"publish":{"topic":"team.%d","data":{"n":%[1]d},"key":"%[1]d"}}`,
 		n, topicOf(n))); err != nil {
 		return 0, err

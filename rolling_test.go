@@ -234,7 +234,7 @@ type feed struct {
 }
 
 func (p *feed) publish(ctx context.Context, server int, address string) {
-	client := &http.Client{Timeout: soon}
+	client := &http.Client{Timeout: patience}
 	for i := int64(0); p.exists(ctx, i); i++ {
 		topic, number := i%int64(p.topics), i/int64(p.topics)+1
 		url := fmt.Sprintf("http://%s/v1/topics/rolling.%d/messages", address, topic)
