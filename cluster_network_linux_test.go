@@ -39,7 +39,7 @@ func inNetwork(t *testing.T) bool {
 		t.Fatal(err)
 	}
 	pattern := "^" + strings.ReplaceAll(regexp.QuoteMeta(t.Name()), "/", "$/^") + "$"
-	cmd := exec.Command(self, "-test.run="+pattern, "-test.v", "-test.timeout=5m")
+	cmd := exec.Command(self, "-test.run="+pattern, "-test.v", "-test.timeout=20m")
 	cmd.Env = append(os.Environ(), networkEnv+"=1", binaryEnv+"="+path)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 	if uid, gid := os.Getuid(), os.Getgid(); uid != 0 {

@@ -80,7 +80,7 @@ func clusterSite(t *testing.T, config, path string, env ...[]string) *site {
 func (s *site) join(routes []string) {
 	s.t.Helper()
 	for i, b := range s.servers {
-		b.env = append(b.env, fmt.Sprint("CARILLON_CLUSTER_NODE=node", i), "CARILLON_CLUSTER_START_TIMEOUT="+long.String(),
+		b.env = append(b.env, fmt.Sprint("CARILLON_CLUSTER_NODE=node", i), "CARILLON_CLUSTER_START_TIMEOUT="+(2*long).String(),
 			"CARILLON_CLUSTER_NATS_EMBEDDED=true", "CARILLON_CLUSTER_NATS_ROUTES=["+strings.Join(routes, ", ")+"]",
 			"CARILLON_CLUSTER_NATS_ROUTES_LISTEN="+routes[i], "CARILLON_CLUSTER_NATS_STORE_DIR="+filepath.Join(s.dir, fmt.Sprint("store", i)))
 	}
@@ -91,7 +91,7 @@ func (s *site) join(routes []string) {
 func (s *site) joinBy(urls []string) {
 	s.t.Helper()
 	for i, b := range s.servers {
-		b.env = append(b.env, fmt.Sprint("CARILLON_CLUSTER_NODE=node", i), "CARILLON_CLUSTER_START_TIMEOUT="+long.String(),
+		b.env = append(b.env, fmt.Sprint("CARILLON_CLUSTER_NODE=node", i), "CARILLON_CLUSTER_START_TIMEOUT="+(2*long).String(),
 			"CARILLON_CLUSTER_NATS_URL="+strings.Join(urls, ","))
 	}
 	s.begin()

@@ -46,8 +46,9 @@ func TestNodesOfTwoVersionsAreOneCluster(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes a minute")
 	}
-	t.Parallel() // most of it is waiting
+	// Whoever builds needs all of the machine, and so not while other tests' nodes elect leaders.
 	balancer, older := needs.Program(t, "haproxy"), buildRevision(t, olderRevision)
+	t.Parallel() // most of it is waiting
 	s := clusterSite(t, teamConfig, older)
 	s.run(s.haproxy(balancer, ""))
 	c := s.crowd(60, 0)
