@@ -11,6 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -21,8 +22,10 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
-	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -47,17 +50,33 @@ func eventually(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-// freePort is one of an address where nothing listens. Programs on an address of the machine's own other than
-// 127.0.0.1 are met by connections from there, none of which takes the port while a server is away.
+// Ports from firstPort on are below those that the kernel chooses, for a connection or for a listener at port 0, and
+// below those of freePrefix.
+const firstPort, ports = 15000, 5000
+
+// lastPort counts the ports that freePort has tried. Each process of these tests begins elsewhere.
+var lastPort atomic.Int64
+
+func init() { lastPort.Store(int64(os.Getpid() % 400 * 10)) }
+
+// freePort is one of an address where nothing listens. No connection and no other test takes it before its server does,
+// or while that is away.
 func freePort(t *testing.T, ip string) string {
 	t.Helper()
-	l, err := net.Listen("tcp", ip+":0")
-	if err != nil {
-		t.Skipf("the addresses 127.0.0.1 to 127.255.255.255 are needed: %v", err)
+	for range ports {
+		port := strconv.FormatInt(firstPort+lastPort.Add(1)%ports, 10)
+		l, err := net.Listen("tcp", ip+":"+port)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			continue
+		}
+		if err != nil {
+			t.Skipf("the addresses 127.0.0.1 to 127.255.255.255 are needed: %v", err)
+		}
+		l.Close()
+		return port
 	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
+	t.Fatalf("no port of %s is free", ip)
+	return ""
 }
 
 // site is a balancer of deploy/ with two servers behind it, or more.
@@ -282,7 +301,7 @@ func (s *site) nginx(program, with string) *exec.Cmd {
 func (s *site) run(cmd *exec.Cmd) {
 	t := s.t
 	t.Helper()
-	out := &buffer{}
+	out := &recording{}
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -303,24 +322,6 @@ func (s *site) run(cmd *exec.Cmd) {
 		}
 		return err == nil
 	})
-}
-
-// buffer may be written to by a program that runs.
-type buffer struct {
-	mu sync.Mutex
-	bytes.Buffer
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.Buffer.String()
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.Buffer.Write(p)
 }
 
 // connection is what a server says about one.

@@ -140,12 +140,7 @@ func drain(conn *websocket.Conn) (code int) {
 // nobody is an address where nothing listens.
 func nobody(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
+	return "127.0.0.1:" + freePort(t, "127.0.0.1")
 }
 
 func TestWebSocketURL(t *testing.T) {

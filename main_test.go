@@ -70,7 +70,7 @@ type program struct {
 	t      *testing.T
 	cmd    *exec.Cmd
 	stdout chan string // one line at a time, closed at the end
-	stderr buffer
+	stderr recording
 	done   chan struct{}
 	seen   []string
 }

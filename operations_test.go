@@ -98,12 +98,7 @@ func TestNoProfilesInPublic(t *testing.T) {
 
 // The port for HAProxy is where the configuration says.
 func TestTheAgentAnswers(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	_ = l.Close()
+	address := "127.0.0.1:" + freePort(t, "127.0.0.1")
 	p := start(t, []string{"CARILLON_AGENT_LISTEN=" + address})
 	p.until("Agent checks for HAProxy: " + address)
 	p.until("Stop with")
