@@ -94,27 +94,42 @@ func TestASecondSignalEndsAtOnce(t *testing.T) {
 
 // A balancer needs time to notice that the server drains. A person who has pressed Ctrl-C does not.
 func TestTheDelayIsForSIGTERM(t *testing.T) {
-	for s, delayed := range map[os.Signal]bool{syscall.SIGTERM: true, os.Interrupt: false} {
-		t.Run(s.String(), func(t *testing.T) {
-			p := start(t, []string{"CARILLON_DRAIN_DELAY=700ms"})
-			url := p.url("/echo")
-			began := time.Now()
-			p.signal(s)
-			p.until("draining, 0 open")
-			if delayed {
-				alice := dial(t, url)
-				say(t, alice, "hello")
-				hear(t, alice, "hello")
-				alice.Close()
-			}
-			if status, _, stderr := p.end(); status != 0 || !strings.Contains(stderr, "reason="+s.String()) {
-				t.Errorf("exit status %d: %s", status, stderr)
-			}
-			if took := time.Since(began); took >= 700*time.Millisecond != delayed {
-				t.Errorf("it took %v", took)
-			}
-		})
+	signaled := func(t *testing.T, delay string, s os.Signal) (p *program, url string, began time.Time) {
+		p = start(t, []string{"CARILLON_DRAIN_DELAY=" + delay, "CARILLON_DRAIN_DEADLINE=2h"})
+		url = p.url("/echo")
+		began = time.Now()
+		p.signal(s)
+		p.until("draining, 0 open")
+		return p, url, began
 	}
+	ends := func(t *testing.T, p *program, s os.Signal) {
+		if status, _, stderr := p.end(); status != 0 || !strings.Contains(stderr, "reason="+s.String()) {
+			t.Errorf("exit status %d: %s", status, stderr)
+		}
+	}
+	t.Run("a balancer still sends clients", func(t *testing.T) {
+		p, url, _ := signaled(t, "1h", syscall.SIGTERM)
+		alice := dial(t, url)
+		say(t, alice, "hello")
+		hear(t, alice, "hello")
+		alice.Close()
+		select {
+		case <-p.done:
+			t.Errorf("it has ended: %s", &p.stderr)
+		default:
+		}
+	})
+	t.Run("then it ends", func(t *testing.T) {
+		p, _, began := signaled(t, "700ms", syscall.SIGTERM)
+		ends(t, p, syscall.SIGTERM)
+		if took := time.Since(began); took < 700*time.Millisecond {
+			t.Errorf("it took %v", took)
+		}
+	})
+	t.Run("a person does not wait", func(t *testing.T) {
+		p, _, _ := signaled(t, "1h", os.Interrupt)
+		ends(t, p, os.Interrupt)
+	})
 }
 
 // An operator drains the server over HTTP. Its clients are told when to come back, and the program ends as
