@@ -399,9 +399,9 @@ test("a request without an answer ends with its time-out", async (t) => {
 })
 
 test("a dead link is noticed, and the client comes back", async (t) => {
-  const client = connect(t, { pingInterval: 50, pingTimeout: 100 })
+  const client = connect(t, { pingInterval: 50, pingTimeout: 3000 }) // which is what a connection has to open, too
   const list = await listen(client, "log.dead")
-  await sleep(300)
+  await sleep(3500)
   assert.equal(client.count("close"), 0, "a quiet link is not dead")
   await control("freeze")
   await publish("log.dead", 1)
@@ -453,7 +453,7 @@ test("when the network is back, it connects at once", async (t) => {
   t.after(() => {
     for (const name of ["addEventListener", "removeEventListener", "document"]) delete globalThis[name]
   })
-  const client = connect(t, { minDelay: 600_000, maxDelay: 600_000, random: () => 1, pingTimeout: 100 })
+  const client = connect(t, { minDelay: 600_000, maxDelay: 600_000, random: () => 1, pingTimeout: 3000 })
   const list = await listen(client, "log.offline")
   await control("refuse", { on: true })
   await control("cut")
