@@ -48,7 +48,6 @@ func TestConnectInAPipe(t *testing.T) {
 	long := strings.Repeat("long ", 100_000)
 	for _, test := range []struct{ sentence, flags, in, out string }{
 		{"each line comes back", "", "hello\nworld\n", "hello\nworld\n"},
-		{"the last line needs no end", "", "hello", "hello\n"},
 		{"an empty line is a message", "", "\n\n", "\n\n"},
 		{"no input is no message", "", "", ""},
 		{"lines have no limit", "", long + "\n", long + "\n"},
@@ -59,10 +58,29 @@ func TestConnectInAPipe(t *testing.T) {
 	} {
 		t.Run(test.sentence, func(t *testing.T) {
 			t.Parallel()
-			args := append([]string{"connect", url, "--wait", "1s"}, strings.Fields(test.flags)...)
-			seat{in: strings.NewReader(test.in)}.begin(t, args...).end(0, test.out, "")
+			in, end := stillOpen(test.in)
+			args := append([]string{"connect", url, "--wait", "100ms"}, strings.Fields(test.flags)...)
+			j := seat{in: in}.begin(t, args...)
+			j.until(j.out, test.out)
+			end()
+			j.end(0, test.out, "")
 		})
 	}
+	t.Run("the last line needs no end", func(t *testing.T) {
+		t.Parallel()
+		url := fake(t, "", func(c *websocket.Conn, _ *http.Request) {
+			kind, message, _ := c.ReadMessage()
+			_ = c.WriteMessage(kind, message)
+			goodbye(c, 1000, "")
+		})
+		seat{in: strings.NewReader("hello")}.begin(t, "connect", url, "--wait", "off").end(0, "hello\n", "...")
+	})
+}
+
+// stillOpen is an input that has a text, and ends when the test says so.
+func stillOpen(text string) (in io.Reader, end func()) {
+	r, w := io.Pipe()
+	return io.MultiReader(strings.NewReader(text), r), func() { w.Close() }
 }
 
 func TestAMessageIsInThePipeAtOnce(t *testing.T) {
@@ -95,13 +113,17 @@ func TestWhatATerminalShows(t *testing.T) {
 	for _, test := range []struct{ sentence, flags, in, out string }{
 		{"a file is shown as it is sent", "", "hello\n", "> hello\n< hello\n"},
 		{"binary messages are described", "--binary", "\x00\xffa\n", "> \\u0000\\xffa\n< binary, 3 bytes: 00 ff 61\n"},
-		{"JSON is indented", "--json", `{"a":1}`, "> {\"a\":1}\n< {\n    \"a\": 1\n  }\n"},
-		{"what is no JSON stays", "--json", "{", "> {\n< {\n"},
+		{"JSON is indented", "--json", `{"a":1}` + "\n", "> {\"a\":1}\n< {\n    \"a\": 1\n  }\n"},
+		{"what is no JSON stays", "--json", "{\n", "> {\n< {\n"},
 	} {
 		t.Run(test.sentence, func(t *testing.T) {
 			t.Parallel()
-			args := append([]string{"connect", url, "--no-time", "--wait", "1s"}, strings.Fields(test.flags)...)
-			seat{in: strings.NewReader(test.in), terminal: true}.begin(t, args...).end(0, test.out, "carillon: connected to ws://"+url+"...")
+			in, end := stillOpen(test.in)
+			args := append([]string{"connect", url, "--no-time", "--wait", "100ms"}, strings.Fields(test.flags)...)
+			j := seat{in: in, terminal: true}.begin(t, args...)
+			j.until(j.out, test.out)
+			end()
+			j.end(0, test.out, "carillon: connected to ws://"+url+"...")
 		})
 	}
 }
@@ -191,29 +213,29 @@ func TestPingsAreShownAndAnswered(t *testing.T) {
 		_ = c.WriteControl(websocket.PingMessage, []byte("are you there?"), time.Now().Add(soon))
 		drain(c)
 	}
-	j := seat{}.begin(t, "connect", fake(t, "", serve), "--pings", "--no-time", "--wait", "1s")
-	j.end(0, "", "pong\nping \"are you there?\"\n")
+	in, end := stillOpen("")
+	j := seat{in: in}.begin(t, "connect", fake(t, "", serve), "--pings", "--no-time", "--wait", "100ms")
+	j.until(j.err, "ping ")
 	if got := <-ponged; got != "are you there?" {
 		t.Errorf("answered %q", got)
 	}
+	end()
+	j.end(0, "", "pong\nping \"are you there?\"\n")
 	seat{}.begin(t, "connect", fake(t, "", serve), "--wait", "100ms").end(0, "", "")
 }
 
 func TestTheEndOfTheInput(t *testing.T) {
-	// The server talks on for a while, then it is quiet; it never closes by itself.
-	talk := func(codes chan int) func(*websocket.Conn, *http.Request) {
-		return func(c *websocket.Conn, _ *http.Request) {
-			for range 5 {
-				_ = c.WriteMessage(websocket.TextMessage, []byte("tick"))
-				time.Sleep(300 * time.Millisecond)
-			}
-			codes <- drain(c)
-		}
-	}
 	t.Run("each message makes the wait begin again", func(t *testing.T) {
 		t.Parallel()
 		codes := make(chan int, 1)
-		seat{}.begin(t, "connect", fake(t, "", talk(codes)), "--wait", "1s").end(0, strings.Repeat("tick\n", 5), "")
+		url := fake(t, "", func(c *websocket.Conn, _ *http.Request) { // it talks on for a while, and never closes by itself
+			for range 5 {
+				_ = c.WriteMessage(websocket.TextMessage, []byte("tick"))
+				time.Sleep(1200 * time.Millisecond)
+			}
+			codes <- drain(c)
+		})
+		seat{}.begin(t, "connect", url, "--wait", "4s").end(0, strings.Repeat("tick\n", 5), "")
 		if got := <-codes; got != 1000 {
 			t.Errorf("closed with %d", got)
 		}
@@ -229,10 +251,11 @@ func TestTheEndOfTheInput(t *testing.T) {
 	})
 	t.Run("Ctrl-D on a terminal ends at once", func(t *testing.T) {
 		t.Parallel()
-		begin := time.Now()
-		seat{typed: true}.begin(t, "connect", fake(t, "", talk(make(chan int, 1))), "--wait", "off").end(0, "...", "")
-		if took := time.Since(begin); took > soon/2 {
-			t.Errorf("took %v", took)
+		codes := make(chan int, 1)
+		url := fake(t, "", func(c *websocket.Conn, _ *http.Request) { codes <- drain(c) }) // it waits for ever
+		seat{typed: true}.begin(t, "connect", url, "--wait", "off").end(0, "", "")
+		if got := <-codes; got != 1000 {
+			t.Errorf("closed with %d", got)
 		}
 	})
 }
