@@ -13,6 +13,7 @@ import (
 
 // TestMain lets the test program be a process of the generator, as the real one can.
 func TestMain(m *testing.M) {
+	drainQuiet = 5 * time.Second // a server that other tests keep waiting is not silent
 	if len(os.Args) > 1 && os.Args[1] == workerCommand {
 		os.Exit(execute(os.Args[1:]))
 	}
@@ -33,7 +34,7 @@ func small(command, url string, change func(o *options)) *options {
 	case "fanout":
 		o.Rate, o.Publishers = 1000, 2
 	case "storm":
-		o.Duration = 5 * time.Second
+		o.Duration = 30 * time.Second // it ends when all are back
 	}
 	if change != nil {
 		change(&o)
@@ -137,7 +138,7 @@ func TestFaultsShow(t *testing.T) {
 				server.serve(t)
 				// One sender, so that in echo too each receiver gets a hundred.
 				m := whole(t, measure(t.Context(), small(command, server.url, func(o *options) {
-					o.Publishers = min(o.Publishers, 1)
+					o.Publishers, o.Duration = min(o.Publishers, 1), 2*time.Second
 					if command == "echo" {
 						o.Connections = 1
 					}
@@ -155,22 +156,27 @@ func TestFaultsShow(t *testing.T) {
 func TestReorderingShows(t *testing.T) {
 	t.Parallel()
 	server := &faulty{broadcast: true}
+	held := 0 // that no other message has overtaken yet, and none will if it was the last
 	server.deliver = func(r *receiver, m []byte) [][]byte {
-		switch held := r.held; {
+		switch first := r.held; {
 		case r.count%50 == 10:
 			r.held = m
-			server.faults++
+			held++
 			return nil
-		case held != nil:
+		case first != nil:
 			r.held = nil
-			return [][]byte{m, held}
+			held--
+			server.faults++
+			return [][]byte{m, first}
 		}
 		return [][]byte{m}
 	}
 	server.serve(t)
-	m := whole(t, measure(t.Context(), small("fanout", server.url, func(o *options) { o.Publishers = 1 }), nil))
-	if m.Reordered != int64(server.faults) || server.faults == 0 || m.Missing+m.Duplicated+m.Foreign != 0 {
-		t.Errorf("%d swapped, and the figures are %+v", server.faults, m)
+	m := whole(t, measure(t.Context(), small("fanout", server.url, func(o *options) { o.Publishers, o.Duration = 1, time.Second }), nil))
+	server.mu.Lock()
+	defer server.mu.Unlock()
+	if m.Reordered != int64(server.faults) || server.faults == 0 || m.Missing != int64(held) || m.Duplicated+m.Foreign != 0 {
+		t.Errorf("%d swapped and %d held back, and the figures are %+v", server.faults, held, m)
 	}
 }
 
@@ -183,10 +189,10 @@ func TestStallIsNotOmitted(t *testing.T) {
 		return [][]byte{m}
 	})
 	server.serve(t)
-	r := measure(t.Context(), small("echo", server.url, func(o *options) { o.Connections, o.Rate = 1, 500 }), nil)
+	r := measure(t.Context(), small("echo", server.url, func(o *options) { o.Connections, o.Rate, o.Duration = 1, 500, 2*time.Second }), nil)
 	m := whole(t, r)
-	// 200 messages in 400 ms; the 100th holds the server up for 200 ms, in which 100 more are due, which
-	// wait 100 ms on average.
+	// The 100th message holds the server up for 200 ms, in which 100 more are due, which wait 100 ms on
+	// average; the last of them holds it up again, and so on.
 	if m.Missing != 0 || r.Latency.Max < 200_000 || r.Latency.P90 < 100_000 || r.Latency.Mean < 20_000 {
 		t.Errorf("%+v\n%+v", m, r.Latency)
 	}
@@ -263,7 +269,7 @@ func TestServerThatClosesOneConnection(t *testing.T) {
 		return [][]byte{m}
 	}
 	server.serve(t)
-	r := measure(t.Context(), small("fanout", server.url, func(o *options) { o.Publishers = 1 }), nil)
+	r := measure(t.Context(), small("fanout", server.url, func(o *options) { o.Publishers, o.Duration = 1, 2*time.Second }), nil)
 	m := whole(t, r)
 	if r.Connections.LostBy["closed by the server with code 1008: too slow"] != 1 || m.Missing != m.Sent-50 {
 		t.Errorf("%+v, %+v", r.Connections, m)
@@ -350,7 +356,7 @@ func TestStormCutByTheTool(t *testing.T) {
 	server := (&faulty{}).serve(t)
 	r := measure(t.Context(), small("storm", server.url, func(o *options) { o.Connections = 40 }), nil)
 	s := r.Storm
-	if r.Error != "" || s == nil || s.Attempts != 40 || s.Back100 == 0 || s.Back50 > s.Back95 || s.Back95 > s.Back100 || s.Back100 > 3 {
+	if r.Error != "" || s == nil || s.Attempts != 40 || s.Back100 == 0 || s.Back50 > s.Back95 || s.Back95 > s.Back100 || s.Back100 > 15 {
 		t.Errorf("%q, %+v", r.Error, s)
 	}
 	if s.Handshake == nil || s.Handshake.Count != 40 || r.Connections.Lost != 0 {
@@ -367,7 +373,7 @@ func TestStormCutByTheServer(t *testing.T) {
 			cut.Do(server.end)
 		}
 	})
-	if s := r.Storm; r.Error != "" || s == nil || s.Back100 == 0 || s.Back100 > 3 {
+	if s := r.Storm; r.Error != "" || s == nil || s.Back100 == 0 || s.Back100 > 15 {
 		t.Errorf("%q, %+v", r.Error, s)
 	}
 }
@@ -463,7 +469,7 @@ func TestOneOfSeveralServersRefuses(t *testing.T) {
 func TestOneOfSeveralServersDies(t *testing.T) {
 	t.Parallel()
 	one, two, three := (&faulty{}).serve(t), (&faulty{after: 100 * time.Millisecond}).serve(t), (&faulty{}).serve(t)
-	r := measure(t.Context(), small("echo", "", func(o *options) { o.URLs = urls(one, two, three) }), nil)
+	r := measure(t.Context(), small("echo", "", func(o *options) { o.URLs, o.Duration = urls(one, two, three), 3*time.Second }), nil)
 	m := whole(t, r)
 	if r.Connections.Lost != 2 || m.Received == 0 || m.Unsent == 0 {
 		t.Errorf("%+v, %+v", r.Connections, m)

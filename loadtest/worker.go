@@ -256,10 +256,9 @@ func (w *worker) turn(now int64) (next int64) {
 
 // What is still under way when the window ends is waited for: until all is there, until nothing has
 // come for a while, and not for ever.
-const (
-	drainQuiet = 2 * time.Second
-	drainMost  = 15 * time.Second
-)
+var drainQuiet = 2 * time.Second // longer in tests
+
+const drainMost = 15 * time.Second
 
 // drained says whether there is nothing more to wait for.
 func (w *worker) drained(now int64) bool {
