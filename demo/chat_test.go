@@ -93,7 +93,7 @@ func TestChatOrder(t *testing.T) {
 }
 
 func TestIdlePeopleAreShownOut(t *testing.T) {
-	_, s := start(t, Options{Idle: 400 * time.Millisecond})
+	_, s := start(t, Options{Idle: 3 * time.Second})
 	ada, bob := arrive(t, s), arrive(t, s)
 	ada.enter("Ada", "a", nil)
 	bob.enter("Bob", "b", nil)
@@ -101,10 +101,7 @@ func TestIdlePeopleAreShownOut(t *testing.T) {
 	ada.want("join", "Bob", "")
 	for i := range 8 { // longer than Bob may be silent
 		ada.say(fmt.Sprint(i), "still here")
-		time.Sleep(150 * time.Millisecond)
-		if i%4 == 3 {
-			time.Sleep(200 * time.Millisecond)
-		}
+		time.Sleep(500 * time.Millisecond)
 	}
 	for {
 		h := ada.next()
@@ -119,7 +116,7 @@ func TestIdlePeopleAreShownOut(t *testing.T) {
 		_, err := bob.listen()
 		var closed *websocket.CloseError
 		if errors.As(err, &closed) {
-			if closed.Code != int(closeIdle) || closed.Text != "you said nothing for 0 seconds" {
+			if closed.Code != int(closeIdle) || closed.Text != "you said nothing for 3 seconds" {
 				t.Error(closed)
 			}
 			break
