@@ -16,7 +16,7 @@ import (
 	"carillon/server"
 )
 
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // eventually waits until a condition holds.
 func eventually(t testing.TB, what string, holds func() bool) {
