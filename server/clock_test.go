@@ -25,7 +25,7 @@ func startAt(t *testing.T, c *clock, opts Options) *Server {
 func TestClockJumps(t *testing.T) {
 	wall := &clock{}
 	opts := Options{Endpoints: besieged(), Logger: silent(), Topics: []TopicRule{{Match: "kept", History: 10, MaxAge: time.Hour}},
-		Ping: Ping{Interval: 2 * time.Second}, Limits: Limits{HandshakeTimeout: 3 * time.Second, IdleTimeout: time.Hour, WriteTimeout: time.Hour}}
+		Ping: Ping{Interval: 2 * time.Second}, Limits: Limits{HandshakeTimeout: time.Hour, IdleTimeout: time.Hour, WriteTimeout: time.Hour}}
 	s := startAt(t, wall, opts)
 	z := settle(t, s)
 	before := footprintOf(s)
