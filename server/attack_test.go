@@ -114,7 +114,7 @@ func repeat(b []byte, n int) []byte { return []byte(strings.Repeat(string(b), n)
 const few = 300 * time.Millisecond
 
 // enough is how long the citizen may be kept from the processor by what else a machine does.
-const enough = 2 * time.Second
+const enough = 4 * time.Second
 
 // What strangers may do to a server, each beside a citizen who must not suffer for it. Afterwards the
 // server has counted it, and is as small as it was before.

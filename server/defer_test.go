@@ -92,6 +92,7 @@ func TestDeferredDecision(t *testing.T) {
 }
 
 func TestDeferredRefusals(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	for _, test := range []struct {
 		what   string
 		err    error
@@ -127,7 +128,7 @@ func TestDeferredRefusals(t *testing.T) {
 	})
 	t.Run("too late", func(t *testing.T) {
 		d := newSlowDesk()
-		s := start(t, Options{Endpoints: []Endpoint{d.endpoint()}, Limits: Limits{HandshakeTimeout: 50 * time.Millisecond}})
+		s := start(t, Options{Endpoints: []Endpoint{d.endpoint()}, Limits: Limits{HandshakeTimeout: 500 * time.Millisecond}})
 		resp := refused(t, s, 503, RefuseUndecided, "/echo")
 		if resp.Header.Get("Retry-After") == "" || <-d.ended == nil {
 			t.Error("no Retry-After")
@@ -138,20 +139,21 @@ func TestDeferredRefusals(t *testing.T) {
 		s := start(t, Options{Endpoints: []Endpoint{{Path: "/echo", Mode: ModeEcho, Handler: Handler{Upgrade: func(r *Request) error {
 			r.Defer(func(context.Context, *Request) error { <-hold; return nil })
 			return nil
-		}}}}, Limits: Limits{HandshakeTimeout: 50 * time.Millisecond}})
+		}}}}, Limits: Limits{HandshakeTimeout: 500 * time.Millisecond}})
 		refused(t, s, 503, RefuseUndecided, "/echo")
 		close(hold)
 	})
 	t.Run("the time for the decision begins with the decision", func(t *testing.T) {
+		const limit = 4 * time.Second
 		d := newSlowDesk()
-		s := start(t, Options{Endpoints: []Endpoint{d.endpoint()}, Limits: Limits{HandshakeTimeout: 800 * time.Millisecond}})
+		s := start(t, Options{Endpoints: []Endpoint{d.endpoint()}, Limits: Limits{HandshakeTimeout: limit}})
 		c := dialRaw(t, s)
 		head := upgradeHead("/echo")
 		c.write([]byte(head[:20]))
-		time.Sleep(500 * time.Millisecond)
+		time.Sleep(limit * 3 / 5) // twice that is more than the limit and a tick
 		c.write([]byte(head[20:]))
 		d.wait(t)
-		time.Sleep(500 * time.Millisecond)
+		time.Sleep(limit * 3 / 5)
 		d.answers <- nil
 		if resp := c.response(); resp.StatusCode != 101 {
 			t.Error(resp.Status)

@@ -259,10 +259,12 @@ func TestTokenAndHookAndUpgrade(t *testing.T) {
 // A token of an hour does not last longer than the session behind it.
 func TestHookExpiry(t *testing.T) {
 	ep := hookEndpoint(t, func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintf(w, `{"allow":true,"subject":"alice","expires":%d}`, in(2*time.Second))
+		fmt.Fprintf(w, `{"allow":true,"subject":"alice","expires":%d}`, in(30*time.Minute))
 	})
-	s := start(t, Options{Endpoints: []Endpoint{ep}})
+	wall := &clock{}
+	s := startAt(t, wall, Options{Endpoints: []Endpoint{ep}})
 	c := dial(t, s, "/ws")
+	wall.jump(45 * time.Minute)
 	c.wantClose(closeExpired, "token expired")
 	if s.Stats().Cuts[CutExpired] != 1 || s.Stats().Closes[codec.CloseCode(0)] != 1 {
 		t.Errorf("%+v", s.Stats())

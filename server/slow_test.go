@@ -259,7 +259,8 @@ func (c *client) readUntilClose(code codec.CloseCode, reason string) (blocks int
 // time to close begins only then.
 func TestFrozenReaderGetsTimeToClose(t *testing.T) {
 	limits, ping := off()
-	limits.CloseTimeout = 2 * time.Second
+	limits.CloseTimeout = 4 * time.Second
+	ping.Timeout = 400 * time.Millisecond // for a short tick: there are no pings
 	s := start(t, Options{Loops: 1, Limits: limits, Ping: ping, Endpoints: policy(SlowConsumer{MaxQueue: 20 * blockSize})})
 	cathy := dialFrozen(t, s, "/broadcast")
 	conn := onlyConn(t, s, "/broadcast")
@@ -274,7 +275,7 @@ func TestFrozenReaderGetsTimeToClose(t *testing.T) {
 		publish(t, s, "/broadcast", published)
 		eventually(t, "it was cathy's turn", func() bool { return s.Stats().Deliveries == uint64(published+1) })
 	}
-	time.Sleep(limits.CloseTimeout / 4) // a few ticks
+	time.Sleep(200 * time.Millisecond) // a few ticks
 	cathy.readUntilClose(codec.CloseTryAgainLater, "slow consumer: more than 320KiB waited")
 }
 

@@ -18,7 +18,8 @@ func off() (Limits, Ping) {
 // A head that dribbles in is cut off at the time-out, counted from accept: each byte does not begin it
 // anew.
 func TestHandshakeTimeout(t *testing.T) {
-	const timeout = 400 * time.Millisecond
+	t.Parallel() // most of it is waiting
+	const timeout = 2 * time.Second
 	limits, ping := off()
 	limits.HandshakeTimeout = timeout
 	s := start(t, Options{Endpoints: echoAndBroadcast(), Limits: limits, Ping: ping})
@@ -36,7 +37,7 @@ func TestHandshakeTimeout(t *testing.T) {
 	}()
 	for _, c := range []*client{silent, dribbling} {
 		resp := c.response()
-		if body, err := io.ReadAll(resp.Body); resp.StatusCode != 408 || !strings.Contains(string(body), "400ms") || err != nil {
+		if body, err := io.ReadAll(resp.Body); resp.StatusCode != 408 || !strings.Contains(string(body), "2s") || err != nil {
 			t.Errorf("%s, %q, %v; want 408", resp.Status, body, err)
 		}
 		c.wantEOF()
@@ -53,12 +54,13 @@ func TestHandshakeTimeout(t *testing.T) {
 // Alice talks, bob only pings and pongs, cathy sends fragments but never a whole message: idle are
 // bob and cathy.
 func TestIdleTimeout(t *testing.T) {
-	const timeout = time.Second
+	t.Parallel()                    // most of it is waiting
+	const timeout = 4 * time.Second // alice has so long even where the machine has other things to do
 	limits, ping := off()
 	limits.IdleTimeout, limits.CloseTimeout = timeout, patience
 	s := start(t, Options{Endpoints: echoAndBroadcast(), Limits: limits, Ping: ping})
-	alice, bob, cathy := dial(t, s, "/echo"), dial(t, s, "/echo"), dial(t, s, "/echo")
 	began := time.Now()
+	alice, bob, cathy := dial(t, s, "/echo"), dial(t, s, "/echo"), dial(t, s, "/echo")
 	cathy.write(masked(0x01, []byte("once upon")))
 	closed := func() uint64 { return s.Stats().Closes[codec.CloseGoingAway] }
 	live := func() {
@@ -66,19 +68,18 @@ func TestIdleTimeout(t *testing.T) {
 		alice.want("hello")
 		bob.write(append(masked(0x89, []byte("ping")), masked(0x8a, nil)...))
 		cathy.write(masked(0x00, []byte(" a time")))
-		time.Sleep(timeout / 20)
+		time.Sleep(50 * time.Millisecond)
 	}
-	for closed() == 0 {
-		live()
-	}
+	eventually(t, "one is closed", func() bool { live(); return closed() > 0 })
 	if took := time.Since(began); took < timeout*3/4 {
 		t.Errorf("idle after %v, want %v", took, timeout)
 	}
-	for range 40 {
+	eventually(t, "both are closed", func() bool { live(); return closed() > 1 })
+	for range 12 { // more than a tick, for alice
 		live()
 	}
-	bob.wantClose(codec.CloseGoingAway, "no message for 1s")
-	cathy.wantClose(codec.CloseGoingAway, "no message for 1s")
+	bob.wantClose(codec.CloseGoingAway, "no message for 4s")
+	cathy.wantClose(codec.CloseGoingAway, "no message for 4s")
 	if n := closed(); n != 2 || s.Count() != 1 {
 		t.Errorf("%d were closed and %d are open, want 2 and alice", n, s.Count())
 	}
@@ -86,8 +87,9 @@ func TestIdleTimeout(t *testing.T) {
 
 // Everybody listens. Alice answers pings, bob talks instead, cathy is silent: cathy is gone.
 func TestPing(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	limits, ping := off()
-	ping.Interval, ping.Timeout, ping.Jitter = 400*time.Millisecond, time.Second, -1
+	ping.Interval, ping.Timeout, ping.Jitter = 400*time.Millisecond, 4*time.Second, -1
 	s := start(t, Options{Endpoints: echoAndBroadcast(), Limits: limits, Ping: ping})
 	alice, bob, cathy := dial(t, s, "/echo"), dial(t, s, "/echo"), dial(t, s, "/echo")
 
@@ -102,7 +104,7 @@ func TestPing(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for range 30 { // without an answer to a ping, bob would be gone in 1.4 s
+		for range 50 { // without an answer to a ping, bob would be gone in 4.4 s
 			_, _ = bob.conn.Write(text("busy"))
 			time.Sleep(100 * time.Millisecond)
 		}
@@ -114,7 +116,7 @@ func TestPing(t *testing.T) {
 			}
 		}
 	}()
-	cathy.wantClose(codec.CloseGoingAway, "no answer to a ping for 1s")
+	cathy.wantClose(codec.CloseGoingAway, "no answer to a ping for 4s")
 	<-done
 	if n := s.Count(); n != 2 {
 		t.Errorf("%d are open, want alice and bob", n)
@@ -130,9 +132,12 @@ func TestPingWithoutTimeout(t *testing.T) {
 	ping.Interval = 50 * time.Millisecond
 	s := start(t, Options{Endpoints: echoAndBroadcast(), Limits: limits, Ping: ping})
 	c := dial(t, s, "/echo")
+	if op, _, err := c.frame(); op != codec.OpPing || err != nil {
+		t.Fatalf("got %v, %v; want a ping", op, err)
+	}
 	time.Sleep(10 * ping.Interval)
 	c.send("hello")
-	pings := 0
+	pings := 1
 	for {
 		op, _, err := c.frame()
 		if err != nil {
@@ -187,7 +192,7 @@ func TestPingJitter(t *testing.T) {
 // Cathy freezes while much waits for her, and is cut off; alice is not.
 func TestWriteTimeout(t *testing.T) {
 	limits, ping := off()
-	limits.WriteTimeout = 2 * time.Second
+	limits.WriteTimeout = 3 * time.Second
 	ended := make(chan error, 1)
 	endpoints := []Endpoint{{Path: "/listen", SlowConsumer: SlowConsumer{MaxQueue: -1}, Handler: Handler{
 		Close: func(c *Conn, err error) { ended <- err },
@@ -198,6 +203,9 @@ func TestWriteTimeout(t *testing.T) {
 	for ; s.Stats().QueuedBytes < 100*blockSize; published++ {
 		publish(t, s, "/listen", published)
 		alice.wantBlock(published)
+		if len(ended) > 0 { // nothing would be queued ever
+			t.Fatalf("cathy is cut off when %d messages are published: %v", published+1, <-ended)
+		}
 	}
 	select {
 	case err := <-ended:
@@ -224,7 +232,7 @@ func TestWriteTimeout(t *testing.T) {
 // that, a third of its buffer must be free. She is slow and not frozen, so she stays.
 func TestWriteTimeoutSparesTheSlow(t *testing.T) {
 	limits, ping := off()
-	limits.WriteTimeout = 3 * time.Second
+	limits.WriteTimeout = 5 * time.Second // which is also what she may be kept from the processor
 	s := start(t, Options{Endpoints: policy(SlowConsumer{MaxQueue: -1}), Limits: limits, Ping: ping})
 	cathy := dialFrozen(t, s, "/broadcast")
 	published := 0
@@ -233,7 +241,7 @@ func TestWriteTimeoutSparesTheSlow(t *testing.T) {
 	}
 	for i := range published {
 		if i < 48 && i%6 == 0 {
-			time.Sleep(limits.WriteTimeout / 6) // 4 s in all
+			time.Sleep(limits.WriteTimeout / 6) // longer than the time-out in all
 		}
 		cathy.wantBlock(i)
 	}
