@@ -118,14 +118,17 @@ func TestLiveness(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.ops.stuckAfter = 300 * time.Millisecond
+	s.ops.stuckAfter = time.Second
 	run(t, s)
 	alice := dial(t, s, "/echo")
 	time.Sleep(2 * s.ops.stuckAfter)
 	wantReasons(t, s, "/livez")
-	dialRaw(t, s).write([]byte(upgradeHead("/block")))
+	c, began := dialRaw(t, s), time.Now()
+	c.write([]byte(upgradeHead("/block")))
 	<-entered
-	wantReasons(t, s, "/livez")
+	if early := s.stuck(); len(early) > 0 && time.Since(began) < s.ops.stuckAfter {
+		t.Errorf("stuck at once: %v", early)
+	}
 	time.Sleep(s.ops.stuckAfter)
 	a := call(t, s, "GET", "/livez", "").isProblem(t, 503, "not-live", "loop 0 has not answered for ")
 	if !strings.Contains(string(a.body), `"reason":"loop_stuck"`) {
