@@ -142,7 +142,7 @@ func TestTLSReloadOfAuthorities(t *testing.T) {
 func TestTLSHandshakeTimeout(t *testing.T) {
 	a := newAuthority(t)
 	limits, ping := off()
-	limits.HandshakeTimeout = 300 * time.Millisecond
+	limits.HandshakeTimeout = 2 * time.Second
 	s := start(t, a.overTLS(Options{Endpoints: echoAndBroadcast(), Limits: limits, Ping: ping}))
 	alice := dialTLS(t, s, a.client(), "/echo")
 
@@ -152,6 +152,7 @@ func TestTLSHandshakeTimeout(t *testing.T) {
 	half.write(hello[:len(hello)/2])
 	deaf := dialRaw(t, s) // to what the server answers
 	deaf.write(hello)
+	late := shakeTLS(t, s, a.client()) // and no request
 	for _, c := range []*client{silent, half} {
 		c.wantEOF()
 	}
@@ -159,8 +160,7 @@ func TestTLSHandshakeTimeout(t *testing.T) {
 	if answer, err := io.ReadAll(deaf.r); err != nil || len(answer) == 0 || answer[0] != recordHandshake {
 		t.Errorf("%x, %v; want a handshake and the end", answer, err)
 	}
-	late := shakeTLS(t, s, a.client()) // and no request
-	late.wantRefusal(408, "300ms")
+	late.wantRefusal(408, "2s")
 	if st := s.Stats(); st.Refusals[RefuseTLSTimeout] != 3 || st.Refusals[RefuseTimeout] != 1 {
 		t.Errorf("%d and %d refusals counted, want 3 and 1", st.Refusals[RefuseTLSTimeout], st.Refusals[RefuseTimeout])
 	}

@@ -223,7 +223,7 @@ func TestEventsAreRefused(t *testing.T) {
 func TestEventsStayAlive(t *testing.T) {
 	opts := topics()
 	opts.Limits.IdleTimeout = 20 * time.Millisecond
-	opts.Limits.HandshakeTimeout = 100 * time.Millisecond
+	opts.Limits.HandshakeTimeout = time.Second
 	opts.Ping = Ping{Interval: 20 * time.Millisecond, Timeout: 20 * time.Millisecond, Jitter: -1}
 	s := start(t, opts)
 	st := listen(t, s, "/ws?topic=a")
