@@ -123,8 +123,8 @@ func (c *Conn) advance() {
 }
 
 // topicReady calls then when a topic or a pattern can be subscribed to, or read, which may be at once, as it always is
-// without a broker. The error is of the kind of [ErrNoCluster]. Nothing that is asked for meanwhile overtakes it. On a
-// connection that closes meanwhile it is called, too.
+// without a broker. The error is of the kind of [ErrNoCluster] or [ErrTooManyTopics]. Nothing that is asked for meanwhile
+// overtakes it. On a connection that closes meanwhile it is called, too.
 func (c *Conn) topicReady(name string, from Start, reads bool, then func(error)) {
 	cl := c.sh.srv.hub.cluster
 	if cl == nil {
