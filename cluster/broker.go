@@ -201,8 +201,8 @@ func (b *Broker) end() {
 }
 
 // within does something, and waits for it as long as ctx allows: the NATS client's lock is held for seconds while it writes to,
-// or dials, who does not answer.
-func within(ctx context.Context, do func()) {
+// or dials, who does not answer. It says whether that was enough.
+func within(ctx context.Context, do func()) bool {
 	done := make(chan struct{})
 	go func() {
 		do()
@@ -210,7 +210,9 @@ func within(ctx context.Context, do func()) {
 	}()
 	select {
 	case <-done:
+		return true
 	case <-ctx.Done():
+		return false
 	}
 }
 

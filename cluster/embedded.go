@@ -164,15 +164,10 @@ func (n *NATS) serverTLS() (*tls.Config, error) {
 
 // stopEmbedded waits for the NATS server's end as long as ctx allows.
 func (b *Broker) stopEmbedded(ctx context.Context) {
-	ended := make(chan struct{})
-	go func() {
+	if !within(ctx, func() {
 		b.embedded.Shutdown()
 		b.embedded.WaitForShutdown()
-		close(ended)
-	}()
-	select {
-	case <-ended:
-	case <-ctx.Done():
+	}) {
 		b.log.Warn("the embedded NATS server takes too long to stop")
 	}
 }

@@ -394,7 +394,6 @@ type trio struct {
 	t     *testing.T
 	rules []server.TopicRule
 	o     [3]Options
-	ports [3]int
 	links [3][3]*link // from, to
 	nodes [3]*testNode
 }
@@ -417,20 +416,13 @@ func prepareTrio(t *testing.T, rules ...server.TopicRule) *trio {
 			}
 		}
 	}
-	for i := range 3 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		x.ports[i] = portOf(l.Addr())
-		defer l.Close() // when all are chosen, so that no two are the same
-	}
+	routes := freeAddresses(t, 3)
 	for i := range 3 {
 		o := Options{Node: fmt.Sprint("node", i), Timeout: 3 * time.Second, NATS: NATS{Embedded: true, StoreDir: t.TempDir()}}
-		o.NATS.RoutesListen = fmt.Sprintf("127.0.0.1:%d", x.ports[i])
+		o.NATS.RoutesListen = routes[i]
 		for j := range 3 {
 			if i != j {
-				x.links[i][j].run(fmt.Sprintf("127.0.0.1:%d", x.ports[j]))
+				x.links[i][j].run(routes[j])
 				o.NATS.Routes = append(o.NATS.Routes, x.links[i][j].listener.Addr().String())
 			}
 		}
@@ -666,14 +658,7 @@ func TestTheEndOfANodeDoesNotWaitForANATSServerThatDoesNotRead(t *testing.T) {
 	deaf := make(chan struct{})
 	n := join(t, Options{NATS: NATS{URL: pretender(t, "2.15.2", deaf)}, Timeout: 8 * time.Second})
 	close(deaf)
-	var written atomic.Int64
-	stuck := make(chan struct{})
-	go func() {
-		defer close(stuck)
-		for n.nc.Publish("x", make([]byte, 1<<19)) == nil {
-			written.Store(time.Now().UnixNano())
-		}
-	}()
+	written, failed := overwhelm(n)
 	eventually(t, "it waits", func() bool {
 		last := written.Load()
 		return last != 0 && time.Now().UnixNano()-last > int64(time.Second)
@@ -685,5 +670,5 @@ func TestTheEndOfANodeDoesNotWaitForANATSServerThatDoesNotRead(t *testing.T) {
 	if took := time.Since(begun); took > 4*time.Second {
 		t.Errorf("the end takes %v", took)
 	}
-	<-stuck
+	<-failed
 }

@@ -202,8 +202,7 @@ func (b *Broker) askLeaderOnce(at place, question []byte, timeout time.Duration)
 		case isStatus(answer, "503"):
 			err = errNoLeader
 		default:
-			var api *apiError
-			if m, err = readStored(answer.Data); errors.As(err, &api) && api.ErrCode == 10008 {
+			if m, err = readStored(answer.Data); knowsNoLeader(err) {
 				unavailable = err
 				return true
 			}

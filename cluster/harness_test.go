@@ -78,6 +78,20 @@ func natsAt(t *testing.T, port int, store string) *natsserver.Server {
 	return s
 }
 
+// freeAddresses are addresses of this machine that nobody listens on, no two the same.
+func freeAddresses(t *testing.T, number int) (list []string) {
+	t.Helper()
+	for range number {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close() // when all are chosen
+		list = append(list, l.Addr().String())
+	}
+	return list
+}
+
 func portOf(a net.Addr) int { return a.(*net.TCPAddr).Port }
 
 func urlOf(s *natsserver.Server) string { return "nats://127.0.0.1:" + strconv.Itoa(portOf(s.Addr())) }

@@ -77,8 +77,7 @@ func (b *Broker) askState(st *stream, question []byte, done func(streamState, er
 	waits := false
 	b.exchange("$JS.API.STREAM.INFO."+st.name, question, infoTimeout, func(m *nats.Msg, err error) bool {
 		state, err := b.readState(st, m, err)
-		var api *apiError
-		if err != errLeaderless && !(errors.As(err, &api) && api.ErrCode == 10008) {
+		if !knowsNoLeader(err) {
 			end(state, err)
 			return false
 		}
@@ -136,6 +135,12 @@ var (
 	errNoLeader   = errors.New("JetStream does not answer")
 	errLeaderless = fmt.Errorf("%w: the stream has no leader", errNoLeader)
 )
+
+// knowsNoLeader says whether a server has answered that knows of no leader, of the stream or of JetStream.
+func knowsNoLeader(err error) bool {
+	var api *apiError
+	return errors.Is(err, errLeaderless) || errors.As(err, &api) && api.ErrCode == 10008
+}
 
 // infoTimeout is how long the leader has for its answer.
 const infoTimeout = 2 * time.Second

@@ -94,9 +94,7 @@ func (b *Broker) reach(at place, kept server.Kept, newest, after uint64, deadlin
 		return server.Kept{}, err
 	}
 	if state.epoch != kept.Epoch {
-		if at.st.setEpoch(state.epoch) { // nobody else will see it change
-			b.resync("the stream of topics " + at.st.match + " is another one")
-		}
+		b.changed(at.st, state.epoch)
 		return server.Kept{}, errEpoch
 	}
 	kept.Since = max(since, after)

@@ -29,16 +29,9 @@ type packagedTrio struct {
 
 func newPackagedTrio(t *testing.T, path string) *packagedTrio {
 	x := &packagedTrio{t: t, path: path, dir: t.TempDir()}
-	for i := range 3 {
-		for _, to := range []*string{&x.clients[i], &x.routes[i]} {
-			l, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			*to = l.Addr().String()
-			defer l.Close() // when all are chosen, so that no two are the same
-		}
-	}
+	list := freeAddresses(t, 6)
+	copy(x.clients[:], list)
+	copy(x.routes[:], list[3:])
 	t.Cleanup(func() {
 		for i := range 3 {
 			x.end(i, syscall.SIGTERM)

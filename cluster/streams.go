@@ -298,6 +298,16 @@ func (st *stream) setEpoch(epoch string) (changed bool) {
 	return changed
 }
 
+// changed notes the stream's epoch, and says whether it is another one: then all has to be looked at again, for which
+// nobody else sees the change.
+func (b *Broker) changed(st *stream, epoch string) bool {
+	changed := st.setEpoch(epoch)
+	if changed {
+		b.resync("the stream of topics " + st.match + " is another one")
+	}
+	return changed
+}
+
 // refresh finds out whether the stream is still the same, and makes it again if it is gone.
 func (b *Broker) refresh(st *stream) error {
 	state, err := b.awaitInfo(st)
@@ -310,8 +320,7 @@ func (b *Broker) refresh(st *stream) error {
 		if err = b.ensure(context.Background(), st); err == nil && st.epochNow() != before {
 			b.resync("the stream of topics " + st.match + " was made again")
 		}
-	case err == nil && st.setEpoch(state.epoch):
-		b.resync("the stream of topics " + st.match + " is another one")
+	case err == nil && b.changed(st, state.epoch):
 	case err == nil && st.wentBack(state.Last) && b.isStill(st, state.epoch):
 		b.log.Warn("a stream has lost its newest messages, and gives their offsets again: a new epoch begins", "stream", st.name,
 			"topics", st.match)
@@ -350,10 +359,7 @@ func (st *stream) wentBack(last uint64) bool {
 func (b *Broker) isStill(st *stream, epoch string) bool {
 	b.sleep(rand.N(probeInterval))
 	state, err := b.awaitInfo(st)
-	if err == nil && st.setEpoch(state.epoch) {
-		b.resync("the stream of topics " + st.match + " has lost messages")
-	}
-	return err == nil && state.epoch == epoch
+	return err == nil && !b.changed(st, state.epoch) && state.epoch == epoch
 }
 
 // renew gives the stream's offsets a new epoch.

@@ -115,13 +115,12 @@ type wideTopic struct {
 // topicEverywhere adds up the subscribers of all servers. What else is known of the topic is this server's, if it
 // has the topic. That a topic is not there is said only when all servers have said so, and the broker, if it keeps it.
 func (s *Server) topicEverywhere(ctx context.Context, name string) (t wideTopic, err error) {
-	nowhere := problemNoTopic.because("nothing was published to %q lately, and nobody is subscribed to it", name)
 	cl, exists := s.hub.cluster, false
 	if cl == nil {
 		if t.TopicInfo, exists = s.Topic(name); !exists {
-			return t, nowhere
+			err = noTopic(name)
 		}
-		return t, nil
+		return t, err
 	}
 	notLoaded := cl.waitFor(name, Start{}) // what the broker keeps; else what is known here
 	t.TopicInfo, exists = s.Topic(name)
@@ -151,7 +150,11 @@ func (s *Server) topicEverywhere(ctx context.Context, name string) (t wideTopic,
 	case !all:
 		return t, problemNoCluster.because("%q is not known here, and not every server has answered", name)
 	}
-	return t, nowhere
+	return t, noTopic(name)
+}
+
+func noTopic(name string) error {
+	return problemNoTopic.because("nothing was published to %q lately, and nobody is subscribed to it", name)
 }
 
 // presence is who is subscribed to a topic.

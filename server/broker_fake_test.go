@@ -346,6 +346,17 @@ func (b *fakeBroker) Ask(node, subject string, question []byte, done func([]Answ
 }
 
 // set changes what the net does.
+// hold has loads wait from now on. begun is how many there have been since; release lets all go on.
+func (n *fakeNet) hold() (begun func() int, release func()) {
+	hold, before := make(chan struct{}), 0
+	n.set(func() { n.holdLoads, before = hold, n.loads })
+	begun = func() (number int) {
+		n.set(func() { number = n.loads - before })
+		return number
+	}
+	return begun, func() { close(hold) }
+}
+
 func (n *fakeNet) set(change func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -39,7 +39,6 @@ type cluster struct {
 	mu         sync.Mutex // guards what follows
 	broadcasts map[[2]string]*sender
 	resyncing  bool
-	resyncs    int // that were asked for
 }
 
 // clusterStats are counted since the server was made.
@@ -51,7 +50,7 @@ type clusterStats struct {
 	lost                               atomic.Uint64 // messages that did not come at all
 	gaps                               atomic.Uint64 // of kept topics that could not be filled
 	loads, loadFailures                atomic.Uint64
-	resyncs                            atomic.Uint64
+	resyncs                            atomic.Uint64 // that were asked for
 	asks, partial                      atomic.Uint64
 }
 

@@ -134,8 +134,7 @@ func TestClusterSinceAhead(t *testing.T) {
 func TestClusterRepliesInOrder(t *testing.T) {
 	n := newFakeNet(1)
 	s := clustered(t, n, 1, topics(TopicRule{Match: "log", History: 10}), unchanged)[0]
-	hold := make(chan struct{})
-	n.set(func() { n.holdLoads = hold })
+	begun, release := n.hold()
 	c := dial(t, s, "/ws", speakJSON)
 	for i, what := range []string{
 		`"subscribe":{"topic":"log"}`, `"ping":{}`, `"publish":{"topic":"log","data":1}`, `"publish":{"topic":"log","data":2}`,
@@ -144,8 +143,8 @@ func TestClusterRepliesInOrder(t *testing.T) {
 	} {
 		c.send(fmt.Sprintf(`{"id":%d,%s}`, i, what))
 	}
-	eventually(t, "the load is asked for", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.loads == 1 })
-	close(hold)
+	eventually(t, "the load is asked for", func() bool { return begun() == 1 })
+	release()
 	for i := range 12 {
 		m := c.said()
 		for m.ID == nil {
@@ -359,10 +358,9 @@ func TestClusterReadsTheWhole(t *testing.T) {
 
 	fakeOf(s).cut(true)
 	last := mustPublish(t, list[1], "log.a", "three")
-	hold, loads := make(chan struct{}), 0
-	n.set(func() { n.holdLoads, loads = hold, n.loads })
+	begun, release := n.hold()
 	fakeOf(s).cut(false)
-	eventually(t, "it is being loaded", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.loads >= loads+2 })
+	eventually(t, "it is being loaded", func() bool { return begun() >= 2 })
 	reader, reads := dial(t, s, "/ws", speakJSON), make(chan Past, 1)
 	reader.send(`{"id":1,"history":{"topic":"log.a"}}`)
 	go func() {
@@ -371,8 +369,7 @@ func TestClusterReadsTheWhole(t *testing.T) {
 	}()
 	other := dial(t, s, "/ws", speakJSON)
 	other.subscribed("log.a") // who gets the rest later need not wait
-	n.set(func() { n.holdLoads = nil })
-	close(hold)
+	release()
 	if past := <-reads; past.Offset != last.Offset || len(past.Messages) != 3 {
 		t.Errorf("after the load: %v", past)
 	}
@@ -398,10 +395,9 @@ func TestClusterReadsTheWhole(t *testing.T) {
 		for i := range number {
 			mustPublish(t, list[1], fmt.Sprint("log.", i), "two")
 		}
-		hold, loads := make(chan struct{}), 0
-		n.set(func() { n.holdLoads, loads = hold, n.loads })
+		begun, release := n.hold()
 		fakeOf(s).cut(false)
-		eventually(t, "as many are being loaded as may be", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.loads == loads+mostPaced })
+		eventually(t, "as many are being loaded as may be", func() bool { return begun() == mostPaced })
 		var readers sync.WaitGroup
 		for i := range number {
 			readers.Go(func() {
@@ -410,9 +406,8 @@ func TestClusterReadsTheWhole(t *testing.T) {
 				}
 			})
 		}
-		eventually(t, "what is read is being loaded", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.loads >= loads+number })
-		n.set(func() { n.holdLoads = nil })
-		close(hold)
+		eventually(t, "what is read is being loaded", func() bool { return begun() >= number })
+		release()
 		readers.Wait()
 	})
 }
@@ -479,16 +474,15 @@ func TestClusterGap(t *testing.T) {
 	alice.wants("6")
 
 	t.Run("the broker begins anew", func(t *testing.T) {
-		hold, loads := make(chan struct{}), 0
-		n.set(func() { n.holdLoads, loads = hold, n.loads })
+		begun, release := n.hold()
 		fakeOf(s).node.Resync("to have a load under way that is of no use")
-		eventually(t, "it is under way", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.loads > loads })
+		eventually(t, "it is under way", func() bool { return begun() > 0 })
 		n.set(func() {
 			n.epoch, n.offset = "second", 3
 			clear(n.topics)
 		})
 		r := mustPublish(t, list[1], "log", "7")
-		close(hold)
+		release()
 		if m := alice.said(); m.Subscribed == nil || m.Subscribed.Epoch != "second" || *m.Subscribed.Offset != r.Offset || *m.Subscribed.Recovered {
 			t.Fatal(m.text)
 		}
@@ -681,16 +675,14 @@ func TestClusterResyncIsPaced(t *testing.T) {
 	for i := range number {
 		mustPublish(t, list[1], fmt.Sprintf("topic.%d", i), "x")
 	}
-	hold, loads := make(chan struct{}), 0
-	n.set(func() { n.holdLoads, loads = hold, n.loads })
+	begun, release := n.hold()
 	fakeOf(list[0]).cut(false)
-	underWay := func() int { n.mu.Lock(); defer n.mu.Unlock(); return n.loads - loads }
-	eventually(t, "it begins", func() bool { return underWay() == mostPaced })
+	eventually(t, "it begins", func() bool { return begun() == mostPaced })
 	time.Sleep(50 * time.Millisecond)
-	if now := underWay(); now != mostPaced {
+	if now := begun(); now != mostPaced {
 		t.Errorf("%d topics are looked at at once", now)
 	}
-	close(hold)
+	release()
 	got := map[string]bool{}
 	for range number {
 		got[c.said().Topic] = true

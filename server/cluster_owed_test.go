@@ -8,14 +8,22 @@ import (
 	"carillon/codec"
 )
 
-// Only a pattern is followed, and NATS is away for so long that the topic would be forgotten.
-func TestClusterPatternAfterALongOutage(t *testing.T) {
-	n := newFakeNet(1)
-	list := clustered(t, n, 2, topics(TopicRule{Match: "log.*", History: 10}), quickly)
-	c := dial(t, list[0], "/ws", speakJSON)
+// followedByPattern is two servers that forget what nobody wants, and a client that follows log.* at the first. It has had
+// the first message of log.a.
+func followedByPattern(t *testing.T) (n *fakeNet, list []*Server, c *client) {
+	t.Helper()
+	n = newFakeNet(1)
+	list = clustered(t, n, 2, topics(TopicRule{Match: "log.*", History: 10}), quickly)
+	c = dial(t, list[0], "/ws", speakJSON)
 	c.subscribed("log.*")
 	mustPublish(t, list[1], "log.a", "0")
 	c.wants("0")
+	return n, list, c
+}
+
+// Only a pattern is followed, and NATS is away for so long that the topic would be forgotten.
+func TestClusterPatternAfterALongOutage(t *testing.T) {
+	_, list, c := followedByPattern(t)
 	fakeOf(list[0]).cut(true)
 	mustPublish(t, list[1], "log.a", "1")
 	time.Sleep(50 * time.Millisecond)
@@ -31,13 +39,8 @@ func TestClusterPatternAfterALongOutage(t *testing.T) {
 
 // A topic is followed by a pattern and by its name, and by the pattern alone when a hole is known and cannot be filled yet.
 func TestClusterHoleWhileATopicIsLetGoOf(t *testing.T) {
-	n := newFakeNet(1)
-	list := clustered(t, n, 2, topics(TopicRule{Match: "log.*", History: 10}), quickly)
+	n, list, c := followedByPattern(t)
 	s := list[0]
-	c := dial(t, s, "/ws", speakJSON)
-	c.subscribed("log.*")
-	mustPublish(t, list[1], "log.a", "0")
-	c.wants("0")
 	if _, err := s.History("log.a", Start{}, 1); err != nil {
 		t.Fatal(err)
 	}
@@ -157,6 +160,7 @@ func TestClusterGapConcernsWhoWasThere(t *testing.T) {
 	opts.Loops = 1
 	s := start(t, opts)
 	before := dial(t, s, "/ws?topic=room")
+	c := onlyConn(t, s, "/ws")
 	subscribers(t, s, "room", 1)
 	room := s.hub.find("room")
 	room.seq++ // the gap's
@@ -165,9 +169,6 @@ func TestClusterGapConcernsWhoWasThere(t *testing.T) {
 	room.mu.Unlock()
 	since := dial(t, s, "/ws?topic=room")
 	subscribers(t, s, "room", 2)
-	l.sh.mu.Lock()
-	c := l.audiences[framingRaw].members[0].conn
-	l.sh.mu.Unlock()
 	l.sh.postDo(c, 0, func() { l.publish(gap, seq, s.stamp()) })
 	before.wantClose(4010, "gap")
 	mustPublish(t, s, "room", "two")

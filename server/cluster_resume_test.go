@@ -168,8 +168,7 @@ func TestClusterResumeUnderFaults(t *testing.T) {
 func TestClusterApplicationSubscribes(t *testing.T) {
 	n := newFakeNet(1)
 	s := clustered(t, n, 1, topics(TopicRule{Match: "log", History: 10}), unchanged)[0]
-	hold := make(chan struct{})
-	n.set(func() { n.holdLoads = hold })
+	begun, release := n.hold()
 	alice := dial(t, s, "/ws")
 	conn := onlyConn(t, s, "/ws")
 	told := make(chan string, 10)
@@ -188,11 +187,11 @@ func TestClusterApplicationSubscribes(t *testing.T) {
 		}
 	}
 	bob.wantClose(4000, "")
-	eventually(t, "the load is asked for", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.loads == 1 })
+	eventually(t, "the load is asked for", func() bool { return begun() == 1 })
 	if len(told) != 0 {
 		t.Error("somebody was told too early")
 	}
-	close(hold)
+	release()
 	got := map[string]bool{}
 	var order []string
 	for range 3 {

@@ -50,8 +50,11 @@ const mostUseless = 8
 
 // lacks says whether something may be missing, which is to be loaded.
 func (cl *cluster) lacks(k *kept) bool {
-	return k.loading || k.stale || k.looked < cl.stats.resyncs.Load()
+	return k.loading || k.stale || cl.outdated(k)
 }
+
+// outdated says whether a resync has been asked for since the last load was begun.
+func (cl *cluster) outdated(k *kept) bool { return k.looked < cl.stats.resyncs.Load() }
 
 func (k *kept) epochText() string {
 	if k.epoch == nil {
@@ -83,7 +86,7 @@ func (cl *cluster) awaitKept(t *topic, from Start, reads bool, done func(error))
 		return false, err
 	}
 	joined, number := t.link.state == linkJoined, k.loads+1
-	if joined && known && k.loading && !k.stale && k.looked == cl.stats.resyncs.Load() {
+	if joined && known && k.loading && !k.stale && !cl.outdated(k) {
 		number = k.loads
 	}
 	cl.enlist(&t.source, &waiter{load: number, done: done})

@@ -6,7 +6,6 @@ func (cl *cluster) resync(why string) {
 	cl.srv.log.Info("looking at all topics again that the cluster keeps", "why", why)
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
-	cl.resyncs++
 	if !cl.resyncing {
 		cl.resyncing = true
 		go cl.resyncAll()
@@ -15,16 +14,14 @@ func (cl *cluster) resync(why string) {
 
 func (cl *cluster) resyncAll() {
 	for {
-		cl.mu.Lock()
-		number := cl.resyncs
-		cl.mu.Unlock()
+		number := cl.stats.resyncs.Load()
 		for i := range cl.hub.parts {
 			for _, t := range cl.hub.topicsOf(i) {
 				cl.resyncOne(t)
 			}
 		}
 		cl.mu.Lock()
-		cl.resyncing = cl.resyncs != number
+		cl.resyncing = cl.stats.resyncs.Load() != number
 		again := cl.resyncing
 		cl.mu.Unlock()
 		if !again {
@@ -42,7 +39,7 @@ func (cl *cluster) resyncOne(t *topic) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	k := t.link.kept
-	if t.forgotten || !k.loaded && t.link.feeder == nil && !k.loading || k.looked == cl.stats.resyncs.Load() {
+	if t.forgotten || !k.loaded && t.link.feeder == nil && !k.loading || !cl.outdated(k) {
 		<-cl.paced
 		return
 	}

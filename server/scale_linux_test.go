@@ -93,17 +93,10 @@ func TestCrowdDrainsEvenly(t *testing.T) {
 	if raceEnabled { // the processors are not fast enough for it
 		d.share, d.longest, smallest = 4, time.Second, 5
 	}
-	for try := 1; ; try++ {
+	inFiveTries(t, func(try int) string {
 		d.conns = crowd / max(min(try, 4), smallest)
-		uneven := d.run(t)
-		if uneven == "" || t.Failed() {
-			return
-		}
-		if try == 5 {
-			t.Fatal(uneven)
-		}
-		t.Logf("try %d: %s", try, uneven)
-	}
+		return d.run(t)
+	})
 }
 
 type evenDrain struct {
