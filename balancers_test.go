@@ -11,7 +11,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -22,9 +21,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -50,33 +47,10 @@ func eventually(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-// Ports from firstPort on are below those that the kernel chooses, for a connection or for a listener at port 0, and
-// below those of freePrefix.
-const firstPort, ports = 15000, 5000
-
-// lastPort counts the ports that freePort has tried. Each process of these tests begins elsewhere.
-var lastPort atomic.Int64
-
-func init() { lastPort.Store(int64(os.Getpid() % 400 * 10)) }
-
-// freePort is one of an address where nothing listens. No connection and no other test takes it before its server does,
-// or while that is away.
+// freePort is a port of an address where nothing listens.
 func freePort(t *testing.T, ip string) string {
 	t.Helper()
-	for range ports {
-		port := strconv.FormatInt(firstPort+lastPort.Add(1)%ports, 10)
-		l, err := net.Listen("tcp", ip+":"+port)
-		if errors.Is(err, syscall.EADDRINUSE) {
-			continue
-		}
-		if err != nil {
-			t.Skipf("the addresses 127.0.0.1 to 127.255.255.255 are needed: %v", err)
-		}
-		l.Close()
-		return port
-	}
-	t.Fatalf("no port of %s is free", ip)
-	return ""
+	return needs.Port(t, ip)
 }
 
 // site is a balancer of deploy/ with two servers behind it, or more.
@@ -294,7 +268,9 @@ func (s *site) nginx(program, with string) *exec.Cmd {
 	if out, err := exec.Command(program, "-t", "-q", "-e", "stderr", "-p", s.dir, "-c", file).CombinedOutput(); err != nil || len(out) > 0 {
 		t.Fatalf("nginx -t: %v\n%s", err, out)
 	}
-	return exec.Command(program, "-e", "stderr", "-p", s.dir, "-g", "daemon off;", "-c", file)
+	cmd := exec.Command(program, "-e", "stderr", "-p", s.dir, "-g", "daemon off;", "-c", file)
+	needs.EndWithTests(cmd, syscall.SIGTERM) // or its workers stay
+	return cmd
 }
 
 // run starts a balancer and waits until it takes connections.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -12,11 +13,13 @@ import (
 	"net/http"
 	neturl "net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"carillon/codec"
+	"carillon/internal/redact"
 
 	"github.com/coder/websocket"
 	"github.com/spf13/cobra"
@@ -49,10 +52,10 @@ func webSocketURL(text string, topics []string) (*neturl.URL, error) {
 	case "https":
 		u.Scheme = "wss"
 	default:
-		return nil, fmt.Errorf("URL %q: unknown scheme %q: expected ws or wss", text, u.Scheme)
+		return nil, fmt.Errorf("URL %q: unknown scheme %q: expected ws or wss", shownURL(text), u.Scheme)
 	}
 	if u.Fragment != "" {
-		return nil, fmt.Errorf("URL %q: a WebSocket has no #fragment: write %%23 for a # in a name", text)
+		return nil, fmt.Errorf("URL %q: a WebSocket has no #fragment: write %%23 for a # in a name", shownURL(text))
 	}
 	for _, topic := range topics {
 		if u.RawQuery != "" {
@@ -63,22 +66,41 @@ func webSocketURL(text string, topics []string) (*neturl.URL, error) {
 	return u, nil
 }
 
+// shownURL is a URL without a password, and without any parameter but those of docs/protocol.md: "token" may be one.
+func shownURL(text string) string {
+	return redact.URL(text, "topic", "since", "epoch", "last", "envelope")
+}
+
 // parseURL is for any URL that has a host. ":8080" is a host too, as it is in the server's configuration.
 func parseURL(text string) (*neturl.URL, error) {
 	u, err := neturl.Parse(text)
 	if e, ok := errors.AsType[*neturl.Error](err); ok {
 		err = e.Err
 	}
+	if err != nil && shownURL(text) != text {
+		err = errors.New("not a URL") // what is wrong may be a part of the password
+	}
 	if err != nil {
-		return nil, fmt.Errorf("URL %q: %w", text, err)
+		return nil, fmt.Errorf("URL %q: %w", shownURL(text), err)
 	}
 	if u.Host == "" {
-		return nil, fmt.Errorf("URL %q: no host: expected one such as localhost:8080", text)
+		return nil, fmt.Errorf("URL %q: no host: expected one such as localhost:8080", shownURL(text))
 	}
 	if u.Hostname() == "" {
 		u.Host = "localhost" + u.Host
 	}
 	return u, nil
+}
+
+// checkTopicArgument reports a URL in the place of a topic, before it is repeated with what it has of a secret.
+func checkTopicArgument(topic, flag string) error {
+	switch {
+	case topic == "":
+		return errors.New("a topic is empty")
+	case strings.Contains(topic, "://") && shownURL(topic) != topic:
+		return fmt.Errorf("topic %q is a URL: expected the name of a topic, and the URL as --%s", shownURL(topic), flag)
+	}
+	return nil
 }
 
 // headerFlag offers --header.
@@ -141,8 +163,9 @@ type handshake struct {
 
 // refused is the error for an HTTP answer that was not the one hoped for.
 type refused struct {
-	status int
-	text   string
+	status     int
+	text       string
+	retryAfter time.Duration // at least so long nobody should come back; 0 if the answer says nothing about it
 }
 
 func (r *refused) Error() string { return r.text }
@@ -172,7 +195,7 @@ func (h handshake) dial(ctx context.Context) (*websocket.Conn, error) {
 		} else {
 			err = cause(ctx, err, h.timeout)
 		}
-		return nil, fmt.Errorf("connect to %s: %w", h.url.Redacted(), err)
+		return nil, fmt.Errorf("connect to %s: %w", shownURL(h.url.String()), err)
 	}
 	conn.SetReadLimit(maxIncoming)
 	return conn, nil
@@ -203,7 +226,22 @@ func refusal(response *http.Response) *refused {
 	if line, _, _ := strings.Cut(strings.TrimSpace(string(body)), "\n"); line != "" {
 		text += ": " + harmlessLine(strings.TrimSpace(line))
 	}
-	return &refused{response.StatusCode, text}
+	return &refused{response.StatusCode, text, retryAfter(response)}
+}
+
+// longestRetry bounds what a client lets a server, or a proxy before it, ask for.
+const longestRetry = time.Hour
+
+// retryAfter reads Retry-After (RFC 9110, 10.2.3), which is a number of seconds or a date.
+func retryAfter(response *http.Response) time.Duration {
+	text := response.Header.Get("Retry-After")
+	wait := time.Duration(0)
+	if seconds, err := strconv.ParseUint(text, 10, 31); err == nil {
+		wait = time.Duration(seconds) * time.Second
+	} else if at, err := http.ParseTime(text); err == nil {
+		wait = time.Until(at)
+	}
+	return min(max(wait, 0), longestRetry)
 }
 
 // cause is the part of an error before an HTTP answer that says something to a person.
@@ -248,16 +286,20 @@ func lost(err error) error {
 	return fmt.Errorf("connection lost: %s", strings.TrimPrefix(err.Error(), "failed to get reader: "))
 }
 
-// lines calls do with each line of a text and its number, without the line feed; a last line needs none. A
-// line may be as long as memory allows.
-func lines(r io.Reader, do func(number int, line []byte) error) error {
-	for text, number := bufio.NewReader(r), 1; ; number++ {
-		line, err := text.ReadBytes('\n')
-		if n := len(line); n > 0 {
-			if line[n-1] == '\n' {
-				line = line[:n-1]
+// byteOrderMark is U+FEFF in UTF-8, with which some programs begin a text file. It is no part of the text.
+const byteOrderMark = "\ufeff"
+
+// lines calls do with each line of the input and its number. The line has no line feed; a last line needs none. In text a
+// carriage return before the line feed, and a byte order mark before the first line, are left out as well. A line may be
+// as long as memory allows.
+func lines(r io.Reader, isText bool, do func(number int, line []byte) error) error {
+	for input, number := bufio.NewReader(r), 1; ; number++ {
+		line, err := input.ReadBytes('\n')
+		if len(line) > 0 {
+			if isText && number == 1 {
+				line = bytes.TrimPrefix(line, []byte(byteOrderMark))
 			}
-			if err := do(number, line); err != nil {
+			if err := do(number, trimNewline(line, isText)); err != nil {
 				return err
 			}
 		}
@@ -268,4 +310,13 @@ func lines(r io.Reader, do func(number int, line []byte) error) error {
 			return fmt.Errorf("read line %d of the input: %w", number, err)
 		}
 	}
+}
+
+// trimNewline returns a line without its line feed, and in text without the carriage return before that.
+func trimNewline(line []byte, isText bool) []byte {
+	line, found := bytes.CutSuffix(line, []byte("\n"))
+	if found && isText {
+		line = bytes.TrimSuffix(line, []byte("\r"))
+	}
+	return line
 }

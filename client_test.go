@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"carillon/internal/needs"
+
 	"github.com/gorilla/websocket"
 )
 
@@ -140,7 +142,7 @@ func drain(conn *websocket.Conn) (code int) {
 // nobody is an address where nothing listens.
 func nobody(t *testing.T) string {
 	t.Helper()
-	return "127.0.0.1:" + freePort(t, "127.0.0.1")
+	return needs.Address(t)
 }
 
 func TestWebSocketURL(t *testing.T) {
@@ -158,6 +160,8 @@ func TestWebSocketURL(t *testing.T) {
 		{"nothing is no URL", "", "", "", `URL "ws://": no host: expected one such as localhost:8080`},
 		{"a port is a number", "localhost:http/x", "", "", `URL "ws://localhost:http/x": invalid port ":http" after host`},
 		{"there is no fragment", "a.example/x#y", "", "", `URL "a.example/x#y": a WebSocket has no #fragment: write %23 for a # in a name`},
+		{"a fragment is shown with the topic that it cuts off", "a.example/x?topic=a#b", "", "", `URL "a.example/x?topic=a#b": a WebSocket has no #fragment: write %23 for a # in a name`},
+		{"what may be the rest of a secret is not", "a.example/x?token=y#z", "", "", `URL "a.example/x?(set)": a WebSocket has no #fragment: write %23 for a # in a name`},
 	} {
 		t.Run(test.sentence, func(t *testing.T) {
 			u, err := webSocketURL(test.text, strings.Fields(test.topics))

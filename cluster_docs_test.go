@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"carillon/internal/needs"
+
 	natsserver "github.com/nats-io/nats-server/v2/server"
 )
 
@@ -77,26 +79,73 @@ func freePrefix(t *testing.T, not map[string]bool) string {
 	return ""
 }
 
-func TestTheCommandsOfTheClusterDocumentWork(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it takes seconds")
+// follow runs the commands that belong together in a directory, with other ports.
+func follow(t *testing.T, dir, tools, name string) (output string, err error) {
+	t.Helper()
+	script, taken := commands(t, name), map[string]bool{}
+	for _, prefix := range []string{"900", "910", "920"} {
+		script = strings.ReplaceAll(script, ":"+prefix, ":"+freePrefix(t, taken))
 	}
+	script = strings.ReplaceAll(script, "-p 9201", "-p "+regexp.MustCompile(`nats://127.0.0.1:(\d+)`).FindStringSubmatch(script + "nats://127.0.0.1:1")[1])
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "bash", "-eu", "-c", script)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "PATH="+tools+":"+os.Getenv("PATH"))
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = time.Minute
+	if err = cmd.Start(); err == nil {
+		needs.EndGroup(t, cmd)
+		err = cmd.Wait()
+	}
+	t.Cleanup(func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }) // what is still stopping would hold the directory
+	if ctx.Err() != nil {
+		t.Errorf("the commands do not end:\n%s", out.Bytes())
+	}
+	return out.String(), err
+}
+
+// withTools returns a directory with the program, and with a nats-server that is a script.
+func withTools(t *testing.T, natsServer string) (dir string) {
+	t.Helper()
 	path, err := binary()
 	if err != nil {
 		t.Fatal(err)
 	}
-	tools := t.TempDir()
-	if err := os.Symlink(path, filepath.Join(tools, "carillon")); err != nil {
+	dir = t.TempDir()
+	if err := os.Symlink(path, filepath.Join(dir, "carillon")); err != nil {
 		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "nats-server"), []byte("#!/bin/sh\n"+natsServer+"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// Where the nodes end at their start, as with a nats-server that is too old, the commands end with an error that says why.
+func TestTheCommandsOfTheClusterDocumentEnd(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes seconds")
+	}
+	t.Setenv("CARILLON_CLUSTER_START_TIMEOUT", "1s")
+	out, err := follow(t, t.TempDir(), withTools(t, "exit 1"), "servers")
+	if err == nil || !strings.Contains(out, "cluster.start_timeout, 1s, is over") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func TestTheCommandsOfTheClusterDocumentWork(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes seconds")
 	}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	shim := fmt.Sprintf("#!/bin/sh\nexec env %s=1 '%s' \"$@\"\n", natsEnv, self)
-	if err := os.WriteFile(filepath.Join(tools, "nats-server"), []byte(shim), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	tools := withTools(t, fmt.Sprintf("exec env %s=1 '%s' \"$@\"", natsEnv, self))
 	for _, test := range []struct {
 		name  string
 		files map[string][]string // what they have in the end, in this order
@@ -106,26 +155,9 @@ func TestTheCommandsOfTheClusterDocumentWork(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			dir := t.TempDir()
-			script, taken := commands(t, test.name), map[string]bool{}
-			for _, prefix := range []string{"900", "910", "920"} {
-				script = strings.ReplaceAll(script, ":"+prefix, ":"+freePrefix(t, taken))
-			}
-			script = strings.ReplaceAll(script, "-p 9201", "-p "+regexp.MustCompile(`nats://127.0.0.1:(\d+)`).FindStringSubmatch(script + "nats://127.0.0.1:1")[1])
-			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
-			defer cancel()
-			cmd := exec.CommandContext(ctx, "bash", "-eu", "-c", script)
-			cmd.Dir = dir
-			cmd.Env = append(os.Environ(), "PATH="+tools+":"+os.Getenv("PATH"))
-			var out bytes.Buffer
-			cmd.Stdout, cmd.Stderr = &out, &out
-			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-			cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-			cmd.WaitDelay = time.Minute
-			err := cmd.Run()
-			defer syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what is still stopping would hold the directory
-			if err != nil {
+			if out, err := follow(t, dir, tools, test.name); err != nil {
 				logs, _ := exec.Command("sh", "-c", "tail -n 30 "+dir+"/*/*.log").CombinedOutput()
-				t.Fatalf("%v\n%s\n%s", err, out.Bytes(), logs)
+				t.Fatalf("%v\n%s\n%s", err, out, logs)
 			}
 			for file, want := range test.files {
 				text, err := os.ReadFile(filepath.Join(dir, file))

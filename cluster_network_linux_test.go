@@ -39,9 +39,9 @@ func inNetwork(t *testing.T) bool {
 		t.Fatal(err)
 	}
 	pattern := "^" + strings.ReplaceAll(regexp.QuoteMeta(t.Name()), "/", "$/^") + "$"
-	cmd := exec.Command(self, "-test.run="+pattern, "-test.v", "-test.timeout=20m")
+	cmd := needs.Command(self, "-test.run="+pattern, "-test.v", "-test.timeout=20m")
 	cmd.Env = append(os.Environ(), networkEnv+"=1", binaryEnv+"="+path)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWNET
 	if uid, gid := os.Getuid(), os.Getgid(); uid != 0 {
 		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: uid, Size: 1}}
@@ -113,8 +113,8 @@ func (n *network) add() {
 	t := n.t
 	t.Helper()
 	i := len(n.machines)
-	holder := exec.Command("cat") // it ends when this process does
-	holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	holder := needs.Command("cat")
+	holder.SysProcAttr.Cloneflags = syscall.CLONE_NEWNET
 	r, w := io.Pipe()
 	holder.Stdin = r
 	if err := holder.Start(); err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/rand"
 	"fmt"
 	"net/http"
 	"os/exec"
@@ -79,9 +80,10 @@ func clusterSite(t *testing.T, config, path string, env ...[]string) *site {
 // join starts the servers as a cluster, each with NATS inside.
 func (s *site) join(routes []string) {
 	s.t.Helper()
+	password := "CARILLON_CLUSTER_NATS_PASSWORD=" + rand.Text()
 	for i, b := range s.servers {
 		b.env = append(b.env, fmt.Sprint("CARILLON_CLUSTER_NODE=node", i), "CARILLON_CLUSTER_START_TIMEOUT="+(2*long).String(),
-			"CARILLON_CLUSTER_NATS_EMBEDDED=true", "CARILLON_CLUSTER_NATS_ROUTES=["+strings.Join(routes, ", ")+"]",
+			"CARILLON_CLUSTER_NATS_EMBEDDED=true", "CARILLON_CLUSTER_NATS_USER=node", password, "CARILLON_CLUSTER_NATS_ROUTES=["+strings.Join(routes, ", ")+"]",
 			"CARILLON_CLUSTER_NATS_ROUTES_LISTEN="+routes[i], "CARILLON_CLUSTER_NATS_STORE_DIR="+filepath.Join(s.dir, fmt.Sprint("store", i)))
 	}
 	s.begin()

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"carillon/cluster"
+	"carillon/internal/redact"
 	"carillon/server"
 
 	"github.com/goccy/go-yaml"
@@ -67,50 +69,131 @@ func (p *problem) Error() string {
 // over it. The error joins one [problem] for each thing that is wrong, or says why the file could not
 // be read.
 func loadConfig(file string, env []string) (config, error) {
-	c, _, err := loadConfigWarned(file, env)
-	return c, err
+	if file == "" {
+		return parseConfig(builtInName, builtIn, env)
+	}
+	text, err := readConfig(file)
+	if err != nil {
+		return config{}, err
+	}
+	return parseConfig(file, text, env)
 }
 
-// loadConfigWarned also returns what is right and hardly meant.
-func loadConfigWarned(file string, env []string) (c config, warnings []error, err error) {
-	if file == "" {
-		return parseConfigWarned(builtInName, builtIn, env)
-	}
+func readConfig(file string) ([]byte, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
-		return config{}, nil, fmt.Errorf("read the configuration: %w", err)
+		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
-	return parseConfigWarned(file, text, env)
+	return text, nil
 }
 
 // parseConfig is loadConfig for the text of a file. In the configuration that it returns every zero
 // is replaced by its default and every number that means off is -1.
 func parseConfig(name string, text []byte, env []string) (config, error) {
-	c, _, err := parseConfigWarned(name, text, env)
-	return c, err
+	c, d := decodeConfig(name, text, env)
+	if len(d.problems) > 0 {
+		return config{}, errors.Join(d.problems...)
+	}
+	return c, nil
 }
 
-func parseConfigWarned(name string, text []byte, env []string) (c config, warnings []error, err error) {
-	d := decoder{file: name, origin: map[string]string{"": name + ":1:1"}}
-	d.document(text, reflect.ValueOf(&c).Elem())
-	d.environment(env, reflect.ValueOf(&c).Elem())
-	if len(d.problems) > 0 {
-		// The defaults that stand in for what could not be decoded would only add to the confusion.
-		return config{}, nil, errors.Join(d.problems...)
-	}
-	for _, err := range c.resolve() {
-		if e, ok := errors.AsType[*server.OptionError](err); ok {
-			err = &problem{where: d.whereIs(e.Key), key: e.Key, text: e.Problem}
+// examineConfig is parseConfig that also returns what is right and hardly meant, and in the error what the start would fail at
+// although each value is right.
+func examineConfig(name string, text []byte, env []string) (warnings []error, err error) {
+	c, d := decodeConfig(name, text, env)
+	if len(d.problems) == 0 {
+		for _, err := range c.startProblems() {
+			d.problems = append(d.problems, d.located(err))
 		}
-		d.problems = append(d.problems, err)
 	}
 	if len(d.problems) > 0 {
-		return config{}, nil, errors.Join(d.problems...)
+		return nil, errors.Join(d.problems...)
 	}
 	for _, w := range c.Warnings() {
-		warnings = append(warnings, &problem{where: d.whereIs(w.Key), key: w.Key, text: w.Problem})
+		warnings = append(warnings, d.located(w))
 	}
-	return c, warnings, nil
+	return warnings, nil
+}
+
+func decodeConfig(name string, text []byte, env []string) (c config, d *decoder) {
+	d = &decoder{file: name, origin: map[string]string{"": name + ":1:1"}}
+	d.document(text, reflect.ValueOf(&c).Elem())
+	d.environment(env, reflect.ValueOf(&c).Elem())
+	undecoded := slices.Clone(d.problems)
+	for _, err := range c.resolve() {
+		if err := d.located(err); !d.follows(err, undecoded) {
+			d.problems = append(d.problems, err)
+		}
+	}
+	return c, d
+}
+
+// located adds to an error about an option where that was set.
+func (d *decoder) located(err error) error {
+	if e, ok := errors.AsType[*server.OptionError](err); ok {
+		return &problem{where: d.whereIs(e.Key), key: e.Key, text: e.Problem}
+	}
+	return err
+}
+
+// follows reports whether a problem may be there only because something else could not be decoded: it is about that key, or
+// one in it or around it, or says something of it, or misses a key in a section that has one of an unknown name.
+func (d *decoder) follows(err error, undecoded []error) bool {
+	p, ok := errors.AsType[*problem](err)
+	if !ok {
+		return len(undecoded) > 0
+	}
+	for _, err := range undecoded {
+		u, ok := errors.AsType[*problem](err)
+		isWhole := ok && u.key == "" && strings.HasPrefix(u.where, d.file+":") // of the file
+		if !ok || isWhole || isWithin(p.key, u.key) || isWithin(u.key, p.key) {
+			return true
+		}
+		if _, set := d.origin[p.key]; !set && (u.key == "" || sectionOf(p.key) == sectionOf(u.key)) || u.key != "" && strings.Contains(p.text, u.key) {
+			return true
+		}
+	}
+	return false
+}
+
+// isWithin reports whether a key is the other one, or one below it.
+func isWithin(key, outer string) bool {
+	rest, ok := strings.CutPrefix(key, outer)
+	return ok && outer != "" && (rest == "" || rest[0] == '.' || rest[0] == '[')
+}
+
+// sectionOf is what a key stands in.
+func sectionOf(key string) string { return key[:max(0, strings.LastIndexByte(key, '.'))] }
+
+// startProblems are those that would end a start with this configuration, as long as nothing has to be opened to find them:
+// a file that is missing, or has something else in it.
+func (c config) startProblems() []error {
+	c.Logger = slog.New(slog.DiscardHandler)
+	_, pages, err := newServer(c)
+	pages.close()
+	problems := split(err)
+	if c.Cluster.Enabled() {
+		problems = append(problems, split(c.Cluster.CheckFiles())...)
+	}
+	if c.PIDFile != "" {
+		if info, err := os.Stat(filepath.Dir(c.PIDFile)); err != nil {
+			problems = append(problems, &server.OptionError{Key: "pid_file", Problem: err.Error()})
+		} else if !info.IsDir() {
+			problems = append(problems, &server.OptionError{Key: "pid_file", Problem: filepath.Dir(c.PIDFile) + " is no directory"})
+		}
+	}
+	return problems
+}
+
+// split returns the errors that one joins.
+func split(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
+	}
+	if err == nil {
+		return nil
+	}
+	return []error{err}
 }
 
 // resolve fills in the defaults and returns the problems that it found on the way.
@@ -125,18 +208,11 @@ func (c *config) resolve() []error {
 	if c.Internal.Listen == "" {
 		c.Internal.Listen = internalListen
 	}
-	join := func(err error) {
-		if joined, ok := err.(interface{ Unwrap() []error }); ok {
-			problems = append(problems, joined.Unwrap()...)
-		} else if err != nil {
-			problems = append(problems, err)
-		}
-	}
 	var err error
 	c.Options, err = c.Options.Resolve()
-	join(err)
+	problems = append(problems, split(err)...)
 	c.Cluster, err = c.Cluster.Resolve()
-	join(err)
+	problems = append(problems, split(err)...)
 
 	if c.Log.Level == "" {
 		c.Log.Level = "info"
@@ -168,16 +244,28 @@ var logLevels = map[string]slog.Level{
 	"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError,
 }
 
-// print returns the configuration as YAML that parseConfig reads back to the same value, but for a secret:
-// that is not shown, and has to be set again, as by the environment.
-func (c config) print() ([]byte, error) { return yaml.Marshal(printable(reflect.ValueOf(c))) }
+// print returns the configuration as YAML that parseConfig reads back to the same value, but for a secret, or a URL that
+// may have one: that is not shown, and has to be set again, as by the environment. A default that depends on where the program runs
+// is a comment, so that the file is good elsewhere, too.
+func (c config) print() ([]byte, error) {
+	comments := yaml.CommentMap{}
+	if c.Limits.MaxMemory == 0 {
+		limit, source := c.Limits.EffectiveMaxMemory()
+		comments["$.limits.max_memory"] = []*yaml.Comment{yaml.LineComment(fmt.Sprintf(" here %v: %s", limit, source))}
+	}
+	return yaml.MarshalWithOptions(printable(reflect.ValueOf(c)), yaml.WithComment(comments))
+}
 
 func printable(v reflect.Value) any {
 	switch v.Kind() {
 	case reflect.Struct:
 		var section yaml.MapSlice
 		for _, f := range fields(v.Type()) {
-			section = append(section, yaml.MapItem{Key: f.Tag.Get("yaml"), Value: printable(v.FieldByIndex(f.Index))})
+			value := printable(v.FieldByIndex(f.Index))
+			if f.Tag.Get("secret") == "url" {
+				value = redact.URL(v.FieldByIndex(f.Index).String())
+			}
+			section = append(section, yaml.MapItem{Key: f.Tag.Get("yaml"), Value: value})
 		}
 		return section
 	case reflect.Slice:
@@ -199,6 +287,11 @@ func printable(v reflect.Value) any {
 	switch x := v.Interface().(type) {
 	case time.Duration:
 		return shortDuration(x)
+	case server.Size:
+		if x == 0 {
+			return 0 // and no string
+		}
+		return x.String()
 	case fmt.Stringer:
 		return x.String()
 	default:

@@ -213,7 +213,6 @@ func TestValues(t *testing.T) {
 		{"a duration has a unit", "limits: {idle_timeout: 1m30s}", func(c config) any { return c.Limits.IdleTimeout }, 90 * time.Second},
 		{"a duration of 0 is the default", "ping: {interval: 0}", func(c config) any { return c.Ping.Interval }, 25 * time.Second},
 		{"a duration can be off", "ping: {interval: off}", func(c config) any { return c.Ping.Interval }, time.Duration(-1)},
-		{"a negative duration is off", "ping: {interval: -5s}", func(c config) any { return c.Ping.Interval }, time.Duration(-1)},
 		{"a quoted duration is a duration", "ping: {interval: '5s'}", func(c config) any { return c.Ping.Interval }, 5 * time.Second},
 		{"a size has a unit", "limits: {max_message: 64KiB}", func(c config) any { return c.Limits.MaxMessage }, server.Size(65536)},
 		{"a size without a unit is in bytes", "limits: {max_message: 1000}", func(c config) any { return c.Limits.MaxMessage }, server.Size(1000)},
@@ -221,13 +220,10 @@ func TestValues(t *testing.T) {
 		{"a size of 0 is the default", "limits: {max_message: 0}", func(c config) any { return c.Limits.MaxMessage }, server.Size(1 << 20)},
 		{"a size can be off", "limits: {max_message: off}", func(c config) any { return c.Limits.MaxMessage }, server.Size(-1)},
 		{"a count can be off", "limits: {max_fragments: off}", func(c config) any { return c.Limits.MaxFragments }, -1},
-		{"a count of -1 is off", "limits: {max_fragments: -1}", func(c config) any { return c.Limits.MaxFragments }, -1},
-		{"a count of -7 is off too", "limits: {max_fragments: -7}", func(c config) any { return c.Limits.MaxFragments }, -1},
 		{"a count of 0 is the default", "limits: {max_fragments: 0}", func(c config) any { return c.Limits.MaxFragments }, 1024},
 		{"jitter is a number", "ping: {jitter: 0.5}", func(c config) any { return c.Ping.Jitter }, 0.5},
 		{"jitter can be a whole number", "ping: {jitter: 1}", func(c config) any { return c.Ping.Jitter }, 1.0},
 		{"jitter can be off", "ping: {jitter: off}", func(c config) any { return c.Ping.Jitter }, -1.0},
-		{"a negative jitter is off too", "ping: {jitter: -0.3}", func(c config) any { return c.Ping.Jitter }, -1.0},
 		{"max_connections of 0 stays, for the server to find out", "limits: {max_connections: 0}", func(c config) any { return c.Limits.MaxConnections }, 0},
 		{"a section without keys has the defaults", "limits:\nping: {}", func(c config) any { return c.Limits.MaxFragments }, 1024},
 		{"permissions are octal", "listen_mode: 0640", func(c config) any { return c.ListenMode }, server.FileMode(0o640)},
@@ -242,7 +238,7 @@ func TestValues(t *testing.T) {
 		{"lines may end as on Windows", "loops: 3\r\nlisten: :1\r\n", func(c config) any { return c.Listen }, ":1"},
 		{"a document may begin with ---", "---\nloops: 3", func(c config) any { return c.Loops }, 3},
 		{"a limit of topics can be off", "limits: {max_topics: off}", func(c config) any { return c.Limits.MaxTopics }, -1},
-		{"a negative limit of topics is off too", "limits: {max_topics: -9}", func(c config) any { return c.Limits.MaxTopics }, -1},
+		{"a limit of the memory for keys can be off", "limits: {max_key_memory: off}", func(c config) any { return c.Limits.MaxKeyMemory }, server.Size(-1)},
 		{"the internal interface has an address", "loops: 3", func(c config) any { return c.Internal.Listen }, "127.0.0.1:8081"},
 		{"the internal interface can be off", "internal: {listen: off}", func(c config) any { return c.Internal.Listen }, "off"},
 		{"a topic's history can be kept for ever", "topics: [{match: a, history: 1, max_age: off}]", func(c config) any { return c.Topics[0].MaxAge }, time.Duration(-1)},
@@ -251,7 +247,8 @@ func TestValues(t *testing.T) {
 		{"the health check has a path", "loops: 3", func(c config) any { return c.HealthPath }, "/healthz"},
 		{"the health check can be off", "health_path: off", func(c config) any { return c.HealthPath }, "off"},
 		{"the port for agent checks is off", "loops: 3", func(c config) any { return c.Agent.Listen }, "off"},
-		{"a mark for the memory is off", "limits: {max_memory: 0}", func(c config) any { return c.Limits.MaxMemory }, server.Size(-1)},
+		{"max_memory of 0 stays, for the server to find out", "limits: {max_memory: 0}", func(c config) any { return c.Limits.MaxMemory }, server.Size(0)},
+		{"max_memory may be off", "limits: {max_memory: off}", func(c config) any { return c.Limits.MaxMemory }, server.Size(-1)},
 		{"a mark for the memory is a size", "limits: {max_memory: 3GiB}", func(c config) any { return c.Limits.MaxMemory }, server.Size(3 << 30)},
 		{"the log has a level", "log: {level: debug}", func(c config) any { return c.Log.Level }, "debug"},
 	} {
@@ -332,23 +329,23 @@ endpoints:
     topics: {subscribe: [a.>, "*.b"], publish: [c], patterns: true, presence: true, max_subscriptions: off}
     origins: [https://example.com, "*"]
 topics: [{match: a.>, history: 7, max_age: off, max_bytes: 2MiB, latest: true}, {match: ">", history: 1, max_age: 1h, max_bytes: off}]
-internal: {listen: ":8081", token: hush, mode: 0640, tls: ` + secure + `}
+internal: {listen: ":8081", token: hush-hush-hush-hush, mode: 0640, tls: ` + secure + `}
 tls: ` + secure + `
 health_path: /up
 cluster_optional: true
 agent: {listen: "127.0.0.1:8082"}
 limits: {max_connections: 5, max_head: 1000, handshake_timeout: 1h, max_tls_handshakes: off, max_message: off, max_fragments: off,
-  idle_timeout: 1m, write_timeout: off, close_timeout: 1h30m5s, max_backlog: 1GiB, max_topics: 9, max_memory: 2GiB,
+  idle_timeout: 1m, write_timeout: off, body_timeout: 40s, close_timeout: 1h30m5s, max_backlog: 1GiB, max_topics: 9, max_key_memory: 1MiB, max_memory: 2GiB,
   max_connections_per_address: 3, handshakes_per_second: 4, handshakes_per_second_per_address: 5, messages_per_second: 6, bytes_per_second: 7KiB,
-  publishes_per_second: 8, requests_per_second: 9}
+  publishes_per_second: 8, requests_per_second: 9, decompressed_bytes_per_second: 10KiB}
 ping: {interval: off, jitter: 0.0625, timeout: 1.5s, lb_idle_timeout: 75s}
 takeover: true
 connections: {max_age: 1h, max_age_jitter: off}
 drain: {delay: 5s, duration: off, deadline: 6s, order: random, close_code: 1012}
 pid_file: /run/carillon.pid
 log: {level: error, format: json}
-cluster: {name: C, node: N, storage: memory, replicas: 2, max_bytes: 3GiB, timeout: 7s, start_timeout: off, nats: {embedded: true, user: u,
-  password: p, listen: ":4222", routes_listen: ":6223", routes: ["a:6222"], store_dir: /d, tls: {ca: /ca, cert: /c, key: /k}}}
+cluster: {name: C, node: N, storage: memory, replicas: 2, max_bytes: 3GiB, positions: /p, timeout: 7s, start_timeout: off, nats: {embedded: true, user: u,
+  password: p-p-p-p-p-p-p-p-p, listen: ":4222", routes_listen: ":6223", routes: ["a:6222"], store_dir: /d, tls: {ca: /ca, cert: /c, key: /k}}}
 `
 	c, err := parseConfig("FILE", []byte(text), nil)
 	if err != nil {
@@ -398,16 +395,18 @@ func TestEnvironment(t *testing.T) {
 		"CARILLON_LIMITS_MAX_FRAGMENTS":     "9",
 		"CARILLON_LIMITS_IDLE_TIMEOUT":      "12s",
 		"CARILLON_LIMITS_WRITE_TIMEOUT":     "off",
+		"CARILLON_LIMITS_BODY_TIMEOUT":      "18s",
 		"CARILLON_LIMITS_CLOSE_TIMEOUT":     "13s",
 		"CARILLON_LIMITS_MAX_BACKLOG":       "1MiB",
 		"CARILLON_LIMITS_MAX_TOPICS":        "off",
+		"CARILLON_LIMITS_MAX_KEY_MEMORY":    "2MiB",
 		"CARILLON_LIMITS_MAX_MEMORY":        "1GiB",
 		"CARILLON_HEALTH_PATH":              "/up",
 		"CARILLON_CLUSTER_OPTIONAL":         "true",
 		"CARILLON_AGENT_LISTEN":             "127.0.0.1:8082",
 		"CARILLON_TOPICS":                   "[{match: a, history: 3}]",
 		"CARILLON_INTERNAL_LISTEN":          "off",
-		"CARILLON_INTERNAL_TOKEN":           "hush",
+		"CARILLON_INTERNAL_TOKEN":           "hush-hush-hush-hush",
 		"CARILLON_PING_INTERVAL":            "14s",
 		"CARILLON_PROXY_PROTOCOL_MODE":      "required",
 		"CARILLON_PROXY_PROTOCOL_FROM":      "[10.0.0.0/8]",
@@ -422,6 +421,7 @@ func TestEnvironment(t *testing.T) {
 		"CARILLON_LIMITS_PUBLISHES_PER_SECOND":              "23",
 		"CARILLON_LIMITS_REQUESTS_PER_SECOND":               "24",
 		"CARILLON_LIMITS_MAX_TLS_HANDSHAKES":                "25",
+		"CARILLON_LIMITS_DECOMPRESSED_BYTES_PER_SECOND":     "26KiB",
 		"CARILLON_TLS_CERTIFICATES":                         certificates,
 		"CARILLON_TLS_MIN_VERSION":                          "1.3",
 		"CARILLON_TLS_CLIENT_AUTH":                          "require",
@@ -451,13 +451,14 @@ func TestEnvironment(t *testing.T) {
 		"CARILLON_CLUSTER_STORAGE":            "memory",
 		"CARILLON_CLUSTER_REPLICAS":           "5",
 		"CARILLON_CLUSTER_MAX_BYTES":          "1GiB",
+		"CARILLON_CLUSTER_POSITIONS":          "/p",
 		"CARILLON_CLUSTER_TIMEOUT":            "1s",
 		"CARILLON_CLUSTER_START_TIMEOUT":      "off",
 		"CARILLON_CLUSTER_NATS_URL":           "nats://127.0.0.1:4222",
 		"CARILLON_CLUSTER_NATS_CREDENTIALS":   "/c",
 		"CARILLON_CLUSTER_NATS_NKEY":          "/n",
 		"CARILLON_CLUSTER_NATS_USER":          "u",
-		"CARILLON_CLUSTER_NATS_PASSWORD":      "p",
+		"CARILLON_CLUSTER_NATS_PASSWORD":      "p-p-p-p-p-p-p-p-p",
 		"CARILLON_CLUSTER_NATS_TOKEN":         "t",
 		"CARILLON_CLUSTER_NATS_TLS_CA":        "/ca",
 		"CARILLON_CLUSTER_NATS_TLS_CERT":      "/cert",
@@ -470,11 +471,12 @@ func TestEnvironment(t *testing.T) {
 	}
 	// What must be set before another can be.
 	embedded := []string{"CARILLON_CLUSTER_NATS_EMBEDDED=true"}
+	protected := append(embedded, "CARILLON_CLUSTER_NATS_USER=u", "CARILLON_CLUSTER_NATS_PASSWORD=p-p-p-p-p-p-p-p-p")
 	before := map[string][]string{
 		"CARILLON_PROXY_PROTOCOL_MODE":        {"CARILLON_PROXY_PROTOCOL_FROM=[10.0.0.0/8]"},
 		"CARILLON_CLUSTER_NATS_LISTEN":        embedded,
-		"CARILLON_CLUSTER_NATS_ROUTES_LISTEN": embedded,
-		"CARILLON_CLUSTER_NATS_ROUTES":        embedded,
+		"CARILLON_CLUSTER_NATS_ROUTES_LISTEN": protected,
+		"CARILLON_CLUSTER_NATS_ROUTES":        protected,
 		"CARILLON_CLUSTER_NATS_STORE_DIR":     embedded,
 	}
 	for _, section := range []string{"CARILLON_TLS_", "CARILLON_INTERNAL_TLS_"} {
@@ -483,7 +485,7 @@ func TestEnvironment(t *testing.T) {
 		before[section+"CLIENT_CA_FILE"] = []string{certificates, section + "CLIENT_CA_FILE=" + cert, section + "CLIENT_AUTH=request"}
 	}
 	// What needs another, or excludes it, is in TestRoundTripOfEveryKey.
-	pairs := map[string]string{"CARILLON_CLUSTER_NATS_USER": "_PASSWORD=p", "CARILLON_CLUSTER_NATS_PASSWORD": "_USER=u",
+	pairs := map[string]string{"CARILLON_CLUSTER_NATS_USER": "_PASSWORD=p-p-p-p-p-p-p-p-p", "CARILLON_CLUSTER_NATS_PASSWORD": "_USER=u",
 		"CARILLON_CLUSTER_NATS_TLS_CERT": "_TLS_KEY=/key", "CARILLON_CLUSTER_NATS_TLS_KEY": "_TLS_CERT=/cert"}
 	apart := map[string]bool{"CARILLON_CLUSTER_NATS_URL": true, "CARILLON_CLUSTER_NATS_CREDENTIALS": true,
 		"CARILLON_CLUSTER_NATS_NKEY": true, "CARILLON_CLUSTER_NATS_TOKEN": true}
@@ -540,20 +542,20 @@ func TestEnvironment(t *testing.T) {
 // A printed configuration that had a token is refused until the token is given again: it must not become
 // a token that anybody can guess, nor none.
 func TestATokenIsNotPrinted(t *testing.T) {
-	c, err := parseConfig("FILE", []byte("internal: {token: hush}\n"+minimal), nil)
-	if err != nil || c.Internal.Token != "hush" {
+	c, err := parseConfig("FILE", []byte("internal: {token: hush-hush-hush-hush}\n"+minimal), nil)
+	if err != nil || c.Internal.Token != "hush-hush-hush-hush" {
 		t.Fatalf("%v", err)
 	}
 	text, err := c.print()
-	if err != nil || bytes.Contains(text, []byte("hush")) || !bytes.Contains(text, []byte("(set)")) {
+	if err != nil || bytes.Contains(text, []byte("hush-hush-hush-hush")) || !bytes.Contains(text, []byte("(set)")) {
 		t.Fatalf("printed\n%s, %v", text, err)
 	}
 	_, err = parseConfig("FILE", text, nil)
 	if err == nil || !strings.Contains(err.Error(), "internal.token: (set) stands for a token that is not shown") {
 		t.Errorf("%v", err)
 	}
-	c, err = parseConfig("FILE", text, []string{"CARILLON_INTERNAL_TOKEN=hush"})
-	if err != nil || c.Internal.Token != "hush" {
+	c, err = parseConfig("FILE", text, []string{"CARILLON_INTERNAL_TOKEN=hush-hush-hush-hush"})
+	if err != nil || c.Internal.Token != "hush-hush-hush-hush" {
 		t.Errorf("%v", err)
 	}
 }

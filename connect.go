@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,10 +26,11 @@ A URL without a scheme is ws://, and http:// is taken for ws://.
 In a pipe it is a filter: each line of the input is a message, and each message
 that comes is one line of the output, binary ones as they are. At the end of the
 input it waits until nothing came for --wait, then closes the connection. What
-is to be said about the connection itself goes to standard error.
+is to be said about the connection itself goes to standard error. A line may end
+with CR LF. One that is not UTF-8 is reported with its number and not sent.
 
 Exit status: 0 after a clean end: closed by us, or by the server with 1000 or
-1001; 1 if no connection came about, or the input could not be sent; 2 for a
+1001; 1 if no connection came about, or a line could not be sent; 2 for a
 command line that makes no sense; 3 if the connection was lost or closed with
 another code.`
 
@@ -132,9 +134,9 @@ func connect(ctx context.Context, o connectOptions, std streams) error {
 	defer conn.CloseNow()
 	if o.json && conn.Subprotocol() != jsonSubprotocol {
 		conn.Close(websocket.StatusNormalClosure, "")
-		return fmt.Errorf("connect to %s: the server does not speak %s", o.url.Redacted(), jsonSubprotocol)
+		return fmt.Errorf("connect to %s: the server does not speak %s", shownURL(o.url.String()), jsonSubprotocol)
 	}
-	screen.opened(o.url.Redacted(), conn.Subprotocol())
+	screen.opened(shownURL(o.url.String()), conn.Subprotocol())
 
 	c := &conversation{
 		conn: conn, screen: screen, kind: websocket.MessageText,
@@ -157,20 +159,21 @@ func (c *conversation) until(ctx context.Context, wait time.Duration) error {
 	quiet := time.NewTimer(wait)
 	quiet.Stop()
 	said, finished := c.said, false
+	var failed error // some lines were not sent
 	for {
 		select {
 		case err := <-c.ended:
-			return c.outcome(err)
+			return cmp.Or(c.outcome(err), failed)
 		case err := <-said:
 			said = nil
 			if err == errUnsent {
 				continue
 			}
-			if err != nil {
+			if err != nil && err != errReported {
 				c.close()
 				return err
 			}
-			finished = true
+			finished, failed = true, err
 			if wait >= 0 {
 				quiet.Reset(wait)
 			}
@@ -179,7 +182,7 @@ func (c *conversation) until(ctx context.Context, wait time.Duration) error {
 				quiet.Reset(wait)
 			}
 		case <-quiet.C:
-			return c.close()
+			return cmp.Or(c.close(), failed)
 		case <-ctx.Done():
 			return c.close()
 		}
@@ -232,11 +235,14 @@ func (c *conversation) receive() error {
 // errUnsent means that the connection has ended. Why it did is for receive to tell.
 var errUnsent = errors.New("not sent")
 
-// send sends each line.
+// send sends each line. One that cannot be a message is reported, and the others are sent.
 func (c *conversation) send(in io.Reader) error {
-	return lines(in, func(number int, line []byte) error {
-		if c.kind == websocket.MessageText && !utf8.Valid(line) {
-			return fmt.Errorf("send line %d: not UTF-8, as text has to be: --binary sends any bytes", number)
+	isText, skipped := c.kind == websocket.MessageText, false
+	err := lines(in, isText, func(number int, line []byte) error {
+		if isText && !utf8.Valid(line) {
+			c.screen.note(fmt.Sprintf("line %d: not sent: not UTF-8, as text has to be: --binary sends any bytes", number))
+			skipped = true
+			return nil
 		}
 		if err := c.screen.sending(line); err != nil { // first, since the answer may be quick
 			return &outputError{err}
@@ -246,6 +252,10 @@ func (c *conversation) send(in io.Reader) error {
 		}
 		return nil
 	})
+	if err == nil && skipped {
+		return errReported
+	}
+	return err
 }
 
 // outputError is a message that could not be printed.

@@ -54,6 +54,8 @@ func TestConnectInAPipe(t *testing.T) {
 		{"binary messages come as they are", "--binary", "a\xff\x00b\n", "a\xff\x00b\n"},
 		{"compressed or not", "--compression", long + "\n", long + "\n"},
 		{"JSON is made compact", "--json", "{ \"a\" : [ 1 ] }\nno JSON\n", "{\"a\":[1]}\nno JSON\n"},
+		{"a text file may be of Windows", "", "\ufeffone\r\n\r\ntwo\r\n", "one\n\ntwo\n"},
+		{"nothing is taken from bytes", "--binary", "\ufeffone\r\n", "\ufeffone\r\n"},
 		{"terminal commands are only for terminals", "", "\x1b[2J\n", "\x1b[2J\n"},
 	} {
 		t.Run(test.sentence, func(t *testing.T) {
@@ -260,9 +262,10 @@ func TestTheEndOfTheInput(t *testing.T) {
 	})
 }
 
-func TestTextHasToBeUTF8(t *testing.T) {
-	seat{in: strings.NewReader("good\n\xff\n")}.begin(t, "connect", echoServer(t)).end(1, "...",
-		"carillon: send line 2: not UTF-8, as text has to be: --binary sends any bytes\n")
+func TestALineThatIsNotUTF8DoesNotStopTheOthers(t *testing.T) {
+	seat{in: strings.NewReader("good\n\xff\nbetter\n")}.begin(t, "connect", echoServer(t)).end(1, "good\nbetter\n",
+		"carillon: line 2: not sent: not UTF-8, as text has to be: --binary sends any bytes\n")
+	seat{in: strings.NewReader("\xff\n")}.begin(t, "connect", echoServer(t), "--wait", "0s").end(1, "", "carillon: line 1: not sent: ...")
 }
 
 type fullDisk struct{}

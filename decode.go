@@ -15,6 +15,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"carillon/internal/redact"
+
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
@@ -219,8 +221,8 @@ func kindOf(n ast.Node) string {
 	return "a single value"
 }
 
-// setScalar sets a single value from its text. "off" is any negative number: which keys can be off,
-// the options know.
+// setScalar sets a single value from its text. "off" becomes a negative number, which itself is refused: -5s is more
+// likely a mistake than meant. Which keys can be off, the options know.
 func setScalar(v reflect.Value, text string) error {
 	off := text == "off"
 	switch x := v.Addr().Interface().(type) {
@@ -234,6 +236,8 @@ func setScalar(v reflect.Value, text string) error {
 			return fmt.Errorf("%s has no unit: expected a duration, such as %ss for seconds", text, text)
 		} else if err != nil {
 			return fmt.Errorf("%q is not a duration: expected one such as 30s or 1m30s", text)
+		} else if d < 0 {
+			return negative(text)
 		}
 		*x = d
 		return nil
@@ -247,6 +251,8 @@ func setScalar(v reflect.Value, text string) error {
 			n = -1
 		} else if err != nil {
 			return fmt.Errorf("%q is not a whole number: expected one such as 1000", text)
+		} else if n < 0 {
+			return negative(text)
 		}
 		v.SetInt(int64(n))
 	case reflect.Float64:
@@ -255,6 +261,8 @@ func setScalar(v reflect.Value, text string) error {
 			x = -1
 		} else if err != nil {
 			return fmt.Errorf("%q is not a number: expected one such as 0.2", text)
+		} else if x < 0 {
+			return negative(text)
 		}
 		v.SetFloat(x)
 	case reflect.Bool:
@@ -264,13 +272,17 @@ func setScalar(v reflect.Value, text string) error {
 		v.SetBool(text == "true")
 	case reflect.String:
 		if !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
-			return fmt.Errorf("%q has a character that does not print: expected plain text", text)
+			return fmt.Errorf("%q has a character that does not print: expected plain text", redact.URL(text))
 		}
 		v.SetString(text)
 	default:
 		panic("config: no way to set a " + v.Type().String())
 	}
 	return nil
+}
+
+func negative(text string) error {
+	return fmt.Errorf("%s is negative: expected 0 or more, or off for a key that can be off", text)
 }
 
 // suggestion ends the message about a key that does not exist among its siblings: with a name that is

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -80,7 +82,7 @@ var refusals = []struct {
 	{sentence: "an endpoint is not empty", text: "endpoints:\n  -\n",
 		want: []string{`FILE:2:5: endpoints[0]: is empty: expected keys and values`}},
 	{sentence: "a value is not empty", text: "listen:\n",
-		want: []string{`FILE:1:9: listen: is empty: expected a single value`}},
+		want: []string{`FILE:1:8: listen: is empty: expected a single value`}},
 	{sentence: "a value is not a list", text: "listen: [a, b]\n",
 		want: []string{`FILE:1:9: listen: is a list: expected a single value`}},
 
@@ -116,6 +118,18 @@ var refusals = []struct {
 		want: []string{`FILE:2:18: limits.close_timeout: cannot be turned off: expected a duration such as 5s`}},
 	{sentence: "loops cannot be off", text: "loops: off\n" + minimal,
 		want: []string{`FILE:1:8: loops: -1 is out of range: expected 1 to 255, or 0 for one per processor`}},
+	{sentence: "what is negative is not meant as off", text: "ping: {interval: -5s, jitter: -0.3}\nlimits: {max_fragments: -1, max_topics: -9}\nloops: -2\n" + minimal,
+		want: []string{
+			`FILE:1:18: ping.interval: -5s is negative: expected 0 or more, or off for a key that can be off`,
+			`FILE:1:31: ping.jitter: -0.3 is negative: expected 0 or more, or off for a key that can be off`,
+			`FILE:2:25: limits.max_fragments: -1 is negative: expected 0 or more, or off for a key that can be off`,
+			`FILE:2:41: limits.max_topics: -9 is negative: expected 0 or more, or off for a key that can be off`,
+			`FILE:3:8: loops: -2 is negative: expected 0 or more, or off for a key that can be off`,
+		}},
+	{sentence: "nor is it in a variable", text: minimal, env: []string{"CARILLON_LIMITS_WRITE_TIMEOUT=-30s"},
+		want: []string{`CARILLON_LIMITS_WRITE_TIMEOUT: limits.write_timeout: -30s is negative: expected 0 or more, or off for a key that can be off`}},
+	{sentence: "a size is not negative either", text: "limits: {max_message: -64KiB}\n" + minimal,
+		want: []string{`FILE:1:23: limits.max_message: "-64KiB" is not a size: expected a whole number of B, KiB, MiB or GiB, such as 64KiB, or off`}},
 	{sentence: "a log level is known", text: "log:\n  level: verbose\n" + minimal,
 		want: []string{`FILE:2:10: log.level: "verbose" is unknown: expected debug, info, warn or error`}},
 	{sentence: "a log format is known", text: "log:\n  format: xml\n" + minimal,
@@ -164,7 +178,11 @@ var refusals = []struct {
 	{sentence: "a limit of topics is a whole number", text: "limits: {max_topics: 1e6}\n" + minimal,
 		want: []string{`FILE:1:22: limits.max_topics: "1e6" is not a whole number: expected one such as 1000`}},
 	{sentence: "what clients may do is about topics", text: "endpoints: [{path: /a, mode: topics, topics: {subscribe: [a, $b], publish: ['a b'], max_subscriptions: many}}]\n",
-		want: []string{`FILE:1:104: endpoints[0].topics.max_subscriptions: "many" is not a whole number: expected one such as 1000`}},
+		want: []string{
+			`FILE:1:104: endpoints[0].topics.max_subscriptions: "many" is not a whole number: expected one such as 1000`,
+			`FILE:1:62: endpoints[0].topics.subscribe[1]: "$b": begins with $, which is reserved`,
+			`FILE:1:77: endpoints[0].topics.publish[0]: "a b": has the character ' ', which is not allowed`,
+		}},
 	{sentence: "what clients may subscribe and publish to are patterns", text: "endpoints: [{path: /a, mode: topics, topics: {subscribe: [a, $b], publish: ['a b']}}]\n",
 		want: []string{
 			`FILE:1:62: endpoints[0].topics.subscribe[1]: "$b": begins with $, which is reserved`,
@@ -218,7 +236,11 @@ var refusals = []struct {
 func TestRefusals(t *testing.T) {
 	for _, test := range refusals {
 		t.Run(test.sentence, func(t *testing.T) {
-			_, err := parseConfig("FILE", []byte(test.text), test.env)
+			text := test.text
+			if all := strings.Join(append(test.want, text), ""); !strings.Contains(all, "endpoints") && strings.HasSuffix(text, "\n") {
+				text += minimal // that it has none is not what the row is about
+			}
+			_, err := parseConfig("FILE", []byte(text), test.env)
 			if err == nil {
 				t.Fatal("accepted")
 			}
@@ -226,6 +248,83 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("got\n%v\nwant\n%s", err, want)
 			}
 		})
+	}
+}
+
+// What could not be decoded does not hide what is wrong with the rest, and has no consequences that are told, too.
+func TestEveryProblemIsTold(t *testing.T) {
+	for _, test := range []struct {
+		sentence, text string
+		env            []string
+		want           []string
+	}{
+		{"an unknown key, a value of the wrong kind, and one out of range", "limits: {max_heads: 1, max_message: 12xx}\nloops: 300\nlog: {level: loud}\n" +
+			"endpoints:\n  - {path: ws, mode: echo}\n  - {path: /b, mode: broadcats}\ncluster: {name: x y}\n", []string{"CARILLON_PING_INTERVAL=soon"}, []string{
+			`FILE:1:10: limits.max_heads: unknown key, did you mean max_head?`,
+			`FILE:1:37: limits.max_message: "12xx" is not a size: expected a whole number of B, KiB, MiB or GiB, such as 64KiB, or off`,
+			`CARILLON_PING_INTERVAL: ping.interval: "soon" is not a duration: expected one such as 30s or 1m30s`,
+			`FILE:2:8: loops: 300 is out of range: expected 1 to 255, or 0 for one per processor`,
+			`FILE:5:12: endpoints[0].path: "ws" is not a path: expected one that starts with / and has no query, fragment or space`,
+			`FILE:6:22: endpoints[1].mode: "broadcats" is unknown: expected echo, broadcast or topics`,
+			`FILE:7:17: cluster.name: "x y" is no name: expected 1 to 32 letters, digits, - or _`,
+			`FILE:3:14: log.level: "loud" is unknown: expected debug, info, warn or error`,
+		}},
+		{"a misspelt key is not missing", "endpoint: [{path: /a, mode: echo}]\nloops: 300\n", nil, []string{
+			`FILE:1:1: endpoint: unknown key, did you mean endpoints?`,
+			`FILE:2:8: loops: 300 is out of range: expected 1 to 255, or 0 for one per processor`,
+		}},
+		{"nor is one of an endpoint", "endpoints: [{pathe: /a, mode: echo}, {path: b, mode: echo}]\n", nil, []string{
+			`FILE:1:14: endpoints[0].pathe: unknown key, did you mean path?`,
+			`FILE:1:45: endpoints[1].path: "b" is not a path: expected one that starts with / and has no query, fragment or space`,
+		}},
+		{"a value that was not read is not compared", "ping: {timeout: soon, interval: 10s}\nloops: 300\n" + minimal, nil, []string{
+			`FILE:1:17: ping.timeout: "soon" is not a duration: expected one such as 30s or 1m30s`,
+			`FILE:2:8: loops: 300 is out of range: expected 1 to 255, or 0 for one per processor`,
+		}},
+		{"of a text that is not YAML nothing is known", "endpoints: [\n", []string{"CARILLON_LOOPS=x"}, []string{
+			`FILE:1:12: not YAML: sequence end token ']' not found`,
+			`CARILLON_LOOPS: loops: "x" is not a whole number: expected one such as 1000`,
+		}},
+		{"an unknown variable", "loops: 300\n" + minimal, []string{"CARILLON_LOPS=1"}, []string{
+			`CARILLON_LOPS: unknown variable, did you mean CARILLON_LOOPS?`,
+			`FILE:1:8: loops: 300 is out of range: expected 1 to 255, or 0 for one per processor`,
+		}},
+	} {
+		t.Run(test.sentence, func(t *testing.T) {
+			_, err := parseConfig("FILE", []byte(test.text), test.env)
+			if got := fmt.Sprint(err); got != strings.Join(test.want, "\n") {
+				t.Errorf("got\n%s\nwant\n%s", got, strings.Join(test.want, "\n"))
+			}
+		})
+	}
+}
+
+// A check reads the files that the start would read.
+func TestACheckReadsTheFiles(t *testing.T) {
+	dir := t.TempDir()
+	none := filepath.Join(dir, "none")
+	text := "pid_file: " + none + "/pid\nendpoints: [{path: /, mode: echo, auth: {jwt: {algorithms: [HS256], key_file: " + none + "}}}]\n" +
+		"cluster: {nats: {url: 'nats://127.0.0.1:1', credentials: " + none + "}}\n"
+	want := []string{
+		"FILE:2:79: endpoints[0].auth.jwt.key_file: stat " + none + ": no such file or directory",
+		"FILE:3:58: cluster.nats.credentials: open " + none + ": no such file or directory",
+		"FILE:1:11: pid_file: stat " + none + ": no such file or directory",
+	}
+	if _, err := examineConfig("FILE", []byte(text), nil); fmt.Sprint(err) != strings.Join(want, "\n") {
+		t.Errorf("got\n%v\nwant\n%s", err, strings.Join(want, "\n"))
+	}
+	for _, test := range []struct{ nats, want string }{
+		{"nkey: " + none, "cluster.nats.nkey: nats: open " + none},
+		{"tls: {ca: " + none + "}", "cluster.nats.tls.ca: open " + none},
+	} {
+		_, err := examineConfig("FILE", []byte(minimal+"cluster: {nats: {url: 'nats://h', "+test.nats+"}}\n"), nil)
+		if !strings.Contains(fmt.Sprint(err), test.want) {
+			t.Errorf("%s: %v", test.nats, err)
+		}
+	}
+	good := strings.ReplaceAll(strings.ReplaceAll("\ufeff"+minimal+"demo: true\n", "\n", "\r\n"), "'", "")
+	if _, err := examineConfig("FILE", []byte(good), nil); err != nil {
+		t.Error(err)
 	}
 }
 

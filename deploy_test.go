@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/goccy/go-yaml"
+
+	"carillon/server"
 )
 
 // What stands in deploy/ agrees with the program: variables that exist, and service managers that wait for
@@ -54,11 +56,7 @@ func TestUnits(t *testing.T) {
 			if _, err := exec.LookPath("systemd-analyze"); err != nil {
 				t.Skip(err)
 			}
-			// The program need not be installed for that. What deploy/README.md says is done for an old systemd.
-			verified := strings.ReplaceAll(string(text), "/usr/local/bin/carillon", "/bin/true")
-			if systemdVersion(t) < 253 {
-				verified = strings.Replace(verified, "Type=notify-reload\n", "Type=notify\nExecReload=/bin/kill -HUP $MAINPID\n", 1)
-			}
+			verified := strings.ReplaceAll(string(text), "/usr/local/bin/carillon", "/bin/true") // which need not be installed
 			path := filepath.Join(t.TempDir(), name)
 			if err := os.WriteFile(path, []byte(verified), 0o600); err != nil {
 				t.Fatal(err)
@@ -70,14 +68,68 @@ func TestUnits(t *testing.T) {
 	}
 }
 
-func systemdVersion(t *testing.T) int {
+// systemd252 are the directives of Debian 12's systemd that the units may use, as its
+// `systemd --dump-configuration-items` lists them.
+const systemd252 = `
+	Description Documentation After Wants
+	Type NotifyAccess ExecStart ExecReload Environment EnvironmentFile Restart RestartSec
+	LimitNOFILE TimeoutStartSec TimeoutStopSec KillMode MemoryMax MemorySwapMax OOMScoreAdjust
+	DynamicUser User AmbientCapabilities CapabilityBoundingSet NoNewPrivileges ProtectSystem ProtectHome PrivateTmp
+	PrivateDevices ProtectClock ProtectHostname ProtectKernelLogs ProtectKernelModules ProtectKernelTunables
+	ProtectControlGroups ProtectProc RestrictAddressFamilies RestrictNamespaces RestrictRealtime RestrictSUIDSGID
+	LockPersonality MemoryDenyWriteExecute RemoveIPC SystemCallArchitectures SystemCallFilter SystemCallErrorNumber UMask
+	WantedBy`
+
+// directives of a unit, each with all its values.
+func directives(t *testing.T, name string) map[string][]string {
 	t.Helper()
-	out, err := exec.Command("systemd-analyze", "--version").Output()
-	var version int
-	if _, scanned := fmt.Sscanf(string(out), "systemd %d", &version); err != nil || scanned != nil {
-		t.Fatalf("%s: %v, %v", out, err, scanned)
+	all := map[string][]string{}
+	for _, m := range regexp.MustCompile(`(?m)^(\w+)=(.*)$`).FindAllStringSubmatch(read(t, name), -1) {
+		all[m[1]] = append(all[m[1]], m[2])
 	}
-	return version
+	return all
+}
+
+// The units work with the systemd of Debian 12, which does not know Type=notify-reload: it would take the service for
+// one that never says when it is ready. A reload is SIGHUP, which the program tells the end of.
+func TestUnitsWorkWithAnOldSystemd(t *testing.T) {
+	for _, name := range []string{"carillon.service", "carillon@.service"} {
+		unit := directives(t, name)
+		for key := range unit {
+			if !slices.Contains(strings.Fields(systemd252), key) {
+				t.Errorf("%s: systemd 252 may not know %s=", name, key)
+			}
+		}
+		if kind := strings.Join(unit["Type"], " "); kind != "notify" {
+			t.Errorf("%s: Type=%s", name, kind)
+		}
+		if reload := strings.Join(unit["ExecReload"], " "); reload != "/bin/kill -HUP $MAINPID" {
+			t.Errorf("%s: ExecReload=%s", name, reload)
+		}
+	}
+}
+
+// A service that the kernel is to spare when the machine is short of memory has a limit of its own, which the program's
+// limits follow from. Nothing is swapped out, which no limit of the program would notice.
+func TestUnitsLimitMemory(t *testing.T) {
+	for name, most := range map[string]int{"carillon.service": 80, "carillon@.service": 45} { // of the latter there are two at times
+		unit := directives(t, name)
+		var percent, score int
+		if _, err := fmt.Sscanf(strings.Join(unit["MemoryMax"], " "), "%d%%", &percent); err != nil || percent < 10 || percent > most {
+			t.Errorf("%s: MemoryMax=%v: expected at most %d%%", name, unit["MemoryMax"], most)
+		}
+		if _, err := fmt.Sscan(strings.Join(unit["OOMScoreAdjust"], " "), &score); err != nil || score >= 0 {
+			t.Errorf("%s: OOMScoreAdjust=%v", name, unit["OOMScoreAdjust"])
+		}
+		if !slices.Equal(unit["MemorySwapMax"], []string{"0"}) {
+			t.Errorf("%s: MemorySwapMax=%v", name, unit["MemorySwapMax"])
+		}
+		for _, e := range unit["Environment"] {
+			if strings.Contains(e, "GOMEMLIMIT") || strings.Contains(e, "MAX_MEMORY") {
+				t.Errorf("%s: %s does not follow MemoryMax", name, e)
+			}
+		}
+	}
 }
 
 // pod is what the manifests say about the program.
@@ -92,6 +144,9 @@ type pod struct {
 		Env []struct {
 			Name, Value string
 			ValueFrom   any `yaml:"valueFrom"`
+		}
+		Resources struct {
+			Limits struct{ Memory string }
 		}
 		Mounts []struct {
 			Name string
@@ -162,7 +217,7 @@ func TestManifests(t *testing.T) {
 	var env []string
 	for _, v := range c.Env {
 		if v.ValueFrom != nil {
-			v.Value = "secret"
+			v.Value = "a-secret-of-the-cluster"
 		}
 		env = append(env, v.Name+"="+v.Value)
 	}
@@ -171,6 +226,7 @@ func TestManifests(t *testing.T) {
 		t.Fatal(err)
 	}
 	drainsWithin(t, file, env, time.Duration(p.Grace)*time.Second)
+	limitsFit(t, file, env, c.Resources.Limits.Memory)
 	in, err := loadConfig(file, env)
 	if err != nil {
 		t.Fatal(err)
@@ -189,6 +245,50 @@ func TestManifests(t *testing.T) {
 		if s := all[name].Spec; len(s.Ports) != 1 || s.Ports[0].Target != to || fmt.Sprint(s.Selector) != "map[app.kubernetes.io/name:carillon]" {
 			t.Errorf("%s is %+v", name, s)
 		}
+	}
+}
+
+// limitsFit fails the test unless limits.max_memory is a good part below GOMEMLIMIT and that below the container's limit.
+func limitsFit(t *testing.T, file string, env []string, memory string) {
+	t.Helper()
+	c, err := loadConfig(file, env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var runtime, container server.Size
+	for _, v := range env {
+		if text, found := strings.CutPrefix(v, "GOMEMLIMIT="); found {
+			err = runtime.UnmarshalText([]byte(text))
+		}
+	}
+	if err := errors.Join(err, container.UnmarshalText([]byte(memory+"B"))); err != nil {
+		t.Fatal(err)
+	}
+	most := c.Limits.MaxMemory
+	if most <= container/2 || most > container/100*80 || runtime < most+most/10 || runtime > container/100*90 {
+		t.Errorf("max_memory is %v, GOMEMLIMIT %v, and the container may have %v: expected 80 %% and 90 %% of it", most, runtime, container)
+	}
+}
+
+// Images that others make are named by their digests, so that the same file builds the same program. The image of this
+// repository's own has none before it is built.
+func TestImagesArePinned(t *testing.T) {
+	digest := regexp.MustCompile(`^[a-z0-9./-]+:[0-9][a-z0-9.-]*@sha256:[0-9a-f]{64}$`)
+	n := 0
+	for _, m := range regexp.MustCompile(`(?m)^FROM (?:--\S+ )?(\S+)|^\s*image: (\S+)|COPY --from=(\S+)`).FindAllStringSubmatch(read(t, "Dockerfile")+read(t, "kubernetes.yaml"), -1) {
+		switch image := m[1] + m[2] + m[3]; {
+		case image == "scratch" || image == "build" || image == "carillon:latest":
+		case digest.MatchString(image):
+			n++
+		default:
+			t.Errorf("%s has no version and digest", image)
+		}
+	}
+	if n == 0 {
+		t.Error("no image was found")
+	}
+	if run := documents(t)["deploy/README.md"]; !regexp.MustCompile(`docker run .*--memory \d+g`).MatchString(run) {
+		t.Error("docker run has no memory limit")
 	}
 }
 

@@ -72,7 +72,7 @@ func TestACrashEndsAnEpoch(t *testing.T) {
 	}
 	position := regexp.MustCompile(`"offset":3,"epoch":"\w+"`)
 	before := position.FindString(subscribe(""))
-	if got := subscribe(`,"since":{` + before + `}`); !strings.Contains(got, before+`,"recovered":true`) {
+	if got := subscribe(`,"since":{` + before + `}`); !strings.Contains(got, before) || !strings.Contains(got, `"recovered":true`) {
 		t.Fatalf("before the crash: %s", got)
 	}
 	_ = p.cmd.Process.Kill()

@@ -11,7 +11,7 @@ import (
 func TestHealth(t *testing.T) {
 	draining := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
-		case r.Header.Get("Authorization") != "Bearer hush":
+		case r.Header.Get("Authorization") != "Bearer hush-hush-hush-hush":
 			http.Error(w, "who are you", http.StatusUnauthorized)
 		case r.URL.Path == "/livez":
 			_, _ = w.Write([]byte("ok\n"))
@@ -27,13 +27,13 @@ func TestHealth(t *testing.T) {
 		status         int
 		stdout, stderr string
 	}{
-		{"it lives", "health --api " + at + " --token hush", nil, 0, "ok\n", ""},
-		{"it is not ready", "health --ready --api " + at + " --token hush", nil, 1, "", "carillon: /readyz: 503 Service Unavailable: draining\n"},
+		{"it lives", "health --api " + at + " --token hush-hush-hush-hush", nil, 0, "ok\n", ""},
+		{"it is not ready", "health --ready --api " + at + " --token hush-hush-hush-hush", nil, 1, "", "carillon: /readyz: 503 Service Unavailable: draining\n"},
 		{"it wants a token", "health --api " + at, nil, 1, "", "carillon: /livez: 401 Unauthorized: who are you\n"},
 		{"the server's own variables say where it is", "health",
-			map[string]string{"CARILLON_INTERNAL_LISTEN": ":" + at[strings.Index(at, ":")+1:], "CARILLON_INTERNAL_TOKEN": "hush"}, 0, "ok\n", ""},
+			map[string]string{"CARILLON_INTERNAL_LISTEN": ":" + at[strings.Index(at, ":")+1:], "CARILLON_INTERNAL_TOKEN": "hush-hush-hush-hush"}, 0, "ok\n", ""},
 		{"a server that listens everywhere is here", "health",
-			map[string]string{"CARILLON_INTERNAL_LISTEN": "0.0.0.0:" + at[strings.Index(at, ":")+1:], "CARILLON_INTERNAL_TOKEN": "hush"}, 0, "ok\n", ""},
+			map[string]string{"CARILLON_INTERNAL_LISTEN": "0.0.0.0:" + at[strings.Index(at, ":")+1:], "CARILLON_INTERNAL_TOKEN": "hush-hush-hush-hush"}, 0, "ok\n", ""},
 		{"a server that has no such interface", "health", map[string]string{"CARILLON_INTERNAL_LISTEN": "off"}, 1, "",
 			"carillon: CARILLON_INTERNAL_LISTEN is off, so there is nobody to ask: ask for /healthz on the public port\n"},
 		{"nobody is there", "health --api 127.0.0.1:1", nil, 1, "", "carillon: ask for /livez: dial tcp 127.0.0.1:1: connect: connection refused\n"},

@@ -26,6 +26,7 @@ import (
 	"carillon/server"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 func main() { os.Exit(run(os.Args[1:], standardStreams())) }
@@ -88,11 +89,27 @@ var errReported = errors.New("reported")
 func command(use, short, long string, do func(out io.Writer) error) *cobra.Command {
 	return &cobra.Command{
 		Use: use, Short: short, Long: long,
-		Args:          cobra.NoArgs,
+		Args:          noArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE:          understood(func(cmd *cobra.Command, _ []string) error { return do(cmd.OutOrStdout()) }),
 	}
+}
+
+// noArgs is cobra.NoArgs for what may be a URL, of a client whose command was left out.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("unknown command %q for %q", shownURL(args[0]), cmd.CommandPath())
+	}
+	return nil
+}
+
+// flagError is what is wrong with a flag. It does not repeat a header, which may have a token or a cookie.
+func flagError(_ *cobra.Command, err error) error {
+	if e, ok := errors.AsType[*pflag.InvalidValueError](err); ok && e.GetFlag().Name == "header" {
+		return fmt.Errorf("invalid argument for \"-H, --header\" flag: %w", e.Unwrap())
+	}
+	return err
 }
 
 func rootCommand(std streams) *cobra.Command {
@@ -110,6 +127,7 @@ func rootCommand(std streams) *cobra.Command {
 		}
 		return serve(file, c, out)
 	}))
+	root.SetFlagErrorFunc(flagError)
 	root.Version = version()
 	root.SetVersionTemplate("{{.Version}}\n")
 
@@ -170,8 +188,9 @@ func configHelp() string {
 the defaults. It can be used as a file.
 
 With --check it says FILE: ok, or prints each problem with its line and column
-and exits with status 1. The environment counts here too, as it would at start.
-What is allowed but hardly meant is printed as a warning before that.
+and exits with status 1. The environment counts here too, as it would at start,
+and the files that are named, such as certificates and keys, are read. What is
+allowed but hardly meant is printed as a warning before that.
 
 The variables, each of which wins over the file:
 
@@ -183,15 +202,16 @@ The variables, each of which wins over the file:
 }
 
 func checkConfig(out io.Writer, file string) error {
-	_, warnings, err := loadConfigWarned(file, os.Environ())
+	text, err := readConfig(file)
+	if err != nil {
+		return err
+	}
+	warnings, err := examineConfig(file, text, os.Environ())
 	if err == nil {
 		for _, w := range warnings {
 			fmt.Fprintf(out, "warning: %v\n", w)
 		}
 		_, err = fmt.Fprintf(out, "%s: ok\n", file)
-		return err
-	}
-	if _, ok := errors.AsType[*problem](err); !ok {
 		return err
 	}
 	fmt.Fprintln(out, err)
@@ -217,6 +237,9 @@ func serve(file string, c config, out io.Writer) error {
 	defer func() { _ = lines.Close(logPatience) }() // whoever does not read by then has lost the rest
 	c.Logger, c.LogLost = newLogger(c.Log, c.LogLevel, lines), lines.Lost
 	c.Internal.Debug = profiles()
+	if limit, source := server.LimitRuntimeMemory(); limit > 0 {
+		c.Logger.Info("soft memory limit of the Go runtime, as GOMEMLIMIT is not set", "limit", limit, "source", source)
+	}
 	srv, pages, err := newServer(c)
 	if err != nil {
 		return err
@@ -369,6 +392,7 @@ func serveClient(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "text/javascript; charset=utf-8")
+	w.Header().Set("Access-Control-Allow-Origin", "*") // so that pages of other origins may import it
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(client.Script))
 }
 
@@ -407,6 +431,11 @@ func announce(out io.Writer, c config, srv *server.Server) {
 			fmt.Fprintln(out, "For more, raise it before the start: ulimit -n 1048576 (or LimitNOFILE= in a systemd\n"+
 				"unit, --ulimit nofile= in Docker).")
 		}
+	}
+	if limit, source := srv.MaxMemory(); limit > 0 {
+		fmt.Fprintf(out, "Up to %v of memory (%s); above that new connections are refused.\n", limit, source)
+	} else {
+		fmt.Fprintf(out, "Memory without a limit (%s).\n", source)
 	}
 	fmt.Fprintln(out, "Stop with Ctrl-C or SIGTERM.")
 }

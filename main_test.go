@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"carillon/internal/needs"
+
 	"github.com/gorilla/websocket"
 )
 
@@ -88,6 +90,7 @@ func start(t *testing.T, env []string, args ...string) *program {
 func startCommand(t *testing.T, env []string, cmd *exec.Cmd) *program {
 	t.Helper()
 	p := &program{t: t, cmd: cmd, stdout: make(chan string, 100), done: make(chan struct{})}
+	needs.EndWithTests(cmd, syscall.SIGKILL)
 	cmd.Dir = t.TempDir()
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "CARILLON_LISTEN=127.0.0.1:0", "CARILLON_INTERNAL_LISTEN=127.0.0.1:0"}, env...)
 	if cmd.Stderr == nil {
@@ -250,13 +253,13 @@ func TestTheInternalInterfaceIsAnnounced(t *testing.T) {
 	if !strings.Contains(p.output(), "No internal HTTP interface: internal.listen is off.") {
 		t.Errorf("printed\n%s", p.output())
 	}
-	p = start(t, []string{"CARILLON_INTERNAL_LISTEN=0.0.0.0:0", "CARILLON_INTERNAL_TOKEN=hush", "CARILLON_LOG_LEVEL=debug"})
+	p = start(t, []string{"CARILLON_INTERNAL_LISTEN=0.0.0.0:0", "CARILLON_INTERNAL_TOKEN=hush-hush-hush-hush", "CARILLON_LOG_LEVEL=debug"})
 	p.until("Stop with")
 	if !strings.Contains(p.output(), "Internal HTTP interface, with a token: http://localhost:") {
 		t.Errorf("printed\n%s", p.output())
 	}
 	p.signal(syscall.SIGTERM)
-	if _, stdout, stderr := p.end(); strings.Contains(p.output()+stdout+stderr, "hush") {
+	if _, stdout, stderr := p.end(); strings.Contains(p.output()+stdout+stderr, "hush-hush-hush-hush") {
 		t.Errorf("the token is printed:\n%s%s%s", p.output(), stdout, stderr)
 	}
 }
@@ -491,5 +494,29 @@ func TestThePrintedConfigurationIsAFile(t *testing.T) {
 	status, second, stderr := start(t, nil, "config", "--config", path).end()
 	if status != 0 || first != second || !strings.Contains(first, "loops: 3\n") {
 		t.Errorf("exit status %d, %q; printed first\n%s\nthen\n%s", status, stderr, first, second)
+	}
+}
+
+// The memory limit in force, and why it is that, is said wherever one looks for it.
+func TestTheMemoryLimitIsExplained(t *testing.T) {
+	limit := "GOMEMLIMIT=1000MiB"
+	if _, printed, _ := start(t, []string{limit}, "config").end(); !strings.Contains(printed, "\n  max_memory: 0 # here 800MiB: 80% of GOMEMLIMIT, 1000MiB\n") {
+		t.Errorf("the configuration is\n%s", printed)
+	}
+	if _, printed, _ := start(t, []string{limit, "CARILLON_LIMITS_MAX_MEMORY=off"}, "config").end(); !strings.Contains(printed, "\n  max_memory: \"off\"\n") {
+		t.Errorf("the configuration is\n%s", printed)
+	}
+	for _, row := range []struct{ env, announced, logged string }{
+		{"CARILLON_PING_INTERVAL=20s", "Up to 800MiB of memory (80% of GOMEMLIMIT, 1000MiB); above that new connections are refused.", `max_memory=800MiB source="80% of GOMEMLIMIT, 1000MiB"`},
+		{"CARILLON_LIMITS_MAX_MEMORY=900MiB", "Up to 900MiB of memory (limits.max_memory)", "max_memory=900MiB source=limits.max_memory"},
+		{"CARILLON_LIMITS_MAX_MEMORY=off", "Memory without a limit (limits.max_memory).", "max_memory=off source=limits.max_memory"},
+	} {
+		p := start(t, []string{limit, row.env})
+		p.until(row.announced)
+		p.until("Stop with")
+		p.signal(os.Interrupt)
+		if _, _, log := p.end(); !strings.Contains(log, row.logged) {
+			t.Errorf("%s: the log is\n%s", row.env, log)
+		}
 	}
 }

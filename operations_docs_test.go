@@ -13,9 +13,8 @@ import (
 
 // The commands in docs/operations.md, each after the one before, do what they are for.
 func TestOperationsCommands(t *testing.T) {
-	for _, program := range []string{"curl", "sysctl"} {
-		needs.Program(t, program)
-	}
+	needs.Program(t, "curl")
+	sysctl := needs.Program(t, "sysctl")
 	path, err := binary()
 	if err != nil {
 		t.Fatal(err)
@@ -44,7 +43,7 @@ func TestOperationsCommands(t *testing.T) {
 		n++
 		cmd := exec.Command("sh", "-e", "-c", here.Replace(m[1]))
 		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "CARILLON_API="+internal, "PATH="+filepath.Dir(path)+":"+os.Getenv("PATH"))
+		cmd.Env = append(os.Environ(), "CARILLON_API="+internal, "PATH="+filepath.Dir(path)+":"+os.Getenv("PATH")+":"+filepath.Dir(sysctl))
 		out, err := cmd.CombinedOutput()
 		if err != nil || len(out) == 0 || strings.Contains(string(out), `"type":"/problems/`) {
 			t.Errorf("%s: %v\n%s", m[1], err, out)

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"carillon/internal/needs"
 )
 
 // ask sends a request to a running program and returns the body of the answer, which must be 200.
@@ -98,7 +100,7 @@ func TestNoProfilesInPublic(t *testing.T) {
 
 // The port for HAProxy is where the configuration says.
 func TestTheAgentAnswers(t *testing.T) {
-	address := "127.0.0.1:" + freePort(t, "127.0.0.1")
+	address := needs.Address(t)
 	p := start(t, []string{"CARILLON_AGENT_LISTEN=" + address})
 	p.until("Agent checks for HAProxy: " + address)
 	p.until("Stop with")

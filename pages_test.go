@@ -51,6 +51,9 @@ func TestPages(t *testing.T) {
 				}
 				body, _ := io.ReadAll(resp.Body)
 				resp.Body.Close()
+				if cors := resp.Header.Get("Access-Control-Allow-Origin"); (cors == "*") != (path == "/carillon.js" && want == 200) {
+					t.Errorf("%s: pages of other origins: %q", path, cors)
+				}
 				if resp.StatusCode != want || want == 200 && len(body) < 1000 {
 					t.Errorf("%s: %s, %d bytes; want %d", path, resp.Status, len(body), want)
 				}

@@ -16,13 +16,17 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"carillon/internal/redact"
+
 	"github.com/spf13/cobra"
 )
 
 const publishHelp = `Publishes over the server's internal HTTP interface. Without MESSAGE, or with -,
-the message is the standard input, less one line feed at its end unless it is
-binary. With --lines each line of it is a message, published within 100 ms of
-being read, so that tail -f can be at the other end of the pipe.
+the message is the standard input, less one line feed (or CR LF) at its end and
+a byte order mark at its beginning unless it is binary. With --lines each line
+of it is a message, published within 100 ms of being read, so that tail -f can
+be at the other end of the pipe. A line that cannot be published is reported
+with its number, and the next ones are published.
 
 What comes back is printed, one line for each message: its offset and epoch,
 and how many subscribers it was for.
@@ -99,9 +103,10 @@ func (o *publishOptions) resolve(api string, message bool) error {
 	if err := o.resolveAPI(api); err != nil {
 		return err
 	}
+	if err := checkTopicArgument(o.topic, "api"); err != nil {
+		return err
+	}
 	switch {
-	case o.topic == "":
-		return errors.New("the topic is empty")
 	case o.lines && message:
 		return errors.New("--lines publishes the standard input: leave MESSAGE out")
 	}
@@ -133,7 +138,7 @@ func (o *publishOptions) resolveAPI(api string) (err error) {
 	}
 	switch {
 	case o.api.Scheme != "http" && o.api.Scheme != "https":
-		return fmt.Errorf("URL %q: unknown scheme %q: expected http or https", api, o.api.Scheme)
+		return fmt.Errorf("URL %q: unknown scheme %q: expected http or https", shownURL(api), o.api.Scheme)
 	case o.timeout <= 0:
 		return errors.New("--timeout has to be longer than 0")
 	}
@@ -192,8 +197,11 @@ func (p *publisher) message(args []string) (message []byte, err error) {
 			return nil, fmt.Errorf("read the message: %w", err)
 		}
 		if !p.binary {
-			message = bytes.TrimSuffix(message, []byte("\n"))
+			message = trimNewline(bytes.TrimPrefix(message, []byte(byteOrderMark)), true)
 		}
+	}
+	if p.json {
+		message = bytes.TrimPrefix(message, []byte(byteOrderMark))
 	}
 	return message, p.check(message)
 }
@@ -217,7 +225,7 @@ func (p *publisher) post(ctx context.Context, path, kind string, body []byte) ([
 	url := strings.TrimSuffix(p.api.String(), "/") + path
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
-		return nil, err
+		return nil, redact.Error(err, url)
 	}
 	request.Header.Set("Content-Type", kind)
 	request.Header.Set("User-Agent", userAgent)
@@ -229,7 +237,7 @@ func (p *publisher) post(ctx context.Context, path, kind string, body []byte) ([
 	}
 	response, err := p.client.Do(request)
 	if err != nil {
-		return nil, fmt.Errorf("reach %s: %w", p.api.Redacted(), cause(ctx, err, p.timeout))
+		return nil, fmt.Errorf("reach %s: %w", shownURL(p.api.String()), cause(ctx, err, p.timeout))
 	}
 	defer response.Body.Close()
 	if response.StatusCode < 200 || response.StatusCode > 299 {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 )
 
@@ -23,23 +24,36 @@ type batchMessage struct {
 	Encoding string `json:"encoding,omitempty"`
 }
 
-// batch is the body of a request that is being put together.
+// batch is the body of a request that is being put together, and the lines that it answers for.
 type batch struct {
-	body    bytes.Buffer
-	numbers []int // of the lines, to tell a person which one was wrong
+	body  bytes.Buffer
+	lines []batchLine
+	sent  int // how many lines are in the body
+}
+
+// batchLine is a line of the input, in a batch so that results are printed in the order of the lines.
+type batchLine struct {
+	number int
+	bad    error // why it is not in the body
 }
 
 func (b *batch) add(number int, message batchMessage) error {
 	encoder := json.NewEncoder(&b.body)
 	encoder.SetEscapeHTML(false)
 	if err := encoder.Encode(message); err != nil {
-		return fmt.Errorf("line %d: %w", number, err)
+		return err
 	}
-	b.numbers = append(b.numbers, number)
+	b.lines = append(b.lines, batchLine{number: number})
+	b.sent++
 	return nil
 }
 
-func (b *batch) full() bool { return len(b.numbers) >= batchLines || b.body.Len() >= batchBytes }
+func (b *batch) full() bool { return len(b.lines) >= batchLines || b.body.Len() >= batchBytes }
+
+func (b *batch) reset() {
+	b.body.Reset()
+	b.lines, b.sent = b.lines[:0], 0
+}
 
 // numbered is a line on its way from the reader to the publisher.
 type numbered struct {
@@ -47,8 +61,8 @@ type numbered struct {
 	text   []byte
 }
 
-// publishLines publishes each line of the input, in order, with one request at a time. A line that the
-// server refuses does not stop the others. Ctrl-C is how tail -f ends: what was read is published.
+// publishLines publishes each line of the input, in order, with one request at a time. A line that is no message, or that
+// the server refuses, does not stop the others. Ctrl-C is how tail -f ends: what was read is published.
 func (p *publisher) publishLines(ctx context.Context) error {
 	if p.inTerminal {
 		fmt.Fprintln(p.err, "each line is a message; Ctrl-D ends")
@@ -58,7 +72,7 @@ func (p *publisher) publishLines(ctx context.Context) error {
 	reading := make(chan numbered)
 	read := make(chan error, 1)
 	go func() {
-		read <- lines(p.in, func(number int, text []byte) error {
+		read <- lines(p.in, true, func(number int, text []byte) error {
 			select {
 			case reading <- numbered{number, text}:
 				return nil
@@ -79,7 +93,7 @@ func (p *publisher) publishLines(ctx context.Context) error {
 	return err
 }
 
-// batches publishes until there are no more lines. It says whether the server refused any.
+// batches publishes until there are no more lines. It reports whether some could not be published.
 func (p *publisher) batches(ctx context.Context, reading <-chan numbered) (refused bool, err error) {
 	var b batch
 	due := time.NewTimer(batchDelay)
@@ -98,12 +112,13 @@ func (p *publisher) batches(ctx context.Context, reading <-chan numbered) (refus
 				err = flush()
 				break
 			}
-			if len(b.numbers) == 0 {
+			if len(line.text) > batchBytes {
+				err = flush() // it goes alone: the server may refuse a request of this size
+			}
+			if len(b.lines) == 0 {
 				due.Reset(batchDelay)
 			}
-			if bad := p.addLine(&b, line); bad != nil {
-				err = errors.Join(flush(), bad) // the lines before it are good
-			} else if b.full() {
+			if p.addLine(&b, line); err == nil && b.full() {
 				err = flush()
 			}
 		case <-due.C:
@@ -115,50 +130,84 @@ func (p *publisher) batches(ctx context.Context, reading <-chan numbered) (refus
 	return refused, err
 }
 
-func (p *publisher) addLine(b *batch, line numbered) error {
-	if p.json && len(bytes.TrimSpace(line.text)) == 0 {
-		return nil // as between the values of an NDJSON file
-	}
-	if err := p.check(line.text); err != nil {
-		return fmt.Errorf("line %d: %w", line.number, err)
-	}
+// addLine puts a line into the batch, or what is wrong with it.
+func (p *publisher) addLine(b *batch, line numbered) {
+	text := line.text
+	message := batchMessage{Topic: p.topic, Data: string(text), Encoding: "text"}
 	if p.json {
-		return b.add(line.number, batchMessage{Topic: p.topic, Data: json.RawMessage(line.text)})
+		text = bytes.TrimPrefix(text, []byte(byteOrderMark)) // files that were put together have one at each beginning
+		if len(bytes.TrimSpace(text)) == 0 {
+			return // as between the values of an NDJSON file
+		}
+		message = batchMessage{Topic: p.topic, Data: json.RawMessage(text)}
 	}
-	return b.add(line.number, batchMessage{Topic: p.topic, Data: string(line.text), Encoding: "text"})
+	err := p.check(text)
+	if err == nil {
+		err = b.add(line.number, message)
+	}
+	if err != nil {
+		b.lines = append(b.lines, batchLine{number: line.number, bad: err})
+	}
 }
 
-// flush publishes a batch and empties it.
+// flush publishes a batch, shows what became of its lines, and empties it.
 func (p *publisher) flush(ctx context.Context, b *batch) (refused bool, err error) {
-	if len(b.numbers) == 0 {
+	if len(b.lines) == 0 {
 		return false, nil
 	}
-	first, last := b.numbers[0], b.numbers[len(b.numbers)-1]
-	answer, err := p.post(ctx, "/v1/messages", "application/x-ndjson", b.body.Bytes())
-	if err != nil {
-		return false, fmt.Errorf("publish lines %d to %d: %w", first, last, err)
-	}
-	var list struct {
-		Results []json.RawMessage `json:"results"`
-	}
-	if err := json.Unmarshal(answer, &list); err != nil || len(list.Results) != len(b.numbers) {
-		return false, fmt.Errorf("publish lines %d to %d: the server answered %d results for %d messages",
-			first, last, len(list.Results), len(b.numbers))
-	}
-	for i, answer := range list.Results {
-		bad, err := p.result(b.numbers[i], answer)
+	defer b.reset()
+	results, failed := p.postBatch(ctx, b)
+	for _, line := range b.lines {
+		var bad bool
+		switch {
+		case line.bad != nil:
+			bad, err = true, p.showBad(line.number, line.bad)
+		case failed == nil:
+			bad, err = p.showResult(line.number, results[0])
+			results = results[1:]
+		}
 		if err != nil {
 			return refused, err
 		}
 		refused = refused || bad
 	}
-	b.body.Reset()
-	b.numbers = b.numbers[:0]
-	return refused, nil
+	return refused, failed
 }
 
-// result shows what became of one line.
-func (p *publisher) result(number int, answer []byte) (refused bool, err error) {
+// postBatch returns one result for each line in the body of a batch.
+func (p *publisher) postBatch(ctx context.Context, b *batch) ([]json.RawMessage, error) {
+	if b.sent == 0 {
+		return nil, nil
+	}
+	which := fmt.Sprintf("publish lines %d to %d", b.lines[0].number, b.lines[len(b.lines)-1].number)
+	answer, err := p.post(ctx, "/v1/messages", "application/x-ndjson", b.body.Bytes())
+	if isTooLarge(err) && len(b.lines) == 1 {
+		b.lines[0].bad = err // the next lines may well be shorter
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", which, err)
+	}
+	var list struct {
+		Results []json.RawMessage `json:"results"`
+	}
+	if err := json.Unmarshal(answer, &list); err != nil || len(list.Results) != b.sent {
+		return nil, fmt.Errorf("%s: the server answered %d results for %d messages", which, len(list.Results), b.sent)
+	}
+	return list.Results, nil
+}
+
+// isTooLarge reports whether the server, or a proxy before it, refused a request for its size.
+func isTooLarge(err error) bool {
+	if d, ok := errors.AsType[*problemDocument](err); ok {
+		return d.Status == http.StatusRequestEntityTooLarge
+	}
+	r, ok := errors.AsType[*refused](err)
+	return ok && r.status == http.StatusRequestEntityTooLarge
+}
+
+// showResult shows the server's answer about one line.
+func (p *publisher) showResult(number int, answer []byte) (refused bool, err error) {
 	var result published
 	if json.Unmarshal(answer, &result) != nil || result.Error == nil {
 		return false, p.print(answer)
@@ -168,4 +217,23 @@ func (p *publisher) result(number int, answer []byte) (refused bool, err error) 
 		_, err = fmt.Fprintf(p.out, "%s\n", compact(answer))
 	}
 	return true, err
+}
+
+// showBad shows what is wrong with a line that was not sent, or whose request was refused, as showResult does.
+func (p *publisher) showBad(number int, bad error) error {
+	fmt.Fprintf(p.err, "carillon: line %d: %v\n", number, bad)
+	if p.output != "json" {
+		return nil
+	}
+	d, ok := errors.AsType[*problemDocument](bad)
+	if !ok {
+		d = &problemDocument{Title: "The line was not published", Status: http.StatusUnprocessableEntity, Detail: bad.Error()}
+	}
+	answer, err := json.Marshal(struct {
+		Error *problemDocument `json:"error"`
+	}{d})
+	if err == nil {
+		_, err = fmt.Fprintf(p.out, "%s\n", answer)
+	}
+	return err
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
 	neturl "net/url"
 	"os/exec"
 	"strings"
@@ -15,6 +16,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"carillon/internal/needs"
 )
 
 // interfaceServer stands for the internal HTTP interface. It remembers requests, and takes every message
@@ -86,6 +89,11 @@ func TestPublish(t *testing.T) {
 		{"text keeps its line feed", "a|hello\n", "", "/v1/topics/a/messages", "text/plain; charset=utf-8", "hello\n"},
 		{"the input is the message", "a", "one\ntwo\n", "/v1/topics/a/messages", "text/plain; charset=utf-8", "one\ntwo"},
 		{"so it is with a dash", "a|-", "one\n\n", "/v1/topics/a/messages", "text/plain; charset=utf-8", "one\n"},
+		{"a text file may be of Windows", "a", "\ufeffone\r\ntwo\r\n", "/v1/topics/a/messages", "text/plain; charset=utf-8", "one\r\ntwo"},
+		{"and so may a JSON file", "a|--json", "\ufeff{\r\n}\r\n", "/v1/topics/a/messages", "application/json", "{\r\n}"},
+		{"JSON has no byte order mark", "a|--json|\ufeff[]", "", "/v1/topics/a/messages", "application/json", "[]"},
+		{"an argument is the text itself", "a|\ufeffone\r\n", "", "/v1/topics/a/messages", "text/plain; charset=utf-8", "\ufeffone\r\n"},
+		{"nor is anything taken from bytes", "a|--binary", "\ufeffone\r\n", "/v1/topics/a/messages", "application/octet-stream", "\ufeffone\r\n"},
 		{"JSON has a type of its own", `a|--json|{"b": "<"}`, "", "/v1/topics/a/messages", "application/json", `{"b": "<"}`},
 		{"binary messages stay as they are", "a|--binary", "\xff\n", "/v1/topics/a/messages", "application/octet-stream", "\xff\n"},
 		{"a topic is one part of the path", "a/b%c?d#e+f ü|x", "", "/v1/topics/a%2Fb%25c%3Fd%23e+f%20%C3%BC/messages", "text/plain; charset=utf-8", "x"},
@@ -134,16 +142,12 @@ func TestPublishRefusesWhatIsNoMessage(t *testing.T) {
 		{"--json", "{", "the message is not JSON: unexpected end of JSON input"},
 		{"--json", "1 2", "the message is not JSON: invalid character '2' after top-level value"},
 		{"", "\xff", "the message is not UTF-8, as text has to be: --binary publishes any bytes"},
-		{"--lines --json", "1\n\n{\n3\n", "line 3: the message is not JSON: unexpected end of JSON input"},
 	} {
 		args := append([]string{"publish", "a"}, strings.Fields(test.args)...)
 		seat{in: strings.NewReader(test.in)}.begin(t, args...).end(1, "...", "carillon: "+test.problem+"\n")
 	}
-	if n := len(s.requests); n != 1 {
-		t.Errorf("sent %d requests, want only the one with the line before", n)
-	}
-	if body := <-s.bodies; body != `{"topic":"a","data":1}`+"\n" {
-		t.Errorf("sent %q", body)
+	if n := len(s.requests); n != 0 {
+		t.Errorf("sent %d requests", n)
 	}
 }
 
@@ -234,8 +238,10 @@ func TestABatchIsBoundedInBytes(t *testing.T) {
 	s := newInterface(t)
 	line := strings.Repeat("x", 600<<10) + "\n"
 	seat{in: strings.NewReader(strings.Repeat(line, 4))}.begin(t, "publish", "a", "--lines").end(0, "...", "")
-	if n := len(s.requests); n != 2 {
-		t.Errorf("%d requests for 2.4 MiB, want 2", n)
+	for _, body := range taken(s.bodies) {
+		if n := strings.Count(body, "\n"); n > 2 {
+			t.Errorf("%d lines of 600 KiB in one request", n)
+		}
 	}
 }
 
@@ -268,13 +274,103 @@ func TestARefusedLineDoesNotStopTheOthers(t *testing.T) {
 		"carillon: line 1: Too large: at most 1 MiB\n")
 }
 
+func TestALineThatIsNoMessageDoesNotStopTheOthers(t *testing.T) {
+	const offsets = "offset 1, epoch k3f9, 1 subscriber\noffset 2, epoch k3f9, 2 subscribers\n"
+	for _, test := range []struct{ sentence, flags, in, bodies, problems string }{
+		{"text is UTF-8", "", "one\n\xff\nthree\n",
+			`{"topic":"a","data":"one","encoding":"text"}` + "\n" + `{"topic":"a","data":"three","encoding":"text"}` + "\n",
+			"carillon: line 2: the message is not UTF-8, as text has to be: --binary publishes any bytes\n"},
+		{"JSON is JSON", "--json", "1\n\n{\n3\n\xff\n", `{"topic":"a","data":1}` + "\n" + `{"topic":"a","data":3}` + "\n",
+			"carillon: line 3: the message is not JSON: unexpected end of JSON input\n" +
+				"carillon: line 5: the message is not JSON: invalid character 'ÿ' looking for beginning of value\n"},
+		{"the last line too", "", "one\nbad\nthree\n\xff",
+			`{"topic":"a","data":"one","encoding":"text"}` + "\n" + `{"topic":"a","data":"bad","encoding":"text"}` + "\n" + `{"topic":"a","data":"three","encoding":"text"}` + "\n",
+			"carillon: line 2: Too large: at most 1 MiB\ncarillon: line 4: the message is not UTF-8, as text has to be: --binary publishes any bytes\n"},
+	} {
+		t.Run(test.sentence, func(t *testing.T) {
+			s := newInterface(t)
+			args := append([]string{"publish", "a", "--lines"}, strings.Fields(test.flags)...)
+			seat{in: strings.NewReader(test.in)}.begin(t, args...).end(1, offsets, test.problems)
+			if got := strings.Join(taken(s.bodies), ""); got != test.bodies {
+				t.Errorf("sent %q", got)
+			}
+		})
+	}
+	t.Run("with --output json each line has a result", func(t *testing.T) {
+		s := newInterface(t)
+		seat{in: strings.NewReader("{\n2\n]\n")}.begin(t, "publish", "a", "--lines", "--json", "--output", "json").end(1,
+			`{"error":{"title":"The line was not published","status":422,"detail":"the message is not JSON: unexpected end of JSON input"}}`+"\n"+
+				`{"offset":1,"epoch":"k3f9","subscribers":1}`+"\n"+
+				`{"error":{"title":"The line was not published","status":422,"detail":"the message is not JSON: invalid character ']' looking for beginning of value"}}`+"\n",
+			"carillon: line 1: ...")
+		taken(s.bodies)
+		seat{in: strings.NewReader("{")}.begin(t, "publish", "a", "--lines", "--json").end(1, "", "carillon: line 1: ...")
+		if len(s.bodies) > 0 {
+			t.Error("sent a batch without a message")
+		}
+	})
+}
+
+// taken is what a channel has.
+func taken(bodies chan string) (list []string) {
+	for len(bodies) > 0 {
+		list = append(list, <-bodies)
+	}
+	return list
+}
+
+func TestLinesOfATextFileOfWindows(t *testing.T) {
+	for _, test := range []struct{ flags, in, body string }{
+		{"", "\ufeffone\r\n\r\n\ufefft\rwo\r\nend\r", `{"topic":"a","data":"one","encoding":"text"}` + "\n" + `{"topic":"a","data":"","encoding":"text"}` + "\n" +
+			`{"topic":"a","data":"` + "\ufeff" + `t\rwo","encoding":"text"}` + "\n" + `{"topic":"a","data":"end\r","encoding":"text"}` + "\n"},
+		{"--json", "\ufeff1\r\n\r\n\ufeff{\t}\r\n3", `{"topic":"a","data":1}` + "\n" + `{"topic":"a","data":{}}` + "\n" + `{"topic":"a","data":3}` + "\n"},
+	} {
+		s := newInterface(t)
+		args := append([]string{"publish", "a", "--lines"}, strings.Fields(test.flags)...)
+		seat{in: strings.NewReader(test.in)}.begin(t, args...).end(0, "...", "")
+		if got := strings.Join(taken(s.bodies), ""); got != test.body {
+			t.Errorf("of %q sent\n%q, want\n%q", test.in, got, test.body)
+		}
+	}
+}
+
+// The server takes no request of more than 16 MiB, and a proxy before it perhaps less. Only the line that is so large is refused.
+func TestALineThatNoRequestCanHoldDoesNotStopTheOthers(t *testing.T) {
+	const limit = 2 << 20
+	s := newInterface(t)
+	backend, err := neturl.Parse(s.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []string{"application/problem+json", "text/html"} {
+		behind := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.ContentLength > limit {
+				w.Header().Set("Content-Type", kind)
+				w.WriteHeader(http.StatusRequestEntityTooLarge)
+				fmt.Fprint(w, `{"title":"Too large","status":413}`)
+				return
+			}
+			httputil.NewSingleHostReverseProxy(backend).ServeHTTP(w, r)
+		}))
+		in := "one\n" + strings.Repeat("x", limit) + "\nthree\n"
+		j := seat{in: strings.NewReader(in)}.begin(t, "publish", "a", "--lines", "--api", behind.URL)
+		j.end(1, "offset ...", "carillon: line 2: ...")
+		if got := strings.Join(taken(s.bodies), ""); strings.Count(got, "\n") != 2 || !strings.Contains(got, "three") || strings.Count(j.err.String(), "\n") != 1 {
+			t.Errorf("%s: sent %q, said %s", kind, got, j.err)
+		}
+		behind.Close()
+	}
+}
+
 func TestABatchThatFailsSaysWhichLines(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"results":[]}`) }))
 	seat{in: strings.NewReader("one\ntwo\n")}.begin(t, "publish", "a", "--lines", "--api", s.URL).end(1, "",
 		"carillon: publish lines 1 to 2: the server answered 0 results for 2 messages\n")
 	s.Close()
-	seat{in: strings.NewReader("one\ntwo\n")}.begin(t, "publish", "a", "--lines", "--api", s.URL).end(1, "",
-		"carillon: publish lines 1 to 2: reach "+s.URL+": connection refused\n")
+	nowhere := "http://" + needs.Address(t)
+	seat{in: strings.NewReader("\xff\ntwo\n")}.begin(t, "publish", "a", "--lines", "--api", nowhere).end(1, "",
+		"carillon: line 1: the message is not UTF-8, as text has to be: --binary publishes any bytes\n"+
+			"carillon: publish lines 1 to 2: reach "+nowhere+": connection refused\n")
 }
 
 // inMemory answers every request for a batch of one line, and remembers the bodies.

@@ -70,7 +70,7 @@ func TestSIGHUPReadsTheFileAgain(t *testing.T) {
 	at := strings.TrimSuffix(wsURL.FindString(p.output()), "/a")
 	m.hears(`READY=1\nSTATUS=listens on \S+`)
 
-	write(t, path, minimal+"limits: {max_message: 10, max_fragments: 7}\ninternal: {token: swordfish}\nlog: {level: debug}\n")
+	write(t, path, minimal+"limits: {max_message: 10, max_fragments: 7}\ninternal: {token: swordfish-is-the-word}\nlog: {level: debug}\n")
 	m.reloads(p, "")
 	say(t, alice, "short")
 	hear(t, alice, "short")
@@ -80,7 +80,7 @@ func TestSIGHUPReadsTheFileAgain(t *testing.T) {
 	say(t, alice, "0123456789")
 	hear(t, alice, "0123456789")
 
-	write(t, path, minimal+"limits: {max_message: 10}\ninternal: {token: swordfish}\nlisten: ':1'\nloops: 3\ndemo: true\npid_file: /x\nlog: {level: info, format: json}\n")
+	write(t, path, minimal+"limits: {max_message: 10}\ninternal: {token: swordfish-is-the-word}\nlisten: ':1'\nloops: 3\ndemo: true\npid_file: /x\nlog: {level: info, format: json}\n")
 	m.reloads(p, "") // the environment still wins over what is said about listen
 	m.reloads(p, "")
 	bob = dial(t, at+"/a")
@@ -114,7 +114,7 @@ func TestSIGHUPReadsTheFileAgain(t *testing.T) {
 			t.Errorf("%s is not in the log:\n%s", words, stderr)
 		}
 	}
-	if n := strings.Count(stderr, "the configuration is as it was"); n != 2 || strings.Contains(stderr, "swordfish") {
+	if n := strings.Count(stderr, "the configuration is as it was"); n != 2 || strings.Contains(stderr, "swordfish-is-the-word") {
 		t.Errorf("%d failures, or a secret, in the log:\n%s", n, stderr)
 	}
 }

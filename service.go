@@ -36,6 +36,8 @@ func notify(lines ...string) error {
 func (p *service) tellStarted() {
 	p.started = true
 	announce(p.out, p.config, p.srv)
+	limit, source := p.srv.MaxMemory()
+	p.log.Info("memory limit", "max_memory", limit, "source", source)
 	p.ready("")
 }
 

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -14,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"carillon/internal/needs"
 
 	"github.com/gorilla/websocket"
 )
@@ -56,7 +57,7 @@ func TestDrainsAlthoughNobodyReadsItsOutput(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(path)
+	cmd := needs.Command(path)
 	cmd.Env, cmd.Stdout, cmd.Stderr = []string{"CARILLON_LISTEN=127.0.0.1:0", "CARILLON_INTERNAL_LISTEN=off"}, w, w
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

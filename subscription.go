@@ -16,9 +16,10 @@ type subscription struct {
 
 // subscriptionReply is what the server says to a request.
 type subscriptionReply struct {
-	Offset    uint64 `json:"offset"`
-	Epoch     string `json:"epoch"`
-	Recovered *bool  `json:"recovered"`
+	Offset    uint64  `json:"offset"`
+	Epoch     string  `json:"epoch"`
+	After     *uint64 `json:"after"` // nil from an older server
+	Recovered *bool   `json:"recovered"`
 }
 
 func (s *subscription) request(id int) ([]byte, error) {
@@ -37,10 +38,36 @@ func (s *subscription) request(id int) ([]byte, error) {
 	}{id, ask})
 }
 
+// historyRequest asks whether the topic has any of the last messages that are wanted. It is nil where none are, or where the
+// reply to the subscription says what is missing.
+func (s *subscription) historyRequest(id int) ([]byte, error) {
+	if s.last == 0 || s.position != nil {
+		return nil, nil
+	}
+	type history struct {
+		Topic string `json:"topic"`
+		Limit int    `json:"limit"`
+	}
+	return json.Marshal(struct {
+		ID      int     `json:"id"`
+		History history `json:"history"`
+	}{id, history{s.topic, 1}})
+}
+
+// start returns the position before the first message that follows a reply.
+func (s *subscription) start(r *subscriptionReply) *position {
+	switch {
+	case r.After != nil:
+		return &position{*r.After, r.Epoch}
+	case s.position == nil:
+		return &position{r.Offset - min(r.Offset, uint64(s.last)), r.Epoch}
+	case r.Recovered != nil && *r.Recovered:
+		return &position{s.position.Offset, r.Epoch}
+	}
+	return &position{0, r.Epoch} // a gap that is reported twice is better than messages that are lost in silence
+}
+
 // confirmed takes the reply, and returns what a person should know about it, if anything.
-//
-// The position is moved to where nothing that is wanted comes before it, even if the connection is lost
-// before the first message: a gap that is reported twice is better than messages that are lost in silence.
 func (s *subscription) confirmed(r *subscriptionReply, again bool) (note string) {
 	name := harmlessLine(s.topic)
 	if isPattern(s.topic) {
@@ -50,18 +77,16 @@ func (s *subscription) confirmed(r *subscriptionReply, again bool) (note string)
 		return ""
 	}
 	before := s.position
+	s.position = s.start(r)
 	switch {
 	case before == nil:
-		s.position = &position{r.Offset - min(r.Offset, uint64(s.last)), r.Epoch}
 		return ""
 	case r.Recovered != nil && *r.Recovered:
-		s.position = &position{before.Offset, r.Epoch}
 		if again {
 			return fmt.Sprintf("%s: connected again, goes on after offset %d", name, before.Offset)
 		}
 		return ""
 	}
-	s.position = &position{0, r.Epoch}
 	if r.Epoch != before.Epoch {
 		return fmt.Sprintf("%s: a gap: messages after offset %d of epoch %s may be missing; its epoch is %s now",
 			name, before.Offset, harmlessLine(before.Epoch), harmlessLine(r.Epoch))

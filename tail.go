@@ -16,9 +16,11 @@ message is a line with its time, topic and offset; in a pipe it is the server's
 JSON object, one in each line. A pattern such as 'prices.>' stands for many topics.
 
 When the connection is lost it comes back, after a random wait of up to 250 ms
-that doubles with each failure up to 30 s, and goes on after the last message of
-each topic. Where the history does not reach back so far it says that there is a
-gap; a pattern has no position to go on from, so there may always be one.
+that doubles with each failure up to 30 s, or when the server asks it to
+("; retry=" in a close reason, Retry-After in a refusal). It goes on after the
+last message of each topic. Where the history does not reach back so far it says
+that there is a gap; a pattern has no position to go on from, so there may
+always be one.
 
 Exit status: 0 after --count messages, after Ctrl-C, or when the server closed
 with 1000 (with --no-reconnect also 1001); 1 if no connection came about or a
@@ -98,10 +100,13 @@ func tailCommand(std streams) *cobra.Command {
 
 // check finds what can be wrong with the command line.
 func (o *tailOptions) check() error {
+	for _, topic := range o.topics {
+		if err := checkTopicArgument(topic, "url"); err != nil {
+			return err
+		}
+	}
 	pattern := slices.IndexFunc(o.topics, isPattern)
 	switch {
-	case slices.Contains(o.topics, ""):
-		return errors.New("a topic is empty")
 	case o.last < 0 || o.last > mostLast:
 		return fmt.Errorf("--last %d is out of range: expected 0 to %d", o.last, mostLast)
 	case o.count < 0:

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/coder/websocket"
@@ -61,7 +63,8 @@ func (t *tail) run(ctx context.Context) error {
 			return t.givenUp(c)
 		}
 		t.backoff.survived(time.Since(began))
-		wait := t.backoff.next()
+		isFirst := t.backoff.failures == 0
+		wait := comeBack(c, t.backoff.next(), isFirst)
 		t.note("%v; tries again in %s", c, wait.Round(time.Millisecond))
 		select {
 		case <-time.After(wait):
@@ -70,6 +73,29 @@ func (t *tail) run(ctx context.Context) error {
 		}
 	}
 }
+
+// comeBack is when to connect again: at the moment that the server drew for this client, or else after the client's own
+// wait, on top of what a refusal asks of all clients alike. A server that closes one connection after the other is not
+// asked more often than by the client's own wait.
+func comeBack(c *cut, own time.Duration, isFirst bool) time.Duration {
+	if frame, ok := errors.AsType[websocket.CloseError](c); ok {
+		if asked := retryMark.FindStringSubmatch(frame.Reason); asked != nil {
+			ms, _ := strconv.Atoi(asked[1]) // it has at most seven digits
+			wait := time.Duration(ms) * time.Millisecond
+			if !isFirst {
+				wait = max(wait, own)
+			}
+			return wait
+		}
+	}
+	if r, ok := errors.AsType[*refused](c); ok {
+		return r.retryAfter + own
+	}
+	return own
+}
+
+// retryMark is what a server asks of one client: see docs/protocol.md, When to come back.
+var retryMark = regexp.MustCompile(`; retry=([0-9]{1,7})$`)
 
 // givenUp is the outcome when the connection must not come back.
 func (t *tail) givenUp(c *cut) error {
@@ -96,7 +122,7 @@ func (t *tail) connection(ctx context.Context) error {
 	defer conn.CloseNow()
 	if conn.Subprotocol() != jsonSubprotocol {
 		conn.Close(websocket.StatusNormalClosure, "")
-		return fmt.Errorf("connect to %s: the server does not speak %s", t.url.Redacted(), jsonSubprotocol)
+		return fmt.Errorf("connect to %s: the server does not speak %s", shownURL(t.url.String()), jsonSubprotocol)
 	}
 	bye := func() { conn.Close(websocket.StatusNormalClosure, "") }
 	defer context.AfterFunc(ctx, bye)()
@@ -112,7 +138,7 @@ func (t *tail) connection(ctx context.Context) error {
 			}
 		}
 	}()
-	for waiting := len(requests); ; {
+	for waiting := len(t.subscriptions); ; {
 		_, text, err := conn.Read(context.Background())
 		if err != nil {
 			return t.ended(ctx, err)
@@ -131,17 +157,24 @@ func (t *tail) connection(ctx context.Context) error {
 	}
 }
 
-// requests are those that subscribe to everything, each from where it was left.
+// requests are those that subscribe to everything, each from where it was left, and then those for histories. The ids of the
+// first are 1 and more, in the order of the subscriptions, and those of the others begin after them.
 func (t *tail) requests() ([][]byte, error) {
-	var list [][]byte
+	var list, histories [][]byte
 	for i, s := range t.subscriptions {
 		request, err := s.request(i + 1)
 		if err != nil {
 			return nil, fmt.Errorf("subscribe to %s: %w", harmlessLine(s.topic), err)
 		}
 		list = append(list, request)
+		if request, err = s.historyRequest(len(t.subscriptions) + i + 1); err != nil {
+			return nil, fmt.Errorf("ask for the history of %s: %w", harmlessLine(s.topic), err)
+		}
+		if request != nil {
+			histories = append(histories, request)
+		}
 	}
-	return list, nil
+	return append(list, histories...), nil
 }
 
 // ended sorts the ways in which the reading of a connection ends.
@@ -183,6 +216,10 @@ type serverMessage struct {
 		Topic string `json:"topic"`
 		subscriptionReply
 	} `json:"subscribed"`
+	History *struct {
+		Topic    string            `json:"topic"`
+		Messages []json.RawMessage `json:"messages"`
+	} `json:"history"`
 	Error *struct {
 		Code    string `json:"code"`
 		Message string `json:"message"`
@@ -196,6 +233,11 @@ func (t *tail) receive(text []byte) (replied bool, err error) {
 		return false, fmt.Errorf("the server's message makes no sense: %w", err)
 	}
 	switch ours := m.ID >= 1 && m.ID <= len(t.subscriptions); {
+	case m.ID > len(t.subscriptions):
+		if m.History != nil && len(m.History.Messages) == 0 {
+			t.note("%s: no messages are kept: none was published yet, or no rule in topics of the configuration gives it a history; waits for new ones",
+				harmlessLine(m.History.Topic))
+		}
 	case m.Error != nil && !ours:
 		t.note("the server says: %s", harmlessLine(m.Error.Message))
 	case m.Error != nil:

@@ -90,10 +90,24 @@ func TestTailAsksForWhatTheFlagsSay(t *testing.T) {
 		url := topicServer(t, func(c *topicConn) {
 			c.asked(`{"id":1,"subscribe":{"topic":"a","last":5}}`)
 			c.asked(`{"id":2,"subscribe":{"topic":"b","last":5}}`)
-			c.say(message("a", 1, "1"))
+			c.asked(`{"id":3,"history":{"topic":"a","limit":1}}`)
+			c.asked(`{"id":4,"history":{"topic":"b","limit":1}}`)
+			c.say(`{"id":1,"subscribed":{"topic":"a","offset":1,"epoch":"e"}}`, message("a", 1, "1"), `{"id":2,"subscribed":{"topic":"b","offset":0,"epoch":"e"}}`,
+				`{"id":3,"history":{"topic":"a","offset":1,"epoch":"e","recovered":true,"messages":[`+message("a", 1, "1")+`]}}`,
+				`{"id":4,"history":{"topic":"b","offset":0,"epoch":"e","recovered":true,"messages":[]}}`, message("a", 2, "2"))
+			hangUp(c.Conn)
+		}, func(c *topicConn) { // what is missed from here on is a gap, and the reply tells it
+			c.asked(`{"id":1,"subscribe":{"topic":"a","since":{"offset":2,"epoch":"e"}}}`)
+			c.asked(`{"id":2,"subscribe":{"topic":"b","since":{"offset":0,"epoch":"e"}}}`)
+			c.say(`{"id":4,"error":{"code":"rate_limited","message":"x"}}`, message("a", 3, "3"))
 			drain(c.Conn)
 		})
-		seat{}.begin(t, "tail", "a", "b", "--last", "5", "--url", url, "-n", "1").end(0, "...", "")
+		j := seat{}.begin(t, "tail", "a", "b", "--last", "5", "--url", url, "-n", "3")
+		j.end(0, message("a", 1, "1")+"\n"+message("a", 2, "2")+"\n"+message("a", 3, "3")+"\n",
+			"carillon: b: no messages are kept: none was published yet, or no rule in topics of the configuration gives it a history; waits for new ones\n...")
+		if n := strings.Count(j.err.String(), "\n"); n != 2 {
+			t.Errorf("said\n%s", j.err)
+		}
 	})
 	t.Run("a position, and all is there", func(t *testing.T) {
 		url := topicServer(t, func(c *topicConn) {
@@ -128,7 +142,7 @@ func TestAGapInTheMidst(t *testing.T) {
 func TestAGapInTheSameEpoch(t *testing.T) {
 	no := false
 	s := subscription{topic: "a", position: &position{41, "e"}}
-	if got := s.confirmed(&subscriptionReply{90, "e", &no}, true); got != "a: a gap: messages after offset 41 may be missing" {
+	if got := s.confirmed(&subscriptionReply{Offset: 90, Epoch: "e", Recovered: &no}, true); got != "a: a gap: messages after offset 41 may be missing" {
 		t.Errorf("says %q", got)
 	}
 }
@@ -141,7 +155,7 @@ func TestTailGoesOnAfterTheLastMessage(t *testing.T) {
 		c.asked(`{"id":2,"subscribe":{"topic":"b"}}`)
 		c.asked(`{"id":3,"subscribe":{"topic":"c.>"}}`)
 		c.say(`{"id":1,"subscribed":{"topic":"a","offset":5,"epoch":"e"}}`,
-			`{"id":2,"subscribed":{"topic":"b","offset":7,"epoch":"f"}}`,
+			`{"id":2,"subscribed":{"topic":"b","offset":7,"epoch":"f","after":7}}`,
 			`{"id":3,"subscribed":{"topic":"c.>"}}`,
 			message("a", 6, "6"), message("c.d", 1, "1"))
 	}, func(c *topicConn) {
@@ -150,20 +164,20 @@ func TestTailGoesOnAfterTheLastMessage(t *testing.T) {
 		c.asked(`{"id":3,"subscribe":{"topic":"c.>"}}`)
 		c.say(`{"id":1,"subscribed":{"topic":"a","offset":7,"epoch":"e","recovered":true}}`,
 			message("a", 7, "7"),
-			`{"id":2,"subscribed":{"topic":"b","offset":2,"epoch":"g","recovered":false}}`,
+			`{"id":2,"subscribed":{"topic":"b","offset":5,"epoch":"g","after":2,"recovered":false}}`,
 			`{"id":3,"subscribed":{"topic":"c.>"}}`)
 		goodbye(c.Conn, 1001, "shutting down")
 	}, func(c *topicConn) {
 		c.asked(`{"id":1,"subscribe":{"topic":"a","since":{"offset":7,"epoch":"e"}}}`)
-		c.asked(`{"id":2,"subscribe":{"topic":"b","since":{"offset":0,"epoch":"g"}}}`)
+		c.asked(`{"id":2,"subscribe":{"topic":"b","since":{"offset":2,"epoch":"g"}}}`)
 		c.asked(`{"id":3,"subscribe":{"topic":"c.>"}}`)
 		c.say(`{"id":1,"subscribed":{"topic":"a","offset":7,"epoch":"e","recovered":true}}`,
-			`{"id":2,"subscribed":{"topic":"b","offset":2,"epoch":"g","recovered":true}}`,
-			message("b", 1, "1"))
+			`{"id":2,"subscribed":{"topic":"b","offset":5,"epoch":"g","after":2,"recovered":true}}`,
+			message("b", 3, "1"))
 		drain(c.Conn)
 	})
 	j := seat{}.begin(t, "tail", "a", "b", "c.>", "--url", url, "-n", "4")
-	j.end(0, strings.Join([]string{message("a", 6, "6"), message("c.d", 1, "1"), message("a", 7, "7"), message("b", 1, "1")}, "\n")+"\n", "...")
+	j.end(0, strings.Join([]string{message("a", 6, "6"), message("c.d", 1, "1"), message("a", 7, "7"), message("b", 3, "1")}, "\n")+"\n", "...")
 	told := j.err.String()
 	for _, words := range []string{
 		"carillon: connection lost: it ended without a close frame; tries again in ",
@@ -183,6 +197,7 @@ func TestTailGoesOnAfterTheLastMessage(t *testing.T) {
 
 func TestPosition(t *testing.T) {
 	yes, no := true, false
+	after := uint64(43)
 	at := func(offset uint64, epoch string) *position { return &position{offset, epoch} }
 	for _, test := range []struct {
 		sentence string
@@ -191,14 +206,16 @@ func TestPosition(t *testing.T) {
 		seen     []uint64
 		want     position
 	}{
-		{"a new subscription begins at the end", subscription{topic: "a"}, subscriptionReply{45, "e", nil}, nil, position{45, "e"}},
-		{"each message moves it", subscription{topic: "a"}, subscriptionReply{45, "e", nil}, []uint64{46, 47}, position{47, "e"}},
-		{"the current value does not move it back", subscription{topic: "a"}, subscriptionReply{45, "e", nil}, []uint64{44}, position{45, "e"}},
-		{"the last messages are wanted until they came", subscription{topic: "a", last: 5}, subscriptionReply{45, "e", nil}, nil, position{40, "e"}},
-		{"there may be fewer of them", subscription{topic: "a", last: 5}, subscriptionReply{3, "e", nil}, nil, position{0, "e"}},
-		{"missed messages are wanted until they came", subscription{topic: "a", position: at(41, "e")}, subscriptionReply{45, "e", &yes}, nil, position{41, "e"}},
-		{"after a gap all that is kept is wanted", subscription{topic: "a", position: at(41, "e")}, subscriptionReply{5, "f", &no}, nil, position{0, "f"}},
-		{"until it came", subscription{topic: "a", position: at(41, "e")}, subscriptionReply{5, "f", &no}, []uint64{4, 5}, position{5, "f"}},
+		{"a new subscription begins at the end", subscription{topic: "a"}, subscriptionReply{45, "e", nil, nil}, nil, position{45, "e"}},
+		{"each message moves it", subscription{topic: "a"}, subscriptionReply{45, "e", nil, nil}, []uint64{46, 47}, position{47, "e"}},
+		{"the current value does not move it back", subscription{topic: "a"}, subscriptionReply{45, "e", nil, nil}, []uint64{44}, position{45, "e"}},
+		{"the last messages are wanted until they came", subscription{topic: "a", last: 5}, subscriptionReply{45, "e", nil, nil}, nil, position{40, "e"}},
+		{"there may be fewer of them", subscription{topic: "a", last: 5}, subscriptionReply{3, "e", nil, nil}, nil, position{0, "e"}},
+		{"missed messages are wanted until they came", subscription{topic: "a", position: at(41, "e")}, subscriptionReply{45, "e", nil, &yes}, nil, position{41, "e"}},
+		{"after a gap all that is kept is wanted", subscription{topic: "a", position: at(41, "e")}, subscriptionReply{5, "f", nil, &no}, nil, position{0, "f"}},
+		{"the server says what it begins with", subscription{topic: "a", last: 5}, subscriptionReply{45, "e", &after, nil}, nil, position{43, "e"}},
+		{"also behind a gap", subscription{topic: "a", position: at(41, "e")}, subscriptionReply{45, "f", &after, &no}, nil, position{43, "f"}},
+		{"until it came", subscription{topic: "a", position: at(41, "e")}, subscriptionReply{5, "f", nil, &no}, []uint64{4, 5}, position{5, "f"}},
 	} {
 		t.Run(test.sentence, func(t *testing.T) {
 			test.sub.confirmed(&test.reply, false)
@@ -319,6 +336,59 @@ func TestRefusalsOnTheWayBack(t *testing.T) {
 		if !strings.Contains(j.err.String(), words) {
 			t.Errorf("did not say %q, but\n%s", words, j.err)
 		}
+	}
+}
+
+// The server closes with a moment to come back at, which is longer than the client's own wait would be.
+func TestTailComesBackWhenTheServerAsks(t *testing.T) {
+	var closed time.Time
+	url := topicServer(t, func(c *topicConn) {
+		c.say(`{"id":1,"subscribed":{"topic":"a","offset":5,"epoch":"e"}}`)
+		closed = time.Now()
+		goodbye(c.Conn, 1001, "server is shutting down; retry=700")
+	}, func(c *topicConn) {
+		if waited := time.Since(closed); waited < 700*time.Millisecond {
+			t.Errorf("came back after %v", waited)
+		}
+		c.say(message("a", 6, "6"))
+		drain(c.Conn)
+	})
+	seat{}.begin(t, "tail", "a", "--url", url, "-n", "1").end(0, message("a", 6, "6")+"\n",
+		"carillon: closed by the server: 1001 (going away): server is shutting down; retry=700; tries again in 700ms\n")
+}
+
+func TestWhenToComeBack(t *testing.T) {
+	closed := func(reason string) error { return &closedError{coder.CloseError{Code: 1001, Reason: reason}} }
+	refusedWith := func(value string) error {
+		return fmt.Errorf("connect: %w", refusal(&http.Response{StatusCode: 503, Header: http.Header{"Retry-After": {value}}, Body: http.NoBody}))
+	}
+	const own = 17 * time.Millisecond
+	for _, test := range []struct {
+		sentence string
+		err      error
+		want     time.Duration
+	}{
+		{"the server draws a moment", closed("bye; retry=3200"), 3200 * time.Millisecond},
+		{"which may be now", closed("; retry=0"), 0},
+		{"only at the end of the reason", closed("; retry=3200 or so"), own},
+		{"not for days", closed("bye; retry=99999999"), own},
+		{"not before", closed("bye; retry=-1"), own},
+		{"nothing is asked", closed("bye"), own},
+		{"the connection was lost", errors.New("connection lost"), own},
+		{"a refusal asks all alike, so they spread", refusedWith("5"), 5*time.Second + own},
+		{"up to a bound", refusedWith("99999"), longestRetry + own},
+		{"a date has passed", refusedWith("Mon, 02 Jan 2006 15:04:05 GMT"), own},
+		{"a refusal says nothing", refusedWith("soon"), own},
+	} {
+		if got := comeBack(&cut{test.err}, own, true); got != test.want {
+			t.Errorf("%s: %v, want %v", test.sentence, got, test.want)
+		}
+	}
+	if got := comeBack(&cut{closed("; retry=0")}, own, false); got != own {
+		t.Errorf("of a server that closes again and again: %v", got)
+	}
+	if got := comeBack(&cut{refusedWith(time.Now().Add(time.Minute).UTC().Format(http.TimeFormat))}, 0, true); got < 50*time.Second || got > time.Minute {
+		t.Errorf("at a date: %v", got)
 	}
 }
 

@@ -22,9 +22,12 @@
  * @property {number} [maxDelay]      the longest wait before any try; 30000
  * @property {number} [timeout]       how long a request may take, reconnecting included; 15000
  * @property {number} [pingInterval]  how often the server is asked for a sign of life; 25000
- * @property {number} [pingTimeout]   how long it may take to answer, and a connection to open; 10000
+ * @property {number} [pingTimeout]   how long it may take to answer, and a connection to open: a stream of
+ *   server-sent events is open when the first has come, which a proxy may hold back for ever; 10000
  * @property {"auto"|"never"|"only"} [eventSource]  whether to use server-sent events, which can only
  *   receive. "auto", the default, does when no WebSocket ever opened in `attempts` tries.
+ * @property {boolean} [withCredentials]  whether server-sent events from another origin are asked for with
+ *   cookies, as a WebSocket always is: the server must list this page's origin by name; false
  * @property {number} [attempts]      see eventSource; 3
  * @property {number} [upgradeInterval]  how often a WebSocket is tried beside server-sent events; 60000
  * @property {typeof globalThis.WebSocket} [WebSocket]      where there is none, as in Node before 22
@@ -36,12 +39,12 @@
  * @property {number} [last]     begin with so many of the newest messages that are kept
  * @property {(gap: {topic: string, since: ?Position, position: ?Position}) => void} [onGap]  messages are
  *   missing before the next: read the state from elsewhere. After a lost connection, any pattern may have one.
- * @property {(at: {topic: string, offset?: number, epoch?: string, recovered?: boolean}) => void} [onSubscribed]
+ * @property {(at: {topic: string, offset?: number, epoch?: string, after?: number, recovered?: boolean}) => void} [onSubscribed]
  * @property {(error: CarillonError) => void} [onError]  the server refused: the subscription has ended
  *
  * @typedef {object} Subscription
  * @property {string} topic
- * @property {?Position} position  of the last message that was handed out: what `since` needs to go on
+ * @property {?Position} position  of the last message that was handed out, or before the first: what `since` needs to go on
  * @property {() => void} unsubscribe  nothing is handed out from now on
  */
 
@@ -94,7 +97,7 @@ export class Carillon {
     if (address.searchParams.has("topic")) throw new TypeError("the URL has a topic: use subscribe instead")
     this.#options = {
       minDelay: 250, maxDelay: 30000, timeout: 15000, pingInterval: 25000, pingTimeout: 10000,
-      eventSource: "auto", attempts: 3, upgradeInterval: 60000, random: Math.random,
+      eventSource: "auto", withCredentials: false, attempts: 3, upgradeInterval: 60000, random: Math.random,
       WebSocket: globalThis.WebSocket, EventSource: globalThis.EventSource, ...options,
       url: Object.assign(new URL(address), { protocol: address.protocol.replace(/^http/, "ws") }),
       eventsURL: Object.assign(new URL(address), { protocol: address.protocol.replace(/^ws/, "http") }),
@@ -377,18 +380,10 @@ export class Carillon {
     const gap = sub.pattern ? sub.begun : reply.recovered === false
     sub.live = sub.begun = true
     if (!sub.pattern) {
-      const { offset, epoch } = reply
-      // Without last, one may still follow: the value of a topic with latest.
-      if (!since) sub.position = { offset: Math.max(0, offset - Math.max(sub.last, 1)), epoch }
-      else if (since.epoch !== epoch || since.offset > offset) sub.position = { offset: 0, epoch }
-      sub.seen = since ? sub.position.offset : 0 // in a cluster there are holes between offsets
-      // What is kept may be less than what was asked for, or nothing. The reply to a ping comes behind it.
-      if ((gap || !since) && sub.position.offset < offset && this.#link.kind === "websocket") {
-        const settled = () => {
-          if (sub.position.epoch === epoch && sub.position.offset < offset) sub.position = { offset, epoch }
-        }
-        this.#request("ping", {}, undefined, false).then(settled, () => {})
-      }
+      // An older server does not send `after`: a gap that is reported twice is better than messages that are lost in silence.
+      const offset = reply.after ?? (since && !gap ? since.offset : 0)
+      sub.position = { offset, epoch: reply.epoch }
+      sub.seen = offset
     }
     call(sub.options.onSubscribed, reply)
     if (gap && sub.live) {
@@ -448,7 +443,8 @@ class SocketLink {
       // A close follows with the reason, but not in every version of Node if the connection did not open.
       socket.onerror = () => setTimeout(() => this.end(1006, "the connection failed"), 50)
     } catch (error) { // such as an insecure address on a secure page
-      setTimeout(() => this.end(1006, error.message))
+      const { search } = options.url // may have a token, which some of these errors repeat
+      setTimeout(() => this.end(1006, search ? String(error.message).replaceAll(search, "?(set)") : error.message))
     }
   }
 
@@ -534,12 +530,14 @@ class EventsLink {
       url.searchParams.set("since", since.offset)
       url.searchParams.set("epoch", since.epoch)
     } else if (last) url.searchParams.set("last", last)
-    const source = new this.#options.EventSource(url.href)
+    const source = new this.#options.EventSource(url.href, { withCredentials: this.#options.withCredentials })
     const ours = (handle) => (event) => this.#sources.get(sub) === source && handle(event)
     this.#sources.set(sub, source)
-    source.onopen = ours(() => this.#opened())
     source.onmessage = ours(({ data }) => this.#hooks.message(sub, JSON.parse(data)))
-    source.addEventListener("subscribed", ours(({ data }) => this.#hooks.subscribed(sub, JSON.parse(data))))
+    source.addEventListener("subscribed", ours(({ data }) => {
+      this.#opened() // not before: a proxy may let the answer begin and hold back what follows
+      this.#hooks?.subscribed(sub, JSON.parse(data)) // a listener to "open" may have closed the client
+    }))
     source.addEventListener("close", ours(({ data }) => {
       const { code, reason } = JSON.parse(data)
       this.end(code, reason)

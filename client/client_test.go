@@ -10,10 +10,10 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -32,7 +32,7 @@ func TestNode(t *testing.T) {
 	b := startBench(t)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, node, "--test", "--test-reporter=spec", "carillon.test.mjs")
+	cmd := needs.CommandContext(ctx, node, "--test", "--test-reporter=spec", "carillon.test.mjs")
 	cmd.Env = append(os.Environ(), "CARILLON_URL=ws://"+b.line.addr()+"/ws", "CARILLON_CONTROL="+b.control.URL, "CARILLON_WS="+filepath.Join(ws, "wrapper.mjs"))
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -60,7 +60,7 @@ func TestEventsInABrowser(t *testing.T) {
 	b := startBench(t)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+	cmd := needs.CommandContext(ctx, chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
 		"--disable-background-networking", "--disable-component-update", "--disable-sync",
 		"--user-data-dir="+dir, "--remote-debugging-port=0", b.control.URL+"/page?server="+b.line.addr())
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // so that its helpers end too
@@ -126,6 +126,14 @@ func startBench(t *testing.T) *bench {
 		}
 		b.results <- res
 	})
+	var held atomic.Int64
+	mux.HandleFunc("GET /held", func(w http.ResponseWriter, r *http.Request) { // as a proxy does that collects an answer
+		held.Add(1)
+		w.Header().Set("Content-Type", "text/event-stream")
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	})
+	mux.HandleFunc("GET /held-count", func(w http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(w).Encode(held.Load()) })
 	mux.HandleFunc("GET /page", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html")
 		_, _ = io.WriteString(w, `<!doctype html><title>test</title><link rel="icon" href="data:,"><script type="module" src="/events.test.js"></script>`)

@@ -4,6 +4,8 @@ import { Carillon } from "/carillon.js"
 
 const url = `http://${new URLSearchParams(location.search).get("server")}/ws`
 const log = []
+const failures = [] // that nothing has caught
+globalThis.addEventListener("error", ({ message }) => failures.push(message))
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
 
@@ -36,8 +38,8 @@ class Blocked {
   close() {}
 }
 
-function connect(options = {}) {
-  const client = new Carillon(url, { WebSocket: Blocked, minDelay: 10, maxDelay: 100, ...options })
+function connect(options = {}, address = url) {
+  const client = new Carillon(address, { WebSocket: Blocked, minDelay: 10, maxDelay: 100, ...options })
   client.events = []
   for (const event of ["open", "close", "gap", "error"]) client.on(event, (detail) => client.events.push([event, detail]))
   client.count = (event) => client.events.filter(([e]) => e === event).length
@@ -114,6 +116,23 @@ const tests = {
     await until("the other", () => lists.b.length === 31)
     same(lists.a.length, 30)
     client.close()
+  },
+
+  async "a stream that a proxy holds back is not open"() {
+    const client = connect({ eventSource: "only", pingTimeout: 200 }, new URL("/held", location.href))
+    listen(client, "log.held")
+    await until("three tries", async () => (await (await fetch("/held-count")).json()) >= 3)
+    same([client.count("open"), client.transport, client.state === "open"], [0, null, false])
+    client.close()
+  },
+
+  async "a client that is closed when it opens says nothing more"() {
+    const client = connect({ eventSource: "only" })
+    const list = listen(client, "log.early", { last: 10 })
+    client.on("open", () => client.close())
+    await until("closed", () => client.state === "closed")
+    await sleep(50)
+    same([list.sub.position, client.count("open"), failures], [null, 1, []])
   },
 
   async "a gap is reported"() {

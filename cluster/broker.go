@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -11,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"carillon/internal/redact"
 	"carillon/server"
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
@@ -43,19 +43,27 @@ type Broker struct {
 	follows follows
 	peers   peers
 	loads   workers
+	looks   workers       // at streams
 	leader  chan struct{} // one for each load from a stream's leader
 	answers workers
 	stats   stats
 
-	tune func(*natsserver.Options) // set by tests before Start
+	positions *positions
+	jetStream *natsserver.Options // of the embedded server
 
-	ready   atomic.Bool // Start has returned without an error
-	away    atomic.Pointer[outage]
-	ahead   atomic.Int64   // JetStream's clock of this node's, in nanoseconds
-	work    sync.WaitGroup // goroutines of this broker
-	quit    chan struct{}
-	resyncs chan string
-	stop    sync.Once
+	tune func(*natsserver.Options) // set by tests before Start
+	boot string                    // this start of the machine; set to others by tests
+
+	ready atomic.Bool // Start has returned without an error
+
+	noSpace   atomic.Bool // the embedded server's disk was full
+	returning atomic.Bool // the connection was lost, and the others have not said how far they have seen the streams
+	away      atomic.Pointer[outage]
+	ahead     atomic.Int64   // JetStream's clock of this node's, in nanoseconds
+	work      sync.WaitGroup // goroutines of this broker
+	quit      chan struct{}
+	resyncs   chan string
+	stop      sync.Once
 }
 
 // outage is a time without a connection.
@@ -66,7 +74,7 @@ type outage struct {
 
 var (
 	errNotStarted = fmt.Errorf("%w: it has not been joined", server.ErrNoCluster)
-	errUnknown    = errors.New("nobody knows whether the cluster has the message")
+	errUnknown    = server.ErrUncertain
 )
 
 // New makes a broker. The error joins one [server.OptionError] for each problem of the options.
@@ -82,14 +90,14 @@ func New(o Options) (*Broker, error) {
 		return nil, err
 	}
 	b := &Broker{o: o, log: o.Logger.With("cluster", o.Name), number: rand.Uint64(), names: names{o.Name}, started: time.Now(),
-		byRule: map[string]*stream{}, leader: make(chan struct{}, leaderLoads), quit: make(chan struct{}), resyncs: make(chan string, 64)}
+		byRule: map[string]*stream{}, leader: make(chan struct{}, leaderLoads), quit: make(chan struct{}), resyncs: make(chan string, 64), positions: &positions{}, boot: bootID()}
 	b.id = fmt.Sprintf("%016x", b.number)
 	b.out.wake, b.commits.wake, b.follows.wake = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	b.in.init()
 	b.calls.init()
 	b.follows.init()
 	b.peers.init()
-	b.loads.most, b.answers.most = 64, 16
+	b.loads.most, b.looks.most, b.answers.most = 64, 4, 16
 	return b, nil
 }
 
@@ -110,12 +118,15 @@ func (b *Broker) Start(ctx context.Context, node server.Node) error {
 		return fmt.Errorf("%s: %w", b.o.Name, err)
 	}
 	b.ready.Store(true)
-	b.log.Info("joined the cluster", "node", b.o.Node, "id", b.id, "nats", b.nc.ConnectedUrlRedacted(), "nats_version", b.nc.ConnectedServerVersion())
+	b.log.Info("joined the cluster", "node", b.o.Node, "id", b.id, "nats", redact.URL(b.nc.ConnectedUrl()), "nats_version", b.nc.ConnectedServerVersion())
 	return nil
 }
 
 func (b *Broker) start(ctx context.Context) error {
 	b.prepareStreams(b.node.Options().Topics)
+	if err := b.openPositions(); err != nil {
+		return err
+	}
 	if b.o.NATS.Embedded {
 		if err := b.startEmbedded(ctx); err != nil {
 			return err
@@ -140,6 +151,9 @@ func (b *Broker) start(ctx context.Context) error {
 		return err
 	}
 	b.greet()
+	if err := b.verify(ctx); err != nil {
+		return err
+	}
 	b.work.Go(b.heartbeats)
 	b.work.Go(b.probe)
 	return nil
@@ -177,7 +191,8 @@ func (b *Broker) listen() error {
 // Stop implements [server.Broker].
 func (b *Broker) Stop(ctx context.Context) {
 	b.stop.Do(func() {
-		if b.ready.Swap(false) {
+		joined := b.ready.Swap(false)
+		if joined {
 			b.out.drained(ctx)
 			within(ctx, b.farewell)
 		}
@@ -187,6 +202,7 @@ func (b *Broker) Stop(ctx context.Context) {
 		if b.embedded != nil {
 			b.stopEmbedded(ctx)
 		}
+		b.positions.close(joined)
 	})
 }
 
@@ -257,6 +273,12 @@ func (b *Broker) Ready() error {
 			if err := b.KeptErr(rule); err != nil {
 				return err
 			}
+		}
+		if st == nil {
+			continue
+		}
+		if full := st.full.Load(); full != nil && time.Since(full.since) > fullPatience {
+			return fmt.Errorf("topics %s: %w", st.match, full.err)
 		}
 	}
 	return nil

@@ -236,6 +236,11 @@ func TestOptionsThatMakeNoSenseAreRefused(t *testing.T) {
 		"a route that is none":        {Options{NATS: NATS{Embedded: true, Routes: []string{"b"}}}, "cluster.nats.routes[0]: \"b\""},
 		"routes one way":              {Options{NATS: NATS{Embedded: true, RoutesListen: "off", Routes: []string{"b:1"}}}, "cluster.nats.routes_listen: is off"},
 		"timeout":                     {Options{Timeout: -1, NATS: NATS{URL: "nats://a"}}, "cluster.timeout: -1ns"},
+		"routes for everybody":        {Options{NATS: NATS{Embedded: true, Routes: []string{"b:1"}}}, "cluster.nats.routes_listen: :6222 can be reached from other machines"},
+		"routes that are told":        {Options{NATS: NATS{Embedded: true, RoutesListen: "0.0.0.0:1"}}, "expected nats.user with nats.password (CARILLON_CLUSTER_NATS_PASSWORD), or nats.tls with ca, cert and key, or an address such as 127.0.0.1:6222"},
+		"clients for everybody":       {Options{NATS: NATS{Embedded: true, Listen: "[::]:4222"}}, "cluster.nats.listen: [::]:4222 can be reached"},
+		"TLS with any authority":      {Options{NATS: NATS{Embedded: true, RoutesListen: "10.0.0.1:1", TLS: TLS{Cert: "c", Key: "k"}}}, "cluster.nats.routes_listen: 10.0.0.1:1 can be reached"},
+		"a short password":            {Options{NATS: NATS{Embedded: true, User: "u", Password: "p"}}, "cluster.nats.password: is shorter than 16 characters: expected such as openssl rand -hex 16 prints"},
 		"a password in the URL":       {Options{NATS: NATS{URL: "http://me:secret@a"}}, "\"http://a\""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -244,6 +249,25 @@ func TestOptionsThatMakeNoSenseAreRefused(t *testing.T) {
 				t.Errorf("the error is %v, want %s", err, c.want)
 			}
 		})
+	}
+}
+
+func TestWhereTheEmbeddedServerMayListen(t *testing.T) {
+	protected := NATS{User: "u", Password: "sixteen-or-more-x"}
+	certified := NATS{TLS: TLS{CA: "a", Cert: "c", Key: "k"}}
+	for name, n := range map[string]NATS{
+		"nowhere":                        {},
+		"on the loopback interface":      {Listen: "127.0.0.1:4222", RoutesListen: "[::1]:6222", Routes: []string{"b:1"}},
+		"at localhost":                   {Listen: "localhost:4222", RoutesListen: "off"},
+		"anywhere, with a password":      {Listen: ":4222", Routes: []string{"b:1"}, User: protected.User, Password: protected.Password},
+		"anywhere, with certificates":    {Listen: ":4222", RoutesListen: ":1", TLS: certified.TLS},
+		"a password of someone else's":   {URL: "nats://a", User: "u", Password: "p"},
+		"a token that someone else made": {URL: "nats://a", Token: "t"},
+	} {
+		n.Embedded = n.URL == ""
+		if _, err := (Options{NATS: n}).Resolve(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

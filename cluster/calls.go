@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"carillon/internal/shrink"
+
 	"github.com/nats-io/nats.go"
 )
 
@@ -17,8 +19,8 @@ type calls struct {
 	prefix string // immutable
 
 	mu      sync.Mutex
-	next    uint64           // guarded by mu
-	pending map[uint64]*call // guarded by mu
+	next    uint64                    // guarded by mu
+	pending shrink.Map[uint64, *call] // guarded by mu
 }
 
 // call is a request. answer gets each answer, or an error and nothing after it, and says whether more are
@@ -54,7 +56,6 @@ func (c *call) end() bool {
 
 func (c *calls) init() {
 	c.prefix = nats.NewInbox() + "."
-	c.pending = map[uint64]*call{}
 }
 
 func (c *calls) listen(nc *nats.Conn) error {
@@ -72,11 +73,11 @@ func (c *calls) open(timeout time.Duration, answer func(*nats.Msg, error) bool) 
 	defer c.mu.Unlock()
 	c.next++
 	n := c.next
-	c.pending[n] = &call{answer: answer, timer: time.AfterFunc(timeout, func() {
+	c.pending.Set(n, &call{answer: answer, timer: time.AfterFunc(timeout, func() {
 		if one := c.remove(n); one != nil {
 			one.deliver(nil, errTimeout)
 		}
-	})}
+	})})
 	token = strconv.FormatUint(n, 36)
 	return c.prefix + token, token
 }
@@ -84,9 +85,9 @@ func (c *calls) open(timeout time.Duration, answer func(*nats.Msg, error) bool) 
 func (c *calls) remove(n uint64) *call {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	one := c.pending[n]
+	one := c.pending.Get(n)
 	if one != nil {
-		delete(c.pending, n)
+		c.pending.Delete(n)
 		one.timer.Stop()
 	}
 	return one
@@ -105,7 +106,7 @@ func (c *calls) answered(m *nats.Msg) {
 		return
 	}
 	c.mu.Lock()
-	one := c.pending[n]
+	one := c.pending.Get(n)
 	c.mu.Unlock()
 	if one != nil && !one.deliver(m, nil) {
 		c.remove(n)
@@ -116,9 +117,9 @@ func (c *calls) answered(m *nats.Msg) {
 func (c *calls) failAll(err error) {
 	c.mu.Lock()
 	all := c.pending
-	c.pending = map[uint64]*call{}
+	c.pending = shrink.Map[uint64, *call]{}
 	c.mu.Unlock()
-	for _, one := range all {
+	for _, one := range all.All() {
 		one.timer.Stop()
 		one.deliver(nil, err)
 	}

@@ -133,6 +133,12 @@ func (m *model) tryVisit(n *testNode, name string) {
 	if err != nil {
 		return
 	}
+	if k.Since > m.last { // replicas that differ can look like a hole, and a gap that is told without one loses nothing
+		time.Sleep(time.Second)
+		if k, err = n.load("a.b", m.last); err != nil {
+			return
+		}
+	}
 	if k.Since > m.last {
 		m.t.Errorf("a gap: since %d, want %d", k.Since, m.last)
 		return

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"carillon/internal/redact"
 	"carillon/server"
 
 	"github.com/nats-io/nats.go"
@@ -38,6 +39,7 @@ func (b *Broker) connect(ctx context.Context) error {
 			b.connectedTo()
 			return nil
 		}
+		err = b.o.NATS.redact(err)
 		if isHopeless(err) {
 			return fmt.Errorf("connect to NATS: %w", err)
 		}
@@ -51,6 +53,11 @@ func (b *Broker) connect(ctx context.Context) error {
 		case <-time.After(jitter(reconnectWait * 2)):
 		}
 	}
+}
+
+// redact returns an error of the NATS client without the secrets that its text may have.
+func (n *NATS) redact(err error) error {
+	return redact.Error(err, append(n.urls(), string(n.Password), string(n.Token))...)
 }
 
 // progress is how often a start that takes long says so.
@@ -147,20 +154,28 @@ func (b *Broker) disconnected(_ *nats.Conn, err error) {
 	if err == nil {
 		err = errors.New("the server closed the connection")
 	}
+	err = b.o.NATS.redact(err)
+	b.returning.Store(true)
+	b.doubtAll()
 	b.away.CompareAndSwap(nil, &outage{time.Now(), err})
+	for _, st := range b.byRule {
+		b.out.fail(st)
+	}
 	b.stats.disconnects.Add(1)
 	b.log.Error("the connection to NATS is lost: trying again", "error", err)
 	b.calls.failAll(fmt.Errorf("%w: the connection was lost", errUnknown))
 }
 
 func (b *Broker) reconnected(nc *nats.Conn) {
+	same := *b.serverID.Load() == nc.ConnectedServerId() // and it has not been started anew
 	b.connectedTo()
+	back := time.Now()
 	away := b.away.Swap(nil)
 	if away == nil {
 		away = &outage{since: time.Now()}
 	}
 	took := time.Since(away.since).Round(time.Millisecond)
-	b.log.Info("connected to NATS again", "after", took, "nats", nc.ConnectedUrlRedacted())
+	b.log.Info("connected to NATS again", "after", took, "nats", redact.URL(nc.ConnectedUrl()))
 	if err := b.checkVersion(); err != nil {
 		b.log.Error("topics with history may not be available", "error", err)
 	}
@@ -170,10 +185,13 @@ func (b *Broker) reconnected(nc *nats.Conn) {
 				return // it was lost again, and there will be another call
 			}
 		}
-		for _, st := range b.streams {
-			if st != nil {
-				b.refresh(st)
-			}
+		b.beat(false)
+		if !same {
+			b.awaitPeers(back)
+		}
+		b.returning.Store(false)
+		for _, st := range b.byRule {
+			b.refresh(st)
 		}
 		b.resync(fmt.Sprintf("the connection to NATS was lost for %v", took))
 	}()
@@ -189,5 +207,5 @@ func (b *Broker) failed(_ *nats.Conn, sub *nats.Subscription, err error) {
 		b.slow(max(lost, 1))
 		return
 	}
-	b.log.Warn("NATS reports an error", "error", err)
+	b.log.Warn("NATS reports an error", "error", b.o.NATS.redact(err))
 }

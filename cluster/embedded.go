@@ -31,11 +31,12 @@ func (b *Broker) startEmbedded(ctx context.Context) error {
 	if b.tune != nil {
 		b.tune(options)
 	}
+	b.jetStream = options
 	s, err := natsserver.NewServer(options)
 	if err != nil {
 		return fmt.Errorf("start the embedded NATS server: %w", err)
 	}
-	s.SetLoggerV2(&natsLog{b.log.With("from", "nats-server")}, true, false, false)
+	s.SetLoggerV2(&natsLog{b.log.With("from", "nats-server"), b.outOfSpace}, true, false, false)
 	b.embedded = s
 	go s.Start()
 	for !s.ReadyForConnections(100 * time.Millisecond) {
@@ -173,7 +174,10 @@ func (b *Broker) stopEmbedded(ctx context.Context) {
 }
 
 // natsLog writes the NATS server's log to ours: its notices are of interest for finding out, and no more.
-type natsLog struct{ log *slog.Logger }
+type natsLog struct {
+	log   *slog.Logger
+	error func(text string) // gets errors, too
+}
 
 func (l *natsLog) say(level slog.Level, format string, v []any) {
 	if l.log.Enabled(context.Background(), level) {
@@ -188,7 +192,10 @@ func (l *natsLog) Warnf(format string, v ...any) {
 	}
 	l.say(slog.LevelWarn, format, v)
 }
-func (l *natsLog) Errorf(format string, v ...any) { l.say(slog.LevelWarn, format, v) }
+func (l *natsLog) Errorf(format string, v ...any) {
+	l.say(slog.LevelWarn, format, v)
+	l.error(fmt.Sprintf(format, v...))
+}
 func (l *natsLog) Fatalf(format string, v ...any) { l.say(slog.LevelError, format, v) }
 func (l *natsLog) Debugf(format string, v ...any) { l.say(slog.LevelDebug, format, v) }
 func (l *natsLog) Tracef(string, ...any)          {}

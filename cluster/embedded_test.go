@@ -97,10 +97,10 @@ func TestRoutesAreProtectedByCertificatesAndPasswords(t *testing.T) {
 		refused   bool
 	}{
 		{"nothing", [2]TLS{}, [2]string{}, false},
-		{"the same password", [2]TLS{}, [2]string{"secret", "secret"}, false},
-		{"another password", [2]TLS{}, [2]string{"secret", "guess"}, true},
-		{"no password", [2]TLS{}, [2]string{"secret", ""}, true},
-		{"certificates of one authority", [2]TLS{ours.issue("a"), ours.issue("b")}, [2]string{"secret", "secret"}, false},
+		{"the same password", [2]TLS{}, [2]string{"secret-of-the-nodes", "secret-of-the-nodes"}, false},
+		{"another password", [2]TLS{}, [2]string{"secret-of-the-nodes", "guess-of-a-stranger"}, true},
+		{"no password", [2]TLS{}, [2]string{"secret-of-the-nodes", ""}, true},
+		{"certificates of one authority", [2]TLS{ours.issue("a"), ours.issue("b")}, [2]string{"secret-of-the-nodes", "secret-of-the-nodes"}, false},
 		{"a stranger's certificate", [2]TLS{ours.issue("c"), theirs.issue("d")}, [2]string{}, true},
 		{"no TLS", [2]TLS{ours.issue("e"), {}}, [2]string{}, true},
 	} {
@@ -212,7 +212,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 
 // Somebody who does not read is cut off by the embedded server, and the node's metrics say so.
 func TestTheEmbeddedServersSlowConsumersAreCounted(t *testing.T) {
-	n, err := tryJoinTuned(t, Options{Node: "node", NATS: NATS{Embedded: true, Listen: "127.0.0.1:0", User: "me", Password: "secret"}},
+	n, err := tryJoinTuned(t, Options{Node: "node", NATS: NATS{Embedded: true, Listen: "127.0.0.1:0", User: "me", Password: "secret-of-the-nodes"}},
 		func(o *natsserver.Options) { o.MaxPending, o.WriteDeadline = 4<<20, time.Second })
 	if err != nil {
 		t.Fatal(err)
@@ -222,7 +222,7 @@ func TestTheEmbeddedServersSlowConsumersAreCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if _, err := fmt.Fprintf(c, "CONNECT {\"user\":\"me\",\"pass\":\"secret\",\"verbose\":false}\r\nSUB > 1\r\nPING\r\n"); err != nil {
+	if _, err := fmt.Fprintf(c, "CONNECT {\"user\":\"me\",\"pass\":\"secret-of-the-nodes\",\"verbose\":false}\r\nSUB > 1\r\nPING\r\n"); err != nil {
 		t.Fatal(err)
 	}
 	text := make([]byte, 1<<20)
@@ -250,5 +250,23 @@ func eventOf(n *testNode, event string) float64 {
 			}
 		}
 	}
+	return 0
+}
+
+// gaugeOf is a gauge of the node's metrics.
+func gaugeOf(n *testNode, name string) float64 {
+	n.t.Helper()
+	r := prometheus.NewRegistry()
+	r.MustRegister(n.Broker)
+	families, err := r.Gather()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.Metric[0].GetGauge().GetValue()
+		}
+	}
+	n.t.Fatalf("there is no metric %s", name)
 	return 0
 }

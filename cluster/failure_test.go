@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"carillon/internal/needs"
 	"carillon/server"
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
@@ -143,7 +144,7 @@ func TestAStreamThatIsDeletedBeginsANewEpoch(t *testing.T) {
 			st := one.streams[0]
 			st.mu.Lock()
 			defer st.mu.Unlock()
-			return st.highest == p.Offset
+			return st.seen.seq == p.Offset
 		})
 	}
 	if m, err := n.nc.Request("$JS.API.STREAM.DELETE."+n.streams[0].name, nil, patience); err != nil || !strings.Contains(string(m.Data), "true") {
@@ -265,13 +266,7 @@ func TestAMessageThatIsTooLargeForNATSIsRefused(t *testing.T) {
 }
 
 func TestAStartWithoutNATSEndsWithAReason(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close()
-	_, err = tryJoin(t, Options{NATS: NATS{URL: "nats://" + addr}, StartTimeout: 500 * time.Millisecond})
+	_, err := tryJoin(t, Options{NATS: NATS{URL: "nats://" + needs.Address(t)}, StartTimeout: 500 * time.Millisecond})
 	if err == nil || !strings.Contains(err.Error(), "start_timeout") || !strings.Contains(err.Error(), "connect to NATS") {
 		t.Errorf("the error is %v", err)
 	}

@@ -18,6 +18,11 @@ type fetched struct {
 	messages []server.Message
 	lost     uint64 // the last offset of what could not be read, such as of another version; what came before it is left out
 	tail     int    // bytes of the last one
+
+	// Of an answer of a replica.
+	count uint64 // its messages
+	left  uint64 // how many more it said to have when it sent the last one
+	vague bool   // it may have some that it did not send
 }
 
 func (f *fetched) last() uint64 { return max(lastOf(f.messages), f.lost) }
@@ -28,7 +33,7 @@ func (b *Broker) add(f *fetched, topic string, offset uint64, at string, data []
 		f.messages = append(f.messages, one)
 	} else {
 		b.foreign("a stored message")
-		*f = fetched{lost: offset}
+		f.messages, f.lost = nil, offset
 	}
 	f.tail = len(data)
 }
@@ -39,7 +44,7 @@ func (f *fetched) resume(next fetched) {
 	switch last := f.last(); {
 	case next.last() <= last: // nothing new; a replica may not even know the last one
 	case next.lost > 0 || next.messages[0].Offset != last:
-		*f = next
+		f.messages, f.lost, f.tail = next.messages, next.lost, next.tail
 	default:
 		f.messages, f.tail = append(f.messages, next.messages[1:]...), next.tail
 	}
@@ -67,7 +72,7 @@ func (b *Broker) fetchUpTo(at place, from, newest uint64, deadline time.Time) (a
 	if time.Now().UnixNano()-at.st.behind.Load() < int64(leaderTime) {
 		patience = 0
 	}
-	replicas, progress := true, time.Now()
+	replicas, vague, progress := true, false, time.Now()
 	for all.last() < newest && from <= newest {
 		var part fetched
 		if begin := max(from, all.last()); replicas {
@@ -76,6 +81,7 @@ func (b *Broker) fetchUpTo(at place, from, newest uint64, deadline time.Time) (a
 			part, err = b.fetchFromLeader(at, begin, newest, deadline)
 		}
 		before := all.last()
+		vague = vague || part.vague
 		if all.resume(part); all.last() > before {
 			progress = time.Now()
 		}
@@ -101,6 +107,9 @@ func (b *Broker) fetchUpTo(at place, from, newest uint64, deadline time.Time) (a
 			return fetched{}, server.ErrNoCluster
 		}
 	}
+	if vague || replicas && all.last() > newest {
+		return b.whole(at, all, deadline)
+	}
 	return all, nil
 }
 
@@ -112,23 +121,34 @@ const (
 
 // fetchFromReplicas makes batched direct gets, each from the last message of the one before on.
 func (b *Broker) fetchFromReplicas(at place, from uint64, deadline time.Time) (all fetched, err error) {
-	for more := true; more; {
+	for more, first := true, true; more; first = false {
 		var part fetched
-		part, more, err = b.fetchBatch(at, max(from, all.last()), all.tail, deadline)
+		before := all.last()
+		part, more, err = b.fetchBatch(at, max(from, before), all.tail, batchMessages, deadline)
 		if err != nil {
 			return all, err
 		}
-		before := all.last()
+		more = more && part.last() > before
+		// The replica counts what it has, and leaves out what it cannot read.
+		again := part.count > 0 && !first // the last message has come once more
+		all.vague = all.vague || again && part.left+part.count != all.left+1 || !more && part.left > 0
+		all.left = part.left
 		all.resume(part)
-		more = more && all.last() > before
 	}
 	return all, nil
 }
 
 // fetchBatch makes one batched direct get, which may take half of the time that is left. The first message is known to have
 // so many bytes.
-func (b *Broker) fetchBatch(at place, from uint64, first int, deadline time.Time) (part fetched, more bool, err error) {
-	question, _ := json.Marshal(map[string]any{"seq": from, "next_by_subj": at.subject, "batch": batchMessages, "max_bytes": batchBytes + first})
+func (b *Broker) fetchBatch(at place, from uint64, first, batch int, deadline time.Time) (part fetched, more bool, err error) {
+	return b.askBatch(at, from, first, batch, deadline)()
+}
+
+// askBatch asks what fetchBatch does, and returns what waits for the answer.
+func (b *Broker) askBatch(at place, from uint64, first, batch int, deadline time.Time) func() (fetched, bool, error) {
+	var part fetched
+	var more bool
+	question, _ := json.Marshal(map[string]any{"seq": from, "next_by_subj": at.subject, "batch": batch, "max_bytes": batchBytes + first})
 	ended := make(chan error, 1)
 	b.exchange("$JS.API.DIRECT.GET."+at.st.name, question, time.Until(deadline)/2, func(m *nats.Msg, err error) bool {
 		if err == nil && m.Header.Get("Nats-Sequence") != "" {
@@ -149,21 +169,26 @@ func (b *Broker) fetchBatch(at place, from uint64, first int, deadline time.Time
 		ended <- err
 		return false
 	})
-	if err = <-ended; err != nil {
-		return fetched{}, false, err
+	return func() (fetched, bool, error) {
+		if err := <-ended; err != nil {
+			return fetched{}, false, err
+		}
+		return part, more, nil
 	}
-	return part, more, nil
 }
 
 // takeBatched takes one message of a batch, which tells the sequence of the one before it.
 func (b *Broker) takeBatched(part *fetched, topic string, m *nats.Msg) error {
-	if m.Header.Get("Nats-Num-Pending") == "" {
+	left, err := strconv.ParseUint(m.Header.Get("Nats-Num-Pending"), 10, 64)
+	if err != nil {
 		return errNoBatches // it has answered with one message, and nothing follows
 	}
 	offset, err := strconv.ParseUint(m.Header.Get("Nats-Sequence"), 10, 64)
 	if err != nil || m.Header.Get("Nats-Last-Sequence") != strconv.FormatUint(part.last(), 10) {
 		return errHole
 	}
+	part.count++
+	part.left = left
 	b.add(part, topic, offset, m.Header.Get("Nats-Time-Stamp"), m.Data)
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"carillon/internal/shrink"
 	"carillon/server"
 
 	"github.com/nats-io/nats.go"
@@ -22,8 +23,8 @@ type follows struct {
 
 	// Guarded by busy, which is held while NATS is told.
 	busy     sync.Mutex
-	names    map[string]subscriptions // by name: empty for one that is covered
-	patterns map[string]bool
+	names    shrink.Map[string, subscriptions] // by name: empty for one that is covered
+	patterns shrink.Map[string, struct{}]
 
 	count atomic.Int64 // of names
 }
@@ -37,7 +38,7 @@ type joining struct {
 type subscriptions [2]*nats.Subscription
 
 func (f *follows) init() {
-	f.wanted, f.names, f.patterns = map[string]bool{}, map[string]subscriptions{}, map[string]bool{}
+	f.wanted = map[string]bool{}
 }
 
 // Follow implements [server.Broker].
@@ -105,43 +106,45 @@ func (b *Broker) follower() {
 func (b *Broker) subscribe(wanted map[string]bool) (leaving []*nats.Subscription, replaced bool, err error) {
 	f := &b.follows
 	for name, want := range wanted {
-		subs, have := f.names[name]
+		subs, have := f.names.Lookup(name)
 		switch {
 		case want == have:
 		case want:
-			f.names[name] = subscriptions{}
+			f.names.Set(name, subscriptions{})
 			if server.IsPattern(name) {
-				f.patterns[name] = true
+				f.patterns.Set(name, struct{}{})
 			}
 		default:
-			delete(f.names, name)
-			replaced = replaced || f.patterns[name]
-			delete(f.patterns, name)
+			f.names.Delete(name)
+			if _, is := f.patterns.Lookup(name); is {
+				replaced = true
+				f.patterns.Delete(name)
+			}
 			leaving = append(leaving, subs[:]...)
 		}
 	}
-	f.count.Store(int64(len(f.names)))
+	f.count.Store(int64(f.names.Len()))
 	look := wanted
 	if replaced = replaced || anyPattern(wanted); replaced {
 		look = map[string]bool{} // a pattern has come or gone: every name may be affected
-		for name := range f.names {
+		for name := range f.names.All() {
 			look[name] = true
 		}
 	}
 	for name := range look {
-		subs, have := f.names[name]
+		subs, have := f.names.Lookup(name)
 		if !have {
 			continue
 		}
 		switch covered := f.covered(name); {
 		case covered && subs[0] != nil:
 			leaving = append(leaving, subs[:]...)
-			f.names[name] = subscriptions{}
+			f.names.Set(name, subscriptions{})
 		case !covered && subs[0] == nil:
 			if subs, err = b.subscribeTo(name); err != nil {
 				return leaving, replaced, err
 			}
-			f.names[name] = subs
+			f.names.Set(name, subs)
 		}
 	}
 	return leaving, replaced, nil
@@ -175,7 +178,7 @@ func (b *Broker) subscribeTo(name string) (subs subscriptions, err error) {
 
 // covered says whether another name that is followed stands for all that this one does. The caller holds busy.
 func (f *follows) covered(name string) bool {
-	for p := range f.patterns {
+	for p := range f.patterns.All() {
 		if p != name && server.Covers(p, name) {
 			return true
 		}

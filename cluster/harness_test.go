@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"carillon/internal/needs"
 	"carillon/server"
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
@@ -51,6 +52,12 @@ func (l *testLog) has(text string) bool {
 	return bytes.Contains(l.text.Bytes(), []byte(text))
 }
 
+func (l *testLog) count(text string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return bytes.Count(l.text.Bytes(), []byte(text))
+}
+
 func newLog(t *testing.T) (*slog.Logger, *testLog) {
 	l := &testLog{}
 	t.Cleanup(func() {
@@ -63,9 +70,12 @@ func newLog(t *testing.T) (*slog.Logger, *testLog) {
 	return slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug})), l
 }
 
-// natsAt is a NATS server of the test's.
+// natsAt is a NATS server of the test's. With a negative port it gets one at which another may follow it.
 func natsAt(t *testing.T, port int, store string) *natsserver.Server {
 	t.Helper()
+	if port < 0 {
+		port, _ = strconv.Atoi(needs.Port(t, "127.0.0.1"))
+	}
 	s, err := natsserver.NewServer(&natsserver.Options{Host: "127.0.0.1", Port: port, NoSigs: true, NoLog: true, JetStream: store != "", StoreDir: store})
 	if err != nil {
 		t.Fatal(err)
@@ -78,16 +88,11 @@ func natsAt(t *testing.T, port int, store string) *natsserver.Server {
 	return s
 }
 
-// freeAddresses are addresses of this machine that nobody listens on, no two the same.
+// freeAddresses are addresses of this machine where nothing listens.
 func freeAddresses(t *testing.T, number int) (list []string) {
 	t.Helper()
 	for range number {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close() // when all are chosen
-		list = append(list, l.Addr().String())
+		list = append(list, needs.Address(t))
 	}
 	return list
 }
@@ -217,13 +222,18 @@ func tryJoin(t *testing.T, o Options, rules ...server.TopicRule) (*testNode, err
 
 func tryJoinTuned(t *testing.T, o Options, tune func(*natsserver.Options), rules ...server.TopicRule) (*testNode, error) {
 	t.Helper()
+	return tryJoinPrepared(t, o, func(b *Broker) { b.tune = tune }, rules...)
+}
+
+func tryJoinPrepared(t *testing.T, o Options, prepare func(*Broker), rules ...server.TopicRule) (*testNode, error) {
+	t.Helper()
 	logger, log := newLog(t)
 	o.Logger = logger
 	b, err := New(o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.tune = tune
+	prepare(b)
 	so, err := server.Options{Topics: rules}.Resolve()
 	if err != nil {
 		t.Fatal(err)
@@ -273,12 +283,16 @@ func (n *testNode) publish(topic, payload string, seq uint64) error {
 
 // store publishes to a topic with history and waits for the answer.
 func (n *testNode) store(topic, payload, key string) (server.Position, error) {
+	return n.storeBy("", topic, payload, key)
+}
+
+func (n *testNode) storeBy(publisher, topic, payload, key string) (server.Position, error) {
 	type answer struct {
 		p   server.Position
 		err error
 	}
 	done := make(chan answer, 1)
-	n.PublishKept(server.Publication{Topic: topic, Payload: []byte(payload), Key: key}, 0, func(p server.Position, err error) { done <- answer{p, err} })
+	n.PublishKept(server.Publication{Topic: topic, Payload: []byte(payload), Key: key, Publisher: publisher}, 0, func(p server.Position, err error) { done <- answer{p, err} })
 	a := <-done
 	return a.p, a.err
 }

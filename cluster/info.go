@@ -17,14 +17,19 @@ type streamState struct {
 	First uint64 `json:"first_seq"` // what was before it was removed, from all subjects
 	Last  uint64 `json:"last_seq"`
 
+	LastTime time.Time `json:"last_ts"`
+	Messages uint64    `json:"messages"`
+
 	Subjects map[string]uint64 `json:"subjects"` // how many messages there are, of those that were asked for
 
 	epoch   string
 	now     time.Time // by its clock
 	history uint64    // how many messages of a subject it keeps at most
 	raised  uint64    // its last sequence when that was less
+	lost    uint64    // up to here messages may be missing, for whatever reason
 
 	leader string // its name; empty if there is one server only
+	sole   bool   // no other server has the stream: what this one says is so
 }
 
 // info asks the stream's leader. The question is sent after the call, so that the answer holds for some
@@ -104,7 +109,8 @@ func (b *Broker) readState(st *stream, m *nats.Msg, err error) (streamState, err
 		} `json:"config"`
 		State   streamState `json:"state"`
 		Cluster *struct {
-			Leader string `json:"leader"`
+			Leader   string     `json:"leader"`
+			Replicas []struct{} `json:"replicas"`
 		} `json:"cluster"`
 		Now   time.Time `json:"ts"`
 		Error *apiError `json:"error"`
@@ -121,6 +127,8 @@ func (b *Broker) readState(st *stream, m *nats.Msg, err error) (streamState, err
 		}
 		answer.State.leader = cluster.Leader
 	}
+	answer.State.sole = answer.Cluster == nil || len(answer.Cluster.Replicas) == 0
+	answer.State.lost, _ = strconv.ParseUint(answer.Config.Metadata[lostKey], 10, 64)
 	answer.State.epoch, answer.State.now = b.names.epoch(st.id, answer.Config.Subjects), answer.Now
 	answer.State.history = answer.Config.History
 	if raised := answer.Config.Metadata[raisedKey]; raised != "" {

@@ -331,7 +331,7 @@ func TestARaisedHistoryDoesNotHideWhatWasRemoved(t *testing.T) {
 	})
 	t.Run("it is raised by a node that does not come to the end of it", func(t *testing.T) {
 		c := long.configIn(long.streams[0], long.streams[0].epochNow())
-		c.Metadata = raisedAt(beingRaised)
+		c.Metadata = metadata(beingRaised, "")
 		js, err := jetstream.New(long.nc)
 		if err != nil {
 			t.Fatal(err)

@@ -65,17 +65,17 @@ func TestAReplicaThatIsCutOffDoesNotSpeakForTheStream(t *testing.T) {
 
 func TestAStreamHasGoneBackOnlyWhenItIsSaidAgainAndAgain(t *testing.T) {
 	st := &stream{epoch: "one"}
-	if st.wentBack(7) || st.wentBack(8) {
+	if st.wentBack(7, 7) || st.wentBack(8, 7) {
 		t.Error("it has gone on")
 	}
 	for range 10 {
-		if st.wentBack(6) {
+		if st.wentBack(6, 8) {
 			t.Fatal("what is said several times in a moment is believed")
 		}
 	}
 	later := func(last uint64) bool {
 		st.backAt = st.backAt.Add(-probeInterval)
-		return st.wentBack(last)
+		return st.wentBack(last, 8)
 	}
 	if later(6) || later(8) || later(6) || later(6) || !later(6) {
 		t.Error("it takes three times without another in between")
@@ -84,7 +84,7 @@ func TestAStreamHasGoneBackOnlyWhenItIsSaidAgainAndAgain(t *testing.T) {
 		t.Error("there is no other epoch yet")
 	}
 	st.setEpoch("another")
-	if later(6) || later(5) || later(6) || later(7) {
+	if later(6) || later(5) || later(8) {
 		t.Error("that was in another epoch")
 	}
 }

@@ -17,12 +17,16 @@ func (b *Broker) Load(topic string, rule int, after uint64, done func(server.Kep
 	}
 	b.loads.do(func() {
 		kept, err := b.load(st, topic, after)
+		if err == nil {
+			st.leaveOut(&kept)
+			kept.Now = b.clock()
+			b.see(st, lastMark(&kept))
+		}
 		if err != nil {
 			b.stats.loadFailures.Add(1)
 			err = fmt.Errorf("load topic %s: %w", topic, err)
 		}
 		b.stats.loads.Add(1)
-		kept.Now = b.clock()
 		done(kept, err)
 	})
 }
@@ -52,6 +56,9 @@ type place struct {
 // grows.
 func (b *Broker) load(st *stream, topic string, after uint64) (server.Kept, error) {
 	deadline := time.Now().Add(b.o.Timeout)
+	if err := b.awaitClear(st, deadline); err != nil {
+		return server.Kept{}, err
+	}
 	epoch := st.epochNow()
 	at := place{st, topic, b.names.store(st.id, epoch, topic)}
 	newest, err := b.newest(at, deadline)
@@ -88,7 +95,7 @@ func (b *Broker) reach(at place, kept server.Kept, newest, after uint64, deadlin
 		since = kept.Messages[0].Offset - 1
 		state, err = b.awaitInfo(at.st)
 	} else {
-		state, since, err = b.toHead(at, &kept, after, deadline)
+		state, since, err = b.toHead(at, &kept, newest, after, deadline)
 	}
 	if err != nil {
 		return server.Kept{}, err
@@ -118,7 +125,7 @@ func (b *Broker) reach(at place, kept server.Kept, newest, after uint64, deadlin
 //
 // The last sequence that it returns is one that was the stream's before all that: of a later one nobody has looked whether
 // it is the topic's.
-func (b *Broker) toHead(at place, kept *server.Kept, after uint64, deadline time.Time) (state streamState, since uint64, err error) {
+func (b *Broker) toHead(at place, kept *server.Kept, newest, after uint64, deadline time.Time) (state streamState, since uint64, err error) {
 	for lost := uint64(0); ; {
 		before, err := b.awaitInfo(at.st)
 		if err != nil {
@@ -141,6 +148,14 @@ func (b *Broker) toHead(at place, kept *server.Kept, after uint64, deadline time
 				return state, 0, errNoLeader
 			}
 			continue
+		}
+		if newest == 0 && counted.Subjects[at.subject] > 0 {
+			if now, err := b.newest(at, deadline); err != nil {
+				return state, 0, err
+			} else if now == 0 { // it is there, and cannot be read
+				b.unreadable(at.topic)
+				lost = before.Last
+			}
 		}
 		since = max(state.First, 1, lost+1) - 1
 		full := counted.Subjects[at.subject] >= counted.history
@@ -178,6 +193,20 @@ func (b *Broker) fillHead(at place, kept *server.Kept, after, last uint64, deadl
 	}
 	kept.Messages = append(head.messages, kept.Messages...)
 	return head.lost, nil
+}
+
+// leaveOut leaves out what is before a place up to which messages may be missing.
+func (st *stream) leaveOut(kept *server.Kept) {
+	st.mu.Lock()
+	lost := st.lost
+	st.mu.Unlock()
+	if lost <= kept.Since || st.epochNow() != kept.Epoch {
+		return
+	}
+	kept.Since, kept.Last = lost, max(kept.Last, lost)
+	for len(kept.Messages) > 0 && kept.Messages[0].Offset <= lost {
+		kept.Messages = kept.Messages[1:]
+	}
 }
 
 var errEpoch = errors.New("the stream was made again meanwhile")

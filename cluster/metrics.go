@@ -13,6 +13,7 @@ type stats struct {
 	disconnects, resyncs, lostNodes   atomic.Uint64
 	loads, loadFailures, leaderLoads  atomic.Uint64
 	barriers                          atomic.Uint64
+	rewinds, holes, full              atomic.Uint64
 	foreignSaid                       atomic.Int64 // since the broker was made, in nanoseconds
 	behind                            atomic.Bool  // messages have been dropped since the last resync
 }
@@ -33,18 +34,23 @@ type Stats struct {
 	LoadFailures uint64
 	LeaderLoads  uint64 // that were fetched from the stream's leader, since the replicas were behind
 	Barriers     uint64 // subscriptions that some node did not confirm in time
+	Rewinds      uint64 // streams that had lost their newest messages, for which this node began an epoch
+	Holes        uint64 // losses in the middle of a stream that this node has found
+	Full         uint64 // times that there was no room for a stream's messages
 }
 
 // Stats returns the numbers. It may be called from any goroutine.
 func (b *Broker) Stats() Stats {
 	s := &b.stats
 	return Stats{s.published.Load(), s.refused.Load(), s.unknown.Load(), s.received.Load(), s.repeated.Load(), s.slow.Load(), s.foreign.Load(),
-		s.disconnects.Load(), s.resyncs.Load(), s.lostNodes.Load(), s.loads.Load(), s.loadFailures.Load(), s.leaderLoads.Load(), s.barriers.Load()}
+		s.disconnects.Load(), s.resyncs.Load(), s.lostNodes.Load(), s.loads.Load(), s.loadFailures.Load(), s.leaderLoads.Load(), s.barriers.Load(),
+		s.rewinds.Load(), s.holes.Load(), s.full.Load()}
 }
 
 var (
 	connectedDesc = prometheus.NewDesc("carillon_nats_connected", "1 while messages pass between NATS and this node, else 0.", nil, nil)
 	keptDesc      = prometheus.NewDesc("carillon_nats_jetstream_up", "1 while messages for all topics with history can be published, else 0.", nil, nil)
+	fullDesc      = prometheus.NewDesc("carillon_nats_jetstream_full", "1 while JetStream has no room for messages of topics with history, else 0.", nil, nil)
 	nodesDesc     = prometheus.NewDesc("carillon_nats_nodes", "Nodes that have been heard of lately, this one included.", nil, nil)
 	waitingDesc   = prometheus.NewDesc("carillon_nats_waiting_messages", "Messages that NATS has not acknowledged yet.", nil, nil)
 	followedDesc  = prometheus.NewDesc("carillon_nats_followed_names", "Topics and patterns that this node follows.", nil, nil)
@@ -55,7 +61,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (b *Broker) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{connectedDesc, keptDesc, nodesDesc, waitingDesc, followedDesc, publishedDesc, receivedDesc, eventsDesc} {
+	for _, d := range []*prometheus.Desc{connectedDesc, keptDesc, fullDesc, nodesDesc, waitingDesc, followedDesc, publishedDesc, receivedDesc, eventsDesc} {
 		to <- d
 	}
 }
@@ -66,7 +72,7 @@ func (b *Broker) Collect(to chan<- prometheus.Metric) {
 	count := func(d *prometheus.Desc, v uint64, label string) {
 		to <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), label)
 	}
-	connected, kept := 0.0, 0.0
+	connected, kept, full := 0.0, 0.0, 0.0
 	if b.Err() == nil {
 		connected, kept = 1, 1
 	}
@@ -74,9 +80,13 @@ func (b *Broker) Collect(to chan<- prometheus.Metric) {
 		if st != nil && b.KeptErr(rule) != nil {
 			kept = 0
 		}
+		if st != nil && st.fullErr() != nil {
+			kept, full = 0, 1
+		}
 	}
 	gauge(connectedDesc, connected)
 	gauge(keptDesc, kept)
+	gauge(fullDesc, full)
 	b.peers.mu.Lock()
 	nodes := 1 + len(b.peers.nodes)
 	b.peers.mu.Unlock()
@@ -101,6 +111,9 @@ func (b *Broker) Collect(to chan<- prometheus.Metric) {
 	count(eventsDesc, s.LoadFailures, "load_failed")
 	count(eventsDesc, s.LeaderLoads, "load_from_leader")
 	count(eventsDesc, s.Barriers, "follow_unconfirmed")
+	count(eventsDesc, s.Rewinds, "stream_rewound")
+	count(eventsDesc, s.Holes, "stream_hole")
+	count(eventsDesc, s.Full, "store_full")
 	if b.ready.Load() && b.embedded != nil {
 		count(eventsDesc, uint64(b.embedded.NumSlowConsumers()), "server_slow_consumer")
 		count(eventsDesc, uint64(b.embedded.NumStaleConnections()), "server_stale_connection")

@@ -5,13 +5,17 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"strconv"
 	"strings"
 	"time"
 
+	"carillon/internal/redact"
 	"carillon/server"
+
+	"github.com/nats-io/nats.go"
 )
 
 // Options say how a server joins a cluster. Every zero value is a default.
@@ -38,6 +42,12 @@ type Options struct {
 	// messages go. Default: no limit but that of the NATS servers.
 	MaxBytes server.Size `yaml:"max_bytes"`
 
+	// Positions is the file in which this node remembers how far the topics' offsets were, so that it notices when
+	// JetStream has lost the newest messages while the node was down. One for each node, outside of what is backed up
+	// together with JetStream. Default: with NATS.Embedded NATS.StoreDir with .positions behind it, otherwise none; off
+	// is none.
+	Positions string `yaml:"positions"`
+
 	// Timeout is how long a message may take to NATS and be acknowledged; after it nobody knows whether it
 	// arrived. Default 5 s, at most 10 s; it cannot be turned off.
 	Timeout time.Duration `yaml:"timeout"`
@@ -54,11 +64,12 @@ type Options struct {
 type NATS struct {
 	// URL lists the servers: nats://host:port or tls://host:port, separated by commas. Either this or
 	// Embedded is needed.
-	URL string `yaml:"url"`
+	URL string `yaml:"url" secret:"url"`
 
 	// At most one of these ways to authenticate. Credentials and NKey are names of files: of one with a JWT
 	// and a seed, as nsc makes them, and of one with a seed. With Embedded, User and Password are what the
-	// NATS servers of the cluster ask of each other, and of clients.
+	// NATS servers of the cluster ask of each other, and of clients; the password has at least
+	// [server.MinSecret] characters.
 	Credentials string        `yaml:"credentials"`
 	NKey        string        `yaml:"nkey"`
 	User        string        `yaml:"user"`
@@ -70,7 +81,8 @@ type NATS struct {
 	// Embedded runs a NATS server in this process.
 	Embedded bool `yaml:"embedded"`
 
-	// Listen is where the embedded server takes other clients of NATS. Default off: none.
+	// Listen is where the embedded server takes other clients of NATS. Like RoutesListen, it must be of the
+	// loopback interface unless User or TLS is set, that with a CA. Default off: none.
 	Listen string `yaml:"listen"`
 
 	// RoutesListen is where the embedded servers of the other nodes connect. Default off when there are no
@@ -104,12 +116,7 @@ func (o *Options) complete() error {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	if n := &o.NATS; n.RoutesListen == "" {
-		n.RoutesListen = off
-		if len(n.Routes) > 0 {
-			n.RoutesListen = ":6222"
-		}
-	}
+	o.NATS.RoutesListen = o.NATS.routesListen()
 	if o.Replicas == 0 {
 		o.Replicas = 1
 		if o.NATS.Embedded {
@@ -117,6 +124,28 @@ func (o *Options) complete() error {
 		}
 	}
 	return nil
+}
+
+// CheckFiles reports what is wrong with the files and the nkey that Start would log in to NATS with. The error joins one
+// [server.OptionError] for each problem.
+func (o Options) CheckFiles() error {
+	var p problems
+	if o.NATS.Credentials != "" {
+		if _, err := os.ReadFile(o.NATS.Credentials); err != nil {
+			p.add("nats.credentials", "%v", err)
+		}
+	}
+	if o.NATS.NKey != "" {
+		if _, err := nats.NkeyOptionFromSeed(o.NATS.NKey); err != nil {
+			p.add("nats.nkey", "%v", err)
+		}
+	}
+	if o.NATS.TLS != (TLS{}) {
+		if _, err := o.NATS.TLS.config(); err != nil {
+			p = append(p, err)
+		}
+	}
+	return errors.Join(p...)
 }
 
 // Enabled says whether there is to be a cluster.
@@ -183,10 +212,14 @@ func (n *NATS) resolve(p *problems) {
 	if n.URL != "" && n.Embedded {
 		p.add("nats.embedded", "excludes nats.url: expected one of them")
 	}
+	if err := redact.Check(n.URL); err != nil {
+		p.add("nats.url", "%v", err)
+		return
+	}
 	for _, one := range n.urls() {
 		u, err := url.Parse(one)
 		if err != nil || u.Host == "" || u.Scheme != "nats" && u.Scheme != "tls" && u.Scheme != "ws" && u.Scheme != "wss" {
-			p.add("nats.url", "%.60q is no address of a NATS server: expected such as nats://10.0.0.1:4222", hideUser(one))
+			p.add("nats.url", "%.60q is no address of a NATS server: expected such as nats://10.0.0.1:4222", n.shown(one))
 		}
 	}
 	ways := 0
@@ -232,17 +265,55 @@ func (n *NATS) resolveEmbedded(p *problems) {
 	}
 	for key, address := range map[string]string{"listen": n.Listen, "routes_listen": n.RoutesListen} {
 		if _, _, err := hostPort(address); address != off && address != "" && err != nil {
-			p.add("nats."+key, "%q is not an address: expected host:port, or off", address)
+			p.add("nats."+key, "%q is not an address: expected host:port, or off", redact.URL(address))
 		}
 	}
 	if n.RoutesListen == off && len(n.Routes) > 0 {
 		p.add("nats.routes_listen", "is off: with nats.routes the others have to find this server, too")
 	}
+	n.resolveExposed(p)
 	for i, r := range n.Routes {
 		if host, port, err := hostPort(r); err != nil || host == "" || port == 0 {
-			p.add(fmt.Sprintf("nats.routes[%d]", i), "%q is not an address: expected host:port", r)
+			p.add(fmt.Sprintf("nats.routes[%d]", i), "%q is not an address: expected host:port", redact.URL(r))
 		}
 	}
+}
+
+// resolveExposed refuses what would let everybody who reaches a port into the cluster.
+func (n *NATS) resolveExposed(p *problems) {
+	if !n.Embedded {
+		return
+	}
+	if err := n.Password.Check(); err != nil && string(n.Password) != n.Password.String() {
+		p.add("nats.password", "%v", err)
+	}
+	if n.User != "" || n.TLS.CA != "" && n.TLS.Cert != "" { // without ca, a certificate of any authority would do
+		return
+	}
+	for _, one := range []struct{ key, address, such string }{
+		{"listen", n.Listen, "127.0.0.1:4222"}, {"routes_listen", n.routesListen(), "127.0.0.1:6222"}} {
+		if host, _, err := hostPort(one.address); one.address != off && err == nil && !isLoopback(host) {
+			p.add("nats."+one.key, "%s can be reached from other machines, which would be let into the cluster: expected nats.user with "+
+				"nats.password (CARILLON_CLUSTER_NATS_PASSWORD), or nats.tls with ca, cert and key, or an address such as %s", one.address, one.such)
+		}
+	}
+}
+
+// routesListen is RoutesListen, or its default.
+func (n *NATS) routesListen() string {
+	switch {
+	case n.RoutesListen != "":
+		return n.RoutesListen
+	case len(n.Routes) > 0:
+		return ":6222"
+	}
+	return off
+}
+
+// isLoopback reports whether a host is this machine, for this machine only.
+func isLoopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return strings.EqualFold(host, "localhost") || err == nil && ip.Unmap().IsLoopback()
 }
 
 func hostPort(address string) (host string, port int, err error) {
@@ -265,13 +336,13 @@ func (n *NATS) urls() []string {
 	return list
 }
 
-// hideUser cuts what may be a password out of a URL that is going to be shown.
-func hideUser(u string) string {
-	if at := strings.LastIndexByte(u, '@'); at >= 0 {
-		scheme, _, _ := strings.Cut(u, "//")
-		return scheme + "//" + u[at+1:]
+// shown returns one of the URLs without what may be a secret. One that is none may be a part of a password with a comma
+// in it: then all of them are shown as one.
+func (n *NATS) shown(one string) string {
+	if _, err := url.Parse(one); err != nil {
+		one = n.URL
 	}
-	return u
+	return strings.Replace(redact.URL(one), redact.Hidden+"@", "", 1)
 }
 
 func isWord(s string) bool {

@@ -53,7 +53,7 @@ func (x *packagedTrio) start(which ...int) {
 	x.t.Helper()
 	for _, i := range which {
 		_, port, _ := net.SplitHostPort(x.clients[i])
-		cmd := exec.Command(x.path, "-a", "127.0.0.1", "-p", port, "-n", fmt.Sprint("server", i), "-js", "-sd", x.file(i, "store"),
+		cmd := needs.Command(x.path, "-a", "127.0.0.1", "-p", port, "-n", fmt.Sprint("server", i), "-js", "-sd", x.file(i, "store"),
 			"--cluster_name", "packaged", "--cluster", "nats://"+x.routes[i], "--routes", "nats://"+strings.Join(x.routes[:], ",nats://"))
 		out, err := os.OpenFile(x.file(i, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 		if err != nil {

@@ -29,6 +29,12 @@ type heartbeat struct {
 	Server  string          `json:"server"`  // the id of its NATS server
 	Rules   string          `json:"rules"`   // what its topics keep
 	Leaving bool            `json:"leaving"` // this is its last one
+
+	Streams map[string]claim `json:"streams,omitempty"` // how far it has seen them, by the rule's id
+
+	// For so many seconds more the keys of all publishers share one namespace, because a node of an older version is, or
+	// was, in the cluster. Such a node does not say so.
+	SharedKeys *int `json:"sharedKeys"`
 }
 
 // peers are the other nodes.
@@ -36,6 +42,7 @@ type peers struct {
 	mu     sync.Mutex
 	nodes  map[string]*peer    // guarded by mu
 	warned map[string]struct{} // guarded by mu: nodes with other rules
+	shared time.Time           // guarded by mu: how long keys share a namespace; zero if no older node was heard of
 
 	telling sync.Mutex // held until a heartbeat is sent, so that they go out in their order
 	count   uint64     // guarded by telling: heartbeats
@@ -46,6 +53,8 @@ type peer struct {
 	info   server.NodeInfo
 	count  uint64
 	server string
+
+	streams map[string]claim
 }
 
 func (p *peers) init() { p.nodes, p.warned = map[string]*peer{}, map[string]struct{}{} }
@@ -83,9 +92,36 @@ func (b *Broker) beat(leaving bool) {
 	}
 	p.left = leaving
 	p.count++
-	text, err := json.Marshal(heartbeat{Wire: wireVersion, Info: b.self(), Count: p.count, Server: *b.serverID.Load(), Rules: b.rules(), Leaving: leaving})
+	shared := p.sharedSeconds(time.Now())
+	text, err := json.Marshal(heartbeat{Wire: wireVersion, Info: b.self(), Count: p.count, Server: *b.serverID.Load(), Rules: b.rules(), Leaving: leaving, SharedKeys: &shared,
+		Streams: b.claims()})
 	if err == nil {
 		_ = b.nc.Publish(b.names.heartbeats(), text) // without a connection nobody can hear it
+	}
+}
+
+// sharesKeys reports whether the keys of all publishers share one namespace.
+func (p *peers) sharesKeys(now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return now.Before(p.shared)
+}
+
+// sharedSeconds is for how long that goes on. It is a second less, so that nodes that tell each other do not prolong it.
+func (p *peers) sharedSeconds(now time.Time) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return max(0, int(p.shared.Sub(now)/time.Second)-1)
+}
+
+// share notes what a heartbeat says of that. The caller holds mu.
+func (p *peers) share(h *heartbeat) {
+	left := dedupWindow
+	if h.SharedKeys != nil {
+		left = min(max(0, time.Duration(min(*h.SharedKeys, 3600))*time.Second), dedupWindow)
+	}
+	if until := h.Info.Heard.Add(left); left > 0 && until.After(p.shared) {
+		p.shared = until
 	}
 }
 
@@ -129,14 +165,16 @@ func (b *Broker) heard(m *nats.Msg) {
 		return
 	}
 	h.Info.Heard = time.Now()
+	b.learn(h.Streams)
 	p := &b.peers
 	p.mu.Lock()
+	p.share(&h)
 	before := p.nodes[h.Info.ID]
 	differs := false
 	if h.Leaving {
 		delete(p.nodes, h.Info.ID)
 	} else {
-		p.nodes[h.Info.ID] = &peer{h.Info, h.Count, h.Server}
+		p.nodes[h.Info.ID] = &peer{h.Info, h.Count, h.Server, h.Streams}
 		if _, warned := p.warned[h.Info.ID]; h.Rules != b.rules() && !warned {
 			p.warned[h.Info.ID], differs = struct{}{}, true
 		}

@@ -2,6 +2,8 @@ package cluster
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -31,7 +33,8 @@ type outgoing struct {
 	epoch   string  // of the stream
 
 	done func(server.Position, error)
-	size int // set when it is put into the outbox
+	size int       // set when it is put into the outbox
+	held time.Time // since when it has waited for the stream to be beyond doubt; zero if it has not
 }
 
 // outbox is the queue of the goroutine that writes to NATS, so that nobody else waits for a socket.
@@ -39,11 +42,12 @@ type outbox struct {
 	wake chan struct{} // immutable
 
 	mu      sync.Mutex
-	list    []*outgoing // guarded by mu
-	waiting int         // guarded by mu: in the list, or not acknowledged
-	bytes   int         // guarded by mu
-	closed  bool        // guarded by mu
-	count   uint64      // of passing messages; owned by the writer
+	list    []*outgoing      // guarded by mu
+	waiting int              // guarded by mu: in the list, or not acknowledged
+	bytes   int              // guarded by mu
+	closed  bool             // guarded by mu
+	failing map[*stream]bool // guarded by mu: what waits for these has waited in vain
+	count   uint64           // of passing messages; owned by the writer
 }
 
 func (q *outbox) put(o *outgoing) error {
@@ -97,6 +101,29 @@ func (q *outbox) drained(ctx context.Context) {
 	}
 }
 
+// nudge has the writer look at what waits for a stream.
+func (q *outbox) nudge() { wake(q.wake) }
+
+// fail has the writer give up what waits for a stream: it could not be looked at.
+func (q *outbox) fail(st *stream) {
+	q.mu.Lock()
+	if q.failing == nil {
+		q.failing = map[*stream]bool{}
+	}
+	q.failing[st] = true
+	q.mu.Unlock()
+	wake(q.wake)
+}
+
+// failed returns the streams of fail since the last call.
+func (q *outbox) failed() map[*stream]bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	list := q.failing
+	q.failing = nil
+	return list
+}
+
 func (q *outbox) close() {
 	q.mu.Lock()
 	q.closed = true
@@ -130,18 +157,37 @@ func (b *Broker) PublishKept(p server.Publication, rule int, done func(server.Po
 		go done(server.Position{}, errNotStarted)
 		return
 	}
+	if err := st.fullErr(); err != nil {
+		b.stats.refused.Add(1)
+		go done(server.Position{}, err)
+		return
+	}
 	epoch := st.epochNow()
 	o := &outgoing{subject: b.names.store(st.id, epoch, p.Topic), data: sealKept(&p), stream: st, epoch: epoch, done: done}
 	if p.Key != "" {
-		o.key = messageID(epoch, p.Topic, p.Key)
+		o.key = messageID(epoch, b.keySpace(&p), p.Topic, p.Key)
 	}
 	b.put(o)
 }
 
+// keySpace is the publisher that a message's key belongs to. Nodes of older versions know of none, and a client that has to
+// publish a message again may have come from one of them: so until the last of them is gone, and JetStream has forgotten
+// the keys that it wrote, all keys are the application's, as they are there.
+func (b *Broker) keySpace(p *server.Publication) string {
+	if p.Publisher != "" && b.peers.sharesKeys(time.Now()) {
+		return ""
+	}
+	return p.Publisher
+}
+
 // messageID is what JetStream knows a message with a key by. A header loses white space at its end, and line breaks become
-// spaces in it: a key that would not get there as it is, is escaped, and the first word says so. Other keys stay as they
-// are, so that nodes of older versions say the same.
-func messageID(epoch, topic, key string) string {
+// spaces in it: a key that would not get there as it is, is escaped, and the first word says so. Other keys of the
+// application stay as they are, so that nodes of older versions say the same.
+func messageID(epoch, publisher, topic, key string) string {
+	if publisher != "" {
+		sum := sha256.Sum256([]byte(publisher)) // which may be long
+		return epoch + "~" + hex.EncodeToString(sum[:16]) + " " + topic + " " + url.QueryEscape(key)
+	}
 	if strings.ContainsAny(key, "\r\n") || strings.TrimRight(key, " \t") != key {
 		return epoch + "%" + topic + " " + url.QueryEscape(key)
 	}
@@ -178,17 +224,21 @@ func (b *Broker) writer() {
 		select {
 		case <-b.out.wake:
 		case <-b.quit:
+			for _, st := range b.byRule {
+				b.giveUp(st, server.ErrNoCluster)
+			}
 			for _, o := range b.out.take() {
 				b.finish(o, server.Position{}, server.ErrNoCluster)
 			}
 			return
 		}
+		b.release()
 		list := b.out.take()
 		connection := b.nc.Stats().Reconnects
 		var sent []*outgoing
 		for _, o := range list {
 			if o.stream != nil {
-				b.store(o)
+				b.hold(o)
 				continue
 			}
 			b.out.count++
@@ -201,6 +251,53 @@ func (b *Broker) writer() {
 			sent = append(sent, o)
 		}
 		b.commits.add(sent, connection)
+	}
+}
+
+// hold publishes a message for a stream, or has it wait while the stream is in doubt: what is published then may be lost by
+// the epoch that begins.
+func (b *Broker) hold(o *outgoing) {
+	st := o.stream
+	switch doubtful := len(st.held) > 0 || st.isDoubtful(); {
+	case doubtful && b.away.Load() != nil:
+		b.finish(o, server.Position{}, b.publishError(nats.ErrDisconnected))
+		return
+	case doubtful:
+		o.held = time.Now()
+		st.held = append(st.held, o)
+		return
+	}
+	b.store(o)
+}
+
+// release publishes what has waited for streams that are not in doubt any more.
+func (b *Broker) release() {
+	failed := b.out.failed()
+	for _, st := range b.byRule {
+		switch {
+		case len(st.held) == 0:
+		case !st.isDoubtful():
+			list, epoch := st.held, st.epochNow()
+			st.held = nil
+			for _, o := range list {
+				if o.epoch != epoch {
+					b.finish(o, server.Position{}, fmt.Errorf("%w: a new epoch has begun", server.ErrNoCluster))
+					continue
+				}
+				b.store(o)
+			}
+		case failed[st] || time.Since(st.held[0].held) > b.o.Timeout:
+			b.giveUp(st, fmt.Errorf("%w: %w", server.ErrNoCluster, errUnsettled))
+		}
+	}
+}
+
+// giveUp refuses what waits for a stream.
+func (b *Broker) giveUp(st *stream, err error) {
+	list := st.held
+	st.held = nil
+	for _, o := range list {
+		b.finish(o, server.Position{}, err)
 	}
 }
 
@@ -297,9 +394,22 @@ func (b *Broker) store(o *outgoing) {
 		m.Header = nats.Header{"Nats-Msg-Id": {o.key}}
 	}
 	var token string
-	m.Reply, token = b.calls.open(b.o.Timeout, func(ack *nats.Msg, err error) bool {
-		p, err := o.stream.acknowledged(ack, err)
+	given, timeout := o.stream.given(o.epoch), b.o.Timeout
+	if !o.held.IsZero() {
+		timeout = max(timeout-time.Since(o.held), timeout/2)
+	}
+	m.Reply, token = b.calls.open(timeout, func(ack *nats.Msg, err error) bool {
+		p, err := o.stream.acknowledged(ack, given, err)
 		p.Epoch = o.epoch
+		switch {
+		case errors.Is(err, errTwice):
+			o.stream.condemn(o.epoch, fmt.Sprintf("a message got sequence %d after %d was given out", p.Offset, given))
+			b.suspect(o.stream, "it gives sequences again")
+		case errors.Is(err, server.ErrStoreFull):
+			b.filled(o.stream, err)
+		case err == nil:
+			b.see(o.stream, mark{o.epoch, p.Offset, timeOf(b.clock()), true})
+		}
 		b.finish(o, p, err)
 		return false
 	})
@@ -308,8 +418,12 @@ func (b *Broker) store(o *outgoing) {
 	}
 }
 
-// acknowledged reads JetStream's answer to a message.
-func (st *stream) acknowledged(ack *nats.Msg, err error) (p server.Position, _ error) {
+// errTwice means that a message was stored with a sequence that had been given to another one. The epoch that begins for that
+// does not have the message.
+var errTwice = fmt.Errorf("%w: the stream has lost messages", errUnknown)
+
+// acknowledged reads JetStream's answer to a message. The sequence that was given out before it was published is given.
+func (st *stream) acknowledged(ack *nats.Msg, given uint64, err error) (p server.Position, _ error) {
 	if err != nil {
 		if errors.Is(err, errTimeout) {
 			st.late.Store(time.Now().UnixNano())
@@ -321,8 +435,9 @@ func (st *stream) acknowledged(ack *nats.Msg, err error) (p server.Position, _ e
 		return p, fmt.Errorf("%w: no JetStream server is responsible for the topic", server.ErrNoCluster)
 	}
 	var answer struct {
-		Seq   uint64    `json:"seq"`
-		Error *apiError `json:"error"`
+		Seq       uint64    `json:"seq"`
+		Duplicate bool      `json:"duplicate"` // it is that of the first one with the same key
+		Error     *apiError `json:"error"`
 	}
 	if err := json.Unmarshal(ack.Data, &answer); err != nil {
 		return p, fmt.Errorf("%w: JetStream's answer: %w", errUnknown, err)
@@ -331,11 +446,18 @@ func (st *stream) acknowledged(ack *nats.Msg, err error) (p server.Position, _ e
 	case answer.Error != nil && answer.Error.ErrCode == 10158, answer.Error == nil && answer.Seq == 0:
 		// One with its key came before, and is not stored yet. 2.10 says so by a success without a sequence.
 		return p, fmt.Errorf("%w: one with its key is under way", errUnknown)
+	case answer.Error != nil && answer.Error.isFull():
+		st.late.Store(0)
+		return p, fmt.Errorf("%w: %w", server.ErrStoreFull, answer.Error)
 	case answer.Error != nil:
 		return p, fmt.Errorf("%w: %w", server.ErrNoCluster, answer.Error)
 	}
 	st.late.Store(0)
-	return server.Position{Offset: answer.Seq}, nil
+	p.Offset = answer.Seq
+	if !answer.Duplicate && answer.Seq <= given {
+		return p, errTwice
+	}
+	return p, nil
 }
 
 func isStatus(m *nats.Msg, code string) bool {

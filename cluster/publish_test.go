@@ -1,9 +1,12 @@
 package cluster
 
 import (
+	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"carillon/server"
 
@@ -24,7 +27,7 @@ func TestWhatJetStreamAnswersIsBelievedOnlyWithASequence(t *testing.T) {
 		{"nonsense", `+OK`, 0, errUnknown},
 	} {
 		st := &stream{}
-		p, err := st.acknowledged(&nats.Msg{Data: []byte(test.answer)}, nil)
+		p, err := st.acknowledged(&nats.Msg{Data: []byte(test.answer)}, 0, nil)
 		if !errors.Is(err, test.want) || (err == nil) != (test.want == nil) || p.Offset != test.offset {
 			t.Errorf("%s: offset %d, %v; want %d, %v", test.name, p.Offset, err, test.offset, test.want)
 		}
@@ -53,8 +56,100 @@ func TestKeysThatDifferInWhiteSpaceAreNotTheSame(t *testing.T) {
 
 func TestAKeyThatAHeaderLeavesAloneIsWrittenAsBefore(t *testing.T) {
 	for _, key := range []string{"x", " x", "a b", "a\tb", "100%", "%0A", "é", "x\u00a0"} {
-		if got := messageID("e", "a.b", key); got != "e a.b "+key {
+		if got := messageID("e", "", "a.b", key); got != "e a.b "+key {
 			t.Errorf("%q is written %q", key, got)
 		}
+	}
+}
+
+// A key belongs to its publisher, at all nodes.
+func TestKeysOfPublishersAreNotTheSame(t *testing.T) {
+	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}
+	rule := server.TopicRule{Match: ">", History: 100}
+	nodes := []*testNode{join(t, o, rule), join(t, o, rule)}
+	nodes[0].knows(2)
+	nodes[1].knows(2)
+	by := map[server.Position]string{}
+	for _, publisher := range []string{"", "client:/ws", "client:/ws#alice", "client:/ws#bob", "client:/ws#" + strings.Repeat("a", 5000)} {
+		for _, key := range []string{"order-18", "order-18 ", "order 18\n"} {
+			one, err := nodes[0].storeBy(publisher, "a", "", key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if other, known := by[one]; known {
+				t.Errorf("%.20q of %.20q is %s", key, publisher, other)
+			}
+			by[one] = publisher + key
+			if again, err := nodes[1].storeBy(publisher, "a", "", key); err != nil || again != one {
+				t.Errorf("%.20q of %.20q at another node: %v, %v, want %v", key, publisher, again, err, one)
+			}
+		}
+	}
+}
+
+// While a node of an older version is there, or was not long ago, a client that comes from it with a key must be known
+// at others, and the other way round. All nodes agree on it, also those that come later.
+func TestKeysWhileANodeOfAnOlderVersionIsThere(t *testing.T) {
+	url := urlOf(natsAt(t, -1, t.TempDir()))
+	o := Options{NATS: NATS{URL: url}}
+	rule := server.TopicRule{Match: ">", History: 100}
+	one := join(t, o, rule)
+	if one.peers.sharesKeys(time.Now()) {
+		t.Fatal("a node that has heard of no other shares keys")
+	}
+	older := map[string]any{"wire": 1, "info": server.NodeInfo{ID: "older", Name: "older"}, "count": 1, "rules": one.rules()}
+	text, err := json.Marshal(older)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, err := nats.Connect(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	if err := nc.Publish(one.names.heartbeats(), text); err != nil {
+		t.Fatal(err)
+	}
+	one.knows(2)
+	two := join(t, o, rule) // which does not hear of the older one itself
+	two.knows(2)
+	var places []server.Position
+	for _, n := range []*testNode{one, two} {
+		for _, publisher := range []string{"client:/ws", "client:/ws#alice", ""} {
+			at, err := n.storeBy(publisher, "a", "", "key")
+			if err != nil {
+				t.Fatal(err)
+			}
+			places = append(places, at)
+		}
+	}
+	if len(slices.Compact(places)) != 1 {
+		t.Errorf("they are not the same: %v", places)
+	}
+	for _, n := range []*testNode{one, two} {
+		if !n.peers.sharesKeys(time.Now().Add(dedupWindow - 10*time.Second)) {
+			t.Error("it ends before JetStream has forgotten the keys of the older node")
+		}
+		if n.peers.sharesKeys(time.Now().Add(dedupWindow + time.Second)) {
+			t.Error("it does not end")
+		}
+	}
+}
+
+// Nodes that tell each other how long it goes on do not prolong it.
+func TestSharedKeysEnd(t *testing.T) {
+	now := time.Now()
+	var nodes [2]peers
+	nodes[0].share(&heartbeat{Info: server.NodeInfo{Heard: now}})
+	first := nodes[0].shared
+	for range 600 {
+		for i := range nodes {
+			seconds := nodes[i].sharedSeconds(now)
+			now = now.Add(500 * time.Millisecond) // on its way
+			nodes[1-i].share(&heartbeat{Info: server.NodeInfo{Heard: now}, SharedKeys: &seconds})
+		}
+	}
+	if nodes[0].sharesKeys(now) || nodes[1].sharesKeys(now) || nodes[0].shared.Sub(first) > time.Second {
+		t.Errorf("it goes on: %v and %v after %v", nodes[0].shared.Sub(now), nodes[1].shared.Sub(now), now.Sub(first))
 	}
 }

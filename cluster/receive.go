@@ -197,6 +197,10 @@ func (b *Broker) receiveStored(m *nats.Msg, rest string) {
 			b.suspect(st, "a message of another epoch came")
 		}
 	}
+	b.see(st, mark{epoch: epoch, seq: offset, at: timeOf(message.Time)})
+	if topic == roomTopic {
+		return
+	}
 	switch last := st.received; {
 	case offset == last:
 		b.stats.repeated.Add(1)

@@ -39,15 +39,34 @@ type stream struct {
 	behind atomic.Int64 // when the replicas were given up for the leader last
 	down   atomic.Pointer[error]
 	since  atomic.Int64 // when the probe first saw that it is not well, after the broker was made; 0 while it is
-	fails  int          // of the probe, one after the other; owned by the probe
+	full   atomic.Pointer[fullness]
+	tried  time.Time // when it was tried last whether there is room; owned by the probe
+	fails  int       // of the probe, one after the other; owned by the probe
 
-	mu      sync.Mutex
-	epoch   string                     // guarded by mu
-	highest uint64                     // guarded by mu: of the sequences that its leader has told
-	back    int                        // guarded by mu: how often in a row it has told a lower one
-	backAt  time.Time                  // guarded by mu: when last
-	asking  bool                       // guarded by mu
-	waiting []func(streamState, error) // guarded by mu
+	doubts  atomic.Uint64 // how often something happened after which the stream is to be compared with what is known of it
+	cleared atomic.Uint64 // the same when it was compared last
+
+	judging sync.Mutex // held by the one who begins a new epoch
+
+	// Owned by the writer.
+	held []*outgoing // messages that wait while the stream is in doubt
+
+	mu       sync.Mutex
+	epoch    string    // guarded by mu
+	seen     mark      // guarded by mu: the highest sequence of the epoch that is known to have been given out
+	anchor   mark      // guarded by mu: the same when the stream was looked at last
+	reserved uint64    // guarded by mu: what may have been given out before this node's machine ended without a word
+	rewound  string    // guarded by mu: why it is certain that the stream has lost messages; empty if it is not
+	back     int       // guarded by mu: how often in a row its leader has told a lower sequence
+	backAt   time.Time // guarded by mu: when last
+	census   census    // guarded by mu: its messages when it was looked at last
+	shortFor int       // guarded by mu: how often in a row there were too few
+
+	countAgain time.Time                  // guarded by mu: when they are counted again
+	lost       uint64                     // guarded by mu: up to here messages may be missing
+	past       []string                   // guarded by mu: epochs that this node has seen the end of
+	asking     bool                       // guarded by mu
+	waiting    []func(streamState, error) // guarded by mu
 }
 
 func (b *Broker) prepareStreams(rules []server.TopicRule) {
@@ -135,10 +154,13 @@ func (st *stream) ailing(now time.Duration) time.Duration {
 }
 
 // note has the probe look whether the stream is well.
-func (st *stream) note(now time.Duration) {
-	if st.err() == nil {
+func (st *stream) note(now, timeout time.Duration) {
+	switch {
+	case st.err() == nil:
 		st.since.Store(0)
-	} else {
+	case st.down.Load() == nil: // it was published so much earlier
+		st.since.CompareAndSwap(0, int64(max(now-timeout, 1)))
+	default:
 		st.since.CompareAndSwap(0, int64(now))
 	}
 }
@@ -233,9 +255,10 @@ func (b *Broker) adopt(ctx context.Context, js jetstream.JetStream, st *stream, 
 		epoch = newEpoch()
 	}
 	want := b.configIn(st, epoch)
-	want.Metadata = raisedAt(have.Metadata[raisedKey])
+	lost := have.Metadata[lostKey]
+	want.Metadata = metadata(have.Metadata[raisedKey], lost)
 	if have.MaxMsgsPerSubject > 0 && want.MaxMsgsPerSubject > have.MaxMsgsPerSubject {
-		want.Metadata = raisedAt(beingRaised)
+		want.Metadata = metadata(beingRaised, lost)
 	}
 	var err error
 	if !sameStream(&have, &want) {
@@ -245,7 +268,7 @@ func (b *Broker) adopt(ctx context.Context, js jetstream.JetStream, st *stream, 
 		}
 	}
 	if info.Config.Metadata[raisedKey] == beingRaised {
-		want.Metadata = raisedAt(strconv.FormatUint(info.State.LastSeq, 10))
+		want.Metadata = metadata(strconv.FormatUint(info.State.LastSeq, 10), lost)
 		if info, err = updated(js.UpdateStream(ctx, want)); err != nil {
 			return st.explain(err)
 		}
@@ -262,11 +285,15 @@ const (
 	beingRaised = "now"
 )
 
-func raisedAt(text string) map[string]string {
-	if text == "" {
-		return nil
+// metadata are those of a stream, without what is empty.
+func metadata(raised, lost string) map[string]string {
+	m := map[string]string{}
+	for key, text := range map[string]string{raisedKey: raised, lostKey: lost} {
+		if text != "" {
+			m[key] = text
+		}
 	}
-	return map[string]string{raisedKey: text}
+	return m
 }
 
 func updated(s jetstream.Stream, err error) (*jetstream.StreamInfo, error) {
@@ -291,8 +318,12 @@ func newEpoch() string {
 func (st *stream) setEpoch(epoch string) (changed bool) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if changed = st.epoch != "" && st.epoch != epoch; changed {
-		st.highest, st.back = 0, 0 // what its leader told was of the other one
+	if changed = st.epoch != "" && st.epoch != epoch; changed || st.epoch == "" {
+		st.seen, st.anchor, st.reserved, st.back = mark{epoch: epoch}, mark{}, 0, 0 // what is known is of the other one
+		st.rewound, st.lost, st.shortFor, st.census = "", 0, 0, census{}
+	}
+	if changed {
+		st.past = append(st.past, st.epoch)
 	}
 	st.epoch = epoch
 	return changed
@@ -310,6 +341,7 @@ func (b *Broker) changed(st *stream, epoch string) bool {
 
 // refresh finds out whether the stream is still the same, and makes it again if it is gone.
 func (b *Broker) refresh(st *stream) error {
+	old := st.known()
 	state, err := b.awaitInfo(st)
 	var api *apiError
 	switch {
@@ -318,15 +350,25 @@ func (b *Broker) refresh(st *stream) error {
 		before := st.epochNow()
 		b.sleep(graveTime)
 		if err = b.ensure(context.Background(), st); err == nil && st.epochNow() != before {
+			st.clear(old.doubts)
 			b.resync("the stream of topics " + st.match + " was made again")
 		}
-	case err == nil && b.changed(st, state.epoch):
-	case err == nil && st.wentBack(state.Last) && b.isStill(st, state.epoch):
-		b.log.Warn("a stream has lost its newest messages, and gives their offsets again: a new epoch begins", "stream", st.name,
-			"topics", st.match)
-		if err = b.renew(st); err == nil {
-			b.resync("the stream of topics " + st.match + " has lost messages")
+	case err == nil:
+		switch past, certain := b.isPast(st, state); {
+		case certain:
+			st.condemn(st.epochNow(), "it is of an epoch that has ended")
+		case past:
+			err = errUnsettled
+		default:
+			b.changed(st, state.epoch)
 		}
+		if err == nil {
+			err = b.judge(st, state, old)
+		}
+	}
+	if err != nil {
+		st.doubt()
+		b.out.fail(st)
 	}
 	return err
 }
@@ -339,11 +381,11 @@ const graveTime = time.Second
 // servers restart, and a file when a machine loses power. A leader that has not noticed yet that it is
 // none any more may say so, too; so it takes several times, with some time between them. Then it says so until there is
 // another epoch.
-func (st *stream) wentBack(last uint64) bool {
+func (st *stream) wentBack(last, highest uint64) bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if last >= st.highest {
-		st.highest, st.back = last, 0
+	if last >= highest {
+		st.back = 0
 		return false
 	}
 	if time.Since(st.backAt) < probeInterval/2 {
@@ -354,34 +396,12 @@ func (st *stream) wentBack(last uint64) bool {
 	return st.back >= 3
 }
 
-// isStill waits for a random time and says whether the epoch is the same after it: the nodes notice at the same time that
-// messages are lost, and one of them is to begin a new epoch.
-func (b *Broker) isStill(st *stream, epoch string) bool {
-	b.sleep(rand.N(probeInterval))
-	state, err := b.awaitInfo(st)
-	return err == nil && !b.changed(st, state.epoch) && state.epoch == epoch
-}
-
-// renew gives the stream's offsets a new epoch.
-func (b *Broker) renew(st *stream) error {
-	js, err := jetstream.New(b.nc)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), b.o.Timeout)
-	defer cancel()
-	info, err := updated(js.UpdateStream(ctx, b.configIn(st, newEpoch())))
-	if err == nil {
-		st.setEpoch(b.names.epoch(st.id, info.Config.Subjects))
-	}
-	return err
-}
-
 // suspect looks at a stream after something happened to it.
 func (b *Broker) suspect(st *stream, what string) {
 	what = strings.ToLower(strings.ReplaceAll(what, "_", " "))
 	b.log.Debug("looking at a stream", "stream", st.name, "topics", st.match, "why", what)
-	b.loads.do(func() {
+	st.doubt()
+	b.looks.do(func() {
 		switch {
 		case !b.ready.Load():
 		case b.refresh(st) == nil:
@@ -392,18 +412,23 @@ func (b *Broker) suspect(st *stream, what string) {
 	})
 }
 
+const storageFile = jetstream.FileStorage
+
 // probeInterval is how often each stream's leader is asked whether it is there.
 const probeInterval = time.Second
 
 // probe watches over the streams: while a leader does not answer, messages cannot pass, and may be missed.
 func (b *Broker) probe() {
 	for b.sleep(probeInterval) {
+		b.makeRoom()
+		b.out.nudge()
 		for _, st := range b.streams {
 			if st == nil || !b.nc.IsConnected() {
 				continue
 			}
 			err := b.refresh(st)
-			st.note(time.Since(b.started))
+			st.note(time.Since(b.started), b.o.Timeout)
+			b.tryRoom(st)
 			if err == nil {
 				st.fails = 0
 				unsure := st.unsure.Swap(false)
@@ -414,6 +439,9 @@ func (b *Broker) probe() {
 				if unsure {
 					b.resync("JetStream did not answer for a while")
 				}
+				continue
+			}
+			if errors.Is(err, errUnsettled) {
 				continue
 			}
 			if st.fails++; st.fails == 2 {

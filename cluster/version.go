@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"carillon/internal/redact"
 )
 
 // leastVersion is the first nats-server that topics with history can be kept in. 2.9 can do all that is needed; but when
@@ -18,7 +20,7 @@ func (b *Broker) checkVersion() error {
 		return nil
 	}
 	return fmt.Errorf("nats-server %s at %s is too old for topics with history: they need %s or later (topics without history, and broadcasts, do not)",
-		have, b.nc.ConnectedUrlRedacted(), leastVersion)
+		have, redact.URL(b.nc.ConnectedUrl()), leastVersion)
 }
 
 // isOlder compares versions by their first two numbers. One that has none, such as a build of somebody's own, is not

@@ -85,7 +85,7 @@ func TestANATSServerThatIsTooOldEndsTheStart(t *testing.T) {
 func runPackaged(t *testing.T, path string) (url string) {
 	t.Helper()
 	dir := t.TempDir()
-	cmd := exec.Command(path, "-a", "127.0.0.1", "-p", "-1", "-js", "-sd", filepath.Join(dir, "store"), "--ports_file_dir", dir)
+	cmd := needs.Command(path, "-a", "127.0.0.1", "-p", "-1", "-js", "-sd", filepath.Join(dir, "store"), "--ports_file_dir", dir)
 	out, err := os.Create(filepath.Join(dir, "log"))
 	if err != nil {
 		t.Fatal(err)

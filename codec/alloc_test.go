@@ -48,6 +48,8 @@ func TestAllocations(t *testing.T) {
 		{"AppendClose", 0, func() { AppendClose(dst[:0], CloseNormal, strings.Repeat("x", 1)) }},
 		{"Deflater.AppendFrame", 0, func() { deflater.AppendFrame(dst[:0], OpText, text) }},
 		{"Frame.Deflated after the first time", 0, func() { frame.Deflated(deflater) }},
+		{"Deflater.AppendFrameWithin", 0, func() { deflater.AppendFrameWithin(dst[:0], OpText, text, 9) }},
+		{"Frame.DeflatedWithin after the first time", 0, func() { frame.DeflatedWithin(deflater, 9) }},
 		{"AppendResponse", 0, func() { errNoUpgrade.AppendResponse(dst[:0]) }},
 		{"Upgrade with nothing to negotiate", 1, func() { upgrading(t, plain, dst, request, nil) }},
 		{"Upgrade with everything", 1, func() { upgrading(t, both, dst, offer, extra) }},
@@ -69,6 +71,7 @@ func decoding(t *testing.T, stream string) func() {
 	return func() {
 		copy(buf, fresh)
 		for rest := buf; len(rest) > 0; {
+			d.Budget = 1 << 20
 			_, n, ok, err := d.Next(rest)
 			if !ok || err != nil {
 				t.Fatal(ok, err)

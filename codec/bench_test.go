@@ -1,9 +1,16 @@
 package codec
 
 import (
+	"bytes"
+	"compress/flate"
 	"fmt"
+	"io"
+	"maps"
+	"math"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/gobwas/ws"
@@ -163,7 +170,7 @@ func BenchmarkDeflate(b *testing.B) {
 	for _, size := range []int{1 << 10, 16 << 10} {
 		text := jsonText(size)
 		dst := make([]byte, 0, 2*size)
-		for _, level := range []int{1, 6} {
+		for _, level := range []int{1, 6, 9} {
 			b.Run(fmt.Sprintf("Deflater/level=%d/size=%d", level, size), func(b *testing.B) {
 				d := NewDeflater(level, 0)
 				b.SetBytes(int64(size))
@@ -175,12 +182,12 @@ func BenchmarkDeflate(b *testing.B) {
 			})
 		}
 		b.Run(fmt.Sprintf("Inflater/size=%d", size), func(b *testing.B) {
-			f := NewInflater()
+			s := new(inflation)
 			compressed := []byte(deflated(string(text)))
 			b.SetBytes(int64(size))
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := f.inflate(compressed, 1<<20); err != nil {
+				if _, err := inflate(s, compressed, 1<<20, math.MaxInt); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -188,27 +195,65 @@ func BenchmarkDeflate(b *testing.B) {
 	}
 }
 
-// The most work that a mebibyte from a client can make.
+// Compression of payloads that are hard for a search through all repetitions.
+func BenchmarkDeflateHostile(b *testing.B) {
+	const size = 64 << 10
+	for name, payload := range hardToDeflate(size) {
+		for _, level := range []int{1, 6, 9} {
+			b.Run(fmt.Sprintf("%s/level=%d", name, level), func(b *testing.B) {
+				d, dst := NewDeflater(level, 0), make([]byte, 0, 2*size)
+				b.SetBytes(size)
+				for b.Loop() {
+					dst = d.AppendFrame(dst[:0], OpBinary, payload)
+				}
+			})
+		}
+	}
+}
+
+// Decompression of a mebibyte: in one go and in slices, against compress/flate. What a slice takes at
+// most is its own figure, as is the time for a byte of work, by which the budget is in proportion.
 func BenchmarkInflateHostile(b *testing.B) {
 	const mebi = 1 << 20
-	for _, bench := range []struct {
-		name    string
-		message string
-	}{
-		{"baseline=noise", deflated(string(noise(mebi)))},
-		{"streams that end at once", strings.Repeat("\x03\x00", mebi/2)},
-		{"dynamic blocks without content", strings.Repeat(emptyDynamicBlocks(), mebi/len(emptyDynamicBlocks())) + "\x00"},
-		{"empty stored blocks", strings.Repeat("\x00\x00\x00\xff\xff", mebi/5) + "\x00"},
-		{"as much output as is allowed", deflated(strings.Repeat("\x00", mebi))},
-	} {
-		b.Run(bench.name, func(b *testing.B) {
-			f, message := NewInflater(), []byte(bench.message)
+	for _, name := range slices.Sorted(maps.Keys(hostile())) {
+		message := []byte(hostile()[name])
+		b.Run(name+"/baseline=compress_flate", func(b *testing.B) {
+			reader := flate.NewReader(nil)
 			for b.Loop() {
-				if _, err := f.inflate(message, mebi); err != nil {
-					b.Fatal(err)
+				source := bytes.NewReader(append(bytes.Clone(message), inflateTail...))
+				for source.Len() > len(inflateTail) {
+					_ = reader.(flate.Resetter).Reset(source, nil)
+					if _, err := io.Copy(io.Discard, reader); err != nil {
+						b.Fatal(err)
+					}
 				}
 			}
 		})
+		for _, budget := range []int{math.MaxInt, 256 << 10, 64 << 10} {
+			how := "whole"
+			if budget < math.MaxInt {
+				how = fmt.Sprintf("budget=%d", budget)
+			}
+			b.Run(name+"/"+how, func(b *testing.B) {
+				s, work, least := new(inflation), 0, time.Duration(math.MaxInt64)
+				for b.Loop() {
+					longest := time.Duration(0)
+					s.begin(message)
+					for done := false; !done; {
+						start := time.Now()
+						left, ok, err := s.run(budget, mebi)
+						longest = max(longest, time.Since(start))
+						if err != nil {
+							b.Fatal(err)
+						}
+						work, done = work+budget-left, ok
+					}
+					least = min(least, longest) // without what the machine did beside it
+				}
+				b.ReportMetric(float64(least.Microseconds()), "longest-us")
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(work), "ns/work")
+			})
+		}
 	}
 }
 

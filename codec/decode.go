@@ -22,8 +22,18 @@ type Decoder struct {
 	MaxFragments int
 
 	// Inflater is set when permessage-deflate was negotiated. It may be shared by all decoders of a
-	// goroutine.
+	// goroutine, and must stay the same while a message is suspended.
 	Inflater *Inflater
+
+	// Budget is how much decompression may still cost, in bytes of work: those that it reads, those
+	// that it makes, and some for each block. [Decoder.Next] subtracts what it has spent and suspends
+	// a message when nothing is left; it may overdraw by a thousand or so. At 0 or less, which is
+	// where it starts, no message is decompressed.
+	Budget int
+
+	// Amplified is how much of that work was for a message that is worth more than 32 bytes of it for each
+	// byte of its own. [Decoder.Next] adds to it, and the caller sets it back.
+	Amplified int
 
 	err *ProtocolError // the broken rule; there is no way back from it
 
@@ -33,6 +43,8 @@ type Decoder struct {
 	text       utf8Check // of an uncompressed text message; at a start between messages
 	fragments  int
 	message    []byte // its payload so far, unmasked, when it did not come in one piece
+
+	pending pendingInflation // of the message when it has arrived and is not decompressed
 
 	// The data frame that is arriving, when its header is behind us and its payload is not.
 	inFrame bool
@@ -67,11 +79,22 @@ type Event struct {
 // of buf. Every other message is collected in the decoder's buffer, which grows with the bytes that
 // came, not with those that a header announces.
 //
+// After ok=false it is for [Decoder.Suspended] to tell whether the budget has ended the call, rather than
+// the bytes. The next call goes on with the same message then, whether or not buf has more; it takes
+// nothing from buf until that message is done.
+//
 // An error is a *[ProtocolError] and stays: every further call returns it. A close frame is an event
 // like any other; that nothing may follow it is for the caller to see to.
 func (d *Decoder) Next(buf []byte) (ev Event, n int, ok bool, err error) {
 	if d.err != nil {
 		return Event{}, 0, false, d.err
+	}
+	if d.pending.is {
+		ev, ok, perr := d.resume()
+		if perr != nil {
+			return d.fail(0, perr)
+		}
+		return ev, 0, ok, nil
 	}
 	var h header
 	for {
@@ -88,11 +111,11 @@ func (d *Decoder) Next(buf []byte) (ev Event, n int, ok bool, err error) {
 				payload := rest[:h.length:h.length]
 				ws.Cipher(payload, h.mask, 0)
 				n += h.size + len(payload)
-				ev, perr = d.whole(&h, payload)
+				ev, ok, perr = d.whole(&h, payload)
 				if perr != nil {
 					return d.fail(n, perr)
 				}
-				return ev, n, true, nil
+				return ev, n, ok, nil
 			}
 			if h.op.isControl() {
 				return Event{}, n, false, nil
@@ -112,17 +135,26 @@ func (d *Decoder) Next(buf []byte) (ev Event, n int, ok bool, err error) {
 		if !d.fin {
 			continue
 		}
-		ev, perr = d.finish()
+		ev, ok, perr = d.finish()
 		if perr != nil {
 			return d.fail(n, perr)
 		}
-		return ev, n, true, nil
+		return ev, n, ok, nil
 	}
 }
 
 // Idle reports that the decoder stands between messages and between frames: it may be dropped, or
 // given to another connection after Release.
 func (d *Decoder) Idle() bool { return d.op == 0 && d.err == nil }
+
+// Buffered returns how many bytes of memory the decoder holds for the message that is arriving.
+func (d *Decoder) Buffered() int {
+	n := cap(d.message)
+	if s := d.pending.inflation; s != nil {
+		n += cap(s.out)
+	}
+	return n
+}
 
 // Release says that the payload of the last event is no longer used. A decoder that is idle then lets
 // go of buffers above 64 KiB; smaller ones wait for the next message.
@@ -135,8 +167,10 @@ func (d *Decoder) Release() {
 	}
 }
 
-// Reset forgets everything but MaxMessage, MaxFragments, Inflater and a buffer of up to 64 KiB.
+// Reset forgets everything but MaxMessage, MaxFragments, Inflater and a buffer of up to 64 KiB. It gives a
+// suspended message up.
 func (d *Decoder) Reset() {
+	d.abandon()
 	*d = Decoder{
 		MaxMessage:   d.MaxMessage,
 		MaxFragments: d.MaxFragments,
@@ -148,22 +182,24 @@ func (d *Decoder) Reset() {
 
 func (d *Decoder) fail(n int, err *ProtocolError) (Event, int, bool, error) {
 	d.err = err
+	d.abandon()
 	d.message = nil
 	return Event{}, n, false, err
 }
 
 // whole handles a control frame or an unfragmented message that came in one piece.
-func (d *Decoder) whole(h *header, payload []byte) (Event, *ProtocolError) {
+func (d *Decoder) whole(h *header, payload []byte) (ev Event, ok bool, err *ProtocolError) {
 	switch {
 	case h.op == OpClose:
 		code, reason, err := parseClose(payload)
-		return Event{Op: OpClose, Payload: reason, Code: code}, err
+		return Event{Op: OpClose, Payload: reason, Code: code}, true, err
 	case h.compressed:
-		return d.inflated(h.op, payload)
+		d.op = h.op
+		return d.inflate(payload)
 	case h.op == OpText && !utf8.Valid(payload):
-		return Event{}, ErrInvalidUTF8
+		return Event{}, false, ErrInvalidUTF8
 	}
-	return Event{Op: h.op, Payload: payload}, nil
+	return Event{Op: h.op, Payload: payload}, true, nil
 }
 
 // begin enters a data frame whose payload is to be collected.
@@ -211,26 +247,16 @@ func (d *Decoder) grow(n int) {
 }
 
 // finish hands out the message that is now complete.
-func (d *Decoder) finish() (Event, *ProtocolError) {
-	op, payload := d.op, d.message
-	d.op, d.fragments, d.message = 0, 0, d.message[:0]
+func (d *Decoder) finish() (ev Event, ok bool, err *ProtocolError) {
+	d.fragments = 0
 	if d.compressed {
 		d.compressed = false
-		return d.inflated(op, payload)
+		return d.inflate(d.message)
 	}
+	op, payload := d.op, d.message
+	d.op, d.message = 0, d.message[:0]
 	if !d.text.complete() {
-		return Event{}, ErrInvalidUTF8
+		return Event{}, false, ErrInvalidUTF8
 	}
-	return Event{Op: op, Payload: payload}, nil
-}
-
-func (d *Decoder) inflated(op Opcode, compressed []byte) (Event, *ProtocolError) {
-	payload, err := d.Inflater.inflate(compressed, d.MaxMessage)
-	if err != nil {
-		return Event{}, err
-	}
-	if op == OpText && !utf8.Valid(payload) {
-		return Event{}, ErrInvalidUTF8
-	}
-	return Event{Op: op, Payload: payload}, nil
+	return Event{Op: op, Payload: payload}, true, nil
 }

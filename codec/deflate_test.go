@@ -8,6 +8,7 @@ import (
 	"io"
 	"strings"
 	"testing"
+	"time"
 )
 
 // asClient turns a server's frame into the same frame from a client.
@@ -47,6 +48,34 @@ func TestDeflateRoundTrip(t *testing.T) {
 	}
 }
 
+// With a smaller window nothing is repeated from further back: what comes again within the window is compressed, and
+// what comes again behind it is not.
+func TestDeflateWindows(t *testing.T) {
+	for window := minWindow; window <= MaxWindow; window++ {
+		size := 1 << window
+		d := NewDeflater(1, -1)
+		for _, row := range []struct {
+			sentence string
+			block    int // bytes that come again and again
+			smaller  bool
+		}{
+			{"within the window", size / 2, true},
+			{"just behind it", size + 1, false},
+			{"far behind it", min(2*size, 40000), false},
+		} {
+			payload := bytes.Repeat(noise(row.block), 8)
+			frame := d.AppendFrameWithin(nil, OpBinary, payload, window)
+			if smaller := len(frame) < len(payload)*3/4; smaller != row.smaller {
+				t.Errorf("%d bits, %s: %d bytes are %d", window, row.sentence, len(payload), len(frame))
+			}
+			got := feed(t, &Decoder{MaxMessage: 1 << 20, MaxFragments: 4, Inflater: NewInflater()}, asClient(frame))
+			if want := fmt.Sprintf("binary %q", abbreviated(payload)); got.String() != want {
+				t.Errorf("%d bits, %s: got %v, want %s", window, row.sentence, got, want)
+			}
+		}
+	}
+}
+
 func TestDeflaterChoosesWhatToCompress(t *testing.T) {
 	text := strings.Repeat("carillon ", 100)
 	tests := []struct {
@@ -60,8 +89,8 @@ func TestDeflaterChoosesWhatToCompress(t *testing.T) {
 		{"binary is too", 512, OpBinary, text, true},
 		{"at the threshold it is", len(text), OpText, text, true},
 		{"below the threshold it is not", len(text) + 1, OpText, text, false},
-		{"a threshold of 0 takes all that gets smaller", 0, OpText, text[:60], true},
-		{"a negative threshold is the same", -1, OpText, text[:60], true},
+		{"a threshold of 0 takes all that gets smaller", 0, OpText, text[:200], true},
+		{"a negative threshold is the same", -1, OpText, text[:200], true},
 		{"what does not get smaller stays as it is", -1, OpText, "abc", false},
 		{"noise stays as it is", -1, OpBinary, string(noise(100000)), false},
 		{"nothing stays as it is", -1, OpText, "", false},
@@ -92,6 +121,40 @@ func TestDeflaterLevel(t *testing.T) {
 			}()
 			NewDeflater(level, 0)
 		}()
+	}
+}
+
+// hardToDeflate are payloads with many short repetitions, which a search for the longest follows all.
+func hardToDeflate(n int) map[string][]byte {
+	letters, prefixes := noise(n), noise(n)
+	for i := range letters {
+		letters[i] &= 1
+		if i%6 < 4 {
+			prefixes[i] = 'a'
+		}
+	}
+	return map[string][]byte{"two letters": letters, "equal prefixes": prefixes}
+}
+
+// No payload makes compression take much longer than others do, at any level.
+func TestDeflaterTakesNoLongerForHardPayloads(t *testing.T) {
+	const size, factor = 64 << 10, 60 // 3 is measured
+	took := func(level int, payload []byte) time.Duration {
+		d, least := NewDeflater(level, 0), time.Hour
+		for range 5 {
+			start := time.Now()
+			d.AppendFrame(nil, OpBinary, payload)
+			least = min(least, time.Since(start))
+		}
+		return least
+	}
+	most := factor * took(1, jsonText(size))
+	for name, payload := range hardToDeflate(size) {
+		for level := 1; level <= 9; level++ {
+			if got := took(level, payload); got > most {
+				t.Errorf("%s at level %d: %v, want at most %v", name, level, got, most)
+			}
+		}
 	}
 }
 
@@ -200,68 +263,11 @@ func TestInflatedSize(t *testing.T) {
 func TestInflaterKeepsNoLargeBuffer(t *testing.T) {
 	d := newDeflateDecoder()
 	feed(t, d, client(fin|rsv1|2, deflated(strings.Repeat("x", 1<<20))))
-	if got := cap(d.Inflater.out); got > maxRetained {
+	if got := cap(d.Inflater.current.out); got > maxRetained {
 		t.Errorf("after a large message %d bytes are kept", got)
 	}
 	feed(t, d, client(fin|rsv1|2, deflated("small")))
-	if cap(d.Inflater.out) == 0 {
+	if cap(d.Inflater.current.out) == 0 {
 		t.Error("the small buffer is not kept")
 	}
-}
-
-// A bomb costs as much memory as the limit allows, not as much as it would unfold to.
-func TestInflaterIsBounded(t *testing.T) {
-	f := NewInflater()
-	bomb := []byte(deflated(strings.Repeat("\x00", 64<<20)))
-	if _, err := f.inflate(bomb, 1000); err != ErrMessageTooBig {
-		t.Error(err)
-	}
-	if cap(f.out) > 2048 {
-		t.Errorf("a limit of 1000 bytes cost %d", cap(f.out))
-	}
-	if out, err := f.inflate(bomb, -1); err != nil || len(out) != 64<<20 {
-		t.Error("without a limit:", len(out), err)
-	}
-}
-
-func FuzzInflate(f *testing.F) {
-	f.Add([]byte("Hello"), uint16(100))
-	f.Add([]byte("\xf2\x48\xcd\xc9\xc9\x07\x00"), uint16(5))
-	f.Add([]byte("\xf3\x48\xcd\xc9\xc9\x07\x00\x00"), uint16(100))
-	f.Add([]byte("\xf2\x48\x05\x00\x00\x00\xff\xff\xca\xc9\xc9\x07\x00"), uint16(4))
-	f.Add([]byte(deflated(strings.Repeat("carillon ", 1000))), uint16(65535))
-	f.Add([]byte("\x03\x00\x03\x00\x03\x00"), uint16(0))
-	f.Add([]byte{}, uint16(0))
-	f.Add([]byte("\xdb\xf8p"), uint16(211)) // ends within a block: wsflate.Reader puts a zero byte there
-	inflater := NewInflater()
-	deflater := NewDeflater(1, -1)
-	f.Fuzz(func(t *testing.T, data []byte, limit uint16) {
-		out, err := inflater.inflate(data, int64(limit))
-		if err == nil && len(out) > int(limit) {
-			t.Fatalf("%d bytes pass a limit of %d", len(out), limit)
-		}
-		if cap(inflater.out) > 4*(int(limit)+1024) && cap(inflater.out) > maxRetained {
-			t.Fatalf("a limit of %d bytes cost %d", limit, cap(inflater.out))
-		}
-		out = bytes.Clone(out)
-		if again, err2 := NewInflater().inflate(data, int64(limit)); err2 != err || !bytes.Equal(again, out) {
-			t.Fatalf("a new Inflater says %v where a used one says %v", err2, err)
-		}
-		// The plain way, for messages that are one DEFLATE stream.
-		in := bytes.NewReader(append(bytes.Clone(data), "\x00\x00\xff\xff\x01\x00\x00\xff\xff"...))
-		plain, plainErr := io.ReadAll(io.LimitReader(flate.NewReader(in), int64(limit)+1))
-		if plainErr == nil && len(plain) <= int(limit) && in.Len() == 0 && (err != nil || !bytes.Equal(plain, out)) {
-			t.Fatalf("compress/flate makes %d bytes of % x, we %d and %v", len(plain), data, len(out), err)
-		}
-		if len(plain) > int(limit) && err == nil {
-			t.Fatal("compress/flate says it is too large")
-		}
-
-		frame := deflater.AppendFrame(nil, OpBinary, data)
-		d := &Decoder{MaxMessage: int64(len(data)), Inflater: inflater}
-		ev, n, ok, nextErr := d.Next([]byte(asClient(frame)))
-		if !ok || nextErr != nil || n == 0 || !bytes.Equal(ev.Payload, data) {
-			t.Fatalf("round trip of % x: %x, %v, %v", data, ev.Payload, ok, nextErr)
-		}
-	})
 }

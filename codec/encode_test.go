@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"unsafe"
 
 	"github.com/gobwas/ws"
 )
@@ -92,6 +93,22 @@ func TestFrameDeflated(t *testing.T) {
 		first := f.Deflated(NewDeflater(1, 1<<20))
 		if again := f.Deflated(d); &again[0] != &first[0] {
 			t.Error("another Deflater made another frame")
+		}
+	})
+	t.Run("there is one for each window that is smaller than the payload", func(t *testing.T) {
+		f := NewFrame(OpText, text)
+		widest := f.Deflated(d)
+		for window := minWindow; window <= MaxWindow; window++ {
+			got, again := f.DeflatedWithin(d, window), f.DeflatedWithin(d, window)
+			if isNarrow := 1<<window < len(text); isNarrow == (&got[0] == &widest[0]) || &got[0] != &again[0] {
+				t.Errorf("%d bits: another frame: %v, made again: %v", window, &got[0] != &widest[0], &got[0] != &again[0])
+			}
+		}
+		if o := Opaque(text); &o.DeflatedWithin(d, 8)[0] != &text[0] {
+			t.Error("what goes out as it is was compressed")
+		}
+		if size := unsafe.Sizeof(Frame{}); size > 80 {
+			t.Errorf("a frame takes %d bytes", size)
 		}
 	})
 	t.Run("what does not get smaller is the plain frame", func(t *testing.T) {

@@ -11,6 +11,7 @@ type Via struct {
 	Forwarded       [][]byte // RFC 7239
 	XForwardedFor   [][]byte
 	XForwardedProto [][]byte
+	XForwardedHost  [][]byte
 }
 
 // AppendVia adds the headers of a request to v. The values are views of the request.
@@ -25,6 +26,10 @@ func (r *Request) AppendVia(v *Via) {
 			if equalFold(name, "x-forwarded-for") {
 				v.XForwardedFor = append(v.XForwardedFor, value)
 			}
+		case len("x-forwarded-host"):
+			if equalFold(name, "x-forwarded-host") {
+				v.XForwardedHost = append(v.XForwardedHost, value)
+			}
 		case len("x-forwarded-proto"):
 			if equalFold(name, "x-forwarded-proto") {
 				v.XForwardedProto = append(v.XForwardedProto, value)
@@ -35,7 +40,8 @@ func (r *Request) AppendVia(v *Via) {
 
 // Reset makes v empty and keeps its memory.
 func (v *Via) Reset() {
-	v.Forwarded, v.XForwardedFor, v.XForwardedProto = v.Forwarded[:0], v.XForwardedFor[:0], v.XForwardedProto[:0]
+	v.Forwarded, v.XForwardedFor = v.Forwarded[:0], v.XForwardedFor[:0]
+	v.XForwardedProto, v.XForwardedHost = v.XForwardedProto[:0], v.XForwardedHost[:0]
 }
 
 // maxHops bounds how many proxies a request may have come through.
@@ -53,17 +59,38 @@ const maxHops = 32
 // is none of the other. A proxy that writes Forwarded has to remove X-Forwarded-For, or the client could
 // write it.
 func (v *Via) Client(peer netip.AddrPort, trusted func(netip.Addr) bool) (client netip.AddrPort, scheme string) {
-	client = peer
+	at := v.walk(peer, trusted)
+	return at.client, schemeOf(at.proto)
+}
+
+// Origin returns where the client of [Via.Client] has sent its request to: the scheme, as Client does, and the host,
+// with its port if that was given, as X-Forwarded-Host or the host of Forwarded has it; "" when nobody whom we trust
+// says it. The host is not checked in any way. A proxy that does not write X-Forwarded-Host has to remove it, or the
+// client could write it.
+func (v *Via) Origin(peer netip.AddrPort, trusted func(netip.Addr) bool) (scheme, host string) {
+	at := v.walk(peer, trusted)
+	return schemeOf(at.proto), string(at.host)
+}
+
+// hop is what a proxy says of the request that it got.
+type hop struct {
+	client      netip.AddrPort
+	proto, host []byte
+}
+
+// walk goes back to the client.
+func (v *Via) walk(peer netip.AddrPort, trusted func(netip.Addr) bool) (at hop) {
+	at.client = peer
 	if !trusted(peer.Addr()) {
-		return client, ""
+		return at
 	}
 	if len(v.XForwardedFor) == 0 && len(v.Forwarded) > 0 {
-		return v.walkForwarded(client, trusted)
+		return v.walkForwarded(at.client, trusted)
 	}
-	schemes := backwards{lines: v.XForwardedProto}
-	scheme = nextScheme(&schemes, "")
+	protos, hosts := backwards{lines: v.XForwardedProto}, backwards{lines: v.XForwardedHost}
+	at.proto, at.host = protos.nextOr(nil), hosts.nextOr(nil)
 	addresses := backwards{lines: v.XForwardedFor}
-	for hop := range maxHops {
+	for i := range maxHops {
 		element, ok := addresses.next()
 		if !ok {
 			break
@@ -72,45 +99,39 @@ func (v *Via) Client(peer netip.AddrPort, trusted func(netip.Addr) bool) (client
 		if !ok {
 			break
 		}
-		client = from
-		if hop > 0 { // each proxy may have added a scheme as well, or have left the one that was there
-			scheme = nextScheme(&schemes, scheme)
+		at.client = from
+		if i > 0 { // each proxy may have added these as well, or have left those that were there
+			at.proto, at.host = protos.nextOr(at.proto), hosts.nextOr(at.host)
 		}
-		if !trusted(client.Addr()) {
+		if !trusted(from.Addr()) {
 			break
 		}
 	}
-	return client, scheme
+	return at
 }
 
-func nextScheme(schemes *backwards, before string) string {
-	if element, ok := schemes.next(); ok {
-		return schemeOf(element)
-	}
-	return before
-}
-
-func (v *Via) walkForwarded(client netip.AddrPort, trusted func(netip.Addr) bool) (_ netip.AddrPort, scheme string) {
+func (v *Via) walkForwarded(peer netip.AddrPort, trusted func(netip.Addr) bool) (at hop) {
+	at.client = peer
 	elements := backwards{lines: v.Forwarded, quotes: true}
 	for range maxHops {
 		element, ok := elements.next()
 		if !ok {
 			break
 		}
-		from, proto, ok := forwardedElement(element)
+		before, ok := forwardedElement(element)
 		if !ok {
 			break
 		}
-		scheme = schemeOf(proto)
-		if !from.IsValid() {
+		at.proto, at.host = before.proto, before.host
+		if !before.client.IsValid() {
 			break
 		}
-		client = from
-		if !trusted(client.Addr()) {
+		at.client = before.client
+		if !trusted(at.client.Addr()) {
 			break
 		}
 	}
-	return client, scheme
+	return at
 }
 
 // schemeOf returns "http" or "https" for what a client may have used, and else "".
@@ -154,36 +175,49 @@ func (l *backwards) next() (element []byte, ok bool) {
 	return element, true
 }
 
+// nextOr returns the next element, or that of before when there is none.
+func (l *backwards) nextOr(before []byte) []byte {
+	if element, ok := l.next(); ok {
+		return element
+	}
+	return before
+}
+
 // forwardedElement reads an element of Forwarded (RFC 7239, section 4), such as
-// for="[2001:db8::17]:4711";proto=https. from is not valid when the element hides it.
-func forwardedElement(element []byte) (from netip.AddrPort, proto []byte, ok bool) {
-	seenFor, seenProto := false, false
+// for="[2001:db8::17]:4711";proto=https;host=example.com. The client is not valid when the element hides it.
+func forwardedElement(element []byte) (at hop, ok bool) {
+	seenFor, seenProto, seenHost := false, false, false
 	for len(element) > 0 {
 		var name, value []byte
 		name, value, element, ok = forwardedPair(element)
 		if !ok {
-			return netip.AddrPort{}, nil, false
+			return hop{}, false
 		}
 		switch {
 		case equalFold(name, "for"):
 			if seenFor {
-				return netip.AddrPort{}, nil, false
+				return hop{}, false
 			}
 			seenFor = true
 			if len(value) > 0 && value[0] == '_' || equalFold(value, "unknown") {
 				continue
 			}
-			if from, ok = forwardedAddr(value, true); !ok {
-				return netip.AddrPort{}, nil, false
+			if at.client, ok = forwardedAddr(value, true); !ok {
+				return hop{}, false
 			}
 		case equalFold(name, "proto"):
 			if seenProto {
-				return netip.AddrPort{}, nil, false
+				return hop{}, false
 			}
-			seenProto, proto = true, value
+			seenProto, at.proto = true, value
+		case equalFold(name, "host"):
+			if seenHost {
+				return hop{}, false
+			}
+			seenHost, at.host = true, value
 		}
 	}
-	return from, proto, seenFor || seenProto
+	return at, seenFor || seenProto
 }
 
 // forwardedPair cuts one name=value off an element. A value is a token or stands between quotes; one

@@ -123,6 +123,37 @@ func TestClientBehindProxies(t *testing.T) {
 	}
 }
 
+// The host is told as the scheme is. It is given as it stands.
+func TestForwardedHost(t *testing.T) {
+	for _, test := range []struct {
+		sentence     string
+		headers      []string
+		scheme, host string
+	}{
+		{"nobody tells it", []string{"X-Forwarded-For: 192.0.2.1"}, "", ""},
+		{"it is told", []string{"X-Forwarded-For: 192.0.2.1", "X-Forwarded-Proto: https", "X-FORWARDED-HOST: a.example:8443"}, "https", "a.example:8443"},
+		{"it may be told alone", []string{"X-Forwarded-Host: a.example"}, "", "a.example"},
+		{"one is for all proxies", []string{"X-Forwarded-For: 192.0.2.1, 10.0.0.2", "X-Forwarded-Host: a.example"}, "", "a.example"},
+		{"of several the client's is beside its address", []string{"X-Forwarded-For: 192.0.2.1, 10.0.0.2", "X-Forwarded-Host: x, a.example, b.example"}, "", "a.example"},
+		{"the standard's header has it", []string{"Forwarded: for=192.0.2.1;proto=https;host=a.example, for=10.0.0.2;host=b.example"}, "https", "a.example"},
+		{"there it must not be named twice", []string{"Forwarded: for=192.0.2.1;host=a.example;host=b.example"}, "", ""},
+		{"beside Forwarded, one without it means nothing", []string{"Forwarded: for=192.0.2.1", "X-Forwarded-Host: a.example"}, "", ""},
+	} {
+		t.Run(test.sentence, func(t *testing.T) {
+			v := via(t, test.headers...)
+			if scheme, host := v.Origin(proxyPeer, isProxy); scheme != test.scheme || host != test.host {
+				t.Errorf("got %q over %q, want %q over %q", host, scheme, test.host, test.scheme)
+			}
+			if scheme, host := v.Origin(netip.MustParseAddrPort("203.0.113.9:1"), isProxy); scheme != "" || host != "" {
+				t.Errorf("a stranger is believed: %q over %q", host, scheme)
+			}
+			if v.Reset(); len(v.XForwardedHost) != 0 {
+				t.Error("Reset leaves the host")
+			}
+		})
+	}
+}
+
 // FuzzForwarded: what a proxy appends to a header counts, whatever the client had put there.
 func FuzzForwarded(f *testing.F) {
 	for _, text := range []string{"", "192.0.2.1", `for="`, `for="[::1]:80";proto=https`, `"`, `\"`, ",", "for=_x, by=1", "unknown"} {

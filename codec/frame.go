@@ -1,14 +1,24 @@
 package codec
 
-import "sync"
+import (
+	"sync"
+	"sync/atomic"
+)
 
 // Frame is a message encoded once for all of its receivers. It is immutable and safe from any
 // goroutine; its bytes live as long as it does, so a queue may keep them without copying.
 type Frame struct {
 	op    Opcode
-	head  int // of plain: where the payload begins
+	head  uint8 // of plain: where the payload begins; 0 for Opaque
 	plain []byte
 
+	once     sync.Once
+	deflated []byte // guarded by once
+	narrow   atomic.Pointer[narrowFrames]
+}
+
+// narrowFrames are the frames for smaller windows, from minWindow on. Few clients ask for one.
+type narrowFrames [MaxWindow - minWindow]struct {
 	once     sync.Once
 	deflated []byte // guarded by once
 }
@@ -20,7 +30,7 @@ func NewFrame(op Opcode, payload []byte) *Frame {
 	}
 	head := headerLen(len(payload))
 	plain := make([]byte, 0, head+len(payload))
-	return &Frame{op: op, head: head, plain: AppendFrame(plain, op, payload)}
+	return &Frame{op: op, head: uint8(head), plain: AppendFrame(plain, op, payload)}
 }
 
 // Opcode returns what the frame carries.
@@ -38,12 +48,28 @@ func (f *Frame) Plain() []byte { return f.plain }
 // The work is done by the first call, whatever the number of goroutines that come together; the others
 // wait for it. Later calls return the first one's result even if they name another Deflater.
 func (f *Frame) Deflated(d *Deflater) []byte {
-	f.once.Do(func() { f.deflated = f.deflate(d) })
+	f.once.Do(func() { f.deflated = f.deflate(d, MaxWindow) })
 	return f.deflated
 }
 
-func (f *Frame) deflate(d *Deflater) []byte {
-	b := d.AppendFrame(make([]byte, 0, len(f.plain)), f.op, f.Payload())
+// DeflatedWithin is Deflated for a client with a window of 8 to [MaxWindow] bits. The work is done once for each size of
+// window, and once for all that are not smaller than the payload.
+func (f *Frame) DeflatedWithin(d *Deflater, window uint8) []byte {
+	if f.head == 0 || fits(len(f.Payload()), window) {
+		return f.Deflated(d)
+	}
+	all := f.narrow.Load()
+	if all == nil {
+		f.narrow.CompareAndSwap(nil, new(narrowFrames))
+		all = f.narrow.Load()
+	}
+	n := &all[window-minWindow]
+	n.once.Do(func() { n.deflated = f.deflate(d, window) })
+	return n.deflated
+}
+
+func (f *Frame) deflate(d *Deflater, window uint8) []byte {
+	b := d.AppendFrameWithin(make([]byte, 0, len(f.plain)), f.op, f.Payload(), window)
 	if b[0]&bitRSV1 == 0 {
 		return f.plain
 	}

@@ -1,6 +1,9 @@
 package codec
 
-import "encoding/base64"
+import (
+	"bytes"
+	"encoding/base64"
+)
 
 // The header names of the opening handshake, in lower case.
 const (
@@ -18,6 +21,8 @@ var (
 		Header: [][2]string{{"Allow", "GET"}}}
 	errNoUpgrade = &Rejection{Status: 426, Reason: "this is a WebSocket endpoint",
 		Header: [][2]string{{"Connection", "Upgrade"}, {"Upgrade", "websocket"}, {"Sec-WebSocket-Version", "13"}}}
+	errUpgradeHTTP10 = &Rejection{Status: 505, Reason: "a WebSocket handshake is HTTP/1.1, and this came as HTTP/1.0: " +
+		"a proxy may need to be told (nginx: proxy_http_version 1.1)"}
 	errNoConnection = badRequest("the Connection header must name Upgrade")
 	errBody         = badRequest("a WebSocket handshake has no body")
 	errTwoVersions  = badRequest("there must be one Sec-WebSocket-Version header")
@@ -33,7 +38,7 @@ var (
 // handshakeFields are the headers that decide whether a request is a handshake.
 type handshakeFields struct {
 	upgrade, connection bool // the header names websocket, or upgrade
-	body                bool
+	body                bool // a length above 0, or a Transfer-Encoding
 	hixie               bool // a header of drafts 75 and 76, before there were versions
 	key, version        []byte
 	keys, versions      int
@@ -47,7 +52,7 @@ func (f *handshakeFields) read(r *Request) {
 		case len(nameConnection):
 			f.connection = f.connection || equalFold(name, nameConnection) && hasToken(value, "upgrade")
 		case len("content-length"):
-			f.body = f.body || equalFold(name, "content-length")
+			f.body = f.body || equalFold(name, "content-length") && !isZero(value)
 		case len(nameKey): // as long as Transfer-Encoding
 			if equalFold(name, nameKey) {
 				f.key = value
@@ -65,12 +70,32 @@ func (f *handshakeFields) read(r *Request) {
 	}
 }
 
+// isZero reports whether a Content-Length is 0, which is no body (RFC 9110, section 8.6).
+func isZero(length []byte) bool {
+	return len(length) > 0 && len(bytes.TrimLeft(length, "0")) == 0
+}
+
+// NamesWebSocket reports whether an Upgrade header names websocket. A server ignores one that names other
+// protocols only, such as h2c (RFC 9110, section 7.8).
+func (r *Request) NamesWebSocket() bool {
+	for name, value := range r.Headers() {
+		if equalFold(name, nameUpgrade) && hasToken(value, "websocket") {
+			return true
+		}
+	}
+	return false
+}
+
 // CheckUpgrade reports, as a *[Rejection], why the request is not the opening handshake of a client
 // (RFC 6455, section 4.2.1). A client that does not ask for WebSocket at all, or for another version
-// of it, learns from a 426 what it could ask for (section 4.2.2).
+// of it, learns from a 426 what it could ask for (section 4.2.2). The version is checked before what
+// depends on it: drafts had other headers, and a body.
 func (r *Request) CheckUpgrade() error {
 	if string(r.Method) != "GET" {
 		return errMethod
+	}
+	if r.HTTP10 {
+		return errUpgradeHTTP10
 	}
 	var f handshakeFields
 	f.read(r)
@@ -79,13 +104,13 @@ func (r *Request) CheckUpgrade() error {
 		return errNoUpgrade
 	case !f.connection:
 		return errNoConnection
-	case f.body:
-		return errBody
 	}
 	if err := f.checkVersion(); err != nil {
 		return err
 	}
 	switch {
+	case f.body:
+		return errBody
 	case f.keys == 0:
 		return errNoKey
 	case f.keys > 1:

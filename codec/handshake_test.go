@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -60,6 +61,8 @@ func TestCheckUpgrade(t *testing.T) {
 		{"Connection the other way round", change(connection, connection+"Connection: keep-alive\r\n"), 0, ""},
 		{"a list of protocols to upgrade to", change("Upgrade: websocket", "Upgrade: h2c, websocket"), 0, ""},
 		{"an Origin is for the server to judge", upgradeHead("Origin: null"), 0, ""},
+		{"a Content-Length of zero, as the JDK sends it", upgradeHead("content-length: 0"), 0, ""},
+		{"any number that is zero", upgradeHead("Content-Length: 000"), 0, ""},
 		{"a key whose spare bits are not zero", key("dGhlIHNhbXBsZSBub25jZR=="), 0, ""},
 
 		{"POST", change("GET", "POST"), 405, "Allow: GET"},
@@ -75,7 +78,10 @@ func TestCheckUpgrade(t *testing.T) {
 		{"a Connection header with part of it", change(connection, "Connection: Upgrades\r\n"), 400, ""},
 
 		{"a Content-Length", upgradeHead("Content-Length: 5"), 400, ""},
-		{"a Content-Length of zero", upgradeHead("content-length: 0"), 400, ""},
+		{"a length that is no number", upgradeHead("Content-Length: zero"), 400, ""},
+		{"a length without digits", upgradeHead("Content-Length:"), 400, ""},
+		{"a negative length", upgradeHead("Content-Length: -0"), 400, ""},
+		{"two lengths, one of them zero", upgradeHead("Content-Length: 0", "Content-Length: 5"), 400, ""},
 		{"a Transfer-Encoding", upgradeHead("Transfer-Encoding: chunked"), 400, ""},
 		{"two keys", upgradeHead("Sec-Websocket-Key: " + sampleKey), 400, ""},
 		{"two versions", upgradeHead(verLine[:len(verLine)-2]), 400, ""},
@@ -91,6 +97,8 @@ func TestCheckUpgrade(t *testing.T) {
 		{"a version missing beside a key", change(verLine, ""), 400, ""},
 		{"draft 75 has neither key nor version", strings.Replace(change(keyLine, ""), verLine, "", 1), 426, "Sec-WebSocket-Version: 13"},
 		{"draft 76 has two keys of its own", strings.Replace(change(keyLine, "Sec-WebSocket-Key1: 18x 6]8vM;54 *(5:  {   U1]8  z [  8\r\nSec-WebSocket-Key2: 1_ tx7X d  <  nw  334J702) 7]o}` 0\r\n"), verLine, "", 1), 426, "Sec-WebSocket-Version: 13"},
+		{"draft 76 has a body", strings.Replace(change(keyLine, "Sec-WebSocket-Key1: 1 2\r\nSec-WebSocket-Key2: 3 4\r\nContent-Length: 8\r\n"), verLine, "", 1), 426, "Sec-WebSocket-Version: 13"},
+		{"the version counts before a body", strings.Replace(upgradeHead("Content-Length: 5"), "Version: 13", "Version: 8", 1), 426, "Sec-WebSocket-Version: 13"},
 		{"draft 76 beside a key of today", change(verLine, "Sec-WebSocket-Key2: 1\r\n"), 426, "Sec-WebSocket-Version: 13"},
 
 		{"no key", change(keyLine, ""), 400, ""},
@@ -124,7 +132,7 @@ func TestCheckUpgrade(t *testing.T) {
 
 func TestRejectionIsAWholeAnswer(t *testing.T) {
 	rejections := []*Rejection{errRequestLine, errVersion, errTarget, errLineEnd, errHeaderName, errHeaderValue, errHeadEnd,
-		errHost, errMethod, errNoUpgrade, errNoConnection, errBody, errTwoVersions, errNoVersion, errBadVersion, errOtherVersion,
+		errHost, errMethod, errUpgradeHTTP10, errNoUpgrade, errNoConnection, errBody, errTwoVersions, errNoVersion, errBadVersion, errOtherVersion,
 		errTwoKeys, errNoKey, errBadKey, errExtensions, errProtocols, errNotUpgraded,
 		{Status: 503, Reason: "full", Header: [][2]string{{"Retry-After", "1"}}},
 		{Status: 599, Reason: ""},
@@ -159,6 +167,26 @@ func TestRejectionIsAWholeAnswer(t *testing.T) {
 		if r.Status == 426 && (resp.Header.Get("Upgrade") != "websocket" || !bytes.Contains(b, []byte("\r\nConnection: Upgrade\r\n"))) {
 			t.Errorf("a 426 must name the protocol to upgrade to: %v", resp.Header)
 		}
+	}
+}
+
+// A refusal with a type of its own, as JSON or a page, has one Content-Type.
+func TestRejectionWithItsOwnType(t *testing.T) {
+	r := &Rejection{Status: 403, Reason: `{"error":"<b>"}`, Header: [][2]string{
+		{"content-type", "application/json"}, {"X-Other", "a"}, {"Content-Type", "text/html"}, {"x-content-type-options", "none"}, {"X-Other", "b"}}}
+	resp, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(r.AppendResponse(nil))), nil)
+	if err != nil || !resp.Close {
+		t.Fatal(resp, err)
+	}
+	for name, want := range map[string][]string{
+		"Content-Type": {"application/json"}, "X-Content-Type-Options": {"none"}, "X-Other": {"a", "b"},
+	} {
+		if got := resp.Header.Values(name); !slices.Equal(got, want) {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != r.Reason+"\n" {
+		t.Errorf("the body is %q, %v", body, err)
 	}
 }
 
@@ -221,7 +249,7 @@ func TestUpgrade(t *testing.T) {
 		{"deflate is not answered when it was not offered", Upgrader{Deflate: true}, upgradeHead(), nil,
 			Handshake{Subprotocol: -1}, map[string]string{"Sec-WebSocket-Extensions": ""}},
 		{"deflate and a subprotocol together", Upgrader{Subprotocols: []string{"chat"}, Deflate: true},
-			upgradeHead("Sec-WebSocket-Extensions: permessage-deflate", "Sec-WebSocket-Protocol: chat"), nil, Handshake{0, true},
+			upgradeHead("Sec-WebSocket-Extensions: permessage-deflate", "Sec-WebSocket-Protocol: chat"), nil, Handshake{0, true, 15},
 			map[string]string{"Sec-WebSocket-Protocol": "chat", "Sec-WebSocket-Extensions": "permessage-deflate;server_no_context_takeover;client_no_context_takeover"}},
 
 		{"extra headers are added", Upgrader{}, upgradeHead(), [][2]string{{"Set-Cookie", "a=b; Secure"}, {"X-Two", "2"}},
@@ -285,4 +313,35 @@ func TestUpgradeRefuses(t *testing.T) {
 		t.Error(got, err)
 	}
 	checkAnswer(t, upgradeHead(), answer)
+}
+
+func TestNamesWebSocket(t *testing.T) {
+	for _, test := range []struct {
+		header string
+		want   bool
+	}{
+		{"A: websocket", false},
+		{"Upgrade: websocket", true},
+		{"uPGRADE: h2c, WebSocket", true},
+		{"Upgrade: h2c\r\nUpgrade: websocket", true},
+		{"Upgrade: h2c", false},
+		{"Upgrade: TLS/1.0, h2c", false},
+		{"Upgrade: websockets", false},
+		{"Upgrade:", false},
+	} {
+		if got := parsed(t, lines("GET / HTTP/1.1", "Host: h", test.header)).NamesWebSocket(); got != test.want {
+			t.Errorf("%q: got %v", test.header, got)
+		}
+	}
+}
+
+// A request of HTTP/1.0 is parsed, and is no handshake whatever its headers say.
+func TestCheckUpgradeOverHTTP10(t *testing.T) {
+	var r Request
+	if err := r.Parse([]byte(strings.Replace(upgradeHead(), "HTTP/1.1", "HTTP/1.0", 1))); !errors.Is(err, errVersion) || !r.HTTP10 {
+		t.Fatal(err, r.HTTP10)
+	}
+	if err := r.CheckUpgrade(); !errors.Is(err, errUpgradeHTTP10) {
+		t.Errorf("got %v", err)
+	}
 }

@@ -6,7 +6,7 @@ import "bytes"
 // when more bytes are needed. from is how many bytes of buf earlier calls have seen in vain; 0 at first.
 //
 // A blank line counts even if its line ends are bare LF, which [Request.Parse] then refuses: the
-// client gets its 400 instead of silence.
+// client gets its 400 instead of silence. Empty lines before the request line are for [EmptyLines].
 func HeadLen(buf []byte, from int) int {
 	// The blank line may begin with the LF of the line before, two bytes back.
 	for i := max(0, from-2); i < len(buf); {
@@ -24,6 +24,20 @@ func HeadLen(buf []byte, from int) int {
 	}
 	return 0
 }
+
+// maxEmptyLines is generous: clients that send an empty line behind the body of a POST send one.
+const maxEmptyLines = 4
+
+// EmptyLines returns the length of the empty lines at the start of buf, at most four. A server skips those
+// before a request line (RFC 9112, section 2.2).
+func EmptyLines(buf []byte) (n int) {
+	for n < maxEmptyLines*len(crlf) && bytes.HasPrefix(buf[n:], crlf) {
+		n += len(crlf)
+	}
+	return n
+}
+
+var crlf = []byte("\r\n")
 
 // What Parse refuses, in the order in which a head is read.
 var (

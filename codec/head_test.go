@@ -356,3 +356,23 @@ func sameAsNetHTTP(t *testing.T, head string, r *Request) {
 		}
 	}
 }
+
+func TestEmptyLines(t *testing.T) {
+	for _, test := range []struct {
+		rule, buf string
+		want      int
+	}{
+		{"nothing", "", 0},
+		{"a request line", "GET / HTTP/1.1\r\n", 0},
+		{"one empty line", "\r\nGET / HTTP/1.1\r\n", 2},
+		{"two", "\r\n\r\nGET / HTTP/1.1\r\n", 4},
+		{"half a line waits for its end", "\r\n\r", 2},
+		{"a bare LF is no line", "\nGET / HTTP/1.1\r\n", 0},
+		{"a bare CR is none", "\rGET / HTTP/1.1\r\n", 0},
+		{"the number has a bound", strings.Repeat("\r\n", 9), 8},
+	} {
+		if got := EmptyLines([]byte(test.buf)); got != test.want {
+			t.Errorf("%s: got %d, want %d", test.rule, got, test.want)
+		}
+	}
+}

@@ -1,117 +1,67 @@
 package codec
 
-import (
-	"compress/flate"
-	"io"
-)
-
-// Inflater undoes permessage-deflate (RFC 7692, section 7.2.2), one message at a time without context
-// takeover. It costs about 45 KB; make one for each goroutine and share it among its decoders.
+// Inflater decompresses the messages of all decoders of a goroutine (permessage-deflate without context
+// takeover, RFC 7692). Each message that is suspended in the middle, see [Decoder.Suspended], keeps a
+// state of 6 KB and what it has become so far, up to MaxMessage of its decoder.
 type Inflater struct {
-	source inflateSource
-	flate  io.ReadCloser
-	out    []byte
+	// MaxSuspended is how many messages may be suspended in the middle at the same time. One more is
+	// not refused: if the budget that it meets first is not enough for it, its decompression is put
+	// off as a whole until one of the others is done or given up. 0 is no limit.
+	MaxSuspended int
+
+	current   *inflation // of the message that is being decompressed, or was last
+	free      []*inflation
+	suspended int
 }
+
+// maxFree is how many states are kept for the next messages.
+const maxFree = 8
 
 // NewInflater returns an Inflater.
-func NewInflater() *Inflater {
-	f := new(Inflater)
-	f.flate = flate.NewReader(&f.source)
-	return f
-}
+func NewInflater() *Inflater { return &Inflater{current: new(inflation)} }
 
-// inflate returns what message was before it was compressed. More than limit bytes (none if less than
-// 0) are ErrMessageTooBig, found out before there is twice as much. The result is valid until the next
-// call of inflate or release.
-//
-// A block with BFINAL=1 ends a DEFLATE stream but not the message (RFC 7692, section 7.2.3.4): what
-// follows it, from the next whole byte on, is read as another stream. A sender that leaves out the
-// empty block after the last one is understood too, and so is one whose empty message has no bytes at
-// all, as zlib would have it. Anything else that is not DEFLATE is an error, trailing bytes included.
-func (f *Inflater) inflate(message []byte, limit int64) ([]byte, *ProtocolError) {
-	f.release()
-	f.out = f.out[:0]
-	f.source = inflateSource{message: message}
-	defer func() { f.source = inflateSource{} }()
-	for f.source.at < len(message) {
-		// It fails for a dictionary only.
-		_ = f.flate.(flate.Resetter).Reset(&f.source, nil)
-		if err := f.readStream(limit); err != nil {
-			return nil, err
-		}
+// Suspended returns how many messages are suspended in the middle.
+func (f *Inflater) Suspended() int { return f.suspended }
+
+// full reports whether no more messages may be suspended.
+func (f *Inflater) full() bool { return f.MaxSuspended > 0 && f.suspended >= f.MaxSuspended }
+
+// suspend hands the current message over to its decoder.
+func (f *Inflater) suspend() *inflation {
+	s := f.current
+	f.suspended++
+	if last := len(f.free) - 1; last >= 0 {
+		f.current, f.free = f.free[last], f.free[:last]
+	} else {
+		f.current = new(inflation)
 	}
-	return f.out, nil
+	return s
 }
 
-// readStream appends one DEFLATE stream to out.
-func (f *Inflater) readStream(limit int64) *ProtocolError {
-	for {
-		if len(f.out) == cap(f.out) {
-			f.out = grown(f.out)
-		}
-		n, err := f.flate.Read(f.out[len(f.out):cap(f.out)])
-		f.out = f.out[:len(f.out)+n]
-		if limit >= 0 && int64(len(f.out)) > limit {
-			return ErrMessageTooBig
-		}
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return ErrDeflateData
-		}
+// resume takes a message back as the current one. Its output is valid until the next one.
+func (f *Inflater) resume(s *inflation) {
+	f.keep(f.current)
+	f.current = s
+	f.suspended--
+}
+
+// abandon takes back a message that nobody waits for.
+func (f *Inflater) abandon(s *inflation) {
+	f.keep(s)
+	f.suspended--
+}
+
+func (f *Inflater) keep(s *inflation) {
+	s.in, s.out = nil, nil
+	if len(f.free) < maxFree {
+		f.free = append(f.free, s)
 	}
-}
-
-// grown returns b with twice the capacity.
-func grown(b []byte) []byte {
-	const smallest = 1 << 10
-	bigger := make([]byte, len(b), max(smallest, 2*cap(b)))
-	copy(bigger, b)
-	return bigger
 }
 
 // release lets a buffer go that a large message has left behind.
 func (f *Inflater) release() {
-	if cap(f.out) > maxRetained {
-		f.out = nil
+	f.current.in = nil
+	if cap(f.current.out) > maxRetained {
+		f.current.out = nil
 	}
-}
-
-// inflateSource is a message and the tail that its sender has cut off. It reads byte by byte, so that
-// compress/flate takes no more than it needs and it is known where a stream has ended.
-//
-// wsflate.Reader would do the same, but its ReadByte makes a zero byte of the message's end.
-type inflateSource struct {
-	message []byte
-	at      int // in message, and beyond it in the tail
-}
-
-// inflateTail is the end of the empty block that every message ends with (RFC 7692, section 7.2.2),
-// and one more empty block, a final one, so that compress/flate knows that this is the end.
-const inflateTail = "\x00\x00\xff\xff" + "\x01\x00\x00\xff\xff"
-
-// ReadByte implements flate.Reader.
-func (s *inflateSource) ReadByte() (b byte, err error) {
-	switch i := s.at - len(s.message); {
-	case i < 0:
-		b = s.message[s.at]
-	case i < len(inflateTail):
-		b = inflateTail[i]
-	default:
-		return 0, io.EOF
-	}
-	s.at++
-	return b, nil
-}
-
-// Read implements flate.Reader.
-func (s *inflateSource) Read(p []byte) (n int, err error) {
-	if s.at < len(s.message) {
-		n = copy(p, s.message[s.at:])
-	} else if n = copy(p, inflateTail[s.at-len(s.message):]); n == 0 && len(p) > 0 {
-		return 0, io.EOF
-	}
-	s.at += n
-	return n, nil
 }

@@ -12,60 +12,63 @@ var (
 	errProtocols  = badRequest("malformed Sec-WebSocket-Protocol header")
 )
 
-// The two answers to an offer of permessage-deflate (RFC 7692, section 7.1). Without context takeover
-// in either direction nothing is kept between messages: an idle connection costs no window, and one
-// compressed frame serves all.
-var (
-	deflateAnswer = []httphead.Option{wsflate.Parameters{
-		ServerNoContextTakeover: true,
-		ClientNoContextTakeover: true,
-	}.Option()}
-	deflateAnswerWindow = []httphead.Option{wsflate.Parameters{
-		ServerNoContextTakeover: true,
-		ClientNoContextTakeover: true,
-		ServerMaxWindowBits:     15,
-	}.Option()}
-)
+// deflateAnswers are the answers to an offer of permessage-deflate (RFC 7692, section 7.1), by the server_max_window_bits
+// that it asks for, 0 for none. Without context takeover in either direction nothing is kept between messages: an idle
+// connection costs no window, and one compressed frame serves all who have the same window. A client that says how
+// large its own window is gets no answer to that (section 7.1.2.2): any is small enough to inflate with.
+var deflateAnswers = func() (answers [MaxWindow + 1][]httphead.Option) {
+	for bits := range answers {
+		if bits > 0 && bits < int(minWindow) {
+			continue
+		}
+		answers[bits] = []httphead.Option{wsflate.Parameters{
+			ServerNoContextTakeover: true,
+			ClientNoContextTakeover: true,
+			ServerMaxWindowBits:     wsflate.WindowBits(bits),
+		}.Option()}
+	}
+	return answers
+}()
 
 // negotiateDeflate tries the offers in the value of one Sec-WebSocket-Extensions header in order, and
-// returns the answer to the first that can be accepted; nil when none can. ok=false means that the
-// value is no list of extensions, which fails the handshake (RFC 6455, section 9.1).
-func negotiateDeflate(value []byte) (answer []httphead.Option, ok bool) {
+// returns the answer to the first that can be accepted, and the server's window in bits; nil when none can. ok=false
+// means that the value is no list of extensions, which fails the handshake (RFC 6455, section 9.1).
+func negotiateDeflate(value []byte) (answer []httphead.Option, window uint8, ok bool) {
 	s := offerScanner{rest: value}
 	extensions := 0
 	for s.skipCommas() {
 		extensions++
 		name := s.token()
 		if name == nil {
-			return nil, false
+			return nil, 0, false
 		}
 		offer := deflateOffer{declined: string(name) != wsflate.ExtensionName}
 		for s.next(';') {
 			param, value, ok := s.param()
 			if !ok {
-				return nil, false
+				return nil, 0, false
 			}
 			offer.add(param, value)
 		}
 		if len(s.rest) > 0 && s.rest[0] != ',' {
-			return nil, false
+			return nil, 0, false
 		}
 		if answer == nil && !offer.declined {
-			answer = deflateAnswer
-			if offer.seen&seenServerWindow != 0 {
-				answer = deflateAnswerWindow
+			answer, window = deflateAnswers[offer.window], MaxWindow
+			if offer.window > 0 {
+				window = offer.window
 			}
 		}
 	}
-	return answer, extensions > 0
+	return answer, window, extensions > 0
 }
 
-// deflateOffer is one offer of permessage-deflate and whether it has to be declined: because of a
-// parameter that is unknown, comes twice or has a bad value (RFC 7692, section 7), or because it asks
-// for a window that compress/flate does not have.
+// deflateOffer is one offer of permessage-deflate and whether it has to be declined because of a
+// parameter that is unknown, comes twice or has a bad value (RFC 7692, section 7).
 type deflateOffer struct {
 	declined bool
 	seen     uint8
+	window   uint8 // server_max_window_bits; 0 without
 }
 
 const (
@@ -85,11 +88,10 @@ func (o *deflateOffer) add(param, value []byte) {
 	case "client_no_context_takeover":
 		bit, good = seenClientTakeover, value == nil
 	case "server_max_window_bits":
-		// The window of compress/flate is always 32 KiB.
-		bit, good = seenServerWindow, string(value) == "15"
+		o.window = windowBits(value)
+		bit, good = seenServerWindow, o.window > 0
 	case "client_max_window_bits":
-		// Whatever the client's window, ours is large enough to inflate with.
-		bit, good = seenClientWindow, value == nil || validWindow(value)
+		bit, good = seenClientWindow, value == nil || windowBits(value) > 0
 	}
 	if !good || o.seen&bit != 0 {
 		o.declined = true
@@ -97,15 +99,15 @@ func (o *deflateOffer) add(param, value []byte) {
 	o.seen |= bit
 }
 
-// validWindow reports whether b is a number from 8 to 15 without leading zeros.
-func validWindow(b []byte) bool {
-	switch len(b) {
-	case 1:
-		return b[0] == '8' || b[0] == '9'
-	case 2:
-		return b[0] == '1' && b[1] >= '0' && b[1] <= '5'
+// windowBits reads a number from 8 to 15 without leading zeros, and returns 0 for anything else.
+func windowBits(b []byte) uint8 {
+	switch {
+	case len(b) == 1 && (b[0] == '8' || b[0] == '9'):
+		return b[0] - '0'
+	case len(b) == 2 && b[0] == '1' && b[1] >= '0' && b[1] <= '5':
+		return 10 + b[1] - '0'
 	}
-	return false
+	return 0
 }
 
 // offerScanner reads a list of extensions (RFC 6455, section 9.1):

@@ -9,7 +9,8 @@ func TestNegotiateDeflate(t *testing.T) {
 		declined = "declined"
 		bad      = "400"
 		accepted = "permessage-deflate;server_no_context_takeover;client_no_context_takeover"
-		window   = accepted + ";server_max_window_bits=15"
+		bits     = accepted + ";server_max_window_bits="
+		window   = bits + "15"
 	)
 	tests := []struct{ rule, offer, want string }{
 		{"a plain offer", "permessage-deflate", accepted},
@@ -20,8 +21,13 @@ func TestNegotiateDeflate(t *testing.T) {
 		{"a client's window is fine, whatever its size", "permessage-deflate; client_max_window_bits=8", accepted},
 		{"a client's window of 15", "permessage-deflate; client_max_window_bits=15", accepted},
 		{"a server's window of 15 is what it has", "permessage-deflate; server_max_window_bits=15", window},
-		{"a server's window of 14 cannot be had", "permessage-deflate; server_max_window_bits=14", declined},
-		{"a server's window of 8 cannot be had", "permessage-deflate; server_max_window_bits=8", declined},
+		{"a server's window of 14", "permessage-deflate; server_max_window_bits=14", bits + "14"},
+		{"a server's window of 9", "permessage-deflate; server_max_window_bits=9", bits + "9"},
+		{"a server's window of 8, which zlib would not compress with", "permessage-deflate; server_max_window_bits=8", bits + "8"},
+		{"both windows", "permessage-deflate; client_max_window_bits=9; server_max_window_bits=\"10\"", bits + "10"},
+		{"a server's window of 7", "permessage-deflate; server_max_window_bits=7", declined},
+		{"a server's window of 16", "permessage-deflate; server_max_window_bits=16", declined},
+		{"a server's window that is no number", "permessage-deflate; server_max_window_bits=1x", declined},
 		{"a quoted value", `permessage-deflate; client_max_window_bits="10"`, accepted},
 		{"a quoted value with a backslash", `permessage-deflate; server_max_window_bits="1\5"`, window},
 		{"white space everywhere", "\t permessage-deflate \t;  client_max_window_bits\t= 10 , x", accepted},
@@ -47,7 +53,7 @@ func TestNegotiateDeflate(t *testing.T) {
 		{"another extension with our parameters", "deflate; client_max_window_bits=10", declined},
 
 		{"a bad offer and a good one", "permessage-deflate; level=9, permessage-deflate", accepted},
-		{"an offer that cannot be met and its fallback", "permessage-deflate; server_max_window_bits=10, permessage-deflate; server_max_window_bits=15", window},
+		{"an offer that cannot be met and its fallback", "permessage-deflate; server_max_window_bits=16, permessage-deflate; server_max_window_bits=15", window},
 		{"two good offers: the first wins", "permessage-deflate, permessage-deflate; server_max_window_bits=15", accepted},
 		{"two good offers the other way round", "permessage-deflate; server_max_window_bits=15, permessage-deflate", window},
 		{"an unknown extension first", "x; y=z, permessage-deflate", accepted},
@@ -73,7 +79,7 @@ func TestNegotiateDeflate(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.rule, func(t *testing.T) {
-			if _, ok := negotiateDeflate([]byte(tt.offer)); ok == (tt.want == bad) {
+			if _, _, ok := negotiateDeflate([]byte(tt.offer)); ok == (tt.want == bad) {
 				t.Fatalf("well-formed: %v", ok)
 			}
 			u := Upgrader{Deflate: true}
@@ -87,6 +93,10 @@ func TestNegotiateDeflate(t *testing.T) {
 			}
 			if err != nil || got.Deflate != (tt.want != declined) {
 				t.Fatalf("got %+v, %v", got, err)
+			}
+			size := map[string]uint8{declined: 0, accepted: 15, window: 15, bits + "14": 14, bits + "10": 10, bits + "9": 9, bits + "8": 8}
+			if got.Window != size[tt.want] {
+				t.Errorf("the window is %d bits, want %d", got.Window, size[tt.want])
 			}
 			header := checkAnswer(t, head, answer).Header.Values("Sec-WebSocket-Extensions")
 			if tt.want == declined && len(header) > 0 || tt.want != declined && (len(header) != 1 || header[0] != tt.want) {

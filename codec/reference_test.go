@@ -1,11 +1,14 @@
 package codec
 
 import (
+	"bytes"
+	"compress/flate"
+	"io"
 	"unicode/utf8"
 )
 
 // reference is a second decoder, slow and plain: it has the whole stream before it, takes bytes one at
-// a time and keeps every text in full to look at it again and again. Only inflation is borrowed.
+// a time and keeps every text in full to look at it again and again. DEFLATE is left to compress/flate.
 func reference(stream string, limits *Decoder) (o outcome) {
 	in := []byte(stream)
 	short := false
@@ -102,7 +105,7 @@ func reference(stream string, limits *Decoder) (o outcome) {
 		}
 		if compressed {
 			var err *ProtocolError
-			if message, err = NewInflater().inflate(message, limits.MaxMessage); err != nil {
+			if message, err = referenceInflate(message, limits.MaxMessage); err != nil {
 				o.err = err
 				return o
 			}
@@ -114,6 +117,21 @@ func reference(stream string, limits *Decoder) (o outcome) {
 		o.add(Event{Op: kind, Payload: message})
 		kind, compressed, message, frames = 0, false, nil, 0
 	}
+}
+
+// referenceInflate is decompression by compress/flate.
+func referenceInflate(message []byte, limit int64) (out []byte, _ *ProtocolError) {
+	source := bytes.NewReader(append(bytes.Clone(message), inflateTail...))
+	for source.Len() > len(inflateTail) {
+		stream, err := io.ReadAll(io.LimitReader(flate.NewReader(source), limit+1-int64(len(out))))
+		if out = append(out, stream...); int64(len(out)) > limit {
+			return nil, ErrMessageTooBig
+		}
+		if err != nil {
+			return nil, ErrDeflateData
+		}
+	}
+	return out, nil
 }
 
 func referenceStart(limits *Decoder, final, r1, r23 bool, op Opcode, b1 byte, kind Opcode, frames int) error {

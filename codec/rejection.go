@@ -3,13 +3,14 @@ package codec
 import (
 	"net/http"
 	"strconv"
+	"strings"
 )
 
 // Rejection is the refusal of a request: a complete HTTP answer, after which the connection is closed.
 // Those that this package returns are shared and must not be changed.
 type Rejection struct {
 	Status int         // such as 400
-	Reason string      // one line, sent as the body
+	Reason string      // one line, sent as the body: plain text, unless Header has a Content-Type
 	Header [][2]string // names and values beyond those that every refusal has
 }
 
@@ -19,23 +20,44 @@ func (r *Rejection) Error() string {
 }
 
 // AppendResponse appends the whole answer to dst. Whatever Header holds, the answer stays one answer:
-// control characters in values become spaces, and a header whose name is no token is left out.
+// control characters in values become spaces, and a header whose name is no token is left out. Of several that Header
+// has of Content-Type or X-Content-Type-Options, which every answer has one of, the first counts.
 func (r *Rejection) AppendResponse(dst []byte) []byte {
 	dst = append(dst, "HTTP/1.1 "...)
 	dst = strconv.AppendInt(dst, int64(r.Status), 10)
 	dst = append(dst, ' ')
 	dst = append(dst, http.StatusText(r.Status)...)
-	dst = append(dst, "\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: "...)
+	dst = append(dst, "\r\n"...)
+	dst = r.appendOnce(dst, contentType, "text/plain; charset=utf-8")
+	dst = append(dst, "Content-Length: "...)
 	dst = strconv.AppendInt(dst, int64(len(r.Reason)+1), 10)
-	dst = append(dst, "\r\nConnection: close\r\nX-Content-Type-Options: nosniff\r\n"...)
+	dst = append(dst, "\r\nConnection: close\r\n"...)
+	dst = r.appendOnce(dst, contentTypeOptions, "nosniff")
 	for _, h := range r.Header {
-		if !equalFold(h[0], "content-length") && !equalFold(h[0], "transfer-encoding") {
+		if !equalFold(h[0], "content-length") && !equalFold(h[0], "transfer-encoding") &&
+			!strings.EqualFold(h[0], contentType) && !strings.EqualFold(h[0], contentTypeOptions) {
 			dst = appendField(dst, h[0], h[1])
 		}
 	}
 	dst = append(dst, "\r\n"...)
 	dst = appendClean(dst, r.Reason)
 	return append(dst, '\n')
+}
+
+const (
+	contentType        = "Content-Type"
+	contentTypeOptions = "X-Content-Type-Options"
+)
+
+// appendOnce appends a header that an answer has once: with the value that Header has, or else with this one.
+func (r *Rejection) appendOnce(dst []byte, name, value string) []byte {
+	for _, h := range r.Header {
+		if strings.EqualFold(h[0], name) {
+			value = h[1]
+			break
+		}
+	}
+	return appendField(dst, name, value)
 }
 
 // AppendFields appends header lines, of names and values, to an HTTP answer, as AppendResponse does.

@@ -25,7 +25,7 @@ type Request struct {
 // sense; see [Request.CheckUpgrade]. On success it allocates nothing.
 //
 // A well-formed request of another version gets 505, everything else 400. Empty lines before the
-// request line, which RFC 9112, section 2.2, lets a server skip, are refused too.
+// request line are refused: [EmptyLines] finds those to skip.
 func (r *Request) Parse(head []byte) error {
 	*r = Request{}
 	if err := r.parse(head); err != nil {

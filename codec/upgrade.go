@@ -16,7 +16,7 @@ type Upgrader struct {
 	Subprotocols []string
 
 	// Deflate accepts permessage-deflate (RFC 7692) when the client offers it, without context
-	// takeover in either direction.
+	// takeover in either direction, and with any window that the client asks for.
 	Deflate bool
 }
 
@@ -24,6 +24,10 @@ type Upgrader struct {
 type Handshake struct {
 	Subprotocol int // index into Upgrader.Subprotocols, -1 for none
 	Deflate     bool
+
+	// Window is the base-two logarithm of the window, in bytes, that messages to the client may be compressed with: 8
+	// to [MaxWindow]. 0 without Deflate.
+	Window uint8
 }
 
 // Upgrade appends the 101 answer to a request that has passed Parse and CheckUpgrade (RFC 6455,
@@ -103,12 +107,12 @@ func (h *handshake) negotiate(u *Upgrader, r *Request) error {
 				h.result.Subprotocol = i
 			}
 		case equalFold(name, nameExtensions):
-			answer, ok := negotiateDeflate(value)
+			answer, window, ok := negotiateDeflate(value)
 			if !ok {
 				return errExtensions
 			}
 			if h.answer == nil && u.Deflate {
-				h.answer = answer
+				h.answer, h.result.Window = answer, window
 			}
 		}
 	}

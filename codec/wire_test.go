@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 )
@@ -82,15 +83,33 @@ func (o outcome) String() string {
 // overwritten.
 func feed(t testing.TB, d *Decoder, chunks ...string) (o outcome) {
 	t.Helper()
+	return feedSliced(t, d, func() int { return math.MaxInt }, chunks...)
+}
+
+// feedSliced is feed with a budget for each call of Next. A suspended message must not need the buffer
+// that it came in.
+func feedSliced(t testing.TB, d *Decoder, budget func() int, chunks ...string) (o outcome) {
+	t.Helper()
 	var rest []byte
 	for _, chunk := range chunks {
 		buf := append(bytes.Clone(rest), chunk...)
 		for {
+			pending := d.Suspended()
+			d.Budget = budget()
 			ev, n, ok, err := d.Next(buf)
-			if n < 0 || n > len(buf) {
-				t.Fatalf("Next consumed %d of %d bytes", n, len(buf))
+			if n < 0 || n > len(buf) || pending && n > 0 {
+				t.Fatalf("Next consumed %d of %d bytes, a message was suspended: %v", n, len(buf), pending)
 			}
+			done := buf[:n]
 			buf = buf[n:]
+			if d.Suspended() {
+				if ok || err != nil || d.Idle() {
+					t.Fatalf("a suspended message with ok=%v, idle=%v and %v", ok, d.Idle(), err)
+				}
+				clear(done)
+				d.Release()
+				continue
+			}
 			if err != nil {
 				if again, n, ok, err2 := d.Next(buf); n != 0 || ok || err2 != err || again.Payload != nil {
 					t.Fatalf("after %v Next returned %v, %d, %v, %v", err, again, n, ok, err2)
@@ -129,6 +148,7 @@ func feedAll(t *testing.T, newDecoder func() *Decoder, stream string) outcome {
 	}
 	if len(stream) < 1<<16 {
 		same("byte by byte", feed(t, newDecoder(), strings.Split(stream, "")...))
+		same("symbol by symbol", feedSliced(t, newDecoder(), func() int { return 1 }, stream))
 	}
 	stride := 1
 	if len(stream) > 2000 {

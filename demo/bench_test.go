@@ -82,9 +82,15 @@ type person struct {
 	conn *websocket.Conn
 }
 
+// welcomed is a welcome as clients read it.
+type welcomed struct {
+	welcome
+	People []string
+}
+
 // heard is any message of the chat.
 type heard struct {
-	Welcome *welcome
+	Welcome *welcomed
 	Refused *refusal
 	Topic   string
 	Offset  uint64
@@ -157,7 +163,7 @@ func (p *person) next() heard {
 }
 
 // enter joins and returns the welcome and the reply to the subscription.
-func (p *person) enter(name, session string, since *server.Position) (welcome, heard) {
+func (p *person) enter(name, session string, since *server.Position) (welcomed, heard) {
 	p.t.Helper()
 	p.send(map[string]any{"join": joining{name, session, since}})
 	h := p.hear()

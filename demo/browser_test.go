@@ -192,7 +192,7 @@ func TestBoardInABrowser(t *testing.T) {
 func (d *Demo) nameOf(c interface{ ID() uint64 }) string {
 	d.room.mu.Lock()
 	defer d.room.mu.Unlock()
-	for other, g := range d.room.guests {
+	for other, g := range d.room.guests.byConn {
 		if other.ID() == c.ID() {
 			return g.name
 		}

@@ -21,7 +21,7 @@ import (
 //	{"join":{"name":"Ada","session":"4f1c","since":{"offset":17,"epoch":"k3f9"}}}
 //	{"say":{"ref":"m1","text":"hello"}}
 //
-//	{"welcome":{"name":"Ada","text":"Welcome, Ada.","idle":300,"people":["Ada"],"at":{...}}}
+//	{"welcome":{"people":["Ada"],"name":"Ada","text":"Welcome, Ada.","idle":300,"at":{...}}}
 //	{"refused":{"code":"too_fast","text":"Not so fast: ...","ref":"m1"}}
 //	{"topic":"demo.chat","offset":18,"time":1795000000000,"data":{"kind":"say","name":"Ada","text":"hello","ref":"m1"}}
 //
@@ -33,14 +33,21 @@ const chatTopic = "demo.chat"
 
 // The rules of the house.
 const (
-	mostPeople   = 200
-	mostName     = 32   // characters
-	mostText     = 2000 // characters
-	mostPayload  = 32 << 10
-	history      = 50 // messages that somebody new gets to see
-	burst        = 5  // messages at once
-	mostStrikes  = 50 // messages in a row that came too fast, and then it is no person
-	joinPatience = 10 * time.Second
+	mostPeople    = 200
+	mostName      = 32       // characters
+	mostNameBytes = 1 << 10  // and what is dropped from it
+	mostText      = 2000     // characters
+	mostPayload   = 16 << 10 // bytes of JSON, which are parsed on an event loop
+	mostTokens    = 64       // in it, see isSimple; a join has 12
+	history       = 50       // messages that somebody new gets to see
+	burst         = 5        // messages at once
+	mostStrikes   = 50       // messages in a row that are refused: no person sends so many
+	mostWaiting   = 256      // connections that have not joined
+	joinPatience  = 10 * time.Second
+
+	// For everybody together, in messages a second and at once: each goes to all people.
+	sayRate, sayBurst           = 20, 100
+	announceRate, announceBurst = 20, 20
 )
 
 const (
@@ -53,23 +60,15 @@ type room struct {
 	server *atomic.Pointer[server.Server]
 	idle   time.Duration
 
+	// mu is shared by the loops: what is done under it must not take longer with more guests. Guards what follows.
 	mu     sync.Mutex
-	guests map[*server.Conn]*guest // guarded by mu, as are the guests
-}
-
-// guest is somebody who has come through the door, and has said a name or not.
-type guest struct {
-	name    string // "" before joining
-	session string
-	heard   time.Time // when something was said last
-	why     string    // of leaving, if the room knows it
-	tokens  float64   // messages that may be said at once
-	filled  time.Time
-	strikes int
+	guests guests
+	news   announcements
+	talk   bucket // of what everybody says
 }
 
 func newRoom(s *atomic.Pointer[server.Server], idle time.Duration) *room {
-	return &room{server: s, idle: idle, guests: map[*server.Conn]*guest{}}
+	return &room{server: s, idle: idle, guests: newGuests(), news: newAnnouncements()}
 }
 
 func (r *room) handler() server.Handler {
@@ -91,8 +90,16 @@ type welcome struct {
 	Name   string          `json:"name"`
 	Text   string          `json:"text"`
 	Idle   int             `json:"idle"` // seconds
-	People []string        `json:"people"`
-	At     server.Position `json:"at"` // joins and leaves behind it are not in people yet
+	People nameList        `json:"-"`    // see encode
+	At     server.Position `json:"at"`   // joins and leaves behind it are not in people yet
+}
+
+// encode returns the message. The names in it are encoded already, as each is for many welcomes.
+func (w welcome) encode() []byte {
+	b := w.People.appendJSON([]byte(`{"welcome":{"people":`))
+	b = append(b, ',')
+	b = append(b, encode(w)[1:]...)
+	return append(b, '}')
 }
 
 type refusal struct {
@@ -117,10 +124,11 @@ type event struct {
 }
 
 func (r *room) open(c *server.Conn) {
-	now := time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.guests[c] = &guest{heard: now, filled: now, tokens: burst}
+	if oldest := r.guests.add(c, time.Now()); oldest != nil {
+		_ = oldest.conn.Close(codec.CloseTryAgainLater, "too many connections have not joined")
+	}
 }
 
 func (r *room) message(c *server.Conn, op codec.Opcode, payload []byte) {
@@ -133,6 +141,20 @@ func (r *room) message(c *server.Conn, op codec.Opcode, payload []byte) {
 		no = &refusal{Code: "failed", Text: "The server could not take this: " + err.Error() + "."}
 	}
 	send(c, "refused", no)
+	r.strike(c)
+}
+
+// strike counts a message that was refused.
+func (r *room) strike(c *server.Conn) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	g := r.guests.byConn[c]
+	if g == nil {
+		return
+	}
+	if g.strikes++; g.strikes >= mostStrikes {
+		_ = c.Close(codec.ClosePolicyViolation, "too many messages were refused")
+	}
 }
 
 func (r *room) hear(c *server.Conn, op codec.Opcode, payload []byte) error {
@@ -143,13 +165,32 @@ func (r *room) hear(c *server.Conn, op codec.Opcode, payload []byte) error {
 		Join *joining
 		Say  *saying
 	}
-	if op != server.Text || json.Unmarshal(payload, &said) != nil || (said.Join == nil) == (said.Say == nil) {
+	if op != server.Text || !isSimple(payload) || json.Unmarshal(payload, &said) != nil || (said.Join == nil) == (said.Say == nil) {
 		return refuse("bad_request", "", "Expected a JSON object with join or say.")
 	}
 	if said.Join != nil {
 		return r.join(c, said.Join)
 	}
 	return r.say(c, said.Say)
+}
+
+// isSimple reports whether JSON has at most mostTokens brackets, colons and commas outside its strings. Thousands of them
+// take long to parse.
+func isSimple(payload []byte) bool {
+	tokens, quoted := 0, false
+	for i := 0; i < len(payload) && tokens <= mostTokens; i++ {
+		switch payload[i] {
+		case '"':
+			quoted = !quoted
+		case '\\':
+			i++ // what is escaped; outside of strings it is no JSON
+		case '{', '[', ':', ',':
+			if !quoted {
+				tokens++
+			}
+		}
+	}
+	return tokens <= mostTokens
 }
 
 func (r *room) join(c *server.Conn, j *joining) error {
@@ -160,34 +201,11 @@ func (r *room) join(c *server.Conn, j *joining) error {
 	if j.Session == "" || len(j.Session) > 64 {
 		return refuse("bad_request", "", "Expected a session of 1 to 64 bytes.")
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	g := r.guests[c]
-	if g == nil || g.name != "" {
-		return refuse("bad_request", "", "You have joined already.")
+	w, err := r.admit(c, name, j.Session)
+	if err != nil {
+		return err
 	}
-	before := r.replace(j.Session)
-	if before == "" && len(r.people()) >= mostPeople {
-		return refuse("full", "", "The room is full: %d people are here.", mostPeople)
-	}
-	free := r.freeName(name)
-	if free != before {
-		if before != "" {
-			_ = r.publish(event{Kind: "leave", Name: before, Why: "left"}, "")
-		}
-		if err := r.publish(event{Kind: "join", Name: free}, ""); err != nil {
-			return err
-		}
-	}
-	g.name, g.session, g.heard = free, j.Session, time.Now()
-	w := welcome{Name: g.name, Text: "Welcome, " + g.name + ".", Idle: int(r.idle.Seconds()), People: r.people()}
-	if g.name != name {
-		w.Text += " There is a " + name + " already."
-	}
-	if topic, ok := r.server.Load().Topic(chatTopic); ok {
-		w.At = topic.Position
-	}
-	send(c, "welcome", w)
+	_ = c.Send(server.Text, w.encode()) // see send
 	from := server.Start{Since: j.Since}
 	if from.Since == nil {
 		from.Last = history
@@ -199,55 +217,72 @@ func (r *room) join(c *server.Conn, j *joining) error {
 	}})
 }
 
-// replace takes the place of a connection that the same page had before, which may not know yet that it is
-// lost, and returns the name that it had.
-func (r *room) replace(session string) string {
-	for c, g := range r.guests {
-		if g.name != "" && g.session == session {
-			delete(r.guests, c)
-			_ = c.Close(closeReplaced, "you are here on another connection")
-			return g.name
+// admit gives a connection a name and its place among the people. A connection that the same page had before, and that
+// may not know yet that it is lost, makes room for it.
+func (r *room) admit(c *server.Conn, name, session string) (w welcome, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	g := r.guests.byConn[c]
+	if g == nil || g.name != "" {
+		return w, refuse("bad_request", "", "You have joined already.")
+	}
+	before := ""
+	if old := r.guests.bySession[session]; old != nil {
+		before = old.name
+		r.guests.remove(old)
+		_ = old.conn.Close(closeReplaced, "you are here on another connection")
+	} else if len(r.guests.byKey) >= mostPeople {
+		return w, refuse("full", "", "The room is full: %d people are here.", mostPeople)
+	}
+	free, key := r.guests.freeName(name)
+	now := time.Now()
+	if free != before {
+		if before != "" {
+			_ = r.announce(event{Kind: "leave", Name: before, Why: "left"}, now)
+		}
+		if err := r.announce(event{Kind: "join", Name: free}, now); err != nil {
+			r.news.add(event{Kind: "leave", Name: free})
+			return w, err
 		}
 	}
-	return ""
+	r.guests.join(g, free, key, session, now)
+	w = welcome{Name: free, Text: "Welcome, " + free + ".", Idle: int(r.idle.Seconds())}
+	w.People = slices.Clone(r.news.people).with(free) // the join may have to wait
+	if free != name {
+		w.Text += " There is a " + name + " already."
+	}
+	if topic, ok := r.server.Load().Topic(chatTopic); ok {
+		w.At = topic.Position
+	}
+	return w, nil
 }
 
-func (r *room) people() []string {
-	list := []string{}
-	for _, g := range r.guests {
-		if g.name != "" {
-			list = append(list, g.name)
-		}
-	}
-	slices.SortFunc(list, func(a, b string) int { return strings.Compare(strings.ToLower(a), strings.ToLower(b)) })
-	return list
+// announce tells everybody that somebody has come or gone. The caller holds mu, so that this is heard in the order in
+// which it is so.
+func (r *room) announce(e event, now time.Time) error {
+	r.news.add(e)
+	return r.flush(now)
 }
 
-// freeName numbers those who have the same name.
-func (r *room) freeName(name string) string {
-	taken := map[string]bool{}
-	for _, other := range r.people() {
-		taken[strings.ToLower(other)] = true
-	}
-	free := name
-	for n := 2; taken[strings.ToLower(free)]; n++ {
-		number := fmt.Sprintf(" %d", n)
-		runes := []rune(name)
-		free = strings.TrimSpace(string(runes[:min(len(runes), mostName-len(number))])) + number
-	}
-	return free
+func (r *room) flush(now time.Time) error {
+	return r.news.flush(now, func(e event) error { return r.publish(e, "") })
 }
 
 func (r *room) say(c *server.Conn, s *saying) error {
 	if len(s.Ref) > 32 {
 		return refuse("bad_request", "", "Expected a ref of at most 32 bytes.")
 	}
-	text := strings.TrimSpace(clean(s.Text, "\n\t"))
+	n := utf8.RuneCountInString(s.Text)
+	text := ""
+	if n <= 2*mostText { // what is much too long is not worth the work
+		text = strings.TrimSpace(clean(s.Text, "\n\t"))
+		n = utf8.RuneCountInString(text)
+	}
 	switch {
-	case text == "":
+	case n == 0:
 		return refuse("empty", s.Ref, "There is nothing in this message.")
-	case utf8.RuneCountInString(text) > mostText:
-		return refuse("too_long", s.Ref, "A message has at most %d characters; this one has %d.", mostText, utf8.RuneCountInString(text))
+	case n > mostText:
+		return refuse("too_long", s.Ref, "A message has at most %d characters; this one has %d.", mostText, n)
 	}
 	name, key, err := r.mayTalk(c, s.Ref)
 	if err != nil {
@@ -260,21 +295,18 @@ func (r *room) say(c *server.Conn, s *saying) error {
 func (r *room) mayTalk(c *server.Conn, ref string) (name, key string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	g := r.guests[c]
+	g := r.guests.byConn[c]
 	if g == nil || g.name == "" {
 		return "", "", refuse("bad_request", ref, "Say who you are first.")
 	}
 	now := time.Now()
-	g.heard = now
-	g.tokens = min(burst, g.tokens+now.Sub(g.filled).Seconds())
-	g.filled = now
-	if g.tokens < 1 {
-		if g.strikes++; g.strikes >= mostStrikes {
-			_ = c.Close(codec.ClosePolicyViolation, "far too many messages")
-		}
+	r.guests.noteHeard(g, now)
+	if !g.rate.take(now, 1, burst) {
 		return "", "", refuse("too_fast", ref, "Not so fast: at most %d messages at once, then one a second.", burst)
 	}
-	g.tokens--
+	if !r.talk.take(now, sayRate, sayBurst) {
+		return "", "", refuse("busy", ref, "Too many people talk at once: try again in a moment.")
+	}
 	g.strikes = 0
 	if ref != "" {
 		key = g.session + " " + ref
@@ -282,21 +314,20 @@ func (r *room) mayTalk(c *server.Conn, ref string) (name, key string, err error)
 	return g.name, key, nil
 }
 
-// sweep shows out those who are silent.
+// sweep shows out those who are silent, and publishes joins and leaves that had to wait.
 func (r *room) sweep(now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for c, g := range r.guests {
-		switch {
-		case g.why != "":
-		case g.name == "" && now.Sub(g.heard) > joinPatience:
-			g.why = "silent"
-			_ = c.Close(codec.ClosePolicyViolation, "nobody said a name")
-		case g.name != "" && now.Sub(g.heard) >= r.idle:
-			g.why = "idle"
-			_ = c.Close(closeIdle, "you said nothing for "+words(r.idle))
-		}
+	for g := first(&r.guests.waiting); g != nil && now.Sub(g.heard) > joinPatience; g = first(&r.guests.waiting) {
+		r.guests.remove(g)
+		_ = g.conn.Close(codec.ClosePolicyViolation, "nobody said a name")
 	}
+	for g := first(&r.guests.silence); g != nil && now.Sub(g.heard) >= r.idle; g = first(&r.guests.silence) {
+		g.why = "idle"
+		r.guests.silence.Remove(g.place)
+		_ = g.conn.Close(closeIdle, "you said nothing for "+words(r.idle))
+	}
+	_ = r.flush(now)
 }
 
 // words writes a time as one says it.
@@ -315,11 +346,11 @@ func words(d time.Duration) string {
 func (r *room) closed(c *server.Conn, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	g := r.guests[c]
+	g := r.guests.byConn[c]
 	if g == nil {
 		return
 	}
-	delete(r.guests, c)
+	r.guests.remove(g)
 	if g.name == "" {
 		return
 	}
@@ -330,17 +361,18 @@ func (r *room) closed(c *server.Conn, err error) {
 			why = "left"
 		}
 	}
-	// If the server is overloaded, the name stays on some lists until these people come back.
-	_ = r.publish(event{Kind: "leave", Name: g.name, Why: why}, "")
+	_ = r.announce(event{Kind: "leave", Name: g.name, Why: why}, time.Now())
 }
 
-// publish is called under mu for who comes and goes, so that this is heard in the order in which it is so.
+// publisher is the namespace of the chat's idempotency keys, so that guests do not use up the application's.
+const publisher = "demo.chat"
+
 func (r *room) publish(e event, key string) error {
 	s := r.server.Load()
 	if s == nil {
 		return errors.New("the demo has no server")
 	}
-	_, err := s.Publish(server.Publication{Topic: chatTopic, Format: server.FormatJSON, Payload: encode(e), Key: key})
+	_, err := s.Publish(server.Publication{Topic: chatTopic, Format: server.FormatJSON, Payload: encode(e), Key: key, Publisher: publisher})
 	return err
 }
 
@@ -359,19 +391,23 @@ func encode(v any) []byte {
 
 // cleanName returns a name as it is shown: without what cannot be seen, and with single spaces.
 func cleanName(name string) (string, error) {
-	name = strings.Join(strings.Fields(clean(name, " \t")), " ")
+	if len(name) <= mostNameBytes {
+		name = strings.Join(strings.Fields(clean(name, " \t")), " ")
+	}
 	if n := utf8.RuneCountInString(name); n < 1 || n > mostName {
 		return "", refuse("bad_name", "", "A name has 1 to %d characters.", mostName)
 	}
-	return name, nil
+	return strings.Clone(name), nil // not a part of something longer
 }
 
 // clean drops characters that cannot be seen but change how others are shown, such as those that turn the
-// direction of writing, all but the ones to keep. Joiners stay: scripts and emoji need them.
+// direction of writing, all but the ones to keep, which are ASCII. Joiners stay: scripts and emoji need them.
 func clean(text, keep string) string {
 	return strings.Map(func(c rune) rune {
 		switch {
-		case strings.ContainsRune(keep, c), c == '\u200c', c == '\u200d':
+		case c <= unicode.MaxASCII && (c >= ' ' && c != '\x7f' || strings.ContainsRune(keep, c)):
+			return c
+		case c == '\u200c', c == '\u200d':
 			return c
 		case unicode.IsControl(c), unicode.Is(unicode.Cf, c):
 			return -1

@@ -183,6 +183,7 @@ func TestBadInput(t *testing.T) {
 		{"no session", `{"join":{"name":"Ada"}}`, "bad_request"},
 		{"a long session", `{"join":{"name":"Ada","session":"` + strings.Repeat("a", 65) + `"}}`, "bad_request"},
 		{"talking before joining", `{"say":{"ref":"1","text":"x"}}`, "bad_request"},
+		{"very many members", `{` + strings.Repeat(`"say":{},`, 100) + `"say":{}}`, "bad_request"},
 		{"a huge message", `{"say":{"text":"` + strings.Repeat("x", mostPayload) + `"}}`, "too_long"},
 	} {
 		p.sendText(c.text)
@@ -212,6 +213,9 @@ func TestBadInput(t *testing.T) {
 	long := strings.Repeat("é", mostText)
 	p.say("1", long)
 	p.want("say", "Ada", long)
+	brackets := strings.Repeat(`{[,:"\`, mostTokens)
+	p.say("3", brackets)
+	p.want("say", "Ada", brackets)
 	p.say("2", "a\u202eb\x07c\td\ne")
 	p.want("say", "Ada", "abc\td\ne")
 }

@@ -9,7 +9,6 @@ import (
 	"image"
 	"image/png"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -28,7 +27,7 @@ func browser(t *testing.T, page string, args ...string) (stdout, stderr string) 
 	args = append([]string{"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
 		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
 		"--enable-logging=stderr", "--user-data-dir=" + t.TempDir()}, args...)
-	cmd := exec.CommandContext(ctx, path, append(args, "file://"+page)...)
+	cmd := needs.CommandContext(ctx, path, append(args, "file://"+page)...)
 	cmd.WaitDelay = 5 * time.Second
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs

@@ -11,7 +11,6 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -20,6 +19,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"carillon/internal/needs"
 
 	"golang.org/x/sys/unix"
 )
@@ -65,7 +66,7 @@ endpoints:
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, program, "--config", config)
+	cmd := needs.CommandContext(ctx, program, "--config", config)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err == nil {
@@ -331,7 +332,7 @@ func TestProcessesThatShareAnAddress(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	other := exec.Command("sleep", "60")
+	other := needs.Command("sleep", "60")
 	other.ExtraFiles = []*os.File{file}
 	if err := other.Start(); err != nil {
 		t.Fatal(err)

@@ -164,7 +164,7 @@ func (r *run) judgeMessages(m *Messages) {
 	switch urls := int64(len(r.o.URLs)); {
 	case r.o.Command != "fanout" || m.Sent == 0 || m.Missing == 0:
 	case m.Received == m.Sent:
-		r.warn("each message reached one receiver only: %s echoes, and does not fan out", r.o.URLs[0])
+		r.warn("each message reached one receiver only: %s echoes, and does not fan out", shownURL(r.o.URLs[0]))
 	case urls > 1 && m.Received <= m.Expected/urls*11/10:
 		r.warn("a message reached about one receiver in %d, as if it had stayed at its URL: are the servers one cluster? fanout expects it", urls)
 	}
@@ -184,6 +184,6 @@ func (r *run) nothing() error {
 	case sum.Foreign > 0:
 		return fmt.Errorf("%d messages were sent, and none came back as it was", sum.Sent)
 	}
-	return fmt.Errorf("%d messages were sent, and none came back: does %s %s?", sum.Sent, r.o.URLs[0],
+	return fmt.Errorf("%d messages were sent, and none came back: does %s %s?", sum.Sent, shownURL(r.o.URLs[0]),
 		map[string]string{"echo": "echo", "fanout": "send messages on to everyone"}[r.o.Command])
 }

@@ -140,7 +140,7 @@ func (o *options) check() error {
 	}
 	for _, h := range append(o.Headers[:len(o.Headers):len(o.Headers)], o.PublishHeader...) {
 		if name, _, ok := strings.Cut(h, ":"); !ok || name == "" || strings.ContainsAny(name, " \t") || strings.ContainsAny(h, "\r\n") {
-			return fmt.Errorf("header %q is not of the form \"Name: value\"", h)
+			return errors.New("a header is not of the form \"Name: value\"") // it may be a secret
 		}
 	}
 	if err := o.checkServers(); err != nil {
@@ -154,7 +154,7 @@ func (o *options) check() error {
 func (o *options) checkServers() error {
 	for i, url := range o.URLs {
 		if slices.Contains(o.URLs[:i], url) {
-			return fmt.Errorf("%s is given twice", url)
+			return fmt.Errorf("%s is given twice", shownURL(url))
 		}
 	}
 	switch {
@@ -240,7 +240,7 @@ func (o *options) settings(processes int, sources sourceRange) Settings {
 		}
 	}
 	if o.Command == "fanout" {
-		s.Publishers, s.PublishURL = o.Publishers, o.PublishURL
+		s.Publishers, s.PublishURL = o.Publishers, shownURL(o.PublishURL)
 	}
 	if sources.First.IsValid() {
 		s.Sources = []string{sources.First.String(), sources.Last.String()}

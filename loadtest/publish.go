@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"maps"
 	"net/http"
@@ -123,7 +124,7 @@ func (p *publishers) await(at int64) bool {
 func (p *publishers) post(body []byte) error {
 	request, err := http.NewRequest(http.MethodPost, p.spec.PublishURL, bytes.NewReader(body))
 	if err != nil {
-		return err
+		return errors.New("--publish-url is not a URL")
 	}
 	request.Header.Set("Content-Type", "application/octet-stream")
 	if p.spec.Text {
@@ -135,7 +136,7 @@ func (p *publishers) post(body []byte) error {
 	}
 	response, err := p.client.Do(request)
 	if err != nil {
-		return err
+		return withoutURL(err)
 	}
 	defer response.Body.Close()
 	words, _ := io.ReadAll(io.LimitReader(response.Body, 4096))

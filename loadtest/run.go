@@ -51,7 +51,7 @@ func measure(ctx context.Context, o *options, watch func(live)) *Result {
 		watch = func(live) {}
 	}
 	r := &run{o: o, watch: watch, result: &Result{
-		Schema: schema, Command: o.Command, Name: o.Name, URL: strings.Join(o.URLs, " "), Started: time.Now(), Machine: thisMachine(),
+		Schema: schema, Command: o.Command, Name: o.Name, URL: shownURLs(o.URLs), Started: time.Now(), Machine: thisMachine(),
 		Settings:    o.settings(o.Processes, sourceRange{}),
 		Connections: Connections{Wanted: o.Connections},
 	}}

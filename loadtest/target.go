@@ -17,7 +17,7 @@ import (
 
 // target is one URL under test, as the processes of the generator need it.
 type target struct {
-	URL       string         `json:"url"`
+	URL       string         `json:"url"` // for people: see shownURL
 	Address   netip.AddrPort `json:"address"`
 	Handshake handshake      `json:"handshake"`
 }
@@ -31,7 +31,7 @@ func findTargets(ctx context.Context, o *options, sources sourceRange) ([]target
 	for _, text := range o.URLs {
 		t, err := findTarget(ctx, o, text, sources)
 		if err != nil && len(o.URLs) > 1 {
-			err = fmt.Errorf("%s: %w", text, err)
+			err = fmt.Errorf("%s: %w", shownURL(text), err)
 		}
 		if err != nil {
 			return nil, err
@@ -46,13 +46,16 @@ func findTargets(ctx context.Context, o *options, sources sourceRange) ([]target
 func findTarget(ctx context.Context, o *options, text string, sources sourceRange) (target, error) {
 	u, err := url.Parse(text)
 	if err != nil {
-		return target{}, fmt.Errorf("the URL makes no sense: %w", errors.Unwrap(err))
+		if err = withoutURL(err); shownURL(text) != text {
+			err = errors.New("what is wrong may be a part of a secret, and is not shown")
+		}
+		return target{}, fmt.Errorf("the URL makes no sense: %w", err)
 	}
 	switch {
 	case u.Scheme == "wss" || u.Scheme == "https":
 		return target{}, errors.New("wss is not supported: test the server behind its TLS, or without it, by a ws:// URL")
 	case u.Scheme != "ws" && u.Scheme != "http" || u.Hostname() == "":
-		return target{}, fmt.Errorf("%q is not a WebSocket URL such as %s", text, defaultEcho)
+		return target{}, fmt.Errorf("%q is not a WebSocket URL such as %s", shownURL(text), defaultEcho)
 	case u.User != nil:
 		return target{}, errors.New("a user in the URL is not supported: use --header 'Authorization: ...'")
 	}
@@ -63,7 +66,7 @@ func findTarget(ctx context.Context, o *options, text string, sources sourceRang
 		return target{}, fmt.Errorf("%q is not a port", u.Port())
 	}
 	uri := u.RequestURI()
-	t := target{URL: text, Handshake: newHandshake(u.Host, uri, o.Subprotocols, o.Compression, o.Headers)}
+	t := target{URL: shownURL(text), Handshake: newHandshake(u.Host, uri, o.Subprotocols, o.Compression, o.Headers)}
 
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()

@@ -47,7 +47,12 @@ func (sh *shard) accept(gc gnet.Conn, l *listener, n int64) bool {
 	if s.draining.Load() {
 		reject, why = rejectDraining, RefuseDraining
 	}
-	if why == RefuseDraining || n > int64(set.maxSockets+refuseSlots) {
+	isFull := n > int64(set.maxSockets)
+	isExcess := n > int64(set.maxSockets+refuseSlots)
+	if isFull && why == RefuseFull {
+		isFull = !sh.makeRoom() && (isExcess || s.plain == nil || !s.plain.evictIdle(evictGrace))
+	}
+	if why == RefuseDraining || isFull && isExcess {
 		sh.stats.refusals[why].Add(1)
 		l.turnAway(gc, reject)
 		s.socketClosed()
@@ -76,7 +81,7 @@ func (sh *shard) accept(gc gnet.Conn, l *listener, n int64) bool {
 		}
 	}
 	c := sh.admit(gc, l, remote, isCounted)
-	c.mark(markFull, n > int64(set.maxSockets))
+	c.mark(markFull, isFull)
 	c.mark(markPreface, isProxy)
 	c.mark(markCrowd, excess > 0)
 	c.mark(markTLS, l.secure != nil)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/internal/shrink"
 )
 
 // addresses is what the limits for each address need to know: how many connections an address has, and
@@ -26,8 +27,8 @@ type addresses struct {
 
 type addressPart struct {
 	mu    sync.Mutex
-	known map[addressKey]address // guarded by mu
-	_     [40]byte               // a part for each line of the processor's cache
+	known shrink.Map[addressKey, address] // guarded by mu
+	_     [40]byte                        // a part for each line of the processor's cache
 }
 
 type address struct {
@@ -50,11 +51,7 @@ func keyOf(a netip.Addr) addressKey {
 }
 
 func newAddresses(begin time.Time) *addresses {
-	a := &addresses{begin: begin}
-	for i := range a.parts {
-		a.parts[i].known = map[addressKey]address{}
-	}
-	return a
+	return &addresses{begin: begin}
 }
 
 func (a *addresses) part(k addressKey) *addressPart {
@@ -68,9 +65,9 @@ func (a *addresses) add(k addressKey, most int) (excess int) {
 	p := a.part(k)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	e := p.known[k]
+	e := p.known.Get(k)
 	e.open++
-	p.known[k] = e
+	p.known.Set(k, e)
 	if most < 0 {
 		return 0
 	}
@@ -81,7 +78,7 @@ func (a *addresses) remove(k addressKey) {
 	p := a.part(k)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	e := p.known[k]
+	e := p.known.Get(k)
 	e.open--
 	p.keep(k, e, a.now())
 }
@@ -91,30 +88,38 @@ func (a *addresses) handshake(k addressKey, shake pace) bool {
 	p := a.part(k)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	e, now := p.known[k], a.now() // read under the lock, so that it does not go back
+	e, now := p.known.Get(k), a.now() // read under the lock, so that it does not go back
 	e.debt, e.at = relax(e.debt, now-e.at), now
 	ok := shake.take(&e.debt, 1)
-	p.known[k] = e
+	p.known.Set(k, e)
 	return ok
 }
 
 // keep forgets an address of which there is nothing to know.
 func (p *addressPart) keep(k addressKey, e address, now uint32) {
 	if e.open == 0 && relax(e.debt, now-e.at) == 0 {
-		delete(p.known, k)
+		p.known.Delete(k)
 		return
 	}
-	p.known[k] = e
+	p.known.Set(k, e)
 }
 
-// sweep forgets those whose debt was all that kept them, in a quarter of the parts.
+// sweep forgets those whose debt was all that kept them, in a quarter of the parts, and so many at a time that a
+// handshake does not wait for it.
 func (a *addresses) sweep(round int) {
 	for i := round % 4; i < len(a.parts); i += 4 {
 		p := &a.parts[i]
 		p.mu.Lock()
-		now := a.now()
-		for k, e := range p.known {
-			p.keep(k, e, now)
+		now, looked := a.now(), 0
+		for k, e := range p.known.All() {
+			if e.open == 0 && relax(e.debt, now-e.at) == 0 && p.known.Get(k) == e {
+				p.known.Delete(k)
+			}
+			if looked++; looked%lookSlice == 0 {
+				p.mu.Unlock()
+				p.mu.Lock()
+				now = a.now() // no entry is newer
+			}
 		}
 		p.mu.Unlock()
 	}

@@ -16,7 +16,7 @@ import (
 func (a *addresses) len() (n int) {
 	for i := range a.parts {
 		a.parts[i].mu.Lock()
-		n += len(a.parts[i].known)
+		n += a.parts[i].known.Len()
 		a.parts[i].mu.Unlock()
 	}
 	return n

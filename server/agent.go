@@ -20,7 +20,7 @@ import (
 // has told HAProxy itself.
 type Agent struct {
 	// Listen is the TCP address of the port, as host:port. It tells nothing but that line, takes no
-	// commands, and needs no token. Default "off".
+	// commands, and needs no token; one at every address of the machine is warned of. Default "off".
 	Listen string `yaml:"listen"`
 }
 

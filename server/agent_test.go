@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -103,6 +102,7 @@ func TestAgent(t *testing.T) {
 
 // One place of a thousand is left: that is not none.
 func TestAgentRoundsUp(t *testing.T) {
+	t.Parallel()
 	s := withAgent(t, 1000)
 	s.minutesLater()
 	for _, row := range []struct {
@@ -132,6 +132,7 @@ func TestAgentBeforeTheStart(t *testing.T) {
 
 // Who sends something is answered all the same, and who stays for ever does not keep others out.
 func TestAgentClients(t *testing.T) {
+	t.Parallel()
 	s := withAgent(t, 10)
 	s.minutesLater()
 	for _, send := range []string{"", "backend/server\n", strings.Repeat("x", 3000)} {
@@ -197,11 +198,6 @@ func TestHAProxyAgent(t *testing.T) {
 	s := withAgent(t, 4)
 	dir := t.TempDir()
 	socket := filepath.Join(dir, "stats")
-	front, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = front.Close()
 	_, port, _ := net.SplitHostPort(s.AgentAddr().String())
 	config := fmt.Sprintf(`global
     stats socket %s level admin
@@ -214,13 +210,13 @@ listen front
     bind %s
     option httpchk GET /healthz
     server one %s weight 200 check inter 50 agent-check agent-port %s agent-inter 50
-`, socket, front.Addr(), s.Addr(), port)
+`, socket, freeAddress(t), s.Addr(), port)
 	file := filepath.Join(dir, "haproxy.cfg")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	output := &logBuffer{}
-	cmd := exec.Command(program, "-db", "-f", file)
+	cmd := needs.Command(program, "-db", "-f", file)
 	cmd.Stdout, cmd.Stderr = output, output
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

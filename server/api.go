@@ -50,6 +50,7 @@ var routes = []route{
 	{"DELETE", "/v1/drain", (*api).callOffDrain},
 	{"GET", "/v1/maintenance", (*api).maintenance},
 	{"PUT", "/v1/maintenance", (*api).setMaintenance},
+	{"GET", "/v1/memory", (*api).memory},
 	{"GET", "/v1/log", (*api).logLevel},
 	{"PUT", "/v1/log", (*api).setLogLevel},
 	{"GET", "/v1/version", (*api).version},

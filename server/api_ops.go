@@ -1,7 +1,7 @@
 package server
 
 import (
-	"encoding/json"
+	"io"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -9,7 +9,7 @@ import (
 
 // order reads what a PUT asks for: a JSON object, strictly, because a misspelt switch must not be taken for
 // one that was set.
-func (a *api) order(w http.ResponseWriter, r *http.Request, to any) error {
+func (a *api) order(w http.ResponseWriter, r *http.Request, like *shape, to any) error {
 	if _, err := parameters(r); err != nil {
 		return err
 	}
@@ -20,13 +20,12 @@ func (a *api) order(w http.ResponseWriter, r *http.Request, to any) error {
 	if format != FormatJSON && r.Header.Get("Content-Type") != "" {
 		return problemMediaType.because("Content-Type is %.40q: expected application/json", r.Header.Get("Content-Type"))
 	}
-	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, mostOrder))
-	d.DisallowUnknownFields()
-	if err := d.Decode(to); err != nil {
-		if problemOf(err) != nil {
-			return err
-		}
-		return bad("the body is not the JSON object that is expected: %.100s", strings.TrimPrefix(err.Error(), "json: "))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, mostOrder))
+	if err != nil {
+		return unread(err)
+	}
+	if err := like.unmarshal(body, to); err != nil {
+		return bad("the body is not the JSON object that is expected: %.200s", strings.TrimPrefix(err.Error(), "json: "))
 	}
 	return nil
 }
@@ -38,6 +37,8 @@ const mostOrder = 1 << 10
 type logState struct {
 	Level string `json:"level"`
 }
+
+var logShape = shapeOf[logState](shapeRules{})
 
 // The levels that can be set.
 var logLevels = map[string]slog.Level{
@@ -61,7 +62,7 @@ func (a *api) showLogLevel(w http.ResponseWriter) error {
 
 func (a *api) setLogLevel(w http.ResponseWriter, r *http.Request) error {
 	var state logState
-	if err := a.order(w, r, &state); err != nil {
+	if err := a.order(w, r, logShape, &state); err != nil {
 		return err
 	}
 	level, known := logLevels[state.Level]

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -48,6 +49,7 @@ func (a *api) publish(w http.ResponseWriter, r *http.Request) error {
 	if p.Payload, err = a.body(w, r, buf); err != nil {
 		return err
 	}
+	p.Payload = withoutMark(p.Payload, p.Format)
 	var receipt Receipt
 	if cl := a.srv.hub.cluster; cl != nil {
 		receipt, err = cl.publishAndWait(r.Context(), p)
@@ -60,6 +62,14 @@ func (a *api) publish(w http.ResponseWriter, r *http.Request) error {
 	*buf = append(receipt.append((*buf)[:0]), '\n') // the payload was copied
 	replyBytes(w, *buf)
 	return nil
+}
+
+// withoutMark returns JSON without the byte order mark that some programs put before it, which is no part of it (RFC 8259, 8.1).
+func withoutMark(payload []byte, f Format) []byte {
+	if f == FormatJSON {
+		return bytes.TrimPrefix(payload, []byte("\ufeff"))
+	}
+	return payload
 }
 
 // append writes what json.Marshal would, without what that costs.
@@ -87,9 +97,9 @@ func formatOf(r *http.Request) (Format, error) {
 	}
 	charset := strings.ToLower(parameters["charset"])
 	switch {
-	case media == "application/x-www-form-urlencoded":
-		// Nobody wants this; it is what curl says where it is not told.
-		return 0, problemMediaType.because("Content-Type is that of a form: expected text/plain, application/json or application/octet-stream, such as with curl -H 'Content-Type: text/plain'")
+	case media == "application/x-www-form-urlencoded", media == "multipart/form-data":
+		// What curl says of -d where it is not told, and of -F, whose body has a message only between other things.
+		return 0, problemMediaType.because("Content-Type is that of a form, %s: expected text/plain, application/json or application/octet-stream, such as with curl -H 'Content-Type: text/plain' --data-binary @FILE", media)
 	case media != "application/json" && !strings.HasSuffix(media, "+json") && !strings.HasPrefix(media, "text/"):
 		return FormatBinary, nil
 	case charset != "" && charset != "utf-8" && charset != "utf8" && charset != "us-ascii":
@@ -274,6 +284,7 @@ func (a *api) publishObject(line []byte) (Receipt, error) {
 
 // publicationOf reads a line. It shares nothing with it.
 func publicationOf(line []byte) (p Publication, err error) {
+	line = withoutMark(line, FormatJSON)
 	var request publishRequest
 	if err := json.Unmarshal(line, &request); err != nil || line[0] != '{' {
 		var kind *json.UnmarshalTypeError
@@ -282,7 +293,13 @@ func publicationOf(line []byte) (p Publication, err error) {
 		}
 		return p, bad("the line is not a JSON object")
 	}
+	if err := publishShape.check(line); err != nil {
+		return p, bad("the line %v", err)
+	}
 	if err := CheckTopic(request.Topic); err != nil {
+		return p, err
+	}
+	if err := checkJSONKey(request.Key); err != nil {
 		return p, err
 	}
 	p = Publication{Topic: request.Topic, Key: request.Key}
@@ -307,6 +324,7 @@ func (a *api) broadcast(w http.ResponseWriter, r *http.Request) error {
 	buf := buffers.Get().(*[]byte)
 	defer giveBack(buf)
 	payload, err := a.body(w, r, buf)
+	payload = withoutMark(payload, format)
 	switch {
 	case err != nil:
 		return err
@@ -346,7 +364,7 @@ func (s *Server) broadcastTo(ctx context.Context, endpoints []*endpoint, f *code
 		select {
 		case wrong := <-sent:
 			if cl.failed(wrong); wrong != nil {
-				err = fmt.Errorf("%w: %v", ErrUncertain, wrong)
+				err = uncertain(wrong)
 			}
 		case <-ctx.Done():
 			return 0, fmt.Errorf("%w: it did not answer in time", ErrUncertain)

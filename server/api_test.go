@@ -55,7 +55,7 @@ func TestAPIPublish(t *testing.T) {
 }
 
 func TestAPIPublishIsRefused(t *testing.T) {
-	s := withAPI(t, Options{Limits: Limits{MaxMessage: 100, MaxTopics: 1}})
+	s := withAPI(t, Options{Limits: Limits{MaxMessage: 100, MaxTopics: 1}, Topics: []TopicRule{{Match: "a", History: 1}}})
 	call(t, s, "POST", "/v1/topics/a/messages", "x").is(t, 200)
 	const at = "/v1/topics/a/messages"
 	for _, row := range []struct {
@@ -74,6 +74,9 @@ func TestAPIPublishIsRefused(t *testing.T) {
 		{"text that is not UTF-8", at, "\xff", asText, 422, "not-text", ""},
 		{"text in another charset", at, "x", "Content-Type: text/plain; charset=latin1", 415, "unsupported-media-type", "latin1"},
 		{"a form, as curl sends it unasked", at, "x", "Content-Type: application/x-www-form-urlencoded", 415, "unsupported-media-type", "curl -H"},
+		{"a form with files, as of curl -F", at, "--b\r\nContent-Disposition: form-data; name=\"m\"\r\n\r\nx\r\n--b--\r\n", "Content-Type: multipart/form-data; boundary=b", 415, "unsupported-media-type", "curl -H"},
+		{"a letter that is not of ASCII", "/v1/topics/caf%C3%A9/messages", "x", "", 400, "invalid-topic", `has the character 'é', which is not allowed`},
+		{"a byte that is none of UTF-8", "/v1/topics/caf%E9/messages", "x", "", 400, "invalid-topic", `has the byte 0xe9, which is not UTF-8`},
 		{"a Content-Type that is none", at, "x", "Content-Type: /", 415, "unsupported-media-type", `"/"`},
 		{"a body that is compressed", at, "x", "Content-Encoding: gzip", 415, "unsupported-media-type", "gzip"},
 		{"one topic too many", "/v1/topics/b/messages", "x", "", 503, "too-many-topics", "limits.max_topics"},
@@ -92,6 +95,42 @@ func TestAPIPublishIsRefused(t *testing.T) {
 	})
 	if info, _ := s.Topic("a"); info.Offset != 1 {
 		t.Errorf("something was published: %+v", info)
+	}
+}
+
+// A byte order mark is no part of JSON, and of text it is one.
+func TestAPIPublishWithAByteOrderMark(t *testing.T) {
+	s := withAPI(t, Options{Topics: []TopicRule{{Match: "a", History: 9}}})
+	c := dial(t, s, "/ws?topic=a")
+	subscribers(t, s, "a", 1)
+	call(t, s, "POST", "/v1/topics/a/messages", "\ufeff[1]\r\n", asJSON).is(t, 200)
+	call(t, s, "POST", "/v1/topics/a/messages", "\ufeffx", asText).is(t, 200)
+	call(t, s, "POST", "/v1/messages", "\ufeff{\"topic\":\"a\",\"data\":2}\r\n\ufeff{\"topic\":\"a\",\"data\":3}", "Content-Type: application/x-ndjson").is(t, 200)
+	for _, payload := range []string{"[1]\r\n", "\ufeffx", "2", "3"} {
+		c.want(payload)
+	}
+}
+
+// The title of a problem says what is wrong. The detail does not say it again.
+func TestProblemsDoNotSayItTwice(t *testing.T) {
+	for _, test := range []struct {
+		err           error
+		title, detail string
+	}{
+		{fmt.Errorf("%w: not connected to NATS", ErrNoCluster), "The cluster cannot be reached", "not connected to NATS"},
+		{ErrNoCluster, "The cluster cannot be reached", ""},
+		{fmt.Errorf("%w: the disk", ErrStoreFull), "The cluster's store is full", "the disk"},
+		{ErrNotJSON, "The message is not JSON", ""},
+		{ErrNotText, "The message is not UTF-8", ""},
+		{ErrTooManyTopics, "The server has as many topics as it may have", "limits.max_topics is reached"},
+		{ErrNotDraining, "The server does not drain", ""},
+		{ErrTooLarge, "The message is too large", "message is larger than limits.max_message"},
+		{uncertain(fmt.Errorf("%w: no answer", ErrUncertain)), "It is not known whether the cluster has the message",
+			"no answer: one with an Idempotency-Key, for a topic with history, may be published again"},
+	} {
+		if p := problemOf(test.err); p.Title != test.title || p.Detail != test.detail {
+			t.Errorf("%v: %q, %q", test.err, p.Title, p.Detail)
+		}
 	}
 }
 

@@ -41,14 +41,11 @@ func (a *api) topics(w http.ResponseWriter, r *http.Request) error {
 func (h *hub) names(pattern, after string, limit int) (list []string, more bool) {
 	first := firstOf[string]{most: limit + 1}
 	for i := range h.parts {
-		p := &h.parts[i]
-		p.mu.Lock()
-		for name := range p.topics {
-			if name > after && matches(pattern, name) {
-				first.add(name)
+		for t := range h.parts[i].all() {
+			if t.name > after && matches(pattern, t.name) {
+				first.add(t.name)
 			}
 		}
-		p.mu.Unlock()
 	}
 	list = first.sorted()
 	if len(list) > limit {

@@ -163,6 +163,7 @@ type presence struct {
 	Count       int         `json:"count"`
 	Connections []presentee `json:"connections"`
 	Complete    *bool       `json:"complete,omitempty"` // in a cluster: whether all servers have told of theirs
+	bytes       int         // of Connections in JSON, about
 }
 
 type presentee struct {
@@ -170,7 +171,8 @@ type presentee struct {
 	Subject string `json:"subject,omitempty"`
 }
 
-// What a reply about presence lists, at most. The bytes are about.
+// What a reply about presence lists at most: so many connections, and about so many bytes of JSON. A loop encodes them in
+// one step, and one server's answer to another has to fit into a message.
 const (
 	mostPresent      = 1000
 	mostPresentBytes = 256 << 10
@@ -178,17 +180,46 @@ const (
 
 // present lists this server's subscribers.
 func (s *Server) present(topic string) *presence {
-	all := s.Subscribers(topic)
-	p := &presence{Topic: topic, Count: len(all), Connections: []presentee{}}
-	bytes := 0
-	for _, c := range all[:min(len(all), mostPresent)] {
-		one := presentee{strconv.FormatUint(c.id, 10), c.Subject()}
-		if bytes += len(one.ID) + len(one.Subject) + 32; bytes > mostPresentBytes && s.hub.cluster != nil {
-			break // one server's answer to another has to fit into a message
+	some, count := s.subscribers(topic, mostPresent)
+	p := &presence{Topic: topic, Count: count, Connections: []presentee{}}
+	for _, c := range some {
+		if !p.add(presentee{strconv.FormatUint(c.id, 10), c.Subject()}) {
+			break
 		}
-		p.Connections = append(p.Connections, one)
 	}
 	return p
+}
+
+// add puts a subscriber on the list, unless that is long enough.
+func (p *presence) add(one presentee) bool {
+	const around = len(`{"id":"","subject":""},`)
+	p.bytes += around + len(one.ID) + textSize(one.Subject)
+	if len(p.Connections) == mostPresent || p.bytes > mostPresentBytes {
+		return false
+	}
+	p.Connections = append(p.Connections, one)
+	return true
+}
+
+// appendTo appends the list as JSON, as encoding/json would in more time.
+func (p *presence) appendTo(b []byte) []byte {
+	b = append(appendText(append(b, `{"topic":`...), p.Topic), `,"count":`...)
+	b = append(strconv.AppendInt(b, int64(p.Count), 10), `,"connections":[`...)
+	for i, one := range p.Connections {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendText(append(b, `{"id":`...), one.ID)
+		if one.Subject != "" {
+			b = appendText(append(b, `,"subject":`...), one.Subject)
+		}
+		b = append(b, '}')
+	}
+	b = append(b, ']')
+	if p.Complete != nil {
+		b = strconv.AppendBool(append(b, `,"complete":`...), *p.Complete)
+	}
+	return append(b, '}')
 }
 
 // presentEverywhere lists the subscribers of all servers.
@@ -203,9 +234,12 @@ func (cl *cluster) presentEverywhere(topic string, done func(*presence)) {
 				continue
 			}
 			p.Count += more.Count
-			p.Connections = append(p.Connections, more.Connections...)
+			for _, one := range more.Connections {
+				if !p.add(one) {
+					break
+				}
+			}
 		}
-		p.Connections = p.Connections[:min(len(p.Connections), mostPresent)]
 		done(p)
 	})
 }

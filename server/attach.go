@@ -6,8 +6,9 @@ import "context"
 // Immutable: a change replaces it as a whole, so that the loop reads it without a lock.
 type own struct {
 	value   any
-	handler *Handler  // in place of the endpoint's; nil for that, &gone when nothing is to be called any more
-	life    *lifetime // nil until somebody asks for the context
+	handler *Handler    // in place of the endpoint's; nil for that, &gone when nothing is to be called any more
+	life    *lifetime   // nil until somebody asks for the context
+	timers  *connTimers // nil until there is one
 }
 
 // lifetime is a connection's context.

@@ -116,6 +116,14 @@ const few = 300 * time.Millisecond
 // enough is how long the citizen may be kept from the processor by what else a machine does.
 const enough = 4 * time.Second
 
+// many is a fourth of a number under the race detector, which takes most of the processors' time.
+func many(n int) int {
+	if raceEnabled {
+		return n / 4
+	}
+	return n
+}
+
 // What strangers may do to a server, each beside a citizen who must not suffer for it. Afterwards the
 // server has counted it, and is as small as it was before.
 func TestUnderAttack(t *testing.T) {
@@ -124,26 +132,26 @@ func TestUnderAttack(t *testing.T) {
 			sentence: "heads that dribble in",
 			options:  func(o *Options) { o.Limits.HandshakeTimeout, o.Limits.CloseTimeout = few, few },
 			run: func(t *testing.T, s *Server) {
-				raid(t, s, 200, func(conn net.Conn) {
+				raid(t, s, many(200), func(conn net.Conn) {
 					dribble(conn, []byte(upgradeHead("/echo", "X-Fill: "+strings.Repeat("x", 4000))))
 				})
 			},
-			counted: refusedFor(RefuseTimeout), at: 200,
+			counted: refusedFor(RefuseTimeout), at: uint64(many(200)),
 		},
 		{
 			sentence: "heads that never begin",
 			options:  func(o *Options) { o.Limits.HandshakeTimeout = few },
-			run:      func(t *testing.T, s *Server) { raid(t, s, 300, untilEnd) },
-			counted:  refusedFor(RefuseTimeout), at: 300,
+			run:      func(t *testing.T, s *Server) { raid(t, s, many(300), untilEnd) },
+			counted:  refusedFor(RefuseTimeout), at: uint64(many(300)),
 		},
 		{
 			sentence: "heads that never end",
 			run: func(t *testing.T, s *Server) {
-				raid(t, s, 200, func(conn net.Conn) {
+				raid(t, s, many(200), func(conn net.Conn) {
 					pour(conn, []byte(upgradeHead("/echo")[:100]+"X-Fill: "+strings.Repeat("x", 1000)), 1<<20)
 				})
 			},
-			counted: func(st Stats) uint64 { return st.Refusals[RefuseHeadTooLong] }, at: 200,
+			counted: func(st Stats) uint64 { return st.Refusals[RefuseHeadTooLong] }, at: uint64(many(200)),
 		},
 		{
 			sentence: "more sockets than there may be",
@@ -151,60 +159,83 @@ func TestUnderAttack(t *testing.T) {
 			run: func(t *testing.T, s *Server) {
 				inside := make(chan struct{})
 				var strangers sync.WaitGroup
-				strangers.Go(func() { raid(t, s, 47, func(net.Conn) { <-inside }) })
-				eventually(t, "it is full", func() bool { return s.Stats().Sockets == 50 })
-				raid(t, s, 400, func(conn net.Conn) { _ = enter(conn, "/echo") })
+				strangers.Go(func() {
+					raid(t, s, 47, func(conn net.Conn) {
+						_ = enter(conn, "/echo")
+						<-inside
+					})
+				})
+				eventually(t, "it is full", func() bool { return s.Stats().Open == 50 })
+				raid(t, s, many(400), func(conn net.Conn) { _ = enter(conn, "/echo") })
 				close(inside)
 				strangers.Wait()
 			},
-			counted: refusedFor(RefuseFull), at: 200,
+			counted: refusedFor(RefuseFull), at: uint64(many(200)),
+		},
+		{
+			sentence: "as many silent sockets as there may be, and others who want in",
+			options:  func(o *Options) { o.Limits.MaxConnections = 50 },
+			run: func(t *testing.T, s *Server) {
+				inside := make(chan struct{})
+				var strangers sync.WaitGroup
+				strangers.Go(func() { raid(t, s, 47, func(net.Conn) { <-inside }) })
+				eventually(t, "it is full", func() bool { return s.Stats().Sockets == 50 })
+				raid(t, s, 20, func(conn net.Conn) {
+					if !enter(conn, "/echo") {
+						t.Error("it does not come in")
+					}
+				})
+				close(inside)
+				strangers.Wait()
+			},
+			counted: refusedFor(RefuseEvicted), at: 1,
 		},
 		{
 			sentence: "frames that dribble in",
 			options:  func(o *Options) { o.Limits.IdleTimeout, o.Limits.CloseTimeout = enough, few },
 			run: func(t *testing.T, s *Server) {
-				raid(t, s, 100, func(conn net.Conn) {
+				raid(t, s, many(100), func(conn net.Conn) {
 					if enter(conn, "/echo") {
 						dribble(conn, append(header(0x82, 1<<20), make([]byte, 10_000)...))
 					}
 				})
 			},
-			counted: cutFor(CutIdle), at: 100,
+			counted: cutFor(CutIdle), at: uint64(many(100)),
 		},
 		{
 			sentence: "a flood of pings whose answers nobody reads",
 			run: func(t *testing.T, s *Server) {
-				raid(t, s, 10, func(conn net.Conn) {
+				raid(t, s, many(10), func(conn net.Conn) {
 					if enter(conn, "/echo") {
-						pour(conn, repeat(masked(0x89, []byte("are you there?")), 1000), 8<<20)
+						pour(conn, repeat(masked(0x89, []byte("are you there?")), 1000), many(8<<20))
 					}
 				})
 			},
-			counted: closedWith(codec.CloseAbnormal), at: 10,
+			counted: closedWith(codec.CloseAbnormal), at: uint64(many(10)),
 		},
 		{
 			sentence: "a flood of messages and pings above the rate",
 			options:  func(o *Options) { o.Limits.MessagesPerSecond = 2000 },
 			run: func(t *testing.T, s *Server) {
-				raid(t, s, 20, func(conn net.Conn) {
+				raid(t, s, many(20), func(conn net.Conn) {
 					if enter(conn, "/echo") {
 						pour(conn, repeat(masked(0x89, nil), 1000), 8<<20)
 					}
 				})
 			},
-			counted: cutFor(CutMessageRate), at: 20,
+			counted: cutFor(CutMessageRate), at: uint64(many(20)),
 		},
 		{
 			sentence: "messages in fragments without end",
 			run: func(t *testing.T, s *Server) {
-				raid(t, s, 50, func(conn net.Conn) {
+				raid(t, s, many(50), func(conn net.Conn) {
 					if enter(conn, "/echo") {
 						_, _ = conn.Write(masked(0x01, nil))
 						pour(conn, repeat(masked(0x00, nil), 500), 8<<20)
 					}
 				})
 			},
-			counted: closedWith(codec.ClosePolicyViolation), at: 50,
+			counted: closedWith(codec.ClosePolicyViolation), at: uint64(many(50)),
 		},
 		{
 			sentence: "tiny frames whose echoes nobody reads",
@@ -213,8 +244,7 @@ func TestUnderAttack(t *testing.T) {
 				o.Limits.CloseTimeout = few
 			},
 			run: func(t *testing.T, s *Server) {
-				raid(t, s, 10, func(conn net.Conn) {
-					_ = conn.(*net.TCPConn).SetReadBuffer(4096)
+				raid(t, s, many(10), func(conn net.Conn) {
 					if !enter(conn, "/echo") {
 						return
 					}
@@ -224,26 +254,45 @@ func TestUnderAttack(t *testing.T) {
 					pour(conn, repeat(masked(0x81, []byte("x")), 1000), 64<<20)
 				})
 			},
-			counted: cutFor(CutSlowConsumer), at: 10,
+			counted: cutFor(CutSlowConsumer), at: uint64(many(10)),
 		},
 		{
 			sentence: "compression bombs",
 			options:  func(o *Options) { o.Endpoints[0].Compression.Enabled = true },
 			run: func(t *testing.T, s *Server) {
 				bomb := masked(0xc1, deflated(t, strings.Repeat("\x00", 16<<20)))
-				raid(t, s, 20, func(conn net.Conn) {
+				raid(t, s, many(20), func(conn net.Conn) {
 					if enter(conn, "/echo", "Sec-WebSocket-Extensions: permessage-deflate") {
 						_, _ = conn.Write(bomb)
 						untilEnd(conn)
 					}
 				})
 			},
-			counted: closedWith(codec.CloseMessageTooBig), at: 20,
+			counted: closedWith(codec.CloseMessageTooBig), at: uint64(many(20)),
+		},
+		{
+			sentence: "compression bombs that are within limits.max_message",
+			options: func(o *Options) {
+				o.Endpoints[0].Compression.Enabled = true
+				o.Limits.DecompressedBytesPerSecond = 64 << 10
+			},
+			run: func(t *testing.T, s *Server) {
+				bomb := masked(0xc2, deflated(t, strings.Repeat("\x00", 1<<20)))
+				raid(t, s, many(20), func(conn net.Conn) {
+					if enter(conn, "/echo", "Sec-WebSocket-Extensions: permessage-deflate") {
+						for range 4 {
+							_, _ = conn.Write(bomb)
+						}
+						untilEnd(conn)
+					}
+				})
+			},
+			counted: cutFor(CutDecompressionRate), at: uint64(many(20)),
 		},
 		{
 			sentence: "announcements of what never comes",
 			run: func(t *testing.T, s *Server) {
-				raid(t, s, 200, func(conn net.Conn) {
+				raid(t, s, many(200), func(conn net.Conn) {
 					if enter(conn, "/echo") {
 						_, _ = conn.Write(header(0x82, 1<<40))
 						untilEnd(conn)
@@ -251,7 +300,7 @@ func TestUnderAttack(t *testing.T) {
 				})
 			},
 			options: func(o *Options) { o.Limits.CloseTimeout = few },
-			counted: closedWith(codec.CloseMessageTooBig), at: 200,
+			counted: closedWith(codec.CloseMessageTooBig), at: uint64(many(200)),
 		},
 		{
 			sentence: "peers that are gone without a word",
@@ -260,13 +309,13 @@ func TestUnderAttack(t *testing.T) {
 				o.Limits.CloseTimeout = few
 			},
 			run: func(t *testing.T, s *Server) {
-				raid(t, s, 150, func(conn net.Conn) {
+				raid(t, s, many(150), func(conn net.Conn) {
 					if enter(conn, "/echo") {
 						untilEnd(conn)
 					}
 				})
 			},
-			counted: cutFor(CutPingTimeout), at: 150,
+			counted: cutFor(CutPingTimeout), at: uint64(many(150)),
 		},
 		{
 			sentence: "subscribers that never read",
@@ -306,29 +355,73 @@ func TestUnderAttack(t *testing.T) {
 				o.Endpoints = append(o.Endpoints, Endpoint{Path: "/fragile", Handler: Handler{Message: func(*Conn, Opcode, []byte) { panic("kaboom") }}})
 			},
 			run: func(t *testing.T, s *Server) {
-				raid(t, s, 300, func(conn net.Conn) {
+				raid(t, s, many(300), func(conn net.Conn) {
 					if enter(conn, "/fragile") {
 						_, _ = conn.Write(text("now"))
 						untilEnd(conn)
 					}
 				})
 			},
-			counted: func(st Stats) uint64 { return st.Panics }, at: 300,
+			counted: func(st Stats) uint64 { return st.Panics }, at: uint64(many(300)),
 		},
 		{
 			sentence: "requests to subscribe and to publish without end",
 			options: func(o *Options) {
-				o.Limits.RequestsPerSecond, o.Limits.PublishesPerSecond = 100, 2000
+				o.Limits.RequestsPerSecond, o.Limits.PublishesPerSecond = 10, 2000
 			},
 			run: func(t *testing.T, s *Server) {
 				raid(t, s, 10, func(conn net.Conn) {
 					if enter(conn, "/ws", speakJSON) {
-						go untilEnd(conn)
-						pour(conn, repeat(text(`{"subscribe":{"topic":"x"}}`), 200), 400<<10)
+						var reading sync.WaitGroup
+						reading.Go(func() { untilEnd(conn) })
+						pour(conn, repeat(text(`{"id":1,"history":{"topic":"x"}}`), 200), many(400<<10))
+						_, _ = conn.Write(masked(0x88, nil))
+						reading.Wait()
 					}
 				})
 			},
-			counted: func(st Stats) uint64 { return st.Limited }, at: 10_000,
+			counted: func(st Stats) uint64 { return st.Limited }, at: uint64(many(10_000)),
+		},
+		{
+			sentence: "requests that make no sense, without end",
+			run: func(t *testing.T, s *Server) {
+				raid(t, s, many(20), func(conn net.Conn) {
+					if enter(conn, "/ws", speakJSON) {
+						go untilEnd(conn)
+						pour(conn, repeat(text(`{"id":1,"subscribe":[]}`), 200), 8<<20)
+					}
+				})
+			},
+			counted: cutFor(CutMistakes), at: uint64(many(20)),
+		},
+		{
+			sentence: "requests to subscribe to what a client has already, without end",
+			run: func(t *testing.T, s *Server) {
+				raid(t, s, many(20), func(conn net.Conn) {
+					if enter(conn, "/ws", speakJSON) {
+						go untilEnd(conn)
+						pour(conn, repeat(text(`{"subscribe":{"topic":"x"}}`), 200), 8<<20)
+					}
+				})
+			},
+			counted: cutFor(CutMistakes), at: uint64(many(20)),
+		},
+		{
+			sentence: "large answers that nobody waits for",
+			options:  func(o *Options) { o.Topics = []TopicRule{{Match: "past", History: 1000}} },
+			run: func(t *testing.T, s *Server) {
+				for range 1000 {
+					mustPublish(t, s, "past", strings.Repeat("x", 100))
+				}
+				raid(t, s, 4, func(conn net.Conn) {
+					if enter(conn, "/ws", speakJSON) {
+						pour(conn, repeat(text(`{"history":{"topic":"past","limit":1000}}`), 1000), many(1<<20))
+						_, _ = conn.Write(text(`{"id":1,"ping":{}}`))
+						_, _ = conn.Read(make([]byte, 1))
+					}
+				})
+			},
+			counted: func(st Stats) uint64 { return st.MessagesIn }, at: uint64(many(4 << 20 / 60)),
 		},
 	} {
 		t.Run(row.sentence, row.against)
@@ -367,7 +460,7 @@ func failedHandshakes() int {
 	if n, err := strconv.Atoi(os.Getenv("CARILLON_TEST_HANDSHAKES")); err == nil {
 		return n
 	}
-	return 20_000
+	return many(20_000)
 }
 
 // Strangers ask for what they do not get, thousands of times, each on a connection of its own.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/internal/shrink"
 )
 
 // audience is a dense list of a shard's connections that get the same messages: those of an endpoint, or
@@ -50,7 +51,24 @@ type pass struct {
 	cursor  int
 	target  uint32
 	plain   batch
-	deflate batch
+	deflate batch            // for the window that nearly all have
+	narrow  map[uint8]*batch // for smaller ones, by their bits; nil until there is one
+}
+
+// deflated returns what members get whose window has so many bits.
+func (p *pass) deflated(window uint8) *batch {
+	if window == codec.MaxWindow {
+		return &p.deflate
+	}
+	if p.narrow == nil {
+		p.narrow = make(map[uint8]*batch)
+	}
+	b := p.narrow[window]
+	if b == nil {
+		b = new(batch)
+		p.narrow[window] = b
+	}
+	return b
 }
 
 // batch is the messages of one pass as one piece of memory, so that a member gets them in one write.
@@ -60,8 +78,12 @@ type batch struct {
 	own  []byte
 }
 
-// maxBatch bounds what is copied together: larger pieces gain nothing over the cost of a write.
-const maxBatch = 256 << 10
+// maxBatch bounds what is copied together, in bytes: larger pieces gain nothing over the cost of a write. maxPass bounds
+// the number of messages, each of which is put into the queue of a member that does not read.
+const (
+	maxBatch = 256 << 10
+	maxPass  = 4096
+)
 
 func (a *audience) end() uint32 { return a.base + uint32(len(a.stream)) }
 
@@ -121,7 +143,7 @@ func (a *audience) move(to, from int) {
 	}
 }
 
-// publish appends a message to the stream, and returns its bytes, which the caller adds to the backlog. The walk
+// publish appends a message to the stream, and returns its cost in bytes, which the caller adds to the backlog. The walk
 // that hands it out comes with the shard's turn.
 func (a *audience) publish(f *codec.Frame, at stamp) (bytes int) {
 	if len(a.members) == 0 && len(a.stream) == 0 {
@@ -133,17 +155,23 @@ func (a *audience) publish(f *codec.Frame, at stamp) (bytes int) {
 	if a.latest || a.newest != nil {
 		a.newest = f
 	}
+	if a.local != nil {
+		a.sh.published++
+	}
 	if !a.queued {
 		a.queued = true
 		a.sh.pending.push(a)
 	}
-	return len(f.Plain())
+	return len(f.Plain()) + streamCost
 }
 
-// begin fixes the messages of the next pass: all that wait, up to maxBatch bytes.
+// streamCost is about what a place in a stream takes in memory, in bytes.
+const streamCost = 16
+
+// begin fixes the messages of the next pass: all that wait, up to maxBatch bytes and maxPass messages.
 func (a *audience) begin() {
 	n, size := 0, 0
-	for n < len(a.stream) {
+	for n < min(len(a.stream), maxPass) {
 		size += len(a.stream[n].Plain())
 		if n > 0 && size > maxBatch {
 			break
@@ -180,11 +208,21 @@ func (b *batch) release() {
 }
 
 // slice is a part of a turn that is given to walks. It is bounded by both measures, because one write
-// costs from 2 us for a small message to 100 us for a full batch. The clock is read once in sixteen.
+// costs from 2 us for a small message to 100 us for a full batch. The clock is read once in sixteen, or more often
+// where each of them gets many messages.
 type slice struct {
 	start  time.Time
+	time   time.Duration
 	served int
-	whole  bool // not cut within a batch
+	work   int // since the clock was read: members, and their messages in sixteens
+}
+
+const sliceWork = 16
+
+// serve notes that a member was served with so many messages.
+func (s *slice) serve(messages int) {
+	s.served++
+	s.work += 1 + messages/sliceWork
 }
 
 const (
@@ -193,60 +231,60 @@ const (
 )
 
 func (s *slice) over() bool {
-	return s.served&15 == 15 && (s.served >= sliceConns || time.Since(s.start) > sliceTime)
+	if s.work < sliceWork {
+		return false
+	}
+	s.work = 0
+	return s.served >= sliceConns && s.time == sliceTime || time.Since(s.start) > s.time
 }
 
-// walk hands out messages until the slice is over, or until everybody has one batch if the slice is
-// whole. It says whether it came to the end of the stream.
+// walk hands out messages until the slice is over. It says whether it came to the end of the stream.
 func (a *audience) walk(s *slice) bool {
 	for len(a.stream) > 0 {
 		if a.pass == nil {
 			a.begin()
 		}
 		for a.pass.cursor < len(a.members) {
-			if a.serve(a.pass.cursor) {
-				s.served++
+			if n := a.serve(a.pass.cursor); n > 0 {
+				s.serve(n)
 			}
-			if !s.whole && s.over() {
+			if s.over() {
 				return false
 			}
 		}
 		a.finish()
-		if s.whole {
-			break
-		}
 	}
 	return len(a.stream) == 0
 }
 
-// serve gives member i what it has not got, and says whether there was anything. The cursor moves
+// serve gives member i what it has not got, and returns the number of messages. The cursor moves
 // first: the write may end the connection, and with it this place.
-func (a *audience) serve(i int) bool {
+func (a *audience) serve(i int) (messages int) {
 	p, m := a.pass, &a.members[i]
 	p.cursor++
-	n := int32(p.target - m.seq)
+	n := int(int32(p.target - m.seq))
 	if n <= 0 {
-		return false
+		return 0
 	}
 	skip := m.seq - a.base
 	m.seq = p.target
 	a.sh.tally.deliveries += uint64(n)
 	if m.fd < 0 {
 		a.serveSlow(m.conn, m.sub, skip)
-		return true
+		return n
 	}
 	b := p.plain.buf[p.plain.offs[skip]:]
 	written, errno := write(m.fd, b)
 	a.sh.tally.writes++
 	a.sh.tally.bytesOut += uint64(written)
 	if written == len(b) {
-		return true
+		return n
 	}
 	if errno == syscall.EAGAIN {
 		errno = 0
 	}
 	m.conn.wroteFrames(a, m.sub, a.stream[skip:p.target-a.base], written, errno)
-	return true
+	return n
 }
 
 // serveSlow is for members that compress or encrypt, or whose socket is full.
@@ -258,8 +296,8 @@ func (a *audience) serveSlow(c *Conn, sub int32, skip uint32) {
 		return
 	}
 	all := &p.plain
-	if c.deflate {
-		if all = &p.deflate; all.buf == nil {
+	if c.deflates() {
+		if all = p.deflated(c.window); all.buf == nil {
 			all.build(a.stream[:p.target-a.base], c.encoded)
 		}
 	}
@@ -279,7 +317,7 @@ func (a *audience) finish() {
 	a.stamps = a.stamps[:copy(a.stamps, a.stamps[n:])]
 	bytes := 0
 	for _, f := range a.stream[:n] {
-		bytes += len(f.Plain())
+		bytes += len(f.Plain()) + streamCost
 	}
 	a.sh.backlog.Add(-int64(bytes))
 	rest := copy(a.stream, a.stream[n:])
@@ -336,6 +374,9 @@ func (sh *shard) newPass() *pass {
 func (sh *shard) freePass(p *pass) {
 	p.plain.release()
 	p.deflate.release()
+	for _, b := range p.narrow {
+		b.release()
+	}
 	p.cursor = 0
 	if len(sh.freePasses) < keepPasses {
 		sh.freePasses = append(sh.freePasses, p)
@@ -343,26 +384,26 @@ func (sh *shard) freePass(p *pass) {
 }
 
 // queue is a line of audiences, first in, first out.
-type queue struct {
-	list []*audience
+type queue[T any] struct {
+	list []*T
 	head int
 }
 
-func (q *queue) len() int { return len(q.list) - q.head }
+func (q *queue[T]) len() int { return len(q.list) - q.head }
 
-func (q *queue) push(a *audience) { q.list = append(q.list, a) }
+func (q *queue[T]) push(a *T) { q.list = append(q.list, a) }
 
-func (q *queue) pop() *audience {
+func (q *queue[T]) pop() *T {
 	a := q.list[q.head]
 	q.list[q.head] = nil
 	q.head++
 	switch {
 	case q.head == len(q.list):
-		q.list, q.head = q.list[:0], 0
+		q.list, q.head = shrink.Slice(q.list[:0]), 0
 	case q.head > 64 && q.head > len(q.list)/2:
 		n := copy(q.list, q.list[q.head:])
 		clear(q.list[n:])
-		q.list, q.head = q.list[:n], 0
+		q.list, q.head = shrink.Slice(q.list[:n]), 0
 	}
 	return a
 }
@@ -395,7 +436,7 @@ func newGroup(sh *shard, ep *endpoint) *group {
 
 // charge keeps debts while a limit asks for them.
 func (g *group) charge(set *settings) {
-	switch limited := g.ep != nil && set.keepsDebts(); {
+	switch limited := g.ep != nil && set.keepsDebts(g.ep); {
 	case !limited:
 		g.debts = nil
 	case g.debts == nil:

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/internal/redact"
 )
 
 // Auth says who may open connections at an endpoint: those with a token, those that a connect hook
@@ -32,8 +33,8 @@ type JWT struct {
 
 	// JWKSURL is where the public keys are published as a JSON Web Key Set (RFC 7517). They are fetched
 	// at the start, every 5 minutes, and when a token names a key that is not known, but then at most
-	// once in 5 seconds.
-	JWKSURL string `yaml:"jwks_url"`
+	// once in 5 seconds. Where it is shown, "(set)" stands for a user, a password, and its query.
+	JWKSURL string `yaml:"jwks_url" secret:"url"`
 
 	// Issuer and Audience, if set, are what the token must have as "iss", and among "aud".
 	Issuer   string `yaml:"issuer"`
@@ -55,8 +56,8 @@ type JWT struct {
 
 // Hook asks an HTTP server about each handshake. It is used when URL is set.
 type Hook struct {
-	// URL is where the question is POSTed to.
-	URL string `yaml:"url"`
+	// URL is where the question is POSTed to. Where it is shown, "(set)" stands for a user, a password, and its query.
+	URL string `yaml:"url" secret:"url"`
 
 	// Timeout is how long the answer may take. Default 2 s; it cannot be turned off.
 	Timeout time.Duration `yaml:"timeout"`
@@ -136,7 +137,9 @@ func (h *Hook) resolve(c *checker, key string) {
 }
 
 func (c *checker) httpURL(key, text string) {
-	if u, err := url.Parse(text); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+	if err := redact.Check(text); err != nil {
+		c.add(key, "%v", err)
+	} else if u, err := url.Parse(text); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
 		c.add(key, "is not a URL: expected one such as https://auth.example.com/path")
 	}
 }
@@ -165,8 +168,8 @@ func (g *gate) checkToken(r *Request) (err error) {
 	if g.jwt == nil {
 		return nil
 	}
-	token := g.jwt.find(&r.Request)
-	if token != "" {
+	token, found := g.jwt.find(&r.Request)
+	if found {
 		r.token, err = g.jwt.verify(token)
 		return err
 	}

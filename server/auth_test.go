@@ -76,7 +76,7 @@ func TestClaimsLimitTopics(t *testing.T) {
 		s := start(t, Options{Endpoints: []Endpoint{ep}})
 		c := dial(t, s, "/ws?topic=a", token("alice", m{"publish": []string{"b"}}))
 		c.send("x")
-		c.wantClose(codec.ClosePolicyViolation, "nothing can be published here")
+		c.wantClose(codec.ClosePolicyViolation, errNotYourOutput.Error())
 	})
 }
 

@@ -20,19 +20,14 @@ import (
 // freeAddress is one that nobody listens on, for a program that cannot be told to choose.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
+	return needs.Address(t)
 }
 
 // runBalancer runs a program that listens on an address until the test ends.
 func runBalancer(t *testing.T, address string, command ...string) {
 	t.Helper()
 	log := &logBuffer{}
-	program := exec.Command(command[0], command[1:]...)
+	program := needs.Command(command[0], command[1:]...)
 	program.Stdout, program.Stderr = log, log
 	if err := program.Start(); err != nil {
 		t.Fatal(err)
@@ -99,6 +94,7 @@ func asks(t *testing.T, balancer, source string, port bool) {
 
 // Clients from several addresses come through a real balancer, in each way that it has to tell who they are.
 func TestHAProxy(t *testing.T) {
+	t.Parallel()
 	haproxy := needs.Program(t, "haproxy")
 	proxy := ProxyProtocol{Mode: ProxyRequired, From: []string{"127.0.0.1"}}
 	for _, test := range []struct {

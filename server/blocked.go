@@ -21,10 +21,13 @@ const (
 	hookError
 	hookClose
 	hookDone
+	hookDo
+	hookAfter
+	hookRefused
 	numHooks
 )
 
-var hookNames = [numHooks]string{"Upgrade", "Open", "Message", "Error", "Close", "Done"}
+var hookNames = [numHooks]string{"Upgrade", "Open", "Message", "Error", "Close", "Done", "Do", "After", "Refused"}
 
 // callSite is what a loop calls: one for each hook of an endpoint.
 type callSite struct {

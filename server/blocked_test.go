@@ -79,7 +79,7 @@ func (l *logBuffer) lines(words ...string) (lines []string) {
 
 // Whatever the hook is in which a handler blocks, it is named.
 func TestBlockedHooksAreNamed(t *testing.T) {
-	for _, hook := range []string{"Upgrade", "Open", "Message", "Error", "Close", "Done"} {
+	for _, hook := range []string{"Upgrade", "Open", "Message", "Error", "Close", "Done", "Do", "After"} {
 		t.Run(hook, func(t *testing.T) {
 			free := make(chan struct{})
 			block := func(here string) {
@@ -93,6 +93,8 @@ func TestBlockedHooksAreNamed(t *testing.T) {
 				Message: func(c *Conn, _ Opcode, _ []byte) {
 					block("Message")
 					_ = c.Subscribe("a", SubscribeOptions{Done: func(Subscribed, error) { block("Done") }})
+					_ = c.Do(func() { block("Do") })
+					_, _ = c.After(1, func() { block("After") })
 				},
 				Error: func(*Conn, error) { block("Error") },
 				Close: func(*Conn, error) { block("Close") },

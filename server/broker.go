@@ -10,6 +10,15 @@ import (
 // the message.
 var ErrNoCluster = errors.New("the cluster cannot be reached")
 
+// ErrStoreFull is returned for a message that the broker has no room for. Nobody gets the message. It is an [ErrNoCluster],
+// too.
+var ErrStoreFull error = storeFull{}
+
+type storeFull struct{}
+
+func (storeFull) Error() string        { return "the cluster's store is full" }
+func (storeFull) Is(target error) bool { return target == ErrNoCluster }
+
 // Broker joins servers to a cluster: what is published at one of them reaches the subscribers at all. It is given by
 // [Options.Broker]; package cluster has the one on NATS. Without a broker a server is alone, and pays nothing for it.
 //
@@ -47,9 +56,9 @@ type Broker interface {
 	Ready() error
 
 	// PublishKept hands over a message for a kept topic. done gets the message's position when the broker has it for
-	// certain, or an error; [ErrNoCluster], [ErrOverloaded] and [ErrTooLarge], for one that is larger than the broker
+	// certain, or an error; [ErrNoCluster], of which [ErrStoreFull] is one, [ErrOverloaded] and [ErrTooLarge], for one that is larger than the broker
 	// takes, mean that nobody gets the message, any other one that this is not known. A publication with a key that the
-	// broker has had within five minutes is not stored again and gets the position of the first.
+	// broker has had within five minutes, by the same publisher, is not stored again and gets the position of the first.
 	PublishKept(p Publication, rule int, done func(Position, error))
 
 	// PublishPassing does the same for a passing topic; the broker has it when other servers' brokers can get it from

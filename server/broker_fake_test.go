@@ -20,7 +20,7 @@ type fakeNet struct {
 	epoch   string
 	offset  uint64 // of the last message for whatever topic: they are numbered together
 	topics  map[string]*fakeTopic
-	keys    map[[2]string]Position
+	keys    map[[3]string]Position
 	members []*fakeBroker
 
 	// Parts of what is sent to one server, 0 to 1.
@@ -83,7 +83,7 @@ func (m *fakeMail) work() {
 }
 
 func newFakeNet(seed uint64) *fakeNet {
-	return &fakeNet{r: rand.New(rand.NewPCG(seed, 11)), epoch: "first", offset: 100, topics: map[string]*fakeTopic{}, keys: map[[2]string]Position{}}
+	return &fakeNet{r: rand.New(rand.NewPCG(seed, 11)), epoch: "first", offset: 100, topics: map[string]*fakeTopic{}, keys: map[[3]string]Position{}}
 }
 
 func (n *fakeNet) newBroker() *fakeBroker {
@@ -182,7 +182,7 @@ func (b *fakeBroker) PublishKept(p Publication, rule int, done func(Position, er
 		b.mail.put(func() { done(Position{}, fmt.Errorf("%w, or than the net takes", ErrTooLarge)) })
 		return
 	}
-	id := [2]string{p.Topic, p.Key}
+	id := [3]string{p.Publisher, p.Topic, p.Key}
 	at, again := n.keys[id]
 	if p.Key == "" || !again {
 		at = n.store(p, b.node.Options().Topics[rule].History)

@@ -12,7 +12,7 @@ import (
 
 // PanicError is a panic in a function of the application; [Handler.Error] gets it.
 type PanicError struct {
-	Hook  string // the function: "Open", "Message", "Close", or "Done" for one that was passed along
+	Hook  string // the function: "Open", "Message", "Close", or "Done", "Do" or "After" for one that was passed along
 	Value any    // what it panicked with
 	Stack []byte // of the goroutine, as text
 }
@@ -53,6 +53,14 @@ func (c *Conn) callMessage(op codec.Opcode, payload []byte) {
 	defer c.rescue("Message")
 	c.calls(hookMessage)
 	h.Message(c, op, payload)
+	spoil(payload)
+}
+
+// callFunc calls a function that the application has passed along, or one that ends in such a call.
+func (c *Conn) callFunc(hook hookKind, do func()) {
+	defer c.rescue(hookNames[hook])
+	c.calls(hook)
+	do()
 }
 
 // callClose is given the handler, because the connection has none any more.

@@ -39,6 +39,9 @@ func settle(t testing.TB, s *Server) *citizen {
 	t.Helper()
 	z := &citizen{t: t, stop: make(chan struct{})}
 	z.clients = []*client{dial(t, s, "/echo"), dial(t, s, "/ws?topic=beat"), dial(t, s, "/ws?topic=beat")}
+	if s.hub != nil { // otherwise the server is another process
+		subscribers(t, s, "beat", 2)
+	}
 	z.living.Go(z.echo)
 	z.living.Go(z.subscribe)
 	z.serves(1)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -331,6 +330,7 @@ func (p *coderPeer) closedBy(err error) (int, string) {
 
 // TestNpmWS runs what Node's most used client library has to say about the server: see .ci/npm.
 func TestNpmWS(t *testing.T) {
+	t.Parallel()
 	node, _ := needs.NodeWS(t)
 	script := filepath.Join("..", ".ci", "npm", "check.mjs")
 	a, plain := newAuthority(t), Options{Endpoints: compressing()}
@@ -339,7 +339,7 @@ func TestNpmWS(t *testing.T) {
 		url := strings.TrimSuffix(s.URL("/"), "/")
 		ctx, cancel := context.WithTimeout(context.Background(), 6*patience)
 		defer cancel()
-		cmd := exec.CommandContext(ctx, node, script, url)
+		cmd := needs.CommandContext(ctx, node, script, url)
 		cmd.Env = append(os.Environ(), "NODE_EXTRA_CA_CERTS="+a.file())
 		out, err := cmd.CombinedOutput()
 		if err != nil {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"errors"
+	"io"
 	"os"
 	"syscall"
 
@@ -56,6 +57,7 @@ func (c *Conn) leave(why *CloseError) {
 	c.sh.stats.drop(DropClosed, c.group.missed(c.slot))
 	c.leaveTopics()
 	c.sh.deadlines.remove(c)
+	c.dropTimers()
 	c.group.remove(c)
 	c.state.Store(stateClosing)
 	c.sh.stats.Open.Add(-1)
@@ -78,8 +80,12 @@ func (c *Conn) flushed() {
 	if !c.is(markPeerDone) || !c.sayEnd() {
 		return
 	}
+	if c.gc == nil { // the peer's FIN has come: see outlive
+		c.abort(io.EOF)
+		return
+	}
 	c.state.Store(stateLingering)
-	c.dropInbound()
+	c.dropInput()
 	if err := syscall.Shutdown(int(c.fd), syscall.SHUT_WR); err != nil {
 		c.abort(os.NewSyscallError("shutdown", err))
 	}
@@ -96,12 +102,17 @@ func (c *Conn) abort(err error) {
 	c.sh.check()
 	if c.state.Load() != stateClosed {
 		c.sh.lost = err
-		_ = c.sh.loop.Close(c.gc)
+		if c.gc != nil {
+			_ = c.sh.loop.Close(c.gc)
+		} else {
+			c.gone(err)
+			_ = syscall.Close(int(c.fd))
+		}
 		c.sh.lost = nil
 	}
 }
 
-// gone is the end of every connection: gnet closes the descriptor when it returns.
+// gone is the end of every connection: gnet, or abort, closes the descriptor when it returns.
 func (c *Conn) gone(err error) {
 	c.sh.check()
 	if c.sh.lost != nil {
@@ -110,6 +121,7 @@ func (c *Conn) gone(err error) {
 	if err == nil {
 		err = errStopped // the peer's end and failures of the socket have an error
 	}
+	c.finishInput(err)
 	if c.out != nil {
 		c.sh.stats.drop(c.dropReason(err), c.out.waitingMessages()+c.lostPending())
 		c.unstall()
@@ -126,7 +138,7 @@ func (c *Conn) gone(err error) {
 	default:
 		c.group.remove(c)
 	}
-	c.dropInbound()
+	c.dropInput()
 	c.setSession(nil)
 	c.state.Store(stateClosed)
 	c.sh.srv.release(c.remote, c.is(markCounted))

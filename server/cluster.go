@@ -96,10 +96,18 @@ func (cl *cluster) away() error { return unreachable(cl.broker.Err()) }
 func (cl *cluster) awayFor(rule int) error { return unreachable(cl.broker.KeptErr(rule)) }
 
 func unreachable(err error) error {
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrNoCluster) {
 		return fmt.Errorf("%w: %v", ErrNoCluster, err)
 	}
-	return nil
+	return err
+}
+
+// uncertain is what a publisher is told when the broker did not say what became of a message.
+func uncertain(err error) error {
+	if errors.Is(err, ErrUncertain) {
+		return err
+	}
+	return fmt.Errorf("%w: %v", ErrUncertain, err)
 }
 
 // unavailable is what a client is told when something could not be had from the broker.

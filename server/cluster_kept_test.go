@@ -164,6 +164,7 @@ func TestClusterRepliesInOrder(t *testing.T) {
 
 // What fails at once does not overtake the replies to messages that are on their way.
 func TestClusterFailuresInOrder(t *testing.T) {
+	t.Parallel()
 	const burst = 10 // seconds
 	n := newFakeNet(1)
 	opts := topics(TopicRule{Match: "log", History: 10})
@@ -215,13 +216,23 @@ func TestClusterFailuresInOrder(t *testing.T) {
 	t.Run("too much waits", func(t *testing.T) {
 		hold := make(chan struct{})
 		fakeOf(s).mail.put(func() { <-hold })
-		defer close(hold)
 		c := dial(t, s, "/ws", speakJSON)
-		c.write(repeat(text(`{"id":1,"publish":{"topic":"log","data":1}}`), mostSteps))
-		for _, request := range []string{`{"id":2,"publishh":{}}`, `{"id":2,"ping":{}}`} {
-			if got := c.ask("%s", request); string(got.ID) != "2" || got.Error == nil {
-				t.Error(got.text)
+		before := s.Stats().MessagesIn
+		c.write(repeat(text(`{"id":1,"publish":{"topic":"log","data":1}}`), 2*maxSlots))
+		c.write(text(`{"id":2,"ping":{}}`))
+		eventually(t, "the queue is full", func() bool { return s.Stats().MessagesIn-before >= maxSlots })
+		time.Sleep(100 * time.Millisecond)
+		if n := s.Stats().MessagesIn - before; n > maxSlots+1 {
+			t.Errorf("%d messages were taken while %d may wait", n, maxSlots)
+		}
+		close(hold)
+		for range 2 * maxSlots {
+			if m := c.said(); string(m.ID) != "1" {
+				t.Fatal(m.text)
 			}
+		}
+		if m := c.said(); string(m.ID) != "2" {
+			t.Error(m.text)
 		}
 	})
 }
@@ -453,11 +464,14 @@ func TestClusterGap(t *testing.T) {
 	raw.want("0")
 	fakeOf(s).cut(true)
 	var last Receipt
+	after := uint64(0) // the offset of the last message that is not kept
 	for i := range 5 {
-		last = mustPublish(t, list[1], "log", fmt.Sprint(i+1))
+		if last = mustPublish(t, list[1], "log", fmt.Sprint(i+1)); i == 1 {
+			after = last.Offset
+		}
 	}
 	fakeOf(s).cut(false)
-	gap := fmt.Sprintf(`{"topic":"log","offset":%d,"epoch":"first","recovered":false}`, last.Offset)
+	gap := fmt.Sprintf(`{"topic":"log","offset":%d,"epoch":"first","after":%d,"recovered":false}`, last.Offset, after)
 	if m := alice.said(); m.text != `{"subscribed":`+gap+`}` {
 		t.Fatalf("got %s, want %s", m.text, gap)
 	}
@@ -466,7 +480,7 @@ func TestClusterGap(t *testing.T) {
 	if e, err := events.event(); err != nil || e.data != "0" {
 		t.Fatal(e, err)
 	}
-	events.want("subscribed", "", gap)
+	events.want("subscribed", fmt.Sprintf("first:%d", after), gap)
 	if e, err := events.event(); err != nil || e.data != "3" || !strings.HasPrefix(e.id, "first:") {
 		t.Fatal(e, err)
 	}

@@ -118,7 +118,8 @@ func TestClusterReadWithoutRoom(t *testing.T) {
 	opts.Limits.MaxTopics = 1
 	s := clustered(t, n, 1, opts, unchanged)[0]
 	mustPublish(t, other, "log.a", "1")
-	mustPublish(t, s, "passing", "x")
+	dial(t, s, "/ws?topic=passing")
+	subscribers(t, s, "passing", 1)
 	if past, err := s.History("log.a", Start{Last: 10}, 10); !errors.Is(err, ErrTooManyTopics) {
 		t.Errorf("%v, %v", past, err)
 	}
@@ -132,6 +133,7 @@ func TestClusterReadWithoutRoom(t *testing.T) {
 
 // Readers do not wait for the next try, and whether that is of use or not, there is one chain of tries and not one for each.
 func TestClusterReadersDoNotMultiplyLoads(t *testing.T) {
+	t.Parallel()
 	const readers = 300
 	n := newFakeNet(1)
 	s := clustered(t, n, 1, topics(TopicRule{Match: "log", History: 10}), unchanged)[0]

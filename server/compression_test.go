@@ -79,8 +79,9 @@ func TestCompressionIsNegotiated(t *testing.T) {
 		{"both takeovers switched off is what we want", "/echo", "permessage-deflate; client_no_context_takeover; server_no_context_takeover", plainAnswer},
 		{"a small window of the client's is accepted", "/echo", "permessage-deflate; client_max_window_bits=8", plainAnswer},
 		{"the window that we have is confirmed", "/echo", "permessage-deflate; server_max_window_bits=15", windowAnswer},
-		{"a window that we do not have is declined", "/echo", "permessage-deflate; server_max_window_bits=10", ""},
-		{"the second offer is the client's fallback", "/echo", "permessage-deflate; server_max_window_bits=10, permessage-deflate", plainAnswer},
+		{"a smaller window is kept to", "/echo", "permessage-deflate; server_max_window_bits=10", plainAnswer + ";server_max_window_bits=10"},
+		{"a window that does not exist is declined", "/echo", "permessage-deflate; server_max_window_bits=16", ""},
+		{"the second offer is the client's fallback", "/echo", "permessage-deflate; server_max_window_bits=16, permessage-deflate", plainAnswer},
 		{"an unknown parameter is declined", "/echo", "permessage-deflate; level=9", ""},
 		{"a parameter that comes twice is declined", "/echo", "permessage-deflate; server_no_context_takeover; server_no_context_takeover", ""},
 		{"another extension is declined", "/echo", "x-webkit-deflate-frame", ""},
@@ -162,7 +163,7 @@ func TestWhatIsCompressed(t *testing.T) {
 		{"everything from there on", "/default", prose[:512], true},
 		{"nothing below the threshold that is set", "/large", prose[:1023], false},
 		{"and from there on everything", "/large", prose[:1024], true},
-		{"small messages too, without a threshold", "/all", strings.Repeat("a", 50), true},
+		{"small messages too, without a threshold", "/all", strings.Repeat("a", 200), true},
 		{"but no empty one", "/all", "", false},
 		{"and none that would become larger", "/all", "ab", false},
 		{"nor random bytes, however many", "/default", string(random), false},
@@ -256,5 +257,58 @@ func TestABroadcastIsCompressedOnce(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Clients with windows of several sizes get the same messages, and the very same bytes as others with their window. What
+// is repeated from behind a window makes them smaller for the others only.
+func TestABroadcastIsCompressedOnceForEachWindow(t *testing.T) {
+	s := start(t, Options{Endpoints: append(compressing(), Endpoint{Path: "/ws", Mode: ModeTopics, Compression: Compression{Enabled: true, Threshold: -1}})})
+	windows := []int{15, 9, 12, 9, 8, 15, 12}
+	block := ""
+	for i := range 60 {
+		block += fmt.Sprintf("%d and ", i*i*7919)
+	}
+	repeated := strings.Repeat(block, 10)
+	for _, path := range []string{"/broadcast", "/ws?topic=a"} {
+		t.Run(path, func(t *testing.T) {
+			var clients []*client
+			eventually(t, "the others have left", func() bool { return s.Count() == 0 })
+			for _, bits := range windows {
+				clients = append(clients, dial(t, s, path, fmt.Sprintf("Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits=%d", bits)))
+			}
+			eventually(t, "all are there", func() bool { return s.Count() == len(windows) })
+			if path != "/broadcast" {
+				subscribers(t, s, "a", len(windows))
+			}
+			for i := range 20 { // those that come together are written together
+				if payload := fmt.Sprint(i, repeated); path == "/broadcast" {
+					_ = s.Broadcast(path, Text, []byte(payload))
+				} else {
+					mustPublish(t, s, "a", payload)
+				}
+			}
+			for i := range 20 {
+				got := map[int][]byte{}
+				for n, c := range clients {
+					_, payload := c.rawFrame()
+					if text := inflated(t, payload); text != fmt.Sprint(i, repeated) {
+						t.Fatalf("a window of %d bits: %.80q", windows[n], text)
+					}
+					if before := got[windows[n]]; before != nil && !bytes.Equal(before, payload) {
+						t.Errorf("two clients with windows of %d bits got other bytes", windows[n])
+					}
+					got[windows[n]] = payload
+				}
+				if near, far := len(got[12]), len(got[9]); near >= far/2 || len(got[15]) >= far/2 || len(got[8]) < far/2 {
+					t.Errorf("by window: 8 bits %d, 9 %d, 12 %d, 15 %d bytes", len(got[8]), far, near, len(got[15]))
+				}
+			}
+		})
+	}
+	c := dial(t, s, "/echo", "Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits=9")
+	c.send(repeated)
+	if _, payload := c.rawFrame(); inflated(t, payload) != repeated || len(payload) < len(repeated)/4 {
+		t.Errorf("an echo of %d bytes is %d bytes", len(repeated), len(payload))
 	}
 }

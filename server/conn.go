@@ -41,9 +41,9 @@ var (
 // Conn is one WebSocket connection. Its methods may be called from any goroutine, also from handlers
 // and after the connection has closed.
 type Conn struct {
-	// Immutable after open.
+	// Immutable after open, but for gc and fd, which the loop changes once: see outlive.
 	sh     *shard
-	gc     gnet.Conn
+	gc     gnet.Conn    // nil when the peer has shut down its side, and something still waits for it
 	remote *net.TCPAddr // the client's, once it is known: a proxy's until then, or nil with a unix socket
 	id     uint64
 	fd     int32
@@ -63,7 +63,7 @@ type Conn struct {
 	// Immutable after the handshake.
 	subprotocol uint8 // index into the endpoint's list, or noSubprotocol
 	framing     framing
-	deflate     bool // permessage-deflate was negotiated
+	window      uint8 // in bits, that may be used to compress what is sent; 0 without permessage-deflate
 
 	// Owned by the loop.
 	marks marks

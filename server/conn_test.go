@@ -53,6 +53,7 @@ func TestHeadHasNoBody(t *testing.T) {
 // When the application closes and the peer's close frame, or its last mistake, has come already, nothing is
 // waited for.
 func TestCloseWhenThePeerIsDone(t *testing.T) {
+	t.Parallel()
 	for name, last := range map[string][]byte{
 		"the peer closes too":     masked(0x88, []byte{0x03, 0xe8}),
 		"the peer breaks a rule":  {0xff, 0x80, 0, 0, 0, 0},

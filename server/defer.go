@@ -51,7 +51,8 @@ type deferred struct {
 // undecided is a request that waits for its decision. Owned by the loop, but for what its goroutine has.
 type undecided struct {
 	request *Request // the goroutine's until it is posted back
-	head    []byte   // that request is a view of
+	asked   Request  // as it came, for the loop
+	head    []byte   // that both are views of
 	cancel  context.CancelFunc
 }
 
@@ -62,6 +63,7 @@ func (c *Conn) await(r *Request, head, rest []byte) {
 	own.deferred = nil
 	u := &undecided{request: &own, head: bytes.Clone(head)}
 	_ = own.Parse(u.head) // which went well before
+	u.asked = own
 	ctx, limit := context.Background(), c.sh.srv.opts().Limits.HandshakeTimeout
 	if limit >= 0 {
 		ctx, u.cancel = context.WithTimeout(ctx, limit)
@@ -136,10 +138,14 @@ func (c *Conn) early(b []byte) {
 	}
 	limit := c.sh.srv.opts().Limits.MaxHead
 	if len(c.in.rest)+len(b) > int(limit) {
-		c.refuse(RefuseEarly, &codec.Rejection{Status: 400, Reason: fmt.Sprintf("more than %v came before the handshake was answered", limit)})
+		c.refuse(RefuseEarly, rejectEarly(limit))
 		return
 	}
 	c.in.rest = append(c.in.rest, b...)
+}
+
+func rejectEarly(limit Size) *codec.Rejection {
+	return &codec.Rejection{Status: 400, Reason: fmt.Sprintf("more than %v came before the handshake was answered", limit)}
 }
 
 // dropUndecided ends the wait, whatever comes of it.
@@ -147,7 +153,7 @@ func (c *Conn) dropUndecided() {
 	if u := c.waitsFor(); u != nil {
 		u.cancel()
 		c.sh.mu.Lock()
-		if c.more.undecided = nil; c.more.session == nil {
+		if c.more.undecided = nil; c.more.session == nil && c.more.work == nil {
 			c.more = nil // nothing else is in it during a handshake
 		}
 		c.sh.mu.Unlock()

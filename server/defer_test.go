@@ -189,6 +189,7 @@ func TestDeferredRefusals(t *testing.T) {
 // A client leaves while its request is being decided, and the answer comes too late. Then many do, at
 // random moments.
 func TestClientLeavesWhileUndecided(t *testing.T) {
+	t.Parallel()
 	d := newSlowDesk()
 	s := start(t, Options{Endpoints: []Endpoint{d.endpoint()}})
 	c := dialRaw(t, s)

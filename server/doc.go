@@ -23,15 +23,16 @@
 // Every event loop is one goroutine and owns a shard: its part of the connection table, its mailbox and
 // its counters. A connection lives and dies on one loop. The functions of a [Handler], and those that are
 // passed as Done, are called there, one at a time for each connection, and must not block, because all
-// connections of the loop would wait; for slow work they start a goroutine.
+// connections of the loop would wait; for slow work they start a goroutine. From there [Conn.Do] comes back to the
+// loop, and [Conn.After] does so later.
 //
 // The methods of [Server] and [Conn] may be called from any goroutine, handlers included. What they want of
 // a connection goes through the mailbox of its loop, so what one goroutine sends arrives in that order.
 //
 // # Whose bytes
 //
-// A payload that a handler gets, and a [Request], are valid until the handler returns. A payload that is
-// sent is copied before the call returns. A [codec.Frame] is a message that is encoded once for any number
+// A payload that a handler gets, and a [Request], are valid until the handler returns; then other clients' messages take
+// their place, and under the race detector what they held is overwritten at once. A payload that is sent is copied before the call returns. A [codec.Frame] is a message that is encoded once for any number
 // of receivers and is never copied; [NewJSONFrame] makes one.
 //
 // # Errors

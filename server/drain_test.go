@@ -161,6 +161,7 @@ func TestDrainInRandomOrder(t *testing.T) {
 // An operator begins a drain and thinks better of it: alice, who came meanwhile, stays. The second drain goes
 // its way, and then it is too late.
 func TestDrainIsCalledOff(t *testing.T) {
+	t.Parallel()
 	s := withAPI(t, Options{Drain: Drain{Delay: 2 * patience, Duration: -1, Deadline: 3 * patience}})
 	state := func() (st drainInfo) {
 		t.Helper()
@@ -223,6 +224,7 @@ func (c *client) goodbyeOpen() (at time.Time, code codec.CloseCode, reason strin
 
 // A program that ends cannot be talked out of it.
 func TestTheEndIsNotCalledOff(t *testing.T) {
+	t.Parallel()
 	s, cancel, ended := runUntil(t, Options{Endpoints: echoAndBroadcast(), Drain: Drain{Delay: time.Second, Duration: -1, Deadline: patience}})
 	alice := dial(t, s, "/echo")
 	s.StartDrain("over HTTP", 3*time.Second)
@@ -278,7 +280,7 @@ func TestShutdownHurriesADrain(t *testing.T) {
 // Cathy's request is on its way when the port is given up. It still opens a connection, which is then closed
 // in its turn; dave, who never asks for anything, is told 503.
 func TestDrainTakesWhatIsUnderWay(t *testing.T) {
-	s, cancel, ended := runUntil(t, Options{Endpoints: echoAndBroadcast(), Drain: Drain{Duration: 5 * time.Second, Deadline: patience}})
+	s, cancel, ended := runUntil(t, Options{Listen: freeAddress(t), Endpoints: echoAndBroadcast(), Drain: Drain{Duration: 5 * time.Second, Deadline: patience}})
 	alice, cathy, dave := dial(t, s, "/echo"), dialRaw(t, s), dialRaw(t, s)
 	head := upgradeHead("/echo")
 	cathy.write([]byte(head[:60]))
@@ -322,6 +324,7 @@ func TestDrainDeadline(t *testing.T) {
 // A connection that is old enough is closed and told when to come back, others are not, and those that came
 // together do not leave together. A stream of events says it in its own words.
 func TestMaxAge(t *testing.T) {
+	t.Parallel()
 	s := start(t, Options{Endpoints: append(echoAndBroadcast(), topicsEndpoint()),
 		Connections: Connections{MaxAge: 4 * time.Second, MaxAgeJitter: 0.75}})
 	began := time.Now()

@@ -5,12 +5,13 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"carillon/internal/needs"
 
 	"golang.org/x/sys/unix"
 )
@@ -73,7 +74,7 @@ func dribble5000() {
 // startDribblers has them begin in a process of their own, and returns what ends them.
 func startDribblers(b *testing.B, s *Server, n, rate int) (end func()) {
 	b.Helper()
-	cmd := exec.Command(os.Args[0])
+	cmd := needs.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childEnv+"=dribblers", dribblerEnv+"="+fmt.Sprint(s.Addr(), " ", n, " ", rate))
 	cmd.Stderr = os.Stderr
 	stdin, _ := cmd.StdinPipe()

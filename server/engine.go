@@ -329,8 +329,13 @@ func (e *events) OnTraffic(gc gnet.Conn) gnet.Action {
 }
 
 func (e *events) OnClose(gc gnet.Conn, err error) gnet.Action {
-	if c, ok := gc.Context().(*Conn); ok {
-		c.gone(err)
+	switch closed := gc.Context().(type) {
+	case *Conn:
+		if !closed.outlive(err) {
+			closed.gone(err)
+		}
+	case *bell:
+		closed.sh.endHalfClosed()
 	}
 	return gnet.None
 }

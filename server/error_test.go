@@ -43,6 +43,8 @@ func TestErrorHearsPanics(t *testing.T) {
 		{"Open", Handler{Open: func(*Conn) { blow() }}, "error, close"},
 		{"Message", Handler{Message: func(*Conn, Opcode, []byte) { blow() }}, "error, close"},
 		{"Done", Handler{Message: func(c *Conn, _ Opcode, _ []byte) { c.Unsubscribe("x", func(error) { blow() }) }}, "error, close"},
+		{"Do", Handler{Message: func(c *Conn, _ Opcode, _ []byte) { _ = c.Do(blow) }}, "error, close"},
+		{"After", Handler{Message: func(c *Conn, _ Opcode, _ []byte) { _, _ = c.After(1, blow) }}, "error, close"},
 		{"Close", Handler{Close: func(*Conn, error) { blow() }, Message: func(c *Conn, _ Opcode, _ []byte) {
 			_ = c.Close(codec.CloseInternalError, "internal server error")
 		}}, "close, error"},

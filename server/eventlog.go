@@ -70,18 +70,27 @@ func (s *Server) logGrave(what string, args ...any) {
 }
 
 func (s *Server) logSome(from *sampler, level slog.Level, what string, args []any) {
-	ok, silent := from.take(s.elapsed())
-	if !ok {
-		return
+	if ok, silent := from.take(s.elapsed()); ok {
+		s.logSampled(level, what, args, silent)
 	}
+}
+
+// logSampled writes a line before which so many were left out.
+func (s *Server) logSampled(level slog.Level, what string, args []any, silent uint64) {
 	if silent > 0 {
 		args = append(args, "omitted", silent)
 	}
+	s.logAt(level, what, args)
+}
+
+func (s *Server) logAt(level slog.Level, what string, args []any) {
 	s.log.Log(context.Background(), level, what, args...)
 }
 
 // omitted is how many lines were left out.
-func (s *Server) omitted() uint64 { return s.ops.events.omitted.Load() + s.ops.grave.omitted.Load() }
+func (s *Server) omitted() uint64 {
+	return s.ops.events.omitted.Load() + s.ops.grave.omitted.Load() + s.ops.origins.omitted.Load()
+}
 
 // mostShown is how much of a client's text gets into one line of the log. To escape it is the handler's
 // part, as it is for all text; those of log/slog do.

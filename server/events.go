@@ -15,23 +15,49 @@ import (
 // isEvents says whether the connection carries server-sent events.
 func (c *Conn) isEvents() bool { return c.framing >= framingEvent }
 
-// wantsEvents says whether a request asks for server-sent events.
+// wantsEvents reports whether a request asks for server-sent events.
 func wantsEvents(r *codec.Request) bool {
-	return string(r.Method) == "GET" && r.Header("Upgrade") == nil &&
-		bytes.Contains(bytes.ToLower(r.Header("Accept")), []byte("text/event-stream"))
+	if string(r.Method) != "GET" || r.NamesWebSocket() {
+		return false
+	}
+	for name, value := range r.Headers() {
+		if bytes.EqualFold(name, []byte("Accept")) && bytes.Contains(bytes.ToLower(value), []byte("text/event-stream")) {
+			return true
+		}
+	}
+	return false
 }
 
 // appendEventsHead appends the answer that begins a stream of events. It has no length and no chunks, so
-// it ends with the connection. No cache may keep it, and nginx must not collect it.
-func appendEventsHead(b []byte, origin string, extra [][2]string) []byte {
-	b = append(b, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\n"+
+// it ends with the connection, which HTTP/1.0 understands too. No cache may keep it, nginx must not collect it, and no
+// proxy may compress it (no-transform), which would collect it as well.
+func appendEventsHead(b []byte, cors, extra [][2]string) []byte {
+	b = append(b, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store, no-transform\r\n"+
 		"Connection: close\r\nX-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\n"...)
-	if origin != "" {
-		b = append(append(append(b, "Access-Control-Allow-Origin: "...), origin...), "\r\nVary: Origin\r\n"...)
+	b = appendCORS(b, cors, extra)
+	for i, field := range extra {
+		if !ownedByEvents(field[0]) {
+			b = codec.AppendFields(b, extra[i:i+1])
+		}
 	}
-	b = codec.AppendFields(b, extra)
 	return append(b, "\r\n"...)
 }
+
+// ownedByEvents reports whether a header of the answer is there once and is not for the application to set.
+func ownedByEvents(name string) bool {
+	for _, owned := range []string{"Content-Type", "Content-Length", "Transfer-Encoding", "Connection", "X-Content-Type-Options"} {
+		if strings.EqualFold(name, owned) {
+			return true
+		}
+	}
+	return false
+}
+
+// noEventID is the id of an event from which a stream cannot be resumed.
+const noEventID = "-"
+
+// eventID is the position in a topic as the id of an event.
+func eventID(epoch string, offset uint64) string { return epoch + ":" + strconv.FormatUint(offset, 10) }
 
 // parseEventID reads the position that an event had as its id.
 func parseEventID(id string) (p Position, ok bool) {

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"container/heap"
 	"errors"
 	"fmt"
 	"time"
@@ -14,55 +13,37 @@ const closeExpired codec.CloseCode = 4401
 
 // deadlines are the connections of a shard that end at some time, as a heap: the sweep only looks at the
 // first. So a connection with a token has neither a timer, nor is it looked at before its time.
-type deadlines []deadline
+type deadlines struct{ heap indexedHeap[deadline] }
 
 type deadline struct {
 	at   int64 // milliseconds since 1970
 	conn *Conn
 }
 
-// The methods of heap.Interface.
-
-func (d deadlines) Len() int           { return len(d) }
-func (d deadlines) Less(i, j int) bool { return d[i].at < d[j].at }
-
-func (d deadlines) Swap(i, j int) {
-	d[i], d[j] = d[j], d[i]
-	d[i].conn.more.who.deadline, d[j].conn.more.who.deadline = i, j
-}
-
-func (d *deadlines) Push(x any) { *d = append(*d, x.(deadline)) }
-
-func (d *deadlines) Pop() any {
-	last := len(*d) - 1
-	x := (*d)[last]
-	(*d)[last] = deadline{}
-	*d = (*d)[:last]
-	return x
-}
+func (d deadline) before(other deadline) bool { return d.at < other.at }
+func (d deadline) place() *int                { return &d.conn.more.who.deadline }
 
 // set enters a connection that has an identity, or moves it when the identity has changed.
 func (d *deadlines) set(c *Conn) {
 	d.remove(c)
-	if w := c.who(); !w.inForce.Expires.IsZero() && w.inForce.Expires.Year() < 10_000 { // later does not fit
-		w.deadline = len(*d)
-		heap.Push(d, deadline{at: w.inForce.Expires.UnixMilli(), conn: c})
+	w := c.who()
+	if at := w.inForce.expires(); at != 0 {
+		d.heap.push(deadline{at: at, conn: c})
 	}
 }
 
 func (d *deadlines) remove(c *Conn) {
 	if w := c.who(); w != nil && w.deadline >= 0 {
-		heap.Remove(d, w.deadline)
-		w.deadline = -1
+		d.heap.remove(deadline{conn: c})
 	}
 }
 
 // expireNext closes one connection whose time is up, if there is one.
 func (sh *shard) expireNext() bool {
-	if len(sh.deadlines) == 0 || sh.srv.wall().UnixMilli() < sh.deadlines[0].at {
+	if sh.deadlines.heap.Len() == 0 || sh.srv.wall().UnixMilli() < sh.deadlines.heap[0].at {
 		return false
 	}
-	c := sh.deadlines[0].conn
+	c := sh.deadlines.heap[0].conn
 	sh.deadlines.remove(c)
 	if c.isOpen() {
 		sh.stats.cut(CutExpired)
@@ -78,7 +59,7 @@ type refreshRequest struct {
 }
 
 type refreshedReply struct {
-	Expires int64 `json:"expires,omitempty"` // milliseconds since 1970
+	Expires int64 `json:"expires,omitempty"` // milliseconds since 1970; 0 is never
 }
 
 var (
@@ -110,17 +91,10 @@ func (c *Conn) doRefresh(token string) (any, error) {
 		// What the client has and the new token does not allow would have to end without a word. The old
 		// token goes on instead, as long as it is good.
 		if s := &c.more.subs[i]; s.asked && !allows(renewed.Subscribe, s.name()) {
-			return nil, fmt.Errorf("%w, which it is subscribed to, by the new token: %s", errNotYours, s.name())
+			return nil, fmt.Errorf("%w: %s", errHasMore, s.name())
 		}
 	}
 	w.inForce = renewed
 	c.sh.deadlines.set(c)
-	var reply refreshedReply
-	if !renewed.Expires.IsZero() {
-		reply.Expires = renewed.Expires.UnixMilli()
-	}
-	return reply, nil
+	return refreshedReply{Expires: renewed.expires()}, nil
 }
-
-// markAsked notes that the client itself has made its newest subscription.
-func (c *Conn) markAsked() { c.more.subs[len(c.more.subs)-1].asked = true }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -15,6 +16,7 @@ import (
 // A token runs out on a raw, a JSON and an events connection. Each is told, within a second or so, and not
 // before.
 func TestTokenExpires(t *testing.T) {
+	t.Parallel()
 	i := newIssuer(t)
 	ep := i.endpoint("HS256")
 	ep.Auth.JWT.From = []string{"header", "query"}
@@ -51,6 +53,7 @@ func TestTokenExpires(t *testing.T) {
 // Alice renews her token in time, again and again, and her connection stays beyond the first one's end. Then
 // she forgets it.
 func TestTokenIsRenewed(t *testing.T) {
+	t.Parallel()
 	i := newIssuer(t)
 	wall := &clock{}
 	s := startAt(t, wall, Options{Endpoints: []Endpoint{i.endpoint("ES256")}})
@@ -78,20 +81,52 @@ func TestTokenIsRenewed(t *testing.T) {
 	c.wantClose(closeExpired, "token expired")
 }
 
+// What an application or a token says of the time is never told as another one, however far away it is.
+func TestExpiresAtTheEdges(t *testing.T) {
+	for at, want := range map[time.Time]int64{
+		{}:                                    0,
+		time.Unix(1_900_000_000, 500_000_000): 1_900_000_000_500,
+		time.Unix(253_402_300_799, 0):         253_402_300_799_000,
+		time.Unix(253_402_300_800, 0):         0,
+		time.Unix(mostSeconds, 0):             0,
+		time.Unix(1<<60, 0):                   0,
+		time.Unix(1<<63-1, 0):                 0,
+		time.Unix(0, 0):                       1,
+		time.Unix(-1, 0):                      1,
+		time.Unix(-1<<60, 0):                  1,
+	} {
+		if got := (&Identity{Expires: at}).expires(); got != want {
+			t.Errorf("%d is %d, want %d", at.Unix(), got, want)
+		}
+	}
+	i := newIssuer(t)
+	endpoint := i.endpoint("HS256")
+	endpoint.Handler.Upgrade = func(r *Request) error { return r.Identify(Identity{Expires: time.Unix(1<<61, 0)}) }
+	s := start(t, Options{Endpoints: []Endpoint{endpoint}})
+	claims := alice()
+	claims["exp"] = int64(mostSeconds)
+	token := i.token("HS256", claims)
+	c := dial(t, s, "/ws", speakJSON, withToken(token))
+	if reply := c.ask(`{"id":9,"refresh":{"token":%q}}`, token); reply.text != `{"id":9,"refreshed":{}}` {
+		t.Errorf("answered %s", reply.text)
+	}
+}
+
 func TestRenewalsThatAreRefused(t *testing.T) {
 	i := newIssuer(t)
 	s := start(t, Options{Endpoints: []Endpoint{i.endpoint("HS256")}})
 	claims := func(changes jwt.MapClaims) string {
 		c := alice()
-		for k, v := range changes {
-			c[k] = v
-		}
+		maps.Copy(c, changes)
 		return i.token("HS256", c)
 	}
+	nameless := alice()
+	delete(nameless, "sub")
 	type m = map[string]any
 	for _, test := range []struct{ what, token, code string }{
 		{"another subject", claims(jwt.MapClaims{"sub": "bob"}), "not_allowed"},
-		{"no subject", claims(jwt.MapClaims{"sub": ""}), "not_allowed"},
+		{"no subject", i.token("HS256", nameless), "not_allowed"},
+		{"an empty subject", claims(jwt.MapClaims{"sub": ""}), "invalid_token"},
 		{"expired", claims(jwt.MapClaims{"exp": in(-time.Minute)}), "invalid_token"},
 		{"signed by a stranger", newIssuer(t).token("HS256", alice()), "invalid_token"},
 		{"nothing", "", "invalid_token"},
@@ -188,7 +223,7 @@ func TestDeadlinesInAnyOrder(t *testing.T) {
 	}
 	done := make(chan int)
 	sh := s.allShards()[0]
-	sh.post(letter{kind: letterDo, conn: &Conn{sh: sh}, do: func() { done <- len(sh.deadlines) }})
+	sh.post(letter{kind: letterDo, conn: &Conn{sh: sh}, do: func() { done <- sh.deadlines.heap.Len() }})
 	if n := <-done; n != 0 {
 		t.Errorf("%d deadlines are left", n)
 	}

@@ -14,6 +14,7 @@ func (c *Conn) locate(r *Request) (RefuseReason, error) {
 	s := c.sh.srv
 	if proxies := s.settings().proxies; proxies.contains(addrOf(c.remote)) {
 		s.release(c.remote, c.is(markCounted)) // it was no proxy's when it was accepted
+		r.proxied = true
 		via := &c.sh.via
 		via.Reset()
 		r.AppendVia(via)
@@ -36,22 +37,47 @@ func (c *Conn) locate(r *Request) (RefuseReason, error) {
 // clientOf is the address of the client that has sent a request for Options.HTTP, when it came through a
 // proxy. One connection of a proxy carries the requests of many clients.
 func (s *Server) clientOf(r *http.Request) (client string, ok bool) {
-	var peer netip.AddrPort
-	var err error
-	if r.RemoteAddr != nobody.Name {
-		peer, err = netip.ParseAddrPort(r.RemoteAddr)
-	}
 	proxies := s.settings().proxies
-	if err != nil || !proxies.contains(peer.Addr()) {
+	peer, ok := peerAddr(r.RemoteAddr)
+	if !ok || !proxies.contains(peer.Addr()) {
 		return "", false
 	}
-	via := codec.Via{
+	via := viaOf(r)
+	address, _ := via.Client(peer, proxies.contains)
+	return address.String(), address.IsValid()
+}
+
+// originOf is the scheme and the host that a request for Options.HTTP, or for an http.Server of the application, was
+// made for, as far as a proxy that is trusted says it.
+func (s *Server) originOf(r *http.Request) (scheme, host string) {
+	remote := r.RemoteAddr
+	if c, ok := r.Context().Value(servedConnKey{}).(*servedConn); ok {
+		remote = c.plain.RemoteAddr().String() // that of the request is the client's already
+	}
+	peer, ok := peerAddr(remote)
+	if !ok {
+		return "", ""
+	}
+	via := viaOf(r)
+	return via.Origin(peer, s.settings().proxies.contains)
+}
+
+// peerAddr reads an address as net/http has it: the zero one is a client of a unix socket.
+func peerAddr(text string) (peer netip.AddrPort, ok bool) {
+	if text == nobody.Name {
+		return peer, true
+	}
+	peer, err := netip.ParseAddrPort(text)
+	return peer, err == nil
+}
+
+func viaOf(r *http.Request) codec.Via {
+	return codec.Via{
 		Forwarded:       fieldLines(r.Header["Forwarded"]),
 		XForwardedFor:   fieldLines(r.Header["X-Forwarded-For"]),
 		XForwardedProto: fieldLines(r.Header["X-Forwarded-Proto"]),
+		XForwardedHost:  fieldLines(r.Header["X-Forwarded-Host"]),
 	}
-	address, _ := via.Client(peer, proxies.contains)
-	return address.String(), address.IsValid()
 }
 
 func fieldLines(values []string) (all [][]byte) {

@@ -24,6 +24,7 @@ func fallBehind(t *testing.T, s *Server, topic string, enough func() bool) {
 // Cathy reads a topic and freezes, and some of what is published is dropped for her. When she thaws, her offsets
 // jump by as much as was dropped, and nothing else says so.
 func TestOffsetsTellWhatAPolicyDropped(t *testing.T) {
+	t.Parallel()
 	for _, p := range []Policy{PolicyDropOldest, PolicyDropNewest} {
 		t.Run(string(p), func(t *testing.T) {
 			opts := topics(TopicRule{Match: "log", History: 10_000, MaxBytes: -1})

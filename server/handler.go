@@ -24,16 +24,27 @@ type Handler struct {
 	// open WebSocket. What takes long is for [Request.Defer].
 	Upgrade func(r *Request) error
 
+	// Refused is told of each request for the endpoint that is answered with an error and so becomes no
+	// connection, be it for a WebSocket or for server-sent events: 400 and 426 for one that is no handshake,
+	// 401 and 403 for a token, an origin or a topic, 429 and 503 for limits, and also what Upgrade or the
+	// connect hook has said. It may log that, and change the answer: see [Refusal]. What comes to no
+	// endpoint, as no request is complete or its path is another one, is only counted in [Stats].
+	//
+	// It may be called very often, when very many are refused. A panic leaves the answer as it was.
+	Refused func(r *Request, refusal *Refusal)
+
 	// Open is called once the handshake is answered, before any message.
 	Open func(c *Conn)
 
 	// Message gets each whole message, decompressed and, if it is text, checked to be UTF-8. The
-	// payload is valid until Message returns and may be changed. See [JSON] for typed messages.
+	// payload is valid until Message returns and may be changed: who needs it longer, as in a goroutine or in
+	// [Conn.After], keeps a copy (bytes.Clone). With the race detector (go test -race, go run -race) it is
+	// overwritten when Message returns. See [JSON] for typed messages.
 	Message func(c *Conn, op Opcode, payload []byte)
 
 	// Error is told what went wrong with an open connection, before the connection is closed for it:
 	//
-	//   - *[PanicError], when Open, Message, Close or a Done function panicked; close code 1011
+	//   - *[PanicError], when Open, Message, Close or a function that was passed along panicked; close code 1011
 	//   - *[codec.ProtocolError], when the peer broke a rule or exceeded a limit of [Limits]; its Code
 	//   - *[DecodeError], when a message is not what [JSON] expects; its Code, or none with KeepOpen
 	//
@@ -51,8 +62,9 @@ func (h *Handler) empty() bool {
 	return h.Upgrade == nil && h.Open == nil && h.Message == nil && h.Error == nil && h.Close == nil
 }
 
-// Request is a handshake request. It and all its bytes are valid until [Handler.Upgrade] returns; the
-// strings that Cookie and QueryValues return are copies and may be kept.
+// Request is a handshake request. It and all its bytes are valid until [Handler.Upgrade] returns, and are
+// overwritten then under the race detector; the strings that Cookie and QueryValues return are copies and may be
+// kept.
 type Request struct {
 	codec.Request
 
@@ -66,12 +78,14 @@ type Request struct {
 	// Value is attached to the connection when the request is accepted: see [Conn.Value].
 	Value any
 
-	// ResponseHeader is added to the response 101 as name and value.
+	// ResponseHeader is added to the response 101, or to the 200 that begins server-sent events, as name and value.
+	// What the answer says itself, such as Upgrade or the Content-Type of events, is left out.
 	ResponseHeader [][2]string
 
-	scheme string    // http or https, "" when it is not known
-	tls    *tls.Conn // nil without TLS
-	wish   *wish     // on an endpoint with topics
+	scheme  string    // http or https, "" when it is not known
+	tls     *tls.Conn // nil without TLS
+	proxied bool      // by one of Options.TrustedProxies
+	wish    *wish     // on an endpoint with topics
 
 	token, bound Identity  // what the token says, and what Identify was told
 	deferred     *deferred // what has to be done first
@@ -139,6 +153,8 @@ func (c *Conn) refused(err error) {
 	switch {
 	case errors.Is(err, ErrOverloaded):
 		_ = c.Close(codec.CloseTryAgainLater, "server is overloaded")
+	case errors.Is(err, ErrStoreFull):
+		_ = c.Close(codec.CloseTryAgainLater, ErrStoreFull.Error())
 	case errors.Is(err, ErrNoCluster):
 		_ = c.Close(codec.CloseTryAgainLater, ErrNoCluster.Error())
 	case errors.Is(err, ErrTooLarge): // for the broker, or since the limit was changed

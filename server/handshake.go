@@ -42,10 +42,12 @@ func (c *Conn) shake(b []byte) {
 		c.refuse(RefuseTLS, rejectTLS)
 		return
 	}
-	n := codec.HeadLen(b[:min(len(b), limit)], scanned)
+	empty := codec.EmptyLines(b)
+	n := codec.HeadLen(b[empty:max(empty, min(len(b), limit))], max(scanned-empty, 0))
 	switch {
 	case n > 0:
-		c.answer(b[:n], b[n:])
+		c.answer(b[empty:empty+n], b[empty+n:])
+		spoil(b[empty : empty+n])
 	case len(b) >= limit:
 		c.refuse(RefuseHeadTooLong, &codec.Rejection{Status: 431, Reason: fmt.Sprintf("the request head is larger than %v", c.sh.srv.opts().Limits.MaxHead)})
 	default:
@@ -81,6 +83,10 @@ func (c *Conn) answer(head, rest []byte) {
 		c.handOver(head, rest)
 		return
 	}
+	if err == errPreflight {
+		c.answerPreflight(&r.Request)
+		return
+	}
 	c.conclude(r, head, rest, why, err)
 }
 
@@ -88,12 +94,12 @@ func (c *Conn) answer(head, rest []byte) {
 func (c *Conn) conclude(r *Request, head, rest []byte, why RefuseReason, err error) {
 	sh := c.sh
 	if err == nil && r.deferred != nil {
-		if len(rest) > int(sh.srv.opts().Limits.MaxHead) {
-			c.early(rest)
+		if limit := sh.srv.opts().Limits.MaxHead; len(rest) > int(limit) {
+			why, err = RefuseEarly, rejectEarly(limit)
+		} else {
+			c.await(r, head, rest)
 			return
 		}
-		c.await(r, head, rest)
-		return
 	}
 	if err == nil {
 		err = r.checkRights()
@@ -123,7 +129,7 @@ func (c *Conn) conclude(r *Request, head, rest []byte, why RefuseReason, err err
 			sh.srv.logEvent("handshake refused", "id", c.id, "remote", shownAddr(r.RemoteAddr), "path", c.ep.Path, "error", shown(err.Error()))
 		}
 	}
-	sh.control = rejection.AppendResponse(sh.control[:0])
+	sh.control = c.withCORS(&r.Request, c.callRefused(r, why, err, rejection)).AppendResponse(sh.control[:0])
 	if bytes.HasPrefix(head, []byte("HEAD ")) { // an answer without its body (RFC 9110, section 9.3.2)
 		sh.control = sh.control[:bytes.Index(sh.control, []byte("\r\n\r\n"))+4]
 	}
@@ -134,11 +140,12 @@ func (c *Conn) conclude(r *Request, head, rest []byte, why RefuseReason, err err
 func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 	srv := c.sh.srv
 	malformed := r.Parse(head)
-	if wellFormed := malformed == nil || r.HTTP10; wellFormed && srv.isHealthPath(string(r.Path)) {
-		return considerHealth(r)
-	}
-	if malformed != nil && (srv.plain == nil || !r.HTTP10) {
+	c.ep = srv.byPath[string(r.Path)]
+	if malformed != nil && !r.HTTP10 {
 		return reasonOf(malformed), malformed
+	}
+	if srv.isHealthPath(string(r.Path)) {
+		return considerHealth(r)
 	}
 	if c.is(markFull) {
 		return RefuseFull, rejectFull
@@ -152,12 +159,9 @@ func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 	if srv.draining.Load() {
 		return RefuseDraining, rejectDraining
 	}
-	c.ep = srv.byPath[string(r.Path)]
 	switch {
 	case c.ep == nil && srv.plain != nil:
 		return 0, errPlainHTTP
-	case malformed != nil: // HTTP/1.0 cannot be upgraded
-		return reasonOf(malformed), malformed
 	case c.ep == nil:
 		return RefuseNotFound, &codec.Rejection{Status: 404, Reason: "nothing is served at this path"}
 	}
@@ -165,12 +169,17 @@ func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 		return why, err
 	}
 	events := c.ep.Mode == ModeTopics && wantsEvents(&r.Request)
-	if err := r.CheckUpgrade(); err != nil && !events {
+	preflight := c.ep.Mode == ModeTopics && isPreflight(&r.Request)
+	if err := r.CheckUpgrade(); err != nil && !events && !preflight {
 		return reasonOf(err), err
 	}
 	now := c.ep.now()
 	if !now.origins.allow(r) {
+		srv.logOrigin(c.ep.Path, r)
 		return RefuseOrigin, rejectOrigin
+	}
+	if preflight {
+		return 0, errPreflight
 	}
 	if err := now.auth.checkToken(r); err != nil {
 		return RefuseNoToken, err
@@ -214,7 +223,7 @@ func reasonOf(err error) RefuseReason {
 
 // open makes a WebSocket of the connection.
 func (c *Conn) open(hs codec.Handshake, r *Request, rest []byte) {
-	c.deflate = hs.Deflate
+	c.window = hs.Window
 	c.subprotocol = noSubprotocol
 	if hs.Subprotocol >= 0 {
 		c.subprotocol = uint8(hs.Subprotocol)
@@ -237,7 +246,7 @@ func (c *Conn) open(hs codec.Handshake, r *Request, rest []byte) {
 // openEvents makes a stream of server-sent events of the connection.
 func (c *Conn) openEvents(r *Request) {
 	c.framing, c.subprotocol = r.wish.framing, noSubprotocol
-	c.sh.control = appendEventsHead(c.sh.control[:0], c.ep.now().origins.readable(&r.Request), r.ResponseHeader)
+	c.sh.control = appendEventsHead(c.sh.control[:0], c.ep.now().origins.corsFields(&r.Request), r.ResponseHeader)
 	c.dropInbound()
 	c.enter(r)
 }
@@ -271,6 +280,9 @@ func (c *Conn) enter(r *Request) {
 
 // refuse answers a request with an error and ends the connection.
 func (c *Conn) refuse(why RefuseReason, r *codec.Rejection) {
+	if u := c.waitsFor(); u != nil {
+		r = c.callRefused(&u.asked, why, r, r)
+	}
 	c.sh.control = r.AppendResponse(c.sh.control[:0])
 	c.refuseWith(why, c.sh.control)
 }
@@ -289,7 +301,7 @@ func (c *Conn) lastAnswer(response []byte) {
 	sh := c.sh
 	c.dropUndecided()
 	c.dropHandshake()
-	c.dropInbound()
+	c.dropInput()
 	sh.shaking.remove(c)
 	c.mark(markPeerDone, true)
 	c.state.Store(stateClosing)

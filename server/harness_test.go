@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -44,6 +45,10 @@ func TestMain(m *testing.M) {
 		return
 	}
 	checkOwner = os.Getenv("CARILLON_TEST_NO_OWNER_CHECK") == ""
+	flag.Parse()
+	if n := flag.Lookup("test.parallel"); n.Value.String() == n.DefValue {
+		_ = n.Value.Set("8") // those that call t.Parallel wait most of the time
+	}
 	os.Exit(m.Run())
 }
 

@@ -20,8 +20,9 @@ type ops struct {
 	blockedAfter time.Duration // and one that is silent for so long is told of
 	lookEvery    time.Duration // at the files of certificates
 
-	events sampler
-	grave  sampler
+	events  sampler
+	grave   sampler
+	origins originLog
 
 	maintenance atomic.Bool
 	settled     atomic.Int64 // when the server was last told to take connections, as of elapsed
@@ -40,7 +41,7 @@ func (s *Server) beginOps(ctx context.Context) {
 	s.spare.look()
 	s.memory.look()
 	go every(ctx, descriptorsEvery, func() { s.spare.look() })
-	go every(ctx, s.memory.every, s.memory.look)
+	go s.memory.run(ctx)
 	go s.watchLoops(ctx)
 }
 
@@ -93,7 +94,8 @@ func (s *Server) unready() (list []condition) {
 		add("descriptors", "no descriptor is left: something in this process has opened too many")
 	}
 	if s.memory.refuses() {
-		add("memory", "%d bytes are in use: limits.max_memory is %d", s.memory.used.Load(), s.opts().Limits.MaxMemory)
+		limit, source := s.MaxMemory()
+		add("memory", "memory is short: %v are in use, limits.max_memory is %v (%s)", roundedSize(s.memory.used.Load()), limit, source)
 	}
 	return list
 }
@@ -145,6 +147,8 @@ type maintenanceState struct {
 	On *bool `json:"on"`
 }
 
+var maintenanceShape = shapeOf[maintenanceState](shapeRules{})
+
 func (a *api) maintenance(w http.ResponseWriter, r *http.Request) error {
 	if _, err := parameters(r); err != nil {
 		return err
@@ -154,7 +158,7 @@ func (a *api) maintenance(w http.ResponseWriter, r *http.Request) error {
 
 func (a *api) setMaintenance(w http.ResponseWriter, r *http.Request) error {
 	var state maintenanceState
-	if err := a.order(w, r, &state); err != nil {
+	if err := a.order(w, r, maintenanceShape, &state); err != nil {
 		return err
 	}
 	if state.On == nil {

@@ -229,7 +229,7 @@ func TestHealthPathOptions(t *testing.T) {
 // Probes bring no token. What they learn needs none; everything else does.
 func TestProbesNeedNoToken(t *testing.T) {
 	debug := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "profiles") })
-	s := start(t, Options{Internal: Internal{Listen: "127.0.0.1:0", Token: "open-sesame", Debug: debug}, Endpoints: echoAndBroadcast()})
+	s := start(t, Options{Internal: Internal{Listen: "127.0.0.1:0", Token: "open-sesame-to-all", Debug: debug}, Endpoints: echoAndBroadcast()})
 	for _, path := range []string{"/livez", "/readyz"} {
 		call(t, s, "GET", path, "").is(t, 200)
 		call(t, s, "HEAD", path, "").is(t, 200)
@@ -240,12 +240,12 @@ func TestProbesNeedNoToken(t *testing.T) {
 	for _, path := range []string{"/debug/pprof/", "/debug/pprof/heap"} {
 		w := newRecorder()
 		r, _ := http.NewRequest("GET", "http://localhost"+path, nil)
-		r.Header.Set("Authorization", "Bearer open-sesame")
+		r.Header.Set("Authorization", "Bearer open-sesame-to-all")
 		if s.API().ServeHTTP(w, r); w.status != 200 || w.body.String() != "profiles" {
 			t.Errorf("%s: %d %s", path, w.status, w.body.String())
 		}
 	}
-	call(t, s, "GET", "/livez/", "", "Authorization: Bearer open-sesame").isProblem(t, 404, "not-found", "")
+	call(t, s, "GET", "/livez/", "", "Authorization: Bearer open-sesame-to-all").isProblem(t, 404, "not-found", "")
 }
 
 // Without a handler for it there is no /debug/.

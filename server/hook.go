@@ -6,14 +6,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
+	"math"
 	"net/http"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"carillon/codec"
+	"carillon/internal/redact"
 )
 
 // hook asks an HTTP server about handshakes. It is built on [Request.Defer].
@@ -67,13 +68,51 @@ type question struct {
 
 // verdict is what it answers.
 type verdict struct {
-	Allow     *bool    `json:"allow"`
-	Subject   string   `json:"subject"`
-	Subscribe []string `json:"subscribe"`
-	Publish   []string `json:"publish"`
-	Expires   int64    `json:"expires"` // seconds since 1970; 0 is never
-	Status    int      `json:"status"`
-	Reason    string   `json:"reason"`
+	Allow     *bool           `json:"allow"`
+	Subject   *string         `json:"subject"`
+	Subscribe []string        `json:"subscribe"`
+	Publish   []string        `json:"publish"`
+	Expires   json.RawMessage `json:"expires"` // seconds since 1970; 0 is never
+	Status    int             `json:"status"`
+	Reason    string          `json:"reason"`
+}
+
+var verdictShape = shapeOf[verdict](shapeRules{})
+
+// parseVerdict reads an answer and what it says of a client that is let in. Everything that is no clear answer is an
+// error, whose text is for the log.
+func parseVerdict(text []byte) (v verdict, id Identity, err error) {
+	err = verdictShape.unmarshal(text, &v)
+	var kind *json.UnmarshalTypeError
+	var member *memberError
+	switch {
+	case errors.As(err, &member):
+		return v, id, fmt.Errorf("the answer: %w", err)
+	case errors.As(err, &kind) && kind.Field != "":
+		return v, id, fmt.Errorf("the answer: %s is a JSON %.20s: expected something else", kind.Field, kind.Value)
+	case err != nil:
+		return v, id, errors.New("the answer is not the JSON object that is expected, and nothing else")
+	case v.Allow == nil:
+		return v, id, errors.New(`the answer has no "allow"`)
+	case *v.Allow && v.Status >= 400:
+		return v, id, fmt.Errorf("the answer allows the client and has the status %d: expected one of both", v.Status)
+	}
+	id = Identity{Subscribe: v.Subscribe, Publish: v.Publish}
+	if v.Subject != nil {
+		id.Subject = *v.Subject
+		if err := checkSubject("subject", id.Subject); err != nil {
+			return v, id, fmt.Errorf("the answer: %w", err)
+		}
+	}
+	if v.Expires != nil && string(v.Expires) != "0" {
+		if id.Expires, err = parseSecond("expires", v.Expires, math.Floor); err != nil {
+			return v, id, fmt.Errorf("the answer: %w", err)
+		}
+		if *v.Allow && !time.Now().Before(id.Expires) {
+			return v, id, errors.New("the answer has expired already")
+		}
+	}
+	return v, id, id.check()
 }
 
 // decide asks, and takes everything that is no clear answer for a no.
@@ -89,26 +128,23 @@ func (h *hook) decide(ctx context.Context, r *Request) error {
 	gone := ctx
 	ctx, cancel := context.WithTimeout(ctx, h.opts.Timeout)
 	defer cancel()
-	v, err := h.post(ctx, r)
-	if err == nil {
-		err = v.check()
-	}
+	v, id, err := h.post(ctx, r)
 	if err != nil {
 		if gone.Err() == nil && !h.failing.Swap(true) {
-			h.log.Warn("the connect hook fails, handshakes are refused", "url", h.opts.URL, "error", err)
+			h.log.Warn("the connect hook fails, handshakes are refused", "url", redact.URL(h.opts.URL), "error", err)
 		}
 		return &denial{RefuseHookFailed, rejectHookFailed}
 	}
 	if h.failing.Swap(false) {
-		h.log.Info("the connect hook answers again", "url", h.opts.URL)
+		h.log.Info("the connect hook answers again", "url", redact.URL(h.opts.URL))
 	}
 	if !*v.Allow {
 		return &denial{RefuseHook, v.rejection()}
 	}
-	return r.Identify(v.identity())
+	return r.Identify(id)
 }
 
-func (h *hook) post(ctx context.Context, r *Request) (*verdict, error) {
+func (h *hook) post(ctx context.Context, r *Request) (v verdict, id Identity, err error) {
 	q := question{Path: string(r.Path), Query: string(r.Query), Remote: addressText(r.RemoteAddr),
 		Subject: r.token.Subject, Headers: map[string]string{}}
 	for _, name := range h.opts.Headers {
@@ -118,32 +154,18 @@ func (h *hook) post(ctx context.Context, r *Request) (*verdict, error) {
 	}
 	body, err := json.Marshal(q)
 	if err != nil {
-		return nil, err
+		return v, id, err
 	}
 	post, err := http.NewRequestWithContext(ctx, http.MethodPost, h.opts.URL, bytes.NewReader(body))
 	if err != nil {
-		return nil, err
+		return v, id, redact.Error(err, h.opts.URL)
 	}
 	post.Header.Set("Content-Type", "application/json")
-	resp, err := h.client.Do(post)
+	text, err := fetchBody(&h.client, post, hookMostSize)
 	if err != nil {
-		return nil, err
+		return v, id, err
 	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, hookMostSize+1))
-	switch {
-	case err != nil:
-		return nil, err
-	case resp.StatusCode != http.StatusOK:
-		return nil, fmt.Errorf("the answer is %s", resp.Status)
-	case len(text) > hookMostSize:
-		return nil, fmt.Errorf("the answer is larger than %v", Size(hookMostSize))
-	}
-	v := &verdict{}
-	if json.Unmarshal(text, v) != nil {
-		return nil, errors.New("the answer is not the JSON object that is expected")
-	}
-	return v, nil
+	return parseVerdict(text)
 }
 
 // joinedHeader returns all values of a header as one (RFC 9110, section 5.3; RFC 6265, section 4.2.1).
@@ -161,31 +183,9 @@ func joinedHeader(r *codec.Request, name string) string {
 	return strings.Join(values, separator)
 }
 
-func (v *verdict) identity() Identity {
-	id := Identity{Subject: v.Subject, Subscribe: v.Subscribe, Publish: v.Publish}
-	if v.Expires != 0 {
-		id.Expires = time.Unix(v.Expires, 0)
-	}
-	return id
-}
-
-func (v *verdict) check() error {
-	if v.Allow == nil {
-		return errors.New(`the answer has no "allow"`)
-	}
-	id := v.identity()
-	if err := id.check(); err != nil {
-		return err
-	}
-	if *v.Allow && v.Expires != 0 && !time.Now().Before(id.Expires) {
-		return errors.New("the answer has expired already")
-	}
-	return nil
-}
-
 // rejection is what the client gets: the hook's words, as far as they make an answer.
 func (v *verdict) rejection() *codec.Rejection {
-	r := &codec.Rejection{Status: v.Status, Reason: v.Reason[:min(len(v.Reason), 256)]}
+	r := &codec.Rejection{Status: v.Status, Reason: shownUpTo(v.Reason, 256)}
 	if r.Status < 400 || r.Status > 599 {
 		r.Status = 403
 	}

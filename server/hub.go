@@ -6,8 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
-	"maps"
-	"math/rand/v2"
+	"iter"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -15,6 +14,7 @@ import (
 	"unicode/utf8"
 
 	"carillon/codec"
+	"carillon/internal/shrink"
 )
 
 var (
@@ -24,8 +24,13 @@ var (
 	// ErrTooLarge is returned for a message that is larger than Limits.MaxMessage, or than the broker takes for a kept topic.
 	ErrTooLarge = errors.New("message is larger than limits.max_message")
 
+	errTooLargeEncoded = fmt.Errorf("%w: in JSON, or in an event stream, it would be more than twice as large", ErrTooLarge)
+
 	// ErrNotJSON is returned for a message of [FormatJSON] that is not JSON.
 	ErrNotJSON = errors.New("message is not JSON")
+
+	// errTooDeep is an [ErrNotJSON], too: for most who would read it, it is none.
+	errTooDeep = fmt.Errorf("%w that everybody can read: it has more than %d levels", ErrNotJSON, maxLevels)
 
 	// ErrNotText is returned for a message of [FormatText] or [FormatJSON] that is not UTF-8.
 	ErrNotText = errors.New("message is not UTF-8")
@@ -40,11 +45,16 @@ type hub struct {
 	// Immutable.
 	srv    *Server
 	seed   maphash.Seed
+	epochs maphash.Seed  // of which clients see what comes out
 	linger time.Duration // how long a topic is remembered that has neither subscribers nor history
 
-	parts [64]hubPart // topics by the hash of their names
+	mostUnheard int
+
+	parts [256]hubPart // topics by the hash of their names
 	count atomic.Int64
-	keys  keys
+	keys  idempotency
+
+	unheard, heard idleTopics // topics that are not in use
 
 	cluster *cluster // nil without Options.Broker; immutable
 
@@ -53,36 +63,39 @@ type hub struct {
 	bytes     atomic.Int64 // of their payloads
 
 	mu       sync.RWMutex
-	patterns map[string]*source // guarded by mu
-	version  atomic.Uint64      // of patterns, changed under mu
+	patterns patternIndex  // guarded by mu
+	version  atomic.Uint64 // of patterns, changed under mu
 }
 
+// hubPart is a part of the topics. All of it is guarded by mu.
 type hubPart struct {
-	mu     sync.Mutex
-	topics map[string]*topic
+	mu          sync.Mutex
+	topics      shrink.Map[string, *topic]
+	generations [64]uint32 // of epochs, by the hash of the name; see epochOf
 }
 
 func newHub(s *Server) *hub {
-	h := &hub{srv: s, seed: maphash.MakeSeed(), linger: linger, patterns: map[string]*source{}}
-	for i := range h.parts {
-		h.parts[i].topics = map[string]*topic{}
-	}
+	h := &hub{srv: s, seed: maphash.MakeSeed(), epochs: maphash.MakeSeed(), linger: linger, mostUnheard: mostUnheard}
+	h.keys.init(s)
 	if s.opts().Broker != nil {
 		h.cluster = newCluster(h, s.opts().Broker)
 	}
 	return h
 }
 
-func (h *hub) part(name string) *hubPart {
-	return &h.parts[maphash.String(h.seed, name)%uint64(len(h.parts))]
+// part returns the part for a name, and the one of its generations that is for the name.
+func (h *hub) part(name string) (p *hubPart, generation *uint32) {
+	x := maphash.String(h.seed, name)
+	p = &h.parts[x%uint64(len(h.parts))]
+	return p, &p.generations[x>>32%uint64(len(p.generations))]
 }
 
 // find returns a topic that exists, locked, or nil.
 func (h *hub) find(name string) *topic {
 	for {
-		p := h.part(name)
+		p, _ := h.part(name)
 		p.mu.Lock()
-		t := p.topics[name]
+		t := p.topics.Get(name)
 		p.mu.Unlock()
 		if t == nil {
 			return nil
@@ -95,23 +108,24 @@ func (h *hub) find(name string) *topic {
 	}
 }
 
-// open returns a topic, which is made if need be, locked.
+// open returns a topic, which is made if need be, locked. Nothing may be locked when it is called.
 func (h *hub) open(name string) (*topic, error) {
 	for {
 		if t := h.find(name); t != nil {
 			return t, nil
 		}
-		if err := h.make(name); err != nil {
+		h.boundIdle()
+		if err := h.make(name); err != nil && !h.makeRoom() {
 			return nil, err
 		}
 	}
 }
 
 func (h *hub) make(name string) error {
-	p := h.part(name)
+	p, generation := h.part(name)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.topics[name] != nil {
+	if p.topics.Get(name) != nil {
 		return nil
 	}
 	o := h.srv.opts()
@@ -119,67 +133,25 @@ func (h *hub) make(name string) error {
 		h.count.Add(-1)
 		return ErrTooManyTopics
 	}
-	const bits = 41 // eight characters
-	t := &topic{hub: h, epoch: 1<<(bits-1) | rand.Uint64N(1<<(bits-1)), used: h.srv.elapsed()}
+	t := &topic{hub: h, epoch: h.epochOf(name, *generation), used: h.srv.elapsed()}
 	t.name, t.topic = string([]byte(name)), t // the name may be a part of something large
 	t.rule = ruleOf(o.Topics, name)
 	h.cluster.tie(&t.source)
-	p.topics[t.name] = t
+	p.topics.Set(t.name, t)
 	return nil
 }
 
-// openPattern returns a pattern, which is made if need be, locked.
-func (h *hub) openPattern(name string) *source {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	p := h.patterns[name]
-	if p == nil {
-		p = &source{name: string([]byte(name))}
-		h.cluster.tie(p)
-		h.patterns[p.name] = p
-		h.version.Add(1)
-	}
-	p.mu.Lock() // under h.mu, so that it is not forgotten meanwhile
-	return p
-}
-
-// findPattern returns a pattern that has subscribers, locked, or nil.
-func (h *hub) findPattern(name string) *source {
-	h.mu.RLock()
-	defer h.mu.RUnlock()
-	p := h.patterns[name]
-	if p != nil {
-		p.mu.Lock()
-	}
-	return p
-}
-
-// forgetPattern forgets a pattern that has no subscribers.
-func (h *hub) forgetPattern(p *source) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.subscribers == 0 && h.patterns[p.name] == p && !h.cluster.holds() {
-		delete(h.patterns, p.name)
-		h.version.Add(1)
-	}
-}
-
-// patternsOf returns the patterns that match a topic. The caller holds the topic's mu.
-func (h *hub) patternsOf(t *topic) []*source {
-	if v := h.version.Load(); v != t.version {
-		h.mu.RLock()
-		t.version = h.version.Load()
-		t.patterns = nil
-		for _, p := range h.patterns {
-			if matches(p.name, t.name) {
-				t.patterns = append(t.patterns, p)
-			}
-		}
-		h.mu.RUnlock()
-	}
-	return t.patterns
+// epochOf returns the epoch of a topic that is made. A topic that is forgotten before it had a message gets the same
+// epoch again, so that a client which was told position 0 of it can go on from there; any other one gets a new epoch,
+// because a generation ends when it is forgotten. Names that share a generation get a new one, too: a client that comes
+// back to one of them is told of a gap where there is none.
+func (h *hub) epochOf(name string, generation uint32) uint64 {
+	const bits = 41 // eight characters
+	x := maphash.Comparable(h.epochs, struct {
+		name       string
+		generation uint32
+	}{name, generation})
+	return 1<<(bits-1) | x>>(64-bits+1)
 }
 
 // Publication is a message for a topic.
@@ -188,10 +160,21 @@ type Publication struct {
 	Format  Format
 	Payload []byte // copied; for FormatText and FormatJSON it must be UTF-8
 
-	// Key, at most 128 bytes, makes a publication safe to repeat: within five minutes one to the same
-	// topic with the same key is not delivered again, and gets the same receipt. Empty is none. With
-	// [Options.Broker] this holds at all servers for topics with history, and otherwise at each by itself.
+	// Key, at most 128 bytes, makes a publication safe to repeat: within five minutes one by the same
+	// publisher to the same topic with the same key is not delivered again, and gets the same receipt. Empty is
+	// none. With [Options.Broker] this holds at all servers for topics with history, and otherwise at each by
+	// itself. Limits.MaxKeyMemory may end the five minutes earlier.
 	Key string
+
+	// Publisher is the namespace of Key: keys of different publishers have nothing to do with each other. Empty,
+	// the default, is the application, for which the HTTP interface speaks as well. What a client publishes itself
+	// has "client:", the path of its endpoint and, if it has a subject, "#" and [Conn.Subject]. So all anonymous
+	// clients of an endpoint are one publisher, and a key that another one guesses is used up: theirs have to be
+	// random.
+	Publisher string
+
+	address addressKey // of an anonymous client
+	valid   bool       // the payload is known to be what Format says
 }
 
 // Receipt says what became of a publication.
@@ -231,11 +214,7 @@ func (h *hub) publish(p *Publication, sent func(error)) (Receipt, error) {
 	if p.Key == "" {
 		return h.enter(p, sent)
 	}
-	one := h.keys.of(p.Topic, p.Key)
-	if h.cluster == nil {
-		return one.once(func() (Receipt, error) { return h.enter(p, nil) })
-	}
-	return one.onceRelayed(sent, func(ended func(error)) (Receipt, error) { return h.enter(p, ended) })
+	return h.publishOnce(p, sent)
 }
 
 func (h *hub) check(p *Publication) error {
@@ -246,10 +225,14 @@ func (h *hub) check(p *Publication) error {
 	switch {
 	case limit >= 0 && int64(len(p.Payload)) > limit:
 		return ErrTooLarge
-	case p.Format != FormatBinary && !utf8.Valid(p.Payload):
+	case limit >= 0 && p.Format != FormatBinary && largestForm(p.Format, p.Payload, 2*limit) > 2*limit:
+		return errTooLargeEncoded
+	case p.Format != FormatBinary && !p.valid && !utf8.Valid(p.Payload):
 		return ErrNotText
-	case p.Format == FormatJSON && !json.Valid(p.Payload):
+	case p.Format == FormatJSON && !p.valid && !json.Valid(p.Payload):
 		return ErrNotJSON
+	case p.Format == FormatJSON && isTooDeep(p.Payload):
+		return errTooDeep
 	case len(p.Key) > maxKey:
 		return ErrKey
 	}
@@ -270,7 +253,7 @@ func (h *hub) enter(p *Publication, sent func(error)) (Receipt, error) {
 	if err != nil {
 		return Receipt{}, err
 	}
-	defer t.mu.Unlock()
+	defer h.unlock(t)
 	patterns := h.patternsOf(t)
 	if sh := h.overloaded(t, patterns, int64(len(m.raw.Plain()))); sh != nil {
 		sh.stats.drop(DropOverloaded, 1)
@@ -335,49 +318,75 @@ func (src *source) overloaded(n int64) *shard {
 func (src *source) post(m *message, at stamp) int {
 	for _, l := range src.locals {
 		l.sh.backlog.Add(int64(len(m.raw.Plain())))
+		l.sh.fanout.Add(1)
 		l.sh.post(letter{kind: letterTopic, local: l, message: m, seq: src.seq, at: at})
 	}
 	return int(src.subscribers)
 }
 
-// linger lets a topic's offsets go on when somebody comes back soon.
-const linger = time.Minute
+// sweepParts is how many calls of sweep look at all topics.
+const sweepParts = 64
 
-// sweep forgets topics that are not used any more, and history that is too old. It looks at one part of
-// the topics each time, so that nobody waits for long.
-func (h *hub) sweep(now time.Time, part int) {
-	p := &h.parts[part%len(h.parts)]
-	for _, t := range p.all() {
-		t.mu.Lock()
-		t.expire(h.srv.age())
-		h.cluster.loosen(t, now.Sub(h.srv.begin))
-		if h.cluster.mayOwe(t) {
-			t.used = now.Sub(h.srv.begin)
-		}
-		t.forgotten = t.subscribers == 0 && t.history.len() == 0 && now.Sub(h.srv.begin)-t.used > h.linger && !t.link.busy()
-		forgotten := t.forgotten
-		t.mu.Unlock()
-		if forgotten {
-			p.mu.Lock()
-			delete(p.topics, t.name)
-			p.mu.Unlock()
-			h.count.Add(-1)
+// sweep forgets topics that are not used any more, and history that is too old. Each time it looks at a part of the
+// topics for the latter.
+func (h *hub) sweep(now time.Time, round int) {
+	since := now.Sub(h.srv.begin)
+	for i := round % sweepParts; i < len(h.parts); i += sweepParts {
+		for t := range h.parts[i].all() {
+			t.mu.Lock()
+			t.expire(h.srv.age())
+			h.cluster.loosen(t, since)
+			if h.cluster.mayOwe(t) {
+				t.used = since
+			}
+			h.forgetPatternsOf(t)
+			h.unlock(t)
 		}
 	}
-	h.cluster.sweep(now.Sub(h.srv.begin))
-	h.keys.expire(now)
+	h.forgetIdle(since - h.linger)
+	h.cluster.sweep(since)
+	h.keys.expire()
 }
 
-func (p *hubPart) all() []*topic {
+// lookSlice is how many entries are looked at while a lock is held.
+const lookSlice = 512
+
+// all walks over the topics, with nothing locked while the caller has one. Topics may come and go meanwhile.
+func (p *hubPart) all() iter.Seq[*topic] {
+	return func(yield func(*topic) bool) {
+		slice := make([]*topic, 0, min(lookSlice, p.len()))
+		hand := func() bool {
+			p.mu.Unlock()
+			defer p.mu.Lock()
+			for _, t := range slice {
+				if !yield(t) {
+					return false
+				}
+			}
+			slice = slice[:0]
+			return true
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for _, t := range p.topics.All() {
+			if slice = append(slice, t); len(slice) == lookSlice && !hand() {
+				return
+			}
+		}
+		hand()
+	}
+}
+
+func (p *hubPart) len() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.Collect(maps.Values(p.topics))
+	return p.topics.Len()
 }
 
 // rule gives each topic the rule that is its own now.
 func (h *hub) rule() {
 	for i := range h.parts {
-		for _, t := range h.parts[i].all() {
+		for t := range h.parts[i].all() {
 			t.mu.Lock()
 			t.rule = ruleOf(h.srv.opts().Topics, t.name)
 			t.trim()
@@ -405,18 +414,14 @@ func (s *Server) Topics(pattern string) ([]TopicInfo, error) {
 	}
 	var list []TopicInfo
 	for i := range s.hub.parts {
-		p := &s.hub.parts[i]
-		p.mu.Lock()
-		var found []*topic
-		for name, t := range p.topics {
-			if matches(pattern, name) {
-				found = append(found, t)
+		for t := range s.hub.parts[i].all() {
+			if !matches(pattern, t.name) {
+				continue
 			}
-		}
-		p.mu.Unlock()
-		for _, t := range found {
 			t.mu.Lock()
-			list = append(list, t.info(s.age()))
+			if !t.forgotten {
+				list = append(list, t.info(s.age()))
+			}
 			t.mu.Unlock()
 		}
 	}

@@ -29,6 +29,19 @@ func (id *Identity) isZero() bool {
 	return id.Subject == "" && id.Subscribe == nil && id.Publish == nil && id.Expires.IsZero()
 }
 
+// expires is the time in milliseconds since 1970, and 0 for never: that includes what is beyond the year 9999, which
+// JSON's readers, and far beyond that 64 bits, cannot hold. What was before 1970 is long over: 1.
+func (id *Identity) expires() int64 {
+	const year10000 = 253_402_300_800 // in seconds
+	switch at := id.Expires.Unix(); {
+	case id.Expires.IsZero() || at >= year10000:
+		return 0
+	case at <= 0:
+		return 1
+	}
+	return id.Expires.UnixMilli()
+}
+
 // check reports a pattern that is none, as a *[TopicError].
 func (id *Identity) check() error {
 	for _, list := range [][]string{id.Subscribe, id.Publish} {
@@ -168,15 +181,15 @@ func (c *Conn) checkRead(name string) error {
 	return nil
 }
 
-// mayRead is checkRead for what is no subscription.
-func (c *Conn) mayRead(topic string) bool {
-	w := c.who()
-	return c.ep.now().Topics.maySubscribe(topic) && (w == nil || allows(w.inForce.Subscribe, topic))
-}
-
-func (c *Conn) mayPublish(topic string) bool {
-	w := c.who()
-	return c.ep.now().Topics.mayPublish(topic) && (w == nil || allows(w.inForce.Publish, topic))
+// checkPublish reports why the client may not publish to a topic.
+func (c *Conn) checkPublish(topic string) error {
+	if !c.ep.now().Topics.mayPublish(topic) {
+		return errNoPublish
+	}
+	if w := c.who(); w != nil && !allows(w.inForce.Publish, topic) {
+		return errNotYourOutput
+	}
+	return nil
 }
 
 // checkRights says whether the client may have the topics of its request line.

@@ -1,7 +1,9 @@
 package server
 
 import (
+	"bytes"
 	"errors"
+	"time"
 
 	"carillon/codec"
 )
@@ -9,21 +11,21 @@ import (
 // inbound is what has come on a connection and is not complete: part of a request head, or of a
 // frame, or the first fragments of a message. Owned by the loop.
 type inbound struct {
-	rest    []byte // not decoded yet
+	rest    []byte // not decoded yet, from at on
+	at      int
 	decoder codec.Decoder
+
+	// While much of a message is kept: see shard.weigh.
+	conn    *Conn
+	counted int // bytes
+	slot    int // in shard.partials
 }
 
 // received takes what came on the connection. The bytes are the loop's read buffer and may be changed.
 func (c *Conn) received(b []byte) {
 	c.sh.check()
 	c.sh.stats.BytesIn.Add(uint64(len(b)))
-	if c.state.Load() == stateOpen && !c.is(markPeerDone) && !c.isEvents() {
-		t := &c.group.times[c.slot]
-		if c.group.debts != nil {
-			c.debts().relax(c.sh.clock - t.read)
-		}
-		t.read, t.ping = c.sh.clock, 0
-	}
+	c.heard()
 	if c.is(markTLS) && !c.is(markPreface) {
 		c.unseal(b)
 		return
@@ -31,26 +33,38 @@ func (c *Conn) received(b []byte) {
 	c.plaintext(b)
 }
 
+// heard notes that something has come, or that something is looked at that has come.
+func (c *Conn) heard() {
+	if c.state.Load() != stateOpen || c.is(markPeerDone) || c.isEvents() {
+		return
+	}
+	t := &c.group.times[c.slot]
+	if c.group.debts != nil {
+		c.debts().relax(c.sh.clock - t.read)
+	}
+	t.read, t.ping = c.sh.clock, 0
+}
+
 // plaintext takes what the client has sent.
 func (c *Conn) plaintext(b []byte) {
 	state := c.state.Load()
-	if state == stateHandshake {
+	switch {
+	case state != stateHandshake && (c.is(markPeerDone) || state >= stateLingering || c.isEvents()):
+		// Whatever it is, nobody expects it.
+	case state != stateHandshake && !c.paysBytes(len(b)):
+		c.dropInput()
+	case c.mustWait():
+		c.postpone(b)
+	case state == stateHandshake:
 		c.shake(b)
-		return
+	default:
+		c.decode(b)
 	}
-	if c.is(markPeerDone) || state >= stateLingering || c.isEvents() {
-		return // whatever it is, nobody expects it
-	}
-	c.decode(b)
 }
 
 // decode hands out each whole message in b, behind what is kept from before, and keeps what is not.
 func (c *Conn) decode(b []byte) {
 	sh := c.sh
-	if !c.paysBytes(len(b)) {
-		c.dropInbound()
-		return
-	}
 	d := &sh.decoder
 	if c.in != nil {
 		d = &c.in.decoder
@@ -59,24 +73,90 @@ func (c *Conn) decode(b []byte) {
 			b, c.in.rest = sh.joined, c.in.rest[:0]
 		}
 	}
+	c.decodeUntil(sh.began+quantum, d, b)
+}
+
+// decodeInput goes on with input that was kept for the connection's turn.
+func (c *Conn) decodeInput(deadline time.Duration) {
+	if c.in == nil { // it had only to wait
+		c.unsuspend()
+		return
+	}
+	c.decodeUntil(deadline, &c.in.decoder, c.in.rest[c.in.at:])
+}
+
+// decodeUntil hands out messages until none is whole, or until a time.
+func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
+	sh := c.sh
 	d.Inflater = nil
-	if c.deflate {
+	if c.deflates() {
 		d.Inflater = sh.inflate()
 	}
-	for !c.is(markPeerDone) {
-		ev, n, ok, err := d.Next(b)
-		b = b[n:]
+	d.Budget = inflateBudget
+	fanout, wait := sh.fanoutIfCongested(), false
+	// What a message costs varies if it is compressed, if an application handles it, and with the patterns of its topic.
+	varies := c.deflates() || c.ep.Mode != ModeEcho && c.ep.Mode != ModeBroadcast
+	heavy := varies
+	for n := 1; !wait && !c.is(markPeerDone); n++ {
+		ev, used, ok, err := d.Next(b)
+		b = b[used:]
+		if !c.paysDecompression(d) {
+			break
+		}
 		if err != nil {
 			c.broke(err)
 			break
 		}
 		if !ok {
+			if d.Suspended() {
+				heavy, wait = true, true
+				c.awaitInflater(d)
+			}
 			break
 		}
 		c.handle(ev)
+		if varies || n&15 == 0 || len(ev.Payload) >= heavyPayload {
+			heavy, wait = true, len(b) > 0 && sh.srv.elapsed() >= deadline
+		}
+		wait = wait || c.isFull()
+		wait = c.block(fanout) || wait
+	}
+	if heavy {
+		c.chargeInput()
 	}
 	d.Release()
-	c.keep(d, b)
+	if c.keep(d, b); wait && !c.is(markPeerDone) && c.state.Load() < stateLingering {
+		c.suspend()
+	} else {
+		c.unsuspend()
+		c.in.shrink()
+	}
+}
+
+// shrink lets go of the buffer in which input has waited.
+func (in *inbound) shrink() {
+	if in != nil && in.at > 0 {
+		in.rest, in.at = bytes.Clone(in.rest[in.at:]), 0
+	}
+}
+
+// inflateBudget bounds the decompression in one turn of a connection, in the units of [codec.Decoder.Budget]: 50 to 300 us.
+const inflateBudget = 64 << 10
+
+// heavyPayload is the size in bytes of a message from which on the clock is looked at after each.
+const heavyPayload = 4 << 10
+
+// chargeInput charges the connection for what it has used of the loop, unless that is done at the end of its turn.
+func (c *Conn) chargeInput() {
+	if w := c.workload(); w != nil && w.served {
+		return
+	}
+	now := c.sh.srv.elapsed()
+	if used := now - c.sh.began; used >= chargeFrom {
+		w := c.needWorkload()
+		w.charge(used, now)
+		c.settleWorkload(w)
+	}
 }
 
 // keep holds on to the decoder and to the rest of the bytes if they are needed for the next turn.
@@ -93,9 +173,16 @@ func (c *Conn) keep(d *codec.Decoder, rest []byte) {
 	}
 	if c.in == nil {
 		c.in = sh.newInbound()
+	}
+	if d != &c.in.decoder {
 		c.in.decoder, sh.decoder = sh.decoder, sh.srv.newDecoder()
 	}
-	c.in.rest = append(c.in.rest[:0], rest...)
+	if at := len(c.in.rest) - len(rest); at > 0 && len(rest) > 0 && &c.in.rest[at] == &rest[0] {
+		c.in.at = at // where it lies, since it may have to wait again
+	} else {
+		c.in.rest, c.in.at = append(c.in.rest[:0], rest...), 0
+	}
+	sh.weigh(c)
 }
 
 func (c *Conn) handle(ev codec.Event) {
@@ -107,7 +194,7 @@ func (c *Conn) handle(ev codec.Event) {
 			c.flushed()
 			return
 		}
-		c.sh.postClose(c, closeReply, ev.Code, string(ev.Payload))
+		c.closeInOrder(closeReply, ev.Code, string(ev.Payload))
 	case codec.OpPing:
 		if open && c.paysMessage() {
 			c.sh.postBytes(letterBytes, c, codec.OpPong, ev.Payload)
@@ -136,7 +223,7 @@ func (c *Conn) broke(err error) {
 	if !c.asked.Load() {
 		c.callError(c.handler(), err)
 	}
-	c.sh.postClose(c, closeFail, code, reason)
+	c.closeInOrder(closeFail, code, reason)
 }
 
 func (c *Conn) dropInbound() {
@@ -144,6 +231,12 @@ func (c *Conn) dropInbound() {
 		c.sh.freeInboundOf(c.in)
 		c.in = nil
 	}
+}
+
+// dropInput forgets what has come, and reads the socket again if that had to wait.
+func (c *Conn) dropInput() {
+	c.dropInbound()
+	c.unsuspend()
 }
 
 // Incomplete input is pooled, unless it has grown large.
@@ -162,6 +255,8 @@ func (sh *shard) newInbound() *inbound {
 }
 
 func (sh *shard) freeInboundOf(in *inbound) {
+	in.decoder.Reset() // a message may be suspended
+	sh.unweigh(in)
 	if len(sh.freeInbound) >= keepInbound {
 		return
 	}
@@ -176,6 +271,7 @@ func (sh *shard) freeInboundOf(in *inbound) {
 func (sh *shard) inflate() *codec.Inflater {
 	if sh.inflater == nil {
 		sh.inflater = codec.NewInflater()
+		sh.inflater.MaxSuspended = maxInflating
 	}
 	return sh.inflater
 }

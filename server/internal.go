@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"carillon/internal/redact"
 )
 
 // Internal is the HTTP interface for the application's own services and its operators: publishing,
@@ -26,8 +28,9 @@ type Internal struct {
 	// Mode is who may connect when Listen is a unix socket with a path. Default 0600: the server's user.
 	Mode FileMode `yaml:"mode"`
 
-	// Token, if it is set, must come with every request, as "Authorization: Bearer TOKEN". Without one
-	// the address must be of the loopback interface, or a unix socket. Default: none.
+	// Token, if it is set, must come with every request, as "Authorization: Bearer TOKEN". It has at least
+	// [MinSecret] characters. Without one the address must be of the loopback interface, or a unix socket. Default:
+	// none.
 	Token Secret `yaml:"token"`
 
 	// TLS makes the interface speak it. Default: it does not.
@@ -44,8 +47,11 @@ const optionOff = "off"
 
 func (i *Internal) resolve(c *checker, taken []namedAddress) {
 	i.TLS.resolve(c, "internal.tls.")
-	if i.Token == secretShown {
-		c.add("internal.token", "%s stands for a token that is not shown: expected the token itself, or none here and CARILLON_INTERNAL_TOKEN", secretShown)
+	if err := i.Token.Check(); err != nil && i.Token != redact.Hidden {
+		c.add("internal.token", "%v", err)
+	}
+	if i.Token == redact.Hidden {
+		c.add("internal.token", "%s stands for a token that is not shown: expected the token itself, or none here and CARILLON_INTERNAL_TOKEN", redact.Hidden)
 	}
 	c.fileMode("internal.mode", &i.Mode, internalMode)
 	if i.Listen == "" || i.Listen == optionOff {
@@ -75,14 +81,23 @@ func isLoopback(host string) bool {
 // Secret is a text that is not shown: it prints as "(set)", or as nothing when it is empty.
 type Secret string
 
-const secretShown = "(set)"
+// MinSecret is how many characters a secret has at least with which other machines can do something.
+const MinSecret = 16
+
+// Check reports a secret that is set and can be guessed. The error does not repeat it.
+func (s Secret) Check() error {
+	if s != "" && len(s) < MinSecret {
+		return fmt.Errorf("is shorter than %d characters: expected such as openssl rand -hex 16 prints", MinSecret)
+	}
+	return nil
+}
 
 // String hides the secret.
 func (s Secret) String() string {
 	if s == "" {
 		return ""
 	}
-	return secretShown
+	return redact.Hidden
 }
 
 // GoString hides the secret.
@@ -136,6 +151,7 @@ type internal struct {
 	socket *unixSocket // nil with TCP
 	most   int64
 	open   atomic.Int64
+	idle   idleConns
 	full   atomic.Bool // it was said that there are as many connections as there may be
 }
 
@@ -217,14 +233,18 @@ func (l *secureListener) Accept() (net.Conn, error) {
 	return tls.Server(c, l.secure.config()), nil
 }
 
-// connState bounds the descriptors that the interface takes, which the public connections need.
+// connState bounds the descriptors that the interface takes, which the public connections need. Beyond that the
+// connection goes that has been without a request for longest: a new one, when all others carry some.
 func (i *internal) connState(conn net.Conn, state http.ConnState) {
+	i.idle.set(conn, state == http.StateNew || state == http.StateIdle)
 	switch state {
 	case http.StateNew:
 		if n := i.open.Add(1); n > i.most {
-			_ = conn.Close()
+			if victim := i.idle.take(0); victim != nil {
+				go victim.Close()
+			}
 			if !i.full.Swap(true) {
-				i.srv.log.Warn("the internal interface turns connections away", "most", i.most)
+				i.srv.log.Warn("the internal interface closes connections without a request, since it has as many as it may", "most", i.most)
 			}
 		}
 	case http.StateClosed:

@@ -26,13 +26,23 @@ var (
 	errTrailing = errors.New("message has more than one JSON value")
 )
 
-// JSONRules loosen what [JSONWith] demands. The zero value is what [JSON] does.
+// JSONRules loosen what [JSONWith] demands, and say how [Conn.SendJSONWith] writes. The zero value is what [JSON] and
+// [Conn.SendJSON] do.
 type JSONRules struct {
 	// IgnoreUnknown ignores fields that the type does not have. Default: they are errors.
 	IgnoreUnknown bool
 
 	// AcceptBinary takes binary messages too. Default: they are errors.
 	AcceptBinary bool
+
+	// KeepNumbers decodes a number into an interface, as with JSON[any] or a field of type any, as a [json.Number],
+	// which has its digits as they were sent. Default: a float64, which turns 12345678901234567890 into
+	// 12345678901234567000.
+	KeepNumbers bool
+
+	// PlainHTML sends the characters <, > and & as they are. Default: as \u003c and so on, as [json.Marshal] does,
+	// which is safe inside of a page's <script>. Both are the same text to whoever decodes them.
+	PlainHTML bool
 
 	// KeepOpen leaves the connection open after an error; [Handler.Error] may answer it. Default: it is
 	// closed with the error's Code.
@@ -44,8 +54,9 @@ type JSONRules struct {
 // gets a *[DecodeError], and then the connection is closed, with 1003 after a binary message and with 1007
 // after any other, unless Error has closed it with a code of its own choice.
 //
-// In all else it goes by [json.Unmarshal]: names match in any case, fields that are missing are zero, and
-// the message null is the zero value. The value shares nothing with the payload, so it may be kept.
+// In all else it goes by [json.Unmarshal]: names match in any case, the last of two counts, fields that are missing are
+// zero, and the message null is the zero value. Where the message decides what somebody may do, and something else has
+// read it before, take it as a [json.RawMessage] and check that first. The value shares nothing with the payload, so it may be kept.
 func JSON[T any](do func(c *Conn, v T)) func(c *Conn, op Opcode, payload []byte) {
 	return JSONWith(JSONRules{}, do)
 }
@@ -79,11 +90,13 @@ func (r JSONRules) decode(op Opcode, payload []byte, v any) *DecodeError {
 }
 
 func (r JSONRules) unmarshal(payload []byte, v any) error {
-	if r.IgnoreUnknown {
-		return json.Unmarshal(payload, v)
-	}
 	d := json.NewDecoder(bytes.NewReader(payload))
-	d.DisallowUnknownFields()
+	if !r.IgnoreUnknown {
+		d.DisallowUnknownFields()
+	}
+	if r.KeepNumbers {
+		d.UseNumber()
+	}
 	if err := d.Decode(v); err != nil {
 		if err == io.EOF {
 			err = io.ErrUnexpectedEOF // there is nothing at all
@@ -109,21 +122,38 @@ func (c *Conn) undecoded(rules JSONRules, err *DecodeError) {
 	_ = c.Close(err.Code, reason)
 }
 
+// marshal encodes a value as [json.Marshal] does, but for what the rules say.
+func (r JSONRules) marshal(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(!r.PlainHTML)
+	if err := e.Encode(v); err != nil {
+		return nil, fmt.Errorf("encode message: %w", err)
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+}
+
 // SendJSON sends a value as one text message. It fails as [json.Marshal] and [Conn.Send] do.
-func (c *Conn) SendJSON(v any) error {
-	payload, err := json.Marshal(v)
+func (c *Conn) SendJSON(v any) error { return c.SendJSONWith(JSONRules{}, v) }
+
+// SendJSONWith is [Conn.SendJSON] by rules, of which PlainHTML counts.
+func (c *Conn) SendJSONWith(rules JSONRules, v any) error {
+	payload, err := rules.marshal(v)
 	if err != nil {
-		return fmt.Errorf("encode message: %w", err)
+		return err
 	}
 	return c.Send(Text, payload)
 }
 
 // NewJSONFrame prepares a value as one text message for any number of receivers: see [Conn.SendFrame] and
 // [Server.BroadcastFrame]. It fails as [json.Marshal] does.
-func NewJSONFrame(v any) (*codec.Frame, error) {
-	payload, err := json.Marshal(v)
+func NewJSONFrame(v any) (*codec.Frame, error) { return NewJSONFrameWith(JSONRules{}, v) }
+
+// NewJSONFrameWith is [NewJSONFrame] by rules, of which PlainHTML counts.
+func NewJSONFrameWith(rules JSONRules, v any) (*codec.Frame, error) {
+	payload, err := rules.marshal(v)
 	if err != nil {
-		return nil, fmt.Errorf("encode message: %w", err)
+		return nil, err
 	}
 	return codec.NewFrame(Text, payload), nil
 }

@@ -126,6 +126,37 @@ func TestJSONKeepOpen(t *testing.T) {
 	c.want(`3`)
 }
 
+// A number into an interface keeps its digits by rule, however lenient the rules are otherwise, and so does what is sent.
+func TestJSONNumbersAndEscapes(t *testing.T) {
+	const message = `{"id":12345678901234567890,"note":"<b>&\u2028"}`
+	for rules, want := range map[JSONRules]string{
+		{}:                                   `{"id":12345678901234567000,"note":"\u003cb\u003e\u0026\u2028"}`,
+		{KeepNumbers: true}:                  `{"id":12345678901234567890,"note":"\u003cb\u003e\u0026\u2028"}`,
+		{PlainHTML: true}:                    `{"id":12345678901234567000,"note":"<b>&\u2028"}`,
+		{KeepNumbers: true, PlainHTML: true}: `{"id":12345678901234567890,"note":"<b>&\u2028"}`,
+		{KeepNumbers: true, PlainHTML: true, IgnoreUnknown: true}: `{"id":12345678901234567890,"note":"<b>&\u2028"}`,
+	} {
+		s := start(t, Options{Endpoints: []Endpoint{{Path: "/", Handler: Handler{Message: JSONWith(rules, func(c *Conn, v any) {
+			f, err := NewJSONFrameWith(rules, v)
+			if err := errors.Join(err, c.SendJSONWith(rules, v), c.SendFrame(f)); err != nil {
+				t.Error(err)
+			}
+		})}}}})
+		c := dial(t, s, "/")
+		c.send(message)
+		c.want(want)
+		c.want(want)
+	}
+	s := start(t, Options{Endpoints: []Endpoint{{Path: "/", Handler: Handler{Message: JSON(func(c *Conn, v string) {
+		f, _ := NewJSONFrame(v)
+		_, _ = c.SendJSON(v), c.SendFrame(f)
+	})}}}})
+	c := dial(t, s, "/")
+	c.send(`"<"`)
+	c.want(`"\u003c"`)
+	c.want(`"\u003c"`)
+}
+
 // The value is the handler's own: what comes later does not change it.
 func TestJSONValueMayBeKept(t *testing.T) {
 	kept := make(chan json.RawMessage, 2)

@@ -10,11 +10,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math/big"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"time"
+
+	"carillon/internal/redact"
 )
 
 // jwks fetches a JSON Web Key Set (RFC 7517). The libraries for it fetch while a token waits for its key,
@@ -42,7 +44,7 @@ const (
 )
 
 func newJWKS(url string) *jwks {
-	return &jwks{url: url, begin: time.Now(), client: http.Client{Timeout: jwksTimeout}, wake: make(chan struct{}, 1), interval: jwksInterval, pause: jwksPause}
+	return &jwks{url: url, begin: time.Now(), client: http.Client{Timeout: jwksTimeout, CheckRedirect: secureRedirects}, wake: make(chan struct{}, 1), interval: jwksInterval, pause: jwksPause}
 }
 
 // ask has the keys fetched soon because one is not known, and says whether that is worth coming back for.
@@ -87,43 +89,63 @@ func (j *jwks) fetch(ctx context.Context) ([]signatureKey, error) {
 	j.last.Store(j.now())
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, j.url, nil)
 	if err != nil {
-		return nil, err
+		return nil, redact.Error(err, j.url)
 	}
 	r.Header.Set("Accept", "application/jwk-set+json, application/json")
-	resp, err := j.client.Do(r)
+	text, err := fetchBody(&j.client, r, jwksMostSize)
 	if err != nil {
 		return nil, err
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, jwksMostSize+1))
-	switch {
-	case err != nil:
-		return nil, err
-	case resp.StatusCode != http.StatusOK:
-		return nil, fmt.Errorf("the answer is %s", resp.Status)
-	case len(text) > jwksMostSize:
-		return nil, fmt.Errorf("the answer is larger than %v", Size(jwksMostSize))
 	}
 	return parseJWKS(text)
 }
 
 // jwk is a public key (RFC 7517, section 4; RFC 7518, section 6; RFC 8037).
 type jwk struct {
-	Kty, Kid, Use, Alg, Crv string
-	N, E, X, Y              string
+	Kty string   `json:"kty"`
+	Kid string   `json:"kid"`
+	Use string   `json:"use"`
+	Ops []string `json:"key_ops"`
+	Alg string   `json:"alg"`
+	Crv string   `json:"crv"`
+	N   string   `json:"n"`
+	E   string   `json:"e"`
+	X   string   `json:"x"`
+	Y   string   `json:"y"`
+}
+
+type jwkSet struct {
+	Keys []json.RawMessage `json:"keys"`
+}
+
+var (
+	jwkShape    = shapeOf[jwk](shapeRules{unknown: true})
+	jwkSetShape = shapeOf[jwkSet](shapeRules{unknown: true})
+)
+
+// checks reports whether the key is for checking signatures (RFC 7517, sections 4.2 and 4.3).
+func (k *jwk) checks() bool {
+	return (k.Use == "" || k.Use == "sig") && (k.Ops == nil || slices.Contains(k.Ops, "verify"))
 }
 
 // parseJWKS returns the keys that can check a signature here. Others are passed over: a set may hold keys
-// for other purposes.
+// for other purposes. But a set with members that are not clear is refused as a whole: an issuer that writes one thing
+// and means another is not one to guess about.
 func parseJWKS(text []byte) ([]signatureKey, error) {
-	var set struct{ Keys []json.RawMessage }
-	if err := json.Unmarshal(text, &set); err != nil {
+	var set jwkSet
+	err := jwkSetShape.unmarshal(text, &set)
+	if e, ok := errors.AsType[*memberError](err); ok {
+		return nil, fmt.Errorf("the answer is not a JSON Web Key Set: %w", e)
+	} else if err != nil {
 		return nil, errors.New("the answer is not a JSON Web Key Set")
 	}
 	var keys []signatureKey
-	for _, raw := range set.Keys {
+	for i, raw := range set.Keys {
 		var k jwk
-		if json.Unmarshal(raw, &k) != nil || k.Use != "" && k.Use != "sig" {
+		err := jwkShape.unmarshal(raw, &k)
+		if e, ok := errors.AsType[*memberError](err); ok {
+			return nil, fmt.Errorf("keys[%d] of the answer is not a JSON Web Key: %w", i, e)
+		}
+		if err != nil || !k.checks() {
 			continue
 		}
 		public, err := k.public()

@@ -155,6 +155,7 @@ func TestUnknownKeysDoNotFloodTheIssuer(t *testing.T) {
 // The issuer is away when the server starts: it starts, refuses politely, and serves as soon as it can. When
 // the issuer is away later, its keys are still good.
 func TestIssuerIsAway(t *testing.T) {
+	t.Parallel()
 	quickJWKS(t, 10*time.Millisecond, time.Millisecond)
 	published := newJWKSServer(t)
 	published.broken.Store(true)

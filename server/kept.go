@@ -305,7 +305,7 @@ func (cl *cluster) tellGap(t *topic, got *Kept, at stamp) {
 		last = max(last, got.Messages[n-1].Offset)
 	}
 	t.seq++
-	t.post(&message{topic: t, gap: true, offset: last, epoch: t.link.kept.epoch, raw: codec.NewFrame(codec.OpText, nil)}, at)
+	t.post(&message{topic: t, gap: true, offset: last, after: got.Since, epoch: t.link.kept.epoch, raw: codec.NewFrame(codec.OpText, nil)}, at)
 }
 
 // missed counts messages that nobody here gets although they were for somebody.
@@ -399,18 +399,6 @@ func (cl *cluster) taker(name string) *topic {
 		return nil
 	}
 	return t
-}
-
-// matched says whether a pattern matches a topic.
-func (h *hub) matched(name string) bool {
-	h.mu.RLock()
-	defer h.mu.RUnlock()
-	for _, p := range h.patterns {
-		if matches(p.name, name) {
-			return true
-		}
-	}
-	return false
 }
 
 // drain delivers what came early and is not any more. It returns false if it had to stop because of overload. The

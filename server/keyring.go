@@ -17,6 +17,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"carillon/internal/redact"
+
 	"github.com/golang-jwt/jwt/v5"
 )
 
@@ -86,7 +88,7 @@ func (r *keyring) load(ctx context.Context) error {
 func (r *keyring) refresh(ctx context.Context) bool {
 	err := r.load(ctx)
 	if err != nil && ctx.Err() == nil || errors.Is(err, context.DeadlineExceeded) {
-		r.log.Error("keys for tokens cannot be read, what was read before stays", "file", r.opts.KeyFile, "url", r.opts.JWKSURL, "error", err)
+		r.log.Error("keys for tokens cannot be read, what was read before stays", "file", r.opts.KeyFile, "url", redact.URL(r.opts.JWKSURL), "error", err)
 	}
 	return err == nil
 }
@@ -94,7 +96,7 @@ func (r *keyring) refresh(ctx context.Context) bool {
 func (r *keyring) replace(keys []signatureKey) {
 	keys = slices.DeleteFunc(keys, func(k signatureKey) bool { return !slices.Contains(r.opts.Algorithms, k.algorithm) })
 	r.keys.Store(&keys)
-	r.log.Debug("keys for tokens read", "file", r.opts.KeyFile, "url", r.opts.JWKSURL, "keys", len(keys))
+	r.log.Debug("keys for tokens read", "file", r.opts.KeyFile, "url", redact.URL(r.opts.JWKSURL), "keys", len(keys))
 }
 
 // lookAtFile is how often a file is looked at: whether it has changed, the file system knows.

@@ -36,6 +36,7 @@ func TestEachKeyIsForOneAlgorithm(t *testing.T) {
 
 // The key file is replaced while the server runs, first by another key, then by rubbish.
 func TestKeyFileChanges(t *testing.T) {
+	t.Parallel()
 	i, next := newIssuer(t), newIssuer(t)
 	ep := i.endpoint("ES256")
 	s, log := startLogged(t, Options{Endpoints: []Endpoint{ep}})

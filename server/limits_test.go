@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"runtime"
 	"strings"
 	"sync"
@@ -19,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"carillon/codec"
+	"carillon/internal/needs"
 )
 
 func wantFull(t *testing.T, c *client) {
@@ -158,7 +158,7 @@ func serveWithFewDescriptors() {
 // An accept that finds no descriptor would be the end of the engine, so a server that may open only
 // 300 must never run out of them. Thousands knock; alice's echo works throughout.
 func TestDescriptorLimitStorm(t *testing.T) {
-	cmd := exec.Command(os.Args[0])
+	cmd := needs.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childEnv+"=few descriptors")
 	cmd.Stderr = os.Stderr
 	stdin, _ := cmd.StdinPipe()
@@ -354,7 +354,7 @@ func TestMaxFragments(t *testing.T) {
 func TestMaxBacklog(t *testing.T) {
 	held := newHold()
 	endpoints := append(echoAndBroadcast(), held.endpoint())
-	s := start(t, Options{Loops: 1, Endpoints: endpoints, Limits: Limits{MaxBacklog: 10_000}})
+	s := start(t, Options{Loops: 1, Endpoints: endpoints, Limits: Limits{MaxBacklog: 10 * (1000 + letterCost)}})
 	alice := dial(t, s, "/hold")
 	listener := dial(t, s, "/broadcast")
 	c := onlyConn(t, s, "/hold")

@@ -66,9 +66,15 @@ func (r *TopicRule) keeps() bool { return r != nil && r.History > 0 }
 // busy says whether the topic must not be forgotten. It may be called on nil.
 func (l *link) busy() bool { return l != nil && (l.state != linkNone || len(l.waiters) > 0) }
 
-// holds says whether a pattern without subscribers lingers, since it may be wanted again soon: sweep forgets it. It
-// may be called on nil.
-func (cl *cluster) holds() bool { return cl != nil }
+// mostIdlePatterns is how many patterns there may be for one that has lost its last subscriber to linger.
+const mostIdlePatterns = 4096
+
+// holds says whether a pattern without subscribers lingers, since it may be wanted again soon: sweep forgets it. One
+// client could have any number of them linger, so they do only while there are few. It may be called on nil. The caller
+// holds the mu of the hub and that of the pattern.
+func (cl *cluster) holds(p *source) bool {
+	return cl != nil && (len(p.link.waiters) > 0 || cl.hub.patterns.names.Len() <= mostIdlePatterns)
+}
 
 // waitTime is how long somebody waits for the cluster before he is told that it does not answer.
 const waitTime = 10 * time.Second
@@ -118,6 +124,9 @@ func (cl *cluster) release(src *source, load uint64, err error) {
 		cl.order(func() { w.done(err) }) // in its order, and with nothing locked
 		return true
 	})
+	if len(src.link.waiters) == 0 {
+		src.link.waiters = nil
+	}
 }
 
 // follow has the messages of a source come. The caller holds mu.
@@ -203,14 +212,17 @@ func (cl *cluster) sweep(now time.Duration) {
 	h := cl.hub
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for name, p := range h.patterns {
+	looked := 0
+	for _, p := range h.patterns.names.All() {
 		p.mu.Lock()
-		if p.subscribers == 0 && len(p.link.waiters) == 0 && now-p.link.wanted > h.linger {
-			delete(h.patterns, name)
-			h.version.Add(1)
-			cl.unfollow(p)
+		if p.subscribers == 0 && len(p.link.waiters) == 0 && now-p.link.wanted > h.linger && h.patterns.names.Get(p.name) == p {
+			h.removePattern(p)
 		}
 		p.mu.Unlock()
+		if looked++; looked%lookSlice == 0 {
+			h.mu.Unlock()
+			h.mu.Lock()
+		}
 	}
 }
 

@@ -18,11 +18,15 @@ type mailbox struct {
 	goAway  bool   // the server shuts down
 	inTurn  bool   // the loop is awake, and looks before it sleeps
 	rang    bool   // the loop will hear the bell
+	relief  bool   // connections may go on that wait for fan-out
+	timers  bool   // some are due
 	closed  bool   // the loop has ended
 	bell    *bell  // rung under mu, so that nobody rings it after it is gone
 
 	began time.Duration // when inTurn was set last, after the server was made
 	rung  time.Duration // when rang was
+
+	posted uint64 // letters, ever
 }
 
 type letterKind uint8
@@ -51,10 +55,37 @@ type letter struct {
 	kind    letterKind
 }
 
-// put appends a letter. The caller holds mu.
-func (m *mailbox) put(l letter) {
+// varies reports whether nobody knows how long it takes to do what the letter says.
+func (l *letter) varies() bool {
+	switch {
+	case l.kind == letterDo:
+		return true
+	case l.message != nil:
+		return len(l.message.raw.Payload()) >= largeText
+	case l.frame != nil:
+		return len(l.frame.Payload()) >= largeText
+	}
+	return l.n >= largeText
+}
+
+// letterCost is about what a letter takes in memory, in bytes. It counts in the backlog, so that very many small
+// messages, or one message for very many patterns, are much to hand out as well.
+const letterCost = 128
+
+// put appends a letter. The caller holds the mailbox's mu.
+func (sh *shard) put(l letter) {
+	m := &sh.mail
+	sh.backlog.Add(letterCost)
 	m.letters = append(m.letters, l)
+	m.posted++
 	m.wake()
+}
+
+// count is how many letters have been posted.
+func (m *mailbox) count() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.posted
 }
 
 // wake makes sure that the loop looks. The caller holds mu.
@@ -106,14 +137,15 @@ func (m *mailbox) isClosed() bool {
 
 // putBytes is put for a connection whose frames, n bytes, were just appended to the arena. Frames
 // that follow one another to the same connection become one letter, and so one write.
-func (m *mailbox) putBytes(kind letterKind, c *Conn, n int) {
+func (sh *shard) putBytes(kind letterKind, c *Conn, n int) {
+	m := &sh.mail
 	if last := len(m.letters) - 1; last >= 0 {
 		if l := &m.letters[last]; l.kind == kind && l.conn == c {
 			l.n += n
 			return
 		}
 	}
-	m.put(letter{kind: kind, conn: c, n: n})
+	sh.put(letter{kind: kind, conn: c, n: n})
 }
 
 func (sh *shard) postMessage(c *Conn, op codec.Opcode, payload []byte) error {
@@ -132,11 +164,11 @@ func (sh *shard) postMessage(c *Conn, op codec.Opcode, payload []byte) error {
 
 // postBytes is for messages, and for replies and control frames, which no limit may hold up.
 func (sh *shard) postBytes(kind letterKind, c *Conn, op codec.Opcode, payload []byte) {
-	if c.deflate && op < codec.OpClose {
+	if c.deflates() && op < codec.OpClose {
 		// Compression takes long, so it is not done under the lock.
 		buf := compressed.Get().(*[]byte)
 		defer compressed.Put(buf)
-		*buf = c.ep.now().deflater.AppendFrame((*buf)[:0], op, payload)
+		*buf = c.ep.now().deflater.AppendFrameWithin((*buf)[:0], op, payload, c.window)
 		sh.postEncoded(kind, c, *buf)
 		return
 	}
@@ -145,7 +177,7 @@ func (sh *shard) postBytes(kind letterKind, c *Conn, op codec.Opcode, payload []
 	before := len(m.arena)
 	m.arena = codec.AppendFrame(m.arena, op, payload)
 	sh.backlog.Add(int64(len(m.arena) - before))
-	m.putBytes(kind, c, len(m.arena)-before)
+	sh.putBytes(kind, c, len(m.arena)-before)
 	m.mu.Unlock()
 }
 
@@ -157,7 +189,7 @@ func (sh *shard) postEncoded(kind letterKind, c *Conn, frame []byte) {
 	m.mu.Lock()
 	m.arena = append(m.arena, frame...)
 	sh.backlog.Add(int64(len(frame)))
-	m.putBytes(kind, c, len(frame))
+	sh.putBytes(kind, c, len(frame))
 	m.mu.Unlock()
 }
 
@@ -188,17 +220,19 @@ func (sh *shard) postClose(c *Conn, how closeHow, code codec.CloseCode, reason s
 	defer m.mu.Unlock()
 	m.arena = append(m.arena, byte(how), byte(code>>8), byte(code))
 	m.arena = append(m.arena, reason...)
-	m.put(letter{kind: letterClose, conn: c, n: 3 + len(reason)})
+	sh.put(letter{kind: letterClose, conn: c, n: 3 + len(reason)})
 }
 
 func (sh *shard) post(l letter) {
 	sh.mail.mu.Lock()
 	defer sh.mail.mu.Unlock()
-	sh.mail.put(l)
+	sh.put(l)
 }
 
-// postTick and postGoAway leave a mark rather than a letter, so that they cannot pile up.
+// postTick, postRelief, postTimers and postGoAway leave a mark rather than a letter, so that they cannot pile up.
 func (sh *shard) postTick()   { sh.postMark(&sh.mail.tick) }
+func (sh *shard) postRelief() { sh.postMark(&sh.mail.relief) }
+func (sh *shard) postTimers() { sh.postMark(&sh.mail.timers) }
 func (sh *shard) postGoAway() { sh.postMark(&sh.mail.goAway) }
 
 func (sh *shard) postMark(mark *bool) {
@@ -225,31 +259,34 @@ type correspondence struct {
 
 func (r *correspondence) done() bool { return r.read == len(r.letters) }
 
-// postDo has the loop call a function. It counts for n bytes, and for what the letter takes, in the
-// backlog.
+// doCost is about what a function takes in memory, in bytes.
+const doCost = 128
+
+// postDo has the loop call a function. It counts for n bytes, and for what it takes itself, in the backlog.
 func (sh *shard) postDo(c *Conn, n int, do func()) {
-	n += letterCost
+	n += doCost
 	sh.backlog.Add(int64(n))
 	sh.post(letter{kind: letterDo, conn: c, seq: uint32(n), do: do})
 }
 
-// letterCost is about the memory of a letter with a function.
-const letterCost = 256
-
 // readMail does what the letters say, in their order. It looks into the mailbox once, so that nobody
-// who keeps writing can hold the loop here, and stops after a slice of time unless it is to read all.
-func (sh *shard) readMail(all bool) {
+// who keeps writing can hold the loop here, and stops after a slice of time.
+func (sh *shard) readMail() {
 	r := &sh.reading
 	if r.done() {
 		sh.takeMail()
 	}
-	start := time.Now()
+	start, limit := time.Now(), sh.sliceTime()
+	first := r.read
+	defer func() { sh.backlog.Add(-letterCost * int64(r.read-first)) }()
 	for !r.done() {
 		l, at := &r.letters[r.read], r.offset
 		r.read++
+		sh.read++
 		r.offset += l.n
 		sh.open(l, r.arena[at:r.offset])
-		if !all && r.read&15 == 0 && time.Since(start) > sliceTime {
+		// While streams wait, a connection that is sent something has to catch up first, which takes longer.
+		if (r.read&15 == 0 || sh.pending.len() > 0 || l.varies()) && time.Since(start) > limit {
 			return
 		}
 	}
@@ -269,13 +306,19 @@ func (sh *shard) takeMail() {
 	m.mu.Lock()
 	r.letters, m.letters = m.letters, r.letters[:0]
 	r.arena, m.arena = m.arena, r.arena[:0]
-	tick, goAway := m.tick, m.goAway
-	m.tick, m.goAway = false, false
+	tick, goAway, relief, timers := m.tick, m.goAway, m.relief, m.timers
+	m.tick, m.goAway, m.relief, m.timers = false, false, false, false
 	m.mu.Unlock()
 	r.read, r.offset = 0, 0
+	if relief {
+		sh.relieve()
+	}
 	if tick {
 		sh.beginSweep()
+		sh.run.forget()
+		sh.dropReplies()
 	}
+	sh.timers.due = sh.timers.due || timers
 	r.goAway = r.goAway || goAway
 }
 
@@ -304,13 +347,12 @@ func (sh *shard) open(l *letter, b []byte) {
 	case letterClose:
 		l.conn.startClose(closeHow(b[0]), codec.CloseCode(binary.BigEndian.Uint16(b[1:])), string(b[3:]))
 	case letterWritable:
-		l.conn.flush()
+		sh.writable.push(l.conn)
 	case letterTopic:
 		n := l.local.publish(l.message, l.seq, l.at) - len(l.message.raw.Plain())
 		sh.backlog.Add(int64(n))
 	case letterDo:
-		sh.backlog.Add(letterCost - int64(l.seq)) // what it may publish takes the place of its bytes
+		sh.backlog.Add(-int64(l.seq)) // what it may publish takes the place of its bytes
 		l.conn.call(l.do)
-		sh.backlog.Add(-letterCost)
 	}
 }

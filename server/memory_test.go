@@ -13,12 +13,17 @@ import (
 // watchful has a server look at its memory often.
 func watchful(s *Server) { s.memory.every = 20 * time.Millisecond }
 
+// fakeUse has all that is used be in use.
+func fakeUse(used *atomic.Int64) func(*memoryLimit) memoryUse {
+	return func(*memoryLimit) memoryUse { return memoryUse{used: used.Load(), kept: used.Load()} }
+}
+
 // A mark that is too low for the process itself: nobody new comes in, and those who are there notice
 // nothing, since nobody is slow.
 func TestMemoryAboveTheMark(t *testing.T) {
 	var used atomic.Int64
 	s, log := startChanged(t, Options{Endpoints: echoAndBroadcast(), Limits: Limits{MaxMemory: 1000}}, func(s *Server) {
-		s.memory.measure, s.memory.collect = used.Load, func() {}
+		s.memory.measure, s.memory.collect = fakeUse(&used), func(bool) {}
 		watchful(s)
 	})
 	alice := dial(t, s, "/echo")
@@ -66,7 +71,11 @@ func TestTheSlowestAreShed(t *testing.T) {
 	var used atomic.Int64
 	endpoints := policy(SlowConsumer{MaxQueue: -1})
 	s, _ := startChanged(t, Options{Loops: 1, Endpoints: endpoints, Limits: Limits{MaxMemory: 1000}}, func(s *Server) {
-		s.memory.measure, s.memory.collect = used.Load, func() {}
+		s.memory.measure, s.memory.collect = fakeUse(&used), func(bool) {
+			if s.Stats().Cuts[CutMemory] > 0 {
+				used.Store(500)
+			}
+		}
 		watchful(s)
 	})
 	alice := dial(t, s, "/broadcast")
@@ -89,7 +98,6 @@ func TestTheSlowestAreShed(t *testing.T) {
 	})
 	used.Store(1001)
 	eventually(t, "cathy is shed", func() bool { return s.Stats().Cuts[CutMemory] == 1 })
-	used.Store(500)
 	cathy.readUntilClose(codec.CloseTryAgainLater, "server is short of memory")
 	eventually(t, "it is over", func() bool { return !s.memory.over.Load() })
 	alice.write(masked(0x81, []byte("still here")))
@@ -135,7 +143,7 @@ func TestSheddingFreesMemory(t *testing.T) {
 		}
 		alice.send("and I")
 		alice.want("and I")
-		if s.memory.used.Load() > mark {
+		if s.memory.over.Load() {
 			eventually(t, "somebody is shed", func() bool { return s.Stats().Cuts[CutMemory] > 0 })
 		}
 	}
@@ -165,5 +173,32 @@ func TestMemoryUsed(t *testing.T) {
 	heapInUse()
 	if grown := memoryUsed() - before; grown > 16<<20 {
 		t.Errorf("%v stay when they are free", Size(grown))
+	}
+}
+
+// Of many slow consumers those are shed for which most waits, and few of them are sorted at once.
+func TestTheSlowestOfMany(t *testing.T) {
+	sh := &shard{}
+	const many = 5000
+	for i := range many {
+		c := queued(sh, nil)
+		c.out.bytes = shedLeast - 100 + (i*2311)%many // each once
+		sh.stalled = append(sh.stalled, c)
+	}
+	list, more := sh.largest()
+	if len(list) != shedMost || cap(list) > 2*shedMost || !more {
+		t.Fatalf("%d of %d, want %d of %d", len(list), cap(list), shedMost, 2*shedMost)
+	}
+	for i, one := range list {
+		if want := shedLeast - 100 + many - 1 - i; one.bytes != want || one.conn.out.bytes != want {
+			t.Fatalf("number %d has %d bytes, want %d", i, one.bytes, want)
+		}
+	}
+	sh.stalled = sh.stalled[:300]
+	for i, c := range sh.stalled {
+		c.out.bytes = shedLeast - 100 + i
+	}
+	if list, more = sh.largest(); more || len(list) != 200 || list[199].bytes != shedLeast {
+		t.Errorf("%d have much waiting, want 200", len(list))
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -48,8 +49,9 @@ type message struct {
 	time   int64 // milliseconds since 1970
 	born   int64 // milliseconds after the server was made, by which it grows old
 	format Format
-	latest bool // slow subscribers of the topic need only the newest
-	gap    bool // it says that messages before it are missing, and that the topic is now at offset
+	latest bool   // slow subscribers of the topic need only the newest
+	gap    bool   // it says that messages before it are missing, and that the topic is now at offset
+	after  uint64 // of a gap: the offset before what follows
 	raw    *codec.Frame
 	epoch  *string // of the offset; nil for that of the topic itself
 
@@ -71,14 +73,21 @@ func (m *message) frame(f framing) *codec.Frame {
 	return *to
 }
 
+// envelopes are buffers for messages in JSON, which are copied behind the header of their frame: new memory for a large one
+// costs more than to encode it.
+var envelopes = sync.Pool{New: func() any { return new([]byte) }}
+
 func (m *message) encode(f framing) *codec.Frame {
 	if f == framingEnvelope {
-		return codec.NewFrame(codec.OpText, m.appendEnvelope(nil))
+		buf := envelopes.Get().(*[]byte)
+		defer envelopes.Put(buf)
+		*buf = m.appendEnvelope((*buf)[:0])
+		return codec.NewFrame(codec.OpText, *buf)
 	}
 	if m.gap {
-		return codec.Opaque(appendEvent(nil, "subscribed", "", appendJSON(nil, m.gapReply())))
+		return codec.Opaque(m.gapReply().appendEvent(nil))
 	}
-	id := m.epochText() + ":" + strconv.FormatUint(m.offset, 10)
+	id := eventID(m.epochText(), m.offset)
 	if f == framingEventWrapped {
 		return codec.Opaque(appendEvent(nil, "", id, m.appendEnvelope(nil)))
 	}
@@ -93,8 +102,49 @@ func (m *message) epochText() string {
 }
 
 // gapReply begins the subscription anew, for those who have it.
-func (m *message) gapReply() subscribedReply {
-	return subscribedReply{Topic: m.topic.name, Offset: &m.offset, Epoch: m.epochText(), Recovered: new(bool)}
+func (m *message) gapReply() *subscribedReply {
+	return &subscribedReply{Topic: m.topic.name, Offset: &m.offset, Epoch: m.epochText(), After: &m.after, Recovered: new(bool)}
+}
+
+// appendKept appends the message as the JSON protocol has it. Unlike that of frame, the result is not kept for the next
+// time: a history is large.
+func (m *message) appendKept(b []byte) []byte {
+	m.mu.Lock()
+	f := m.other[framingEnvelope-1]
+	m.mu.Unlock()
+	if f != nil {
+		return append(b, f.Payload()...)
+	}
+	return m.appendEnvelope(b)
+}
+
+// largestForm is about the size of the largest form of a text message: a string in JSON, or an event in which each line
+// has a name. It may leave out to look where that is below a limit in any case.
+func largestForm(format Format, payload []byte, limit int64) int64 {
+	const most = 6 // bytes that one becomes at most, beside itself
+	n := int64(len(payload))
+	if n*(1+most) <= limit {
+		return n
+	}
+	lines := bytes.Count(payload, []byte("\n")) + bytes.Count(payload, []byte("\r"))
+	event := n + int64(lines*len("data: "))
+	if format == FormatText {
+		return max(event, int64(textSize(payload)))
+	}
+	return event
+}
+
+// envelopeSize is at least as much as the message takes in the JSON protocol.
+func (m *message) envelopeSize() int {
+	const around = 128
+	n := len(m.raw.Payload())
+	switch m.format {
+	case FormatText:
+		return textSize(m.raw.Payload()) + len(m.topic.name) + around
+	case FormatBinary:
+		n = base64.StdEncoding.EncodedLen(n)
+	}
+	return n + len(m.topic.name) + around
 }
 
 // appendEnvelope appends the message as the JSON protocol has it.
@@ -103,7 +153,7 @@ func (m *message) appendEnvelope(b []byte) []byte {
 		return appendReply(b, nil, "subscribed", m.gapReply())
 	}
 	b = append(b, `{"topic":`...)
-	b = appendJSON(b, m.topic.name)
+	b = appendText(b, m.topic.name)
 	b = append(b, `,"offset":`...)
 	b = strconv.AppendUint(b, m.offset, 10)
 	b = append(b, `,"time":`...)
@@ -114,7 +164,7 @@ func (m *message) appendEnvelope(b []byte) []byte {
 	case FormatJSON:
 		b = append(b, payload...)
 	case FormatText:
-		b = appendJSON(b, string(payload))
+		b = appendText(b, payload)
 	case FormatBinary:
 		b = append(b, '"')
 		b = base64.StdEncoding.AppendEncode(b, payload)
@@ -144,7 +194,7 @@ func appendBroadcast(b []byte, f *codec.Frame) []byte {
 		b = base64.StdEncoding.AppendEncode(b, f.Payload())
 		return append(b, `","encoding":"base64"}}`...)
 	}
-	return append(appendJSON(b, string(f.Payload())), "}}"...)
+	return append(appendText(b, f.Payload()), "}}"...)
 }
 
 // appendJSON appends a value that is known to be JSON's.
@@ -175,17 +225,22 @@ func appendEvent(b []byte, kind, id string, data []byte) []byte {
 	if id != "" {
 		b = append(append(append(b, "id: "...), id...), '\n')
 	}
-	for {
-		end := bytes.IndexAny(data, "\r\n")
-		b = append(b, "data: "...)
-		if end < 0 {
-			b = append(b, data...)
-			return append(b, "\n\n"...)
-		}
-		b = append(append(b, data[:end]...), '\n')
-		if bytes.HasPrefix(data[end:], []byte("\r\n")) {
-			end++
-		}
-		data = data[end+1:]
+	if len(data) >= largeText {
+		lines := bytes.Count(data, []byte("\n")) + bytes.Count(data, []byte("\r"))
+		b = slices.Grow(b, len(data)+(lines+2)*len("data: "))
 	}
+	b = append(b, "data: "...)
+	start := 0
+	for i, c := range data {
+		if c > '\r' || c != '\r' && c != '\n' {
+			continue
+		}
+		if c == '\n' && i > 0 && data[i-1] == '\r' { // it has ended the line already
+			start = i + 1
+			continue
+		}
+		b = append(append(b, data[start:i]...), "\ndata: "...)
+		start = i + 1
+	}
+	return append(append(b, data[start:]...), "\n\n"...)
 }

@@ -61,8 +61,8 @@ var singles = []single{
 	{"deliveries_total", "Messages handed to one connection each, whether they then waited or not.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Deliveries) }},
 	{"sent_bytes_total", "Bytes to sockets, handshakes and framing included.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.BytesOut) }},
 	{"writes_total", "System calls that sending took.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Writes) }},
-	{"outbox_bytes", "Bytes that wait for slow consumers.", prometheus.GaugeValue, func(_ *Server, st *Stats) float64 { return float64(st.QueuedBytes) }},
-	{"backlog_bytes", "Bytes that were published or sent and that the loops have not handed to connections.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.backlogBytes()) }},
+	{"outbox_bytes", "Memory of what waits for slow consumers, shared messages in full for each.", prometheus.GaugeValue, func(_ *Server, st *Stats) float64 { return float64(st.QueuedBytes) }},
+	{"backlog_bytes", "About the memory of what was published or sent and that the loops have not handed to connections, in bytes.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.backlogBytes()) }},
 	{"handler_panics_total", "Panics in handlers of the application.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Panics) }},
 	{"requests_limited_total", "Requests of the JSON protocol that were refused as rate_limited.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Limited) }},
 	{"topics", "Topics that exist.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.count.Load()) }},
@@ -70,10 +70,13 @@ var singles = []single{
 	{"patterns", "Patterns that have subscribers.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.patternCount()) }},
 	{"history_messages", "Messages that topics keep.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { n, _ := s.hub.kept(); return float64(n) }},
 	{"history_bytes", "Payload bytes that topics keep.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { _, n := s.hub.kept(); return float64(n) }},
+	{"idempotency_keys", "Idempotency keys that are remembered.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.keys.count()) }},
+	{"idempotency_keys_evicted_total", "Idempotency keys that were forgotten early because limits.max_key_memory was reached.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.keys.evicted.Load()) }},
 	{"loops", "Event loops that have had a connection.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(len(s.allShards())) }},
 	{"loop_silence_seconds", "The longest time for which a loop has been at its turn, or has not come to one that it was asked for.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return s.longestSilence().Seconds() }},
 	{"loop_blocked_total", "Times that a loop did not come round for a second, as when a handler blocks.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Blocked) }},
-	{"memory_used_bytes", "What limits.max_memory is compared with; 0 when that is off.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.memory.used.Load()) }},
+	{"memory_used_bytes", "Memory of the Go runtime without what it has free; 0 when limits.max_memory is off.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.memory.used.Load()) }},
+	{"memory_limit_bytes", "limits.max_memory in force, also when it is the default; +Inf when that is off.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { n, _ := s.MaxMemory(); return orInfinite(int(n)) }},
 	{"log_lines_lost_total", "Lines of the log that could not be written.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.lostLines()) }},
 	{"ready", "1 when the server wants new connections, else 0: see /readyz.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(len(s.unready()) == 0) }},
 	{"draining", "1 when the server drains.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.ending.current() != nil) }},
@@ -82,8 +85,8 @@ var singles = []single{
 	{"config_last_reload_success_timestamp_seconds", "When options were taken for the last time, the start included, in seconds since 1970.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.reloads.goodAt.Load()) / 1000 }},
 	{"tls_handshakes_total", "TLS handshakes that went well.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.TLSHandshakes) }},
 	{"tls_resumed_total", "TLS handshakes that went on with a session from before.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.TLSResumed) }},
-	{"tls_handshakes_running", "TLS handshakes that have a goroutine.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { n, _ := s.tlsLine.counts(); return float64(n) }},
-	{"tls_handshakes_waiting", "TLS handshakes that wait for one: see limits.max_tls_handshakes.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { _, n := s.tlsLine.counts(); return float64(n) }},
+	{"tls_handshakes_running", "TLS handshakes that have a goroutine.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { n, _ := s.tlsTable.counts(); return float64(n) }},
+	{"tls_handshakes_waiting", "TLS handshakes that have not begun: see limits.max_tls_handshakes.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { _, n := s.tlsTable.counts(); return float64(n) }},
 	{"cluster_up", "1 while messages pass between this server and others; 0 while they do not, or when there is no cluster.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.inCluster()) }},
 	{"cluster_publish_errors_total", "Messages that the cluster did not take, or perhaps not.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.clusterStats().failures.Load()) }},
 	{"cluster_holes_total", "Times that messages of other servers were missing when later ones came.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.clusterStats().holes.Load()) }},
@@ -102,6 +105,7 @@ const (
 	metricClosed
 	metricDrops
 	metricCuts
+	metricHTTPCuts
 	metricPublished
 	metricFlushed
 	metricHandshake
@@ -125,6 +129,7 @@ var labelled = [numLabelled]struct {
 	metricClosed:       {"connections_closed_total", "WebSockets that ended, by close code.", []string{"code"}},
 	metricDrops:        {"drops_total", "Messages that one receiver each never got.", []string{"reason"}},
 	metricCuts:         {"connections_cut_total", "WebSockets that the server ended by itself.", []string{"reason"}},
+	metricHTTPCuts:     {"http_connections_cut_total", "Connections of plain HTTP that the server ended by itself.", []string{"reason"}},
 	metricPublished:    {"publishes_total", "Messages that were published to all of an endpoint, or to topics.", []string{"endpoint"}},
 	metricFlushed:      {"publish_flush_seconds", "From a message's publication to the write to the last receiver of its loop.", []string{"endpoint"}},
 	metricHandshake:    {"handshake_seconds", "From accepting a connection to the answer that opened it.", nil},
@@ -185,6 +190,9 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 	}
 	for r := range numCutReasons {
 		m.send(to, metricCuts, prometheus.CounterValue, float64(st.Cuts[r]), r.String())
+	}
+	for r := range numPlainCutReasons {
+		m.send(to, metricHTTPCuts, prometheus.CounterValue, float64(st.HTTPCuts[r]), r.String())
 	}
 	for code := codec.CloseNormal; code < codec.CloseNormal+numCloseCodes; code++ {
 		m.send(to, metricClosed, prometheus.CounterValue, float64(st.Closes[code]), strconv.Itoa(int(code)))
@@ -281,7 +289,7 @@ func (s *Server) plainOpen() float64 {
 	l := s.plain.listener
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return float64(len(l.conns))
+	return float64(l.conns.Len())
 }
 
 // backlogBytes is what the loops have not handed to connections.
@@ -296,10 +304,10 @@ func (h *hub) patternCount() int {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
 	if h.cluster == nil {
-		return len(h.patterns)
+		return h.patterns.names.Len()
 	}
 	n := 0
-	for _, p := range h.patterns { // in a cluster they linger
+	for _, p := range h.patterns.names.All() { // in a cluster they linger
 		p.mu.Lock()
 		if p.subscribers > 0 {
 			n++

@@ -109,6 +109,7 @@ func wantMetricNames(t *testing.T, where, text string) {
 
 type dashboard struct {
 	Panels []struct {
+		ID                       int
 		Title, Description, Type string
 		GridPos                  struct{ X, Y, W, H int }
 		Targets                  []struct{ Expr string }
@@ -122,8 +123,12 @@ func expressions(t *testing.T) (list []string) {
 	if err := json.Unmarshal([]byte(readFile(t, "deploy/grafana.json")), &d); err != nil {
 		t.Fatal(err)
 	}
-	taken := map[[2]int]string{}
+	taken, ids := map[[2]int]string{}, map[int]string{}
 	for _, p := range d.Panels {
+		if other, there := ids[p.ID]; there {
+			t.Errorf("the panels %q and %q have one id, %d", p.Title, other, p.ID)
+		}
+		ids[p.ID] = p.Title
 		if p.Type != "row" && (p.Description == "" || len(p.Targets) == 0) {
 			t.Errorf("the panel %q shows or says nothing", p.Title)
 		}
@@ -167,6 +172,7 @@ func TestDashboardAndAlerts(t *testing.T) {
 // Prometheus itself takes the alerts, which fire as their tests say, the dashboard's expressions, and what
 // /metrics says.
 func TestPromtool(t *testing.T) {
+	t.Parallel()
 	promtool := needs.Program(t, "promtool")
 	check := func(in string, args ...string) {
 		t.Helper()

@@ -54,7 +54,8 @@ type Options struct {
 	// limits for each address. Default: none.
 	//
 	// A proxy listed here must write or append to X-Forwarded-For; one that writes Forwarded instead must
-	// remove X-Forwarded-For, or its clients could write it.
+	// remove X-Forwarded-For, or its clients could write it. The same is true of X-Forwarded-Host, which only
+	// [Server.URLFor] reads.
 	TrustedProxies []string `yaml:"trusted_proxies"`
 
 	// Loops is the number of event loops, each one goroutine with its own epoll or kqueue instance
@@ -82,9 +83,10 @@ type Options struct {
 	//
 	// Its connections belong to an http.Server: HTTP/1.0 and HTTP/1.1, keep-alive, streaming,
 	// Hijack. Each costs a goroutine and counts in Limits.MaxConnections while it is open. The time for
-	// a head and its size are those of Limits; a connection without a request is closed after 2
-	// minutes; http.ResponseController sets other time-outs, of which there are none. Requests to an
-	// endpoint are always the endpoint's, also on a connection that has carried others before. When
+	// a head and its size are those of Limits, and so is the time that a client may keep a handler waiting
+	// (BodyTimeout, WriteTimeout): http.ResponseController sets others. A connection without a request is closed
+	// after 2 minutes, or before that when there are more than 1,024 of them, or its place is needed under
+	// MaxConnections. Requests to an endpoint are always the endpoint's, also on a connection that has carried others before. When
 	// the server drains, requests that are being served may finish until Drain.Deadline; then they are
 	// cut, and what was hijacked with them.
 	HTTP http.Handler `yaml:"-"`
@@ -138,7 +140,11 @@ type Endpoint struct {
 	// open a WebSocket anywhere, with the user's cookies, and only says in the header Origin which page it
 	// was; so a request with another origin is answered 403. The server's own is the one with the host and
 	// port of the request's Host, and that of Options.PublicURL. Requests without an Origin do not come from
-	// a page of another site, and are accepted. A proxy must leave Host as it was, or set PublicURL.
+	// a page of another site, and are accepted. A proxy must leave Host as it was, or set PublicURL. The schemes
+	// ws and wss, which libraries that are no browsers send, are read as http and https.
+	//
+	// Scripts of these origins may read server-sent events (CORS), with cookies if the origin is listed by its name or
+	// domain. Each refused origin is logged once a minute.
 	//
 	// An entry is https://example.com or https://example.com:8443; https://*.example.com, which is each
 	// host below example.com and not example.com itself; null, which sandboxed pages and files have; or *,
@@ -166,7 +172,8 @@ const (
 
 // Compression is permessage-deflate (RFC 7692) on one endpoint. Both directions are negotiated
 // without context takeover, so that an idle connection costs no window and a broadcast is
-// compressed once for all who negotiated it.
+// compressed once for all who negotiated it. For clients that ask for a smaller window (server_max_window_bits), messages
+// that are larger than that are compressed once for each size.
 type Compression struct {
 	// Enabled turns the extension on for clients that offer it. It costs the server about 5 us of
 	// processor time for each KiB of a message, once per message.
@@ -176,20 +183,28 @@ type Compression struct {
 	// messages larger. Default 512 B; negative compresses everything.
 	Threshold Size `yaml:"threshold"`
 
-	// Level is the effort, 1 (fastest) to 9 (smallest). Default 1.
+	// Level is the effort, 1 (fastest) to 6 (smallest). Default 1. 7 to 9 are accepted and mean 6: beyond it
+	// a client could choose text that takes seconds to compress.
 	Level int `yaml:"level"`
 }
 
 // SlowConsumer says what happens to a connection that does not read as fast as it is sent to. What
-// its socket does not take waits in its outbox, as references to frames that all receivers share.
+// its socket does not take waits in its outbox: references to frames that all receivers share, and copies of
+// what is for this connection alone, such as echoes and replies.
 type SlowConsumer struct {
 	// Policy is what to do when the outbox is full. Default [PolicyClose].
 	Policy Policy `yaml:"policy"`
 
-	// MaxQueue is the number of bytes that may wait for one connection; each message that waits costs
-	// 32 B beside. A single message that is larger still goes out when nothing waits before it. Replies to
-	// requests are never dropped: under the policies that drop, as many bytes of them again may wait.
-	// Default 1 MiB; negative is no limit, which lets one frozen client hold any amount of memory.
+	// MaxQueue is the memory in bytes that what waits for one connection may take: the bytes of the frames as they
+	// go out, and 40 B for each frame. Copies of up to 256 B that follow one another share an entry, so that a queue
+	// of 10-byte echoes holds nearly MaxQueue bytes of them. A frame that many receivers share counts in full for
+	// each of them, because it stays in memory until the slowest has it. The memory that is really taken is at most
+	// a quarter more, and 12 KiB for each connection.
+	//
+	// A single message that is larger still goes out when nothing waits before it. Replies to requests are never
+	// dropped: under the policies that drop, messages make room for them, and a client for which replies alone are
+	// more than MaxQueue is closed. The history that a client asks for does not count. Default 1 MiB; negative is
+	// no limit, which lets one frozen client hold any amount of memory.
 	MaxQueue Size `yaml:"max_queue"`
 
 	// CloseCode is sent by PolicyClose: 1013 (try again later), the default, or 1008 (policy
@@ -209,7 +224,8 @@ const (
 
 // Limits bound what one client, or all of them, can cost.
 type Limits struct {
-	// MaxConnections is how many sockets may be open, handshakes included; a client beyond it is
+	// MaxConnections is how many sockets may be open, handshakes included. A client beyond it takes the place of
+	// one that has not sent its request, or of one that has its answer and does not close; if there is none, it is
 	// answered 503 with Retry-After. Default: what the descriptor limit allows, less some headroom.
 	MaxConnections int `yaml:"max_connections"`
 
@@ -222,13 +238,15 @@ type Limits struct {
 	// zero; see [Request.Defer]. Default 10 s.
 	HandshakeTimeout time.Duration `yaml:"handshake_timeout"`
 
-	// MaxTLSHandshakes is how many TLS handshakes may be under way at once; the others wait in line, within
-	// HandshakeTimeout, which is for the TLS handshake and the request together. Each takes about 30 KB.
-	// Default 1024; negative is no limit.
+	// MaxTLSHandshakes is how many TLS handshakes may be under way at once, each of which takes about 30 KB. Beyond
+	// it the one that has been waiting for its client for longest is closed in favour of a newcomer: at once if its
+	// address has more of them than the newcomer's, else after a second. HandshakeTimeout is for the TLS handshake
+	// and the request together. Default 1024; negative is no limit.
 	MaxTLSHandshakes int `yaml:"max_tls_handshakes"`
 
 	// MaxMessage is the size of a message, all fragments together and after decompression; a larger
-	// one closes the connection with 1009 before any of its payload is kept. Default 1 MiB.
+	// one closes the connection with 1009 before any of its payload is kept. A message that is published is also too
+	// large if it would be more than twice the limit in JSON or in an event stream. Default 1 MiB.
 	MaxMessage Size `yaml:"max_message"`
 
 	// MaxFragments is the number of frames a message may come in; more close the connection with
@@ -240,21 +258,42 @@ type Limits struct {
 	IdleTimeout time.Duration `yaml:"idle_timeout"`
 
 	// WriteTimeout cuts a connection off whose socket took no byte for so long although something
-	// waits for it. Default 30 s.
+	// waits for it. Default 30 s. Answers of Options.HTTP have to be taken at 500 bytes a second; a handler that sets
+	// a write deadline with http.ResponseController has its own time instead, until its request ends.
 	WriteTimeout time.Duration `yaml:"write_timeout"`
 
+	// BodyTimeout is how long the body of a request for Options.HTTP may keep the server waiting: each 500 bytes
+	// that come give back a second of that, up to all of it. A handler that sets a read deadline with
+	// http.ResponseController has its own time instead, until its request ends. Default 30 s.
+	BodyTimeout time.Duration `yaml:"body_timeout"`
+
 	// CloseTimeout is how long a closing handshake (RFC 6455, section 7.1) may take before the socket
-	// is closed all the same. Default 5 s; it cannot be turned off.
+	// is closed all the same. Default 5 s; it cannot be turned off. While something waits for a peer that has closed
+	// its side, WriteTimeout holds if that is longer.
 	CloseTimeout time.Duration `yaml:"close_timeout"`
 
 	// MaxBacklog is the number of bytes that Send and Broadcast may leave for one loop before it has
-	// looked at them; above it they return [ErrOverloaded]. Default 64 MiB.
+	// looked at them; above it they return [ErrOverloaded]. Each message counts with about 128 bytes more, and one for a
+	// topic with as many for each pattern that matches it: they take that in memory. Default 64 MiB.
 	MaxBacklog Size `yaml:"max_backlog"`
 
-	// MaxTopics is how many topics may exist at once. One costs about 300 B beside what it keeps, and is
-	// forgotten a minute after it has lost its last subscriber and its history. Default 1,000,000;
-	// negative is no limit.
+	// MaxTopics is how many topics may exist at once. One costs about 400 B beside what it keeps. It is
+	// forgotten a minute after it has lost its last subscriber and its history, and sooner when that makes room
+	// for another one, or when it never had a message. Default 1,000,000; negative is no limit.
 	MaxTopics int `yaml:"max_topics"`
+
+	// MaxKeyMemory is how many bytes the idempotency keys of publications take up: 112 for each, and 128 for
+	// each publisher. Above it keys are forgotten before their five minutes are over, the oldest of the
+	// publisher with most of them first; to publish again with one of these delivers the message twice. Default
+	// 64 MiB, about 600,000 keys; negative is no limit.
+	MaxKeyMemory Size `yaml:"max_key_memory"`
+
+	// DecompressedBytesPerSecond bounds what the compressed messages of a WebSocket may become beyond 32 times
+	// their own size; more close it with 1008. It counts the work of decompression: each byte that is read or
+	// made, and up to 272 for each block of DEFLATE. What ten seconds allow may come at once. Default 1 MiB, so
+	// that a client may go on sending text that compresses to a thirtieth as fast as it likes, but 1 KiB that
+	// becomes 1 MiB only once a second; negative is no limit.
+	DecompressedBytesPerSecond Size `yaml:"decompressed_bytes_per_second"`
 
 	// The limits from here on are off by default, since nobody can know how many clients share an address,
 	// such as that of an office or a mobile network, or how much a client of the application has to say.
@@ -291,11 +330,19 @@ type Limits struct {
 	// unsubscribe, history, presence, refresh), with the same burst. More are refused as rate_limited.
 	RequestsPerSecond int `yaml:"requests_per_second"`
 
-	// MaxMemory is how much memory the Go runtime may use, what it has free not counted: looked at once a
-	// second. Above it new connections are answered 503 with Retry-After and health checks say that none are
-	// wanted. If that and a collection of garbage do not help, the slowest consumers are closed with 1013,
-	// those first for whom most waits, until they do. When nobody is slow nobody is closed. So it is no bound
-	// for what handlers and histories keep, and the kernel's memory for sockets does not count. Default off.
+	// MaxMemory is how much memory the Go runtime may have in use: all that it has of the system, without what
+	// it has free and without garbage that was not collected yet. It is looked at every 10 ms to 1 s, the more
+	// often the less room there is. Above it new connections are answered 503 with Retry-After, health checks say
+	// that none are wanted, and the connections that hold most are closed with 1013 ([CutMemory]): slow consumers,
+	// and those that have sent much of a message that is not complete. Connections that hold less than 16 KiB stay,
+	// and so does what handlers and histories keep, so this is no hard bound.
+	//
+	// The same is done when the cgroup of the process has used 90 % of its memory limit, whatever uses it: the
+	// kernel's memory for sockets counts there.
+	//
+	// Default: 80 % of the lowest of GOMEMLIMIT, the memory limits of the cgroups that the process is in, and the
+	// physical memory; see [Limits.EffectiveMaxMemory] and [Server.MaxMemory]. Negative is off, for the cgroup's
+	// limit, too.
 	MaxMemory Size `yaml:"max_memory"`
 }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/internal/redact"
 )
 
 // OptionError is an option that cannot be used.
@@ -31,7 +32,7 @@ func (o Options) Resolve() (Options, error) {
 	o.resolveListeners(&c)
 	if o.PublicURL != "" {
 		if _, problem := publicURL(o.PublicURL); problem != "" {
-			c.add("public_url", "%q %s", o.PublicURL, problem)
+			c.add("public_url", "%q %s", redact.URL(o.PublicURL), problem)
 		}
 	}
 	o.TLS.resolve(&c, "tls.")
@@ -95,14 +96,16 @@ func (l *Limits) resolve(c *checker) {
 	l.MaxFragments = max(l.MaxFragments, -1)
 	c.duration("limits.idle_timeout", &l.IdleTimeout, -1, true)
 	c.duration("limits.write_timeout", &l.WriteTimeout, 30*time.Second, true)
+	c.duration("limits.body_timeout", &l.BodyTimeout, 30*time.Second, true)
 	c.duration("limits.close_timeout", &l.CloseTimeout, 5*time.Second, false)
 	c.size("limits.max_backlog", &l.MaxBacklog, 64<<20, true)
 	if l.MaxTopics == 0 {
 		l.MaxTopics = 1_000_000
 	}
 	l.MaxTopics = max(l.MaxTopics, -1)
+	c.size("limits.max_key_memory", &l.MaxKeyMemory, 64<<20, true)
 	l.resolveRates(c)
-	c.size("limits.max_memory", &l.MaxMemory, -1, true)
+	l.MaxMemory = max(l.MaxMemory, -1) // 0 stays: see EffectiveMaxMemory
 }
 
 func (p *Ping) resolve(c *checker) {
@@ -179,6 +182,10 @@ func (a *TopicAccess) resolve(c *checker, key string) {
 		a.MaxSubscriptions = 128
 	}
 	a.MaxSubscriptions = max(a.MaxSubscriptions, -1)
+	if a.MaxPatterns == 0 {
+		a.MaxPatterns = 16
+	}
+	a.MaxPatterns = max(a.MaxPatterns, -1)
 }
 
 // mostKept is the largest history that can be asked for.

@@ -88,8 +88,8 @@ func TestOptionErrors(t *testing.T) {
 		{"a network with bits beyond its length", Options{TrustedProxies: []string{"10.0.0.1/8"}}, "trusted_proxies[0]"},
 		{"a network of IPv4 written as IPv6", Options{TrustedProxies: []string{"10.0.0.1", "::ffff:10.0.0.0/104"}}, "trusted_proxies[1]"},
 		{"a network of one interface", Options{TrustedProxies: []string{"fe80::1%eth0"}}, "trusted_proxies[0]"},
-		{"rates out of range", Options{Limits: Limits{HandshakesPerSecond: 100_001, HandshakesPerSecondPerAddress: 100_001, MessagesPerSecond: 1_000_001, BytesPerSecond: 101 << 30}},
-			"limits.handshakes_per_second limits.handshakes_per_second_per_address limits.messages_per_second limits.bytes_per_second"},
+		{"rates out of range", Options{Limits: Limits{HandshakesPerSecond: 100_001, HandshakesPerSecondPerAddress: 100_001, MessagesPerSecond: 1_000_001, BytesPerSecond: 101 << 30, DecompressedBytesPerSecond: 101 << 30}},
+			"limits.handshakes_per_second limits.handshakes_per_second_per_address limits.messages_per_second limits.bytes_per_second limits.decompressed_bytes_per_second"},
 		{"origins that are none", one(Endpoint{Origins: []string{"https://example.com", "example.com", "https://", "https://example.com/", "https://*", "https://a.*.com",
 			"https://*.*.com", "https://u@example.com", "https://example.com:x", "*.example.com", "https://bücher.example", "https://[::1", "null", "*", "app://x", "https://[::1]:8443", "http://*.localhost:80"}}),
 			"endpoints[0].origins[1] endpoints[0].origins[2] endpoints[0].origins[3] endpoints[0].origins[4] endpoints[0].origins[5] endpoints[0].origins[6] endpoints[0].origins[7] endpoints[0].origins[8] endpoints[0].origins[9] endpoints[0].origins[10] endpoints[0].origins[11]"},
@@ -134,10 +134,11 @@ func TestOptionDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantLimits := Limits{MaxHead: 8 << 10, HandshakeTimeout: 10 * time.Second, MaxTLSHandshakes: 1024, MaxMessage: 1 << 20, MaxFragments: 1024,
-		IdleTimeout: -1, WriteTimeout: 30 * time.Second, CloseTimeout: 5 * time.Second, MaxBacklog: 64 << 20, MaxTopics: 1_000_000,
+	wantLimits := Limits{MaxHead: 8 << 10, HandshakeTimeout: 10 * time.Second, MaxTLSHandshakes: 1024, BodyTimeout: 30 * time.Second, MaxMessage: 1 << 20, MaxFragments: 1024,
+		IdleTimeout: -1, WriteTimeout: 30 * time.Second, CloseTimeout: 5 * time.Second, MaxBacklog: 64 << 20, MaxTopics: 1_000_000, MaxKeyMemory: 64 << 20,
 		MaxConnectionsPerAddress: -1, HandshakesPerSecond: -1, HandshakesPerSecondPerAddress: -1, MessagesPerSecond: -1, BytesPerSecond: -1,
-		PublishesPerSecond: -1, RequestsPerSecond: -1, MaxMemory: -1}
+		DecompressedBytesPerSecond: 1 << 20,
+		PublishesPerSecond:         -1, RequestsPerSecond: -1}
 	if o.Limits != wantLimits {
 		t.Errorf("limits: %+v", o.Limits)
 	}

@@ -7,13 +7,15 @@ import (
 	"strings"
 
 	"carillon/codec"
+	"carillon/internal/redact"
 )
 
 // A browser opens a WebSocket for any page, to any server, with the cookies that its user has there. Only
 // the header Origin says what page it was (RFC 6455, section 10.2). It stands in requests for server-sent
 // events too, and a page that may not read them must not be able to ask for them either.
 
-// origin is what a browser calls the source of a page (RFC 6454), in lower case.
+// origin is what a browser calls the source of a page (RFC 6454), in lower case. WebSocket libraries that are no
+// browsers name their own server there, some with its ws or wss, which are read as http and https.
 type origin struct {
 	scheme, host string
 	port         string // "" for the scheme's own
@@ -42,13 +44,17 @@ func (o *origins) allow(r *Request) bool {
 }
 
 // readable returns the origin of a request if scripts from there may read the answer although it comes
-// from elsewhere, and else "".
-func (o *origins) readable(r *codec.Request) string {
-	text, several := originHeader(r)
-	if text == nil || several || !o.all && !o.listed(text) {
-		return ""
+// from elsewhere, and else "". byName reports whether the list names it, or its domain.
+func (o *origins) readable(r *codec.Request) (text string, byName bool) {
+	header, several := originHeader(r)
+	if header == nil || several {
+		return "", false
 	}
-	return string(text)
+	listed := o.listed(header)
+	if !listed && !o.all {
+		return "", false
+	}
+	return string(header), listed && string(header) != "null"
 }
 
 // originHeader returns the header Origin, nil when it is absent.
@@ -86,9 +92,14 @@ func (o *origins) listed(text []byte) bool {
 	return false
 }
 
-// own says whether an origin is that of the server itself. What scheme the client has used is known
+// own reports whether an origin is that of the server itself. What scheme the client has used is known
 // where TLS is spoken and from a proxy: without both, http and https are taken for the same, each with its own
 // port.
+//
+// Over TLS, an http origin may be a page that an attacker on the network has changed, and its WebSocket would carry the
+// victim's cookies. But some libraries send http always, such as Python's websocket-client before version 1.3. So http is
+// read as https if the request has no credentials that a browser adds by itself. Behind a proxy it never is: the proxy may
+// have checked credentials that are not seen here.
 func (o *origins) own(text []byte, r *Request) bool {
 	is, ok := parseOrigin(string(text))
 	if !ok || is.scheme != "http" && is.scheme != "https" {
@@ -97,16 +108,29 @@ func (o *origins) own(text []byte, r *Request) bool {
 	if is == o.public {
 		return true
 	}
-	if r.scheme != "" && r.scheme != is.scheme {
+	if r.scheme != "" && r.scheme != is.scheme && !r.isHarmlessOverTLS(is) {
 		return false
 	}
 	host, ok := parseOrigin(is.scheme + "://" + string(r.Host))
 	return ok && host == is
 }
 
+// isHarmlessOverTLS reports whether a request of an http origin over TLS has nothing that a browser adds by itself: no
+// cookie, password or certificate. A browser adds no bearer token.
+func (r *Request) isHarmlessOverTLS(is origin) bool {
+	if is.scheme != "http" || r.tls == nil || r.proxied {
+		return false
+	}
+	scheme, _, _ := strings.Cut(string(r.Header("Authorization")), " ")
+	return r.Header("Cookie") == nil && (scheme == "" || strings.EqualFold(scheme, "Bearer")) && len(r.TLS().PeerCertificates) == 0
+}
+
 // parseOrigin reads scheme://host or scheme://host:port.
 func parseOrigin(text string) (o origin, ok bool) {
 	o.scheme, o.host, ok = strings.Cut(strings.ToLower(text), "://")
+	if scheme := webScheme[o.scheme]; scheme != "" {
+		o.scheme = scheme
+	}
 	if !ok || o.scheme == "" || strings.ContainsAny(o.scheme, ":/ ") {
 		return origin{}, false
 	}
@@ -130,6 +154,9 @@ func parseOrigin(text string) (o origin, ok bool) {
 	}
 	return o, true
 }
+
+// webScheme is the scheme of the page that a WebSocket belongs to.
+var webScheme = map[string]string{"ws": "http", "wss": "https"}
 
 // ownPort is the port of a scheme that an origin leaves out.
 var ownPort = map[string]string{"http": "80", "https": "443"}
@@ -156,11 +183,7 @@ func originsOf(list []string, publicURL string) (all origins) {
 		}
 	}
 	if u, err := url.Parse(publicURL); err == nil && u.Host != "" {
-		scheme := map[string]string{"ws": "http", "wss": "https"}[u.Scheme]
-		if scheme == "" {
-			scheme = u.Scheme
-		}
-		all.public, _ = parseOrigin(scheme + "://" + u.Host)
+		all.public, _ = parseOrigin(u.Scheme + "://" + u.Host)
 	}
 	return all
 }
@@ -172,7 +195,7 @@ func (c *checker) origins(key string, list []string) {
 		}
 		if _, ok := parseOrigin(strings.Replace(text, "://*.", "://", 1)); !ok {
 			c.add(fmt.Sprintf("%s[%d]", key, i),
-				"%q is not an origin: expected one such as https://example.com, https://*.example.com, null or *", text)
+				"%q is not an origin: expected one such as https://example.com, https://*.example.com, null or *", redact.URL(text))
 		}
 	}
 }

@@ -42,6 +42,16 @@ func TestOrigin(t *testing.T) {
 		{"also when the names differ in case", nil, "", nil, "Host: example.com; Origin: https://example.com; oRIGIN: https://evil.example", false},
 		{"another scheme is not a page of this host", nil, "", nil, "Host: example.com; Origin: ftp://example.com", false},
 
+		{"a library that is no browser names the scheme of the WebSocket", nil, "", nil, "Host: localhost:8080; Origin: ws://localhost:8080", true},
+		{"with TLS too", nil, "", nil, "Host: example.com; Origin: wss://example.com", true},
+		{"and the port of that", nil, "", nil, "Host: example.com:443; Origin: wss://example.com", true},
+		{"not that of another", nil, "", nil, "Host: example.com; Origin: wss://example.com:80", false},
+		{"ws is no other host's either", nil, "", nil, "Host: example.com; Origin: ws://evil.example", false},
+		{"wss is the public URL's", nil, "https://chat.example.com", nil, "Host: backend:8080; Origin: wss://chat.example.com", true},
+		{"wss is https in the list", listed, "", nil, "Host: example.com; Origin: wss://app.example.com", true},
+		{"and ws is not", listed, "", nil, "Host: example.com; Origin: ws://app.example.com", false},
+		{"a list may have it", []string{"ws://old.example"}, "", nil, "Host: example.com; Origin: http://old.example", true},
+
 		{"a proxy that is trusted tells the scheme", nil, "", proxies, "Host: example.com; X-Forwarded-Proto: https; Origin: https://example.com", true},
 		{"then the page must have come over the same", nil, "", proxies, "Host: example.com; X-Forwarded-Proto: https; Origin: http://example.com", false},
 		{"what a stranger tells is not believed", nil, "", nil, "Host: example.com; X-Forwarded-Proto: https; Origin: http://example.com", true},
@@ -98,18 +108,22 @@ func TestOrigin(t *testing.T) {
 func TestOriginOfEvents(t *testing.T) {
 	s := start(t, Options{Endpoints: []Endpoint{
 		{Path: "/ws", Mode: ModeTopics, Origins: []string{"https://*.example.org"}},
-		{Path: "/open", Mode: ModeTopics, Origins: []string{"*"}},
+		{Path: "/open", Mode: ModeTopics, Origins: []string{"*", "https://app.example.org"}},
+		{Path: "/null", Mode: ModeTopics, Origins: []string{"null"}},
 	}})
 	for _, test := range []struct {
 		sentence, path, origin string
 		status                 int
 		cors                   string
+		credentials            string
 	}{
-		{"a program has no origin", "/ws", "", 200, ""},
-		{"a page of this host needs no leave to read", "/ws", "http://example.com", 200, ""},
-		{"a listed origin gets it", "/ws", "https://a.example.org", 200, "https://a.example.org"},
-		{"another one gets nothing", "/ws", "https://evil.example", 403, ""},
-		{"where all may connect all may read", "/open", "https://evil.example", 200, "https://evil.example"},
+		{"a program has no origin", "/ws", "", 200, "", ""},
+		{"a page of this host needs no leave to read", "/ws", "http://example.com", 200, "", ""},
+		{"a listed origin gets it, with cookies", "/ws", "https://a.example.org", 200, "https://a.example.org", "true"},
+		{"another one gets nothing", "/ws", "https://evil.example", 403, "", ""},
+		{"where all may connect all may read, without cookies", "/open", "https://evil.example", 200, "https://evil.example", ""},
+		{"an origin that is listed beside all gets both", "/open", "https://app.example.org", 200, "https://app.example.org", "true"},
+		{"a sandboxed page may be listed, and is nobody", "/null", "null", 200, "null", ""},
 	} {
 		t.Run(test.sentence, func(t *testing.T) {
 			headers := []string{"Accept: text/event-stream"}
@@ -121,6 +135,9 @@ func TestOriginOfEvents(t *testing.T) {
 			resp := c.response()
 			if got := resp.Header.Get("Access-Control-Allow-Origin"); resp.StatusCode != test.status || got != test.cors {
 				t.Errorf("answered %s with leave for %q, want %d and %q", resp.Status, got, test.status, test.cors)
+			}
+			if got := resp.Header.Get("Access-Control-Allow-Credentials"); got != test.credentials {
+				t.Errorf("credentials: %q, want %q", got, test.credentials)
 			}
 		})
 	}
@@ -159,10 +176,46 @@ func TestOriginOfAProgramAllocatesNothing(t *testing.T) {
 	}
 	list := originsOf([]string{"https://example.org"}, "")
 	if n := testing.AllocsPerRun(100, func() {
-		if !list.allow(&r) || list.readable(&r.Request) != "" {
+		if text, _ := list.readable(&r.Request); !list.allow(&r) || text != "" {
 			t.Error("refused")
 		}
 	}); n > 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// Over TLS an http origin is a library's if nothing of the request can be a browser's.
+func TestTLSOriginOfHTTP(t *testing.T) {
+	a := newAuthority(t)
+	asking := a.overTLS(Options{Endpoints: echoAndBroadcast()})
+	asking.TLS.ClientAuth, asking.TLS.ClientCAFile = ClientAuthRequest, a.file()
+	s, behind := start(t, asking), start(t, a.overTLS(Options{Endpoints: echoAndBroadcast(), TrustedProxies: []string{"127.0.0.1"}}))
+	plain := "Host: example.com\r\nOrigin: http://example.com"
+	for _, test := range []struct {
+		headers string
+		status  int
+	}{
+		{plain, 101},
+		{"Host: example.com\r\nOrigin: https://example.com\r\nCookie: a=b", 101},
+		{"Host: example.com\r\nOrigin: wss://example.com\r\nCookie: a=b", 101},
+		{"Host: example.com:8443\r\nOrigin: http://example.com:8443", 101},
+		{"Host: example.com\r\nOrigin: ws://example.com", 101},
+		{"Host: example.com\r\nOrigin: http://evil.example", 403},
+		{"Host: example.com\r\nOrigin: http://example.com\r\nCookie: a=b", 403},
+		{"Host: example.com\r\nOrigin: ws://example.com\r\nCookie: a=b", 403},
+		{"Host: example.com\r\nOrigin: http://example.com\r\nAuthorization: Basic YTpi", 403},
+		{"Host: example.com\r\nOrigin: http://example.com\r\nAuthorization: Bearer abc", 101},
+	} {
+		wantOrigin(t, shakeTLS(t, s, a.client()), test.headers, test.status)
+	}
+	wantOrigin(t, shakeTLS(t, s, a.shows(a.client(), "alice")), plain, 403)
+	wantOrigin(t, shakeTLS(t, behind, a.client()), plain, 403)
+}
+
+func wantOrigin(t *testing.T, c *client, headers string, status int) {
+	t.Helper()
+	c.write([]byte(strings.Replace(upgradeHead("/echo"), hostLine, headers+"\r\n", 1)))
+	if resp := c.response(); resp.StatusCode != status {
+		t.Errorf("%q: answered %s, want %d", headers, resp.Status, status)
 	}
 }

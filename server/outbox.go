@@ -1,28 +1,33 @@
 package server
 
 import (
+	"bytes"
 	"fmt"
 
 	"carillon/codec"
+	"carillon/internal/shrink"
 )
 
-// outbox is what waits for a connection whose socket is full: references to frames, not copies, in
-// the order in which they leave. A connection has one only while it needs it. Owned by the loop.
+// outbox is what waits for a connection whose socket is full, in the order in which it leaves: references to frames
+// that other receivers share, and copies of what is for this connection alone. A connection has one only while it
+// needs it. Owned by the loop.
+//
+// Nothing that is done for one message looks at all that waits: messages, which a policy may drop, are apart from
+// what is kept, the latest pong is remembered, and small copies stand together in runs.
 type outbox struct {
-	items   []item
-	head    int
-	bytes   int    // of all items
-	history int    // of those that are history, which the limit does not count
-	replies int    // of those that are replies
+	partial  item       // what is left of a frame that the socket has taken in part; it leaves first
+	messages frameQueue // items of the kind itemMessage
+	kept     frameQueue // items of all other kinds
+	seq      uint32     // of the next item in either queue
+	pong     *item      // the one that waits in kept, or nil
+
+	waiting int    // messages
+	bytes   int    // memory of all items, see item.cost
+	history int    // memory of history, which the limit does not count
+	replies int    // memory of replies
 	batches int    // subscriptions whose history waits, ended ones included
-	partial bool   // the first item has been written in part, so it must be completed
 	since   uint32 // when the socket last took a byte, in milliseconds of the shard's clock
 	slot    int    // where the connection stands in shard.stalled
-}
-
-type item struct {
-	b    []byte // what is left of the frame
-	kind itemKind
 }
 
 type itemKind uint8
@@ -49,34 +54,34 @@ func kindOf(frame []byte) itemKind {
 // flushChunk is how much of an outbox is put together for one write.
 const flushChunk = 128 << 10
 
-// enqueue puts a frame, of which some bytes have been written, behind what waits, within the limit
-// and by the policy of the endpoint.
-func (c *Conn) enqueue(b []byte, written int, kind itemKind) {
+// enqueue puts a frame, of which some bytes have been written, behind what waits, within the limit and by the
+// policy of the endpoint. Nobody changes the memory of b.
+func (c *Conn) enqueue(b []byte, written int, kind itemKind) { c.addWaiting(b, written, kind, false) }
+
+// enqueueCopy is enqueue for a frame whose memory is used again.
+func (c *Conn) enqueueCopy(b []byte, written int, kind itemKind) {
+	c.addWaiting(b, written, kind, true)
+}
+
+func (c *Conn) addWaiting(b []byte, written int, kind itemKind, copied bool) {
 	o := c.out
 	if o == nil {
 		o = c.stall()
 	}
-	if (kind == itemMessage || kind == itemReply) && written == 0 && !c.makeRoom(len(b), kind) {
+	copied = copied || len(b) <= itemCost && messagesOf(kind) > 0 && !c.isEvents() // less memory than a reference to it
+	if (kind == itemMessage || kind == itemReply) && written == 0 && !c.makeRoom(itemCost+len(b), kind) {
 		return
 	}
-	if kind == itemPong && o.replacePong(b) {
-		return
+	before := o.bytes
+	if written > 0 {
+		o.putPartial(b[written:], kind, copied)
+	} else {
+		o.put(b, kind, copied)
 	}
-	o.partial = o.partial || written > 0
-	o.push(item{b[written:], kind})
-	c.sh.stats.QueuedBytes.Add(int64(len(b) - written))
+	c.sh.stats.QueuedBytes.Add(int64(o.bytes - before))
 }
 
-func (o *outbox) push(it item) {
-	if len(o.items) == cap(o.items) && o.head > len(o.items)/2 {
-		o.truncate(copy(o.items, o.items[o.head:]))
-		o.head = 0
-	}
-	o.items = append(o.items, it)
-	o.count(it.kind, len(it.b))
-}
-
-// count notes that n bytes more wait, or less.
+// count notes that n bytes of memory more wait, or less.
 func (o *outbox) count(kind itemKind, n int) {
 	o.bytes += n
 	switch kind {
@@ -87,18 +92,228 @@ func (o *outbox) count(kind itemKind, n int) {
 	}
 }
 
-// replacePong answers only the latest ping of a client that does not read (RFC 6455, section 5.5.3).
-func (o *outbox) replacePong(b []byte) bool {
-	for i := o.head; i < len(o.items); i++ {
-		if it := &o.items[i]; it.kind == itemPong && !(o.partial && i == o.head) && len(it.b) == len(b) {
-			it.b = b
-			return true
-		}
+// put adds a frame behind what waits. If copied is set, the caller uses the memory of b again.
+func (o *outbox) put(b []byte, kind itemKind, copied bool) {
+	if kind == itemPong {
+		o.putPong(b)
+		return
 	}
-	return false
+	q := &o.kept
+	if kind == itemMessage {
+		q = &o.messages
+	}
+	it := item{b: b, seq: o.seq, kind: kind}
+	switch {
+	case !copied:
+	case kind == itemControl || len(b) > smallFrame:
+		it.b = bytes.Clone(b)
+	case q.join(b, kind, o.seq):
+		o.count(kind, len(b))
+		o.waiting += messagesOf(kind)
+		return
+	default:
+		it.b, it.frames = q.copySmall(b), 1
+	}
+	q.push(it)
+	o.seq++
+	o.count(kind, it.cost())
+	o.waiting += messagesOf(kind)
 }
 
-// makeRoom applies the slow-consumer policy to a message or reply of n bytes and says whether it may wait.
+// maxPong is the size of the longest pong: the header and 125 bytes.
+const maxPong = 127
+
+// putPong answers only the latest ping of a client that does not read (RFC 6455, section 5.5.3). The answer keeps
+// the place of the one that it replaces.
+func (o *outbox) putPong(b []byte) {
+	if o.pong == nil {
+		o.pong = o.kept.push(item{b: make([]byte, 0, maxPong), seq: o.seq, kind: itemPong})
+		o.seq++
+		o.count(itemPong, o.pong.cost())
+	}
+	o.pong.b = append(o.pong.b[:0], b...)
+}
+
+// putPartial adds a frame of which the socket has taken a part, so that the rest must follow. Nothing else waits.
+func (o *outbox) putPartial(b []byte, kind itemKind, copied bool) {
+	if copied {
+		b = bytes.Clone(b)
+	}
+	o.partial = item{b: b, kind: kind}
+	o.count(kind, o.partial.cost())
+	o.waiting += messagesOf(kind)
+}
+
+// pop removes the front item of one of the two queues.
+func (o *outbox) pop(q *frameQueue) {
+	it := q.front()
+	if it.kind == itemPong {
+		o.pong = nil
+	}
+	o.count(it.kind, -it.cost())
+	o.waiting -= int(it.messages())
+	q.pop()
+}
+
+// cut removes the first frame of a run, of n bytes.
+func (o *outbox) cut(q *frameQueue, n int) {
+	it := q.front()
+	if it.frames <= 1 {
+		o.pop(q)
+		return
+	}
+	it.b = it.b[n:]
+	it.frames--
+	o.count(it.kind, -n)
+	o.waiting -= messagesOf(it.kind)
+}
+
+// dropOldest removes the message that has waited longest, or a whole run that costs no more than the excess. It
+// returns the number of messages, 0 if none waits that may be dropped.
+func (o *outbox) dropOldest(excess int) uint64 {
+	it := o.messages.front()
+	if it == nil {
+		return 0
+	}
+	if it.frames > 1 && it.cost() > excess {
+		o.cut(&o.messages, codec.FrameLen(it.b))
+		return 1
+	}
+	n := it.messages()
+	o.pop(&o.messages)
+	return n
+}
+
+// dropNewest is dropOldest from the other end. Of a run it removes as little as it must.
+func (o *outbox) dropNewest(excess int) uint64 {
+	it := o.messages.back()
+	if it == nil {
+		return 0
+	}
+	if it.frames > 1 {
+		stay, frames := 0, 0
+		for end := codec.FrameLen(it.b); end <= len(it.b)-excess; end += codec.FrameLen(it.b[end:]) {
+			stay, frames = end, frames+1
+		}
+		if frames > 0 {
+			n := uint64(int(it.frames) - frames)
+			o.count(itemMessage, stay-len(it.b))
+			o.waiting -= int(n)
+			o.messages.trim(stay, frames)
+			return n
+		}
+	}
+	n := it.messages()
+	o.count(itemMessage, -it.cost())
+	o.waiting -= int(n)
+	o.messages.popBack()
+	return n
+}
+
+// discard removes everything but what has been written in part and control frames, for a connection that is closed
+// next. It returns the number of messages.
+func (o *outbox) discard() (messages uint64) {
+	kept, waiting := o.kept, o.waiting
+	o.messages, o.kept, o.pong = frameQueue{}, frameQueue{}, nil
+	o.bytes, o.history, o.replies, o.batches, o.waiting = 0, 0, 0, 0, 0
+	if len(o.partial.b) > 0 {
+		o.count(o.partial.kind, o.partial.cost())
+		o.waiting = messagesOf(o.partial.kind)
+	}
+	for it := range kept.all {
+		if it.kind == itemControl {
+			o.kept.push(*it)
+			o.count(itemControl, it.cost())
+		}
+	}
+	return uint64(waiting - o.waiting)
+}
+
+// wrote removes n bytes from the front. What the socket has taken in part cannot be dropped any more.
+func (o *outbox) wrote(n int) {
+	if p := &o.partial; len(p.b) > 0 {
+		taken := min(n, len(p.b))
+		o.count(p.kind, -taken)
+		if p.b, n = p.b[taken:], n-taken; len(p.b) == 0 {
+			o.count(p.kind, -p.cost())
+			o.waiting -= messagesOf(p.kind)
+			*p = item{}
+		}
+	}
+	for n > 0 {
+		q := o.next()
+		it := q.front()
+		size := len(it.b)
+		if it.frames > 1 && n < size {
+			size = codec.FrameLen(it.b)
+		}
+		if n < size {
+			o.begin(q, n, size)
+			break
+		}
+		n -= size
+		if size == len(it.b) {
+			o.pop(q)
+		} else {
+			o.cut(q, size)
+		}
+	}
+	if o.history == 0 {
+		o.batches = 0
+	}
+}
+
+// begin takes the first frame of a queue, of size bytes, out of it: the socket has taken n of them.
+func (o *outbox) begin(q *frameQueue, n, size int) {
+	it := q.front()
+	p := item{b: it.b[n:], kind: it.kind}
+	if size < len(it.b) {
+		p.b = it.b[n:size:size]
+	}
+	o.cut(q, size)
+	o.partial = p
+	o.count(p.kind, p.cost())
+	o.waiting += messagesOf(p.kind)
+}
+
+// next returns the queue whose front item leaves first, if any waits.
+func (o *outbox) next() *frameQueue {
+	m, k := o.messages.front(), o.kept.front()
+	if k == nil || m != nil && int32(m.seq-k.seq) < 0 {
+		return &o.messages
+	}
+	return &o.kept
+}
+
+// all yields everything that waits in the order in which it leaves.
+func (o *outbox) all(yield func(*item) bool) {
+	if len(o.partial.b) > 0 && !yield(&o.partial) {
+		return
+	}
+	m, k := o.messages.cursor(), o.kept.cursor()
+	for m.left+k.left > 0 {
+		from := &k
+		if k.left == 0 || m.left > 0 && int32(m.item().seq-k.item().seq) < 0 {
+			from = &m
+		}
+		if !yield(from.item()) {
+			return
+		}
+		from.advance()
+	}
+}
+
+// items returns the number of items that wait.
+func (o *outbox) items() int {
+	n := o.messages.len + o.kept.len
+	if len(o.partial.b) > 0 {
+		n++
+	}
+	return n
+}
+
+// makeRoom applies the slow-consumer policy to a message or reply that takes n bytes of memory, and reports whether
+// it may wait.
 func (c *Conn) makeRoom(n int, kind itemKind) bool {
 	o, slow := c.out, &c.ep.now().SlowConsumer
 	if slow.Policy == PolicyLatest && kind == itemMessage {
@@ -108,76 +323,65 @@ func (c *Conn) makeRoom(n int, kind itemKind) bool {
 	if slow.MaxQueue < 0 || o.counted() == 0 || o.counted()+n <= int(slow.MaxQueue) {
 		return true
 	}
-	if slow.Policy == PolicyDropOldest {
+	switch slow.Policy {
+	case PolicyDropOldest:
 		c.dropWaiting(DropOldest, int(slow.MaxQueue)-n)
+	case PolicyDropNewest:
+		if kind == itemMessage {
+			c.sh.stats.drop(DropNewest, 1)
+			return false
+		}
+		c.dropWaiting(DropNewest, int(slow.MaxQueue)-n)
 	}
 	switch {
 	case slow.Policy == PolicyClose:
-	case kind == itemReply:
-		if o.roomForReply(n, int(slow.MaxQueue)) {
-			return true
-		}
-	case slow.Policy == PolicyDropOldest:
+	case kind == itemMessage:
 		return true
-	case slow.Policy == PolicyDropNewest:
-		c.sh.stats.drop(DropNewest, 1)
-		return false
+	case o.roomForReply(n, int(slow.MaxQueue)):
+		return true
 	}
 	if kind == itemMessage {
 		c.sh.stats.drop(DropSlowConsumer, 1)
 	}
-	c.dropWaiting(DropSlowConsumer, 0)
+	c.discardWaiting(DropSlowConsumer)
 	c.sh.stats.cut(CutSlowConsumer)
 	c.beginClose(closeOwn, codec.CloseCode(slow.CloseCode), fmt.Sprintf("slow consumer: more than %v waited", slow.MaxQueue))
 	return false
 }
 
-// roomForReply says whether a reply may wait although the queue is full. Where a policy drops messages, replies
+// roomForReply reports whether a reply may wait although the queue is full. Where a policy drops messages, replies
 // have only each other to be too many for: messages that nothing can be dropped of, such as one that is half
 // written or the newest, are no fault of a client that asks. One that reads no replies either is closed.
 func (o *outbox) roomForReply(n, limit int) bool { return o.replies == 0 || o.replies+n <= limit }
 
-// counted is the number of bytes that the limit counts.
+// counted returns the bytes of memory that the limit counts.
 func (o *outbox) counted() int { return o.bytes - o.history }
 
-// dropWaiting drops messages from the front until at most keep bytes wait. What has been written in
-// part stays, and so do control frames and history.
+// dropWaiting drops messages until the limit counts at most keep bytes: those that have waited longest, or, for
+// DropNewest, shortest. What has been written in part stays, and so does everything that is no message.
 func (c *Conn) dropWaiting(reason DropReason, keep int) {
 	o := c.out
-	kept := o.head
-	for i := o.head; i < len(o.items); i++ {
-		it := o.items[i]
-		if o.counted() > keep && it.kind == itemMessage && !(o.partial && i == o.head) {
-			o.bytes -= len(it.b)
-			c.sh.stats.QueuedBytes.Add(-int64(len(it.b)))
-			c.sh.stats.drop(reason, 1)
-			continue
-		}
-		if kept == i { // nothing has been dropped so far, and nothing behind moves
-			kept++
-			continue
-		}
-		if o.counted() <= keep {
-			o.closeGap(kept, i)
-			return
-		}
-		o.items[kept] = it
-		kept++
+	before, dropped, drop := o.bytes, uint64(0), o.dropOldest
+	if reason == DropNewest {
+		drop = o.dropNewest
 	}
-	o.truncate(kept)
+	for o.counted() > keep {
+		n := drop(o.counted() - keep)
+		if n == 0 {
+			break
+		}
+		dropped += n
+	}
+	c.sh.stats.drop(reason, dropped)
+	c.sh.stats.QueuedBytes.Add(int64(o.bytes - before))
 }
 
-// closeGap moves what is kept in front of the gap [kept, next) up to it, so that dropping the oldest
-// message does not move all the others.
-func (o *outbox) closeGap(kept, next int) {
-	n := copy(o.items[next-(kept-o.head):next], o.items[o.head:kept])
-	clear(o.items[o.head : next-n])
-	o.head = next - n
-}
-
-func (o *outbox) truncate(n int) {
-	clear(o.items[n:])
-	o.items = o.items[:n]
+// discardWaiting drops all that waits before the connection is closed for it. What has been written in part stays,
+// and so do control frames, such as the answer to the handshake.
+func (c *Conn) discardWaiting(reason DropReason) {
+	before := c.out.bytes
+	c.sh.stats.drop(reason, c.out.discard())
+	c.sh.stats.QueuedBytes.Add(int64(c.out.bytes - before))
 }
 
 // stall gives the connection an outbox and asks to be told when the socket takes bytes again.
@@ -192,14 +396,19 @@ func (c *Conn) stall() *outbox {
 	return o
 }
 
-// unstall takes the outbox away. What is still in it was counted by the caller.
-func (c *Conn) unstall() {
-	sh, o := c.sh, c.out
+// unlist takes an outbox's connection out of the list of those that stall.
+func (sh *shard) unlist(o *outbox) {
 	last := len(sh.stalled) - 1
 	sh.stalled[o.slot] = sh.stalled[last]
 	sh.stalled[o.slot].out.slot = o.slot
 	sh.stalled[last] = nil
-	sh.stalled = sh.stalled[:last]
+	sh.stalled = shrink.Slice(sh.stalled[:last])
+}
+
+// unstall takes the outbox away. What is still in it was counted by the caller.
+func (c *Conn) unstall() {
+	sh, o := c.sh, c.out
+	sh.unlist(o)
 	sh.stats.QueuedBytes.Add(-int64(o.bytes))
 	c.out = nil
 	c.dropPending()
@@ -210,47 +419,57 @@ func (c *Conn) unstall() {
 	}
 }
 
-// flush writes what waits, as much as the socket takes.
-func (c *Conn) flush() {
+// flushMost is about how many bytes are written to a socket before others have their turn.
+const flushMost = 512 << 10
+
+// flushSome writes what waits, as much as the socket takes, and reports whether the connection needs another turn.
+func (c *Conn) flushSome() (more bool) {
 	o := c.out
 	if o == nil {
-		return // the news that the socket is writable came late
+		return false // the news that the socket is writable came late
 	}
 	if !c.pushPending() {
-		return
+		return false
 	}
-	for o.head < len(o.items) {
-		b := o.next(&c.sh.chunk)
+	for left := flushMost; o.items() > 0; {
+		if left <= 0 {
+			return true
+		}
+		b := o.gather(&c.sh.chunk)
 		n, errno := c.write(b)
 		if errno != 0 {
-			return
+			return false
 		}
+		left -= n
 		if n > 0 {
 			o.since = c.sh.clock
 			if c.is(markTLS) {
 				c.countPending(n, o.sizes())
 			}
+			before := o.bytes
 			o.wrote(n)
-			c.sh.stats.QueuedBytes.Add(-int64(n))
+			c.sh.stats.QueuedBytes.Add(int64(o.bytes - before))
 		}
 		if n < len(b) || c.isPending() {
 			c.sh.srv.watcher.watch(c)
-			return
+			c.sh.run.schedule(c.workload())
+			return false
 		}
 	}
 	c.unstall()
 	c.flushed()
 	c.refresh(false)
+	c.sh.run.schedule(c.workload())
+	return false
 }
 
-// next returns what to write: the first item where it lies if it is large, else several together.
-func (o *outbox) next(chunk *[]byte) []byte {
-	first := o.items[o.head].b
-	if len(first) >= flushChunk/2 || o.head == len(o.items)-1 {
-		return first
-	}
-	b := (*chunk)[:0]
-	for _, it := range o.items[o.head:] {
+// gather returns what to write: the first item where it lies if it is large, else several together.
+func (o *outbox) gather(chunk *[]byte) []byte {
+	b, alone := (*chunk)[:0], o.items() == 1
+	for it := range o.all {
+		if len(b) == 0 && (alone || len(it.b) >= flushChunk/2) {
+			return it.b
+		}
 		if len(b)+len(it.b) > flushChunk {
 			break
 		}
@@ -260,32 +479,8 @@ func (o *outbox) next(chunk *[]byte) []byte {
 	return b
 }
 
-// wrote removes n bytes from the front.
-func (o *outbox) wrote(n int) {
-	for n > 0 {
-		it := &o.items[o.head]
-		if o.count(it.kind, -min(n, len(it.b))); o.history == 0 {
-			o.batches = 0
-		}
-		if n < len(it.b) {
-			it.b, o.partial = it.b[n:], true
-			return
-		}
-		n -= len(it.b)
-		it.b, o.partial = nil, false
-		o.head++
-	}
-}
-
-// waitingMessages counts the messages that are lost if the connection ends now.
-func (o *outbox) waitingMessages() (n uint64) {
-	for _, it := range o.items[o.head:] {
-		if it.kind == itemMessage || it.kind == itemHistory {
-			n++
-		}
-	}
-	return n
-}
+// waitingMessages returns the number of messages that are lost if the connection ends now.
+func (o *outbox) waitingMessages() uint64 { return uint64(o.waiting) }
 
 func (sh *shard) newOutbox() *outbox {
 	if last := len(sh.freeOutboxes) - 1; last >= 0 {
@@ -296,10 +491,10 @@ func (sh *shard) newOutbox() *outbox {
 	return &outbox{}
 }
 
+// freeOutbox keeps up to 64 outboxes for later, each with at most 2 KiB of room for messages.
 func (sh *shard) freeOutbox(o *outbox) {
-	if len(sh.freeOutboxes) < 64 && cap(o.items) <= 256 {
-		clear(o.items)
-		*o = outbox{items: o.items[:0]}
+	if len(sh.freeOutboxes) < 64 {
+		*o = outbox{messages: o.messages.reuse()}
 		sh.freeOutboxes = append(sh.freeOutboxes, o)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
+	"slices"
 	"sync/atomic"
 	"testing"
 
@@ -23,12 +24,16 @@ func unitEndpoint(slow SlowConsumer) *endpoint {
 	return &endpoint{srv: s}
 }
 
-// modelItem is an item as a simple queue would keep it.
+// modelItem is a frame as a simple queue would keep it.
 type modelItem struct {
 	b       []byte
+	memory  int // that b keeps
 	kind    itemKind
 	partial bool
 }
+
+// modelLimit is the limit of the queues below.
+const modelLimit = 3000
 
 // modelDrop is dropWaiting in the plainest words.
 func modelDrop(items []modelItem, keep int) (kept []modelItem, dropped int) {
@@ -42,11 +47,23 @@ func modelDrop(items []modelItem, keep int) (kept []modelItem, dropped int) {
 	return kept, dropped
 }
 
+// modelDropNewest is the same from the other end.
+func modelDropNewest(items []modelItem, keep int) (kept []modelItem, dropped int) {
+	kept = slices.Clone(items)
+	for i := len(kept) - 1; i >= 0 && modelCounted(kept) > keep; i-- {
+		if kept[i].kind == itemMessage && !kept[i].partial {
+			kept = slices.Delete(kept, i, i+1)
+			dropped++
+		}
+	}
+	return kept, dropped
+}
+
 // modelCounted leaves history out, which does not count.
 func modelCounted(items []modelItem) (n int) {
 	for _, it := range items {
 		if it.kind != itemHistory {
-			n += len(it.b)
+			n += itemCost + it.memory
 		}
 	}
 	return n
@@ -55,28 +72,32 @@ func modelCounted(items []modelItem) (n int) {
 func modelReplies(items []modelItem) (n int) {
 	for _, it := range items {
 		if it.kind == itemReply {
-			n += len(it.b)
+			n += itemCost + it.memory
 		}
 	}
 	return n
 }
 
-// modelEnqueue applies a policy of 1,000 bytes. Replies are in nobody's way but their own.
+// modelEnqueue applies a policy. Replies are in nobody's way but their own, and only the latest ping is answered.
 func modelEnqueue(items []modelItem, policy Policy, it modelItem) (_ []modelItem, dropped int) {
-	switch full := modelCounted(items)+len(it.b) > 1000 && modelCounted(items) > 0; {
+	need := itemCost + len(it.b)
+	switch full := modelCounted(items)+need > modelLimit && modelCounted(items) > 0; {
 	case it.kind == itemReply && full && policy == PolicyDropOldest:
-		items, dropped = modelDrop(items, 1000-len(it.b))
+		items, dropped = modelDrop(items, modelLimit-need)
+	case it.kind == itemReply && full && policy == PolicyDropNewest:
+		items, dropped = modelDropNewest(items, modelLimit-need)
 	case it.kind != itemMessage:
 	case policy == PolicyLatest:
 		items, dropped = modelDrop(items, 0)
 	case full && policy == PolicyDropOldest:
-		items, dropped = modelDrop(items, 1000-len(it.b))
+		items, dropped = modelDrop(items, modelLimit-need)
 	case full && policy == PolicyDropNewest:
 		return items, 1
 	}
 	if it.kind == itemPong {
+		it.memory = maxPong
 		for i := range items {
-			if items[i].kind == itemPong && !items[i].partial && len(items[i].b) == len(it.b) {
+			if items[i].kind == itemPong && !items[i].partial {
 				items[i].b = it.b
 				return items, dropped
 			}
@@ -90,6 +111,7 @@ func modelWrote(items []modelItem, n int) []modelItem {
 	for n > 0 {
 		if n < len(items[0].b) {
 			items[0].b, items[0].partial = items[0].b[n:], true
+			items[0].memory -= n
 			return items
 		}
 		n -= len(items[0].b)
@@ -107,15 +129,15 @@ func TestOutboxAgainstModel(t *testing.T) {
 			for seed := range uint64(200) {
 				r := rand.New(rand.NewPCG(seed, 1))
 				sh := &shard{}
-				c := queued(sh, unitEndpoint(SlowConsumer{Policy: policy, MaxQueue: 1000}))
+				c := queued(sh, unitEndpoint(SlowConsumer{Policy: policy, MaxQueue: modelLimit}))
 				var model []modelItem
 				drops := 0
 				for step := range 300 {
 					if r.IntN(3) > 0 {
 						op := ops[r.IntN(len(ops))]
-						size := r.IntN(120)
+						size := itemCost + r.IntN(80) // what is smaller is copied: see TestOutboxOfCopies
 						if op == codec.OpBinary && r.IntN(20) == 0 {
-							size = 1500 // larger than the queue
+							size = 4000 // larger than the queue
 						}
 						b := codec.AppendFrame(nil, op, bytes.Repeat([]byte{byte(step)}, size))
 						var n int
@@ -123,17 +145,16 @@ func TestOutboxAgainstModel(t *testing.T) {
 						if kind == itemMessage {
 							kind = []itemKind{itemMessage, itemMessage, itemMessage, itemMessage, itemHistory, itemReply}[r.IntN(6)]
 						}
-						if n := modelReplies(model); kind == itemReply && n > 0 && n+len(b) > 1000 {
+						if n := modelReplies(model); kind == itemReply && n > 0 && n+itemCost+len(b) > modelLimit {
 							continue // it would be closed
 						}
-						model, n = modelEnqueue(model, policy, modelItem{b: b, kind: kind})
+						model, n = modelEnqueue(model, policy, modelItem{b: b, memory: cap(b), kind: kind})
 						drops += n
 						c.enqueue(b, 0, kind)
 					} else if len(model) > 0 {
-						taken := r.IntN(len(c.out.next(&sh.chunk)) + 1)
+						taken := r.IntN(len(c.out.gather(&sh.chunk)) + 1)
 						model = modelWrote(model, taken)
-						c.out.wrote(taken)
-						sh.stats.QueuedBytes.Add(-int64(taken))
+						c.take(taken)
 					}
 					checkOutbox(t, c, model, drops)
 				}
@@ -152,12 +173,13 @@ func checkOutbox(t *testing.T, c *Conn, model []modelItem, drops int) {
 			messages++
 		}
 	}
-	for _, it := range c.out.items[c.out.head:] {
+	for it := range c.out.all {
 		got = append(got, it.b...)
 	}
-	if !bytes.Equal(got, want) || c.out.bytes != len(want) || c.sh.stats.QueuedBytes.Load() != int64(len(want)) {
-		t.Fatalf("%d bytes wait (%d, %d), want %d", len(got), c.out.bytes, c.sh.stats.QueuedBytes.Load(), len(want))
+	if !bytes.Equal(got, want) {
+		t.Fatalf("%d bytes wait, want %d", len(got), len(want))
 	}
+	checkCounts(t, c)
 	if n := modelCounted(model); c.out.counted() != n {
 		t.Fatalf("%d bytes count, want %d", c.out.counted(), n)
 	}
@@ -174,9 +196,39 @@ func checkOutbox(t *testing.T, c *Conn, model []modelItem, drops int) {
 	if total != drops {
 		t.Fatalf("%d drops counted, want %d", total, drops)
 	}
-	for _, it := range c.out.items[:c.out.head] {
-		if it.b != nil {
-			t.Fatal("the outbox holds on to what is gone")
+}
+
+// take has the socket take n bytes.
+func (c *Conn) take(n int) {
+	before := c.out.bytes
+	c.out.wrote(n)
+	c.sh.stats.QueuedBytes.Add(int64(c.out.bytes - before))
+}
+
+// checkCounts compares what an outbox counts with what is in it.
+func checkCounts(t *testing.T, c *Conn) {
+	t.Helper()
+	o, all, history, replies, waiting := c.out, 0, 0, 0, uint64(0)
+	for it := range o.all {
+		waiting += it.messages()
+		switch all += it.cost(); it.kind {
+		case itemHistory:
+			history += it.cost()
+		case itemReply:
+			replies += it.cost()
+		}
+	}
+	if o.bytes != all || o.history != history || o.replies != replies || c.sh.stats.QueuedBytes.Load() != int64(all) {
+		t.Fatalf("%d bytes are counted, %d of history, %d of replies, %d in all queues; want %d, %d, %d", o.bytes, o.history, o.replies, c.sh.stats.QueuedBytes.Load(), all, history, replies)
+	}
+	if o.waitingMessages() != waiting {
+		t.Fatalf("%d messages are counted, %d wait", o.waitingMessages(), waiting)
+	}
+	for _, q := range []*frameQueue{&o.messages, &o.kept} {
+		for i := range q.head {
+			if q.first.items[i].b != nil {
+				t.Fatal("the outbox holds on to what is gone")
+			}
 		}
 	}
 }
@@ -185,26 +237,20 @@ func checkOutbox(t *testing.T, c *Conn, model []modelItem, drops int) {
 // is.
 func TestOutboxDropOldestMovesNothing(t *testing.T) {
 	c := queued(&shard{}, unitEndpoint(SlowConsumer{Policy: PolicyDropOldest, MaxQueue: 1 << 20}))
-	b := codec.AppendFrame(nil, codec.OpBinary, make([]byte, 8))
+	b := codec.AppendFrame(nil, codec.OpBinary, make([]byte, 2*itemCost))
 	for c.sh.stats.drops[DropOldest].Load() == 0 {
 		c.enqueue(b, 0, itemMessage)
 	}
-	moves := 0
-	for range 1000 {
-		head := c.out.head
-		c.enqueue(b, 0, itemMessage)
-		if c.out.head != head+1 {
-			moves++
-		}
+	newest := c.out.messages.back()
+	allocs := testing.AllocsPerRun(1000, func() { c.enqueue(b, 0, itemMessage) })
+	if allocs > 0 {
+		t.Errorf("%v allocations for a message that takes the place of another", allocs)
 	}
-	if moves > 1 {
-		t.Errorf("all items were moved %d times", moves)
+	if n := c.sh.stats.drops[DropOldest].Load(); n != 1002 {
+		t.Errorf("%d drops, want 1002", n)
 	}
-	if n := c.sh.stats.drops[DropOldest].Load(); n != 1001 {
-		t.Errorf("%d drops, want 1001", n)
-	}
-	if n := cap(c.out.items); n > 4*(1<<20/10) {
-		t.Errorf("the outbox has room for %d items", n)
+	if newest.b == nil || newest.seq != c.out.seq-1002 {
+		t.Error("an item that was not dropped has moved")
 	}
 }
 
@@ -233,7 +279,7 @@ func (m *groupModel) leave() {
 func (m *groupModel) check(c *Conn, stays bool) {
 	m.t.Helper()
 	want := m.members[c]
-	for _, it := range c.out.items {
+	for it := range c.out.all {
 		if got := binary.BigEndian.Uint32(it.b[2:]); got != want {
 			m.t.Fatalf("got message %d, want %d", got, want)
 		}
@@ -280,7 +326,8 @@ func TestGroupWalk(t *testing.T) {
 		for range 400 {
 			switch r.IntN(6) {
 			case 0, 1:
-				g.publish(codec.NewFrame(Binary, binary.BigEndian.AppendUint32(nil, m.next)), 0)
+				payload := binary.BigEndian.AppendUint32(nil, m.next)
+				g.publish(codec.NewFrame(Binary, append(payload, make([]byte, itemCost)...)), 0) // smaller ones share memory
 				m.next++
 			case 2, 3:
 				m.walk()
@@ -300,7 +347,7 @@ func TestGroupWalk(t *testing.T) {
 			}
 		}
 		for len(g.stream) > 0 {
-			g.walk(&slice{whole: true}) // one batch
+			g.walk(&slice{time: sliceTime})
 		}
 		if len(g.stream) > 0 || int(g.count.Load()) != len(m.members) || len(g.members) != len(m.members) {
 			t.Fatalf("%d messages are left; %d members, want %d", len(g.stream), len(g.members), len(m.members))
@@ -336,14 +383,15 @@ func TestBacklogKeepsWhatIsHandedOver(t *testing.T) {
 	g.add(queued(sh, ep), times{})
 	f := codec.NewFrame(Binary, make([]byte, 100))
 	size := int64(len(f.Plain()))
+	cost := size + streamCost
 	var posted atomic.Int64
 	looked := make(chan bool)
 	go func() {
 		defer close(looked)
-		for last := int64(0); posted.Load() < 20_000*size; {
+		for last := int64(0); posted.Load() < 20_000*cost; {
 			before := posted.Load()
 			n := sh.backlog.Load()
-			if n < last || n < before || n > posted.Load()+size {
+			if n < last || n < before || n > posted.Load()+cost {
 				t.Errorf("%d bytes in the backlog after %d, of %d that were posted", n, last, before)
 				return
 			}
@@ -352,8 +400,135 @@ func TestBacklogKeepsWhatIsHandedOver(t *testing.T) {
 	}()
 	for range 20_000 {
 		sh.backlog.Add(size)
-		posted.Add(size)
 		sh.open(&letter{kind: letterBroadcast, ep: ep, frame: f}, nil)
+		posted.Add(cost)
 	}
 	<-looked
+}
+
+// flow is what one connection is sent, and what came of it.
+type flow struct {
+	t     *testing.T
+	r     *rand.Rand
+	c     *Conn
+	sent  [][]byte // frames that have not arrived, by their kinds
+	kinds []itemKind
+}
+
+// send sends some frames of one kind at once, each with a number of its own.
+func (f *flow) send(n int, kind itemKind) {
+	var together []byte
+	for range n {
+		op := codec.OpBinary
+		if kind == itemPong {
+			op = codec.OpPong
+		}
+		size := 4 + f.r.IntN(20)
+		switch f.r.IntN(20) {
+		case 0:
+			size = 300 + f.r.IntN(300)
+		case 1:
+			size = 100
+		}
+		size = min(size, maxPong-2)
+		if kind != itemPong && f.r.IntN(20) == 0 {
+			size = smallFrame + f.r.IntN(300)
+		}
+		payload := binary.BigEndian.AppendUint32(nil, uint32(len(f.sent)))
+		b := codec.AppendFrame(nil, op, append(payload, make([]byte, size-4)...))
+		f.sent, f.kinds = append(f.sent, b), append(f.kinds, kind)
+		together = append(together, b...)
+	}
+	f.c.sendBytes(together, kind)
+	for i := range together {
+		together[i] = 0xff // the memory is used again
+	}
+}
+
+// Copies share memory. Whatever is dropped, written or replaced around them, what arrives is whole and in order, and
+// all that is missing are messages which were counted, and pongs that a later one replaced.
+func TestOutboxOfCopies(t *testing.T) {
+	for _, policy := range []Policy{PolicyDropOldest, PolicyDropNewest, PolicyLatest} {
+		t.Run(string(policy), func(t *testing.T) {
+			for seed := range uint64(30) {
+				f := &flow{t: t, r: rand.New(rand.NewPCG(seed, 3)), c: queued(&shard{}, unitEndpoint(SlowConsumer{Policy: policy, MaxQueue: 20_000}))}
+				f.run()
+			}
+		})
+	}
+}
+
+func (f *flow) run() {
+	f.t.Helper()
+	var arrived []byte
+	o := f.c.out
+	for range 400 {
+		switch f.r.IntN(8) {
+		case 0, 1, 2:
+			f.send(1+f.r.IntN(60), itemMessage)
+		case 3:
+			if o.replies < 10_000 {
+				f.send(1+f.r.IntN(8), itemReply)
+			}
+		case 4:
+			f.send(1+f.r.IntN(3), itemPong)
+		default:
+			b := o.gather(&f.c.sh.chunk)
+			n := f.r.IntN(min(len(b), 400) + 1)
+			arrived = append(arrived, b[:n]...)
+			f.c.take(n)
+		}
+		checkCounts(f.t, f.c)
+		if policy := f.c.ep.now().SlowConsumer.Policy; policy != PolicyLatest && o.bytes > 20_000+itemCost+maxPong+2*smallFrame {
+			f.t.Fatalf("%d bytes wait", o.bytes)
+		}
+	}
+	for o.items() > 0 {
+		b := o.gather(&f.c.sh.chunk)
+		arrived = append(arrived, b...)
+		f.c.take(len(b))
+	}
+	f.check(arrived)
+}
+
+func (f *flow) check(arrived []byte) {
+	f.t.Helper()
+	came := map[uint32]bool{}
+	next := [itemPong + 1]uint32{} // within a kind the order is that of sending
+	for len(arrived) > 0 {
+		b := arrived[:codec.FrameLen(arrived)]
+		arrived = arrived[len(b):]
+		payload := b[2:]
+		if b[1] == 126 {
+			payload = b[4:]
+		}
+		i := binary.BigEndian.Uint32(payload)
+		if int(i) >= len(f.sent) || !bytes.Equal(b, f.sent[i]) {
+			f.t.Fatalf("a frame of %d bytes is none that was sent", len(b))
+		}
+		kind := f.kinds[i]
+		if i < next[kind] {
+			f.t.Fatalf("frame %d came before frame %d", next[kind]-1, i)
+		}
+		next[kind], came[i] = i+1, true
+	}
+	lost, replaced := 0, 0
+	for i, kind := range f.kinds {
+		switch {
+		case came[uint32(i)]:
+		case kind == itemMessage:
+			lost++
+		case kind == itemPong:
+			replaced++
+		default:
+			f.t.Fatalf("reply %d is lost", i)
+		}
+	}
+	dropped := 0
+	for i := range f.c.sh.stats.drops {
+		dropped += int(f.c.sh.stats.drops[i].Load())
+	}
+	if lost != dropped || lost == 0 || replaced == 0 {
+		f.t.Fatalf("%d messages are lost and %d were counted, %d pongs replaced", lost, dropped, replaced)
+	}
 }

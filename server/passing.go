@@ -53,7 +53,7 @@ func (cl *cluster) relay(t *topic, p *Publication, m *message, sent func(error))
 	cl.stats.passingOut.Add(1)
 	t.link.sent++
 	out := *p
-	out.Payload, out.Key = m.raw.Payload(), "" // the key is good at this server
+	out.Payload, out.Key, out.Publisher = m.raw.Payload(), "", "" // the key is good at this server
 	cl.broker.PublishPassing(out, t.epoch, t.link.sent, func(err error) {
 		if cl.failed(err); sent != nil {
 			sent(err)

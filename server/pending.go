@@ -131,9 +131,18 @@ func (c *Conn) putFrames(b []byte, frames []*codec.Frame) (int, syscall.Errno) {
 // sizes are what waits, as countPending wants it.
 func (o *outbox) sizes() iter.Seq2[int, bool] {
 	return func(yield func(int, bool) bool) {
-		for _, it := range o.items[o.head:] {
-			if !yield(len(it.b), it.kind == itemMessage || it.kind == itemHistory) {
-				return
+		for it := range o.all {
+			counts := it.messages() > 0
+			if it.frames <= 1 {
+				if !yield(len(it.b), counts) {
+					return
+				}
+				continue
+			}
+			for b := it.b; len(b) > 0; b = b[codec.FrameLen(b):] {
+				if !yield(codec.FrameLen(b), counts) {
+					return
+				}
 			}
 		}
 	}

@@ -109,22 +109,23 @@ func openFiles(t *testing.T) int {
 	return len(open)
 }
 
-// A visitor who keeps the connection takes a place, as long as he does.
+// A visitor whose request is being answered takes a place, and so does one who has become a WebSocket.
 func TestPlainConnectionsCountInTheLimit(t *testing.T) {
-	opts := withPages(mirror)
+	finish := make(chan struct{})
+	opts := withPages(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/long" {
+			<-finish
+		}
+		mirror(w, r)
+	})
 	opts.Limits.MaxConnections = 2
 	s := start(t, opts)
+	defer close(finish)
 	alice, bob := dialRaw(t, s), dialRaw(t, s)
-	for _, c := range []*client{alice, bob} {
-		c.write([]byte(requestHead("GET / HTTP/1.1")))
-		c.wantPage("GET /")
-	}
-	for _, head := range []string{upgradeHead("/echo"), requestHead("GET / HTTP/1.1"), requestHead("GET / HTTP/1.0")} {
-		cathy := dialRaw(t, s)
-		cathy.write([]byte(head))
-		wantFull(t, cathy)
-	}
-	eventually(t, "those are gone", func() bool { return s.Stats().Sockets == 2 })
+	alice.write([]byte(requestHead("GET / HTTP/1.1")))
+	alice.wantPage("GET /")
+	bob.write([]byte(requestHead("GET /long HTTP/1.1")))
+	eventually(t, "both are there", func() bool { return s.Stats().PlainHTTP == 2 })
 
 	// To change over to a WebSocket takes no second place.
 	alice.write([]byte(upgradeHead("/echo")))
@@ -134,7 +135,13 @@ func TestPlainConnectionsCountInTheLimit(t *testing.T) {
 	if n := s.Stats().Sockets; n != 2 {
 		t.Errorf("%d sockets, want 2", n)
 	}
-	_ = bob.conn.Close()
+	for _, head := range []string{upgradeHead("/echo"), requestHead("GET / HTTP/1.1"), requestHead("GET / HTTP/1.0")} {
+		cathy := dialRaw(t, s)
+		cathy.write([]byte(head))
+		wantFull(t, cathy)
+	}
+	eventually(t, "those are gone", func() bool { return s.Stats().Sockets == 2 })
+	_ = alice.conn.Close()
 	eventually(t, "there is room for one", func() bool { return s.Stats().Sockets == 1 })
 	dial(t, s, "/echo")
 }

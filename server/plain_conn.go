@@ -3,16 +3,16 @@ package server
 import (
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"os"
-	"slices"
+	"runtime"
 	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"carillon/codec"
+	"carillon/internal/shrink"
 )
 
 // handed is a connection on its way from a loop to the http.Server.
@@ -35,11 +35,11 @@ type plainListener struct {
 	queue  []handed  // no longer than the number of sockets
 	turn   int       // which of the http.Servers accepts
 	closed bool
-	conns  map[*plainConn]struct{} // those that were accepted and not given away since
+	conns  shrink.Map[*plainConn, struct{}] // those that were accepted and not given away since
 }
 
 func newPlainListener(s *Server) *plainListener {
-	l := &plainListener{srv: s, conns: map[*plainConn]struct{}{}}
+	l := &plainListener{srv: s}
 	l.filled.L = &l.mu
 	return l
 }
@@ -133,8 +133,9 @@ func (l *plainListener) open(h handed) (*plainConn, error) {
 	}
 	_ = unix.Close(h.fd)
 	c := &plainConn{streamConn: stream, listener: l, sh: h.sh, entered: h.entered, remote: h.remote, counted: h.counted, early: h.early}
+	c.limitWrites()
 	l.mu.Lock()
-	l.conns[c] = struct{}{}
+	l.conns.Set(c, struct{}{})
 	l.mu.Unlock()
 	h.sh.stats.PlainHTTP.Add(1)
 	return c, nil
@@ -196,7 +197,11 @@ func (l *plainListener) Addr() net.Addr { return l.srv.listeners[0].addr }
 func (l *plainListener) members() []*plainConn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.Collect(maps.Keys(l.conns))
+	list := make([]*plainConn, 0, l.conns.Len())
+	for c := range l.conns.All() {
+		list = append(list, c)
+	}
+	return list
 }
 
 // leave takes c out of the list. It is true once for each connection, for whoever then has to see to
@@ -204,8 +209,8 @@ func (l *plainListener) members() []*plainConn {
 func (l *plainListener) leave(c *plainConn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_, was := l.conns[c]
-	delete(l.conns, c)
+	_, was := l.conns.Lookup(c)
+	l.conns.Delete(c)
 	return was
 }
 
@@ -219,6 +224,7 @@ type plainConn struct {
 	remote   *net.TCPAddr // still known when the peer is gone; as in Conn
 	counted  bool         // as in Conn
 	early    []byte       // what the loop has read; owned by whoever reads
+	progress progress
 }
 
 // nobody is the address of a client of a unix socket, as net/http has it.
@@ -234,12 +240,17 @@ func (c *plainConn) RemoteAddr() net.Addr {
 
 func (c *plainConn) Read(b []byte) (int, error) {
 	if len(c.early) == 0 {
-		return c.streamConn.Read(b)
+		yieldToLoops()
+		return c.readBody(b)
 	}
 	n := copy(b, c.early)
 	c.skip(n)
 	return n, nil
 }
+
+// yieldToLoops lets other goroutines run. One that serves a client which sends request upon request never blocks, so that
+// an event loop that becomes ready would wait until Go's scheduler preempts it, 10 ms for each such client.
+func yieldToLoops() { runtime.Gosched() }
 
 // WriteTo is TCPConn's own, which would leave out what the loop has read.
 func (c *plainConn) WriteTo(w io.Writer) (int64, error) {
@@ -251,12 +262,9 @@ func (c *plainConn) WriteTo(w io.Writer) (int64, error) {
 			return early, err
 		}
 	}
-	n, err := io.Copy(w, c.streamConn) // which knows TCPConn.WriteTo
+	n, err := io.Copy(w, c.streamConn) // which knows TCPConn.WriteTo; only who has hijacked it does that
 	return early + n, err
 }
-
-// ReadFrom is TCPConn's own, where there is one.
-func (c *plainConn) ReadFrom(r io.Reader) (int64, error) { return io.Copy(c.streamConn, r) }
 
 func (c *plainConn) skip(n int) {
 	if c.early = c.early[n:]; len(c.early) == 0 {

@@ -27,6 +27,7 @@ type plainHTTP struct {
 	served   chan struct{} // closed when the http.Server accepts no more
 	moving   chan struct{} // has a value for each connection on its way back: see maxMoving
 	turn     atomic.Uint64 // for choosing the loop of one that comes back
+	idle     idleConns
 
 	mu       sync.Mutex
 	servers  []*plainServer // guarded by mu: the last one accepts, see renew
@@ -42,6 +43,10 @@ type plainServer struct {
 // plainIdle is longer than the 60 seconds for which most balancers keep a connection that is idle: the
 // one that they send a request on must not be closed just then.
 const plainIdle = 2 * time.Minute
+
+// mostIdle is how many connections without a request are kept: each costs a goroutine and 22 KB. Of more, the one
+// that has been idle for longest is closed.
+const mostIdle = 1024
 
 // maxMoving bounds how many connections come back at once, because each takes a second descriptor for
 // that moment, and maxConnections has set aside 32.
@@ -86,16 +91,17 @@ func (p *plainHTTP) next() *plainServer {
 		ReadHeaderTimeout: max(l.HandshakeTimeout, 0),
 		IdleTimeout:       plainIdle,
 		MaxHeaderBytes:    int(l.MaxHead),
-		ConnContext:       withTLS,
+		ConnContext:       withConn,
 		ErrorLog:          p.srv.netLog, // panics, mostly
 	}}
-	server.ConnState = func(_ net.Conn, state http.ConnState) {
+	server.ConnState = func(conn net.Conn, state http.ConnState) {
 		switch state {
 		case http.StateNew:
 			server.open.Add(1)
 		case http.StateHijacked, http.StateClosed:
 			server.open.Add(-1)
 		}
+		p.follow(conn, state == http.StateIdle)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -104,6 +110,30 @@ func (p *plainHTTP) next() *plainServer {
 	}
 	p.servers = append(slices.DeleteFunc(p.servers, func(s *plainServer) bool { return s.open.Load() == 0 }), server)
 	return server
+}
+
+// follow notes whether a connection carries a request.
+func (p *plainHTTP) follow(conn net.Conn, idle bool) {
+	if n := p.idle.set(conn, idle); idle {
+		plain, _, _ := lowest(conn)
+		plain.limitWrites()
+		if n > mostIdle {
+			p.evictIdle(0)
+		}
+	}
+}
+
+// evictIdle has the connection closed that has carried no request for longest, and at least for so long, and reports
+// whether there is one.
+func (p *plainHTTP) evictIdle(atLeast time.Duration) bool {
+	conn := p.idle.take(atLeast)
+	if conn == nil {
+		return false
+	}
+	plain, _, _ := lowest(conn)
+	plain.sh.stats.plainCut(PlainCutIdle)
+	go conn.Close() // waits for the goroutine that reads from it
+	return true
 }
 
 // renew has the options of now hold for connections that are accepted from now on: net/http reads them
@@ -140,7 +170,12 @@ func (p *plainHTTP) close() {
 
 // ServeHTTP is the http.Server's handler.
 func (p *plainHTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	tellTLS(r)
+	yieldToLoops() // pipelined requests come without a read between them
+	c := servedOn(r)
+	c.tellTLS(r)
+	if r.ContentLength != 0 {
+		c.plain.limitBody()
+	}
 	path := rawPath(r.RequestURI)
 	if p.srv.isHealthPath(path) {
 		p.srv.serveHealth(w, r)
@@ -149,6 +184,9 @@ func (p *plainHTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if p.srv.byPath[path] != nil {
 		p.giveBack(w, r)
 		return
+	}
+	if r.URL.Path == "" && r.URL.Host != "" { // GET http://host HTTP/1.1 (RFC 9110, section 4.2.3)
+		r.URL.Path = "/"
 	}
 	if client, ok := p.srv.clientOf(r); ok {
 		r.RemoteAddr = client
@@ -182,6 +220,10 @@ func (c *Conn) handOver(head, rest []byte) {
 	c.dropInbound()
 	c.setSession(nil)
 	c.state.Store(stateClosed)
+	if c.gc == nil {
+		_ = unix.Close(int(c.fd))
+		return
+	}
 	c.gc.SetContext(nil) // so that OnClose finds nobody to tell
 	_ = sh.loop.Close(c.gc)
 }

@@ -93,6 +93,7 @@ func requestHead(line string, headers ...string) string {
 }
 
 func TestPlainRequestsAreServed(t *testing.T) {
+	t.Parallel()
 	s := start(t, withPages(mirror))
 	b := browser(t)
 	large := bytes.Repeat([]byte("a body of several megabytes, "), 200_000)
@@ -125,6 +126,7 @@ func TestPlainRequestsAreServed(t *testing.T) {
 }
 
 func TestPlainRequestsOfRawClients(t *testing.T) {
+	t.Parallel()
 	s := start(t, withPages(mirror))
 	for _, test := range []struct {
 		sentence string
@@ -140,6 +142,7 @@ func TestPlainRequestsOfRawClients(t *testing.T) {
 		{"the connection is kept",
 			[]string{requestHead("GET /1 HTTP/1.1"), requestHead("GET /2 HTTP/1.1"), requestHead("GET /3 HTTP/1.1")},
 			[]string{"GET /1 ", "GET /2 ", "GET /3 "}},
+		{"an empty line may come first", []string{"\r\n" + requestHead("GET /1 HTTP/1.1")}, []string{"GET /1 HTTP/1.1"}},
 		{"HTTP/1.0 is understood", []string{requestHead("GET /old HTTP/1.0")}, []string{"GET /old HTTP/1.0"}},
 		{"HTTP/1.0 needs no Host", []string{"GET /old HTTP/1.0\r\n\r\n"}, []string{"GET /old HTTP/1.0"}},
 		{"HTTP/1.0 may keep the connection", []string{requestHead("GET /1 HTTP/1.0", "Connection: keep-alive"), requestHead("GET /2 HTTP/1.0")},
@@ -219,6 +222,7 @@ func TestAClientThatHasNoMoreToSayIsAnswered(t *testing.T) {
 
 // Events are flushed one by one, each when the last has arrived.
 func TestAStreamedAnswer(t *testing.T) {
+	t.Parallel()
 	next := make(chan string)
 	s := start(t, withPages(func(w http.ResponseWriter, r *http.Request) {
 		for event := range next {
@@ -465,4 +469,16 @@ func TestAVisitorLeaves(t *testing.T) {
 	}
 	<-left
 	eventually(t, "the socket is closed", func() bool { return s.Stats().Sockets == 0 })
+}
+
+// "/" may be left out of an absolute target.
+func TestPageOfAnAbsoluteTargetWithoutPath(t *testing.T) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "the page %q", r.URL.RawQuery) })
+	s := start(t, Options{HTTP: mux, Endpoints: echoAndBroadcast()})
+	c := dialRaw(t, s)
+	c.write([]byte(requestHead("GET http://example.com HTTP/1.1")))
+	c.wantPage(`the page ""`)
+	c.write([]byte(requestHead("GET http://example.com?a=b HTTP/1.1")))
+	c.wantPage(`the page "a=b"`)
 }

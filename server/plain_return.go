@@ -61,7 +61,7 @@ func (r *returned) opened(gc gnet.Conn) gnet.Action {
 	sh.stats.Returned.Add(1)
 	c := sh.admit(gc, r.conn.entered, r.conn.remote, r.conn.counted)
 	if s := r.session; s != nil {
-		s.conn, s.lower, s.out = c, nil, &sh.sealed
+		s.conn, s.lower, s.out, s.charged = c, nil, &sh.sealed, s.records.count
 		c.mark(markTLS, true)
 		c.setSession(s)
 		c.plaintext(r.bytes)

@@ -67,6 +67,7 @@ func TestUpgradeAfterPages(t *testing.T) {
 
 // The frames behind the head reach the endpoint, wherever the bytes were read.
 func TestFramesBehindALaterHead(t *testing.T) {
+	t.Parallel()
 	s := start(t, withPages(mirror))
 	page, head := []byte(requestHead("GET / HTTP/1.1")), []byte(upgradeHead("/echo"))
 	long := strings.Repeat("a message that net/http does not read to its end, ", 1000)

@@ -36,21 +36,31 @@ func (c *secureConn) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// tlsKey is that of a connection's state in its context.
-type tlsKey struct{}
-
-func withTLS(ctx context.Context, conn net.Conn) context.Context {
-	if c, ok := conn.(*secureConn); ok {
-		state := c.ConnectionState()
-		return context.WithValue(ctx, tlsKey{}, &state)
-	}
-	return ctx
+// servedConn is what a request knows of its connection.
+type servedConn struct {
+	plain *plainConn
+	tls   *tls.ConnectionState // nil without TLS
 }
 
+type servedConnKey struct{}
+
+func withConn(ctx context.Context, conn net.Conn) context.Context {
+	c := &servedConn{}
+	c.plain, _, _ = lowest(conn)
+	if secured, ok := conn.(*secureConn); ok {
+		state := secured.ConnectionState()
+		c.tls = &state
+	}
+	return context.WithValue(ctx, servedConnKey{}, c)
+}
+
+// servedOn is the connection that a request has come on.
+func servedOn(r *http.Request) *servedConn { return r.Context().Value(servedConnKey{}).(*servedConn) }
+
 // tellTLS sets what net/http would have set.
-func tellTLS(r *http.Request) {
-	if state, ok := r.Context().Value(tlsKey{}).(*tls.ConnectionState); ok {
-		r.TLS = state
+func (c *servedConn) tellTLS(r *http.Request) {
+	if c.tls != nil {
+		r.TLS = c.tls
 	}
 }
 

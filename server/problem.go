@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
 )
 
 // problem is an error of the HTTP interface (RFC 9457). It is an error too, so that it can be returned.
@@ -20,13 +21,32 @@ type problem struct {
 	header [][2]string
 }
 
-func (p *problem) Error() string { return p.Title + ": " + p.Detail }
+func (p *problem) Error() string {
+	if p.Detail == "" {
+		return p.Title
+	}
+	return p.Title + ": " + p.Detail
+}
 
 // because returns the problem with what was wrong this time. What came from the client is quoted and cut
 // by the format.
 func (p *problem) because(format string, args ...any) *problem {
 	q := *p
 	q.Detail = fmt.Sprintf(format, args...)
+	return &q
+}
+
+// of returns the problem with what an error says beyond the title, which many begin with.
+func (p *problem) of(err error) *problem {
+	text := err.Error()
+	title, said := strings.TrimPrefix(p.Title, "The "), strings.TrimPrefix(text, "the ")
+	if n := len(title); len(said) >= n && strings.EqualFold(said[:n], title) {
+		if rest, more := strings.CutPrefix(said[n:], ": "); more || rest == "" {
+			text = rest
+		}
+	}
+	q := *p
+	q.Detail = text
 	return &q
 }
 
@@ -53,6 +73,7 @@ var (
 	problemNotOffered    = newProblem(501, "not-offered", "The application does not offer this")
 	problemInternal      = newProblem(500, "internal-error", "Something is wrong with the server")
 	problemNoCluster     = newProblem(503, "no-cluster", "The cluster cannot be reached", "Retry-After", "2")
+	problemStoreFull     = newProblem(503, "store-full", "The cluster's store is full", "Retry-After", "10")
 	problemUncertain     = newProblem(504, "uncertain", "It is not known whether the cluster has the message")
 	problemOverloaded    = newProblem(503, "overloaded", "The server has too much to do", "Retry-After", "1")
 	problemNotReady      = newProblem(503, "not-ready", "The server should get no new connections now")
@@ -82,31 +103,33 @@ func problemOf(err error) *problem {
 	case errors.As(err, &ready):
 		return ready
 	case errors.As(err, &topic):
-		return problemTopic.because("%v", err)
+		return problemTopic.of(err)
 	case errors.As(err, &request):
-		return problemRequest.because("%v", err)
+		return problemRequest.of(err)
 	case errors.As(err, &size):
-		return problemTooLarge.because("%v", ErrTooLarge)
+		return problemTooLarge.of(ErrTooLarge)
 	case errors.Is(err, ErrTooLarge):
-		return problemTooLarge.because("%v", err)
+		return problemTooLarge.of(err)
 	case errors.Is(err, ErrKey):
-		return problemKey.because("%v", err)
+		return problemKey.of(err)
 	case errors.Is(err, ErrNotJSON):
-		return problemNotJSON.because("%v", err)
+		return problemNotJSON.of(err)
 	case errors.Is(err, ErrNotText):
-		return problemNotText.because("%v", err)
+		return problemNotText.of(err)
 	case errors.Is(err, ErrTooManyTopics):
-		return problemTooManyTopics.because("%v", err)
+		return problemTooManyTopics.of(err)
 	case errors.Is(err, ErrOverloaded):
-		return problemOverloaded.because("%v", err)
+		return problemOverloaded.of(err)
+	case errors.Is(err, ErrStoreFull):
+		return problemStoreFull.of(err)
 	case errors.Is(err, ErrNoCluster):
-		return problemNoCluster.because("%v", err)
+		return problemNoCluster.of(err)
 	case errors.Is(err, ErrUncertain):
-		return problemUncertain.because("%v: one with an Idempotency-Key, for a topic with history, may be published again", err)
+		return problemUncertain.of(fmt.Errorf("%w: one with an Idempotency-Key, for a topic with history, may be published again", err))
 	case errors.Is(err, ErrNotDraining):
-		return problemNoDrain.because("%v", err)
+		return problemNoDrain.of(err)
 	case errors.Is(err, ErrDrainUnderWay):
-		return problemDrain.because("%v", err)
+		return problemDrain.of(err)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return problemTimeout.because("the body did not arrive in time")
 	}

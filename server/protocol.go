@@ -1,10 +1,13 @@
 package server
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
+	"strconv"
 	"strings"
 )
 
@@ -44,6 +47,13 @@ type historyRequest struct {
 	Limit *int      `json:"limit"`
 }
 
+// Unknown members are ignored, and null stands for an absent one. But with a member that is there twice, or in other
+// case, what the client asks for would depend on the reader. An id decides nothing.
+var (
+	requestShape = shapeOf[request](shapeRules{unknown: true, null: true}).without("id")
+	publishShape = shapeOf[publishRequest](shapeRules{unknown: true, null: true})
+)
+
 // badRequest is a request that makes no sense.
 type badRequest struct{ problem string }
 
@@ -52,10 +62,46 @@ func (e *badRequest) Error() string { return e.problem }
 func bad(format string, args ...any) error { return &badRequest{fmt.Sprintf(format, args...)} }
 
 // request does what a client asks for, one request after the other. What looks at subscriptions, or may
-// have a large answer, waits in the mailbox until what was sent before it is out, and so does everything
-// that the client asks for behind it. All else is done at once, and its reply waits there.
+// have a large answer, waits until what was sent before it is out, and so does everything that the client
+// asks for behind it. All else is done at once, and its reply waits in the mailbox.
 func (c *Conn) request(payload []byte) {
+	if len(payload) > largeRequest {
+		c.parseElsewhere(bytes.Clone(payload))
+		return
+	}
 	r, err := parseRequest(payload)
+	c.requested(r, err, len(payload))
+}
+
+// largeRequest is the size in bytes of a request from which on it takes too much of a loop's time to look at it.
+const largeRequest = 32 << 10
+
+// parseElsewhere has a request parsed on another goroutine. What the client asks for behind it waits.
+func (c *Conn) parseElsewhere(payload []byte) {
+	s := c.reserve(false)
+	s.cost += len(payload)
+	w := c.workload()
+	w.requests.bytes += len(payload)
+	w.parsed = c.sh.srv.parsing.add(w.parsed, c.sh.began, len(payload), func() {
+		r, err := parseRequest(payload)
+		c.resolve(s, true, func() { c.answerParsed(r, err) })
+	})
+}
+
+// answerParsed answers a request in its turn.
+func (c *Conn) answerParsed(r *request, err error) {
+	if err == nil {
+		err = c.paysRequest(r)
+	}
+	if err != nil {
+		c.fail(r.ID, err, c.sendReply)
+		return
+	}
+	c.answerRequest(r, c.sendReply)
+}
+
+// requested does what a client asks for in a request of n bytes, or tells it what is wrong with that.
+func (c *Conn) requested(r *request, err error, n int) {
 	if err == nil {
 		err = c.paysRequest(r)
 	}
@@ -63,13 +109,18 @@ func (c *Conn) request(payload []byte) {
 		c.publishLater(r.ID, r.Publish)
 		return
 	}
+	if err == nil && r.isUnanswered() {
+		if err = c.checkQuery(r); err == nil {
+			return
+		}
+	}
 	if err == nil && (c.waiting() || r.Publish == nil && r.Ping == nil) {
-		if err = c.inTurn(len(payload), func() { c.answerRequest(r, c.sendReply) }); err == nil {
+		if err = c.afterPending(n, func() { c.answerRequest(r, c.sendReply) }); err == nil {
 			return
 		}
 	}
 	if err != nil {
-		if !c.waiting() || c.inTurn(len(payload), func() { c.fail(r.ID, err, c.sendReply) }) != nil {
+		if !c.waiting() || c.afterPending(n, func() { c.fail(r.ID, err, c.sendReply) }) != nil {
 			c.fail(r.ID, err, c.reply) // also when too much waits: at once, whatever it overtakes
 		}
 		return
@@ -109,6 +160,9 @@ func parseRequest(payload []byte) (*request, error) {
 			return r, bad("%s is a JSON %.20s: expected something else", kind.Field, kind.Value)
 		}
 		return r, bad("expected a JSON object: %v", err)
+	}
+	if err := requestShape.check(payload); err != nil {
+		return r, bad("%v", err)
 	}
 	asked := 0
 	for _, set := range []bool{r.Subscribe != nil, r.Unsubscribe != nil, r.Publish != nil, r.History != nil, r.Presence != nil, r.Ping != nil, r.Refresh != nil} {
@@ -179,15 +233,11 @@ func (c *Conn) doSubscribe(id json.RawMessage, r *subscribeRequest) error {
 	case r.Last < 0 || r.Last > mostLast:
 		return bad("last is %d: expected 0 to %d", r.Last, mostLast)
 	}
-	if err := c.checkRead(r.Topic); err != nil { // a token may have been renewed since
-		return err
-	}
-	c.subscribeReady(r.Topic, from, framingEnvelope, func(s Subscribed) {
-		c.markAsked()
+	c.subscribeReady(&wanted{name: r.Topic, from: from, kind: framingEnvelope, asked: true, reply: func(s Subscribed) {
 		if len(id) > 0 {
 			c.sendSubscribed(id, s, from.Since != nil)
 		}
-	}, func(err error) { c.fail(id, err, c.sendReply) })
+	}}, func(err error) { c.fail(id, err, c.sendReply) })
 	return nil
 }
 
@@ -214,26 +264,27 @@ func (c *Conn) publication(r *publishRequest) (p Publication, err error) {
 	if err := CheckTopic(r.Topic); err != nil {
 		return p, err
 	}
-	if !c.mayPublish(r.Topic) {
-		return p, errNotAllowed
+	if err := c.checkPublish(r.Topic); err != nil {
+		return p, err
 	}
 	p = Publication{Topic: r.Topic, Key: r.Key}
+	if p.Key != "" {
+		if err := checkJSONKey(p.Key); err != nil {
+			return p, err
+		}
+		p.Publisher, p.address = c.publisher()
+	}
 	p.Format, p.Payload, err = decodeData(r.Data, r.Encoding)
+	p.valid = p.Format == FormatJSON // or the request had not been JSON
 	return p, err
-}
-
-// waitsForMore says whether something that the client asked for is still to be done, beside messages that have
-// been handed to the broker.
-func (c *Conn) waitsForMore() bool {
-	return c.waiting() && (c.more.waiting > 0 || c.more.line.others > 0 || c.more.line.full())
 }
 
 // publishLater publishes a message of a client, and replies when the broker has it.
 func (c *Conn) publishLater(id json.RawMessage, r *publishRequest) {
 	p, err := c.publication(r)
-	s := c.stand(true)
+	s := c.reserve(true)
 	done := func(receipt Receipt, err error) {
-		c.settle(s, true, func() {
+		c.resolve(s, true, func() {
 			c.answerWith(id, "published", publishReply{p.Topic, receipt}, err, c.sendReply)
 		})
 	}
@@ -275,23 +326,50 @@ const (
 	mostHistory  = 1000
 )
 
-// mostHistoryBytes bounds the payloads in one reply, but for the first.
+// mostHistoryBytes bounds the messages in one reply, but for the first.
 const mostHistoryBytes = 1 << 20
 
-func (c *Conn) doHistory(id json.RawMessage, r *historyRequest) (what string, value any, err error) {
+// isUnanswered reports whether a request asks only for an answer, and has no id that the answer could have.
+func (r *request) isUnanswered() bool {
+	return len(r.ID) == 0 && (r.History != nil || r.Presence != nil || r.Ping != nil)
+}
+
+// checkQuery reports what is wrong with a request that asks only for an answer.
+func (c *Conn) checkQuery(r *request) error {
+	switch {
+	case r.History != nil:
+		return c.checkHistory(r.History)
+	case r.Presence != nil:
+		return c.checkPresence(r.Presence.Topic)
+	}
+	return nil
+}
+
+func (c *Conn) checkHistory(r *historyRequest) error {
 	if err := CheckTopic(r.Topic); err != nil {
+		return err
+	}
+	if err := c.checkRead(r.Topic); err != nil {
+		return err
+	}
+	if limit := r.limit(); limit < 1 || limit > mostHistory {
+		return bad("limit is %d: expected 1 to %d", limit, mostHistory)
+	}
+	return nil
+}
+
+func (r *historyRequest) limit() int {
+	if r.Limit != nil {
+		return *r.Limit
+	}
+	return usualHistory
+}
+
+func (c *Conn) doHistory(id json.RawMessage, r *historyRequest) (what string, value any, err error) {
+	if err := c.checkHistory(r); err != nil {
 		return "", nil, err
 	}
-	if !c.mayRead(r.Topic) {
-		return "", nil, errNotAllowed
-	}
-	limit := usualHistory
-	if r.Limit != nil {
-		limit = *r.Limit
-	}
-	if limit < 1 || limit > mostHistory {
-		return "", nil, bad("limit is %d: expected 1 to %d", limit, mostHistory)
-	}
+	limit := r.limit()
 	hub := c.sh.srv.hub
 	if !hub.cluster.keeps(r.Topic) {
 		value, err = hub.historyReply(r.Topic, r.Since, limit)
@@ -307,12 +385,12 @@ func (c *Conn) doHistory(id json.RawMessage, r *historyRequest) (what string, va
 	return "", nil, nil
 }
 
-// historyReply is a part of a topic's history as the JSON protocol and the HTTP interface have it.
+// historyReply is a part of a topic's history as the JSON protocol and the HTTP interface have it:
+// {"topic","offset","epoch","recovered","messages"}.
 type historyReply struct {
-	Topic string `json:"topic"`
-	Position
-	Recovered bool              `json:"recovered"`
-	Messages  []json.RawMessage `json:"messages"`
+	topic    string
+	past     Past // without its messages
+	messages []*message
 }
 
 func (h *hub) historyReply(topic string, since *Position, limit int) (*historyReply, error) {
@@ -321,12 +399,26 @@ func (h *hub) historyReply(topic string, since *Position, limit int) (*historyRe
 		from.Last = limit
 	}
 	past, list, err := h.past(topic, from, limit)
-	reply := &historyReply{Topic: topic, Position: past.Position, Recovered: past.Recovered, Messages: []json.RawMessage{}}
-	for _, m := range within(list, mostHistoryBytes, since == nil) {
-		reply.Messages = append(reply.Messages, m.appendEnvelope(nil))
-	}
-	return reply, err
+	return &historyReply{topic: topic, past: past, messages: within(list, mostHistoryBytes, since == nil)}, err
 }
+
+// appendTo appends the reply as JSON.
+func (r *historyReply) appendTo(b []byte) []byte {
+	b = append(appendText(append(b, `{"topic":`...), r.topic), `,"offset":`...)
+	b = append(strconv.AppendUint(b, r.past.Offset, 10), `,"epoch":`...)
+	b = append(appendText(b, r.past.Epoch), `,"recovered":`...)
+	b = append(strconv.AppendBool(b, r.past.Recovered), `,"messages":[`...)
+	for i, m := range r.messages {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = m.appendKept(b)
+	}
+	return append(b, "]}"...)
+}
+
+// MarshalJSON is for the HTTP interface.
+func (r *historyReply) MarshalJSON() ([]byte, error) { return r.appendTo(nil), nil }
 
 // within returns as many of the oldest messages, or of the newest, as have at most so many bytes, and at
 // least one.
@@ -336,7 +428,7 @@ func within(list []*message, bytes int, newest bool) []*message {
 		if newest {
 			i = len(list) - 1 - n
 		}
-		if bytes -= len(list[i].raw.Payload()); bytes >= 0 || n == 0 {
+		if bytes -= list[i].envelopeSize(); bytes >= 0 || n == 0 {
 			continue
 		}
 		if newest {
@@ -347,43 +439,57 @@ func within(list []*message, bytes int, newest bool) []*message {
 	return list
 }
 
-func (c *Conn) doPresence(id json.RawMessage, topic string) (what string, value any, err error) {
+func (c *Conn) checkPresence(topic string) error {
 	if err := CheckTopic(topic); err != nil {
-		return "", nil, err
+		return err
 	}
-	if !c.ep.now().Topics.Presence || !c.mayRead(topic) {
-		return "", nil, errNotAllowed
+	if !c.ep.now().Topics.Presence {
+		return errNoPresence
+	}
+	return c.checkRead(topic)
+}
+
+func (c *Conn) doPresence(id json.RawMessage, topic string) (what string, value any, err error) {
+	if err := c.checkPresence(topic); err != nil {
+		return "", nil, err
 	}
 	cl := c.sh.srv.hub.cluster
 	if cl == nil {
 		return "present", c.sh.srv.present(topic), nil
 	}
-	s := c.stand(false)
+	s := c.reserve(false)
 	cl.presentEverywhere(topic, func(p *presence) {
-		c.settle(s, true, func() { c.answerWith(id, "present", p, nil, c.sendReply) })
+		c.resolve(s, true, func() { c.answerWith(id, "present", p, nil, c.sendReply) })
 	})
 	return "", nil, nil
 }
 
 // Subscribers lists the connections that are subscribed to exactly this topic or pattern, in no order.
-func (s *Server) Subscribers(topic string) (list []*Conn) {
+func (s *Server) Subscribers(topic string) []*Conn {
+	list, _ := s.subscribers(topic, math.MaxInt)
+	return list
+}
+
+// subscribers lists at most so many of them, and counts all.
+func (s *Server) subscribers(topic string, limit int) (list []*Conn, count int) {
 	var src *source
 	if t := s.hub.find(topic); t != nil {
 		src = &t.source
 	} else if src = s.hub.findPattern(topic); src == nil {
-		return nil
+		return nil, 0
 	}
 	defer src.mu.Unlock()
 	for _, l := range src.locals {
 		l.sh.mu.Lock()
 		for _, a := range l.audiences {
 			if a != nil {
-				for i := range a.members { // the rest of a member is the loop's
+				count += len(a.members)
+				for i := range a.members[:min(len(a.members), limit-len(list))] { // the rest of a member is the loop's
 					list = append(list, a.members[i].conn)
 				}
 			}
 		}
 		l.sh.mu.Unlock()
 	}
-	return list
+	return list, count
 }

@@ -12,7 +12,19 @@ type subscribedReply struct {
 	Topic     string  `json:"topic"`
 	Offset    *uint64 `json:"offset,omitempty"`
 	Epoch     string  `json:"epoch,omitempty"`
+	After     *uint64 `json:"after,omitempty"` // the offset before what follows
 	Recovered *bool   `json:"recovered,omitempty"`
+}
+
+// appendEvent appends the reply as a server-sent event. Its id is the position from which an EventSource goes on that
+// has had no message when it comes back. A pattern has none, but an EventSource that sends any id learns that messages
+// may be missing.
+func (r *subscribedReply) appendEvent(b []byte) []byte {
+	id := noEventID
+	if r.After != nil {
+		id = eventID(r.Epoch, *r.After)
+	}
+	return appendEvent(b, "subscribed", id, appendJSON(nil, r))
 }
 
 // sendSubscribed sends the reply to a subscription at once: the messages follow. A subscription of the
@@ -20,13 +32,13 @@ type subscribedReply struct {
 func (c *Conn) sendSubscribed(id json.RawMessage, s Subscribed, since bool) {
 	r := subscribedReply{Topic: s.Topic, Epoch: s.Epoch}
 	if s.Epoch != "" {
-		r.Offset = &s.Offset
+		r.Offset, r.After = &s.Offset, &s.After
 	}
 	if since {
 		r.Recovered = &s.Recovered
 	}
 	if c.isEvents() {
-		c.sendEncoded(appendEvent(nil, "subscribed", "", appendJSON(nil, r)), itemReply)
+		c.sendEncoded(r.appendEvent(nil), itemReply)
 		return
 	}
 	c.sendReply(id, "subscribed", r)
@@ -39,6 +51,9 @@ func appendReply(b []byte, id json.RawMessage, what string, value any) []byte {
 		b = append(append(append(b, `"id":`...), id...), ',')
 	}
 	b = append(append(append(b, '"'), what...), `":`...)
+	if large, ok := value.(interface{ appendTo([]byte) []byte }); ok {
+		return append(large.appendTo(b), '}')
+	}
 	return append(appendJSON(b, value), '}')
 }
 
@@ -51,13 +66,24 @@ func (c *Conn) reply(id json.RawMessage, what string, value any) {
 
 // sendReply sends a reply at once.
 func (c *Conn) sendReply(id json.RawMessage, what string, value any) {
-	b := appendReply(nil, id, what, value)
-	if c.deflate {
-		b = c.ep.now().deflater.AppendFrame(nil, codec.OpText, b)
+	sh := c.sh
+	sh.text = appendReply(sh.text[:0], id, what, value)
+	if c.deflates() {
+		sh.reply = c.ep.now().deflater.AppendFrameWithin(sh.reply[:0], codec.OpText, sh.text, c.window)
 	} else {
-		b = codec.AppendFrame(nil, codec.OpText, b)
+		sh.reply = codec.AppendFrame(sh.reply[:0], codec.OpText, sh.text)
 	}
-	c.sendBytes(b, itemReply)
+	c.sendBytes(sh.reply, itemReply)
+}
+
+// keepReply is the size of a buffer for replies that a quiet loop keeps.
+const keepReply = 16 << 10
+
+// dropReplies lets go of buffers that large replies have left behind.
+func (sh *shard) dropReplies() {
+	if cap(sh.text) > keepReply || cap(sh.reply) > keepReply {
+		sh.text, sh.reply = nil, nil
+	}
 }
 
 // errorReply is what a client learns of a failure.
@@ -75,12 +101,13 @@ func errorCode(err error) string {
 	var topic *TopicError
 	var request *badRequest
 	var token *denial
+	var denied notAllowed
 	switch {
 	case errors.As(err, &topic):
 		return "invalid_topic"
 	case errors.As(err, &request), errors.Is(err, ErrNotJSON), errors.Is(err, ErrNotText), errors.Is(err, ErrKey):
 		return "bad_request"
-	case errors.Is(err, errNotAllowed), errors.Is(err, errNotYours), errors.Is(err, errNoPatterns), errors.Is(err, errRenewal):
+	case errors.As(err, &denied), errors.Is(err, errRenewal):
 		return "not_allowed"
 	case errors.As(err, &token) && token.Status == 401:
 		return "invalid_token"
@@ -110,8 +137,11 @@ func errorCode(err error) string {
 
 // fail tells a client that its request failed. If that is because the connection is closed, it knows.
 func (c *Conn) fail(id json.RawMessage, err error, reply replier) {
-	if !errors.Is(err, ErrClosed) {
-		reply(id, "error", errorReplyOf(err))
+	if errors.Is(err, ErrClosed) {
+		return
+	}
+	if r := errorReplyOf(err); c.mayErr(r.Code) {
+		reply(id, "error", r)
 	}
 }
 

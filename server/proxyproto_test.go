@@ -43,6 +43,7 @@ const (
 )
 
 func TestProxyHeaderTellsTheClient(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []ProxyMode{ProxyRequired, ProxyOptional} {
 		s := start(t, behindBalancers(mode))
 		for _, test := range []struct{ sentence, header, want string }{
@@ -219,6 +220,7 @@ func TestProxyHeaderBeforeAShortRequest(t *testing.T) {
 
 // The header costs a connection no memory that it keeps.
 func TestProxyHeaderLeavesNothingBehind(t *testing.T) {
+	t.Parallel()
 	s := start(t, behindBalancers(ProxyRequired))
 	c := dialRaw(t, s)
 	for i, b := range []byte(aliceV1 + upgradeHead("/who")) {

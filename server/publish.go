@@ -73,7 +73,7 @@ func (cl *cluster) publishFunc(p *Publication, done func(Receipt, error)) {
 	var receipt Receipt
 	h := &handover{done: func(err error) {
 		if err != nil {
-			err = fmt.Errorf("%w: %v", ErrUncertain, err)
+			err = uncertain(err)
 		}
 		done(receipt, err)
 	}}
@@ -95,7 +95,7 @@ func (cl *cluster) publishKept(p *Publication, rule int, done func(Receipt, erro
 		return
 	}
 	topic := string([]byte(p.Topic)) // which may be a part of something large
-	out := Publication{Topic: topic, Format: p.Format, Payload: bytes.Clone(p.Payload), Key: p.Key}
+	out := Publication{Topic: topic, Format: p.Format, Payload: bytes.Clone(p.Payload), Key: p.Key, Publisher: p.Publisher}
 	cl.stats.keptOut.Add(1)
 	cl.broker.PublishKept(out, rule, func(at Position, err error) {
 		cl.failed(err)
@@ -106,7 +106,7 @@ func (cl *cluster) publishKept(p *Publication, rule int, done func(Receipt, erro
 		case errors.Is(err, ErrNoCluster), errors.Is(err, ErrOverloaded), errors.Is(err, ErrTooLarge):
 			done(Receipt{}, err)
 		default:
-			done(Receipt{}, fmt.Errorf("%w: %v", ErrUncertain, err))
+			done(Receipt{}, uncertain(err))
 		}
 	})
 }
@@ -117,14 +117,13 @@ func (cl *cluster) audienceOf(topic string) (n int) {
 		n = int(t.subscribers)
 		t.mu.Unlock()
 	}
+	var some [8]*source
 	cl.hub.mu.RLock()
 	defer cl.hub.mu.RUnlock()
-	for _, p := range cl.hub.patterns {
-		if matches(p.name, topic) {
-			p.mu.Lock()
-			n += int(p.subscribers)
-			p.mu.Unlock()
-		}
+	for _, p := range cl.hub.patterns.match(topic, some[:0]) {
+		p.mu.Lock()
+		n += int(p.subscribers)
+		p.mu.Unlock()
 	}
 	return n
 }

@@ -3,3 +3,5 @@
 package server
 
 const raceEnabled = false
+
+const crowdPart = 1

@@ -21,8 +21,14 @@ func (l *Limits) resolveRates(c *checker) {
 	c.rate("limits.publishes_per_second", &l.PublishesPerSecond, mostMessages)
 	c.rate("limits.requests_per_second", &l.RequestsPerSecond, mostMessages)
 	c.size("limits.bytes_per_second", &l.BytesPerSecond, -1, true)
-	if l.BytesPerSecond > mostBytes {
-		c.add("limits.bytes_per_second", "%v is out of range: expected 1B to %v, or off", l.BytesPerSecond, mostBytes)
+	c.size("limits.decompressed_bytes_per_second", &l.DecompressedBytesPerSecond, 1<<20, true)
+	c.byteRate("limits.bytes_per_second", l.BytesPerSecond)
+	c.byteRate("limits.decompressed_bytes_per_second", l.DecompressedBytesPerSecond)
+}
+
+func (c *checker) byteRate(key string, n Size) {
+	if n > mostBytes {
+		c.add(key, "%v is out of range: expected 1B to %v, or off", n, mostBytes)
 	}
 }
 
@@ -57,11 +63,12 @@ func (c *Conn) mayShake() (RefuseReason, error) {
 }
 
 // debts are what a connection has sent lately and may soon send again. Owned by the loop.
-type debts struct{ messages, bytes, publishes, requests uint32 }
+type debts struct{ messages, bytes, publishes, requests, decompressed uint32 }
 
-// keepsDebts says whether a limit asks for them.
-func (s *settings) keepsDebts() bool {
-	return s.messages.limited() || s.bytes.limited() || s.publishes.limited() || s.requests.limited()
+// keepsDebts reports whether a limit asks for them on an endpoint.
+func (s *settings) keepsDebts(ep *endpoint) bool {
+	return s.messages.limited() || s.bytes.limited() || s.publishes.limited() || s.requests.limited() ||
+		ep.upgrader.Deflate && s.decompressed.limited()
 }
 
 // debts are there while a limit asks for them.
@@ -72,6 +79,7 @@ func (d *debts) relax(passed uint32) {
 	if *d != (debts{}) {
 		d.messages, d.bytes = relax(d.messages, passed), relax(d.bytes, passed)
 		d.publishes, d.requests = relax(d.publishes, passed), relax(d.requests, passed)
+		d.decompressed = relax(d.decompressed, passed)
 	}
 }
 
@@ -81,6 +89,17 @@ func (c *Conn) paysBytes(n int) bool {
 		return true
 	}
 	c.tooFast(CutByteRate, "more bytes than limits.bytes_per_second allows")
+	return false
+}
+
+// paysDecompression is the same for what d has done beyond what the size of compressed messages explains.
+func (c *Conn) paysDecompression(d *codec.Decoder) bool {
+	n, p := d.Amplified, c.sh.set.decompressed
+	d.Amplified = 0
+	if n == 0 || !p.limited() || c.state.Load() != stateOpen || p.take(&c.debts().decompressed, n) {
+		return true
+	}
+	c.tooFast(CutDecompressionRate, "more decompression than limits.decompressed_bytes_per_second allows")
 	return false
 }
 
@@ -133,5 +152,5 @@ func (c *Conn) paysRequest(r *request) error {
 func (c *Conn) tooFast(why CutReason, reason string) {
 	c.sh.stats.cut(why)
 	c.mark(markPeerDone, true) // nobody reads the rest
-	c.sh.postClose(c, closeFail, codec.ClosePolicyViolation, reason)
+	c.closeInOrder(closeFail, codec.ClosePolicyViolation, reason)
 }

@@ -3,7 +3,6 @@ package server_test
 import (
 	"bufio"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/gorilla/websocket"
 
+	"carillon/internal/needs"
 	"carillon/server"
 )
 
@@ -36,6 +36,7 @@ func goBlocks(t *testing.T) (programs, parts []string) {
 
 // The program in README.md has ten lines, and is an echo server.
 func TestReadmeProgram(t *testing.T) {
+	t.Parallel()
 	programs, _ := goBlocks(t)
 	if len(programs) != 1 {
 		t.Fatalf("README.md has %d programs, want 1", len(programs))
@@ -65,7 +66,7 @@ func TestReadmeProgram(t *testing.T) {
 			t.Fatalf("go %s: %v\n%s", args[0], err, out)
 		}
 	}
-	cmd := exec.CommandContext(t.Context(), program)
+	cmd := needs.CommandContext(t.Context(), program)
 	output := &strings.Builder{}
 	cmd.Stdout, cmd.Stderr = output, output
 	if err := cmd.Start(); err != nil {
@@ -86,12 +87,7 @@ func TestReadmeProgram(t *testing.T) {
 
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
+	return needs.Address(t)
 }
 
 func dialPatiently(t *testing.T, url string) *websocket.Conn {

@@ -102,7 +102,7 @@ var limitStories = []reloadStory{
 			}
 		}
 	}, func(o *Options) { o.Limits.MaxBacklog = 1 }},
-	{"limits.max_topics", Options{}, func(t *testing.T, s *Server) func() {
+	{"limits.max_topics", Options{Topics: []TopicRule{{Match: ">", History: 1}}}, func(t *testing.T, s *Server) func() {
 		mustPublish(t, s, "a", "1")
 		mustPublish(t, s, "b", "1")
 		return func() {
@@ -112,6 +112,26 @@ var limitStories = []reloadStory{
 			}
 		}
 	}, func(o *Options) { o.Limits.MaxTopics = 2 }},
+	{"limits.max_key_memory", Options{}, func(t *testing.T, s *Server) func() {
+		publish := func(key string) uint64 {
+			r, err := s.Publish(Publication{Topic: "a", Key: key})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return r.Offset
+		}
+		if first, second, again := publish("1"), publish("2"), publish("1"); first != 1 || second != 2 || again != 1 {
+			t.Error(first, second, again)
+		}
+		return func() {
+			if third, again := publish("3"), publish("1"); third != 3 || again != 4 {
+				t.Error(third, again)
+			}
+			if n := s.hub.keys.evicted.Load(); n != 3 {
+				t.Errorf("%d keys were evicted", n)
+			}
+		}
+	}, func(o *Options) { o.Limits.MaxKeyMemory = 1 }},
 	{"limits.max_memory", Options{}, func(t *testing.T, s *Server) func() {
 		wantReasons(t, s, "/readyz")
 		return func() {
@@ -175,11 +195,23 @@ var limitStories = []reloadStory{
 			alice.wantClose(codec.ClosePolicyViolation, "limits.bytes_per_second")
 		}
 	}, func(o *Options) { o.Limits.BytesPerSecond = 1 }},
+	{"limits.decompressed_bytes_per_second", Options{Endpoints: compressing()}, func(t *testing.T, s *Server) func() {
+		alice := dial(t, s, "/echo", offerHeader)
+		zeros := strings.Repeat("\x00", 50<<10)
+		bomb := masked(0xc2, deflated(t, zeros))
+		return func() {
+			alice.write(bomb) // more than there can ever be, granted once
+			alice.wantDeflated(Binary, zeros)
+			alice.write(bomb)
+			alice.wantClose(codec.ClosePolicyViolation, "limits.decompressed_bytes_per_second")
+		}
+	}, func(o *Options) { o.Limits.DecompressedBytesPerSecond = 1 }},
 	{"limits.max_tls_handshakes", Options{TLS: TLS{Config: testTLS()}}, func(t *testing.T, s *Server) func() {
+		s.tlsTable.setGrace(time.Hour)
 		hello := helloOf(t, &tls.Config{InsecureSkipVerify: true})
 		begin := func(running, waiting int) {
 			dialRaw(t, s).write(hello)
-			eventually(t, "it has begun", func() bool { r, w := s.tlsLine.counts(); return r == running && w == waiting })
+			eventually(t, "it has begun", func() bool { r, w := s.tlsTable.counts(); return r == running && w == waiting })
 		}
 		begin(1, 0)
 		begin(2, 0)
@@ -257,6 +289,18 @@ var timeStories = []reloadStory{
 			eventually(t, "the frozen one is cut off", func() bool { return s.Stats().Drops[DropWriteTimeout] > 0 })
 		}
 	}, func(o *Options) { o.Limits.WriteTimeout = 50 * time.Millisecond }},
+	{"limits.body_timeout", pagesWithin(-1, -1, mirror), func(t *testing.T, s *Server) func() {
+		before := dialRaw(t, s)
+		before.post("/before", 10)
+		eventually(t, "it is being served", func() bool { return s.Stats().PlainHTTP == 1 })
+		return func() {
+			after := dialRaw(t, s)
+			after.post("/after", 10)
+			eventually(t, "it is cut off", func() bool { return s.Stats().HTTPCuts[PlainCutBodyTimeout] == 1 })
+			before.write(make([]byte, 10))
+			before.wantPage("/before")
+		}
+	}, func(o *Options) { o.Limits.BodyTimeout = 50 * time.Millisecond }},
 	{"limits.close_timeout", Options{Limits: Limits{CloseTimeout: time.Hour}}, func(t *testing.T, s *Server) func() {
 		alice := dial(t, s, "/echo")
 		_ = onlyConn(t, s, "/echo").Close(codec.CloseNormal, "")
@@ -419,7 +463,7 @@ var clientStories = []reloadStory{
 		return func() {
 			wantError(t, alice.ask(`{"id":1,"publish":{"topic":"a","data":1}}`), "not_allowed")
 			bob.send("mine")
-			bob.wantClose(codec.ClosePolicyViolation, "nothing can be published here")
+			bob.wantClose(codec.ClosePolicyViolation, errNoPublish.Error())
 		}
 	}, func(o *Options) { o.Endpoints[2].Topics.Publish = nil }},
 	{"endpoints[2].topics.patterns", Options{}, func(t *testing.T, s *Server) func() {
@@ -440,6 +484,15 @@ var clientStories = []reloadStory{
 		alice.subscribed("b")
 		return func() { wantError(t, alice.ask(`{"id":1,"subscribe":{"topic":"c"}}`), "too_many_subscriptions") }
 	}, func(o *Options) { o.Endpoints[2].Topics.MaxSubscriptions = 1 }},
+	{"endpoints[2].topics.max_patterns", Options{}, func(t *testing.T, s *Server) func() {
+		alice := dial(t, s, "/ws", speakJSON)
+		alice.subscribed("a.*")
+		alice.subscribed("b.*")
+		return func() {
+			wantError(t, alice.ask(`{"id":1,"subscribe":{"topic":"c.*"}}`), "too_many_subscriptions")
+			alice.subscribed("d")
+		}
+	}, func(o *Options) { o.Endpoints[2].Topics.MaxPatterns = 1 }},
 	{"endpoints[0].compression.threshold", Options{Endpoints: compressing()}, func(t *testing.T, s *Server) func() {
 		long := strings.Repeat("carillon ", 100)
 		alice := dial(t, s, "/echo", offerHeader)
@@ -530,13 +583,13 @@ var endStories = []reloadStory{
 		call(t, s, "GET", "/v1/topics", "", "Host: elsewhere.example").is(t, 421)
 		return func() {
 			call(t, s, "GET", "/v1/topics", "").is(t, 401)
-			call(t, s, "GET", "/v1/topics", "", bearer+"hush", "Host: elsewhere.example").is(t, 200)
+			call(t, s, "GET", "/v1/topics", "", bearer+"hush-hush-hush-hush", "Host: elsewhere.example").is(t, 200)
 			reloaded(t, s, "internal.token", func(o *Options) { o.Internal.Token = "" })
 			call(t, s, "GET", "/v1/topics", "").is(t, 200)
 			call(t, s, "GET", "/v1/topics", "", "Host: elsewhere.example").is(t, 421)
 			call(t, s, "POST", "/v1/broadcast", "x", "Sec-Fetch-Site: cross-site", "Content-Type: text/plain").is(t, 403)
 		}
-	}, func(o *Options) { o.Internal.Token = "hush" }},
+	}, func(o *Options) { o.Internal.Token = "hush-hush-hush-hush" }},
 	{"drain.delay drain.deadline", Options{}, func(t *testing.T, s *Server) func() {
 		return func() {
 			call(t, s, "POST", "/v1/drain", "").is(t, 202)

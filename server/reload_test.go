@@ -190,7 +190,7 @@ func TestReloadRefusesAsAWhole(t *testing.T) {
 			func(o *Options) { o.HealthPath, o.Endpoints = "/echo", o.Endpoints[1:] }, []string{"health_path: /echo is the path of endpoints[0]"}},
 	} {
 		t.Run(row.sentence, func(t *testing.T) {
-			s := start(t, Options{Endpoints: append(echoAndBroadcast(), topicsEndpoint()), Internal: Internal{Listen: "0.0.0.0:0", Token: "hush"}})
+			s := start(t, Options{Endpoints: append(echoAndBroadcast(), topicsEndpoint()), Internal: Internal{Listen: "0.0.0.0:0", Token: "hush-hush-hush-hush"}})
 			alice, before := dial(t, s, "/echo"), s.settings()
 			ch, err := changed(s, func(o *Options) {
 				o.Limits.MaxMessage = 1
@@ -214,12 +214,12 @@ func TestReloadRefusesAsAWhole(t *testing.T) {
 
 // localhost is an address of other machines here. So a token that was there from the start cannot go.
 func TestReloadKeepsATokenThatIsNeeded(t *testing.T) {
-	s := withAPI(t, Options{Internal: Internal{Token: "hush"}})
+	s := withAPI(t, Options{Internal: Internal{Token: "hush-hush-hush-hush"}})
 	s.reloads.exposed = true
 	if _, err := changed(s, func(o *Options) { o.Internal.Token = "" }); err == nil || !strings.Contains(err.Error(), "internal.token: is missing") {
 		t.Error(err)
 	}
-	reloaded(t, s, "internal.token", func(o *Options) { o.Internal.Token = "quiet" })
+	reloaded(t, s, "internal.token", func(o *Options) { o.Internal.Token = "quiet-quiet-quiet" })
 }
 
 // A file that cannot be read is the answer of whoever reads it. The metrics know.
@@ -275,6 +275,7 @@ func TestReloadKeepsHandlers(t *testing.T) {
 
 // Pages follow the limits for heads: connections that are open keep theirs, and are served on.
 func TestReloadRenewsPlainHTTP(t *testing.T) {
+	t.Parallel()
 	s := start(t, withPages(mirror))
 	old := dialRaw(t, s)
 	old.write([]byte(requestHead("GET /1 HTTP/1.1")))
@@ -356,6 +357,7 @@ func TestReloadOfLatestWhileAReaderIsFrozen(t *testing.T) {
 
 // With shorter time-outs the loops look for them more often.
 func TestReloadOfTheTick(t *testing.T) {
+	t.Parallel()
 	s := withAPI(t, Options{Limits: Limits{CloseTimeout: time.Hour}, Ping: Ping{Timeout: time.Hour}})
 	dial(t, s, "/echo")
 	turns := func() float64 { return scrape(t, s)["carillon_loop_turn_seconds_count"] }

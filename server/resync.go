@@ -16,7 +16,7 @@ func (cl *cluster) resyncAll() {
 	for {
 		number := cl.stats.resyncs.Load()
 		for i := range cl.hub.parts {
-			for _, t := range cl.hub.topicsOf(i) {
+			for t := range cl.hub.parts[i].all() {
 				cl.resyncOne(t)
 			}
 		}
@@ -46,16 +46,4 @@ func (cl *cluster) resyncOne(t *topic) {
 	k.resting, k.tries = false, 0
 	cl.enlist(&t.source, &waiter{load: k.loads + 1, done: func(error) { <-cl.paced }})
 	cl.load(t)
-}
-
-// topicsOf lists the topics of a part.
-func (h *hub) topicsOf(part int) []*topic {
-	p := &h.parts[part]
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	list := make([]*topic, 0, len(p.topics))
-	for _, t := range p.topics {
-		list = append(list, t)
-	}
-	return list
 }

@@ -63,8 +63,7 @@ func (r *roster) search(id uint64) (int, bool) {
 // make lists the connections of now. The caller holds mu.
 func (r *roster) make(s *Server) {
 	began := time.Now()
-	clear(r.list)
-	r.list = r.list[:0]
+	r.list = slices.Grow([]entry(nil), s.Count())
 	r.reached = s.lastID.Load()
 	for c := range s.Conns() {
 		r.list = append(r.list, entry{c.id, c})

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// crowd is as many connections as a test opens. It leaves room below a descriptor limit of 20,000;
-// where the limit is lower, the tests that need it say so.
-const crowd = 15000
+// crowd is as many connections as a test opens: 15,000, but a third of them under the race detector. It leaves room
+// below a descriptor limit of 20,000; where the limit is lower, the tests that need it say so.
+const crowd = 15000 / crowdPart
 
 func needDescriptors(t testing.TB, n int) {
 	t.Helper()
@@ -23,7 +23,7 @@ func needDescriptors(t testing.TB, n int) {
 	}
 }
 
-// Fifteen thousand come, every one of them gets each message exactly once and in order, they go, and
+// A crowd comes, every one of them gets each message exactly once and in order, they go, and
 // the memory is back.
 func TestCrowd(t *testing.T) {
 	needDescriptors(t, crowd)
@@ -57,9 +57,9 @@ func TestCrowd(t *testing.T) {
 	}
 	eventually(t, "all are gone", func() bool { return s.sockets.Load() == 1 && s.Count() == 1 })
 	// gnet's map of connections keeps its size, about 40 B for each that there was.
-	if left := heapBytes() - before; left > crowd*80 {
-		t.Errorf("%d B of heap for each connection that is gone", left/crowd)
-	}
+	var left int64
+	defer func() { t.Logf("%d B of heap are left of each connection", left/crowd) }()
+	eventually(t, "their memory is given back", func() bool { left = heapBytes() - before; return left <= crowd*80*crowdPart })
 	lone.send("still here")
 	lone.want("still here")
 }
@@ -91,7 +91,7 @@ func TestCrowdDrainsEvenly(t *testing.T) {
 	d := evenDrain{parts: 5, over: 3 * time.Second, share: 10, longest: 200 * time.Millisecond}
 	smallest := 1
 	if raceEnabled { // the processors are not fast enough for it
-		d.share, d.longest, smallest = 4, time.Second, 5
+		d.share, d.longest, smallest = 4, time.Second, 2
 	}
 	inFiveTries(t, func(try int) string {
 		d.conns = crowd / max(min(try, 4), smallest)

@@ -1,24 +1,26 @@
 package server
 
 import (
-	"bytes"
 	"os"
 	"syscall"
 
 	"carillon/codec"
 )
 
+// deflates reports whether permessage-deflate was negotiated.
+func (c *Conn) deflates() bool { return c.window > 0 }
+
 // encoded is the form of a frame that this connection negotiated.
 func (c *Conn) encoded(f *codec.Frame) []byte {
-	if c.deflate {
-		return f.Deflated(c.ep.now().deflater)
+	if c.deflates() {
+		return f.DeflatedWithin(c.ep.now().deflater, c.window)
 	}
 	return f.Plain()
 }
 
 // plainFD is what a group may write plain frames to without looking at the connection.
 func (c *Conn) plainFD() int32 {
-	if c.out != nil || c.deflate || c.is(markTLS) {
+	if c.out != nil || c.deflates() || c.is(markTLS) {
 		return -1
 	}
 	return c.fd
@@ -58,8 +60,7 @@ func (c *Conn) sendBytes(b []byte, kind itemKind) {
 			return
 		}
 	}
-	// The slow path cuts it into frames again. Each is copied by itself: one that waits long must not
-	// keep the memory of those around it, which may be dropped or replaced.
+	// The slow path cuts it into frames again, so that the policy can drop each of them.
 	start := 0
 	for start+codec.FrameLen(b[start:]) <= written {
 		start += codec.FrameLen(b[start:])
@@ -67,7 +68,7 @@ func (c *Conn) sendBytes(b []byte, kind itemKind) {
 	b, written = b[start:], written-start
 	for len(b) > 0 && c.state.Load() == stateOpen {
 		n := codec.FrameLen(b)
-		c.enqueue(bytes.Clone(b[:n]), written, max(kind, kindOf(b))) // control frames stay what they are
+		c.enqueueCopy(b[:n], written, max(kind, kindOf(b))) // control frames stay what they are
 		b, written = b[n:], 0
 	}
 	c.lose(b, kind)
@@ -124,7 +125,7 @@ func (c *Conn) sendControl(b []byte) {
 			return
 		}
 	}
-	c.enqueue(bytes.Clone(b), written, itemControl)
+	c.enqueueCopy(b, written, itemControl)
 }
 
 // sendFrames sends the messages of an audience to one of its members, or history if there is none.

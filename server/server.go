@@ -39,12 +39,13 @@ type Server struct {
 	listeners      []*listener // Options.Listen, then Options.Listeners
 	addresses      *addresses
 	internalSecure *secure // nil without Options.Internal.TLS
-	tlsLine        *tlsLine
+	tlsTable       *tlsTable
 	handshakes     bucket
 	begin          time.Time        // of the shards' clocks, which no change of the system's time moves
 	wall           func() time.Time // for what has a date: tokens, and what messages say of their time
 	looping        chan struct{}    // closed when all loops listen
 	loopsEnded     chan struct{}    // closed when they have ended
+	parsing        parseQueue       // of large requests
 	checkOwner     bool             // see goroutine
 	started        chan struct{}
 	empty          chan struct{} // has a value when the last socket closed while nobody comes in
@@ -164,7 +165,7 @@ func New(options Options) (*Server, error) {
 		s.endpoints = append(s.endpoints, ep)
 		s.byPath[e.Path] = ep
 	}
-	s.tlsLine = newTLSLine(s)
+	s.tlsTable = newTLSTable(s)
 	if err := s.loadCertificates(); err != nil {
 		return nil, err
 	}
@@ -261,6 +262,7 @@ func (ep *endpoint) post(shards []*shard, f *codec.Frame, at stamp) (connections
 		if n := sh.listeners(ep); n > 0 {
 			connections += int(n)
 			sh.backlog.Add(int64(len(f.Plain())))
+			sh.fanout.Add(1)
 			sh.post(letter{kind: letterBroadcast, ep: ep, frame: f, at: at})
 		}
 	}

@@ -3,7 +3,6 @@ package server
 import (
 	"bytes"
 	"crypto/tls"
-	"errors"
 	"io"
 	"net"
 	"syscall"
@@ -30,6 +29,11 @@ type session struct {
 	chunk   int     // bytes of the last write whose encrypted form pending is the rest of
 	lost    uint64  // messages that end in these, and are lost if the connection ends now
 	ended   bool    // close_notify was sent
+
+	records   records // of which crypto/tls has taken some
+	charged   uint32  // how many of those chargeEmpty knows of
+	emptyDebt uint32  // for records without data, as of emptyAt, which is the shard's clock
+	emptyAt   uint32
 }
 
 // errDry is what a read gets when there is nothing more for now. crypto/tls goes on after an error that is
@@ -48,11 +52,14 @@ func (s *session) Read(b []byte) (int, error) {
 	case s.shake != nil:
 		return s.shake.read(b)
 	case len(s.in) > 0:
-		n := copy(b, s.in)
+		n := copy(b, s.in[:s.records.limit(s.in)])
+		s.records.advance(s.in[:n])
 		s.in = s.in[n:]
 		return n, nil
 	case s.lower != nil:
-		return s.lower.Read(b)
+		n, err := s.lower.Read(b)
+		s.records.advance(b[:n])
+		return n, err
 	}
 	return 0, errDry
 }
@@ -175,7 +182,7 @@ func (c *Conn) decrypt(s *session, b []byte) {
 	}
 	s.in = b
 	for c.session() == s && !c.is(markPeerDone) && c.state.Load() < stateLingering {
-		n, err := s.drain(sh.clear)
+		n, err := s.drain(sh.clear, sh.clock)
 		if !c.pushAnswers(s) {
 			return
 		}
@@ -195,22 +202,20 @@ func (c *Conn) decrypt(s *session, b []byte) {
 	}
 }
 
-func (s *session) drain(b []byte) (n int, err error) {
+func (s *session) drain(b []byte, now uint32) (n int, err error) {
 	for n < len(b) && err == nil {
 		var m int
 		m, err = s.tls.Read(b[n:])
 		n += m
+		if empty := s.chargeEmpty(m > 0, now); empty != nil {
+			err = empty
+		}
 	}
 	return n, err
 }
 
-// maxAnswers bounds what crypto/tls itself may have to say to a client that does not read: it answers each
-// request for new keys (RFC 8446, section 4.6.3).
-const maxAnswers = 64 << 10
-
-var errAnswers = errors.New("the client asks for new keys and does not read the answers")
-
-// pushAnswers sends what crypto/tls wrote while it read, and says whether the connection is still there.
+// pushAnswers sends what crypto/tls wrote while it read, and says whether the connection is still there. It answers
+// each request for new keys (RFC 8446, section 4.6.3), of which emptyRecordPace does not let many come.
 func (c *Conn) pushAnswers(s *session) bool {
 	if len(c.sh.sealed) == 0 {
 		return true
@@ -219,29 +224,33 @@ func (c *Conn) pushAnswers(s *session) bool {
 		c.abort(errno)
 		return false
 	}
-	if len(s.pending) > maxAnswers+sealChunk {
-		c.abort(errAnswers)
-		return false
-	}
 	return true
 }
 
 // unsealed ends a connection on which nothing more can be read. After close_notify, what the client has sent
 // before is answered first.
 func (c *Conn) unsealed(err error) {
-	c.mark(markPeerDone, true)
-	if err != io.EOF {
+	switch err {
+	case io.EOF:
+		c.inputEnded(err)
+	case errEmptyRecords:
+		c.cutEmptyRecords()
+	default:
+		c.mark(markPeerDone, true)
 		c.abort(err)
-		return
 	}
-	c.sh.postDo(c, 0, func() {
-		switch state := c.state.Load(); {
-		case state == stateClosing:
-			c.flushed()
-		case state < stateClosing && c.sayEnd():
-			c.abort(io.EOF)
-		}
-	})
+}
+
+// cutEmptyRecords ends a connection whose client makes the loop work for nothing.
+func (c *Conn) cutEmptyRecords() {
+	switch c.state.Load() {
+	case stateHandshake:
+		c.evict(RefuseTLSRecords, nil, errEmptyRecords)
+		return
+	case stateOpen:
+		c.sh.stats.cut(CutTLSRecords)
+	}
+	c.abort(errEmptyRecords)
 }
 
 // sealChunk is how much is encrypted for one write, and so about how much of one slow connection can wait

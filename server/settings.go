@@ -21,6 +21,7 @@ type settings struct {
 	addressShake pace     // handshakes of each address
 	messages     pace     // of each connection
 	bytes        pace
+	decompressed pace
 	publishes    pace
 	requests     pace
 	maxSockets   int // that may be open at once; 0 before the server runs
@@ -66,6 +67,7 @@ func (s *Server) settle(o Options, before *settings, places []int) (*settings, e
 		addressShake: newPace(int64(o.Limits.HandshakesPerSecondPerAddress), handshakeBurst),
 		messages:     newPace(int64(o.Limits.MessagesPerSecond), messageBurst),
 		bytes:        newPace(int64(o.Limits.BytesPerSecond), messageBurst),
+		decompressed: newPace(int64(o.Limits.DecompressedBytesPerSecond), messageBurst),
 		publishes:    newPace(int64(o.Limits.PublishesPerSecond), messageBurst),
 		requests:     newPace(int64(o.Limits.RequestsPerSecond), messageBurst),
 		maxBacklog:   int64(o.Limits.MaxBacklog),

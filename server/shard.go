@@ -15,17 +15,20 @@ type shard struct {
 	// Immutable.
 	srv       *Server
 	loop      gnet.EventLoop
+	interest  interest
 	groups    []*group  // those of the endpoints, see groupsOf, then the two below
 	shaking   *group    // connections whose handshake is not complete
 	closing   *group    // connections that are no members of an endpoint any more
 	goroutine goroutine // the loop's
 
 	mail    mailbox
-	backlog atomic.Int64 // bytes of messages that were posted and have not been handed to connections
+	backlog atomic.Int64  // bytes of messages that were posted and have not been handed to connections
+	fanout  atomic.Uint64 // messages that were posted for many
 	stats   counters
 	meters  meters                   // each says who uses what of it
 	called  atomic.Pointer[callSite] // what the loop has called last
-	excess  atomic.Int64             // bytes that slow consumers have too much, for the next sweep
+	excess  atomic.Int64             // bytes that connections hold too much, for the next sweep
+	partial atomic.Int64             // bytes of large messages that are not complete; written by the loop
 
 	// Guards the lists of connections in groups, and the values that applications attach.
 	mu sync.Mutex
@@ -36,15 +39,22 @@ type shard struct {
 	site         *callSite // as in called
 	tally        tally
 	reading      correspondence
+	read         uint64 // letters, ever
+	run          runQueue
 	sweep        sweep
-	began        time.Duration // of this turn, after the server was made
-	clock        uint32        // the same in milliseconds; never 0
-	sliced       bool          // the last turn that the bell asked for did not finish its work
-	pending      queue         // audiences whose streams are not at their end
-	goingAway    bool          // the server shuts down: nobody may stay
-	stalled      []*Conn       // those that have an outbox
-	entrances    []entrance    // see listenerOf
+	began        time.Duration   // of this turn, after the server was made
+	round        time.Duration   // that turns of sockets have taken since the last turn of the bell
+	clock        uint32          // the same in milliseconds; never 0
+	sliced       bool            // the last turn that the bell asked for did not finish its work
+	pending      queue[audience] // audiences whose streams are not at their end
+	writable     queue[Conn]     // connections whose sockets take bytes again
+	published    uint64          // messages to the streams of topics
+	goingAway    bool            // the server shuts down: nobody may stay
+	stalled      []*Conn         // those that have an outbox
+	partials     []*inbound      // those that keep much of a message
+	entrances    []entrance      // see listenerOf
 	deadlines    deadlines
+	timers       loopTimers
 	lost         error // why the connection that is being closed was aborted
 	decoder      codec.Decoder
 	inflater     *codec.Inflater
@@ -56,6 +66,8 @@ type shard struct {
 	chunk        []byte // for writing several waiting frames at once
 	joined       []byte // for reading on behind an incomplete frame
 	control      []byte // for a control frame or an HTTP response
+	text         []byte // for a reply
+	reply        []byte // for its frame
 	clear        []byte // for what is decrypted
 	sealed       []byte // for what is encrypted: empty but during a write or a read
 }
@@ -65,6 +77,7 @@ type tally struct{ deliveries, bytesOut, writes uint64 }
 
 func newShard(s *Server, loop gnet.EventLoop) (*shard, error) {
 	sh := &shard{srv: s, loop: loop, set: s.settings()}
+	sh.timers.sh = sh
 	sh.meters.flushed = make([]histogram, 1+len(s.endpoints))
 	if sh.goroutine = currentGoroutine(); s.checkOwner {
 		sh.owner = sh.goroutine
@@ -78,6 +91,9 @@ func newShard(s *Server, loop gnet.EventLoop) (*shard, error) {
 	sh.shaking, sh.closing = newGroup(sh, nil), newGroup(sh, nil)
 	sh.groups = append(sh.groups, sh.shaking, sh.closing)
 	var err error
+	if sh.interest, err = newInterest(loop); err != nil {
+		return nil, err
+	}
 	sh.mail.bell, err = newBell(sh)
 	return sh, err
 }
@@ -112,27 +128,37 @@ func (sh *shard) follow(set *settings) {
 	}
 }
 
-// leave ends a turn: the letters are read, and if something is left to do, be it new letters or a
-// walk or sweep that has further slices, the bell makes sure of the next turn. Everything else that
-// is ready on the loop comes before that.
+// leave ends the turn of a socket: letters are read and connections served that have work to do, unless other sockets
+// have waited long enough.
 func (sh *shard) leave() {
-	sh.readMail(false)
-	if sh.backlog.Load() > sh.set.maxBacklog/16 {
-		// Publishers are faster than the walk. A turn reads up to 64 KiB; now it also reads all letters
-		// and hands out a batch, which is more, so that the backlog shrinks and TCP slows the
-		// publishers down.
-		sh.readMail(true)
-		sh.walk(true)
+	if !sh.isCrowded() {
+		sh.readMail()
+		sh.runQueued()
 	}
-	sh.meters.turn.since(sh.began, sh.srv.elapsed())
+	sh.round += sh.endTurn()
+	if sh.isCrowded() { // until the bell, with which the next round begins
+		sh.mail.mu.Lock()
+		sh.mail.wake()
+		sh.mail.mu.Unlock()
+	}
+}
+
+// endTurn ends a turn and returns how long it took. If something is left to do, be it new letters, work of connections, or
+// a walk or sweep that has further slices, the bell makes sure of the next turn. Everything else that is ready on the loop
+// comes before that.
+func (sh *shard) endTurn() (took time.Duration) {
+	sh.admitInflating()
+	ended := sh.srv.elapsed()
+	sh.meters.turn.since(sh.began, ended)
 	sh.settle()
 	m := &sh.mail
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.inTurn = false
-	if len(m.letters) > 0 || m.tick || m.goAway || sh.busy() {
+	if len(m.letters) > 0 || m.tick || m.goAway || m.relief || m.timers || sh.busy() {
 		m.wake()
 	}
+	return ended - sh.began
 }
 
 // rung is the turn that the bell asked for. After a slice that left something to do, it first gives way
@@ -142,35 +168,59 @@ func (sh *shard) rung() {
 	rung := sh.mail.heard()
 	sh.enter()
 	sh.meters.lag.since(rung, sh.began)
+	sh.round = 0
 	if sh.sliced {
 		sh.sliced = false
-		sh.leave()
+		sh.readMail()
+		sh.endTurn()
 		return
 	}
-	sh.readMail(false)
-	sh.walk(false)
+	sh.relieve()
+	sh.readMail()
+	sh.walk()
+	sh.flushWritable()
 	sh.sweepOn()
-	sh.leave()
+	sh.timers.run()
+	sh.runQueued()
+	sh.readMail()
+	sh.endTurn()
 	sh.sliced = sh.busy()
 }
 
-// walk hands out what was published: a slice, for the audiences in turn, or a whole batch to at least
-// one of them.
-func (sh *shard) walk(whole bool) {
-	s := slice{start: time.Now(), whole: whole}
+// sliceTime is how long a slice may take. A loop that has much to hand out does it in longer slices, which cost less.
+func (sh *shard) sliceTime() time.Duration {
+	if sh.backlog.Load() > sh.set.maxBacklog/16 {
+		return 4 * sliceTime
+	}
+	return sliceTime
+}
+
+// walk hands out a slice of what was published, for the audiences in turn.
+func (sh *shard) walk() {
+	s := slice{start: time.Now(), time: sh.sliceTime()}
 	for range sh.pending.len() {
 		a := sh.pending.pop()
 		if a.queued = !a.walk(&s); a.queued {
 			sh.pending.push(a)
 		}
-		if s.over() || whole && time.Since(s.start) > sliceTime {
+		if s.over() {
 			return
 		}
 	}
 }
 
+// flushWritable writes what waits for sockets that take bytes again, for a slice, in turn.
+func (sh *shard) flushWritable() {
+	for start, limit := time.Now(), sh.sliceTime(); sh.writable.len() > 0 && time.Since(start) <= limit; {
+		if c := sh.writable.pop(); c.flushSome() {
+			sh.writable.push(c)
+		}
+	}
+}
+
 func (sh *shard) busy() bool {
-	return !sh.reading.done() || sh.sweep.running || sh.pending.len() > 0 || sh.goingAway && sh.occupied()
+	return !sh.reading.done() || sh.sweep.running || sh.pending.len() > 0 || sh.writable.len() > 0 || len(sh.run.heap) > 0 ||
+		sh.timers.due || sh.goingAway && sh.occupied()
 }
 
 func (sh *shard) settle() {

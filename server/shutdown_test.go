@@ -17,7 +17,9 @@ import (
 // runUntil runs a server until cancel is called; ended then says how that went.
 func runUntil(t *testing.T, opts Options) (s *Server, cancel context.CancelFunc, ended chan error) {
 	t.Helper()
-	opts.Listen = "127.0.0.1:0"
+	if opts.Listen == "" {
+		opts.Listen = "127.0.0.1:0"
+	}
 	if opts.Drain == (Drain{}) {
 		opts.Drain.Duration = -1
 	}
@@ -103,7 +105,7 @@ func TestShutdownFlushes(t *testing.T) {
 // While alice takes her time to close, nobody new comes in: bob cannot connect, and cathy, who was in
 // the middle of her handshake, gets a 503. Alice is served until she goes.
 func TestShutdownRefuses(t *testing.T) {
-	s, cancel, ended := runUntil(t, Options{Endpoints: echoAndBroadcast(), Drain: Drain{Duration: -1, Deadline: patience}})
+	s, cancel, ended := runUntil(t, Options{Listen: freeAddress(t), Endpoints: echoAndBroadcast(), Drain: Drain{Duration: -1, Deadline: patience}})
 	alice, cathy, dave := dial(t, s, "/echo"), dialRaw(t, s), dialRaw(t, s)
 	cathy.write([]byte(upgradeHead("/echo")[:60]))
 	eventually(t, "the server has seen them all", func() bool { return s.Stats().Accepted == 3 })
@@ -136,6 +138,7 @@ func TestShutdownRefuses(t *testing.T) {
 
 // A client that never answers, and one that does not even read, are cut at whichever bound is first.
 func TestShutdownIsBounded(t *testing.T) {
+	t.Parallel()
 	for _, row := range []struct {
 		name            string
 		close, shutdown time.Duration

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"strings"
 	"syscall"
 	"testing"
@@ -33,10 +34,23 @@ func dialSmall(t testing.TB, s *Server) *client {
 	return newClient(t, conn)
 }
 
-// dialFrozen opens a WebSocket on one of those.
+// shrinkPeer gives a socket of this process a small send buffer: the one whose peer has an address. It reports whether
+// there is one.
+func shrinkPeer(address string) bool {
+	for fd := range 4096 {
+		peer, err := unix.Getpeername(fd)
+		if in, ok := peer.(*unix.SockaddrInet4); err == nil && ok && netip.AddrPortFrom(netip.AddrFrom4(in.Addr), uint16(in.Port)).String() == address {
+			return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 32<<10) == nil
+		}
+	}
+	return false
+}
+
+// dialFrozen opens a WebSocket on one of those. The server's side is full after some 100 KB.
 func dialFrozen(t testing.TB, s *Server, path string, headers ...string) *client {
 	t.Helper()
 	c := dialSmall(t, s)
+	eventually(t, "the server's side is found", func() bool { return shrinkPeer(c.conn.LocalAddr().String()) })
 	c.write([]byte(upgradeHead(path, headers...)))
 	if resp := c.response(); resp.StatusCode != 101 {
 		t.Fatalf("handshake: %s", resp.Status)
@@ -258,6 +272,7 @@ func (c *client) readUntilClose(code codec.CloseCode, reason string) (blocks int
 // Cathy was frozen for longer than a closing handshake may take before she was closed for it: her
 // time to close begins only then.
 func TestFrozenReaderGetsTimeToClose(t *testing.T) {
+	t.Parallel()
 	limits, ping := off()
 	limits.CloseTimeout = 4 * time.Second
 	ping.Timeout = 400 * time.Millisecond // for a short tick: there are no pings
@@ -367,7 +382,7 @@ func dropsOf(s *Server) (n int) {
 
 // A message larger than the queue goes out when nothing waits before it, whatever the policy.
 func TestMessageLargerThanQueue(t *testing.T) {
-	large := bytes.Repeat([]byte("0123456789abcdef"), 1<<20)
+	large := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
 	for _, p := range []Policy{PolicyDropOldest, PolicyDropNewest, PolicyLatest, PolicyClose} {
 		t.Run(string(p), func(t *testing.T) {
 			s := start(t, Options{Endpoints: policy(SlowConsumer{Policy: p, MaxQueue: 64 << 10})})
@@ -391,9 +406,10 @@ func TestMessageLargerThanQueue(t *testing.T) {
 
 // Without a limit, all that cathy missed is there when she thaws.
 func TestQueueWithoutLimit(t *testing.T) {
+	t.Parallel()
 	s := start(t, Options{Endpoints: policy(SlowConsumer{MaxQueue: -1})})
 	cathy := dialFrozen(t, s, "/broadcast")
-	const published = 2000 // 32 MB
+	const published = 1000 // 16 MB
 	for i := range published {
 		for s.Broadcast("/broadcast", Binary, block(i)) == ErrOverloaded {
 			time.Sleep(time.Millisecond)
@@ -444,6 +460,7 @@ func TestFrozenPinger(t *testing.T) {
 
 // A slow reader of large echoes gets every byte.
 func TestSlowEchoOfLargeMessages(t *testing.T) {
+	t.Parallel()
 	endpoints := []Endpoint{{Path: "/echo", Mode: ModeEcho, SlowConsumer: SlowConsumer{MaxQueue: 64 << 20}}}
 	s := start(t, Options{Endpoints: endpoints})
 	c := dialFrozen(t, s, "/echo")

@@ -19,13 +19,14 @@ const (
 	DropShutdown                       // the server stopped before a slow receiver had taken them
 	DropOverloaded                     // the loop had too much to look at, so Send, Broadcast or Publish refused the message as a whole
 	DropMemory                         // the receiver was closed because limits.max_memory is reached; these messages waited
+	DropHistory                        // the receiver was slow to read a topic's history, which dropped the message before it was sent
 	DropClusterGap                     // another server's message did not come, so none of this one's receivers got it: counted once
 	numDropReasons
 )
 
 var dropNames = [numDropReasons]string{
 	"drop_oldest", "drop_newest", "conflated", "slow_consumer", "write_timeout", "closed", "shutdown", "overloaded",
-	"memory",
+	"memory", "history",
 	"cluster_gap",
 }
 
@@ -73,7 +74,7 @@ const (
 	RefuseHookBusy       // 503: as many requests wait for the connect hook as may
 	RefuseUndecided      // 503: a deferred decision did not come in time
 	RefuseEarly          // 400: too much came before a deferred decision
-	RefuseMemory         // 503: limits.max_memory is reached
+	RefuseMemory         // 503: limits.max_memory, or 90 % of the limit of the cgroup, is reached
 
 	RefuseTLS            // 400: TLS, where none is spoken
 	RefusePlainText      // 400: a request without TLS, where TLS is spoken
@@ -85,6 +86,9 @@ const (
 	RefuseTLSFailed      // alert: the TLS handshake failed for another reason
 	RefuseTLSTimeout     // closed: the TLS handshake was not done in time
 	RefuseTLSUnread      // closed: more came during a TLS handshake than can belong to it
+	RefuseTLSEvicted     // closed: limits.max_tls_handshakes is reached, and the client did not answer
+	RefuseTLSRecords     // closed: too many TLS records without data came before the request
+	RefuseEvicted        // 503, or closed with TLS: limits.max_connections is reached, and no request came
 	numRefuseReasons
 )
 
@@ -96,6 +100,7 @@ var refuseNames = [numRefuseReasons]string{
 	"token_issuer", "token_audience", "no_keys", "hook", "hook_failed", "hook_busy", "undecided", "early",
 	"memory",
 	"tls", "plain_text", "tls_hello", "tls_version", "tls_protocol", "tls_certificate", "tls_alert", "tls_failed", "tls_timeout", "tls_unread",
+	"tls_evicted", "tls_records", "evicted",
 }
 
 // String gives the name used in counters.
@@ -106,25 +111,43 @@ func (r RefuseReason) String() string { return refuseNames[r] }
 type CutReason uint8
 
 const (
-	CutSlowConsumer CutReason = iota // 1013 or 1008: more than slow_consumer.max_queue waited
-	CutWriteTimeout                  // 1006: the socket took nothing for limits.write_timeout
-	CutMemory                        // 1013: limits.max_memory is reached, and much waited
-	CutMessageRate                   // 1008: limits.messages_per_second
-	CutByteRate                      // 1008: limits.bytes_per_second
-	CutPublishRate                   // 1008: limits.publishes_per_second
-	CutPingTimeout                   // 1001: no answer to a ping
-	CutIdle                          // 1001: limits.idle_timeout
-	CutMaxAge                        // 1001: connections.max_age
-	CutExpired                       // 4401: Identity.Expires
+	CutSlowConsumer      CutReason = iota // 1013 or 1008: more than slow_consumer.max_queue waited
+	CutWriteTimeout                       // 1006: the socket took nothing for limits.write_timeout
+	CutMemory                             // 1013: memory is short, and much waited, or much of a message had come that was not complete
+	CutMessageRate                        // 1008: limits.messages_per_second
+	CutByteRate                           // 1008: limits.bytes_per_second
+	CutDecompressionRate                  // 1008: limits.decompressed_bytes_per_second
+	CutPublishRate                        // 1008: limits.publishes_per_second
+	CutPingTimeout                        // 1001: no answer to a ping
+	CutIdle                               // 1001: limits.idle_timeout
+	CutMaxAge                             // 1001: connections.max_age
+	CutExpired                            // 4401: Identity.Expires
+	CutMistakes                           // 1008: too many requests that were refused
+	CutTLSRecords                         // 1006: too many TLS records without data
 	numCutReasons
 )
 
 var cutNames = [numCutReasons]string{
-	"slow_consumer", "write_timeout", "memory", "message_rate", "byte_rate", "publish_rate", "ping_timeout", "idle", "max_age", "expired",
+	"slow_consumer", "write_timeout", "memory", "message_rate", "byte_rate", "decompression_rate", "publish_rate", "ping_timeout", "idle", "max_age", "expired", "mistakes", "tls_records",
 }
 
 // String gives the name used in counters.
 func (r CutReason) String() string { return cutNames[r] }
+
+// PlainCutReason says why the server closed a connection that Options.HTTP had. The set is closed.
+type PlainCutReason uint8
+
+const (
+	PlainCutBodyTimeout  PlainCutReason = iota // a body did not arrive within limits.body_timeout
+	PlainCutWriteTimeout                       // the client took too little of an answer within limits.write_timeout
+	PlainCutIdle                               // it carried no request, and others needed its place
+	numPlainCutReasons
+)
+
+var plainCutNames = [numPlainCutReasons]string{"body_timeout", "write_timeout", "idle"}
+
+// String gives the name used in counters.
+func (r PlainCutReason) String() string { return plainCutNames[r] }
 
 // counters are a shard's own. Nearly all are written by its loop only, so that no processor waits
 // for another; they are added up when somebody asks.
@@ -151,6 +174,7 @@ type counters struct {
 	drops    [numDropReasons]atomic.Uint64
 	refusals [numRefuseReasons]atomic.Uint64
 	cuts     [numCutReasons]atomic.Uint64
+	plain    [numPlainCutReasons]atomic.Uint64
 	closes   [numCloseCodes + 1]atomic.Uint64 // by code from 1000 on, then all others
 }
 
@@ -164,6 +188,8 @@ func (s *counters) drop(r DropReason, n uint64) {
 }
 
 func (s *counters) cut(r CutReason) { s.cuts[r].Add(1) }
+
+func (s *counters) plainCut(r PlainCutReason) { s.plain[r].Add(1) }
 
 func (s *counters) closed(code codec.CloseCode) {
 	s.closes[min(int(code-codec.CloseNormal), len(s.closes)-1)].Add(1)
@@ -182,7 +208,7 @@ type Stats struct {
 	Deliveries  uint64 // messages handed to one connection each, whether they then waited or not
 	BytesOut    uint64 // to sockets, handshakes and framing included
 	Writes      uint64 // system calls that BytesOut took
-	QueuedBytes int64  // waiting now for slow consumers
+	QueuedBytes int64  // memory of what waits now for slow consumers, as [SlowConsumer.MaxQueue] counts it, history included
 	Panics      uint64 // in a [Handler]; net/http logs those in Options.HTTP
 	Limited     uint64 // requests of the JSON protocol that were refused as rate_limited
 	Blocked     uint64 // times that a loop did not come round for a second, as when a handler blocks
@@ -196,6 +222,7 @@ type Stats struct {
 	Drops    map[DropReason]uint64      // messages that one receiver each never got
 	Refusals map[RefuseReason]uint64    // connections that did not become WebSockets
 	Cuts     map[CutReason]uint64       // WebSockets that the server ended by itself
+	HTTPCuts map[PlainCutReason]uint64  // connections of Options.HTTP that the server ended by itself
 	Closes   map[codec.CloseCode]uint64 // WebSockets that ended, by [CloseError.Code]; 0 is any code above 1015
 }
 
@@ -207,6 +234,7 @@ func (s *Server) Stats() Stats {
 		Drops:    map[DropReason]uint64{},
 		Refusals: map[RefuseReason]uint64{},
 		Cuts:     map[CutReason]uint64{},
+		HTTPCuts: map[PlainCutReason]uint64{},
 		Closes:   map[codec.CloseCode]uint64{},
 
 		AcceptErrors: s.acceptErrors.Load(),
@@ -247,6 +275,9 @@ func (st *Stats) add(c *counters) {
 	}
 	for r := range c.cuts {
 		st.Cuts[CutReason(r)] += c.cuts[r].Load()
+	}
+	for r := range c.plain {
+		st.HTTPCuts[PlainCutReason(r)] += c.plain[r].Load()
 	}
 	for i := range c.closes {
 		code := codec.CloseCode(0)

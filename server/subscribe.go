@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-
-	"carillon/codec"
 )
 
 var (
@@ -34,9 +32,9 @@ type more struct {
 	subs []subscription
 
 	// Owned by the loop.
-	stale   int   // subscriptions that are
-	waiting int   // things that the client asked for and that stand in the mailbox
-	line    *line // what waits for an answer of the cluster, and what stands behind it; nil for nothing
+	caught uint64    // sh.published when the connection had caught up with all of its topics
+	stale  int       // subscriptions that are
+	work   *workload // what is to be done for the connection; nil for nothing
 
 	who       *who       // guarded by sh.mu: only the loop writes
 	session   *session   // guarded by sh.mu: only the loop writes
@@ -81,9 +79,22 @@ type SubscribeOptions struct {
 
 // Subscribed says where a subscription began.
 type Subscribed struct {
-	Topic     string
-	Position       // of the topic at that moment; zero for a pattern
+	Topic    string
+	Position // of the topic at that moment; zero for a pattern
+
+	// After is the offset before the first message that follows: Offset, unless messages of the history come
+	// first. With Epoch it is the position of a client that is gone before it has had a message.
+	After     uint64
 	Recovered bool // nothing is missing after Start.Since
+}
+
+// next returns the offset before what a subscriber gets next: messages of the history, or else what is published after
+// offset.
+func next(missed []*message, offset uint64) uint64 {
+	if len(missed) > 0 {
+		return missed[0].offset - 1
+	}
+	return offset
 }
 
 // Subscribe lets a connection get the messages of a topic, or of all topics that match a pattern. It takes
@@ -109,7 +120,7 @@ func (c *Conn) Subscribe(topic string, o SubscribeOptions) error {
 		o.Since = &since // the caller may use it again
 	}
 	c.sh.postDo(c, 0, func() {
-		c.inLine(&step{do: func() { c.subscribeFor(topic, kind, &o) }})
+		c.queueSlot(&slot{do: func() { c.subscribeFor(topic, kind, &o) }, cost: slotCost})
 	})
 	return nil
 }
@@ -120,14 +131,14 @@ func (c *Conn) subscribeFor(topic string, kind framing, o *SubscribeOptions) {
 	if o.Envelope {
 		reply = func(s Subscribed) { c.sendSubscribed(nil, s, o.Since != nil) }
 	}
-	c.subscribeReady(topic, o.Start, kind, func(s Subscribed) {
+	c.subscribeReady(&wanted{name: topic, from: o.Start, kind: kind, reply: func(s Subscribed) {
 		if reply != nil {
 			reply(s)
 		}
 		if o.Done != nil {
 			o.Done(s, nil)
 		}
-	}, func(err error) {
+	}}, func(err error) {
 		if o.Done != nil {
 			o.Done(Subscribed{Topic: topic}, err)
 		}
@@ -138,7 +149,7 @@ func (c *Conn) subscribeFor(topic string, kind framing, o *SubscribeOptions) {
 // connection's loop with nil, [ErrNotSubscribed] or [ErrClosed]; after that no message of it is sent.
 func (c *Conn) Unsubscribe(topic string, done func(error)) {
 	c.sh.postDo(c, 0, func() {
-		c.inLine(&step{do: func() {
+		c.queueSlot(&slot{cost: slotCost, do: func() {
 			err := c.unsubscribe(topic)
 			if done != nil {
 				done(err)
@@ -161,39 +172,8 @@ func (c *Conn) Subscriptions() []string {
 	return names
 }
 
-// inTurn calls a function behind everything that was sent before, for something that the client asked for
-// in n bytes. Until it is done the connection is waiting, so that nothing overtakes it that the client asks
-// for after it. It fails with [ErrOverloaded].
-func (c *Conn) inTurn(n int, do func()) error {
-	c.sh.check()
-	if c.sh.backlog.Load() > c.sh.srv.settings().maxBacklog {
-		return ErrOverloaded
-	}
-	if l := c.standing(); l != nil && l.full() {
-		return fmt.Errorf("%w: wait for the replies to what was asked before", ErrOverloaded)
-	}
-	if c.more == nil {
-		c.sh.mu.Lock()
-		c.extra()
-		c.sh.mu.Unlock()
-	}
-	c.more.waiting++
-	c.sh.postDo(c, n, func() {
-		c.more.waiting--
-		c.inLine(&step{do: do, n: n, open: true})
-	})
-	return nil
-}
-
-// waiting says whether something that the client asked for is still to be done.
-func (c *Conn) waiting() bool { return c.more != nil && (c.more.waiting > 0 || c.more.line != nil) }
-
 // call runs what the mailbox held for a connection. The application may have a part in it.
-func (c *Conn) call(do func()) {
-	defer c.rescue("Done")
-	c.calls(hookDone)
-	do()
-}
+func (c *Conn) call(do func()) { c.callFunc(hookDone, do) }
 
 // publish hands a message to the subscribers of this shard, as [audience.publish] does.
 func (l *local) publish(m *message, seq uint32, at stamp) (bytes int) {
@@ -227,18 +207,26 @@ func (a *audience) closeForGap(seq uint32) {
 	}
 }
 
-// subscribeReady subscribes once the topic or pattern can be subscribed to, and calls reply before it sends the
-// first message, or failed.
-func (c *Conn) subscribeReady(name string, from Start, kind framing, reply func(Subscribed), failed func(error)) {
-	if c.sh.srv.hub.cluster != nil { // nothing is followed for who may not have it
-		if err := c.maySubscribe(name, IsPattern(name)); err != nil {
+// wanted is a subscription that is to be made.
+type wanted struct {
+	name  string
+	from  Start
+	kind  framing
+	asked bool             // by the client
+	reply func(Subscribed) // called before the first message is sent
+}
+
+// subscribeReady subscribes once the topic or pattern can be subscribed to, or calls failed.
+func (c *Conn) subscribeReady(w *wanted, failed func(error)) {
+	if c.sh.srv.hub.cluster != nil { // nothing is followed for a client that may not have it
+		if err := c.maySubscribe(w.name, IsPattern(w.name)); err != nil {
 			failed(err)
 			return
 		}
 	}
-	c.topicReady(name, from, false, func(err error) {
+	c.topicReady(w.name, w.from, false, func(err error) {
 		if err == nil {
-			_, err = c.subscribe(name, from, kind, reply)
+			_, err = c.subscribe(w)
 		}
 		if err != nil {
 			failed(err)
@@ -246,8 +234,9 @@ func (c *Conn) subscribeReady(name string, from Start, kind framing, reply func(
 	})
 }
 
-// subscribe calls reply before it sends the first message.
-func (c *Conn) subscribe(name string, from Start, kind framing, reply func(Subscribed)) (Subscribed, error) {
+// subscribe makes a subscription, or, where the history is long, begins with that.
+func (c *Conn) subscribe(w *wanted) (Subscribed, error) {
+	name := w.name
 	c.sh.check()
 	s := Subscribed{Topic: name}
 	if !c.isOpen() || !c.ready() {
@@ -276,26 +265,27 @@ func (c *Conn) subscribe(name string, from Start, kind framing, reply func(Subsc
 		}
 		src = &t.source
 		s.Position = t.position()
-		missed, s.Recovered = t.since(from, c.sh.srv.age())
+		missed, s.Recovered = t.since(w.from, c.sh.srv.age())
+		s.After = next(missed, s.Offset)
 	}
-	a := src.audience(c.sh, kind)
+	if src.link != nil && src.link.state == linkNone {
+		src.mu.Unlock()
+		return s, errNotLoaded
+	}
 	src.subscribers++
+	if len(missed) > replayPiece {
+		src.mu.Unlock()
+		w.reply(s)
+		(&replay{conn: c, topic: src.topic, kind: w.kind, asked: w.asked, epoch: s.Epoch, rest: missed}).step()
+		return s, nil
+	}
+	a := src.audience(c.sh, w.kind)
 	next := src.seq + 1
 	src.mu.Unlock()
 
-	c.join(a, next)
-	reply(s)
-	if len(missed) > 0 && c.state.Load() == stateOpen {
-		frames := make([]*codec.Frame, len(missed))
-		for i, m := range missed {
-			frames[i] = m.frame(kind)
-		}
-		c.sh.tally.deliveries += uint64(len(frames))
-		c.sendFrames(nil, 0, frames)
-		if c.out != nil && c.out.history > 0 {
-			c.out.batches++
-		}
-	}
+	c.join(a, next, w.asked)
+	w.reply(s)
+	c.sendHistory(missed, w.kind)
 	return s, nil
 }
 
@@ -313,15 +303,22 @@ func (c *Conn) maySubscribe(name string, pattern bool) error {
 		return nil
 	}
 	if limit := c.ep.now().Topics.MaxSubscriptions; limit >= 0 && len(c.more.subs) >= limit {
-		return fmt.Errorf("%w: %d", ErrTooManySubscriptions, limit)
+		return fmt.Errorf("%w: topics.max_subscriptions of the endpoint is %d", ErrTooManySubscriptions, limit)
 	}
+	patterns := 0
 	for i := range c.more.subs {
+		if c.more.subs[i].isPattern() {
+			patterns++
+		}
 		switch other := c.more.subs[i].name(); {
 		case other == name:
 			return ErrSubscribed
 		case (pattern || c.more.subs[i].isPattern()) && overlaps(other, name):
 			return fmt.Errorf("%w: %s", ErrOverlap, other)
 		}
+	}
+	if limit := c.ep.now().Topics.MaxPatterns; pattern && limit >= 0 && patterns >= limit {
+		return fmt.Errorf("%w: topics.max_patterns of the endpoint is %d", ErrTooManySubscriptions, limit)
 	}
 	return nil
 }
@@ -345,7 +342,7 @@ func (src *source) audience(sh *shard, kind framing) *audience {
 }
 
 // join makes the connection a member, from a message on.
-func (c *Conn) join(a *audience, next uint32) {
+func (c *Conn) join(a *audience, next uint32, asked bool) {
 	c.sh.mu.Lock()
 	defer c.sh.mu.Unlock()
 	m := c.extra()
@@ -353,7 +350,7 @@ func (c *Conn) join(a *audience, next uint32) {
 		m.subs = append(make([]subscription, 0, len(m.subs)+len(m.subs)/4+1), m.subs...)
 	}
 	slot := a.join(c, next, int32(len(m.subs)))
-	m.subs = append(m.subs, subscription{audience: a, slot: slot})
+	m.subs = append(m.subs, subscription{audience: a, slot: slot, asked: asked})
 }
 
 func (c *Conn) unsubscribe(name string) error {
@@ -386,6 +383,9 @@ func (c *Conn) dropSubscription(i int) {
 	}
 	subs[last] = subscription{}
 	c.more.subs = subs[:last]
+	if cap(subs) > 8 && last < cap(subs)/4 {
+		c.more.subs = halve(c.more.subs)
+	}
 	c.sh.mu.Unlock()
 	if s.stale {
 		c.more.stale--
@@ -398,7 +398,6 @@ func (c *Conn) dropSubscription(i int) {
 func (l *local) left(a *audience) {
 	src := l.src
 	src.mu.Lock()
-	src.subscribers--
 	if len(a.members) == 0 {
 		for i := range l.audiences {
 			if l.audiences[i] == a {
@@ -410,16 +409,27 @@ func (l *local) left(a *audience) {
 			src.locals = slices.Delete(src.locals, i, i+1)
 		}
 	}
-	nobody := src.subscribers == 0
-	if nobody && src.topic != nil {
-		src.topic.used = l.sh.srv.elapsed()
+	src.unsubscribe(l.sh.srv)
+}
+
+// unsubscribe counts one subscriber less. The caller holds mu, which is not held any more when it returns.
+func (src *source) unsubscribe(srv *Server) {
+	src.subscribers--
+	last, now := src.subscribers == 0, srv.elapsed()
+	if last && src.link != nil {
+		src.link.wanted = now
 	}
-	if nobody && src.link != nil {
-		src.link.wanted = l.sh.srv.elapsed()
+	if t := src.topic; t != nil {
+		if last {
+			t.used = now
+			t.heard = t.heard || t.offset > 0 && (t.link == nil || t.link.kept == nil) // the broker has kept ones' offsets
+		}
+		t.hub.unlock(t)
+		return
 	}
 	src.mu.Unlock()
-	if nobody && src.topic == nil {
-		l.sh.srv.hub.forgetPattern(src)
+	if last {
+		srv.hub.forgetPattern(src)
 	}
 }
 
@@ -435,13 +445,17 @@ func (c *Conn) leaveTopics() {
 	}
 }
 
-// catchUpTopics gives the connection what its topics' streams have for it.
+// catchUpTopics gives the connection what its topics' streams have for it. It looks at the subscriptions once for all
+// that was published: what a connection is sent may be a crowd of small letters.
 func (c *Conn) catchUpTopics() {
-	if c.more == nil {
+	if c.more == nil || c.more.caught == c.sh.published {
 		return
 	}
+	c.more.caught = c.sh.published
 	for i := 0; i < len(c.more.subs) && c.state.Load() == stateOpen; i++ {
-		c.more.subs[i].audience.catchUp(c.more.subs[i].slot)
+		if s := &c.more.subs[i]; s.audience.queued {
+			s.audience.catchUp(s.slot)
+		}
 	}
 }
 

@@ -10,13 +10,14 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"carillon/internal/needs"
 )
 
 func init() { childMains["generation"] = runGeneration }
@@ -61,7 +62,7 @@ type generation struct {
 
 func startGeneration(t *testing.T, loops int, addresses ...string) *generation {
 	t.Helper()
-	cmd := exec.Command(os.Args[0])
+	cmd := needs.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childEnv+"=generation", fmt.Sprintf("CARILLON_TEST_GENERATION=%d %s", loops, strings.Join(addresses, " ")))
 	cmd.Stderr = os.Stderr
 	stdin, _ := cmd.StdinPipe()
@@ -182,13 +183,7 @@ func TestTakeover(t *testing.T) {
 		}
 	}
 	for _, host := range []string{"", "127.0.0.1", "[::1]", "localhost"} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, port, _ := net.SplitHostPort(l.Addr().String())
-		_ = l.Close()
-		heir := start(t, Options{Listen: host + ":" + port, Takeover: true, Endpoints: echoAndBroadcast()})
+		heir := start(t, Options{Listen: host + ":" + needs.Port(t, "127.0.0.1"), Takeover: true, Endpoints: echoAndBroadcast()})
 		eventually(t, "each loop's socket is found", func() bool {
 			n, err := countListeners(heir.listeners[0].tcpAddr())
 			return err == nil && n == heir.opts().Loops

@@ -19,6 +19,8 @@ import (
 	"time"
 	"unsafe"
 
+	"carillon/internal/needs"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -69,7 +71,7 @@ func startSwarm(t testing.TB, s *Server, order swarmOrder) *swarm {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &swarm{t: t, cmd: exec.Command(os.Args[0])}
+	w := &swarm{t: t, cmd: needs.Command(os.Args[0])}
 	w.cmd.Env = append(os.Environ(), swarmEnv+"="+string(text))
 	w.cmd.Stderr = os.Stderr
 	w.stdin, _ = w.cmd.StdinPipe()

@@ -11,6 +11,7 @@ import (
 // walk it is cut into slices, by what it sends and not by what it looks at: looking costs 1 ns.
 type sweep struct {
 	running bool
+	stalled int    // of the connections that stall, those below this are still to be seen
 	group   int    // the one being swept
 	next    int    // its members below this are still to be seen
 	plan    *plan  // while the server drains
@@ -25,15 +26,15 @@ const sweepSends = 256
 const sweepLooks = 8192
 
 func (sh *shard) beginSweep() {
+	sh.shedExcess()
 	if !sh.sweep.running {
-		sh.sweep = sweep{running: true, group: len(sh.groups), plan: sh.srv.plan.Load()}
+		sh.sweep = sweep{running: true, stalled: len(sh.stalled), group: len(sh.groups), plan: sh.srv.plan.Load()}
 		if p := sh.sweep.plan; p != nil {
 			sh.sweep.reached = p.reached(time.Now())
 		}
 		if sh.srv.opts().Connections.MaxAge > 0 {
 			sh.sweep.second = sh.srv.second()
 		}
-		sh.sweepStalled()
 	}
 }
 
@@ -50,6 +51,15 @@ func (sh *shard) sweepOn() {
 	}
 	for w.running && !over() && sh.expireNext() {
 		sends++
+	}
+	for ; w.stalled > 0 && !over() && looks < sweepLooks; looks++ {
+		w.stalled = min(w.stalled, len(sh.stalled)) - 1
+		if w.stalled >= 0 && sh.stalled[w.stalled].stalledDue() {
+			sends++
+		}
+	}
+	if w.stalled > 0 {
+		return
 	}
 	for w.running && !over() {
 		if w.next == 0 {
@@ -70,7 +80,7 @@ func (sh *shard) sweepOn() {
 		if g.due(w.next) {
 			sends++
 		}
-		if looks++; looks == sweepLooks && (w.plan != nil || w.second > 0) {
+		if looks++; looks >= sweepLooks && (w.plan != nil || w.second > 0) {
 			return
 		}
 	}
@@ -117,7 +127,12 @@ func (g *group) closeDue(i int) bool {
 	if c.out != nil && int32(c.out.since-since) > 0 {
 		since = c.out.since // still flushing: as long as the socket takes bytes, it may
 	}
-	if !passed(g.sh.clock, since, g.sh.srv.opts().Limits.CloseTimeout) {
+	limits := &g.sh.srv.opts().Limits
+	limit := limits.CloseTimeout
+	if c.out != nil && c.is(markPeerDone) { // the peer is not waited for, only its socket
+		limit = max(limit, limits.WriteTimeout)
+	}
+	if !passed(g.sh.clock, since, limit) {
 		return false
 	}
 	if !c.flushLate() {
@@ -135,12 +150,12 @@ func (g *group) memberDue(i int) bool {
 		c := g.members[i].conn
 		g.sh.stats.cut(CutMaxAge)
 		c.startClose(closeOwn, codec.CloseGoingAway, withRetry("connection has reached connections.max_age", c.comeBack(shortestReturn)))
-	case passed(now, t.message, opts.Limits.IdleTimeout) && !g.members[i].conn.isEvents():
+	case passed(now, t.message, opts.Limits.IdleTimeout) && !g.members[i].conn.isEvents() && !g.members[i].conn.isSuspended():
 		g.sh.stats.cut(CutIdle)
 		g.members[i].conn.startClose(closeOwn, codec.CloseGoingAway, fmt.Sprintf("no message for %v", opts.Limits.IdleTimeout))
 	case t.ping != 0:
-		if !passed(now, t.ping, opts.Ping.Timeout) {
-			return false
+		if !passed(now, t.ping, opts.Ping.Timeout) || g.members[i].conn.isSuspended() {
+			return false // or it may have answered, and it is the server that has not read it
 		}
 		g.sh.stats.cut(CutPingTimeout)
 		g.members[i].conn.startClose(closeFail, codec.CloseGoingAway, fmt.Sprintf("no answer to a ping for %v", opts.Ping.Timeout))
@@ -172,22 +187,20 @@ func (c *Conn) pingInterval() time.Duration {
 // share is the connection's own part of what is jittered: 0 to 1, spread evenly over the ids.
 func (c *Conn) share() float64 { return float64(c.id*0x9E3779B97F4A7C15>>40) / (1 << 24) }
 
-// sweepStalled cuts off those whose socket has taken nothing for the write time-out.
-func (sh *shard) sweepStalled() {
-	if excess := sh.excess.Swap(0); excess > 0 {
-		sh.shed(excess)
+// stalledDue cuts a connection off whose socket has taken nothing for the write time-out, and reports whether that was to
+// be tried.
+func (c *Conn) stalledDue() bool {
+	sh := c.sh
+	if !passed(sh.clock, c.out.since, sh.srv.opts().Limits.WriteTimeout) {
+		return false
 	}
-	limit := sh.srv.opts().Limits.WriteTimeout
-	for i := len(sh.stalled) - 1; i >= 0; i-- {
-		if i < len(sh.stalled) && passed(sh.clock, sh.stalled[i].out.since, limit) {
-			if c := sh.stalled[i]; !c.flushLate() {
-				if c.state.Load() == stateOpen {
-					sh.stats.cut(CutWriteTimeout)
-				}
-				c.abort(errWriteTimeout)
-			}
+	if !c.flushLate() {
+		if c.state.Load() == stateOpen {
+			sh.stats.cut(CutWriteTimeout)
 		}
+		c.abort(errWriteTimeout)
 	}
+	return true
 }
 
 // flushLate tries once more before a connection is cut off, and says whether that got bytes out. The
@@ -198,7 +211,9 @@ func (c *Conn) flushLate() bool {
 		return false
 	}
 	before := c.sh.tally.bytesOut
-	c.flush()
+	if c.flushSome() {
+		c.sh.writable.push(c)
+	}
 	return c.sh.tally.bytesOut > before
 }
 

@@ -7,36 +7,47 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
-	"runtime"
 	"runtime/debug"
 	"strings"
 	"sync"
-	"sync/atomic"
+	"time"
 )
 
 // A TLS handshake takes up to a millisecond of processor time, for which a loop must not stand still, and
 // crypto/tls has it as one function that waits for the client. So it has a goroutine, for as long as it
 // takes: the loop feeds it with what comes, and writes what it has to say. It is only begun when the
-// client's first message is there, so that whoever says nothing costs no goroutine. Of those there are
-// Limits.MaxTLSHandshakes, and the others wait in line. Only a part of the processors may be at it at once,
-// because otherwise a loop would have to wait for all that were ready before it.
+// client's first message is there, so that a client that says nothing costs no goroutine, and it goes on when a whole
+// record has come, so that one that dribbles wakes nobody. See [tlsTable] for how many there are and which of them
+// compute.
 
 // tlsHandshake is what the loop and the goroutine of a handshake have in common.
 type tlsHandshake struct {
-	line   *tlsLine
-	ctx    context.Context
-	cancel context.CancelFunc
-	began  stamp // owned by the loop
+	table   *tlsTable
+	session *session
+	ctx     context.Context
+	cancel  context.CancelFunc
+	arrived stamp         // owned by the loop
+	dead    chan struct{} // closed when nobody waits for it any more
+	turn    chan struct{} // has a value when it has been given a processor
 
 	mu     sync.Mutex
-	in     []byte        // guarded by mu: what came and was not read
+	in     []byte        // guarded by mu, as the session's records are: what came and was not read
 	out    []byte        // guarded by mu: what is to be written
 	posted bool          // guarded by mu: the loop knows of out
-	over   bool          // guarded by mu: nobody waits for it any more
-	wake   chan struct{} // has a value when in or over has changed
+	over   bool          // guarded by mu: dead is closed
+	ended  bool          // guarded by mu: nothing comes behind in
+	wake   chan struct{} // has a value when in has changed
 
-	place *list.Element // guarded by the line's mu: in it, while it waits
+	// Guarded by the table's mu.
+	peer    *tlsPeer
+	begun   bool          // it has a goroutine
+	state   tlsState      // queued at first
+	queue   tlsQueue      // that it is in, while it is queued
+	place   *list.Element // in that, or among the silent ones of its peer
+	silence *list.Element // among the silent ones of all
+	since   time.Duration // when it began to wait for its client, after the server was made
 }
 
 // A client may send its request together with the end of its handshake, and as much of what it uploads as the
@@ -56,6 +67,8 @@ var (
 	errUnread  = errors.New("more came than a TLS handshake has")
 	errNobody  = errors.New("the connection is gone")
 	errPanicky = errors.New("panic in a function of the tls.Config")
+
+	errTLSEvicted = errors.New("the TLS handshake made room for another: limits.max_tls_handshakes is reached")
 )
 
 // greet collects the client's first message.
@@ -87,14 +100,22 @@ func (c *Conn) hello(b []byte) {
 }
 
 func (c *Conn) beginTLS(b []byte) {
-	h := &tlsHandshake{line: c.sh.srv.tlsLine, in: bytes.Clone(b), wake: make(chan struct{}, 1), began: c.sh.srv.stamp()}
+	t := c.sh.srv.tlsTable
+	h := &tlsHandshake{
+		table:   t,
+		arrived: c.sh.srv.stamp(),
+		dead:    make(chan struct{}),
+		turn:    make(chan struct{}, 1),
+		in:      bytes.Clone(b),
+		wake:    make(chan struct{}, 1),
+	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
-	s := &session{conn: c, shake: h}
-	s.tls = tls.Server(s, c.entered().secure.config())
-	c.setSession(s)
+	h.session = &session{conn: c, shake: h}
+	h.session.tls = tls.Server(h.session, c.entered().secure.config())
+	c.setSession(h.session)
 	c.dropInbound()
-	h.line.unread.Add(int64(len(h.in)))
-	h.line.enter(s)
+	t.unread.Add(int64(len(h.in)))
+	t.enter(h, keyOf(addrOf(c.remote)))
 }
 
 // feed takes what comes during the handshake.
@@ -104,9 +125,11 @@ func (c *Conn) feed(s *session, b []byte) {
 	}
 	h := s.shake
 	h.mu.Lock()
-	unread, all := len(h.in)+len(b), h.line.unread.Add(int64(len(b)))
+	unread, all := len(h.in)+len(b), h.table.unread.Add(int64(len(b)))
 	h.in = append(h.in, b...)
-	h.signal()
+	if s.records.isWhole(h.in) {
+		h.signal()
+	}
 	h.mu.Unlock()
 	if unread > mostUnread || unread > littleUnread && all > mostOfUnread {
 		c.cutOff(RefuseTLSUnread, errUnread)
@@ -125,30 +148,55 @@ func (h *tlsHandshake) signal() {
 func (h *tlsHandshake) end() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.over = true
-	h.signal()
+	if !h.over {
+		h.over = true
+		close(h.dead)
+	}
 }
 
-// read waits for what comes, and lets others work meanwhile.
+// read waits for a whole record, and lets others compute meanwhile. It returns no more than that one.
 func (h *tlsHandshake) read(b []byte) (int, error) {
+	r := &h.session.records
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for len(h.in) == 0 && !h.over {
+	for !h.over && !h.ended && !r.isWhole(h.in) {
 		h.mu.Unlock()
-		h.line.rest()
-		<-h.wake
-		h.line.work()
+		h.table.pause(h)
+		select {
+		case <-h.wake:
+			h.table.resume(h)
+		case <-h.dead:
+		}
 		h.mu.Lock()
 	}
-	if h.over {
+	switch {
+	case h.over:
 		return 0, errNobody
+	case !r.isWhole(h.in):
+		return 0, io.EOF
 	}
-	n := copy(b, h.in)
+	n := copy(b, h.in[:r.limit(h.in)])
+	r.advance(h.in[:n])
 	if h.in = h.in[n:]; len(h.in) == 0 {
 		h.in = nil
 	}
-	h.line.unread.Add(-int64(n))
+	h.table.unread.Add(-int64(n))
 	return n, nil
+}
+
+// mayEnd reports whether the handshake may succeed with what has come: a record behind the client's first message.
+func (h *tlsHandshake) mayEnd() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.session.records.count > 0 && h.session.records.isWhole(h.in)
+}
+
+// endInput notes that nothing more comes.
+func (h *tlsHandshake) endInput() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.ended = true
+	h.signal()
 }
 
 // rest takes what was not read.
@@ -157,7 +205,7 @@ func (h *tlsHandshake) rest() []byte {
 	defer h.mu.Unlock()
 	b := h.in
 	h.in = nil
-	h.line.unread.Add(-int64(len(b)))
+	h.table.unread.Add(-int64(len(b)))
 	return b
 }
 
@@ -201,8 +249,7 @@ func (s *session) run() {
 }
 
 func (s *session) handshake(h *tlsHandshake) (err error) {
-	h.line.work()
-	defer h.line.rest()
+	defer func() { h.table.finish(h, err) }()
 	defer func() {
 		if p := recover(); p != nil {
 			s.conn.sh.stats.Panics.Add(1)
@@ -230,24 +277,43 @@ func (c *Conn) shaken(s *session, err error) {
 		return
 	}
 	h := s.shake
-	s.shake, s.out = nil, &c.sh.sealed
+	s.shake, s.out, s.charged = nil, &c.sh.sealed, s.records.count
 	c.sh.stats.TLSHandshakes.Add(1)
 	if s.tls.ConnectionState().DidResume {
 		c.sh.stats.TLSResumed.Add(1)
 	}
-	c.sh.meters.tls.observe(uint32(c.sh.srv.stamp() - h.began))
+	c.sh.meters.tls.observe(uint32(c.sh.srv.stamp() - h.arrived))
 	h.cancel()
 	c.decrypt(s, h.rest())
+	if c.gc == nil {
+		c.inputEnded(io.EOF)
+	}
 }
 
-// dropHandshake ends a handshake that nobody waits for any more.
+// dropHandshake ends a handshake that nobody waits for any more. Its session goes, too, unless a last alert is
+// still to be written: a client that does not close its end would hold that memory for the closing handshake.
 func (c *Conn) dropHandshake() {
-	if s := c.session(); s != nil && s.shake != nil {
-		s.shake.end()
-		s.shake.cancel()
-		s.shake.rest()
-		s.shake.line.leave(s)
+	s := c.session()
+	if s == nil || s.shake == nil {
+		return
 	}
+	s.shake.end()
+	s.shake.cancel()
+	s.shake.rest()
+	s.shake.table.leave(s.shake)
+	if len(s.pending) == 0 {
+		c.setSession(nil)
+	}
+}
+
+// evictTLS closes a connection whose place in the table another one has taken. It is not told why: nothing that
+// its client could read can be written before the handshake is done.
+func (c *Conn) evictTLS(h *tlsHandshake) {
+	s := c.session()
+	if s == nil || s.shake != h || c.state.Load() != stateHandshake {
+		return
+	}
+	c.evict(RefuseTLSEvicted, nil, errTLSEvicted)
 }
 
 // reasonOfTLS sorts what crypto/tls has to say about a handshake. Some of it only has a text.
@@ -271,72 +337,4 @@ func reasonOfTLS(err error) RefuseReason {
 		return RefuseTLSProtocol
 	}
 	return RefuseTLSFailed
-}
-
-// tlsLine bounds the handshakes that have a goroutine, and those of them that have a processor.
-type tlsLine struct {
-	srv *Server
-	cpu chan struct{} // has a value for each that computes
-
-	unread atomic.Int64 // bytes that came for all of them and were not read
-
-	mu      sync.Mutex
-	running int       // guarded by mu
-	waiting list.List // guarded by mu: of *session
-}
-
-func newTLSLine(s *Server) *tlsLine {
-	return &tlsLine{srv: s, cpu: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)-1))}
-}
-
-func (l *tlsLine) work() { l.cpu <- struct{}{} }
-func (l *tlsLine) rest() { <-l.cpu }
-
-// enter begins a handshake, or lets it wait until others are done.
-func (l *tlsLine) enter(s *session) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if most := l.srv.opts().Limits.MaxTLSHandshakes; most >= 0 && l.running >= most {
-		s.shake.place = l.waiting.PushBack(s)
-		return
-	}
-	l.running++
-	go l.serve(s)
-}
-
-// serve does one handshake after the other, as long as some wait.
-func (l *tlsLine) serve(s *session) {
-	for s != nil {
-		s.run()
-		s = l.next()
-	}
-}
-
-func (l *tlsLine) next() *session {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	first := l.waiting.Front()
-	if first == nil {
-		l.running--
-		return nil
-	}
-	s := l.waiting.Remove(first).(*session)
-	s.shake.place = nil
-	return s
-}
-
-func (l *tlsLine) leave(s *session) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if s.shake.place != nil {
-		l.waiting.Remove(s.shake.place)
-		s.shake.place = nil
-	}
-}
-
-// counts are the handshakes that have a goroutine, and those that wait for one.
-func (l *tlsLine) counts() (running, waiting int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.running, l.waiting.Len()
 }

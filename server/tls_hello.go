@@ -23,6 +23,9 @@ const (
 	mostOfRecord    = 1 << 14
 	helloHead       = 4 // type, length
 	helloType       = 1
+
+	// A record is this much longer when it is encrypted (RFC 5246, section 6.2.3).
+	mostOfSealed = mostOfRecord + 2048
 )
 
 // isTLS says whether a connection begins like TLS.

@@ -21,7 +21,7 @@ func TestOverTLS(t *testing.T) {
 		t.Skip("they are all over TLS")
 	}
 	allOverTLS = true
-	defer func() { allOverTLS = false }()
+	t.Cleanup(func() { allOverTLS = false }) // when those that run in parallel have ended
 	for name, test := range map[string]func(*testing.T){
 		"FrozenReader":                     TestFrozenReader,
 		"FrozenReaderIsClosed":             TestFrozenReaderIsClosed,
@@ -140,6 +140,7 @@ func TestTLSReloadOfAuthorities(t *testing.T) {
 
 // The time for a handshake is for TLS and the request together, however far it has come.
 func TestTLSHandshakeTimeout(t *testing.T) {
+	t.Parallel()
 	a := newAuthority(t)
 	limits, ping := off()
 	limits.HandshakeTimeout = 2 * time.Second
@@ -164,7 +165,7 @@ func TestTLSHandshakeTimeout(t *testing.T) {
 	if st := s.Stats(); st.Refusals[RefuseTLSTimeout] != 3 || st.Refusals[RefuseTimeout] != 1 {
 		t.Errorf("%d and %d refusals counted, want 3 and 1", st.Refusals[RefuseTLSTimeout], st.Refusals[RefuseTimeout])
 	}
-	eventually(t, "no goroutine is left", func() bool { running, waiting := s.tlsLine.counts(); return running+waiting == 0 })
+	eventually(t, "no goroutine is left", func() bool { running, waiting := s.tlsTable.counts(); return running+waiting == 0 })
 	alice.send("a handshake that is done has no time-out")
 	alice.want("a handshake that is done has no time-out")
 }
@@ -186,7 +187,9 @@ func helloOf(t *testing.T, config *tls.Config) []byte {
 // No more handshakes than that many are under way: the others wait, and get their turn.
 func TestTLSHandshakeLimit(t *testing.T) {
 	a := newAuthority(t)
-	s := start(t, a.overTLS(Options{Endpoints: echoAndBroadcast(), Limits: Limits{MaxTLSHandshakes: 2}}))
+	s, _ := startChanged(t, a.overTLS(Options{Endpoints: echoAndBroadcast(), Limits: Limits{MaxTLSHandshakes: 2}}), func(s *Server) {
+		s.tlsTable.grace = time.Hour
+	})
 	hello := helloOf(t, a.client())
 	var stuck []*client
 	for range 2 {
@@ -195,7 +198,7 @@ func TestTLSHandshakeLimit(t *testing.T) {
 		stuck = append(stuck, c)
 	}
 	counts := func(running, waiting int) func() bool {
-		return func() bool { r, w := s.tlsLine.counts(); return r == running && w == waiting }
+		return func() bool { r, w := s.tlsTable.counts(); return r == running && w == waiting }
 	}
 	eventually(t, "two are under way", counts(2, 0))
 	gone := dialRaw(t, s)
@@ -221,15 +224,17 @@ func TestTLSHandshakeLimit(t *testing.T) {
 // A client cannot make the server keep what it sends instead of its handshake.
 func TestTLSUnread(t *testing.T) {
 	a := newAuthority(t)
-	s := start(t, a.overTLS(Options{Endpoints: echoAndBroadcast(), Limits: Limits{MaxTLSHandshakes: 1}}))
+	s, _ := startChanged(t, a.overTLS(Options{Endpoints: echoAndBroadcast(), Limits: Limits{MaxTLSHandshakes: 1}}), func(s *Server) {
+		s.tlsTable.grace = time.Hour
+	})
 	first, second := dialRaw(t, s), dialRaw(t, s)
 	hello := helloOf(t, a.client())
 	first.write(hello) // and keeps the line waiting
-	eventually(t, "it is under way", func() bool { n, _ := s.tlsLine.counts(); return n == 1 })
+	eventually(t, "it is under way", func() bool { n, _ := s.tlsTable.counts(); return n == 1 })
 	second.write(append(hello, make([]byte, mostUnread)...))
 	eventually(t, "it is refused", func() bool { return s.Stats().Refusals[RefuseTLSUnread] == 1 })
 	_ = first.conn.Close()
-	eventually(t, "nothing is kept", func() bool { return s.tlsLine.unread.Load() == 0 })
+	eventually(t, "nothing is kept", func() bool { return s.tlsTable.unread.Load() == 0 })
 }
 
 // A proxy's header comes before TLS, in the same segment or byte by byte.

@@ -291,7 +291,7 @@ func TestTLSIsSecure(t *testing.T) {
 		t.Error("Request.Secure is not set")
 	}
 	c := shakeTLS(t, s, a.client())
-	c.write([]byte(upgradeHead("/", "Origin: http://example.com")))
+	c.write([]byte(upgradeHead("/", "Origin: http://example.com", "Cookie: a=b")))
 	if resp := c.response(); resp.StatusCode != 403 {
 		t.Errorf("a page without TLS: %s, want 403", resp.Status)
 	}

@@ -2,7 +2,6 @@ package server
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -20,60 +19,76 @@ import (
 // but that one. It is in no endpoint's list, and so never the one that is chosen.
 const tokenProtocol = "carillon.token."
 
-// find returns the token of a request, or "".
-func (v *verifier) find(r *codec.Request) string {
+// find returns the token of a request and whether there is one. A token that is empty or garbled is one, too: a client
+// that tried to say its name is not let in as somebody unknown.
+func (v *verifier) find(r *codec.Request) (token string, found bool) {
 	for _, from := range v.opts.From {
-		token := ""
 		switch from {
 		case "header":
-			token = bearer(r.Header("Authorization"))
+			token, found = bearer(r)
 		case "query":
-			token = queryToken(r.Query)
+			token, found = queryToken(r.Query)
 		case "subprotocol":
-			token = listed(r, "Sec-WebSocket-Protocol", ",", tokenProtocol)
+			token, found = listed(r, "Sec-WebSocket-Protocol", ",", tokenProtocol)
 		default:
-			token = listed(r, "Cookie", ";", strings.TrimPrefix(from, "cookie:")+"=")
+			token, found = listed(r, "Cookie", ";", strings.TrimPrefix(from, "cookie:")+"=")
 		}
-		if token != "" {
-			return token
+		if found {
+			return token, true
 		}
 	}
-	return ""
+	return "", false
 }
 
-// bearer returns the token in an Authorization header (RFC 6750, section 2.1).
-func bearer(value []byte) string {
-	scheme, token, _ := bytes.Cut(value, []byte(" "))
-	if !bytes.EqualFold(scheme, []byte("Bearer")) {
-		return ""
+// bearer returns the token in the Authorization header (RFC 6750, section 2.1). Of several tokens none counts: a proxy
+// may have looked at another one.
+func bearer(r *codec.Request) (token string, found bool) {
+	for name, value := range r.Headers() {
+		if !bytes.EqualFold(name, []byte("Authorization")) {
+			continue
+		}
+		scheme, text, _ := bytes.Cut(value, []byte(" "))
+		switch {
+		case !bytes.EqualFold(scheme, []byte("Bearer")):
+		case found:
+			return "", true
+		default:
+			token, found = string(bytes.TrimSpace(text)), true
+		}
 	}
-	return string(bytes.TrimSpace(token))
+	return token, found
 }
 
-func queryToken(query []byte) string {
+// queryToken returns the parameter token. Of several, or of one that is not well-formed, it returns "".
+func queryToken(query []byte) (token string, found bool) {
 	for part := range bytes.SplitSeq(query, []byte("&")) {
-		if value, ok := bytes.CutPrefix(part, []byte("token=")); ok {
-			token, _ := url.QueryUnescape(string(value)) // what is malformed is no token
-			return token
+		value, ok := bytes.CutPrefix(part, []byte("token="))
+		switch {
+		case !ok:
+		case found:
+			return "", true
+		default:
+			token, _ = url.QueryUnescape(string(value))
+			found = true
 		}
 	}
-	return ""
+	return token, found
 }
 
 // listed returns what follows a prefix in the first item of a list that has it, in any of the headers of
 // that name.
-func listed(r *codec.Request, header, separator, prefix string) string {
+func listed(r *codec.Request, header, separator, prefix string) (token string, found bool) {
 	for name, value := range r.Headers() {
 		if len(name) != len(header) || !strings.EqualFold(string(name), header) {
 			continue
 		}
 		for item := range bytes.SplitSeq(value, []byte(separator)) {
 			if token, ok := bytes.CutPrefix(bytes.TrimSpace(item), []byte(prefix)); ok {
-				return strings.Trim(string(token), `"`)
+				return strings.Trim(string(token), `"`), true
 			}
 		}
 	}
-	return ""
+	return "", false
 }
 
 // The answers to a token that is not good. Their texts are for the client: they say what is wrong and
@@ -97,7 +112,7 @@ var (
 		Header: [][2]string{{"Retry-After", "5"}}}}
 )
 
-// badToken makes a denial as RFC 6750, section 3, has it.
+// badToken makes a denial as RFC 6750, section 3, has it. The text has neither quotes nor backslashes.
 func badToken(why RefuseReason, text string) *denial {
 	return &denial{why, &codec.Rejection{Status: 401, Reason: text,
 		Header: [][2]string{{"WWW-Authenticate", fmt.Sprintf(`Bearer error="invalid_token", error_description=%q`, text)}}}}
@@ -125,26 +140,6 @@ func newVerifier(opts *JWT, log *slog.Logger, wall func() time.Time) (*verifier,
 	return &verifier{opts: opts, keys: keys, parser: jwt.NewParser(check...)}, nil
 }
 
-// claims are what a token says.
-type claims struct {
-	jwt.RegisteredClaims
-	Carillon rights `json:"carillon"`
-}
-
-// rights are the claim "carillon".
-type rights struct {
-	Subscribe []string `json:"subscribe"`
-	Publish   []string `json:"publish"`
-}
-
-// UnmarshalJSON refuses what it does not know: a limit with a typing error must not become none.
-func (r *rights) UnmarshalJSON(b []byte) error {
-	type plain rights
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	return d.Decode((*plain)(r))
-}
-
 // maxToken bounds the work before a signature is known to be good. In a handshake limits.max_head does so
 // as well.
 const maxToken = 16 << 10
@@ -159,12 +154,16 @@ func (v *verifier) verify(token string) (Identity, error) {
 	if err != nil {
 		return Identity{}, v.reason(parsed, &c, err)
 	}
-	id := Identity{Subject: c.Subject, Subscribe: c.Carillon.Subscribe, Publish: c.Carillon.Publish}
-	if c.ExpiresAt != nil {
-		id.Expires = c.ExpiresAt.Add(max(v.opts.Leeway, 0))
+	if !c.read { // they are null, which the parser takes for no claims at all
+		return Identity{}, errTokenClaims
+	}
+	id := Identity{Subscribe: c.Carillon.Subscribe, Publish: c.Carillon.Publish}
+	id.Subject, _ = c.GetSubject()
+	if c.expires != nil {
+		id.Expires = c.expires.Add(max(v.opts.Leeway, 0))
 	}
 	if id.check() != nil {
-		return Identity{}, errTokenClaims
+		return Identity{}, badClaims("carillon has something that is neither a topic nor a pattern")
 	}
 	return id, nil
 }
@@ -172,10 +171,10 @@ func (v *verifier) verify(token string) (Identity, error) {
 // key finds the keys that may have signed a token. Each is good for one algorithm only, so a public key is
 // never taken for a secret.
 func (v *verifier) key(t *jwt.Token) (any, error) {
-	if _, critical := t.Header["crit"]; critical { // RFC 7515, section 4.1.11: nothing of it is understood here
-		return nil, errTokenMalformed
+	name, err := checkHeader(t)
+	if err != nil {
+		return nil, err
 	}
-	name, _ := t.Header["kid"].(string)
 	found, err := v.keys.find(t.Method.Alg(), name)
 	if err != nil {
 		return nil, err

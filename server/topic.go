@@ -88,6 +88,8 @@ type topic struct {
 	floor     uint64        // who has had all up to this offset misses nothing but what is in history
 	used      time.Duration // when it last had a message or a subscriber, after the server was made
 	forgotten bool          // it is not in the hub any more
+	idle      bool          // it is in one of the hub's lists of idle topics
+	heard     bool          // a subscriber may have a position in it, or has seen an offset by a pattern
 	history   ring
 	patterns  []*source // that match it
 	version   uint64    // of the hub's patterns, when that was found out
@@ -138,6 +140,8 @@ func (r *ring) dropOldest() {
 	r.head++
 	if r.head == len(r.list) {
 		r.list, r.head = nil, 0
+	} else if cap(r.list) > 64 && r.len() < cap(r.list)/4 {
+		r.list, r.head = append(make([]*message, 0, cap(r.list)/2), r.all()...), 0
 	}
 }
 

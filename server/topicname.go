@@ -3,6 +3,7 @@ package server
 import (
 	"fmt"
 	"strings"
+	"unicode/utf8"
 )
 
 // maxTopic is the longest name of a topic or pattern, in bytes.
@@ -49,7 +50,11 @@ func checkName(name string) (pattern bool, err error) {
 	for i := range len(name) + 1 {
 		if i < len(name) && name[i] != '.' {
 			if c := name[i]; !inTopic[c] && c != '*' && c != '>' {
-				return fail("has the character %q, which is not allowed", c)
+				r, size := utf8.DecodeRuneInString(name[i:])
+				if r == utf8.RuneError && size == 1 {
+					return fail("has the byte %#02x, which is not UTF-8", c)
+				}
+				return fail("has the character %q, which is not allowed", r)
 			}
 			continue
 		}
@@ -118,20 +123,38 @@ func Covers(outer, inner string) bool {
 	}
 }
 
-// overlaps says whether there is a topic that both stand for. Either may also be the name of a topic.
+// overlaps reports whether there is a topic that both stand for. Either may also be the name of a topic. A client can ask
+// for many names at once, each of which is compared with all others, so it takes a few nanoseconds a level.
 func overlaps(a, b string) bool {
-	for {
-		x, restA, moreA := strings.Cut(a, ".")
-		y, restB, moreB := strings.Cut(b, ".")
-		if x == ">" || y == ">" {
+	i, j := 0, 0
+	for i < len(a) && j < len(b) { // a level begins at both
+		switch {
+		case a[i] == '>' || b[j] == '>':
 			return true
+		case a[i] == '*':
+			i, j = i+1, levelEnd(b, j)
+		case b[j] == '*':
+			i, j = levelEnd(a, i), j+1
+		default:
+			for i < len(a) && j < len(b) && a[i] == b[j] && a[i] != '.' {
+				i, j = i+1, j+1
+			}
+			if i < len(a) && a[i] != '.' || j < len(b) && b[j] != '.' {
+				return false
+			}
 		}
-		if x != y && x != "*" && y != "*" || moreA != moreB {
-			return false
+		if i == len(a) || j == len(b) {
+			return i == len(a) && j == len(b)
 		}
-		if !moreA {
-			return true
-		}
-		a, b = restA, restB
+		i, j = i+1, j+1 // behind the dots
 	}
+	return false
+}
+
+// levelEnd returns where the level ends that begins at i.
+func levelEnd(name string, i int) int {
+	for i < len(name) && name[i] != '.' {
+		i++
+	}
+	return i
 }

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/url"
 	"strconv"
@@ -27,6 +28,10 @@ type TopicAccess struct {
 	// MaxSubscriptions is how many topics and patterns one connection may have. Default 128; negative
 	// is no limit.
 	MaxSubscriptions int `yaml:"max_subscriptions"`
+
+	// MaxPatterns is how many of them may be patterns. A message is compared with all patterns that begin as its topic
+	// does, which takes about 50 ns for each. Default 16; negative is no limit.
+	MaxPatterns int `yaml:"max_patterns"`
 }
 
 func (a *TopicAccess) maySubscribe(name string) bool {
@@ -93,25 +98,29 @@ func (ep *endpoint) wishOf(r *Request, events bool) (*wish, error) {
 		}
 	}
 	if limit := ep.now().Topics.MaxSubscriptions; limit >= 0 && len(w.topics) > limit {
-		return bad("%d topics are too many: at most %d", len(w.topics), limit)
+		return bad("%d topics are too many: at most %d, by topics.max_subscriptions of the endpoint", len(w.topics), limit)
+	}
+	patterns := 0
+	for _, name := range w.topics {
+		if IsPattern(name) {
+			patterns++
+		}
+	}
+	if limit := ep.now().Topics.MaxPatterns; limit >= 0 && patterns > limit {
+		return bad("%d patterns are too many: at most %d, by topics.max_patterns of the endpoint", patterns, limit)
 	}
 	return w, ep.checkWish(w)
 }
 
 // checkWish checks the topics of a request.
 func (ep *endpoint) checkWish(w *wish) error {
-	for i, name := range w.topics {
+	for _, name := range w.topics {
 		if err := ep.check(name); err != nil {
 			status := 400
-			if err == errNotAllowed || err == errNoPatterns {
+			if _, ok := errors.AsType[notAllowed](err); ok {
 				status = 403
 			}
 			return &codec.Rejection{Status: status, Reason: err.Error()}
-		}
-		for _, other := range w.topics[:i] {
-			if overlaps(name, other) {
-				return &codec.Rejection{Status: 400, Reason: fmt.Sprintf("topic %q overlaps topic %q", name, other)}
-			}
 		}
 		if w.from.Since != nil && (len(w.topics) > 1 || IsPattern(name)) {
 			return &codec.Rejection{Status: 400, Reason: "since needs exactly one topic, and no pattern"}
@@ -120,13 +129,60 @@ func (ep *endpoint) checkWish(w *wish) error {
 			return &codec.Rejection{Status: 400, Reason: "last needs topics, and no patterns"}
 		}
 	}
+	if a, b, ok := overlapIn(w.topics); ok {
+		return &codec.Rejection{Status: 400, Reason: fmt.Sprintf("topic %q overlaps topic %q", b, a)}
+	}
 	return nil
 }
 
-var (
-	errNotAllowed = fmt.Errorf("this topic is not for clients of this endpoint")
-	errNotYours   = fmt.Errorf("this client may not have this topic")
-	errNoPatterns = fmt.Errorf("this endpoint does not allow patterns")
+// overlapIn returns two names for which there is a topic that both stand for, if there are any. Names without wildcards
+// are compared with patterns only, since there may be many of either kind with many levels.
+func overlapIn(names []string) (a, b string, ok bool) {
+	if len(names) < 2 {
+		return "", "", false
+	}
+	seen := make(map[string]bool, len(names))
+	var topics, patterns []string
+	for _, name := range names {
+		if seen[name] {
+			return name, name, true
+		}
+		seen[name] = true
+		if IsPattern(name) {
+			patterns = append(patterns, name)
+		} else {
+			topics = append(topics, name)
+		}
+	}
+	for i, p := range patterns {
+		for _, others := range [][]string{patterns[i+1:], topics} {
+			for _, name := range others {
+				if overlaps(p, name) {
+					return p, name, true
+				}
+			}
+		}
+	}
+	return "", "", false
+}
+
+// notAllowed is what an endpoint, or the client's own rights, do not allow, and by which key of the endpoint or which member
+// of the rights. It fits into a close frame.
+type notAllowed string
+
+func (e notAllowed) Error() string { return string(e) }
+
+const (
+	errNoSubscribe = notAllowed("clients may not subscribe to this: topics.subscribe of the endpoint does not cover it")
+	errNoPublish   = notAllowed("clients may not publish to this: topics.publish of the endpoint does not cover it")
+	errNoPresence  = notAllowed("clients may not ask who is subscribed: topics.presence of the endpoint is false")
+	errNoPatterns  = notAllowed("this endpoint does not allow patterns: its topics.patterns is false")
+
+	errNotYours      = notAllowed("this client may not have this topic: its token, or what else let it in, does not list it in subscribe")
+	errNotYourOutput = notAllowed("this client may not publish to this: its token, or what else let it in, does not list it in publish")
+	errHasMore       = notAllowed("the new token lists in subscribe less than the connection is subscribed to")
+
+	errNotOneTopic = notAllowed("nothing can be published here: it takes exactly one topic in the request line, and no pattern")
 )
 
 // check says whether a client may subscribe to a topic or pattern.
@@ -139,7 +195,7 @@ func (ep *endpoint) check(name string) error {
 	case pattern && !access.Patterns:
 		return errNoPatterns
 	case !access.maySubscribe(name):
-		return errNotAllowed
+		return errNoSubscribe
 	}
 	return nil
 }
@@ -170,21 +226,20 @@ func startOf(query url.Values) (from Start, err error) {
 // begin makes the subscriptions that the request asked for.
 func (c *Conn) begin(w *wish) {
 	for _, name := range w.topics {
-		err := c.inTurn(0, func() {
+		err := c.afterPending(0, func() {
 			err := c.checkRead(name) // a token may have been renewed since
 			if err != nil {
 				c.failed(err)
 				return
 			}
-			c.subscribeReady(name, w.from, w.framing, func(s Subscribed) {
-				c.markAsked()
+			c.subscribeReady(&wanted{name: name, from: w.from, kind: w.framing, asked: true, reply: func(s Subscribed) {
 				if w.framing != framingRaw {
 					s.Recovered = s.Recovered && !w.afresh
 					c.sendSubscribed(nil, s, w.from.Since != nil || w.afresh)
 				} else if w.from.Since != nil && !s.Recovered {
 					c.startClose(closeOwn, closeGap, "gap")
 				}
-			}, c.failed)
+			}}, c.failed)
 		})
 		if err != nil {
 			c.failed(err)
@@ -199,7 +254,9 @@ const closeGap codec.CloseCode = 4010
 func (c *Conn) took(op codec.Opcode, payload []byte) {
 	if c.framing == framingEnvelope {
 		if op != codec.OpText {
-			_ = c.Close(codec.CloseUnsupported, "expected text messages with JSON")
+			if !c.asked.Swap(true) {
+				c.closeInOrder(closeOwn, codec.CloseUnsupported, "expected text messages with JSON")
+			}
 			return
 		}
 		c.request(payload)
@@ -213,7 +270,7 @@ func (c *Conn) took(op codec.Opcode, payload []byte) {
 		return
 	}
 	payload = bytes.Clone(payload) // its subscription has not been made
-	c.refused(c.inTurn(len(payload), func() { c.publish(op, payload) }))
+	c.refused(c.afterPending(len(payload), func() { c.publish(op, payload) }))
 }
 
 // publish publishes what came on a raw connection to its topic.
@@ -222,8 +279,12 @@ func (c *Conn) publish(op codec.Opcode, payload []byte) {
 	if c.more != nil {
 		topics = c.more.subs
 	}
-	if len(topics) != 1 || topics[0].isPattern() || !c.mayPublish(topics[0].name()) {
-		_ = c.Close(codec.ClosePolicyViolation, "nothing can be published here")
+	err := error(errNotOneTopic)
+	if len(topics) == 1 && !topics[0].isPattern() {
+		err = c.checkPublish(topics[0].name())
+	}
+	if err != nil {
+		_ = c.Close(codec.ClosePolicyViolation, err.Error())
 		return
 	}
 	format := FormatText
@@ -235,6 +296,6 @@ func (c *Conn) publish(op codec.Opcode, payload []byte) {
 		cl.publishFunc(&p, func(_ Receipt, err error) { c.refused(err) })
 		return
 	}
-	_, err := c.sh.srv.Publish(p)
+	_, err = c.sh.srv.Publish(p)
 	c.refused(err)
 }

@@ -25,7 +25,6 @@ type audienceModel struct {
 
 type modelMember struct {
 	c    *Conn
-	read int               // items of the outbox that were looked at
 	next map[string]uint64 // by topic: the message that must come next; absent if none may come
 
 	// Of the topic with latest, of which messages may be left out.
@@ -45,14 +44,14 @@ func newAudienceModel(t *testing.T, seed uint64) *audienceModel {
 	sh := &shard{srv: s, set: s.settings(), meters: meters{flushed: make([]histogram, 2)}}
 	sh.mail.inTurn = true // it has no bell
 	g := newGroup(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
-	g.ep.now().Topics.MaxSubscriptions = 4
+	g.ep.now().Topics.MaxSubscriptions, g.ep.now().Topics.MaxPatterns = 4, 4
 	return &audienceModel{t: t, r: rand.New(rand.NewPCG(seed, 7)), s: s, sh: sh, g: g, offsets: map[string]uint64{}}
 }
 
 func (m *audienceModel) publish() {
 	topic := modelTopics[m.r.IntN(len(modelTopics))]
 	m.offsets[topic]++
-	r, err := m.s.Publish(Publication{Topic: topic, Payload: fmt.Appendf(nil, "%s:%d;", topic, m.offsets[topic])})
+	r, err := m.s.Publish(Publication{Topic: topic, Payload: fmt.Appendf(nil, "%s:%d;%*s", topic, m.offsets[topic], itemCost, "")}) // smaller ones share memory
 	if err != nil || r.Offset != m.offsets[topic] {
 		m.t.Fatal(r, err)
 	}
@@ -78,7 +77,7 @@ func (m *audienceModel) subscribe(who *modelMember) {
 		taken = taken || overlaps(other, name)
 	}
 	m.look(who) // what comes now comes after it
-	s, err := who.c.subscribe(name, from, who.c.framing, func(Subscribed) {})
+	s, err := who.c.subscribe(&wanted{name: name, from: from, kind: who.c.framing, reply: func(Subscribed) {}})
 	if (err != nil) != taken {
 		m.t.Fatalf("subscribe to %s beside %v: %v", name, had, err)
 	}
@@ -165,8 +164,10 @@ func (m *audienceModel) refresh(who *modelMember) {
 // look checks what has come to a member since the last time.
 func (m *audienceModel) look(who *modelMember) {
 	m.t.Helper()
-	for ; who.read < len(who.c.out.items); who.read++ {
-		b := who.c.out.items[who.read].b
+	taken := 0
+	for it := range who.c.out.all {
+		b := it.b
+		taken += len(b)
 		text := string(b[:bytes.LastIndexByte(b, ';')])
 		if who.c.framing == framingRaw {
 			text = text[2:]
@@ -182,9 +183,15 @@ func (m *audienceModel) look(who *modelMember) {
 			who.came++
 		}
 	}
+	who.c.out.wrote(taken)
 }
 
 // walk goes on with any of the streams for some steps, and stops anywhere.
+func (m *audienceModel) readAll() {
+	for m.sh.readMail(); !m.sh.reading.done(); m.sh.readMail() {
+	}
+}
+
 func (m *audienceModel) walk() {
 	waiting := m.sh.pending.list[m.sh.pending.head:]
 	if len(waiting) == 0 {
@@ -226,11 +233,11 @@ func (m *audienceModel) check() {
 	}
 	sources := map[string]*source{}
 	for i := range m.s.hub.parts {
-		for name, t := range m.s.hub.parts[i].topics {
+		for name, t := range m.s.hub.parts[i].topics.All() {
 			sources[name] = &t.source
 		}
 	}
-	for name, p := range m.s.hub.patterns {
+	for name, p := range m.s.hub.patterns.names.All() {
 		sources[name] = p
 		if p.subscribers == 0 {
 			m.t.Fatalf("the pattern %s has no subscribers", name)
@@ -293,7 +300,7 @@ func TestAudienceWalk(t *testing.T) {
 			case 0, 1:
 				m.publish()
 			case 2:
-				m.sh.readMail(true)
+				m.readAll()
 			case 3, 4:
 				m.walk()
 			case 5, 6:
@@ -310,9 +317,9 @@ func TestAudienceWalk(t *testing.T) {
 			}
 			m.check()
 		}
-		m.sh.readMail(true)
+		m.readAll()
 		for m.sh.pending.len() > 0 {
-			m.sh.walk(true)
+			m.sh.walk()
 		}
 		for len(m.members) > 0 {
 			who := m.members[0]
@@ -328,15 +335,15 @@ func TestAudienceWalk(t *testing.T) {
 		if n := m.sh.stats.drops[DropConflated].Load(); n != m.left {
 			t.Fatalf("%d messages were left out, but %d are counted", m.left, n)
 		}
-		if n := m.sh.backlog.Load(); n != 0 || len(m.s.hub.patterns) > 0 {
-			t.Fatalf("%d bytes of backlog and %d patterns are left", n, len(m.s.hub.patterns))
+		if n := m.sh.backlog.Load(); n != 0 || m.s.hub.patterns.names.Len() > 0 {
+			t.Fatalf("%d bytes of backlog and %d patterns are left", n, m.s.hub.patterns.names.Len())
 		}
 	}
 }
 
 // A line of audiences keeps its order and gives its memory back.
 func TestAudienceQueue(t *testing.T) {
-	var q queue
+	var q queue[audience]
 	var all [1000]audience
 	next := 0
 	for i := range all {
@@ -356,5 +363,38 @@ func TestAudienceQueue(t *testing.T) {
 	}
 	if next != len(all) || cap(q.list) > len(all) {
 		t.Errorf("%d came out, and there is room for %d", next, cap(q.list))
+	}
+}
+
+// What a connection is sent after it has caught up with its topics looks at none of them again until something else is
+// published: each letter to it asks.
+func TestCatchingUpLooksOnce(t *testing.T) {
+	m := newAudienceModel(t, 1)
+	m.join()
+	who := m.members[0]
+	for _, name := range []string{"a", "b", "c"} {
+		if _, err := who.c.subscribe(&wanted{name: name, reply: func(Subscribed) {}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	publish := func() {
+		if _, err := m.s.Publish(Publication{Topic: "b", Payload: make([]byte, itemCost)}); err != nil {
+			t.Fatal(err)
+		}
+		m.readAll()
+	}
+	publish()
+	who.c.ready()
+	if n := who.c.out.items(); n != 1 || m.sh.pending.len() != 1 {
+		t.Fatalf("%d messages came, and %d audiences are pending", n, m.sh.pending.len())
+	}
+	subs := who.c.more.subs
+	who.c.more.subs = make([]subscription, len(subs)) // whoever looks panics
+	who.c.ready()
+	who.c.more.subs = subs
+	publish()
+	who.c.ready()
+	if n := who.c.out.items(); n != 2 {
+		t.Errorf("%d messages came, want 2", n)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -19,7 +20,7 @@ func TestEvents(t *testing.T) {
 	s := start(t, opts)
 	c := dialRaw(t, s)
 	c.write([]byte(eventsHead("/ws?topic=a")))
-	want := "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nConnection: close\r\n" +
+	want := "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store, no-transform\r\nConnection: close\r\n" +
 		"X-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\n\r\n"
 	head := make([]byte, len(want))
 	if _, err := io.ReadFull(c.r, head); err != nil || string(head) != want {
@@ -36,7 +37,7 @@ func TestEvents(t *testing.T) {
 			t.Fatalf("got  %q, %v\nwant %q", got[:n], err, want)
 		}
 	}
-	wantBytes("event: subscribed\ndata: {\"topic\":\"a\",\"offset\":0,\"epoch\":\"E\"}\n\n")
+	wantBytes("event: subscribed\nid: E:0\ndata: {\"topic\":\"a\",\"offset\":0,\"epoch\":\"E\",\"after\":0}\n\n")
 	for i, row := range []struct {
 		format  Format
 		payload string
@@ -151,6 +152,71 @@ func TestLastEventID(t *testing.T) {
 	}
 }
 
+// A stream that has had no message can be resumed, too: after the position that its "subscribed" event had as its id. So
+// nothing is lost that is published in between, and a gap is reported once.
+func TestEventsResumeBeforeTheFirstMessage(t *testing.T) {
+	s := start(t, topics(TopicRule{Match: "log.>", History: 4}, TopicRule{Match: "price", Latest: true}))
+	epoch := fill(t, s, "log.gap", 10).Epoch
+	for _, topic := range []string{"log.old", "log.last", "log.epoch", "price"} {
+		fill(t, s, topic, 10)
+	}
+	for _, row := range []struct {
+		sentence string
+		topic    string
+		query    string
+		id       string // that the client has from elsewhere
+		first    string // the message that it gets when it comes back
+	}{
+		{"a topic that nothing was published to", "log.new", "", "", "new"},
+		{"one with messages that do not concern it", "log.old", "", "", "new"},
+		{"the newest are on their way", "log.last", "&last=2", "", "9"},
+		{"the value of a topic is on its way", "price", "", "", "10"},
+		{"behind a gap", "log.gap", "", epoch + ":1", "7"},
+		{"in a new epoch", "log.epoch", "", "other:1", "7"},
+	} {
+		t.Run(row.sentence, func(t *testing.T) {
+			target, headers := "/ws?topic="+row.topic+row.query, []string(nil)
+			if row.id != "" {
+				headers = []string{"Last-Event-ID: " + row.id}
+			}
+			st := listen(t, s, target, headers...)
+			e, err := st.event()
+			if err != nil || e.kind != "subscribed" {
+				t.Fatal(e, err)
+			}
+			_ = st.conn.Close() // before it has read anything else
+			if row.first == "new" {
+				mustPublish(t, s, row.topic, "new")
+			}
+			st = listen(t, s, target, "Last-Event-ID: "+e.id)
+			if again := st.subscribed().Subscribed; again.Recovered == nil || !*again.Recovered {
+				t.Errorf("after %s there is a gap", e.id)
+			}
+			if first, err := st.event(); err != nil || first.data != row.first {
+				t.Errorf("after %s comes %+v, %v; want %s", e.id, first, err, row.first)
+			}
+		})
+	}
+	for _, query := range []string{"topic=log.a&topic=log.b", "topic=log.a&topic=x.*", "topic=x.*"} {
+		st := listen(t, s, "/ws?"+query)
+		last := ""
+		for range strings.Count(query, "topic=") {
+			e, err := st.event()
+			if err != nil || e.id == "" {
+				t.Fatalf("%s: %+v, %v", query, e, err)
+			}
+			last = e.id
+		}
+		_ = st.conn.Close()
+		st = listen(t, s, "/ws?"+query, "Last-Event-ID: "+last)
+		for range strings.Count(query, "topic=") {
+			if r := st.subscribed().Subscribed.Recovered; r == nil || *r {
+				t.Errorf("a client that comes back to %s is not told that messages may be missing", query)
+			}
+		}
+	}
+}
+
 // Scripts of other origins may read what the configuration says. What is not asked for as events, or not
 // with GET, is none.
 func TestEventsAreRefused(t *testing.T) {
@@ -221,6 +287,7 @@ func TestEventsAreRefused(t *testing.T) {
 // A quiet stream gets a comment every now and then, and no more is expected of the client: neither a message
 // nor an answer.
 func TestEventsStayAlive(t *testing.T) {
+	t.Parallel()
 	opts := topics()
 	opts.Limits.IdleTimeout = 20 * time.Millisecond
 	opts.Limits.HandshakeTimeout = time.Second
@@ -271,6 +338,7 @@ func TestEventsBesideOthers(t *testing.T) {
 
 // Cathy stops reading her stream. More than max_queue does not wait for her: she is told why, and is gone.
 func TestSlowEvents(t *testing.T) {
+	t.Parallel()
 	opts := topics()
 	opts.Endpoints[0].SlowConsumer = SlowConsumer{MaxQueue: 256 << 10}
 	s := start(t, opts)
@@ -303,6 +371,7 @@ func TestSlowEvents(t *testing.T) {
 
 // The same with a socket that takes nothing at all.
 func TestEventsWriteTimeout(t *testing.T) {
+	t.Parallel()
 	opts := topics()
 	opts.Limits.WriteTimeout = 200 * time.Millisecond
 	opts.Endpoints[0].SlowConsumer = SlowConsumer{MaxQueue: -1}
@@ -346,4 +415,40 @@ func TestEventsAtShutdown(t *testing.T) {
 	st.wantEOF()
 	_ = st.conn.Close()
 	wantEnd(t, ended)
+}
+
+// Event streams are for clients whose Upgrade names other protocols, and for proxies that speak HTTP/1.0.
+func TestEventsWhateverTheClient(t *testing.T) {
+	opts := topics(TopicRule{Match: ">", History: 10})
+	opts.HTTP = http.HandlerFunc(mirror)
+	s := start(t, opts)
+	fill(t, s, "a", 1)
+	for _, test := range []struct{ sentence, head string }{
+		{"curl --http2", requestHead("GET /ws?topic=a&last=1 HTTP/1.1", "Accept: text/event-stream", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA")},
+		{"several lines of Accept", requestHead("GET /ws?topic=a&last=1 HTTP/1.1", "Accept: text/plain", "Accept: text/event-stream")},
+		{"a stock nginx", requestHead("GET /ws?topic=a&last=1 HTTP/1.0", "Connection: close", "Accept: text/event-stream")},
+		{"HTTP/1.0 without a Host", "GET /ws?topic=a&last=1 HTTP/1.0\r\nAccept: text/event-stream\r\n\r\n"},
+	} {
+		t.Run(test.sentence, func(t *testing.T) {
+			for _, kept := range []bool{false, true} {
+				c := dialRaw(t, s)
+				if kept { // for which a page has come first
+					c.write([]byte(requestHead("GET / HTTP/1.1")))
+					c.wantPage("GET /")
+				}
+				c.write([]byte(test.head))
+				resp := c.response()
+				if resp.StatusCode != 200 || len(resp.TransferEncoding) > 0 || resp.ContentLength >= 0 {
+					t.Fatalf("answered %s, %v, %d", resp.Status, resp.TransferEncoding, resp.ContentLength)
+				}
+				b := make([]byte, 1<<10)
+				for got := ""; !strings.Contains(got, "\nid: "); {
+					n, err := resp.Body.Read(b)
+					if got += string(b[:n]); err != nil {
+						t.Fatalf("%q, %v", got, err)
+					}
+				}
+			}
+		})
+	}
 }

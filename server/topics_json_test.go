@@ -47,7 +47,7 @@ func TestJSONConversation(t *testing.T) {
 		{"the last of two equal fields counts", `{"id":1,"id":2,"ping":{}}`, `{"id":2,"pong":{}}`},
 		{"null is as if it were not there", `{"id":1,"ping":{},"subscribe":null}`, `{"id":1,"pong":{}}`},
 
-		{"a subscription says where it begins", `{"id":2,"subscribe":{"topic":"kept.a"}}`, `{"id":2,"subscribed":{"topic":"kept.a","offset":0,"epoch":"E"}}`},
+		{"a subscription says where it begins", `{"id":2,"subscribe":{"topic":"kept.a"}}`, `{"id":2,"subscribed":{"topic":"kept.a","offset":0,"epoch":"E","after":0}}`},
 		{"the same again is refused", `{"id":3,"subscribe":{"topic":"kept.a"}}`, `already_subscribed`},
 		{"a pattern over it is refused", `{"id":3,"subscribe":{"topic":"kept.*"}}`, `overlap`},
 		{"a subscription without an id gets no reply", `{"subscribe":{"topic":"free.b"}}`, ""},
@@ -165,9 +165,44 @@ func TestJSONWhatIsNotAllowed(t *testing.T) {
 	opts.Endpoints[0].Topics = TopicAccess{}
 	s := start(t, opts)
 	c := dial(t, s, "/ws", speakJSON)
-	for _, request := range []string{`"subscribe":{"topic":"a.*"}`, `"presence":{"topic":"a"}`, `"publish":{"topic":"a","data":1}`} {
-		if got := c.ask(`{"id":1,%s}`, request); got.Error == nil || got.Error.Code != "not_allowed" {
+	for request, key := range map[string]string{
+		`"subscribe":{"topic":"a.*"}`: "topics.patterns", `"presence":{"topic":"a"}`: "topics.presence", `"publish":{"topic":"a","data":1}`: "topics.publish",
+	} {
+		if got := c.ask(`{"id":1,%s}`, request); got.Error == nil || got.Error.Code != "not_allowed" || !strings.Contains(got.Error.Message, key+" ") {
 			t.Errorf("%s: %s", request, got.text)
+		}
+	}
+}
+
+// What is not allowed is told with the key of the endpoint, or the member of the client's rights, that would allow it. The same
+// words are reasons of close frames, which have room for 123 bytes.
+func TestWhatIsNotAllowedNamesTheKey(t *testing.T) {
+	opts := topics()
+	opts.Endpoints[0].Topics = TopicAccess{Subscribe: []string{"a", "b"}, Publish: []string{"a", "b"}, Presence: true}
+	opts.Endpoints[0].Handler = Handler{Upgrade: func(r *Request) error {
+		return r.Identify(Identity{Subject: "alice", Subscribe: []string{"a"}, Publish: []string{"a"}})
+	}}
+	s := start(t, opts)
+	c := dial(t, s, "/ws", speakJSON)
+	c.subscribed("a")
+	for request, want := range map[string]string{
+		`"subscribe":{"topic":"c"}`:        string(errNoSubscribe),
+		`"history":{"topic":"c"}`:          string(errNoSubscribe),
+		`"presence":{"topic":"c"}`:         string(errNoSubscribe),
+		`"publish":{"topic":"c","data":1}`: string(errNoPublish),
+		`"subscribe":{"topic":"b"}`:        string(errNotYours),
+		`"history":{"topic":"b"}`:          string(errNotYours),
+		`"presence":{"topic":"b"}`:         string(errNotYours),
+		`"publish":{"topic":"b","data":1}`: string(errNotYourOutput),
+		`"subscribe":{"topic":"c.*"}`:      string(errNoPatterns),
+	} {
+		if got := c.ask(`{"id":1,%s}`, request); got.Error == nil || got.Error.Code != "not_allowed" || got.Error.Message != want {
+			t.Errorf("%s: %s", request, got.text)
+		}
+	}
+	for _, e := range []notAllowed{errNoSubscribe, errNoPublish, errNoPresence, errNoPatterns, errNotYours, errNotYourOutput, errHasMore, errNotOneTopic} {
+		if len(e) > 123 {
+			t.Errorf("%d bytes: %s", len(e), e)
 		}
 	}
 }
@@ -201,7 +236,7 @@ func TestJSONTopicsOfTheRequestLine(t *testing.T) {
 	s := start(t, topics(TopicRule{Match: "a", History: 5}))
 	epoch := mustPublish(t, s, "a", "one").Epoch
 	c := dial(t, s, "/ws?topic=a&last=5", speakJSON)
-	if got := c.said(); got.plain() != `{"subscribed":{"topic":"a","offset":1,"epoch":"E"}}` {
+	if got := c.said(); got.plain() != `{"subscribed":{"topic":"a","offset":1,"epoch":"E","after":0}}` {
 		t.Error(got.text)
 	}
 	if got := c.said(); got.plain() != `{"topic":"a","offset":1,"time":T,"data":"one"}` {
@@ -211,11 +246,11 @@ func TestJSONTopicsOfTheRequestLine(t *testing.T) {
 		t.Error(got.text)
 	}
 	c = dial(t, s, "/ws?topic=a&since=0&epoch="+epoch, speakJSON)
-	if got := c.said(); got.plain() != `{"subscribed":{"topic":"a","offset":1,"epoch":"E","recovered":true}}` {
+	if got := c.said(); got.plain() != `{"subscribed":{"topic":"a","offset":1,"epoch":"E","after":0,"recovered":true}}` {
 		t.Error(got.text)
 	}
 	c = dial(t, s, "/ws?topic=x&topic=y.*", speakJSON)
-	if x, y := c.said(), c.said(); x.plain() != `{"subscribed":{"topic":"x","offset":0,"epoch":"E"}}` || y.text != `{"subscribed":{"topic":"y.*"}}` {
+	if x, y := c.said(), c.said(); x.plain() != `{"subscribed":{"topic":"x","offset":0,"epoch":"E","after":0}}` || y.text != `{"subscribed":{"topic":"y.*"}}` {
 		t.Error(x.text, y.text)
 	}
 }
@@ -227,10 +262,11 @@ func TestJSONConnectionsSpeakText(t *testing.T) {
 	c.wantClose(codec.CloseUnsupported, "expected text messages with JSON")
 }
 
-// Of a hundred who publish with the same key at once, one publishes, and all get its receipt.
+// Of a hundred clients that publish with the same key at once, one publishes, and all get its receipt. Of a hundred times
+// that the application does, too.
 func TestOneKeyAtOnce(t *testing.T) {
 	s := start(t, topics(TopicRule{Match: "orders", History: 1000}))
-	receipts := make(chan Receipt, 200)
+	own, clients := make(chan Receipt, 100), make(chan Receipt, 100)
 	var all sync.WaitGroup
 	for i := range 100 {
 		c := dial(t, s, "/ws", speakJSON)
@@ -240,23 +276,27 @@ func TestOneKeyAtOnce(t *testing.T) {
 			if err != nil {
 				t.Error(err)
 			}
-			receipts <- r
+			own <- r
 			said, err := c.trySaid()
 			if err != nil || said.Published == nil {
 				t.Error(said, err)
 				return
 			}
-			receipts <- Receipt{Offset: said.Published.Offset, Epoch: said.Published.Epoch, Subscribers: said.Published.Subscribers}
+			clients <- Receipt{Offset: said.Published.Offset, Epoch: said.Published.Epoch, Subscribers: said.Published.Subscribers}
 		})
 	}
 	all.Wait()
-	first := <-receipts
-	for len(receipts) > 0 {
-		if r := <-receipts; r != first || r.Offset != 1 {
-			t.Fatalf("%+v beside %+v", r, first)
+	offsets := uint64(0)
+	for _, receipts := range []chan Receipt{own, clients} {
+		first := <-receipts
+		offsets += first.Offset
+		for len(receipts) > 0 {
+			if r := <-receipts; r != first {
+				t.Fatalf("%+v beside %+v", r, first)
+			}
 		}
 	}
-	if info, _ := s.Topic("orders"); info.History != 1 {
+	if info, _ := s.Topic("orders"); info.History != 2 || offsets != 3 {
 		t.Errorf("%d messages were published", info.History)
 	}
 }
@@ -265,13 +305,14 @@ func TestOneKeyAtOnce(t *testing.T) {
 func TestAKeyOfAFailure(t *testing.T) {
 	opts := topics()
 	opts.Limits.MaxTopics = 1
-	s, _ := startChanged(t, opts, func(s *Server) { s.hub.linger = 1 })
-	mustPublish(t, s, "a", "x")
+	s := start(t, opts)
+	c := dial(t, s, "/ws", speakJSON)
+	c.subscribed("a")
 	p := Publication{Topic: "b", Payload: []byte("x"), Key: "k"}
 	if _, err := s.Publish(p); err != ErrTooManyTopics {
 		t.Fatal(err)
 	}
-	s.hub.sweepAll()
+	c.ask(`{"id":1,"unsubscribe":{"topic":"a"}}`)
 	if r, err := s.Publish(p); err != nil || r.Offset != 1 {
 		t.Error(r, err)
 	}
@@ -301,7 +342,6 @@ func TestPresenceOfACrowd(t *testing.T) {
 // Whatever a client sends, nothing panics, and its connection answers or ends.
 func FuzzRequest(f *testing.F) {
 	s := start(f, topics(TopicRule{Match: "a", History: 2}))
-	c := dial(f, s, "/ws", speakJSON)
 	for _, seed := range []string{
 		`{"id":1,"ping":{}}`, `{"id":"x","subscribe":{"topic":"a","since":{"offset":1,"epoch":"x"}}}`, `{"unsubscribe":{"topic":"a"}}`,
 		`{"id":1,"publish":{"topic":"a","data":{"x":1},"key":"k"}}`, `{"id":1,"publish":{"topic":"a","data":"AA==","encoding":"base64"}}`,
@@ -310,10 +350,13 @@ func FuzzRequest(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, request string) {
-		c.t = t
 		if strings.ToValidUTF8(request, "") != request || len(request) > 1<<20 || strings.Contains(request, "that is all") {
 			return // the connection would be closed, and rightly
 		}
+		if strings.Count(request, "\n") >= mistakeBurst {
+			return // so it would be for too many mistakes, for which each input has a connection of its own
+		}
+		c := dial(t, s, "/ws", speakJSON)
 		c.send(request)
 		c.send(`{"id":"that is all","ping":{}}`)
 		for {

@@ -46,7 +46,7 @@ func TestNothingIsLeftOfTopics(t *testing.T) {
 		t.Errorf("the patterns %v are left", names)
 	}
 	for i := range s.hub.parts {
-		if n := len(s.hub.parts[i].topics); n > 0 {
+		if n := s.hub.parts[i].topics.Len(); n > 0 {
 			t.Errorf("%d topics are left that are not counted", n)
 		}
 	}
@@ -166,7 +166,7 @@ func TestRepliesAreNotDropped(t *testing.T) {
 		})
 		t.Run(string(p)+", behind one that is larger than the queue", func(t *testing.T) {
 			askBehind(t, p, func(s *Server) {
-				mustPublish(t, s, "fill", strings.Repeat("x", 16<<20))
+				mustPublish(t, s, "fill", strings.Repeat("x", 1<<20))
 				eventually(t, "it waits", func() bool { return s.Stats().QueuedBytes > 64<<10 })
 			})
 		})
@@ -177,7 +177,6 @@ func TestRepliesAreNotDropped(t *testing.T) {
 func askBehind(t *testing.T, p Policy, fill func(*Server)) {
 	opts := topics()
 	opts.Endpoints[0].SlowConsumer = SlowConsumer{Policy: p, MaxQueue: 64 << 10}
-	opts.Limits.MaxMessage = 16 << 20
 	s := start(t, opts)
 	cathy := dialFrozen(t, s, "/ws?topic=fill", speakJSON)
 	cathy.said()
@@ -211,7 +210,7 @@ func askBehind(t *testing.T, p Policy, fill func(*Server)) {
 	freezeOn(t, s, "fill")
 	go func() {
 		for i := 0; s.Count() == 1; i++ {
-			_, _ = cathy.conn.Write(text(`{"id":"` + strings.Repeat("i", 60) + `","unsubscribe":{"topic":"no"}}`))
+			_, _ = cathy.conn.Write(text(`{"id":"` + strings.Repeat("i", 60) + `","history":{"topic":"no"}}`))
 		}
 	}()
 	eventually(t, "she is closed", func() bool { return s.Count() == 0 })

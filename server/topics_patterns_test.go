@@ -64,7 +64,7 @@ func TestPatterns(t *testing.T) {
 func (s *Server) patternNames() (names []string) {
 	s.hub.mu.RLock()
 	defer s.hub.mu.RUnlock()
-	for name := range s.hub.patterns {
+	for name := range s.hub.patterns.names.All() {
 		names = append(names, name)
 	}
 	return names
@@ -181,7 +181,7 @@ func TestPatternsComeAndGo(t *testing.T) {
 	}
 	eventually(t, "the loops have done it all", func() bool { return s.backlogBytes() == 0 })
 	for part := range s.hub.parts {
-		for name, topic := range s.hub.parts[part].topics {
+		for name, topic := range s.hub.parts[part].topics.All() {
 			if len(topic.locals) > 0 || topic.subscribers > 0 {
 				t.Errorf("%s has %d locals and %d subscribers", name, len(topic.locals), topic.subscribers)
 			}

@@ -2,6 +2,7 @@ package server
 
 import (
 	"net"
+	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
@@ -11,6 +12,7 @@ import (
 // the first TCP address that the server listens on, with localhost for every address of the machine. Of a
 // port that the kernel chooses it knows once the server has started. With unix sockets only it is
 // ws://localhost, which a client has to be told how to reach.
+// Where there is a request, [Server.URLFor] knows what its client calls the server.
 func (s *Server) URL(path string) string {
 	if s.opts().PublicURL != "" {
 		base, _ := publicURL(s.opts().PublicURL)
@@ -38,6 +40,45 @@ func (s *Server) URL(path string) string {
 		host = "localhost"
 	}
 	return scheme + "://" + net.JoinHostPort(host, port) + path
+}
+
+// URLFor is where the client of a request finds an endpoint with this path: at the host and port that the request was
+// made for, with wss if it came over TLS. It is for handlers of Options.HTTP whose pages or answers name an endpoint,
+// and may be called from any goroutine. Below Options.PublicURL, if that is set, it is what [Server.URL] returns, and
+// also if the request names no host.
+//
+// A proxy of Options.TrustedProxies may say what the client has used: the scheme in X-Forwarded-Proto, the host in
+// X-Forwarded-Host, or both in Forwarded where there is no X-Forwarded-For. Without X-Forwarded-Host the proxy must
+// leave Host as it was, and one that does not write X-Forwarded-Host must remove it. Which pages may connect is still
+// decided by Host: behind a proxy that changes it, list their origin in Endpoint.Origins, or set PublicURL.
+//
+// A client chooses its Host itself. So the URL must not be used for anybody else, as in an e-mail or a shared cache.
+func (s *Server) URLFor(r *http.Request, path string) string {
+	if s.opts().PublicURL != "" {
+		return s.URL(path)
+	}
+	scheme, host := s.originOf(r)
+	if scheme == "" {
+		scheme = "http"
+		if r.TLS != nil {
+			scheme = "https"
+		}
+	}
+	for _, host := range []string{host, r.Host} {
+		if o, ok := parseOrigin(scheme + "://" + host); ok {
+			return o.webSocketURL() + path
+		}
+	}
+	return s.URL(path)
+}
+
+// webSocketURL is the base of the URLs of WebSockets at this origin, which is one of http or https.
+func (o *origin) webSocketURL() string {
+	base := "ws" + strings.TrimPrefix(o.scheme, "http") + "://" + o.host
+	if o.port != "" {
+		base += ":" + o.port
+	}
+	return base
 }
 
 // publicURL is the base of the endpoints' URLs, or what is wrong with the option.

@@ -2,6 +2,9 @@ package server
 
 import (
 	"fmt"
+	"net"
+	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -22,7 +25,17 @@ func (o Options) Warnings() []*OptionError {
 		add("ping.interval", "%v is not well below ping.lb_idle_timeout, which is %v, so the balancer will cut quiet connections "+
 			"before a ping is sent: expected %v or less", p.Interval, p.LBIdleTimeout, (p.LBIdleTimeout / 2).Round(time.Millisecond))
 	}
+	if host, _, err := net.SplitHostPort(o.Agent.Listen); err == nil && isAnyHost(host) {
+		add("agent.listen", "%s stands at every address of this machine, and tells its load to all that reach one: "+
+			"expected the address at which HAProxy asks, such as 10.0.0.1:8082", o.Agent.Listen)
+	}
 	return list
+}
+
+// isAnyHost reports whether a host to listen on is every address of the machine.
+func isAnyHost(host string) bool {
+	ip, err := netip.ParseAddr(strings.Trim(host, "[]"))
+	return host == "" || err == nil && ip.Unmap().IsUnspecified()
 }
 
 // pingDelay is by how much a ping may be late: the clock's tick, at the longest.

@@ -45,3 +45,17 @@ func TestWarnsOfPingsThatComeTooLate(t *testing.T) {
 		})
 	}
 }
+
+// A port for agents at every address is likely one too many.
+func TestWarningOfTheAgentsPort(t *testing.T) {
+	for address, warns := range map[string]bool{":8082": true, "0.0.0.0:8082": true, "[::]:8082": true, "10.0.0.1:8082": false, "127.0.0.1:0": false, "off": false} {
+		o, err := Options{Endpoints: echoAndBroadcast(), Agent: Agent{Listen: address}}.Resolve()
+		if err != nil {
+			t.Fatal(err)
+		}
+		list := o.Warnings()
+		if warns != (len(list) == 1 && list[0].Key == "agent.listen" && strings.Contains(list[0].Problem, address+" stands at every address")) || len(list) > 1 {
+			t.Errorf("%s: %v", address, list)
+		}
+	}
+}

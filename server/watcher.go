@@ -2,6 +2,8 @@ package server
 
 import (
 	"sync"
+
+	"carillon/internal/shrink"
 )
 
 // watcher tells the loops when sockets that were full take bytes again: gnet knows, but does not say.
@@ -11,7 +13,7 @@ type watcher struct {
 	poll poller
 
 	mu      sync.Mutex
-	waiting map[int32]*Conn // by descriptor
+	waiting shrink.Map[int32, *Conn] // by descriptor
 	closed  bool
 }
 
@@ -20,7 +22,7 @@ func newWatcher() (*watcher, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &watcher{poll: p, waiting: map[int32]*Conn{}}
+	w := &watcher{poll: p}
 	go w.run()
 	return w, nil
 }
@@ -31,7 +33,7 @@ func (w *watcher) watch(c *Conn) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !w.closed {
-		w.waiting[c.fd] = c
+		w.waiting.Set(c.fd, c)
 		w.poll.once(c.fd)
 	}
 }
@@ -41,7 +43,7 @@ func (w *watcher) watch(c *Conn) {
 func (w *watcher) forget(c *Conn) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	delete(w.waiting, c.fd)
+	w.waiting.Delete(c.fd)
 }
 
 func (w *watcher) run() {
@@ -52,8 +54,8 @@ func (w *watcher) run() {
 		}
 		for _, fd := range fds {
 			w.mu.Lock()
-			c := w.waiting[fd]
-			delete(w.waiting, fd)
+			c := w.waiting.Get(fd)
+			w.waiting.Delete(fd)
 			w.mu.Unlock()
 			if c != nil {
 				c.sh.post(letter{kind: letterWritable, conn: c})

@@ -120,6 +120,36 @@ async function fragments(deflate) {
   await client.closes(1005, '');
 }
 
+// Repeats itself from everywhere within 100 KB, so that a window that is not kept to is found out.
+function rambling(size) {
+  const text = Buffer.alloc(size);
+  for (let at = 0, x = 1; at < size; x = (x * 48271) % 2147483647) {
+    const back = 60 + (x % 100_000);
+    if (x % 3 === 0 && back <= at) at += text.copy(text, at, at - back, at - back + 60);
+    else at += text.write(x.toString(36) + ' ', at);
+  }
+  return text.toString();
+}
+
+async function windows() {
+  const room = [];
+  for (let bits = 8; bits <= 15; bits++) {
+    // ws gives zlib a window of just this size to inflate with.
+    room.push(await Client.open('/broadcast', { serverMaxWindowBits: bits, clientMaxWindowBits: Math.max(bits, 9) }));
+    room.at(-1).ws.send(`${bits} bits`);
+    for (const client of room) await client.hears(`${bits} bits`);
+  }
+  for (const [i, sender] of room.entries()) {
+    const text = rambling(200_000 + i);
+    sender.ws.send(text);
+    for (const client of room) await client.hears(text);
+  }
+  for (const client of room) {
+    client.ws.close(1000);
+    await client.closes(1000, '');
+  }
+}
+
 async function ping() {
   const client = await Client.open('/echo', false);
   for (const data of ['', 'a', 'p'.repeat(125)]) {
@@ -148,6 +178,7 @@ const checks = [
   ['broadcast among clients with and without compression', broadcast],
   ['fragments with a ping in between', () => fragments(false)],
   ['compressed fragments with a ping in between', () => fragments(true)],
+  ['a window of the client\'s choice', windows],
   ['ping and pong', ping],
   ['close codes', closeCodes],
 ];

@@ -67,9 +67,9 @@ function welcomed(welcome) {
   for (const said of waiting.values()) send(said) // the server hears each only once
 }
 
-function began({ epoch, recovered }) {
+function began({ epoch, after, recovered }) {
   if (recovered === false) tell("Some of what was said while you were away is not kept any more.")
-  if (position?.epoch !== epoch) position = { offset: 0, epoch }
+  position = { offset: after, epoch }
   if (away) for (const said of waiting.values()) log.append(said.line) // behind what was missed
   away = false
 }

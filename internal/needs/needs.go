@@ -1,6 +1,6 @@
-// Package needs finds what tests need that is not in this repository: programs, and what .ci's scripts install.
-// Without it a test is skipped, except where the environment variable CI is true: there everything has to be
-// installed, and the test fails. Only tests import this package.
+// Package needs has what tests need of the machine: programs and what .ci's scripts install, ports at which nothing
+// listens, and processes that end with the tests. Without a program a test is skipped, except where the environment
+// variable CI is true: there everything has to be installed, and the test fails. Only tests import this package.
 package needs
 
 import (
@@ -27,15 +27,41 @@ func Program(t testing.TB, name string) string {
 // directory for a test whose package is a directory below the repository's top.
 func NodeWS(t testing.TB) (node, ws string) {
 	t.Helper()
-	node = Program(t, "node")
-	ws, err := filepath.Abs(filepath.Join("..", ".ci", "npm", "node_modules", "ws"))
+	return Program(t, "node"), npmPackage(t, "ws")
+}
+
+// Node finds Node.js and npm packages, which are those of .ci/npm, and returns the path of node.
+func Node(t testing.TB, packages ...string) (node string) {
+	t.Helper()
+	for _, name := range packages {
+		npmPackage(t, name)
+	}
+	return Program(t, "node")
+}
+
+func npmPackage(t testing.TB, name string) (dir string) {
+	t.Helper()
+	dir, err := filepath.Abs(filepath.Join("..", ".ci", "npm", "node_modules", name))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(ws); err != nil {
-		Missing(t, "the npm package ws, which .ci/npm-install gets", err)
+	if _, err := os.Stat(dir); err != nil {
+		Missing(t, "the npm package "+name+", which .ci/npm-install gets", err)
 	}
-	return node, ws
+	return dir
+}
+
+// Python finds a Python that has a module: the first one in PATH, or Debian's.
+func Python(t testing.TB, module string) (python string) {
+	t.Helper()
+	var err error
+	for _, python := range []string{"python3", "/usr/bin/python3"} {
+		if err = exec.Command(python, "-c", "import "+module).Run(); err == nil {
+			return python
+		}
+	}
+	Missing(t, "Python's module "+module, err)
+	return ""
 }
 
 // Missing ends a test that lacks something.

@@ -16,6 +16,7 @@ type verdict struct {
 }
 
 func (v *verdict) Helper()               {}
+func (v *verdict) Cleanup(func())        {}
 func (v *verdict) Fatalf(string, ...any) { v.failed = true; runtime.Goexit() }
 func (v *verdict) Skipf(string, ...any)  { v.skipped = true; runtime.Goexit() }
 
@@ -41,6 +42,19 @@ func TestWhatIsMissingSkipsAndFailsInCI(t *testing.T) {
 		}
 		if found := filepath.IsAbs(path); found != (row.program == "go") {
 			t.Errorf("with CI=%s, the path of %s is %q", row.ci, row.program, path)
+		}
+	}
+}
+
+func TestAModuleOfPythonThatIsMissing(t *testing.T) {
+	for ci, fails := range map[string]bool{"": false, "true": true} {
+		t.Setenv("CI", ci)
+		v := &verdict{TB: t}
+		var ended sync.WaitGroup
+		ended.Go(func() { Python(v, "no_such_module") })
+		ended.Wait()
+		if v.failed != fails || v.skipped == fails {
+			t.Errorf("with CI=%s: failed %v, skipped %v", ci, v.failed, v.skipped)
 		}
 	}
 }

@@ -1,0 +1,98 @@
+package cluster
+
+import (
+	"cmp"
+	"slices"
+	"sort"
+	"time"
+
+	"carillon/server"
+)
+
+// A message that a disk has changed is there, and JetStream cannot read it: it counts it, and goes on with the next one, as if
+// there were none. What comes then looks whole. The number of messages behind one, which comes with each, tells.
+
+// whole looks whether a replica has more of a topic than it could send. What it cannot read the stream's leader may be able to;
+// what nobody can read is a hole, and what is before that is left out.
+func (b *Broker) whole(at place, all fetched, deadline time.Time) (fetched, error) {
+	list := all.messages
+	if len(list) == 0 {
+		return all, nil
+	}
+	missing, err := b.missing(at, list, deadline)
+	if err != nil || missing == 0 {
+		return all, err
+	}
+	first, last := list[0].Offset, lastOf(list)
+	parts, err := b.fetchParts(at, first, last, deadline)
+	if err != nil {
+		return fetched{}, err
+	}
+	for _, m := range parts.messages {
+		if at, found := slices.BinarySearchFunc(list, m.Offset, func(a server.Message, offset uint64) int { return cmp.Compare(a.Offset, offset) }); !found {
+			list = slices.Insert(list, at, m)
+			missing--
+		}
+	}
+	if all.messages = list; missing == 0 {
+		return all, nil
+	}
+	begin := sort.Search(len(list)-1, func(i int) bool {
+		var n int
+		if err == nil {
+			n, err = b.missing(at, list[i:], deadline)
+		}
+		return n == 0
+	})
+	if err != nil {
+		return fetched{}, err
+	}
+	b.unreadable(at.topic)
+	all.messages, all.lost = list[begin:], max(all.lost, list[begin].Offset-1)
+	return all, nil
+}
+
+// missing is how many messages a replica has between the first and the last of a list that are not in it; 0 where messages come
+// so fast that it cannot be told.
+func (b *Broker) missing(at place, list []server.Message, deadline time.Time) (int, error) {
+	first, last := list[0].Offset, lastOf(list)
+	end, before := time.Now().Add(time.Until(deadline)/4), -1
+	for range 100 {
+		// At once, so that no message comes between the answers, at best: then there are as many behind the last one the
+		// second time.
+		var answers [3]func() (fetched, bool, error)
+		for i, from := range []uint64{last, first, last} {
+			answers[i] = b.askBatch(at, from, 0, 1, deadline)
+		}
+		var behind [3]int
+		there := true
+		for i, from := range []uint64{last, first, last} {
+			have, _, err := answers[i]()
+			if err != nil {
+				return 0, err
+			}
+			there = there && have.last() == from
+			behind[i] = int(have.left)
+		}
+		n := behind[1] - behind[2] - (len(list) - 1)
+		switch {
+		case !there: // one has just been removed
+		case behind[0] == behind[2] && n >= 0 && n == before:
+			return n, nil
+		case behind[0] == behind[2]:
+			before = n
+		}
+		if time.Now().After(end) {
+			break
+		}
+	}
+	return 0, nil
+}
+
+// unreadable counts and logs that messages of a topic cannot be read.
+func (b *Broker) unreadable(topic string) {
+	if n := b.stats.holes.Add(1); n == 1 || n%100 == 0 {
+		b.log.Error("JetStream cannot read messages of a topic that it has, perhaps for an error of the disk: clients that have not had them are told of a gap",
+			"topic", topic, "holes", n)
+	}
+}

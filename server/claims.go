@@ -1,0 +1,165 @@
+package server
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/golang-jwt/jwt/v5"
+)
+
+// claims are those of a token that are looked at (RFC 7519, section 4.1). Others may be there. They implement
+// [jwt.Claims].
+type claims struct {
+	Issuer    string           `json:"iss"`
+	Subject   *string          `json:"sub"`
+	Audience  jwt.ClaimStrings `json:"aud"`
+	Expires   json.RawMessage  `json:"exp"`
+	NotBefore json.RawMessage  `json:"nbf"`
+	IssuedAt  json.RawMessage  `json:"iat"`
+	Carillon  rights           `json:"carillon"`
+
+	read                         bool // there was an object
+	expires, notBefore, issuedAt *jwt.NumericDate
+}
+
+// rights are the claim "carillon".
+type rights struct {
+	Subscribe []string `json:"subscribe"`
+	Publish   []string `json:"publish"`
+}
+
+var (
+	claimsShape = shapeOf[claims](shapeRules{unknown: true})
+	rightsShape = shapeOf[rights](shapeRules{})
+)
+
+// badClaims says what is wrong with the claims of a token.
+func badClaims(problem string) *denial {
+	return badToken(RefuseTokenMalformed, errTokenClaims.Reason+": "+problem)
+}
+
+// UnmarshalJSON refuses what a claim may not be. That includes null, which RFC 7519 has for none. The error is a *denial.
+func (c *claims) UnmarshalJSON(b []byte) error {
+	type plain claims
+	err := claimsShape.unmarshal(b, (*plain)(c))
+	if err == nil && c.Subject != nil {
+		err = checkSubject("sub", *c.Subject)
+	}
+	for _, date := range []struct {
+		name  string
+		text  json.RawMessage
+		round func(float64) float64 // toward refusing
+		to    **jwt.NumericDate
+	}{{"exp", c.Expires, math.Floor, &c.expires}, {"nbf", c.NotBefore, math.Ceil, &c.notBefore}, {"iat", c.IssuedAt, math.Ceil, &c.issuedAt}} {
+		if err == nil && date.text != nil {
+			var at time.Time
+			at, err = parseSecond(date.name, date.text, date.round)
+			*date.to = &jwt.NumericDate{Time: at}
+		}
+	}
+	if err != nil {
+		return claimsProblem(err)
+	}
+	c.read = true
+	return nil
+}
+
+// checkSubject refuses the name of nobody, and one that JSON cannot tell from others: see checkJSONKey. The error is a
+// *memberError.
+func checkSubject(member, subject string) error {
+	switch {
+	case subject == "":
+		return &memberError{path: member, problem: "is empty: expected a name, or nothing of that name"}
+	case strings.ContainsRune(subject, utf8.RuneError):
+		return &memberError{path: member, problem: "is not Unicode text: it has half of a surrogate pair, or the character U+FFFD that stands for one"}
+	}
+	return nil
+}
+
+// claimsProblem tells an error in words that repeat nothing of the token.
+func claimsProblem(err error) error {
+	if e, ok := errors.AsType[*memberError](err); ok {
+		return badClaims(e.plain())
+	}
+	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && e.Field != "" {
+		return badClaims("a claim is of another kind than expected: " + e.Field)
+	}
+	return errTokenClaims
+}
+
+// UnmarshalJSON refuses what it does not know: a limit with a typing error must not become none. Null is an error, too:
+// to an issuer written in Go it is an empty list, and here it would be no limit.
+func (r *rights) UnmarshalJSON(b []byte) error {
+	type plain rights
+	err := rightsShape.unmarshal(b, (*plain)(r))
+	if e, ok := errors.AsType[*memberError](err); ok {
+		return e.within("carillon")
+	}
+	return err
+}
+
+func (c *claims) GetExpirationTime() (*jwt.NumericDate, error) { return c.expires, nil }
+func (c *claims) GetNotBefore() (*jwt.NumericDate, error)      { return c.notBefore, nil }
+func (c *claims) GetIssuedAt() (*jwt.NumericDate, error)       { return c.issuedAt, nil }
+func (c *claims) GetAudience() (jwt.ClaimStrings, error)       { return c.Audience, nil }
+func (c *claims) GetIssuer() (string, error)                   { return c.Issuer, nil }
+
+func (c *claims) GetSubject() (string, error) {
+	if c.Subject == nil {
+		return "", nil
+	}
+	return *c.Subject, nil
+}
+
+// protected are the members of a token's header that decide something (RFC 7515, section 4.1).
+type protected struct {
+	Algorithm string          `json:"alg"`
+	Key       string          `json:"kid"`
+	Critical  json.RawMessage `json:"crit"`
+}
+
+var protectedShape = shapeOf[protected](shapeRules{unknown: true})
+
+// checkHeader returns the name of the key that a token says it is signed with; "" if it does not. The parser has decoded
+// the header before, but forgives what may not decide anything. The error is a *denial.
+func checkHeader(t *jwt.Token) (key string, err error) {
+	first, _, _ := strings.Cut(t.Raw, ".")
+	text, err := base64.RawURLEncoding.Strict().DecodeString(first)
+	if err != nil {
+		return "", errTokenMalformed
+	}
+	var h protected
+	err = protectedShape.unmarshal(text, &h)
+	if e, ok := errors.AsType[*memberError](err); ok {
+		return "", badToken(RefuseTokenMalformed, "the header of the token makes no sense: "+e.plain())
+	}
+	if err != nil || h.Critical != nil || h.Algorithm != t.Method.Alg() { // section 4.1.11: nothing of crit is understood here
+		return "", errTokenMalformed
+	}
+	return h.Key, nil
+}
+
+// mostSeconds is the largest whole number that every reader of JSON reads alike (RFC 8259, section 6). A time beyond it,
+// in either direction, is refused: it is a mistake, and from 2^63 on it would overflow.
+const mostSeconds = 1<<53 - 1
+
+// parseSecond reads the time of a member: the number of seconds since 1970, as the NumericDate of RFC 7519, section 2.
+// It may have a fraction, as that of JavaScript's Date.now()/1000, and is rounded to a whole second. The error is a
+// *memberError.
+func parseSecond(member string, text []byte, round func(float64) float64) (time.Time, error) {
+	if len(text) == 0 || text[0] != '-' && (text[0] < '0' || text[0] > '9') {
+		return time.Time{}, &memberError{path: member, problem: "is no number: expected seconds since 1970"}
+	}
+	n, err := strconv.ParseFloat(string(text), 64)
+	if err != nil || math.Abs(n) > mostSeconds {
+		return time.Time{}, &memberError{path: member, problem: fmt.Sprintf("is out of range: expected seconds since 1970, at most %d", int64(mostSeconds))}
+	}
+	return time.Unix(int64(round(n)), 0), nil
+}

@@ -1,0 +1,136 @@
+package server
+
+import (
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"carillon/codec"
+)
+
+// When Limits.MaxConnections is reached, a newcomer takes the place of a connection that the server need not keep:
+// one that was answered and that its client does not close, one that has not come to a request, or one of plain HTTP
+// that carries no request. So clients that connect and say nothing cannot keep others out, however many they are.
+// WebSockets, and requests that are being decided or answered, are never closed for it.
+
+const (
+	// evictSamples is how many connections are compared to find the one to close: looking at all of them would
+	// take longer the more an attacker opens.
+	evictSamples = 32
+
+	// evictShare is how many of those an address may have before its oldest is closed at once. Below that a
+	// connection has evictGrace to send its request, and always as long to read its answer.
+	evictShare = 2
+	evictGrace = time.Second
+)
+
+var (
+	errEvicted  = errors.New("the connection made room for another before its request came: limits.max_connections is reached")
+	errLingered = errors.New("the connection made room for another: its client was answered and did not close its end")
+)
+
+var rejectEvicted = &codec.Rejection{Status: 503, Reason: "server is full, and the request did not come in time", Header: [][2]string{{"Retry-After", "5"}}}
+
+// makeRoom closes a connection of this loop in favour of a newcomer, and reports whether there was one.
+func (sh *shard) makeRoom() bool {
+	sh.enter()
+	defer sh.leave()
+	return sh.evictLingering() || sh.evictShaking()
+}
+
+// sample are some members, evenly spread over the group from a random one on.
+func (g *group) sample() (slots []int) {
+	all := len(g.members)
+	n := min(all, evictSamples)
+	for i, first := 0, rand.IntN(all+1); i < n; i++ {
+		slots = append(slots, (first+i*all/n)%all)
+	}
+	return slots
+}
+
+// evictLingering closes the oldest socket of which only the client's end is still open.
+func (sh *shard) evictLingering() bool {
+	var victim *Conn
+	oldest := evictGrace
+	for _, i := range sh.closing.sample() {
+		c, age := sh.closing.members[i].conn, sh.since(sh.closing.times[i].read)
+		if c.state.Load() == stateLingering && age >= oldest {
+			victim, oldest = c, age
+		}
+	}
+	if victim == nil {
+		return false
+	}
+	victim.abort(errLingered)
+	return true
+}
+
+// evictShaking closes a connection that has not come to a request: the oldest of the address that most of the
+// sample have.
+func (sh *shard) evictShaking() bool {
+	type candidate struct {
+		conn *Conn
+		from addressKey
+		age  time.Duration
+	}
+	var list []candidate
+	for _, i := range sh.shaking.sample() {
+		if c := sh.shaking.members[i].conn; c.isEvictable() {
+			list = append(list, candidate{c, c.sharer(), sh.since(sh.shaking.times[i].message)})
+		}
+	}
+	var victim candidate
+	most := 0
+	for _, a := range list {
+		n := 0
+		for _, b := range list {
+			if a.from == b.from && a.from != nobodys {
+				n++
+			}
+		}
+		if n > most || n == most && a.age >= victim.age {
+			victim, most = a, n
+		}
+	}
+	if victim.conn == nil || most <= evictShare && victim.age < evictGrace {
+		return false
+	}
+	victim.conn.evict(RefuseEvicted, rejectEvicted, errEvicted)
+	return true
+}
+
+// since is the time that has gone by on the shard's clock.
+func (sh *shard) since(t uint32) time.Duration { return time.Duration(sh.clock-t) * time.Millisecond }
+
+// isEvictable reports whether nothing but its client keeps a connection in its handshake. One that was accepted
+// beyond the limit makes no room.
+func (c *Conn) isEvictable() bool { return !c.is(markFull) && c.waitsFor() == nil }
+
+// nobodys stands for the address of a client that is not known. Nobody has 0:0:0:1::/64.
+const nobodys addressKey = 1
+
+// sharer is the address that shares a full server with others, or nobodys if it is a proxy's, behind which there
+// may be many clients, or there is none.
+func (c *Conn) sharer() addressKey {
+	a := addrOf(c.remote)
+	if !a.IsValid() || c.is(markPreface) || c.sh.srv.settings().proxies.contains(a) {
+		return nobodys
+	}
+	return keyOf(a)
+}
+
+// evict closes a connection in its handshake at once, after an answer, which may be nil, where its client can read
+// one: to wait for the client's end would keep its place.
+func (c *Conn) evict(why RefuseReason, answer *codec.Rejection, err error) {
+	sh := c.sh
+	if sh.srv.logsEvents() {
+		sh.srv.logEvent("connection evicted", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "reason", why.String())
+	}
+	c.state.Store(stateClosing) // its end is accounted for
+	if answer != nil && c.canAnswer() && c.out == nil && !c.is(markPreface) {
+		_, _ = c.put(answer.AppendResponse(nil))
+	}
+	c.dropHandshake()
+	c.abort(err)
+	sh.stats.refusals[why].Add(1)
+}

@@ -1,0 +1,280 @@
+package server
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"hash/maphash"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unicode/utf8"
+
+	"carillon/internal/shrink"
+)
+
+// keyLife is how long an idempotency key is remembered, unless Limits.MaxKeyMemory is reached.
+const keyLife = 5 * time.Minute
+
+// maxKey is the longest idempotency key, in bytes.
+const maxKey = 128
+
+// idempotency remembers the receipts of publications that have a key.
+type idempotency struct {
+	secret  [32]byte // immutable; keeps clients from making two keys that are taken for one
+	seed    maphash.Seed
+	now     func() time.Duration // since the server was made
+	most    func() int64         // Limits.MaxKeyMemory, negative for no limit
+	evicted atomic.Uint64        // keys that were forgotten before their time
+
+	mu       sync.Mutex
+	attempts shrink.Map[keyID, *attempt] // guarded by mu: publications that are under way
+	table    keyTable                    // guarded by mu
+}
+
+// keyID stands for a publisher, a topic and a key.
+type keyID [16]byte
+
+func (k *idempotency) init(s *Server) {
+	_, _ = rand.Read(k.secret[:]) // it never fails
+	k.seed, k.now = maphash.MakeSeed(), s.elapsed
+	k.most = func() int64 { return int64(s.opts().Limits.MaxKeyMemory) }
+}
+
+func (k *idempotency) idOf(p *Publication) (id keyID) {
+	b := make([]byte, 0, 512)
+	b = append(b, k.secret[:]...)
+	for _, part := range [...]string{p.Publisher, p.Topic, p.Key} {
+		b = binary.AppendUvarint(b, uint64(len(part)))
+		b = append(b, part...)
+	}
+	sum := sha256.Sum256(b)
+	return keyID(sum[:])
+}
+
+// accountOf is what the memory for a publication's key is charged to.
+func (k *idempotency) accountOf(p *Publication) uint64 {
+	return maphash.Comparable(k.seed, struct {
+		publisher string
+		address   addressKey
+	}{p.Publisher, p.address})
+}
+
+// publisher is the namespace of a client's keys, and for an anonymous client the address that their memory is charged to.
+func (c *Conn) publisher() (name string, address addressKey) {
+	name = "client:" + c.ep.Path
+	if w := c.who(); w != nil && w.subject != "" {
+		return name + "#" + w.subject, 0
+	}
+	return name, keyOf(addrOf(c.remote))
+}
+
+// checkJSONKey refuses a key that JSON cannot tell from others: what is no UTF-8, and half of a UTF-16 pair, become the
+// same character when it is decoded.
+func checkJSONKey(key string) error {
+	if strings.ContainsRune(key, utf8.RuneError) {
+		return bad("key is not Unicode text: it has half of a surrogate pair, or the character U+FFFD that stands for one")
+	}
+	return nil
+}
+
+// attempt is a publication with a key that is under way, or whose end at the broker is not known yet.
+type attempt struct {
+	keys    *idempotency
+	id      keyID
+	account uint64
+	users   int // guarded by keys.mu
+
+	mu      sync.Mutex // held while it is published, so that one that comes twice at once waits for the first
+	done    bool
+	receipt Receipt
+	relay   *relay // nil without a cluster, and when the broker has the message
+}
+
+// relay is what is known of a publication that was handed to the broker. Guarded by the mu of its attempt.
+type relay struct {
+	err     error         // what it came to; nil while that is not known
+	waiting []func(error) // for that
+}
+
+// errRelay is what the relay of an earlier publication came to.
+var errRelay = errors.New("the cluster did not acknowledge the first message with this key")
+
+// begin returns the receipt of an earlier publication and what its relay came to, or an attempt, which the caller leaves.
+func (k *idempotency) begin(p *Publication) (a *attempt, known Receipt, relayed error) {
+	id, account, second := k.idOf(p), k.accountOf(p), k.second()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	a = k.attempts.Get(id)
+	if a == nil {
+		if e := k.table.find(id); e != nil && !e.isOld(second) {
+			return nil, e.receipt(), e.relayed()
+		}
+		a = &attempt{keys: k, id: id, account: account}
+		k.attempts.Set(id, a)
+	}
+	a.users++
+	return a, Receipt{}, nil
+}
+
+func (a *attempt) leave() {
+	a.keys.mu.Lock()
+	defer a.keys.mu.Unlock()
+	if a.users--; a.users == 0 {
+		a.keys.attempts.Delete(a.id)
+	}
+}
+
+// once publishes unless that was done before.
+func (a *attempt) once(publish func() (Receipt, error)) (Receipt, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.done {
+		return a.receipt, nil
+	}
+	receipt, err := publish()
+	if err == nil {
+		a.done, a.receipt = true, receipt
+		a.keys.put(a.id, a.account, receipt)
+	}
+	return receipt, err
+}
+
+// publishOnce publishes a message with a key, unless that was done before. sent, which may be nil, learns what became of
+// it, or of the first one, at the broker, if there is no error. It is called with nothing locked.
+func (h *hub) publishOnce(p *Publication, sent func(error)) (Receipt, error) {
+	a, receipt, relayed := h.keys.begin(p)
+	if a == nil {
+		if sent != nil {
+			sent(relayed)
+		}
+		return receipt, nil
+	}
+	defer a.leave()
+	if h.cluster == nil {
+		return a.once(func() (Receipt, error) { return h.enter(p, nil) })
+	}
+	over := &handover{done: a.relayed}
+	receipt, err := a.once(func() (Receipt, error) {
+		receipt, err := h.enter(p, over.end)
+		if err == nil {
+			a.relay = &relay{}
+			a.keys.join(a)
+		}
+		return receipt, err
+	})
+	if err == nil {
+		over.returns()
+		a.tell(sent)
+	}
+	return receipt, err
+}
+
+// join keeps an attempt until its relay has ended.
+func (k *idempotency) join(a *attempt) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	a.users++
+}
+
+// relayed notes what a message that was handed to the broker has come to, and tells all who want to know.
+func (a *attempt) relayed(err error) {
+	a.mu.Lock()
+	waiting := a.relay.waiting
+	a.relay = nil
+	if err != nil {
+		a.relay = &relay{err: err}
+		a.keys.failed(a.id)
+	}
+	a.mu.Unlock()
+	for _, sent := range waiting {
+		sent(err)
+	}
+	a.leave()
+}
+
+// tell calls sent, which may be nil, when it is known what became of the message, which may be at once.
+func (a *attempt) tell(sent func(error)) {
+	if sent == nil {
+		return
+	}
+	a.mu.Lock()
+	var err error
+	if r := a.relay; r != nil && r.err == nil {
+		r.waiting = append(r.waiting, sent)
+		a.mu.Unlock()
+		return
+	} else if r != nil {
+		err = r.err
+	}
+	a.mu.Unlock()
+	sent(err)
+}
+
+// second is the time in the table's unit.
+func (k *idempotency) second() uint32 { return uint32(k.now() / time.Second) }
+
+// put remembers a receipt, and forgets others if there is no room for it.
+func (k *idempotency) put(id keyID, account uint64, r Receipt) {
+	epoch, _ := strconv.ParseUint(r.Epoch, 36, 64) // as ownEpoch wrote it
+	e := keyEntry{id: id, account: account, offset: r.Offset, epoch: epoch, subscribers: uint32(r.Subscribers), second: k.second()}
+	most := k.most()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.table.remove(k.table.index(id)) // one that is old
+	if most >= 0 {
+		k.shorten(most-keyCost-publisherCost, account)
+	}
+	k.table.add(e)
+}
+
+// shorten forgets keys until the others take up no more than so many bytes, and reports whether that is still to be done
+// after a slice of them. The caller holds mu.
+func (k *idempotency) shorten(bytes int64, account uint64) (more bool) {
+	for range lookSlice {
+		if k.table.bytes() <= bytes || k.table.n == 0 {
+			return false
+		}
+		k.table.evict(account)
+		k.evicted.Add(1)
+	}
+	return true
+}
+
+// failed notes that a message was relayed without success.
+func (k *idempotency) failed(id keyID) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if e := k.table.find(id); e != nil {
+		e.subscribers |= keyFailed
+	}
+}
+
+// expire forgets keys whose time is over, a slice of them at a time.
+func (k *idempotency) expire() {
+	for k.expireSome() {
+	}
+}
+
+func (k *idempotency) expireSome() (more bool) {
+	second, most := k.second(), k.most()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for range lookSlice {
+		if k.table.n == 0 || !k.table.at(k.table.oldest).isOld(second) {
+			return most >= 0 && k.shorten(most, 0)
+		}
+		k.table.remove(k.table.oldest)
+	}
+	return true
+}
+
+// count is how many keys are remembered.
+func (k *idempotency) count() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return int(k.table.n)
+}

@@ -1,0 +1,168 @@
+package server
+
+import (
+	"math"
+	"sync"
+	"time"
+
+	"carillon/internal/shrink"
+)
+
+// A topic without subscribers and history is idle. It lingers for a while, so that its offsets go on when a client comes
+// back with a position in it, or goes at once if it never had a message: then there is nothing to go on from, and
+// [hub.epochOf] gives it the same epoch again. A client could make any number of idle topics, so they give way:
+//
+//   - to a new topic when Limits.MaxTopics is reached, the oldest first;
+//   - to each other as long as no subscriber can have a position in them: of these there are mostUnheard at most.
+
+// linger is how long an idle topic is remembered.
+const linger = time.Minute
+
+// mostUnheard is how many idle topics there may be that no subscriber has heard of.
+const mostUnheard = 1 << 16
+
+// idleTopics are topics in the order in which they were used last, about.
+type idleTopics struct {
+	mu    sync.Mutex
+	queue shrink.Queue[idleTopic]
+}
+
+type idleTopic struct {
+	topic *topic
+	used  time.Duration // when it entered the queue
+}
+
+func (q *idleTopics) push(t *topic, used time.Duration) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.queue.Push(idleTopic{t, used})
+}
+
+// pop takes out the first topic if there are more than most, or if it was used before a time.
+func (q *idleTopics) pop(most int, before time.Duration) (first idleTopic, ok bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if first, ok = q.queue.Front(); !ok || q.queue.Len() <= most && first.used >= before {
+		return first, false
+	}
+	return q.queue.Pop(), true
+}
+
+// unlock unlocks a topic that may not be in use any more. If so it lists it as idle, or forgets it.
+func (h *hub) unlock(t *topic) {
+	if t.idle || t.forgotten || h.inUse(t) {
+		t.mu.Unlock()
+		return
+	}
+	if h.cluster == nil && t.offset == 0 {
+		t.forgotten = true
+		t.mu.Unlock()
+		h.remove(t)
+		return
+	}
+	t.heard = t.heard || len(t.patterns) > 0
+	t.idle = true
+	used := t.lastUse()
+	queue := &h.unheard
+	if t.heard {
+		queue = &h.heard
+	}
+	queue.push(t, used)
+	t.mu.Unlock()
+}
+
+// inUse reports whether a topic must not be forgotten. What a server has of a kept topic is a copy. The caller holds mu.
+func (h *hub) inUse(t *topic) bool {
+	switch {
+	case t.subscribers > 0:
+		return true
+	case t.link == nil || t.link.kept == nil:
+		return t.history.len() > 0 || t.link != nil && len(t.link.waiters) > 0
+	}
+	return len(t.link.waiters) > 0 || h.cluster.mayOwe(t)
+}
+
+// lastUse is when the topic last had a message or a subscriber, or was asked for. The caller holds mu.
+func (t *topic) lastUse() time.Duration {
+	if t.link != nil {
+		return max(t.used, t.link.wanted)
+	}
+	return t.used
+}
+
+// remove takes a topic out that is forgotten. Nothing is locked.
+func (h *hub) remove(t *topic) {
+	p, generation := h.part(t.name)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.topics.Delete(t.name)
+	if h.cluster != nil || t.offset > 0 { // in a cluster it may have missed messages of other servers
+		*generation++
+	}
+	h.count.Add(-1)
+}
+
+// revisit looks again at a topic that was taken out of a list, and reports whether it is forgotten now. If not it is
+// either in use or in a list again. One that was used meanwhile stays unless it has to go.
+func (h *hub) revisit(from *idleTopics, one idleTopic, hasToGo bool) (forgotten bool) {
+	t := one.topic
+	t.mu.Lock()
+	t.idle = false
+	if t.forgotten || h.inUse(t) {
+		t.mu.Unlock()
+		return false
+	}
+	used := t.lastUse()
+	switch {
+	case from == &h.unheard && t.heard:
+		t.idle = true
+		h.heard.push(t, used)
+	case used > one.used && !hasToGo:
+		t.idle = true
+		from.push(t, used)
+	default:
+		if h.cluster != nil {
+			h.cluster.unfollow(&t.source)
+		}
+		t.forgotten = t.history.len() == 0 && !t.link.busy()
+	}
+	forgotten = t.forgotten
+	t.mu.Unlock()
+	if forgotten {
+		h.remove(t)
+	}
+	return forgotten
+}
+
+// forgetIdle forgets the topics that have not been used since a time.
+func (h *hub) forgetIdle(since time.Duration) {
+	for _, list := range []*idleTopics{&h.unheard, &h.heard} {
+		for one, ok := list.pop(math.MaxInt, since); ok; one, ok = list.pop(math.MaxInt, since) {
+			h.revisit(list, one, false)
+		}
+	}
+}
+
+// boundIdle forgets topics that are too many for those that no subscriber has heard of. It looks at a few, for each
+// topic that is made.
+func (h *hub) boundIdle() {
+	for range 4 {
+		one, ok := h.unheard.pop(h.mostUnheard, math.MinInt64)
+		if !ok {
+			return
+		}
+		h.revisit(&h.unheard, one, false)
+	}
+}
+
+// makeRoom forgets an idle topic, and reports whether there was one.
+func (h *hub) makeRoom() bool {
+	for _, list := range []*idleTopics{&h.unheard, &h.heard} {
+		for one, ok := list.pop(0, 0); ok; one, ok = list.pop(0, 0) {
+			if h.revisit(list, one, true) {
+				return true
+			}
+		}
+	}
+	return false
+}

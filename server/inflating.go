@@ -1,0 +1,83 @@
+package server
+
+import (
+	"slices"
+	"time"
+
+	"carillon/codec"
+)
+
+const (
+	// maxInflating is how many messages of a loop may be in the midst of being decompressed. Each holds what it has become so
+	// far, up to limits.max_message; others wait as they came, which is about a thousandth of that for a compression bomb.
+	maxInflating = 8
+
+	// yieldDebt is by how much more a connection must have used its loop than another one that waits, so that its message
+	// leaves its place to that one's and begins anew later.
+	yieldDebt = time.Second
+)
+
+// inflating are the connections whose messages are in the midst of being decompressed, or wait for others that are. Owned by
+// the loop.
+type inflating struct {
+	begun   []*workload // at most maxInflating, and some that are done meanwhile
+	waiting []*workload
+}
+
+// awaitInflater has a connection wait while as many messages as may are being decompressed.
+func (c *Conn) awaitInflater(d *codec.Decoder) {
+	w, q := c.needWorkload(), &c.sh.run.inflating
+	switch {
+	case !d.PutOff():
+		if !slices.Contains(q.begun, w) {
+			q.begun = append(slices.DeleteFunc(q.begun, func(w *workload) bool { return !w.inflatesNow() }), w)
+		}
+	case !w.inflates:
+		w.inflates = true
+		q.waiting = append(q.waiting, w)
+		q.yieldTo(w)
+	}
+}
+
+// inflatesNow reports whether a message of the connection is in the midst of being decompressed.
+func (w *workload) inflatesNow() bool {
+	in := w.conn.in
+	return in != nil && w.conn.workload() == w && in.decoder.InProgress()
+}
+
+// yieldTo has the message of the connection that has used most of the loop leave its place to one that has used much less.
+// Otherwise clients that are last in the run queue would keep the places from all others.
+func (q *inflating) yieldTo(w *workload) {
+	var last *workload
+	for _, one := range q.begun {
+		if one.inflatesNow() && (last == nil || one.finish > last.finish) {
+			last = one
+		}
+	}
+	if last == nil || last.finish < max(w.finish, w.conn.sh.began)+yieldDebt {
+		return
+	}
+	last.conn.in.decoder.Yield()
+	last.inflates = true
+	q.waiting = append(q.waiting, last)
+}
+
+// admitInflating lets connections go on whose messages wait for others, those first that have used least of the loop.
+func (sh *shard) admitInflating() {
+	q := &sh.run.inflating
+	for len(q.waiting) > 0 && sh.inflater.Suspended() < maxInflating {
+		next := 0
+		for i, w := range q.waiting {
+			if w.finish < q.waiting[next].finish {
+				next = i
+			}
+		}
+		w := q.waiting[next]
+		q.waiting = slices.Delete(q.waiting, next, next+1)
+		if w.inflates {
+			w.inflates = false
+			sh.run.schedule(w)
+			return
+		}
+	}
+}

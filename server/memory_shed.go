@@ -1,0 +1,159 @@
+package server
+
+import (
+	"cmp"
+	"slices"
+
+	"carillon/codec"
+)
+
+const (
+	// shedMost is how many connections one loop closes in one turn, and shedLeast what one must hold to be worth
+	// it.
+	shedMost  = 256
+	shedLeast = 16 << 10
+)
+
+// ask has the loops close connections that hold so many bytes, each of them its part.
+func (g *memoryGuard) ask(excess int64, u memoryUse) {
+	all := g.srv.heldBytes()
+	if all == 0 {
+		return
+	}
+	g.unsure, g.shed, g.shedUse = 1, g.srv.elapsed(), u.used
+	if g.collecting != nil { // that one does not find it
+		g.unsure++
+	}
+	for _, sh := range g.srv.allShards() {
+		if held := sh.held(); held > 0 {
+			sh.excess.Store(int64(float64(excess)*float64(held)/float64(all)) + 1)
+			sh.postTick()
+		}
+	}
+}
+
+// isShedding reports whether a loop has not begun with what it was asked for.
+func (g *memoryGuard) isShedding() bool {
+	return slices.ContainsFunc(g.srv.allShards(), func(sh *shard) bool { return sh.excess.Load() > 0 })
+}
+
+// heldBytes is what waits for slow consumers, counted for each of them, and what has come of large messages that
+// are not complete.
+func (s *Server) heldBytes() (n int64) {
+	for _, sh := range s.allShards() {
+		n += sh.held()
+	}
+	return n
+}
+
+func (sh *shard) held() int64 { return sh.stats.QueuedBytes.Load() + sh.partial.Load() }
+
+// shedExcess closes the connections that hold most, until they held so many bytes that the guard is content. Other
+// events on the loop have their turn after each batch.
+func (sh *shard) shedExcess() {
+	excess := sh.excess.Swap(0)
+	if excess <= 0 {
+		return
+	}
+	list, more := sh.largest()
+	for _, one := range list {
+		if excess <= 0 {
+			return
+		}
+		excess -= int64(one.bytes)
+		one.conn.shed()
+	}
+	if excess > 0 && more {
+		sh.excess.CompareAndSwap(0, excess)
+		sh.postTick()
+	}
+}
+
+// holder is a connection and what it holds.
+type holder struct {
+	conn  *Conn
+	bytes int
+}
+
+// largest returns the shedMost connections that hold most, the largest first, of those that hold enough to be closed for
+// it, and whether there are more. It never sorts more than twice as many at once: a loop that has 100,000 slow consumers
+// must not stand still for it.
+func (sh *shard) largest() (list []holder, more bool) {
+	list = make([]holder, 0, 2*shedMost)
+	least := shedLeast
+	largestFirst := func(a, b holder) int { return cmp.Compare(b.bytes, a.bytes) }
+	add := func(c *Conn, bytes int) {
+		if bytes < least {
+			more = more || bytes >= shedLeast
+			return
+		}
+		if list = append(list, holder{c, bytes}); len(list) == cap(list) {
+			slices.SortFunc(list, largestFirst)
+			list, more = list[:shedMost], true
+			least = list[shedMost-1].bytes + 1
+		}
+	}
+	for _, c := range sh.stalled {
+		if c.state.Load() == stateOpen {
+			add(c, c.out.bytes)
+		}
+	}
+	for _, in := range sh.partials {
+		add(in.conn, in.counted)
+	}
+	slices.SortFunc(list, largestFirst)
+	return list[:min(len(list), shedMost)], more || len(list) > shedMost
+}
+
+// shed closes a connection because memory is short. One that has sent part of a large message is not listened to any
+// more: otherwise the rest of that would come.
+func (c *Conn) shed() {
+	how := closeOwn
+	if c.in != nil && c.in.counted > 0 {
+		how = closeFail
+	}
+	switch state := c.state.Load(); {
+	case state == stateOpen:
+		c.sh.stats.cut(CutMemory)
+		if c.out != nil {
+			c.discardWaiting(DropMemory)
+		}
+		if how == closeFail {
+			c.dropInput()
+		}
+		c.beginClose(how, codec.CloseTryAgainLater, "server is short of memory")
+	case state == stateClosing && how == closeFail: // it was given a moment for its close frame
+		c.mark(markPeerDone, true)
+		c.dropInput()
+		c.flushed()
+	}
+}
+
+// weigh notes how much of an incomplete message is kept, if that is worth shedding.
+func (sh *shard) weigh(c *Conn) {
+	in := c.in
+	size := cap(in.rest) + in.decoder.Buffered()
+	if size < shedLeast {
+		sh.unweigh(in)
+		return
+	}
+	if in.counted == 0 {
+		in.conn, in.slot = c, len(sh.partials)
+		sh.partials = append(sh.partials, in)
+	}
+	sh.partial.Add(int64(size - in.counted))
+	in.counted = size
+}
+
+func (sh *shard) unweigh(in *inbound) {
+	if in.counted == 0 {
+		return
+	}
+	sh.partial.Add(-int64(in.counted))
+	in.counted, in.conn = 0, nil
+	last := len(sh.partials) - 1
+	sh.partials[in.slot] = sh.partials[last]
+	sh.partials[in.slot].slot = in.slot
+	sh.partials[last] = nil
+	sh.partials = sh.partials[:last]
+}

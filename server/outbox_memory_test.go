@@ -1,0 +1,263 @@
+package server
+
+import (
+	"bytes"
+	"fmt"
+	"runtime"
+	"testing"
+
+	"carillon/codec"
+)
+
+// filling is what makes the queue of a client long that does not read: one frame at a time, whose bytes are returned.
+type filling struct {
+	name string
+	send func(c *Conn, i int) int
+}
+
+func sendCopy(c *Conn, size int, kind itemKind) int {
+	return sendCopyOf(c, codec.OpBinary, size, kind)
+}
+
+func sendCopyOf(c *Conn, op codec.Opcode, size int, kind itemKind) int {
+	b := c.sh.control[:0]
+	b = codec.AppendFrame(b, op, make([]byte, size))
+	c.sh.control = b
+	c.sendBytes(b, kind)
+	return len(b)
+}
+
+// sendShared sends a frame that no other receiver keeps any more.
+func sendShared(c *Conn, size int) int {
+	b := codec.NewFrame(Binary, make([]byte, size)).Plain()
+	c.sendEncoded(b, itemMessage)
+	if len(b) <= itemCost { // copied
+		return len(b)
+	}
+	return itemCost + len(b)
+}
+
+var fillings = []filling{
+	{"one-byte echoes", func(c *Conn, _ int) int { return sendCopy(c, 1, itemMessage) }},
+	{"100 B echoes", func(c *Conn, _ int) int { return sendCopy(c, 100, itemMessage) }},
+	{"2 KB echoes", func(c *Conn, _ int) int { return sendCopy(c, 2050, itemMessage) }},
+	{"33 KB echoes", func(c *Conn, _ int) int { return sendCopy(c, 32<<10, itemMessage) }},
+	{"one-byte broadcasts", func(c *Conn, _ int) int { return sendShared(c, 1) }},
+	{"100 B broadcasts", func(c *Conn, _ int) int { return sendShared(c, 100) }},
+	{"replies", func(c *Conn, _ int) int { return sendCopy(c, 40, itemReply) }},
+	{"echoes and replies in turn", func(c *Conn, i int) int {
+		return sendCopy(c, 1, []itemKind{itemMessage, itemReply}[i%2])
+	}},
+	{"a reply behind each 2 KB of echoes", func(c *Conn, i int) int {
+		if i%20 == 0 {
+			return sendCopy(c, 2, itemReply)
+		}
+		return sendCopy(c, 100, itemMessage)
+	}},
+	{"echoes and pongs of all sizes in turn", func(c *Conn, i int) int {
+		if i%2 == 0 {
+			return sendCopy(c, 1, itemMessage)
+		}
+		sendCopyOf(c, codec.OpPong, i%126, itemMessage)
+		return 0
+	}},
+}
+
+// What waits for clients that do not read takes as much memory as MaxQueue says, under each policy and whatever it
+// is: at most a quarter more.
+func TestQueueTakesWhatTheLimitSays(t *testing.T) {
+	const limit = 256 << 10
+	clients := 10
+	if raceEnabled {
+		clients = 2
+	}
+	for _, p := range []Policy{PolicyClose, PolicyDropOldest, PolicyDropNewest, PolicyLatest} {
+		for _, row := range fillings {
+			t.Run(fmt.Sprintf("%s/%s", p, row.name), func(t *testing.T) {
+				sh, ep := &shard{}, unitEndpoint(SlowConsumer{Policy: p, MaxQueue: limit})
+				before := heapInUse()
+				list := make([]*Conn, clients)
+				for i := range list {
+					list[i] = queued(sh, ep)
+					list[i].fill(row, limit)
+				}
+				grown, counted := int(int64(heapInUse())-int64(before))/clients, int(sh.stats.QueuedBytes.Load())/clients
+				runtime.KeepAlive(list)
+				if grown > limit*5/4 {
+					t.Errorf("%d bytes of memory for each client, %d are counted, the limit is %d", grown, counted, limit)
+				}
+				if p != PolicyLatest && counted < limit*3/4 {
+					t.Errorf("only %d bytes wait for each", counted)
+				}
+				t.Logf("%.2f of the limit, %.2f counted", float64(grown)/limit, float64(counted)/limit)
+			})
+		}
+	}
+}
+
+// fill sends twice what the limit allows, or nearly all of it where more would close the connection.
+func (c *Conn) fill(row filling, limit int) {
+	closes, largest, most := c.ep.now().SlowConsumer.Policy == PolicyClose, 33<<10, 2*limit
+	if c.ep.now().SlowConsumer.Policy == PolicyLatest {
+		most = limit / 2 // nothing gets full
+	}
+	for i, sent := 0, 0; sent < most; i++ {
+		if closes && c.out.counted() > limit-largest || c.out.replies > limit-largest {
+			return
+		}
+		sent += row.send(c, i)
+	}
+}
+
+// A reply that nobody reads keeps no more than a block of the echoes that were dropped around it, and a queue that is
+// empty again keeps a few KiB.
+func TestQueueGivesMemoryBack(t *testing.T) {
+	const clients = 50
+	c := func() *Conn {
+		return queued(&shard{}, unitEndpoint(SlowConsumer{Policy: PolicyLatest, MaxQueue: 1 << 20}))
+	}
+	for _, row := range []struct {
+		sentence string
+		do       func(c *Conn)
+	}{
+		{"a reply among dropped echoes", func(c *Conn) {
+			for i := range 5000 {
+				c.fillOne(i == 2500)
+			}
+		}},
+		{"a message that was half written before the others were dropped", func(c *Conn) {
+			for range 5000 {
+				c.sendEncoded(codec.NewFrame(Binary, make([]byte, 100)).Plain(), itemHistory)
+			}
+			sendCopy(c, 200, itemMessage)
+			c.take(5000*102 + 10)
+		}},
+		{"nothing", func(c *Conn) {
+			for range 5000 {
+				sendCopy(c, 100, itemReply)
+			}
+			c.take(5000 * 102)
+		}},
+	} {
+		before := heapInUse()
+		list := make([]*Conn, clients)
+		for i := range list {
+			list[i] = c()
+			row.do(list[i])
+		}
+		if grown := int(int64(heapInUse())-int64(before)) / clients; grown > 16<<10 {
+			t.Errorf("%s: %d bytes are kept", row.sentence, grown)
+		}
+		runtime.KeepAlive(list)
+	}
+}
+
+func (c *Conn) fillOne(reply bool) {
+	if reply {
+		sendCopy(c, 2, itemReply)
+		return
+	}
+	sendCopy(c, 100, itemMessage)
+}
+
+// waitingFrames are queues of n items that no policy drops, with nothing else in between.
+func waitingFrames(policy Policy, n int) *Conn {
+	c := queued(&shard{}, unitEndpoint(SlowConsumer{Policy: policy, MaxQueue: 64 << 10}))
+	f := codec.NewFrame(Binary, make([]byte, 100)).Plain()
+	for i := range n {
+		c.enqueue(f, 0, itemHistory)
+		if i%100 == 0 {
+			sendCopy(c, 2, itemReply)
+		}
+	}
+	return c
+}
+
+// forbidden takes away what is kept while something is done that must not look at it: whoever looks finds nothing.
+func forbidden(c *Conn, do func()) {
+	kept := c.out.kept
+	c.out.kept = frameQueue{}
+	do()
+	kept.len += c.out.kept.len
+	c.out.kept = kept
+}
+
+// Only the latest ping of a client that does not read is answered, and finding the answer that it replaces looks at
+// nothing else that waits.
+func TestPongsLookAtNothing(t *testing.T) {
+	c := waitingFrames(PolicyClose, 1000)
+	sendCopyOf(c, codec.OpPong, 3, itemMessage)
+	for range 1000 {
+		c.enqueue(codec.NewFrame(Binary, nil).Plain(), 0, itemHistory)
+	}
+	items, bytesBefore := c.out.items(), c.out.bytes
+	pong := codec.AppendFrame(nil, codec.OpPong, []byte("the latest"))
+	forbidden(c, func() {
+		if n := testing.AllocsPerRun(100, func() { c.sendBytes(pong, itemMessage) }); n > 0 {
+			t.Errorf("%v allocations for a pong", n)
+		}
+		sendCopyOf(c, codec.OpPong, 125, itemMessage)
+		c.sendBytes(pong, itemMessage)
+	})
+	if c.out.items() != items || c.out.bytes != bytesBefore {
+		t.Errorf("%d items wait, %d bytes; want %d, %d", c.out.items(), c.out.bytes, items, bytesBefore)
+	}
+	checkCounts(t, c)
+	pongs := 0
+	for it := range c.out.all {
+		if it.kind == itemPong {
+			if pongs++; !bytes.Equal(it.b, pong) {
+				t.Errorf("the pong that waits is %q", it.b)
+			}
+		}
+	}
+	if pongs != 1 {
+		t.Errorf("%d pongs wait", pongs)
+	}
+}
+
+// A message that takes the place of others looks at nothing that no policy drops, however much of that waits.
+func TestDropsLookAtNothingElse(t *testing.T) {
+	for _, p := range []Policy{PolicyDropOldest, PolicyDropNewest, PolicyLatest} {
+		c := waitingFrames(p, 10_000)
+		forbidden(c, func() {
+			for range 3000 {
+				sendCopy(c, 100, itemMessage)
+				sendShared(c, 30)
+			}
+		})
+		checkCounts(t, c)
+		dropped := 0
+		for i := range c.sh.stats.drops {
+			dropped += int(c.sh.stats.drops[i].Load())
+		}
+		if got := dropped + int(c.out.waitingMessages()) - 10_000; got != 6000 || dropped < 5000 {
+			t.Errorf("%s: %d of 6000 messages are accounted for, %d dropped", p, got, dropped)
+		}
+	}
+}
+
+// The work for a message does not depend on what waits already.
+func BenchmarkFullQueue(b *testing.B) {
+	pong := codec.AppendFrame(nil, codec.OpPong, []byte("12345678"))
+	echo := codec.AppendFrame(nil, codec.OpBinary, make([]byte, 20))
+	for _, row := range []struct {
+		name   string
+		policy Policy
+		send   func(c *Conn, i int)
+	}{
+		{"pings of two sizes", PolicyClose, func(c *Conn, i int) { sendCopyOf(c, codec.OpPong, i%2, itemMessage) }},
+		{"ping", PolicyClose, func(c *Conn, _ int) { c.sendBytes(pong, itemMessage) }},
+		{"echo", PolicyDropOldest, func(c *Conn, _ int) { c.sendBytes(echo, itemMessage) }},
+		{"echo", PolicyLatest, func(c *Conn, _ int) { c.sendBytes(echo, itemMessage) }},
+	} {
+		for _, n := range []int{10, 1000, 100_000} {
+			b.Run(fmt.Sprintf("%s/policy=%s/waiting=%d", row.name, row.policy, n), func(b *testing.B) {
+				c := waitingFrames(row.policy, n)
+				for i := 0; b.Loop(); i++ {
+					row.send(c, i)
+				}
+			})
+		}
+	}
+}

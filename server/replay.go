@@ -1,0 +1,101 @@
+package server
+
+import "carillon/codec"
+
+// replay is a topic's long history on its way to a new subscriber, in pieces: the loop has others to serve, and what a
+// slow subscriber has not read need not wait in its outbox. Live messages follow when the subscriber has all of the
+// history. It counts as a subscriber from the beginning, so that the topic lives on. Owned by the loop.
+type replay struct {
+	conn  *Conn
+	topic *topic
+	kind  framing
+	asked bool       // by the client
+	epoch string     // of the messages
+	rest  []*message // what is still to be sent, as far as it has been asked for; never empty
+}
+
+// replayPiece is how many messages of a history are sent in one go.
+const replayPiece = 1024
+
+// step sends the next piece, or all that is left.
+func (r *replay) step() {
+	c := r.conn
+	if !c.ready() {
+		r.release()
+		return
+	}
+	if len(r.rest) <= replayPiece && r.join() {
+		return
+	}
+	piece := r.rest[:min(len(r.rest), replayPiece)]
+	c.sendHistory(piece, r.kind)
+	if !c.isOpen() {
+		r.release()
+		return
+	}
+	r.rest = r.rest[len(piece):]
+	c.queueFirst(&slot{do: r.step, cancel: r.release, cost: slotCost, open: true, drained: true})
+}
+
+// join sends what is left and makes the connection a subscriber of what comes next, or returns false if much has been
+// published meanwhile.
+func (r *replay) join() bool {
+	c, t := r.conn, r.topic
+	last := r.rest[len(r.rest)-1].offset
+	t.mu.Lock()
+	newer, recovered := t.since(Start{Since: &Position{Offset: last, Epoch: r.epoch}}, c.sh.srv.age())
+	if recovered && len(newer) > replayPiece {
+		t.mu.Unlock()
+		r.rest = append(r.rest[:len(r.rest):len(r.rest)], newer...)
+		return false
+	}
+	a, next, at := t.audience(c.sh, r.kind), t.seq+1, t.position()
+	t.mu.Unlock()
+
+	c.join(a, next, r.asked)
+	c.sendHistory(r.rest, r.kind)
+	if !recovered {
+		r.tellGap(at, newer, last)
+	}
+	c.sendHistory(newer, r.kind)
+	return true
+}
+
+// tellGap tells the subscriber that messages are missing before those that follow: the topic dropped them from its
+// history before they could be sent.
+func (r *replay) tellGap(at Position, newer []*message, last uint64) {
+	c := r.conn
+	if first := at.Offset + 1 - uint64(len(newer)); at.Epoch == r.epoch && first > last {
+		c.sh.stats.drop(DropHistory, first-last-1)
+	}
+	if r.kind == framingRaw {
+		c.startClose(closeOwn, closeGap, "gap")
+		return
+	}
+	if c.isOpen() {
+		c.sendSubscribed(nil, Subscribed{Topic: r.topic.name, Position: at, After: next(newer, at.Offset)}, true)
+	}
+}
+
+// release ends the subscription before it has begun: the connection is gone.
+func (r *replay) release() {
+	r.conn.sh.stats.drop(DropClosed, uint64(len(r.rest)))
+	r.topic.mu.Lock()
+	r.topic.unsubscribe(r.conn.sh.srv)
+}
+
+// sendHistory sends messages that a topic has kept.
+func (c *Conn) sendHistory(list []*message, kind framing) {
+	if len(list) == 0 || c.state.Load() != stateOpen {
+		return
+	}
+	frames := make([]*codec.Frame, len(list))
+	for i, m := range list {
+		frames[i] = m.frame(kind)
+	}
+	c.sh.tally.deliveries += uint64(len(frames))
+	c.sendFrames(nil, 0, frames)
+	if c.out != nil && c.out.history > 0 {
+		c.out.batches++
+	}
+}

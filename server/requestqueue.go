@@ -1,0 +1,229 @@
+package server
+
+import (
+	"fmt"
+
+	"carillon/codec"
+)
+
+// What a client asks for is answered in its order, and some of it has to wait: for what was sent to the client
+// before, for an answer of the cluster, for the connection's turn on a busy loop. Each such request is a slot in the
+// connection's request queue.
+
+// slot is something to do on a connection's loop when all before it in the request queue is done.
+type slot struct {
+	do      func()
+	cancel  func() // called instead of do if the connection has ended; may be nil
+	cost    int    // bytes that the slot holds, about
+	after   uint64 // letters that the loop must have read before
+	open    bool   // do is for an open connection only
+	drained bool   // do waits until the socket has taken all that was sent
+	pending bool   // the slot waits for an answer: do is not known yet
+	publish bool   // a message is on its way to the broker, and do is its reply: others may follow it
+}
+
+// slotCost is about the memory of a slot besides what the client sent.
+const slotCost = 384
+
+// The bounds of one connection's request queue. A connection is not read from while its queue is full.
+const (
+	maxSlots     = 2048
+	maxSlotBytes = 1 << 20
+)
+
+// requestQueue is the slots of a connection. Owned by the loop.
+type requestQueue struct {
+	slots  []*slot
+	head   int // where the first slot is; before it are none
+	bytes  int
+	others int // slots that are no messages on their way to the broker
+
+	flushing bool // what is done now was the first slot
+}
+
+func (q *requestQueue) len() int { return len(q.slots) - q.head }
+
+func (q *requestQueue) first() *slot { return q.slots[q.head] }
+
+func (q *requestQueue) push(s *slot) {
+	if len(q.slots) == cap(q.slots) && q.head > len(q.slots)/2 {
+		n := copy(q.slots, q.slots[q.head:])
+		clear(q.slots[n:])
+		q.slots, q.head = q.slots[:n], 0
+	}
+	q.slots = append(q.slots, s)
+	q.count(s, 1)
+}
+
+// pushFirst puts a slot in the place of the one that is being done.
+func (q *requestQueue) pushFirst(s *slot) {
+	if q.head == 0 {
+		q.slots = append([]*slot{nil}, q.slots...)
+		q.head = 1
+	}
+	q.head--
+	q.slots[q.head] = s
+	q.count(s, 1)
+}
+
+func (q *requestQueue) pop() *slot {
+	s := q.first()
+	q.slots[q.head] = nil
+	q.head++
+	q.count(s, -1)
+	return s
+}
+
+func (q *requestQueue) count(s *slot, n int) {
+	q.bytes += n * s.cost
+	if !s.publish {
+		q.others += n
+	}
+}
+
+func (q *requestQueue) full() bool { return q.len() >= maxSlots || q.bytes > maxSlotBytes }
+
+// waiting reports whether something that the client asked for is still to be done.
+func (c *Conn) waiting() bool {
+	w := c.workload()
+	return w != nil && (w.requests.len() > 0 || w.requests.flushing)
+}
+
+// isFull reports whether the client has to wait with further requests.
+func (c *Conn) isFull() bool {
+	w := c.workload()
+	return w != nil && w.requests.full()
+}
+
+// waitsForMore reports whether the client waits for anything but messages on their way to the broker.
+func (c *Conn) waitsForMore() bool {
+	return c.waiting() && (c.workload().requests.others > 0 || c.workload().requests.full())
+}
+
+// queueSlot has something done when all before it in the request queue is done, which is now if there is nothing.
+func (c *Conn) queueSlot(s *slot) {
+	if !c.waiting() {
+		c.perform(s)
+		return
+	}
+	c.workload().requests.push(s)
+}
+
+func (c *Conn) perform(s *slot) {
+	switch {
+	case !s.open || c.isOpen():
+		c.call(s.do)
+	case s.cancel != nil:
+		s.cancel()
+	}
+}
+
+// afterPending has something done behind everything that was sent to the client before and everything that it asked
+// for before, for a request of n bytes. What the client asks for next waits behind it. It fails with [ErrOverloaded].
+func (c *Conn) afterPending(n int, do func()) error {
+	c.sh.check()
+	if c.sh.backlog.Load() > c.sh.set.maxBacklog {
+		return ErrOverloaded
+	}
+	w := c.needWorkload()
+	w.requests.push(&slot{do: do, cost: n + slotCost, open: true, after: c.sh.mail.count()})
+	c.sh.run.schedule(w)
+	return nil
+}
+
+// reserve makes a slot for what is done now and ends later: the first one, unless it is not done in its turn.
+func (c *Conn) reserve(publish bool) *slot {
+	s := &slot{pending: true, publish: publish, cost: slotCost}
+	c.queueFirst(s)
+	return s
+}
+
+// queueFirst puts a slot into the place of what is done now.
+func (c *Conn) queueFirst(s *slot) {
+	w := c.needWorkload()
+	if w.requests.flushing {
+		w.requests.pushFirst(s)
+	} else {
+		w.requests.push(s)
+	}
+	c.sh.run.schedule(w)
+}
+
+// resolve tells what is to be done in a reserved slot. It may be called from any goroutine, once.
+func (c *Conn) resolve(s *slot, open bool, do func()) {
+	c.sh.postDo(c, 0, func() {
+		s.do, s.open, s.pending = do, open, false
+		c.sh.run.schedule(c.workload())
+	})
+}
+
+// inOrder has something done behind what the client has asked for before, unless that waits for the cluster.
+func (c *Conn) inOrder(do func()) {
+	if !c.waiting() || c.workload().requests.len() > 0 && c.workload().requests.first().pending {
+		c.sh.postDo(c, 0, do)
+		return
+	}
+	w := c.workload()
+	w.requests.push(&slot{do: do, cost: slotCost, after: c.sh.mail.count()})
+	c.sh.run.schedule(w)
+}
+
+// closeInOrder begins to close the connection in its order.
+func (c *Conn) closeInOrder(how closeHow, code codec.CloseCode, reason string) {
+	if !c.waiting() {
+		c.sh.postClose(c, how, code, reason)
+		return
+	}
+	c.inOrder(func() { c.startClose(how, code, reason) })
+}
+
+// topicReady calls then when a topic or a pattern can be subscribed to, or read, which may be at once, as it always is
+// without a broker. The error is of the kind of [ErrNoCluster] or [ErrTooManyTopics]. Nothing that is asked for meanwhile
+// overtakes it. On a connection that closes meanwhile it is called, too.
+func (c *Conn) topicReady(name string, from Start, reads bool, then func(error)) {
+	cl := c.sh.srv.hub.cluster
+	if cl == nil {
+		then(nil)
+		return
+	}
+	var s *slot
+	ready, err := cl.ready(name, from, reads, func(err error) {
+		c.resolve(s, false, func() { then(err) })
+	}, func() { s = c.reserve(false) })
+	if ready || err != nil {
+		then(err)
+	}
+}
+
+// ready calls wait when there is something to wait for, and then done when that has ended; otherwise it returns true
+// or an error.
+// A name that is wrong is ready: that is for somebody else to say.
+func (cl *cluster) ready(name string, from Start, reads bool, done func(error), wait func()) (ready bool, err error) {
+	pattern, err := checkName(name)
+	if err != nil {
+		return true, nil
+	}
+	var src *source
+	if pattern {
+		src = cl.hub.openPattern(name)
+	} else {
+		t, err := cl.hub.open(name)
+		if err != nil {
+			return false, err
+		}
+		src = &t.source
+	}
+	defer src.mu.Unlock() // before which done is not called
+	if src.link.kept != nil {
+		ready, err = cl.awaitKept(src.topic, from, reads, done)
+	} else {
+		ready = cl.await(src, done)
+	}
+	if !ready && err == nil {
+		wait()
+	}
+	return ready, err
+}
+
+// errNotLoaded is told to a subscriber whose topic was unloaded again before its turn came.
+var errNotLoaded = fmt.Errorf("%w: the topic was let go of", ErrNoCluster)

@@ -1,0 +1,178 @@
+package server
+
+import "time"
+
+// runQueue is a loop's connections that have work to do. It is a virtual clock: each connection has one that runs slower
+// than the loop's by runWeight, and what the connection uses of the loop sets it forward. The connection whose clock is
+// furthest behind is served first; one that has used little is never behind. So connections that use much wait for each
+// other and not the others for them. While nobody else wants the loop, they have all of it. Owned by the loop.
+type runQueue struct {
+	heap      indexedHeap[*workload]
+	charged   []*workload // that have nothing to do, and whose connection is remembered for what it has used
+	blocked   []*workload // that wait for fan-out
+	inflating inflating   // that are being decompressed
+	orders    uint64
+	relief    *time.Timer // looks again at those blocked
+}
+
+const (
+	// runWeight: a connection that uses more than this part of its loop comes after those that use less.
+	runWeight = 64
+
+	// maxDebt is for how long it is remembered at most what a connection has used.
+	maxDebt = 10 * time.Second
+
+	// requestDelay is how long requests give way on a busy loop to what costs less. The first one of a connection may
+	// already take some milliseconds, which it has not been charged for.
+	requestDelay = time.Second
+
+	// chargeFrom is the least time that is charged to a connection outside its turns in the queue.
+	chargeFrom = quantum / 2
+)
+
+// schedule puts a connection into the queue if it has something to do.
+func (q *runQueue) schedule(w *workload) {
+	if w == nil || w.index >= 0 || w.served || !w.isRunnable() {
+		return
+	}
+	q.orders++
+	w.tag, w.order = max(w.conn.sh.began, w.finish), q.orders
+	if w.canAnswer() {
+		w.tag += requestDelay
+	}
+	q.heap.push(w)
+}
+
+// charge notes that a connection has used the loop for a while.
+func (w *workload) charge(used, now time.Duration) {
+	w.finish = min(max(w.finish, now)+used*runWeight, now+maxDebt)
+}
+
+// runQueued serves connections that have work to do: for a slice, or one of them with something that takes longer.
+func (sh *shard) runQueued() {
+	q := &sh.run
+	var early []*workload // what they asked for has to wait for letters
+	for start := sh.srv.elapsed(); len(q.heap) > 0; {
+		w := q.heap.pop()
+		began := sh.srv.elapsed()
+		w.served = true
+		w.conn.serve(w, began+quantum)
+		w.served = false
+		now := sh.srv.elapsed()
+		w.charge(now-began, now)
+		if w.requests.len() > 0 && w.requests.first().after > sh.read {
+			early = append(early, w)
+		} else {
+			q.schedule(w)
+		}
+		w.conn.settleWorkload(w)
+		sh.admitInflating()
+		if now-start > sliceTime {
+			break
+		}
+	}
+	for _, w := range early {
+		q.schedule(w)
+	}
+}
+
+// forget lets go of what connections have used that is paid for.
+func (q *runQueue) forget() {
+	list := q.charged
+	q.charged = nil
+	for _, w := range list {
+		w.listed = false
+		if w.conn.workload() == w {
+			w.conn.settleWorkload(w)
+		}
+	}
+}
+
+// Connections that publish faster than loops can hand out wait until the loops have caught up, so that TCP slows them
+// down and nothing has to be refused.
+
+// relieveEvery is how often a loop checks whether blocked connections may go on, and relieveAtLast when they may in any case:
+// the fan-out that keeps a loop busy can be that of others, which are told that the server is overloaded.
+const (
+	relieveEvery  = time.Millisecond
+	relieveAtLast = 10 * time.Millisecond
+)
+
+// muchBacklog is how many bytes a loop may have to hand out, at most, before publishers wait.
+const muchBacklog = 1 << 20
+
+// congested reports whether a loop has much to hand out.
+func (s *Server) congested() bool {
+	most := min(s.settings().maxBacklog/16, muchBacklog)
+	for _, sh := range s.allShards() {
+		if sh.backlog.Load() > most {
+			return true
+		}
+	}
+	return false
+}
+
+// fanout counts what was published to connections of this server.
+func (s *Server) fanout() (n uint64) {
+	for _, sh := range s.allShards() {
+		n += sh.fanout.Load()
+	}
+	return n
+}
+
+// notCongested is no number of messages.
+const notCongested = ^uint64(0)
+
+// fanoutIfCongested counts what has been published, if a loop has much to hand out.
+func (sh *shard) fanoutIfCongested() uint64 {
+	if !sh.srv.congested() {
+		return notCongested
+	}
+	return sh.srv.fanout()
+}
+
+// block has a connection wait if it has published something since fanout was counted.
+func (c *Conn) block(fanout uint64) bool {
+	sh := c.sh
+	if fanout == notCongested || sh.srv.fanout() == fanout {
+		return false
+	}
+	w := c.needWorkload()
+	if w.blockedAt != 0 {
+		return true
+	}
+	w.blockedAt = sh.srv.elapsed()
+	sh.run.blocked = append(sh.run.blocked, w)
+	sh.lookForRelief()
+	return true
+}
+
+func (sh *shard) lookForRelief() {
+	if sh.run.relief == nil {
+		sh.run.relief = time.AfterFunc(relieveEvery, sh.postRelief)
+		return
+	}
+	sh.run.relief.Reset(relieveEvery)
+}
+
+// relieve lets connections go on that wait for fan-out.
+func (sh *shard) relieve() {
+	q := &sh.run
+	if len(q.blocked) == 0 {
+		return
+	}
+	congested, now, rest := sh.srv.congested(), sh.srv.elapsed(), q.blocked[:0]
+	for _, w := range q.blocked {
+		if w.blockedAt != 0 && congested && now-w.blockedAt < relieveAtLast {
+			rest = append(rest, w)
+			continue
+		}
+		w.blockedAt = 0
+		q.schedule(w)
+	}
+	clear(q.blocked[len(rest):])
+	q.blocked = rest
+	if len(rest) > 0 {
+		sh.lookForRelief()
+	}
+}

@@ -1,0 +1,67 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Secrets stand in every URL that an endpoint has, and nothing answers there. Neither the log, nor what the interface
+// shows, nor an error has them.
+func TestSecretsOfURLsAreNotShown(t *testing.T) {
+	const mark = "sesame"
+	secret := func(name string) string {
+		return fmt.Sprintf("http://user-%[1]s-%[2]s:password-%[1]s-%[2]s@127.0.0.1:1/%[2]s?token=query-%[1]s-%[2]s", mark, name)
+	}
+	ep := topicsEndpoint()
+	ep.Auth = Auth{JWT: JWT{Algorithms: []string{"ES256"}, JWKSURL: secret("jwks"), Optional: true}, Hook: Hook{URL: secret("hook")}}
+	s, log := startLogged(t, Options{Endpoints: []Endpoint{ep}, Internal: Internal{Listen: "127.0.0.1:0", Token: mark + "-of-the-interface"}})
+	refused(t, s, 503, RefuseHookFailed, "/ws")
+	refused(t, s, 503, RefuseNoKeys, "/ws", withToken(newIssuer(t).token("ES256", alice())))
+	eventually(t, "the log has both", func() bool {
+		return strings.Contains(log.String(), "the connect hook fails") && strings.Contains(log.String(), "keys for tokens cannot be read")
+	})
+	if !strings.Contains(log.String(), "url=http://(set)@127.0.0.1:1/hook?(set)") {
+		t.Error("the log does not say which hook fails")
+	}
+	var shown strings.Builder
+	for _, r := range routes {
+		if r.method == "GET" {
+			shown.Write(call(t, s, "GET", r.path, "", "Authorization: Bearer "+mark+"-of-the-interface").body)
+		}
+	}
+	_, err := changed(s, func(o *Options) { o.Endpoints[0].Auth.JWT.JWKSURL = secret("other") })
+	if err == nil || !strings.Contains(err.Error(), "no keys can be had there") {
+		t.Error(err)
+	}
+	fmt.Fprintln(&shown, err)
+	_, err = changed(s, func(o *Options) {
+		o.Endpoints[0].Auth.Hook.URL = "ftp://" + mark + "@x"
+		o.Endpoints[0].Origins = []string{"https://" + mark + "@x/y"}
+		o.PublicURL = "https://" + mark + ":" + mark + "@x"
+	})
+	fmt.Fprintln(&shown, err)
+	if strings.Count(fmt.Sprint(err), "\n") != 2 {
+		t.Errorf("expected three problems: %v", err)
+	}
+	// A proxy, or a server that is no HTTP server, has errors of its own.
+	for _, broken := range []string{secret("x") + "\x7f", strings.Replace(secret("x"), "127.0.0.1:1", "[::1", 1), "https" + strings.TrimPrefix(secret("x"), "http")} {
+		j := newJWKS(broken)
+		_, err := j.fetch(context.Background())
+		fmt.Fprintln(&shown, err)
+		h := newHook(&Hook{URL: broken, Timeout: time.Second}, slog.New(slog.NewTextHandler(log, nil)))
+		if err := h.decide(context.Background(), &Request{}); err == nil {
+			t.Errorf("%s lets in", broken)
+		}
+	}
+	if text := log.String() + shown.String(); strings.Contains(text, mark) {
+		for line := range strings.Lines(text) {
+			if strings.Contains(line, mark) {
+				t.Error(line)
+			}
+		}
+	}
+}

@@ -1,0 +1,206 @@
+package server
+
+import (
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"carillon/codec"
+)
+
+// unitShard is a shard without a loop.
+func unitShard(t *testing.T) *shard {
+	t.Helper()
+	s, err := New(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &shard{srv: s, set: s.settings(), clock: 1}
+}
+
+// stalledConns are n connections of a shard for each of which so many frames of 64 KiB wait, and whose sockets take
+// everything.
+func stalledConns(t *testing.T, sh *shard, n, frames int) (list []*Conn) {
+	t.Helper()
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = null.Close() })
+	frame := codec.NewFrame(Binary, make([]byte, 64<<10)).Plain()
+	for range n {
+		c := queued(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
+		c.fd, c.out.slot = int32(null.Fd()), len(sh.stalled)
+		sh.stalled = append(sh.stalled, c)
+		for range frames {
+			c.enqueue(frame, 0, itemMessage)
+		}
+		list = append(list, c)
+	}
+	return list
+}
+
+// itemsOf is how many items wait for each connection.
+func itemsOf(list []*Conn) (items []int) {
+	for _, c := range list {
+		items = append(items, c.out.items())
+	}
+	return items
+}
+
+// Sockets that take bytes again are served in turn, by flushMost each, and the loop looks at others after a slice.
+func TestWritableSocketsHaveTurns(t *testing.T) {
+	const frames = 20_000
+	sh := unitShard(t)
+	list := stalledConns(t, sh, 4, frames)
+	for _, c := range list {
+		sh.writable.push(c)
+	}
+	for end := time.Now().Add(patience); slices.Max(itemsOf(list)) == frames; {
+		if time.Now().After(end) {
+			t.Fatalf("of %d frames each wait %v", frames, itemsOf(list))
+		}
+		sh.flushWritable()
+	}
+	items, turn := itemsOf(list), flushMost/(64<<10)+1
+	if least, most := slices.Min(items), slices.Max(items); most-least > turn {
+		t.Errorf("of %d frames each wait %v: not in turn", frames, items)
+	} else if least < frames/2 {
+		t.Errorf("of %d frames each wait only %v after a slice", frames, items)
+	}
+	if sh.writable.len() != len(list) || !sh.busy() {
+		t.Errorf("%d sockets wait for another turn", sh.writable.len())
+	}
+}
+
+// Very many connections whose write time-out has run are seen to in slices, and each of them once.
+func TestWriteTimeoutsAreCutIntoSlices(t *testing.T) {
+	const conns, frames = 5000, 10
+	sh := unitShard(t)
+	list := stalledConns(t, sh, conns, frames)
+	sh.clock += uint32(sh.srv.opts().Limits.WriteTimeout.Milliseconds())
+	sh.sweep = sweep{running: true, stalled: len(sh.stalled)}
+	turns := 0
+	for sh.sweep.stalled > 0 {
+		before := sh.sweep.stalled
+		sh.sweepOn()
+		seen := before - sh.sweep.stalled
+		if seen < 1 || seen > sweepSends {
+			t.Fatalf("turn %d has seen %d connections of %d", turns, seen, conns)
+		}
+		turns++
+	}
+	for i, items := range itemsOf(list) {
+		if want := frames - flushMost/(64<<10); items != want && items != want-1 {
+			t.Fatalf("connection %d has %d frames that wait, of %d", i, items, frames)
+		}
+	}
+	if turns < conns/sweepSends || sh.writable.len() != conns {
+		t.Errorf("%d turns, %d connections go on", turns, sh.writable.len())
+	}
+}
+
+// How many messages are lost with a queue is known without a look at it.
+func TestWaitingMessagesLooksAtNothing(t *testing.T) {
+	c := waitingFrames(PolicyClose, 1000)
+	for range 300 {
+		sendShared(c, 100)
+	}
+	before, messages := c.out.waitingMessages(), c.out.messages
+	forbidden(c, func() {
+		c.out.messages = frameQueue{}
+		if got := c.out.waitingMessages(); got != before || got != 1300 {
+			t.Errorf("%d messages wait, %d if it may not look", before, got)
+		}
+		c.out.messages = messages
+	})
+}
+
+// A slice looks at the clock after one member that got many messages, and a pass has a bounded number of them.
+func TestSlicesCountMessages(t *testing.T) {
+	long := slice{start: time.Now().Add(-time.Hour), time: sliceTime}
+	for range sliceWork - 1 {
+		if long.serve(1); long.over() {
+			t.Fatal("it looks at the clock after each member that got one message")
+		}
+	}
+	long = slice{start: time.Now().Add(-time.Hour), time: sliceTime}
+	if long.serve(sliceWork * sliceWork); !long.over() {
+		t.Error("it does not look at the clock after a member that got many messages")
+	}
+
+	a := &audience{sh: unitShard(t)}
+	f := codec.NewFrame(Binary, []byte("x"))
+	for range 2*maxPass + 1 {
+		a.stream = append(a.stream, f)
+	}
+	if a.begin(); a.pass.target != maxPass {
+		t.Errorf("a pass has %d messages", a.pass.target)
+	}
+	a.stream = slices.Repeat([]*codec.Frame{codec.NewFrame(Binary, make([]byte, maxBatch/4))}, 10)
+	if a.begin(); a.pass.target != 3 {
+		t.Errorf("a pass has %d messages of %d bytes", a.pass.target, maxBatch/4)
+	}
+}
+
+// A connection that has used little of its loop does not wait for a place of decompression that others hold who have used
+// much, and only the one of them that has used most leaves its place.
+func TestInflatingYieldsToThoseWithoutDebt(t *testing.T) {
+	sh := unitShard(t)
+	sh.began = time.Minute
+	bomb := deflated(t, strings.Repeat("x", 500_000))
+	begin := func(debt time.Duration) *Conn {
+		in := &inbound{}
+		in.decoder = codec.Decoder{MaxMessage: 1 << 20, Inflater: sh.inflate(), Budget: 5000}
+		c := &Conn{sh: sh, in: in}
+		c.more = &more{work: &workload{conn: c, index: -1, finish: sh.began + debt, suspended: true}}
+		if _, _, ok, err := in.decoder.Next(masked(0xc1, bomb)); ok || err != nil || !in.decoder.Suspended() {
+			t.Fatal(ok, err)
+		}
+		c.awaitInflater(&in.decoder)
+		return c
+	}
+	var holders []*Conn
+	for i := range maxInflating {
+		debt := 5 * time.Second
+		if i == 3 {
+			debt = 8 * time.Second
+		}
+		holders = append(holders, begin(debt))
+	}
+	holding := func() (list []int) {
+		for i, c := range holders {
+			if c.in.decoder.InProgress() {
+				list = append(list, i)
+			}
+		}
+		return list
+	}
+	all := []int{0, 1, 2, 3, 4, 5, 6, 7}
+	if got := holding(); !slices.Equal(got, all) {
+		t.Fatalf("%v hold places", got)
+	}
+	begin(8*time.Second - yieldDebt/2)
+	begin(8 * time.Second)
+	if got := holding(); !slices.Equal(got, all) {
+		t.Errorf("%v hold places after others came that have used as much", got)
+	}
+
+	light := begin(0)
+	if got := holding(); !slices.Equal(got, []int{0, 1, 2, 4, 5, 6, 7}) {
+		t.Errorf("%v hold places after one came that has used nothing", got)
+	}
+	sh.admitInflating()
+	if w := light.workload(); w.index < 0 || w.inflates {
+		t.Error("the one that has used nothing is not let in first")
+	}
+	light.in.decoder.Budget = 5000
+	if _, _, ok, err := light.in.decoder.Next(nil); ok || err != nil || !light.in.decoder.InProgress() {
+		t.Error("it has no place", ok, err)
+	}
+	if !slices.Contains(sh.run.inflating.waiting, holders[3].workload()) {
+		t.Error("the one that has left its place is forgotten")
+	}
+}

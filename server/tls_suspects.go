@@ -1,0 +1,52 @@
+package server
+
+import (
+	"container/list"
+	"time"
+)
+
+// tlsSuspects are the addresses whose last TLS handshake ended while it waited for its client: evicted, timed out, or
+// left. While the table is full, they come behind the others, which they could otherwise keep out by coming back. It
+// holds an address for suspectFor, until a handshake of it succeeds, or until there are too many. The zero value is
+// empty; its methods are not safe for concurrent use.
+type tlsSuspects struct {
+	order list.List // of suspect, the oldest first
+	at    map[addressKey]*list.Element
+}
+
+type suspect struct {
+	key   addressKey
+	until time.Duration // after the server was made
+}
+
+const (
+	suspectFor   = 30 * time.Second
+	mostSuspects = 16 << 10 // 150 B each
+)
+
+func (s *tlsSuspects) add(key addressKey, now time.Duration) {
+	if s.at == nil {
+		s.at = map[addressKey]*list.Element{}
+	}
+	s.remove(key)
+	if len(s.at) == mostSuspects {
+		s.remove(s.order.Front().Value.(suspect).key)
+	}
+	s.at[key] = s.order.PushBack(suspect{key, now + suspectFor})
+}
+
+func (s *tlsSuspects) remove(key addressKey) {
+	if e, ok := s.at[key]; ok {
+		s.order.Remove(e)
+		delete(s.at, key)
+	}
+}
+
+// has reports whether an address is one of them, and drops those whose time is over.
+func (s *tlsSuspects) has(key addressKey, now time.Duration) bool {
+	for first := s.order.Front(); first != nil && first.Value.(suspect).until <= now; first = s.order.Front() {
+		s.remove(first.Value.(suspect).key)
+	}
+	_, ok := s.at[key]
+	return ok
+}

@@ -1,0 +1,362 @@
+package server
+
+import (
+	"container/list"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// tlsTable holds the TLS handshakes that are under way, and shares out the two things that they need.
+//
+// The processors: only a part of them computes handshakes, because a loop would otherwise wait for all that were
+// ready before it. They go to handshakes whose clients have answered, and then to those that have not begun, one of
+// each address in turn. An address that had none waiting comes first: when there is more to do than can be done, those
+// that have just come still get an answer, instead of all too late. See [tlsSuspects] for those that come last.
+//
+// The memory: a handshake that has begun keeps a goroutine and about 30 KB until its client answers, which costs the
+// client nothing. There is room for Limits.MaxTLSHandshakes of them. When the table is full, a newcomer takes the
+// place of one that waits for its client: at once if the address of that one is suspect, or has more handshakes there
+// than the newcomer's and more than tlsShare allows, and otherwise when it has been silent for tlsGrace, so that
+// clients on slow networks are not cut off for each other. In each case it is the one that has been silent for
+// longest. A handshake that has not begun costs only its first message, and its socket.
+//
+// Its methods may be called from any goroutine.
+type tlsTable struct {
+	srv    *Server
+	unread atomic.Int64 // bytes that came for all handshakes and were not read
+
+	mu       sync.Mutex
+	grace    time.Duration           // guarded by mu: tlsGrace, but in tests
+	idle     int                     // guarded by mu: processors that compute no handshake and may
+	open     int                     // guarded by mu: handshakes that have begun
+	waiting  int                     // guarded by mu: handshakes that have not
+	peers    map[addressKey]*tlsPeer // guarded by mu: those that have handshakes
+	turns    [numTLSQueues]list.List // guarded by mu: of *tlsPeer that have a handshake in that queue
+	crowded  indexedHeap[*tlsPeer]   // guarded by mu: those with silent handshakes
+	silent   list.List               // guarded by mu: of *tlsHandshake, the one that has been silent for longest first
+	suspects tlsSuspects             // guarded by mu
+	timer    *time.Timer             // guarded by mu: dispatches when the grace of a handshake ends; nil if unset
+}
+
+// tlsGrace is how long a client has to answer while the table is full and its address has no more handshakes in it
+// than others: longer than the round trip of nearly every network.
+const tlsGrace = time.Second
+
+// tlsShare is the part of the table of which one address may have more than others.
+const tlsShare = 16
+
+// tlsQueue is what a handshake waits for a processor with.
+type tlsQueue uint8
+
+const (
+	tlsResumed   tlsQueue = iota // its client has answered
+	tlsNewcomers                 // it has not begun
+	tlsBehind                    // nor has this one, whose address is suspect
+	numTLSQueues
+)
+
+// tlsState is where a handshake is in the table.
+type tlsState uint8
+
+const (
+	tlsQueued    tlsState = iota // in one of the queues of its peer
+	tlsComputing                 // has a processor
+	tlsSilent                    // waits for its client
+	tlsDone                      // is not in the table any more
+)
+
+// tlsPeer is one client address. Everything in it is guarded by the table's mu.
+type tlsPeer struct {
+	key     addressKey
+	suspect bool                        // see tlsSuspects
+	queues  [numTLSQueues]list.List     // of *tlsHandshake
+	turns   [numTLSQueues]*list.Element // its places in the table's turns
+	silent  list.List                   // of *tlsHandshake, the one that has been silent for longest first
+	open    int                         // handshakes that have begun
+	slot    int                         // in crowded
+}
+
+func (p *tlsPeer) quietest() *tlsHandshake { return p.silent.Front().Value.(*tlsHandshake) }
+
+// before has suspect peers evicted first, then the one with most silent handshakes, and of several the one with the
+// quietest.
+func (p *tlsPeer) before(other *tlsPeer) bool {
+	if p.suspect != other.suspect {
+		return p.suspect
+	}
+	if a, b := p.silent.Len(), other.silent.Len(); a != b {
+		return a > b
+	}
+	return p.quietest().since < other.quietest().since
+}
+
+func (p *tlsPeer) place() *int { return &p.slot }
+
+func newTLSTable(s *Server) *tlsTable {
+	return &tlsTable{srv: s, grace: tlsGrace, idle: max(1, runtime.GOMAXPROCS(0)-1), peers: map[addressKey]*tlsPeer{}}
+}
+
+// enter takes a handshake in. It begins as soon as it can.
+func (t *tlsTable) enter(h *tlsHandshake, from addressKey) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.peers[from]
+	if p == nil {
+		p = &tlsPeer{key: from, suspect: t.suspects.has(from, t.srv.elapsed())}
+		t.peers[from] = p
+	}
+	h.peer = p
+	t.waiting++
+	if p.suspect {
+		t.queue(h, tlsBehind)
+	} else {
+		t.queue(h, tlsNewcomers)
+	}
+	t.dispatch()
+}
+
+// pause gives up the processor of a handshake that has to wait for its client.
+func (t *tlsTable) pause(h *tlsHandshake) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if h.state != tlsComputing {
+		return
+	}
+	p := h.peer
+	t.idle++
+	h.state, h.since = tlsSilent, t.srv.elapsed()
+	h.place, h.silence = p.silent.PushBack(h), t.silent.PushBack(h)
+	if p.silent.Len() == 1 {
+		t.crowded.push(p)
+	} else {
+		t.crowded.moved(p)
+	}
+	t.dispatch()
+}
+
+// resume waits for a processor, or for the end of the handshake.
+func (t *tlsTable) resume(h *tlsHandshake) {
+	t.mu.Lock()
+	if h.state == tlsSilent {
+		t.unsilence(h)
+		t.queue(h, tlsResumed)
+		t.dispatch()
+	}
+	t.mu.Unlock()
+	select {
+	case <-h.turn:
+	case <-h.dead:
+	}
+}
+
+// leave takes a handshake out that nobody waits for any more. One that has begun leaves when its goroutine ends.
+func (t *tlsTable) leave(h *tlsHandshake) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if h.state == tlsQueued && !h.begun {
+		t.unqueue(h)
+		t.waiting--
+		h.state = tlsDone
+		t.forget(h.peer)
+	}
+}
+
+// finish takes a handshake out whose goroutine ends.
+func (t *tlsTable) finish(h *tlsHandshake, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case err == nil:
+		t.suspects.remove(h.peer.key)
+		t.setSuspect(h.peer, false)
+	case h.state == tlsSilent:
+		t.suspect(h.peer)
+	}
+	t.remove(h)
+	t.dispatch()
+}
+
+// remove takes a handshake out that has begun, unless that was done before. The caller holds mu.
+func (t *tlsTable) remove(h *tlsHandshake) {
+	switch h.state {
+	case tlsDone:
+		return
+	case tlsComputing:
+		t.idle++
+	case tlsSilent:
+		t.unsilence(h)
+	case tlsQueued:
+		t.unqueue(h)
+	}
+	h.state = tlsDone
+	t.open--
+	h.peer.open--
+	t.forget(h.peer)
+}
+
+// suspect is called when a client did not go on with its handshake. The caller holds mu.
+func (t *tlsTable) suspect(p *tlsPeer) {
+	t.suspects.add(p.key, t.srv.elapsed())
+	t.setSuspect(p, true)
+}
+
+// setSuspect holds for handshakes of a peer that come from now on. The caller holds mu.
+func (t *tlsTable) setSuspect(p *tlsPeer, is bool) {
+	if p.suspect == is {
+		return
+	}
+	p.suspect = is
+	if p.silent.Len() > 0 {
+		t.crowded.moved(p)
+	}
+}
+
+// queue puts a handshake behind the others of its peer. The caller holds mu.
+func (t *tlsTable) queue(h *tlsHandshake, q tlsQueue) {
+	p := h.peer
+	h.state, h.queue = tlsQueued, q
+	h.place = p.queues[q].PushBack(h)
+	switch {
+	case p.turns[q] != nil:
+	case q == tlsNewcomers:
+		p.turns[q] = t.turns[q].PushFront(p)
+	default:
+		p.turns[q] = t.turns[q].PushBack(p)
+	}
+}
+
+// unqueue is the opposite of queue. The caller holds mu.
+func (t *tlsTable) unqueue(h *tlsHandshake) {
+	p, q := h.peer, h.queue
+	p.queues[q].Remove(h.place)
+	h.place = nil
+	if p.queues[q].Len() == 0 {
+		t.turns[q].Remove(p.turns[q])
+		p.turns[q] = nil
+	}
+}
+
+// unsilence takes a handshake out of those that wait for their clients. The caller holds mu.
+func (t *tlsTable) unsilence(h *tlsHandshake) {
+	p := h.peer
+	p.silent.Remove(h.place)
+	t.silent.Remove(h.silence)
+	h.place, h.silence = nil, nil
+	if p.silent.Len() == 0 {
+		t.crowded.remove(p)
+	} else {
+		t.crowded.moved(p)
+	}
+}
+
+// forget drops a peer that has nothing left in the table. The caller holds mu.
+func (t *tlsTable) forget(p *tlsPeer) {
+	if p.open == 0 && p.queues[tlsNewcomers].Len()+p.queues[tlsBehind].Len() == 0 {
+		delete(t.peers, p.key)
+	}
+}
+
+// dispatch gives processors to the handshakes whose turn it is. The caller holds mu.
+func (t *tlsTable) dispatch() {
+	for t.idle > 0 {
+		h := t.next()
+		if h == nil {
+			return
+		}
+		t.unqueue(h)
+		t.idle--
+		h.state = tlsComputing
+		if h.begun {
+			h.turn <- struct{}{}
+			continue
+		}
+		h.begun = true
+		t.waiting--
+		t.open++
+		h.peer.open++
+		go h.session.run()
+	}
+}
+
+// mostSkipped bounds how many peers are looked at that have too many handshakes in a full table.
+const mostSkipped = 64
+
+// next finds the handshake whose turn it is, and makes room for it. Its peer goes behind the others. It is nil when
+// there is none, or none that there is room for. The caller holds mu.
+func (t *tlsTable) next() *tlsHandshake {
+	if peers := &t.turns[tlsResumed]; peers.Len() > 0 {
+		p := peers.Front().Value.(*tlsPeer)
+		peers.MoveToBack(peers.Front())
+		return p.queues[tlsResumed].Front().Value.(*tlsHandshake)
+	}
+	for _, q := range []tlsQueue{tlsNewcomers, tlsBehind} {
+		peers := &t.turns[q]
+		for range min(peers.Len(), mostSkipped) {
+			p := peers.Front().Value.(*tlsPeer)
+			hasRoom := t.makeRoom(p, q)
+			if !hasRoom && p.open == 0 {
+				return nil // nor is there room for a peer that has more
+			}
+			peers.MoveToBack(peers.Front())
+			if hasRoom {
+				return p.queues[q].Front().Value.(*tlsHandshake)
+			}
+		}
+	}
+	return nil
+}
+
+// makeRoom reports whether the table has room for a handshake of a peer that waits in a queue. If it is full, one is
+// evicted where that is fair. The caller holds mu.
+func (t *tlsTable) makeRoom(p *tlsPeer, q tlsQueue) bool {
+	most := t.srv.opts().Limits.MaxTLSHandshakes
+	if most < 0 || t.open < most {
+		return true
+	}
+	if len(t.crowded) == 0 {
+		return false // all have a processor, or wait for one
+	}
+	worst := t.crowded[0]
+	isSuspect := worst.suspect && worst != p && q == tlsNewcomers
+	if isSuspect || worst.silent.Len() > max(p.open+1, most/tlsShare) {
+		t.evict(worst.quietest())
+		return true
+	}
+	quietest := t.silent.Front().Value.(*tlsHandshake)
+	if left := quietest.since + t.grace - t.srv.elapsed(); left > 0 {
+		t.dispatchIn(left)
+		return false
+	}
+	t.evict(quietest)
+	return true
+}
+
+// evict takes out a handshake that waits for its client, and has its connection closed. The caller holds mu.
+func (t *tlsTable) evict(h *tlsHandshake) {
+	t.suspect(h.peer)
+	t.remove(h)
+	c := h.session.conn
+	c.sh.postDo(c, 0, func() { c.evictTLS(h) })
+}
+
+// dispatchIn has somebody look again. The caller holds mu.
+func (t *tlsTable) dispatchIn(d time.Duration) {
+	if t.timer != nil {
+		return
+	}
+	t.timer = time.AfterFunc(d, func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.timer = nil
+		t.dispatch()
+	})
+}
+
+// counts are the handshakes that have begun, and those that wait for a processor or for room.
+func (t *tlsTable) counts() (running, waiting int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.open, t.waiting
+}

@@ -1,0 +1,307 @@
+package server
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// setGrace changes how long a silent handshake may stay in a full table.
+func (t *tlsTable) setGrace(d time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.grace = d
+}
+
+// halfOpen keeps n TLS handshakes open that never go on, from the addresses that a function tells, until stop is
+// called. One that the server ends is begun anew.
+func halfOpen(t testing.TB, s *Server, n int, hello []byte, from func(int) net.IP) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	var all sync.WaitGroup
+	for i := range n {
+		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: from(i)}}
+		all.Go(func() {
+			for ctx.Err() == nil {
+				conn, err := dialer.DialContext(ctx, "tcp", s.Addr().String())
+				if err != nil {
+					time.Sleep(10 * time.Millisecond)
+					continue
+				}
+				end := context.AfterFunc(ctx, func() { _ = conn.Close() })
+				_, _ = conn.Write(hello)
+				_, _ = io.Copy(io.Discard, conn)
+				end()
+				_ = conn.(*net.TCPConn).SetLinger(0) // no port is left behind
+				_ = conn.Close()
+			}
+		})
+	}
+	return func() { cancel(); all.Wait() }
+}
+
+func oneAddress(int) net.IP { return net.IPv4(127, 0, 0, 66) }
+
+func manyAddresses(i int) net.IP { return net.IPv4(127, 1, byte(i>>8), byte(i)) }
+
+// comesIn opens a WebSocket over TLS, has one echo, and reports whether all of that took less than the limit.
+func comesIn(s *Server, config *tls.Config, limit time.Duration) bool {
+	conn, err := net.Dial("tcp", s.Addr().String())
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(limit))
+	secured := tls.Client(conn, config)
+	if !enter(secured, "/echo") {
+		return false
+	}
+	if _, err := secured.Write(text("hello")); err != nil {
+		return false
+	}
+	b := make([]byte, 7)
+	_, err = io.ReadFull(bufio.NewReader(secured), b)
+	return err == nil && string(b[2:]) == "hello"
+}
+
+// Twelve hundred clients begin a TLS handshake and say nothing more, from one address or each from its own, and come
+// back whenever they are closed. Others come in all the same, with the limits as they are by default.
+func TestTLSHalfOpen(t *testing.T) {
+	const newcomers = 120
+	strangers, limits, least := 1200, Limits{}, int64(newcomers*11/12)
+	if raceEnabled { // so many handshakes would take longer than they may, and the few may on a busy machine
+		strangers, limits.MaxTLSHandshakes, least = 150, 128, newcomers/2
+	}
+	a := newAuthority(t)
+	for name, from := range map[string]func(int) net.IP{"one address": oneAddress, "many addresses": manyAddresses} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, a.overTLS(Options{Endpoints: echoAndBroadcast(), Limits: limits, Logger: silent()}))
+			most := s.opts().Limits.MaxTLSHandshakes
+			stop := halfOpen(t, s, strangers, helloOf(t, a.client()), from)
+			defer stop()
+			eventually(t, "the table is full", func() bool { n, _ := s.tlsTable.counts(); return n == most })
+			var in atomic.Int64
+			var all sync.WaitGroup
+			for range newcomers {
+				all.Go(func() {
+					if comesIn(s, a.client(), 8*time.Second) { // less than handshake_timeout, which would make room
+						in.Add(1)
+					}
+				})
+				time.Sleep(20 * time.Millisecond)
+			}
+			all.Wait()
+			if n := in.Load(); n < least {
+				t.Errorf("%d of %d newcomers came in", n, newcomers)
+			}
+			if s.Stats().Refusals[RefuseTLSEvicted] == 0 {
+				t.Error("no handshake was evicted")
+			}
+			stop()
+			eventually(t, "nothing is kept", func() bool {
+				open, waiting := s.tlsTable.counts()
+				return open+waiting == 0 && s.Stats().Sockets == 0 && s.tlsTable.size() == 0
+			})
+		})
+	}
+}
+
+// size is how many places of the table are used.
+func (t *tlsTable) size() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.peers) + len(t.crowded) + t.turns[tlsResumed].Len() + t.turns[tlsNewcomers].Len() + t.turns[tlsBehind].Len()
+}
+
+// fullTable is a server whose table has room for so many handshakes.
+type fullTable struct {
+	*Server
+	t     *testing.T
+	hello []byte
+}
+
+func newFullTable(t *testing.T, most int) *fullTable {
+	a := newAuthority(t)
+	s, _ := startChanged(t, a.overTLS(Options{Endpoints: echoAndBroadcast(), Limits: Limits{MaxTLSHandshakes: most}}), func(s *Server) {
+		s.tlsTable.grace = time.Hour
+	})
+	return &fullTable{s, t, helloOf(t, a.client())}
+}
+
+func (f *fullTable) begin(from string) *client {
+	f.t.Helper()
+	c := dialFrom(f.t, f.Server, from)
+	c.write(f.hello)
+	return c
+}
+
+// silentCount is how many handshakes wait for their clients.
+func (t *tlsTable) silentCount() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.silent.Len()
+}
+
+// has waits until so many handshakes are open, all of which wait for their clients, others wait to begin, and so many
+// have been evicted.
+func (f *fullTable) has(what string, open, waiting int, evicted uint64) {
+	f.t.Helper()
+	eventually(f.t, what, func() bool {
+		o, w := f.tlsTable.counts()
+		return o == open && w == waiting && f.tlsTable.silentCount() == open && f.Stats().Refusals[RefuseTLSEvicted] == evicted
+	})
+}
+
+// An address that has more than its share of the table loses its oldest at once, and only to others.
+func TestTLSEvictionOfTheCrowd(t *testing.T) {
+	f := newFullTable(t, 4)
+	var crowd []*client
+	for i := range 4 {
+		crowd = append(crowd, f.begin("127.0.0.2"))
+		f.has("it is under way", i+1, 0, 0)
+	}
+	f.begin("127.0.0.2")
+	f.has("its own address makes no room", 4, 1, 0)
+	f.begin("127.0.0.3")
+	f.has("another does not wait", 4, 1, 1)
+	if _, err := io.Copy(io.Discard, crowd[0].conn); err != nil {
+		t.Errorf("the oldest is to be closed: %v", err)
+	}
+}
+
+// Among equals it is the one that has been silent for longest, after the grace.
+func TestTLSEvictionAfterTheGrace(t *testing.T) {
+	f := newFullTable(t, 4)
+	var all []*client
+	for i := range 4 {
+		all = append(all, f.begin(fmt.Sprintf("127.0.0.%d", 2+i)))
+		f.has("it is under way", i+1, 0, 0)
+	}
+	f.begin("127.0.0.9")
+	f.has("it waits", 4, 1, 0)
+	f.tlsTable.setGrace(0)
+	f.begin("127.0.0.10")
+	f.has("both have come in", 4, 0, 2)
+	for _, c := range all[:2] {
+		if _, err := io.Copy(io.Discard, c.conn); err != nil {
+			t.Errorf("the oldest are to be closed: %v", err)
+		}
+	}
+}
+
+// An address whose handshake came to nothing is evicted in favour of others, and waits behind them, until one of its
+// handshakes succeeds.
+func TestTLSEvictionOfSuspects(t *testing.T) {
+	f := newFullTable(t, 2)
+	left := f.begin("127.0.0.2")
+	f.has("it is under way", 1, 0, 0)
+	_ = left.conn.Close()
+	f.has("it is gone", 0, 0, 0)
+	f.begin("127.0.0.2")
+	f.begin("127.0.0.3")
+	f.has("there is room for two", 2, 0, 0)
+	f.begin("127.0.0.4")
+	f.has("another takes the place of the suspect", 2, 0, 1)
+	f.begin("127.0.0.2")
+	f.has("which waits now", 2, 1, 1)
+}
+
+// An address is suspect until a handshake of it succeeds or its time is over, and only so many are.
+func TestTLSSuspects(t *testing.T) {
+	var s tlsSuspects
+	s.add(1, 0)
+	s.add(2, time.Second)
+	s.add(1, 2*time.Second) // once more
+	s.remove(3)
+	if !s.has(1, 3*time.Second) || !s.has(2, 3*time.Second) || s.has(3, 3*time.Second) {
+		t.Error("one and two are suspect, three is not")
+	}
+	if s.has(2, time.Second+suspectFor) || !s.has(1, time.Second+suspectFor) {
+		t.Error("the time of two is over, and that of one is not")
+	}
+	s.remove(1)
+	if s.has(1, 3*time.Second) || s.order.Len() != 0 {
+		t.Error("none is left")
+	}
+	for i := range 2 * mostSuspects {
+		s.add(addressKey(i), 0)
+	}
+	if len(s.at) != mostSuspects || s.order.Len() != mostSuspects || s.has(0, 0) || !s.has(2*mostSuspects-1, 0) {
+		t.Errorf("%d are kept, and those are to be the last", len(s.at))
+	}
+}
+
+// The processor is held up while eight handshakes of one address and one of another wait for it: that one is next.
+func TestTLSProcessorsGoRoundTheAddresses(t *testing.T) {
+	a := newAuthority(t)
+	hello := helloOf(t, a.client())
+	pair, err := tls.X509KeyPair(a.issue("server.test"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	order, held := make(chan string, 16), make(chan struct{})
+	config := &tls.Config{GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		host, _, _ := net.SplitHostPort(hello.Conn.RemoteAddr().String())
+		order <- host
+		<-held
+		return &pair, nil
+	}}
+	s, _ := startChanged(t, Options{TLS: TLS{Config: config}, Endpoints: echoAndBroadcast()}, func(s *Server) { s.tlsTable.idle = 1 })
+	for i := range 9 {
+		dialFrom(t, s, "127.0.0.2").write(hello)
+		eventually(t, "it has come", func() bool { open, waiting := s.tlsTable.counts(); return open == 1 && waiting == i })
+	}
+	dialFrom(t, s, "127.0.0.3").write(hello)
+	eventually(t, "the other has come", func() bool { _, waiting := s.tlsTable.counts(); return waiting == 9 })
+	close(held)
+	var got []string
+	for range 10 {
+		got = append(got, <-order)
+	}
+	if got[1] != "127.0.0.3" {
+		t.Errorf("they went on in the order %v", got)
+	}
+}
+
+// The records of a stream are found however it is cut, and are handed out one by one.
+func TestTLSRecords(t *testing.T) {
+	var stream []byte
+	sizes := []int{0, 1, 17, 0, 300, 16 << 10, 5}
+	for _, n := range sizes {
+		stream = append(stream, 23, 3, 3, byte(n>>8), byte(n))
+		stream = append(stream, make([]byte, n)...)
+	}
+	for _, piece := range []int{1, 2, 5, 6, 100, len(stream)} {
+		t.Run(fmt.Sprintf("in pieces of %d", piece), func(t *testing.T) {
+			var r records
+			var in []byte
+			rest, taken := stream, 0
+			for len(rest) > 0 || len(in) > 0 {
+				n := min(piece, len(rest))
+				in, rest = append(in, rest[:n]...), rest[n:]
+				whole := r.isWhole(in)
+				before := r.count
+				b := in[:r.limit(in)]
+				r.advance(b)
+				taken += len(b)
+				in = in[len(b):]
+				if got := r.count - before; whole && got != 1 || !whole && got != 0 {
+					t.Fatalf("after %d bytes: whole is %v, and %d records have come to their end", taken, whole, got)
+				}
+			}
+			if int(r.count) != len(sizes) || taken != len(stream) {
+				t.Errorf("%d records of %d bytes, want %d of %d", r.count, taken, len(sizes), len(stream))
+			}
+		})
+	}
+	if huge := []byte{23, 3, 3, 0xff, 0xff}; !(&records{}).isWhole(huge) {
+		t.Error("a record that is too large is waited for")
+	}
+}

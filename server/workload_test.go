@@ -1,0 +1,298 @@
+package server
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// A client sends more in one go than a turn is for. All of it is answered in its order, and what it sends last before it
+// closes its side, too.
+func TestInputThatWaitsIsServed(t *testing.T) {
+	const messages = 200_000
+	s := start(t, Options{Loops: 1, Endpoints: []Endpoint{{Path: "/echo", Mode: ModeEcho}}})
+	c := dial(t, s, "/echo")
+	var sending sync.WaitGroup
+	sending.Go(func() {
+		var all []byte
+		for i := range messages {
+			all = append(all, text(fmt.Sprint(i))...)
+		}
+		for part := range slicesOf(all, 300_000) {
+			if _, err := c.conn.Write(part); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+		_, _ = c.conn.Write(masked(0x88, []byte{3, 232}))
+	})
+	for i := range messages {
+		c.want(fmt.Sprint(i))
+	}
+	c.wantClose(1000, "")
+	sending.Wait()
+	eventually(t, "nothing is left of it", func() bool { return s.Count() == 0 })
+}
+
+func slicesOf(b []byte, n int) func(func([]byte) bool) {
+	return func(yield func([]byte) bool) {
+		for len(b) > 0 {
+			m := min(n, len(b))
+			if !yield(b[:m]) {
+				return
+			}
+			b = b[m:]
+		}
+	}
+}
+
+// Alice's echoes do not wait for all that four others on her loop have asked for, but for a turn of theirs.
+func TestHeavyClientsHaveTurns(t *testing.T) {
+	const heavy, asked = 4, 400
+	opts := topics(TopicRule{Match: "log", History: 1000})
+	opts.Loops = 1
+	opts.Endpoints = append(opts.Endpoints, Endpoint{Path: "/echo", Mode: ModeEcho})
+	s := start(t, opts)
+	for range 1000 {
+		mustPublish(t, s, "log", strings.Repeat("x", 100))
+	}
+	alice := dial(t, s, "/echo")
+	var answered atomic.Int64
+	var all sync.WaitGroup
+	for range heavy {
+		c := dial(t, s, "/ws", speakJSON)
+		c.write(repeat(text(`{"id":1,"history":{"topic":"log","limit":1000}}`), asked))
+		all.Go(func() {
+			for range asked {
+				if _, _, err := c.frame(); err != nil {
+					t.Error(err)
+					return
+				}
+				answered.Add(1)
+			}
+		})
+	}
+	eventually(t, "they are being answered", func() bool { return answered.Load() > 0 })
+	for range 10 {
+		alice.send("hello")
+		alice.want("hello")
+	}
+	if n := answered.Load(); n > heavy*asked/2 {
+		t.Errorf("%d of %d were answered before ten echoes", n, heavy*asked)
+	}
+	all.Wait()
+}
+
+// What a client has asked for that is gone is not answered, and the loop does not look at it for long.
+func TestRequestsOfAGoneClientAreDropped(t *testing.T) {
+	t.Parallel()
+	n := newFakeNet(1)
+	s := clustered(t, n, 1, topics(TopicRule{Match: "log", History: 10}), unchanged)[0]
+	hold := make(chan struct{})
+	fakeOf(s).mail.put(func() { <-hold })
+	c := dial(t, s, "/ws", speakJSON)
+	c.write(repeat(text(`{"id":1,"publish":{"topic":"log","data":1}}`), maxSlots+100))
+	eventually(t, "they wait", func() bool { return s.Stats().MessagesIn >= maxSlots })
+	_ = c.conn.Close()
+	close(hold)
+	eventually(t, "nobody is there", func() bool { return s.Count() == 0 })
+	d := dial(t, s, "/ws", speakJSON)
+	if m := d.ask(`{"id":2,"ping":{}}`); m.Pong == nil {
+		t.Error(m.text)
+	}
+}
+
+// Bob's pong waits in his socket while the cluster takes its time with what he has asked for. That is not his fault.
+func TestPingTimeoutSparesInputThatWaits(t *testing.T) {
+	n := newFakeNet(1)
+	opts := topics(TopicRule{Match: "log", History: 10})
+	opts.Ping = Ping{Interval: 100 * time.Millisecond, Timeout: 200 * time.Millisecond}
+	s := clustered(t, n, 1, opts, unchanged)[0]
+	hold := make(chan struct{})
+	fakeOf(s).mail.put(func() { <-hold })
+	bob := dial(t, s, "/ws", speakJSON)
+	bob.write(repeat(text(`{"id":1,"publish":{"topic":"log","data":1}}`), maxSlots+10))
+	time.Sleep(time.Second)
+	if s.Count() != 1 || s.Stats().Cuts[CutPingTimeout] != 0 {
+		t.Errorf("%d connections, %+v", s.Count(), s.Stats().Cuts)
+	}
+	close(hold)
+	for range maxSlots + 10 {
+		if err := hearPublished(bob); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// hearPublished reads a reply to a publish, and answers pings.
+func hearPublished(c *client) error {
+	for {
+		op, payload, err := c.frame()
+		switch {
+		case err != nil:
+			return err
+		case op == Text && strings.Contains(string(payload), "published"):
+			return nil
+		case op == Text:
+			return fmt.Errorf("got %s", payload)
+		}
+		if _, err := c.conn.Write(masked(0x8a, payload)); err != nil {
+			return err
+		}
+	}
+}
+
+// Carol comes to a topic with a long history that grows while she is sent it. She gets all of it, once and in order.
+func TestLongHistory(t *testing.T) {
+	const before, meanwhile = 5*replayPiece + 7, 3000
+	s := start(t, topics(TopicRule{Match: "log", History: 100_000, MaxBytes: -1}))
+	epoch := fill(t, s, "log", before).Epoch
+	for _, row := range []struct{ name, path string }{
+		{"raw", "/ws?topic=log&since=0&epoch=" + epoch},
+		{"JSON", "/ws"},
+		{"events", "/ws?topic=log&since=0&epoch=" + epoch},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			first, _ := s.Topic("log")
+			var publishing sync.WaitGroup
+			defer publishing.Wait()
+			var next func() (string, error)
+			switch row.name {
+			case "events":
+				st := listen(t, s, row.path)
+				st.subscribed()
+				next = func() (string, error) { e, err := st.event(); return e.data, err }
+			case "JSON":
+				c := dial(t, s, row.path, speakJSON)
+				if m := c.ask(`{"id":1,"subscribe":{"topic":"log","since":{"offset":0,"epoch":%q}}}`, epoch); m.Subscribed == nil || !*m.Subscribed.Recovered {
+					t.Fatal(m.text)
+				}
+				next = func() (string, error) { m, err := c.trySaid(); return strings.Trim(string(m.Data), `"`), err }
+			default:
+				c := dial(t, s, row.path)
+				next = func() (string, error) { _, payload, err := c.frame(); return string(payload), err }
+			}
+			publishing.Go(func() {
+				for i := range meanwhile {
+					mustPublish(t, s, "log", fmt.Sprint(int(first.Offset)+i+1))
+				}
+			})
+			for i := range int(first.Offset) + meanwhile {
+				if got, err := next(); err != nil || got != fmt.Sprint(i+1) {
+					t.Fatalf("got %.40q, %v; want %d", got, err, i+1)
+				}
+			}
+		})
+	}
+}
+
+// Dave reads a long history more slowly than the topic forgets. He is told that something is missing, and it is counted.
+func TestLongHistoryWithAGap(t *testing.T) {
+	const kept, size = 3 * replayPiece, 4 << 10
+	s := start(t, topics(TopicRule{Match: "log", History: kept, MaxBytes: -1}))
+	payload := strings.Repeat("x", size)
+	publish := func(n int) {
+		for range n {
+			mustPublish(t, s, "log", payload)
+		}
+	}
+	publish(kept)
+	info, _ := s.Topic("log")
+	dave := dialFrozen(t, s, "/ws", speakJSON)
+	dave.send(fmt.Sprintf(`{"id":1,"subscribe":{"topic":"log","since":{"offset":0,"epoch":%q}}}`, info.Epoch))
+	subscribersOf(t, s, "log", 1)
+	publish(2 * kept)
+	if m := dave.said(); m.Subscribed == nil || !*m.Subscribed.Recovered {
+		t.Fatal(m.text)
+	}
+	last, missing := uint64(0), uint64(0)
+	for last < 3*kept {
+		m := dave.said()
+		if m.Subscribed != nil {
+			if *m.Subscribed.Recovered || missing > 0 {
+				t.Fatal(m.text)
+			}
+			m = dave.said()
+			missing = m.Offset - last - 1
+		} else if m.Offset != last+1 {
+			t.Fatalf("%d follows %d without a word", m.Offset, last)
+		}
+		last = m.Offset
+	}
+	if n := s.Stats().Drops[DropHistory]; missing == 0 || n != missing {
+		t.Errorf("%d are missing, %d were counted", missing, n)
+	}
+}
+
+func subscribersOf(t *testing.T, s *Server, topic string, n int) {
+	t.Helper()
+	eventually(t, "they are subscribed", func() bool { i, _ := s.Topic(topic); return i.Subscribers == n })
+}
+
+// The connection is served first that has used least of the loop; a new one is never behind one that has used much.
+func TestRunQueueOrder(t *testing.T) {
+	s, err := New(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sh := &shard{srv: s, set: s.settings()}
+	q := &sh.run
+	add := func(name uint64) *workload {
+		c := &Conn{sh: sh, id: name}
+		w := &workload{conn: c, index: -1, suspended: true}
+		c.more = &more{work: w}
+		return w
+	}
+	heavy, light := add(1), add(2)
+	now := time.Second
+	sh.began = now
+	heavy.charge(10*time.Millisecond, now)
+	light.charge(10*time.Microsecond, now)
+	q.schedule(heavy)
+	q.schedule(light)
+	newcomer := add(3)
+	q.schedule(newcomer)
+	var order []uint64
+	for len(q.heap) > 0 {
+		order = append(order, q.heap.pop().conn.id)
+	}
+	if fmt.Sprint(order) != "[3 2 1]" {
+		t.Errorf("served in the order %v", order)
+	}
+	for range 10_000 {
+		heavy.charge(time.Second, now)
+	}
+	if heavy.finish != now+maxDebt {
+		t.Errorf("%v are remembered", heavy.finish-now)
+	}
+}
+
+// A workload is there while it is needed, and no longer.
+func TestWorkloadsAreLetGo(t *testing.T) {
+	s := start(t, topics(TopicRule{Match: "log", History: 10}))
+	c := dial(t, s, "/ws", speakJSON)
+	for range 50 {
+		c.ask(`{"id":1,"history":{"topic":"log"}}`)
+	}
+	c.ask(`{"id":1,"nonsense":{}}`)
+	conn := theConn(t, s)
+	eventually(t, "it is let go", func() bool {
+		gone := make(chan bool, 1)
+		conn.sh.postDo(conn, 0, func() { gone <- conn.more.work == nil })
+		return <-gone
+	})
+}
+
+func theConn(t *testing.T, s *Server) (c *Conn) {
+	t.Helper()
+	eventually(t, "it is there", func() bool {
+		for c = range s.Conns() {
+			return true
+		}
+		return false
+	})
+	return c
+}
