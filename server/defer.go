@@ -35,8 +35,9 @@ var (
 //
 // The request that work gets is a copy, whose bytes stay as they are; Value, ResponseHeader and Identify
 // of that one count. The context ends when the client has gone, when the server shuts down, and after
-// Limits.HandshakeTimeout, which begins anew for the decision: then the answer is 503. What the client
-// sends meanwhile is kept, up to Limits.MaxHead bytes. Of several calls the last counts.
+// Limits.HandshakeTimeout, which begins anew for the decision: then the answer is 503. A client that shuts
+// down its side of the connection has gone, as it has for net/http: most who do that have closed all of it.
+// What the client sends meanwhile is kept, up to Limits.MaxHead bytes. Of several calls the last counts.
 func (r *Request) Defer(work func(ctx context.Context, r *Request) error) {
 	r.deferred = &deferred{work: work, why: RefuseHandler}
 }
