@@ -111,6 +111,27 @@ func TestFrameDeflated(t *testing.T) {
 			t.Errorf("a frame takes %d bytes", size)
 		}
 	})
+	t.Run("one that is left plain is so for its window only, and not if it was compressed before", func(t *testing.T) {
+		f := NewFrame(OpText, text)
+		narrow := f.DeflatedWithin(d, 8)
+		f.LeavePlain(8)
+		f.LeavePlain(9)
+		if got := f.DeflatedWithin(d, 8); &got[0] != &narrow[0] || &got[0] == &f.Plain()[0] {
+			t.Error("the frame has changed for those who have it compressed")
+		}
+		if got := f.DeflatedWithin(d, 9); &got[0] != &f.Plain()[0] {
+			t.Error("it was compressed all the same")
+		}
+		if got := f.Deflated(d); &got[0] == &f.Plain()[0] {
+			t.Error("it is plain for another window, too")
+		}
+		f = NewFrame(OpText, text)
+		f.LeavePlain(MaxWindow)
+		if got := f.Deflated(d); &got[0] != &f.Plain()[0] {
+			t.Error("it was compressed all the same for the largest window")
+		}
+		Opaque(text).LeavePlain(8)
+	})
 	t.Run("what does not get smaller is the plain frame", func(t *testing.T) {
 		for _, f := range []*Frame{NewFrame(OpText, []byte("short")), NewFrame(OpBinary, noise(4096)), NewFrame(OpPing, text[:100])} {
 			if got := f.Deflated(d); &got[0] != &f.Plain()[0] {

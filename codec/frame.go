@@ -18,7 +18,9 @@ type Frame struct {
 }
 
 // narrowFrames are the frames for smaller windows, from minWindow on. Few clients ask for one.
-type narrowFrames [MaxWindow - minWindow]struct {
+type narrowFrames [MaxWindow - minWindow]narrowFrame
+
+type narrowFrame struct {
 	once     sync.Once
 	deflated []byte // guarded by once
 }
@@ -58,14 +60,30 @@ func (f *Frame) DeflatedWithin(d *Deflater, window uint8) []byte {
 	if f.head == 0 || fits(len(f.Payload()), window) {
 		return f.Deflated(d)
 	}
+	n := f.narrowFrame(window)
+	n.once.Do(func() { n.deflated = f.deflate(d, window) })
+	return n.deflated
+}
+
+// LeavePlain has the frame go out uncompressed to clients with this window, unless it was compressed for them before: then
+// nothing changes. It is for those who have no time to compress it.
+func (f *Frame) LeavePlain(window uint8) {
+	if f.head == 0 || fits(len(f.Payload()), window) {
+		f.once.Do(func() { f.deflated = f.plain })
+		return
+	}
+	n := f.narrowFrame(window)
+	n.once.Do(func() { n.deflated = f.plain })
+}
+
+// narrowFrame is the frame for a window that is smaller than the payload.
+func (f *Frame) narrowFrame(window uint8) *narrowFrame {
 	all := f.narrow.Load()
 	if all == nil {
 		f.narrow.CompareAndSwap(nil, new(narrowFrames))
 		all = f.narrow.Load()
 	}
-	n := &all[window-minWindow]
-	n.once.Do(func() { n.deflated = f.deflate(d, window) })
-	return n.deflated
+	return &all[window-minWindow]
 }
 
 func (f *Frame) deflate(d *Deflater, window uint8) []byte {

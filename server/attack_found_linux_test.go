@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"slices"
@@ -82,6 +83,22 @@ func foundAttackRows() []attackRow {
 		{name: "presence-long-subjects,id", setup: func(a *attacker) {
 			members("/tokens?topic=crowd", 1000, withToken(a.LongToken))(a)
 		}, run: asking(true, `{"id":1,"presence":{"topic":"crowd"}}`)},
+
+		// Windows of all sizes.
+		{name: "windows-1MiB-echo", fast: true, run: same("/flate", windowOf(9), true, masked(0x82, compressible(mib-8)))},
+		{name: "windows-1MiB-topic", many: 8, fast: true, run: func(w *assailant) {
+			same("/zws?topic=windows", windowOf(8+w.number%8), true, masked(0x81, compressible(mib-8)))(w)
+		}},
+		{name: "windows-1MiB-topic,id", many: 8, fast: true, run: func(w *assailant) {
+			message := slices.Concat(compressible(800_000), []byte(`"}}`))
+			message = text(fmt.Sprintf(`{"id":1,"publish":{"topic":"windows","data":"%s`, message))
+			same("/zws?topic=windows", append(windowOf(8+w.number%8), speakJSON), true, append(message, text(`{"id":2,"ping":{}}`)...))(w)
+		}},
+		{name: "windows-1KB-topic-1000", setup: func(a *attacker) {
+			for bits := 8; bits < 16; bits++ {
+				members("/zws?topic=windows", 125, windowOf(bits)...)(a)
+			}
+		}, run: same("/zws?topic=windows", deflating, true, masked(0x81, compressible(960)))},
 
 		// Many topics of one connection.
 		{name: "publish-128-topics", setup: members(manyTopicsPath("busy."), 100), run: frames("/ws", jsonOnly, true, func(_ *assailant, i int) []byte {
@@ -234,6 +251,21 @@ func fillingUntilRun(n int) func(*attacker) {
 			}
 		}()
 	}
+}
+
+// windowOf asks for compression within a window of so many bits.
+func windowOf(bits int) []string {
+	return []string{fmt.Sprintf("Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits=%d", bits)}
+}
+
+// compressible is a text of so many bytes that is dear to compress: matches are short and everywhere.
+func compressible(size int) []byte {
+	b := make([]byte, size)
+	r := rand.New(rand.NewPCG(1, 2))
+	for i := range b {
+		b[i] = "ab"[r.IntN(2)]
+	}
+	return b
 }
 
 // goodInflated is an echo of a large text that is small on its way.

@@ -208,21 +208,25 @@ func (b *batch) release() {
 }
 
 // slice is a part of a turn that is given to walks. It is bounded by both measures, because one write
-// costs from 2 us for a small message to 100 us for a full batch. The clock is read once in sixteen, or more often
-// where each of them gets many messages.
+// costs from 2 us for a small message to 100 us for a full batch, and a batch may have to be compressed first, which
+// takes up to 10 us for each KiB. The clock is read once in sixteen, or more often where each of them gets many messages or
+// many bytes.
 type slice struct {
 	start  time.Time
 	time   time.Duration
 	served int
-	work   int // since the clock was read: members, and their messages in sixteens
+	work   int // since the clock was read: members, and what they got in sixteens of messages and pieces of sliceBytes
 }
 
-const sliceWork = 16
+const (
+	sliceWork  = 16
+	sliceBytes = 16 << 10
+)
 
-// serve notes that a member was served with so many messages.
-func (s *slice) serve(messages int) {
+// serve notes that a member was served with so many messages, for which so many bytes were written or compressed.
+func (s *slice) serve(messages, bytes int) {
 	s.served++
-	s.work += 1 + messages/sliceWork
+	s.work += 1 + messages/sliceWork + bytes/sliceBytes
 }
 
 const (
@@ -245,8 +249,8 @@ func (a *audience) walk(s *slice) bool {
 			a.begin()
 		}
 		for a.pass.cursor < len(a.members) {
-			if n := a.serve(a.pass.cursor); n > 0 {
-				s.serve(n)
+			if n, bytes := a.serve(a.pass.cursor); n > 0 {
+				s.serve(n, bytes)
 			}
 			if s.over() {
 				return false
@@ -257,54 +261,59 @@ func (a *audience) walk(s *slice) bool {
 	return len(a.stream) == 0
 }
 
-// serve gives member i what it has not got, and returns the number of messages. The cursor moves
-// first: the write may end the connection, and with it this place.
-func (a *audience) serve(i int) (messages int) {
+// serve gives member i what it has not got, and returns the number of messages, and of the bytes that were written or
+// compressed. The cursor moves first: the write may end the connection, and with it this place.
+func (a *audience) serve(i int) (messages, bytes int) {
 	p, m := a.pass, &a.members[i]
 	p.cursor++
 	n := int(int32(p.target - m.seq))
 	if n <= 0 {
-		return 0
+		return 0, 0
 	}
 	skip := m.seq - a.base
 	m.seq = p.target
 	a.sh.tally.deliveries += uint64(n)
 	if m.fd < 0 {
-		a.serveSlow(m.conn, m.sub, skip)
-		return n
+		return n, a.serveSlow(m.conn, m.sub, skip)
 	}
 	b := p.plain.buf[p.plain.offs[skip]:]
 	written, errno := write(m.fd, b)
 	a.sh.tally.writes++
 	a.sh.tally.bytesOut += uint64(written)
 	if written == len(b) {
-		return n
+		return n, written
 	}
 	if errno == syscall.EAGAIN {
 		errno = 0
 	}
 	m.conn.wroteFrames(a, m.sub, a.stream[skip:p.target-a.base], written, errno)
-	return n
+	return n, written
 }
 
-// serveSlow is for members that compress or encrypt, or whose socket is full.
-func (a *audience) serveSlow(c *Conn, sub int32, skip uint32) {
+// serveSlow is serve for members that compress or encrypt, or whose socket is full.
+func (a *audience) serveSlow(c *Conn, sub int32, skip uint32) (bytes int) {
 	p := a.pass
 	frames := a.stream[skip : p.target-a.base]
 	if c.out != nil {
 		c.queueFrames(a, sub, frames)
-		return
+		if c.deflates() { // it may have been the first of its window
+			bytes = len(p.plain.buf)
+		}
+		return bytes
 	}
 	all := &p.plain
 	if c.deflates() {
 		if all = p.deflated(c.window); all.buf == nil {
 			all.build(a.stream[:p.target-a.base], c.encoded)
+			bytes = len(p.plain.buf)
 		}
 	}
 	b := all.buf[all.offs[skip]:]
-	if written, errno := c.putFrames(b, frames); written < len(b) {
+	written, errno := c.putFrames(b, frames)
+	if written < len(b) {
 		c.wroteFrames(a, sub, frames, written, errno)
 	}
+	return bytes + written
 }
 
 // finish ends a pass and forgets its messages.
@@ -341,7 +350,30 @@ func (a *audience) catchUp(slot int32) {
 	}
 	m.seq = a.end()
 	a.sh.tally.deliveries += uint64(n)
-	m.conn.sendFrames(a, m.sub, a.stream[len(a.stream)-int(n):])
+	frames := a.stream[len(a.stream)-int(n):]
+	m.conn.boundCompression(frames)
+	m.conn.sendFrames(a, m.sub, frames)
+}
+
+// catchUpBytes is how many bytes of messages are compressed at most while a connection is given all that waits for it,
+// unless the first message is larger.
+const catchUpBytes = 1 << 20
+
+// boundCompression has messages go out as they are, to everybody with the same window, that would have to be compressed
+// behind others of which that is enough (RFC 7692, section 6, leaves the choice for each message). The walk compresses any
+// number, but stops after each.
+func (c *Conn) boundCompression(frames []*codec.Frame) {
+	if !c.deflates() {
+		return
+	}
+	for _, f := range frames {
+		n, left := len(f.Payload()), catchUpBytes-c.sh.caughtUp
+		if n > left && c.sh.caughtUp > 0 {
+			f.LeavePlain(c.window)
+			continue
+		}
+		c.sh.caughtUp += n
+	}
 }
 
 // setPlainFD tells all audiences of the connection what plainFD says.

@@ -14,8 +14,24 @@ type replay struct {
 	rest  []*message // what is still to be sent, as far as it has been asked for; never empty
 }
 
-// replayPiece is how many messages of a history are sent in one go.
-const replayPiece = 1024
+// replayPiece is how many messages of a history are sent in one go, and replayBytes about how many bytes of payloads: they
+// may have to be encoded and compressed first.
+const (
+	replayPiece = 1024
+	replayBytes = 256 << 10
+)
+
+// pieceOf returns how many of the messages are sent in one go: one at least, if there is any.
+func pieceOf(list []*message) (n int) {
+	size := 0
+	for n < min(len(list), replayPiece) {
+		if size += len(list[n].raw.Payload()); n > 0 && size > replayBytes {
+			break
+		}
+		n++
+	}
+	return n
+}
 
 // step sends the next piece, or all that is left.
 func (r *replay) step() {
@@ -24,10 +40,11 @@ func (r *replay) step() {
 		r.release()
 		return
 	}
-	if len(r.rest) <= replayPiece && r.join() {
+	n := pieceOf(r.rest)
+	if n == len(r.rest) && r.join() {
 		return
 	}
-	piece := r.rest[:min(len(r.rest), replayPiece)]
+	piece := r.rest[:n]
 	c.sendHistory(piece, r.kind)
 	if !c.isOpen() {
 		r.release()
@@ -44,7 +61,7 @@ func (r *replay) join() bool {
 	last := r.rest[len(r.rest)-1].offset
 	t.mu.Lock()
 	newer, recovered := t.since(Start{Since: &Position{Offset: last, Epoch: r.epoch}}, c.sh.srv.age())
-	if recovered && len(newer) > replayPiece {
+	if recovered && pieceOf(newer) < len(newer) {
 		t.mu.Unlock()
 		r.rest = append(r.rest[:len(r.rest):len(r.rest)], newer...)
 		return false

@@ -32,6 +32,7 @@ func (c *Conn) ready() bool {
 		return false
 	}
 	if c.sh.pending.len() > 0 {
+		c.sh.caughtUp = 0
 		c.group.catchUp(c.slot)
 		c.catchUpTopics()
 	}

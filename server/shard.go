@@ -49,6 +49,7 @@ type shard struct {
 	pending      queue[audience] // audiences whose streams are not at their end
 	writable     queue[Conn]     // connections whose sockets take bytes again
 	published    uint64          // messages to the streams of topics
+	caughtUp     int             // bytes for one connection that may have had to be compressed
 	goingAway    bool            // the server shuts down: nobody may stay
 	stalled      []*Conn         // those that have an outbox
 	partials     []*inbound      // those that keep much of a message

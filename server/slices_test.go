@@ -1,6 +1,7 @@
 package server
 
 import (
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -118,17 +119,21 @@ func TestWaitingMessagesLooksAtNothing(t *testing.T) {
 	})
 }
 
-// A slice looks at the clock after one member that got many messages, and a pass has a bounded number of them.
+// A slice looks at the clock after one member that got many messages or bytes, and a pass has a bounded number of them.
 func TestSlicesCountMessages(t *testing.T) {
 	long := slice{start: time.Now().Add(-time.Hour), time: sliceTime}
 	for range sliceWork - 1 {
-		if long.serve(1); long.over() {
+		if long.serve(1, 100); long.over() {
 			t.Fatal("it looks at the clock after each member that got one message")
 		}
 	}
 	long = slice{start: time.Now().Add(-time.Hour), time: sliceTime}
-	if long.serve(sliceWork * sliceWork); !long.over() {
+	if long.serve(sliceWork*sliceWork, 100); !long.over() {
 		t.Error("it does not look at the clock after a member that got many messages")
+	}
+	long = slice{start: time.Now().Add(-time.Hour), time: sliceTime}
+	if long.serve(1, sliceWork*sliceBytes); !long.over() {
+		t.Error("it does not look at the clock after a member that got many bytes")
 	}
 
 	a := &audience{sh: unitShard(t)}
@@ -202,5 +207,99 @@ func TestInflatingYieldsToThoseWithoutDebt(t *testing.T) {
 	}
 	if !slices.Contains(sh.run.inflating.waiting, holders[3].workload()) {
 		t.Error("the one that has left its place is forgotten")
+	}
+}
+
+// A connection that is given all that waits for it has so much of it compressed at once, and the rest goes out as it is.
+func TestCatchingUpCompressesSoMuch(t *testing.T) {
+	text := []byte(strings.Repeat("compresses well ", catchUpBytes/64))
+	d := codec.NewDeflater(1, 1)
+	plain := func(list []*codec.Frame) (n int) {
+		for _, f := range list {
+			if got := f.DeflatedWithin(d, 9); &got[0] == &f.Plain()[0] {
+				n++
+			}
+		}
+		return n
+	}
+	frames := func(n int, payload []byte) (list []*codec.Frame) {
+		for range n {
+			list = append(list, codec.NewFrame(Text, payload))
+		}
+		return list
+	}
+	c := queued(unitShard(t), unitEndpoint(SlowConsumer{}))
+	c.window = 9
+	quarters := frames(6, text)
+	c.boundCompression(quarters[:3])
+	c.boundCompression(quarters[3:]) // of another topic
+	if n := plain(quarters); n != 2 {
+		t.Errorf("%d of six quarters are plain", n)
+	}
+	c.sh.caughtUp = 0
+	large := frames(2, []byte(strings.Repeat(string(text), 8)))
+	c.boundCompression(large)
+	if n := plain(large); n != 1 {
+		t.Errorf("%d of two large messages are plain", n)
+	}
+	compressed := frames(8, text)
+	plain(compressed)
+	c.boundCompression(compressed)
+	if n := plain(compressed); n != 0 {
+		t.Errorf("%d messages are plain that had been compressed", n)
+	}
+	c.window = 0
+	c.boundCompression(compressed)
+}
+
+// Messages that wait for a connection, more than are compressed at once, come whole and before what is sent to it alone.
+func TestCatchingUpSendsAll(t *testing.T) {
+	opts := topics()
+	opts.Endpoints[0].Compression = Compression{Enabled: true}
+	s := start(t, opts)
+	c := dial(t, s, "/ws?topic=a", "Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits=9")
+	subscribers(t, s, "a", 1)
+	var conn *Conn
+	for conn = range s.Conns() {
+	}
+	const messages = 6
+	text := strings.Repeat("compresses well ", catchUpBytes/64)
+	blocked, goOn := make(chan struct{}), make(chan struct{})
+	_ = conn.Do(func() { close(blocked); <-goOn })
+	<-blocked
+	for i := range messages {
+		mustPublish(t, s, "a", fmt.Sprint(i, text))
+	}
+	if err := conn.Send(Text, []byte("that is all")); err != nil {
+		t.Fatal(err)
+	}
+	close(goOn)
+	for i := range messages {
+		header, payload := c.rawFrame()
+		got := string(payload)
+		if header[0] == 0xc1 {
+			got = inflated(t, payload)
+		}
+		if got != fmt.Sprint(i, text) {
+			t.Fatalf("message %d: %x %.80q", i, header, got)
+		}
+	}
+	c.wantFrame(0x81, "that is all")
+}
+
+// A history goes out in pieces of so many messages and bytes.
+func TestPiecesOfHistory(t *testing.T) {
+	list := func(n, size int) (list []*message) {
+		for range n {
+			list = append(list, &message{raw: codec.NewFrame(Text, make([]byte, size))})
+		}
+		return list
+	}
+	for _, test := range []struct{ n, size, want int }{
+		{0, 0, 0}, {1, 10, 1}, {replayPiece, 10, replayPiece}, {replayPiece + 1, 10, replayPiece}, {1, 2 * replayBytes, 1}, {2, 2 * replayBytes, 1}, {8, replayBytes / 4, 4},
+	} {
+		if got := pieceOf(list(test.n, test.size)); got != test.want {
+			t.Errorf("the first piece of %d messages of %d bytes has %d", test.n, test.size, got)
+		}
 	}
 }

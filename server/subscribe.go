@@ -273,7 +273,7 @@ func (c *Conn) subscribe(w *wanted) (Subscribed, error) {
 		return s, errNotLoaded
 	}
 	src.subscribers++
-	if len(missed) > replayPiece {
+	if pieceOf(missed) < len(missed) {
 		src.mu.Unlock()
 		w.reply(s)
 		(&replay{conn: c, topic: src.topic, kind: w.kind, asked: w.asked, epoch: s.Epoch, rest: missed}).step()
