@@ -52,11 +52,18 @@ func (b *Broker) whole(at place, all fetched, deadline time.Time) (fetched, erro
 	return all, nil
 }
 
+// How often in succession the answers have to say the same. Answers of different replicas, one of which is behind, may look
+// like a gap; those of one replica never do. To take a gap for none is no better, but takes two replicas that hide just that.
+const (
+	sureOfNone = 2
+	sureOfGap  = 8
+)
+
 // missing is how many messages a replica has between the first and the last of a list that are not in it; 0 where messages come
 // so fast that it cannot be told.
 func (b *Broker) missing(at place, list []server.Message, deadline time.Time) (int, error) {
 	first, last := list[0].Offset, lastOf(list)
-	end, before := time.Now().Add(time.Until(deadline)/4), -1
+	end, before, same := time.Now().Add(time.Until(deadline)/4), -1, 0
 	for range 100 {
 		// At once, so that no message comes between the answers, at best: then there are as many behind the last one the
 		// second time.
@@ -77,10 +84,14 @@ func (b *Broker) missing(at place, list []server.Message, deadline time.Time) (i
 		n := behind[1] - behind[2] - (len(list) - 1)
 		switch {
 		case !there: // one has just been removed
-		case behind[0] == behind[2] && n >= 0 && n == before:
-			return n, nil
-		case behind[0] == behind[2]:
-			before = n
+		case behind[0] != behind[2]: // one has just come
+		case n == before:
+			same++
+		default:
+			before, same = n, 1
+		}
+		if before == 0 && same >= sureOfNone || before > 0 && same >= sureOfGap {
+			return before, nil
 		}
 		if time.Now().After(end) {
 			break
