@@ -1,11 +1,13 @@
 package cluster
 
 import (
+	"maps"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"carillon/internal/patterns"
 	"carillon/internal/shrink"
 	"carillon/server"
 
@@ -24,7 +26,7 @@ type follows struct {
 	// Guarded by busy, which is held while NATS is told.
 	busy     sync.Mutex
 	names    shrink.Map[string, subscriptions] // by name: empty for one that is covered
-	patterns shrink.Map[string, struct{}]
+	patterns patterns.Index[struct{}]          // of those names
 
 	count atomic.Int64 // of names
 }
@@ -101,34 +103,43 @@ func (b *Broker) follower() {
 	}
 }
 
+// present is the value of each pattern in an index that is a set.
+var present struct{}
+
 // subscribe tells NATS what is wanted, and returns the subscriptions that are not needed any more, and
 // whether others may have taken their place. The caller holds busy.
 func (b *Broker) subscribe(wanted map[string]bool) (leaving []*nats.Subscription, replaced bool, err error) {
 	f := &b.follows
+	var changed patterns.Index[struct{}] // patterns that have come or gone
 	for name, want := range wanted {
 		subs, have := f.names.Lookup(name)
-		switch {
-		case want == have:
-		case want:
+		if want == have {
+			continue
+		}
+		if want {
 			f.names.Set(name, subscriptions{})
-			if server.IsPattern(name) {
-				f.patterns.Set(name, struct{}{})
-			}
-		default:
+		} else {
 			f.names.Delete(name)
-			if _, is := f.patterns.Lookup(name); is {
-				replaced = true
-				f.patterns.Delete(name)
-			}
 			leaving = append(leaving, subs[:]...)
+		}
+		if server.IsPattern(name) {
+			replaced = true
+			changed.Add(name, &present)
+			if want {
+				f.patterns.Add(name, &present)
+			} else {
+				f.patterns.Remove(name)
+			}
 		}
 	}
 	f.count.Store(int64(f.names.Len()))
 	look := wanted
-	if replaced = replaced || anyPattern(wanted); replaced {
-		look = map[string]bool{} // a pattern has come or gone: every name may be affected
+	if replaced {
+		look = maps.Clone(wanted)
 		for name := range f.names.All() {
-			look[name] = true
+			if changed.Covers(name) {
+				look[name] = true
+			}
 		}
 	}
 	for name := range look {
@@ -136,7 +147,7 @@ func (b *Broker) subscribe(wanted map[string]bool) (leaving []*nats.Subscription
 		if !have {
 			continue
 		}
-		switch covered := f.covered(name); {
+		switch covered := f.patterns.Covers(name); {
 		case covered && subs[0] != nil:
 			leaving = append(leaving, subs[:]...)
 			f.names.Set(name, subscriptions{})
@@ -176,16 +187,6 @@ func (b *Broker) subscribeTo(name string) (subs subscriptions, err error) {
 	return subs, nil
 }
 
-// covered says whether another name that is followed stands for all that this one does. The caller holds busy.
-func (f *follows) covered(name string) bool {
-	for p := range f.patterns.All() {
-		if p != name && server.Covers(p, name) {
-			return true
-		}
-	}
-	return false
-}
-
 // arrive waits until no later message can be missed: until this node's NATS server has the subscriptions, and
 // those of the other nodes do, too.
 func (b *Broker) arrive() error {
@@ -197,15 +198,6 @@ func (b *Broker) arrive() error {
 	}
 	b.barrier()
 	return nil
-}
-
-func anyPattern(names map[string]bool) bool {
-	for name := range names {
-		if server.IsPattern(name) {
-			return true
-		}
-	}
-	return false
 }
 
 // cutRule splits what is behind the kind in the subject of a stored message.

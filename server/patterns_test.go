@@ -2,79 +2,9 @@ package server
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"slices"
-	"strings"
 	"testing"
 )
-
-// The index finds what looking at each pattern would, whatever came and went before, and keeps nothing of what is gone.
-func TestPatternIndexAgainstMatches(t *testing.T) {
-	var index patternIndex
-	r := rand.New(rand.NewPCG(1, 2))
-	name := func(wild bool) string {
-		levels := make([]string, 1+r.IntN(5))
-		for i := range levels {
-			levels[i] = []string{"a", "b", "ab", "c"}[r.IntN(4)]
-			if wild && r.IntN(3) == 0 {
-				levels[i] = "*"
-			}
-		}
-		if wild && r.IntN(3) == 0 {
-			levels[len(levels)-1] = ">"
-		}
-		return strings.Join(levels, ".")
-	}
-	live := map[string]*source{}
-	look := func() {
-		t.Helper()
-		for range 20 {
-			topic := name(false)
-			var got, want []string
-			for _, p := range index.match(topic, nil) {
-				got = append(got, p.name)
-			}
-			for p := range live {
-				if matches(p, topic) {
-					want = append(want, p)
-				}
-			}
-			slices.Sort(got)
-			if slices.Sort(want); !slices.Equal(got, want) {
-				t.Fatalf("%s matches %v, want %v, of %d", topic, got, want, len(live))
-			}
-		}
-	}
-	for range 1000 {
-		p := name(true)
-		if live[p] == nil {
-			live[p] = &source{name: p}
-			index.add(live[p])
-		} else {
-			index.remove(live[p])
-			delete(live, p)
-		}
-		look()
-		if n := index.root.nodes(); n > 2*len(live)+1 {
-			t.Fatalf("%d nodes for %d patterns", n, len(live))
-		}
-	}
-	for _, p := range live {
-		index.remove(p)
-	}
-	if n := index.root.nodes(); n != 1 || index.names.Len() != 0 || index.root.kids != nil {
-		t.Errorf("%d nodes and %d names are left", n, index.names.Len())
-	}
-}
-
-// nodes counts a node and what is below it.
-func (n *patternNode) nodes() int {
-	count := 1
-	for _, kid := range n.kids {
-		count += kid.nodes()
-	}
-	return count
-}
 
 // A pattern that comes or goes makes a topic look again, but not at the patterns of others, and a list that stays the
 // same is not made again.
