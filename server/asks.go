@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"os"
 	"slices"
-	"strconv"
 	"time"
 
 	"carillon/codec"
@@ -52,7 +51,7 @@ func (cl *cluster) answer(subject string, question []byte) []byte {
 		if json.Unmarshal(question, &topic) != nil {
 			return nil
 		}
-		return appendJSON(nil, cl.srv.present(topic.Topic))
+		return cl.srv.present(topic.Topic).appendTo(nil)
 	case askAboutConnection, askToClose:
 		if json.Unmarshal(question, &conn) != nil {
 			return nil
@@ -155,93 +154,6 @@ func (s *Server) topicEverywhere(ctx context.Context, name string) (t wideTopic,
 
 func noTopic(name string) error {
 	return problemNoTopic.because("nothing was published to %q lately, and nobody is subscribed to it", name)
-}
-
-// presence is who is subscribed to a topic.
-type presence struct {
-	Topic       string      `json:"topic"`
-	Count       int         `json:"count"`
-	Connections []presentee `json:"connections"`
-	Complete    *bool       `json:"complete,omitempty"` // in a cluster: whether all servers have told of theirs
-	bytes       int         // of Connections in JSON, about
-}
-
-type presentee struct {
-	ID      string `json:"id"`
-	Subject string `json:"subject,omitempty"`
-}
-
-// What a reply about presence lists at most: so many connections, and about so many bytes of JSON. A loop encodes them in
-// one step, and one server's answer to another has to fit into a message.
-const (
-	mostPresent      = 1000
-	mostPresentBytes = 256 << 10
-)
-
-// present lists this server's subscribers.
-func (s *Server) present(topic string) *presence {
-	some, count := s.subscribers(topic, mostPresent)
-	p := &presence{Topic: topic, Count: count, Connections: []presentee{}}
-	for _, c := range some {
-		if !p.add(presentee{strconv.FormatUint(c.id, 10), c.Subject()}) {
-			break
-		}
-	}
-	return p
-}
-
-// add puts a subscriber on the list, unless that is long enough.
-func (p *presence) add(one presentee) bool {
-	const around = len(`{"id":"","subject":""},`)
-	p.bytes += around + len(one.ID) + textSize(one.Subject)
-	if len(p.Connections) == mostPresent || p.bytes > mostPresentBytes {
-		return false
-	}
-	p.Connections = append(p.Connections, one)
-	return true
-}
-
-// appendTo appends the list as JSON, as encoding/json would in more time.
-func (p *presence) appendTo(b []byte) []byte {
-	b = append(appendText(append(b, `{"topic":`...), p.Topic), `,"count":`...)
-	b = append(strconv.AppendInt(b, int64(p.Count), 10), `,"connections":[`...)
-	for i, one := range p.Connections {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = appendText(append(b, `{"id":`...), one.ID)
-		if one.Subject != "" {
-			b = appendText(append(b, `,"subject":`...), one.Subject)
-		}
-		b = append(b, '}')
-	}
-	b = append(b, ']')
-	if p.Complete != nil {
-		b = strconv.AppendBool(append(b, `,"complete":`...), *p.Complete)
-	}
-	return append(b, '}')
-}
-
-// presentEverywhere lists the subscribers of all servers.
-func (cl *cluster) presentEverywhere(topic string, done func(*presence)) {
-	cl.ask(askAboutPresence, askTopic{topic}, func(answers []Answer, all bool) {
-		p := cl.srv.present(topic)
-		p.Complete = &all
-		for _, one := range answers {
-			var more presence
-			if json.Unmarshal(one.Body, &more) != nil {
-				all = false
-				continue
-			}
-			p.Count += more.Count
-			for _, one := range more.Connections {
-				if !p.add(one) {
-					break
-				}
-			}
-		}
-		done(p)
-	})
 }
 
 // info is what other servers are told of this one.

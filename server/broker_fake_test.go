@@ -31,6 +31,7 @@ type fakeNet struct {
 	largest           int     // payload that it takes; 0 is no limit
 	loads             int
 	holdLoads         chan struct{} // they wait until it is closed
+	holdAnswers       chan struct{} // the same of answers to questions, which have been given
 }
 
 type fakeTopic struct {
@@ -340,6 +341,12 @@ func (b *fakeBroker) Ask(node, subject string, question []byte, done func([]Answ
 				continue
 			}
 			answers = append(answers, Answer{one.id, one.node.Answer(subject, question)})
+		}
+		b.net.mu.Lock()
+		hold := b.net.holdAnswers
+		b.net.mu.Unlock()
+		if hold != nil {
+			<-hold
 		}
 		done(answers, all)
 	}()

@@ -29,6 +29,7 @@ type cluster struct {
 	paced  chan struct{} // as many as loads of a resync may be under way
 
 	stats   clusterStats
+	present presenceQueries
 	unloads sampler                // of lines about loads that failed
 	id      atomic.Pointer[string] // of this server, once the broker has told it
 

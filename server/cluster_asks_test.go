@@ -80,6 +80,53 @@ func TestClusterSubscribers(t *testing.T) {
 	}
 }
 
+// However many ask who is subscribed to a topic, the others are asked once at a time, and everybody's answer was given after
+// they asked.
+func TestClusterPresenceIsAskedOnceForMany(t *testing.T) {
+	n := newFakeNet(1)
+	list := clustered(t, n, 2, internalOf(topics()), unchanged)
+	var conns []*client
+	for range 20 {
+		conns = append(conns, dial(t, list[0], "/ws", speakJSON))
+	}
+	asks := func() uint64 { return list[0].hub.cluster.stats.asks.Load() }
+	hold := make(chan struct{})
+	n.set(func() { n.holdAnswers = hold })
+	conns[0].send(`{"id":1,"presence":{"topic":"room"}}`)
+	eventually(t, "the first one has asked", func() bool {
+		asked := false
+		n.set(func() { asked = fakeOf(list[1]).asked == 1 })
+		return asked
+	})
+	dial(t, list[1], "/ws?topic=room")
+	subscribers(t, list[1], "room", 1)
+	for _, c := range conns[1:] {
+		c.send(`{"id":1,"presence":{"topic":"room"}}`)
+	}
+	eventually(t, "the others wait", func() bool {
+		q := &list[0].hub.cluster.present
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		return len(q.waiting["room"]) == len(conns)-1
+	})
+	n.set(func() { n.holdAnswers = nil })
+	close(hold)
+	for i, c := range conns {
+		if got := c.said(); got.Present == nil || got.Present.Count != min(i, 1) {
+			t.Errorf("client %d: %s", i, got.text)
+		}
+	}
+	if n := asks(); n != 2 {
+		t.Errorf("%d questions for %d clients", n, len(conns))
+	}
+	eventually(t, "nothing is kept", func() bool {
+		q := &list[0].hub.cluster.present
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		return len(q.waiting) == 0
+	})
+}
+
 // Nobody is told that there is no such topic as long as that is not known.
 func TestClusterTopicThatMayExist(t *testing.T) {
 	n := newFakeNet(1)

@@ -1,0 +1,154 @@
+package server
+
+import (
+	"encoding/json"
+	"strconv"
+	"sync"
+)
+
+// presence is who is subscribed to a topic.
+type presence struct {
+	Topic       string      `json:"topic"`
+	Count       int         `json:"count"`
+	Connections []presentee `json:"connections"`
+	Complete    *bool       `json:"complete,omitempty"` // in a cluster: whether all servers have told of theirs
+	bytes       int         // of Connections in JSON, about
+}
+
+type presentee struct {
+	ID      string `json:"id"`
+	Subject string `json:"subject,omitempty"`
+}
+
+// What a reply about presence lists at most: so many connections, and about so many bytes of JSON. A loop encodes them in
+// one step, and one server's answer to another has to fit into a message.
+const (
+	mostPresent      = 1000
+	mostPresentBytes = 256 << 10
+)
+
+// present lists this server's subscribers.
+func (s *Server) present(topic string) *presence {
+	some, count := s.subscribers(topic, mostPresent)
+	p := &presence{Topic: topic, Count: count, Connections: []presentee{}}
+	for _, c := range some {
+		if !p.add(presentee{strconv.FormatUint(c.id, 10), c.Subject()}) {
+			break
+		}
+	}
+	return p
+}
+
+// add puts a subscriber on the list, unless that is long enough.
+func (p *presence) add(one presentee) bool {
+	const around = len(`{"id":"","subject":""},`)
+	p.bytes += around + len(one.ID) + textSize(one.Subject)
+	if len(p.Connections) == mostPresent || p.bytes > mostPresentBytes {
+		return false
+	}
+	p.Connections = append(p.Connections, one)
+	return true
+}
+
+// appendTo appends the list as JSON, as encoding/json would in more time.
+func (p *presence) appendTo(b []byte) []byte {
+	b = append(appendText(append(b, `{"topic":`...), p.Topic), `,"count":`...)
+	b = append(strconv.AppendInt(b, int64(p.Count), 10), `,"connections":[`...)
+	for i, one := range p.Connections {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendText(append(b, `{"id":`...), one.ID)
+		if one.Subject != "" {
+			b = appendText(append(b, `,"subject":`...), one.Subject)
+		}
+		b = append(b, '}')
+	}
+	b = append(b, ']')
+	if p.Complete != nil {
+		b = strconv.AppendBool(append(b, `,"complete":`...), *p.Complete)
+	}
+	return append(b, '}')
+}
+
+// presenceQueries are the questions to the other servers about who is subscribed to a topic. There is one at a time about
+// each topic: whoever asks meanwhile shares the next one, so that everybody's answer was given after they asked, and many
+// who ask cost no more than one. Its zero value is ready.
+type presenceQueries struct {
+	mu      sync.Mutex
+	waiting map[string][]func(*presence) // guarded by mu: by topic, while a question is under way
+}
+
+// enter has done wait for the next answer about a topic, or returns false when none is under way: then the caller asks.
+func (q *presenceQueries) enter(topic string, done func(*presence)) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	list, underWay := q.waiting[topic]
+	if !underWay {
+		if q.waiting == nil {
+			q.waiting = map[string][]func(*presence){}
+		}
+		q.waiting[topic] = nil
+		return false
+	}
+	q.waiting[topic] = append(list, done)
+	return true
+}
+
+// next ends a question and returns who waits for another one. If that is nobody, none is under way.
+func (q *presenceQueries) next(topic string) []func(*presence) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	list := q.waiting[topic]
+	if q.waiting[topic] = nil; len(list) == 0 {
+		delete(q.waiting, topic)
+	}
+	return list
+}
+
+// presentEverywhere lists the subscribers of all servers. done must not change the list.
+func (cl *cluster) presentEverywhere(topic string, done func(*presence)) {
+	if !cl.present.enter(topic, done) {
+		cl.askPresence(topic, []func(*presence){done})
+	}
+}
+
+// askPresence asks for all who wait. The answers are large, and the goroutine on which they come has those to everything
+// else that this server waits for, so they are read on another one, with the large requests.
+func (cl *cluster) askPresence(topic string, list []func(*presence)) {
+	cl.ask(askAboutPresence, askTopic{topic}, func(answers []Answer, all bool) {
+		size := 0
+		for _, one := range answers {
+			size += len(one.Body)
+		}
+		cl.srv.parsing.add(0, cl.srv.elapsed(), size, func() {
+			p := cl.srv.presentWith(topic, answers, all)
+			for _, done := range list {
+				done(p)
+			}
+			if more := cl.present.next(topic); len(more) > 0 {
+				cl.askPresence(topic, more)
+			}
+		})
+	})
+}
+
+// presentWith lists this server's subscribers, and those in the answers of others.
+func (s *Server) presentWith(topic string, answers []Answer, all bool) *presence {
+	p := s.present(topic)
+	p.Complete = &all
+	for _, one := range answers {
+		var more presence
+		if json.Unmarshal(one.Body, &more) != nil {
+			all = false
+			continue
+		}
+		p.Count += more.Count
+		for _, one := range more.Connections {
+			if !p.add(one) {
+				break
+			}
+		}
+	}
+	return p
+}
