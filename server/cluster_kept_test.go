@@ -213,28 +213,38 @@ func TestClusterFailuresInOrder(t *testing.T) {
 		t.Error("nothing was too much")
 	}
 
-	t.Run("too much waits", func(t *testing.T) {
-		hold := make(chan struct{})
-		fakeOf(s).mail.put(func() { <-hold })
-		c := dial(t, s, "/ws", speakJSON)
-		before := s.Stats().MessagesIn
-		c.write(repeat(text(`{"id":1,"publish":{"topic":"log","data":1}}`), 2*maxSlots))
-		c.write(text(`{"id":2,"ping":{}}`))
-		eventually(t, "the queue is full", func() bool { return s.Stats().MessagesIn-before >= maxSlots })
-		time.Sleep(100 * time.Millisecond)
-		if n := s.Stats().MessagesIn - before; n > maxSlots+1 {
-			t.Errorf("%d messages were taken while %d may wait", n, maxSlots)
-		}
-		close(hold)
-		for range 2 * maxSlots {
-			if m := c.said(); string(m.ID) != "1" {
-				t.Fatal(m.text)
+	for _, test := range []struct {
+		what, request string
+		most          uint64
+	}{
+		{"publications", `{"id":1,"publish":{"topic":"log","data":1}}`, maxPublishing},
+		{"other requests", `{"id":1,"presence":{"topic":"log"}}`, maxSlots},
+	} {
+		t.Run("too many wait: "+test.what, func(t *testing.T) {
+			hold := make(chan struct{})
+			fakeOf(s).mail.put(func() { <-hold })
+			n.set(func() { n.holdAnswers = hold })
+			c := dial(t, s, "/ws", speakJSON)
+			before := s.Stats().MessagesIn
+			c.write(repeat(text(test.request), 2*maxSlots))
+			c.write(text(`{"id":2,"ping":{}}`))
+			eventually(t, "the queue is full", func() bool { return s.Stats().MessagesIn-before >= test.most })
+			time.Sleep(100 * time.Millisecond)
+			if n := s.Stats().MessagesIn - before; n > test.most+1 {
+				t.Errorf("%d messages were taken while %d may wait", n, test.most)
 			}
-		}
-		if m := c.said(); string(m.ID) != "2" {
-			t.Error(m.text)
-		}
-	})
+			n.set(func() { n.holdAnswers = nil })
+			close(hold)
+			for range 2 * maxSlots {
+				if m := c.said(); string(m.ID) != "1" {
+					t.Fatal(m.text)
+				}
+			}
+			if m := c.said(); string(m.ID) != "2" {
+				t.Error(m.text)
+			}
+		})
+	}
 }
 
 // A message that is larger than the broker takes is refused like one that is larger than the server takes.

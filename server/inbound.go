@@ -73,7 +73,7 @@ func (c *Conn) decode(b []byte) {
 			b, c.in.rest = sh.joined, c.in.rest[:0]
 		}
 	}
-	c.decodeUntil(sh.began+quantum, d, b)
+	c.decodeUntil(sh.began+sh.run.quantum(), d, b)
 }
 
 // decodeInput goes on with input that was kept for the connection's turn.
@@ -96,7 +96,7 @@ func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
 	fanout, wait := sh.fanoutIfCongested(), false
 	// What a message costs varies if it is compressed, if an application handles it, and with the patterns of its topic.
 	varies := c.deflates() || c.ep.Mode != ModeEcho && c.ep.Mode != ModeBroadcast
-	heavy := varies
+	heavy, size := varies, 0
 	for n := 1; !wait && !c.is(markPeerDone); n++ {
 		ev, used, ok, err := d.Next(b)
 		b = b[used:]
@@ -115,6 +115,7 @@ func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
 			break
 		}
 		c.handle(ev)
+		size += len(ev.Payload)
 		if varies || n&15 == 0 || len(ev.Payload) >= heavyPayload {
 			heavy, wait = true, len(b) > 0 && sh.srv.elapsed() >= deadline
 		}
@@ -122,7 +123,7 @@ func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
 		wait = c.block(fanout) || wait
 	}
 	if heavy {
-		c.chargeInput()
+		c.chargeInput(size)
 	}
 	d.Release()
 	if c.keep(d, b); wait && !c.is(markPeerDone) && c.state.Load() < stateLingering {
@@ -146,15 +147,20 @@ const inflateBudget = 64 << 10
 // heavyPayload is the size in bytes of a message from which on the clock is looked at after each.
 const heavyPayload = 4 << 10
 
-// chargeInput charges the connection for what it has used of the loop, unless that is done at the end of its turn.
-func (c *Conn) chargeInput() {
+// mostCharged bounds what a connection is charged for messages of so many bytes outside its turns: what took longer was
+// most likely the system, which ran something else in between.
+func mostCharged(size int) time.Duration { return 2*quantum + time.Duration(size)*20*time.Nanosecond }
+
+// chargeInput charges the connection for what it has used of the loop, for messages of so many bytes, unless that is done at
+// the end of its turn.
+func (c *Conn) chargeInput(size int) {
 	if w := c.workload(); w != nil && w.served {
 		return
 	}
 	now := c.sh.srv.elapsed()
-	if used := now - c.sh.began; used >= chargeFrom {
+	if used := min(now-c.sh.began, mostCharged(size)); used >= chargeFrom {
 		w := c.needWorkload()
-		w.charge(used, now)
+		w.used.add(used, now)
 		c.settleWorkload(w)
 	}
 }

@@ -12,9 +12,9 @@ const (
 	// far, up to limits.max_message; others wait as they came, which is about a thousandth of that for a compression bomb.
 	maxInflating = 8
 
-	// yieldDebt is by how much more a connection must have used its loop than another one that waits, so that its message
-	// leaves its place to that one's and begins anew later.
-	yieldDebt = time.Second
+	// yieldFrom is by how much more than twice what another one has used a connection must have used its loop, so that its
+	// message leaves its place to that one's and begins anew later.
+	yieldFrom = 2 * time.Millisecond
 )
 
 // inflating are the connections whose messages are in the midst of being decompressed, or wait for others that are. Owned by
@@ -49,12 +49,14 @@ func (w *workload) inflatesNow() bool {
 // Otherwise clients that are last in the run queue would keep the places from all others.
 func (q *inflating) yieldTo(w *workload) {
 	var last *workload
+	var most time.Duration
+	now := w.conn.sh.began
 	for _, one := range q.begun {
-		if one.inflatesNow() && (last == nil || one.finish > last.finish) {
-			last = one
+		if used := one.used.lately(now); one.inflatesNow() && (last == nil || used > most) {
+			last, most = one, used
 		}
 	}
-	if last == nil || last.finish < max(w.finish, w.conn.sh.began)+yieldDebt {
+	if last == nil || most < 2*w.used.lately(now)+yieldFrom {
 		return
 	}
 	last.conn.in.decoder.Yield()
@@ -68,7 +70,7 @@ func (sh *shard) admitInflating() {
 	for len(q.waiting) > 0 && sh.inflater.Suspended() < maxInflating {
 		next := 0
 		for i, w := range q.waiting {
-			if w.finish < q.waiting[next].finish {
+			if w.used.lately(sh.began) < q.waiting[next].used.lately(sh.began) {
 				next = i
 			}
 		}

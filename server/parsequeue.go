@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// parseQueue has large requests parsed one at a time, on a goroutine that lives while there are any. Like the run queues of
-// the loops it is a virtual clock, so that clients that ask for much wait for each other and not the others for them.
+// parseQueue has large requests parsed one at a time, on a goroutine that lives while there are any. Its order is that of the
+// run queues, so that clients that ask for much wait for each other and not the others for them.
 type parseQueue struct {
 	mu      sync.Mutex
 	jobs    indexedHeap[*parseJob]
@@ -28,17 +28,13 @@ func (j *parseJob) before(other *parseJob) bool {
 
 func (j *parseJob) place() *int { return &j.index }
 
-const (
-	// parseByte is about how long a byte takes, and parseWeight in how much of the time a connection may have its requests
-	// parsed without coming after others: one in so many.
-	parseByte   = 100 * time.Nanosecond
-	parseWeight = 16
-)
+// parseByte is about how long a byte takes.
+const parseByte = 100 * time.Nanosecond
 
-// add has a request of n bytes parsed in its turn. finish is when the connection has paid for its requests so far, and add
-// returns when it has paid for this one, too.
-func (q *parseQueue) add(finish, now time.Duration, n int, parse func()) time.Duration {
-	tag := max(finish, now)
+// add has a request of n bytes parsed in its turn, and adds that to what the connection has had parsed.
+func (q *parseQueue) add(parsed *usage, now time.Duration, n int, parse func()) {
+	tag := now + parsed.delay(now)
+	parsed.add(time.Duration(n)*parseByte, now)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.orders++
@@ -47,7 +43,6 @@ func (q *parseQueue) add(finish, now time.Duration, n int, parse func()) time.Du
 		q.running = true
 		go q.run()
 	}
-	return min(tag+time.Duration(n)*parseByte*parseWeight, now+maxDebt)
 }
 
 func (q *parseQueue) run() {

@@ -121,7 +121,7 @@ func (cl *cluster) askPresence(topic string, list []func(*presence)) {
 		for _, one := range answers {
 			size += len(one.Body)
 		}
-		cl.srv.parsing.add(0, cl.srv.elapsed(), size, func() {
+		cl.srv.parsing.add(new(usage), cl.srv.elapsed(), size, func() {
 			p := cl.srv.presentWith(topic, answers, all)
 			for _, done := range list {
 				done(p)

@@ -82,7 +82,7 @@ func (c *Conn) parseElsewhere(payload []byte) {
 	s.cost += len(payload)
 	w := c.workload()
 	w.requests.bytes += len(payload)
-	w.parsed = c.sh.srv.parsing.add(w.parsed, c.sh.began, len(payload), func() {
+	c.sh.srv.parsing.add(&w.parsed, c.sh.began, len(payload), func() {
 		r, err := parseRequest(payload)
 		c.resolve(s, true, func() { c.answerParsed(r, err) })
 	})

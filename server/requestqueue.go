@@ -25,10 +25,12 @@ type slot struct {
 // slotCost is about the memory of a slot besides what the client sent.
 const slotCost = 384
 
-// The bounds of one connection's request queue. A connection is not read from while its queue is full.
+// The bounds of one connection's request queue. A connection is not read from while its queue is full. Messages on their way
+// to the broker are few, since those of all connections go there in one line.
 const (
-	maxSlots     = 2048
-	maxSlotBytes = 1 << 20
+	maxSlots      = 2048
+	maxSlotBytes  = 1 << 20
+	maxPublishing = 64
 )
 
 // requestQueue is the slots of a connection. Owned by the loop.
@@ -81,7 +83,9 @@ func (q *requestQueue) count(s *slot, n int) {
 	}
 }
 
-func (q *requestQueue) full() bool { return q.len() >= maxSlots || q.bytes > maxSlotBytes }
+func (q *requestQueue) full() bool {
+	return q.len() >= maxSlots || q.bytes > maxSlotBytes || q.len()-q.others >= maxPublishing
+}
 
 // waiting reports whether something that the client asked for is still to be done.
 func (c *Conn) waiting() bool {

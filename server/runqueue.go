@@ -2,10 +2,9 @@ package server
 
 import "time"
 
-// runQueue is a loop's connections that have work to do. It is a virtual clock: each connection has one that runs slower
-// than the loop's by runWeight, and what the connection uses of the loop sets it forward. The connection whose clock is
-// furthest behind is served first; one that has used little is never behind. So connections that use much wait for each
-// other and not the others for them. While nobody else wants the loop, they have all of it. Owned by the loop.
+// runQueue is a loop's connections that have work to do. They are served in the order in which they have come, as if each had
+// come later by many times what it has used of the loop lately. So connections that use much wait for each other and not the
+// others for them, and nobody waits for ever. While nobody else wants the loop, they have all of it. Owned by the loop.
 type runQueue struct {
 	heap      indexedHeap[*workload]
 	charged   []*workload // that have nothing to do, and whose connection is remembered for what it has used
@@ -16,19 +15,24 @@ type runQueue struct {
 }
 
 const (
-	// runWeight: a connection that uses more than this part of its loop comes after those that use less.
-	runWeight = 64
-
-	// maxDebt is for how long it is remembered at most what a connection has used.
-	maxDebt = 10 * time.Second
+	// quantum is how long one connection is served before others are. Where very many wait it is shorter, so that all of them
+	// have had a turn after runRound, but not shorter than leastQuantum.
+	quantum      = 150 * time.Microsecond
+	leastQuantum = 30 * time.Microsecond
+	runRound     = 5 * time.Millisecond
 
 	// requestDelay is how long requests give way on a busy loop to what costs less. The first one of a connection may
 	// already take some milliseconds, which it has not been charged for.
 	requestDelay = time.Second
 
 	// chargeFrom is the least time that is charged to a connection outside its turns in the queue.
-	chargeFrom = quantum / 2
+	chargeFrom = quantum / 4
 )
+
+// quantum is how long a connection is served now.
+func (q *runQueue) quantum() time.Duration {
+	return max(min(quantum, runRound/time.Duration(max(len(q.heap), 1))), leastQuantum)
+}
 
 // schedule puts a connection into the queue if it has something to do.
 func (q *runQueue) schedule(w *workload) {
@@ -36,30 +40,36 @@ func (q *runQueue) schedule(w *workload) {
 		return
 	}
 	q.orders++
-	w.tag, w.order = max(w.conn.sh.began, w.finish), q.orders
+	now := w.conn.sh.began
+	w.tag, w.order = max(now+w.used.delay(now), w.notBefore), q.orders
 	if w.canAnswer() {
 		w.tag += requestDelay
 	}
 	q.heap.push(w)
 }
 
-// charge notes that a connection has used the loop for a while.
-func (w *workload) charge(used, now time.Duration) {
-	w.finish = min(max(w.finish, now)+used*runWeight, now+maxDebt)
+// wouldWait reports whether a connection comes after the first one in the queue for what it has used.
+func (q *runQueue) wouldWait(w *workload) bool {
+	now := w.conn.sh.began
+	return len(q.heap) > 0 && !w.used.isForgotten(now) && now+w.used.delay(now) > q.heap[0].tag
 }
 
 // runQueued serves connections that have work to do: for a slice, or one of them with something that takes longer.
 func (sh *shard) runQueued() {
 	q := &sh.run
 	var early []*workload // what they asked for has to wait for letters
+	if len(q.heap) == 0 {
+		return
+	}
+	clock := startWorkClock()
 	for start := sh.srv.elapsed(); len(q.heap) > 0; {
 		w := q.heap.pop()
 		began := sh.srv.elapsed()
 		w.served = true
-		w.conn.serve(w, began+quantum)
+		w.conn.serve(w, began+q.quantum())
 		w.served = false
 		now := sh.srv.elapsed()
-		w.charge(now-began, now)
+		w.used.add(clock.took(now-began), now)
 		if w.requests.len() > 0 && w.requests.first().after > sh.read {
 			early = append(early, w)
 		} else {

@@ -156,11 +156,11 @@ func TestInflatingYieldsToThoseWithoutDebt(t *testing.T) {
 	sh := unitShard(t)
 	sh.began = time.Minute
 	bomb := deflated(t, strings.Repeat("x", 500_000))
-	begin := func(debt time.Duration) *Conn {
+	begin := func(used time.Duration) *Conn {
 		in := &inbound{}
 		in.decoder = codec.Decoder{MaxMessage: 1 << 20, Inflater: sh.inflate(), Budget: 5000}
 		c := &Conn{sh: sh, in: in}
-		c.more = &more{work: &workload{conn: c, index: -1, finish: sh.began + debt, suspended: true}}
+		c.more = &more{work: &workload{conn: c, index: -1, used: usage{used, sh.began}, suspended: true}}
 		if _, _, ok, err := in.decoder.Next(masked(0xc1, bomb)); ok || err != nil || !in.decoder.Suspended() {
 			t.Fatal(ok, err)
 		}
@@ -169,11 +169,11 @@ func TestInflatingYieldsToThoseWithoutDebt(t *testing.T) {
 	}
 	var holders []*Conn
 	for i := range maxInflating {
-		debt := 5 * time.Second
+		used := 50 * time.Millisecond
 		if i == 3 {
-			debt = 8 * time.Second
+			used = 80 * time.Millisecond
 		}
-		holders = append(holders, begin(debt))
+		holders = append(holders, begin(used))
 	}
 	holding := func() (list []int) {
 		for i, c := range holders {
@@ -187,8 +187,8 @@ func TestInflatingYieldsToThoseWithoutDebt(t *testing.T) {
 	if got := holding(); !slices.Equal(got, all) {
 		t.Fatalf("%v hold places", got)
 	}
-	begin(8*time.Second - yieldDebt/2)
-	begin(8 * time.Second)
+	begin(40 * time.Millisecond)
+	begin(80 * time.Millisecond)
 	if got := holding(); !slices.Equal(got, all) {
 		t.Errorf("%v hold places after others came that have used as much", got)
 	}

@@ -12,14 +12,9 @@ import (
 // work and looks at its sockets, so a client waits for one quantum of the others, or for one message or request of
 // theirs that takes longer, and not for all that they have asked for.
 
-const (
-	// quantum is how long one connection is served before others are.
-	quantum = 150 * time.Microsecond
-
-	// maxRound is how long sockets may be served at once between two turns of the bell. What the others have sent
-	// waits in the run queue, in which the connections that have used most of the loop are last.
-	maxRound = time.Millisecond
-)
+// maxRound is how long sockets may be served at once between two turns of the bell. What the others have sent
+// waits in the run queue, in which the connections that have used most of the loop are last.
+const maxRound = time.Millisecond
 
 // workload is what a connection has left to do on its loop: requests to answer, and input to decode. A connection has
 // one only while it needs it, or has lately used much of the loop. Owned by the loop.
@@ -29,13 +24,14 @@ type workload struct {
 	mistakes mistakes
 
 	// The place in the run queue.
-	index  int           // in the heap, -1 while it is not there
-	tag    time.Duration // the lowest is served first
-	order  uint64        // of those with the same tag
-	finish time.Duration // what the connection has used of the loop is paid for at this time
-	parsed time.Duration // the same of the parser of large requests
-	listed bool          // in runQueue.charged
-	served bool          // it is the connection's turn now
+	index     int           // in the heap, -1 while it is not there
+	tag       time.Duration // the lowest is served first
+	order     uint64        // of those with the same tag
+	notBefore time.Duration // no tag is lower
+	used      usage         // of the loop
+	parsed    usage         // of the parser of large requests
+	listed    bool          // in runQueue.charged
+	served    bool          // it is the connection's turn now
 
 	inflates  bool          // the input begins with a message that waits for others to be decompressed
 	suspended bool          // input waits in conn.in to be decoded, and the socket is not read
@@ -75,7 +71,7 @@ func (c *Conn) needWorkload() *workload {
 func (c *Conn) settleWorkload(w *workload) {
 	switch {
 	case w.requests.len() > 0 || w.suspended || w.index >= 0:
-	case max(w.finish, w.parsed) <= c.sh.began && w.mistakes.none(c.sh.clock):
+	case w.used.isForgotten(c.sh.began) && w.parsed.isForgotten(c.sh.began) && w.mistakes.none(c.sh.clock):
 		c.more.work = nil
 	case !w.listed:
 		w.listed = true
@@ -92,7 +88,7 @@ func (c *Conn) isSuspended() bool {
 // mustWait reports whether what has come on a connection is to wait for its turn.
 func (c *Conn) mustWait() bool {
 	w := c.workload()
-	return c.sh.isCrowded() || w != nil && (w.suspended || w.requests.full() || len(c.sh.run.heap) > 0 && w.finish > c.sh.began)
+	return c.sh.isCrowded() || w != nil && (w.suspended || w.requests.full() || c.sh.run.wouldWait(w))
 }
 
 // isCrowded reports whether sockets have been served at once for long enough.
@@ -132,8 +128,7 @@ func (c *Conn) postpone(b []byte) {
 	}
 	c.in.rest = append(c.in.rest, b...)
 	if c.state.Load() == stateHandshake {
-		w := c.needWorkload()
-		w.finish = max(w.finish, c.sh.began+handshakeDelay)
+		c.needWorkload().notBefore = c.sh.began + handshakeDelay
 	}
 	c.suspend()
 }

@@ -2,6 +2,7 @@ package server
 
 import (
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -95,7 +96,7 @@ func TestRequestsOfAGoneClientAreDropped(t *testing.T) {
 	fakeOf(s).mail.put(func() { <-hold })
 	c := dial(t, s, "/ws", speakJSON)
 	c.write(repeat(text(`{"id":1,"publish":{"topic":"log","data":1}}`), maxSlots+100))
-	eventually(t, "they wait", func() bool { return s.Stats().MessagesIn >= maxSlots })
+	eventually(t, "they wait", func() bool { return s.Stats().MessagesIn >= maxPublishing })
 	_ = c.conn.Close()
 	close(hold)
 	eventually(t, "nobody is there", func() bool { return s.Count() == 0 })
@@ -249,8 +250,8 @@ func TestRunQueueOrder(t *testing.T) {
 	heavy, light := add(1), add(2)
 	now := time.Second
 	sh.began = now
-	heavy.charge(10*time.Millisecond, now)
-	light.charge(10*time.Microsecond, now)
+	heavy.used.add(10*time.Millisecond, now)
+	light.used.add(30*time.Microsecond, now)
 	q.schedule(heavy)
 	q.schedule(light)
 	newcomer := add(3)
@@ -263,10 +264,123 @@ func TestRunQueueOrder(t *testing.T) {
 		t.Errorf("served in the order %v", order)
 	}
 	for range 10_000 {
-		heavy.charge(time.Second, now)
+		heavy.used.add(time.Second, now)
 	}
-	if heavy.finish != now+maxDebt {
-		t.Errorf("%v are remembered", heavy.finish-now)
+	if delay := heavy.used.delay(now); delay != maxDelay {
+		t.Errorf("it comes after those that come %v later", delay)
+	}
+}
+
+// Of a thousand connections that use a loop together, none uses much of it. One that uses little waits for none of them, and
+// all of them have their turns.
+func TestRunQueueOfACrowd(t *testing.T) {
+	s, err := New(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sh := &shard{srv: s, set: s.settings()}
+	q := &sh.run
+	const crowd, every, needs = 1000, 50 * time.Millisecond, 20 * time.Microsecond
+	turns := map[*workload]int{}
+	add := func() *workload {
+		c := &Conn{sh: sh}
+		w := &workload{conn: c, index: -1, suspended: true}
+		c.more = &more{work: w}
+		return w
+	}
+	sh.began = time.Second
+	good := add()
+	for range crowd {
+		q.schedule(add())
+	}
+	var arrived, first, longest time.Duration
+	due, end := sh.began+every/10, sh.began+5*time.Second
+	for sh.began < end {
+		if good.index < 0 && sh.began >= due {
+			arrived, due = sh.began, sh.began+every
+			q.schedule(good)
+		}
+		w := q.heap.pop()
+		turns[w]++
+		took := q.quantum()
+		if w == good {
+			took = needs
+			if wait := sh.began - arrived; sh.began < end-3*time.Second {
+				first = max(first, wait)
+			} else {
+				longest = max(longest, wait)
+			}
+		}
+		sh.began += took
+		w.used.add(took, sh.began)
+		if w != good {
+			q.schedule(w)
+		}
+	}
+	if first > 40*time.Millisecond || longest > time.Millisecond {
+		t.Errorf("it waits for %v at first, when little is known of anybody, and for up to %v later", first, longest)
+	}
+	least, most := 1<<30, 0
+	for w, n := range turns {
+		if w != good {
+			least, most = min(least, n), max(most, n)
+		}
+	}
+	if len(turns) != crowd+1 || least < most/2 {
+		t.Errorf("%d had turns, %d to %d", len(turns)-1, least, most)
+	}
+}
+
+// What was used is forgotten by half in usageHalf, and costs a delay meanwhile.
+func TestUsage(t *testing.T) {
+	var u usage
+	if !u.isForgotten(0) || u.delay(time.Hour) != 0 {
+		t.Error("nothing was used")
+	}
+	u.add(100*time.Millisecond, time.Second)
+	for _, test := range []struct{ after, want time.Duration }{
+		{0, 100 * time.Millisecond}, {usageHalf / 2, 75 * time.Millisecond}, {usageHalf, 50 * time.Millisecond}, {3 * usageHalf, 12500 * time.Microsecond}, {100 * usageHalf, 0},
+	} {
+		if got := u.lately(time.Second + test.after); got != test.want {
+			t.Errorf("after %v %v were used lately, want %v", test.after, got, test.want)
+		}
+	}
+	if got := u.lately(0); got != 100*time.Millisecond {
+		t.Errorf("%v before that", got)
+	}
+	if got := u.delay(time.Second + usageHalf); got != 50*time.Millisecond*usageWeight {
+		t.Errorf("a delay of %v", got)
+	}
+	for i := range 100 {
+		u.add(time.Second, time.Duration(i)*time.Second)
+	}
+	if got := u.delay(99 * time.Second); got != maxDelay {
+		t.Errorf("a delay of %v at most", got)
+	}
+}
+
+// A turn during which the system runs something else is charged what it took itself.
+func TestWorkClockLeavesOutWhatOthersTook(t *testing.T) {
+	if _, _, known := threadTime(); !known {
+		t.Skip("the processor time of a thread is not known here")
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	clock := startWorkClock()
+	start := time.Now()
+	time.Sleep(20 * time.Millisecond)
+	if wall := time.Since(start); clock.took(wall) > wall/4 {
+		t.Errorf("sleep of %v is charged", wall)
+	}
+	start = time.Now()
+	before := cpuTime()
+	for cpuTime()-before < 20*time.Millisecond {
+	}
+	if got := clock.took(time.Since(start)); got < 5*time.Millisecond {
+		t.Errorf("%v of work are charged of %v", got, time.Since(start))
+	}
+	if got := clock.took(quantum / 2); got != quantum/2 {
+		t.Errorf("a short turn is charged %v", got)
 	}
 }
 

@@ -1,0 +1,70 @@
+package server
+
+import "time"
+
+// usage is how much time a connection has used of something lately. It halves every usageHalf, so for one that uses the
+// same part all the time it is about that part of a second. The zero value is none. Owned by the loop.
+type usage struct {
+	sum time.Duration // as it was at that time
+	at  time.Duration // after the server was made
+}
+
+const (
+	usageHalf = 700 * time.Millisecond
+
+	// usageWeight: a connection comes after those that came so many times later as the time that it has used. It tells
+	// those that use much from those that use little even where thousands share a loop, each of which uses a thousandth.
+	usageWeight = 64
+
+	// maxDelay is for how long a connection may come after others that have used less.
+	maxDelay = 10 * time.Second
+)
+
+// lately is what was used, less what is forgotten by now.
+func (u *usage) lately(now time.Duration) time.Duration {
+	passed := max(now-u.at, 0)
+	sum := u.sum >> min(passed/usageHalf, 63)
+	return sum - sum*(passed%usageHalf)/(2*usageHalf)
+}
+
+func (u *usage) add(used, now time.Duration) {
+	u.sum = min(u.lately(now)+used, time.Second)
+	u.at = max(now, u.at)
+}
+
+// delay is for how long others come first that have used nothing.
+func (u *usage) delay(now time.Duration) time.Duration {
+	return min(u.lately(now)*usageWeight, maxDelay)
+}
+
+// isForgotten reports whether the delay is too short to matter.
+func (u *usage) isForgotten(now time.Duration) bool { return u.delay(now) < time.Millisecond }
+
+// workClock tells how long a piece of work on a loop took without the time in which the system ran something else instead,
+// for which nobody on the loop is to be charged. Owned by the loop.
+type workClock struct {
+	thread int
+	used   time.Duration // processor time of the thread
+	known  bool
+	short  time.Duration // pieces since then that were short
+}
+
+func startWorkClock() (w workClock) {
+	w.thread, w.used, w.known = threadTime()
+	return w
+}
+
+// took is how long a piece took that ended now, and by the clock on the wall so long. Only for long ones a look at the
+// processor's clock is worth while.
+func (w *workClock) took(wall time.Duration) time.Duration {
+	if wall <= quantum || !w.known {
+		w.short += wall
+		return wall
+	}
+	before := *w
+	*w = startWorkClock()
+	if w.thread != before.thread { // the goroutine has waited, and gone on in another thread
+		return quantum
+	}
+	return min(max(w.used-before.used-before.short, 0), wall)
+}
