@@ -39,7 +39,8 @@ func TestSilentConnectionsMakeRoom(t *testing.T) {
 		{"nothing, from many addresses", func(i int) string { return fmt.Sprintf("127.0.1.%d", i) }, ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			s := start(t, Options{Loops: 1, Endpoints: echoAndBroadcast(), Limits: Limits{MaxConnections: most}, Logger: silent()})
+			limits := Limits{MaxConnections: most, HandshakeTimeout: time.Minute} // or some of them may end by themselves
+			s := start(t, Options{Loops: 1, Endpoints: echoAndBroadcast(), Limits: limits, Logger: silent()})
 			defer fillWith(t, s, most, func(i int) *client {
 				c := dialFrom(t, s, row.from(i))
 				c.write([]byte(row.say))

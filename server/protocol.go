@@ -24,6 +24,14 @@ type request struct {
 	Refresh     *refreshRequest   `json:"refresh"`
 }
 
+// isQuick reports whether a request costs no more than a message does.
+func (r *request) isQuick() bool {
+	if s := r.Subscribe; s != nil {
+		return s.Since == nil && s.Last == 0 && !IsPattern(s.Topic)
+	}
+	return r.Unsubscribe != nil || r.Publish != nil || r.Ping != nil
+}
+
 type topicRequest struct {
 	Topic string `json:"topic"`
 }
@@ -115,12 +123,12 @@ func (c *Conn) requested(r *request, err error, n int) {
 		}
 	}
 	if err == nil && (c.waiting() || r.Publish == nil && r.Ping == nil) {
-		if err = c.afterPending(n, func() { c.answerRequest(r, c.sendReply) }); err == nil {
+		if err = c.afterPending(n, r.isQuick(), func() { c.answerRequest(r, c.sendReply) }); err == nil {
 			return
 		}
 	}
 	if err != nil {
-		if !c.waiting() || c.afterPending(n, func() { c.fail(r.ID, err, c.sendReply) }) != nil {
+		if !c.waiting() || c.afterPending(n, true, func() { c.fail(r.ID, err, c.sendReply) }) != nil {
 			c.fail(r.ID, err, c.reply) // also when too much waits: at once, whatever it overtakes
 		}
 		return

@@ -20,6 +20,7 @@ type slot struct {
 	drained bool   // do waits until the socket has taken all that was sent
 	pending bool   // the slot waits for an answer: do is not known yet
 	publish bool   // a message is on its way to the broker, and do is its reply: others may follow it
+	quick   bool   // do takes as little as a message
 }
 
 // slotCost is about the memory of a slot besides what the client sent.
@@ -123,14 +124,15 @@ func (c *Conn) perform(s *slot) {
 }
 
 // afterPending has something done behind everything that was sent to the client before and everything that it asked
-// for before, for a request of n bytes. What the client asks for next waits behind it. It fails with [ErrOverloaded].
-func (c *Conn) afterPending(n int, do func()) error {
+// for before, for a request of n bytes. What the client asks for next waits behind it. On a busy loop it gives way to
+// messages unless it is quick. It fails with [ErrOverloaded].
+func (c *Conn) afterPending(n int, quick bool, do func()) error {
 	c.sh.check()
 	if c.sh.backlog.Load() > c.sh.set.maxBacklog {
 		return ErrOverloaded
 	}
 	w := c.needWorkload()
-	w.requests.push(&slot{do: do, cost: n + slotCost, open: true, after: c.sh.mail.count()})
+	w.requests.push(&slot{do: do, cost: n + slotCost, open: true, after: c.sh.mail.count(), quick: quick})
 	c.sh.run.schedule(w)
 	return nil
 }

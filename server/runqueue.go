@@ -42,7 +42,7 @@ func (q *runQueue) schedule(w *workload) {
 	q.orders++
 	now := w.conn.sh.began
 	w.tag, w.order = max(now+w.used.delay(now), w.notBefore), q.orders
-	if w.canAnswer() {
+	if w.canAnswer() && !w.requests.first().quick {
 		w.tag += requestDelay
 	}
 	q.heap.push(w)

@@ -223,10 +223,14 @@ func startOf(query url.Values) (from Start, err error) {
 	return from, nil
 }
 
+// quickTopics is up to how many subscriptions of a request line, without a history, cost no more than a few messages.
+const quickTopics = 4
+
 // begin makes the subscriptions that the request asked for.
 func (c *Conn) begin(w *wish) {
 	for _, name := range w.topics {
-		err := c.afterPending(0, func() {
+		quick := len(w.topics) <= quickTopics && w.from == Start{}
+		err := c.afterPending(0, quick, func() {
 			err := c.checkRead(name) // a token may have been renewed since
 			if err != nil {
 				c.failed(err)
@@ -270,7 +274,7 @@ func (c *Conn) took(op codec.Opcode, payload []byte) {
 		return
 	}
 	payload = bytes.Clone(payload) // its subscription has not been made
-	c.refused(c.afterPending(len(payload), func() { c.publish(op, payload) }))
+	c.refused(c.afterPending(len(payload), true, func() { c.publish(op, payload) }))
 }
 
 // publish publishes what came on a raw connection to its topic.
