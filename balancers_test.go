@@ -28,7 +28,7 @@ import (
 
 	"github.com/gorilla/websocket"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 // The balancers' configurations in deploy/ are run as they are, but for addresses, ports, files and limits.
@@ -50,7 +50,7 @@ func eventually(t *testing.T, what string, holds func() bool) {
 // freePort is a port of an address where nothing listens.
 func freePort(t *testing.T, ip string) string {
 	t.Helper()
-	return needs.Port(t, ip)
+	return testenv.Port(t, ip)
 }
 
 // site is a balancer of deploy/ with two servers behind it, or more.
@@ -269,7 +269,7 @@ func (s *site) nginx(program, with string) *exec.Cmd {
 		t.Fatalf("nginx -t: %v\n%s", err, out)
 	}
 	cmd := exec.Command(program, "-e", "stderr", "-p", s.dir, "-g", "daemon off;", "-c", file)
-	needs.EndWithTests(cmd, syscall.SIGTERM) // or its workers stay
+	testenv.EndWithTests(cmd, syscall.SIGTERM) // or its workers stay
 	return cmd
 }
 
@@ -332,7 +332,7 @@ func TestBalancerFiles(t *testing.T) {
 		{"nginx", "ports", trusted, false},
 	} {
 		t.Run(strings.TrimSpace(row.program+" "+row.with), func(t *testing.T) {
-			program := needs.Program(t, row.program)
+			program := testenv.Program(t, row.program)
 			s := newSite(t, append(row.env, "CARILLON_DEMO=true")...)
 			v := &visitor{s: s, scheme: "", port: row.port, preface: row.program == "nginx" && row.with == "PROXY"}
 			if row.with == "TLS" {

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 
 	"github.com/gorilla/websocket"
 )
@@ -142,7 +142,7 @@ func drain(conn *websocket.Conn) (code int) {
 // nobody is an address where nothing listens.
 func nobody(t *testing.T) string {
 	t.Helper()
-	return needs.Address(t)
+	return testenv.Address(t)
 }
 
 func TestWebSocketURL(t *testing.T) {

@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 // clockEnv is by how many seconds the clock is ahead of a program that buildWithClock has built.
@@ -23,14 +23,14 @@ const clockEnv = "TEST_CLOCK_AHEAD"
 // buildWithClock builds the program with another time.Now: no kernel has a system clock for each process.
 func buildWithClock(t *testing.T) string {
 	t.Helper()
-	root, err := exec.Command(needs.Program(t, "go"), "env", "GOROOT").Output()
+	root, err := exec.Command(testenv.Program(t, "go"), "env", "GOROOT").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir, source := t.TempDir(), filepath.Join(strings.TrimSpace(string(root)), "src", "time")
 	text, err := os.ReadFile(filepath.Join(source, "time.go"))
 	if err != nil {
-		needs.Missing(t, "the sources of the Go distribution", err)
+		testenv.Missing(t, "the sources of the Go distribution", err)
 	}
 	const before, after = "sec, nsec, mono := runtimeNow()\n\tif mono == 0 {", "sec, nsec, mono := runtimeNow()\n\tsec += ahead\n\tif mono == 0 {"
 	if strings.Count(string(text), before) != 1 {
@@ -92,7 +92,7 @@ func TestClocksOfNodesDiffer(t *testing.T) {
 		t.Skip("it takes a minute")
 	}
 	// Whoever builds needs all of the machine, and so not while other tests' nodes elect leaders.
-	balancer, path := needs.Program(t, "haproxy"), buildWithClock(t)
+	balancer, path := testenv.Program(t, "haproxy"), buildWithClock(t)
 	t.Parallel() // most of it is waiting
 	s := clusterSite(t, agingConfig, path, []string{clockEnv + "=0"}, []string{clockEnv + "=6"}, []string{clockEnv + "=-6"})
 	s.run(s.haproxy(balancer, ""))

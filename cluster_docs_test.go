@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
 )
@@ -98,7 +98,7 @@ func follow(t *testing.T, dir, tools, name string) (output string, err error) {
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Minute
 	if err = cmd.Start(); err == nil {
-		needs.EndGroup(t, cmd)
+		testenv.EndGroup(t, cmd)
 		err = cmd.Wait()
 	}
 	t.Cleanup(func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }) // what is still stopping would hold the directory

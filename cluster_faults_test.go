@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 // natsServer is a place for a NATS server with JetStream, at the same addresses with the same store.
@@ -81,7 +81,7 @@ func (n *natsServer) kill() {
 // natsSite is three nodes behind HAProxy that are joined by NATS servers, and these.
 func natsSite(t *testing.T, number int, more string) (*site, []*natsServer) {
 	t.Helper()
-	balancer := needs.Program(t, "haproxy")
+	balancer := testenv.Program(t, "haproxy")
 	servers := natsServers(t, number, more)
 	var urls []string
 	for _, n := range servers {
@@ -154,7 +154,7 @@ func TestNodesAreKilledAtRandom(t *testing.T) {
 		rounds = 6
 	}
 	s := clusterSite(t, teamConfig, "")
-	s.run(s.haproxy(needs.Program(t, "haproxy"), ""))
+	s.run(s.haproxy(testenv.Program(t, "haproxy"), ""))
 	c := s.crowd(60, 2*time.Second)
 	for round := range rounds {
 		time.Sleep(rand.N(time.Second))

@@ -13,7 +13,7 @@ import (
 	"syscall"
 	"testing"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 // networkEnv is set in a process of these tests that has a network of its own.
@@ -28,7 +28,7 @@ func inNetwork(t *testing.T) bool {
 		return true
 	}
 	for _, program := range []string{"ip", "bridge", "nsenter", "haproxy"} {
-		needs.Program(t, program)
+		testenv.Program(t, program)
 	}
 	path, err := binary()
 	if err != nil {
@@ -39,7 +39,7 @@ func inNetwork(t *testing.T) bool {
 		t.Fatal(err)
 	}
 	pattern := "^" + strings.ReplaceAll(regexp.QuoteMeta(t.Name()), "/", "$/^") + "$"
-	cmd := needs.Command(self, "-test.run="+pattern, "-test.v", "-test.timeout=20m")
+	cmd := testenv.Command(self, "-test.run="+pattern, "-test.v", "-test.timeout=20m")
 	cmd.Env = append(os.Environ(), networkEnv+"=1", binaryEnv+"="+path)
 	cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWNET
 	if uid, gid := os.Getuid(), os.Getgid(); uid != 0 {
@@ -49,7 +49,7 @@ func inNetwork(t *testing.T) bool {
 	}
 	out, err := cmd.CombinedOutput()
 	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EUSERS) {
-		needs.Missing(t, "a network of its own (root, or namespaces for users)", err)
+		testenv.Missing(t, "a network of its own (root, or namespaces for users)", err)
 	}
 	t.Logf("in a network of its own:\n%s", out)
 	if err != nil {
@@ -104,7 +104,7 @@ func newNetwork(t *testing.T, machines int) *network {
 // do runs a command that must succeed.
 func (n *network) do(program string, args ...string) {
 	n.t.Helper()
-	if out, err := exec.Command(needs.Program(n.t, program), args...).CombinedOutput(); err != nil {
+	if out, err := exec.Command(testenv.Program(n.t, program), args...).CombinedOutput(); err != nil {
 		n.t.Fatalf("%s %s: %v\n%s", program, strings.Join(args, " "), err, out)
 	}
 }
@@ -113,7 +113,7 @@ func (n *network) add() {
 	t := n.t
 	t.Helper()
 	i := len(n.machines)
-	holder := needs.Command("cat")
+	holder := testenv.Command("cat")
 	holder.SysProcAttr.Cloneflags = syscall.CLONE_NEWNET
 	r, w := io.Pipe()
 	holder.Stdin = r
@@ -140,7 +140,7 @@ func (m *machine) port(bridge string) string { return fmt.Sprint(bridge, m.numbe
 
 // enter is what runs a command on the machine.
 func (m *machine) enter() []string {
-	return []string{needs.Program(m.n.t, "nsenter"), "-t", fmt.Sprint(m.pid), "-n", "--"}
+	return []string{testenv.Program(m.n.t, "nsenter"), "-t", fmt.Sprint(m.pid), "-n", "--"}
 }
 
 func (m *machine) do(args ...string) {

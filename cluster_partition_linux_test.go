@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 // cutOffFor is how long a node is cut off: long enough for everything that has a time-out to notice.
@@ -42,7 +42,7 @@ func TestANodeThatIsCutOffForAMinute(t *testing.T) {
 		}
 		n := newNetwork(t, 3)
 		s := n.embedded(teamConfig)
-		s.run(s.haproxy(needs.Program(t, "haproxy"), ""))
+		s.run(s.haproxy(testenv.Program(t, "haproxy"), ""))
 		c := s.crowd(60, 0)
 		c.press.goesOn()
 		n.machines[2].cut(true, "front", "back")
@@ -69,7 +69,7 @@ func TestANodeThatIsCutOffForAMinute(t *testing.T) {
 func (n *network) cutOff(s *site, embedded bool) {
 	t := n.t
 	t.Helper()
-	s.run(s.haproxy(needs.Program(t, "haproxy"), ""))
+	s.run(s.haproxy(testenv.Program(t, "haproxy"), ""))
 	c := s.crowd(60, 0)
 	lonely := s.servers[2]
 	news := s.news(0, 2, 1, 0)

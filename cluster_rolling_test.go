@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 const (
@@ -50,7 +50,7 @@ func TestClusterRollingRestart(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel() // most of it is waiting
-			program := needs.Program(t, "haproxy")
+			program := testenv.Program(t, "haproxy")
 			s := clusterSite(t, teamConfig, "")
 			s.rotate(s.haproxy(program, ""), row.ends)
 		})

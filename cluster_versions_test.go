@@ -7,7 +7,7 @@ import (
 	"syscall"
 	"testing"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 // olderRevision is one whose nodes those of this one have to get along with, for as long as a rolling update takes:
@@ -47,7 +47,7 @@ func TestNodesOfTwoVersionsAreOneCluster(t *testing.T) {
 		t.Skip("it takes a minute")
 	}
 	// Whoever builds needs all of the machine, and so not while other tests' nodes elect leaders.
-	balancer, older := needs.Program(t, "haproxy"), buildRevision(t, olderRevision)
+	balancer, older := testenv.Program(t, "haproxy"), buildRevision(t, olderRevision)
 	t.Parallel() // most of it is waiting
 	s := clusterSite(t, teamConfig, older)
 	s.run(s.haproxy(balancer, ""))

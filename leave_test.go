@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 // A client that leaves a stream of events through a balancer is gone for the server, too, before the server has sent
@@ -16,7 +16,7 @@ func TestALeavingClientOfABalancerLeavesTheServer(t *testing.T) {
 	for _, balancer := range []string{"haproxy", "nginx"} {
 		t.Run(balancer, func(t *testing.T) {
 			t.Parallel()
-			program := needs.Program(t, balancer)
+			program := testenv.Program(t, balancer)
 			s := newSite(t, "CARILLON_TRUSTED_PROXIES=[127.0.0.1]", "CARILLON_PING_INTERVAL=off")
 			if balancer == "haproxy" {
 				s.run(s.haproxy(program, ""))

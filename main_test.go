@@ -20,7 +20,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 
 	"github.com/gorilla/websocket"
 )
@@ -90,7 +90,7 @@ func start(t *testing.T, env []string, args ...string) *program {
 func startCommand(t *testing.T, env []string, cmd *exec.Cmd) *program {
 	t.Helper()
 	p := &program{t: t, cmd: cmd, stdout: make(chan string, 100), done: make(chan struct{})}
-	needs.EndWithTests(cmd, syscall.SIGKILL)
+	testenv.EndWithTests(cmd, syscall.SIGKILL)
 	cmd.Dir = t.TempDir()
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "CARILLON_LISTEN=127.0.0.1:0", "CARILLON_INTERNAL_LISTEN=127.0.0.1:0"}, env...)
 	if cmd.Stderr == nil {

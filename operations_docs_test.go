@@ -8,13 +8,13 @@ import (
 	"strings"
 	"testing"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 // The commands in docs/operations.md, each after the one before, do what they are for.
 func TestOperationsCommands(t *testing.T) {
-	needs.Program(t, "curl")
-	sysctl := needs.Program(t, "sysctl")
+	testenv.Program(t, "curl")
+	sysctl := testenv.Program(t, "sysctl")
 	path, err := binary()
 	if err != nil {
 		t.Fatal(err)

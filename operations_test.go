@@ -9,7 +9,7 @@ import (
 	"syscall"
 	"testing"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 // ask sends a request to a running program and returns the body of the answer, which must be 200.
@@ -100,7 +100,7 @@ func TestNoProfilesInPublic(t *testing.T) {
 
 // The port for HAProxy is where the configuration says.
 func TestTheAgentAnswers(t *testing.T) {
-	address := needs.Address(t)
+	address := testenv.Address(t)
 	p := start(t, []string{"CARILLON_AGENT_LISTEN=" + address})
 	p.until("Agent checks for HAProxy: " + address)
 	p.until("Stop with")

@@ -17,7 +17,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 // interfaceServer stands for the internal HTTP interface. It remembers requests, and takes every message
@@ -367,7 +367,7 @@ func TestABatchThatFailsSaysWhichLines(t *testing.T) {
 	seat{in: strings.NewReader("one\ntwo\n")}.begin(t, "publish", "a", "--lines", "--api", s.URL).end(1, "",
 		"carillon: publish lines 1 to 2: the server answered 0 results for 2 messages\n")
 	s.Close()
-	nowhere := "http://" + needs.Address(t)
+	nowhere := "http://" + testenv.Address(t)
 	seat{in: strings.NewReader("\xff\ntwo\n")}.begin(t, "publish", "a", "--lines", "--api", nowhere).end(1, "",
 		"carillon: line 1: the message is not UTF-8, as text has to be: --binary publishes any bytes\n"+
 			"carillon: publish lines 1 to 2: reach "+nowhere+": connection refused\n")

@@ -25,7 +25,7 @@ import (
 
 	"github.com/gorilla/websocket"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 const (
@@ -49,13 +49,13 @@ func rollingClients() int {
 func TestRollingRestart(t *testing.T) {
 	t.Run("haproxy", func(t *testing.T) {
 		t.Parallel() // most of it is waiting
-		program := needs.Program(t, "haproxy")
+		program := testenv.Program(t, "haproxy")
 		s := rollingSite(t)
 		s.roll(s.haproxy(program, ""), rollingClients(), func(i int) bool { return strings.HasPrefix(s.status(i), "UP") })
 	})
 	t.Run("nginx", func(t *testing.T) {
 		t.Parallel()
-		program := needs.Program(t, "nginx")
+		program := testenv.Program(t, "nginx")
 		s := rollingSite(t)
 		// It asks nobody for health, so a server is known to be back when it was sent a request.
 		s.roll(s.nginx(program, ""), 500, func(i int) bool {

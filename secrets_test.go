@@ -4,7 +4,7 @@ import (
 	"context"
 	"fmt"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 
 	"strings"
 	"testing"
@@ -91,7 +91,7 @@ func TestSecretsAreNotInErrors(t *testing.T) {
 
 // What the clients say of a URL has neither its password nor its token, and still says which topic it was.
 func TestClientsDoNotRepeatSecrets(t *testing.T) {
-	closed := needs.Address(t)
+	closed := testenv.Address(t)
 	secret := strings.Replace(hidden("ws", closed), "?", "?topic=prices&", 1)
 	bin, err := binary()
 	if err != nil {
@@ -121,7 +121,7 @@ func runFor(t *testing.T, bin string, args ...string) (code int, output string) 
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
-	cmd := needs.CommandContext(ctx, bin, args...)
+	cmd := testenv.CommandContext(ctx, bin, args...)
 	out, _ := cmd.CombinedOutput()
 	return cmd.ProcessState.ExitCode(), string(out)
 }

@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 
 	"github.com/gorilla/websocket"
 )
@@ -57,7 +57,7 @@ func TestDrainsAlthoughNobodyReadsItsOutput(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := needs.Command(path)
+	cmd := testenv.Command(path)
 	cmd.Env, cmd.Stdout, cmd.Stderr = []string{"CARILLON_LISTEN=127.0.0.1:0", "CARILLON_INTERNAL_LISTEN=off"}, w, w
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

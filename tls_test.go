@@ -18,7 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 // certificate makes one for 127.0.0.1 and localhost that is its own authority, and its key.
@@ -96,7 +96,7 @@ func TestProgramOverTLS(t *testing.T) {
 		}
 	}
 
-	curl := needs.Program(t, "curl")
+	curl := testenv.Program(t, "curl")
 	for _, version := range []string{"1.2", "1.3"} {
 		out, err := exec.Command(curl, "-sS", "--cacert", cert, "--tlsv"+version, "--tls-max", version, "--max-time", "20",
 			"-w", "%{http_version} %{http_code}", page+"healthz").CombinedOutput()

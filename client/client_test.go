@@ -19,7 +19,7 @@ import (
 
 	"carillon/client"
 	"carillon/codec"
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 	"carillon/server"
 )
 
@@ -28,11 +28,11 @@ const patience = 2 * time.Minute
 // TestNode runs what carillon.test.mjs expects of the client against a real server, behind a line that it
 // can break.
 func TestNode(t *testing.T) {
-	node, ws := needs.NodeWS(t)
+	node, ws := testenv.NodeWS(t)
 	b := startBench(t)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	cmd := needs.CommandContext(ctx, node, "--test", "--test-reporter=spec", "carillon.test.mjs")
+	cmd := testenv.CommandContext(ctx, node, "--test", "--test-reporter=spec", "carillon.test.mjs")
 	cmd.Env = append(os.Environ(), "CARILLON_URL=ws://"+b.line.addr()+"/ws", "CARILLON_CONTROL="+b.control.URL, "CARILLON_WS="+filepath.Join(ws, "wrapper.mjs"))
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -43,7 +43,7 @@ func TestNode(t *testing.T) {
 
 // TestEventsInABrowser runs events.test.js in Chromium, whose EventSource is the real one.
 func TestEventsInABrowser(t *testing.T) {
-	chromium := needs.Program(t, "chromium")
+	chromium := testenv.Program(t, "chromium")
 	dir, err := os.MkdirTemp("", "carillon-browser-")
 	if err != nil {
 		t.Fatal(err)
@@ -60,7 +60,7 @@ func TestEventsInABrowser(t *testing.T) {
 	b := startBench(t)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	cmd := needs.CommandContext(ctx, chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+	cmd := testenv.CommandContext(ctx, chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
 		"--disable-background-networking", "--disable-component-update", "--disable-sync",
 		"--user-data-dir="+dir, "--remote-debugging-port=0", b.control.URL+"/page?server="+b.line.addr())
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // so that its helpers end too

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 	"carillon/server"
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
@@ -266,7 +266,7 @@ func TestAMessageThatIsTooLargeForNATSIsRefused(t *testing.T) {
 }
 
 func TestAStartWithoutNATSEndsWithAReason(t *testing.T) {
-	_, err := tryJoin(t, Options{NATS: NATS{URL: "nats://" + needs.Address(t)}, StartTimeout: 500 * time.Millisecond})
+	_, err := tryJoin(t, Options{NATS: NATS{URL: "nats://" + testenv.Address(t)}, StartTimeout: 500 * time.Millisecond})
 	if err == nil || !strings.Contains(err.Error(), "start_timeout") || !strings.Contains(err.Error(), "connect to NATS") {
 		t.Errorf("the error is %v", err)
 	}

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 	"carillon/server"
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
@@ -74,7 +74,7 @@ func newLog(t *testing.T) (*slog.Logger, *testLog) {
 func natsAt(t *testing.T, port int, store string) *natsserver.Server {
 	t.Helper()
 	if port < 0 {
-		port, _ = strconv.Atoi(needs.Port(t, "127.0.0.1"))
+		port, _ = strconv.Atoi(testenv.Port(t, "127.0.0.1"))
 	}
 	s, err := natsserver.NewServer(&natsserver.Options{Host: "127.0.0.1", Port: port, NoSigs: true, NoLog: true, JetStream: store != "", StoreDir: store})
 	if err != nil {
@@ -92,7 +92,7 @@ func natsAt(t *testing.T, port int, store string) *natsserver.Server {
 func freeAddresses(t *testing.T, number int) (list []string) {
 	t.Helper()
 	for range number {
-		list = append(list, needs.Address(t))
+		list = append(list, testenv.Address(t))
 	}
 	return list
 }

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 	"carillon/server"
 )
 
@@ -53,7 +53,7 @@ func (x *packagedTrio) start(which ...int) {
 	x.t.Helper()
 	for _, i := range which {
 		_, port, _ := net.SplitHostPort(x.clients[i])
-		cmd := needs.Command(x.path, "-a", "127.0.0.1", "-p", port, "-n", fmt.Sprint("server", i), "-js", "-sd", x.file(i, "store"),
+		cmd := testenv.Command(x.path, "-a", "127.0.0.1", "-p", port, "-n", fmt.Sprint("server", i), "-js", "-sd", x.file(i, "store"),
 			"--cluster_name", "packaged", "--cluster", "nats://"+x.routes[i], "--routes", "nats://"+strings.Join(x.routes[:], ",nats://"))
 		out, err := os.OpenFile(x.file(i, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 		if err != nil {
@@ -179,7 +179,7 @@ func (x *packagedCluster) say(text string) {
 // back: passing messages and broadcasts go on, and what is kept is there once, and is read on at any node.
 func TestThreePackagedNATSServersAreACluster(t *testing.T) {
 	t.Parallel()
-	path := needs.Program(t, "nats-server")
+	path := testenv.Program(t, "nats-server")
 	x := &packagedCluster{packagedTrio: newPackagedTrio(t, path), history: !isOlder(packagedVersion(t, path), leastVersion)}
 	x.start(0, 1, 2)
 	var rules []server.TopicRule

@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 	"carillon/server"
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
@@ -54,7 +54,7 @@ func TestSecretsOfTheClusterAreNotShown(t *testing.T) {
 	}
 	t.Run("nothing is there", func(t *testing.T) {
 		t.Parallel()
-		address := needs.Address(t)
+		address := testenv.Address(t)
 		_, log, err := begin(t, Options{NATS: NATS{URL: "nats://me:" + sesame + "@" + address + "?token=" + sesame + ",nats://" + sesame + "@" + address}})
 		if err == nil || !strings.Contains(err.Error(), "connect to NATS") || !log.has("waiting for NATS") {
 			t.Error(err)

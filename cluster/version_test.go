@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 	"carillon/server"
 )
 
@@ -85,7 +85,7 @@ func TestANATSServerThatIsTooOldEndsTheStart(t *testing.T) {
 func runPackaged(t *testing.T, path string) (url string) {
 	t.Helper()
 	dir := t.TempDir()
-	cmd := needs.Command(path, "-a", "127.0.0.1", "-p", "-1", "-js", "-sd", filepath.Join(dir, "store"), "--ports_file_dir", dir)
+	cmd := testenv.Command(path, "-a", "127.0.0.1", "-p", "-1", "-js", "-sd", filepath.Join(dir, "store"), "--ports_file_dir", dir)
 	out, err := os.Create(filepath.Join(dir, "log"))
 	if err != nil {
 		t.Fatal(err)
@@ -140,7 +140,7 @@ func packagedVersion(t *testing.T, path string) string {
 // 2.10, which knows no requests for many messages.
 func TestThePackagedNATSServer(t *testing.T) {
 	t.Parallel()
-	path := needs.Program(t, "nats-server")
+	path := testenv.Program(t, "nats-server")
 	number := packagedVersion(t, path)
 	o := Options{NATS: NATS{URL: runPackaged(t, path)}}
 

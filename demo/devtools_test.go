@@ -14,7 +14,7 @@ import (
 
 	"github.com/gorilla/websocket"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 // browser is a headless Chromium that is told what to do over its DevTools protocol, so that one test can
@@ -45,7 +45,7 @@ type page struct {
 
 func startBrowser(t testing.TB) *browser {
 	t.Helper()
-	path := needs.Program(t, "chromium")
+	path := testenv.Program(t, "chromium")
 	dir, err := os.MkdirTemp("", "carillon-browser-")
 	if err != nil {
 		t.Fatal(err)
@@ -54,7 +54,7 @@ func startBrowser(t testing.TB) *browser {
 		eventually(t, "the browser's files are gone", func() bool { return os.RemoveAll(dir) == nil })
 	})
 	ctx, cancel := context.WithCancel(context.Background())
-	cmd := needs.CommandContext(ctx, path, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+	cmd := testenv.CommandContext(ctx, path, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
 		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
 		"--user-data-dir="+dir, "--remote-debugging-port=0", "about:blank")
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // so that its helpers end too

@@ -15,19 +15,19 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 // browser runs a headless Chromium on a page and returns what it wrote to either output.
 func browser(t *testing.T, page string, args ...string) (stdout, stderr string) {
 	t.Helper()
-	path := needs.Program(t, "chromium")
+	path := testenv.Program(t, "chromium")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	args = append([]string{"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
 		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
 		"--enable-logging=stderr", "--user-data-dir=" + t.TempDir()}, args...)
-	cmd := needs.CommandContext(ctx, path, append(args, "file://"+page)...)
+	cmd := testenv.CommandContext(ctx, path, append(args, "file://"+page)...)
 	cmd.WaitDelay = 5 * time.Second
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs

@@ -20,7 +20,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 
 	"golang.org/x/sys/unix"
 )
@@ -66,7 +66,7 @@ endpoints:
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	cmd := needs.CommandContext(ctx, program, "--config", config)
+	cmd := testenv.CommandContext(ctx, program, "--config", config)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err == nil {
@@ -332,7 +332,7 @@ func TestProcessesThatShareAnAddress(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	other := needs.Command("sleep", "60")
+	other := testenv.Command("sleep", "60")
 	other.ExtraFiles = []*os.File{file}
 	if err := other.Start(); err != nil {
 		t.Fatal(err)

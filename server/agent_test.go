@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 // withAgent is a server for a number of connections, with a port for agent checks.
@@ -194,7 +194,7 @@ func TestAgentOptions(t *testing.T) {
 
 // A real HAProxy does what the agent says: it takes the weight, stops sending, and comes back.
 func TestHAProxyAgent(t *testing.T) {
-	program := needs.Program(t, "haproxy")
+	program := testenv.Program(t, "haproxy")
 	s := withAgent(t, 4)
 	dir := t.TempDir()
 	socket := filepath.Join(dir, "stats")
@@ -216,7 +216,7 @@ listen front
 		t.Fatal(err)
 	}
 	output := &logBuffer{}
-	cmd := needs.Command(program, "-db", "-f", file)
+	cmd := testenv.Command(program, "-db", "-f", file)
 	cmd.Stdout, cmd.Stderr = output, output
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 // publishers are HTTP clients in another process. They send one request again and again, each on a
@@ -32,7 +32,7 @@ type publishersOrder struct {
 func startPublishers(b *testing.B, order publishersOrder) (run func(requests int) (p50, p99 time.Duration)) {
 	b.Helper()
 	text, _ := json.Marshal(order)
-	cmd := needs.Command(os.Args[0])
+	cmd := testenv.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childEnv+"=publishers", publishersEnv+"="+string(text))
 	cmd.Stderr = os.Stderr
 	stdin, _ := cmd.StdinPipe()

@@ -42,7 +42,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 
 	"github.com/golang-jwt/jwt/v5"
 	"golang.org/x/sys/unix"
@@ -192,7 +192,7 @@ type attackChild struct {
 
 func startChild(b *testing.B, name string, order attackOrder) *attackChild {
 	text, _ := json.Marshal(order)
-	c := &attackChild{b: b, cmd: needs.Command(os.Args[0])}
+	c := &attackChild{b: b, cmd: testenv.Command(os.Args[0])}
 	c.cmd.Env = append(os.Environ(), childEnv+"="+name, attackEnv+"="+string(text))
 	c.cmd.Stderr = os.Stderr
 	c.stdin, _ = c.cmd.StdinPipe()

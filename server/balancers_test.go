@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 // The balancers of this file were written by others.
@@ -20,14 +20,14 @@ import (
 // freeAddress is one that nobody listens on, for a program that cannot be told to choose.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	return needs.Address(t)
+	return testenv.Address(t)
 }
 
 // runBalancer runs a program that listens on an address until the test ends.
 func runBalancer(t *testing.T, address string, command ...string) {
 	t.Helper()
 	log := &logBuffer{}
-	program := needs.Command(command[0], command[1:]...)
+	program := testenv.Command(command[0], command[1:]...)
 	program.Stdout, program.Stderr = log, log
 	if err := program.Start(); err != nil {
 		t.Fatal(err)
@@ -95,7 +95,7 @@ func asks(t *testing.T, balancer, source string, port bool) {
 // Clients from several addresses come through a real balancer, in each way that it has to tell who they are.
 func TestHAProxy(t *testing.T) {
 	t.Parallel()
-	haproxy := needs.Program(t, "haproxy")
+	haproxy := testenv.Program(t, "haproxy")
 	proxy := ProxyProtocol{Mode: ProxyRequired, From: []string{"127.0.0.1"}}
 	for _, test := range []struct {
 		sentence, mode, server, option string
@@ -144,7 +144,7 @@ listen balancer
 }
 
 func TestNginx(t *testing.T) {
-	nginx := needs.Program(t, "nginx")
+	nginx := testenv.Program(t, "nginx")
 	t.Run("over TCP", func(t *testing.T) {
 		s := start(t, Options{Endpoints: []Endpoint{whoAmI()}, HTTP: http.HandlerFunc(mirror), TrustedProxies: []string{"127.0.0.1"}})
 		throughNginx(t, nginx, s.Addr().String())

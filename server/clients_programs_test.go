@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"carillon/codec"
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 // The clients of this file were written by others too, and are programs of their own. The scripts are below .ci.
@@ -51,7 +51,7 @@ func runProgram(t *testing.T, env []string, command ...string) {
 
 // The JDK's WebSocket sends Content-Length: 0, and its HTTP client Upgrade: h2c.
 func TestJDK(t *testing.T) {
-	java, _ := needs.Program(t, "java"), needs.Program(t, "javac") // which java needs for a file of source
+	java, _ := testenv.Program(t, "java"), testenv.Program(t, "javac") // which java needs for a file of source
 	s := forPrograms(t, asTheyAre)
 	runProgram(t, nil, java, filepath.Join("..", ".ci", "jdk", "Check.java"), s.Addr().String())
 }
@@ -61,7 +61,7 @@ func TestPythonClients(t *testing.T) {
 	a := newAuthority(t)
 	for module, script := range map[string]string{"websocket": "check_websocket_client.py", "ws4py.client": "check_ws4py.py"} {
 		t.Run(module, func(t *testing.T) {
-			python := needs.Python(t, module)
+			python := testenv.Python(t, module)
 			for _, change := range []func(Options) Options{asTheyAre, a.overTLS} {
 				s := forPrograms(t, change)
 				runProgram(t, []string{"CA_FILE=" + a.file()}, python, filepath.Join("..", ".ci", "python", script), strings.TrimSuffix(s.URL("/"), "/"))
@@ -136,7 +136,7 @@ func (p *program) wants(want string) {
 // readsEvents has the npm package eventsource read the topic log from an address, and come back when its stream ends.
 func readsEvents(t *testing.T, s *Server, address string) {
 	t.Helper()
-	node := needs.Node(t, "eventsource")
+	node := testenv.Node(t, "eventsource")
 	info, _ := s.Topic("log")
 	p := startProgram(t, node, filepath.Join("..", ".ci", "npm", "events.mjs"), "http://"+address+"/ws?topic=log&last=3")
 	message := func(i int) string { return fmt.Sprintf("message %s:%d %s", info.Epoch, i+1, words(i)) }
@@ -159,7 +159,7 @@ func readsEvents(t *testing.T, s *Server, address string) {
 
 // A stock nginx, unless it is of 2026, speaks HTTP/1.0 with the servers behind it.
 func TestEventSourceBehindNginx(t *testing.T) {
-	nginx := needs.Program(t, "nginx")
+	nginx := testenv.Program(t, "nginx")
 	s := forPrograms(t, func(o Options) Options { o.HTTP = http.HandlerFunc(mirror); return o })
 	balancer, dir := freeAddress(t), t.TempDir()
 	runBalancer(t, balancer, nginx, "-e", "stderr", "-p", dir, "-c", writeFile(t, "nginx.conf", fmt.Sprintf(`
@@ -195,7 +195,7 @@ func mustRequest(t *testing.T, url string) *http.Request {
 
 // A proxy that compresses would hold back events until it has enough of them.
 func TestCompressingProxy(t *testing.T) {
-	node := needs.Node(t, "express", "compression", "http-proxy-middleware")
+	node := testenv.Node(t, "express", "compression", "http-proxy-middleware")
 	s := forPrograms(t, asTheyAre)
 	proxy := startProgram(t, node, filepath.Join("..", ".ci", "npm", "proxy.mjs"), "http://"+s.Addr().String())
 	address := proxy.line()

@@ -17,7 +17,7 @@ import (
 	gorilla "github.com/gorilla/websocket"
 
 	"carillon/codec"
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 // The clients of this file were written by others.
@@ -331,7 +331,7 @@ func (p *coderPeer) closedBy(err error) (int, string) {
 // TestNpmWS runs what Node's most used client library has to say about the server: see .ci/npm.
 func TestNpmWS(t *testing.T) {
 	t.Parallel()
-	node, _ := needs.NodeWS(t)
+	node, _ := testenv.NodeWS(t)
 	script := filepath.Join("..", ".ci", "npm", "check.mjs")
 	a, plain := newAuthority(t), Options{Endpoints: compressing()}
 	for _, opts := range []Options{plain, a.overTLS(plain)} {
@@ -339,7 +339,7 @@ func TestNpmWS(t *testing.T) {
 		url := strings.TrimSuffix(s.URL("/"), "/")
 		ctx, cancel := context.WithTimeout(context.Background(), 6*patience)
 		defer cancel()
-		cmd := needs.CommandContext(ctx, node, script, url)
+		cmd := testenv.CommandContext(ctx, node, script, url)
 		cmd.Env = append(os.Environ(), "NODE_EXTRA_CA_CERTS="+a.file())
 		out, err := cmd.CombinedOutput()
 		if err != nil {

@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 
 	"golang.org/x/sys/unix"
 )
@@ -118,7 +118,7 @@ func (c *client) comesIn() bool {
 // accept that fails would be the end of gnet's engine. The citizen is served throughout; strangers are
 // told at once; when the files are closed they may come in.
 func TestDescriptorExhaustion(t *testing.T) {
-	cmd := needs.Command(os.Args[0])
+	cmd := testenv.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childEnv+"=files of its own")
 	var log logBuffer
 	cmd.Stderr = &log

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 
 	"golang.org/x/sys/unix"
 )
@@ -74,7 +74,7 @@ func dribble5000() {
 // startDribblers has them begin in a process of their own, and returns what ends them.
 func startDribblers(b *testing.B, s *Server, n, rate int) (end func()) {
 	b.Helper()
-	cmd := needs.Command(os.Args[0])
+	cmd := testenv.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childEnv+"=dribblers", dribblerEnv+"="+fmt.Sprint(s.Addr(), " ", n, " ", rate))
 	cmd.Stderr = os.Stderr
 	stdin, _ := cmd.StdinPipe()

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"carillon/codec"
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 func wantFull(t *testing.T, c *client) {
@@ -158,7 +158,7 @@ func serveWithFewDescriptors() {
 // An accept that finds no descriptor would be the end of the engine, so a server that may open only
 // 300 must never run out of them. Thousands knock; alice's echo works throughout.
 func TestDescriptorLimitStorm(t *testing.T) {
-	cmd := needs.Command(os.Args[0])
+	cmd := testenv.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childEnv+"=few descriptors")
 	cmd.Stderr = os.Stderr
 	stdin, _ := cmd.StdinPipe()

@@ -14,7 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 // ourMetrics are all metrics of a server by their names, each with its type and labels as docs/metrics.md
@@ -173,7 +173,7 @@ func TestDashboardAndAlerts(t *testing.T) {
 // /metrics says.
 func TestPromtool(t *testing.T) {
 	t.Parallel()
-	promtool := needs.Program(t, "promtool")
+	promtool := testenv.Program(t, "promtool")
 	check := func(in string, args ...string) {
 		t.Helper()
 		cmd := exec.Command(promtool, args...)

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 // pythonWindows has Python's websockets, whose zlib inflates with just the window that was negotiated, echo a text that
@@ -38,7 +38,7 @@ asyncio.run(main(sys.argv[1]))
 func TestPythonWindows(t *testing.T) {
 	python := "/usr/bin/python3" // which has Debian's packages
 	if err := exec.Command(python, "-c", "import websockets").Run(); err != nil {
-		needs.Missing(t, "Python's websockets, Debian's package python3-websockets", err)
+		testenv.Missing(t, "Python's websockets, Debian's package python3-websockets", err)
 	}
 	s := start(t, Options{Endpoints: compressing()})
 	ctx, cancel := context.WithTimeout(context.Background(), 6*patience)

@@ -12,7 +12,7 @@ import (
 
 	"github.com/gorilla/websocket"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 	"carillon/server"
 )
 
@@ -66,7 +66,7 @@ func TestReadmeProgram(t *testing.T) {
 			t.Fatalf("go %s: %v\n%s", args[0], err, out)
 		}
 	}
-	cmd := needs.CommandContext(t.Context(), program)
+	cmd := testenv.CommandContext(t.Context(), program)
 	output := &strings.Builder{}
 	cmd.Stdout, cmd.Stderr = output, output
 	if err := cmd.Start(); err != nil {
@@ -87,7 +87,7 @@ func TestReadmeProgram(t *testing.T) {
 
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	return needs.Address(t)
+	return testenv.Address(t)
 }
 
 func dialPatiently(t *testing.T, url string) *websocket.Conn {

@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 func init() { childMains["generation"] = runGeneration }
@@ -62,7 +62,7 @@ type generation struct {
 
 func startGeneration(t *testing.T, loops int, addresses ...string) *generation {
 	t.Helper()
-	cmd := needs.Command(os.Args[0])
+	cmd := testenv.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childEnv+"=generation", fmt.Sprintf("CARILLON_TEST_GENERATION=%d %s", loops, strings.Join(addresses, " ")))
 	cmd.Stderr = os.Stderr
 	stdin, _ := cmd.StdinPipe()
@@ -183,7 +183,7 @@ func TestTakeover(t *testing.T) {
 		}
 	}
 	for _, host := range []string{"", "127.0.0.1", "[::1]", "localhost"} {
-		heir := start(t, Options{Listen: host + ":" + needs.Port(t, "127.0.0.1"), Takeover: true, Endpoints: echoAndBroadcast()})
+		heir := start(t, Options{Listen: host + ":" + testenv.Port(t, "127.0.0.1"), Takeover: true, Endpoints: echoAndBroadcast()})
 		eventually(t, "each loop's socket is found", func() bool {
 			n, err := countListeners(heir.listeners[0].tcpAddr())
 			return err == nil && n == heir.opts().Loops

@@ -19,7 +19,7 @@ import (
 	"time"
 	"unsafe"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 
 	"golang.org/x/sys/unix"
 )
@@ -71,7 +71,7 @@ func startSwarm(t testing.TB, s *Server, order swarmOrder) *swarm {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &swarm{t: t, cmd: needs.Command(os.Args[0])}
+	w := &swarm{t: t, cmd: testenv.Command(os.Args[0])}
 	w.cmd.Env = append(os.Environ(), swarmEnv+"="+string(text))
 	w.cmd.Stderr = os.Stderr
 	w.stdin, _ = w.cmd.StdinPipe()

@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/needs"
+	"carillon/internal/testenv"
 )
 
 func init() { childMains["tls attackers"] = tlsAttackers }
@@ -75,7 +75,7 @@ func tlsAttackers() {
 // startTLSAttackers has them begin in a process of their own, which ends by itself.
 func startTLSAttackers(b *testing.B, address, attack string, n int, lasting time.Duration) {
 	b.Helper()
-	cmd := needs.Command(os.Args[0])
+	cmd := testenv.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childEnv+"=tls attackers", tlsAttackersEnv+"="+fmt.Sprint(address, " ", attack, " ", n, " ", int(lasting.Seconds())))
 	cmd.Stderr = os.Stderr
 	out, _ := cmd.StdoutPipe()

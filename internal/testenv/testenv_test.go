@@ -1,4 +1,4 @@
-package needs
+package testenv
 
 import (
 	"os/exec"
@@ -68,7 +68,7 @@ func TestOnlyTestsImportThis(t *testing.T) {
 		t.Fatalf("only %d packages were found:\n%s", n, out)
 	}
 	for line := range strings.Lines(string(out)) {
-		if strings.Contains(line, " carillon/internal/needs ") {
+		if strings.Contains(line, " carillon/internal/testenv ") {
 			t.Errorf("a package imports it: %.80s", line)
 		}
 	}

@@ -1,7 +1,7 @@
-// Package needs has what tests need of the machine: programs and what .ci's scripts install, ports at which nothing
+// Package testenv has what tests need of the machine: programs and what .ci's scripts install, ports at which nothing
 // listens, and processes that end with the tests. Without a program a test is skipped, except where the environment
 // variable CI is true: there everything has to be installed, and the test fails. Only tests import this package.
-package needs
+package testenv
 
 import (
 	"os"

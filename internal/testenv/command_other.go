@@ -1,6 +1,6 @@
 //go:build !linux
 
-package needs
+package testenv
 
 import (
 	"os/exec"
