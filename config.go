@@ -14,9 +14,9 @@ import (
 	"strings"
 	"time"
 
-	"carillon/cluster"
 	"carillon/internal/redact"
 	"carillon/server"
+	"carillon/server/cluster"
 
 	"github.com/goccy/go-yaml"
 )

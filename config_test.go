@@ -14,8 +14,8 @@ import (
 	"testing"
 	"time"
 
-	"carillon/cluster"
 	"carillon/server"
+	"carillon/server/cluster"
 
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"

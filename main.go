@@ -21,9 +21,9 @@ import (
 	"time"
 
 	"carillon/client"
-	"carillon/cluster"
 	"carillon/demo"
 	"carillon/server"
+	"carillon/server/cluster"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"

@@ -195,7 +195,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 		}
 		left[f.GetName()] = strings.ToLower(f.GetType().String()) + " | " + strings.Join(slices.Sorted(maps.Keys(labels)), ", ")
 	}
-	text, err := os.ReadFile("../docs/cluster.md")
+	text, err := os.ReadFile("../../docs/cluster.md")
 	if err != nil {
 		t.Fatal(err)
 	}
