@@ -21,7 +21,7 @@ import (
 	"time"
 
 	"carillon/client"
-	"carillon/demo"
+	"carillon/internal/demo"
 	"carillon/server"
 	"carillon/server/cluster"
 
