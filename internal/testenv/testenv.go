@@ -1,5 +1,5 @@
-// Package testenv has what tests need of the machine: programs and what .ci's scripts install, ports at which nothing
-// listens, and processes that end with the tests. Without a program a test is skipped, except where the environment
+// Package testenv has what tests of several packages need: programs and what .ci's scripts install, ports at which nothing
+// listens, processes that end with the tests, certificates, and outputs that are read while they are written. Without a program a test is skipped, except where the environment
 // variable CI is true: there everything has to be installed, and the test fails. Only tests import this package.
 package testenv
 
