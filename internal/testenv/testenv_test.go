@@ -1,10 +1,8 @@
 package testenv
 
 import (
-	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"sync"
 	"testing"
 )
@@ -55,21 +53,6 @@ func TestAModuleOfPythonThatIsMissing(t *testing.T) {
 		ended.Wait()
 		if v.failed != fails || v.skipped == fails {
 			t.Errorf("with CI=%s: failed %v, skipped %v", ci, v.failed, v.skipped)
-		}
-	}
-}
-
-func TestOnlyTestsImportThis(t *testing.T) {
-	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}}: {{join .Imports " "}} `, "carillon/...").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n := strings.Count(string(out), "\n"); n < 5 {
-		t.Fatalf("only %d packages were found:\n%s", n, out)
-	}
-	for line := range strings.Lines(string(out)) {
-		if strings.Contains(line, " carillon/internal/testenv ") {
-			t.Errorf("a package imports it: %.80s", line)
 		}
 	}
 }

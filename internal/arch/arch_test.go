@@ -1,0 +1,90 @@
+// Package arch tests that imports go the way that docs/architecture.md says.
+package arch
+
+import (
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const page = "docs/architecture.md, Layers"
+
+// arrows has each package with the packages of ours that it may import. Tests may import more.
+var arrows = map[string][]string{
+	"main":              {"internal/cli"},
+	"internal/cli":      {"client", "codec", "internal/demo", "internal/redact", "server", "server/cluster"},
+	"internal/demo":     {"client", "codec", "server"},
+	"server/cluster":    {"internal/patterns", "internal/redact", "internal/shrink", "server"},
+	"server":            {"codec", "internal/patterns", "internal/redact", "internal/shrink"},
+	"codec":             {},
+	"client":            {},
+	"loadtest":          {"internal/redact"},
+	"internal/patterns": {},
+	"internal/redact":   {},
+	"internal/shrink":   {},
+	"internal/arch":     {}, // this and the next two are for tests
+	"internal/e2e":      {},
+	"internal/testenv":  {},
+}
+
+// users has the libraries that only some packages may import.
+var users = map[string][]string{
+	"github.com/gobwas":     {"codec"},
+	"github.com/panjf2000":  {"server"},
+	"github.com/nats-io":    {"server/cluster"},
+	"github.com/prometheus": {"server", "server/cluster"},
+	"github.com/spf13":      {"internal/cli", "loadtest"},
+}
+
+func TestImports(t *testing.T) {
+	cmd := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, "./...")
+	cmd.Dir = "../.."
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(out)) {
+		imports := strings.Fields(line)
+		name := strings.TrimPrefix(imports[0], "carillon/")
+		if name == "carillon" {
+			name = "main"
+		}
+		allowed, known := arrows[name]
+		if !known {
+			t.Errorf("%s has no place yet: %s", name, page)
+		}
+		for _, path := range imports[1:] {
+			if ours, ok := strings.CutPrefix(path, "carillon/"); ok && !slices.Contains(allowed, ours) {
+				t.Errorf("%s must not import %s: %s", name, ours, page)
+			}
+			for library, may := range users {
+				if strings.HasPrefix(path, library+"/") && !slices.Contains(may, name) {
+					t.Errorf("%s must not import %s: only %s may: %s", name, path, strings.Join(may, " and "), page)
+				}
+			}
+		}
+		for _, ours := range allowed {
+			if !slices.Contains(imports, "carillon/"+ours) {
+				t.Errorf("%s does not import %s any more: take the arrow out of %s", name, ours, page)
+			}
+		}
+	}
+}
+
+// The document has the same two tables.
+func TestTheDocumentSaysTheSame(t *testing.T) {
+	text, err := os.ReadFile("../../docs/architecture.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, table := range []map[string][]string{arrows, users} {
+		for name, list := range table {
+			row := "| `" + name + "` | `" + strings.Join(list, "`, `") + "` |"
+			if row = strings.ReplaceAll(row, "``", "nothing"); !strings.Contains(string(text), row) {
+				t.Errorf("docs/architecture.md has no row %s", row)
+			}
+		}
+	}
+}
