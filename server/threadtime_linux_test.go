@@ -1,0 +1,32 @@
+package server
+
+import (
+	"runtime"
+	"testing"
+	"time"
+)
+
+// A turn during which the system runs something else is charged what it took itself.
+func TestWorkClockLeavesOutWhatOthersTook(t *testing.T) {
+	if _, _, known := threadTime(); !known {
+		t.Skip("the processor time of a thread is not known here")
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	clock := startWorkClock()
+	start := time.Now()
+	time.Sleep(20 * time.Millisecond)
+	if wall := time.Since(start); clock.took(wall) > wall/4 {
+		t.Errorf("sleep of %v is charged", wall)
+	}
+	start = time.Now()
+	before := cpuTime()
+	for cpuTime()-before < 20*time.Millisecond {
+	}
+	if got := clock.took(time.Since(start)); got < 5*time.Millisecond {
+		t.Errorf("%v of work are charged of %v", got, time.Since(start))
+	}
+	if got := clock.took(quantum / 2); got != quantum/2 {
+		t.Errorf("a short turn is charged %v", got)
+	}
+}
