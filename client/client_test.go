@@ -63,6 +63,7 @@ func TestEventsInABrowser(t *testing.T) {
 	cmd := testenv.CommandContext(ctx, chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
 		"--disable-background-networking", "--disable-component-update", "--disable-sync",
 		"--user-data-dir="+dir, "--remote-debugging-port=0", b.control.URL+"/page?server="+b.line.addr())
+	testenv.Home(cmd, dir)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // so that its helpers end too
 	cmd.WaitDelay = 5 * time.Second
 	var errs bytes.Buffer

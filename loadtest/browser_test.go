@@ -24,10 +24,12 @@ func browser(t *testing.T, page string, args ...string) (stdout, stderr string) 
 	path := testenv.Program(t, "chromium")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
+	dir := t.TempDir()
 	args = append([]string{"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
 		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-		"--enable-logging=stderr", "--user-data-dir=" + t.TempDir()}, args...)
+		"--enable-logging=stderr", "--user-data-dir=" + dir}, args...)
 	cmd := testenv.CommandContext(ctx, path, append(args, "file://"+page)...)
+	testenv.Home(cmd, dir)
 	cmd.WaitDelay = 5 * time.Second
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs

@@ -57,6 +57,7 @@ func startBrowser(t testing.TB) *browser {
 	cmd := testenv.CommandContext(ctx, path, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
 		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
 		"--user-data-dir="+dir, "--remote-debugging-port=0", "about:blank")
+	testenv.Home(cmd, dir)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // so that its helpers end too
 	cmd.WaitDelay = 5 * time.Second
 	if err := cmd.Start(); err != nil {

@@ -195,6 +195,17 @@ func read(t *testing.T, name string) string {
 	return string(text)
 }
 
+// mayChangeUser reports whether a program that is started here can become another user, as only root can: and in a user
+// namespace of an ordinary user's, where there is no other user, not even root.
+func mayChangeUser() bool {
+	if os.Getuid() != 0 {
+		return false
+	}
+	text, err := os.ReadFile("/proc/self/uid_map") // first user here, first user outside, how many
+	fields := strings.Fields(string(text))
+	return err != nil || len(fields) != 3 || fields[2] != "1"
+}
+
 // haproxy writes the configuration for a site and returns the command that runs it.
 func (s *site) haproxy(program, with string) *exec.Cmd {
 	t := s.t
@@ -221,7 +232,7 @@ func (s *site) haproxy(program, with string) *exec.Cmd {
 		pairs = append(pairs, "10.0.0.91", "127.0.0.91", "10.0.0.92", "127.0.0.92")
 	}
 	text = adapt(t, text, pairs...)
-	if os.Getuid() != 0 {
+	if !mayChangeUser() {
 		text = adapt(t, text, "\tuser haproxy\n", "", "\tgroup haproxy\n", "")
 	}
 	file := filepath.Join(s.dir, "haproxy.cfg")
@@ -258,7 +269,7 @@ func (s *site) nginx(program, with string) *exec.Cmd {
 		pairs = append(pairs, "10.0.0.91", "127.0.0.91", "10.0.0.92", "127.0.0.92")
 	}
 	text = adapt(t, text, pairs...)
-	if os.Getuid() != 0 {
+	if !mayChangeUser() {
 		text = adapt(t, text, "user www-data;\n", "")
 	}
 	file := filepath.Join(s.dir, "nginx.conf")

@@ -43,7 +43,7 @@ func TestOperationsCommands(t *testing.T) {
 		n++
 		cmd := exec.Command("sh", "-e", "-c", here.Replace(m[1]))
 		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "CARILLON_API="+internal, "PATH="+filepath.Dir(path)+":"+os.Getenv("PATH")+":"+filepath.Dir(sysctl))
+		cmd.Env = append(os.Environ(), "PPROF_TMPDIR="+dir, "CARILLON_API="+internal, "PATH="+filepath.Dir(path)+":"+os.Getenv("PATH")+":"+filepath.Dir(sysctl))
 		out, err := cmd.CombinedOutput()
 		if err != nil || len(out) == 0 || strings.Contains(string(out), `"type":"/problems/`) {
 			t.Errorf("%s: %v\n%s", m[1], err, out)

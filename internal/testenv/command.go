@@ -23,6 +23,11 @@ func CommandContext(ctx context.Context, name string, args ...string) *exec.Cmd 
 	return cmd
 }
 
+// Home has a command keep its settings and caches in a directory of the test instead of the user's home.
+func Home(cmd *exec.Cmd, dir string) {
+	cmd.Env = append(cmd.Environ(), "HOME="+dir, "XDG_CONFIG_HOME="+dir, "XDG_CACHE_HOME="+dir, "XDG_DATA_HOME="+dir)
+}
+
 // EndGroup kills the process group that a started command leads, when this process ends or the test does. It is for
 // a script with programs in the background, to which the signal of [EndWithTests] does not go.
 func EndGroup(t testing.TB, cmd *exec.Cmd) {
