@@ -148,9 +148,10 @@ func TestSheddingFreesMemory(t *testing.T) {
 		}
 	}
 	eventually(t, "memory is below the mark", func() bool { return !s.memory.over.Load() && s.Stats().Cuts[CutMemory] == 10 })
-	if used := memoryUsed(); used > mark {
-		t.Errorf("%v are used, the mark is %v", Size(used), Size(mark))
-	}
+	eventually(t, "it is so by the heap, too", func() bool { // what else is in this process may be garbage
+		runtime.GC()
+		return memoryUsed() <= mark
+	})
 	dial(t, s, "/echo")
 	alice.send("still here")
 	alice.want("still here")
