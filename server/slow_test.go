@@ -462,7 +462,7 @@ func TestFrozenPinger(t *testing.T) {
 func TestSlowEchoOfLargeMessages(t *testing.T) {
 	t.Parallel()
 	endpoints := []Endpoint{{Path: "/echo", Mode: ModeEcho, SlowConsumer: SlowConsumer{MaxQueue: 64 << 20}}}
-	s := start(t, Options{Endpoints: endpoints})
+	s := start(t, Options{Endpoints: endpoints, Ping: Ping{Interval: -1}}) // it may take longer than the first ping
 	c := dialFrozen(t, s, "/echo")
 	const messages = 12
 	large := func(i int) []byte { return []byte(strings.Repeat(fmt.Sprintf("%015d\n", i), 1<<16)) }

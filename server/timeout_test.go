@@ -193,7 +193,7 @@ func TestPingJitter(t *testing.T) {
 func TestWriteTimeout(t *testing.T) {
 	t.Parallel()
 	limits, ping := off()
-	limits.WriteTimeout = 3 * time.Second
+	limits.WriteTimeout = 8 * time.Second // in which all that is to wait for cathy has to be published
 	ended := make(chan error, 1)
 	endpoints := []Endpoint{{Path: "/listen", SlowConsumer: SlowConsumer{MaxQueue: -1}, Handler: Handler{
 		Close: func(c *Conn, err error) { ended <- err },

@@ -206,9 +206,7 @@ func TestNodesKnowEachOtherUntilTheyLeave(t *testing.T) {
 	}
 	bob.leave()
 	alice.knows(1)
-	if !alice.log.has("has left the cluster") {
-		t.Error("alice did not see bob leave, but only that he was silent")
-	}
+	eventually(t, "alice has seen bob leave, and not only that he was silent", func() bool { return alice.log.has("has left the cluster") })
 	alice.farewell()
 	alice.beat(false) // which was due at the same time
 	cathy := join(t, o)
