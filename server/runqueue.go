@@ -86,7 +86,7 @@ func (sh *shard) runQueued() {
 	}
 }
 
-// forget lets go of what connections have used that is paid for.
+// forget lets go of what connections have used that no longer delays them.
 func (q *runQueue) forget() {
 	list := q.charged
 	q.charged = nil

@@ -40,13 +40,13 @@ func (u *usage) delay(now time.Duration) time.Duration {
 // isForgotten reports whether the delay is too short to matter.
 func (u *usage) isForgotten(now time.Duration) bool { return u.delay(now) < time.Millisecond }
 
-// workClock tells how long a piece of work on a loop took without the time in which the system ran something else instead,
-// for which nobody on the loop is to be charged. Owned by the loop.
+// workClock measures work on a loop without the time in which the system ran other threads instead: no connection is to be
+// charged for that. Owned by the loop.
 type workClock struct {
 	thread int
 	used   time.Duration // processor time of the thread
 	known  bool
-	short  time.Duration // pieces since then that were short
+	short  time.Duration // what short pieces have taken since then
 }
 
 func startWorkClock() (w workClock) {
@@ -54,8 +54,8 @@ func startWorkClock() (w workClock) {
 	return w
 }
 
-// took is how long a piece took that ended now, and by the clock on the wall so long. Only for long ones a look at the
-// processor's clock is worth while.
+// took returns the time to charge for a piece of work that ends now, after so much elapsed time. It asks for the processor time
+// only if that was longer than a quantum.
 func (w *workClock) took(wall time.Duration) time.Duration {
 	if wall <= quantum || !w.known {
 		w.short += wall
@@ -63,7 +63,7 @@ func (w *workClock) took(wall time.Duration) time.Duration {
 	}
 	before := *w
 	*w = startWorkClock()
-	if w.thread != before.thread { // the goroutine has waited, and gone on in another thread
+	if w.thread != before.thread { // the goroutine has moved to another thread
 		return quantum
 	}
 	return min(max(w.used-before.used-before.short, 0), wall)

@@ -52,8 +52,8 @@ func (b *Broker) whole(at place, all fetched, deadline time.Time) (fetched, erro
 	return all, nil
 }
 
-// How often in succession the answers have to say the same. Answers of different replicas, one of which is behind, may look
-// like a gap; those of one replica never do. To take a gap for none is no better, but takes two replicas that hide just that.
+// How often in succession the answers have to agree. Answers of different replicas, one of which lags, can look like a gap;
+// those of one replica cannot. A real gap is overlooked only if the lag of a replica hides exactly as many messages, twice.
 const (
 	sureOfNone = 2
 	sureOfGap  = 8

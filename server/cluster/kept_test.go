@@ -237,6 +237,7 @@ func (m *model) visit(n *testNode, name string, live int) {
 	n.follow(name)
 	k, err := n.load("a.b", m.last)
 	for end := time.Now().Add(patience); err != nil && time.Now().Before(end); { // as a server does it
+		time.Sleep(10 * time.Millisecond)
 		k, err = n.load("a.b", m.last)
 	}
 	if err != nil {
