@@ -297,7 +297,11 @@ func (c *Conn) publish(op codec.Opcode, payload []byte) {
 	}
 	p := Publication{Topic: topics[0].name(), Format: format, Payload: payload}
 	if cl := c.sh.srv.hub.cluster; cl != nil {
-		cl.publishFunc(&p, func(_ Receipt, err error) { c.refused(err) })
+		c.beginPublishing()
+		cl.publishFunc(&p, func(_ Receipt, err error) {
+			c.sh.postDo(c, 0, c.endPublishing)
+			c.refused(err)
+		})
 		return
 	}
 	_, err = c.sh.srv.Publish(p)
