@@ -24,7 +24,7 @@ type faulty struct {
 	frame     func(payload []byte) []byte                // draws a frame; else as it should be
 	deliver   func(r *receiver, message []byte) [][]byte // what a receiver gets for a message; else it
 	after     time.Duration                              // when the server ends, from the first message
-	most      int                                        // connections that are taken; 0 is any number
+	max       int                                        // connections that are taken; 0 is any number
 	peer      *faulty                                    // broadcast: gets every message too
 
 	url string
@@ -89,7 +89,7 @@ func (f *faulty) receive(conn net.Conn) {
 	}
 	f.mu.Lock()
 	f.host = request.Host
-	full := f.most > 0 && f.opened >= f.most
+	full := f.max > 0 && f.opened >= f.max
 	f.mu.Unlock()
 	if full {
 		io.WriteString(conn, "HTTP/1.1 503 Full\r\n\r\n")

@@ -78,7 +78,7 @@ func barChart(title, caption, figure string) func(*Section) (*chart, error) {
 				bars = append(bars, bar{server: i, spread: c.Value, label: c.Text()})
 			}
 		}
-		return drawBars(s, &chart{Title: title, Caption: caption + whiskers(bars)}, bars, row.figure.unit)
+		return drawBars(s, &chart{Title: title, Caption: caption + whiskers(bars)}, bars, row.metric.unit)
 	}
 }
 

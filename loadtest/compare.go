@@ -21,7 +21,7 @@ type comparison struct {
 	rounds    int
 	storm     bool
 	only      []string
-	others    []string
+	peers     []string
 	processes int
 	jsonFile  string
 	htmlFile  string
@@ -58,7 +58,7 @@ func compareCommand() *cobra.Command {
 	f.IntVar(&c.rounds, "rounds", 3, "go through all servers so `many` times")
 	f.BoolVar(&c.storm, "storm", false, "also cut all connections off and watch them return")
 	f.StringSliceVar(&c.only, "only", nil, "leave out all but these `names`")
-	f.StringArrayVar(&c.others, "peer", nil, "a server that runs already, as `NAME=ws://HOST:PORT[,PID]`; may be repeated")
+	f.StringArrayVar(&c.peers, "peer", nil, "a server that runs already, as `NAME=ws://HOST:PORT[,PID]`; may be repeated")
 	f.IntVar(&c.processes, "processes", 0, "of the generator; 0 is as many as the connections need, and at least 2 where messages go as fast as possible")
 	f.BoolVar(&c.full, "full", false, "print every figure")
 	f.StringVar(&c.jsonFile, "json", "", "write the results as JSON to `FILE`")
@@ -116,9 +116,9 @@ func processesFor(o *options) int {
 	return processes
 }
 
-func (c *comparison) contestants(ctx context.Context, into string, log io.Writer) ([]contestant, error) {
+func (c *comparison) entrants(ctx context.Context, into string, log io.Writer) ([]entrant, error) {
 	fmt.Fprintln(log, "building carillon and its peers")
-	list, err := buildContestants(ctx, into)
+	list, err := buildEntrants(ctx, into)
 	if err != nil {
 		return nil, err
 	}
@@ -126,8 +126,8 @@ func (c *comparison) contestants(ctx context.Context, into string, log io.Writer
 }
 
 // choose adds the servers that run already, and leaves out what --only does not name.
-func (c *comparison) choose(list []contestant) ([]contestant, error) {
-	for _, text := range c.others {
+func (c *comparison) choose(list []entrant) ([]entrant, error) {
+	for _, text := range c.peers {
 		other, err := parsePeer(text)
 		if err != nil {
 			return nil, err
@@ -149,15 +149,15 @@ func (c *comparison) choose(list []contestant) ([]contestant, error) {
 			return nil, fmt.Errorf("--only %s: there are only %s", name, strings.Join(names, ", "))
 		}
 	}
-	return slices.DeleteFunc(list, func(one contestant) bool { return !slices.Contains(c.only, one.name) }), nil
+	return slices.DeleteFunc(list, func(one entrant) bool { return !slices.Contains(c.only, one.name) }), nil
 }
 
 func (c *comparison) run(out, log io.Writer) error {
 	if c.quick {
 		c.rounds = 1
 	}
-	if c.rounds < 1 || c.rounds > mostRounds {
-		return fmt.Errorf("--rounds is %d, and must be from 1 to %d", c.rounds, mostRounds)
+	if c.rounds < 1 || c.rounds > maxRounds {
+		return fmt.Errorf("--rounds is %d, and must be from 1 to %d", c.rounds, maxRounds)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
@@ -167,7 +167,7 @@ func (c *comparison) run(out, log io.Writer) error {
 		return &failure{err}
 	}
 	defer os.RemoveAll(into)
-	list, err := c.contestants(ctx, into, log)
+	list, err := c.entrants(ctx, into, log)
 	if err != nil {
 		return &failure{err}
 	}
@@ -176,7 +176,7 @@ func (c *comparison) run(out, log io.Writer) error {
 	if len(doc.Results) == 0 {
 		return errInterrupted
 	}
-	err = c.tell(out, doc)
+	err = c.output(out, doc)
 	if ctx.Err() != nil {
 		err = errors.Join(errInterrupted, err)
 	} else if err != nil {
@@ -186,9 +186,9 @@ func (c *comparison) run(out, log io.Writer) error {
 }
 
 // measureAll goes through the rounds. A run that fails is in the results too, with its error.
-func (c *comparison) measureAll(ctx context.Context, list []contestant, loads []options, log io.Writer) (results []*Result) {
+func (c *comparison) measureAll(ctx context.Context, list []entrant, loads []options, log io.Writer) (results []*Result) {
 	total, done, began := c.rounds*len(loads)*len(list), 0, time.Now()
-	progress := newWatcher(os.Stderr)
+	progress := newProgressLine(os.Stderr)
 	defer progress.clear()
 	for round := range c.rounds {
 		order := slices.Clone(list)
@@ -235,7 +235,7 @@ func (o *options) describe() string {
 }
 
 // measureOne puts a fresh process of one server under one load.
-func measureOne(ctx context.Context, one contestant, o options, watch func(live)) *Result {
+func measureOne(ctx context.Context, one entrant, o options, watch func(progress)) *Result {
 	o.Name = one.name
 	server, err := one.start()
 	if err != nil {
@@ -256,8 +256,8 @@ func measureOne(ctx context.Context, one contestant, o options, watch func(live)
 	return r
 }
 
-// tell prints the table and writes the files. The error joins what failed.
-func (c *comparison) tell(out io.Writer, doc *Document) error {
+// output prints the table and writes the files. The error joins what failed.
+func (c *comparison) output(out io.Writer, doc *Document) error {
 	err := printTable(out, doc, c.full)
 	failed := 0
 	for _, r := range doc.Results {

@@ -17,16 +17,16 @@ import (
 func TestParsePeer(t *testing.T) {
 	for _, row := range []struct {
 		text string
-		want contestant
+		want entrant
 		err  string
 	}{
-		{"uws=ws://127.0.0.1:9001", contestant{name: "uws", base: "ws://127.0.0.1:9001"}, ""},
-		{"uws=ws://127.0.0.1:9001/,42", contestant{name: "uws", base: "ws://127.0.0.1:9001", pid: 42}, ""},
-		{"ws://127.0.0.1:9001", contestant{}, "is not of the form NAME="},
-		{"uws=wss://127.0.0.1:9001", contestant{}, "is not of the form NAME=ws://"},
-		{"uws=http://127.0.0.1:9001", contestant{}, "is not of the form NAME="},
-		{"uws=ws://127.0.0.1:9001,x", contestant{}, `"x" is not the number of a process`},
-		{"uws=ws://127.0.0.1:9001,0", contestant{}, `"0" is not the number of a process`},
+		{"uws=ws://127.0.0.1:9001", entrant{name: "uws", base: "ws://127.0.0.1:9001"}, ""},
+		{"uws=ws://127.0.0.1:9001/,42", entrant{name: "uws", base: "ws://127.0.0.1:9001", pid: 42}, ""},
+		{"ws://127.0.0.1:9001", entrant{}, "is not of the form NAME="},
+		{"uws=wss://127.0.0.1:9001", entrant{}, "is not of the form NAME=ws://"},
+		{"uws=http://127.0.0.1:9001", entrant{}, "is not of the form NAME="},
+		{"uws=ws://127.0.0.1:9001,x", entrant{}, `"x" is not the number of a process`},
+		{"uws=ws://127.0.0.1:9001,0", entrant{}, `"0" is not the number of a process`},
 	} {
 		got, err := parsePeer(row.text)
 		if row.err == "" && (err != nil || got.name != row.want.name || got.base != row.want.base || got.pid != row.want.pid) {
@@ -48,7 +48,7 @@ func TestContestantThatFails(t *testing.T) {
 		{script, "sad did not say where it listens within 10s: port is taken"},
 		{script + "-that-is-not-there", "start sad: "},
 	} {
-		c := contestant{name: "sad", program: row.program}
+		c := entrant{name: "sad", program: row.program}
 		if _, err := c.start(); err == nil || !strings.Contains(err.Error(), row.want) {
 			t.Errorf("%v, want %q", err, row.want)
 		}
@@ -64,12 +64,12 @@ func TestContestantThatFails(t *testing.T) {
 func TestCompareRounds(t *testing.T) {
 	t.Parallel()
 	into := t.TempDir()
-	one := contestant{name: "one", program: carillon(t), env: ourEnv}
+	one := entrant{name: "one", program: carillon(t), env: carillonEnv}
 	two := one
 	two.name = "two"
 	c := comparison{quick: true, rounds: 2, htmlFile: filepath.Join(into, "report.html"), jsonFile: filepath.Join(into, "report.json")}
 	some := c.loads()[2:4] // an echo and a fan-out; all of them are gone through below
-	doc := &Document{Rounds: 2, Results: c.measureAll(t.Context(), []contestant{one, two}, some, io.Discard)}
+	doc := &Document{Rounds: 2, Results: c.measureAll(t.Context(), []entrant{one, two}, some, io.Discard)}
 	loads := len(some)
 	if len(doc.Results) != 2*2*loads {
 		t.Fatalf("%d results, want %d", len(doc.Results), 2*2*loads)
@@ -87,7 +87,7 @@ func TestCompareRounds(t *testing.T) {
 		}
 	}
 	var text bytes.Buffer
-	if err := c.tell(&text, doc); err != nil {
+	if err := c.output(&text, doc); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"two", "CPU/delivery", "fanout: "} {
@@ -103,18 +103,18 @@ func TestCompareRounds(t *testing.T) {
 // Ctrl-C in the middle leaves what was measured.
 func TestCompareInterrupted(t *testing.T) {
 	t.Parallel()
-	one := contestant{name: "one", program: carillon(t), env: ourEnv}
+	one := entrant{name: "one", program: carillon(t), env: carillonEnv}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	c := comparison{rounds: 3}
-	results := c.measureAll(ctx, []contestant{one}, c.loads(), io.Discard)
+	results := c.measureAll(ctx, []entrant{one}, c.loads(), io.Discard)
 	if len(results) == 0 || len(results) > 4 || results[len(results)-1].Error == "" {
 		t.Errorf("%d results", len(results))
 	}
 }
 
 func TestOnlyAndPeerNameServersThatAre(t *testing.T) {
-	built := []contestant{{name: "carillon"}, {name: "gws"}}
+	built := []entrant{{name: "carillon"}, {name: "gws"}}
 	for _, row := range []struct {
 		others, only []string
 		want         string // the names, or the beginning of the error
@@ -126,7 +126,7 @@ func TestOnlyAndPeerNameServersThatAre(t *testing.T) {
 		{[]string{"gws=ws://127.0.0.1:1"}, nil, "--peer gws: there is a server of this name already"},
 		{[]string{"mine"}, nil, "--peer mine is not of the form"},
 	} {
-		list, err := (&comparison{others: row.others, only: row.only}).choose(slices.Clone(built))
+		list, err := (&comparison{peers: row.others, only: row.only}).choose(slices.Clone(built))
 		var names []string
 		for _, one := range list {
 			names = append(names, one.name)
@@ -165,18 +165,18 @@ func TestComparePeerAndStorm(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sad := contestant{name: "sad", program: filepath.Join(t.TempDir(), "none")}
+	sad := entrant{name: "sad", program: filepath.Join(t.TempDir(), "none")}
 	c := comparison{quick: true, storm: true}
 	var loads []options
 	for _, load := range c.loads() {
 		load.Connections, load.Duration = 60, 200*time.Millisecond
 		if load.Command == "storm" {
-			load.Duration, load.BackOff = 5*time.Second, 50*time.Millisecond
+			load.Duration, load.Backoff = 5*time.Second, 50*time.Millisecond
 		}
 		loads = append(loads, load)
 	}
 	c.rounds = 1
-	results := c.measureAll(t.Context(), []contestant{peer, sad}, loads, io.Discard)
+	results := c.measureAll(t.Context(), []entrant{peer, sad}, loads, io.Discard)
 	table := compareTable(results)
 	if len(results) != 2*len(loads) || len(table.Sections) != len(loads) {
 		t.Fatalf("%d results in %d sections, want %d in %d", len(results), len(table.Sections), 2*len(loads), len(loads))

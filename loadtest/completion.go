@@ -14,23 +14,23 @@ type arrival struct {
 	receivers uint32
 }
 
-// mostArrivals is of how many messages one process keeps the arrival. In a run of more, it is every
+// maxArrivals is of how many messages one process keeps the arrival. In a run of more, it is every
 // second message, or every fourth, and so on.
-const mostArrivals = 1 << 17
+const maxArrivals = 1 << 17
 
 // arrivals are those of the messages of one sender that are a multiple of 1<<shift.
 type arrivals struct {
 	shift uint
-	most  int
+	max   int
 	rows  []arrival
 }
 
 // newArrivals shares out what may be kept among the senders. The number of each is a power of two.
 func newArrivals(senders int) []arrivals {
-	most := 1 << (bits.Len(uint(max(2, mostArrivals/max(senders, 1)))) - 1)
+	most := 1 << (bits.Len(uint(max(2, maxArrivals/max(senders, 1)))) - 1)
 	list := make([]arrivals, senders)
 	for i := range list {
-		list[i].most = most
+		list[i].max = most
 	}
 	return list
 }
@@ -42,7 +42,7 @@ func (a *arrivals) note(s stamp, now int64) {
 	}
 	i := int(s.sequence >> a.shift)
 	if i >= len(a.rows) {
-		for i >= a.most {
+		for i >= a.max {
 			a.thin()
 			if s.sequence&(1<<a.shift-1) != 0 {
 				return

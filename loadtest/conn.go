@@ -61,9 +61,9 @@ func (w *worker) connect(i int, c *conn) (err error) {
 	}
 	c.state = stateDialing
 	_ = unix.SetsockoptInt(int(c.fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
-	if n := len(w.dialing.sources); n > 0 {
+	if n := len(w.dialer.sources); n > 0 {
 		_ = bindLate(c.fd)
-		from := netip.AddrPortFrom(w.dialing.sources[int(w.id(i))%n], 0)
+		from := netip.AddrPortFrom(w.dialer.sources[int(w.id(i))%n], 0)
 		if err = unix.Bind(int(c.fd), sockaddr(from)); err != nil {
 			return err
 		}
@@ -108,12 +108,12 @@ func (w *worker) close(c *conn) {
 // fail ends an attempt to connect.
 func (w *worker) fail(i int, reason string) {
 	w.close(&w.conns[i])
-	if w.again.running {
-		w.again.failed(w, i, w.at(i, reason))
+	if w.reconnector.running {
+		w.reconnector.failed(w, i, w.at(i, reason))
 		return
 	}
 	w.Failed++
-	w.dialing.underWay--
+	w.dialer.inFlight--
 	count(w.failedBy, w.at(i, reason))
 }
 
@@ -126,9 +126,9 @@ func (w *worker) lose(i int, reason string) {
 		w.fail(i, reason)
 	case c.state == stateClosing:
 		w.close(c)
-	case w.again.running:
+	case w.reconnector.running:
 		w.close(c)
-		w.again.cut(w, i)
+		w.reconnector.cut(w, i)
 	default:
 		w.close(c)
 		w.Lost++
@@ -141,7 +141,7 @@ func (w *worker) lose(i int, reason string) {
 func (w *worker) handle(events int) {
 	for n := range events {
 		if n&63 == 63 {
-			w.sending.turn(w, monotonic()) // long batches must not delay the schedule
+			w.sender.turn(w, monotonic()) // long batches must not delay the schedule
 		}
 		i, generation, readable, writable, ended := w.poll.event(n)
 		c := &w.conns[i]
@@ -213,7 +213,7 @@ func (w *worker) read(i int, c *conn, ended bool) {
 			return
 		}
 		w.keep(c, rest, need)
-		w.sending.received(w, i, c, now)
+		w.sender.received(w, i, c, now)
 		if c.state == stateClosed || n < len(into) && !ended {
 			return
 		}
@@ -270,7 +270,7 @@ func (w *worker) flush(i int, c *conn) {
 		w.write(i, c, unsent)
 	}
 	if c.state == stateOpen && len(c.unsent) == 0 {
-		w.sending.pump(w, i, monotonic())
+		w.sender.send(w, i, monotonic())
 	}
 }
 
@@ -282,9 +282,9 @@ func (w *worker) control(i int, c *conn, op byte, payload []byte) {
 
 // finish says goodbye on all connections, so that the servers end them.
 func (w *worker) finish() {
-	w.say(sayProgress) // what happens from here on is no part of the run
+	w.sendReport(eventProgress) // what happens from here on is no part of the run
 	w.phase = phaseFinishing
-	w.again.running = false
+	w.reconnector.running = false
 	w.drainEnd = monotonic() + int64(drainQuiet)/2
 	for i := range w.conns {
 		c := &w.conns[i]

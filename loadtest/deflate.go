@@ -33,7 +33,7 @@ func (d *deflater) compress(message []byte) []byte {
 	return bytes.TrimSuffix(d.out.Bytes(), []byte(tail[:4]))
 }
 
-func (d *deflater) expand(message []byte) ([]byte, error) {
+func (d *deflater) decompress(message []byte) ([]byte, error) {
 	d.in = append(append(d.in[:0], message...), tail...)
 	d.source.Reset(d.in)
 	if d.reader == nil {
@@ -42,11 +42,11 @@ func (d *deflater) expand(message []byte) ([]byte, error) {
 		return nil, errInflate
 	}
 	d.out.Reset()
-	n, err := io.Copy(&d.out, io.LimitReader(d.reader, mostFrame+1))
+	n, err := io.Copy(&d.out, io.LimitReader(d.reader, maxFrame+1))
 	if err != nil {
 		return nil, errInflate
 	}
-	if n > mostFrame {
+	if n > maxFrame {
 		return nil, errFrameSize
 	}
 	return d.out.Bytes(), nil

@@ -1,15 +1,12 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"math"
 	"slices"
 	"strings"
 	"text/tabwriter"
-
-	"github.com/spf13/cobra"
 )
 
 // Diff is what changed between two documents.
@@ -87,7 +84,7 @@ type runKey struct {
 }
 
 func (runKey) title(runs []*Result) string {
-	return plain(runs[0].Name) + ", " + describe(runs[0])
+	return plain(runs[0].Name) + ", " + describeLoad(runs[0])
 }
 
 type runSeries struct {
@@ -112,15 +109,15 @@ func diffRuns(old, new []*Result, threshold float64) *RunDiff {
 	failed := func(r *Result) bool { return r.Error != "" }
 	d.Failed = slices.ContainsFunc(new, failed) && !slices.ContainsFunc(old, failed)
 	d.OldDoubts, d.NewDoubts = caveatsOf(old), caveatsOf(new)
-	for _, f := range figures {
+	for _, f := range metrics {
 		if f.group == "generator" {
 			continue
 		}
-		o, n := spreadOf(figureOf(f, old)), spreadOf(figureOf(f, new))
+		o, n := spreadOf(metricValues(f, old)), spreadOf(metricValues(f, new))
 		if o.N == 0 && n.N == 0 {
 			continue
 		}
-		c := Change{Name: f.name, Old: o, New: n, unit: f.unit, Verdict: judge(f, o, n, threshold)}
+		c := Change{Name: f.name, Old: o, New: n, unit: f.unit, Verdict: compareSpreads(f, o, n, threshold)}
 		if c.Verdict == "" {
 			d.Same++
 			continue
@@ -132,18 +129,18 @@ func diffRuns(old, new []*Result, threshold float64) *RunDiff {
 }
 
 func caveatsOf(runs []*Result) string {
-	c := &Contender{}
+	c := &Entrant{}
 	for _, r := range runs {
 		c.add(r)
 	}
-	if c.Shaken == 0 {
+	if c.Doubtful == 0 {
 		return ""
 	}
 	return c.Caveats()
 }
 
-// judge says nothing for what did not change beyond the noise.
-func judge(f figure, old, new Spread, threshold float64) string {
+// compareSpreads says nothing for what did not change beyond the noise.
+func compareSpreads(f metric, old, new Spread, threshold float64) string {
 	switch {
 	case old.N == 0:
 		return "new"
@@ -262,87 +259,4 @@ func rounds(n int) string {
 		return "1 round"
 	}
 	return fmt.Sprintf("%d rounds", n)
-}
-
-// errWorse ends a diff whose output has said what got worse.
-var errWorse = errors.New("worse")
-
-// errTrouble is what kept a diff from being made, after a command line that was understood.
-type errTrouble struct{ error }
-
-// runDiff is "loadtest diff" with its exit status: 0 if nothing got worse, 1 if something did, 2 if
-// it could not be told.
-func runDiff(args []string, stdout, stderr io.Writer) int {
-	cmd := diffCommand()
-	if args == nil {
-		args = []string{} // for nil cobra takes the process's own
-	}
-	cmd.SetArgs(args)
-	cmd.SetOut(stdout)
-	cmd.SetErr(stderr)
-	err := cmd.Execute()
-	switch {
-	case err == nil:
-		return 0
-	case errors.Is(err, errWorse):
-		return 1
-	}
-	fmt.Fprintf(stderr, "loadtest diff: %v\n", err)
-	if _, ok := errors.AsType[errTrouble](err); !ok {
-		fmt.Fprintln(stderr, "loadtest diff: see loadtest diff --help")
-	}
-	return 2
-}
-
-func diffCommand() *cobra.Command {
-	threshold := 5.0
-	cmd := &cobra.Command{
-		Use:   "diff OLD.json NEW.json",
-		Short: "Show what changed between two files of results",
-		Long: `Shows which figures changed from OLD.json to NEW.json. Runs are matched by the
-server's name, the command and the settings. A figure has changed if its median
-moved by more than the threshold and, where both files have several rounds, the
-two sides' ranges do not meet.
-
-Exit status: 0 if nothing got worse, 1 if something did, 2 if it could not be
-told.`,
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) != 2 {
-				return fmt.Errorf("expected two files, OLD.json and NEW.json, got %d", len(args))
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if !(threshold >= 0) || math.IsInf(threshold, 0) {
-				return fmt.Errorf("--threshold: %g is not a percentage from 0 up", threshold)
-			}
-			return diffFiles(args[0], args[1], threshold, cmd.OutOrStdout())
-		},
-	}
-	cmd.Flags().Float64Var(&threshold, "threshold", threshold, "smallest change that counts, in `PERCENT`")
-	return cmd
-}
-
-func diffFiles(oldPath, newPath string, threshold float64, out io.Writer) error {
-	old, err := readJSON(oldPath)
-	if err != nil {
-		return errTrouble{err}
-	}
-	new, err := readJSON(newPath)
-	if err != nil {
-		return errTrouble{err}
-	}
-	d := diffDocuments(old, new, threshold)
-	if err := d.WriteText(out); err != nil {
-		return errTrouble{err}
-	}
-	if len(d.Runs) == 0 {
-		return errTrouble{fmt.Errorf("no run in %s has its like in %s", oldPath, newPath)}
-	}
-	if d.Worse() {
-		return errWorse
-	}
-	return nil
 }

@@ -141,3 +141,23 @@ func statedPoints(stated []*Latency) plotter.XYs {
 	}
 	return points
 }
+
+// latencyOf sums a histogram up, or is nil if it holds nothing.
+func latencyOf(h *hdrhistogram.Histogram) *Latency {
+	if h.TotalCount() == 0 {
+		return nil
+	}
+	l := &Latency{
+		Count: h.TotalCount(),
+		Mean:  h.Mean(),
+		P50:   float64(h.ValueAtPercentile(50)),
+		P90:   float64(h.ValueAtPercentile(90)),
+		P99:   float64(h.ValueAtPercentile(99)),
+		P999:  float64(h.ValueAtPercentile(99.9)),
+		Max:   float64(h.Max()),
+	}
+	if encoded, err := h.Encode(hdrhistogram.V2CompressedEncodingCookieBase); err == nil {
+		l.Histogram = string(encoded)
+	}
+	return l
+}

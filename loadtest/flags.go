@@ -24,8 +24,8 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	}
 	if o.Command == "storm" {
 		f.StringVar(&o.CutBy, "cut", o.CutBy, "`WHO` cuts the connections off: tool or server")
-		f.DurationVar(&o.BackOff, "backoff", o.BackOff, "the first attempt comes after a random part of this, and it doubles with each failure")
-		f.DurationVar(&o.MostDelay, "backoff-max", o.MostDelay, "up to this")
+		f.DurationVar(&o.Backoff, "backoff", o.Backoff, "the first attempt comes after a random part of this, and it doubles with each failure")
+		f.DurationVar(&o.MaxDelay, "backoff-max", o.MaxDelay, "up to this")
 	}
 	f.BoolVar(&o.Compression, "compression", false, "offer permessage-deflate, and use it if the server agrees")
 	f.StringSliceVar(&o.Subprotocols, "subprotocol", nil, "offer subprotocols `NAME,...`")

@@ -18,32 +18,32 @@ const workerCommand = "generator-process"
 
 // fleet are the processes of the generator, as their parent sees them.
 type fleet struct {
-	members []*member
-	reports chan arrived
-	stop    sync.Once
-	stopped chan struct{}
+	processes []*workerProcess
+	reports   chan incoming
+	stop      sync.Once
+	stopped   chan struct{}
 
 	handshakes *hdr.Histogram // since the start
-	again      *hdr.Histogram // storm: handshakes after the cut
+	reconnects *hdr.Histogram // storm: handshakes after the cut
 	latency    *hdr.Histogram
 	recent     *hdr.Histogram // of latencies, since it was last reset
 	back       []int64
 	storming   bool
 }
 
-// member is one process.
-type member struct {
-	index  int
-	cmd    *exec.Cmd
-	orders io.WriteCloser
-	last   report // with what earlier ones said and this one need not repeat
-	said   map[string]bool
-	dead   bool
+// process is one process.
+type workerProcess struct {
+	index    int
+	cmd      *exec.Cmd
+	commands io.WriteCloser
+	last     report // with what earlier ones said and this one need not repeat
+	events   map[string]bool
+	dead     bool
 }
 
-// arrived is a report, or the end of a process.
-type arrived struct {
-	from   *member
+// incoming is a report, or the end of a process.
+type incoming struct {
+	from   *workerProcess
 	report *report
 	err    error
 }
@@ -51,19 +51,19 @@ type arrived struct {
 // startFleet starts the processes and waits for nothing.
 func startFleet(processes int) (*fleet, error) {
 	f := &fleet{
-		reports: make(chan arrived, 64), stopped: make(chan struct{}),
-		handshakes: newHistogram(), again: newHistogram(), latency: newHistogram(), recent: newHistogram(),
+		reports: make(chan incoming, 64), stopped: make(chan struct{}),
+		handshakes: newHistogram(), reconnects: newHistogram(), latency: newHistogram(), recent: newHistogram(),
 	}
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
 	for i := range processes {
-		m := &member{index: i, cmd: exec.Command(self, workerCommand), said: map[string]bool{}}
+		m := &workerProcess{index: i, cmd: exec.Command(self, workerCommand), events: map[string]bool{}}
 		m.cmd.Stderr = os.Stderr
 		out, err := m.cmd.StdoutPipe()
 		if err == nil {
-			m.orders, err = m.cmd.StdinPipe()
+			m.commands, err = m.cmd.StdinPipe()
 		}
 		if err == nil {
 			err = m.cmd.Start()
@@ -72,17 +72,17 @@ func startFleet(processes int) (*fleet, error) {
 			f.close()
 			return nil, fmt.Errorf("start a process of the generator: %w", err)
 		}
-		f.members = append(f.members, m)
-		go f.listen(m, out)
+		f.processes = append(f.processes, m)
+		go f.receive(m, out)
 	}
 	return f, nil
 }
 
-// listen passes on what a process says.
-func (f *fleet) listen(m *member, out io.Reader) {
+// receive passes on what a process says.
+func (f *fleet) receive(m *workerProcess, out io.Reader) {
 	decode := json.NewDecoder(bufio.NewReader(out))
 	for {
-		a := arrived{from: m, report: &report{}}
+		a := incoming{from: m, report: &report{}}
 		if a.err = decode.Decode(a.report); a.err != nil {
 			a.report = nil
 		}
@@ -97,26 +97,26 @@ func (f *fleet) listen(m *member, out io.Reader) {
 	}
 }
 
-// order tells all processes the same.
-func (f *fleet) order(o order) {
-	for _, m := range f.members {
-		m.tell(o)
+// broadcast tells all processes the same.
+func (f *fleet) broadcast(o command) {
+	for _, m := range f.processes {
+		m.send(o)
 	}
 }
 
-func (m *member) tell(o order) {
+func (m *workerProcess) send(o command) {
 	line, err := json.Marshal(o)
 	if err != nil {
 		panic("an order that is not JSON: " + err.Error())
 	}
-	_, _ = m.orders.Write(append(line, '\n')) // a process that is gone is noticed when it is listened to
+	_, _ = m.commands.Write(append(line, '\n')) // a process that is gone is noticed when it is listened to
 }
 
-// take enters a report.
-func (f *fleet) take(a arrived) error {
+// apply enters a report.
+func (f *fleet) apply(a incoming) error {
 	m := a.from
 	if a.err != nil {
-		if m.dead || m.said[sayFinished] {
+		if m.dead || m.events[eventFinished] {
 			return nil
 		}
 		m.dead = true
@@ -124,11 +124,11 @@ func (f *fleet) take(a arrived) error {
 	}
 	handshakes := f.handshakes
 	if f.storming {
-		handshakes = f.again
+		handshakes = f.reconnects
 	}
 	r := a.report
-	m.said[r.Say] = true
-	if r.Say == sayFinished {
+	m.events[r.Event] = true
+	if r.Event == eventFinished {
 		return nil
 	}
 	err := errors.Join(unpack(handshakes, r.Handshake), unpack(f.latency, r.Latency), unpack(f.recent, r.Latency))
@@ -137,26 +137,26 @@ func (f *fleet) take(a arrived) error {
 		r.SentBy = m.last.SentBy
 	}
 	if r.Arrivals == nil {
-		r.Arrivals, r.Deaf = m.last.Arrivals, m.last.Deaf
+		r.Arrivals, r.NoEcho = m.last.Arrivals, m.last.NoEcho
 	}
 	m.last = *r
 	return err
 }
 
-// all says whether every process has said something.
-func (f *fleet) all(say string) bool {
-	for _, m := range f.members {
-		if !m.said[say] && !m.dead {
+// reached says whether every process has said something.
+func (f *fleet) reached(say string) bool {
+	for _, m := range f.processes {
+		if !m.events[say] && !m.dead {
 			return false
 		}
 	}
 	return true
 }
 
-// sum adds up what the processes have counted.
-func (f *fleet) sum() counters {
+// total adds up what the processes have counted.
+func (f *fleet) total() counters {
 	var sum counters
-	for _, m := range f.members {
+	for _, m := range f.processes {
 		c := m.last.counters
 		sum.Open += c.Open
 		sum.Opened += c.Opened
@@ -171,7 +171,7 @@ func (f *fleet) sum() counters {
 		sum.Reordered += c.Reordered
 		sum.Foreign += c.Foreign
 		sum.Bytes += c.Bytes
-		sum.MostLate = max(sum.MostLate, c.MostLate)
+		sum.MaxLate = max(sum.MaxLate, c.MaxLate)
 		sum.LastAt = max(sum.LastAt, c.LastAt)
 		sum.CPU += c.CPU
 		sum.CPUStart += c.CPUStart
@@ -188,7 +188,7 @@ func (f *fleet) sum() counters {
 // shares adds up what the processes have counted for each target.
 func (f *fleet) shares(targets int) []share {
 	sum := make([]share, targets)
-	for _, m := range f.members {
+	for _, m := range f.processes {
 		for i, s := range m.last.Shares {
 			sum[i].Opened += s.Opened
 			sum[i].Lost += s.Lost
@@ -197,10 +197,10 @@ func (f *fleet) shares(targets int) []share {
 	return sum
 }
 
-// reasonsOf adds up reasons that the processes have counted.
-func (f *fleet) reasonsOf(of func(*report) map[string]int) map[string]int {
+// reasons adds up reasons that the processes have counted.
+func (f *fleet) reasons(of func(*report) map[string]int) map[string]int {
 	sum := map[string]int{}
-	for _, m := range f.members {
+	for _, m := range f.processes {
 		for reason, n := range of(&m.last) {
 			sum[reason] += n
 		}
@@ -211,12 +211,12 @@ func (f *fleet) reasonsOf(of func(*report) map[string]int) map[string]int {
 	return sum
 }
 
-// sent lists how many messages each sender of all processes has sent.
-func (f *fleet) sent(senders int) []uint32 {
+// sentBy lists how many messages each sender of all processes has sent.
+func (f *fleet) sentBy(senders int) []uint32 {
 	list := make([]uint32, senders)
-	for _, m := range f.members {
+	for _, m := range f.processes {
 		for i, n := range m.last.SentBy {
-			list[i*len(f.members)+m.index] = n
+			list[i*len(f.processes)+m.index] = n
 		}
 	}
 	return list
@@ -226,14 +226,14 @@ func (f *fleet) sent(senders int) []uint32 {
 func (f *fleet) completions(senders, receivers int) *hdr.Histogram {
 	h := newHistogram()
 	deaf := map[int]bool{}
-	for _, m := range f.members {
-		for _, id := range m.last.Deaf {
+	for _, m := range f.processes {
+		for _, id := range m.last.NoEcho {
 			deaf[int(id)] = true
 		}
 	}
 	for id := range senders {
 		var sum arrivals
-		for _, m := range f.members {
+		for _, m := range f.processes {
 			if id >= len(m.last.Arrivals) {
 				continue
 			}
@@ -253,9 +253,9 @@ func (f *fleet) completions(senders, receivers int) *hdr.Histogram {
 // close ends all processes, whatever they do.
 func (f *fleet) close() {
 	f.stop.Do(func() { close(f.stopped) })
-	for _, m := range f.members {
-		m.orders.Close()
-		if !m.said[sayFinished] {
+	for _, m := range f.processes {
+		m.commands.Close()
+		if !m.events[eventFinished] {
 			_ = m.cmd.Process.Kill()
 		}
 		_ = m.cmd.Wait()

@@ -16,15 +16,15 @@ const (
 	opPong         = 10
 )
 
-// mostFrame is the largest payload of one frame that is accepted from a server, in bytes.
-const mostFrame = 64 << 20
+// maxFrame is the largest payload of one frame that is accepted from a server, in bytes.
+const maxFrame = 64 << 20
 
 var (
 	errMasked    = errors.New("the server masks its frames")
 	errReserved  = errors.New("frame with a reserved bit or opcode")
 	errControl   = errors.New("control frame that is fragmented or longer than 125 bytes")
 	errLength    = errors.New("frame length not in its shortest form")
-	errFrameSize = fmt.Errorf("frame larger than %d MiB", mostFrame>>20)
+	errFrameSize = fmt.Errorf("frame larger than %d MiB", maxFrame>>20)
 )
 
 // frame is one frame from a server. Its payload lies in the buffer that was parsed.
@@ -66,7 +66,7 @@ func parseFrame(b []byte) (f frame, size int, complete bool, err error) {
 		if long < 1<<16 {
 			return f, 0, false, errLength
 		}
-		if long > mostFrame {
+		if long > maxFrame {
 			return f, 0, false, errFrameSize
 		}
 		length = int(long)
@@ -111,8 +111,8 @@ func mask(b []byte, key uint32) {
 	}
 }
 
-// closing describes a close frame by its code and its reason.
-func closing(payload []byte) string {
+// closeReason describes a close frame by its code and its reason.
+func closeReason(payload []byte) string {
 	if len(payload) < 2 {
 		return "closed by the server without a code"
 	}

@@ -7,18 +7,19 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/textproto"
 	"slices"
 	"strconv"
 	"strings"
 )
 
-// mostHead bounds the head of a server's answer, in bytes.
-const mostHead = 16 << 10
+// maxHead bounds the head of a server's answer, in bytes.
+const maxHead = 16 << 10
 
-// noContext is the only form of permessage-deflate that is offered: each message stands for itself, so
+// deflateOffer is the only form of permessage-deflate that is offered: each message stands for itself, so
 // that one inflater serves all connections of a process.
-const noContext = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
+const deflateOffer = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
 
 // handshake is what all connections of a run ask for. Only the key differs.
 type handshake struct {
@@ -35,7 +36,7 @@ func newHandshake(host, uri string, subprotocols []string, compression bool, hea
 		fmt.Fprintf(&b, "Sec-WebSocket-Protocol: %s\r\n", strings.Join(subprotocols, ", "))
 	}
 	if compression {
-		b.WriteString("Sec-WebSocket-Extensions: " + noContext + "\r\n")
+		b.WriteString("Sec-WebSocket-Extensions: " + deflateOffer + "\r\n")
 	}
 	for _, h := range headers {
 		b.WriteString(h + "\r\n")
@@ -50,8 +51,9 @@ const keySize = 24
 // appendKey appends the key of one attempt to connect. The same seed gives the same key.
 func appendKey(to []byte, seed uint64) []byte {
 	var nonce [16]byte
-	binary.LittleEndian.PutUint64(nonce[:], mix(seed))
-	binary.LittleEndian.PutUint64(nonce[8:], mix(^seed))
+	random := rand.NewPCG(seed, seed)
+	binary.LittleEndian.PutUint64(nonce[:], random.Uint64())
+	binary.LittleEndian.PutUint64(nonce[8:], random.Uint64())
 	return base64.StdEncoding.AppendEncode(to, nonce[:])
 }
 
@@ -69,13 +71,13 @@ func headEnd(b []byte) int {
 	return 0
 }
 
-// check reads the answer to a handshake: its head, and what there is of its body. It says whether
+// verify reads the answer to a handshake: its head, and what there is of its body. It says whether
 // messages may be compressed, or why there is no WebSocket.
-func (h *handshake) check(head, body, key []byte) (compressed bool, err error) {
+func (h *handshake) verify(head, body, key []byte) (compressed bool, err error) {
 	lines := strings.Split(strings.TrimSuffix(string(head), "\r\n\r\n"), "\r\n")
 	status, isHTTP := strings.CutPrefix(lines[0], "HTTP/1.")
 	if !isHTTP || len(status) < 5 || status[1] != ' ' {
-		return false, fmt.Errorf("the answer is not HTTP: %q", shortened(lines[0]))
+		return false, fmt.Errorf("the answer is not HTTP: %q", shorten(lines[0]))
 	}
 	if code := status[2:]; !strings.HasPrefix(code, "101") || len(code) > 3 && code[3] != ' ' {
 		return false, refusal(code, body)
@@ -87,7 +89,7 @@ func (h *handshake) check(head, body, key []byte) (compressed bool, err error) {
 	for _, line := range lines[1:] {
 		name, value, ok := strings.Cut(line, ":")
 		if !ok || name == "" || strings.ContainsAny(name, " \t") {
-			return false, fmt.Errorf("malformed header line %q", shortened(line))
+			return false, fmt.Errorf("malformed header line %q", shorten(line))
 		}
 		name = textproto.CanonicalMIMEHeaderKey(name)
 		header[name] = append(header[name], strings.Trim(value, " \t"))
@@ -102,7 +104,7 @@ func (h *handshake) check(head, body, key []byte) (compressed bool, err error) {
 		return false, errors.New("101 with a wrong Sec-WebSocket-Accept")
 	}
 	if v := header["Sec-Websocket-Protocol"]; len(v) > 1 || len(v) == 1 && !slices.Contains(h.Subprotocols, v[0]) {
-		return false, fmt.Errorf("101 with a subprotocol that was not offered: %s", shortened(strings.Join(v, ", ")))
+		return false, fmt.Errorf("101 with a subprotocol that was not offered: %s", shorten(strings.Join(v, ", ")))
 	}
 	return h.checkExtensions(header["Sec-Websocket-Extensions"])
 }
@@ -114,7 +116,7 @@ func (h *handshake) checkExtensions(values []string) (compressed bool, err error
 	all := strings.Join(values, ", ")
 	params := strings.Split(all, ";")
 	if !h.Compression || strings.Contains(all, ",") || strings.TrimSpace(params[0]) != "permessage-deflate" {
-		return false, fmt.Errorf("101 with an extension that was not offered: %s", shortened(all))
+		return false, fmt.Errorf("101 with an extension that was not offered: %s", shorten(all))
 	}
 	kept := true
 	for _, p := range params[1:] {
@@ -126,7 +128,7 @@ func (h *handshake) checkExtensions(values []string) (compressed bool, err error
 		case name == "client_no_context_takeover" && value == "":
 		case name == "server_max_window_bits" && err == nil && bits >= 8 && bits <= 15:
 		default:
-			return false, fmt.Errorf("101 with a parameter of permessage-deflate that was not offered: %s", shortened(p))
+			return false, fmt.Errorf("101 with a parameter of permessage-deflate that was not offered: %s", shorten(p))
 		}
 	}
 	if kept {
@@ -148,7 +150,7 @@ func hasToken(values []string, token string) bool {
 
 // refusal is an answer other than 101, with the server's own words.
 func refusal(status string, body []byte) error {
-	text := "HTTP " + shortened(status)
+	text := "HTTP " + shorten(status)
 	if status == "200" || strings.HasPrefix(status, "200 ") {
 		return errors.New(text + " instead of 101: there is no WebSocket at this path")
 	}
@@ -168,14 +170,14 @@ func oneLine(b []byte) string {
 			return r
 		}, line)
 		if line = strings.TrimSpace(line); line != "" {
-			return shortened(line)
+			return shorten(line)
 		}
 	}
 	return ""
 }
 
-// shortened keeps a text from outside to what is readable in one line.
-func shortened(s string) string {
+// shorten keeps a text from outside to what is readable in one line.
+func shorten(s string) string {
 	const most = 120
 	if len(s) > most {
 		return strings.ToValidUTF8(s[:most], "") + "..."

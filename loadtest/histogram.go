@@ -10,15 +10,15 @@ import (
 // What a latency histogram can hold, in microseconds, and with how many digits. What took longer
 // counts as the longest.
 const (
-	longestLatency = 120_000_000
-	latencyDigits  = 3
+	maxLatency    = 120_000_000
+	latencyDigits = 3
 )
 
-func newHistogram() *hdr.Histogram { return hdr.New(1, longestLatency, latencyDigits) }
+func newHistogram() *hdr.Histogram { return hdr.New(1, maxLatency, latencyDigits) }
 
 // record enters a latency given in nanoseconds.
 func record(h *hdr.Histogram, nanos int64) {
-	_ = h.RecordValue(min(max(nanos/1000, 0), longestLatency)) // which is always in range
+	_ = h.RecordValue(min(max(nanos/1000, 0), maxLatency)) // which is always in range
 }
 
 // pack writes the counts of a histogram as the distance to each that is not zero, and its value. This
@@ -58,24 +58,4 @@ func unpack(into *hdr.Histogram, packed []byte) error {
 	}
 	into.Merge(hdr.Import(counts))
 	return nil
-}
-
-// latencyOf sums a histogram up, or is nil if it holds nothing.
-func latencyOf(h *hdr.Histogram) *Latency {
-	if h.TotalCount() == 0 {
-		return nil
-	}
-	l := &Latency{
-		Count: h.TotalCount(),
-		Mean:  h.Mean(),
-		P50:   float64(h.ValueAtPercentile(50)),
-		P90:   float64(h.ValueAtPercentile(90)),
-		P99:   float64(h.ValueAtPercentile(99)),
-		P999:  float64(h.ValueAtPercentile(99.9)),
-		Max:   float64(h.Max()),
-	}
-	if encoded, err := h.Encode(hdr.V2CompressedEncodingCookieBase); err == nil {
-		l.Histogram = string(encoded)
-	}
-	return l
 }

@@ -135,7 +135,7 @@ func (s *Section) StartsGroup(n int) bool {
 // Columns is how many columns the table has: the figure's name, and a ratio for all servers but one.
 func (s *Section) Columns() int { return 2 * len(s.Servers) }
 
-// Shaken are the servers with doubtful runs.
-func (s *Section) Shaken() []*Contender {
-	return slices.DeleteFunc(slices.Clone(s.Servers), func(c *Contender) bool { return c.Shaken == 0 })
+// Doubtful are the servers with doubtful runs.
+func (s *Section) Doubtful() []*Entrant {
+	return slices.DeleteFunc(slices.Clone(s.Servers), func(c *Entrant) bool { return c.Doubtful == 0 })
 }

@@ -11,9 +11,9 @@ const (
 	duplicate                // not the first time
 )
 
-// mostGaps bounds what is remembered of one connection. A message that comes late after so many later
+// maxGaps bounds what is remembered of one connection. A message that comes late after so many later
 // gaps counts as missing and as duplicated.
-const mostGaps = 4096
+const maxGaps = 4096
 
 // gap is a run of messages of one stream that have not arrived, though later ones have.
 type gap struct {
@@ -44,12 +44,12 @@ func (l *ledger) note(receiver, stream int, sequence uint32) verdict {
 		return fresh
 	}
 	if sequence > *next {
-		l.open(receiver, gap{uint32(stream), *next, sequence})
+		l.openGap(receiver, gap{uint32(stream), *next, sequence})
 		*next = sequence + 1
 		l.received++
 		return fresh
 	}
-	if l.fill(receiver, uint32(stream), sequence) {
+	if l.closeGap(receiver, uint32(stream), sequence) {
 		l.received++
 		l.reordered++
 		return late
@@ -58,16 +58,16 @@ func (l *ledger) note(receiver, stream int, sequence uint32) verdict {
 	return duplicate
 }
 
-func (l *ledger) open(receiver int, g gap) {
+func (l *ledger) openGap(receiver int, g gap) {
 	gaps := l.gaps[receiver]
-	if len(gaps) >= mostGaps {
+	if len(gaps) >= maxGaps {
 		gaps = slices.Delete(gaps, 0, 1)
 	}
 	l.gaps[receiver] = append(gaps, g)
 }
 
-// fill takes a late message out of its gap, and reports whether there was one.
-func (l *ledger) fill(receiver int, stream, sequence uint32) bool {
+// closeGap takes a late message out of its gap, and reports whether there was one.
+func (l *ledger) closeGap(receiver int, stream, sequence uint32) bool {
 	gaps := l.gaps[receiver]
 	for i := len(gaps) - 1; i >= 0; i-- {
 		g := &gaps[i]

@@ -59,13 +59,13 @@ func TestLedgerKeepsStreamsApart(t *testing.T) {
 
 func TestLedgerForgetsTheOldestGaps(t *testing.T) {
 	l := newLedger(1, 1)
-	for n := range uint32(3 * mostGaps) {
+	for n := range uint32(3 * maxGaps) {
 		l.note(0, 0, 2*n+1)
 	}
-	if n := len(l.gaps[0]); n > mostGaps {
-		t.Errorf("%d gaps are kept, and at most %d should be", n, mostGaps)
+	if n := len(l.gaps[0]); n > maxGaps {
+		t.Errorf("%d gaps are kept, and at most %d should be", n, maxGaps)
 	}
-	if v := l.note(0, 0, 6*mostGaps-2); v != late {
+	if v := l.note(0, 0, 6*maxGaps-2); v != late {
 		t.Errorf("a message out of the newest gap is %v", v)
 	}
 	if v := l.note(0, 0, 0); v != duplicate {

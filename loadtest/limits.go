@@ -8,13 +8,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// spareDescriptors are what a process of the generator needs besides its connections.
-const spareDescriptors = 64
+// reservedDescriptors are what a process of the generator needs besides its connections.
+const reservedDescriptors = 64
 
-// portsOfSource is how many connections to one server are planned for one source address. Linux has
+// portsPerSource is how many connections to one server are planned for one source address. Linux has
 // 28,232 ports for it, but searches them one by one: at 15,000 it takes ten times as long to find a
 // free one as at 5,000.
-const portsOfSource = 5000
+const portsPerSource = 5000
 
 // descriptorLimit is how many descriptors one process may have.
 func descriptorLimit() int {
@@ -27,7 +27,7 @@ func descriptorLimit() int {
 
 // plan says how many processes a run takes and where they connect from, or why it cannot be done.
 func plan(o *options, limit int, loopback bool) (processes int, sources sourceRange, err error) {
-	each := limit - spareDescriptors
+	each := limit - reservedDescriptors
 	if each < 1 {
 		return 0, sources, fmt.Errorf("the limit of %d open files leaves none for connections: raise it with ulimit -n", limit)
 	}
@@ -39,15 +39,15 @@ func plan(o *options, limit int, loopback bool) (processes int, sources sourceRa
 			processes = max(processes, min(runtime.NumCPU()/4, 8, o.Connections))
 		}
 	}
-	if processes > mostProcesses || processes < least {
-		one := (o.Connections+processes-1)/processes + spareDescriptors
+	if processes > maxProcesses || processes < least {
+		one := (o.Connections+processes-1)/processes + reservedDescriptors
 		return 0, sources, fmt.Errorf("%d connections in %d processes need %d open files each, and the limit is %d: "+
 			"raise it (ulimit -n %d), or use --processes %d", o.Connections, processes, one, limit, one, least)
 	}
 	if sources, err = o.sources(); err != nil {
 		return 0, sources, err
 	}
-	if needed := (o.Connections + portsOfSource - 1) / portsOfSource; !sources.First.IsValid() && needed > 1 && loopback && runtime.GOOS == "linux" {
+	if needed := (o.Connections + portsPerSource - 1) / portsPerSource; !sources.First.IsValid() && needed > 1 && loopback && runtime.GOOS == "linux" {
 		first := netip.AddrFrom4([4]byte{127, 0, 0, 1})
 		sources = sourceRange{first, first}
 		for range needed - 1 {

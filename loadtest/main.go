@@ -91,17 +91,17 @@ func rootCommand() *cobra.Command {
 		diffCommand(),
 		&cobra.Command{
 			Use: workerCommand, Hidden: true, Args: cobra.NoArgs,
-			RunE: func(*cobra.Command, []string) error { return runWorker() },
+			RunE: func(*cobra.Command, []string) error { return workerMain() },
 		},
 	)
 	return root
 }
 
-// runWorker is this program as one process of the generator. Ctrl-C at the terminal reaches it too, but
+// workerMain is this program as one process of the generator. Ctrl-C at the terminal reaches it too, but
 // its parent decides when it ends.
-func runWorker() error {
+func workerMain() error {
 	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGPIPE)
-	if err := work(os.Stdin, os.Stdout); err != nil {
+	if err := runWorker(os.Stdin, os.Stdout); err != nil {
 		return &failure{err}
 	}
 	return nil
@@ -136,7 +136,7 @@ func runAndReport(o *options, jsonFile, htmlFile string) error {
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
 	defer stop()
 
-	progress := newWatcher(os.Stderr)
+	progress := newProgressLine(os.Stderr)
 	var result *Result
 	if o.Start > 0 {
 		result = measureStarted(ctx, *o, os.Stderr, progress.show)

@@ -37,9 +37,9 @@ type options struct {
 	PublishURL    string
 	PublishHeader []string
 
-	CutBy     string
-	BackOff   time.Duration
-	MostDelay time.Duration
+	CutBy    string
+	Backoff  time.Duration
+	MaxDelay time.Duration
 }
 
 const (
@@ -56,8 +56,8 @@ func defaultsFor(command string) options {
 		Size:        128,
 		Duration:    10 * time.Second,
 		CutBy:       "tool",
-		BackOff:     time.Second,
-		MostDelay:   30 * time.Second,
+		Backoff:     time.Second,
+		MaxDelay:    30 * time.Second,
 	}
 	switch command {
 	case "echo":
@@ -86,14 +86,14 @@ func (o *options) senders() int {
 
 // What a run may ask for at most. Every run has an end, and fits in memory.
 const (
-	mostConnections = 1_000_000
-	mostSize        = 16 << 20
-	mostRate        = 10_000_000
-	mostDepth       = 65_536
-	mostDuration    = 24 * time.Hour
-	mostProcesses   = 256
-	mostServers     = 256
-	mostStreams     = 1 << 28
+	maxConnections = 1_000_000
+	maxSize        = 16 << 20
+	maxRate        = 10_000_000
+	maxDepth       = 65_536
+	maxDuration    = 24 * time.Hour
+	maxProcesses   = 256
+	maxServers     = 256
+	maxStreams     = 1 << 28
 )
 
 func (o *options) check() error {
@@ -102,30 +102,30 @@ func (o *options) check() error {
 	}
 	least := 0
 	if o.sends() {
-		least = leastSize(o.Text)
+		least = minSize(o.Text)
 	}
 	for _, n := range []struct {
 		name            string
 		is, least, most float64
 	}{
-		{"connections", float64(o.Connections), 1, mostConnections},
-		{"size", float64(o.Size), float64(least), mostSize},
-		{"rate", o.Rate, 0, mostRate},
-		{"depth", float64(o.Depth), 0, mostDepth},
-		{"processes", float64(o.Processes), 0, mostProcesses},
+		{"connections", float64(o.Connections), 1, maxConnections},
+		{"size", float64(o.Size), float64(least), maxSize},
+		{"rate", o.Rate, 0, maxRate},
+		{"depth", float64(o.Depth), 0, maxDepth},
+		{"processes", float64(o.Processes), 0, maxProcesses},
 	} {
 		if !(n.is >= n.least && n.is <= n.most) {
 			return fmt.Errorf("--%s is %v, and must be from %v to %v", n.name, n.is, n.least, int(n.most))
 		}
 	}
-	if o.Duration <= 0 || o.Duration > mostDuration || o.Ramp < 0 || o.Ramp > mostDuration {
-		return fmt.Errorf("--duration must be positive, --ramp not negative, and both at most %v", mostDuration)
+	if o.Duration <= 0 || o.Duration > maxDuration || o.Ramp < 0 || o.Ramp > maxDuration {
+		return fmt.Errorf("--duration must be positive, --ramp not negative, and both at most %v", maxDuration)
 	}
 	if o.Command == "fanout" {
 		if o.Publishers < 1 || o.Publishers > o.Connections && o.PublishURL == "" {
 			return fmt.Errorf("--publishers is %d, and must be from 1 to the number of connections, %d", o.Publishers, o.Connections)
 		}
-		if o.Publishers*o.Connections > mostStreams {
+		if o.Publishers*o.Connections > maxStreams {
 			return fmt.Errorf("%d publishers to %d connections are too many streams to keep account of", o.Publishers, o.Connections)
 		}
 	}
@@ -135,7 +135,7 @@ func (o *options) check() error {
 	if o.CutBy != "tool" && o.CutBy != "server" {
 		return fmt.Errorf("--cut is %q, and must be tool or server", o.CutBy)
 	}
-	if o.BackOff <= 0 || o.MostDelay < o.BackOff {
+	if o.Backoff <= 0 || o.MaxDelay < o.Backoff {
 		return errors.New("--backoff must be positive and not more than --backoff-max")
 	}
 	for _, h := range append(o.Headers[:len(o.Headers):len(o.Headers)], o.PublishHeader...) {
@@ -154,12 +154,12 @@ func (o *options) check() error {
 func (o *options) checkServers() error {
 	for i, url := range o.URLs {
 		if slices.Contains(o.URLs[:i], url) {
-			return fmt.Errorf("%s is given twice", shownURL(url))
+			return fmt.Errorf("%s is given twice", redactURL(url))
 		}
 	}
 	switch {
-	case o.Start < 0 || o.Start > mostServers || len(o.URLs) > mostServers:
-		return fmt.Errorf("--start must be from 0 to %d, and there can be no more URLs", mostServers)
+	case o.Start < 0 || o.Start > maxServers || len(o.URLs) > maxServers:
+		return fmt.Errorf("--start must be from 0 to %d, and there can be no more URLs", maxServers)
 	case o.Start == 0 && len(o.URLs) == 0:
 		return errors.New("there is no URL")
 	case o.Start > 0 && len(o.URLs) > 0:
@@ -188,39 +188,10 @@ func (o *options) sources() (r sourceRange, err error) {
 			return r, fmt.Errorf("--sources: %w", err)
 		}
 	}
-	if r.First.BitLen() != r.Last.BitLen() || r.Last.Less(r.First) || r.count() > mostSources {
-		return r, fmt.Errorf("--sources %s is not a range of at most %d addresses, such as 127.0.0.1-127.0.0.20", o.Sources, mostSources)
+	if r.First.BitLen() != r.Last.BitLen() || r.Last.Less(r.First) || r.count() > maxSources {
+		return r, fmt.Errorf("--sources %s is not a range of at most %d addresses, such as 127.0.0.1-127.0.0.20", o.Sources, maxSources)
 	}
 	return r, nil
-}
-
-// mostSources bounds a range of source addresses.
-const mostSources = 65_536
-
-// sourceRange is a range of addresses to connect from. The zero value leaves the choice to the system.
-type sourceRange struct {
-	First, Last netip.Addr
-}
-
-// count is how many addresses the range has, up to one more than are allowed.
-func (r sourceRange) count() int {
-	if !r.First.IsValid() {
-		return 0
-	}
-	n := 1
-	for a := r.First; a != r.Last && n <= mostSources; a = a.Next() {
-		n++
-	}
-	return n
-}
-
-// all lists the addresses.
-func (r sourceRange) all() []netip.Addr {
-	list := make([]netip.Addr, 0, r.count())
-	for a := r.First; len(list) < cap(list); a = a.Next() {
-		list = append(list, a)
-	}
-	return list
 }
 
 // settings is what the result says about the options.
@@ -240,7 +211,7 @@ func (o *options) settings(processes int, sources sourceRange) Settings {
 		}
 	}
 	if o.Command == "fanout" {
-		s.Publishers, s.PublishURL = o.Publishers, shownURL(o.PublishURL)
+		s.Publishers, s.PublishURL = o.Publishers, redactURL(o.PublishURL)
 	}
 	if sources.First.IsValid() {
 		s.Sources = []string{sources.First.String(), sources.Last.String()}

@@ -38,15 +38,15 @@ func newPayloads(run uint64, text bool, size int) *payloads {
 	return p
 }
 
-// leastSize is the size of a message with nothing but its stamp.
-func leastSize(text bool) int {
+// minSize is the size of a message with nothing but its stamp.
+func minSize(text bool) int {
 	if text {
 		return stampText
 	}
 	return stampBytes
 }
 
-func (p *payloads) stampSize() int { return leastSize(p.text) }
+func (p *payloads) stampSize() int { return minSize(p.text) }
 
 // blank is a message without its stamp, to be completed by put.
 func (p *payloads) blank() []byte {

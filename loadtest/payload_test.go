@@ -8,7 +8,7 @@ import (
 
 func TestPayloadCarriesItsStamp(t *testing.T) {
 	for _, text := range []bool{false, true} {
-		for _, size := range []int{leastSize(text), leastSize(text) + 1, 128, 65536} {
+		for _, size := range []int{minSize(text), minSize(text) + 1, 128, 65536} {
 			p := newPayloads(0xfeedface12345678, text, size)
 			want := stamp{sender: 7, sequence: 4_000_000_000, due: 123_456_789_012_345}
 			b := p.blank()

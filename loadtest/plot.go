@@ -234,7 +234,7 @@ func logRange(least, most float64) (from, to float64) {
 }
 
 // axisLabel keeps a name from taking the room of the chart. The whole name is in the tables.
-func axisLabel(c *Contender) string {
+func axisLabel(c *Entrant) string {
 	const most = 20
 	name := plain(c.Name)
 	sign := strings.TrimPrefix(c.Label(), name)

@@ -15,7 +15,7 @@ func printResult(w io.Writer, r *Result) {
 	if len(doubts(r)) > 0 {
 		sign = doubtSign
 	}
-	fmt.Fprintf(w, "%s%s  %s\n%s\n", plain(r.Name), sign, plain(r.URL), describe(r))
+	fmt.Fprintf(w, "%s%s  %s\n%s\n", plain(r.Name), sign, plain(r.URL), describeLoad(r))
 	if r.Error != "" {
 		fmt.Fprintf(w, "\nERROR: the run ended early: %s\n", plain(r.Error))
 	}
@@ -144,7 +144,7 @@ func generatorLine(g Generator) resultLine {
 	l.add(g.Cores != 0, "%s", processors.format(g.Cores))
 	l.add(g.Processes > 1, "%d processes", g.Processes)
 	l.add(g.CPUPerMessage != 0, "%s a delivery", microseconds.format(g.CPUPerMessage))
-	l.add(g.MostLate != 0, "sends at most %s late", microseconds.format(g.MostLate))
+	l.add(g.MaxLate != 0, "sends at most %s late", microseconds.format(g.MaxLate))
 	return l
 }
 

@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -23,7 +24,7 @@ type publishers struct {
 	working  int
 	sentBy   []uint32 // by own publisher
 	unsent   int64
-	mostLate int64
+	maxLate  int64
 	failedBy map[string]int
 }
 
@@ -80,7 +81,7 @@ func (p *publishers) publish(i int) {
 		err := p.post(body)
 
 		p.mu.Lock()
-		p.mostLate = max(p.mostLate, late)
+		p.maxLate = max(p.maxLate, late)
 		if err != nil {
 			count(p.failedBy, err.Error())
 		} else {
@@ -136,7 +137,7 @@ func (p *publishers) post(body []byte) error {
 	}
 	response, err := p.client.Do(request)
 	if err != nil {
-		return withoutURL(err)
+		return stripURL(err)
 	}
 	defer response.Body.Close()
 	words, _ := io.ReadAll(io.LimitReader(response.Body, 4096))
@@ -153,9 +154,17 @@ func (p *publishers) report(r *report) {
 	for _, n := range p.sentBy {
 		r.Sent += int64(n)
 	}
-	r.Unsent, r.MostLate = p.unsent, p.mostLate
-	r.PublishBy = maps.Clone(p.failedBy)
-	if r.Say == sayEnded {
+	r.Unsent, r.MaxLate = p.unsent, p.maxLate
+	r.PublishFailedBy = maps.Clone(p.failedBy)
+	if r.Event == eventEnded {
 		r.SentBy = append(r.SentBy, p.sentBy...)
 	}
+}
+
+// stripURL is the part of an error of net/http that does not repeat the URL.
+func stripURL(err error) error {
+	if e, ok := err.(*url.Error); ok {
+		return e.Err
+	}
+	return err
 }

@@ -10,8 +10,8 @@ import (
 	"gonum.org/v1/plot/vg/draw"
 )
 
-// ratioFigures are the costs that the chart of ratios shows: of all of them less is better.
-var ratioFigures = []string{
+// ratioMetrics are the costs that the chart of ratios shows: of all of them less is better.
+var ratioMetrics = []string{
 	"latency p50", "latency p99", "completion p99", "all back after", "handshake p99",
 	"CPU per delivery", "CPU per handshake", "RSS per connection", "kernel per connection",
 }
@@ -23,7 +23,7 @@ func ratioChart(s *Section) (*chart, error) {
 	}
 	var rows []*Row
 	least, most := 0.8, 1.25
-	for _, name := range ratioFigures {
+	for _, name := range ratioMetrics {
 		row := s.row(name)
 		if row == nil {
 			continue

@@ -20,7 +20,7 @@ func (w *worker) consume(i int, c *conn, data []byte, now int64) (rest []byte, n
 	if c.state == stateUpgrading {
 		end := headEnd(data)
 		if end == 0 {
-			if len(data) > mostHead {
+			if len(data) > maxHead {
 				w.fail(i, "the head of the answer has no end")
 				return nil, 0, false
 			}
@@ -58,7 +58,7 @@ func (w *worker) consume(i int, c *conn, data []byte, now int64) (rest []byte, n
 func (w *worker) upgraded(i int, c *conn, head, body []byte, now int64) bool {
 	var key [keySize]byte
 	to := w.targetOf(i)
-	compressed, err := w.spec.Targets[to].Handshake.check(head, body, appendKey(key[:0], w.seed(i, c)))
+	compressed, err := w.spec.Targets[to].Handshake.verify(head, body, appendKey(key[:0], w.seed(i, c)))
 	if err != nil {
 		w.fail(i, err.Error())
 		return false
@@ -66,13 +66,13 @@ func (w *worker) upgraded(i int, c *conn, head, body []byte, now int64) bool {
 	c.state, c.compressed = stateOpen, compressed
 	w.Open++
 	record(w.handshakes, now-c.began)
-	if w.again.running {
-		w.again.returned(c, now)
+	if w.reconnector.running {
+		w.reconnector.returned(c, now)
 		return true
 	}
 	w.Opened++
 	w.shares[to].Opened++
-	w.dialing.underWay--
+	w.dialer.inFlight--
 	return true
 }
 
@@ -110,7 +110,7 @@ func (w *worker) unusual(i int, c *conn, f frame, now int64) error {
 		if c.state == stateOpen {
 			w.control(i, c, opClose, f.payload[:min(len(f.payload), 2)])
 		}
-		return errors.New(closing(f.payload))
+		return errors.New(closeReason(f.payload))
 	case opContinuation:
 		if c.fragment == nil || f.compressed {
 			return errContinuation
@@ -125,7 +125,7 @@ func (w *worker) unusual(i int, c *conn, f frame, now int64) error {
 	if m.compressed && !c.compressed {
 		return errCompressed
 	}
-	if len(m.payload)+len(f.payload) > mostFrame {
+	if len(m.payload)+len(f.payload) > maxFrame {
 		return errFrameSize
 	}
 	if f.final && len(m.payload) == 0 {
@@ -138,7 +138,7 @@ func (w *worker) unusual(i int, c *conn, f frame, now int64) error {
 	}
 	c.fragment = nil
 	if m.compressed {
-		expanded, err := w.deflate.expand(m.payload)
+		expanded, err := w.deflate.decompress(m.payload)
 		if err != nil {
 			return err
 		}

@@ -145,7 +145,7 @@ type Generator struct {
 	Cores         float64 `json:"cores"`
 	CPUPerMessage float64 `json:"cpuPerMessage,omitempty"` // microseconds for each message received
 	Bottleneck    bool    `json:"bottleneck"`              // it, and not the server, may have set the pace
-	MostLate      float64 `json:"mostLate,omitempty"`      // microseconds by which a send missed its schedule at worst
+	MaxLate       float64 `json:"mostLate,omitempty"`      // microseconds by which a send missed its schedule at worst
 }
 
 // Point is one moment of a time series.

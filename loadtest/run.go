@@ -15,28 +15,28 @@ import (
 type run struct {
 	o       *options
 	result  *Result
-	watch   func(live)
+	watch   func(progress)
 	targets []target
 	sources sourceRange
 	fleet   *fleet
-	server  *observed // nil when none of the server's processes is known
+	server  *monitor // nil when none of the server's processes is known
 
 	began     int64 // the first connection
 	connected int64 // all open or failed
 	from, to  int64 // the measured window, as far as it has come
 	series    series
-	dead      bool // all connections were lost
+	allLost   bool // all connections were lost
 }
 
-// live is how a run goes, for a person who watches it.
-type live struct {
-	doing         string
-	elapsed, most time.Duration
-	open, wanted  int
-	failed        int
-	received      float64 // messages a second
-	p50, p99      float64 // microseconds, of the last moment
-	serverCores   float64
+// progress is how a run goes, for a person who watches it.
+type progress struct {
+	phase          string
+	elapsed, limit time.Duration
+	open, wanted   int
+	failed         int
+	received       float64 // messages a second
+	p50, p99       float64 // microseconds, of the last moment
+	serverCores    float64
 }
 
 var errInterrupted = errors.New("interrupted")
@@ -46,12 +46,12 @@ const settle = 300 * time.Millisecond
 
 // measure runs one command against one server. What went wrong is in the result's Error, and what was
 // measured before that stands. Watch is told how it goes, several times a second; it may be nil.
-func measure(ctx context.Context, o *options, watch func(live)) *Result {
+func measure(ctx context.Context, o *options, watch func(progress)) *Result {
 	if watch == nil {
-		watch = func(live) {}
+		watch = func(progress) {}
 	}
 	r := &run{o: o, watch: watch, result: &Result{
-		Schema: schema, Command: o.Command, Name: o.Name, URL: shownURLs(o.URLs), Started: time.Now(), Machine: thisMachine(),
+		Schema: schema, Command: o.Command, Name: o.Name, URL: redactURLs(o.URLs), Started: time.Now(), Machine: thisMachine(),
 		Settings:    o.settings(o.Processes, sourceRange{}),
 		Connections: Connections{Wanted: o.Connections},
 	}}
@@ -76,7 +76,7 @@ func (r *run) prepare(ctx context.Context) error {
 	}
 	sources, _ := r.o.sources()
 	var err error
-	if r.targets, err = findTargets(ctx, r.o, sources); err != nil {
+	if r.targets, err = resolveTargets(ctx, r.o, sources); err != nil {
 		return err
 	}
 	processes, sources, err := plan(r.o, descriptorLimit(), r.loopback())
@@ -86,11 +86,11 @@ func (r *run) prepare(ctx context.Context) error {
 	r.sources = sources
 	r.result.Settings = r.o.settings(processes, sources)
 	r.result.Generator.Processes = processes
-	if r.server, err = observe(r.o.PIDs, r.targets); err != nil {
+	if r.server, err = newMonitor(r.o.PIDs, r.targets); err != nil {
 		return err
 	}
-	if r.server != nil && r.server.doubt != "" {
-		r.warn("%s", r.server.doubt)
+	if r.server != nil && r.server.caveat != "" {
+		r.warn("%s", r.server.caveat)
 	}
 	r.fleet, err = startFleet(processes)
 	return err
@@ -123,20 +123,20 @@ func (r *run) warn(format string, args ...any) {
 // the same.
 func (r *run) execute(ctx context.Context) error {
 	seed := rand.Uint64()
-	for i, m := range r.fleet.members {
-		m.tell(order{Do: doPrepare, Spec: r.spec(i, seed)})
+	for i, m := range r.fleet.processes {
+		m.send(command{Name: cmdPrepare, Spec: r.spec(i, seed)})
 	}
-	if err := r.await(ctx, "preparing", sayReady, time.Minute); err != nil {
+	if err := r.await(ctx, "preparing", eventReady, time.Minute); err != nil {
 		return err
 	}
 	r.server.read(r.server.beforeAll)
 	r.began = monotonic()
-	r.series.start(r.began, reportEvery(r.o.Command))
-	r.fleet.order(order{Do: doConnect, At: r.began})
-	err := r.await(ctx, "connecting", sayConnected, r.o.Ramp+dialTimeout*time.Duration(2+r.o.Connections/mostDialing))
+	r.series.start(r.began, reportInterval(r.o.Command))
+	r.fleet.broadcast(command{Name: cmdConnect, At: r.began})
+	err := r.await(ctx, "connecting", eventConnected, r.o.Ramp+dialTimeout*time.Duration(2+r.o.Connections/maxDialing))
 	r.connected = monotonic()
-	if sum := r.fleet.sum(); err == nil && sum.Opened == 0 {
-		err = fmt.Errorf("no connection was opened: %s", mostly(r.failures()))
+	if sum := r.fleet.total(); err == nil && sum.Opened == 0 {
+		err = fmt.Errorf("no connection was opened: %s", mostCommon(r.failureReasons()))
 	}
 	if err == nil {
 		err = r.pause(ctx, "settling", settle)
@@ -153,26 +153,26 @@ func (r *run) execute(ctx context.Context) error {
 func (r *run) window(ctx context.Context) error {
 	r.fleet.storming = r.o.Command == "storm"
 	r.from = monotonic() + int64(50*time.Millisecond)
-	r.fleet.order(order{Do: doStart, At: r.from})
+	r.fleet.broadcast(command{Name: cmdStart, At: r.from})
 	sleepUntil(r.from)
 	r.server.read(r.server.beforeWindow)
-	err := r.await(ctx, r.doing(), sayEnded, r.o.Duration+30*time.Second)
+	err := r.await(ctx, r.phase(), eventEnded, r.o.Duration+30*time.Second)
 	r.to = min(monotonic(), r.from+int64(r.o.Duration))
 	if err != nil {
-		r.fleet.order(order{Do: doStop})
-		_ = r.await(context.Background(), "stopping", sayEnded, dialTimeout)
+		r.fleet.broadcast(command{Name: cmdStop})
+		_ = r.await(context.Background(), "stopping", eventEnded, dialTimeout)
 	}
 	r.server.read(r.server.withAll)
-	r.fleet.order(order{Do: doDrain, Sent: r.fleet.sent(r.o.sendersOfFanout())})
-	drained := r.await(context.Background(), "waiting for what is under way", sayDrained, drainMost+dialTimeout)
+	r.fleet.broadcast(command{Name: cmdDrain, Sent: r.fleet.sentBy(r.o.sendersOfFanout())})
+	drained := r.await(context.Background(), "waiting for what is under way", eventDrained, maxDrain+dialTimeout)
 	if err == nil {
 		err = drained
 	}
 	if errors.Is(err, errAllLost) {
-		return r.died()
+		return r.lossError()
 	}
 	if err == nil {
-		err = r.nothing()
+		err = r.checkReceived()
 	}
 	return err
 }
@@ -185,7 +185,7 @@ func (o *options) sendersOfFanout() int {
 	return 0
 }
 
-func (r *run) doing() string {
+func (r *run) phase() string {
 	switch {
 	case r.o.Command == "idle":
 		return "holding"
@@ -199,21 +199,21 @@ func (r *run) doing() string {
 
 // finish lets the processes close their connections, and takes the figures.
 func (r *run) finish() {
-	r.fleet.order(order{Do: doFinish})
-	_ = r.await(context.Background(), "closing", sayFinished, 5*time.Second)
+	r.fleet.broadcast(command{Name: cmdFinish})
+	_ = r.await(context.Background(), "closing", eventFinished, 5*time.Second)
 	r.fleet.close()
-	r.fill()
+	r.collect()
 }
 
 // spec is the part of one process.
 func (r *run) spec(index int, seed uint64) *spec {
 	return &spec{
-		Command: r.o.Command, Index: index, Count: len(r.fleet.members), Run: seed,
+		Command: r.o.Command, Index: index, Count: len(r.fleet.processes), Run: seed,
 		Targets: r.targets, Sources: r.sources,
 		Connections: r.o.Connections, Ramp: r.o.Ramp,
 		Senders: r.o.senders(), Size: r.o.Size, Text: r.o.Text, Rate: r.o.Rate, Depth: r.o.Depth, Duration: r.o.Duration,
 		PublishURL: r.o.PublishURL, PublishHeader: r.o.PublishHeader,
-		CutBy: r.o.CutBy, BackOff: r.o.BackOff, MostDelay: r.o.MostDelay,
+		CutBy: r.o.CutBy, Backoff: r.o.Backoff, MaxDelay: r.o.MaxDelay,
 	}
 }
 
@@ -228,13 +228,13 @@ func (r *run) await(ctx context.Context, doing, say string, most time.Duration) 
 	late := time.After(most)
 	ticks := time.NewTicker(r.series.every(r.o.Command))
 	defer ticks.Stop()
-	for !r.fleet.all(say) {
+	for !r.fleet.reached(say) {
 		select {
 		case a := <-r.fleet.reports:
-			if err := r.fleet.take(a); err != nil {
+			if err := r.fleet.apply(a); err != nil {
 				return err
 			}
-			if sum := r.fleet.sum(); say == sayEnded && sum.Open == 0 && sum.Members > 0 && r.o.Command != "storm" {
+			if sum := r.fleet.total(); say == eventEnded && sum.Open == 0 && sum.Members > 0 && r.o.Command != "storm" {
 				return errAllLost
 			}
 		case <-ticks.C:
@@ -264,34 +264,34 @@ func (r *run) tick(doing string, begun int64) {
 	if r.began == 0 {
 		return
 	}
-	sum := r.fleet.sum()
+	sum := r.fleet.total()
 	p := r.series.point(sum, r.fleet.recent, r.server)
-	l := live{
-		doing: doing, elapsed: time.Duration(monotonic() - begun), open: sum.Open, wanted: r.o.Connections, failed: sum.Failed,
+	l := progress{
+		phase: doing, elapsed: time.Duration(monotonic() - begun), open: sum.Open, wanted: r.o.Connections, failed: sum.Failed,
 		received: p.Received, p99: p.P99, serverCores: p.ServerCores,
 	}
 	if r.fleet.recent.TotalCount() > 0 {
 		l.p50 = float64(r.fleet.recent.ValueAtPercentile(50))
 	}
-	if doing == r.doing() {
-		l.most = r.o.Duration
+	if doing == r.phase() {
+		l.limit = r.o.Duration
 	}
 	r.fleet.recent.Reset()
 	r.watch(l)
 }
 
-func (r *run) failures() map[string]int {
-	return r.fleet.reasonsOf(func(r *report) map[string]int { return r.FailedBy })
+func (r *run) failureReasons() map[string]int {
+	return r.fleet.reasons(func(r *report) map[string]int { return r.FailedBy })
 }
 
-func (r *run) losses() map[string]int {
-	return r.fleet.reasonsOf(func(r *report) map[string]int { return r.LostBy })
+func (r *run) lossReasons() map[string]int {
+	return r.fleet.reasons(func(r *report) map[string]int { return r.LostBy })
 }
 
-// died says how the server left.
-func (r *run) died() error {
-	r.dead = true
-	text := fmt.Sprintf("all connections were lost after %.1f s: %s", float64(r.to-r.from)/1e9, mostly(r.losses()))
+// lossError says how the server left.
+func (r *run) lossError() error {
+	r.allLost = true
+	text := fmt.Sprintf("all connections were lost after %.1f s: %s", float64(r.to-r.from)/1e9, mostCommon(r.lossReasons()))
 	var gone []string
 	for _, p := range r.server.gone() {
 		gone = append(gone, fmt.Sprintf("process %d", p.pid))
@@ -302,8 +302,8 @@ func (r *run) died() error {
 	return errors.New(text)
 }
 
-// mostly is the most frequent reason.
-func mostly(reasons map[string]int) string {
+// mostCommon is the most frequent reason.
+func mostCommon(reasons map[string]int) string {
 	if len(reasons) == 0 {
 		return "no reason is known"
 	}

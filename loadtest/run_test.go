@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 // small are the options of a run that is over soon.
 func small(command, url string, change func(o *options)) *options {
 	o := defaultsFor(command)
-	o.URLs, o.Connections, o.Duration, o.BackOff = []string{url}, 6, 400*time.Millisecond, 100*time.Millisecond
+	o.URLs, o.Connections, o.Duration, o.Backoff = []string{url}, 6, 400*time.Millisecond, 100*time.Millisecond
 	switch command {
 	case "echo":
 		o.Rate = 1500
@@ -292,9 +292,9 @@ func TestGreetingInTheSamePacketAsTheHandshake(t *testing.T) {
 func TestGeneratorThatIsTheBottleneckSaysSo(t *testing.T) {
 	t.Parallel()
 	server := (&faulty{}).serve(t)
-	r := measure(t.Context(), small("echo", server.url, func(o *options) { o.Rate = mostRate }), nil)
+	r := measure(t.Context(), small("echo", server.url, func(o *options) { o.Rate = maxRate }), nil)
 	m := whole(t, r)
-	if !r.Generator.Bottleneck || r.Generator.MostLate < 10_000 || m.Unsent == 0 || m.Sent+m.Unsent != int64(mostRate*r.Settings.Duration) {
+	if !r.Generator.Bottleneck || r.Generator.MaxLate < 10_000 || m.Unsent == 0 || m.Sent+m.Unsent != int64(maxRate*r.Settings.Duration) {
 		t.Errorf("%+v, %+v", r.Generator, m)
 	}
 	if len(r.Warnings) == 0 || !strings.Contains(r.Warnings[0], "generator") || len(undue(r)) != 0 {
@@ -325,7 +325,7 @@ func TestInterruptedRunKeepsItsFigures(t *testing.T) {
 	server := (&faulty{}).serve(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	r := measure(ctx, small("echo", server.url, func(o *options) { o.Duration = time.Hour }), func(l live) {
+	r := measure(ctx, small("echo", server.url, func(o *options) { o.Duration = time.Hour }), func(l progress) {
 		if l.received > 0 {
 			cancel()
 		}
@@ -338,8 +338,8 @@ func TestInterruptedRunKeepsItsFigures(t *testing.T) {
 func TestIdle(t *testing.T) {
 	t.Parallel()
 	server := (&faulty{first: serverFrame(0x89, []byte("ping"))}).serve(t)
-	var last live
-	r := measure(t.Context(), small("idle", server.url, func(o *options) { o.Connections, o.Ramp = 50, 300*time.Millisecond }), func(l live) { last = l })
+	var last progress
+	r := measure(t.Context(), small("idle", server.url, func(o *options) { o.Connections, o.Ramp = 50, 300*time.Millisecond }), func(l progress) { last = l })
 	if r.Error != "" || r.Connections.Opened != 50 || r.Connections.Handshake.Count != 50 || r.Messages != nil {
 		t.Errorf("%q, %+v", r.Error, r.Connections)
 	}
@@ -368,8 +368,8 @@ func TestStormCutByTheServer(t *testing.T) {
 	t.Parallel()
 	server := (&faulty{}).serve(t)
 	var cut sync.Once
-	r := measure(t.Context(), small("storm", server.url, func(o *options) { o.Connections, o.CutBy = 40, "server" }), func(l live) {
-		if strings.HasPrefix(l.doing, "waiting for the server") {
+	r := measure(t.Context(), small("storm", server.url, func(o *options) { o.Connections, o.CutBy = 40, "server" }), func(l progress) {
+		if strings.HasPrefix(l.phase, "waiting for the server") {
 			cut.Do(server.end)
 		}
 	})
@@ -458,7 +458,7 @@ func TestOneOfSeveralServersRefuses(t *testing.T) {
 		t.Errorf("error %q, want %q", r.Error, want)
 	}
 	// One that refuses later, so that the run has begun.
-	three := (&faulty{most: 1}).serve(t)
+	three := (&faulty{max: 1}).serve(t)
 	r = measure(t.Context(), small("idle", "", func(o *options) { o.URLs = urls(one, three) }), nil)
 	if r.Error != "" || r.Connections.Opened != 3 || r.Connections.Failed[three.url+": HTTP 503 Full"] != 3 {
 		t.Errorf("error %q, %+v", r.Error, r.Connections)

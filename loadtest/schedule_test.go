@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"testing"
 	"time"
 )
@@ -87,6 +88,32 @@ func TestTurnsOfAllProcessesMakeOneSchedule(t *testing.T) {
 		}
 		if len(seen) != 1000 {
 			t.Errorf("%+v: %d of 1000 messages have a sender", tt, len(seen))
+		}
+	}
+}
+
+// Each target has its share of all connections, of those of each process, and of the first ones, which
+// send.
+func TestSpreadIsEven(t *testing.T) {
+	even := func(shares []int) bool { return slices.Max(shares)-slices.Min(shares) <= 1 }
+	for targets := 1; targets <= 12; targets++ {
+		for processes := 1; processes <= 12; processes++ {
+			all, ofProcess := make([]int, targets), make([][]int, processes)
+			for i := range ofProcess {
+				ofProcess[i] = make([]int, targets)
+			}
+			for i := range 500 {
+				to := spread(i, processes, targets)
+				all[to]++
+				ofProcess[i%processes][to]++
+				if i < targets && to != i {
+					t.Errorf("of %d targets, connection %d goes to %d", targets, i, to)
+				}
+				if !even(all) || !even(ofProcess[i%processes]) {
+					t.Fatalf("%d connections from %d processes are spread like this: %v, and those of one process like this: %v",
+						i+1, processes, all, ofProcess[i%processes])
+				}
+			}
 		}
 	}
 }

@@ -17,8 +17,8 @@ type series struct {
 	skip, skipped int
 }
 
-// mostPoints bounds a series.
-const mostPoints = 1200
+// maxPoints bounds a series.
+const maxPoints = 1200
 
 func (s *series) start(at int64, step time.Duration) {
 	*s = series{began: at, lastAt: at, step: step, skip: 1}
@@ -27,13 +27,13 @@ func (s *series) start(at int64, step time.Duration) {
 // every is how often there is to be a point.
 func (s *series) every(command string) time.Duration {
 	if s.step == 0 {
-		return reportEvery(command)
+		return reportInterval(command)
 	}
 	return s.step
 }
 
 // point is the present moment.
-func (s *series) point(sum counters, recent *hdr.Histogram, server *observed) Point {
+func (s *series) point(sum counters, recent *hdr.Histogram, server *monitor) Point {
 	now := monotonic()
 	p := Point{At: float64(now-s.began) / 1e9, Connections: sum.Open}
 	if passed := now - s.lastAt; passed > 0 {
@@ -48,7 +48,7 @@ func (s *series) point(sum counters, recent *hdr.Histogram, server *observed) Po
 		s.skipped = 0
 		s.points = append(s.points, p)
 	}
-	if len(s.points) >= mostPoints {
+	if len(s.points) >= maxPoints {
 		kept := s.points[:0]
 		for i := 0; i < len(s.points); i += 2 {
 			kept = append(kept, s.points[i])

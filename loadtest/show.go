@@ -47,12 +47,3 @@ func showFile(out io.Writer, path string, full bool, htmlFile string) error {
 	}
 	return err
 }
-
-// printTable prints the short table or the long one.
-func printTable(out io.Writer, doc *Document, full bool) error {
-	table := compareTable(doc.Results)
-	if full {
-		return table.WriteText(out)
-	}
-	return table.WriteShort(out)
-}

@@ -12,12 +12,12 @@ import (
 	"time"
 )
 
-// spareOfServer are roughly the descriptors that carillon needs besides its connections.
-const spareOfServer = 256
+// serverDescriptors are roughly the descriptors that carillon needs besides its connections.
+const serverDescriptors = 256
 
 // measureStarted is measure against servers of our own: it builds carillon, starts as many as the options
 // say, and ends them after the run. They are configured by our environment, except for where they listen.
-func measureStarted(ctx context.Context, o options, log io.Writer, watch func(live)) *Result {
+func measureStarted(ctx context.Context, o options, log io.Writer, watch func(progress)) *Result {
 	path := "/echo"
 	if o.Command == "fanout" {
 		path = "/broadcast"
@@ -53,7 +53,7 @@ func measureStarted(ctx context.Context, o options, log io.Writer, watch func(li
 	r.URL = where // the ports are others each time
 	stopServers(list)
 	for _, s := range list {
-		if words := oneLine([]byte(s.said.String())); words != "" {
+		if words := oneLine([]byte(s.stderr.String())); words != "" {
 			r.Warnings = append(r.Warnings, fmt.Sprintf("process %d of the server said: %s", s.pid, words))
 		}
 	}
@@ -61,11 +61,11 @@ func measureStarted(ctx context.Context, o options, log io.Writer, watch func(li
 }
 
 // startServers builds carillon and starts all of the servers, or none.
-func startServers(ctx context.Context, o *options, log io.Writer) (list []*running, err error) {
+func startServers(ctx context.Context, o *options, log io.Writer) (list []*instance, err error) {
 	each := (o.Connections + o.Start - 1) / o.Start
-	if limit := descriptorLimit(); each+spareOfServer > limit {
+	if limit := descriptorLimit(); each+serverDescriptors > limit {
 		return nil, fmt.Errorf("%d connections to %d servers are %d for each, and the limit is %d open files: use --start %d",
-			o.Connections, o.Start, each, limit, (o.Connections-1)/max(1, limit-spareOfServer)+1)
+			o.Connections, o.Start, each, limit, (o.Connections-1)/max(1, limit-serverDescriptors)+1)
 	}
 	into, err := os.MkdirTemp("", "loadtest-start-")
 	if err != nil {
@@ -87,7 +87,7 @@ func startServers(ctx context.Context, o *options, log io.Writer) (list []*runni
 	}
 	var nats []string // how a server is told of the cluster: first the one that runs NATS, and then the others
 	if o.Start > 1 && o.Command == "fanout" {
-		if nats, err = clusterOfOurOwn(); err != nil {
+		if nats, err = clusterEnv(); err != nil {
 			return nil, err
 		}
 	}
@@ -120,8 +120,8 @@ func freePort() (address string, err error) {
 	return l.Addr().String(), nil
 }
 
-// clusterOfOurOwn chooses a port for NATS.
-func clusterOfOurOwn() (env []string, err error) {
+// clusterEnv chooses a port for NATS.
+func clusterEnv() (env []string, err error) {
 	port, err := freePort()
 	return []string{
 		"CARILLON_CLUSTER_NATS_EMBEDDED=true", "CARILLON_CLUSTER_NATS_LISTEN=" + port,
@@ -130,7 +130,7 @@ func clusterOfOurOwn() (env []string, err error) {
 }
 
 // stopServers ends the first last: of a cluster, it is the one that runs NATS.
-func stopServers(list []*running) {
+func stopServers(list []*instance) {
 	if len(list) == 0 {
 		return
 	}

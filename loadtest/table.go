@@ -18,26 +18,26 @@ type Table struct {
 // Section is one load: a row for each figure, in it a cell for each server.
 type Section struct {
 	Title   string
-	Servers []*Contender // in the order of their first runs
+	Servers []*Entrant // in the order of their first runs
 	Rows    []*Row
 	Notes   []string
 	command string
 }
 
-// Contender is one server with its runs.
-type Contender struct {
-	Name   string
-	Runs   []*Result // in the order in which they were made
-	Doubts []string  // of different kinds
-	Shaken int       // runs with doubts
-	paired []*Result // a place for each round, nil for one without a run
+// Entrant is one server with its runs.
+type Entrant struct {
+	Name     string
+	Runs     []*Result // in the order in which they were made
+	Doubts   []string  // of different kinds
+	Doubtful int       // runs with doubts
+	paired   []*Result // a place for each round, nil for one without a run
 }
 
 // Row is one figure of all servers.
 type Row struct {
 	Group, Name string
 	Cells       []Cell
-	figure      figure
+	metric      metric
 }
 
 // Cell is one figure of one server over its rounds.
@@ -55,34 +55,34 @@ func compareTable(results []*Result) *Table {
 		key := loadOf(r)
 		s := sections[key]
 		if s == nil {
-			s = &Section{Title: describe(r), command: r.Command}
+			s = &Section{Title: describeLoad(r), command: r.Command}
 			sections[key] = s
 			table.Sections = append(table.Sections, s)
 		}
-		s.contender(r.Name).add(r)
+		s.entrant(r.Name).add(r)
 	}
 	for _, s := range table.Sections {
-		s.fill()
+		s.computeRows()
 	}
 	return table
 }
 
-func (s *Section) contender(name string) *Contender {
+func (s *Section) entrant(name string) *Entrant {
 	for _, c := range s.Servers {
 		if c.Name == name {
 			return c
 		}
 	}
-	c := &Contender{Name: name}
+	c := &Entrant{Name: name}
 	s.Servers = append(s.Servers, c)
 	return c
 }
 
-func (c *Contender) add(r *Result) {
+func (c *Entrant) add(r *Result) {
 	c.Runs = append(c.Runs, r)
 	found := doubts(r)
 	if len(found) > 0 {
-		c.Shaken++
+		c.Doubtful++
 	}
 	for _, d := range found {
 		if !slices.ContainsFunc(c.Doubts, func(known string) bool { return sameDoubt(known, d) }) {
@@ -99,36 +99,36 @@ func sameDoubt(a, b string) bool {
 }
 
 // Label is the server's name, with the sign of doubt where it belongs.
-func (c *Contender) Label() string {
-	if c.Shaken > 0 {
+func (c *Entrant) Label() string {
+	if c.Doubtful > 0 {
 		return plain(c.Name) + doubtSign
 	}
 	return plain(c.Name)
 }
 
 // Caveats says what the sign of doubt stands for.
-func (c *Contender) Caveats() string {
+func (c *Entrant) Caveats() string {
 	of := "its only run"
 	if n := len(c.Runs); n > 1 {
-		of = fmt.Sprintf("%d of %d runs", c.Shaken, n)
+		of = fmt.Sprintf("%d of %d runs", c.Doubtful, n)
 	}
 	return of + ": " + strings.Join(c.Doubts, "; ")
 }
 
-func (s *Section) fill() {
+func (s *Section) computeRows() {
 	s.pair()
 	base := s.Servers[0].paired
-	for _, f := range figures {
-		row := &Row{Group: f.group, Name: f.name, figure: f}
+	for _, f := range metrics {
+		row := &Row{Group: f.group, Name: f.name, metric: f}
 		shown := false
 		for i, c := range s.Servers {
-			values := figureOf(f, c.paired)
+			values := metricValues(f, c.paired)
 			cell := Cell{Value: spreadOf(values), unit: f.unit}
 			if i > 0 {
-				cell.Ratio = ratioOf(values, figureOf(f, base))
+				cell.Ratio = ratioOf(values, metricValues(f, base))
 			}
 			row.Cells = append(row.Cells, cell)
-			shown = shown || cell.Value.N > 0 && !(f.quiet && cell.Value.Max == 0)
+			shown = shown || cell.Value.N > 0 && !(f.hideZero && cell.Value.Max == 0)
 		}
 		if shown {
 			s.Rows = append(s.Rows, row)
@@ -161,8 +161,8 @@ func (s *Section) pair() {
 	}
 }
 
-// mostRounds bounds what a round may be numbered.
-const mostRounds = 100
+// maxRounds bounds what a round may be numbered.
+const maxRounds = 100
 
 // lastRound is the number of rounds if every run states its own and none is there twice, and else 0.
 func (s *Section) lastRound() int {
@@ -170,7 +170,7 @@ func (s *Section) lastRound() int {
 	for _, c := range s.Servers {
 		var seen []int
 		for _, r := range c.Runs {
-			if r.Round < 1 || r.Round > mostRounds || slices.Contains(seen, r.Round) {
+			if r.Round < 1 || r.Round > maxRounds || slices.Contains(seen, r.Round) {
 				return 0
 			}
 			seen = append(seen, r.Round)
@@ -180,12 +180,12 @@ func (s *Section) lastRound() int {
 	return last
 }
 
-func figureOf(f figure, runs []*Result) []float64 {
+func metricValues(f metric, runs []*Result) []float64 {
 	values := make([]float64, len(runs))
 	for i, r := range runs {
 		values[i] = math.NaN()
 		if r != nil {
-			values[i] = f.of(r)
+			values[i] = f.value(r)
 		}
 	}
 	return values
@@ -247,12 +247,21 @@ func (c Cell) RatioRange() string {
 func (r *Row) Verdict(c Cell) string {
 	grew, shrank := c.Ratio.N > 1 && c.Ratio.Min > 1, c.Ratio.N > 1 && c.Ratio.Max < 1
 	switch {
-	case r.figure.better == lower && shrank, r.figure.better == higher && grew:
+	case r.metric.better == lower && shrank, r.metric.better == higher && grew:
 		return "better"
-	case r.figure.better == lower && grew, r.figure.better == higher && shrank:
+	case r.metric.better == lower && grew, r.metric.better == higher && shrank:
 		return "worse"
 	}
 	return ""
+}
+
+// printTable prints the short table or the long one.
+func printTable(out io.Writer, doc *Document, full bool) error {
+	table := compareTable(doc.Results)
+	if full {
+		return table.WriteText(out)
+	}
+	return table.WriteSummary(out)
 }
 
 // WriteText prints every figure for a terminal: a line for each server under each figure, so that it
@@ -301,12 +310,12 @@ func (s *Section) writeFootnotes(text *strings.Builder) {
 	footnotes := slices.Clone(s.Notes)
 	said := map[string]bool{}
 	for _, c := range s.Servers {
-		if c.Shaken == 0 || said[c.Caveats()] {
+		if c.Doubtful == 0 || said[c.Caveats()] {
 			continue
 		}
 		var names []string
 		for _, other := range s.Servers {
-			if other.Shaken > 0 && other.Caveats() == c.Caveats() {
+			if other.Doubtful > 0 && other.Caveats() == c.Caveats() {
 				names = append(names, other.Label())
 			}
 		}

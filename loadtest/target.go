@@ -15,23 +15,13 @@ import (
 	"time"
 )
 
-// target is one URL under test, as the processes of the generator need it.
-type target struct {
-	URL       string         `json:"url"` // for people: see shownURL
-	Address   netip.AddrPort `json:"address"`
-	Handshake handshake      `json:"handshake"`
-}
-
-// dialTimeout is how long a connection may take, from connect(2) to the end of the handshake.
-const dialTimeout = 10 * time.Second
-
-// findTargets finds all of the run's URLs. The error says which of several it is about.
-func findTargets(ctx context.Context, o *options, sources sourceRange) ([]target, error) {
+// resolveTargets finds all of the run's URLs. The error says which of several it is about.
+func resolveTargets(ctx context.Context, o *options, sources sourceRange) ([]target, error) {
 	var list []target
 	for _, text := range o.URLs {
-		t, err := findTarget(ctx, o, text, sources)
+		t, err := resolveTarget(ctx, o, text, sources)
 		if err != nil && len(o.URLs) > 1 {
-			err = fmt.Errorf("%s: %w", shownURL(text), err)
+			err = fmt.Errorf("%s: %w", redactURL(text), err)
 		}
 		if err != nil {
 			return nil, err
@@ -41,12 +31,15 @@ func findTargets(ctx context.Context, o *options, sources sourceRange) ([]target
 	return list, nil
 }
 
-// findTarget takes a URL apart and opens one connection, to see whether there is a WebSocket at all. So
+// resolveTarget takes a URL apart and opens one connection, to see whether there is a WebSocket at all. So
 // whatever is wrong is said once and in the server's own words, before anything is measured.
-func findTarget(ctx context.Context, o *options, text string, sources sourceRange) (target, error) {
+func resolveTarget(ctx context.Context, o *options, text string, sources sourceRange) (target, error) {
 	u, err := url.Parse(text)
 	if err != nil {
-		if err = withoutURL(err); shownURL(text) != text {
+		if e, ok := errors.AsType[*url.Error](err); ok {
+			err = e.Err // without the URL
+		}
+		if redactURL(text) != text {
 			err = errors.New("what is wrong may be a part of a secret, and is not shown")
 		}
 		return target{}, fmt.Errorf("the URL makes no sense: %w", err)
@@ -55,7 +48,7 @@ func findTarget(ctx context.Context, o *options, text string, sources sourceRang
 	case u.Scheme == "wss" || u.Scheme == "https":
 		return target{}, errors.New("wss is not supported: test the server behind its TLS, or without it, by a ws:// URL")
 	case u.Scheme != "ws" && u.Scheme != "http" || u.Hostname() == "":
-		return target{}, fmt.Errorf("%q is not a WebSocket URL such as %s", shownURL(text), defaultEcho)
+		return target{}, fmt.Errorf("%q is not a WebSocket URL such as %s", redactURL(text), defaultEcho)
 	case u.User != nil:
 		return target{}, errors.New("a user in the URL is not supported: use --header 'Authorization: ...'")
 	}
@@ -66,7 +59,7 @@ func findTarget(ctx context.Context, o *options, text string, sources sourceRang
 		return target{}, fmt.Errorf("%q is not a port", u.Port())
 	}
 	uri := u.RequestURI()
-	t := target{URL: shownURL(text), Handshake: newHandshake(u.Host, uri, o.Subprotocols, o.Compression, o.Headers)}
+	t := target{URL: redactURL(text), Handshake: newHandshake(u.Host, uri, o.Subprotocols, o.Compression, o.Headers)}
 
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -81,7 +74,7 @@ func findTarget(ctx context.Context, o *options, text string, sources sourceRang
 			failed = errors.Join(failed, fmt.Errorf("%s cannot be reached from %s", t.Address, sources.First))
 			continue
 		}
-		err := t.try(ctx, sources)
+		err := t.probe(ctx, sources)
 		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) {
 			return t, err
 		}
@@ -90,8 +83,8 @@ func findTarget(ctx context.Context, o *options, text string, sources sourceRang
 	return t, failed
 }
 
-// try opens one connection and closes it.
-func (t *target) try(ctx context.Context, sources sourceRange) error {
+// probe opens one connection and closes it.
+func (t *target) probe(ctx context.Context, sources sourceRange) error {
 	d := net.Dialer{}
 	if sources.First.IsValid() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(sources.First, 0))
@@ -116,14 +109,14 @@ func (t *target) try(ctx context.Context, sources sourceRange) error {
 		n, err := conn.Read(room(&answer))
 		answer = answer[:len(answer)+n]
 		if err != nil && headEnd(answer) == 0 {
-			return t.unanswered(answer, err)
+			return t.noAnswer(answer, err)
 		}
-		if len(answer) > mostHead {
+		if len(answer) > maxHead {
 			return fmt.Errorf("%s answers without end", t.Address)
 		}
 	}
 	head, body := answer[:headEnd(answer)], answer[headEnd(answer):]
-	if _, err := t.Handshake.check(head, body, key); err == nil {
+	if _, err := t.Handshake.verify(head, body, key); err == nil {
 		_, _ = conn.Write(appendFrame(nil, opClose, false, rand.Uint32(), []byte{1000 >> 8, 1000 & 0xff}))
 		return nil
 	}
@@ -132,14 +125,14 @@ func (t *target) try(ctx context.Context, sources sourceRange) error {
 		n, _ := conn.Read(room(&body))
 		body = body[:len(body)+n]
 	}
-	_, err = t.Handshake.check(head, body, key)
+	_, err = t.Handshake.verify(head, body, key)
 	return err
 }
 
-// unanswered is what there is to say when no complete head came.
-func (t *target) unanswered(answer []byte, err error) error {
+// noAnswer is what there is to say when no complete head came.
+func (t *target) noAnswer(answer []byte, err error) error {
 	if len(answer) > 0 && !strings.HasPrefix("HTTP/1.", string(answer[:min(7, len(answer))])) {
-		return fmt.Errorf("%s does not speak HTTP: it answers %q", t.Address, shortened(oneLine(answer)))
+		return fmt.Errorf("%s does not speak HTTP: it answers %q", t.Address, shorten(oneLine(answer)))
 	}
 	if errors.Is(err, io.EOF) {
 		return fmt.Errorf("%s closes the connection without an answer", t.Address)

@@ -26,8 +26,8 @@ const (
 	phaseFinished
 )
 
-// reportEvery is how often a process says how it goes. A storm is over soon.
-func reportEvery(command string) time.Duration {
+// reportInterval is how often a process says how it goes. A storm is over soon.
+func reportInterval(command string) time.Duration {
 	if command == "storm" {
 		return 100 * time.Millisecond
 	}
@@ -35,20 +35,20 @@ func reportEvery(command string) time.Duration {
 }
 
 const (
-	idleTurn    = 10 * time.Millisecond // the longest wait without a look at the orders
-	readBuffer  = 256 << 10
-	mostReasons = 32 // kept apart; the others are counted as "other"
+	idleTurn   = 10 * time.Millisecond // the longest wait without a look at the orders
+	readBuffer = 256 << 10
+	maxReasons = 32 // kept apart; the others are counted as "other"
 )
 
 // worker is one process of the generator: a single goroutine that waits for any of its sockets, and
 // carries all of its connections. Nothing in here is shared but the publishers over HTTP.
 type worker struct {
-	spec   spec
-	phase  phase
-	told   bool // that the window is over
-	orders chan order
-	out    *json.Encoder
-	outErr error
+	spec        spec
+	phase       phase
+	endReported bool // that the window is over
+	commands    chan command
+	out         *json.Encoder
+	outErr      error
 
 	poll  *poller
 	conns []conn
@@ -56,11 +56,11 @@ type worker struct {
 	batch []byte // what is written next
 	spare []byte // the last buffer of a partial frame, to be used again
 
-	dialing  dialing
-	again    reconnecting
-	sending  sending
-	drain    order
-	drainEnd int64
+	dialer      dialer
+	reconnector reconnector
+	sender      sender
+	drain       command
+	drainEnd    int64
 
 	payloads *payloads
 	op       byte // of our messages
@@ -75,9 +75,9 @@ type worker struct {
 	nextReport          int64
 }
 
-// work is the life of a worker: it does what it is told on in, and says how it goes on out. It ends
+// runWorker is the life of a worker: it does what it is told on in, and says how it goes on out. It ends
 // with the run, or when the parent is gone.
-func work(in io.Reader, out io.Writer) error {
+func runWorker(in io.Reader, out io.Writer) error {
 	runtime.GOMAXPROCS(2)  // one for the loop, which never lets go, and one for everything else
 	runtime.LockOSThread() // the precision of the poller's timer is a property of the thread
 	poll, err := newPoller()
@@ -85,7 +85,7 @@ func work(in io.Reader, out io.Writer) error {
 		return err
 	}
 	w := &worker{
-		orders:     make(chan order, 8),
+		commands:   make(chan command, 8),
 		out:        json.NewEncoder(out),
 		poll:       poll,
 		buf:        make([]byte, readBuffer),
@@ -95,18 +95,18 @@ func work(in io.Reader, out io.Writer) error {
 		latency:    newHistogram(),
 	}
 	go func() {
-		defer close(w.orders)
+		defer close(w.commands)
 		decode := json.NewDecoder(bufio.NewReader(in))
 		for {
-			var o order
+			var o command
 			if decode.Decode(&o) != nil {
 				return
 			}
-			w.orders <- o
+			w.commands <- o
 		}
 	}()
 	for w.phase != phaseFinished && w.outErr == nil {
-		if !w.takeOrders() {
+		if !w.runCommands() {
 			return nil
 		}
 		next := w.turn(monotonic())
@@ -115,43 +115,43 @@ func work(in io.Reader, out io.Writer) error {
 	return w.outErr
 }
 
-// takeOrders does what the parent has asked for meanwhile. It returns false if there is no parent any
+// runCommands does what the parent has asked for meanwhile. It returns false if there is no parent any
 // more.
-func (w *worker) takeOrders() bool {
+func (w *worker) runCommands() bool {
 	for {
 		select {
-		case o, ok := <-w.orders:
+		case o, ok := <-w.commands:
 			if !ok {
 				return false
 			}
-			w.obey(o)
+			w.execute(o)
 		default:
 			return true
 		}
 	}
 }
 
-func (w *worker) obey(o order) {
-	switch o.Do {
-	case doPrepare:
+func (w *worker) execute(o command) {
+	switch o.Name {
+	case cmdPrepare:
 		w.prepare(o.Spec)
-		w.say(sayReady)
-	case doConnect:
+		w.sendReport(eventReady)
+	case cmdConnect:
 		w.phase = phaseConnecting
-		w.dialing.began = o.At
-	case doStart:
+		w.dialer.startedAt = o.At
+	case cmdStart:
 		w.start(o.At)
-	case doStop:
+	case cmdStop:
 		if w.phase == phaseConnecting {
 			w.phase = phaseConnected
-			w.say(sayConnected)
+			w.sendReport(eventConnected)
 		} else if w.phase == phaseWindow {
 			w.end(monotonic())
 		}
-	case doDrain:
+	case cmdDrain:
 		w.phase = phaseDraining
 		w.drain = o
-	case doFinish:
+	case cmdFinish:
 		w.finish()
 	}
 }
@@ -178,8 +178,8 @@ func (w *worker) prepare(s *spec) {
 		w.arrivals = newArrivals(s.Senders)
 	}
 	w.ledger = newLedger(len(w.conns), streams)
-	w.dialing.prepare(s)
-	w.sending.prepare(w)
+	w.dialer.prepare(s)
+	w.sender.prepare(w)
 }
 
 // start begins the measured window.
@@ -194,9 +194,9 @@ func (w *worker) start(at int64) {
 			w.Members++
 		}
 	}
-	w.sending.start(w, at)
+	w.sender.start(w, at)
 	if w.spec.Command == "storm" {
-		w.again.start(w, at)
+		w.reconnector.start(w, at)
 	}
 }
 
@@ -204,7 +204,7 @@ func (w *worker) start(at int64) {
 func (w *worker) end(now int64) {
 	w.phase = phaseEnded
 	w.CPUEnd = cpuNanos()
-	w.sending.stop(w, now)
+	w.sender.stop(w, now)
 }
 
 // turn does all that is due, and returns when there is more to do.
@@ -214,41 +214,41 @@ func (w *worker) turn(now int64) (next int64) {
 		w.nextReport = now
 	}
 	if now >= w.nextReport && w.phase != phaseReady && w.phase != phaseFinishing {
-		w.say(sayProgress)
-		w.nextReport = now + int64(reportEvery(w.spec.Command))
+		w.sendReport(eventProgress)
+		w.nextReport = now + int64(reportInterval(w.spec.Command))
 	}
 	switch w.phase {
 	case phaseConnecting:
-		next = min(next, w.dialing.turn(w, now))
-		if w.dialing.done(w) {
+		next = min(next, w.dialer.turn(w, now))
+		if w.dialer.done(w) {
 			w.phase = phaseConnected
-			w.say(sayConnected)
+			w.sendReport(eventConnected)
 		}
 	case phaseWindow:
-		next = min(next, w.sending.turn(w, now))
+		next = min(next, w.sender.turn(w, now))
 		if w.spec.Command == "storm" {
-			next = min(next, w.again.turn(w, now))
+			next = min(next, w.reconnector.turn(w, now))
 		}
-		if end := w.sending.began + int64(w.spec.Duration); now >= end || w.again.done(w) {
+		if end := w.sender.began + int64(w.spec.Duration); now >= end || w.reconnector.done(w) {
 			w.end(now)
 		} else {
 			next = min(next, end)
 		}
 	case phaseEnded:
-		if !w.told && w.sending.settled() {
-			w.told = true
-			w.say(sayEnded)
+		if !w.endReported && w.sender.settled() {
+			w.endReported = true
+			w.sendReport(eventEnded)
 		}
 	case phaseDraining:
 		if w.drained(now) {
 			w.phase = phaseDrained
 			w.CPUDrain = cpuNanos()
-			w.say(sayDrained)
+			w.sendReport(eventDrained)
 		}
 	case phaseFinishing:
 		if w.Open == 0 || now >= w.drainEnd {
 			w.phase = phaseFinished
-			w.say(sayFinished)
+			w.sendReport(eventFinished)
 		}
 	}
 	return next
@@ -258,14 +258,14 @@ func (w *worker) turn(now int64) (next int64) {
 // come for a while, and not for ever.
 var drainQuiet = 2 * time.Second // longer in tests
 
-const drainMost = 15 * time.Second
+const maxDrain = 15 * time.Second
 
 // drained says whether there is nothing more to wait for.
 func (w *worker) drained(now int64) bool {
 	w.Expected = w.expected()
 	return w.ledger.received >= w.Expected || w.Open == 0 ||
-		now-max(w.LastAt, w.sending.ended) > int64(drainQuiet) ||
-		now-w.sending.ended > int64(drainMost)
+		now-max(w.LastAt, w.sender.ended) > int64(drainQuiet) ||
+		now-w.sender.ended > int64(maxDrain)
 }
 
 // expected is how many messages should reach the connections of this process, now that it is known how
@@ -278,20 +278,20 @@ func (w *worker) expected() int64 {
 	for _, sent := range w.drain.Sent {
 		n += int64(sent) * int64(w.Members)
 	}
-	for _, id := range w.deaf() {
+	for _, id := range w.noEcho() {
 		n -= int64(w.drain.Sent[id])
 	}
 	return n
 }
 
-// deaf lists the own senders that got none of their own messages back. That is taken for the server's
+// noEcho lists the own senders that got none of their own messages back. That is taken for the server's
 // rule, not for a loss.
-func (w *worker) deaf() []uint32 {
+func (w *worker) noEcho() []uint32 {
 	var list []uint32
 	if w.spec.Command != "fanout" || w.spec.PublishURL != "" {
 		return nil
 	}
-	for i := range w.sending.mine {
+	for i := range w.sender.mine {
 		if w.conns[i].member && w.conns[i].sent > 0 && w.ledger.reached(i, int(w.id(i))) == 0 {
 			list = append(list, w.id(i))
 		}
@@ -315,22 +315,22 @@ func (w *worker) at(i int, reason string) string {
 	return w.spec.Targets[w.targetOf(i)].URL + ": " + reason
 }
 
-// say reports. Histograms are emptied by it.
-func (w *worker) say(what string) {
+// sendReport reports. Histograms are emptied by it.
+func (w *worker) sendReport(what string) {
 	w.Received, w.Duplicated, w.Reordered = w.received()
 	w.CPU = cpuNanos()
 	r := report{
-		Say: what, counters: w.counters,
+		Event: what, counters: w.counters,
 		FailedBy: maps.Clone(w.failedBy), LostBy: maps.Clone(w.lostBy),
 		Handshake: pack(w.handshakes), Latency: pack(w.latency),
-		AgainBy: maps.Clone(w.again.failedBy), Back: w.again.back, Shares: w.shares,
+		ReconnectFailedBy: maps.Clone(w.reconnector.failedBy), Back: w.reconnector.back, Shares: w.shares,
 	}
 	w.handshakes.Reset()
 	w.latency.Reset()
-	w.again.back = nil
-	w.sending.report(w, &r)
-	if what == sayDrained {
-		r.Deaf = w.deaf()
+	w.reconnector.back = nil
+	w.sender.report(w, &r)
+	if what == eventDrained {
+		r.NoEcho = w.noEcho()
 		for i := range w.arrivals {
 			r.Arrivals = append(r.Arrivals, w.arrivals[i].pack())
 		}
@@ -347,7 +347,7 @@ func (w *worker) received() (received, duplicated, reordered int64) {
 
 // count enters a reason. It comes from the server, so there may be very many.
 func count(reasons map[string]int, reason string) {
-	if _, known := reasons[reason]; !known && len(reasons) >= mostReasons {
+	if _, known := reasons[reason]; !known && len(reasons) >= maxReasons {
 		reason = "other"
 	}
 	reasons[reason]++

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// cost is what a process has used up to a moment.
-type cost struct {
+// usage is what a process has used up to a moment.
+type usage struct {
 	at      int64 // monotonic
 	cpu     time.Duration
 	rss     int64 // bytes
@@ -19,4 +19,4 @@ type kernelMemory struct {
 	slab    int64 // all kernel objects, of which sockets are many
 }
 
-var errGone = errors.New("there is no such process")
+var errNoProcess = errors.New("there is no such process")

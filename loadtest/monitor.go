@@ -7,19 +7,19 @@ import (
 	"strings"
 )
 
-// observed is the server, seen from outside: all of its processes, whose costs are added up. A nil one
+// monitor is the server, seen from outside: all of its processes, whose costs are added up. A nil one
 // sees nothing.
-type observed struct {
+type monitor struct {
 	processes []*process
-	doubt     string // why they may not be all
+	caveat    string // why they may not be all
 
-	before, start, end cost // before the first connection, when the window began, and after it
-	full               cost // with all connections
+	before, start, end usage // before the first connection, when the window began, and after it
+	full               usage // with all connections
 	pss                int64
 
 	kernelBefore, kernelFull kernelMemory
 
-	lastCost   cost
+	lastUsage  usage
 	peakCores  float64
 	peakMemory int64
 }
@@ -28,7 +28,7 @@ type observed struct {
 type process struct {
 	pid   int
 	url   string // where it listens; "" when it was named by --pid
-	last  cost   // as it was last seen
+	last  usage  // as it was last seen
 	ended int64  // when it was seen to be gone, or 0
 }
 
@@ -39,12 +39,12 @@ func (p *process) String() string {
 	return fmt.Sprintf("process %d at %s", p.pid, p.url)
 }
 
-// observe finds the server's processes: those that were named, or, on this machine, those that listen.
+// newMonitor finds the server's processes: those that were named, or, on this machine, those that listen.
 // It is nil when none can be told.
-func observe(pids []int, targets []target) (*observed, error) {
-	s := &observed{}
+func newMonitor(pids []int, targets []target) (*monitor, error) {
+	s := &monitor{}
 	for _, pid := range pids {
-		if _, err := costOf(pid); err != nil {
+		if _, err := usageOf(pid); err != nil {
 			return nil, fmt.Errorf("--pid %d: %w", pid, err)
 		}
 		s.add(pid, "")
@@ -72,23 +72,23 @@ func observe(pids []int, targets []target) (*observed, error) {
 		return nil, nil
 	}
 	if len(unseen) > 0 {
-		s.doubt = "the server's cost leaves out what listens at " + strings.Join(unseen, " ") + ": no process of it is seen on this machine"
+		s.caveat = "the server's cost leaves out what listens at " + strings.Join(unseen, " ") + ": no process of it is seen on this machine"
 	}
 	return s, nil
 }
 
-func (s *observed) add(pid int, url string) {
+func (s *monitor) add(pid int, url string) {
 	if !slices.ContainsFunc(s.processes, func(p *process) bool { return p.pid == pid }) {
 		s.processes = append(s.processes, &process{pid: pid, url: url})
 	}
 }
 
-// cost is what all processes have used so far, and the memory of those that live. A process that is gone
+// total is what all processes have used so far, and the memory of those that live. A process that is gone
 // counts as it was last seen, or the sum would fall. There is none when all are gone.
-func (s *observed) cost() (sum cost, living int64, ok bool) {
+func (s *monitor) total() (sum usage, living int64, ok bool) {
 	sum.at = monotonic()
 	for _, p := range s.processes {
-		c, err := costOf(p.pid)
+		c, err := usageOf(p.pid)
 		switch {
 		case err == nil && p.ended == 0:
 			p.last, ok = c, true
@@ -104,69 +104,69 @@ func (s *observed) cost() (sum cost, living int64, ok bool) {
 }
 
 // gone are the processes that have ended.
-func (s *observed) gone() []*process {
+func (s *monitor) gone() []*process {
 	if s == nil {
 		return nil
 	}
-	s.cost()
+	s.total()
 	return slices.DeleteFunc(slices.Clone(s.processes), func(p *process) bool { return p.ended == 0 })
 }
 
 // read takes one of the readings below. One that fails leaves what there was: the server is gone.
-func (s *observed) read(reading func(cost)) {
+func (s *monitor) read(reading func(usage)) {
 	if s == nil {
 		return
 	}
-	if c, _, ok := s.cost(); ok {
+	if c, _, ok := s.total(); ok {
 		reading(c)
 	}
 }
 
-func (s *observed) beforeAll(c cost) {
-	s.before, s.lastCost, s.kernelBefore = c, c, kernelMemoryNow()
+func (s *monitor) beforeAll(c usage) {
+	s.before, s.lastUsage, s.kernelBefore = c, c, readKernelMemory()
 }
 
-func (s *observed) beforeWindow(c cost) { s.start = c }
+func (s *monitor) beforeWindow(c usage) { s.start = c }
 
-func (s *observed) withAll(c cost) {
-	s.full, s.pss, s.kernelFull = c, 0, kernelMemoryNow()
+func (s *monitor) withAll(c usage) {
+	s.full, s.pss, s.kernelFull = c, 0, readKernelMemory()
 	for _, p := range s.processes {
 		s.pss += pssOf(p.pid)
 	}
 }
 
-func (s *observed) afterWindow(c cost) { s.end = c }
+func (s *monitor) afterWindow(c usage) { s.end = c }
 
 // sample is how many cores were busy since the last sample, and the memory in use.
-func (s *observed) sample() (cores float64, memory int64) {
+func (s *monitor) sample() (cores float64, memory int64) {
 	if s == nil {
 		return 0, 0
 	}
-	c, living, ok := s.cost()
+	c, living, ok := s.total()
 	if !ok {
 		return 0, 0
 	}
-	if passed := c.at - s.lastCost.at; passed > 0 {
-		cores = float64(c.cpu-s.lastCost.cpu) / float64(passed)
+	if passed := c.at - s.lastUsage.at; passed > 0 {
+		cores = float64(c.cpu-s.lastUsage.cpu) / float64(passed)
 	}
-	if s.start.at != 0 && s.lastCost.at >= s.start.at {
+	if s.start.at != 0 && s.lastUsage.at >= s.start.at {
 		s.peakCores = max(s.peakCores, cores)
 	}
 	if s.start.at != 0 {
 		s.peakMemory = max(s.peakMemory, living)
 	}
-	s.lastCost = c
+	s.lastUsage = c
 	return cores, living
 }
 
-// figures are what the result says about the server.
-func (s *observed) figures(opened, received int64, seconds float64) *Server {
+// metrics are what the result says about the server.
+func (s *monitor) metrics(opened, received int64, seconds float64) *Server {
 	if s == nil || s.before.at == 0 {
 		return nil
 	}
 	end, full := s.end, s.full
 	if end.at == 0 && s.start.at != 0 { // it was gone by then, and was last seen here
-		end, full = s.lastCost, s.lastCost
+		end, full = s.lastUsage, s.lastUsage
 	}
 	f := &Server{PID: s.processes[0].pid, Processes: len(s.processes), RSSBefore: s.before.rss, Threads: s.before.threads}
 	if s.start.at != 0 && opened > 0 {

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bytes"
 	"math"
-	"path/filepath"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -89,46 +87,5 @@ func TestMargin(t *testing.T) {
 		if got := (Cell{Value: spreadOf(c.values), unit: microseconds}).Margin(); got != c.want {
 			t.Errorf("%s: %q, expected %q", c.name, got, c.want)
 		}
-	}
-}
-
-func TestShow(t *testing.T) {
-	dir := t.TempDir()
-	file, page := filepath.Join(dir, "r.json"), filepath.Join(dir, "r.html")
-	later := filepath.Join(dir, "later.json")
-	if err := writeJSON(file, sampleDocument(t)); err != nil {
-		t.Fatal(err)
-	}
-	if err := writeJSON(later, &Document{Results: []*Result{{Command: "hum", Name: "a", Connections: Connections{PerSecond: 7}}}}); err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range []struct {
-		name string
-		args []string
-		says string
-		err  string
-	}{
-		{"the short table", []string{file, "--html", page}, "to all, p99", ""},
-		{"the long one", []string{file, "--full"}, "latency p99.9", ""},
-		{"a command of a later version has all its figures", []string{later}, "connections/s", ""},
-		{"no file", nil, "", "expected one file, got 0"},
-		{"a file that is not there", []string{filepath.Join(dir, "none")}, "", "read results: "},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			cmd := showCommand()
-			var out bytes.Buffer
-			cmd.SetArgs(append([]string{}, c.args...))
-			cmd.SetOut(&out)
-			err := cmd.Execute()
-			if (err == nil) != (c.err == "") || err != nil && !strings.HasPrefix(err.Error(), c.err) {
-				t.Errorf("error %v, expected %q", err, c.err)
-			}
-			if !strings.Contains(out.String(), c.says) {
-				t.Errorf("lacks %q:\n%s", c.says, &out)
-			}
-		})
-	}
-	if n := len(parsePage(t, page).charts); n == 0 {
-		t.Error("the report has no charts")
 	}
 }

@@ -16,25 +16,25 @@ const (
 	higher
 )
 
-// figure is one number of a run, as tables, charts and diff know it.
-type figure struct {
-	group  string
-	name   string
-	unit   unit
-	better direction
-	quiet  bool                  // left out while it is zero everywhere
-	of     func(*Result) float64 // NaN if the run did not measure it
+// metric is one number of a run, as tables, charts and diff know it.
+type metric struct {
+	group    string
+	name     string
+	unit     unit
+	better   direction
+	hideZero bool                  // left out while it is zero everywhere
+	value    func(*Result) float64 // NaN if the run did not measure it
 }
 
-// figures are all of them, in the order in which they are shown.
-var figures = joined(
-	[]figure{
+// metrics are all of them, in the order in which they are shown.
+var metrics = joined(
+	[]metric{
 		{"connecting", "connections/s", rates, higher, false, func(r *Result) float64 { return measured(r.Connections.PerSecond) }},
 		{"connecting", "failed connections", counts, lower, true, func(r *Result) float64 { return float64(failures(r.Connections.Failed)) }},
 		{"connecting", "lost connections", counts, lower, true, func(r *Result) float64 { return float64(r.Connections.Lost) }},
 	},
 	distribution("connecting", "handshake", func(r *Result) *Latency { return r.Connections.Handshake }),
-	[]figure{
+	[]metric{
 		{"messages", "received/s", rates, higher, false, ofMessages(func(m *Messages) float64 { return measured(m.ReceivedPerSec) })},
 		{"messages", "missing", counts, lower, true, ofMessages(func(m *Messages) float64 { return float64(m.Missing) })},
 		{"messages", "duplicated", counts, lower, true, ofMessages(func(m *Messages) float64 { return float64(m.Duplicated) })},
@@ -44,7 +44,7 @@ var figures = joined(
 	},
 	distribution("latency", "latency", func(r *Result) *Latency { return r.Latency }),
 	distribution("completion", "completion", func(r *Result) *Latency { return r.Completion }),
-	[]figure{
+	[]metric{
 		{"storm", "50% back after", microseconds, lower, false, ofStorm(func(s *Storm) float64 { return eventually(s.Back50) })},
 		{"storm", "95% back after", microseconds, lower, false, ofStorm(func(s *Storm) float64 { return eventually(s.Back95) })},
 		{"storm", "all back after", microseconds, lower, false, ofStorm(func(s *Storm) float64 { return eventually(s.Back100) })},
@@ -64,28 +64,28 @@ var figures = joined(
 		{"server", "threads", counts, neither, false, ofServer(func(s *Server) float64 { return measured(float64(s.Threads)) })},
 
 		{"generator", "generator CPU", processors, neither, false, func(r *Result) float64 { return measured(r.Generator.Cores) }},
-		{"generator", "latest send", microseconds, neither, false, func(r *Result) float64 { return measured(r.Generator.MostLate) }},
+		{"generator", "latest send", microseconds, neither, false, func(r *Result) float64 { return measured(r.Generator.MaxLate) }},
 	},
 )
 
-func joined(lists ...[]figure) []figure {
-	var all []figure
+func joined(lists ...[]metric) []metric {
+	var all []metric
 	for _, l := range lists {
 		all = append(all, l...)
 	}
 	return all
 }
 
-func distribution(group, name string, of func(*Result) *Latency) []figure {
-	at := func(part string, value func(*Latency) float64) figure {
-		return figure{group, name + " " + part, microseconds, lower, false, func(r *Result) float64 {
+func distribution(group, name string, of func(*Result) *Latency) []metric {
+	at := func(part string, value func(*Latency) float64) metric {
+		return metric{group, name + " " + part, microseconds, lower, false, func(r *Result) float64 {
 			if l := of(r); l != nil && l.Count > 0 {
 				return value(l)
 			}
 			return math.NaN()
 		}}
 	}
-	return []figure{
+	return []metric{
 		at("p50", func(l *Latency) float64 { return l.P50 }),
 		at("p90", func(l *Latency) float64 { return l.P90 }),
 		at("p99", func(l *Latency) float64 { return l.P99 }),
@@ -173,8 +173,8 @@ func loadOf(r *Result) load {
 	return load(r.Command + " " + string(text))
 }
 
-// describe names the load of a run for people: "echo: 1000 connections, 128 B text, ...".
-func describe(r *Result) string {
+// describeLoad names the load of a run for people: "echo: 1000 connections, 128 B text, ...".
+func describeLoad(r *Result) string {
 	s := r.Settings
 	parts := []string{fmt.Sprintf("%d connections", s.Connections)}
 	add := func(when bool, format string, args ...any) {

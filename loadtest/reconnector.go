@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// reconnecting is the storm: connections that were cut off come back, each after a random delay that
+// reconnector is the storm: connections that were cut off come back, each after a random delay that
 // grows with its failures ("full jitter").
-type reconnecting struct {
+type reconnector struct {
 	running  bool
 	cutNext  int // the tool cuts: the connection that is next
 	returns  int // connections that have been back
@@ -19,10 +19,10 @@ type reconnecting struct {
 
 const (
 	retryTick = 5 * time.Millisecond // the grain of the delays
-	mostCuts  = 256                  // in one turn
+	maxCuts   = 256                  // in one turn
 )
 
-func (r *reconnecting) start(w *worker, at int64) {
+func (r *reconnector) start(w *worker, at int64) {
 	r.running = true
 	r.retries, r.failedBy = map[int64][]int32{}, map[string]int{}
 	r.tick = at / int64(retryTick)
@@ -34,10 +34,10 @@ func (r *reconnecting) start(w *worker, at int64) {
 }
 
 // turn cuts connections off, and makes the attempts that are due.
-func (r *reconnecting) turn(w *worker, now int64) (next int64) {
+func (r *reconnector) turn(w *worker, now int64) (next int64) {
 	next = now + int64(idleTurn)
 	for n := 0; r.cutNext < len(w.conns); n++ {
-		if n == mostCuts {
+		if n == maxCuts {
 			next = now
 			break
 		}
@@ -50,11 +50,11 @@ func (r *reconnecting) turn(w *worker, now int64) (next int64) {
 	for ; r.tick < now/int64(retryTick); r.tick++ {
 		for _, i := range r.retries[r.tick] {
 			w.Attempts++
-			w.dialing.start(w, int(i), monotonic())
+			w.dialer.start(w, int(i), monotonic())
 		}
 		delete(r.retries, r.tick)
 	}
-	w.dialing.expire(w, now)
+	w.dialer.expire(w, now)
 	if len(r.retries) > 0 {
 		next = min(next, (r.tick+1)*int64(retryTick))
 	}
@@ -62,29 +62,29 @@ func (r *reconnecting) turn(w *worker, now int64) (next int64) {
 }
 
 // cut is for a connection that the server has ended.
-func (r *reconnecting) cut(w *worker, i int) {
+func (r *reconnector) cut(w *worker, i int) {
 	if w.CutAt == 0 {
 		w.CutAt = monotonic()
 	}
 	r.later(w, i)
 }
 
-func (r *reconnecting) failed(w *worker, i int, reason string) {
+func (r *reconnector) failed(w *worker, i int, reason string) {
 	count(r.failedBy, reason)
 	r.later(w, i)
 }
 
 // later plans the next attempt of a connection.
-func (r *reconnecting) later(w *worker, i int) {
+func (r *reconnector) later(w *worker, i int) {
 	c := &w.conns[i]
-	most := min(w.spec.BackOff<<min(c.tries, 20), w.spec.MostDelay)
+	most := min(w.spec.Backoff<<min(c.tries, 20), w.spec.MaxDelay)
 	c.tries = min(c.tries+1, 20)
 	at := monotonic() + rand.Int64N(int64(most))
 	tick := max(at/int64(retryTick), r.tick) + 1
 	r.retries[tick] = append(r.retries[tick], int32(i))
 }
 
-func (r *reconnecting) returned(c *conn, now int64) {
+func (r *reconnector) returned(c *conn, now int64) {
 	c.tries = 0
 	if !c.back {
 		c.back = true
@@ -94,6 +94,6 @@ func (r *reconnecting) returned(c *conn, now int64) {
 }
 
 // done says whether all are back.
-func (r *reconnecting) done(w *worker) bool {
+func (r *reconnector) done(w *worker) bool {
 	return r.running && w.Members > 0 && r.returns == w.Members && w.Open == w.Members
 }

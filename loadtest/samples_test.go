@@ -40,7 +40,7 @@ func sampleResult(t testing.TB, command, name string, slow float64) *Result {
 			Handshake: sampleLatency(t, 400*slow)},
 		Server: &Server{PID: 77, CPUSeconds: 9 * slow, Cores: 0.9 * slow, CPUPerMessage: 3.5 * slow, CPUPerConn: 80 * slow,
 			RSSBefore: 12 << 20, RSS: 40 << 20, Threads: 12, RSSPerConn: 9000 * slow, KernelPerConn: 5200},
-		Generator: Generator{Processes: 2, CPUSeconds: 8, Cores: 0.8, CPUPerMessage: 2, MostLate: 700},
+		Generator: Generator{Processes: 2, CPUSeconds: 8, Cores: 0.8, CPUPerMessage: 2, MaxLate: 700},
 	}
 	if command == "storm" {
 		r.Storm = &Storm{CutBy: "tool", Back50: 0.4 * slow, Back95: 1.1 * slow, Back100: 1.6 * slow, Attempts: 1200,

@@ -14,17 +14,17 @@ import (
 	"time"
 )
 
-// costOf reads what a process has used so far.
-func costOf(pid int) (cost, error) {
-	c := cost{at: monotonic()}
+// usageOf reads what a process has used so far.
+func usageOf(pid int) (usage, error) {
+	c := usage{at: monotonic()}
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return c, errGone
+		return c, errNoProcess
 	}
 	// The name, in parentheses, may hold anything. What follows begins with the state, field 3.
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	if len(fields) < 22 || fields[0] == "Z" || fields[0] == "X" {
-		return c, errGone
+		return c, errNoProcess
 	}
 	user, _ := strconv.ParseInt(fields[14-3], 10, 64)
 	system, _ := strconv.ParseInt(fields[15-3], 10, 64)
@@ -40,7 +40,7 @@ func pssOf(pid int) int64 {
 	return field(fmt.Sprintf("/proc/%d/smaps_rollup", pid), "Pss:", 1) * 1024
 }
 
-func kernelMemoryNow() kernelMemory {
+func readKernelMemory() kernelMemory {
 	return kernelMemory{
 		buffers: field("/proc/net/sockstat", "TCP:", 10) * int64(os.Getpagesize()),
 		slab:    field("/proc/meminfo", "Slab:", 1) * 1024,

@@ -10,19 +10,19 @@ import (
 
 // Beyond these the generator is taken for the bottleneck of a run.
 const (
-	mostBusy = 0.9                   // of a core, for one of its processes
-	mostLate = 10 * time.Millisecond // behind the schedule
+	maxBusy = 0.9                   // of a core, for one of its processes
+	maxLate = 10 * time.Millisecond // behind the schedule
 )
 
-// fill puts the figures of a run, complete or not, into its result.
-func (r *run) fill() {
+// collect puts the figures of a run, complete or not, into its result.
+func (r *run) collect() {
 	f, res := r.fleet, r.result
-	sum := f.sum()
+	sum := f.total()
 	res.Series = r.series.points
 	res.Seconds = seconds(r.from, r.to)
 
 	c := &res.Connections
-	c.Opened, c.Lost, c.Failed, c.LostBy = sum.Opened, sum.Lost, r.failures(), r.losses()
+	c.Opened, c.Lost, c.Failed, c.LostBy = sum.Opened, sum.Lost, r.failureReasons(), r.lossReasons()
 	c.Seconds = seconds(r.began, r.connected)
 	if c.Seconds > 0 {
 		c.PerSecond = float64(c.Opened) / c.Seconds
@@ -33,18 +33,18 @@ func (r *run) fill() {
 	case r.from == 0: // the window was not reached
 	case r.o.sends():
 		res.Seconds = max(res.Seconds, seconds(r.from, sum.LastAt))
-		r.fillMessages(sum)
+		r.collectMessages(sum)
 	case r.o.Command == "storm":
-		r.fillStorm(sum)
+		r.collectStorm(sum)
 	}
-	res.Server = r.server.figures(int64(sum.Opened), sum.Received, res.Seconds)
-	r.fillGenerator(sum)
-	r.judge(sum)
+	res.Server = r.server.metrics(int64(sum.Opened), sum.Received, res.Seconds)
+	r.collectGenerator(sum)
+	r.addWarnings(sum)
 }
 
 func seconds(from, to int64) float64 { return max(0, float64(to-from)/1e9) }
 
-func (r *run) fillMessages(sum counters) {
+func (r *run) collectMessages(sum counters) {
 	res := r.result
 	res.Messages = &Messages{
 		Sent: sum.Sent, Received: sum.Received, Expected: sum.Expected,
@@ -60,16 +60,16 @@ func (r *run) fillMessages(sum counters) {
 	}
 }
 
-func (r *run) fillStorm(sum counters) {
+func (r *run) collectStorm(sum counters) {
 	f := r.fleet
 	slices.Sort(f.back)
 	s := &Storm{
 		CutBy: r.o.CutBy, Attempts: sum.Attempts,
-		Failed:    f.reasonsOf(func(r *report) map[string]int { return r.AgainBy }),
+		Failed:    f.reasons(func(r *report) map[string]int { return r.ReconnectFailedBy }),
 		Back50:    backAt(f.back, sum.Members, sum.CutAt, 0.5),
 		Back95:    backAt(f.back, sum.Members, sum.CutAt, 0.95),
 		Back100:   backAt(f.back, sum.Members, sum.CutAt, 1),
-		Handshake: latencyOf(f.again),
+		Handshake: latencyOf(f.reconnects),
 	}
 	if r.server != nil {
 		s.PeakCPU, s.PeakMemory = r.server.peakCores, r.server.peakMemory
@@ -90,7 +90,7 @@ func backAt(back []int64, of int, cut int64, share float64) float64 {
 	return seconds(cut, back[n-1])
 }
 
-func (r *run) fillGenerator(sum counters) {
+func (r *run) collectGenerator(sum counters) {
 	g := &r.result.Generator
 	if r.from == 0 || r.result.Seconds == 0 {
 		return
@@ -100,47 +100,47 @@ func (r *run) fillGenerator(sum counters) {
 	if sum.Received > 0 {
 		g.CPUPerMessage = g.CPUSeconds * 1e6 / float64(sum.Received)
 	}
-	g.MostLate = micros(sum.MostLate)
+	g.MaxLate = micros(sum.MaxLate)
 
 	window := seconds(r.from, r.to)
-	for _, m := range r.fleet.members {
-		if busy := float64(m.last.CPUEnd-m.last.CPUStart) / 1e9 / window; busy > mostBusy {
+	for _, m := range r.fleet.processes {
+		if busy := float64(m.last.CPUEnd-m.last.CPUStart) / 1e9 / window; busy > maxBusy {
 			g.Bottleneck = true
 			r.warn("the generator was the bottleneck: one of its processes was busy for %.0f %% of the time; use more --processes", 100*busy)
 			break
 		}
 	}
-	if late := time.Duration(sum.MostLate); late > mostLate {
+	if late := time.Duration(sum.MaxLate); late > maxLate {
 		g.Bottleneck = true
-		r.warn("the generator missed its schedule: a message was sent %v late (more than %v counts)", late.Round(time.Millisecond/10), mostLate)
+		r.warn("the generator missed its schedule: a message was sent %v late (more than %v counts)", late.Round(time.Millisecond/10), maxLate)
 	}
 }
 
-// judge says what makes the figures doubtful.
-func (r *run) judge(sum counters) {
+// addWarnings says what makes the figures doubtful.
+func (r *run) addWarnings(sum counters) {
 	res := r.result
 	if n := sum.Failed; n > 0 && sum.Opened > 0 {
-		r.warn("%d of %d connections could not be opened, most often: %s", n, res.Connections.Wanted, mostly(res.Connections.Failed))
+		r.warn("%d of %d connections could not be opened, most often: %s", n, res.Connections.Wanted, mostCommon(res.Connections.Failed))
 	}
-	if !r.dead { // or the error says it
-		r.judgeServers()
+	if !r.allLost { // or the error says it
+		r.warnServers()
 	}
 	if sum.Lost > 0 && r.o.Command != "storm" {
-		r.warn("%d connections were lost, most often: %s", sum.Lost, mostly(res.Connections.LostBy))
+		r.warn("%d connections were lost, most often: %s", sum.Lost, mostCommon(res.Connections.LostBy))
 	}
-	if by := r.fleet.reasonsOf(func(r *report) map[string]int { return r.PublishBy }); len(by) > 0 {
-		r.warn("requests to publish have failed, most often: %s", mostly(by))
+	if by := r.fleet.reasons(func(r *report) map[string]int { return r.PublishFailedBy }); len(by) > 0 {
+		r.warn("requests to publish have failed, most often: %s", mostCommon(by))
 	}
 	if m := res.Messages; m != nil {
-		r.judgeMessages(m)
+		r.warnMessages(m)
 	}
 	if s := res.Server; s != nil && r.o.Command != "idle" && s.Cores+res.Generator.Cores > 0.95*float64(runtime.NumCPU()) {
 		r.warn("server and generator shared %d cores and kept them all busy, so that each slowed the other down", runtime.NumCPU())
 	}
 }
 
-// judgeServers names the parts of the server that have left a run which went on.
-func (r *run) judgeServers() {
+// warnServers names the parts of the server that have left a run which went on.
+func (r *run) warnServers() {
 	for _, p := range r.server.gone() {
 		r.warn("%v has ended, %.1f s after the first connection was begun: its cost is counted until then", p, seconds(r.began, p.ended))
 	}
@@ -154,7 +154,7 @@ func (r *run) judgeServers() {
 	}
 }
 
-func (r *run) judgeMessages(m *Messages) {
+func (r *run) warnMessages(m *Messages) {
 	if m.Unsent > 0 {
 		r.warn("%d messages were due and never sent: their connections were full, or gone", m.Unsent)
 	}
@@ -164,26 +164,26 @@ func (r *run) judgeMessages(m *Messages) {
 	switch urls := int64(len(r.o.URLs)); {
 	case r.o.Command != "fanout" || m.Sent == 0 || m.Missing == 0:
 	case m.Received == m.Sent:
-		r.warn("each message reached one receiver only: %s echoes, and does not fan out", shownURL(r.o.URLs[0]))
+		r.warn("each message reached one receiver only: %s echoes, and does not fan out", redactURL(r.o.URLs[0]))
 	case urls > 1 && m.Received <= m.Expected/urls*11/10:
 		r.warn("a message reached about one receiver in %d, as if it had stayed at its URL: are the servers one cluster? fanout expects it", urls)
 	}
 }
 
-// nothing says that no message arrived at all, which no figure says so plainly.
-func (r *run) nothing() error {
-	sum := r.fleet.sum()
+// checkReceived says that no message arrived at all, which no figure says so plainly.
+func (r *run) checkReceived() error {
+	sum := r.fleet.total()
 	switch {
 	case !r.o.sends() || sum.Received > 0:
 		return nil
 	case sum.Sent == 0:
-		if by := r.fleet.reasonsOf(func(r *report) map[string]int { return r.PublishBy }); len(by) > 0 {
-			return fmt.Errorf("nothing could be published: %s", mostly(by))
+		if by := r.fleet.reasons(func(r *report) map[string]int { return r.PublishFailedBy }); len(by) > 0 {
+			return fmt.Errorf("nothing could be published: %s", mostCommon(by))
 		}
 		return fmt.Errorf("no message was due within %v at this rate", r.o.Duration)
 	case sum.Foreign > 0:
 		return fmt.Errorf("%d messages were sent, and none came back as it was", sum.Sent)
 	}
-	return fmt.Errorf("%d messages were sent, and none came back: does %s %s?", sum.Sent, shownURL(r.o.URLs[0]),
+	return fmt.Errorf("%d messages were sent, and none came back: does %s %s?", sum.Sent, redactURL(r.o.URLs[0]),
 		map[string]string{"echo": "echo", "fanout": "send messages on to everyone"}[r.o.Command])
 }

@@ -9,7 +9,7 @@ import (
 
 var errNoProc = errors.New("a server's process can be measured on Linux only")
 
-func costOf(int) (cost, error)           { return cost{}, errNoProc }
+func usageOf(int) (usage, error)         { return usage{}, errNoProc }
 func pssOf(int) int64                    { return 0 }
-func kernelMemoryNow() kernelMemory      { return kernelMemory{} }
+func readKernelMemory() kernelMemory     { return kernelMemory{} }
 func listeners([]netip.AddrPort) [][]int { return nil }

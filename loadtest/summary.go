@@ -9,11 +9,11 @@ import (
 	"unicode/utf8"
 )
 
-// keyFigure is a column of the short table.
-type keyFigure struct{ heading, figure string }
+// summaryColumn is a column of the short table.
+type summaryColumn struct{ heading, metric string }
 
-// keyFigures are what each load is run for. All others are in the long table.
-var keyFigures = map[string][]keyFigure{
+// summaryColumns are what each load is run for. All others are in the long table.
+var summaryColumns = map[string][]summaryColumn{
 	"idle": { // sockets at rest have no buffers: what they take is in the kernel's other objects
 		{"handshakes/s", "connections/s"}, {"CPU/handshake", "CPU per handshake"},
 		{"RSS/conn", "RSS per connection"}, {"kernel/conn", "slab per connection"},
@@ -29,12 +29,12 @@ var keyFigures = map[string][]keyFigure{
 	},
 }
 
-// WriteShort prints a line for each server under each load, with the figures that matter most and with
+// WriteSummary prints a line for each server under each load, with the figures that matter most and with
 // all that went wrong.
-func (t *Table) WriteShort(w io.Writer) error { return t.write(w, (*Section).writeShort) }
+func (t *Table) WriteSummary(w io.Writer) error { return t.write(w, (*Section).writeSummary) }
 
-func (s *Section) writeShort(text *strings.Builder) {
-	keys := keyFigures[s.command]
+func (s *Section) writeSummary(text *strings.Builder) {
+	keys := summaryColumns[s.command]
 	if keys == nil { // a command of a later version
 		s.writeText(text)
 		return
@@ -42,13 +42,13 @@ func (s *Section) writeShort(text *strings.Builder) {
 	fmt.Fprintf(text, "%s\n%s\n\n", s.Title, s.method("± how far they were from it at most"))
 	grid := newGrid(s.Servers)
 	for _, k := range keys {
-		if row := s.row(k.figure); row != nil {
+		if row := s.row(k.metric); row != nil {
 			grid.add(k.heading, row, func(c Cell) [3]string { return [3]string{c.Text(), c.Margin(), c.RatioText()} })
 		}
 	}
 	for _, row := range s.Rows {
-		if row.figure.quiet { // a fault in one round has no margin to speak of, and a ratio to none says nothing
-			grid.add(row.Name, row, func(c Cell) [3]string { return [3]string{c.Most()} })
+		if row.metric.hideZero { // a fault in one round has no margin to speak of, and a ratio to none says nothing
+			grid.add(row.Name, row, func(c Cell) [3]string { return [3]string{c.Highest()} })
 		}
 	}
 	grid.write(text)
@@ -67,8 +67,8 @@ func (c Cell) Margin() string {
 	return fmt.Sprintf("±%.0f%%", 100*max(v.Max-v.Median, v.Median-v.Min)/math.Abs(v.Median))
 }
 
-// Most is the largest of the rounds.
-func (c Cell) Most() string {
+// Highest is the largest of the rounds.
+func (c Cell) Highest() string {
 	if c.Value.N == 0 {
 		return ""
 	}
@@ -82,7 +82,7 @@ type grid struct {
 	columns  [][][3]string // for each heading, for each name
 }
 
-func newGrid(servers []*Contender) *grid {
+func newGrid(servers []*Entrant) *grid {
 	g := &grid{}
 	for _, c := range servers {
 		g.names = append(g.names, c.Label())

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"net/http"
 	"strings"
 	"testing"
 )
@@ -18,7 +17,7 @@ func TestURLsAreShownWithoutSecrets(t *testing.T) {
 		"user:sesame@h":                            "(set)@h",
 		"ws://h/p?topic=a#token=sesame":            "ws://h/p?topic=a#(set)",
 	} {
-		if got := shownURL(text); got != want {
+		if got := redactURL(text); got != want {
 			t.Errorf("%s is shown as %s, want %s", text, got, want)
 		}
 	}
@@ -36,13 +35,6 @@ func TestSecretsAreNeitherInResultsNorInErrors(t *testing.T) {
 			if text := fmt.Sprintf("%+v", r); r.Error == "" || strings.Contains(text, "sesame") {
 				t.Errorf("%s: %s", url, text)
 			}
-		}
-	}
-	p := &publishers{spec: &spec{}, client: http.DefaultClient}
-	for _, url := range []string{"http://u:sesame@127.0.0.1:1/?token=sesame", "http://u:sesame@h/%zz"} {
-		p.spec.PublishURL = url
-		if err := p.post(nil); err == nil || strings.Contains(err.Error(), "sesame") {
-			t.Errorf("%s: %v", url, err)
 		}
 	}
 	o := small("fanout", "ws://h/", func(o *options) { o.Headers = []string{"Authorization Bearer sesame"} })

@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-// sending sends messages, in one of two ways. With a rate it is an open model: each message goes when
+// sender sends messages, in one of two ways. With a rate it is an open model: each message goes when
 // the schedule says, however slow the server is. Without, it is a closed loop: as many messages are kept
 // under way as the depth says.
-type sending struct {
+type sender struct {
 	mine    int // own senders, which are the connections below this index
 	rate    float64
 	running bool
@@ -21,7 +21,7 @@ type sending struct {
 	total int64 // messages of the schedule, of all senders
 
 	// Closed loop.
-	kicked  int // senders that have been set going
+	primed  int // senders that have been set going
 	witness int // fanout: when this connection has a message, it is no longer under way
 	stalls  []stall
 	checkAt int64
@@ -39,11 +39,11 @@ const (
 	// A message of a closed loop that is not back after so long is given up, and the next one sent.
 	stallAfter = 5 * time.Second
 
-	mostTurn  = 64       // messages that are sent before the sockets get a look again
-	mostBatch = 64 << 10 // bytes in one write, roughly
+	maxTurn  = 64       // messages that are sent before the sockets get a look again
+	maxBatch = 64 << 10 // bytes in one write, roughly
 )
 
-func (s *sending) prepare(w *worker) {
+func (s *sender) prepare(w *worker) {
 	s.rate = w.spec.Rate
 	s.turns = newTurns(w.spec.Senders, w.spec.Index, w.spec.Count)
 	if w.spec.Senders == 0 {
@@ -58,7 +58,7 @@ func (s *sending) prepare(w *worker) {
 	s.stalls = make([]stall, s.mine)
 }
 
-func (s *sending) start(w *worker, at int64) {
+func (s *sender) start(w *worker, at int64) {
 	s.running, s.began = w.spec.Senders > 0, at
 	s.chooseWitness(w)
 	if s.rate > 0 {
@@ -70,7 +70,7 @@ func (s *sending) start(w *worker, at int64) {
 }
 
 // stop ends the sending, and counts what was due and has not been sent.
-func (s *sending) stop(w *worker, now int64) {
+func (s *sender) stop(w *worker, now int64) {
 	s.ended = now
 	if s.publishers != nil {
 		s.publishers.stop()
@@ -88,10 +88,10 @@ func (s *sending) stop(w *worker, now int64) {
 }
 
 // settled says whether no request to publish is under way any more.
-func (s *sending) settled() bool { return s.publishers == nil || s.publishers.idle() }
+func (s *sender) settled() bool { return s.publishers == nil || s.publishers.idle() }
 
 // turn sends what is due.
-func (s *sending) turn(w *worker, now int64) (next int64) {
+func (s *sender) turn(w *worker, now int64) (next int64) {
 	next = now + int64(idleTurn)
 	switch {
 	case !s.running || s.publishers != nil:
@@ -99,12 +99,12 @@ func (s *sending) turn(w *worker, now int64) (next int64) {
 	case s.rate > 0:
 		return min(next, s.turnOpen(w))
 	}
-	for n := 0; s.kicked < s.mine; n++ {
-		if n == mostTurn {
+	for n := 0; s.primed < s.mine; n++ {
+		if n == maxTurn {
 			return now
 		}
-		s.pump(w, s.kicked, monotonic())
-		s.kicked++
+		s.send(w, s.primed, monotonic())
+		s.primed++
 	}
 	if now >= s.checkAt {
 		s.checkAt = now + int64(time.Second)
@@ -113,8 +113,8 @@ func (s *sending) turn(w *worker, now int64) (next int64) {
 	return next
 }
 
-func (s *sending) turnOpen(w *worker) (next int64) {
-	for range mostTurn {
+func (s *sender) turnOpen(w *worker) (next int64) {
+	for range maxTurn {
 		index, ok := s.turns.index()
 		if !ok || index >= s.total {
 			return monotonic() + int64(idleTurn)
@@ -123,17 +123,17 @@ func (s *sending) turnOpen(w *worker) (next int64) {
 		if at > now {
 			return at
 		}
-		w.MostLate = max(w.MostLate, now-at)
+		w.MaxLate = max(w.MaxLate, now-at)
 		i := s.turns.sender / w.spec.Count
 		s.turns.next()
 		w.conns[i].owed++
-		s.pump(w, i, now)
+		s.send(w, i, now)
 	}
 	return monotonic()
 }
 
-// pump sends all that one sender may send now.
-func (s *sending) pump(w *worker, i int, now int64) {
+// send sends all that one sender may send now.
+func (s *sender) send(w *worker, i int, now int64) {
 	c := &w.conns[i]
 	if !s.running || i >= s.mine {
 		return
@@ -144,7 +144,7 @@ func (s *sending) pump(w *worker, i int, now int64) {
 			return
 		}
 		b := w.batch[:0]
-		for ; n > 0 && len(b) < mostBatch; n-- {
+		for ; n > 0 && len(b) < maxBatch; n-- {
 			at := now
 			if s.rate > 0 {
 				index := int64(c.sent)*int64(w.spec.Senders) + int64(w.id(i))
@@ -161,7 +161,7 @@ func (s *sending) pump(w *worker, i int, now int64) {
 }
 
 // may is how many messages a sender may send now.
-func (s *sending) may(w *worker, i int, c *conn) int {
+func (s *sender) may(w *worker, i int, c *conn) int {
 	if s.rate > 0 {
 		return int(c.owed)
 	}
@@ -174,7 +174,7 @@ func (s *sending) may(w *worker, i int, c *conn) int {
 	return w.spec.Depth - int(c.sent-max(reached, c.skip))
 }
 
-func (s *sending) appendMessage(w *worker, to []byte, c *conn, m stamp) []byte {
+func (s *sender) appendMessage(w *worker, to []byte, c *conn, m stamp) []byte {
 	w.payloads.put(s.blank, m)
 	payload := s.blank
 	if c.compressed {
@@ -184,22 +184,22 @@ func (s *sending) appendMessage(w *worker, to []byte, c *conn, m stamp) []byte {
 }
 
 // received is called after each read. In a closed loop what has arrived makes room for what follows.
-func (s *sending) received(w *worker, i int, c *conn, now int64) {
+func (s *sender) received(w *worker, i int, c *conn, now int64) {
 	switch {
 	case !s.running || s.rate > 0 || s.publishers != nil:
 	case w.spec.Command == "echo":
-		if i < s.kicked {
-			s.pump(w, i, now)
+		if i < s.primed {
+			s.send(w, i, now)
 		}
 	case i == s.witness:
-		for j := range s.kicked {
-			s.pump(w, j, now)
+		for j := range s.primed {
+			s.send(w, j, now)
 		}
 	}
 }
 
 // chooseWitness takes the last open connection: many servers write to the members in their order.
-func (s *sending) chooseWitness(w *worker) {
+func (s *sender) chooseWitness(w *worker) {
 	s.witness = 0
 	for i := range w.conns {
 		if w.conns[i].state == stateOpen {
@@ -209,7 +209,7 @@ func (s *sending) chooseWitness(w *worker) {
 }
 
 // checkStalls sets closed loops going again whose messages must have been lost.
-func (s *sending) checkStalls(w *worker, now int64) {
+func (s *sender) checkStalls(w *worker, now int64) {
 	if w.conns[s.witness].state != stateOpen {
 		s.chooseWitness(w)
 	}
@@ -221,17 +221,17 @@ func (s *sending) checkStalls(w *worker, now int64) {
 		}
 		if now-was.since > int64(stallAfter) {
 			c.skip = c.sent
-			s.pump(w, i, now)
+			s.send(w, i, now)
 		}
 	}
 }
 
-func (s *sending) report(w *worker, r *report) {
+func (s *sender) report(w *worker, r *report) {
 	if s.publishers != nil {
 		s.publishers.report(r)
 		return
 	}
-	if r.Say == sayEnded && w.spec.Command == "fanout" {
+	if r.Event == eventEnded && w.spec.Command == "fanout" {
 		for i := range s.mine {
 			r.SentBy = append(r.SentBy, w.conns[i].sent)
 		}

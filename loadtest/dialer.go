@@ -1,0 +1,73 @@
+package main
+
+import (
+	"net/netip"
+	"time"
+)
+
+// dialTimeout is how long a connection may take, from connect(2) to the end of the handshake.
+const dialTimeout = 10 * time.Second
+
+// dialer opens the connections: evenly over the ramp, or as fast as the server answers.
+type dialer struct {
+	sources   []netip.Addr
+	startedAt int64
+	started   int // connections that were tried
+	inFlight  int
+	attempts  []attempt // in the order of their beginning
+}
+
+// attempt is one that has to be over within dialTimeout.
+type attempt struct{ slot, generation int32 }
+
+// maxDialing bounds the handshakes under way in one process, so that no listen queue overflows.
+const maxDialing = 256
+
+func (d *dialer) prepare(s *spec) { d.sources = s.Sources.all() }
+
+// turn begins what is due and gives up what takes too long.
+func (d *dialer) turn(w *worker, now int64) (next int64) {
+	next = now + int64(idleTurn)
+	for n := 0; d.started < len(w.conns) && d.inFlight < maxDialing; n++ {
+		if w.spec.Ramp > 0 {
+			at := d.startedAt + int64(due(int64(w.id(d.started)), float64(w.spec.Connections)/w.spec.Ramp.Seconds()))
+			if at > now {
+				next = min(next, at)
+				break
+			}
+		}
+		if n >= 64 {
+			next = now
+			break
+		}
+		d.inFlight++
+		d.started++
+		d.start(w, d.started-1, monotonic())
+	}
+	d.expire(w, now)
+	return next
+}
+
+func (d *dialer) start(w *worker, i int, now int64) {
+	w.dial(i, now)
+	if c := &w.conns[i]; c.state != stateClosed {
+		d.attempts = append(d.attempts, attempt{int32(i), c.generation})
+	}
+}
+
+// expire ends the attempts that have taken too long.
+func (d *dialer) expire(w *worker, now int64) {
+	for len(d.attempts) > 0 {
+		a := d.attempts[0]
+		c := &w.conns[a.slot]
+		if c.generation == a.generation && (c.state == stateDialing || c.state == stateUpgrading) {
+			if now-c.began < int64(dialTimeout) {
+				return
+			}
+			w.fail(int(a.slot), "no answer within "+dialTimeout.String())
+		}
+		d.attempts = d.attempts[1:]
+	}
+}
+
+func (d *dialer) done(w *worker) bool { return d.started == len(w.conns) && d.inFlight == 0 }

@@ -1,0 +1,93 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math"
+
+	"github.com/spf13/cobra"
+)
+
+// errWorse ends a diff whose output has said what got worse.
+var errWorse = errors.New("worse")
+
+// errTrouble is what kept a diff from being made, after a command line that was understood.
+type errTrouble struct{ error }
+
+// runDiff is "loadtest diff" with its exit status: 0 if nothing got worse, 1 if something did, 2 if
+// it could not be told.
+func runDiff(args []string, stdout, stderr io.Writer) int {
+	cmd := diffCommand()
+	if args == nil {
+		args = []string{} // for nil cobra takes the process's own
+	}
+	cmd.SetArgs(args)
+	cmd.SetOut(stdout)
+	cmd.SetErr(stderr)
+	err := cmd.Execute()
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, errWorse):
+		return 1
+	}
+	fmt.Fprintf(stderr, "loadtest diff: %v\n", err)
+	if _, ok := errors.AsType[errTrouble](err); !ok {
+		fmt.Fprintln(stderr, "loadtest diff: see loadtest diff --help")
+	}
+	return 2
+}
+
+func diffCommand() *cobra.Command {
+	threshold := 5.0
+	cmd := &cobra.Command{
+		Use:   "diff OLD.json NEW.json",
+		Short: "Show what changed between two files of results",
+		Long: `Shows which figures changed from OLD.json to NEW.json. Runs are matched by the
+server's name, the command and the settings. A figure has changed if its median
+moved by more than the threshold and, where both files have several rounds, the
+two sides' ranges do not meet.
+
+Exit status: 0 if nothing got worse, 1 if something did, 2 if it could not be
+told.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 2 {
+				return fmt.Errorf("expected two files, OLD.json and NEW.json, got %d", len(args))
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !(threshold >= 0) || math.IsInf(threshold, 0) {
+				return fmt.Errorf("--threshold: %g is not a percentage from 0 up", threshold)
+			}
+			return diffFiles(args[0], args[1], threshold, cmd.OutOrStdout())
+		},
+	}
+	cmd.Flags().Float64Var(&threshold, "threshold", threshold, "smallest change that counts, in `PERCENT`")
+	return cmd
+}
+
+func diffFiles(oldPath, newPath string, threshold float64, out io.Writer) error {
+	old, err := readJSON(oldPath)
+	if err != nil {
+		return errTrouble{err}
+	}
+	new, err := readJSON(newPath)
+	if err != nil {
+		return errTrouble{err}
+	}
+	d := diffDocuments(old, new, threshold)
+	if err := d.WriteText(out); err != nil {
+		return errTrouble{err}
+	}
+	if len(d.Runs) == 0 {
+		return errTrouble{fmt.Errorf("no run in %s has its like in %s", oldPath, newPath)}
+	}
+	if d.Worse() {
+		return errWorse
+	}
+	return nil
+}
