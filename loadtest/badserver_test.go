@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"carillon/loadtest/internal/wsclient"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -95,7 +96,7 @@ func (f *faulty) receive(conn net.Conn) {
 		io.WriteString(conn, "HTTP/1.1 503 Full\r\n\r\n")
 		return
 	}
-	accept := acceptFor([]byte(request.Header.Get("Sec-WebSocket-Key")))
+	accept := wsclient.AcceptFor([]byte(request.Header.Get("Sec-WebSocket-Key")))
 	if f.accept != "" {
 		accept = f.accept
 	}
@@ -107,11 +108,11 @@ func (f *faulty) receive(conn net.Conn) {
 	f.mu.Unlock()
 	for {
 		op, payload, err := readClientFrame(in)
-		if err != nil || op == opClose {
+		if err != nil || op == wsclient.OpClose {
 			f.leave(r)
 			return
 		}
-		if op == opText || op == opBinary {
+		if op == wsclient.OpText || op == wsclient.OpBinary {
 			f.message(r, op, payload)
 			if f.peer != nil {
 				f.peer.message(nil, op, payload)
@@ -210,11 +211,25 @@ func (f *faulty) every(n int, fault func(r *receiver, m []byte) [][]byte) func(*
 }
 
 // masked is a frame as only a client may send it.
-func masked(m []byte) []byte { return appendFrame(nil, opBinary, false, 0x01020304, m) }
+func masked(m []byte) []byte {
+	return wsclient.AppendFrame(nil, wsclient.OpBinary, false, 0x01020304, m)
+}
 
 // fragmented is a message in three frames, with a ping in between.
 func fragmented(m []byte) []byte {
 	return bytes.Join([][]byte{
 		serverFrame(0x02, m[:10]), serverFrame(0x89, []byte("are you there?")), serverFrame(0x00, nil), serverFrame(0x80, m[10:]),
 	}, nil)
+}
+
+// serverFrame draws a frame as a server sends it.
+func serverFrame(b0 byte, payload []byte) []byte {
+	switch n := len(payload); {
+	case n < 126:
+		return append([]byte{b0, byte(n)}, payload...)
+	case n < 1<<16:
+		return append([]byte{b0, 126, byte(n >> 8), byte(n)}, payload...)
+	default:
+		return append(binary.BigEndian.AppendUint64([]byte{b0, 127}, uint64(n)), payload...)
+	}
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"bufio"
+	"carillon/internal/testenv"
+	"carillon/loadtest/internal/wsclient"
 	"context"
 	"fmt"
 	"io"
@@ -15,8 +17,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"carillon/internal/testenv"
 )
 
 var buildDir string // removed after the last test
@@ -211,7 +211,7 @@ func TestPublishOverHTTP(t *testing.T) {
 			http.Error(w, "not you", http.StatusForbidden)
 			return
 		}
-		server.message(nil, opBinary, body)
+		server.message(nil, wsclient.OpBinary, body)
 		w.WriteHeader(http.StatusNoContent)
 	}))
 	defer app.Close()

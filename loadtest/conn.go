@@ -1,6 +1,7 @@
 package main
 
 import (
+	"carillon/loadtest/internal/wsclient"
 	"errors"
 	"math/rand/v2"
 	"net/netip"
@@ -172,7 +173,7 @@ func (w *worker) dialed(i int, c *conn, ended bool) {
 	}
 	c.state = stateUpgrading
 	w.batch = append(w.batch[:0], w.spec.Targets[w.targetOf(i)].Handshake.Request...)
-	w.batch = append(appendKey(w.batch, w.seed(i, c)), "\r\n\r\n"...)
+	w.batch = append(wsclient.AppendKey(w.batch, w.seed(i, c)), "\r\n\r\n"...)
 	w.write(i, c, w.batch)
 }
 
@@ -276,7 +277,7 @@ func (w *worker) flush(i int, c *conn) {
 
 // control sends a control frame.
 func (w *worker) control(i int, c *conn, op byte, payload []byte) {
-	w.batch = appendFrame(w.batch[:0], op, false, rand.Uint32(), payload)
+	w.batch = wsclient.AppendFrame(w.batch[:0], op, false, rand.Uint32(), payload)
 	w.write(i, c, w.batch)
 }
 
@@ -291,7 +292,7 @@ func (w *worker) finish() {
 		if c.state != stateOpen {
 			continue
 		}
-		w.control(i, c, opClose, []byte{1000 >> 8, 1000 & 0xff})
+		w.control(i, c, wsclient.OpClose, []byte{1000 >> 8, 1000 & 0xff})
 		if c.state == stateOpen {
 			c.state = stateClosing
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"carillon/loadtest/internal/wsclient"
 	"net/netip"
 	"time"
 )
@@ -55,9 +56,9 @@ type spec struct {
 
 // target is one URL under test, as the processes of the generator need it.
 type target struct {
-	URL       string         `json:"url"` // for people: see shownURL
-	Address   netip.AddrPort `json:"address"`
-	Handshake handshake      `json:"handshake"`
+	URL       string             `json:"url"` // for people: see shownURL
+	Address   netip.AddrPort     `json:"address"`
+	Handshake wsclient.Handshake `json:"handshake"`
 }
 
 // maxSources bounds a range of source addresses.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"carillon/loadtest/internal/wsclient"
 	"errors"
 	"io"
 	"maps"
@@ -142,7 +143,7 @@ func (p *publishers) post(body []byte) error {
 	defer response.Body.Close()
 	words, _ := io.ReadAll(io.LimitReader(response.Body, 4096))
 	if response.StatusCode/100 != 2 {
-		return refusal(response.Status, words)
+		return wsclient.Refusal(response.Status, words)
 	}
 	return nil
 }

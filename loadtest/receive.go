@@ -1,6 +1,9 @@
 package main
 
-import "errors"
+import (
+	"carillon/loadtest/internal/wsclient"
+	"errors"
+)
 
 // fragment is a message of which some frames are still to come.
 type fragment struct {
@@ -18,9 +21,9 @@ var (
 // many bytes the frame has that begins there; ok is false if the connection is gone.
 func (w *worker) consume(i int, c *conn, data []byte, now int64) (rest []byte, need int, ok bool) {
 	if c.state == stateUpgrading {
-		end := headEnd(data)
+		end := wsclient.HeadEnd(data)
 		if end == 0 {
-			if len(data) > maxHead {
+			if len(data) > wsclient.MaxHead {
 				w.fail(i, "the head of the answer has no end")
 				return nil, 0, false
 			}
@@ -32,7 +35,7 @@ func (w *worker) consume(i int, c *conn, data []byte, now int64) (rest []byte, n
 		data = data[end:]
 	}
 	for len(data) > 0 {
-		f, size, complete, err := parseFrame(data)
+		f, size, complete, err := wsclient.ParseFrame(data)
 		if err != nil {
 			w.lose(i, err.Error())
 			return nil, 0, false
@@ -41,8 +44,8 @@ func (w *worker) consume(i int, c *conn, data []byte, now int64) (rest []byte, n
 			return data, size, true
 		}
 		data = data[size:]
-		if f.final && !f.compressed && (f.op == opBinary || f.op == opText) && c.fragment == nil {
-			w.message(i, f.op, f.payload, now)
+		if f.Final && !f.Compressed && (f.Op == wsclient.OpBinary || f.Op == wsclient.OpText) && c.fragment == nil {
+			w.message(i, f.Op, f.Payload, now)
 		} else if err := w.unusual(i, c, f, now); err != nil {
 			w.lose(i, err.Error())
 			return nil, 0, false
@@ -56,9 +59,9 @@ func (w *worker) consume(i int, c *conn, data []byte, now int64) (rest []byte, n
 
 // upgraded is the end of the handshake.
 func (w *worker) upgraded(i int, c *conn, head, body []byte, now int64) bool {
-	var key [keySize]byte
+	var key [wsclient.KeySize]byte
 	to := w.targetOf(i)
-	compressed, err := w.spec.Targets[to].Handshake.verify(head, body, appendKey(key[:0], w.seed(i, c)))
+	compressed, err := w.spec.Targets[to].Handshake.Verify(head, body, wsclient.AppendKey(key[:0], w.seed(i, c)))
 	if err != nil {
 		w.fail(i, err.Error())
 		return false
@@ -99,46 +102,46 @@ func (w *worker) message(i int, op byte, payload []byte, now int64) {
 }
 
 // unusual is for all frames but whole uncompressed messages. An error ends the connection.
-func (w *worker) unusual(i int, c *conn, f frame, now int64) error {
-	switch f.op {
-	case opPing:
-		w.control(i, c, opPong, f.payload)
+func (w *worker) unusual(i int, c *conn, f wsclient.Frame, now int64) error {
+	switch f.Op {
+	case wsclient.OpPing:
+		w.control(i, c, wsclient.OpPong, f.Payload)
 		return nil
-	case opPong:
+	case wsclient.OpPong:
 		return nil
-	case opClose:
+	case wsclient.OpClose:
 		if c.state == stateOpen {
-			w.control(i, c, opClose, f.payload[:min(len(f.payload), 2)])
+			w.control(i, c, wsclient.OpClose, f.Payload[:min(len(f.Payload), 2)])
 		}
-		return errors.New(closeReason(f.payload))
-	case opContinuation:
-		if c.fragment == nil || f.compressed {
+		return errors.New(wsclient.CloseReason(f.Payload))
+	case wsclient.OpContinuation:
+		if c.fragment == nil || f.Compressed {
 			return errContinuation
 		}
 	default:
 		if c.fragment != nil {
 			return errContinuation
 		}
-		c.fragment = &fragment{op: f.op, compressed: f.compressed}
+		c.fragment = &fragment{op: f.Op, compressed: f.Compressed}
 	}
 	m := c.fragment
 	if m.compressed && !c.compressed {
 		return errCompressed
 	}
-	if len(m.payload)+len(f.payload) > maxFrame {
-		return errFrameSize
+	if len(m.payload)+len(f.Payload) > wsclient.MaxFrame {
+		return wsclient.ErrFrameSize
 	}
-	if f.final && len(m.payload) == 0 {
-		m.payload = f.payload // no need for a copy
+	if f.Final && len(m.payload) == 0 {
+		m.payload = f.Payload // no need for a copy
 	} else {
-		m.payload = append(m.payload, f.payload...)
+		m.payload = append(m.payload, f.Payload...)
 	}
-	if !f.final {
+	if !f.Final {
 		return nil
 	}
 	c.fragment = nil
 	if m.compressed {
-		expanded, err := w.deflate.decompress(m.payload)
+		expanded, err := w.deflate.Decompress(m.payload)
 		if err != nil {
 			return err
 		}

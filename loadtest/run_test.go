@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"carillon/loadtest/internal/wsclient"
 	"context"
 	"os"
 	"slices"
@@ -236,7 +237,7 @@ func TestMaskedFramesEndTheConnection(t *testing.T) {
 	t.Parallel()
 	server := (&faulty{broadcast: true, frame: masked}).serve(t)
 	r := measure(t.Context(), small("fanout", server.url, nil), nil)
-	if r.Connections.Lost != 6 || r.Connections.LostBy[errMasked.Error()] != 6 || !strings.Contains(r.Error, errMasked.Error()) {
+	if r.Connections.Lost != 6 || r.Connections.LostBy[wsclient.ErrMasked.Error()] != 6 || !strings.Contains(r.Error, wsclient.ErrMasked.Error()) {
 		t.Errorf("error %q, connections %+v", r.Error, r.Connections)
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"carillon/loadtest/internal/wsclient"
 	"math/rand/v2"
 	"time"
 )
@@ -178,9 +179,9 @@ func (s *sender) appendMessage(w *worker, to []byte, c *conn, m stamp) []byte {
 	w.payloads.put(s.blank, m)
 	payload := s.blank
 	if c.compressed {
-		payload = w.deflate.compress(payload)
+		payload = w.deflate.Compress(payload)
 	}
-	return appendFrame(to, w.op, c.compressed, rand.Uint32(), payload)
+	return wsclient.AppendFrame(to, w.op, c.compressed, rand.Uint32(), payload)
 }
 
 // received is called after each read. In a closed loop what has arrived makes room for what follows.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"carillon/loadtest/internal/wsclient"
 	"context"
 	"fmt"
 	"io"
@@ -53,7 +54,7 @@ func measureStarted(ctx context.Context, o options, log io.Writer, watch func(pr
 	r.URL = where // the ports are others each time
 	stopServers(list)
 	for _, s := range list {
-		if words := oneLine([]byte(s.stderr.String())); words != "" {
+		if words := wsclient.FirstLine([]byte(s.stderr.String())); words != "" {
 			r.Warnings = append(r.Warnings, fmt.Sprintf("process %d of the server said: %s", s.pid, words))
 		}
 	}

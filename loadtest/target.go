@@ -1,6 +1,7 @@
 package main
 
 import (
+	"carillon/loadtest/internal/wsclient"
 	"context"
 	"errors"
 	"fmt"
@@ -59,7 +60,7 @@ func resolveTarget(ctx context.Context, o *options, text string, sources sourceR
 		return target{}, fmt.Errorf("%q is not a port", u.Port())
 	}
 	uri := u.RequestURI()
-	t := target{URL: redactURL(text), Handshake: newHandshake(u.Host, uri, o.Subprotocols, o.Compression, o.Headers)}
+	t := target{URL: redactURL(text), Handshake: wsclient.NewHandshake(u.Host, uri, o.Subprotocols, o.Compression, o.Headers)}
 
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -100,24 +101,24 @@ func (t *target) probe(ctx context.Context, sources sourceRange) error {
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Now()) })
 	defer stop()
 
-	key := appendKey(nil, rand.Uint64())
+	key := wsclient.AppendKey(nil, rand.Uint64())
 	if _, err := fmt.Fprintf(conn, "%s%s\r\n\r\n", t.Handshake.Request, key); err != nil {
 		return fmt.Errorf("ask %s for a WebSocket: %w", t.Address, err)
 	}
 	var answer []byte
-	for headEnd(answer) == 0 {
+	for wsclient.HeadEnd(answer) == 0 {
 		n, err := conn.Read(room(&answer))
 		answer = answer[:len(answer)+n]
-		if err != nil && headEnd(answer) == 0 {
+		if err != nil && wsclient.HeadEnd(answer) == 0 {
 			return t.noAnswer(answer, err)
 		}
-		if len(answer) > maxHead {
+		if len(answer) > wsclient.MaxHead {
 			return fmt.Errorf("%s answers without end", t.Address)
 		}
 	}
-	head, body := answer[:headEnd(answer)], answer[headEnd(answer):]
-	if _, err := t.Handshake.verify(head, body, key); err == nil {
-		_, _ = conn.Write(appendFrame(nil, opClose, false, rand.Uint32(), []byte{1000 >> 8, 1000 & 0xff}))
+	head, body := answer[:wsclient.HeadEnd(answer)], answer[wsclient.HeadEnd(answer):]
+	if _, err := t.Handshake.Verify(head, body, key); err == nil {
+		_, _ = conn.Write(wsclient.AppendFrame(nil, wsclient.OpClose, false, rand.Uint32(), []byte{1000 >> 8, 1000 & 0xff}))
 		return nil
 	}
 	if len(body) == 0 { // the words may be in the next packet
@@ -125,14 +126,14 @@ func (t *target) probe(ctx context.Context, sources sourceRange) error {
 		n, _ := conn.Read(room(&body))
 		body = body[:len(body)+n]
 	}
-	_, err = t.Handshake.verify(head, body, key)
+	_, err = t.Handshake.Verify(head, body, key)
 	return err
 }
 
 // noAnswer is what there is to say when no complete head came.
 func (t *target) noAnswer(answer []byte, err error) error {
 	if len(answer) > 0 && !strings.HasPrefix("HTTP/1.", string(answer[:min(7, len(answer))])) {
-		return fmt.Errorf("%s does not speak HTTP: it answers %q", t.Address, shorten(oneLine(answer)))
+		return fmt.Errorf("%s does not speak HTTP: it answers %q", t.Address, wsclient.Shorten(wsclient.FirstLine(answer)))
 	}
 	if errors.Is(err, io.EOF) {
 		return fmt.Errorf("%s closes the connection without an answer", t.Address)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"carillon/loadtest/internal/wsclient"
 	"encoding/json"
 	"io"
 	"maps"
@@ -66,7 +67,7 @@ type worker struct {
 	op       byte // of our messages
 	ledger   *ledger
 	arrivals []arrivals
-	deflate  deflater
+	deflate  wsclient.Deflater
 
 	counters
 	shares              []share
@@ -164,9 +165,9 @@ func (w *worker) prepare(s *spec) {
 	for i := range w.conns {
 		w.conns[i].fd = -1
 	}
-	w.op = opBinary
+	w.op = wsclient.OpBinary
 	if s.Text {
-		w.op = opText
+		w.op = wsclient.OpText
 	}
 	w.payloads = newPayloads(s.Run, s.Text, s.Size)
 	streams := 0

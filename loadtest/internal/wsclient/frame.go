@@ -1,4 +1,4 @@
-package main
+package wsclient
 
 import (
 	"encoding/binary"
@@ -8,48 +8,48 @@ import (
 
 // The opcodes of RFC 6455, section 5.2.
 const (
-	opContinuation = 0
-	opText         = 1
-	opBinary       = 2
-	opClose        = 8
-	opPing         = 9
-	opPong         = 10
+	OpContinuation = 0
+	OpText         = 1
+	OpBinary       = 2
+	OpClose        = 8
+	OpPing         = 9
+	OpPong         = 10
 )
 
-// maxFrame is the largest payload of one frame that is accepted from a server, in bytes.
-const maxFrame = 64 << 20
+// MaxFrame is the largest payload of one frame that is accepted from a server, in bytes.
+const MaxFrame = 64 << 20
 
 var (
-	errMasked    = errors.New("the server masks its frames")
+	ErrMasked    = errors.New("the server masks its frames")
 	errReserved  = errors.New("frame with a reserved bit or opcode")
 	errControl   = errors.New("control frame that is fragmented or longer than 125 bytes")
 	errLength    = errors.New("frame length not in its shortest form")
-	errFrameSize = fmt.Errorf("frame larger than %d MiB", maxFrame>>20)
+	ErrFrameSize = fmt.Errorf("frame larger than %d MiB", MaxFrame>>20)
 )
 
-// frame is one frame from a server. Its payload lies in the buffer that was parsed.
-type frame struct {
-	final      bool
-	compressed bool // RSV1
-	op         byte
-	payload    []byte
+// Frame is one frame from a server. Its payload lies in the buffer that was parsed.
+type Frame struct {
+	Final      bool
+	Compressed bool // RSV1
+	Op         byte
+	Payload    []byte
 }
 
-// parseFrame takes the first frame from b and says how many bytes it has. While b holds only a part of
+// ParseFrame takes the first frame from b and says how many bytes it has. While b holds only a part of
 // it, complete is false, nothing is consumed, and size is how many bytes it has as far as is known.
-func parseFrame(b []byte) (f frame, size int, complete bool, err error) {
+func ParseFrame(b []byte) (f Frame, size int, complete bool, err error) {
 	if len(b) < 2 {
 		return f, 2, false, nil
 	}
 	b0, b1 := b[0], b[1]
-	f = frame{final: b0&0x80 != 0, compressed: b0&0x40 != 0, op: b0 & 0x0f}
+	f = Frame{Final: b0&0x80 != 0, Compressed: b0&0x40 != 0, Op: b0 & 0x0f}
 	head, length := 2, int(b1&0x7f)
 	switch {
 	case b1&0x80 != 0:
-		return f, 0, false, errMasked
-	case b0&0x30 != 0, f.op > opBinary && f.op < opClose, f.op > opPong:
+		return f, 0, false, ErrMasked
+	case b0&0x30 != 0, f.Op > OpBinary && f.Op < OpClose, f.Op > OpPong:
 		return f, 0, false, errReserved
-	case f.op >= opClose && (!f.final || f.compressed || length > 125):
+	case f.Op >= OpClose && (!f.Final || f.Compressed || length > 125):
 		return f, 0, false, errControl
 	case length == 126:
 		if head = 4; len(b) < head {
@@ -66,20 +66,20 @@ func parseFrame(b []byte) (f frame, size int, complete bool, err error) {
 		if long < 1<<16 {
 			return f, 0, false, errLength
 		}
-		if long > maxFrame {
-			return f, 0, false, errFrameSize
+		if long > MaxFrame {
+			return f, 0, false, ErrFrameSize
 		}
 		length = int(long)
 	}
 	if size = head + length; len(b) < size {
 		return f, size, false, nil
 	}
-	f.payload = b[head:size:size]
+	f.Payload = b[head:size:size]
 	return f, size, true, nil
 }
 
-// appendFrame appends a whole message in one frame, masked as a client has to.
-func appendFrame(to []byte, op byte, compressed bool, key uint32, payload []byte) []byte {
+// AppendFrame appends a whole message in one frame, masked as a client has to.
+func AppendFrame(to []byte, op byte, compressed bool, key uint32, payload []byte) []byte {
 	b0 := 0x80 | op
 	if compressed {
 		b0 |= 0x40
@@ -111,13 +111,13 @@ func mask(b []byte, key uint32) {
 	}
 }
 
-// closeReason describes a close frame by its code and its reason.
-func closeReason(payload []byte) string {
+// CloseReason describes a close frame by its code and its reason.
+func CloseReason(payload []byte) string {
 	if len(payload) < 2 {
 		return "closed by the server without a code"
 	}
 	text := fmt.Sprintf("closed by the server with code %d", binary.BigEndian.Uint16(payload))
-	if reason := oneLine(payload[2:]); reason != "" {
+	if reason := FirstLine(payload[2:]); reason != "" {
 		text += ": " + reason
 	}
 	return text

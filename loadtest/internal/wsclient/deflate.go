@@ -1,4 +1,4 @@
-package main
+package wsclient
 
 import (
 	"bytes"
@@ -7,9 +7,9 @@ import (
 	"io"
 )
 
-// deflater compresses and expands messages of which each stands for itself (RFC 7692 without context
+// Deflater compresses and expands messages of which each stands for itself (RFC 7692 without context
 // takeover). What it returns is valid until the next call.
-type deflater struct {
+type Deflater struct {
 	writer *flate.Writer
 	reader io.ReadCloser
 	in     []byte
@@ -22,7 +22,7 @@ const tail = "\x00\x00\xff\xff\x01\x00\x00\xff\xff"
 
 var errInflate = errors.New("message that cannot be decompressed")
 
-func (d *deflater) compress(message []byte) []byte {
+func (d *Deflater) Compress(message []byte) []byte {
 	d.out.Reset()
 	if d.writer == nil {
 		d.writer, _ = flate.NewWriter(nil, flate.BestSpeed)
@@ -33,7 +33,7 @@ func (d *deflater) compress(message []byte) []byte {
 	return bytes.TrimSuffix(d.out.Bytes(), []byte(tail[:4]))
 }
 
-func (d *deflater) decompress(message []byte) ([]byte, error) {
+func (d *Deflater) Decompress(message []byte) ([]byte, error) {
 	d.in = append(append(d.in[:0], message...), tail...)
 	d.source.Reset(d.in)
 	if d.reader == nil {
@@ -42,12 +42,12 @@ func (d *deflater) decompress(message []byte) ([]byte, error) {
 		return nil, errInflate
 	}
 	d.out.Reset()
-	n, err := io.Copy(&d.out, io.LimitReader(d.reader, maxFrame+1))
+	n, err := io.Copy(&d.out, io.LimitReader(d.reader, MaxFrame+1))
 	if err != nil {
 		return nil, errInflate
 	}
-	if n > maxFrame {
-		return nil, errFrameSize
+	if n > MaxFrame {
+		return nil, ErrFrameSize
 	}
 	return d.out.Bytes(), nil
 }

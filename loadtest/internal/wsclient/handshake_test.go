@@ -1,4 +1,4 @@
-package main
+package wsclient
 
 import (
 	"strings"
@@ -6,7 +6,7 @@ import (
 )
 
 func TestAcceptOfTheRFC(t *testing.T) {
-	if got := acceptFor([]byte("dGhlIHNhbXBsZSBub25jZQ==")); got != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" {
+	if got := AcceptFor([]byte("dGhlIHNhbXBsZSBub25jZQ==")); got != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" {
 		t.Errorf("the example of RFC 6455, section 1.3, gives %q", got)
 	}
 }
@@ -14,8 +14,8 @@ func TestAcceptOfTheRFC(t *testing.T) {
 func TestKeysDiffer(t *testing.T) {
 	seen := map[string]bool{}
 	for seed := range uint64(10_000) {
-		key := string(appendKey(nil, seed))
-		if len(key) != keySize || seen[key] {
+		key := string(AppendKey(nil, seed))
+		if len(key) != KeySize || seen[key] {
 			t.Fatalf("seed %d gives the key %q", seed, key)
 		}
 		seen[key] = true
@@ -61,8 +61,8 @@ func TestAnswersToTheHandshake(t *testing.T) {
 		{"context kept", good + "Sec-WebSocket-Extensions: permessage-deflate\r\n", "", "without server_no_context_takeover"},
 		{"a window for the client", good + "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_max_window_bits=9\r\n", "", "not offered"},
 	} {
-		h := newHandshake("example.com", "/", []string{"superchat", "chat"}, true, nil)
-		compressed, err := h.verify([]byte(tt.head+"\r\n"), []byte(tt.body), key)
+		h := NewHandshake("example.com", "/", []string{"superchat", "chat"}, true, nil)
+		compressed, err := h.Verify([]byte(tt.head+"\r\n"), []byte(tt.body), key)
 		switch {
 		case tt.want == "" || tt.want == "+":
 			if err != nil || compressed != (tt.want == "+") {
@@ -72,14 +72,14 @@ func TestAnswersToTheHandshake(t *testing.T) {
 			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
 		}
 	}
-	h := newHandshake("example.com", "/", nil, false, nil)
-	if _, err := h.verify([]byte(good+"Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover\r\n\r\n"), nil, key); err == nil {
+	h := NewHandshake("example.com", "/", nil, false, nil)
+	if _, err := h.Verify([]byte(good+"Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover\r\n\r\n"), nil, key); err == nil {
 		t.Error("compression that was not offered is accepted")
 	}
 }
 
 func TestRequestCarriesTheOptions(t *testing.T) {
-	h := newHandshake("example.com:81", "/a?b=c", []string{"one", "two"}, true, []string{"Authorization: Bearer x"})
+	h := NewHandshake("example.com:81", "/a?b=c", []string{"one", "two"}, true, []string{"Authorization: Bearer x"})
 	const want = "GET /a?b=c HTTP/1.1\r\nHost: example.com:81\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
 		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: one, two\r\n" +
 		"Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_no_context_takeover\r\n" +
@@ -92,11 +92,11 @@ func TestRequestCarriesTheOptions(t *testing.T) {
 func FuzzHandshake(f *testing.F) {
 	f.Add("HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n", "body")
 	f.Add("HTTP/1.1 403 Forbidden\r\n", "no\nway")
-	h := newHandshake("example.com", "/", nil, true, nil)
-	key := appendKey(nil, 1)
+	h := NewHandshake("example.com", "/", nil, true, nil)
+	key := AppendKey(nil, 1)
 	f.Fuzz(func(t *testing.T, head, body string) {
-		_, err := h.verify([]byte(head+"\r\n\r\n"), []byte(body), key)
-		if err == nil && !strings.Contains(head, acceptFor(key)) {
+		_, err := h.Verify([]byte(head+"\r\n\r\n"), []byte(body), key)
+		if err == nil && !strings.Contains(head, AcceptFor(key)) {
 			t.Errorf("%q passes without the accept key", head)
 		}
 	})

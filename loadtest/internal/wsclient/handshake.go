@@ -1,4 +1,4 @@
-package main
+package wsclient
 
 import (
 	"bytes"
@@ -14,21 +14,21 @@ import (
 	"strings"
 )
 
-// maxHead bounds the head of a server's answer, in bytes.
-const maxHead = 16 << 10
+// MaxHead bounds the head of a server's answer, in bytes.
+const MaxHead = 16 << 10
 
 // deflateOffer is the only form of permessage-deflate that is offered: each message stands for itself, so
 // that one inflater serves all connections of a process.
 const deflateOffer = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
 
-// handshake is what all connections of a run ask for. Only the key differs.
-type handshake struct {
+// Handshake is what all connections of a run ask for. Only the key differs.
+type Handshake struct {
 	Request      string   `json:"request"` // the head, up to the key
 	Subprotocols []string `json:"subprotocols,omitempty"`
 	Compression  bool     `json:"compression,omitempty"`
 }
 
-func newHandshake(host, uri string, subprotocols []string, compression bool, headers []string) handshake {
+func NewHandshake(host, uri string, subprotocols []string, compression bool, headers []string) Handshake {
 	var b strings.Builder
 	fmt.Fprintf(&b, "GET %s HTTP/1.1\r\nHost: %s\r\n", uri, host)
 	b.WriteString("Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n")
@@ -42,14 +42,14 @@ func newHandshake(host, uri string, subprotocols []string, compression bool, hea
 		b.WriteString(h + "\r\n")
 	}
 	b.WriteString("Sec-WebSocket-Key: ")
-	return handshake{Request: b.String(), Subprotocols: subprotocols, Compression: compression}
+	return Handshake{Request: b.String(), Subprotocols: subprotocols, Compression: compression}
 }
 
-// keySize is the length of a Sec-WebSocket-Key.
-const keySize = 24
+// KeySize is the length of a Sec-WebSocket-Key.
+const KeySize = 24
 
-// appendKey appends the key of one attempt to connect. The same seed gives the same key.
-func appendKey(to []byte, seed uint64) []byte {
+// AppendKey appends the key of one attempt to connect. The same seed gives the same key.
+func AppendKey(to []byte, seed uint64) []byte {
 	var nonce [16]byte
 	random := rand.NewPCG(seed, seed)
 	binary.LittleEndian.PutUint64(nonce[:], random.Uint64())
@@ -57,30 +57,30 @@ func appendKey(to []byte, seed uint64) []byte {
 	return base64.StdEncoding.AppendEncode(to, nonce[:])
 }
 
-// acceptFor is the Sec-WebSocket-Accept that a server has to answer to a key (RFC 6455, section 1.3).
-func acceptFor(key []byte) string {
+// AcceptFor is the Sec-WebSocket-Accept that a server has to answer to a key (RFC 6455, section 1.3).
+func AcceptFor(key []byte) string {
 	sum := sha1.Sum(append(key[:len(key):len(key)], "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"...))
 	return base64.StdEncoding.EncodeToString(sum[:])
 }
 
-// headEnd is the length of a complete head at the start of b, or 0.
-func headEnd(b []byte) int {
+// HeadEnd is the length of a complete head at the start of b, or 0.
+func HeadEnd(b []byte) int {
 	if i := bytes.Index(b, []byte("\r\n\r\n")); i >= 0 {
 		return i + 4
 	}
 	return 0
 }
 
-// verify reads the answer to a handshake: its head, and what there is of its body. It says whether
+// Verify reads the answer to a handshake: its head, and what there is of its body. It says whether
 // messages may be compressed, or why there is no WebSocket.
-func (h *handshake) verify(head, body, key []byte) (compressed bool, err error) {
+func (h *Handshake) Verify(head, body, key []byte) (compressed bool, err error) {
 	lines := strings.Split(strings.TrimSuffix(string(head), "\r\n\r\n"), "\r\n")
 	status, isHTTP := strings.CutPrefix(lines[0], "HTTP/1.")
 	if !isHTTP || len(status) < 5 || status[1] != ' ' {
-		return false, fmt.Errorf("the answer is not HTTP: %q", shorten(lines[0]))
+		return false, fmt.Errorf("the answer is not HTTP: %q", Shorten(lines[0]))
 	}
 	if code := status[2:]; !strings.HasPrefix(code, "101") || len(code) > 3 && code[3] != ' ' {
-		return false, refusal(code, body)
+		return false, Refusal(code, body)
 	}
 	if status[0] != '1' {
 		return false, errors.New("101 answered with HTTP/1.0")
@@ -89,7 +89,7 @@ func (h *handshake) verify(head, body, key []byte) (compressed bool, err error) 
 	for _, line := range lines[1:] {
 		name, value, ok := strings.Cut(line, ":")
 		if !ok || name == "" || strings.ContainsAny(name, " \t") {
-			return false, fmt.Errorf("malformed header line %q", shorten(line))
+			return false, fmt.Errorf("malformed header line %q", Shorten(line))
 		}
 		name = textproto.CanonicalMIMEHeaderKey(name)
 		header[name] = append(header[name], strings.Trim(value, " \t"))
@@ -100,23 +100,23 @@ func (h *handshake) verify(head, body, key []byte) (compressed bool, err error) 
 	if !hasToken(header["Connection"], "upgrade") {
 		return false, errors.New("101 without Connection: Upgrade")
 	}
-	if v := header["Sec-Websocket-Accept"]; len(v) != 1 || v[0] != acceptFor(key) {
+	if v := header["Sec-Websocket-Accept"]; len(v) != 1 || v[0] != AcceptFor(key) {
 		return false, errors.New("101 with a wrong Sec-WebSocket-Accept")
 	}
 	if v := header["Sec-Websocket-Protocol"]; len(v) > 1 || len(v) == 1 && !slices.Contains(h.Subprotocols, v[0]) {
-		return false, fmt.Errorf("101 with a subprotocol that was not offered: %s", shorten(strings.Join(v, ", ")))
+		return false, fmt.Errorf("101 with a subprotocol that was not offered: %s", Shorten(strings.Join(v, ", ")))
 	}
 	return h.checkExtensions(header["Sec-Websocket-Extensions"])
 }
 
-func (h *handshake) checkExtensions(values []string) (compressed bool, err error) {
+func (h *Handshake) checkExtensions(values []string) (compressed bool, err error) {
 	if len(values) == 0 {
 		return false, nil
 	}
 	all := strings.Join(values, ", ")
 	params := strings.Split(all, ";")
 	if !h.Compression || strings.Contains(all, ",") || strings.TrimSpace(params[0]) != "permessage-deflate" {
-		return false, fmt.Errorf("101 with an extension that was not offered: %s", shorten(all))
+		return false, fmt.Errorf("101 with an extension that was not offered: %s", Shorten(all))
 	}
 	kept := true
 	for _, p := range params[1:] {
@@ -128,7 +128,7 @@ func (h *handshake) checkExtensions(values []string) (compressed bool, err error
 		case name == "client_no_context_takeover" && value == "":
 		case name == "server_max_window_bits" && err == nil && bits >= 8 && bits <= 15:
 		default:
-			return false, fmt.Errorf("101 with a parameter of permessage-deflate that was not offered: %s", shorten(p))
+			return false, fmt.Errorf("101 with a parameter of permessage-deflate that was not offered: %s", Shorten(p))
 		}
 	}
 	if kept {
@@ -148,20 +148,20 @@ func hasToken(values []string, token string) bool {
 	return false
 }
 
-// refusal is an answer other than 101, with the server's own words.
-func refusal(status string, body []byte) error {
-	text := "HTTP " + shorten(status)
+// Refusal is an answer other than 101, with the server's own words.
+func Refusal(status string, body []byte) error {
+	text := "HTTP " + Shorten(status)
 	if status == "200" || strings.HasPrefix(status, "200 ") {
 		return errors.New(text + " instead of 101: there is no WebSocket at this path")
 	}
-	if words := oneLine(body); words != "" && !strings.EqualFold(words, strings.TrimLeft(status, "0123456789 ")) {
+	if words := FirstLine(body); words != "" && !strings.EqualFold(words, strings.TrimLeft(status, "0123456789 ")) {
 		text += ": " + words
 	}
 	return errors.New(text)
 }
 
-// oneLine is the first line of a text from outside that has something in it, safe to print.
-func oneLine(b []byte) string {
+// FirstLine is the first line of a text from outside that has something in it, safe to print.
+func FirstLine(b []byte) string {
 	for line := range strings.Lines(strings.ToValidUTF8(string(b), "?")) {
 		line = strings.Map(func(r rune) rune {
 			if r < ' ' || r == 0x7f {
@@ -170,14 +170,14 @@ func oneLine(b []byte) string {
 			return r
 		}, line)
 		if line = strings.TrimSpace(line); line != "" {
-			return shorten(line)
+			return Shorten(line)
 		}
 	}
 	return ""
 }
 
-// shorten keeps a text from outside to what is readable in one line.
-func shorten(s string) string {
+// Shorten keeps a text from outside to what is readable in one line.
+func Shorten(s string) string {
 	const most = 120
 	if len(s) > most {
 		return strings.ToValidUTF8(s[:most], "") + "..."

@@ -1,4 +1,4 @@
-package main
+package wsclient
 
 import (
 	"bytes"
@@ -28,13 +28,13 @@ func TestFrameIsOnlyTakenWhole(t *testing.T) {
 			if cut > 20 && cut < len(whole)-20 && cut%997 != 0 {
 				continue
 			}
-			_, size, complete, err := parseFrame(stream[:cut:cut])
+			_, size, complete, err := ParseFrame(stream[:cut:cut])
 			if complete || err != nil || size <= cut || size > len(whole) {
 				t.Fatalf("%d of %d bytes: size %d, complete %v, %v", cut, len(whole), size, complete, err)
 			}
 		}
-		f, size, complete, err := parseFrame(stream)
-		if !complete || err != nil || size != len(whole) || f.op != opBinary || !f.final || !bytes.Equal(f.payload, payload) {
+		f, size, complete, err := ParseFrame(stream)
+		if !complete || err != nil || size != len(whole) || f.Op != OpBinary || !f.Final || !bytes.Equal(f.Payload, payload) {
 			t.Errorf("a frame of %d bytes: %+v, size %d, complete %v, %v", length, f, size, complete, err)
 		}
 	}
@@ -46,7 +46,7 @@ func TestBrokenFrames(t *testing.T) {
 		b    []byte
 		want error
 	}{
-		{"masked", []byte{0x81, 0x80, 0, 0, 0, 0}, errMasked},
+		{"masked", []byte{0x81, 0x80, 0, 0, 0, 0}, ErrMasked},
 		{"RSV2", []byte{0xa1, 0x00}, errReserved},
 		{"RSV3", []byte{0x91, 0x00}, errReserved},
 		{"opcode 3", []byte{0x83, 0x00}, errReserved},
@@ -56,9 +56,9 @@ func TestBrokenFrames(t *testing.T) {
 		{"a ping of 126 bytes", []byte{0x89, 126, 0, 126}, errControl},
 		{"125 written with 16 bits", []byte{0x82, 126, 0, 125}, errLength},
 		{"65535 written with 64 bits", []byte{0x82, 127, 0, 0, 0, 0, 0, 0, 0xff, 0xff}, errLength},
-		{"longer than any memory", []byte{0x82, 127, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, errFrameSize},
+		{"longer than any memory", []byte{0x82, 127, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, ErrFrameSize},
 	} {
-		if _, _, complete, err := parseFrame(tt.b); complete || !errors.Is(err, tt.want) {
+		if _, _, complete, err := ParseFrame(tt.b); complete || !errors.Is(err, tt.want) {
 			t.Errorf("%s: complete %v, %v, want %v", tt.name, complete, err, tt.want)
 		}
 	}
@@ -67,7 +67,7 @@ func TestBrokenFrames(t *testing.T) {
 func TestClientFramesAreMasked(t *testing.T) {
 	for _, length := range []int{0, 1, 7, 8, 9, 125, 126, 65535, 65536} {
 		payload := bytes.Repeat([]byte("12345"), length/5+1)[:length]
-		b := appendFrame([]byte("before"), opText, false, 0x04030201, payload)[len("before"):]
+		b := AppendFrame([]byte("before"), OpText, false, 0x04030201, payload)[len("before"):]
 		head := 2
 		switch {
 		case length >= 1<<16:
@@ -84,8 +84,8 @@ func TestClientFramesAreMasked(t *testing.T) {
 			}
 		}
 		b[1] &^= 0x80 // as a server would send it
-		f, size, complete, err := parseFrame(append(b[:head:head], payload...))
-		if !complete || err != nil || size != head+length || f.op != opText {
+		f, size, complete, err := ParseFrame(append(b[:head:head], payload...))
+		if !complete || err != nil || size != head+length || f.Op != OpText {
 			t.Errorf("%d bytes: the length is not readable: %d, %v, %v", length, size, complete, err)
 		}
 	}
@@ -96,11 +96,11 @@ func FuzzParseFrame(f *testing.F) {
 	f.Add(serverFrame(0x82, make([]byte, 300)))
 	f.Add([]byte{0x88, 0x02, 0x03, 0xe8})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		fr, size, complete, err := parseFrame(b)
+		fr, size, complete, err := ParseFrame(b)
 		switch {
 		case err != nil:
-		case complete && (size > len(b) || size < 2+len(fr.payload)):
-			t.Errorf("a frame of %d bytes with a payload of %d was found in %d", size, len(fr.payload), len(b))
+		case complete && (size > len(b) || size < 2+len(fr.Payload)):
+			t.Errorf("a frame of %d bytes with a payload of %d was found in %d", size, len(fr.Payload), len(b))
 		case !complete && size <= len(b):
 			t.Errorf("%d bytes are not enough for a frame of %d", len(b), size)
 		}
