@@ -1,6 +1,7 @@
 package main
 
 import (
+	"carillon/loadtest/internal/report"
 	"context"
 	"errors"
 	"fmt"
@@ -156,8 +157,8 @@ func (c *comparison) run(out, log io.Writer) error {
 	if c.quick {
 		c.rounds = 1
 	}
-	if c.rounds < 1 || c.rounds > maxRounds {
-		return fmt.Errorf("--rounds is %d, and must be from 1 to %d", c.rounds, maxRounds)
+	if c.rounds < 1 || c.rounds > report.MaxRounds {
+		return fmt.Errorf("--rounds is %d, and must be from 1 to %d", c.rounds, report.MaxRounds)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
@@ -171,7 +172,7 @@ func (c *comparison) run(out, log io.Writer) error {
 	if err != nil {
 		return &failure{err}
 	}
-	doc := &Document{Rounds: c.rounds}
+	doc := &report.Document{Rounds: c.rounds}
 	doc.Results = c.measureAll(ctx, list, c.loads(), log)
 	if len(doc.Results) == 0 {
 		return errInterrupted
@@ -186,7 +187,7 @@ func (c *comparison) run(out, log io.Writer) error {
 }
 
 // measureAll goes through the rounds. A run that fails is in the results too, with its error.
-func (c *comparison) measureAll(ctx context.Context, list []entrant, loads []options, log io.Writer) (results []*Result) {
+func (c *comparison) measureAll(ctx context.Context, list []entrant, loads []options, log io.Writer) (results []*report.Result) {
 	total, done, began := c.rounds*len(loads)*len(list), 0, time.Now()
 	progress := newProgressLine(os.Stderr)
 	defer progress.clear()
@@ -235,12 +236,13 @@ func (o *options) describe() string {
 }
 
 // measureOne puts a fresh process of one server under one load.
-func measureOne(ctx context.Context, one entrant, o options, watch func(progress)) *Result {
+func measureOne(ctx context.Context, one entrant, o options, watch func(progress)) *report.Result {
 	o.Name = one.name
 	server, err := one.start()
 	if err != nil {
-		return &Result{Schema: schema, Command: o.Command, Name: o.Name, Started: time.Now(), Machine: thisMachine(),
-			Settings: o.settings(o.Processes, sourceRange{}), Connections: Connections{Wanted: o.Connections}, Error: err.Error()}
+		r := newResult(&o)
+		r.Error = err.Error()
+		return r
 	}
 	defer server.stop()
 	path := "/echo"
@@ -257,8 +259,8 @@ func measureOne(ctx context.Context, one entrant, o options, watch func(progress
 }
 
 // output prints the table and writes the files. The error joins what failed.
-func (c *comparison) output(out io.Writer, doc *Document) error {
-	err := printTable(out, doc, c.full)
+func (c *comparison) output(out io.Writer, doc *report.Document) error {
+	err := report.PrintTable(out, doc, c.full)
 	failed := 0
 	for _, r := range doc.Results {
 		if r.Error != "" {
@@ -269,10 +271,10 @@ func (c *comparison) output(out io.Writer, doc *Document) error {
 		err = errors.Join(err, fmt.Errorf("%d of %d runs ended early: see the notes under the table", failed, len(doc.Results)))
 	}
 	if c.jsonFile != "" {
-		err = errors.Join(err, writeJSON(c.jsonFile, doc))
+		err = errors.Join(err, report.WriteJSON(c.jsonFile, doc))
 	}
 	if c.htmlFile != "" {
-		err = errors.Join(err, writeHTML(c.htmlFile, doc))
+		err = errors.Join(err, report.WriteHTML(c.htmlFile, doc))
 	}
 	return err
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"carillon/loadtest/internal/report"
 	"context"
 	"fmt"
 	"io"
@@ -69,7 +70,7 @@ func TestCompareRounds(t *testing.T) {
 	two.name = "two"
 	c := comparison{quick: true, rounds: 2, htmlFile: filepath.Join(into, "report.html"), jsonFile: filepath.Join(into, "report.json")}
 	some := c.loads()[2:4] // an echo and a fan-out; all of them are gone through below
-	doc := &Document{Rounds: 2, Results: c.measureAll(t.Context(), []entrant{one, two}, some, io.Discard)}
+	doc := &report.Document{Rounds: 2, Results: c.measureAll(t.Context(), []entrant{one, two}, some, io.Discard)}
 	loads := len(some)
 	if len(doc.Results) != 2*2*loads {
 		t.Fatalf("%d results, want %d", len(doc.Results), 2*2*loads)
@@ -95,7 +96,7 @@ func TestCompareRounds(t *testing.T) {
 			t.Errorf("the table does not say %q:\n%s", want, text.String())
 		}
 	}
-	if again, err := readJSON(c.jsonFile); err != nil || len(again.Results) != len(doc.Results) {
+	if again, err := report.ReadJSON(c.jsonFile); err != nil || len(again.Results) != len(doc.Results) {
 		t.Errorf("the JSON: %v", err)
 	}
 }
@@ -177,7 +178,7 @@ func TestComparePeerAndStorm(t *testing.T) {
 	}
 	c.rounds = 1
 	results := c.measureAll(t.Context(), []entrant{peer, sad}, loads, io.Discard)
-	table := compareTable(results)
+	table := report.Compare(results)
 	if len(results) != 2*len(loads) || len(table.Sections) != len(loads) {
 		t.Fatalf("%d results in %d sections, want %d in %d", len(results), len(table.Sections), 2*len(loads), len(loads))
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"carillon/loadtest/internal/report"
 	"errors"
 	"fmt"
 	"io"
@@ -71,15 +72,15 @@ told.`,
 }
 
 func diffFiles(oldPath, newPath string, threshold float64, out io.Writer) error {
-	old, err := readJSON(oldPath)
+	old, err := report.ReadJSON(oldPath)
 	if err != nil {
 		return errTrouble{err}
 	}
-	new, err := readJSON(newPath)
+	new, err := report.ReadJSON(newPath)
 	if err != nil {
 		return errTrouble{err}
 	}
-	d := diffDocuments(old, new, threshold)
+	d := report.Diff(old, new, threshold)
 	if err := d.WriteText(out); err != nil {
 		return errTrouble{err}
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"carillon/loadtest/internal/report"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,15 +11,15 @@ import (
 
 func TestDiffCommand(t *testing.T) {
 	dir := t.TempDir()
-	write := func(name string, doc *Document) string {
+	write := func(name string, doc *report.Document) string {
 		path := filepath.Join(dir, name)
-		if err := writeJSON(path, doc); err != nil {
+		if err := report.WriteJSON(path, doc); err != nil {
 			t.Fatal(err)
 		}
 		return path
 	}
-	echo := func(name string, perSecond float64) *Document {
-		return &Document{Results: []*Result{{Command: "echo", Name: name, Messages: &Messages{ReceivedPerSec: perSecond}}}}
+	echo := func(name string, perSecond float64) *report.Document {
+		return &report.Document{Results: []*report.Result{{Command: "echo", Name: name, Messages: &report.Messages{ReceivedPerSec: perSecond}}}}
 	}
 	fast := write("fast.json", echo("a", 100))
 	slow := write("slow.json", echo("a", 90))

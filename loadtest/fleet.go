@@ -36,7 +36,7 @@ type workerProcess struct {
 	index    int
 	cmd      *exec.Cmd
 	commands io.WriteCloser
-	last     report // with what earlier ones said and this one need not repeat
+	last     workerReport // with what earlier ones said and this one need not repeat
 	events   map[string]bool
 	dead     bool
 }
@@ -44,7 +44,7 @@ type workerProcess struct {
 // incoming is a report, or the end of a process.
 type incoming struct {
 	from   *workerProcess
-	report *report
+	report *workerReport
 	err    error
 }
 
@@ -82,7 +82,7 @@ func startFleet(processes int) (*fleet, error) {
 func (f *fleet) receive(m *workerProcess, out io.Reader) {
 	decode := json.NewDecoder(bufio.NewReader(out))
 	for {
-		a := incoming{from: m, report: &report{}}
+		a := incoming{from: m, report: &workerReport{}}
 		if a.err = decode.Decode(a.report); a.err != nil {
 			a.report = nil
 		}
@@ -198,7 +198,7 @@ func (f *fleet) shares(targets int) []share {
 }
 
 // reasons adds up reasons that the processes have counted.
-func (f *fleet) reasons(of func(*report) map[string]int) map[string]int {
+func (f *fleet) reasons(of func(*workerReport) map[string]int) map[string]int {
 	sum := map[string]int{}
 	for _, m := range f.processes {
 		for reason, n := range of(&m.last) {

@@ -93,9 +93,9 @@ func (r sourceRange) all() []netip.Addr {
 // mine is how many of n numbered things fall to this process.
 func (s *spec) mine(n int) int { return (n - s.Index + s.Count - 1) / s.Count }
 
-// report is what a process has to say. Counters are totals since its start; histograms hold what was
-// new since its last report.
-type report struct {
+// workerReport is what a process has to say. Counters are totals since its start; histograms hold what was
+// new since its last workerReport.
+type workerReport struct {
 	Event string `json:"say"`
 	counters
 

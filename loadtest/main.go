@@ -2,6 +2,7 @@
 package main
 
 import (
+	"carillon/loadtest/internal/report"
 	"context"
 	"errors"
 	"fmt"
@@ -137,7 +138,7 @@ func runAndReport(o *options, jsonFile, htmlFile string) error {
 	defer stop()
 
 	progress := newProgressLine(os.Stderr)
-	var result *Result
+	var result *report.Result
 	if o.Start > 0 {
 		result = measureStarted(ctx, *o, os.Stderr, progress.show)
 	} else {
@@ -147,18 +148,18 @@ func runAndReport(o *options, jsonFile, htmlFile string) error {
 	progress.clear()
 
 	if result.Connections.Opened > 0 {
-		printResult(os.Stdout, result)
+		report.PrintResult(os.Stdout, result)
 	}
 	var err error
 	if result.Error != "" {
 		err = errors.New(result.Error)
 	}
-	doc := &Document{Results: []*Result{result}}
+	doc := &report.Document{Results: []*report.Result{result}}
 	if jsonFile != "" {
-		err = errors.Join(err, writeJSON(jsonFile, doc))
+		err = errors.Join(err, report.WriteJSON(jsonFile, doc))
 	}
 	if htmlFile != "" && result.Connections.Opened > 0 {
-		err = errors.Join(err, writeHTML(htmlFile, doc))
+		err = errors.Join(err, report.WriteHTML(htmlFile, doc))
 	}
 	switch {
 	case err == nil:

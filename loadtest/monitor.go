@@ -1,6 +1,7 @@
 package main
 
 import (
+	"carillon/loadtest/internal/report"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -160,7 +161,7 @@ func (s *monitor) sample() (cores float64, memory int64) {
 }
 
 // metrics are what the result says about the server.
-func (s *monitor) metrics(opened, received int64, seconds float64) *Server {
+func (s *monitor) metrics(opened, received int64, seconds float64) *report.Server {
 	if s == nil || s.before.at == 0 {
 		return nil
 	}
@@ -168,7 +169,7 @@ func (s *monitor) metrics(opened, received int64, seconds float64) *Server {
 	if end.at == 0 && s.start.at != 0 { // it was gone by then, and was last seen here
 		end, full = s.lastUsage, s.lastUsage
 	}
-	f := &Server{PID: s.processes[0].pid, Processes: len(s.processes), RSSBefore: s.before.rss, Threads: s.before.threads}
+	f := &report.Server{PID: s.processes[0].pid, Processes: len(s.processes), RSSBefore: s.before.rss, Threads: s.before.threads}
 	if s.start.at != 0 && opened > 0 {
 		f.CPUPerConn = micros(int64(s.start.cpu-s.before.cpu)) / float64(opened)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"carillon/loadtest/internal/report"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -195,8 +196,8 @@ func (o *options) sources() (r sourceRange, err error) {
 }
 
 // settings is what the result says about the options.
-func (o *options) settings(processes int, sources sourceRange) Settings {
-	s := Settings{
+func (o *options) settings(processes int, sources sourceRange) report.Settings {
+	s := report.Settings{
 		Connections: o.Connections,
 		Duration:    o.Duration.Seconds(),
 		Ramp:        o.Ramp.Seconds(),

@@ -148,7 +148,7 @@ func (p *publishers) post(body []byte) error {
 	return nil
 }
 
-func (p *publishers) report(r *report) {
+func (p *publishers) report(r *workerReport) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	r.Sent = 0

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"carillon/loadtest/internal/report"
 	"context"
 	"errors"
 	"fmt"
@@ -14,7 +15,7 @@ import (
 // run is one command against one server, as the parent sees it. The server may be many processes.
 type run struct {
 	o       *options
-	result  *Result
+	result  *report.Result
 	watch   func(progress)
 	targets []target
 	sources sourceRange
@@ -44,17 +45,23 @@ var errInterrupted = errors.New("interrupted")
 // settle is the quiet time between opening the connections and the window.
 const settle = 300 * time.Millisecond
 
+// newResult is the result of a run that has measured nothing yet.
+func newResult(o *options) *report.Result {
+	return &report.Result{
+		Schema: report.Schema, Command: o.Command, Name: o.Name, Started: time.Now(), Machine: report.ThisMachine(),
+		Settings:    o.settings(o.Processes, sourceRange{}),
+		Connections: report.Connections{Wanted: o.Connections},
+	}
+}
+
 // measure runs one command against one server. What went wrong is in the result's Error, and what was
 // measured before that stands. Watch is told how it goes, several times a second; it may be nil.
-func measure(ctx context.Context, o *options, watch func(progress)) *Result {
+func measure(ctx context.Context, o *options, watch func(progress)) *report.Result {
 	if watch == nil {
 		watch = func(progress) {}
 	}
-	r := &run{o: o, watch: watch, result: &Result{
-		Schema: schema, Command: o.Command, Name: o.Name, URL: redactURLs(o.URLs), Started: time.Now(), Machine: thisMachine(),
-		Settings:    o.settings(o.Processes, sourceRange{}),
-		Connections: Connections{Wanted: o.Connections},
-	}}
+	r := &run{o: o, watch: watch, result: newResult(o)}
+	r.result.URL = redactURLs(o.URLs)
 	err := r.prepare(ctx)
 	if err == nil {
 		err = r.execute(ctx)
@@ -281,11 +288,11 @@ func (r *run) tick(doing string, begun int64) {
 }
 
 func (r *run) failureReasons() map[string]int {
-	return r.fleet.reasons(func(r *report) map[string]int { return r.FailedBy })
+	return r.fleet.reasons(func(r *workerReport) map[string]int { return r.FailedBy })
 }
 
 func (r *run) lossReasons() map[string]int {
-	return r.fleet.reasons(func(r *report) map[string]int { return r.LostBy })
+	return r.fleet.reasons(func(r *workerReport) map[string]int { return r.LostBy })
 }
 
 // lossError says how the server left.

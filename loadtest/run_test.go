@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"carillon/loadtest/internal/report"
 	"carillon/loadtest/internal/wsclient"
 	"context"
 	"os"
@@ -44,7 +45,7 @@ func small(command, url string, change func(o *options)) *options {
 }
 
 // whole fails the test unless the run came to its end and has messages.
-func whole(t *testing.T, r *Result) *Messages {
+func whole(t *testing.T, r *report.Result) *report.Messages {
 	t.Helper()
 	if r.Error != "" || r.Messages == nil {
 		t.Fatalf("the run ended early: %s", r.Error)
@@ -54,7 +55,7 @@ func whole(t *testing.T, r *Result) *Messages {
 
 // undue are the warnings of a run, without those that a busy machine is to blame for: the generator did not get
 // its time, and what was due meanwhile may not have been sent.
-func undue(r *Result) []string {
+func undue(r *report.Result) []string {
 	return slices.DeleteFunc(slices.Clone(r.Warnings), func(w string) bool {
 		return strings.HasPrefix(w, "the generator missed its schedule: ") || strings.HasPrefix(w, "the generator was the bottleneck: ") ||
 			strings.HasPrefix(w, "server and generator shared ") ||
@@ -118,18 +119,24 @@ func TestFaultsShow(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		fault func(r *receiver, m []byte) [][]byte
-		check func(m *Messages, faults int64) bool
+		check func(m *report.Messages, faults int64) bool
 	}{
 		{"drops every 100th", func(*receiver, []byte) [][]byte { return nil },
-			func(m *Messages, n int64) bool { return m.Missing == n && m.Duplicated+m.Reordered+m.Foreign == 0 }},
+			func(m *report.Messages, n int64) bool {
+				return m.Missing == n && m.Duplicated+m.Reordered+m.Foreign == 0
+			}},
 		{"sends every 100th twice", func(_ *receiver, b []byte) [][]byte { return [][]byte{b, b} },
-			func(m *Messages, n int64) bool { return m.Duplicated == n && m.Missing+m.Reordered+m.Foreign == 0 }},
+			func(m *report.Messages, n int64) bool {
+				return m.Duplicated == n && m.Missing+m.Reordered+m.Foreign == 0
+			}},
 		{"damages every 100th", func(_ *receiver, b []byte) [][]byte { b = bytes.Clone(b); b[40] ^= 1; return [][]byte{b} },
-			func(m *Messages, n int64) bool {
+			func(m *report.Messages, n int64) bool {
 				return m.Foreign == n && m.Missing == n && m.Duplicated+m.Reordered == 0
 			}},
 		{"adds a foreign one to every 100th", func(_ *receiver, b []byte) [][]byte { return [][]byte{b, []byte("news")} },
-			func(m *Messages, n int64) bool { return m.Foreign == n && m.Missing+m.Duplicated+m.Reordered == 0 }},
+			func(m *report.Messages, n int64) bool {
+				return m.Foreign == n && m.Missing+m.Duplicated+m.Reordered == 0
+			}},
 	} {
 		for _, command := range []string{"echo", "fanout"} {
 			t.Run(tt.name+", "+command, func(t *testing.T) {

@@ -227,7 +227,7 @@ func (s *sender) checkStalls(w *worker, now int64) {
 	}
 }
 
-func (s *sender) report(w *worker, r *report) {
+func (s *sender) report(w *worker, r *workerReport) {
 	if s.publishers != nil {
 		s.publishers.report(r)
 		return

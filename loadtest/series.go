@@ -1,6 +1,7 @@
 package main
 
 import (
+	"carillon/loadtest/internal/report"
 	"time"
 
 	hdr "github.com/HdrHistogram/hdrhistogram-go"
@@ -8,7 +9,7 @@ import (
 
 // series is the course of a run. It is thinned out when it grows long, so that any run fits.
 type series struct {
-	points []Point
+	points []report.Point
 	began  int64
 	step   time.Duration
 
@@ -33,9 +34,9 @@ func (s *series) every(command string) time.Duration {
 }
 
 // point is the present moment.
-func (s *series) point(sum counters, recent *hdr.Histogram, server *monitor) Point {
+func (s *series) point(sum counters, recent *hdr.Histogram, server *monitor) report.Point {
 	now := monotonic()
-	p := Point{At: float64(now-s.began) / 1e9, Connections: sum.Open}
+	p := report.Point{At: float64(now-s.began) / 1e9, Connections: sum.Open}
 	if passed := now - s.lastAt; passed > 0 {
 		p.Received = float64(sum.Received-s.lastReceived) / (float64(passed) / 1e9)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"carillon/loadtest/internal/report"
 	"errors"
 	"fmt"
 	"io"
@@ -37,13 +38,13 @@ load, or, with --full, every figure. With --html it writes the report too.`,
 }
 
 func showFile(out io.Writer, path string, full bool, htmlFile string) error {
-	doc, err := readJSON(path)
+	doc, err := report.ReadJSON(path)
 	if err != nil {
 		return err
 	}
-	err = printTable(out, doc, full)
+	err = report.PrintTable(out, doc, full)
 	if htmlFile != "" {
-		err = errors.Join(err, writeHTML(htmlFile, doc))
+		err = errors.Join(err, report.WriteHTML(htmlFile, doc))
 	}
 	return err
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"carillon/loadtest/internal/report"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,12 +13,12 @@ func TestShow(t *testing.T) {
 	dir := t.TempDir()
 	file, page := filepath.Join(dir, "r.json"), filepath.Join(dir, "r.html")
 	later := filepath.Join(dir, "later.json")
-	latency := &Latency{Count: 3, P50: 100, P90: 200, P99: 300, P999: 300, Max: 300}
-	run := &Result{Command: "fanout", Name: "a", Messages: &Messages{ReceivedPerSec: 1000}, Latency: latency, Completion: latency}
-	if err := writeJSON(file, &Document{Results: []*Result{run}}); err != nil {
+	latency := &report.Latency{Count: 3, P50: 100, P90: 200, P99: 300, P999: 300, Max: 300}
+	run := &report.Result{Command: "fanout", Name: "a", Messages: &report.Messages{ReceivedPerSec: 1000}, Latency: latency, Completion: latency}
+	if err := report.WriteJSON(file, &report.Document{Results: []*report.Result{run}}); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeJSON(later, &Document{Results: []*Result{{Command: "hum", Name: "a", Connections: Connections{PerSecond: 7}}}}); err != nil {
+	if err := report.WriteJSON(later, &report.Document{Results: []*report.Result{{Command: "hum", Name: "a", Connections: report.Connections{PerSecond: 7}}}}); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"carillon/loadtest/internal/report"
 	"carillon/loadtest/internal/wsclient"
 	"context"
 	"fmt"
@@ -10,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"time"
 )
 
 // serverDescriptors are roughly the descriptors that carillon needs besides its connections.
@@ -18,7 +18,7 @@ const serverDescriptors = 256
 
 // measureStarted is measure against servers of our own: it builds carillon, starts as many as the options
 // say, and ends them after the run. They are configured by our environment, except for where they listen.
-func measureStarted(ctx context.Context, o options, log io.Writer, watch func(progress)) *Result {
+func measureStarted(ctx context.Context, o options, log io.Writer, watch func(progress)) *report.Result {
 	path := "/echo"
 	if o.Command == "fanout" {
 		path = "/broadcast"
@@ -34,7 +34,7 @@ func measureStarted(ctx context.Context, o options, log io.Writer, watch func(pr
 		o.Name = "carillon"
 	}
 	list, err := startServers(ctx, &o, log)
-	var r *Result
+	var r *report.Result
 	if err == nil {
 		o.Start = 0
 		for _, s := range list {
@@ -48,8 +48,8 @@ func measureStarted(ctx context.Context, o options, log io.Writer, watch func(pr
 		o.OnePort = false
 		r = measure(ctx, &o, watch)
 	} else {
-		r = &Result{Schema: schema, Command: o.Command, Name: o.Name, Started: time.Now(), Machine: thisMachine(),
-			Settings: o.settings(o.Processes, sourceRange{}), Connections: Connections{Wanted: o.Connections}, Error: err.Error()}
+		r = newResult(&o)
+		r.Error = err.Error()
 	}
 	r.URL = where // the ports are others each time
 	stopServers(list)

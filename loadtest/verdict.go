@@ -1,6 +1,7 @@
 package main
 
 import (
+	"carillon/loadtest/internal/report"
 	"fmt"
 	"math"
 	"runtime"
@@ -27,7 +28,7 @@ func (r *run) collect() {
 	if c.Seconds > 0 {
 		c.PerSecond = float64(c.Opened) / c.Seconds
 	}
-	c.Handshake = latencyOf(f.handshakes)
+	c.Handshake = report.NewLatency(f.handshakes)
 
 	switch {
 	case r.from == 0: // the window was not reached
@@ -46,7 +47,7 @@ func seconds(from, to int64) float64 { return max(0, float64(to-from)/1e9) }
 
 func (r *run) collectMessages(sum counters) {
 	res := r.result
-	res.Messages = &Messages{
+	res.Messages = &report.Messages{
 		Sent: sum.Sent, Received: sum.Received, Expected: sum.Expected,
 		Missing:    max(0, sum.Expected-sum.Received),
 		Duplicated: sum.Duplicated, Reordered: sum.Reordered, Foreign: sum.Foreign, Unsent: sum.Unsent,
@@ -54,22 +55,22 @@ func (r *run) collectMessages(sum counters) {
 		ReceivedPerSec: float64(sum.Received) / res.Seconds,
 		ReceivedBytes:  sum.Bytes,
 	}
-	res.Latency = latencyOf(r.fleet.latency)
+	res.Latency = report.NewLatency(r.fleet.latency)
 	if r.o.Command == "fanout" {
-		res.Completion = latencyOf(r.fleet.completions(r.o.Publishers, sum.Members))
+		res.Completion = report.NewLatency(r.fleet.completions(r.o.Publishers, sum.Members))
 	}
 }
 
 func (r *run) collectStorm(sum counters) {
 	f := r.fleet
 	slices.Sort(f.back)
-	s := &Storm{
+	s := &report.Storm{
 		CutBy: r.o.CutBy, Attempts: sum.Attempts,
-		Failed:    f.reasons(func(r *report) map[string]int { return r.ReconnectFailedBy }),
+		Failed:    f.reasons(func(r *workerReport) map[string]int { return r.ReconnectFailedBy }),
 		Back50:    backAt(f.back, sum.Members, sum.CutAt, 0.5),
 		Back95:    backAt(f.back, sum.Members, sum.CutAt, 0.95),
 		Back100:   backAt(f.back, sum.Members, sum.CutAt, 1),
-		Handshake: latencyOf(f.reconnects),
+		Handshake: report.NewLatency(f.reconnects),
 	}
 	if r.server != nil {
 		s.PeakCPU, s.PeakMemory = r.server.peakCores, r.server.peakMemory
@@ -128,7 +129,7 @@ func (r *run) addWarnings(sum counters) {
 	if sum.Lost > 0 && r.o.Command != "storm" {
 		r.warn("%d connections were lost, most often: %s", sum.Lost, mostCommon(res.Connections.LostBy))
 	}
-	if by := r.fleet.reasons(func(r *report) map[string]int { return r.PublishFailedBy }); len(by) > 0 {
+	if by := r.fleet.reasons(func(r *workerReport) map[string]int { return r.PublishFailedBy }); len(by) > 0 {
 		r.warn("requests to publish have failed, most often: %s", mostCommon(by))
 	}
 	if m := res.Messages; m != nil {
@@ -154,7 +155,7 @@ func (r *run) warnServers() {
 	}
 }
 
-func (r *run) warnMessages(m *Messages) {
+func (r *run) warnMessages(m *report.Messages) {
 	if m.Unsent > 0 {
 		r.warn("%d messages were due and never sent: their connections were full, or gone", m.Unsent)
 	}
@@ -177,7 +178,7 @@ func (r *run) checkReceived() error {
 	case !r.o.sends() || sum.Received > 0:
 		return nil
 	case sum.Sent == 0:
-		if by := r.fleet.reasons(func(r *report) map[string]int { return r.PublishFailedBy }); len(by) > 0 {
+		if by := r.fleet.reasons(func(r *workerReport) map[string]int { return r.PublishFailedBy }); len(by) > 0 {
 			return fmt.Errorf("nothing could be published: %s", mostCommon(by))
 		}
 		return fmt.Errorf("no message was due within %v at this rate", r.o.Duration)

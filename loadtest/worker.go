@@ -320,7 +320,7 @@ func (w *worker) at(i int, reason string) string {
 func (w *worker) sendReport(what string) {
 	w.Received, w.Duplicated, w.Reordered = w.received()
 	w.CPU = cpuNanos()
-	r := report{
+	r := workerReport{
 		Event: what, counters: w.counters,
 		FailedBy: maps.Clone(w.failedBy), LostBy: maps.Clone(w.lostBy),
 		Handshake: pack(w.handshakes), Latency: pack(w.latency),

@@ -20,8 +20,9 @@ var arrows = map[string][]string{
 	"server":         {"codec", "internal/patterns", "internal/redact", "internal/shrink"},
 	"codec":          {},
 	"client":         {},
-	"loadtest":       {"internal/redact", "loadtest/internal/wsclient"},
+	"loadtest":       {"internal/redact", "loadtest/internal/report", "loadtest/internal/wsclient"},
 
+	"loadtest/internal/report":   {},
 	"loadtest/internal/wsclient": {},
 
 	"internal/patterns": {},

@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"fmt"
@@ -47,8 +47,8 @@ type Cell struct {
 	unit  unit
 }
 
-// compareTable puts servers side by side, each load by itself.
-func compareTable(results []*Result) *Table {
+// Compare puts servers side by side, each load by itself.
+func Compare(results []*Result) *Table {
 	table := &Table{}
 	sections := map[load]*Section{}
 	for _, r := range results {
@@ -161,8 +161,8 @@ func (s *Section) pair() {
 	}
 }
 
-// maxRounds bounds what a round may be numbered.
-const maxRounds = 100
+// MaxRounds bounds what a round may be numbered.
+const MaxRounds = 100
 
 // lastRound is the number of rounds if every run states its own and none is there twice, and else 0.
 func (s *Section) lastRound() int {
@@ -170,7 +170,7 @@ func (s *Section) lastRound() int {
 	for _, c := range s.Servers {
 		var seen []int
 		for _, r := range c.Runs {
-			if r.Round < 1 || r.Round > maxRounds || slices.Contains(seen, r.Round) {
+			if r.Round < 1 || r.Round > MaxRounds || slices.Contains(seen, r.Round) {
 				return 0
 			}
 			seen = append(seen, r.Round)
@@ -255,9 +255,9 @@ func (r *Row) Verdict(c Cell) string {
 	return ""
 }
 
-// printTable prints the short table or the long one.
-func printTable(out io.Writer, doc *Document, full bool) error {
-	table := compareTable(doc.Results)
+// PrintTable prints the short table or the long one.
+func PrintTable(out io.Writer, doc *Document, full bool) error {
+	table := Compare(doc.Results)
 	if full {
 		return table.WriteText(out)
 	}

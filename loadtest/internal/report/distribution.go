@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"fmt"
@@ -142,8 +142,8 @@ func statedPoints(stated []*Latency) plotter.XYs {
 	return points
 }
 
-// latencyOf sums a histogram up, or is nil if it holds nothing.
-func latencyOf(h *hdrhistogram.Histogram) *Latency {
+// NewLatency sums a histogram up, or is nil if it holds nothing.
+func NewLatency(h *hdrhistogram.Histogram) *Latency {
 	if h.TotalCount() == 0 {
 		return nil
 	}

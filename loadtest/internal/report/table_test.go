@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"fmt"
@@ -32,7 +32,7 @@ func TestRatiosAreTakenRoundByRound(t *testing.T) {
 		{"a round that did not measure is left out", []float64{100, 0, 100}, []float64{200, 300, 400}, Spread{3, 2, 4, 2}, "better", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			table := compareTable(append(roundsOf("a", c.first...), roundsOf("b", c.then...)...))
+			table := Compare(append(roundsOf("a", c.first...), roundsOf("b", c.then...)...))
 			section := table.Sections[0]
 			row := section.row("received/s")
 			if got := row.Cells[1].Ratio; fmt.Sprintf("%.4v", got) != fmt.Sprintf("%.4v", c.want) {
@@ -75,7 +75,7 @@ func TestRoundsArePairedByTheirNumber(t *testing.T) {
 		{"a number out of bounds neither", numbered([]int{1, 1e9}, roundsOf("a", 100, 50)), numbered([]int{1, 2}, roundsOf("b", 200, 100)), Spread{2, 2, 2, 2}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			section := compareTable(append(c.first, c.then...)).Sections[0]
+			section := Compare(append(c.first, c.then...)).Sections[0]
 			cell := section.row("received/s").Cells[1]
 			if fmt.Sprintf("%.4v", cell.Ratio) != fmt.Sprintf("%.4v", c.want) {
 				t.Errorf("ratio %v, expected %v", cell.Ratio, c.want)
@@ -94,14 +94,14 @@ func TestMemoryThatDidNotGrowIsLeftOut(t *testing.T) {
 		shown bool
 	}{{4096, true}, {0, false}, {-4096, false}} {
 		r := &Result{Command: "idle", Name: "a", Server: &Server{RSS: 1 << 20, RSSPerConn: c.grew, KernelPerConn: c.grew, SlabPerConn: c.grew}}
-		section := compareTable([]*Result{r}).Sections[0]
+		section := Compare([]*Result{r}).Sections[0]
 		for _, name := range []string{"RSS per connection", "kernel per connection", "slab per connection"} {
 			if shown := section.row(name) != nil; shown != c.shown {
 				t.Errorf("%s of %g: shown is %v", name, c.grew, shown)
 			}
 		}
 		var text strings.Builder
-		printResult(&text, r)
+		PrintResult(&text, r)
 		if shown := strings.Contains(text.String(), "a connection"); shown != c.shown {
 			t.Errorf("%g is printed: %v\n%s", c.grew, shown, &text)
 		}
@@ -142,7 +142,7 @@ func TestRunsAreComparedUnderTheSameLoadOnly(t *testing.T) {
 		{"publishing by HTTP does", other(func(r *Result) { r.Settings.PublishURL = "http://a/" }), 2},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got := compareTable([]*Result{sampleResult(t, "echo", "a", 1), c.with})
+			got := Compare([]*Result{sampleResult(t, "echo", "a", 1), c.with})
 			if len(got.Sections) != c.sections {
 				t.Errorf("%d sections, expected %d", len(got.Sections), c.sections)
 			}
@@ -152,7 +152,7 @@ func TestRunsAreComparedUnderTheSameLoadOnly(t *testing.T) {
 
 func TestPrintedTable(t *testing.T) {
 	var out strings.Builder
-	if err := compareTable(sampleDocument(t).Results).WriteText(&out); err != nil {
+	if err := Compare(sampleDocument(t).Results).WriteText(&out); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{

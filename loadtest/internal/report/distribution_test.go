@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"testing"
@@ -7,7 +7,7 @@ import (
 )
 
 func TestLatencySumsUp(t *testing.T) {
-	if l := latencyOf(hdrhistogram.New(1, 1000, 3)); l != nil {
+	if l := NewLatency(hdrhistogram.New(1, 1000, 3)); l != nil {
 		t.Errorf("an empty histogram is %+v", l)
 	}
 	h := hdrhistogram.New(1, 60_000_000, 3)
@@ -16,7 +16,7 @@ func TestLatencySumsUp(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	l := latencyOf(h)
+	l := NewLatency(h)
 	if l.Count != 1000 || l.P50 != 500 || l.P90 != 900 || l.P99 != 990 || l.P999 != 999 || l.Max != 1000 || l.Mean < 500 || l.Mean > 501 {
 		t.Errorf("1 to 1000 us: %+v", l)
 	}

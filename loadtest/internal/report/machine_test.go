@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"io/fs"
@@ -36,7 +36,7 @@ func TestMachineIsReadFromTheSystemsFiles(t *testing.T) {
 			}
 		})
 	}
-	if m := thisMachine(); m.Cores < 1 || m.Go == "" || m.OS == "" {
+	if m := ThisMachine(); m.Cores < 1 || m.Go == "" || m.OS == "" {
 		t.Errorf("this machine is %+v", m)
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"fmt"
@@ -32,7 +32,7 @@ func sampleLatency(t testing.TB, median float64) *Latency {
 func sampleResult(t testing.TB, command, name string, slow float64) *Result {
 	t.Helper()
 	r := &Result{
-		Schema: schema, Command: command, Name: name, URL: "ws://127.0.0.1:8080/" + command,
+		Schema: Schema, Command: command, Name: name, URL: "ws://127.0.0.1:8080/" + command,
 		Started: time.Date(2031, 5, 4, 12, 0, 0, 0, time.UTC), Seconds: 10,
 		Settings: Settings{Connections: 1000, Size: 128, Rate: 50000, Duration: 10, Processes: 2},
 		Machine:  Machine{OS: "Exemplix 9, Linux 7.1", CPU: "Example CPU", Cores: 16, Memory: 64 << 30, Go: "go1.26", OpenFiles: 1 << 20},

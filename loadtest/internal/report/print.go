@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"fmt"
@@ -9,8 +9,8 @@ import (
 	"text/tabwriter"
 )
 
-// printResult writes the figures of one run for people at a terminal.
-func printResult(w io.Writer, r *Result) {
+// PrintResult writes the figures of one run for people at a terminal.
+func PrintResult(w io.Writer, r *Result) {
 	sign := ""
 	if len(doubts(r)) > 0 {
 		sign = doubtSign

@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"bytes"
@@ -19,10 +19,10 @@ type Document struct {
 	Results []*Result `json:"results"`
 }
 
-// writeJSON writes doc as the file path, in one step: readers see the old file or the new one.
-func writeJSON(path string, doc *Document) error {
+// WriteJSON writes doc as the file path, in one step: readers see the old file or the new one.
+func WriteJSON(path string, doc *Document) error {
 	stated := *doc
-	stated.Schema = schema
+	stated.Schema = Schema
 	text, err := json.MarshalIndent(&stated, "", "  ")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
@@ -30,8 +30,8 @@ func writeJSON(path string, doc *Document) error {
 	return replaceFile(path, append(text, '\n'))
 }
 
-// readJSON reads what writeJSON wrote. Its errors name the file and the place in it.
-func readJSON(path string) (*Document, error) {
+// ReadJSON reads what writeJSON wrote. Its errors name the file and the place in it.
+func ReadJSON(path string) (*Document, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read results: %w", err)
@@ -56,13 +56,13 @@ func parseDocument(text []byte) (*Document, error) {
 	}
 	switch found := head.Schema.(type) {
 	case nil:
-		return nil, fmt.Errorf("no schema is stated, expected %q", schema)
+		return nil, fmt.Errorf("no schema is stated, expected %q", Schema)
 	case string:
-		if found != schema {
-			return nil, fmt.Errorf("the schema is %q, expected %q", found, schema)
+		if found != Schema {
+			return nil, fmt.Errorf("the schema is %q, expected %q", found, Schema)
 		}
 	default:
-		return nil, fmt.Errorf("the schema is not a text, expected %q", schema)
+		return nil, fmt.Errorf("the schema is not a text, expected %q", Schema)
 	}
 	var doc Document
 	if err := json.Unmarshal(text, &doc); err != nil {
@@ -75,8 +75,8 @@ func parseDocument(text []byte) (*Document, error) {
 		if r == nil {
 			return nil, fmt.Errorf("result %d is null", i+1)
 		}
-		if r.Schema != "" && r.Schema != schema {
-			return nil, fmt.Errorf("result %d has the schema %q, expected %q", i+1, r.Schema, schema)
+		if r.Schema != "" && r.Schema != Schema {
+			return nil, fmt.Errorf("result %d has the schema %q, expected %q", i+1, r.Schema, Schema)
 		}
 	}
 	return &doc, nil

@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"bytes"
@@ -33,10 +33,10 @@ type pageSection struct {
 // pageRun is one run as the terminal shows it.
 type pageRun struct{ Name, Text string }
 
-// writeHTML writes doc as one page that needs nothing from elsewhere, in one step.
-func writeHTML(path string, doc *Document) error {
+// WriteHTML writes doc as one page that needs nothing from elsewhere, in one step.
+func WriteHTML(path string, doc *Document) error {
 	p := page{When: when(doc.Results), Machines: machinesOf(doc.Results)}
-	table := compareTable(doc.Results)
+	table := Compare(doc.Results)
 	for _, s := range table.Sections {
 		charts, err := sectionCharts(s)
 		if err != nil {
@@ -113,7 +113,7 @@ func runsOf(s *Section) []pageRun {
 	for _, c := range s.Servers {
 		for i, r := range c.Runs {
 			var text strings.Builder
-			printResult(&text, r)
+			PrintResult(&text, r)
 			name := plain(c.Name)
 			if len(c.paired) > 1 {
 				name = fmt.Sprintf("%s, round %d", name, cmp.Or(r.Round, i+1))

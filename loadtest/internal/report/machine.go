@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"bufio"
@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// thisMachine describes where the program runs. What the system does not tell stays zero.
-func thisMachine() Machine {
+// ThisMachine describes where the program runs. What the system does not tell stays zero.
+func ThisMachine() Machine {
 	return machineFrom(os.DirFS("/"))
 }
 

@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"math"
@@ -106,7 +106,7 @@ func TestPrintedResult(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var out strings.Builder
-			printResult(&out, c.of)
+			PrintResult(&out, c.of)
 			for _, want := range c.has {
 				if !strings.Contains(out.String(), want) {
 					t.Errorf("lacks %q:\n%s", want, &out)

@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"os"
@@ -12,16 +12,16 @@ func TestDocumentComesBackAsItWasWritten(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "out.json")
 	doc := sampleDocument(t)
 	for range 2 { // the second replaces the first
-		if err := writeJSON(path, doc); err != nil {
+		if err := WriteJSON(path, doc); err != nil {
 			t.Fatal(err)
 		}
 	}
-	got, err := readJSON(path)
+	got, err := ReadJSON(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := *doc
-	want.Schema = schema
+	want.Schema = Schema
 	if !reflect.DeepEqual(got, &want) {
 		t.Error("the document read is not the one written")
 	}
@@ -36,13 +36,13 @@ func TestWriteKeepsTheOldFileWhenItFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	doc := &Document{Results: []*Result{{Seconds: positiveInfinity()}}}
-	if err := writeJSON(path, doc); err == nil || !strings.Contains(err.Error(), path) {
+	if err := WriteJSON(path, doc); err == nil || !strings.Contains(err.Error(), path) {
 		t.Errorf("error %v, expected one that names the file", err)
 	}
 	if text, _ := os.ReadFile(path); string(text) != "old" {
 		t.Errorf("the old file is now %q", text)
 	}
-	if err := writeJSON(filepath.Join(path, "none", "x.json"), &Document{}); err == nil {
+	if err := WriteJSON(filepath.Join(path, "none", "x.json"), &Document{}); err == nil {
 		t.Error("wrote into a folder that does not exist")
 	}
 }
@@ -73,15 +73,15 @@ func TestWriteFollowsLinksAndKeepsPermissions(t *testing.T) {
 }
 
 func TestReadSaysWhatIsWrongAndWhere(t *testing.T) {
-	head := `{"schema":"` + schema + `",`
+	head := `{"schema":"` + Schema + `",`
 	for _, c := range []struct{ name, text, want string }{
 		{"an empty file", " \n", "the file is empty"},
 		{"a text that is no JSON", "hello", "not JSON at byte 1 (line 1)"},
 		{"a wrong byte on the third line", "{\n\"schema\":\n;}", "not JSON at byte 13 (line 3)"},
 		{"a file cut off within a list", head + "\n\"results\":[", "the file is cut off after byte 44 (line 2)"},
 		{"something after the end", head + `"results":[]} x`, "not JSON at byte 47"},
-		{"no schema", `{"results":[]}`, `no schema is stated, expected "` + schema + `"`},
-		{"another schema", `{"schema":"vegeta/12"}`, `the schema is "vegeta/12", expected "` + schema + `"`},
+		{"no schema", `{"results":[]}`, `no schema is stated, expected "` + Schema + `"`},
+		{"another schema", `{"schema":"vegeta/12"}`, `the schema is "vegeta/12", expected "` + Schema + `"`},
 		{"a schema that is a number", `{"schema":7}`, "the schema is not a text"},
 		{"a list instead of an object", `[]`, "at byte 1 (line 1): the document is a array"},
 		{"a text where a number belongs", head + `"results":[{"seconds":"ten"}]}`, "results.seconds is a string, expected float64"},
@@ -94,34 +94,34 @@ func TestReadSaysWhatIsWrongAndWhere(t *testing.T) {
 			if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			_, err := readJSON(path)
+			_, err := ReadJSON(path)
 			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), path) {
 				t.Errorf("error %v, expected %q and the file's name", err, c.want)
 			}
 		})
 	}
-	if _, err := readJSON(filepath.Join(t.TempDir(), "none.json")); err == nil || !strings.Contains(err.Error(), "none.json") {
+	if _, err := ReadJSON(filepath.Join(t.TempDir(), "none.json")); err == nil || !strings.Contains(err.Error(), "none.json") {
 		t.Errorf("a missing file gives %v", err)
 	}
 }
 
 // FuzzParseDocument also makes the whole report of what it could read.
 func FuzzParseDocument(f *testing.F) {
-	f.Add([]byte(`{"schema":"` + schema + `","results":[{"name":"a","latency":{"count":3,"p50":1,"histogram":"HISTFAAA"}}]}`))
-	f.Add([]byte(`{"schema":"` + schema + `","results":[{"name":"a","storm":{"back50":1}},{"name":"b","storm":{"back50":-2,"back100":1e300}}]}`))
-	f.Add([]byte(`{"schema":"` + schema + `","results":[{"series":[{"at":1,"p99":2},{"at":1e308,"p99":1e308}],"server":{"rssPerConnection":1e-300}}]}`))
-	f.Add([]byte(`{"schema":"` + schema + `","results":[{"connections":{"perSecond":-5,"handshake":{"count":1,"p50":-3}}},{"name":"b","connections":{"perSecond":1e308}}]}`))
+	f.Add([]byte(`{"schema":"` + Schema + `","results":[{"name":"a","latency":{"count":3,"p50":1,"histogram":"HISTFAAA"}}]}`))
+	f.Add([]byte(`{"schema":"` + Schema + `","results":[{"name":"a","storm":{"back50":1}},{"name":"b","storm":{"back50":-2,"back100":1e300}}]}`))
+	f.Add([]byte(`{"schema":"` + Schema + `","results":[{"series":[{"at":1,"p99":2},{"at":1e308,"p99":1e308}],"server":{"rssPerConnection":1e-300}}]}`))
+	f.Add([]byte(`{"schema":"` + Schema + `","results":[{"connections":{"perSecond":-5,"handshake":{"count":1,"p50":-3}}},{"name":"b","connections":{"perSecond":1e308}}]}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		doc, err := parseDocument(text)
 		if err != nil {
 			return
 		}
 		path := filepath.Join(t.TempDir(), "out.html")
-		if err := writeHTML(path, doc); err != nil {
+		if err := WriteHTML(path, doc); err != nil {
 			t.Skip(err) // a figure that can't be drawn is said to be so
 		}
-		diffDocuments(doc, doc, 5)
-		if diffDocuments(doc, doc, 5).Worse() {
+		Diff(doc, doc, 5)
+		if Diff(doc, doc, 5).Worse() {
 			t.Error("a document is worse than itself")
 		}
 	})

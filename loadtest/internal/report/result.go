@@ -1,10 +1,10 @@
-package main
+package report
 
 import "time"
 
-// schema names the form of the JSON that --json writes. Its number changes when a field changes its
+// Schema names the form of the JSON that --json writes. Its number changes when a field changes its
 // meaning or goes; new fields do not change it.
-const schema = "carillon-loadtest/1"
+const Schema = "carillon-loadtest/1"
 
 // Result is one run of one command against one server.
 type Result struct {

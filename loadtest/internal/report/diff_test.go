@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"strings"
@@ -41,7 +41,7 @@ func TestDiffTellsChangeFromNoise(t *testing.T) {
 		{"an old failure is not", failed, failed, "", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			d := diffDocuments(c.old, c.new, 5)
+			d := Diff(c.old, c.new, 5)
 			got := ""
 			for _, change := range d.Runs[0].Changes {
 				got += change.Verdict
@@ -64,7 +64,7 @@ func TestDiffText(t *testing.T) {
 	old.Results = append(old.Results, sampleResult(t, "echo", "gone", 1))
 	new.Results = append(new.Results, sampleResult(t, "idle", "fresh", 1))
 	var out strings.Builder
-	if err := diffDocuments(old, new, 5).WriteText(&out); err != nil {
+	if err := Diff(old, new, 5).WriteText(&out); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
@@ -80,7 +80,7 @@ func TestDiffText(t *testing.T) {
 	}
 	out.Reset()
 	one := &Document{Results: roundsOf("a", 1)}
-	if err := diffDocuments(one, one, 5).WriteText(&out); err != nil {
+	if err := Diff(one, one, 5).WriteText(&out); err != nil {
 		t.Fatal(err)
 	}
 	if !strings.Contains(out.String(), "noise unknown") || !strings.Contains(out.String(), "noise is unknown") {

@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"encoding/xml"
@@ -18,7 +18,7 @@ import (
 func writePage(t *testing.T, doc *Document) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "report.html")
-	if err := writeHTML(path, doc); err != nil {
+	if err := WriteHTML(path, doc); err != nil {
 		t.Fatal(err)
 	}
 	return path

@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"math"
@@ -29,7 +29,7 @@ func TestShortTable(t *testing.T) {
 		}
 	}
 	var out strings.Builder
-	if err := printTable(&out, doc, false); err != nil {
+	if err := PrintTable(&out, doc, false); err != nil {
 		t.Fatal(err)
 	}
 	sections := strings.Split(out.String(), "to carillon.\n\n")[1:]

@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"fmt"
@@ -9,8 +9,8 @@ import (
 	"text/tabwriter"
 )
 
-// Diff is what changed between two documents.
-type Diff struct {
+// Differences is what changed between two documents.
+type Differences struct {
 	Threshold float64 // per cent
 	Runs      []*RunDiff
 	OnlyOld   []string // runs without a counterpart
@@ -42,11 +42,11 @@ type Change struct {
 // noiseKnown says whether the noise of the figures can be known from both sides.
 func (d *RunDiff) noiseKnown() bool { return d.OldRounds > 1 && d.NewRounds > 1 }
 
-// diffDocuments matches runs by server, command and settings and compares the medians of their rounds.
+// Diff matches runs by server, command and settings and compares the medians of their rounds.
 // A figure has changed if its median moved by more than threshold per cent and, where both sides have
 // several rounds, the ranges of the two sides do not meet.
-func diffDocuments(old, new *Document, threshold float64) *Diff {
-	d := &Diff{Threshold: threshold}
+func Diff(old, new *Document, threshold float64) *Differences {
+	d := &Differences{Threshold: threshold}
 	olds, news := seriesOf(old), seriesOf(new)
 	for _, o := range olds.order {
 		n := news.runs[o]
@@ -71,7 +71,7 @@ func diffDocuments(old, new *Document, threshold float64) *Diff {
 }
 
 // Worse reports whether any figure got worse, or a run failed that did not fail before.
-func (d *Diff) Worse() bool {
+func (d *Differences) Worse() bool {
 	return slices.ContainsFunc(d.Runs, func(r *RunDiff) bool {
 		return r.Failed || slices.ContainsFunc(r.Changes, func(c Change) bool { return c.Verdict == "worse" })
 	})
@@ -189,7 +189,7 @@ func machinesOf(results []*Result) []string {
 }
 
 // WriteText prints what changed.
-func (d *Diff) WriteText(w io.Writer) error {
+func (d *Differences) WriteText(w io.Writer) error {
 	var text strings.Builder
 	for _, r := range d.Runs {
 		r.writeText(&text, d.Threshold)
