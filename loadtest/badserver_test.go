@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"carillon/loadtest/internal/wsclient"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -12,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"carillon/loadtest/internal/wsclient"
 )
 
 // faulty is a WebSocket server of which the test knows every fault: it is told what to do to each

@@ -2,8 +2,6 @@ package main
 
 import (
 	"bufio"
-	"carillon/internal/testenv"
-	"carillon/loadtest/internal/wsclient"
 	"context"
 	"fmt"
 	"io"
@@ -17,6 +15,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"carillon/internal/testenv"
+	"carillon/loadtest/internal/wsclient"
 )
 
 var buildDir string // removed after the last test

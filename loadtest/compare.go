@@ -1,7 +1,6 @@
 package main
 
 import (
-	"carillon/loadtest/internal/report"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"carillon/loadtest/internal/report"
 
 	"github.com/spf13/cobra"
 )

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"carillon/loadtest/internal/report"
 	"context"
 	"fmt"
 	"io"
@@ -13,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"carillon/loadtest/internal/report"
 )
 
 func TestParsePeer(t *testing.T) {

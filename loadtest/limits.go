@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"runtime"
 
+	"carillon/loadtest/internal/generator"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -26,7 +28,7 @@ func descriptorLimit() int {
 }
 
 // plan says how many processes a run takes and where they connect from, or why it cannot be done.
-func plan(o *options, limit int, loopback bool) (processes int, sources sourceRange, err error) {
+func plan(o *options, limit int, loopback bool) (processes int, sources generator.SourceRange, err error) {
 	each := limit - reservedDescriptors
 	if each < 1 {
 		return 0, sources, fmt.Errorf("the limit of %d open files leaves none for connections: raise it with ulimit -n", limit)
@@ -49,7 +51,7 @@ func plan(o *options, limit int, loopback bool) (processes int, sources sourceRa
 	}
 	if needed := (o.Connections + portsPerSource - 1) / portsPerSource; !sources.First.IsValid() && needed > 1 && loopback && runtime.GOOS == "linux" {
 		first := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-		sources = sourceRange{first, first}
+		sources = generator.SourceRange{First: first, Last: first}
 		for range needed - 1 {
 			sources.Last = sources.Last.Next()
 		}

@@ -2,13 +2,15 @@
 package main
 
 import (
-	"carillon/loadtest/internal/report"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
+
+	"carillon/loadtest/internal/generator"
+	"carillon/loadtest/internal/report"
 
 	"github.com/spf13/cobra"
 )
@@ -91,7 +93,7 @@ func rootCommand() *cobra.Command {
 		showCommand(),
 		diffCommand(),
 		&cobra.Command{
-			Use: workerCommand, Hidden: true, Args: cobra.NoArgs,
+			Use: generator.WorkerCommand, Hidden: true, Args: cobra.NoArgs,
 			RunE: func(*cobra.Command, []string) error { return workerMain() },
 		},
 	)
@@ -102,7 +104,7 @@ func rootCommand() *cobra.Command {
 // its parent decides when it ends.
 func workerMain() error {
 	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGPIPE)
-	if err := runWorker(os.Stdin, os.Stdout); err != nil {
+	if err := generator.RunWorker(os.Stdin, os.Stdout); err != nil {
 		return &failure{err}
 	}
 	return nil

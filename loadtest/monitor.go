@@ -1,11 +1,13 @@
 package main
 
 import (
-	"carillon/loadtest/internal/report"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
+
+	"carillon/loadtest/internal/generator"
+	"carillon/loadtest/internal/report"
 )
 
 // monitor is the server, seen from outside: all of its processes, whose costs are added up. A nil one
@@ -42,7 +44,7 @@ func (p *process) String() string {
 
 // newMonitor finds the server's processes: those that were named, or, on this machine, those that listen.
 // It is nil when none can be told.
-func newMonitor(pids []int, targets []target) (*monitor, error) {
+func newMonitor(pids []int, targets []generator.Target) (*monitor, error) {
 	s := &monitor{}
 	for _, pid := range pids {
 		if _, err := usageOf(pid); err != nil {
@@ -87,7 +89,7 @@ func (s *monitor) add(pid int, url string) {
 // total is what all processes have used so far, and the memory of those that live. A process that is gone
 // counts as it was last seen, or the sum would fall. There is none when all are gone.
 func (s *monitor) total() (sum usage, living int64, ok bool) {
-	sum.at = monotonic()
+	sum.at = generator.Monotonic()
 	for _, p := range s.processes {
 		c, err := usageOf(p.pid)
 		switch {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"carillon/internal/testenv"
 	"fmt"
 	"net"
 	"net/netip"
@@ -10,6 +9,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"carillon/internal/testenv"
+	"carillon/loadtest/internal/generator"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,7 +22,7 @@ func TestListenersAreFound(t *testing.T) {
 	}
 	server := (&faulty{}).serve(t)
 	o := small("idle", server.url, nil)
-	target, err := resolveTarget(t.Context(), o, server.url, sourceRange{})
+	target, err := resolveTarget(t.Context(), o, server.url, generator.SourceRange{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,9 +74,9 @@ func TestProcessesThatShareAnAddress(t *testing.T) {
 	theirs.Close()
 	file.Close()
 
-	here := target{URL: "ws://here/", Address: netip.MustParseAddrPort(ours.Addr().String())}
-	elsewhere := target{URL: "ws://elsewhere/", Address: netip.MustParseAddrPort("192.0.2.1:80")}
-	s, err := newMonitor(nil, []target{here, elsewhere})
+	here := generator.Target{URL: "ws://here/", Address: netip.MustParseAddrPort(ours.Addr().String())}
+	elsewhere := generator.Target{URL: "ws://elsewhere/", Address: netip.MustParseAddrPort("192.0.2.1:80")}
+	s, err := newMonitor(nil, []generator.Target{here, elsewhere})
 	if err != nil || len(s.processes) != 2 || !strings.Contains(s.caveat, "leaves out what listens at ws://elsewhere/:") {
 		t.Fatalf("%+v, %v", s, err)
 	}

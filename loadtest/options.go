@@ -1,7 +1,6 @@
 package main
 
 import (
-	"carillon/loadtest/internal/report"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -9,6 +8,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"carillon/loadtest/internal/generator"
+	"carillon/loadtest/internal/report"
 )
 
 // options are all that shapes a run.
@@ -103,7 +105,7 @@ func (o *options) check() error {
 	}
 	least := 0
 	if o.sends() {
-		least = minSize(o.Text)
+		least = generator.MinSize(o.Text)
 	}
 	for _, n := range []struct {
 		name            string
@@ -176,7 +178,7 @@ func (o *options) checkServers() error {
 }
 
 // sources are the first and the last source address, or none.
-func (o *options) sources() (r sourceRange, err error) {
+func (o *options) sources() (r generator.SourceRange, err error) {
 	if o.Sources == "" {
 		return r, nil
 	}
@@ -189,14 +191,14 @@ func (o *options) sources() (r sourceRange, err error) {
 			return r, fmt.Errorf("--sources: %w", err)
 		}
 	}
-	if r.First.BitLen() != r.Last.BitLen() || r.Last.Less(r.First) || r.count() > maxSources {
-		return r, fmt.Errorf("--sources %s is not a range of at most %d addresses, such as 127.0.0.1-127.0.0.20", o.Sources, maxSources)
+	if r.First.BitLen() != r.Last.BitLen() || r.Last.Less(r.First) || r.Count() > generator.MaxSources {
+		return r, fmt.Errorf("--sources %s is not a range of at most %d addresses, such as 127.0.0.1-127.0.0.20", o.Sources, generator.MaxSources)
 	}
 	return r, nil
 }
 
 // settings is what the result says about the options.
-func (o *options) settings(processes int, sources sourceRange) report.Settings {
+func (o *options) settings(processes int, sources generator.SourceRange) report.Settings {
 	s := report.Settings{
 		Connections: o.Connections,
 		Duration:    o.Duration.Seconds(),

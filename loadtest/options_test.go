@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"carillon/loadtest/internal/generator"
+
 	"github.com/spf13/pflag"
 )
 
@@ -82,17 +84,17 @@ func TestSourcesAreAllUsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got []string
-	for _, a := range r.all() {
+	for _, a := range r.All() {
 		got = append(got, a.String())
 	}
 	if want := "127.0.0.254 127.0.0.255 127.0.1.0 127.0.1.1"; strings.Join(got, " ") != want {
 		t.Errorf("%q, want %q", got, want)
 	}
-	if n := len((sourceRange{}).all()); n != 0 {
+	if n := len((generator.SourceRange{}).All()); n != 0 {
 		t.Errorf("no range has %d addresses", n)
 	}
 	one := netip.MustParseAddr("::1")
-	if n := len((sourceRange{one, one}).all()); n != 1 {
+	if n := len((generator.SourceRange{First: one, Last: one}).All()); n != 1 {
 		t.Errorf("one address is %d", n)
 	}
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"carillon/loadtest/internal/report"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +9,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"carillon/loadtest/internal/generator"
+	"carillon/loadtest/internal/report"
 )
 
 // run is one command against one server, as the parent sees it. The server may be many processes.
@@ -17,9 +19,9 @@ type run struct {
 	o       *options
 	result  *report.Result
 	watch   func(progress)
-	targets []target
-	sources sourceRange
-	fleet   *fleet
+	targets []generator.Target
+	sources generator.SourceRange
+	fleet   *generator.Fleet
 	server  *monitor // nil when none of the server's processes is known
 
 	began     int64 // the first connection
@@ -49,7 +51,7 @@ const settle = 300 * time.Millisecond
 func newResult(o *options) *report.Result {
 	return &report.Result{
 		Schema: report.Schema, Command: o.Command, Name: o.Name, Started: time.Now(), Machine: report.ThisMachine(),
-		Settings:    o.settings(o.Processes, sourceRange{}),
+		Settings:    o.settings(o.Processes, generator.SourceRange{}),
 		Connections: report.Connections{Wanted: o.Connections},
 	}
 }
@@ -99,7 +101,7 @@ func (r *run) prepare(ctx context.Context) error {
 	if r.server != nil && r.server.caveat != "" {
 		r.warn("%s", r.server.caveat)
 	}
-	r.fleet, err = startFleet(processes)
+	r.fleet, err = generator.StartFleet(processes)
 	return err
 }
 
@@ -117,7 +119,7 @@ func (r *run) address() string {
 
 // loopback says whether all of the server is at this machine's own IPv4 addresses, which are many.
 func (r *run) loopback() bool {
-	return !slices.ContainsFunc(r.targets, func(t target) bool {
+	return !slices.ContainsFunc(r.targets, func(t generator.Target) bool {
 		return !t.Address.Addr().Is4() || !t.Address.Addr().IsLoopback()
 	})
 }
@@ -130,19 +132,19 @@ func (r *run) warn(format string, args ...any) {
 // the same.
 func (r *run) execute(ctx context.Context) error {
 	seed := rand.Uint64()
-	for i, m := range r.fleet.processes {
-		m.send(command{Name: cmdPrepare, Spec: r.spec(i, seed)})
+	for i, m := range r.fleet.Processes {
+		m.Send(generator.Command{Name: generator.CmdPrepare, Spec: r.spec(i, seed)})
 	}
-	if err := r.await(ctx, "preparing", eventReady, time.Minute); err != nil {
+	if err := r.await(ctx, "preparing", generator.EventReady, time.Minute); err != nil {
 		return err
 	}
 	r.server.read(r.server.beforeAll)
-	r.began = monotonic()
-	r.series.start(r.began, reportInterval(r.o.Command))
-	r.fleet.broadcast(command{Name: cmdConnect, At: r.began})
-	err := r.await(ctx, "connecting", eventConnected, r.o.Ramp+dialTimeout*time.Duration(2+r.o.Connections/maxDialing))
-	r.connected = monotonic()
-	if sum := r.fleet.total(); err == nil && sum.Opened == 0 {
+	r.began = generator.Monotonic()
+	r.series.start(r.began, generator.ReportInterval(r.o.Command))
+	r.fleet.Broadcast(generator.Command{Name: generator.CmdConnect, At: r.began})
+	err := r.await(ctx, "connecting", generator.EventConnected, r.o.Ramp+generator.DialTimeout*time.Duration(2+r.o.Connections/generator.MaxDialing))
+	r.connected = generator.Monotonic()
+	if sum := r.fleet.Total(); err == nil && sum.Opened == 0 {
 		err = fmt.Errorf("no connection was opened: %s", mostCommon(r.failureReasons()))
 	}
 	if err == nil {
@@ -158,20 +160,20 @@ func (r *run) execute(ctx context.Context) error {
 
 // window is what is measured: it begins in all processes at the same moment.
 func (r *run) window(ctx context.Context) error {
-	r.fleet.storming = r.o.Command == "storm"
-	r.from = monotonic() + int64(50*time.Millisecond)
-	r.fleet.broadcast(command{Name: cmdStart, At: r.from})
-	sleepUntil(r.from)
+	r.fleet.Storming = r.o.Command == "storm"
+	r.from = generator.Monotonic() + int64(50*time.Millisecond)
+	r.fleet.Broadcast(generator.Command{Name: generator.CmdStart, At: r.from})
+	generator.SleepUntil(r.from)
 	r.server.read(r.server.beforeWindow)
-	err := r.await(ctx, r.phase(), eventEnded, r.o.Duration+30*time.Second)
-	r.to = min(monotonic(), r.from+int64(r.o.Duration))
+	err := r.await(ctx, r.phase(), generator.EventEnded, r.o.Duration+30*time.Second)
+	r.to = min(generator.Monotonic(), r.from+int64(r.o.Duration))
 	if err != nil {
-		r.fleet.broadcast(command{Name: cmdStop})
-		_ = r.await(context.Background(), "stopping", eventEnded, dialTimeout)
+		r.fleet.Broadcast(generator.Command{Name: generator.CmdStop})
+		_ = r.await(context.Background(), "stopping", generator.EventEnded, generator.DialTimeout)
 	}
 	r.server.read(r.server.withAll)
-	r.fleet.broadcast(command{Name: cmdDrain, Sent: r.fleet.sentBy(r.o.sendersOfFanout())})
-	drained := r.await(context.Background(), "waiting for what is under way", eventDrained, maxDrain+dialTimeout)
+	r.fleet.Broadcast(generator.Command{Name: generator.CmdDrain, Sent: r.fleet.SentBy(r.o.sendersOfFanout())})
+	drained := r.await(context.Background(), "waiting for what is under way", generator.EventDrained, generator.MaxDrain+generator.DialTimeout)
 	if err == nil {
 		err = drained
 	}
@@ -206,16 +208,16 @@ func (r *run) phase() string {
 
 // finish lets the processes close their connections, and takes the figures.
 func (r *run) finish() {
-	r.fleet.broadcast(command{Name: cmdFinish})
-	_ = r.await(context.Background(), "closing", eventFinished, 5*time.Second)
-	r.fleet.close()
+	r.fleet.Broadcast(generator.Command{Name: generator.CmdFinish})
+	_ = r.await(context.Background(), "closing", generator.EventFinished, 5*time.Second)
+	r.fleet.Close()
 	r.collect()
 }
 
 // spec is the part of one process.
-func (r *run) spec(index int, seed uint64) *spec {
-	return &spec{
-		Command: r.o.Command, Index: index, Count: len(r.fleet.processes), Run: seed,
+func (r *run) spec(index int, seed uint64) *generator.Spec {
+	return &generator.Spec{
+		Command: r.o.Command, Index: index, Count: len(r.fleet.Processes), Run: seed,
 		Targets: r.targets, Sources: r.sources,
 		Connections: r.o.Connections, Ramp: r.o.Ramp,
 		Senders: r.o.senders(), Size: r.o.Size, Text: r.o.Text, Rate: r.o.Rate, Depth: r.o.Depth, Duration: r.o.Duration,
@@ -231,17 +233,17 @@ var (
 
 // await waits until every process has said something, and keeps the series meanwhile.
 func (r *run) await(ctx context.Context, doing, say string, most time.Duration) error {
-	begun := monotonic()
+	begun := generator.Monotonic()
 	late := time.After(most)
 	ticks := time.NewTicker(r.series.every(r.o.Command))
 	defer ticks.Stop()
-	for !r.fleet.reached(say) {
+	for !r.fleet.Reached(say) {
 		select {
-		case a := <-r.fleet.reports:
-			if err := r.fleet.apply(a); err != nil {
+		case a := <-r.fleet.Reports:
+			if err := r.fleet.Apply(a); err != nil {
 				return err
 			}
-			if sum := r.fleet.total(); say == eventEnded && sum.Open == 0 && sum.Members > 0 && r.o.Command != "storm" {
+			if sum := r.fleet.Total(); say == generator.EventEnded && sum.Open == 0 && sum.Members > 0 && r.o.Command != "storm" {
 				return errAllLost
 			}
 		case <-ticks.C:
@@ -249,7 +251,7 @@ func (r *run) await(ctx context.Context, doing, say string, most time.Duration) 
 		case <-late:
 			return errSilent
 		case <-ctx.Done():
-			return fmt.Errorf("%w after %.1f s", errInterrupted, float64(monotonic()-max(r.began, 1))/1e9)
+			return fmt.Errorf("%w after %.1f s", errInterrupted, float64(generator.Monotonic()-max(r.began, 1))/1e9)
 		}
 	}
 	return nil
@@ -271,28 +273,28 @@ func (r *run) tick(doing string, begun int64) {
 	if r.began == 0 {
 		return
 	}
-	sum := r.fleet.total()
-	p := r.series.point(sum, r.fleet.recent, r.server)
+	sum := r.fleet.Total()
+	p := r.series.point(sum, r.fleet.Recent, r.server)
 	l := progress{
-		phase: doing, elapsed: time.Duration(monotonic() - begun), open: sum.Open, wanted: r.o.Connections, failed: sum.Failed,
+		phase: doing, elapsed: time.Duration(generator.Monotonic() - begun), open: sum.Open, wanted: r.o.Connections, failed: sum.Failed,
 		received: p.Received, p99: p.P99, serverCores: p.ServerCores,
 	}
-	if r.fleet.recent.TotalCount() > 0 {
-		l.p50 = float64(r.fleet.recent.ValueAtPercentile(50))
+	if r.fleet.Recent.TotalCount() > 0 {
+		l.p50 = float64(r.fleet.Recent.ValueAtPercentile(50))
 	}
 	if doing == r.phase() {
 		l.limit = r.o.Duration
 	}
-	r.fleet.recent.Reset()
+	r.fleet.Recent.Reset()
 	r.watch(l)
 }
 
 func (r *run) failureReasons() map[string]int {
-	return r.fleet.reasons(func(r *workerReport) map[string]int { return r.FailedBy })
+	return r.fleet.Reasons(func(r *generator.Report) map[string]int { return r.FailedBy })
 }
 
 func (r *run) lossReasons() map[string]int {
-	return r.fleet.reasons(func(r *workerReport) map[string]int { return r.LostBy })
+	return r.fleet.Reasons(func(r *generator.Report) map[string]int { return r.LostBy })
 }
 
 // lossError says how the server left.

@@ -2,8 +2,6 @@ package main
 
 import (
 	"bytes"
-	"carillon/loadtest/internal/report"
-	"carillon/loadtest/internal/wsclient"
 	"context"
 	"os"
 	"slices"
@@ -11,12 +9,16 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"carillon/loadtest/internal/generator"
+	"carillon/loadtest/internal/report"
+	"carillon/loadtest/internal/wsclient"
 )
 
 // TestMain lets the test program be a process of the generator, as the real one can.
 func TestMain(m *testing.M) {
-	drainQuiet = 5 * time.Second // a server that other tests keep waiting is not silent
-	if len(os.Args) > 1 && os.Args[1] == workerCommand {
+	generator.DrainQuiet = 5 * time.Second // a server that other tests keep waiting is not silent
+	if len(os.Args) > 1 && os.Args[1] == generator.WorkerCommand {
 		os.Exit(execute(os.Args[1:]))
 	}
 	status := m.Run()

@@ -1,8 +1,10 @@
 package main
 
 import (
-	"carillon/loadtest/internal/report"
 	"time"
+
+	"carillon/loadtest/internal/generator"
+	"carillon/loadtest/internal/report"
 
 	hdr "github.com/HdrHistogram/hdrhistogram-go"
 )
@@ -28,14 +30,14 @@ func (s *series) start(at int64, step time.Duration) {
 // every is how often there is to be a point.
 func (s *series) every(command string) time.Duration {
 	if s.step == 0 {
-		return reportInterval(command)
+		return generator.ReportInterval(command)
 	}
 	return s.step
 }
 
 // point is the present moment.
-func (s *series) point(sum counters, recent *hdr.Histogram, server *monitor) report.Point {
-	now := monotonic()
+func (s *series) point(sum generator.Counters, recent *hdr.Histogram, server *monitor) report.Point {
+	now := generator.Monotonic()
 	p := report.Point{At: float64(now-s.began) / 1e9, Connections: sum.Open}
 	if passed := now - s.lastAt; passed > 0 {
 		p.Received = float64(sum.Received-s.lastReceived) / (float64(passed) / 1e9)

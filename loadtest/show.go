@@ -1,10 +1,11 @@
 package main
 
 import (
-	"carillon/loadtest/internal/report"
 	"errors"
 	"fmt"
 	"io"
+
+	"carillon/loadtest/internal/report"
 
 	"github.com/spf13/cobra"
 )

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"carillon/loadtest/internal/report"
-	"carillon/loadtest/internal/wsclient"
 	"context"
 	"fmt"
 	"io"
@@ -11,6 +9,9 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+
+	"carillon/loadtest/internal/report"
+	"carillon/loadtest/internal/wsclient"
 )
 
 // serverDescriptors are roughly the descriptors that carillon needs besides its connections.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"carillon/loadtest/internal/wsclient"
 	"context"
 	"errors"
 	"fmt"
@@ -14,11 +13,14 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"carillon/loadtest/internal/generator"
+	"carillon/loadtest/internal/wsclient"
 )
 
 // resolveTargets finds all of the run's URLs. The error says which of several it is about.
-func resolveTargets(ctx context.Context, o *options, sources sourceRange) ([]target, error) {
-	var list []target
+func resolveTargets(ctx context.Context, o *options, sources generator.SourceRange) ([]generator.Target, error) {
+	var list []generator.Target
 	for _, text := range o.URLs {
 		t, err := resolveTarget(ctx, o, text, sources)
 		if err != nil && len(o.URLs) > 1 {
@@ -34,7 +36,7 @@ func resolveTargets(ctx context.Context, o *options, sources sourceRange) ([]tar
 
 // resolveTarget takes a URL apart and opens one connection, to see whether there is a WebSocket at all. So
 // whatever is wrong is said once and in the server's own words, before anything is measured.
-func resolveTarget(ctx context.Context, o *options, text string, sources sourceRange) (target, error) {
+func resolveTarget(ctx context.Context, o *options, text string, sources generator.SourceRange) (generator.Target, error) {
 	u, err := url.Parse(text)
 	if err != nil {
 		if e, ok := errors.AsType[*url.Error](err); ok {
@@ -43,26 +45,26 @@ func resolveTarget(ctx context.Context, o *options, text string, sources sourceR
 		if redactURL(text) != text {
 			err = errors.New("what is wrong may be a part of a secret, and is not shown")
 		}
-		return target{}, fmt.Errorf("the URL makes no sense: %w", err)
+		return generator.Target{}, fmt.Errorf("the URL makes no sense: %w", err)
 	}
 	switch {
 	case u.Scheme == "wss" || u.Scheme == "https":
-		return target{}, errors.New("wss is not supported: test the server behind its TLS, or without it, by a ws:// URL")
+		return generator.Target{}, errors.New("wss is not supported: test the server behind its TLS, or without it, by a ws:// URL")
 	case u.Scheme != "ws" && u.Scheme != "http" || u.Hostname() == "":
-		return target{}, fmt.Errorf("%q is not a WebSocket URL such as %s", redactURL(text), defaultEcho)
+		return generator.Target{}, fmt.Errorf("%q is not a WebSocket URL such as %s", redactURL(text), defaultEcho)
 	case u.User != nil:
-		return target{}, errors.New("a user in the URL is not supported: use --header 'Authorization: ...'")
+		return generator.Target{}, errors.New("a user in the URL is not supported: use --header 'Authorization: ...'")
 	}
 	port, err := strconv.Atoi(u.Port())
 	if u.Port() == "" {
 		port = 80
 	} else if err != nil || port < 1 || port > 65535 {
-		return target{}, fmt.Errorf("%q is not a port", u.Port())
+		return generator.Target{}, fmt.Errorf("%q is not a port", u.Port())
 	}
 	uri := u.RequestURI()
-	t := target{URL: redactURL(text), Handshake: wsclient.NewHandshake(u.Host, uri, o.Subprotocols, o.Compression, o.Headers)}
+	t := generator.Target{URL: redactURL(text), Handshake: wsclient.NewHandshake(u.Host, uri, o.Subprotocols, o.Compression, o.Headers)}
 
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	ctx, cancel := context.WithTimeout(ctx, generator.DialTimeout)
 	defer cancel()
 	addresses, err := net.DefaultResolver.LookupNetIP(ctx, "ip", u.Hostname())
 	if err != nil {
@@ -75,7 +77,7 @@ func resolveTarget(ctx context.Context, o *options, text string, sources sourceR
 			failed = errors.Join(failed, fmt.Errorf("%s cannot be reached from %s", t.Address, sources.First))
 			continue
 		}
-		err := t.probe(ctx, sources)
+		err := probe(ctx, &t, sources)
 		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) {
 			return t, err
 		}
@@ -85,7 +87,7 @@ func resolveTarget(ctx context.Context, o *options, text string, sources sourceR
 }
 
 // probe opens one connection and closes it.
-func (t *target) probe(ctx context.Context, sources sourceRange) error {
+func probe(ctx context.Context, t *generator.Target, sources generator.SourceRange) error {
 	d := net.Dialer{}
 	if sources.First.IsValid() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(sources.First, 0))
@@ -110,7 +112,7 @@ func (t *target) probe(ctx context.Context, sources sourceRange) error {
 		n, err := conn.Read(room(&answer))
 		answer = answer[:len(answer)+n]
 		if err != nil && wsclient.HeadEnd(answer) == 0 {
-			return t.noAnswer(answer, err)
+			return noAnswer(t.Address, answer, err)
 		}
 		if len(answer) > wsclient.MaxHead {
 			return fmt.Errorf("%s answers without end", t.Address)
@@ -131,14 +133,14 @@ func (t *target) probe(ctx context.Context, sources sourceRange) error {
 }
 
 // noAnswer is what there is to say when no complete head came.
-func (t *target) noAnswer(answer []byte, err error) error {
+func noAnswer(address netip.AddrPort, answer []byte, err error) error {
 	if len(answer) > 0 && !strings.HasPrefix("HTTP/1.", string(answer[:min(7, len(answer))])) {
-		return fmt.Errorf("%s does not speak HTTP: it answers %q", t.Address, wsclient.Shorten(wsclient.FirstLine(answer)))
+		return fmt.Errorf("%s does not speak HTTP: it answers %q", address, wsclient.Shorten(wsclient.FirstLine(answer)))
 	}
 	if errors.Is(err, io.EOF) {
-		return fmt.Errorf("%s closes the connection without an answer", t.Address)
+		return fmt.Errorf("%s closes the connection without an answer", address)
 	}
-	return fmt.Errorf("wait for the answer of %s: %w", t.Address, err)
+	return fmt.Errorf("wait for the answer of %s: %w", address, err)
 }
 
 // room makes space at the end of a buffer and returns it.

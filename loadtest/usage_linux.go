@@ -12,11 +12,13 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"carillon/loadtest/internal/generator"
 )
 
 // usageOf reads what a process has used so far.
 func usageOf(pid int) (usage, error) {
-	c := usage{at: monotonic()}
+	c := usage{at: generator.Monotonic()}
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return c, errNoProcess

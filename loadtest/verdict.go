@@ -1,12 +1,14 @@
 package main
 
 import (
-	"carillon/loadtest/internal/report"
 	"fmt"
 	"math"
 	"runtime"
 	"slices"
 	"time"
+
+	"carillon/loadtest/internal/generator"
+	"carillon/loadtest/internal/report"
 )
 
 // Beyond these the generator is taken for the bottleneck of a run.
@@ -18,7 +20,7 @@ const (
 // collect puts the figures of a run, complete or not, into its result.
 func (r *run) collect() {
 	f, res := r.fleet, r.result
-	sum := f.total()
+	sum := f.Total()
 	res.Series = r.series.points
 	res.Seconds = seconds(r.from, r.to)
 
@@ -28,7 +30,7 @@ func (r *run) collect() {
 	if c.Seconds > 0 {
 		c.PerSecond = float64(c.Opened) / c.Seconds
 	}
-	c.Handshake = report.NewLatency(f.handshakes)
+	c.Handshake = report.NewLatency(f.Handshakes)
 
 	switch {
 	case r.from == 0: // the window was not reached
@@ -45,7 +47,7 @@ func (r *run) collect() {
 
 func seconds(from, to int64) float64 { return max(0, float64(to-from)/1e9) }
 
-func (r *run) collectMessages(sum counters) {
+func (r *run) collectMessages(sum generator.Counters) {
 	res := r.result
 	res.Messages = &report.Messages{
 		Sent: sum.Sent, Received: sum.Received, Expected: sum.Expected,
@@ -55,22 +57,22 @@ func (r *run) collectMessages(sum counters) {
 		ReceivedPerSec: float64(sum.Received) / res.Seconds,
 		ReceivedBytes:  sum.Bytes,
 	}
-	res.Latency = report.NewLatency(r.fleet.latency)
+	res.Latency = report.NewLatency(r.fleet.Latency)
 	if r.o.Command == "fanout" {
-		res.Completion = report.NewLatency(r.fleet.completions(r.o.Publishers, sum.Members))
+		res.Completion = report.NewLatency(r.fleet.Completions(r.o.Publishers, sum.Members))
 	}
 }
 
-func (r *run) collectStorm(sum counters) {
+func (r *run) collectStorm(sum generator.Counters) {
 	f := r.fleet
-	slices.Sort(f.back)
+	slices.Sort(f.Back)
 	s := &report.Storm{
 		CutBy: r.o.CutBy, Attempts: sum.Attempts,
-		Failed:    f.reasons(func(r *workerReport) map[string]int { return r.ReconnectFailedBy }),
-		Back50:    backAt(f.back, sum.Members, sum.CutAt, 0.5),
-		Back95:    backAt(f.back, sum.Members, sum.CutAt, 0.95),
-		Back100:   backAt(f.back, sum.Members, sum.CutAt, 1),
-		Handshake: report.NewLatency(f.reconnects),
+		Failed:    f.Reasons(func(r *generator.Report) map[string]int { return r.ReconnectFailedBy }),
+		Back50:    backAt(f.Back, sum.Members, sum.CutAt, 0.5),
+		Back95:    backAt(f.Back, sum.Members, sum.CutAt, 0.95),
+		Back100:   backAt(f.Back, sum.Members, sum.CutAt, 1),
+		Handshake: report.NewLatency(f.Reconnects),
 	}
 	if r.server != nil {
 		s.PeakCPU, s.PeakMemory = r.server.peakCores, r.server.peakMemory
@@ -78,7 +80,7 @@ func (r *run) collectStorm(sum counters) {
 	r.result.Storm = s
 	r.result.Connections.Lost = sum.Members - sum.Open
 	if s.Back100 == 0 {
-		r.warn("%d of %d connections were back when the run ended", len(f.back), sum.Members)
+		r.warn("%d of %d connections were back when the run ended", len(f.Back), sum.Members)
 	}
 }
 
@@ -91,7 +93,7 @@ func backAt(back []int64, of int, cut int64, share float64) float64 {
 	return seconds(cut, back[n-1])
 }
 
-func (r *run) collectGenerator(sum counters) {
+func (r *run) collectGenerator(sum generator.Counters) {
 	g := &r.result.Generator
 	if r.from == 0 || r.result.Seconds == 0 {
 		return
@@ -104,8 +106,8 @@ func (r *run) collectGenerator(sum counters) {
 	g.MaxLate = micros(sum.MaxLate)
 
 	window := seconds(r.from, r.to)
-	for _, m := range r.fleet.processes {
-		if busy := float64(m.last.CPUEnd-m.last.CPUStart) / 1e9 / window; busy > maxBusy {
+	for _, m := range r.fleet.Processes {
+		if busy := float64(m.Last.CPUEnd-m.Last.CPUStart) / 1e9 / window; busy > maxBusy {
 			g.Bottleneck = true
 			r.warn("the generator was the bottleneck: one of its processes was busy for %.0f %% of the time; use more --processes", 100*busy)
 			break
@@ -118,7 +120,7 @@ func (r *run) collectGenerator(sum counters) {
 }
 
 // addWarnings says what makes the figures doubtful.
-func (r *run) addWarnings(sum counters) {
+func (r *run) addWarnings(sum generator.Counters) {
 	res := r.result
 	if n := sum.Failed; n > 0 && sum.Opened > 0 {
 		r.warn("%d of %d connections could not be opened, most often: %s", n, res.Connections.Wanted, mostCommon(res.Connections.Failed))
@@ -129,7 +131,7 @@ func (r *run) addWarnings(sum counters) {
 	if sum.Lost > 0 && r.o.Command != "storm" {
 		r.warn("%d connections were lost, most often: %s", sum.Lost, mostCommon(res.Connections.LostBy))
 	}
-	if by := r.fleet.reasons(func(r *workerReport) map[string]int { return r.PublishFailedBy }); len(by) > 0 {
+	if by := r.fleet.Reasons(func(r *generator.Report) map[string]int { return r.PublishFailedBy }); len(by) > 0 {
 		r.warn("requests to publish have failed, most often: %s", mostCommon(by))
 	}
 	if m := res.Messages; m != nil {
@@ -148,7 +150,7 @@ func (r *run) warnServers() {
 	if len(r.targets) < 2 {
 		return
 	}
-	for i, s := range r.fleet.shares(len(r.targets)) {
+	for i, s := range r.fleet.Shares(len(r.targets)) {
 		if s.Opened > 0 && s.Lost == s.Opened {
 			r.warn("all %d connections to %s were lost", s.Opened, r.targets[i].URL)
 		}
@@ -173,12 +175,12 @@ func (r *run) warnMessages(m *report.Messages) {
 
 // checkReceived says that no message arrived at all, which no figure says so plainly.
 func (r *run) checkReceived() error {
-	sum := r.fleet.total()
+	sum := r.fleet.Total()
 	switch {
 	case !r.o.sends() || sum.Received > 0:
 		return nil
 	case sum.Sent == 0:
-		if by := r.fleet.reasons(func(r *workerReport) map[string]int { return r.PublishFailedBy }); len(by) > 0 {
+		if by := r.fleet.Reasons(func(r *generator.Report) map[string]int { return r.PublishFailedBy }); len(by) > 0 {
 			return fmt.Errorf("nothing could be published: %s", mostCommon(by))
 		}
 		return fmt.Errorf("no message was due within %v at this rate", r.o.Duration)

@@ -20,10 +20,11 @@ var arrows = map[string][]string{
 	"server":         {"codec", "internal/patterns", "internal/redact", "internal/shrink"},
 	"codec":          {},
 	"client":         {},
-	"loadtest":       {"internal/redact", "loadtest/internal/report", "loadtest/internal/wsclient"},
+	"loadtest":       {"internal/redact", "loadtest/internal/generator", "loadtest/internal/report", "loadtest/internal/wsclient"},
 
-	"loadtest/internal/report":   {},
-	"loadtest/internal/wsclient": {},
+	"loadtest/internal/generator": {"loadtest/internal/wsclient"},
+	"loadtest/internal/report":    {},
+	"loadtest/internal/wsclient":  {},
 
 	"internal/patterns": {},
 	"internal/redact":   {},

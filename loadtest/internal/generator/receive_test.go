@@ -1,4 +1,4 @@
-package main
+package generator
 
 import (
 	"encoding/binary"
@@ -9,7 +9,7 @@ import (
 // What the generator does for each message costs no memory.
 func TestReceivingDoesNotAllocate(t *testing.T) {
 	w := &worker{handshakes: newHistogram(), latency: newHistogram(), lostBy: map[string]int{}, failedBy: map[string]int{}}
-	w.prepare(&spec{Command: "fanout", Count: 1, Run: 1, Connections: 4, Senders: 2, Size: 128, Depth: 1})
+	w.prepare(&Spec{Command: "fanout", Count: 1, Run: 1, Connections: 4, Senders: 2, Size: 128, Depth: 1})
 	c := &w.conns[3]
 	c.state = stateOpen
 	const batch = 16
@@ -38,7 +38,7 @@ func BenchmarkReceive(b *testing.B) {
 	for _, size := range []int{128, 4096} {
 		b.Run(fmt.Sprintf("size=%d", size), func(b *testing.B) {
 			w := &worker{handshakes: newHistogram(), latency: newHistogram()}
-			w.prepare(&spec{Command: "fanout", Count: 1, Run: 1, Connections: 4, Senders: 2, Size: size, Depth: 1})
+			w.prepare(&Spec{Command: "fanout", Count: 1, Run: 1, Connections: 4, Senders: 2, Size: size, Depth: 1})
 			body := w.payloads.blank()
 			frame := binary.BigEndian.AppendUint16([]byte{0x82, 126}, uint16(size))
 			b.ReportAllocs()

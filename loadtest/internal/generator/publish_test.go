@@ -1,4 +1,4 @@
-package main
+package generator
 
 import (
 	"net/http"
@@ -8,7 +8,7 @@ import (
 
 // A failed request to publish says nothing of the URL's secrets.
 func TestPublishErrorsHideSecrets(t *testing.T) {
-	p := &publishers{spec: &spec{}, client: http.DefaultClient}
+	p := &publishers{spec: &Spec{}, client: http.DefaultClient}
 	for _, url := range []string{"http://u:sesame@127.0.0.1:1/?token=sesame", "http://u:sesame@h/%zz"} {
 		p.spec.PublishURL = url
 		if err := p.post(nil); err == nil || strings.Contains(err.Error(), "sesame") {

@@ -1,9 +1,10 @@
-package main
+package generator
 
 import (
-	"carillon/loadtest/internal/wsclient"
 	"math/rand/v2"
 	"time"
+
+	"carillon/loadtest/internal/wsclient"
 )
 
 // sender sends messages, in one of two ways. With a rate it is an open model: each message goes when
@@ -104,7 +105,7 @@ func (s *sender) turn(w *worker, now int64) (next int64) {
 		if n == maxTurn {
 			return now
 		}
-		s.send(w, s.primed, monotonic())
+		s.send(w, s.primed, Monotonic())
 		s.primed++
 	}
 	if now >= s.checkAt {
@@ -118,9 +119,9 @@ func (s *sender) turnOpen(w *worker) (next int64) {
 	for range maxTurn {
 		index, ok := s.turns.index()
 		if !ok || index >= s.total {
-			return monotonic() + int64(idleTurn)
+			return Monotonic() + int64(idleTurn)
 		}
-		now, at := monotonic(), s.began+int64(due(index, s.rate))
+		now, at := Monotonic(), s.began+int64(due(index, s.rate))
 		if at > now {
 			return at
 		}
@@ -130,7 +131,7 @@ func (s *sender) turnOpen(w *worker) (next int64) {
 		w.conns[i].owed++
 		s.send(w, i, now)
 	}
-	return monotonic()
+	return Monotonic()
 }
 
 // send sends all that one sender may send now.
@@ -227,12 +228,12 @@ func (s *sender) checkStalls(w *worker, now int64) {
 	}
 }
 
-func (s *sender) report(w *worker, r *workerReport) {
+func (s *sender) report(w *worker, r *Report) {
 	if s.publishers != nil {
 		s.publishers.report(r)
 		return
 	}
-	if r.Event == eventEnded && w.spec.Command == "fanout" {
+	if r.Event == EventEnded && w.spec.Command == "fanout" {
 		for i := range s.mine {
 			r.SentBy = append(r.SentBy, w.conns[i].sent)
 		}

@@ -1,41 +1,42 @@
-package main
+package generator
 
 import (
-	"carillon/loadtest/internal/wsclient"
 	"net/netip"
 	"time"
+
+	"carillon/loadtest/internal/wsclient"
 )
 
 // The parent and the processes that it starts talk in lines of JSON: orders go down, reports come up.
 
-// command tells a process what to do next.
-type command struct {
+// Command tells a process what to do next.
+type Command struct {
 	Name string   `json:"do"`
-	Spec *spec    `json:"spec,omitempty"`
+	Spec *Spec    `json:"spec,omitempty"`
 	At   int64    `json:"at,omitempty"`   // when, on the monotonic clock
 	Sent []uint32 `json:"sent,omitempty"` // drain: by sender, over all processes
 }
 
 // The orders, in the order in which they come.
 const (
-	cmdPrepare = "prepare" // take the spec
-	cmdConnect = "connect" // open the connections
-	cmdStart   = "start"   // at a given moment: send, or hold, or be cut off
-	cmdStop    = "stop"    // end the window before its time
-	cmdDrain   = "drain"   // wait for what is under way
-	cmdFinish  = "finish"  // close the connections and end
+	CmdPrepare = "prepare" // take the spec
+	CmdConnect = "connect" // open the connections
+	CmdStart   = "start"   // at a given moment: send, or hold, or be cut off
+	CmdStop    = "stop"    // end the window before its time
+	CmdDrain   = "drain"   // wait for what is under way
+	CmdFinish  = "finish"  // close the connections and end
 )
 
-// spec is one process's part in a run. Of all connections it has those whose number is Index modulo
+// Spec is one process's part in a run. Of all connections it has those whose number is Index modulo
 // Count. Which of the targets a connection goes to is what spread says.
-type spec struct {
+type Spec struct {
 	Command string `json:"command"`
 	Index   int    `json:"index"`
 	Count   int    `json:"count"`
 	Run     uint64 `json:"run"`
 
-	Targets     []target      `json:"targets"`
-	Sources     sourceRange   `json:"sources"`
+	Targets     []Target      `json:"targets"`
+	Sources     SourceRange   `json:"sources"`
 	Connections int           `json:"connections"` // of all processes
 	Ramp        time.Duration `json:"ramp"`
 
@@ -54,36 +55,36 @@ type spec struct {
 	MaxDelay time.Duration `json:"mostDelay,omitempty"`
 }
 
-// target is one URL under test, as the processes of the generator need it.
-type target struct {
+// Target is one URL under test, as the processes of the generator need it.
+type Target struct {
 	URL       string             `json:"url"` // for people: see shownURL
 	Address   netip.AddrPort     `json:"address"`
 	Handshake wsclient.Handshake `json:"handshake"`
 }
 
-// maxSources bounds a range of source addresses.
-const maxSources = 65_536
+// MaxSources bounds a range of source addresses.
+const MaxSources = 65_536
 
-// sourceRange is a range of addresses to connect from. The zero value leaves the choice to the system.
-type sourceRange struct {
+// SourceRange is a range of addresses to connect from. The zero value leaves the choice to the system.
+type SourceRange struct {
 	First, Last netip.Addr
 }
 
-// count is how many addresses the range has, up to one more than are allowed.
-func (r sourceRange) count() int {
+// Count is how many addresses the range has, up to one more than are allowed.
+func (r SourceRange) Count() int {
 	if !r.First.IsValid() {
 		return 0
 	}
 	n := 1
-	for a := r.First; a != r.Last && n <= maxSources; a = a.Next() {
+	for a := r.First; a != r.Last && n <= MaxSources; a = a.Next() {
 		n++
 	}
 	return n
 }
 
-// all lists the addresses.
-func (r sourceRange) all() []netip.Addr {
-	list := make([]netip.Addr, 0, r.count())
+// All lists the addresses.
+func (r SourceRange) All() []netip.Addr {
+	list := make([]netip.Addr, 0, r.Count())
 	for a := r.First; len(list) < cap(list); a = a.Next() {
 		list = append(list, a)
 	}
@@ -91,13 +92,13 @@ func (r sourceRange) all() []netip.Addr {
 }
 
 // mine is how many of n numbered things fall to this process.
-func (s *spec) mine(n int) int { return (n - s.Index + s.Count - 1) / s.Count }
+func (s *Spec) mine(n int) int { return (n - s.Index + s.Count - 1) / s.Count }
 
-// workerReport is what a process has to say. Counters are totals since its start; histograms hold what was
+// Report is what a process has to say. Counters are totals since its start; histograms hold what was
 // new since its last workerReport.
-type workerReport struct {
+type Report struct {
 	Event string `json:"say"`
-	counters
+	Counters
 
 	FailedBy          map[string]int `json:"failedBy,omitempty"`
 	LostBy            map[string]int `json:"lostBy,omitempty"`
@@ -109,27 +110,27 @@ type workerReport struct {
 	Arrivals          [][]byte       `json:"arrivals,omitempty"` // fanout: by sender
 	NoEcho            []uint32       `json:"deaf,omitempty"`     // senders that get no message of their own back
 	Back              []int64        `json:"back,omitempty"`     // storm: when each connection was back
-	Shares            []share        `json:"shares,omitempty"`   // by target
+	Shares            []Share        `json:"shares,omitempty"`   // by target
 	Error             string         `json:"error,omitempty"`
 }
 
-// share counts the connections to one of several targets.
-type share struct {
+// Share counts the connections to one of several targets.
+type Share struct {
 	Opened int `json:"opened"`
 	Lost   int `json:"lost"`
 }
 
 // What a report says.
 const (
-	eventReady     = "ready"
+	EventReady     = "ready"
 	eventProgress  = "progress"
-	eventConnected = "connected" // every connection is open or has failed
-	eventEnded     = "ended"     // the window is over
-	eventDrained   = "drained"   // with all that is only known at the end
-	eventFinished  = "finished"
+	EventConnected = "connected" // every connection is open or has failed
+	EventEnded     = "ended"     // the window is over
+	EventDrained   = "drained"   // with all that is only known at the end
+	EventFinished  = "finished"
 )
 
-type counters struct {
+type Counters struct {
 	Open    int `json:"open"`
 	Opened  int `json:"opened"`
 	Failed  int `json:"failed"`

@@ -1,4 +1,4 @@
-package main
+package generator
 
 import (
 	"bytes"
@@ -8,7 +8,7 @@ import (
 
 func TestPayloadCarriesItsStamp(t *testing.T) {
 	for _, text := range []bool{false, true} {
-		for _, size := range []int{minSize(text), minSize(text) + 1, 128, 65536} {
+		for _, size := range []int{MinSize(text), MinSize(text) + 1, 128, 65536} {
 			p := newPayloads(0xfeedface12345678, text, size)
 			want := stamp{sender: 7, sequence: 4_000_000_000, due: 123_456_789_012_345}
 			b := p.blank()

@@ -1,8 +1,7 @@
-package main
+package generator
 
 import (
 	"bytes"
-	"carillon/loadtest/internal/wsclient"
 	"errors"
 	"io"
 	"maps"
@@ -11,12 +10,14 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"carillon/loadtest/internal/wsclient"
 )
 
 // publishers send messages by HTTP POST, as an application behind the server would. Each is a goroutine
 // with one request under way; there are few of them.
 type publishers struct {
-	spec    *spec
+	spec    *Spec
 	client  *http.Client
 	stopped chan struct{}
 	began   int64
@@ -29,13 +30,13 @@ type publishers struct {
 	failedBy map[string]int
 }
 
-func newPublishers(s *spec) *publishers {
+func newPublishers(s *Spec) *publishers {
 	n := s.mine(s.Senders)
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConnsPerHost = n
 	return &publishers{
 		spec:     s,
-		client:   &http.Client{Transport: transport, Timeout: dialTimeout},
+		client:   &http.Client{Transport: transport, Timeout: DialTimeout},
 		stopped:  make(chan struct{}),
 		sentBy:   make([]uint32, n),
 		failedBy: map[string]int{},
@@ -70,7 +71,7 @@ func (p *publishers) publish(i int) {
 		total = dueWithin(p.spec.Duration, p.spec.Rate)
 	}
 	for ; total < 0 || index < total; index += int64(p.spec.Senders) {
-		at := monotonic()
+		at := Monotonic()
 		if total >= 0 {
 			at = p.began + int64(due(index, p.spec.Rate))
 		}
@@ -78,7 +79,7 @@ func (p *publishers) publish(i int) {
 			break
 		}
 		payloads.put(body, stamp{uint32(id), sequence, at})
-		late := monotonic() - at
+		late := Monotonic() - at
 		err := p.post(body)
 
 		p.mu.Lock()
@@ -90,12 +91,12 @@ func (p *publishers) publish(i int) {
 			p.sentBy[i] = sequence
 		}
 		p.mu.Unlock()
-		if err != nil && total < 0 && !p.await(monotonic()+int64(100*time.Millisecond)) {
+		if err != nil && total < 0 && !p.await(Monotonic()+int64(100*time.Millisecond)) {
 			break
 		}
 	}
 	missed := int64(0)
-	if end := min(total, dueWithin(time.Duration(monotonic()-p.began), p.spec.Rate)); index < end {
+	if end := min(total, dueWithin(time.Duration(Monotonic()-p.began), p.spec.Rate)); index < end {
 		missed = (end - index + int64(p.spec.Senders) - 1) / int64(p.spec.Senders)
 	}
 	p.mu.Lock()
@@ -111,7 +112,7 @@ func (p *publishers) await(at int64) bool {
 		return false
 	default:
 	}
-	wait := time.Duration(at - monotonic())
+	wait := time.Duration(at - Monotonic())
 	if wait <= 0 {
 		return true
 	}
@@ -148,7 +149,7 @@ func (p *publishers) post(body []byte) error {
 	return nil
 }
 
-func (p *publishers) report(r *workerReport) {
+func (p *publishers) report(r *Report) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	r.Sent = 0
@@ -157,7 +158,7 @@ func (p *publishers) report(r *workerReport) {
 	}
 	r.Unsent, r.MaxLate = p.unsent, p.maxLate
 	r.PublishFailedBy = maps.Clone(p.failedBy)
-	if r.Event == eventEnded {
+	if r.Event == EventEnded {
 		r.SentBy = append(r.SentBy, p.sentBy...)
 	}
 }

@@ -1,11 +1,12 @@
-package main
+package generator
 
 import (
-	"carillon/loadtest/internal/wsclient"
 	"errors"
 	"math/rand/v2"
 	"net/netip"
 	"syscall"
+
+	"carillon/loadtest/internal/wsclient"
 
 	"golang.org/x/sys/unix"
 )
@@ -142,7 +143,7 @@ func (w *worker) lose(i int, reason string) {
 func (w *worker) handle(events int) {
 	for n := range events {
 		if n&63 == 63 {
-			w.sender.turn(w, monotonic()) // long batches must not delay the schedule
+			w.sender.turn(w, Monotonic()) // long batches must not delay the schedule
 		}
 		i, generation, readable, writable, ended := w.poll.event(n)
 		c := &w.conns[i]
@@ -208,7 +209,7 @@ func (w *worker) read(i int, c *conn, ended bool) {
 		if kept > 0 {
 			data = c.partial[:kept+n]
 		}
-		now := monotonic()
+		now := Monotonic()
 		rest, need, ok := w.consume(i, c, data, now)
 		if !ok {
 			return
@@ -271,7 +272,7 @@ func (w *worker) flush(i int, c *conn) {
 		w.write(i, c, unsent)
 	}
 	if c.state == stateOpen && len(c.unsent) == 0 {
-		w.sender.send(w, i, monotonic())
+		w.sender.send(w, i, Monotonic())
 	}
 }
 
@@ -286,7 +287,7 @@ func (w *worker) finish() {
 	w.sendReport(eventProgress) // what happens from here on is no part of the run
 	w.phase = phaseFinishing
 	w.reconnector.running = false
-	w.drainEnd = monotonic() + int64(drainQuiet)/2
+	w.drainEnd = Monotonic() + int64(DrainQuiet)/2
 	for i := range w.conns {
 		c := &w.conns[i]
 		if c.state != stateOpen {

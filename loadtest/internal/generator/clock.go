@@ -1,4 +1,4 @@
-package main
+package generator
 
 import (
 	"time"
@@ -11,9 +11,9 @@ var (
 	beganNanos = monotonicNanos()
 )
 
-// monotonic is the time in nanoseconds of a clock that all processes on this machine share, so that a
+// Monotonic is the time in nanoseconds of a clock that all processes on this machine share, so that a
 // message sent by one can be timed by another. It costs no system call.
-func monotonic() int64 { return beganNanos + int64(time.Since(began)) }
+func Monotonic() int64 { return beganNanos + int64(time.Since(began)) }
 
 // monotonicNanos asks the system for the time of its monotonic clock.
 func monotonicNanos() int64 {
@@ -33,5 +33,5 @@ func cpuNanos() int64 {
 	return u.Utime.Nano() + u.Stime.Nano()
 }
 
-// sleepUntil returns at a moment of the monotonic clock.
-func sleepUntil(at int64) { time.Sleep(time.Duration(at - monotonic())) }
+// SleepUntil returns at a moment of the monotonic clock.
+func SleepUntil(at int64) { time.Sleep(time.Duration(at - Monotonic())) }

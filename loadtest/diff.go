@@ -1,11 +1,12 @@
 package main
 
 import (
-	"carillon/loadtest/internal/report"
 	"errors"
 	"fmt"
 	"io"
 	"math"
+
+	"carillon/loadtest/internal/report"
 
 	"github.com/spf13/cobra"
 )

@@ -1,4 +1,4 @@
-package main
+package generator
 
 import (
 	"math/rand/v2"
@@ -50,7 +50,7 @@ func (r *reconnector) turn(w *worker, now int64) (next int64) {
 	for ; r.tick < now/int64(retryTick); r.tick++ {
 		for _, i := range r.retries[r.tick] {
 			w.Attempts++
-			w.dialer.start(w, int(i), monotonic())
+			w.dialer.start(w, int(i), Monotonic())
 		}
 		delete(r.retries, r.tick)
 	}
@@ -64,7 +64,7 @@ func (r *reconnector) turn(w *worker, now int64) (next int64) {
 // cut is for a connection that the server has ended.
 func (r *reconnector) cut(w *worker, i int) {
 	if w.CutAt == 0 {
-		w.CutAt = monotonic()
+		w.CutAt = Monotonic()
 	}
 	r.later(w, i)
 }
@@ -79,7 +79,7 @@ func (r *reconnector) later(w *worker, i int) {
 	c := &w.conns[i]
 	most := min(w.spec.Backoff<<min(c.tries, 20), w.spec.MaxDelay)
 	c.tries = min(c.tries+1, 20)
-	at := monotonic() + rand.Int64N(int64(most))
+	at := Monotonic() + rand.Int64N(int64(most))
 	tick := max(at/int64(retryTick), r.tick) + 1
 	r.retries[tick] = append(r.retries[tick], int32(i))
 }

@@ -1,12 +1,12 @@
-package main
+package generator
 
 import (
 	"net/netip"
 	"time"
 )
 
-// dialTimeout is how long a connection may take, from connect(2) to the end of the handshake.
-const dialTimeout = 10 * time.Second
+// DialTimeout is how long a connection may take, from connect(2) to the end of the handshake.
+const DialTimeout = 10 * time.Second
 
 // dialer opens the connections: evenly over the ramp, or as fast as the server answers.
 type dialer struct {
@@ -20,15 +20,15 @@ type dialer struct {
 // attempt is one that has to be over within dialTimeout.
 type attempt struct{ slot, generation int32 }
 
-// maxDialing bounds the handshakes under way in one process, so that no listen queue overflows.
-const maxDialing = 256
+// MaxDialing bounds the handshakes under way in one process, so that no listen queue overflows.
+const MaxDialing = 256
 
-func (d *dialer) prepare(s *spec) { d.sources = s.Sources.all() }
+func (d *dialer) prepare(s *Spec) { d.sources = s.Sources.All() }
 
 // turn begins what is due and gives up what takes too long.
 func (d *dialer) turn(w *worker, now int64) (next int64) {
 	next = now + int64(idleTurn)
-	for n := 0; d.started < len(w.conns) && d.inFlight < maxDialing; n++ {
+	for n := 0; d.started < len(w.conns) && d.inFlight < MaxDialing; n++ {
 		if w.spec.Ramp > 0 {
 			at := d.startedAt + int64(due(int64(w.id(d.started)), float64(w.spec.Connections)/w.spec.Ramp.Seconds()))
 			if at > now {
@@ -42,7 +42,7 @@ func (d *dialer) turn(w *worker, now int64) (next int64) {
 		}
 		d.inFlight++
 		d.started++
-		d.start(w, d.started-1, monotonic())
+		d.start(w, d.started-1, Monotonic())
 	}
 	d.expire(w, now)
 	return next
@@ -61,10 +61,10 @@ func (d *dialer) expire(w *worker, now int64) {
 		a := d.attempts[0]
 		c := &w.conns[a.slot]
 		if c.generation == a.generation && (c.state == stateDialing || c.state == stateUpgrading) {
-			if now-c.began < int64(dialTimeout) {
+			if now-c.began < int64(DialTimeout) {
 				return
 			}
-			w.fail(int(a.slot), "no answer within "+dialTimeout.String())
+			w.fail(int(a.slot), "no answer within "+DialTimeout.String())
 		}
 		d.attempts = d.attempts[1:]
 	}

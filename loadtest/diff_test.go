@@ -2,11 +2,12 @@ package main
 
 import (
 	"bytes"
-	"carillon/loadtest/internal/report"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"carillon/loadtest/internal/report"
 )
 
 func TestDiffCommand(t *testing.T) {

@@ -1,13 +1,14 @@
-package main
+package generator
 
 import (
 	"bufio"
-	"carillon/loadtest/internal/wsclient"
 	"encoding/json"
 	"io"
 	"maps"
 	"runtime"
 	"time"
+
+	"carillon/loadtest/internal/wsclient"
 
 	hdr "github.com/HdrHistogram/hdrhistogram-go"
 )
@@ -27,8 +28,8 @@ const (
 	phaseFinished
 )
 
-// reportInterval is how often a process says how it goes. A storm is over soon.
-func reportInterval(command string) time.Duration {
+// ReportInterval is how often a process says how it goes. A storm is over soon.
+func ReportInterval(command string) time.Duration {
 	if command == "storm" {
 		return 100 * time.Millisecond
 	}
@@ -44,10 +45,10 @@ const (
 // worker is one process of the generator: a single goroutine that waits for any of its sockets, and
 // carries all of its connections. Nothing in here is shared but the publishers over HTTP.
 type worker struct {
-	spec        spec
+	spec        Spec
 	phase       phase
 	endReported bool // that the window is over
-	commands    chan command
+	commands    chan Command
 	out         *json.Encoder
 	outErr      error
 
@@ -60,7 +61,7 @@ type worker struct {
 	dialer      dialer
 	reconnector reconnector
 	sender      sender
-	drain       command
+	drain       Command
 	drainEnd    int64
 
 	payloads *payloads
@@ -69,16 +70,16 @@ type worker struct {
 	arrivals []arrivals
 	deflate  wsclient.Deflater
 
-	counters
-	shares              []share
+	Counters
+	shares              []Share
 	failedBy, lostBy    map[string]int
 	handshakes, latency *hdr.Histogram
 	nextReport          int64
 }
 
-// runWorker is the life of a worker: it does what it is told on in, and says how it goes on out. It ends
+// RunWorker is the life of a worker: it does what it is told on in, and says how it goes on out. It ends
 // with the run, or when the parent is gone.
-func runWorker(in io.Reader, out io.Writer) error {
+func RunWorker(in io.Reader, out io.Writer) error {
 	runtime.GOMAXPROCS(2)  // one for the loop, which never lets go, and one for everything else
 	runtime.LockOSThread() // the precision of the poller's timer is a property of the thread
 	poll, err := newPoller()
@@ -86,7 +87,7 @@ func runWorker(in io.Reader, out io.Writer) error {
 		return err
 	}
 	w := &worker{
-		commands:   make(chan command, 8),
+		commands:   make(chan Command, 8),
 		out:        json.NewEncoder(out),
 		poll:       poll,
 		buf:        make([]byte, readBuffer),
@@ -99,7 +100,7 @@ func runWorker(in io.Reader, out io.Writer) error {
 		defer close(w.commands)
 		decode := json.NewDecoder(bufio.NewReader(in))
 		for {
-			var o command
+			var o Command
 			if decode.Decode(&o) != nil {
 				return
 			}
@@ -110,8 +111,8 @@ func runWorker(in io.Reader, out io.Writer) error {
 		if !w.runCommands() {
 			return nil
 		}
-		next := w.turn(monotonic())
-		w.handle(w.poll.wait(time.Duration(next - monotonic())))
+		next := w.turn(Monotonic())
+		w.handle(w.poll.wait(time.Duration(next - Monotonic())))
 	}
 	return w.outErr
 }
@@ -132,36 +133,36 @@ func (w *worker) runCommands() bool {
 	}
 }
 
-func (w *worker) execute(o command) {
+func (w *worker) execute(o Command) {
 	switch o.Name {
-	case cmdPrepare:
+	case CmdPrepare:
 		w.prepare(o.Spec)
-		w.sendReport(eventReady)
-	case cmdConnect:
+		w.sendReport(EventReady)
+	case CmdConnect:
 		w.phase = phaseConnecting
 		w.dialer.startedAt = o.At
-	case cmdStart:
+	case CmdStart:
 		w.start(o.At)
-	case cmdStop:
+	case CmdStop:
 		if w.phase == phaseConnecting {
 			w.phase = phaseConnected
-			w.sendReport(eventConnected)
+			w.sendReport(EventConnected)
 		} else if w.phase == phaseWindow {
-			w.end(monotonic())
+			w.end(Monotonic())
 		}
-	case cmdDrain:
+	case CmdDrain:
 		w.phase = phaseDraining
 		w.drain = o
-	case cmdFinish:
+	case CmdFinish:
 		w.finish()
 	}
 }
 
 // prepare makes room for everything that the run will need.
-func (w *worker) prepare(s *spec) {
+func (w *worker) prepare(s *Spec) {
 	w.spec = *s
 	w.conns = make([]conn, s.mine(s.Connections))
-	w.shares = make([]share, len(s.Targets))
+	w.shares = make([]Share, len(s.Targets))
 	for i := range w.conns {
 		w.conns[i].fd = -1
 	}
@@ -185,7 +186,7 @@ func (w *worker) prepare(s *spec) {
 
 // start begins the measured window.
 func (w *worker) start(at int64) {
-	sleepUntil(at)
+	SleepUntil(at)
 	w.phase = phaseWindow
 	w.CPUStart = cpuNanos()
 	w.LastAt = at
@@ -216,14 +217,14 @@ func (w *worker) turn(now int64) (next int64) {
 	}
 	if now >= w.nextReport && w.phase != phaseReady && w.phase != phaseFinishing {
 		w.sendReport(eventProgress)
-		w.nextReport = now + int64(reportInterval(w.spec.Command))
+		w.nextReport = now + int64(ReportInterval(w.spec.Command))
 	}
 	switch w.phase {
 	case phaseConnecting:
 		next = min(next, w.dialer.turn(w, now))
 		if w.dialer.done(w) {
 			w.phase = phaseConnected
-			w.sendReport(eventConnected)
+			w.sendReport(EventConnected)
 		}
 	case phaseWindow:
 		next = min(next, w.sender.turn(w, now))
@@ -238,18 +239,18 @@ func (w *worker) turn(now int64) (next int64) {
 	case phaseEnded:
 		if !w.endReported && w.sender.settled() {
 			w.endReported = true
-			w.sendReport(eventEnded)
+			w.sendReport(EventEnded)
 		}
 	case phaseDraining:
 		if w.drained(now) {
 			w.phase = phaseDrained
 			w.CPUDrain = cpuNanos()
-			w.sendReport(eventDrained)
+			w.sendReport(EventDrained)
 		}
 	case phaseFinishing:
 		if w.Open == 0 || now >= w.drainEnd {
 			w.phase = phaseFinished
-			w.sendReport(eventFinished)
+			w.sendReport(EventFinished)
 		}
 	}
 	return next
@@ -257,16 +258,16 @@ func (w *worker) turn(now int64) (next int64) {
 
 // What is still under way when the window ends is waited for: until all is there, until nothing has
 // come for a while, and not for ever.
-var drainQuiet = 2 * time.Second // longer in tests
+var DrainQuiet = 2 * time.Second // longer in tests
 
-const maxDrain = 15 * time.Second
+const MaxDrain = 15 * time.Second
 
 // drained says whether there is nothing more to wait for.
 func (w *worker) drained(now int64) bool {
 	w.Expected = w.expected()
 	return w.ledger.received >= w.Expected || w.Open == 0 ||
-		now-max(w.LastAt, w.sender.ended) > int64(drainQuiet) ||
-		now-w.sender.ended > int64(maxDrain)
+		now-max(w.LastAt, w.sender.ended) > int64(DrainQuiet) ||
+		now-w.sender.ended > int64(MaxDrain)
 }
 
 // expected is how many messages should reach the connections of this process, now that it is known how
@@ -320,8 +321,8 @@ func (w *worker) at(i int, reason string) string {
 func (w *worker) sendReport(what string) {
 	w.Received, w.Duplicated, w.Reordered = w.received()
 	w.CPU = cpuNanos()
-	r := workerReport{
-		Event: what, counters: w.counters,
+	r := Report{
+		Event: what, Counters: w.Counters,
 		FailedBy: maps.Clone(w.failedBy), LostBy: maps.Clone(w.lostBy),
 		Handshake: pack(w.handshakes), Latency: pack(w.latency),
 		ReconnectFailedBy: maps.Clone(w.reconnector.failedBy), Back: w.reconnector.back, Shares: w.shares,
@@ -330,7 +331,7 @@ func (w *worker) sendReport(what string) {
 	w.latency.Reset()
 	w.reconnector.back = nil
 	w.sender.report(w, &r)
-	if what == eventDrained {
+	if what == EventDrained {
 		r.NoEcho = w.noEcho()
 		for i := range w.arrivals {
 			r.Arrivals = append(r.Arrivals, w.arrivals[i].pack())

@@ -1,4 +1,4 @@
-package main
+package generator
 
 import (
 	"bytes"
@@ -38,15 +38,15 @@ func newPayloads(run uint64, text bool, size int) *payloads {
 	return p
 }
 
-// minSize is the size of a message with nothing but its stamp.
-func minSize(text bool) int {
+// MinSize is the size of a message with nothing but its stamp.
+func MinSize(text bool) int {
 	if text {
 		return stampText
 	}
 	return stampBytes
 }
 
-func (p *payloads) stampSize() int { return minSize(p.text) }
+func (p *payloads) stampSize() int { return MinSize(p.text) }
 
 // blank is a message without its stamp, to be completed by put.
 func (p *payloads) blank() []byte {

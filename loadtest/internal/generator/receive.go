@@ -1,8 +1,9 @@
-package main
+package generator
 
 import (
-	"carillon/loadtest/internal/wsclient"
 	"errors"
+
+	"carillon/loadtest/internal/wsclient"
 )
 
 // fragment is a message of which some frames are still to come.
