@@ -30,7 +30,7 @@ var buildOnce = sync.OnceValues(func() (program string, err error) {
 	return program, err
 })
 
-// carillon is this repository's server, built by the first test that needs it.
+// carillon returns this repository's server, which the first test that needs it builds.
 func carillon(t *testing.T) (program string) {
 	t.Helper()
 	if testing.Short() {
@@ -43,8 +43,8 @@ func carillon(t *testing.T) (program string) {
 	return program
 }
 
-// startCarillon runs this repository's server on a free port. It returns the beginning of
-// its URLs and its process.
+// startCarillon runs this repository's server on a free port. It returns the base of its URLs and its
+// process ID.
 func startCarillon(t *testing.T) (url string, pid int) {
 	t.Helper()
 	program, config := carillon(t), filepath.Join(t.TempDir(), "config.yaml")
@@ -133,7 +133,7 @@ func TestCarillon(t *testing.T) {
 	})
 }
 
-// Servers that the run starts itself are all measured, named when they die, and gone afterwards.
+// Servers started for the run are measured, named if they die, and stopped afterwards.
 func TestStartedServers(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -144,7 +144,7 @@ func TestStartedServers(t *testing.T) {
 	if m := whole(t, r); m.Received == 0 || m.Missing != 0 || len(undue(r)) != 0 || r.Connections.Opened != 30 {
 		t.Errorf("%+v, %+v\n%q", m, r.Connections, r.Warnings)
 	}
-	if r.Name != "carillon" || r.URL != "/echo of 2 servers that were started for the run" {
+	if r.Name != "carillon" || r.URL != "/echo of 2 servers started for the run" {
 		t.Errorf("%s, %s", r.Name, r.URL)
 	}
 	if runtime.GOOS != "linux" {
@@ -174,7 +174,7 @@ func TestStartedServers(t *testing.T) {
 	})
 	said := strings.Join(r.Warnings, "\n")
 	for _, want := range []string{
-		fmt.Sprintf("process %d at %s has ended, ", list[1].pid, o.URLs[1]), "all 15 connections to " + o.URLs[1] + " were lost",
+		fmt.Sprintf("process %d at %s exited ", list[1].pid, o.URLs[1]), "all 15 connections to " + o.URLs[1] + " were lost",
 	} {
 		if r.Error != "" || !strings.Contains(said, want) || strings.Contains(said, o.URLs[0]) {
 			t.Errorf("error %q, and the warnings do not say %q, or speak of the other server: %q", r.Error, want, r.Warnings)
@@ -185,7 +185,7 @@ func TestStartedServers(t *testing.T) {
 	}
 }
 
-// Servers that fanout starts are a cluster: what is published at one reaches the connections of all, once.
+// Servers started for fanout form a cluster: each message reaches all connections of all servers once.
 func TestStartedCluster(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -196,12 +196,12 @@ func TestStartedCluster(t *testing.T) {
 	if m := whole(t, r); m.Received == 0 || m.Missing != 0 || m.Duplicated != 0 || len(undue(r)) != 0 || r.Connections.Opened != 30 {
 		t.Errorf("%+v, %+v\n%q", m, r.Connections, r.Warnings)
 	}
-	if r.URL != "/broadcast of a cluster of 3 servers that was started for the run" {
+	if r.URL != "/broadcast of a cluster of 3 servers started for the run" {
 		t.Error(r.URL)
 	}
 }
 
-// An application's own HTTP endpoint publishes, and the server fans out.
+// Messages are published through an HTTP endpoint of the application.
 func TestPublishOverHTTP(t *testing.T) {
 	t.Parallel()
 	server := (&faulty{broadcast: true}).serve(t)

@@ -27,8 +27,8 @@ func TestParsePeer(t *testing.T) {
 		{"ws://127.0.0.1:9001", entrant{}, "is not of the form NAME="},
 		{"uws=wss://127.0.0.1:9001", entrant{}, "is not of the form NAME=ws://"},
 		{"uws=http://127.0.0.1:9001", entrant{}, "is not of the form NAME="},
-		{"uws=ws://127.0.0.1:9001,x", entrant{}, `"x" is not the number of a process`},
-		{"uws=ws://127.0.0.1:9001,0", entrant{}, `"0" is not the number of a process`},
+		{"uws=ws://127.0.0.1:9001,x", entrant{}, `invalid process ID "x"`},
+		{"uws=ws://127.0.0.1:9001,0", entrant{}, `invalid process ID "0"`},
 	} {
 		got, err := parsePeer(row.text)
 		if row.err == "" && (err != nil || got.name != row.want.name || got.base != row.want.base || got.pid != row.want.pid) {
@@ -40,14 +40,14 @@ func TestParsePeer(t *testing.T) {
 	}
 }
 
-// A program that does not start well is named with its own words, and nobody waits for it for ever.
-func TestContestantThatFails(t *testing.T) {
+// The error about a program that does not start names it and quotes its output.
+func TestEntrantThatFails(t *testing.T) {
 	script := filepath.Join(t.TempDir(), "server")
 	if err := os.WriteFile(script, []byte("#!/bin/sh\necho hello\necho port is taken >&2\nexit 1\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for _, row := range []struct{ program, want string }{
-		{script, "sad did not say where it listens within 10s: port is taken"},
+		{script, "sad printed no listen address within 10s: port is taken"},
 		{script + "-that-is-not-there", "start sad: "},
 	} {
 		c := entrant{name: "sad", program: row.program}
@@ -61,8 +61,8 @@ func TestContestantThatFails(t *testing.T) {
 	}
 }
 
-// Two rounds of carillon against itself: every run is there, forwards and then backwards, and the table
-// knows both servers.
+// In two rounds of carillon against itself every run is in the results, the second round is in reverse order,
+// and the table has both servers.
 func TestCompareRounds(t *testing.T) {
 	t.Parallel()
 	into := t.TempDir()
@@ -70,7 +70,7 @@ func TestCompareRounds(t *testing.T) {
 	two := one
 	two.name = "two"
 	c := comparison{quick: true, rounds: 2, htmlFile: filepath.Join(into, "report.html"), jsonFile: filepath.Join(into, "report.json")}
-	some := c.loads()[2:4] // an echo and a fan-out; all of them are gone through below
+	some := c.loads()[2:4] // an echo and a fan-out; another test runs all
 	doc := &report.Document{Rounds: 2, Results: c.measureAll(t.Context(), []entrant{one, two}, some, io.Discard)}
 	loads := len(some)
 	if len(doc.Results) != 2*2*loads {
@@ -102,7 +102,7 @@ func TestCompareRounds(t *testing.T) {
 	}
 }
 
-// Ctrl-C in the middle leaves what was measured.
+// Ctrl-C keeps what was measured.
 func TestCompareInterrupted(t *testing.T) {
 	t.Parallel()
 	one := entrant{name: "one", program: carillon(t), env: carillonEnv}
@@ -124,8 +124,8 @@ func TestOnlyAndPeerNameServersThatAre(t *testing.T) {
 		{nil, nil, "carillon gws"},
 		{[]string{"mine=ws://127.0.0.1:1"}, nil, "carillon gws mine"},
 		{[]string{"mine=ws://127.0.0.1:1"}, []string{"mine", "carillon"}, "carillon mine"},
-		{nil, []string{"gsw"}, "--only gsw: there are only carillon, gws"},
-		{[]string{"gws=ws://127.0.0.1:1"}, nil, "--peer gws: there is a server of this name already"},
+		{nil, []string{"gsw"}, "--only gsw: no such server; there are carillon, gws"},
+		{[]string{"gws=ws://127.0.0.1:1"}, nil, "--peer gws: name already in use"},
 		{[]string{"mine"}, nil, "--peer mine is not of the form"},
 	} {
 		list, err := (&comparison{peers: row.others, only: row.only}).choose(slices.Clone(built))
@@ -143,7 +143,7 @@ func TestOnlyAndPeerNameServersThatAre(t *testing.T) {
 	}
 }
 
-// As fast as possible takes two processes, so that one generator does not set the pace of fast servers.
+// Loads without a rate use two processes, so that the generator does not limit fast servers.
 func TestProcessesOfLoads(t *testing.T) {
 	for _, load := range (&comparison{storm: true}).loads() {
 		if fast := load.sends() && load.Rate == 0; load.Processes < 1 || fast && load.Processes < 2 {
@@ -157,9 +157,8 @@ func TestProcessesOfLoads(t *testing.T) {
 	}
 }
 
-// A server that runs already joins in with --peer: it is measured by its process, goes through all
-// loads and the storm in one life, and what can't be known of it is left out. A server that does not
-// start stands beside it under the same loads.
+// A running server that --peer adds is one process under all loads, so some metrics are left out. A server
+// that does not start has results under the same loads.
 func TestComparePeerAndStorm(t *testing.T) {
 	t.Parallel()
 	url, pid := startCarillon(t)

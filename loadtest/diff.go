@@ -11,18 +11,18 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// errWorse ends a diff whose output has said what got worse.
+// errWorse is returned if a metric got worse, which the output already says.
 var errWorse = errors.New("worse")
 
-// errTrouble is what kept a diff from being made, after a command line that was understood.
+// errTrouble is an error that is not about the command line.
 type errTrouble struct{ error }
 
-// runDiff is "loadtest diff" with its exit status: 0 if nothing got worse, 1 if something did, 2 if
-// it could not be told.
+// runDiff runs "loadtest diff" and returns its exit status: 0 if nothing got worse, 1 if something did, 2 on
+// errors.
 func runDiff(args []string, stdout, stderr io.Writer) int {
 	cmd := diffCommand()
 	if args == nil {
-		args = []string{} // for nil cobra takes the process's own
+		args = []string{} // with nil, cobra uses os.Args
 	}
 	cmd.SetArgs(args)
 	cmd.SetOut(stdout)
@@ -45,14 +45,14 @@ func diffCommand() *cobra.Command {
 	threshold := 5.0
 	cmd := &cobra.Command{
 		Use:   "diff OLD.json NEW.json",
-		Short: "Show what changed between two files of results",
-		Long: `Shows which figures changed from OLD.json to NEW.json. Runs are matched by the
-server's name, the command and the settings. A figure has changed if its median
+		Short: "Show what changed between two JSON files",
+		Long: `Shows which metrics changed from OLD.json to NEW.json. Runs are matched by the name
+of the server, the command and the settings. A metric has changed if its median
 moved by more than the threshold and, where both files have several rounds, the
-two sides' ranges do not meet.
+ranges of the two files do not overlap.
 
-Exit status: 0 if nothing got worse, 1 if something did, 2 if it could not be
-told.`,
+Exit status: 0 if nothing got worse, 1 if something did, 2 on errors.`,
+		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: "loadtest diff"}, // it is run without its parent
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args: func(_ *cobra.Command, args []string) error {
@@ -63,12 +63,12 @@ told.`,
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !(threshold >= 0) || math.IsInf(threshold, 0) {
-				return fmt.Errorf("--threshold: %g is not a percentage from 0 up", threshold)
+				return fmt.Errorf("--threshold: %g is not a non-negative percentage", threshold)
 			}
 			return diffFiles(args[0], args[1], threshold, cmd.OutOrStdout())
 		},
 	}
-	cmd.Flags().Float64Var(&threshold, "threshold", threshold, "smallest change that counts, in `PERCENT`")
+	cmd.Flags().Float64Var(&threshold, "threshold", threshold, "ignore changes of up to `PERCENT`")
 	return cmd
 }
 
@@ -86,7 +86,7 @@ func diffFiles(oldPath, newPath string, threshold float64, out io.Writer) error 
 		return errTrouble{err}
 	}
 	if len(d.Runs) == 0 {
-		return errTrouble{fmt.Errorf("no run in %s has its like in %s", oldPath, newPath)}
+		return errTrouble{fmt.Errorf("%s and %s have no runs in common", oldPath, newPath)}
 	}
 	if d.Worse() {
 		return errWorse

@@ -37,14 +37,14 @@ func TestDiffCommand(t *testing.T) {
 	}{
 		{"nothing got worse", []string{slow, fast}, 0, "better"},
 		{"something got worse", []string{fast, slow}, 1, "worse"},
-		{"a threshold above the change", []string{fast, slow, "--threshold=20"}, 0, "beyond 20%"},
+		{"a threshold above the change", []string{fast, slow, "--threshold=20"}, 0, "within 20%"},
 		{"no arguments", nil, 2, "expected two files"},
-		{"a negative threshold", []string{fast, slow, "--threshold=-1"}, 2, "--threshold: -1 is not a percentage"},
-		{"a threshold that is no number", []string{fast, slow, "--threshold=NaN"}, 2, "is not a percentage"},
+		{"a negative threshold", []string{fast, slow, "--threshold=-1"}, 2, "--threshold: -1 is not a non-negative percentage"},
+		{"a threshold that is no number", []string{fast, slow, "--threshold=NaN"}, 2, "is not a non-negative percentage"},
 		{"an unknown flag", []string{fast, slow, "--frobnicate"}, 2, "unknown flag: --frobnicate"},
-		{"a broken file", []string{fast, broken}, 2, "broken.json: the file is cut off"},
+		{"a broken file", []string{fast, broken}, 2, "broken.json: file is truncated"},
 		{"a missing file", []string{fast, filepath.Join(dir, "none.json")}, 2, "none.json"},
-		{"files that have no run in common", []string{fast, stranger}, 2, "no run in"},
+		{"files that have no run in common", []string{fast, stranger}, 2, "have no runs in common"},
 		{"help", []string{"--help"}, 0, "Exit status"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

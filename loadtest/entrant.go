@@ -15,34 +15,33 @@ import (
 	"time"
 )
 
-// entrant is a server that takes part in a comparison: a program that is started for each run, or
-// one that runs already.
+// entrant is a server in a comparison: a program that is started for each run, or a running server.
 type entrant struct {
 	name    string
-	program string   // "" for one that runs already
-	env     []string // beside our own
-	base    string   // ws://host:port of one that runs already
-	pid     int      // of one that runs already; 0 if it is not known
+	program string   // empty for a running server
+	env     []string // added to our own
+	base    string   // ws://host:port of a running server
+	pid     int      // of a running server; 0 if unknown
 }
 
 // peers are the programs of loadtest/peers, in the order of the table.
 var peers = []string{"gws", "gorilla", "coder", "gobwas", "nbio", "floor"}
 
-// carillonEnv turns off what the peers do not do.
+// carillonEnv disables what the peers do not have.
 var carillonEnv = []string{"CARILLON_LISTEN=127.0.0.1:0", "CARILLON_INTERNAL_LISTEN=off", "CARILLON_PING_INTERVAL=off", "CARILLON_LOG_LEVEL=warn"}
 
-// buildCarillon compiles carillon into a directory. Root is where its source is.
+// buildCarillon builds carillon in a directory. Root is the directory of its source.
 func buildCarillon(ctx context.Context, into string) (c entrant, root string, err error) {
 	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "carillon").Output()
 	root = strings.TrimSpace(string(out))
 	if err != nil || root == "" {
-		return c, "", errors.New("carillon is built from its source: run this with Go installed, in carillon's repository")
+		return c, "", errors.New("carillon is built from source: run this in its repository, with Go installed")
 	}
 	c = entrant{name: "carillon", program: filepath.Join(into, "carillon"), env: carillonEnv}
 	return c, root, build(ctx, root, c.program, ".")
 }
 
-// buildEntrants compiles carillon and its peers into a directory.
+// buildEntrants builds carillon and its peers in a directory.
 func buildEntrants(ctx context.Context, into string) ([]entrant, error) {
 	carillon, root, err := buildCarillon(ctx, into)
 	if err != nil {
@@ -68,7 +67,7 @@ func build(ctx context.Context, dir, program, what string) error {
 	return nil
 }
 
-// parsePeer reads the value of --peer.
+// parsePeer parses the value of --peer.
 func parsePeer(text string) (entrant, error) {
 	name, rest, ok := strings.Cut(text, "=")
 	base, pid, hasPID := strings.Cut(rest, ",")
@@ -79,23 +78,23 @@ func parsePeer(text string) (entrant, error) {
 	if hasPID {
 		var err error
 		if c.pid, err = strconv.Atoi(pid); err != nil || c.pid < 1 {
-			return c, fmt.Errorf("--peer %s: %q is not the number of a process", text, pid)
+			return c, fmt.Errorf("--peer %s: invalid process ID %q", text, pid)
 		}
 	}
 	return c, nil
 }
 
-// instance is a contestant at work.
+// instance is a running entrant.
 type instance struct {
 	base   string
 	pid    int
 	cmd    *exec.Cmd
-	stderr *strings.Builder // to standard error
+	stderr *strings.Builder
 }
 
 var listenLine = regexp.MustCompile(`listen(?:s|ing) on (\S+)`)
 
-// startTimeout is how long a program may take to say where it listens.
+// startTimeout is how long a program may take to print its address.
 const startTimeout = 10 * time.Second
 
 // start runs the program and waits until it listens.
@@ -106,7 +105,7 @@ func (c *entrant) start() (*instance, error) {
 	r := &instance{cmd: exec.Command(c.program), stderr: &strings.Builder{}}
 	r.cmd.Env = append(os.Environ(), c.env...)
 	r.cmd.Stderr = r.stderr
-	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for us
+	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // so that Ctrl-C does not reach it
 	out, err := r.cmd.StdoutPipe()
 	if err == nil {
 		err = r.cmd.Start()
@@ -121,7 +120,7 @@ func (c *entrant) start() (*instance, error) {
 		if found := listenLine.FindStringSubmatch(lines.Text()); found != nil {
 			late.Stop()
 			r.base = "ws://" + found[1]
-			go func() { // or the program would block on a full pipe
+			go func() { // so that the program does not block on a full pipe
 				for lines.Scan() {
 				}
 			}()
@@ -130,10 +129,10 @@ func (c *entrant) start() (*instance, error) {
 	}
 	late.Stop()
 	_ = r.cmd.Wait()
-	return nil, fmt.Errorf("%s did not say where it listens within %v: %s", c.name, startTimeout, strings.TrimSpace(r.stderr.String()))
+	return nil, fmt.Errorf("%s printed no listen address within %v: %s", c.name, startTimeout, strings.TrimSpace(r.stderr.String()))
 }
 
-// stop ends the program, politely at first.
+// stop terminates the program, and kills it after 3 seconds.
 func (r *instance) stop() {
 	if r.cmd == nil {
 		return

@@ -10,11 +10,10 @@ import (
 	"carillon/loadtest/internal/report"
 )
 
-// monitor is the server, seen from outside: all of its processes, whose costs are added up. A nil one
-// sees nothing.
+// monitor measures the server's processes. A nil monitor measures nothing.
 type monitor struct {
 	processes []*process
-	caveat    string // why they may not be all
+	caveat    string // why some processes may be unknown
 
 	before, start, end usage // before the first connection, when the window began, and after it
 	full               usage // with all connections
@@ -27,12 +26,12 @@ type monitor struct {
 	peakMemory int64
 }
 
-// process is one of the server's.
+// process is a server process.
 type process struct {
 	pid   int
-	url   string // where it listens; "" when it was named by --pid
-	last  usage  // as it was last seen
-	ended int64  // when it was seen to be gone, or 0
+	url   string // where it listens; empty if named by --pid
+	last  usage  // latest reading
+	ended int64  // when it was found to have exited, or 0
 }
 
 func (p *process) String() string {
@@ -42,8 +41,8 @@ func (p *process) String() string {
 	return fmt.Sprintf("process %d at %s", p.pid, p.url)
 }
 
-// newMonitor finds the server's processes: those that were named, or, on this machine, those that listen.
-// It is nil when none can be told.
+// newMonitor returns a monitor of the given processes or, if there are none, of those that listen at the
+// targets on this machine. It returns nil if no process is known.
 func newMonitor(pids []int, targets []generator.Target) (*monitor, error) {
 	s := &monitor{}
 	for _, pid := range pids {
@@ -62,7 +61,7 @@ func newMonitor(pids []int, targets []generator.Target) (*monitor, error) {
 	var unseen []string
 	for i, pids := range listeners(addresses) {
 		if !addresses[i].Addr().IsLoopback() {
-			pids = nil // a process of this machine may listen at the same address of another network
+			pids = nil // the address may belong to another machine
 		}
 		if len(pids) == 0 {
 			unseen = append(unseen, targets[i].URL)
@@ -75,7 +74,7 @@ func newMonitor(pids []int, targets []generator.Target) (*monitor, error) {
 		return nil, nil
 	}
 	if len(unseen) > 0 {
-		s.caveat = "the server's cost leaves out what listens at " + strings.Join(unseen, " ") + ": no process of it is seen on this machine"
+		s.caveat = "server CPU and memory leave out " + strings.Join(unseen, " ") + ": no process on this machine listens there"
 	}
 	return s, nil
 }
@@ -86,8 +85,8 @@ func (s *monitor) add(pid int, url string) {
 	}
 }
 
-// total is what all processes have used so far, and the memory of those that live. A process that is gone
-// counts as it was last seen, or the sum would fall. There is none when all are gone.
+// total is the usage of all processes, and the memory of those that are alive. Of a process that has exited
+// the last reading counts, so that totals do not fall. If all have exited, ok is false.
 func (s *monitor) total() (sum usage, living int64, ok bool) {
 	sum.at = generator.Monotonic()
 	for _, p := range s.processes {
@@ -106,7 +105,7 @@ func (s *monitor) total() (sum usage, living int64, ok bool) {
 	return sum, living, ok
 }
 
-// gone are the processes that have ended.
+// gone returns the processes that have exited.
 func (s *monitor) gone() []*process {
 	if s == nil {
 		return nil
@@ -115,7 +114,7 @@ func (s *monitor) gone() []*process {
 	return slices.DeleteFunc(slices.Clone(s.processes), func(p *process) bool { return p.ended == 0 })
 }
 
-// read takes one of the readings below. One that fails leaves what there was: the server is gone.
+// read takes one of the readings below, unless the server has exited.
 func (s *monitor) read(reading func(usage)) {
 	if s == nil {
 		return
@@ -140,7 +139,7 @@ func (s *monitor) withAll(c usage) {
 
 func (s *monitor) afterWindow(c usage) { s.end = c }
 
-// sample is how many cores were busy since the last sample, and the memory in use.
+// sample returns the cores busy since the last sample and the memory in use.
 func (s *monitor) sample() (cores float64, memory int64) {
 	if s == nil {
 		return 0, 0
@@ -162,13 +161,13 @@ func (s *monitor) sample() (cores float64, memory int64) {
 	return cores, living
 }
 
-// metrics are what the result says about the server.
+// metrics returns the metrics of the server.
 func (s *monitor) metrics(opened, received int64, seconds float64) *report.Server {
 	if s == nil || s.before.at == 0 {
 		return nil
 	}
 	end, full := s.end, s.full
-	if end.at == 0 && s.start.at != 0 { // it was gone by then, and was last seen here
+	if end.at == 0 && s.start.at != 0 { // it exited earlier
 		end, full = s.lastUsage, s.lastUsage
 	}
 	f := &report.Server{PID: s.processes[0].pid, Processes: len(s.processes), RSSBefore: s.before.rss, Threads: s.before.threads}
@@ -180,7 +179,7 @@ func (s *monitor) metrics(opened, received int64, seconds float64) *report.Serve
 	}
 	if full.at != 0 && opened > 0 {
 		f.RSSPerConn = float64(full.rss-s.before.rss) / float64(opened)
-		// The kernel's memory is the whole machine's: it may shrink for reasons of its own.
+		// Kernel memory covers the whole machine, so it may shrink for other reasons.
 		f.KernelPerConn = float64(max(0, s.kernelFull.buffers-s.kernelBefore.buffers)) / float64(opened)
 		f.SlabPerConn = float64(max(0, s.kernelFull.slab-s.kernelBefore.slab)) / float64(opened)
 	}

@@ -43,7 +43,7 @@ func TestListenersAreFound(t *testing.T) {
 	}
 }
 
-// Processes that share an address by SO_REUSEPORT are one server, and it costs what they cost together.
+// Processes that share an address by SO_REUSEPORT are one server, and their usage is added up.
 func TestProcessesThatShareAnAddress(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("needs /proc")
@@ -77,7 +77,7 @@ func TestProcessesThatShareAnAddress(t *testing.T) {
 	here := generator.Target{URL: "ws://here/", Address: netip.MustParseAddrPort(ours.Addr().String())}
 	elsewhere := generator.Target{URL: "ws://elsewhere/", Address: netip.MustParseAddrPort("192.0.2.1:80")}
 	s, err := newMonitor(nil, []generator.Target{here, elsewhere})
-	if err != nil || len(s.processes) != 2 || !strings.Contains(s.caveat, "leaves out what listens at ws://elsewhere/:") {
+	if err != nil || len(s.processes) != 2 || !strings.Contains(s.caveat, "leave out ws://elsewhere/:") {
 		t.Fatalf("%+v, %v", s, err)
 	}
 	own, _ := usageOf(os.Getpid())
@@ -104,7 +104,7 @@ func TestProcessesThatShareAnAddress(t *testing.T) {
 	}
 }
 
-func TestCostIsTheSumOfAllProcesses(t *testing.T) {
+func TestUsageIsTheSumOfAllProcesses(t *testing.T) {
 	s := monitor{processes: []*process{
 		{last: usage{cpu: 1, rss: 20, threads: 300}, ended: 1}, {last: usage{cpu: 4, rss: 50, threads: 600}, ended: 1},
 	}}

@@ -13,12 +13,12 @@ import (
 	"carillon/loadtest/internal/report"
 )
 
-// options are all that shapes a run.
+// options are the options of a run.
 type options struct {
 	Command string
-	URLs    []string // the connections are spread evenly over them
-	Start   int      // servers to be started for the run, instead of URLs
-	OnePort bool     // they share one
+	URLs    []string // connections are spread evenly over them
+	Start   int      // number of servers to start, instead of URLs
+	OnePort bool     // the started servers share one
 	Name    string
 
 	Connections int
@@ -50,7 +50,7 @@ const (
 	defaultBroadcast = "ws://127.0.0.1:8080/broadcast"
 )
 
-// defaultsFor are the options of a command that was given none.
+// defaultsFor returns the defaults of a command.
 func defaultsFor(command string) options {
 	o := options{
 		Command:     command,
@@ -73,10 +73,10 @@ func defaultsFor(command string) options {
 	return o
 }
 
-// sends says whether the command sends messages.
+// sends reports whether the command sends messages.
 func (o *options) sends() bool { return o.Command == "echo" || o.Command == "fanout" }
 
-// senders is how many send: every connection, some of them, or none.
+// senders is the number of senders.
 func (o *options) senders() int {
 	switch o.Command {
 	case "echo":
@@ -87,7 +87,7 @@ func (o *options) senders() int {
 	return 0
 }
 
-// What a run may ask for at most. Every run has an end, and fits in memory.
+// Limits of a run, so that it ends and fits in memory.
 const (
 	maxConnections = 1_000_000
 	maxSize        = 16 << 20
@@ -101,49 +101,49 @@ const (
 
 func (o *options) check() error {
 	if o.Text && o.Binary {
-		return errors.New("--text and --binary exclude each other")
+		return errors.New("--text and --binary are mutually exclusive")
 	}
-	least := 0
+	smallest := 0
 	if o.sends() {
-		least = generator.MinSize(o.Text)
+		smallest = generator.MinSize(o.Text)
 	}
 	for _, n := range []struct {
-		name            string
-		is, least, most float64
+		name             string
+		value, low, high float64
 	}{
 		{"connections", float64(o.Connections), 1, maxConnections},
-		{"size", float64(o.Size), float64(least), maxSize},
+		{"size", float64(o.Size), float64(smallest), maxSize},
 		{"rate", o.Rate, 0, maxRate},
 		{"depth", float64(o.Depth), 0, maxDepth},
 		{"processes", float64(o.Processes), 0, maxProcesses},
 	} {
-		if !(n.is >= n.least && n.is <= n.most) {
-			return fmt.Errorf("--%s is %v, and must be from %v to %v", n.name, n.is, n.least, int(n.most))
+		if !(n.value >= n.low && n.value <= n.high) {
+			return fmt.Errorf("--%s is %v but must be from %v to %v", n.name, n.value, n.low, int(n.high))
 		}
 	}
 	if o.Duration <= 0 || o.Duration > maxDuration || o.Ramp < 0 || o.Ramp > maxDuration {
-		return fmt.Errorf("--duration must be positive, --ramp not negative, and both at most %v", maxDuration)
+		return fmt.Errorf("--duration must be positive, --ramp must not be negative, and both must be at most %v", maxDuration)
 	}
 	if o.Command == "fanout" {
 		if o.Publishers < 1 || o.Publishers > o.Connections && o.PublishURL == "" {
-			return fmt.Errorf("--publishers is %d, and must be from 1 to the number of connections, %d", o.Publishers, o.Connections)
+			return fmt.Errorf("--publishers is %d but must be from 1 to the number of connections, %d", o.Publishers, o.Connections)
 		}
 		if o.Publishers*o.Connections > maxStreams {
-			return fmt.Errorf("%d publishers to %d connections are too many streams to keep account of", o.Publishers, o.Connections)
+			return fmt.Errorf("%d publishers times %d connections are too many streams to track", o.Publishers, o.Connections)
 		}
 	}
 	if o.sends() && o.Rate == 0 && o.Depth < 1 {
 		return errors.New("without --rate, --depth must be at least 1")
 	}
 	if o.CutBy != "tool" && o.CutBy != "server" {
-		return fmt.Errorf("--cut is %q, and must be tool or server", o.CutBy)
+		return fmt.Errorf("--cut is %q but must be tool or server", o.CutBy)
 	}
 	if o.Backoff <= 0 || o.MaxDelay < o.Backoff {
-		return errors.New("--backoff must be positive and not more than --backoff-max")
+		return errors.New("--backoff must be positive and at most --backoff-max")
 	}
 	for _, h := range append(o.Headers[:len(o.Headers):len(o.Headers)], o.PublishHeader...) {
 		if name, _, ok := strings.Cut(h, ":"); !ok || name == "" || strings.ContainsAny(name, " \t") || strings.ContainsAny(h, "\r\n") {
-			return errors.New("a header is not of the form \"Name: value\"") // it may be a secret
+			return errors.New("header is not of the form \"Name: value\"") // without its text, which may be secret
 		}
 	}
 	if err := o.checkServers(); err != nil {
@@ -153,31 +153,31 @@ func (o *options) check() error {
 	return err
 }
 
-// checkServers is about which servers there are, and not yet about whether they answer.
+// checkServers checks the options that select servers.
 func (o *options) checkServers() error {
 	for i, url := range o.URLs {
 		if slices.Contains(o.URLs[:i], url) {
-			return fmt.Errorf("%s is given twice", redactURL(url))
+			return fmt.Errorf("duplicate URL %s", redactURL(url))
 		}
 	}
 	switch {
 	case o.Start < 0 || o.Start > maxServers || len(o.URLs) > maxServers:
-		return fmt.Errorf("--start must be from 0 to %d, and there can be no more URLs", maxServers)
+		return fmt.Errorf("--start must be from 0 to %d, as must the number of URLs", maxServers)
 	case o.Start == 0 && len(o.URLs) == 0:
-		return errors.New("there is no URL")
+		return errors.New("no URL given")
 	case o.Start > 0 && len(o.URLs) > 0:
-		return errors.New("--start and URLs exclude each other: the servers that it starts are the ones that are measured")
+		return errors.New("--start and URLs are mutually exclusive")
 	case o.OnePort && o.Start == 0:
-		return errors.New("--one-port is for servers that --start starts")
+		return errors.New("--one-port requires --start")
 	case o.OnePort && runtime.GOOS != "linux":
-		return errors.New("--one-port needs Linux, where the kernel spreads connections over the servers that share a port")
+		return errors.New("--one-port requires Linux, where servers can share a port")
 	case o.Start > 0 && len(o.PIDs) > 0:
-		return errors.New("--start and --pid exclude each other: the processes that it starts are known")
+		return errors.New("--start and --pid are mutually exclusive")
 	}
 	return nil
 }
 
-// sources are the first and the last source address, or none.
+// sources parses the range of source addresses.
 func (o *options) sources() (r generator.SourceRange, err error) {
 	if o.Sources == "" {
 		return r, nil
@@ -197,7 +197,7 @@ func (o *options) sources() (r generator.SourceRange, err error) {
 	return r, nil
 }
 
-// settings is what the result says about the options.
+// settings are the options as part of a result.
 func (o *options) settings(processes int, sources generator.SourceRange) report.Settings {
 	s := report.Settings{
 		Connections: o.Connections,

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// progressLine shows how a run goes in one line of a terminal, which it overwrites. On anything but a
-// terminal it is silent.
+// progressLine shows the progress of a run in one line of a terminal. It prints nothing if the output is not
+// a terminal.
 type progressLine struct {
 	w       io.Writer
 	visible bool
@@ -37,7 +37,7 @@ func (p *progressLine) show(l progress) {
 	fmt.Fprintf(p.w, "\r\x1b[K%s", l.line())
 }
 
-// clear makes room for what is to stay.
+// clear erases the line.
 func (p *progressLine) clear() {
 	if p.visible {
 		fmt.Fprint(p.w, "\r\x1b[K")
@@ -45,7 +45,7 @@ func (p *progressLine) clear() {
 	}
 }
 
-// line is one moment in under 100 columns.
+// line formats progress in under 100 columns.
 func (l progress) line() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %.0f", l.phase, l.elapsed.Seconds())
@@ -68,7 +68,7 @@ func (l progress) line() string {
 	return b.String()
 }
 
-// shortMicros is a time in microseconds with about three digits.
+// shortMicros rounds a time in microseconds to about three digits.
 func shortMicros(v float64) time.Duration {
 	d := time.Duration(v * float64(time.Microsecond))
 	switch {

@@ -6,8 +6,8 @@ import (
 	"carillon/internal/redact"
 )
 
-// redactURL is a URL as messages and results have it: without its user and password, and without any parameter but those that
-// name topics. A token may be one, and results are kept and shown to others.
+// redactURL removes user, password and parameters from a URL for messages and results, since any parameter
+// may be a token. It keeps the parameters that name topics.
 func redactURL(text string) string { return redact.URL(text, "topic", "envelope", "last") }
 
 func redactURLs(list []string) string {

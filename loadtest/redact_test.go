@@ -23,7 +23,7 @@ func TestURLsAreShownWithoutSecrets(t *testing.T) {
 	}
 }
 
-// Neither the results nor what is wrong with a URL repeat a token.
+// Neither results nor errors contain a token of a URL.
 func TestSecretsAreNeitherInResultsNorInErrors(t *testing.T) {
 	for _, url := range []string{"ftp://h/?token=sesame", "ws://u:sesame@h/", "ws://u:sesame@h:x/?token=sesame", "ws://h/%zz?token=sesame", "ws://127.0.0.1:1/?token=sesame"} {
 		for _, more := range []string{"", "ws://127.0.0.1:1/?key=sesame"} {

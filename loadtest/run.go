@@ -14,7 +14,7 @@ import (
 	"carillon/loadtest/internal/report"
 )
 
-// run is one command against one server, as the parent sees it. The server may be many processes.
+// run is one command against one server, which may have many processes.
 type run struct {
 	o       *options
 	result  *report.Result
@@ -22,29 +22,29 @@ type run struct {
 	targets []generator.Target
 	sources generator.SourceRange
 	fleet   *generator.Fleet
-	server  *monitor // nil when none of the server's processes is known
+	server  *monitor // nil if no server process is known
 
-	began     int64 // the first connection
-	connected int64 // all open or failed
-	from, to  int64 // the measured window, as far as it has come
+	began     int64 // when the first connection was started
+	connected int64 // when all were open or had failed
+	from, to  int64 // the measured window
 	series    series
-	allLost   bool // all connections were lost
+	allLost   bool // the run ended because all connections were lost
 }
 
-// progress is how a run goes, for a person who watches it.
+// progress is the state of a run, for display.
 type progress struct {
 	phase          string
 	elapsed, limit time.Duration
 	open, wanted   int
 	failed         int
-	received       float64 // messages a second
-	p50, p99       float64 // microseconds, of the last moment
+	received       float64 // messages per second
+	p50, p99       float64 // microseconds, since the last progress
 	serverCores    float64
 }
 
 var errInterrupted = errors.New("interrupted")
 
-// settle is the quiet time between opening the connections and the window.
+// settle is the pause between opening the connections and the window.
 const settle = 300 * time.Millisecond
 
 // newResult is the result of a run that has measured nothing yet.
@@ -56,8 +56,8 @@ func newResult(o *options) *report.Result {
 	}
 }
 
-// measure runs one command against one server. What went wrong is in the result's Error, and what was
-// measured before that stands. Watch is told how it goes, several times a second; it may be nil.
+// measure runs one command against one server. If it fails, the result has the error and what was measured
+// before. Watch is called several times per second; it may be nil.
 func measure(ctx context.Context, o *options, watch func(progress)) *report.Result {
 	if watch == nil {
 		watch = func(progress) {}
@@ -78,7 +78,7 @@ func measure(ctx context.Context, o *options, watch func(progress)) *report.Resu
 	return r.result
 }
 
-// prepare finds out all that can go wrong before the run, and starts the processes.
+// prepare checks all that can be checked before the run and starts the processes.
 func (r *run) prepare(ctx context.Context) error {
 	if err := r.o.check(); err != nil {
 		return err
@@ -105,7 +105,7 @@ func (r *run) prepare(ctx context.Context) error {
 	return err
 }
 
-// address is what a server without a name is called.
+// address is the name of a server that was given none.
 func (r *run) address() string {
 	switch n := len(r.targets); n {
 	case 0:
@@ -117,7 +117,7 @@ func (r *run) address() string {
 	}
 }
 
-// loopback says whether all of the server is at this machine's own IPv4 addresses, which are many.
+// loopback reports whether all targets are IPv4 loopback addresses.
 func (r *run) loopback() bool {
 	return !slices.ContainsFunc(r.targets, func(t generator.Target) bool {
 		return !t.Address.Addr().Is4() || !t.Address.Addr().IsLoopback()
@@ -128,8 +128,7 @@ func (r *run) warn(format string, args ...any) {
 	r.result.Warnings = append(r.result.Warnings, fmt.Sprintf(format, args...))
 }
 
-// execute takes the processes through the run. When it ends early, what was measured is collected all
-// the same.
+// execute takes the processes through the run.
 func (r *run) execute(ctx context.Context) error {
 	seed := rand.Uint64()
 	for i, m := range r.fleet.Processes {
@@ -145,7 +144,7 @@ func (r *run) execute(ctx context.Context) error {
 	err := r.await(ctx, "connecting", generator.EventConnected, r.o.Ramp+generator.DialTimeout*time.Duration(2+r.o.Connections/generator.MaxDialing))
 	r.connected = generator.Monotonic()
 	if sum := r.fleet.Total(); err == nil && sum.Opened == 0 {
-		err = fmt.Errorf("no connection was opened: %s", mostCommon(r.failureReasons()))
+		err = fmt.Errorf("no connection could be opened: %s", mostCommon(r.failureReasons()))
 	}
 	if err == nil {
 		err = r.pause(ctx, "settling", settle)
@@ -158,7 +157,7 @@ func (r *run) execute(ctx context.Context) error {
 	return err
 }
 
-// window is what is measured: it begins in all processes at the same moment.
+// window runs the measured window. It starts in all processes at the same time.
 func (r *run) window(ctx context.Context) error {
 	r.fleet.Storming = r.o.Command == "storm"
 	r.from = generator.Monotonic() + int64(50*time.Millisecond)
@@ -173,7 +172,7 @@ func (r *run) window(ctx context.Context) error {
 	}
 	r.server.read(r.server.withAll)
 	r.fleet.Broadcast(generator.Command{Name: generator.CmdDrain, Sent: r.fleet.SentBy(r.o.sendersOfFanout())})
-	drained := r.await(context.Background(), "waiting for what is under way", generator.EventDrained, generator.MaxDrain+generator.DialTimeout)
+	drained := r.await(context.Background(), "waiting for messages in flight", generator.EventDrained, generator.MaxDrain+generator.DialTimeout)
 	if err == nil {
 		err = drained
 	}
@@ -186,7 +185,7 @@ func (r *run) window(ctx context.Context) error {
 	return err
 }
 
-// sendersOfFanout is for how many senders every process has to know what was sent.
+// sendersOfFanout is the number of senders whose message counts every process needs.
 func (o *options) sendersOfFanout() int {
 	if o.Command == "fanout" {
 		return o.Publishers
@@ -199,14 +198,14 @@ func (r *run) phase() string {
 	case r.o.Command == "idle":
 		return "holding"
 	case r.o.Command == "storm" && r.o.CutBy == "server":
-		return "waiting for the server to cut the connections"
+		return "waiting for the server to close the connections"
 	case r.o.Command == "storm":
 		return "reconnecting"
 	}
 	return "sending"
 }
 
-// finish lets the processes close their connections, and takes the figures.
+// finish closes the connections and completes the result.
 func (r *run) finish() {
 	r.fleet.Broadcast(generator.Command{Name: generator.CmdFinish})
 	_ = r.await(context.Background(), "closing", generator.EventFinished, 5*time.Second)
@@ -214,7 +213,7 @@ func (r *run) finish() {
 	r.collect()
 }
 
-// spec is the part of one process.
+// spec is the share of one process.
 func (r *run) spec(index int, seed uint64) *generator.Spec {
 	return &generator.Spec{
 		Command: r.o.Command, Index: index, Count: len(r.fleet.Processes), Run: seed,
@@ -228,26 +227,26 @@ func (r *run) spec(index int, seed uint64) *generator.Spec {
 
 var (
 	errAllLost = errors.New("all connections were lost")
-	errSilent  = errors.New("the processes of the generator do not answer")
+	errSilent  = errors.New("the generator processes do not respond")
 )
 
-// await waits until every process has said something, and keeps the series meanwhile.
-func (r *run) await(ctx context.Context, doing, say string, most time.Duration) error {
+// await waits until all processes have announced an event. Meanwhile it extends the series.
+func (r *run) await(ctx context.Context, phase, event string, timeout time.Duration) error {
 	begun := generator.Monotonic()
-	late := time.After(most)
+	late := time.After(timeout)
 	ticks := time.NewTicker(r.series.every(r.o.Command))
 	defer ticks.Stop()
-	for !r.fleet.Reached(say) {
+	for !r.fleet.Reached(event) {
 		select {
 		case a := <-r.fleet.Reports:
 			if err := r.fleet.Apply(a); err != nil {
 				return err
 			}
-			if sum := r.fleet.Total(); say == generator.EventEnded && sum.Open == 0 && sum.Members > 0 && r.o.Command != "storm" {
+			if sum := r.fleet.Total(); event == generator.EventEnded && sum.Open == 0 && sum.Members > 0 && r.o.Command != "storm" {
 				return errAllLost
 			}
 		case <-ticks.C:
-			r.tick(doing, begun)
+			r.tick(phase, begun)
 		case <-late:
 			return errSilent
 		case <-ctx.Done():
@@ -257,32 +256,32 @@ func (r *run) await(ctx context.Context, doing, say string, most time.Duration) 
 	return nil
 }
 
-// pause waits without anything to wait for.
-func (r *run) pause(ctx context.Context, doing string, d time.Duration) error {
+// pause waits for a while.
+func (r *run) pause(ctx context.Context, phase string, d time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	err := r.await(ctx, doing, "nothing", time.Hour)
+	err := r.await(ctx, phase, "never", time.Hour)
 	if errors.Is(err, errInterrupted) && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return nil
 	}
 	return err
 }
 
-// tick adds a point to the series and shows it.
-func (r *run) tick(doing string, begun int64) {
+// tick adds a point to the series and shows progress.
+func (r *run) tick(phase string, begun int64) {
 	if r.began == 0 {
 		return
 	}
 	sum := r.fleet.Total()
 	p := r.series.point(sum, r.fleet.Recent, r.server)
 	l := progress{
-		phase: doing, elapsed: time.Duration(generator.Monotonic() - begun), open: sum.Open, wanted: r.o.Connections, failed: sum.Failed,
+		phase: phase, elapsed: time.Duration(generator.Monotonic() - begun), open: sum.Open, wanted: r.o.Connections, failed: sum.Failed,
 		received: p.Received, p99: p.P99, serverCores: p.ServerCores,
 	}
 	if r.fleet.Recent.TotalCount() > 0 {
 		l.p50 = float64(r.fleet.Recent.ValueAtPercentile(50))
 	}
-	if doing == r.phase() {
+	if phase == r.phase() {
 		l.limit = r.o.Duration
 	}
 	r.fleet.Recent.Reset()
@@ -297,7 +296,7 @@ func (r *run) lossReasons() map[string]int {
 	return r.fleet.Reasons(func(r *generator.Report) map[string]int { return r.LostBy })
 }
 
-// lossError says how the server left.
+// lossError describes how all connections were lost.
 func (r *run) lossError() error {
 	r.allLost = true
 	text := fmt.Sprintf("all connections were lost after %.1f s: %s", float64(r.to-r.from)/1e9, mostCommon(r.lossReasons()))
@@ -306,7 +305,7 @@ func (r *run) lossError() error {
 		gone = append(gone, fmt.Sprintf("process %d", p.pid))
 	}
 	if len(gone) > 0 {
-		text = fmt.Sprintf("the server (%s) has ended: %s", strings.Join(gone, ", "), text)
+		text = fmt.Sprintf("the server (%s) exited: %s", strings.Join(gone, ", "), text)
 	}
 	return errors.New(text)
 }
@@ -314,7 +313,7 @@ func (r *run) lossError() error {
 // mostCommon is the most frequent reason.
 func mostCommon(reasons map[string]int) string {
 	if len(reasons) == 0 {
-		return "no reason is known"
+		return "unknown reason"
 	}
 	return slices.MaxFunc(slices.Sorted(maps.Keys(reasons)), func(a, b string) int { return reasons[a] - reasons[b] })
 }

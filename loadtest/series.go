@@ -9,7 +9,7 @@ import (
 	hdr "github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// series is the course of a run. It is thinned out when it grows long, so that any run fits.
+// series is the time series of a run. It is thinned out when it grows too long.
 type series struct {
 	points []report.Point
 	began  int64
@@ -20,14 +20,14 @@ type series struct {
 	skip, skipped int
 }
 
-// maxPoints bounds a series.
+// maxPoints is the maximum length of a series.
 const maxPoints = 1200
 
 func (s *series) start(at int64, step time.Duration) {
 	*s = series{began: at, lastAt: at, step: step, skip: 1}
 }
 
-// every is how often there is to be a point.
+// every is the interval between points.
 func (s *series) every(command string) time.Duration {
 	if s.step == 0 {
 		return generator.ReportInterval(command)
@@ -35,7 +35,7 @@ func (s *series) every(command string) time.Duration {
 	return s.step
 }
 
-// point is the present moment.
+// point adds a point for now and returns it.
 func (s *series) point(sum generator.Counters, recent *hdr.Histogram, server *monitor) report.Point {
 	now := generator.Monotonic()
 	p := report.Point{At: float64(now-s.began) / 1e9, Connections: sum.Open}
@@ -52,11 +52,11 @@ func (s *series) point(sum generator.Counters, recent *hdr.Histogram, server *mo
 		s.points = append(s.points, p)
 	}
 	if len(s.points) >= maxPoints {
-		kept := s.points[:0]
+		points := s.points[:0]
 		for i := 0; i < len(s.points); i += 2 {
-			kept = append(kept, s.points[i])
+			points = append(points, s.points[i])
 		}
-		s.points, s.skip = kept, 2*s.skip
+		s.points, s.skip = points, 2*s.skip
 	}
 	return p
 }

@@ -15,9 +15,9 @@ func showCommand() *cobra.Command {
 	var htmlFile string
 	cmd := &cobra.Command{
 		Use:   "show FILE.json",
-		Short: "Print a file of results again",
-		Long: `Prints the table of a file that --json wrote: a line for each server under each
-load, or, with --full, every figure. With --html it writes the report too.`,
+		Short: "Print the results in a JSON file",
+		Long: `Prints the table of a file written by --json: the main metrics of each server and
+load or, with --full, all metrics. With --html it also writes an HTML report.`,
 		SilenceUsage: true, SilenceErrors: true,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
@@ -33,8 +33,8 @@ load, or, with --full, every figure. With --html it writes the report too.`,
 		},
 	}
 	f := cmd.Flags()
-	f.BoolVar(&full, "full", false, "print every figure")
-	f.StringVar(&htmlFile, "html", "", "write a report to `FILE`")
+	f.BoolVar(&full, "full", false, "print all metrics")
+	f.StringVar(&htmlFile, "html", "", "write an HTML report to `FILE`")
 	return cmd
 }
 

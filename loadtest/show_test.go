@@ -28,9 +28,9 @@ func TestShow(t *testing.T) {
 		says string
 		err  string
 	}{
-		{"the short table", []string{file, "--html", page}, "to all, p99", ""},
+		{"the short table", []string{file, "--html", page}, "completion p99", ""},
 		{"the long one", []string{file, "--full"}, "latency p99.9", ""},
-		{"a command of a later version has all its figures", []string{later}, "connections/s", ""},
+		{"a command of a later version has all its metrics", []string{later}, "connections/s", ""},
 		{"no file", nil, "", "expected one file, got 0"},
 		{"a file that is not there", []string{filepath.Join(dir, "none")}, "", "read results: "},
 	} {

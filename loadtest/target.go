@@ -18,7 +18,7 @@ import (
 	"carillon/loadtest/internal/wsclient"
 )
 
-// resolveTargets finds all of the run's URLs. The error says which of several it is about.
+// resolveTargets resolves and checks the URLs of a run.
 func resolveTargets(ctx context.Context, o *options, sources generator.SourceRange) ([]generator.Target, error) {
 	var list []generator.Target
 	for _, text := range o.URLs {
@@ -34,8 +34,8 @@ func resolveTargets(ctx context.Context, o *options, sources generator.SourceRan
 	return list, nil
 }
 
-// resolveTarget takes a URL apart and opens one connection, to see whether there is a WebSocket at all. So
-// whatever is wrong is said once and in the server's own words, before anything is measured.
+// resolveTarget parses a URL, resolves its host and opens one connection, so that errors are reported once
+// and before anything is measured.
 func resolveTarget(ctx context.Context, o *options, text string, sources generator.SourceRange) (generator.Target, error) {
 	u, err := url.Parse(text)
 	if err != nil {
@@ -43,23 +43,23 @@ func resolveTarget(ctx context.Context, o *options, text string, sources generat
 			err = e.Err // without the URL
 		}
 		if redactURL(text) != text {
-			err = errors.New("what is wrong may be a part of a secret, and is not shown")
+			err = errors.New("details withheld, since they may contain a secret")
 		}
-		return generator.Target{}, fmt.Errorf("the URL makes no sense: %w", err)
+		return generator.Target{}, fmt.Errorf("invalid URL: %w", err)
 	}
 	switch {
 	case u.Scheme == "wss" || u.Scheme == "https":
-		return generator.Target{}, errors.New("wss is not supported: test the server behind its TLS, or without it, by a ws:// URL")
+		return generator.Target{}, errors.New("wss is not supported: use a ws:// URL of the server without TLS")
 	case u.Scheme != "ws" && u.Scheme != "http" || u.Hostname() == "":
 		return generator.Target{}, fmt.Errorf("%q is not a WebSocket URL such as %s", redactURL(text), defaultEcho)
 	case u.User != nil:
-		return generator.Target{}, errors.New("a user in the URL is not supported: use --header 'Authorization: ...'")
+		return generator.Target{}, errors.New("credentials in the URL are not supported: use --header 'Authorization: ...'")
 	}
 	port, err := strconv.Atoi(u.Port())
 	if u.Port() == "" {
 		port = 80
 	} else if err != nil || port < 1 || port > 65535 {
-		return generator.Target{}, fmt.Errorf("%q is not a port", u.Port())
+		return generator.Target{}, fmt.Errorf("invalid port %q", u.Port())
 	}
 	uri := u.RequestURI()
 	t := generator.Target{URL: redactURL(text), Handshake: wsclient.NewHandshake(u.Host, uri, o.Subprotocols, o.Compression, o.Headers)}
@@ -68,7 +68,7 @@ func resolveTarget(ctx context.Context, o *options, text string, sources generat
 	defer cancel()
 	addresses, err := net.DefaultResolver.LookupNetIP(ctx, "ip", u.Hostname())
 	if err != nil {
-		return t, fmt.Errorf("find %s: %w", u.Hostname(), err)
+		return t, fmt.Errorf("resolve %s: %w", u.Hostname(), err)
 	}
 	var failed error
 	for _, a := range addresses {
@@ -105,25 +105,25 @@ func probe(ctx context.Context, t *generator.Target, sources generator.SourceRan
 
 	key := wsclient.AppendKey(nil, rand.Uint64())
 	if _, err := fmt.Fprintf(conn, "%s%s\r\n\r\n", t.Handshake.Request, key); err != nil {
-		return fmt.Errorf("ask %s for a WebSocket: %w", t.Address, err)
+		return fmt.Errorf("send handshake to %s: %w", t.Address, err)
 	}
-	var answer []byte
-	for wsclient.HeadEnd(answer) == 0 {
-		n, err := conn.Read(room(&answer))
-		answer = answer[:len(answer)+n]
-		if err != nil && wsclient.HeadEnd(answer) == 0 {
-			return noAnswer(t.Address, answer, err)
+	var response []byte
+	for wsclient.HeadEnd(response) == 0 {
+		n, err := conn.Read(room(&response))
+		response = response[:len(response)+n]
+		if err != nil && wsclient.HeadEnd(response) == 0 {
+			return noResponse(t.Address, response, err)
 		}
-		if len(answer) > wsclient.MaxHead {
-			return fmt.Errorf("%s answers without end", t.Address)
+		if len(response) > wsclient.MaxHead {
+			return fmt.Errorf("response head of %s too long", t.Address)
 		}
 	}
-	head, body := answer[:wsclient.HeadEnd(answer)], answer[wsclient.HeadEnd(answer):]
+	head, body := response[:wsclient.HeadEnd(response)], response[wsclient.HeadEnd(response):]
 	if _, err := t.Handshake.Verify(head, body, key); err == nil {
 		_, _ = conn.Write(wsclient.AppendFrame(nil, wsclient.OpClose, false, rand.Uint32(), []byte{1000 >> 8, 1000 & 0xff}))
 		return nil
 	}
-	if len(body) == 0 { // the words may be in the next packet
+	if len(body) == 0 { // it may be in the next packet
 		conn.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
 		n, _ := conn.Read(room(&body))
 		body = body[:len(body)+n]
@@ -132,22 +132,22 @@ func probe(ctx context.Context, t *generator.Target, sources generator.SourceRan
 	return err
 }
 
-// noAnswer is what there is to say when no complete head came.
-func noAnswer(address netip.AddrPort, answer []byte, err error) error {
-	if len(answer) > 0 && !strings.HasPrefix("HTTP/1.", string(answer[:min(7, len(answer))])) {
-		return fmt.Errorf("%s does not speak HTTP: it answers %q", address, wsclient.Shorten(wsclient.FirstLine(answer)))
+// noResponse describes a handshake without a complete response head.
+func noResponse(address netip.AddrPort, response []byte, err error) error {
+	if len(response) > 0 && !strings.HasPrefix("HTTP/1.", string(response[:min(7, len(response))])) {
+		return fmt.Errorf("%s does not speak HTTP: it responded %q", address, wsclient.Shorten(wsclient.FirstLine(response)))
 	}
 	if errors.Is(err, io.EOF) {
-		return fmt.Errorf("%s closes the connection without an answer", address)
+		return fmt.Errorf("%s closed the connection without a response", address)
 	}
-	return fmt.Errorf("wait for the answer of %s: %w", address, err)
+	return fmt.Errorf("wait for a response from %s: %w", address, err)
 }
 
-// room makes space at the end of a buffer and returns it.
+// room returns free space at the end of a buffer, which it grows as needed.
 func room(b *[]byte) []byte {
-	const least = 2048
-	if cap(*b)-len(*b) < least {
-		*b = append(make([]byte, 0, cap(*b)+2*least), *b...)
+	const minRoom = 2048
+	if cap(*b)-len(*b) < minRoom {
+		*b = append(make([]byte, 0, cap(*b)+2*minRoom), *b...)
 	}
 	return (*b)[len(*b):cap(*b)]
 }

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// usage is what a process has used up to a moment.
+// usage is the resource usage of a process.
 type usage struct {
 	at      int64 // monotonic
 	cpu     time.Duration
@@ -13,10 +13,10 @@ type usage struct {
 	threads int
 }
 
-// kernelMemory is what the kernel counts for the sockets of the whole machine, in bytes.
+// kernelMemory is kernel memory of the whole machine, in bytes.
 type kernelMemory struct {
-	buffers int64 // TCP's in /proc/net/sockstat
-	slab    int64 // all kernel objects, of which sockets are many
+	buffers int64 // TCP buffers, from /proc/net/sockstat
+	slab    int64 // Slab, from /proc/meminfo
 }
 
-var errNoProcess = errors.New("there is no such process")
+var errNoProcess = errors.New("no such process")

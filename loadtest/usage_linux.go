@@ -16,14 +16,14 @@ import (
 	"carillon/loadtest/internal/generator"
 )
 
-// usageOf reads what a process has used so far.
+// usageOf reads the resource usage of a process.
 func usageOf(pid int) (usage, error) {
 	c := usage{at: generator.Monotonic()}
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return c, errNoProcess
 	}
-	// The name, in parentheses, may hold anything. What follows begins with the state, field 3.
+	// The name, in parentheses, may contain anything. It is followed by the state, field 3.
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	if len(fields) < 22 || fields[0] == "Z" || fields[0] == "X" {
 		return c, errNoProcess
@@ -37,7 +37,7 @@ func usageOf(pid int) (usage, error) {
 	return c, nil
 }
 
-// pssOf is the memory of a process in which shared pages count in part, or 0 if it may not be read.
+// pssOf is the proportional set size of a process, or 0 if it cannot be read.
 func pssOf(pid int) int64 {
 	return field(fmt.Sprintf("/proc/%d/smaps_rollup", pid), "Pss:", 1) * 1024
 }
@@ -49,7 +49,7 @@ func readKernelMemory() kernelMemory {
 	}
 }
 
-// field is the number at a position of the line of a file that begins with a word.
+// field returns the number at a position in the line that begins with word.
 func field(file, word string, position int) int64 {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -64,10 +64,9 @@ func field(file, word string, position int) int64 {
 	return 0
 }
 
-// listeners are the processes that listen at each of some addresses of this machine, as far as they may
-// be seen.
+// listeners returns the processes that listen at each address of this machine, as far as permissions allow.
 func listeners(addresses []netip.AddrPort) [][]int {
-	wanted := map[string][]int{} // the numbers of the addresses that a socket listens at
+	wanted := map[string][]int{} // indices of the addresses, by socket
 	for i, address := range addresses {
 		for _, file := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
 			for _, inode := range listening(file, address) {
@@ -92,7 +91,7 @@ func listeners(addresses []netip.AddrPort) [][]int {
 	return pids
 }
 
-// listening are the inodes of the sockets in one of the kernel's tables that accept for an address.
+// listening returns the inodes of the sockets that listen at an address, from one of the kernel tables.
 func listening(file string, address netip.AddrPort) []string {
 	f, err := os.Open(file)
 	if err != nil {
@@ -117,8 +116,7 @@ func listening(file string, address netip.AddrPort) []string {
 	return inodes
 }
 
-// tableAddress reads an address as the kernel's tables write it: in words of 32 bits, each in the order
-// of the machine.
+// tableAddress parses an address of a kernel table: 32-bit words in host byte order.
 func tableAddress(text string) (netip.Addr, bool) {
 	b, err := hex.DecodeString(text)
 	if err != nil {

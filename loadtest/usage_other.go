@@ -7,7 +7,7 @@ import (
 	"net/netip"
 )
 
-var errNoProc = errors.New("a server's process can be measured on Linux only")
+var errNoProc = errors.New("server processes can only be measured on Linux")
 
 func usageOf(int) (usage, error)         { return usage{}, errNoProc }
 func pssOf(int) int64                    { return 0 }

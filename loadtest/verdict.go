@@ -11,13 +11,13 @@ import (
 	"carillon/loadtest/internal/report"
 )
 
-// Beyond these the generator is taken for the bottleneck of a run.
+// Beyond these limits the generator counts as the bottleneck of a run.
 const (
-	maxBusy = 0.9                   // of a core, for one of its processes
+	maxBusy = 0.9                   // of a core, per process
 	maxLate = 10 * time.Millisecond // behind the schedule
 )
 
-// collect puts the figures of a run, complete or not, into its result.
+// collect fills in the result of a run, complete or not.
 func (r *run) collect() {
 	f, res := r.fleet, r.result
 	sum := f.Total()
@@ -80,11 +80,11 @@ func (r *run) collectStorm(sum generator.Counters) {
 	r.result.Storm = s
 	r.result.Connections.Lost = sum.Members - sum.Open
 	if s.Back100 == 0 {
-		r.warn("%d of %d connections were back when the run ended", len(f.Back), sum.Members)
+		r.warn("%d of %d connections had reconnected when the run ended", len(f.Back), sum.Members)
 	}
 }
 
-// backAt is how many seconds after the cut a share of the connections was back, or 0 if it never was.
+// backAt is how many seconds after the cut a share of the connections was back; 0 is never.
 func backAt(back []int64, of int, cut int64, share float64) float64 {
 	n := int(math.Ceil(share * float64(of)))
 	if n < 1 || n > len(back) {
@@ -109,43 +109,43 @@ func (r *run) collectGenerator(sum generator.Counters) {
 	for _, m := range r.fleet.Processes {
 		if busy := float64(m.Last.CPUEnd-m.Last.CPUStart) / 1e9 / window; busy > maxBusy {
 			g.Bottleneck = true
-			r.warn("the generator was the bottleneck: one of its processes was busy for %.0f %% of the time; use more --processes", 100*busy)
+			r.warn("the generator was the bottleneck: one of its processes was busy for %.0f%% of the time; use more --processes", 100*busy)
 			break
 		}
 	}
 	if late := time.Duration(sum.MaxLate); late > maxLate {
 		g.Bottleneck = true
-		r.warn("the generator missed its schedule: a message was sent %v late (more than %v counts)", late.Round(time.Millisecond/10), maxLate)
+		r.warn("the generator missed its schedule: a message was sent %v late (limit %v)", late.Round(time.Millisecond/10), maxLate)
 	}
 }
 
-// addWarnings says what makes the figures doubtful.
+// addWarnings adds the reasons to doubt the metrics.
 func (r *run) addWarnings(sum generator.Counters) {
 	res := r.result
 	if n := sum.Failed; n > 0 && sum.Opened > 0 {
-		r.warn("%d of %d connections could not be opened, most often: %s", n, res.Connections.Wanted, mostCommon(res.Connections.Failed))
+		r.warn("%d of %d connections could not be opened; most frequent reason: %s", n, res.Connections.Wanted, mostCommon(res.Connections.Failed))
 	}
-	if !r.allLost { // or the error says it
+	if !r.allLost { // otherwise the error says so
 		r.warnServers()
 	}
 	if sum.Lost > 0 && r.o.Command != "storm" {
-		r.warn("%d connections were lost, most often: %s", sum.Lost, mostCommon(res.Connections.LostBy))
+		r.warn("%d connections were lost; most frequent reason: %s", sum.Lost, mostCommon(res.Connections.LostBy))
 	}
 	if by := r.fleet.Reasons(func(r *generator.Report) map[string]int { return r.PublishFailedBy }); len(by) > 0 {
-		r.warn("requests to publish have failed, most often: %s", mostCommon(by))
+		r.warn("publish requests failed; most frequent reason: %s", mostCommon(by))
 	}
 	if m := res.Messages; m != nil {
 		r.warnMessages(m)
 	}
 	if s := res.Server; s != nil && r.o.Command != "idle" && s.Cores+res.Generator.Cores > 0.95*float64(runtime.NumCPU()) {
-		r.warn("server and generator shared %d cores and kept them all busy, so that each slowed the other down", runtime.NumCPU())
+		r.warn("server and generator kept all %d cores busy and slowed each other down", runtime.NumCPU())
 	}
 }
 
-// warnServers names the parts of the server that have left a run which went on.
+// warnServers warns about server processes and URLs that were lost during the run.
 func (r *run) warnServers() {
 	for _, p := range r.server.gone() {
-		r.warn("%v has ended, %.1f s after the first connection was begun: its cost is counted until then", p, seconds(r.began, p.ended))
+		r.warn("%v exited %.1f s after the start of the run; its CPU and memory count until then", p, seconds(r.began, p.ended))
 	}
 	if len(r.targets) < 2 {
 		return
@@ -159,21 +159,21 @@ func (r *run) warnServers() {
 
 func (r *run) warnMessages(m *report.Messages) {
 	if m.Unsent > 0 {
-		r.warn("%d messages were due and never sent: their connections were full, or gone", m.Unsent)
+		r.warn("%d messages were due but not sent: their connections were full or closed", m.Unsent)
 	}
 	if m.Foreign > 0 {
-		r.warn("%d messages were not of this run, or damaged: who else uses this path?", m.Foreign)
+		r.warn("%d messages were damaged or not from this run: does another client use this path?", m.Foreign)
 	}
 	switch urls := int64(len(r.o.URLs)); {
 	case r.o.Command != "fanout" || m.Sent == 0 || m.Missing == 0:
 	case m.Received == m.Sent:
-		r.warn("each message reached one receiver only: %s echoes, and does not fan out", redactURL(r.o.URLs[0]))
+		r.warn("each message reached only one receiver: %s seems to echo instead of broadcasting", redactURL(r.o.URLs[0]))
 	case urls > 1 && m.Received <= m.Expected/urls*11/10:
-		r.warn("a message reached about one receiver in %d, as if it had stayed at its URL: are the servers one cluster? fanout expects it", urls)
+		r.warn("each message reached about one receiver in %d: do the servers at these URLs form a cluster? fanout expects one", urls)
 	}
 }
 
-// checkReceived says that no message arrived at all, which no figure says so plainly.
+// checkReceived returns an error if no message arrived at all.
 func (r *run) checkReceived() error {
 	sum := r.fleet.Total()
 	switch {
@@ -185,8 +185,8 @@ func (r *run) checkReceived() error {
 		}
 		return fmt.Errorf("no message was due within %v at this rate", r.o.Duration)
 	case sum.Foreign > 0:
-		return fmt.Errorf("%d messages were sent, and none came back as it was", sum.Sent)
+		return fmt.Errorf("%d messages were sent, and all came back damaged or altered", sum.Sent)
 	}
 	return fmt.Errorf("%d messages were sent, and none came back: does %s %s?", sum.Sent, redactURL(r.o.URLs[0]),
-		map[string]string{"echo": "echo", "fanout": "send messages on to everyone"}[r.o.Command])
+		map[string]string{"echo": "echo", "fanout": "broadcast"}[r.o.Command])
 }

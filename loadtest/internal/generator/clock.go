@@ -11,11 +11,11 @@ var (
 	beganNanos = monotonicNanos()
 )
 
-// Monotonic is the time in nanoseconds of a clock that all processes on this machine share, so that a
-// message sent by one can be timed by another. It costs no system call.
+// Monotonic returns the time in nanoseconds on a clock that all processes of this machine share, so that
+// one process can time messages of another. It makes no system call.
 func Monotonic() int64 { return beganNanos + int64(time.Since(began)) }
 
-// monotonicNanos asks the system for the time of its monotonic clock.
+// monotonicNanos reads the system's monotonic clock.
 func monotonicNanos() int64 {
 	var t unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &t); err != nil {
@@ -24,7 +24,7 @@ func monotonicNanos() int64 {
 	return t.Nano()
 }
 
-// cpuNanos is the processor time, user and system, that this process has used.
+// cpuNanos is the CPU time, user and system, that this process has used.
 func cpuNanos() int64 {
 	var u unix.Rusage
 	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {
@@ -33,5 +33,5 @@ func cpuNanos() int64 {
 	return u.Utime.Nano() + u.Stime.Nano()
 }
 
-// SleepUntil returns at a moment of the monotonic clock.
+// SleepUntil sleeps until a time on the monotonic clock.
 func SleepUntil(at int64) { time.Sleep(time.Duration(at - Monotonic())) }

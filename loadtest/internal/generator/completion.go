@@ -7,35 +7,34 @@ import (
 	hdr "github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// arrival is how far one message has got: how many receivers have it, when it was due to be sent, and
-// when the last of them got it.
+// arrival records how many receivers have a message, when it was due, and when the last of them got it.
 type arrival struct {
 	due, last int64
 	receivers uint32
 }
 
-// maxArrivals is of how many messages one process keeps the arrival. In a run of more, it is every
-// second message, or every fourth, and so on.
+// maxArrivals bounds the messages that one process tracks. In longer runs it tracks every second message,
+// every fourth, and so on.
 const maxArrivals = 1 << 17
 
-// arrivals are those of the messages of one sender that are a multiple of 1<<shift.
+// arrivals tracks the messages of one sender whose number is a multiple of 1<<shift.
 type arrivals struct {
 	shift uint
 	max   int
 	rows  []arrival
 }
 
-// newArrivals shares out what may be kept among the senders. The number of each is a power of two.
+// newArrivals divides maxArrivals among the senders. Each gets a power of two.
 func newArrivals(senders int) []arrivals {
-	most := 1 << (bits.Len(uint(max(2, maxArrivals/max(senders, 1)))) - 1)
+	limit := 1 << (bits.Len(uint(max(2, maxArrivals/max(senders, 1)))) - 1)
 	list := make([]arrivals, senders)
 	for i := range list {
-		list[i].max = most
+		list[i].max = limit
 	}
 	return list
 }
 
-// note enters that one more receiver has a message.
+// note records that another receiver has a message.
 func (a *arrivals) note(s stamp, now int64) {
 	if s.sequence&(1<<a.shift-1) != 0 {
 		return
@@ -58,17 +57,17 @@ func (a *arrivals) note(s stamp, now int64) {
 	row.due, row.last = s.due, now
 }
 
-// thin forgets every second message.
+// thin drops every second message.
 func (a *arrivals) thin() {
-	kept := a.rows[:0]
+	rows := a.rows[:0]
 	for i := 0; i < len(a.rows); i += 2 {
-		kept = append(kept, a.rows[i])
+		rows = append(rows, a.rows[i])
 	}
-	a.rows = kept
+	a.rows = rows
 	a.shift++
 }
 
-// add merges what another process has seen of the same sender's messages.
+// add merges the arrivals that another process recorded for the same sender.
 func (a *arrivals) add(b arrivals) {
 	for a.shift < b.shift {
 		a.thin()
@@ -87,8 +86,8 @@ func (a *arrivals) add(b arrivals) {
 	}
 }
 
-// complete records how long each message took until its last receiver had it. A message that did not
-// reach them all was never complete, and counts among the missing instead.
+// complete records how long each message took to reach its last receiver. A message that did not reach all
+// receivers counts as missing instead.
 func (a *arrivals) complete(h *hdr.Histogram, receivers uint32) {
 	for _, row := range a.rows {
 		if receivers > 0 && row.receivers == receivers {

@@ -9,7 +9,7 @@ func TestCompletionIsTheLastReceiver(t *testing.T) {
 	one.note(stamp{sequence: 0, due: ms(100)}, ms(101))
 	one.note(stamp{sequence: 0, due: ms(100)}, ms(102))
 	two.note(stamp{sequence: 0, due: ms(100)}, ms(105))
-	one.note(stamp{sequence: 1, due: ms(200)}, ms(203)) // and nobody else
+	one.note(stamp{sequence: 1, due: ms(200)}, ms(203)) // reaches one receiver only
 	two.note(stamp{sequence: 2, due: ms(300)}, ms(301))
 	one.note(stamp{sequence: 2, due: ms(300)}, ms(302))
 	one.note(stamp{sequence: 2, due: ms(300)}, ms(307))

@@ -21,25 +21,24 @@ const (
 	stateClosing // our close frame was sent
 )
 
-// conn is one connection. There are tens of thousands in a process: what a quiet one does not need is
-// not here.
+// conn is one connection. A process has tens of thousands, so an idle one holds no buffer.
 type conn struct {
 	fd         int32
-	generation int32 // tells a connection from the one that had its slot before
+	generation int32 // distinguishes it from earlier connections in its slot
 	state      state
 	compressed bool
 	member     bool // was open when the window began
-	back       bool // storm: was open again after it was cut off
+	back       bool // storm: has reconnected
 	tries      uint8
-	began      int64 // of the attempt to connect
+	began      int64 // when connecting began
 
-	partial  []byte // of a frame or of the server's head
-	unsent   []byte // what the full socket did not take
+	partial  []byte // start of a frame or response head
+	unsent   []byte // rest of a write to a full socket
 	fragment *fragment
 
 	sent uint32 // messages
-	owed uint32 // messages that were due while the socket was full
-	skip uint32 // closed loop: messages up to this one are given up
+	owed uint32 // messages due while the socket was full
+	skip uint32 // closed loop: messages below this are given up
 }
 
 // dial begins to connect.
@@ -83,18 +82,18 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
 }
 
-// reasonFor words an error of the system.
+// reasonFor words a system error.
 func reasonFor(err error) string {
 	switch {
 	case errors.Is(err, unix.EADDRNOTAVAIL):
-		return "no free port: use more --sources"
+		return "no free local port: use more --sources"
 	case errors.Is(err, unix.EMFILE):
 		return "too many open files in the generator"
 	}
 	return err.Error()
 }
 
-// close gives the slot free. Events that are still under way to it are told by their generation.
+// close frees the slot. Its generation changes, so that pending events are ignored.
 func (w *worker) close(c *conn) {
 	if c.fd >= 0 {
 		_ = unix.Close(int(c.fd))
@@ -119,7 +118,7 @@ func (w *worker) fail(i int, reason string) {
 	count(w.failedBy, w.at(i, reason))
 }
 
-// lose ends an open connection before its time.
+// lose ends an open connection that the run still needs.
 func (w *worker) lose(i int, reason string) {
 	c := &w.conns[i]
 	switch {
@@ -139,7 +138,7 @@ func (w *worker) lose(i int, reason string) {
 	}
 }
 
-// handle works off what the poller has found.
+// handle processes the events of the poller.
 func (w *worker) handle(events int) {
 	for n := range events {
 		if n&63 == 63 {
@@ -163,7 +162,7 @@ func (w *worker) handle(events int) {
 	}
 }
 
-// dialed sends the request, now that the connection stands, or says why it does not.
+// dialed sends the handshake request once the connection is established.
 func (w *worker) dialed(i int, c *conn, ended bool) {
 	if ended {
 		e, err := unix.GetsockoptInt(int(c.fd), unix.SOL_SOCKET, unix.SO_ERROR)
@@ -178,18 +177,18 @@ func (w *worker) dialed(i int, c *conn, ended bool) {
 	w.write(i, c, w.batch)
 }
 
-// seed is that of the key of the connection's handshake.
+// seed is the seed of the connection's Sec-WebSocket-Key.
 func (w *worker) seed(i int, c *conn) uint64 {
 	return w.spec.Run ^ uint64(w.id(i))<<32 ^ uint64(uint32(c.generation))
 }
 
-// read takes all that has come for a connection.
+// read reads from a connection until its socket is empty.
 func (w *worker) read(i int, c *conn, ended bool) {
 	for {
 		into := w.buf
-		kept := len(c.partial)
-		if kept > 0 {
-			into = c.partial[kept:cap(c.partial)]
+		held := len(c.partial)
+		if held > 0 {
+			into = c.partial[held:cap(c.partial)]
 		}
 		n, e := read(c.fd, into)
 		switch {
@@ -206,8 +205,8 @@ func (w *worker) read(i int, c *conn, ended bool) {
 		}
 		w.Bytes += int64(n)
 		data := into[:n]
-		if kept > 0 {
-			data = c.partial[:kept+n]
+		if held > 0 {
+			data = c.partial[:held+n]
 		}
 		now := Monotonic()
 		rest, need, ok := w.consume(i, c, data, now)
@@ -222,7 +221,7 @@ func (w *worker) read(i int, c *conn, ended bool) {
 	}
 }
 
-// keep puts the beginning of a frame, of which it is known how many bytes it needs, by.
+// keep stores an incomplete frame that needs the given number of bytes.
 func (w *worker) keep(c *conn, rest []byte, need int) {
 	if len(rest) == 0 {
 		if c.partial != nil {
@@ -241,7 +240,7 @@ func (w *worker) keep(c *conn, rest []byte, need int) {
 	c.partial = c.partial[:n]
 }
 
-// write sends bytes. What the socket does not take now goes when it can; the bytes are copied then.
+// write sends b. What the socket does not accept is copied and sent later.
 func (w *worker) write(i int, c *conn, b []byte) {
 	if len(c.unsent) > 0 {
 		c.unsent = append(c.unsent, b...)
@@ -265,7 +264,7 @@ func (w *worker) write(i int, c *conn, b []byte) {
 	}
 }
 
-// flush sends what the socket did not take before.
+// flush sends the rest of earlier writes.
 func (w *worker) flush(i int, c *conn) {
 	if unsent := c.unsent; len(unsent) > 0 {
 		c.unsent = nil
@@ -282,9 +281,9 @@ func (w *worker) control(i int, c *conn, op byte, payload []byte) {
 	w.write(i, c, w.batch)
 }
 
-// finish says goodbye on all connections, so that the servers end them.
+// finish sends a close frame on every connection.
 func (w *worker) finish() {
-	w.sendReport(eventProgress) // what happens from here on is no part of the run
+	w.sendReport(eventProgress) // what follows is not part of the run
 	w.phase = phaseFinishing
 	w.reconnector.running = false
 	w.drainEnd = Monotonic() + int64(DrainQuiet)/2

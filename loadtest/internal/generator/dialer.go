@@ -5,27 +5,27 @@ import (
 	"time"
 )
 
-// DialTimeout is how long a connection may take, from connect(2) to the end of the handshake.
+// DialTimeout bounds the time from connect(2) to the end of the handshake.
 const DialTimeout = 10 * time.Second
 
-// dialer opens the connections: evenly over the ramp, or as fast as the server answers.
+// dialer opens the connections, evenly over the ramp or as fast as the server accepts them.
 type dialer struct {
 	sources   []netip.Addr
 	startedAt int64
-	started   int // connections that were tried
+	started   int // connections attempted
 	inFlight  int
-	attempts  []attempt // in the order of their beginning
+	attempts  []attempt // oldest first
 }
 
-// attempt is one that has to be over within dialTimeout.
+// attempt is a handshake in progress. It fails after DialTimeout.
 type attempt struct{ slot, generation int32 }
 
-// MaxDialing bounds the handshakes under way in one process, so that no listen queue overflows.
+// MaxDialing bounds the handshakes in progress in one process, so that no listen queue overflows.
 const MaxDialing = 256
 
 func (d *dialer) prepare(s *Spec) { d.sources = s.Sources.All() }
 
-// turn begins what is due and gives up what takes too long.
+// turn starts the attempts that are due and fails those that have timed out.
 func (d *dialer) turn(w *worker, now int64) (next int64) {
 	next = now + int64(idleTurn)
 	for n := 0; d.started < len(w.conns) && d.inFlight < MaxDialing; n++ {
@@ -55,7 +55,7 @@ func (d *dialer) start(w *worker, i int, now int64) {
 	}
 }
 
-// expire ends the attempts that have taken too long.
+// expire fails the attempts that have timed out.
 func (d *dialer) expire(w *worker, now int64) {
 	for len(d.attempts) > 0 {
 		a := d.attempts[0]

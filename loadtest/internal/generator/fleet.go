@@ -13,10 +13,10 @@ import (
 	hdr "github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// WorkerCommand is the hidden command of this program that is one process of the generator.
+// WorkerCommand is the hidden command that runs this program as a worker.
 const WorkerCommand = "generator-process"
 
-// Fleet are the processes of the generator, as their parent sees them.
+// Fleet is the parent's view of its worker processes.
 type Fleet struct {
 	Processes []*Process
 	Reports   chan Incoming
@@ -31,12 +31,12 @@ type Fleet struct {
 	Storming   bool
 }
 
-// Process is one process of the generator.
+// Process is one worker process.
 type Process struct {
 	index    int
 	cmd      *exec.Cmd
 	commands io.WriteCloser
-	Last     Report // with what earlier ones said and this one need not repeat
+	Last     Report // including fields of earlier reports that this one omits
 	events   map[string]bool
 	dead     bool
 }
@@ -48,7 +48,7 @@ type Incoming struct {
 	err    error
 }
 
-// StartFleet starts the processes and waits for nothing.
+// StartFleet starts the processes. It does not wait for them.
 func StartFleet(processes int) (*Fleet, error) {
 	f := &Fleet{
 		Reports: make(chan Incoming, 64), stopped: make(chan struct{}),
@@ -56,33 +56,33 @@ func StartFleet(processes int) (*Fleet, error) {
 	}
 	self, err := os.Executable()
 	if err != nil {
-		return nil, fmt.Errorf("find this program: %w", err)
+		return nil, fmt.Errorf("locate this program: %w", err)
 	}
 	for i := range processes {
-		m := &Process{index: i, cmd: exec.Command(self, WorkerCommand), events: map[string]bool{}}
-		m.cmd.Stderr = os.Stderr
-		out, err := m.cmd.StdoutPipe()
+		p := &Process{index: i, cmd: exec.Command(self, WorkerCommand), events: map[string]bool{}}
+		p.cmd.Stderr = os.Stderr
+		out, err := p.cmd.StdoutPipe()
 		if err == nil {
-			m.commands, err = m.cmd.StdinPipe()
+			p.commands, err = p.cmd.StdinPipe()
 		}
 		if err == nil {
-			err = m.cmd.Start()
+			err = p.cmd.Start()
 		}
 		if err != nil {
 			f.Close()
-			return nil, fmt.Errorf("start a process of the generator: %w", err)
+			return nil, fmt.Errorf("start a generator process: %w", err)
 		}
-		f.Processes = append(f.Processes, m)
-		go f.receive(m, out)
+		f.Processes = append(f.Processes, p)
+		go f.receive(p, out)
 	}
 	return f, nil
 }
 
-// receive passes on what a process says.
-func (f *Fleet) receive(m *Process, out io.Reader) {
+// receive forwards the reports of a process.
+func (f *Fleet) receive(p *Process, out io.Reader) {
 	decode := json.NewDecoder(bufio.NewReader(out))
 	for {
-		a := Incoming{from: m, report: &Report{}}
+		a := Incoming{from: p, report: &Report{}}
 		if a.err = decode.Decode(a.report); a.err != nil {
 			a.report = nil
 		}
@@ -97,67 +97,67 @@ func (f *Fleet) receive(m *Process, out io.Reader) {
 	}
 }
 
-// Broadcast tells all processes the same.
-func (f *Fleet) Broadcast(o Command) {
-	for _, m := range f.Processes {
-		m.Send(o)
+// Broadcast sends a command to all processes.
+func (f *Fleet) Broadcast(c Command) {
+	for _, p := range f.Processes {
+		p.Send(c)
 	}
 }
 
-func (m *Process) Send(o Command) {
-	line, err := json.Marshal(o)
+func (p *Process) Send(c Command) {
+	line, err := json.Marshal(c)
 	if err != nil {
-		panic("an order that is not JSON: " + err.Error())
+		panic("encode a command: " + err.Error())
 	}
-	_, _ = m.commands.Write(append(line, '\n')) // a process that is gone is noticed when it is listened to
+	_, _ = p.commands.Write(append(line, '\n')) // receive notices a process that has exited
 }
 
-// Apply enters a report.
+// Apply merges a report.
 func (f *Fleet) Apply(a Incoming) error {
-	m := a.from
+	p := a.from
 	if a.err != nil {
-		if m.dead || m.events[EventFinished] {
+		if p.dead || p.events[EventFinished] {
 			return nil
 		}
-		m.dead = true
-		return errors.New("a process of the generator has ended: its connections are not in the figures")
+		p.dead = true
+		return errors.New("a generator process exited: its connections are missing from the results")
 	}
 	handshakes := f.Handshakes
 	if f.Storming {
 		handshakes = f.Reconnects
 	}
 	r := a.report
-	m.events[r.Event] = true
+	p.events[r.Event] = true
 	if r.Event == EventFinished {
 		return nil
 	}
 	err := errors.Join(unpack(handshakes, r.Handshake), unpack(f.Latency, r.Latency), unpack(f.Recent, r.Latency))
 	f.Back = append(f.Back, r.Back...)
 	if r.SentBy == nil {
-		r.SentBy = m.Last.SentBy
+		r.SentBy = p.Last.SentBy
 	}
 	if r.Arrivals == nil {
-		r.Arrivals, r.NoEcho = m.Last.Arrivals, m.Last.NoEcho
+		r.Arrivals, r.NoEcho = p.Last.Arrivals, p.Last.NoEcho
 	}
-	m.Last = *r
+	p.Last = *r
 	return err
 }
 
-// Reached says whether every process has said something.
-func (f *Fleet) Reached(say string) bool {
-	for _, m := range f.Processes {
-		if !m.events[say] && !m.dead {
+// Reached reports whether every process has announced an event.
+func (f *Fleet) Reached(event string) bool {
+	for _, p := range f.Processes {
+		if !p.events[event] && !p.dead {
 			return false
 		}
 	}
 	return true
 }
 
-// Total adds up what the processes have counted.
+// Total sums the counters of all processes.
 func (f *Fleet) Total() Counters {
 	var sum Counters
-	for _, m := range f.Processes {
-		c := m.Last.Counters
+	for _, p := range f.Processes {
+		c := p.Last.Counters
 		sum.Open += c.Open
 		sum.Opened += c.Opened
 		sum.Failed += c.Failed
@@ -185,11 +185,11 @@ func (f *Fleet) Total() Counters {
 	return sum
 }
 
-// Shares adds up what the processes have counted for each target.
+// Shares sums the connections of all processes by target.
 func (f *Fleet) Shares(targets int) []Share {
 	sum := make([]Share, targets)
-	for _, m := range f.Processes {
-		for i, s := range m.Last.Shares {
+	for _, p := range f.Processes {
+		for i, s := range p.Last.Shares {
 			sum[i].Opened += s.Opened
 			sum[i].Lost += s.Lost
 		}
@@ -197,11 +197,11 @@ func (f *Fleet) Shares(targets int) []Share {
 	return sum
 }
 
-// Reasons adds up reasons that the processes have counted.
+// Reasons sums counts by reason over all processes.
 func (f *Fleet) Reasons(of func(*Report) map[string]int) map[string]int {
 	sum := map[string]int{}
-	for _, m := range f.Processes {
-		for reason, n := range of(&m.Last) {
+	for _, p := range f.Processes {
+		for reason, n := range of(&p.Last) {
 			sum[reason] += n
 		}
 	}
@@ -211,38 +211,38 @@ func (f *Fleet) Reasons(of func(*Report) map[string]int) map[string]int {
 	return sum
 }
 
-// SentBy lists how many messages each sender of all processes has sent.
+// SentBy returns the number of messages sent by each sender.
 func (f *Fleet) SentBy(senders int) []uint32 {
 	list := make([]uint32, senders)
-	for _, m := range f.Processes {
-		for i, n := range m.Last.SentBy {
-			list[i*len(f.Processes)+m.index] = n
+	for _, p := range f.Processes {
+		for i, n := range p.Last.SentBy {
+			list[i*len(f.Processes)+p.index] = n
 		}
 	}
 	return list
 }
 
-// Completions are the times until each message had reached its last receiver.
+// Completions returns how long each message took to reach its last receiver.
 func (f *Fleet) Completions(senders, receivers int) *hdr.Histogram {
 	h := newHistogram()
-	deaf := map[int]bool{}
-	for _, m := range f.Processes {
-		for _, id := range m.Last.NoEcho {
-			deaf[int(id)] = true
+	noEcho := map[int]bool{}
+	for _, p := range f.Processes {
+		for _, id := range p.Last.NoEcho {
+			noEcho[int(id)] = true
 		}
 	}
 	for id := range senders {
 		var sum arrivals
-		for _, m := range f.Processes {
-			if id >= len(m.Last.Arrivals) {
+		for _, p := range f.Processes {
+			if id >= len(p.Last.Arrivals) {
 				continue
 			}
-			if a, ok := unpackArrivals(m.Last.Arrivals[id]); ok {
+			if a, ok := unpackArrivals(p.Last.Arrivals[id]); ok {
 				sum.add(a)
 			}
 		}
 		expected := receivers
-		if deaf[id] {
+		if noEcho[id] {
 			expected--
 		}
 		sum.complete(h, uint32(expected))
@@ -250,14 +250,14 @@ func (f *Fleet) Completions(senders, receivers int) *hdr.Histogram {
 	return h
 }
 
-// Close ends all processes, whatever they do.
+// Close kills the processes that have not finished.
 func (f *Fleet) Close() {
 	f.stop.Do(func() { close(f.stopped) })
-	for _, m := range f.Processes {
-		m.commands.Close()
-		if !m.events[EventFinished] {
-			_ = m.cmd.Process.Kill()
+	for _, p := range f.Processes {
+		p.commands.Close()
+		if !p.events[EventFinished] {
+			_ = p.cmd.Process.Kill()
 		}
-		_ = m.cmd.Wait()
+		_ = p.cmd.Wait()
 	}
 }

@@ -7,8 +7,8 @@ import (
 	hdr "github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// What a latency histogram can hold, in microseconds, and with how many digits. What took longer
-// counts as the longest.
+// The range of a latency histogram in microseconds, and its significant digits. Longer latencies count as
+// maxLatency.
 const (
 	maxLatency    = 120_000_000
 	latencyDigits = 3
@@ -16,13 +16,13 @@ const (
 
 func newHistogram() *hdr.Histogram { return hdr.New(1, maxLatency, latencyDigits) }
 
-// record enters a latency given in nanoseconds.
+// record records a latency in nanoseconds.
 func record(h *hdr.Histogram, nanos int64) {
-	_ = h.RecordValue(min(max(nanos/1000, 0), maxLatency)) // which is always in range
+	_ = h.RecordValue(min(max(nanos/1000, 0), maxLatency)) // always in range
 }
 
-// pack writes the counts of a histogram as the distance to each that is not zero, and its value. This
-// is many times cheaper than HdrHistogram's own encoding, since it happens during the run.
+// pack encodes each non-zero count as its distance to the previous one, and its value. It runs while
+// messages are measured, and is many times cheaper than HdrHistogram's own encoding.
 func pack(h *hdr.Histogram) []byte {
 	if h.TotalCount() == 0 {
 		return nil
@@ -50,7 +50,7 @@ func unpack(into *hdr.Histogram, packed []byte) error {
 		distance, n := binary.Uvarint(packed)
 		count, m := binary.Uvarint(packed[max(n, 0):])
 		if n <= 0 || m <= 0 || distance > uint64(len(counts.Counts)) || at+int(distance) >= len(counts.Counts) {
-			return errors.New("damaged histogram")
+			return errors.New("malformed histogram")
 		}
 		packed = packed[n+m:]
 		at += int(distance)

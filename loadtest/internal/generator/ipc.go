@@ -7,28 +7,28 @@ import (
 	"carillon/loadtest/internal/wsclient"
 )
 
-// The parent and the processes that it starts talk in lines of JSON: orders go down, reports come up.
+// The parent and its worker processes exchange lines of JSON: commands go down, reports come up.
 
-// Command tells a process what to do next.
+// Command tells a worker what to do next.
 type Command struct {
-	Name string   `json:"do"`
+	Name string   `json:"name"`
 	Spec *Spec    `json:"spec,omitempty"`
 	At   int64    `json:"at,omitempty"`   // when, on the monotonic clock
-	Sent []uint32 `json:"sent,omitempty"` // drain: by sender, over all processes
+	Sent []uint32 `json:"sent,omitempty"` // drain: messages sent, by sender, over all processes
 }
 
-// The orders, in the order in which they come.
+// The commands, in the order in which they are sent.
 const (
 	CmdPrepare = "prepare" // take the spec
 	CmdConnect = "connect" // open the connections
-	CmdStart   = "start"   // at a given moment: send, or hold, or be cut off
-	CmdStop    = "stop"    // end the window before its time
-	CmdDrain   = "drain"   // wait for what is under way
+	CmdStart   = "start"   // begin the measured window at a given time
+	CmdStop    = "stop"    // end the window early
+	CmdDrain   = "drain"   // wait for messages in flight
 	CmdFinish  = "finish"  // close the connections and end
 )
 
-// Spec is one process's part in a run. Of all connections it has those whose number is Index modulo
-// Count. Which of the targets a connection goes to is what spread says.
+// Spec is the share of one worker in a run. It has the connections whose number is Index modulo Count;
+// spread assigns them to targets.
 type Spec struct {
 	Command string `json:"command"`
 	Index   int    `json:"index"`
@@ -55,22 +55,22 @@ type Spec struct {
 	MaxDelay time.Duration `json:"mostDelay,omitempty"`
 }
 
-// Target is one URL under test, as the processes of the generator need it.
+// Target is one URL under test, as the workers need it.
 type Target struct {
-	URL       string             `json:"url"` // for people: see shownURL
+	URL       string             `json:"url"` // redacted, for messages
 	Address   netip.AddrPort     `json:"address"`
 	Handshake wsclient.Handshake `json:"handshake"`
 }
 
-// MaxSources bounds a range of source addresses.
+// MaxSources is the largest number of source addresses.
 const MaxSources = 65_536
 
-// SourceRange is a range of addresses to connect from. The zero value leaves the choice to the system.
+// SourceRange is a range of addresses to connect from. With the zero value the system chooses.
 type SourceRange struct {
 	First, Last netip.Addr
 }
 
-// Count is how many addresses the range has, up to one more than are allowed.
+// Count is the number of addresses in the range, at most MaxSources+1.
 func (r SourceRange) Count() int {
 	if !r.First.IsValid() {
 		return 0
@@ -91,24 +91,24 @@ func (r SourceRange) All() []netip.Addr {
 	return list
 }
 
-// mine is how many of n numbered things fall to this process.
+// mine returns how many of n numbered items belong to this worker.
 func (s *Spec) mine(n int) int { return (n - s.Index + s.Count - 1) / s.Count }
 
-// Report is what a process has to say. Counters are totals since its start; histograms hold what was
-// new since its last workerReport.
+// Report is the state of a worker. Counters are totals since its start; histograms hold only what was
+// recorded since its previous report.
 type Report struct {
-	Event string `json:"say"`
+	Event string `json:"event"`
 	Counters
 
 	FailedBy          map[string]int `json:"failedBy,omitempty"`
 	LostBy            map[string]int `json:"lostBy,omitempty"`
-	PublishFailedBy   map[string]int `json:"publishBy,omitempty"` // failed requests to publish
-	ReconnectFailedBy map[string]int `json:"againBy,omitempty"`   // storm: failed attempts
+	PublishFailedBy   map[string]int `json:"publishFailedBy,omitempty"`
+	ReconnectFailedBy map[string]int `json:"reconnectFailedBy,omitempty"`
 	Handshake         []byte         `json:"handshake,omitempty"`
 	Latency           []byte         `json:"latency,omitempty"`
-	SentBy            []uint32       `json:"sentBy,omitempty"`   // by own sender
+	SentBy            []uint32       `json:"sentBy,omitempty"`   // by sender of this worker
 	Arrivals          [][]byte       `json:"arrivals,omitempty"` // fanout: by sender
-	NoEcho            []uint32       `json:"deaf,omitempty"`     // senders that get no message of their own back
+	NoEcho            []uint32       `json:"noEcho,omitempty"`   // senders that the server excludes from their own messages
 	Back              []int64        `json:"back,omitempty"`     // storm: when each connection was back
 	Shares            []Share        `json:"shares,omitempty"`   // by target
 	Error             string         `json:"error,omitempty"`
@@ -120,13 +120,13 @@ type Share struct {
 	Lost   int `json:"lost"`
 }
 
-// What a report says.
+// The events that a report announces.
 const (
 	EventReady     = "ready"
 	eventProgress  = "progress"
 	EventConnected = "connected" // every connection is open or has failed
 	EventEnded     = "ended"     // the window is over
-	EventDrained   = "drained"   // with all that is only known at the end
+	EventDrained   = "drained"   // with everything that is only known at the end
 	EventFinished  = "finished"
 )
 
@@ -135,7 +135,7 @@ type Counters struct {
 	Opened  int `json:"opened"`
 	Failed  int `json:"failed"`
 	Lost    int `json:"lost"`
-	Members int `json:"members"` // were open when the window began
+	Members int `json:"members"` // connections open when the window began
 
 	Sent       int64 `json:"sent"`
 	Unsent     int64 `json:"unsent"`
@@ -146,13 +146,13 @@ type Counters struct {
 	Foreign    int64 `json:"foreign"`
 	Bytes      int64 `json:"bytes"`
 
-	MaxLate int64 `json:"mostLate"` // nanoseconds
-	LastAt  int64 `json:"lastAt"`   // when the last message came
+	MaxLate int64 `json:"maxLate"` // nanoseconds
+	LastAt  int64 `json:"lastAt"`  // when the last message arrived
 
 	CPU      int64 `json:"cpu"`      // nanoseconds, since the process began: now,
 	CPUStart int64 `json:"cpuStart"` // when the window began,
 	CPUEnd   int64 `json:"cpuEnd"`   // when it was over,
-	CPUDrain int64 `json:"cpuDrain"` // and when nothing was under way any more
+	CPUDrain int64 `json:"cpuDrain"` // and when all messages in flight had arrived
 
 	Attempts int64 `json:"attempts"`
 	CutAt    int64 `json:"cutAt"`

@@ -2,30 +2,30 @@ package generator
 
 import "slices"
 
-// verdict is what a ledger makes of one message.
+// verdict classifies a message.
 type verdict uint8
 
 const (
-	fresh     verdict = iota // the first time, in order or with some before it missing so far
-	late                     // the first time, but after a later one of the same sender
-	duplicate                // not the first time
+	fresh     verdict = iota // new, and later than all before it
+	late                     // new, but after a later one of the same sender
+	duplicate                // seen before
 )
 
-// maxGaps bounds what is remembered of one connection. A message that comes late after so many later
-// gaps counts as missing and as duplicated.
+// maxGaps bounds the gaps remembered per connection. A message that fills a forgotten gap counts as missing
+// and as duplicated.
 const maxGaps = 4096
 
-// gap is a run of messages of one stream that have not arrived, though later ones have.
+// gap is a range of messages of one stream that are missing although later ones have arrived.
 type gap struct {
 	stream   uint32
 	from, to uint32 // the first, and the one after the last
 }
 
-// ledger keeps account of what every receiver got from every sender. All messages of one sender to one
-// receiver are a stream, and are numbered from 0.
+// ledger tracks what every receiver got from every sender. The messages of one sender to one receiver form
+// a stream, numbered from 0.
 type ledger struct {
 	streams int
-	next    []uint32 // by receiver and stream: the number after the highest that has arrived
+	next    []uint32 // by receiver and stream: one more than the highest number received
 	gaps    map[int][]gap
 
 	received, duplicated, reordered int64
@@ -35,7 +35,7 @@ func newLedger(receivers, streams int) *ledger {
 	return &ledger{streams: streams, next: make([]uint32, receivers*streams), gaps: map[int][]gap{}}
 }
 
-// note enters one message.
+// note records a message.
 func (l *ledger) note(receiver, stream int, sequence uint32) verdict {
 	next := &l.next[receiver*l.streams+stream]
 	if sequence == *next {
@@ -66,7 +66,7 @@ func (l *ledger) openGap(receiver int, g gap) {
 	l.gaps[receiver] = append(gaps, g)
 }
 
-// closeGap takes a late message out of its gap, and reports whether there was one.
+// closeGap removes a late message from its gap and reports whether there was one.
 func (l *ledger) closeGap(receiver int, stream, sequence uint32) bool {
 	gaps := l.gaps[receiver]
 	for i := len(gaps) - 1; i >= 0; i-- {
@@ -93,7 +93,7 @@ func (l *ledger) closeGap(receiver int, stream, sequence uint32) bool {
 	return false
 }
 
-// reached is the number after the highest message of a stream that has arrived at a receiver.
+// reached is one more than the highest number that a receiver got of a stream.
 func (l *ledger) reached(receiver, stream int) uint32 {
 	return l.next[receiver*l.streams+stream]
 }

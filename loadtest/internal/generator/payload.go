@@ -7,27 +7,26 @@ import (
 	"math/bits"
 )
 
-// stamp is what every message carries, so that each receiver can say by itself which message it has
-// and how long it took.
+// stamp identifies a message and when it was due, so that any receiver can compute its latency.
 type stamp struct {
 	sender   uint32
-	sequence uint32 // among those of its sender
+	sequence uint32 // of its sender, from 0
 	due      int64  // when it should have been sent, on the monotonic clock
 }
 
-// The length of a stamp with the number of the run and a checksum: as bytes, and in hex for a text.
+// The size of an encoded stamp, with the run number and a checksum: binary, and as hex in text messages.
 const (
 	stampBytes = 8 + 4 + 4 + 8 + 4
 	stampText  = 2 * stampBytes
 )
 
-// payloads writes and reads the messages of one run. They all have the same size, and the same bytes
-// behind the stamp.
+// payloads writes and reads the messages of one run. All have the same size and the same filler after the
+// stamp.
 type payloads struct {
 	run    uint64
 	text   bool
 	size   int
-	filler []byte // behind the stamp
+	filler []byte // after the stamp
 	plain  [stampBytes]byte
 }
 
@@ -38,7 +37,7 @@ func newPayloads(run uint64, text bool, size int) *payloads {
 	return p
 }
 
-// MinSize is the size of a message with nothing but its stamp.
+// MinSize is the size of a message with no filler.
 func MinSize(text bool) int {
 	if text {
 		return stampText
@@ -48,7 +47,7 @@ func MinSize(text bool) int {
 
 func (p *payloads) stampSize() int { return MinSize(p.text) }
 
-// blank is a message without its stamp, to be completed by put.
+// blank is a message whose stamp put fills in.
 func (p *payloads) blank() []byte {
 	return append(make([]byte, p.stampSize(), p.size), p.filler...)
 }
@@ -69,8 +68,7 @@ func (p *payloads) put(to []byte, s stamp) {
 	}
 }
 
-// read gives the stamp of a received message, or false if the message is not one of this run's or was
-// damaged on its way.
+// read returns the stamp of a received message, or false if the message is damaged or of another run.
 func (p *payloads) read(from []byte) (stamp, bool) {
 	if len(from) != p.size {
 		return stamp{}, false
@@ -94,14 +92,14 @@ func (p *payloads) read(from []byte) (stamp, bool) {
 	}, true
 }
 
-// checksum mixes the words of a stamp. It has to notice damage, not malice, and to cost nothing.
+// checksum detects damage, not forgery.
 func checksum(b []byte) uint32 {
 	run, number, due := binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint64(b[16:])
 	const a, c = 0x9e3779b97f4a7c15, 0xd1342543de82ef95 // odd, so that no bit of a word is lost
 	return uint32(mix(run^bits.RotateLeft64(number*a, 21)^bits.RotateLeft64(due*c, 42)) >> 32)
 }
 
-// mix scatters the bits of a word over all of it (the finaliser of SplitMix64).
+// mix is the finalizer of SplitMix64.
 func mix(x uint64) uint64 {
 	x += 0x9e3779b97f4a7c15
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// poller says which connections can be read or written. A connection is reported once for each change
-// (EV_CLEAR), so none of them ever has to be told what to watch for next.
+// poller reports which connections can be read or written. It is edge-triggered (EV_CLEAR), so
+// registrations never change.
 type poller struct {
 	fd     int
 	events [512]unix.Kevent_t
@@ -26,7 +26,7 @@ func newPoller() (*poller, error) {
 	return &poller{fd: fd, owners: map[uint64][2]int32{}}, nil
 }
 
-// add watches a descriptor until it is closed. Slot and generation come back with its events.
+// add watches a descriptor until it is closed. Its events carry slot and generation.
 func (p *poller) add(fd int32, slot, generation int32) error {
 	p.owners[uint64(fd)] = [2]int32{slot, generation}
 	_, err := unix.Kevent(p.fd, []unix.Kevent_t{
@@ -36,14 +36,14 @@ func (p *poller) add(fd int32, slot, generation int32) error {
 	return err
 }
 
-// wait returns how many events there are, after at most the given time.
-func (p *poller) wait(most time.Duration) int {
-	ts := unix.NsecToTimespec(int64(max(most, 0)))
+// wait waits for events and returns their number.
+func (p *poller) wait(timeout time.Duration) int {
+	ts := unix.NsecToTimespec(int64(max(timeout, 0)))
 	n, _ := unix.Kevent(p.fd, nil, p.events[:], &ts)
 	return max(n, 0)
 }
 
-// event is one of those that wait has found.
+// event returns the i-th event of the last wait.
 func (p *poller) event(i int) (slot, generation int32, readable, writable, ended bool) {
 	e := &p.events[i]
 	owner := p.owners[e.Ident]
@@ -65,7 +65,7 @@ func result(n int, err error) (int, syscall.Errno) {
 	return 0, unix.EIO
 }
 
-// socket makes a TCP socket that does not block. A broken connection gives an error and no signal.
+// socket creates a non-blocking TCP socket that returns an error instead of raising SIGPIPE.
 func socket(family int) (int32, error) {
 	fd, err := unix.Socket(family, unix.SOCK_STREAM, 0)
 	if err != nil {
@@ -82,5 +82,5 @@ func socket(family int) (int32, error) {
 	return int32(fd), nil
 }
 
-// bindLate does nothing: this system chooses the port when it binds.
+// bindLate does nothing: here the port is chosen by bind(2).
 func bindLate(int32) error { return nil }

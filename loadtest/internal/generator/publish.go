@@ -15,7 +15,7 @@ import (
 )
 
 // publishers send messages by HTTP POST, as an application behind the server would. Each is a goroutine
-// with one request under way; there are few of them.
+// with one request in flight.
 type publishers struct {
 	spec    *Spec
 	client  *http.Client
@@ -24,7 +24,7 @@ type publishers struct {
 
 	mu       sync.Mutex
 	working  int
-	sentBy   []uint32 // by own publisher
+	sentBy   []uint32 // by publisher of this worker
 	unsent   int64
 	maxLate  int64
 	failedBy map[string]int
@@ -58,8 +58,8 @@ func (p *publishers) idle() bool {
 	return p.working == 0
 }
 
-// publish is the life of one publisher. A message that fails is not sent again; the next one takes its
-// number, so that the receivers miss nothing that was never promised.
+// publish runs one publisher. A failed message is not sent again, and the next one reuses its sequence
+// number, so that receivers do not count it as missing.
 func (p *publishers) publish(i int) {
 	id := i*p.spec.Count + p.spec.Index
 	payloads := newPayloads(p.spec.Run, p.spec.Text, p.spec.Size)
@@ -105,7 +105,7 @@ func (p *publishers) publish(i int) {
 	p.mu.Unlock()
 }
 
-// await waits for a moment. It returns false when the window is over.
+// await waits until a given time. It returns false when the window is over.
 func (p *publishers) await(at int64) bool {
 	select {
 	case <-p.stopped:
@@ -127,7 +127,7 @@ func (p *publishers) await(at int64) bool {
 func (p *publishers) post(body []byte) error {
 	request, err := http.NewRequest(http.MethodPost, p.spec.PublishURL, bytes.NewReader(body))
 	if err != nil {
-		return errors.New("--publish-url is not a URL")
+		return errors.New("--publish-url: not a valid URL")
 	}
 	request.Header.Set("Content-Type", "application/octet-stream")
 	if p.spec.Text {
@@ -163,7 +163,7 @@ func (p *publishers) report(r *Report) {
 	}
 }
 
-// stripURL is the part of an error of net/http that does not repeat the URL.
+// stripURL returns an error of net/http without its URL, which may hold secrets.
 func stripURL(err error) error {
 	if e, ok := err.(*url.Error); ok {
 		return e.Err

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// A failed request to publish says nothing of the URL's secrets.
+// The error of a failed publish request contains no secret of the URL.
 func TestPublishErrorsHideSecrets(t *testing.T) {
 	p := &publishers{spec: &Spec{}, client: http.DefaultClient}
 	for _, url := range []string{"http://u:sesame@127.0.0.1:1/?token=sesame", "http://u:sesame@h/%zz"} {

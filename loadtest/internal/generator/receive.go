@@ -6,7 +6,7 @@ import (
 	"carillon/loadtest/internal/wsclient"
 )
 
-// fragment is a message of which some frames are still to come.
+// fragment is an incomplete fragmented message.
 type fragment struct {
 	op         byte
 	compressed bool
@@ -14,18 +14,18 @@ type fragment struct {
 }
 
 var (
-	errContinuation = errors.New("continuation frame out of place")
+	errContinuation = errors.New("unexpected continuation frame")
 	errCompressed   = errors.New("compressed frame without permessage-deflate")
 )
 
-// consume works off the whole frames in data, which came at a given moment. It returns the rest, and how
-// many bytes the frame has that begins there; ok is false if the connection is gone.
+// consume processes the complete frames in data. It returns the rest and the number of bytes that the next
+// frame needs; ok is false if the connection has ended.
 func (w *worker) consume(i int, c *conn, data []byte, now int64) (rest []byte, need int, ok bool) {
 	if c.state == stateUpgrading {
 		end := wsclient.HeadEnd(data)
 		if end == 0 {
 			if len(data) > wsclient.MaxHead {
-				w.fail(i, "the head of the answer has no end")
+				w.fail(i, "response head too long")
 				return nil, 0, false
 			}
 			return data, len(data), true
@@ -58,7 +58,7 @@ func (w *worker) consume(i int, c *conn, data []byte, now int64) (rest []byte, n
 	return nil, 0, true
 }
 
-// upgraded is the end of the handshake.
+// upgraded completes the handshake.
 func (w *worker) upgraded(i int, c *conn, head, body []byte, now int64) bool {
 	var key [wsclient.KeySize]byte
 	to := w.targetOf(i)
@@ -80,7 +80,7 @@ func (w *worker) upgraded(i int, c *conn, head, body []byte, now int64) bool {
 	return true
 }
 
-// message enters one message that a connection has received.
+// message accounts for a received message.
 func (w *worker) message(i int, op byte, payload []byte, now int64) {
 	s, ok := w.payloads.read(payload)
 	stream := s.sender
@@ -102,7 +102,7 @@ func (w *worker) message(i int, op byte, payload []byte, now int64) {
 	}
 }
 
-// unusual is for all frames but whole uncompressed messages. An error ends the connection.
+// unusual handles all frames but whole uncompressed messages. An error ends the connection.
 func (w *worker) unusual(i int, c *conn, f wsclient.Frame, now int64) error {
 	switch f.Op {
 	case wsclient.OpPing:
@@ -133,7 +133,7 @@ func (w *worker) unusual(i int, c *conn, f wsclient.Frame, now int64) error {
 		return wsclient.ErrFrameSize
 	}
 	if f.Final && len(m.payload) == 0 {
-		m.payload = f.Payload // no need for a copy
+		m.payload = f.Payload // without a copy
 	} else {
 		m.payload = append(m.payload, f.Payload...)
 	}

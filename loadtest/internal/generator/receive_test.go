@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// What the generator does for each message costs no memory.
+// Receiving a message does not allocate.
 func TestReceivingDoesNotAllocate(t *testing.T) {
 	w := &worker{handshakes: newHistogram(), latency: newHistogram(), lostBy: map[string]int{}, failedBy: map[string]int{}}
 	w.prepare(&Spec{Command: "fanout", Count: 1, Run: 1, Connections: 4, Senders: 2, Size: 128, Depth: 1})

@@ -5,21 +5,21 @@ import (
 	"time"
 )
 
-// reconnector is the storm: connections that were cut off come back, each after a random delay that
-// grows with its failures ("full jitter").
+// reconnector runs the storm: each connection that was closed reconnects after a random delay that grows
+// with every failure ("full jitter").
 type reconnector struct {
 	running  bool
-	cutNext  int // the tool cuts: the connection that is next
-	returns  int // connections that have been back
+	cutNext  int // the next connection that the tool closes
+	returns  int // connections that have reconnected
 	retries  map[int64][]int32
-	tick     int64 // up to which retries have been made
+	tick     int64 // retries up to here have been made
 	back     []int64
 	failedBy map[string]int
 }
 
 const (
-	retryTick = 5 * time.Millisecond // the grain of the delays
-	maxCuts   = 256                  // in one turn
+	retryTick = 5 * time.Millisecond // resolution of the delays
+	maxCuts   = 256                  // per turn
 )
 
 func (r *reconnector) start(w *worker, at int64) {
@@ -33,7 +33,7 @@ func (r *reconnector) start(w *worker, at int64) {
 	}
 }
 
-// turn cuts connections off, and makes the attempts that are due.
+// turn closes connections and starts the attempts that are due.
 func (r *reconnector) turn(w *worker, now int64) (next int64) {
 	next = now + int64(idleTurn)
 	for n := 0; r.cutNext < len(w.conns); n++ {
@@ -61,7 +61,7 @@ func (r *reconnector) turn(w *worker, now int64) (next int64) {
 	return next
 }
 
-// cut is for a connection that the server has ended.
+// cut handles a connection that the server has closed.
 func (r *reconnector) cut(w *worker, i int) {
 	if w.CutAt == 0 {
 		w.CutAt = Monotonic()
@@ -74,12 +74,12 @@ func (r *reconnector) failed(w *worker, i int, reason string) {
 	r.later(w, i)
 }
 
-// later plans the next attempt of a connection.
+// later schedules the next attempt of a connection.
 func (r *reconnector) later(w *worker, i int) {
 	c := &w.conns[i]
-	most := min(w.spec.Backoff<<min(c.tries, 20), w.spec.MaxDelay)
+	delay := min(w.spec.Backoff<<min(c.tries, 20), w.spec.MaxDelay)
 	c.tries = min(c.tries+1, 20)
-	at := Monotonic() + rand.Int64N(int64(most))
+	at := Monotonic() + rand.Int64N(int64(delay))
 	tick := max(at/int64(retryTick), r.tick) + 1
 	r.retries[tick] = append(r.retries[tick], int32(i))
 }
@@ -93,7 +93,7 @@ func (r *reconnector) returned(c *conn, now int64) {
 	}
 }
 
-// done says whether all are back.
+// done reports whether all connections are back.
 func (r *reconnector) done(w *worker) bool {
 	return r.running && w.Members > 0 && r.returns == w.Members && w.Open == w.Members
 }

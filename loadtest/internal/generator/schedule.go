@@ -5,16 +5,16 @@ import (
 	"time"
 )
 
-// due is when message i (from 0) is to be sent, counted from the start, at a rate of messages a second.
-// It depends on nothing else: a message that is sent late delays none of those after it.
+// due is the time from the start at which message i (from 0) is sent, at a rate in messages per second.
+// It depends on nothing else: a late message does not delay the following ones.
 func due(i int64, rate float64) time.Duration {
-	// The whole seconds apart, so that a long run loses no nanosecond to rounding.
+	// Whole seconds are computed separately, so that long runs lose no precision.
 	seconds := math.Floor(float64(i) / rate)
 	rest := float64(i) - seconds*rate
 	return time.Duration(seconds)*time.Second + time.Duration(rest/rate*float64(time.Second))
 }
 
-// dueWithin is how many messages are due before the end of d.
+// dueWithin returns how many messages are due within d.
 func dueWithin(d time.Duration, rate float64) int64 {
 	n := int64(math.Ceil(d.Seconds() * rate))
 	for n > 0 && due(n-1, rate) >= d {
@@ -26,10 +26,10 @@ func dueWithin(d time.Duration, rate float64) int64 {
 	return n
 }
 
-// spread says which of the targets a connection goes to: one after the other, so that every target gets
-// its share of any number of connections, and of the senders among them. Connection i belongs to process
-// i modulo processes. When that number and the targets' have a common divisor, a process would go on
-// meeting the same few targets, so everyone moves on by one target each time the pattern repeats.
+// spread assigns connections to targets in turn, so that each target gets an equal share of connections
+// and of senders. Connection i belongs to process i modulo processes. If the two numbers have a common
+// divisor, a process would only ever use some of the targets, so the assignment shifts by one target each
+// time the pattern repeats.
 func spread(i, processes, targets int) int {
 	return (i + i/leastCommonMultiple(processes, targets)) % targets
 }
@@ -42,8 +42,8 @@ func leastCommonMultiple(a, b int) int {
 	return a / x * b
 }
 
-// turns hands the messages of a schedule to senders, one after the other: message i is that of sender
-// i modulo senders. Every process walks over its own senders only, which are first, first+stride, ...
+// turns assigns the messages of a schedule to senders in turn: message i belongs to sender i modulo
+// senders. Each process iterates over its own senders only, which are first, first+stride, ...
 type turns struct {
 	senders, first, stride int
 
@@ -55,7 +55,7 @@ func newTurns(senders, first, stride int) turns {
 	return turns{senders: senders, first: first, stride: stride, sender: first}
 }
 
-// index is the number of the next message among those of all senders, or false when no sender is ours.
+// index is the number of the next message, or false if this process has no sender.
 func (t *turns) index() (int64, bool) {
 	if t.first >= t.senders {
 		return 0, false
@@ -70,7 +70,7 @@ func (t *turns) next() {
 	}
 }
 
-// skip goes past all messages below the given number, and says how many they were.
+// skip skips all messages below the given number and returns how many there were.
 func (t *turns) skip(to int64) (skipped int64) {
 	index, ok := t.index()
 	if !ok || index >= to {
@@ -84,7 +84,7 @@ func (t *turns) skip(to int64) (skipped int64) {
 	return t.ours(to) - before
 }
 
-// ours is how many messages below the given number are those of our senders.
+// ours returns how many messages below the given number belong to this process.
 func (t *turns) ours(below int64) int64 {
 	sendersBelow := func(n int64) int64 { return max(0, (n-int64(t.first)+int64(t.stride)-1)/int64(t.stride)) }
 	senders := int64(t.senders)

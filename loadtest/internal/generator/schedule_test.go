@@ -92,8 +92,8 @@ func TestTurnsOfAllProcessesMakeOneSchedule(t *testing.T) {
 	}
 }
 
-// Each target has its share of all connections, of those of each process, and of the first ones, which
-// send.
+// Each target gets an equal share of all connections, of those of each process, and of the first ones,
+// which are the senders.
 func TestSpreadIsEven(t *testing.T) {
 	even := func(shares []int) bool { return slices.Max(shares)-slices.Min(shares) <= 1 }
 	for targets := 1; targets <= 12; targets++ {

@@ -7,42 +7,42 @@ import (
 	"carillon/loadtest/internal/wsclient"
 )
 
-// sender sends messages, in one of two ways. With a rate it is an open model: each message goes when
-// the schedule says, however slow the server is. Without, it is a closed loop: as many messages are kept
-// under way as the depth says.
+// sender sends messages in one of two ways. With a rate it is an open loop: each message is sent on
+// schedule, however slow the server is. Without one it is a closed loop that keeps Depth messages of each
+// sender in flight.
 type sender struct {
-	mine    int // own senders, which are the connections below this index
+	mine    int // senders of this worker: the connections below this index
 	rate    float64
 	running bool
 	began   int64
 	ended   int64
 	blank   []byte
 
-	// Open model.
+	// Open loop.
 	turns turns
-	total int64 // messages of the schedule, of all senders
+	total int64 // scheduled messages of all senders
 
 	// Closed loop.
-	primed  int // senders that have been set going
-	witness int // fanout: when this connection has a message, it is no longer under way
+	primed  int // senders that have been started
+	witness int // fanout: a message is in flight until this connection has it
 	stalls  []stall
 	checkAt int64
 
-	publishers *publishers // over HTTP, instead of the connections
+	publishers *publishers // if messages are published over HTTP
 }
 
-// stall is since when a closed loop has not moved.
+// stall records since when a closed loop has made no progress.
 type stall struct {
 	sent  uint32
 	since int64
 }
 
 const (
-	// A message of a closed loop that is not back after so long is given up, and the next one sent.
+	// After this time without progress a closed loop gives up the messages in flight and goes on.
 	stallAfter = 5 * time.Second
 
-	maxTurn  = 64       // messages that are sent before the sockets get a look again
-	maxBatch = 64 << 10 // bytes in one write, roughly
+	maxTurn  = 64       // messages sent before sockets are polled again
+	maxBatch = 64 << 10 // approximate size of one write, in bytes
 )
 
 func (s *sender) prepare(w *worker) {
@@ -71,7 +71,7 @@ func (s *sender) start(w *worker, at int64) {
 	}
 }
 
-// stop ends the sending, and counts what was due and has not been sent.
+// stop stops sending and counts the messages that were due but not sent.
 func (s *sender) stop(w *worker, now int64) {
 	s.ended = now
 	if s.publishers != nil {
@@ -89,7 +89,7 @@ func (s *sender) stop(w *worker, now int64) {
 	w.Unsent += s.turns.skip(min(s.total, dueWithin(time.Duration(now-s.began), s.rate)))
 }
 
-// settled says whether no request to publish is under way any more.
+// settled reports whether no publish request is in flight.
 func (s *sender) settled() bool { return s.publishers == nil || s.publishers.idle() }
 
 // turn sends what is due.
@@ -134,7 +134,7 @@ func (s *sender) turnOpen(w *worker) (next int64) {
 	return Monotonic()
 }
 
-// send sends all that one sender may send now.
+// send sends everything that sender i may send now.
 func (s *sender) send(w *worker, i int, now int64) {
 	c := &w.conns[i]
 	if !s.running || i >= s.mine {
@@ -162,7 +162,7 @@ func (s *sender) send(w *worker, i int, now int64) {
 	}
 }
 
-// may is how many messages a sender may send now.
+// may returns how many messages a sender may send now.
 func (s *sender) may(w *worker, i int, c *conn) int {
 	if s.rate > 0 {
 		return int(c.owed)
@@ -185,7 +185,7 @@ func (s *sender) appendMessage(w *worker, to []byte, c *conn, m stamp) []byte {
 	return wsclient.AppendFrame(to, w.op, c.compressed, rand.Uint32(), payload)
 }
 
-// received is called after each read. In a closed loop what has arrived makes room for what follows.
+// received is called after each read. In a closed loop each message that arrives allows another.
 func (s *sender) received(w *worker, i int, c *conn, now int64) {
 	switch {
 	case !s.running || s.rate > 0 || s.publishers != nil:
@@ -200,7 +200,7 @@ func (s *sender) received(w *worker, i int, c *conn, now int64) {
 	}
 }
 
-// chooseWitness takes the last open connection: many servers write to the members in their order.
+// chooseWitness chooses the last open connection, since many servers write to connections in their order.
 func (s *sender) chooseWitness(w *worker) {
 	s.witness = 0
 	for i := range w.conns {
@@ -210,7 +210,7 @@ func (s *sender) chooseWitness(w *worker) {
 	}
 }
 
-// checkStalls sets closed loops going again whose messages must have been lost.
+// checkStalls restarts closed loops whose messages must have been lost.
 func (s *sender) checkStalls(w *worker, now int64) {
 	if w.conns[s.witness].state != stateOpen {
 		s.chooseWitness(w)

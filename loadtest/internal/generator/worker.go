@@ -1,3 +1,5 @@
+// Package generator drives the connections of a load test from worker processes. RunWorker is a worker;
+// a Fleet is the parent's view of all workers.
 package generator
 
 import (
@@ -13,14 +15,14 @@ import (
 	hdr "github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// phase is how far a worker is in its run.
+// phase is the progress of a worker through its run.
 type phase uint8
 
 const (
 	phaseReady phase = iota
 	phaseConnecting
 	phaseConnected
-	phaseWindow // what happens now is what is measured
+	phaseWindow // the measured window
 	phaseEnded
 	phaseDraining
 	phaseDrained
@@ -28,7 +30,7 @@ const (
 	phaseFinished
 )
 
-// ReportInterval is how often a process says how it goes. A storm is over soon.
+// ReportInterval is how often a worker reports. A storm is short, so its reports are frequent.
 func ReportInterval(command string) time.Duration {
 	if command == "storm" {
 		return 100 * time.Millisecond
@@ -37,26 +39,26 @@ func ReportInterval(command string) time.Duration {
 }
 
 const (
-	idleTurn   = 10 * time.Millisecond // the longest wait without a look at the orders
+	idleTurn   = 10 * time.Millisecond // longest wait before commands are checked
 	readBuffer = 256 << 10
-	maxReasons = 32 // kept apart; the others are counted as "other"
+	maxReasons = 32 // distinct reasons; any more are counted as "other"
 )
 
-// worker is one process of the generator: a single goroutine that waits for any of its sockets, and
-// carries all of its connections. Nothing in here is shared but the publishers over HTTP.
+// worker runs all connections of one process on a single goroutine. Only the HTTP publishers have
+// goroutines of their own.
 type worker struct {
 	spec        Spec
 	phase       phase
-	endReported bool // that the window is over
+	endReported bool // eventEnded was sent
 	commands    chan Command
 	out         *json.Encoder
 	outErr      error
 
 	poll  *poller
 	conns []conn
-	buf   []byte // what was read last
-	batch []byte // what is written next
-	spare []byte // the last buffer of a partial frame, to be used again
+	buf   []byte // input
+	batch []byte // output
+	spare []byte // a buffer for partial frames, for reuse
 
 	dialer      dialer
 	reconnector reconnector
@@ -77,11 +79,11 @@ type worker struct {
 	nextReport          int64
 }
 
-// RunWorker is the life of a worker: it does what it is told on in, and says how it goes on out. It ends
-// with the run, or when the parent is gone.
+// RunWorker reads commands from in and writes reports to out. It returns when the run is finished or in
+// is closed.
 func RunWorker(in io.Reader, out io.Writer) error {
-	runtime.GOMAXPROCS(2)  // one for the loop, which never lets go, and one for everything else
-	runtime.LockOSThread() // the precision of the poller's timer is a property of the thread
+	runtime.GOMAXPROCS(2)  // one for the loop, which never yields, and one for everything else
+	runtime.LockOSThread() // timer slack is set per thread
 	poll, err := newPoller()
 	if err != nil {
 		return err
@@ -100,11 +102,11 @@ func RunWorker(in io.Reader, out io.Writer) error {
 		defer close(w.commands)
 		decode := json.NewDecoder(bufio.NewReader(in))
 		for {
-			var o Command
-			if decode.Decode(&o) != nil {
+			var c Command
+			if decode.Decode(&c) != nil {
 				return
 			}
-			w.commands <- o
+			w.commands <- c
 		}
 	}()
 	for w.phase != phaseFinished && w.outErr == nil {
@@ -117,32 +119,31 @@ func RunWorker(in io.Reader, out io.Writer) error {
 	return w.outErr
 }
 
-// runCommands does what the parent has asked for meanwhile. It returns false if there is no parent any
-// more.
+// runCommands executes the commands that have arrived. It returns false if the parent is gone.
 func (w *worker) runCommands() bool {
 	for {
 		select {
-		case o, ok := <-w.commands:
+		case c, ok := <-w.commands:
 			if !ok {
 				return false
 			}
-			w.execute(o)
+			w.execute(c)
 		default:
 			return true
 		}
 	}
 }
 
-func (w *worker) execute(o Command) {
-	switch o.Name {
+func (w *worker) execute(c Command) {
+	switch c.Name {
 	case CmdPrepare:
-		w.prepare(o.Spec)
+		w.prepare(c.Spec)
 		w.sendReport(EventReady)
 	case CmdConnect:
 		w.phase = phaseConnecting
-		w.dialer.startedAt = o.At
+		w.dialer.startedAt = c.At
 	case CmdStart:
-		w.start(o.At)
+		w.start(c.At)
 	case CmdStop:
 		if w.phase == phaseConnecting {
 			w.phase = phaseConnected
@@ -152,13 +153,13 @@ func (w *worker) execute(o Command) {
 		}
 	case CmdDrain:
 		w.phase = phaseDraining
-		w.drain = o
+		w.drain = c
 	case CmdFinish:
 		w.finish()
 	}
 }
 
-// prepare makes room for everything that the run will need.
+// prepare allocates everything that the run needs.
 func (w *worker) prepare(s *Spec) {
 	w.spec = *s
 	w.conns = make([]conn, s.mine(s.Connections))
@@ -202,14 +203,14 @@ func (w *worker) start(at int64) {
 	}
 }
 
-// end is the end of the window: nothing is sent any more.
+// end ends the window: nothing more is sent.
 func (w *worker) end(now int64) {
 	w.phase = phaseEnded
 	w.CPUEnd = cpuNanos()
 	w.sender.stop(w, now)
 }
 
-// turn does all that is due, and returns when there is more to do.
+// turn does what is due and returns when it has to be called again.
 func (w *worker) turn(now int64) (next int64) {
 	next = now + int64(idleTurn)
 	if w.nextReport == 0 {
@@ -256,13 +257,13 @@ func (w *worker) turn(now int64) (next int64) {
 	return next
 }
 
-// What is still under way when the window ends is waited for: until all is there, until nothing has
-// come for a while, and not for ever.
-var DrainQuiet = 2 * time.Second // longer in tests
+// DrainQuiet is how long a worker waits for the next message in flight after the window. Tests raise it.
+var DrainQuiet = 2 * time.Second
 
+// MaxDrain is how long a worker waits for messages in flight altogether.
 const MaxDrain = 15 * time.Second
 
-// drained says whether there is nothing more to wait for.
+// drained reports whether there is nothing more to wait for.
 func (w *worker) drained(now int64) bool {
 	w.Expected = w.expected()
 	return w.ledger.received >= w.Expected || w.Open == 0 ||
@@ -270,8 +271,8 @@ func (w *worker) drained(now int64) bool {
 		now-w.sender.ended > int64(MaxDrain)
 }
 
-// expected is how many messages should reach the connections of this process, now that it is known how
-// many each sender has sent.
+// expected is the number of messages that the connections of this worker should receive, given how many
+// each sender has sent.
 func (w *worker) expected() int64 {
 	if w.spec.Command != "fanout" {
 		return w.Sent
@@ -286,8 +287,8 @@ func (w *worker) expected() int64 {
 	return n
 }
 
-// noEcho lists the own senders that got none of their own messages back. That is taken for the server's
-// rule, not for a loss.
+// noEcho lists the senders of this worker that received none of their own messages. That is taken for
+// the server's rule, not for loss.
 func (w *worker) noEcho() []uint32 {
 	var list []uint32
 	if w.spec.Command != "fanout" || w.spec.PublishURL != "" {
@@ -301,15 +302,15 @@ func (w *worker) noEcho() []uint32 {
 	return list
 }
 
-// id is the number of a connection among those of all processes.
+// id is the number of a connection over all workers.
 func (w *worker) id(i int) uint32 { return uint32(i*w.spec.Count + w.spec.Index) }
 
-// targetOf is the number of the target that a connection goes to.
+// targetOf is the index of the target of a connection.
 func (w *worker) targetOf(i int) int {
 	return spread(int(w.id(i)), w.spec.Count, len(w.spec.Targets))
 }
 
-// at says where a connection has failed, if it could be elsewhere.
+// at prefixes a reason with the URL if there are several targets.
 func (w *worker) at(i int, reason string) string {
 	if len(w.spec.Targets) < 2 {
 		return reason
@@ -317,7 +318,7 @@ func (w *worker) at(i int, reason string) string {
 	return w.spec.Targets[w.targetOf(i)].URL + ": " + reason
 }
 
-// sendReport reports. Histograms are emptied by it.
+// sendReport sends a report and resets the histograms.
 func (w *worker) sendReport(what string) {
 	w.Received, w.Duplicated, w.Reordered = w.received()
 	w.CPU = cpuNanos()
@@ -347,7 +348,7 @@ func (w *worker) received() (received, duplicated, reordered int64) {
 	return w.ledger.received, w.ledger.duplicated, w.ledger.reordered
 }
 
-// count enters a reason. It comes from the server, so there may be very many.
+// count counts a reason. The number of distinct reasons is bounded, since servers word them.
 func count(reasons map[string]int, reason string) {
 	if _, known := reasons[reason]; !known && len(reasons) >= maxReasons {
 		reason = "other"

@@ -12,22 +12,22 @@ import (
 	"gonum.org/v1/plot/vg/draw"
 )
 
-// sectionCharts draws what the runs of a section have figures for.
+// sectionCharts draws the charts that the runs of a section have metrics for.
 func sectionCharts(s *Section) ([]chart, error) {
 	var all []chart
 	for _, draw := range []func(*Section) (*chart, error){
-		percentileChart("Latency", "From the moment a message was due to its arrival, of each delivery.", func(r *Result) *Latency { return r.Latency }),
-		percentileChart("Completion", "From the moment a message was due until its last receiver had it.", func(r *Result) *Latency { return r.Completion }),
-		percentileChart("Handshake", "From connect to the last byte of the server's answer.", func(r *Result) *Latency { return r.Connections.Handshake }),
+		percentileChart("Latency", "Time from when a message was due until a receiver had it.", func(r *Result) *Latency { return r.Latency }),
+		percentileChart("Completion", "Time from when a message was due until its last receiver had it.", func(r *Result) *Latency { return r.Completion }),
+		percentileChart("Handshake", "Time from connecting to the last byte of the server’s response.", func(r *Result) *Latency { return r.Connections.Handshake }),
 		seriesChart("Connections over time", counts, inStorm, func(p Point) float64 { return float64(p.Connections) }),
 		seriesChart("Server CPU over time", processors, inStorm, func(p Point) float64 { return p.ServerCores }),
 		seriesChart("Server RSS over time", sizes, inStorm, func(p Point) float64 { return float64(p.ServerRSS) }),
-		seriesChart("Latency p99 over time", microseconds, inTalk, func(p Point) float64 { return p.P99 }),
-		barChart("CPU per delivery", "Of the server, for each message that a client received.", "CPU per delivery"),
-		barChart("Messages received", "Of all clients together.", "received/s"),
+		seriesChart("Latency p99 over time", microseconds, notInStorm, func(p Point) float64 { return p.P99 }),
+		barChart("CPU per delivery", "Server CPU time per message received by a client.", "CPU per delivery"),
+		barChart("Messages received", "Per second, all clients together.", "received/s"),
 		memoryChart,
-		barChart("Connections per second", "Until all were open or had failed.", "connections/s"),
-		barChart("All back after", "From the cut until every client was connected again.", "all back after"),
+		barChart("Connections per second", "Average until all connections were open or had failed.", "connections/s"),
+		barChart("Time to reconnect", "From the cut until every client had reconnected.", "all reconnected"),
 		ratioChart,
 	} {
 		c, err := draw(s)
@@ -41,10 +41,10 @@ func sectionCharts(s *Section) ([]chart, error) {
 	return all, nil
 }
 
-func inStorm(r *Result) bool { return r.Storm != nil }
-func inTalk(r *Result) bool  { return r.Storm == nil }
+func inStorm(r *Result) bool    { return r.Storm != nil }
+func notInStorm(r *Result) bool { return r.Storm == nil }
 
-// row finds a figure that the section shows.
+// row finds a row by the name of its metric.
 func (s *Section) row(name string) *Row {
 	for _, r := range s.Rows {
 		if r.Name == name {
@@ -54,11 +54,11 @@ func (s *Section) row(name string) *Row {
 	return nil
 }
 
-// bar is what a horizontal bar shows. Servers that did not measure the figure have none.
+// bar is a horizontal bar.
 type bar struct {
 	server int
 	spread Spread
-	more   float64 // stacked behind it
+	more   float64 // stacked on it
 	label  string
 }
 
@@ -66,9 +66,9 @@ func finite(s Spread) bool {
 	return s.N > 0 && s.Min >= 0 && !math.IsInf(s.Max, 0)
 }
 
-func barChart(title, caption, figure string) func(*Section) (*chart, error) {
+func barChart(title, caption, metric string) func(*Section) (*chart, error) {
 	return func(s *Section) (*chart, error) {
-		row := s.row(figure)
+		row := s.row(metric)
 		if row == nil {
 			return nil, nil
 		}
@@ -82,7 +82,7 @@ func barChart(title, caption, figure string) func(*Section) (*chart, error) {
 	}
 }
 
-// memoryChart stacks the kernel's part upon the server's own.
+// memoryChart stacks kernel memory on the server's own.
 func memoryChart(s *Section) (*chart, error) {
 	own, kernel := s.row("RSS per connection"), s.row("kernel per connection")
 	if own == nil && kernel == nil {
@@ -105,9 +105,9 @@ func memoryChart(s *Section) (*chart, error) {
 			bars = append(bars, b)
 		}
 	}
-	c := &chart{Title: "Memory per connection", Caption: "RSS of the server’s process in its colour."}
+	c := &chart{Title: "Memory per connection", Caption: "Coloured: RSS of the server."}
 	if kernel != nil {
-		c.Caption += " In grey the kernel’s memory for both ends, the generator’s included."
+		c.Caption += " Grey: kernel socket buffers of both ends, including the generator’s."
 	}
 	c.Caption += whiskers(bars)
 	return drawBars(s, c, bars, sizes)
@@ -115,26 +115,26 @@ func memoryChart(s *Section) (*chart, error) {
 
 func whiskers(bars []bar) string {
 	if slices.ContainsFunc(bars, func(b bar) bool { return b.spread.N > 1 }) {
-		return " Bars are medians, whiskers the least and the most of the rounds."
+		return " Bars are medians, whiskers span all rounds."
 	}
 	return ""
 }
 
 func drawBars(s *Section, c *chart, bars []bar, u unit) (*chart, error) {
-	most := 0.0
+	highest := 0.0
 	for _, b := range bars {
-		most = max(most, b.end())
+		highest = max(highest, b.end())
 	}
-	if most == 0 {
+	if highest == 0 {
 		return nil, nil
 	}
 	p := newPlot()
 	addGrid(p, true, false)
 	names := make([]string, len(bars))
 	for i, b := range bars {
-		at := float64(len(bars) - 1 - i) // the first on top
+		at := float64(len(bars) - 1 - i) // first on top
 		names[len(bars)-1-i] = axisLabel(s.Servers[b.server])
-		if err := addBar(p, b, at, most); err != nil {
+		if err := addBar(p, b, at, highest); err != nil {
 			return nil, fmt.Errorf("draw %s: %w", c.Title, err)
 		}
 	}
@@ -146,14 +146,14 @@ func drawBars(s *Section, c *chart, bars []bar, u unit) (*chart, error) {
 	return c, err
 }
 
-// roomFor is where the axis must end for every bar's label to stand right of it within the chart.
+// roomFor is where the axis has to end so that the labels right of the bars fit.
 func roomFor(bars []bar, names []string) float64 {
 	style := textStyle(text.XLeft, text.YCenter)
-	beside := vg.Length(0)
+	nameWidth := vg.Length(0)
 	for _, name := range names {
-		beside = max(beside, style.Width(name))
+		nameWidth = max(nameWidth, style.Width(name))
 	}
-	room := chartWidth - beside - 20
+	room := chartWidth - nameWidth - 20
 	end := 0.0
 	for _, b := range bars {
 		end = max(end, b.end()/max(0.2, 1-float64((style.Width(b.label)+14)/room)))
@@ -163,7 +163,7 @@ func roomFor(bars []bar, names []string) float64 {
 
 func (b bar) end() float64 { return max(b.spread.Max, b.spread.Median+b.more) }
 
-// nominal puts names at 0, 1 and so on of the Y axis.
+// nominal labels 0, 1 and so on of the Y axis with names.
 func nominal(p *plot.Plot, names []string) {
 	var ticks []plot.Tick
 	for i, name := range names {
@@ -175,7 +175,7 @@ func nominal(p *plot.Plot, names []string) {
 	p.Y.Padding = 4
 }
 
-func addBar(p *plot.Plot, b bar, at, most float64) error {
+func addBar(p *plot.Plot, b bar, at, highest float64) error {
 	own, err := plotter.NewBarChart(plotter.Values{b.spread.Median}, 17)
 	if err != nil {
 		return err
@@ -199,7 +199,7 @@ func addBar(p *plot.Plot, b bar, at, most float64) error {
 		}
 	}
 	labels, err := plotter.NewLabels(plotter.XYLabels{
-		XYs: plotter.XYs{{X: b.end() + most*0.015, Y: at}}, Labels: []string{b.label}})
+		XYs: plotter.XYs{{X: b.end() + highest*0.015, Y: at}}, Labels: []string{b.label}})
 	if err != nil {
 		return err
 	}
@@ -221,13 +221,13 @@ func addWhisker(p *plot.Plot, s Spread, at float64, colour paint) error {
 	return nil
 }
 
-// seriesChart draws a line for each round.
+// seriesChart draws a line per round.
 func seriesChart(title string, u unit, wanted func(*Result) bool, of func(Point) float64) func(*Section) (*chart, error) {
 	return func(s *Section) (*chart, error) {
 		c := &chart{Title: title}
 		p := newPlot()
 		addGrid(p, false, true)
-		most, last := 0.0, 0.0
+		highest, last := 0.0, 0.0
 		for i, server := range s.Servers {
 			drawn := false
 			for _, r := range server.Runs {
@@ -235,7 +235,7 @@ func seriesChart(title string, u unit, wanted func(*Result) bool, of func(Point)
 				for _, point := range r.Series {
 					if v := of(point); wanted(r) && v >= 0 && point.At >= 0 {
 						xys = append(xys, plotter.XY{X: point.At, Y: v})
-						most, last = max(most, v), max(last, point.At)
+						highest, last = max(highest, v), max(last, point.At)
 						drawn = drawn || v > 0
 					}
 				}
@@ -253,15 +253,15 @@ func seriesChart(title string, u unit, wanted func(*Result) bool, of func(Point)
 				c.Legend = append(c.Legend, legendItem{server.Label(), seriesPaint(i), dashOf(i)})
 			}
 			if len(server.Runs) > 1 && c.Caption == "" {
-				c.Caption = "A line for each round."
+				c.Caption = "One line per round."
 			}
 		}
-		if most == 0 || last == 0 || len(c.Legend) == 0 {
+		if highest == 0 || last == 0 || len(c.Legend) == 0 {
 			return nil, nil
 		}
 		p.X.Min, p.X.Max = 0, last
-		p.Y.Min, p.Y.Max = 0, most*1.05
-		p.X.Label.Text = "seconds since the run began"
+		p.Y.Min, p.Y.Max = 0, highest*1.05
+		p.X.Label.Text = "seconds since the start of the run"
 		p.X.Tick.Marker, p.Y.Tick.Marker = scaleTicks(unit{steps: []step{{1, ""}}}), scaleTicks(u)
 		svg, err := svgOf(p, plotHeight, title)
 		c.SVG = svg

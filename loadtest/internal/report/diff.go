@@ -9,9 +9,9 @@ import (
 	"text/tabwriter"
 )
 
-// Differences is what changed between two documents.
+// Differences are the changes between two documents.
 type Differences struct {
-	Threshold float64 // per cent
+	Threshold float64 // percent
 	Runs      []*RunDiff
 	OnlyOld   []string // runs without a counterpart
 	OnlyNew   []string
@@ -24,27 +24,27 @@ type RunDiff struct {
 	OldRounds int
 	NewRounds int
 	Changes   []Change
-	Same      int // figures without a change to speak of
+	Same      int // unchanged metrics
 	Failed    bool
-	OldDoubts string // with the sign of doubt, empty if there are none
+	OldDoubts string // empty if there are none
 	NewDoubts string
 }
 
-// Change is one figure that moved beyond the threshold and the noise.
+// Change is a metric that changed by more than the threshold and the noise.
 type Change struct {
 	Name     string
 	Old, New Spread
-	Percent  float64 // infinite if it was zero or never came
+	Percent  float64 // infinite if it was zero or is never reached
 	Verdict  string  // "worse", "better", "changed", "gone" or "new"
 	unit     unit
 }
 
-// noiseKnown says whether the noise of the figures can be known from both sides.
+// noiseKnown reports whether both sides have several rounds.
 func (d *RunDiff) noiseKnown() bool { return d.OldRounds > 1 && d.NewRounds > 1 }
 
 // Diff matches runs by server, command and settings and compares the medians of their rounds.
-// A figure has changed if its median moved by more than threshold per cent and, where both sides have
-// several rounds, the ranges of the two sides do not meet.
+// A metric has changed if its median moved by more than threshold percent and, where both sides have
+// several rounds, their ranges do not overlap.
 func Diff(old, new *Document, threshold float64) *Differences {
 	d := &Differences{Threshold: threshold}
 	olds, news := seriesOf(old), seriesOf(new)
@@ -65,19 +65,19 @@ func Diff(old, new *Document, threshold float64) *Differences {
 		d.Notes = append(d.Notes, fmt.Sprintf("The machines differ: %s before, %s now.", strings.Join(a, " and "), strings.Join(b, " and ")))
 	}
 	if slices.ContainsFunc(d.Runs, func(r *RunDiff) bool { return !r.noiseKnown() }) {
-		d.Notes = append(d.Notes, "Where a side has one round its noise is unknown, and only the threshold counts.")
+		d.Notes = append(d.Notes, "With a single round on either side the noise is unknown, and only the threshold counts.")
 	}
 	return d
 }
 
-// Worse reports whether any figure got worse, or a run failed that did not fail before.
+// Worse reports whether a metric got worse or a run failed that did not fail before.
 func (d *Differences) Worse() bool {
 	return slices.ContainsFunc(d.Runs, func(r *RunDiff) bool {
 		return r.Failed || slices.ContainsFunc(r.Changes, func(c Change) bool { return c.Verdict == "worse" })
 	})
 }
 
-// runKey is what a run is matched by.
+// runKey matches runs.
 type runKey struct {
 	name string
 	load load
@@ -139,7 +139,7 @@ func caveatsOf(runs []*Result) string {
 	return c.Caveats()
 }
 
-// compareSpreads says nothing for what did not change beyond the noise.
+// compareSpreads returns the verdict on a metric, or "" if it did not change.
 func compareSpreads(f metric, old, new Spread, threshold float64) string {
 	switch {
 	case old.N == 0:
@@ -147,8 +147,8 @@ func compareSpreads(f metric, old, new Spread, threshold float64) string {
 	case new.N == 0:
 		return "gone"
 	}
-	apart := new.Min > old.Max || new.Max < old.Min
-	if old.N > 1 && new.N > 1 && !apart {
+	disjoint := new.Min > old.Max || new.Max < old.Min
+	if old.N > 1 && new.N > 1 && !disjoint {
 		return ""
 	}
 	change := percent(old.Median, new.Median)
@@ -163,10 +163,10 @@ func compareSpreads(f metric, old, new Spread, threshold float64) string {
 	return "better"
 }
 
-// percent is by how much new exceeds old.
+// percent is the change from old to new.
 func percent(old, new float64) float64 {
 	switch {
-	case old == new: // nothing, or never both times
+	case old == new: // also if both are zero or infinite
 		return 0
 	case old == 0 || math.IsInf(new, 0):
 		return math.Inf(1)
@@ -176,7 +176,7 @@ func percent(old, new float64) float64 {
 	return (new - old) / math.Abs(old) * 100
 }
 
-// machinesOf lists the distinct machines in words.
+// machinesOf describes the distinct machines.
 func machinesOf(results []*Result) []string {
 	var all []string
 	for _, r := range results {
@@ -188,7 +188,7 @@ func machinesOf(results []*Result) []string {
 	return all
 }
 
-// WriteText prints what changed.
+// WriteText prints the changes.
 func (d *Differences) WriteText(w io.Writer) error {
 	var text strings.Builder
 	for _, r := range d.Runs {
@@ -196,10 +196,10 @@ func (d *Differences) WriteText(w io.Writer) error {
 		text.WriteString("\n")
 	}
 	for _, title := range d.OnlyOld {
-		fmt.Fprintf(&text, "only before: %s\n", title)
+		fmt.Fprintf(&text, "only in the old file: %s\n", title)
 	}
 	for _, title := range d.OnlyNew {
-		fmt.Fprintf(&text, "only now: %s\n", title)
+		fmt.Fprintf(&text, "only in the new file: %s\n", title)
 	}
 	for _, note := range d.Notes {
 		fmt.Fprintln(&text, note)
@@ -211,16 +211,16 @@ func (d *Differences) WriteText(w io.Writer) error {
 }
 
 func (d *RunDiff) writeText(text *strings.Builder, threshold float64) {
-	sign, noise, beyond := "", "", " and the noise"
+	sign, noise, also := "", "", " or the noise"
 	if d.OldDoubts != "" || d.NewDoubts != "" {
 		sign = doubtSign
 	}
 	if !d.noiseKnown() {
-		noise, beyond = ", noise unknown", ""
+		noise, also = ", noise unknown", ""
 	}
-	fmt.Fprintf(text, "%s%s\n%s before, %s now%s\n", d.Title, sign, rounds(d.OldRounds), rounds(d.NewRounds), noise)
+	fmt.Fprintf(text, "%s%s\n%s before, %s now%s\n", d.Title, sign, number(d.OldRounds, "round"), number(d.NewRounds, "round"), noise)
 	if d.Failed {
-		fmt.Fprintln(text, "  WORSE: a run ended early, which none did before")
+		fmt.Fprintln(text, "  WORSE: a run ended early; none did before")
 	}
 	lines := tabwriter.NewWriter(text, 0, 0, 2, ' ', 0)
 	for _, c := range d.Changes {
@@ -228,7 +228,7 @@ func (d *RunDiff) writeText(text *strings.Builder, threshold float64) {
 			side(c.unit, c.Old), side(c.unit, c.New), c.percentText())
 	}
 	lines.Flush()
-	fmt.Fprintf(text, "  %d figures did not change beyond %g%%%s\n", d.Same, threshold, beyond)
+	fmt.Fprintf(text, "  %d metrics unchanged: within %g%%%s\n", d.Same, threshold, also)
 	for _, side := range []struct{ when, doubts string }{{"before", d.OldDoubts}, {"now", d.NewDoubts}} {
 		if side.doubts != "" {
 			fmt.Fprintf(text, " %s %s, %s\n", doubtSign, side.when, side.doubts)
@@ -252,11 +252,4 @@ func (c Change) percentText() string {
 		return ""
 	}
 	return fmt.Sprintf("%+.1f%%", c.Percent)
-}
-
-func rounds(n int) string {
-	if n == 1 {
-		return "1 round"
-	}
-	return fmt.Sprintf("%d rounds", n)
 }

@@ -36,7 +36,7 @@ func TestDiffTellsChangeFromNoise(t *testing.T) {
 		{"clients that never come back are worse", stormed(2), stormed(0), "worse", true},
 		{"clients that come back at last are better", stormed(0), stormed(2), "better", false},
 		{"never both times is no change", stormed(0, 0), stormed(0, 0), "", false},
-		{"a figure that is no longer measured is no verdict", throughput(100), throughput(0), "gone", false},
+		{"a metric that is no longer measured is no verdict", throughput(100), throughput(0), "gone", false},
 		{"a new failure is worse", throughput(100), failed, "", true},
 		{"an old failure is not", failed, failed, "", false},
 	} {
@@ -68,8 +68,8 @@ func TestDiffText(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"worse  latency p99", "+100.0%", "3 rounds before, 3 rounds now\n", "beyond 5% and the noise",
-		"only before: gone, echo", "only now: fresh, idle", "The machines differ", "* before, 1 of 3 runs",
+		"worse  latency p99", "+100.0%", "3 rounds before, 3 rounds now\n", "within 5% or the noise",
+		"only in the old file: gone, echo", "only in the new file: fresh, idle", "The machines differ", "* before, 1 of 3 runs",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("lacks %q:\n%s", want, &out)

@@ -10,17 +10,17 @@ import (
 	"gonum.org/v1/plot/plotter"
 )
 
-// deepest is the last percentile drawn, as 1/(1-p): 99.9999%.
+// deepest is the highest percentile drawn, as 1/(1-p): 99.9999%.
 const deepest = 1e6
 
-// percentileChart draws whole distributions: latency over 1/(1-p), both logarithmic, so that each
-// step to the right is another nine.
+// percentileChart draws whole distributions: latency over 1/(1-p), both logarithmic, so that each step to
+// the right adds a nine.
 func percentileChart(title, caption string, of func(*Result) *Latency) func(*Section) (*chart, error) {
 	return func(s *Section) (*chart, error) {
 		c := &chart{Title: title, Caption: caption}
 		p := newPlot()
 		addGrid(p, true, true)
-		least, most, last := math.Inf(1), 0.0, 10.0
+		lowest, highest, last := math.Inf(1), 0.0, 10.0
 		coarse, merged := false, false
 		for i, server := range s.Servers {
 			points, whole := percentilePoints(server.Runs, of)
@@ -30,7 +30,7 @@ func percentileChart(title, caption string, of func(*Result) *Latency) func(*Sec
 			coarse = coarse || !whole
 			merged = merged || len(server.Runs) > 1
 			for _, xy := range points {
-				least, most, last = min(least, xy.Y), max(most, xy.Y), max(last, xy.X)
+				lowest, highest, last = min(lowest, xy.Y), max(highest, xy.Y), max(last, xy.X)
 			}
 			line, err := plotter.NewLine(points)
 			if err != nil {
@@ -44,14 +44,14 @@ func percentileChart(title, caption string, of func(*Result) *Latency) func(*Sec
 			return nil, nil
 		}
 		if merged {
-			c.Caption += " All rounds together."
+			c.Caption += " All rounds are merged."
 		}
 		if coarse {
-			c.Caption += " Where a run has no readable histogram, straight lines join its percentiles."
+			c.Caption += " Some runs have no readable histogram; straight lines connect the known percentiles."
 		}
 		p.X.Scale, p.Y.Scale = plot.LogScale{}, plot.LogScale{}
 		p.X.Min, p.X.Max = 1, last
-		p.Y.Min, p.Y.Max = logRange(least, most)
+		p.Y.Min, p.Y.Max = logRange(lowest, highest)
 		p.X.Tick.Marker, p.Y.Tick.Marker = plot.TickerFunc(percentileTicks), logTicks(microseconds)
 		p.X.Label.Text = "percentile"
 		svg, err := svgOf(p, plotHeight, title+" by percentile")
@@ -60,18 +60,18 @@ func percentileChart(title, caption string, of func(*Result) *Latency) func(*Sec
 	}
 }
 
-func percentileTicks(_, most float64) []plot.Tick {
+func percentileTicks(_, highest float64) []plot.Tick {
 	ticks := []plot.Tick{{Value: 1, Label: "0"}, {Value: 2, Label: "50"}}
-	for at := 10.0; at <= most*1.0001; at *= 10 {
+	for at := 10.0; at <= highest*1.0001; at *= 10 {
 		ticks = append(ticks, plot.Tick{Value: at, Label: strconv.FormatFloat(100-100/at, 'g', 10, 64)})
 	}
 	return ticks
 }
 
-// percentilePoints joins the runs' histograms. Without them all it falls back on the percentiles that
-// the runs state, and whole is false.
+// percentilePoints merges the histograms of runs. If one is unreadable, it uses the recorded percentiles and
+// whole is false.
 func percentilePoints(runs []*Result, of func(*Result) *Latency) (points plotter.XYs, whole bool) {
-	var stated []*Latency
+	var recorded []*Latency
 	var all *hdrhistogram.Histogram
 	whole = true
 	for _, r := range runs {
@@ -79,7 +79,7 @@ func percentilePoints(runs []*Result, of func(*Result) *Latency) (points plotter
 		if l == nil || l.Count <= 0 {
 			continue
 		}
-		stated = append(stated, l)
+		recorded = append(recorded, l)
 		h, err := hdrhistogram.Decode([]byte(l.Histogram))
 		switch {
 		case err != nil || h.TotalCount() == 0:
@@ -93,16 +93,16 @@ func percentilePoints(runs []*Result, of func(*Result) *Latency) (points plotter
 			all.Merge(h)
 		}
 	}
-	if len(stated) == 0 {
+	if len(recorded) == 0 {
 		return nil, true
 	}
 	if !whole {
-		return statedPoints(stated), false
+		return recordedPoints(recorded), false
 	}
 	return histogramPoints(all), true
 }
 
-// histogramPoints samples thirty percentiles a decade, evenly on the axis.
+// histogramPoints samples thirty percentiles per decade, evenly on the axis.
 func histogramPoints(h *hdrhistogram.Histogram) plotter.XYs {
 	last := min(float64(h.TotalCount()), deepest)
 	var at, percents []float64
@@ -121,8 +121,8 @@ func histogramPoints(h *hdrhistogram.Histogram) plotter.XYs {
 	return points
 }
 
-// statedPoints takes the median of each stated percentile over the rounds.
-func statedPoints(stated []*Latency) plotter.XYs {
+// recordedPoints returns the median of each recorded percentile over the rounds.
+func recordedPoints(recorded []*Latency) plotter.XYs {
 	var points plotter.XYs
 	for _, part := range []struct {
 		at float64
@@ -134,7 +134,7 @@ func statedPoints(stated []*Latency) plotter.XYs {
 		{1000, func(l *Latency) float64 { return l.P999 }},
 	} {
 		var values []float64
-		for _, l := range stated {
+		for _, l := range recorded {
 			values = append(values, part.of(l))
 		}
 		points = append(points, plotter.XY{X: part.at, Y: max(spreadOf(values).Median, 1)})
@@ -142,7 +142,7 @@ func statedPoints(stated []*Latency) plotter.XYs {
 	return points
 }
 
-// NewLatency sums a histogram up, or is nil if it holds nothing.
+// NewLatency summarizes a histogram. It returns nil if the histogram is empty.
 func NewLatency(h *hdrhistogram.Histogram) *Latency {
 	if h.TotalCount() == 0 {
 		return nil

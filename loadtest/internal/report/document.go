@@ -10,16 +10,15 @@ import (
 	"path/filepath"
 )
 
-// Document is what --json writes: every run of one invocation, in the order in which they were made.
-// Where they do not state their rounds, the nth run of a name with the same command and settings is its
-// nth round.
+// Document is the content of a JSON file: all runs of one invocation in order. If runs have no round
+// numbers, the nth run of a server with the same command and settings is its nth round.
 type Document struct {
 	Schema  string    `json:"schema"`
 	Rounds  int       `json:"rounds,omitempty"`
 	Results []*Result `json:"results"`
 }
 
-// WriteJSON writes doc as the file path, in one step: readers see the old file or the new one.
+// WriteJSON writes doc to a file atomically.
 func WriteJSON(path string, doc *Document) error {
 	stated := *doc
 	stated.Schema = Schema
@@ -30,7 +29,7 @@ func WriteJSON(path string, doc *Document) error {
 	return replaceFile(path, append(text, '\n'))
 }
 
-// ReadJSON reads what writeJSON wrote. Its errors name the file and the place in it.
+// ReadJSON reads a file that WriteJSON wrote. Errors name the file and the position.
 func ReadJSON(path string) (*Document, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -45,9 +44,9 @@ func ReadJSON(path string) (*Document, error) {
 
 func parseDocument(text []byte) (*Document, error) {
 	if len(bytes.TrimSpace(text)) == 0 {
-		return nil, errors.New("the file is empty")
+		return nil, errors.New("file is empty")
 	}
-	// The schema comes first: a file of another form has types that would only confuse here.
+	// The schema is checked first: in another format, type errors would be misleading.
 	var head struct {
 		Schema any `json:"schema"`
 	}
@@ -56,20 +55,20 @@ func parseDocument(text []byte) (*Document, error) {
 	}
 	switch found := head.Schema.(type) {
 	case nil:
-		return nil, fmt.Errorf("no schema is stated, expected %q", Schema)
+		return nil, fmt.Errorf("no schema, expected %q", Schema)
 	case string:
 		if found != Schema {
-			return nil, fmt.Errorf("the schema is %q, expected %q", found, Schema)
+			return nil, fmt.Errorf("schema is %q, expected %q", found, Schema)
 		}
 	default:
-		return nil, fmt.Errorf("the schema is not a text, expected %q", Schema)
+		return nil, fmt.Errorf("schema is not a string, expected %q", Schema)
 	}
 	var doc Document
 	if err := json.Unmarshal(text, &doc); err != nil {
 		return nil, placed(text, err)
 	}
 	if len(doc.Results) == 0 {
-		return nil, errors.New("there are no results in it")
+		return nil, errors.New("no results")
 	}
 	for i, r := range doc.Results {
 		if r == nil {
@@ -82,11 +81,11 @@ func parseDocument(text []byte) (*Document, error) {
 	return &doc, nil
 }
 
-// placed says where in text a JSON error is.
+// placed adds the position to a JSON error.
 func placed(text []byte, err error) error {
 	if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
 		if syntax.Error() == "unexpected end of JSON input" {
-			return fmt.Errorf("the file is cut off after byte %d (line %d)", len(text), lineAt(text, int64(len(text))))
+			return fmt.Errorf("file is truncated after byte %d (line %d)", len(text), lineAt(text, int64(len(text))))
 		}
 		return fmt.Errorf("not JSON at byte %d (line %d): %w", syntax.Offset, lineAt(text, syntax.Offset), err)
 	}
@@ -95,7 +94,7 @@ func placed(text []byte, err error) error {
 		if what == "" {
 			what = "the document"
 		}
-		return fmt.Errorf("at byte %d (line %d): %s is a %s, expected %s",
+		return fmt.Errorf("at byte %d (line %d): %s has type %s, expected %s",
 			kind.Offset, lineAt(text, kind.Offset), what, kind.Value, kind.Type)
 	}
 	return err
@@ -105,8 +104,8 @@ func lineAt(text []byte, offset int64) int {
 	return 1 + bytes.Count(text[:min(offset, int64(len(text)))], []byte("\n"))
 }
 
-// replaceFile writes beside path and renames, so that a full disk or an interrupt costs no old report.
-// What is no ordinary file, such as /dev/stdout, is written to as it is.
+// replaceFile writes a temporary file and renames it, so that a failed write leaves the old file intact.
+// Files that are not regular, such as /dev/stdout, are written directly.
 func replaceFile(path string, content []byte) (err error) {
 	target := path
 	if linked, err := filepath.EvalSymlinks(path); err == nil {
@@ -119,14 +118,14 @@ func replaceFile(path string, content []byte) (err error) {
 		}
 		mode = info.Mode().Perm()
 	}
-	beside := filepath.Join(filepath.Dir(target), "."+filepath.Base(target)+"."+rand.Text()[:8])
-	f, err := os.OpenFile(beside, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	temporary := filepath.Join(filepath.Dir(target), "."+filepath.Base(target)+"."+rand.Text()[:8])
+	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	defer func() {
 		if err != nil {
-			os.Remove(beside)
+			os.Remove(temporary)
 			err = fmt.Errorf("write %s: %w", path, err)
 		}
 	}()
@@ -140,5 +139,5 @@ func replaceFile(path string, content []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	return os.Rename(beside, target)
+	return os.Rename(temporary, target)
 }

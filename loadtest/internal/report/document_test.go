@@ -75,17 +75,17 @@ func TestWriteFollowsLinksAndKeepsPermissions(t *testing.T) {
 func TestReadSaysWhatIsWrongAndWhere(t *testing.T) {
 	head := `{"schema":"` + Schema + `",`
 	for _, c := range []struct{ name, text, want string }{
-		{"an empty file", " \n", "the file is empty"},
+		{"an empty file", " \n", "file is empty"},
 		{"a text that is no JSON", "hello", "not JSON at byte 1 (line 1)"},
 		{"a wrong byte on the third line", "{\n\"schema\":\n;}", "not JSON at byte 13 (line 3)"},
-		{"a file cut off within a list", head + "\n\"results\":[", "the file is cut off after byte 44 (line 2)"},
+		{"a file cut off within a list", head + "\n\"results\":[", "file is truncated after byte 44 (line 2)"},
 		{"something after the end", head + `"results":[]} x`, "not JSON at byte 47"},
-		{"no schema", `{"results":[]}`, `no schema is stated, expected "` + Schema + `"`},
-		{"another schema", `{"schema":"vegeta/12"}`, `the schema is "vegeta/12", expected "` + Schema + `"`},
-		{"a schema that is a number", `{"schema":7}`, "the schema is not a text"},
-		{"a list instead of an object", `[]`, "at byte 1 (line 1): the document is a array"},
-		{"a text where a number belongs", head + `"results":[{"seconds":"ten"}]}`, "results.seconds is a string, expected float64"},
-		{"no results", head + `"results":[]}`, "there are no results in it"},
+		{"no schema", `{"results":[]}`, `no schema, expected "` + Schema + `"`},
+		{"another schema", `{"schema":"vegeta/12"}`, `schema is "vegeta/12", expected "` + Schema + `"`},
+		{"a schema that is a number", `{"schema":7}`, "schema is not a string"},
+		{"a list instead of an object", `[]`, "at byte 1 (line 1): the document has type array"},
+		{"a text where a number belongs", head + `"results":[{"seconds":"ten"}]}`, "results.seconds has type string, expected float64"},
+		{"no results", head + `"results":[]}`, "no results"},
 		{"a result that is null", head + `"results":[{},null]}`, "result 2 is null"},
 		{"a result of another schema", head + `"results":[{"schema":"x"}]}`, `result 1 has the schema "x"`},
 	} {
@@ -118,7 +118,7 @@ func FuzzParseDocument(f *testing.F) {
 		}
 		path := filepath.Join(t.TempDir(), "out.html")
 		if err := WriteHTML(path, doc); err != nil {
-			t.Skip(err) // a figure that can't be drawn is said to be so
+			t.Skip(err) // a metric that can't be drawn is said to be so
 		}
 		Diff(doc, doc, 5)
 		if Diff(doc, doc, 5).Worse() {

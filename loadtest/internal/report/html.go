@@ -15,7 +15,7 @@ var reportText string
 
 var reportPage = template.Must(template.New("report").Parse(reportText))
 
-// page is what the template sees.
+// page is the data of the template.
 type page struct {
 	Title    string
 	When     string
@@ -30,10 +30,10 @@ type pageSection struct {
 	Runs   []pageRun
 }
 
-// pageRun is one run as the terminal shows it.
+// pageRun is one run as printed in the terminal.
 type pageRun struct{ Name, Text string }
 
-// WriteHTML writes doc as one page that needs nothing from elsewhere, in one step.
+// WriteHTML writes doc as a self-contained page, atomically.
 func WriteHTML(path string, doc *Document) error {
 	p := page{When: when(doc.Results), Machines: machinesOf(doc.Results)}
 	table := Compare(doc.Results)
@@ -61,17 +61,17 @@ func pageTitle(t *Table) string {
 			}
 		}
 	}
-	return "Load test of " + inWords(names)
+	return "Load test of " + enumerate(names)
 }
 
-func inWords(names []string) string {
+func enumerate(names []string) string {
 	if n := len(names); n > 2 {
 		names = []string{strings.Join(names[:n-1], ", "), names[n-1]}
 	}
 	return strings.Join(names, " and ")
 }
 
-// when is the time of the first start, and of the last if it was another minute.
+// when returns the time of the first and, if it was in another minute, of the last start.
 func when(results []*Result) string {
 	if len(results) == 0 {
 		return ""
@@ -127,15 +127,16 @@ func runsOf(s *Section) []pageRun {
 	return all
 }
 
-// StartsGroup says whether a heading goes above the nth row.
+// StartsGroup reports whether a heading precedes the nth row.
 func (s *Section) StartsGroup(n int) bool {
 	return n == 0 || s.Rows[n].Group != s.Rows[n-1].Group
 }
 
-// Columns is how many columns the table has: the figure's name, and a ratio for all servers but one.
+// Columns is the number of table columns: the name of the metric, the values, and ratios for all servers
+// but the first.
 func (s *Section) Columns() int { return 2 * len(s.Servers) }
 
-// Doubtful are the servers with doubtful runs.
+// Doubtful returns the servers with doubtful runs.
 func (s *Section) Doubtful() []*Entrant {
 	return slices.DeleteFunc(slices.Clone(s.Servers), func(c *Entrant) bool { return c.Doubtful == 0 })
 }

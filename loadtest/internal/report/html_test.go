@@ -108,9 +108,9 @@ func TestPageHasTheChartsThatTheRunsHaveFiguresFor(t *testing.T) {
 		{"a fan-out has completion too, and two servers have ratios", pair("fanout"), []string{"Latency", "Completion", "Handshake",
 			"Latency p99 over time", "CPU per delivery", "Messages received", "Memory per connection", "Connections per second", "Ratios to a"}},
 		{"a storm has its course", one(sampleResult(t, "storm", "a", 1)), []string{"Handshake", "Connections over time", "Server CPU over time",
-			"Server RSS over time", "CPU per delivery", "Memory per connection", "Connections per second", "All back after"}},
+			"Server RSS over time", "CPU per delivery", "Memory per connection", "Connections per second", "Time to reconnect"}},
 		{"an unreadable histogram leaves the percentiles", one(unreadable), []string{"Latency", "Messages received", "Connections per second"}},
-		{"figures that are all zero are not drawn", one(zeroes), []string{"Latency", "Messages received", "Connections per second"}},
+		{"metrics that are all zero are not drawn", one(zeroes), []string{"Latency", "Messages received", "Connections per second"}},
 		{"a run that failed at once has none", one(&Result{Command: "idle", Name: "a", Error: "refused"}), nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -177,10 +177,10 @@ func TestEveryPaintIsAVariableOfTheStyleSheet(t *testing.T) {
 
 func TestTicksAreRound(t *testing.T) {
 	for _, c := range []struct {
-		name        string
-		ticks       func(least, most float64) []string
-		least, most float64
-		want        string
+		name            string
+		ticks           func(lowest, highest float64) []string
+		lowest, highest float64
+		want            string
 	}{
 		{"linear microseconds", labelsOf(scaleTicks(microseconds)), 0, 9500, "0 2 ms 4 ms 6 ms 8 ms"},
 		{"linear bytes", labelsOf(scaleTicks(sizes)), 0, 30 << 10, "0 10 KiB 20 KiB 30 KiB"},
@@ -191,17 +191,17 @@ func TestTicksAreRound(t *testing.T) {
 		{"ratios far apart", labelsOf(ratioTicks), 0.05, 20, "0.1x 1x 10x"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if got := strings.Join(c.ticks(c.least, c.most), " "); got != c.want {
+			if got := strings.Join(c.ticks(c.lowest, c.highest), " "); got != c.want {
 				t.Errorf("got %q, expected %q", got, c.want)
 			}
 		})
 	}
 }
 
-func labelsOf(ticks plot.TickerFunc) func(least, most float64) []string {
-	return func(least, most float64) []string {
+func labelsOf(ticks plot.TickerFunc) func(lowest, highest float64) []string {
+	return func(lowest, highest float64) []string {
 		var labels []string
-		for _, tick := range ticks(least, most) {
+		for _, tick := range ticks(lowest, highest) {
 			if tick.Label != "" {
 				labels = append(labels, tick.Label)
 			}

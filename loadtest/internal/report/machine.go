@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// ThisMachine describes where the program runs. What the system does not tell stays zero.
+// ThisMachine describes the machine of this process. Unknown fields stay zero.
 func ThisMachine() Machine {
 	return machineFrom(os.DirFS("/"))
 }
@@ -28,7 +28,7 @@ func machineFrom(root fs.FS) Machine {
 		m.OS = strings.Trim(name, `"'`)
 	}
 	if release := strings.TrimSpace(string(read("proc/sys/kernel/osrelease"))); release != "" {
-		m.OS += ", Linux " + release // what uname(2) says
+		m.OS += ", Linux " + release // as in uname(2)
 	}
 	if model := valueOf(read("proc/cpuinfo"), "model name", ":"); model != "" {
 		m.CPU = model
@@ -41,7 +41,7 @@ func machineFrom(root fs.FS) Machine {
 	return m
 }
 
-// valueOf finds the first line "key<separator>value".
+// valueOf returns the value of the first line "key<separator>value".
 func valueOf(text []byte, key, separator string) string {
 	lines := bufio.NewScanner(bytes.NewReader(text))
 	for lines.Scan() {
@@ -53,7 +53,7 @@ func valueOf(text []byte, key, separator string) string {
 	return ""
 }
 
-// openFilesLimit is the soft limit, the one in force.
+// openFilesLimit is the soft limit.
 func openFilesLimit(limits []byte) int {
 	for line := range strings.Lines(string(limits)) {
 		rest, ok := strings.CutPrefix(line, "Max open files")
@@ -65,7 +65,7 @@ func openFilesLimit(limits []byte) int {
 	return 0
 }
 
-// String is the machine in one line.
+// String describes the machine in one line.
 func (m Machine) String() string {
 	var parts []string
 	add := func(when bool, part string) {
@@ -80,7 +80,7 @@ func (m Machine) String() string {
 	add(m.Go != "", m.Go)
 	add(m.OpenFiles != 0, strconv.Itoa(m.OpenFiles)+" open files")
 	if len(parts) == 0 {
-		return "an unknown machine"
+		return "unknown machine"
 	}
 	return strings.Join(parts, ", ")
 }

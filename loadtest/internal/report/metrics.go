@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// direction says which way a figure should go.
+// direction is which values of a metric are better.
 type direction int
 
 const (
@@ -16,17 +16,17 @@ const (
 	higher
 )
 
-// metric is one number of a run, as tables, charts and diff know it.
+// metric is one number of a run, as tables, charts and Diff use it.
 type metric struct {
 	group    string
 	name     string
 	unit     unit
 	better   direction
-	hideZero bool                  // left out while it is zero everywhere
-	value    func(*Result) float64 // NaN if the run did not measure it
+	hideZero bool                  // omitted if it is zero everywhere
+	value    func(*Result) float64 // NaN if not measured
 }
 
-// metrics are all of them, in the order in which they are shown.
+// metrics lists all metrics in display order.
 var metrics = joined(
 	[]metric{
 		{"connecting", "connections/s", rates, higher, false, func(r *Result) float64 { return measured(r.Connections.PerSecond) }},
@@ -45,9 +45,9 @@ var metrics = joined(
 	distribution("latency", "latency", func(r *Result) *Latency { return r.Latency }),
 	distribution("completion", "completion", func(r *Result) *Latency { return r.Completion }),
 	[]metric{
-		{"storm", "50% back after", microseconds, lower, false, ofStorm(func(s *Storm) float64 { return eventually(s.Back50) })},
-		{"storm", "95% back after", microseconds, lower, false, ofStorm(func(s *Storm) float64 { return eventually(s.Back95) })},
-		{"storm", "all back after", microseconds, lower, false, ofStorm(func(s *Storm) float64 { return eventually(s.Back100) })},
+		{"storm", "50% reconnected", microseconds, lower, false, ofStorm(func(s *Storm) float64 { return eventually(s.Back50) })},
+		{"storm", "95% reconnected", microseconds, lower, false, ofStorm(func(s *Storm) float64 { return eventually(s.Back95) })},
+		{"storm", "all reconnected", microseconds, lower, false, ofStorm(func(s *Storm) float64 { return eventually(s.Back100) })},
 		{"storm", "attempts", counts, lower, false, ofStorm(func(s *Storm) float64 { return float64(s.Attempts) })},
 		{"storm", "failed attempts", counts, lower, true, ofStorm(func(s *Storm) float64 { return float64(failures(s.Failed)) })},
 		{"storm", "peak server CPU", processors, lower, false, ofStorm(func(s *Storm) float64 { return measured(s.PeakCPU) })},
@@ -64,7 +64,7 @@ var metrics = joined(
 		{"server", "threads", counts, neither, false, ofServer(func(s *Server) float64 { return measured(float64(s.Threads)) })},
 
 		{"generator", "generator CPU", processors, neither, false, func(r *Result) float64 { return measured(r.Generator.Cores) }},
-		{"generator", "latest send", microseconds, neither, false, func(r *Result) float64 { return measured(r.Generator.MaxLate) }},
+		{"generator", "worst send delay", microseconds, neither, false, func(r *Result) float64 { return measured(r.Generator.MaxLate) }},
 	},
 )
 
@@ -121,7 +121,7 @@ func ofServer(of func(*Server) float64) func(*Result) float64 {
 	}
 }
 
-// measured takes the zero of a figure that can't be zero as "not measured".
+// measured turns zero into "not measured", for metrics that cannot be zero.
 func measured(v float64) float64 {
 	if v == 0 {
 		return math.NaN()
@@ -129,9 +129,8 @@ func measured(v float64) float64 {
 	return v
 }
 
-// growth takes what did not grow as "not measured" too. It is the difference of two readings, and the
-// kernel's are of the whole machine: where something else lets go of memory meanwhile, or a server's
-// process gives some back, the difference says nothing about a connection.
+// growth turns values that are not positive into "not measured". When memory shrinks, because the server or
+// another process has released some, the difference says nothing about a connection.
 func growth(v float64) float64 {
 	if v <= 0 {
 		return math.NaN()
@@ -139,7 +138,7 @@ func growth(v float64) float64 {
 	return v
 }
 
-// eventually makes microseconds of seconds, and infinity of a moment that never came.
+// eventually converts seconds to microseconds, and 0, which means never, to infinity.
 func eventually(seconds float64) float64 {
 	if seconds == 0 {
 		return math.Inf(1)
@@ -155,11 +154,10 @@ func failures(byReason map[string]int) int {
 	return n
 }
 
-// load is what makes two runs comparable: the same command with the same settings.
+// load identifies comparable runs: the same command with the same settings.
 type load string
 
-// loadOf leaves out where from and by which address messages were sent: those differ between servers
-// and machines and make no other load.
+// loadOf ignores source addresses and the URL for publishing, which do not change the load.
 func loadOf(r *Result) load {
 	s := r.Settings
 	s.Sources = nil
@@ -167,47 +165,55 @@ func loadOf(r *Result) load {
 		s.PublishURL = "yes"
 	}
 	text, err := json.Marshal(s)
-	if err != nil { // a number that JSON can't hold
+	if err != nil { // NaN or infinity
 		text = fmt.Append(nil, s)
 	}
 	return load(r.Command + " " + string(text))
 }
 
-// describeLoad names the load of a run for people: "echo: 1000 connections, 128 B text, ...".
+// describeLoad describes the load of a run: "echo: 1000 connections, 128 B text, ...".
 func describeLoad(r *Result) string {
 	s := r.Settings
-	parts := []string{fmt.Sprintf("%d connections", s.Connections)}
+	parts := []string{number(s.Connections, "connection")}
 	add := func(when bool, format string, args ...any) {
 		if when {
 			parts = append(parts, fmt.Sprintf(format, args...))
 		}
 	}
-	talks := r.Command != "idle" && r.Command != "storm" || s.Rate != 0 || s.Depth != 0
+	sends := r.Command != "idle" && r.Command != "storm" || s.Rate != 0 || s.Depth != 0
 	kind := "text"
 	if s.Binary {
 		kind = "binary"
 	}
-	add(s.Publishers != 0, "%d publishers", s.Publishers)
+	add(s.Publishers != 0, "%s", number(s.Publishers, "publisher"))
 	add(s.Size != 0, "%s %s", sizes.format(float64(s.Size)), kind)
 	add(s.Rate != 0, "%s messages/s", counts.format(s.Rate))
-	add(s.Rate == 0 && talks, "as fast as possible")
+	add(s.Rate == 0 && sends, "as fast as possible")
 	add(s.Depth != 0, "depth %d", s.Depth)
 	add(s.Duration != 0, "%g s", s.Duration)
 	add(s.Ramp != 0, "opened over %g s", s.Ramp)
 	add(s.Compression, "permessage-deflate")
-	add(s.PublishURL != "", "published by HTTP")
+	add(s.PublishURL != "", "published over HTTP")
 	add(s.Processes > 1, "%d generator processes", s.Processes)
 	return plain(r.Command) + ": " + strings.Join(parts, ", ")
 }
 
-// doubts are the reasons not to trust a run's figures; a run with doubts carries a sign everywhere.
+// number formats a count with its noun.
+func number(n int, noun string) string {
+	if n != 1 {
+		noun += "s"
+	}
+	return fmt.Sprintf("%d %s", n, noun)
+}
+
+// doubts are the reasons to doubt the metrics of a run.
 func doubts(r *Result) []string {
 	var all []string
 	if r.Error != "" {
 		all = append(all, "ended early: "+plain(r.Error))
 	}
 	if r.Generator.Bottleneck && len(r.Warnings) == 0 {
-		all = append(all, "the generator may have set the pace")
+		all = append(all, "the generator may have been the bottleneck")
 	}
 	for _, w := range r.Warnings {
 		all = append(all, plain(w))
@@ -215,5 +221,5 @@ func doubts(r *Result) []string {
 	return all
 }
 
-// doubtSign follows the name of a server with a doubtful run.
+// doubtSign marks the names of servers with doubtful runs.
 const doubtSign = " *"

@@ -19,8 +19,8 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// chart is one drawing of the report. Its colours are the style sheet's, so that it follows the
-// reader's light or dark mode and prints black on white.
+// chart is one chart of the report. Its colours come from the style sheet, so that it follows light or dark
+// mode and prints well.
 type chart struct {
 	Title   string
 	Caption string
@@ -31,11 +31,11 @@ type chart struct {
 type legendItem struct {
 	Label string
 	Paint paint
-	Dash  string // stroke-dasharray, empty is a solid line
+	Dash  string // stroke-dasharray; empty is solid
 }
 
-// paint is a colour variable of the style sheet. Drawn it is a colour that nothing else has, which
-// svgOf replaces by the variable.
+// paint is a colour variable of the style sheet. It is drawn as a unique colour that svgOf replaces with the
+// variable.
 type paint string
 
 const (
@@ -44,7 +44,7 @@ const (
 	paintKernel paint = "kernel"
 
 	seriesPaints = 8
-	chartWidth   = 390 // points; small, for on a phone the whole chart shrinks
+	chartWidth   = 390 // points; small, since charts shrink to the width of a phone
 	plotHeight   = 260
 	textSize     = 12
 )
@@ -65,10 +65,10 @@ func (p paint) colour() color.Color {
 			return color.RGBA{R: 0, G: 255, B: uint8(i*17 + 1), A: 255}
 		}
 	}
-	panic("no such paint: " + string(p))
+	panic("unknown paint: " + string(p))
 }
 
-// seriesDashes tell the lines apart where colours can't.
+// seriesDashes distinguish lines without colour.
 var seriesDashes = [][]vg.Length{nil, {7, 3}, {2, 2}, {8, 3, 2, 3}}
 
 func dashOf(i int) string {
@@ -95,7 +95,7 @@ func textStyle(x text.XAlignment, y text.YAlignment) text.Style {
 	}
 }
 
-// newPlot has no background, title or legend: the page around it has those, as text that wraps.
+// newPlot has no background, title or legend. The page has those, as text that wraps.
 func newPlot() *plot.Plot {
 	p := plot.New()
 	p.BackgroundColor = nil
@@ -134,7 +134,7 @@ var (
 	svgInk  = regexp.MustCompile(`#00FF[0-9A-F]{2}`)
 )
 
-// svgOf draws p as an element to be put into the page. It scales with the page's width.
+// svgOf draws p as an SVG element that scales with the page.
 func svgOf(p *plot.Plot, height vg.Length, title string) (template.HTML, error) {
 	canvas := vgsvg.New(chartWidth, height)
 	p.Draw(draw.Crop(draw.New(canvas), 2, -6, 2, -6))
@@ -145,7 +145,7 @@ func svgOf(p *plot.Plot, height vg.Length, title string) (template.HTML, error) 
 	svg := svgHead.ReplaceAllString(buf.String(), fmt.Sprintf(`<svg viewBox="0 0 %d %g" role="img" aria-label="%s">`,
 		chartWidth, float64(height), template.HTMLEscapeString(title)))
 	svg = svgFont.ReplaceAllString(svg, "font-size:")
-	// The reader's font may be wider than the one that the layout was made with.
+	// The browser's font may be wider than the one used for layout.
 	svg = svgText.ReplaceAllStringFunc(svg, func(element string) string {
 		parts := svgText.FindStringSubmatch(element)
 		width := textStyle(text.XLeft, text.YTop).Width(html.UnescapeString(parts[2]))
@@ -160,13 +160,13 @@ func svgOf(p *plot.Plot, height vg.Length, title string) (template.HTML, error) 
 	return template.HTML(svg), nil
 }
 
-// scaleTicks are about five ticks from 0 on in round numbers of u's step for the largest.
+// scaleTicks returns about five round ticks from 0, in u's step for the highest value.
 func scaleTicks(u unit) plot.TickerFunc {
-	return func(_, most float64) []plot.Tick {
-		s := u.step(most)
-		by := roundStep(most / s.size / 5)
+	return func(_, highest float64) []plot.Tick {
+		s := u.step(highest)
+		by := roundStep(highest / s.size / 5)
 		var ticks []plot.Tick
-		for i := 0; i < 8 && float64(i)*by*s.size <= most*1.0001; i++ { // no more, for the step of a tiny number may be 0
+		for i := 0; i < 8 && float64(i)*by*s.size <= highest*1.0001; i++ { // bounded, since the step of a tiny number may be 0
 			at := float64(i) * by
 			label := fmt.Sprintf("%.4g%s", at, s.suffix)
 			if at == 0 {
@@ -178,7 +178,7 @@ func scaleTicks(u unit) plot.TickerFunc {
 	}
 }
 
-// roundStep is the next 1, 2 or 5 times a power of ten from v up.
+// roundStep rounds v up to 1, 2 or 5 times a power of ten.
 func roundStep(v float64) float64 {
 	power := math.Pow(10, math.Floor(math.Log10(v)))
 	for _, digit := range []float64{1, 2, 5} {
@@ -189,16 +189,16 @@ func roundStep(v float64) float64 {
 	return 10 * power
 }
 
-// logTicks label the powers of ten, and 2 and 5 between them if there are few. The other digits
-// have ticks without labels.
+// logTicks labels powers of ten and, over a narrow range, 2 and 5 times those. Other digits have ticks
+// without labels.
 func logTicks(u unit) plot.TickerFunc {
-	return func(least, most float64) []plot.Tick {
-		few := most/least < 150
+	return func(lowest, highest float64) []plot.Tick {
+		few := highest/lowest < 150
 		var ticks []plot.Tick
-		for power := math.Pow(10, math.Floor(math.Log10(least))); power <= most*1.0001; power *= 10 {
+		for power := math.Pow(10, math.Floor(math.Log10(lowest))); power <= highest*1.0001; power *= 10 {
 			for digit := 1.0; digit < 10; digit++ {
 				v := digit * power
-				if v < least*0.9999 || v > most*1.0001 {
+				if v < lowest*0.9999 || v > highest*1.0001 {
 					continue
 				}
 				tick := plot.Tick{Value: v}
@@ -212,18 +212,18 @@ func logTicks(u unit) plot.TickerFunc {
 	}
 }
 
-// tick is v without digits that say nothing: "5 ms".
+// tick formats v without trailing zeros: "5 ms".
 func (u unit) tick(v float64) string {
 	s := u.step(v)
 	return fmt.Sprintf("%.3g%s", v/s.size, s.suffix)
 }
 
-// logRange widens least and most to round numbers that differ.
-func logRange(least, most float64) (from, to float64) {
-	to = roundStep(most)
-	from = math.Pow(10, math.Floor(math.Log10(least)))
+// logRange widens a range to round numbers that differ.
+func logRange(lowest, highest float64) (from, to float64) {
+	to = roundStep(highest)
+	from = math.Pow(10, math.Floor(math.Log10(lowest)))
 	for _, digit := range []float64{2, 5} {
-		if power := math.Pow(10, math.Floor(math.Log10(least))); digit*power <= least {
+		if power := math.Pow(10, math.Floor(math.Log10(lowest))); digit*power <= lowest {
 			from = digit * power
 		}
 	}
@@ -233,13 +233,13 @@ func logRange(least, most float64) (from, to float64) {
 	return from, to
 }
 
-// axisLabel keeps a name from taking the room of the chart. The whole name is in the tables.
+// axisLabel shortens long names, which tables have in full.
 func axisLabel(c *Entrant) string {
-	const most = 20
+	const maxLetters = 20
 	name := plain(c.Name)
 	sign := strings.TrimPrefix(c.Label(), name)
-	if letters := []rune(name); len(letters) > most {
-		name = string(letters[:most-1]) + "…"
+	if letters := []rune(name); len(letters) > maxLetters {
+		name = string(letters[:maxLetters-1]) + "…"
 	}
 	return name + sign
 }

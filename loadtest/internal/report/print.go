@@ -9,7 +9,7 @@ import (
 	"text/tabwriter"
 )
 
-// PrintResult writes the figures of one run for people at a terminal.
+// PrintResult prints the metrics of one run for a terminal.
 func PrintResult(w io.Writer, r *Result) {
 	sign := ""
 	if len(doubts(r)) > 0 {
@@ -27,11 +27,11 @@ func PrintResult(w io.Writer, r *Result) {
 	lines.Flush()
 	printDistributions(w, r)
 
-	warned := slices.DeleteFunc(doubts(r), func(s string) bool { return strings.HasPrefix(s, "ended early: ") })
-	if len(warned) > 0 {
+	warnings := slices.DeleteFunc(doubts(r), func(s string) bool { return strings.HasPrefix(s, "ended early: ") })
+	if len(warnings) > 0 {
 		fmt.Fprintln(w)
 	}
-	for _, text := range warned {
+	for _, text := range warnings {
 		fmt.Fprintf(w, "WARNING: %s\n", text)
 	}
 }
@@ -41,7 +41,7 @@ type resultLine struct {
 	parts []string
 }
 
-// add appends a part unless its figure was not measured.
+// add appends a part if its metric was measured.
 func (l *resultLine) add(when bool, format string, args ...any) {
 	if when {
 		l.parts = append(l.parts, fmt.Sprintf(format, args...))
@@ -63,9 +63,14 @@ func resultLines(r *Result) []resultLine {
 
 func connectionLine(c Connections) resultLine {
 	l := resultLine{name: "connections"}
-	l.add(true, "%d of %d opened", c.Opened, c.Wanted)
-	l.add(c.Seconds != 0, "in %s", microseconds.format(c.Seconds*1e6))
-	l.add(c.PerSecond != 0, "%s", rates.format(c.PerSecond))
+	opened := fmt.Sprintf("%d of %d opened", c.Opened, c.Wanted)
+	if c.Seconds != 0 {
+		opened += " in " + microseconds.format(c.Seconds*1e6)
+	}
+	if c.PerSecond != 0 {
+		opened += " (" + rates.format(c.PerSecond) + ")"
+	}
+	l.add(true, "%s", opened)
 	l.add(c.Lost != 0, "%d lost", c.Lost)
 	l.add(len(c.Failed) > 0, "failed: %s", reasons(c.Failed))
 	return l
@@ -82,7 +87,7 @@ func messageLine(m *Messages) resultLine {
 	return l
 }
 
-// faultLine gives exact numbers: one missing message of a million matters.
+// faultLine prints exact numbers, since one missing message in a million matters.
 func faultLine(m *Messages) resultLine {
 	l := resultLine{name: "faults"}
 	if m == nil {
@@ -103,14 +108,22 @@ func stormLine(s *Storm) resultLine {
 		return l
 	}
 	l.add(s.CutBy != "", "cut by the %s", plain(s.CutBy))
-	l.add(true, "back: 50%% %s", microseconds.format(eventually(s.Back50)))
-	l.add(true, "95%% %s", microseconds.format(eventually(s.Back95)))
-	l.add(true, "all %s", microseconds.format(eventually(s.Back100)))
+	l.add(true, "50%% reconnected %s", after(s.Back50))
+	l.add(true, "95%% %s", after(s.Back95))
+	l.add(true, "all %s", after(s.Back100))
 	l.add(true, "%d attempts", s.Attempts)
 	l.add(len(s.Failed) > 0, "failed: %s", reasons(s.Failed))
-	l.add(s.PeakCPU != 0, "at most %s", processors.format(s.PeakCPU))
-	l.add(s.PeakMemory != 0, "%s RSS", sizes.format(float64(s.PeakMemory)))
+	l.add(s.PeakCPU != 0, "peak %s", processors.format(s.PeakCPU))
+	l.add(s.PeakMemory != 0, "peak RSS %s", sizes.format(float64(s.PeakMemory)))
 	return l
+}
+
+// after formats the time until clients were back, in seconds: "after 1.10 s" or "never".
+func after(seconds float64) string {
+	if seconds == 0 {
+		return "never"
+	}
+	return "after " + microseconds.format(seconds*1e6)
 }
 
 func serverLine(s *Server) resultLine {
@@ -119,8 +132,8 @@ func serverLine(s *Server) resultLine {
 		return l
 	}
 	l.add(true, "%s", processors.format(s.Cores))
-	l.add(s.CPUPerMessage != 0, "%s a delivery", microseconds.format(s.CPUPerMessage))
-	l.add(s.CPUPerConn != 0, "%s a handshake", microseconds.format(s.CPUPerConn))
+	l.add(s.CPUPerMessage != 0, "%s per delivery", microseconds.format(s.CPUPerMessage))
+	l.add(s.CPUPerConn != 0, "%s per handshake", microseconds.format(s.CPUPerConn))
 	l.add(s.Processes > 1, "%d processes", s.Processes)
 	l.add(s.Threads != 0, "%d threads", s.Threads)
 	return l
@@ -133,9 +146,9 @@ func memoryLine(s *Server) resultLine {
 	}
 	l.add(true, "RSS %s (%s before)", sizes.format(float64(s.RSS)), sizes.format(float64(s.RSSBefore)))
 	l.add(s.PSS != 0, "PSS %s", sizes.format(float64(s.PSS)))
-	l.add(s.RSSPerConn > 0, "%s a connection", sizes.format(s.RSSPerConn))
-	l.add(s.KernelPerConn > 0, "%s a connection in the kernel (both ends)", sizes.format(s.KernelPerConn))
-	l.add(s.SlabPerConn > 0, "%s a connection in all of the kernel's objects", sizes.format(s.SlabPerConn))
+	l.add(s.RSSPerConn > 0, "%s per connection", sizes.format(s.RSSPerConn))
+	l.add(s.KernelPerConn > 0, "%s per connection in kernel buffers (both ends)", sizes.format(s.KernelPerConn))
+	l.add(s.SlabPerConn > 0, "%s per connection in the kernel slab (both ends)", sizes.format(s.SlabPerConn))
 	return l
 }
 
@@ -143,8 +156,8 @@ func generatorLine(g Generator) resultLine {
 	l := resultLine{name: "generator CPU"}
 	l.add(g.Cores != 0, "%s", processors.format(g.Cores))
 	l.add(g.Processes > 1, "%d processes", g.Processes)
-	l.add(g.CPUPerMessage != 0, "%s a delivery", microseconds.format(g.CPUPerMessage))
-	l.add(g.MaxLate != 0, "sends at most %s late", microseconds.format(g.MaxLate))
+	l.add(g.CPUPerMessage != 0, "%s per delivery", microseconds.format(g.CPUPerMessage))
+	l.add(g.MaxLate != 0, "sends up to %s late", microseconds.format(g.MaxLate))
 	return l
 }
 
@@ -168,7 +181,7 @@ func printDistributions(w io.Writer, r *Result) {
 	lines.Flush()
 }
 
-// reasons lists failures, the most frequent first: "12 refused, 3 timeout".
+// reasons lists failures by frequency: "12 refused, 3 timeout".
 func reasons(byReason map[string]int) string {
 	names := slices.Sorted(maps.Keys(byReason))
 	slices.SortStableFunc(names, func(a, b string) int { return byReason[b] - byReason[a] })

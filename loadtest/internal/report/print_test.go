@@ -42,16 +42,16 @@ func TestUnitsShowThreeDigits(t *testing.T) {
 
 func TestIntervalsUseTheUnitOfTheMedian(t *testing.T) {
 	for _, c := range []struct {
-		name                 string
-		least, most, typical float64
-		want                 string
+		name                     string
+		lowest, highest, typical float64
+		want                     string
 	}{
 		{"around a millisecond", 980, 1400, 1200, "0.98–1.40"},
 		{"up to never", 1e6, math.Inf(1), 2e6, "1.00–never"},
 		{"a median that never came", 1e6, math.Inf(1), math.Inf(1), "1.00 s–never"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if got := microseconds.interval(c.least, c.most, c.typical); got != c.want {
+			if got := microseconds.interval(c.lowest, c.highest, c.typical); got != c.want {
 				t.Errorf("got %q, expected %q", got, c.want)
 			}
 		})
@@ -65,11 +65,11 @@ func TestSpread(t *testing.T) {
 		values []float64
 		want   Spread
 	}{
-		{"nothing measured is no figure", []float64{nan, nan}, Spread{}},
+		{"nothing measured is no metric", []float64{nan, nan}, Spread{}},
 		{"one round is its own median", []float64{3}, Spread{3, 3, 3, 1}},
 		{"an odd number has a middle", []float64{9, 1, 2}, Spread{2, 1, 9, 3}},
 		{"an even number has a mean of two", []float64{4, 1, 2, 8}, Spread{3, 1, 8, 4}},
-		{"rounds without the figure do not count", []float64{nan, 5, nan, 7}, Spread{6, 5, 7, 2}},
+		{"rounds without the metric do not count", []float64{nan, 5, nan, 7}, Spread{6, 5, 7, 2}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if got := spreadOf(c.values); got != c.want {
@@ -97,11 +97,11 @@ func TestPrintedResult(t *testing.T) {
 	}{
 		{"a sound run has no sign, error or warning", sampleResult(t, "echo", "carillon", 1),
 			[]string{"carillon  ws://", "faults         none", "latency  "}, []string{"*", "ERROR", "WARNING", "completion", "storm"}},
-		{"an error stands above the figures, a warning below", failed,
+		{"an error stands above the metrics, a warning below", failed,
 			[]string{"evil?[2J name *", "ERROR: the run ended early: dial: too many open files", "WARNING: the generator was late",
 				"1 missing of 500000", "failed: 30 refused, 2 timeout"}, []string{"\x1b"}},
-		{"clients that never came back", never, []string{"95% 1.10 s", "all never"}, []string{"messages ", "faults"}},
-		{"a generator at its limit is warned of", bottleneck, []string{"carillon *", "WARNING: the generator may have set the pace"}, nil},
+		{"clients that never came back", never, []string{"95% after 1.10 s", "all never"}, []string{"messages ", "faults"}},
+		{"a generator at its limit is warned of", bottleneck, []string{"carillon *", "WARNING: the generator may have been the bottleneck"}, nil},
 		{"a run of which only connections are known", &Result{Command: "idle", Name: "a"}, []string{"0 of 0 opened"}, []string{"server", "p50", "generator"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -10,19 +10,19 @@ import (
 	"gonum.org/v1/plot/vg/draw"
 )
 
-// ratioMetrics are the costs that the chart of ratios shows: of all of them less is better.
+// ratioMetrics are the metrics in the chart of ratios. Lower is better for all of them.
 var ratioMetrics = []string{
-	"latency p50", "latency p99", "completion p99", "all back after", "handshake p99",
+	"latency p50", "latency p99", "completion p99", "all reconnected", "handshake p99",
 	"CPU per delivery", "CPU per handshake", "RSS per connection", "kernel per connection",
 }
 
-// ratioChart draws each server's costs as multiples of the first server's, with their spread.
+// ratioChart draws each server's costs as multiples of the first server's.
 func ratioChart(s *Section) (*chart, error) {
 	if len(s.Servers) < 2 {
 		return nil, nil
 	}
 	var rows []*Row
-	least, most := 0.8, 1.25
+	lowest, highest := 0.8, 1.25
 	for _, name := range ratioMetrics {
 		row := s.row(name)
 		if row == nil {
@@ -31,7 +31,7 @@ func ratioChart(s *Section) (*chart, error) {
 		drawn := false
 		for _, c := range row.Cells[1:] {
 			if c.Ratio.N > 0 && c.Ratio.Min > 0 {
-				least, most, drawn = min(least, c.Ratio.Min), max(most, c.Ratio.Max), true
+				lowest, highest, drawn = min(lowest, c.Ratio.Min), max(highest, c.Ratio.Max), true
 			}
 		}
 		if drawn {
@@ -43,11 +43,11 @@ func ratioChart(s *Section) (*chart, error) {
 	}
 	c := &chart{
 		Title:   "Ratios to " + plain(s.Servers[0].Name),
-		Caption: "Costs as multiples, so left of 1 is better. Dots are medians of the rounds’ ratios, whiskers the least and the most.",
+		Caption: "Left of 1 is better. Dots are median ratios, whiskers span all rounds.",
 	}
 	p := newPlot()
 	p.X.Scale, p.X.Tick.Marker = plot.LogScale{}, plot.TickerFunc(ratioTicks)
-	p.X.Min, p.X.Max = least/1.1, most*1.1
+	p.X.Min, p.X.Max = lowest/1.1, highest*1.1
 	names := make([]string, len(rows))
 	for i, row := range rows {
 		names[len(rows)-1-i] = row.Name
@@ -60,8 +60,8 @@ func ratioChart(s *Section) (*chart, error) {
 	for i, server := range s.Servers[1:] {
 		c.Legend = append(c.Legend, legendItem{Label: server.Label(), Paint: seriesPaint(i + 1)})
 	}
-	apart := 14 + 9*(len(s.Servers)-1)
-	svg, err := svgOf(p, vg.Length(44+apart*len(rows)), c.Title)
+	rowHeight := 14 + 9*(len(s.Servers)-1)
+	svg, err := svgOf(p, vg.Length(44+rowHeight*len(rows)), c.Title)
 	c.SVG = svg
 	return c, err
 }
@@ -96,17 +96,17 @@ func addRatios(p *plot.Plot, s *Section, rows []*Row) error {
 	return nil
 }
 
-// ratioTicks doubles or, over a wide range, multiplies by ten.
-func ratioTicks(least, most float64) []plot.Tick {
+// ratioTicks labels powers of two, or of ten over a wide range.
+func ratioTicks(lowest, highest float64) []plot.Tick {
 	by := 2.0
 	switch {
-	case most/least > 40:
+	case highest/lowest > 40:
 		by = 10
-	case most/least < 3:
+	case highest/lowest < 3:
 		by = math.Sqrt2
 	}
 	var ticks []plot.Tick
-	for i := math.Ceil(math.Log(least) / math.Log(by)); math.Pow(by, i) <= most; i++ {
+	for i := math.Ceil(math.Log(lowest) / math.Log(by)); math.Pow(by, i) <= highest; i++ {
 		v := math.Pow(by, i)
 		ticks = append(ticks, plot.Tick{Value: v, Label: fmt.Sprintf("%.2gx", v)})
 	}

@@ -1,17 +1,19 @@
+// Package report holds the results of load tests and presents them: JSON files, tables, differences between
+// files, and HTML pages with charts.
 package report
 
 import "time"
 
-// Schema names the form of the JSON that --json writes. Its number changes when a field changes its
-// meaning or goes; new fields do not change it.
+// Schema identifies the format of JSON files. Its number changes when a field is removed or changes its
+// meaning, not when one is added.
 const Schema = "carillon-loadtest/1"
 
 // Result is one run of one command against one server.
 type Result struct {
 	Schema   string    `json:"schema"`
 	Command  string    `json:"command"`         // idle, echo, fanout or storm
-	Name     string    `json:"name"`            // what the server is called in tables
-	Round    int       `json:"round,omitempty"` // compare: which one, from 1; 0 if it is not stated
+	Name     string    `json:"name"`            // the server's name in tables
+	Round    int       `json:"round,omitempty"` // compare: from 1; 0 if unknown
 	URL      string    `json:"url"`             // several are separated by spaces
 	Started  time.Time `json:"started"`
 	Seconds  float64   `json:"seconds"` // of the measured window
@@ -20,37 +22,37 @@ type Result struct {
 
 	Connections Connections `json:"connections"`
 	Messages    *Messages   `json:"messages,omitempty"`   // echo and fanout
-	Latency     *Latency    `json:"latency,omitempty"`    // of each received message, from the moment it was due to be sent
+	Latency     *Latency    `json:"latency,omitempty"`    // of each received message, from when it was due to be sent
 	Completion  *Latency    `json:"completion,omitempty"` // fanout: of each message, until its last receiver had it
 	Storm       *Storm      `json:"storm,omitempty"`
 	Server      *Server     `json:"server,omitempty"` // when its process is known
 	Generator   Generator   `json:"generator"`
 	Series      []Point     `json:"series,omitempty"`
 
-	// Warnings say what makes the figures doubtful, such as a generator that was the bottleneck.
+	// Warnings are reasons to doubt the metrics, such as a generator that was the bottleneck.
 	Warnings []string `json:"warnings,omitempty"`
 
-	// Error is why the run ended early. What was measured until then stands.
+	// Error is why the run ended early. Everything measured until then is valid.
 	Error string `json:"error,omitempty"`
 }
 
-// Settings are the options that shaped the run, as they were in force.
+// Settings are the options of the run, with defaults resolved.
 type Settings struct {
 	Connections int      `json:"connections"`
 	Publishers  int      `json:"publishers,omitempty"`
 	Size        int      `json:"size"`                 // payload bytes of a message
-	Rate        float64  `json:"rate"`                 // messages a second, of all senders together; 0 is as fast as possible
-	Depth       int      `json:"depth,omitempty"`      // echo: messages under way on each connection
-	Duration    float64  `json:"duration"`             // seconds asked for
+	Rate        float64  `json:"rate"`                 // messages per second, all senders together; 0 is as fast as possible
+	Depth       int      `json:"depth,omitempty"`      // messages in flight per sender
+	Duration    float64  `json:"duration"`             // requested, in seconds
 	Ramp        float64  `json:"ramp"`                 // seconds over which connections are opened; 0 is as fast as possible
-	Binary      bool     `json:"binary"`               // else text
+	Binary      bool     `json:"binary"`               // false is text
 	Compression bool     `json:"compression"`          // permessage-deflate was offered
 	Sources     []string `json:"sources,omitempty"`    // first and last source address
 	Processes   int      `json:"processes"`            // of the generator
 	PublishURL  string   `json:"publishURL,omitempty"` // fanout: messages were published by HTTP POST
 }
 
-// Machine is where generator and server ran.
+// Machine is the machine of the generator.
 type Machine struct {
 	OS        string `json:"os"` // with its version
 	CPU       string `json:"cpu"`
@@ -64,10 +66,10 @@ type Machine struct {
 type Connections struct {
 	Wanted    int            `json:"wanted"`
 	Opened    int            `json:"opened"`
-	Lost      int            `json:"lost"`             // opened, and ended before the run did
+	Lost      int            `json:"lost"`             // opened, and closed before the end of the run
 	Failed    map[string]int `json:"failed,omitempty"` // by reason
 	LostBy    map[string]int `json:"lostBy,omitempty"` // by reason
-	Seconds   float64        `json:"seconds"`          // until all were open or had failed
+	Seconds   float64        `json:"seconds"`          // until all connections were open or had failed
 	PerSecond float64        `json:"perSecond"`
 	Handshake *Latency       `json:"handshake,omitempty"` // from connect(2) to the last byte of the 101
 }
@@ -76,15 +78,15 @@ type Connections struct {
 type Messages struct {
 	Sent           int64   `json:"sent"`
 	Received       int64   `json:"received"`
-	Expected       int64   `json:"expected"` // what should have been received
+	Expected       int64   `json:"expected"` // how many should have been received
 	Missing        int64   `json:"missing"`
 	Duplicated     int64   `json:"duplicated"`
 	Reordered      int64   `json:"reordered"`
-	Foreign        int64   `json:"foreign"` // not one of ours, or damaged
-	Unsent         int64   `json:"unsent"`  // due by the schedule and never sent
+	Foreign        int64   `json:"foreign"` // of another run, or damaged
+	Unsent         int64   `json:"unsent"`  // due by the schedule but never sent
 	SentPerSecond  float64 `json:"sentPerSecond"`
 	ReceivedPerSec float64 `json:"receivedPerSecond"`
-	ReceivedBytes  int64   `json:"receivedBytes"` // from sockets, framing included
+	ReceivedBytes  int64   `json:"receivedBytes"` // including framing
 }
 
 // Latency is a distribution in microseconds.
@@ -97,62 +99,61 @@ type Latency struct {
 	P999  float64 `json:"p999"`
 	Max   float64 `json:"max"`
 
-	// Histogram is the whole distribution, as HdrHistogram's compressed V2 encoding in base64, in
-	// microseconds.
+	// Histogram is the whole distribution in microseconds: base64 of HdrHistogram's compressed V2 encoding.
 	Histogram string `json:"histogram,omitempty"`
 }
 
-// Storm is how all clients came back after they had been cut off.
+// Storm describes how clients reconnected after all connections were closed.
 type Storm struct {
 	CutBy      string         `json:"cutBy"` // "tool" or "server"
 	Back50     float64        `json:"back50"`
 	Back95     float64        `json:"back95"`
-	Back100    float64        `json:"back100"`              // seconds until so many per cent were back; 0 if they never were
-	Attempts   int64          `json:"attempts"`             // to connect again
-	Failed     map[string]int `json:"failed,omitempty"`     // attempts by reason
+	Back100    float64        `json:"back100"`              // seconds until this percentage had reconnected; 0 is never
+	Attempts   int64          `json:"attempts"`             // to reconnect
+	Failed     map[string]int `json:"failed,omitempty"`     // failed attempts by reason
 	PeakCPU    float64        `json:"peakCPU,omitempty"`    // of the server, in cores
 	PeakMemory int64          `json:"peakMemory,omitempty"` // of the server, RSS in bytes
-	Handshake  *Latency       `json:"handshake,omitempty"`  // of those that came back
+	Handshake  *Latency       `json:"handshake,omitempty"`  // of the reconnects
 }
 
-// Server is what the server cost, from /proc: the sum over all of its processes.
+// Server is the resource usage of the server from /proc, summed over its processes.
 type Server struct {
 	PID           int     `json:"pid"`                        // of the first process
-	Processes     int     `json:"processes,omitempty"`        // how many there are
+	Processes     int     `json:"processes,omitempty"`        // number of processes
 	CPUSeconds    float64 `json:"cpuSeconds"`                 // user and system, in the measured window
-	Cores         float64 `json:"cores"`                      // CPUSeconds for each second
-	CPUPerMessage float64 `json:"cpuPerMessage,omitempty"`    // microseconds for each message received by a client
-	CPUPerConn    float64 `json:"cpuPerConnection,omitempty"` // microseconds for each handshake
+	Cores         float64 `json:"cores"`                      // CPUSeconds per second
+	CPUPerMessage float64 `json:"cpuPerMessage,omitempty"`    // microseconds per message received by a client
+	CPUPerConn    float64 `json:"cpuPerConnection,omitempty"` // microseconds per handshake
 	RSSBefore     int64   `json:"rssBefore"`                  // bytes, before the first connection
 	RSS           int64   `json:"rss"`                        // bytes, with all connections
 	PSS           int64   `json:"pss,omitempty"`
 	Threads       int     `json:"threads"`
 	RSSPerConn    float64 `json:"rssPerConnection,omitempty"`
 
-	// KernelPerConn is the memory of both ends of a connection that the kernel counts in
-	// /proc/net/sockstat, in bytes. That is the whole machine's, generator included.
+	// KernelPerConn is the growth of TCP buffers in /proc/net/sockstat per connection, in bytes. It covers
+	// the whole machine, so it includes both ends of each connection.
 	KernelPerConn float64 `json:"kernelPerConnection,omitempty"`
 
-	// SlabPerConn is by how much all of the kernel's objects (Slab in /proc/meminfo) have grown for each
-	// connection, sockets of both ends included, in bytes. Whatever else the machine does is in it too.
+	// SlabPerConn is the growth of Slab in /proc/meminfo per connection, in bytes. It covers the whole
+	// machine, so it includes both ends of each connection and unrelated activity.
 	SlabPerConn float64 `json:"slabPerConnection,omitempty"`
 }
 
-// Generator is what the measuring itself cost.
+// Generator is the resource usage of the generator.
 type Generator struct {
 	Processes     int     `json:"processes"`
 	CPUSeconds    float64 `json:"cpuSeconds"` // of all its processes, in the measured window
 	Cores         float64 `json:"cores"`
-	CPUPerMessage float64 `json:"cpuPerMessage,omitempty"` // microseconds for each message received
-	Bottleneck    bool    `json:"bottleneck"`              // it, and not the server, may have set the pace
-	MaxLate       float64 `json:"mostLate,omitempty"`      // microseconds by which a send missed its schedule at worst
+	CPUPerMessage float64 `json:"cpuPerMessage,omitempty"` // microseconds per message received
+	Bottleneck    bool    `json:"bottleneck"`              // the generator may have limited the throughput
+	MaxLate       float64 `json:"mostLate,omitempty"`      // worst delay of a send behind its schedule, in microseconds
 }
 
 // Point is one moment of a time series.
 type Point struct {
-	At          float64 `json:"at"` // seconds since the run began
+	At          float64 `json:"at"` // seconds since the start of the run
 	Connections int     `json:"connections"`
-	Received    float64 `json:"received"` // messages a second
+	Received    float64 `json:"received"` // messages per second
 	P99         float64 `json:"p99,omitempty"`
 	ServerCores float64 `json:"serverCores,omitempty"`
 	ServerRSS   int64   `json:"serverRSS,omitempty"`

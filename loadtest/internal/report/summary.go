@@ -9,12 +9,12 @@ import (
 	"unicode/utf8"
 )
 
-// summaryColumn is a column of the short table.
+// summaryColumn is a column of the summary.
 type summaryColumn struct{ heading, metric string }
 
-// summaryColumns are what each load is run for. All others are in the long table.
+// summaryColumns are the metrics that each load is run for. The full table has all.
 var summaryColumns = map[string][]summaryColumn{
-	"idle": { // sockets at rest have no buffers: what they take is in the kernel's other objects
+	"idle": { // idle sockets have no buffers, so their kernel memory is in the slab
 		{"handshakes/s", "connections/s"}, {"CPU/handshake", "CPU per handshake"},
 		{"RSS/conn", "RSS per connection"}, {"kernel/conn", "slab per connection"},
 	},
@@ -22,32 +22,31 @@ var summaryColumns = map[string][]summaryColumn{
 		{"messages/s", "received/s"}, {"p50", "latency p50"}, {"p99", "latency p99"}, {"CPU/message", "CPU per delivery"},
 	},
 	"fanout": {
-		{"deliveries/s", "received/s"}, {"p99", "latency p99"}, {"to all, p99", "completion p99"}, {"CPU/delivery", "CPU per delivery"},
+		{"deliveries/s", "received/s"}, {"p99", "latency p99"}, {"completion p99", "completion p99"}, {"CPU/delivery", "CPU per delivery"},
 	},
 	"storm": {
-		{"95% back", "95% back after"}, {"all back", "all back after"}, {"peak CPU", "peak server CPU"}, {"peak RSS", "peak server RSS"},
+		{"95% back", "95% reconnected"}, {"all back", "all reconnected"}, {"peak CPU", "peak server CPU"}, {"peak RSS", "peak server RSS"},
 	},
 }
 
-// WriteSummary prints a line for each server under each load, with the figures that matter most and with
-// all that went wrong.
+// WriteSummary prints a line per server and load with the main metrics and all faults.
 func (t *Table) WriteSummary(w io.Writer) error { return t.write(w, (*Section).writeSummary) }
 
 func (s *Section) writeSummary(text *strings.Builder) {
-	keys := summaryColumns[s.command]
-	if keys == nil { // a command of a later version
+	columns := summaryColumns[s.command]
+	if columns == nil { // a command of a newer version
 		s.writeText(text)
 		return
 	}
-	fmt.Fprintf(text, "%s\n%s\n\n", s.Title, s.method("± how far they were from it at most"))
+	fmt.Fprintf(text, "%s\n%s\n\n", s.Title, s.method("± largest deviation"))
 	grid := newGrid(s.Servers)
-	for _, k := range keys {
+	for _, k := range columns {
 		if row := s.row(k.metric); row != nil {
 			grid.add(k.heading, row, func(c Cell) [3]string { return [3]string{c.Text(), c.Margin(), c.RatioText()} })
 		}
 	}
 	for _, row := range s.Rows {
-		if row.metric.hideZero { // a fault in one round has no margin to speak of, and a ratio to none says nothing
+		if row.metric.hideZero { // deviations and ratios mean nothing for faults
 			grid.add(row.Name, row, func(c Cell) [3]string { return [3]string{c.Highest()} })
 		}
 	}
@@ -55,7 +54,7 @@ func (s *Section) writeSummary(text *strings.Builder) {
 	s.writeFootnotes(text)
 }
 
-// Margin is how far the rounds were from the median at most: "±3%".
+// Margin is the largest deviation of a round from the median: "±3%".
 func (c Cell) Margin() string {
 	v := c.Value
 	switch {
@@ -67,7 +66,7 @@ func (c Cell) Margin() string {
 	return fmt.Sprintf("±%.0f%%", 100*max(v.Max-v.Median, v.Median-v.Min)/math.Abs(v.Median))
 }
 
-// Highest is the largest of the rounds.
+// Highest is the highest value of all rounds.
 func (c Cell) Highest() string {
 	if c.Value.N == 0 {
 		return ""
@@ -75,11 +74,11 @@ func (c Cell) Highest() string {
 	return c.unit.format(c.Value.Max)
 }
 
-// grid lines columns up that have three parts each, under a heading for all three.
+// grid aligns columns whose cells have three parts each.
 type grid struct {
 	names    []string
 	headings []string
-	columns  [][][3]string // for each heading, for each name
+	columns  [][][3]string // by heading and name
 }
 
 func newGrid(servers []*Entrant) *grid {
@@ -101,10 +100,10 @@ func (g *grid) add(heading string, row *Row, parts func(Cell) [3]string) {
 
 func (g *grid) write(text *strings.Builder) {
 	lines := make([]string, 1+len(g.names))
-	beside := widest(g.names)
-	lines[0] = strings.Repeat(" ", beside)
+	nameWidth := widest(g.names)
+	lines[0] = strings.Repeat(" ", nameWidth)
 	for i, name := range g.names {
-		lines[i+1] = name + strings.Repeat(" ", beside-utf8.RuneCountInString(name))
+		lines[i+1] = name + strings.Repeat(" ", nameWidth-utf8.RuneCountInString(name))
 	}
 	for i, column := range g.columns {
 		cells := aligned(column)
@@ -116,7 +115,7 @@ func (g *grid) write(text *strings.Builder) {
 	fmt.Fprintln(text, strings.Join(lines, "\n"))
 }
 
-// aligned puts the parts of each cell right under each other. All cells come out equally wide.
+// aligned right-aligns the parts of the cells. All cells have the same width.
 func aligned(column [][3]string) []string {
 	cells := make([]string, len(column))
 	for part := range 3 {

@@ -38,7 +38,7 @@ func TestShortTable(t *testing.T) {
 	}
 	for i, headings := range []string{
 		"handshakes/s CPU/handshake RSS/conn kernel/conn", "messages/s p50 p99 CPU/message",
-		"deliveries/s p99 to all, p99 CPU/delivery missing", "95% back all back peak CPU peak RSS failed attempts",
+		"deliveries/s p99 completion p99 CPU/delivery missing", "95% back all back peak CPU peak RSS failed attempts",
 	} {
 		lines := strings.Split(sections[i], "\n")
 		if got := strings.Join(strings.Fields(lines[0]), " "); got != headings {
@@ -57,7 +57,7 @@ func TestShortTable(t *testing.T) {
 		}
 	}
 	for _, want := range []string{
-		"Median of 3 rounds, ± how far they were from it at most; ratios to carillon.",
+		"Median of 3 rounds, ± largest deviation; ratios to carillon.",
 		"gws *, goroutines *  3 of 3 runs: the machine was busy\n", " ±7%", " 9.77 KiB ±0% 1.00x",
 	} {
 		if !strings.Contains(out.String(), want) {
@@ -65,7 +65,7 @@ func TestShortTable(t *testing.T) {
 		}
 	}
 	if strings.Contains(out.String(), "latency p99.9") {
-		t.Error("has figures of the long table")
+		t.Error("has metrics of the full table")
 	}
 }
 

@@ -10,12 +10,12 @@ import (
 	"text/tabwriter"
 )
 
-// Table compares servers, with a section for each load that they were put under.
+// Table compares servers, with a section for each load.
 type Table struct {
 	Sections []*Section
 }
 
-// Section is one load: a row for each figure, in it a cell for each server.
+// Section is one load. It has a row per metric and in it a cell per server.
 type Section struct {
 	Title   string
 	Servers []*Entrant // in the order of their first runs
@@ -27,27 +27,27 @@ type Section struct {
 // Entrant is one server with its runs.
 type Entrant struct {
 	Name     string
-	Runs     []*Result // in the order in which they were made
-	Doubts   []string  // of different kinds
+	Runs     []*Result // in order
+	Doubts   []string  // without repetitions
 	Doubtful int       // runs with doubts
-	paired   []*Result // a place for each round, nil for one without a run
+	paired   []*Result // by round, nil where one has no run
 }
 
-// Row is one figure of all servers.
+// Row is one metric of all servers.
 type Row struct {
 	Group, Name string
 	Cells       []Cell
 	metric      metric
 }
 
-// Cell is one figure of one server over its rounds.
+// Cell is one metric of one server over its rounds.
 type Cell struct {
 	Value Spread
 	Ratio Spread // to the first server, round by round
 	unit  unit
 }
 
-// Compare puts servers side by side, each load by itself.
+// Compare makes a table of results.
 func Compare(results []*Result) *Table {
 	table := &Table{}
 	sections := map[load]*Section{}
@@ -93,12 +93,12 @@ func (c *Entrant) add(r *Result) {
 
 var amounts = regexp.MustCompile(`[0-9.]+( ?%|[mµn]?s\b)`)
 
-// sameDoubt overlooks by how many per cent or how late it was: that differs from round to round.
+// sameDoubt ignores percentages and times, which differ between rounds.
 func sameDoubt(a, b string) bool {
 	return amounts.ReplaceAllString(a, "") == amounts.ReplaceAllString(b, "")
 }
 
-// Label is the server's name, with the sign of doubt where it belongs.
+// Label is the server's name, with the doubt sign if a run is doubtful.
 func (c *Entrant) Label() string {
 	if c.Doubtful > 0 {
 		return plain(c.Name) + doubtSign
@@ -106,9 +106,9 @@ func (c *Entrant) Label() string {
 	return plain(c.Name)
 }
 
-// Caveats says what the sign of doubt stands for.
+// Caveats explains the doubt sign.
 func (c *Entrant) Caveats() string {
-	of := "its only run"
+	of := "single run"
 	if n := len(c.Runs); n > 1 {
 		of = fmt.Sprintf("%d of %d runs", c.Doubtful, n)
 	}
@@ -136,8 +136,8 @@ func (s *Section) computeRows() {
 	}
 }
 
-// pair lines the servers' runs up by their rounds. Runs that do not state them, as in files of old, are
-// taken in their order: the nth run of each name is its nth round.
+// pair aligns the servers' runs by round. Runs without round numbers are taken in order: the nth run of a
+// server is its nth round.
 func (s *Section) pair() {
 	if last := s.lastRound(); last > 0 {
 		for _, c := range s.Servers {
@@ -146,7 +146,7 @@ func (s *Section) pair() {
 				c.paired[r.Round-1] = r
 			}
 			if missing := last - len(c.Runs); missing > 0 {
-				s.Notes = append(s.Notes, fmt.Sprintf("%s has no run in %d of %d rounds; its ratios are those of the others.", plain(c.Name), missing, last))
+				s.Notes = append(s.Notes, fmt.Sprintf("%s has no run in %d of %d rounds; its ratios use the remaining ones.", plain(c.Name), missing, last))
 			}
 		}
 		return
@@ -157,14 +157,14 @@ func (s *Section) pair() {
 		uneven = uneven || len(c.Runs) != len(s.Servers[0].Runs)
 	}
 	if uneven {
-		s.Notes = append(s.Notes, "The servers have different numbers of runs, so the ratios are those of the medians and have no spread.")
+		s.Notes = append(s.Notes, "The servers have different numbers of runs, so ratios compare medians and have no range.")
 	}
 }
 
-// MaxRounds bounds what a round may be numbered.
+// MaxRounds is the highest round number.
 const MaxRounds = 100
 
-// lastRound is the number of rounds if every run states its own and none is there twice, and else 0.
+// lastRound is the number of rounds, or 0 if runs have no round numbers or repeat them.
 func (s *Section) lastRound() int {
 	last := 0
 	for _, c := range s.Servers {
@@ -191,8 +191,8 @@ func metricValues(f metric, runs []*Result) []float64 {
 	return values
 }
 
-// ratioOf compares round by round, so that what slowed a whole round down weighs on both sides. Runs
-// that can't be paired leave only the ratio of the medians.
+// ratioOf compares round by round, so that a slow round affects both sides. For runs that cannot be paired
+// it returns the ratio of the medians.
 func ratioOf(values, base []float64) Spread {
 	if len(values) != len(base) {
 		v, b := spreadOf(values), spreadOf(base)
@@ -219,7 +219,7 @@ func (c Cell) Text() string {
 	return c.unit.format(c.Value.Median)
 }
 
-// Range is the spread of several rounds: "1.10–1.40".
+// Range is the range of several rounds: "1.10–1.40".
 func (c Cell) Range() string {
 	if c.Value.N < 2 {
 		return ""
@@ -235,7 +235,7 @@ func (c Cell) RatioText() string {
 	return ratios.format(c.Ratio.Median)
 }
 
-// RatioRange is the spread of the ratio over several rounds.
+// RatioRange is the range of the ratios of several rounds.
 func (c Cell) RatioRange() string {
 	if c.Ratio.N < 2 {
 		return ""
@@ -243,7 +243,7 @@ func (c Cell) RatioRange() string {
 	return ratios.interval(c.Ratio.Min, c.Ratio.Max, c.Ratio.Median)
 }
 
-// Verdict is "better" or "worse" than the first server if all rounds agree on it, and else empty.
+// Verdict is "better" or "worse" than the first server if all rounds agree, and empty otherwise.
 func (r *Row) Verdict(c Cell) string {
 	grew, shrank := c.Ratio.N > 1 && c.Ratio.Min > 1, c.Ratio.N > 1 && c.Ratio.Max < 1
 	switch {
@@ -255,7 +255,7 @@ func (r *Row) Verdict(c Cell) string {
 	return ""
 }
 
-// PrintTable prints the short table or the long one.
+// PrintTable prints the summary or the full table.
 func PrintTable(out io.Writer, doc *Document, full bool) error {
 	table := Compare(doc.Results)
 	if full {
@@ -264,11 +264,11 @@ func PrintTable(out io.Writer, doc *Document, full bool) error {
 	return table.WriteSummary(out)
 }
 
-// WriteText prints every figure for a terminal: a line for each server under each figure, so that it
-// does not grow wider with the number of servers.
+// WriteText prints every metric. It has a line per metric and server, so that its width does not depend on
+// the number of servers.
 func (t *Table) WriteText(w io.Writer) error { return t.write(w, (*Section).writeText) }
 
-// write prints the sections, each in the form that one gives it.
+// write prints the sections with one.
 func (t *Table) write(w io.Writer, one func(*Section, *strings.Builder)) error {
 	var text strings.Builder
 	for i, s := range t.Sections {
@@ -305,12 +305,12 @@ func (s *Section) writeText(text *strings.Builder) {
 	s.writeFootnotes(text)
 }
 
-// writeFootnotes says what the signs of doubt stand for.
+// writeFootnotes explains the doubt signs.
 func (s *Section) writeFootnotes(text *strings.Builder) {
 	footnotes := slices.Clone(s.Notes)
-	said := map[string]bool{}
+	done := map[string]bool{}
 	for _, c := range s.Servers {
-		if c.Doubtful == 0 || said[c.Caveats()] {
+		if c.Doubtful == 0 || done[c.Caveats()] {
 			continue
 		}
 		var names []string
@@ -319,7 +319,7 @@ func (s *Section) writeFootnotes(text *strings.Builder) {
 				names = append(names, other.Label())
 			}
 		}
-		said[c.Caveats()] = true
+		done[c.Caveats()] = true
 		footnotes = append(footnotes, strings.Join(names, ", ")+"  "+c.Caveats())
 	}
 	if len(footnotes) > 0 {
@@ -327,7 +327,7 @@ func (s *Section) writeFootnotes(text *strings.Builder) {
 	}
 }
 
-// withoutTrailingSpace takes away what a tabwriter leaves after empty cells.
+// withoutTrailingSpace removes the padding that a tabwriter leaves after empty cells.
 func withoutTrailingSpace(text string) string {
 	lines := strings.Split(text, "\n")
 	for i, line := range lines {
@@ -336,12 +336,12 @@ func withoutTrailingSpace(text string) string {
 	return strings.Join(lines, "\n")
 }
 
-// Method says how the figures came about: "Median and spread of 3 rounds; ratios to carillon."
-func (s *Section) Method() string { return s.method("with the least and the most") }
+// Method describes the values: "Median of 3 rounds, with minimum and maximum; ratios to carillon."
+func (s *Section) Method() string { return s.method("with minimum and maximum") }
 
 func (s *Section) method(spread string) string {
 	first := s.Servers[0]
-	text := "One round, so the noise is unknown"
+	text := "Single round, noise unknown"
 	if n := len(first.paired); n > 1 {
 		text = fmt.Sprintf("Median of %d rounds, %s", n, spread)
 	}

@@ -7,7 +7,7 @@ import (
 	"unicode/utf8"
 )
 
-// roundsOf makes a run for each figure of received messages a second.
+// roundsOf makes a run for each value of received messages a second.
 func roundsOf(name string, perSecond ...float64) []*Result {
 	var all []*Result
 	for _, v := range perSecond {
@@ -87,7 +87,7 @@ func TestRoundsArePairedByTheirNumber(t *testing.T) {
 	}
 }
 
-// What is a difference of two readings, and did not grow, was not measured.
+// Memory that did not grow counts as not measured.
 func TestMemoryThatDidNotGrowIsLeftOut(t *testing.T) {
 	for _, c := range []struct {
 		grew  float64
@@ -102,7 +102,7 @@ func TestMemoryThatDidNotGrowIsLeftOut(t *testing.T) {
 		}
 		var text strings.Builder
 		PrintResult(&text, r)
-		if shown := strings.Contains(text.String(), "a connection"); shown != c.shown {
+		if shown := strings.Contains(text.String(), "per connection"); shown != c.shown {
 			t.Errorf("%g is printed: %v\n%s", c.grew, shown, &text)
 		}
 	}

@@ -8,10 +8,10 @@ import (
 	"unicode"
 )
 
-// unit formats figures of one kind to three digits, in the step that suits their size.
+// unit formats values with three significant digits and a suitable prefix.
 type unit struct {
-	steps []step // rising
-	exact bool   // whole numbers below the second step are shown in full
+	steps []step // ascending
+	exact bool   // whole numbers below the second step are printed exactly
 }
 
 type step struct {
@@ -28,7 +28,7 @@ var (
 	ratios       = unit{steps: []step{{1, "x"}}}
 )
 
-// format is v with its unit: "1.23 ms". Infinity is "never", for it stands for what did not come.
+// format formats v with its unit: "1.23 ms". Infinity means never.
 func (u unit) format(v float64) string {
 	switch {
 	case math.IsInf(v, 0):
@@ -42,8 +42,8 @@ func (u unit) format(v float64) string {
 	return u.digits(v, s) + s.suffix
 }
 
-// interval is least and most in the unit that suits typical: "1.10–1.40".
-func (u unit) interval(least, most, typical float64) string {
+// interval formats a range in the unit that suits typical: "1.10–1.40".
+func (u unit) interval(lowest, highest, typical float64) string {
 	s := u.step(typical)
 	one := func(v float64) string {
 		if math.IsInf(v, 0) {
@@ -51,14 +51,14 @@ func (u unit) interval(least, most, typical float64) string {
 		}
 		return u.digits(v, s)
 	}
-	low, high := one(least), one(most)
-	if math.IsInf(typical, 0) && !math.IsInf(least, 0) {
-		low = u.format(least)
+	low, high := one(lowest), one(highest)
+	if math.IsInf(typical, 0) && !math.IsInf(lowest, 0) {
+		low = u.format(lowest)
 	}
 	return low + "–" + high
 }
 
-// step chooses by the figure as it will be rounded: 999.7 us is 1.00 ms.
+// step chooses by the rounded value: 999.7 us is 1.00 ms.
 func (u unit) step(v float64) step {
 	v = math.Abs(v)
 	if u.exact && v < 1e4 && len(u.steps) > 1 && u.steps[1].size == 1e3 {
@@ -89,28 +89,28 @@ func (u unit) digits(v float64, s step) string {
 	return fmt.Sprintf("%.0f", scaled)
 }
 
-// Spread is the middle and the ends of one figure over several rounds.
+// Spread is the median and the range of a metric over several rounds.
 type Spread struct {
 	Median, Min, Max float64
-	N                int // rounds that measured it; 0 is no figure at all
+	N                int // rounds that measured it
 }
 
-// spreadOf leaves out what is not a number: rounds that did not measure the figure.
+// spreadOf ignores NaN: rounds that did not measure the metric.
 func spreadOf(values []float64) Spread {
-	kept := slices.DeleteFunc(slices.Clone(values), math.IsNaN)
-	if len(kept) == 0 {
+	known := slices.DeleteFunc(slices.Clone(values), math.IsNaN)
+	if len(known) == 0 {
 		return Spread{}
 	}
-	slices.Sort(kept)
-	n := len(kept)
-	middle := kept[n/2]
-	if n%2 == 0 && kept[n/2-1] != middle { // the test spares infinity
-		middle = (kept[n/2-1] + middle) / 2
+	slices.Sort(known)
+	n := len(known)
+	middle := known[n/2]
+	if n%2 == 0 && known[n/2-1] != middle { // not if both are infinite
+		middle = (known[n/2-1] + middle) / 2
 	}
-	return Spread{Median: middle, Min: kept[0], Max: kept[n-1], N: n}
+	return Spread{Median: middle, Min: known[0], Max: known[n-1], N: n}
 }
 
-// plain makes text from a server or an error safe to print: no control characters, one line.
+// plain makes untrusted text safe to print: one line without control characters.
 func plain(text string) string {
 	return strings.Map(func(r rune) rune {
 		switch {

@@ -7,8 +7,8 @@ import (
 	"io"
 )
 
-// Deflater compresses and expands messages of which each stands for itself (RFC 7692 without context
-// takeover). What it returns is valid until the next call.
+// Deflater compresses and decompresses messages (RFC 7692, without context takeover). The bytes that it
+// returns are valid until the next call.
 type Deflater struct {
 	writer *flate.Writer
 	reader io.ReadCloser
@@ -17,10 +17,10 @@ type Deflater struct {
 	out    bytes.Buffer
 }
 
-// tail is what a sender leaves off a compressed message, and a final empty block to end the stream.
+// tail is what senders strip from a compressed message, followed by an empty final block.
 const tail = "\x00\x00\xff\xff\x01\x00\x00\xff\xff"
 
-var errInflate = errors.New("message that cannot be decompressed")
+var errInflate = errors.New("malformed compressed message")
 
 func (d *Deflater) Compress(message []byte) []byte {
 	d.out.Reset()

@@ -1,3 +1,5 @@
+// Package wsclient is a WebSocket client that works on bytes: frames, the handshake and permessage-deflate.
+// It opens no socket.
 package wsclient
 
 import (
@@ -16,18 +18,18 @@ const (
 	OpPong         = 10
 )
 
-// MaxFrame is the largest payload of one frame that is accepted from a server, in bytes.
+// MaxFrame is the largest payload, in bytes, that is accepted in one frame from a server.
 const MaxFrame = 64 << 20
 
 var (
-	ErrMasked    = errors.New("the server masks its frames")
+	ErrMasked    = errors.New("masked frame from the server")
 	errReserved  = errors.New("frame with a reserved bit or opcode")
-	errControl   = errors.New("control frame that is fragmented or longer than 125 bytes")
-	errLength    = errors.New("frame length not in its shortest form")
+	errControl   = errors.New("control frame fragmented or longer than 125 bytes")
+	errLength    = errors.New("frame length not minimally encoded")
 	ErrFrameSize = fmt.Errorf("frame larger than %d MiB", MaxFrame>>20)
 )
 
-// Frame is one frame from a server. Its payload lies in the buffer that was parsed.
+// Frame is one frame from a server. Its payload aliases the buffer that was parsed.
 type Frame struct {
 	Final      bool
 	Compressed bool // RSV1
@@ -35,8 +37,8 @@ type Frame struct {
 	Payload    []byte
 }
 
-// ParseFrame takes the first frame from b and says how many bytes it has. While b holds only a part of
-// it, complete is false, nothing is consumed, and size is how many bytes it has as far as is known.
+// ParseFrame parses the first frame in b and returns its size in bytes. If b holds only part of it,
+// complete is false and size is the least number of bytes that the frame needs.
 func ParseFrame(b []byte) (f Frame, size int, complete bool, err error) {
 	if len(b) < 2 {
 		return f, 2, false, nil
@@ -78,7 +80,7 @@ func ParseFrame(b []byte) (f Frame, size int, complete bool, err error) {
 	return f, size, true, nil
 }
 
-// AppendFrame appends a whole message in one frame, masked as a client has to.
+// AppendFrame appends a whole message as one frame, masked with key.
 func AppendFrame(to []byte, op byte, compressed bool, key uint32, payload []byte) []byte {
 	b0 := 0x80 | op
 	if compressed {
@@ -99,7 +101,7 @@ func AppendFrame(to []byte, op byte, compressed bool, key uint32, payload []byte
 	return to
 }
 
-// mask applies a masking key, of which the lowest byte comes first on the wire.
+// mask applies a masking key. Its lowest byte is the first on the wire.
 func mask(b []byte, key uint32) {
 	wide := uint64(key)<<32 | uint64(key)
 	for len(b) >= 8 {
@@ -111,7 +113,7 @@ func mask(b []byte, key uint32) {
 	}
 }
 
-// CloseReason describes a close frame by its code and its reason.
+// CloseReason describes a close frame.
 func CloseReason(payload []byte) string {
 	if len(payload) < 2 {
 		return "closed by the server without a code"

@@ -14,16 +14,16 @@ import (
 	"strings"
 )
 
-// MaxHead bounds the head of a server's answer, in bytes.
+// MaxHead is the largest response head that is accepted, in bytes.
 const MaxHead = 16 << 10
 
-// deflateOffer is the only form of permessage-deflate that is offered: each message stands for itself, so
-// that one inflater serves all connections of a process.
+// deflateOffer disables context takeover both ways, so that one decompressor can serve all connections of
+// a process.
 const deflateOffer = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
 
-// Handshake is what all connections of a run ask for. Only the key differs.
+// Handshake is the opening handshake of all connections of a run. Only the key differs.
 type Handshake struct {
-	Request      string   `json:"request"` // the head, up to the key
+	Request      string   `json:"request"` // the request head, up to the key
 	Subprotocols []string `json:"subprotocols,omitempty"`
 	Compression  bool     `json:"compression,omitempty"`
 }
@@ -48,7 +48,7 @@ func NewHandshake(host, uri string, subprotocols []string, compression bool, hea
 // KeySize is the length of a Sec-WebSocket-Key.
 const KeySize = 24
 
-// AppendKey appends the key of one attempt to connect. The same seed gives the same key.
+// AppendKey appends the Sec-WebSocket-Key of one handshake. The same seed gives the same key.
 func AppendKey(to []byte, seed uint64) []byte {
 	var nonce [16]byte
 	random := rand.NewPCG(seed, seed)
@@ -57,7 +57,7 @@ func AppendKey(to []byte, seed uint64) []byte {
 	return base64.StdEncoding.AppendEncode(to, nonce[:])
 }
 
-// AcceptFor is the Sec-WebSocket-Accept that a server has to answer to a key (RFC 6455, section 1.3).
+// AcceptFor is the Sec-WebSocket-Accept for a key (RFC 6455, section 1.3).
 func AcceptFor(key []byte) string {
 	sum := sha1.Sum(append(key[:len(key):len(key)], "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"...))
 	return base64.StdEncoding.EncodeToString(sum[:])
@@ -71,19 +71,19 @@ func HeadEnd(b []byte) int {
 	return 0
 }
 
-// Verify reads the answer to a handshake: its head, and what there is of its body. It says whether
-// messages may be compressed, or why there is no WebSocket.
+// Verify checks the response to a handshake: its head, and as much of its body as has arrived. It reports
+// whether messages may be compressed, or why there is no WebSocket connection.
 func (h *Handshake) Verify(head, body, key []byte) (compressed bool, err error) {
 	lines := strings.Split(strings.TrimSuffix(string(head), "\r\n\r\n"), "\r\n")
 	status, isHTTP := strings.CutPrefix(lines[0], "HTTP/1.")
 	if !isHTTP || len(status) < 5 || status[1] != ' ' {
-		return false, fmt.Errorf("the answer is not HTTP: %q", Shorten(lines[0]))
+		return false, fmt.Errorf("response is not HTTP: %q", Shorten(lines[0]))
 	}
 	if code := status[2:]; !strings.HasPrefix(code, "101") || len(code) > 3 && code[3] != ' ' {
 		return false, Refusal(code, body)
 	}
 	if status[0] != '1' {
-		return false, errors.New("101 answered with HTTP/1.0")
+		return false, errors.New("101 response with HTTP/1.0")
 	}
 	header := map[string][]string{}
 	for _, line := range lines[1:] {
@@ -95,16 +95,16 @@ func (h *Handshake) Verify(head, body, key []byte) (compressed bool, err error) 
 		header[name] = append(header[name], strings.Trim(value, " \t"))
 	}
 	if v := header["Upgrade"]; len(v) != 1 || !strings.EqualFold(v[0], "websocket") {
-		return false, errors.New("101 without Upgrade: websocket")
+		return false, errors.New("101 response without Upgrade: websocket")
 	}
 	if !hasToken(header["Connection"], "upgrade") {
-		return false, errors.New("101 without Connection: Upgrade")
+		return false, errors.New("101 response without Connection: Upgrade")
 	}
 	if v := header["Sec-Websocket-Accept"]; len(v) != 1 || v[0] != AcceptFor(key) {
-		return false, errors.New("101 with a wrong Sec-WebSocket-Accept")
+		return false, errors.New("101 response with a wrong Sec-WebSocket-Accept")
 	}
 	if v := header["Sec-Websocket-Protocol"]; len(v) > 1 || len(v) == 1 && !slices.Contains(h.Subprotocols, v[0]) {
-		return false, fmt.Errorf("101 with a subprotocol that was not offered: %s", Shorten(strings.Join(v, ", ")))
+		return false, fmt.Errorf("101 response with a subprotocol that was not offered: %s", Shorten(strings.Join(v, ", ")))
 	}
 	return h.checkExtensions(header["Sec-Websocket-Extensions"])
 }
@@ -116,23 +116,23 @@ func (h *Handshake) checkExtensions(values []string) (compressed bool, err error
 	all := strings.Join(values, ", ")
 	params := strings.Split(all, ";")
 	if !h.Compression || strings.Contains(all, ",") || strings.TrimSpace(params[0]) != "permessage-deflate" {
-		return false, fmt.Errorf("101 with an extension that was not offered: %s", Shorten(all))
+		return false, fmt.Errorf("101 response with an extension that was not offered: %s", Shorten(all))
 	}
-	kept := true
+	takeover := true
 	for _, p := range params[1:] {
 		name, value, _ := strings.Cut(strings.TrimSpace(p), "=")
 		bits, err := strconv.Atoi(strings.Trim(value, `"`))
 		switch {
 		case name == "server_no_context_takeover" && value == "":
-			kept = false
+			takeover = false
 		case name == "client_no_context_takeover" && value == "":
 		case name == "server_max_window_bits" && err == nil && bits >= 8 && bits <= 15:
 		default:
-			return false, fmt.Errorf("101 with a parameter of permessage-deflate that was not offered: %s", Shorten(p))
+			return false, fmt.Errorf("101 response with a permessage-deflate parameter that was not offered: %s", Shorten(p))
 		}
 	}
-	if kept {
-		return false, errors.New("101 with permessage-deflate, but without server_no_context_takeover")
+	if takeover {
+		return false, errors.New("101 response with permessage-deflate but without server_no_context_takeover")
 	}
 	return true, nil
 }
@@ -148,11 +148,11 @@ func hasToken(values []string, token string) bool {
 	return false
 }
 
-// Refusal is an answer other than 101, with the server's own words.
+// Refusal is the error for a response other than 101. It quotes the server's body.
 func Refusal(status string, body []byte) error {
 	text := "HTTP " + Shorten(status)
 	if status == "200" || strings.HasPrefix(status, "200 ") {
-		return errors.New(text + " instead of 101: there is no WebSocket at this path")
+		return errors.New(text + " instead of 101: no WebSocket endpoint at this path")
 	}
 	if words := FirstLine(body); words != "" && !strings.EqualFold(words, strings.TrimLeft(status, "0123456789 ")) {
 		text += ": " + words
@@ -160,7 +160,7 @@ func Refusal(status string, body []byte) error {
 	return errors.New(text)
 }
 
-// FirstLine is the first line of a text from outside that has something in it, safe to print.
+// FirstLine is the first non-empty line of text from a server, safe to print.
 func FirstLine(b []byte) string {
 	for line := range strings.Lines(strings.ToValidUTF8(string(b), "?")) {
 		line = strings.Map(func(r rune) rune {
@@ -176,11 +176,11 @@ func FirstLine(b []byte) string {
 	return ""
 }
 
-// Shorten keeps a text from outside to what is readable in one line.
+// Shorten truncates text from a server so that it fits in one line.
 func Shorten(s string) string {
-	const most = 120
-	if len(s) > most {
-		return strings.ToValidUTF8(s[:most], "") + "..."
+	const limit = 120
+	if len(s) > limit {
+		return strings.ToValidUTF8(s[:limit], "") + "..."
 	}
 	return s
 }

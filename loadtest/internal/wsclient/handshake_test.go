@@ -46,7 +46,7 @@ func TestAnswersToTheHandshake(t *testing.T) {
 		{"not found, without words", "HTTP/1.1 404 Not Found\r\n", "", "HTTP 404 Not Found"},
 		{"words that only repeat the status", "HTTP/1.1 404 Not Found\r\n", "Not Found\n", "HTTP 404 Not Found"},
 		{"words that would move the cursor", "HTTP/1.1 500 Oops\r\n", "\x1b[2Jgone\xff", "HTTP 500 Oops: [2Jgone?"},
-		{"a web page", "HTTP/1.1 200 OK\r\n", "<html>", "no WebSocket at this path"},
+		{"a web page", "HTTP/1.1 200 OK\r\n", "<html>", "no WebSocket endpoint at this path"},
 		{"not HTTP", "SSH-2.0-OpenSSH_9.6\r\n", "", "not HTTP"},
 		{"HTTP/1.0", "HTTP/1.0 101 Switching Protocols\r\n" + upgrade + accept, "", "HTTP/1.0"},
 		{"no Upgrade", "HTTP/1.1 101 X\r\nConnection: Upgrade\r\n" + accept, "", "without Upgrade"},
