@@ -330,7 +330,7 @@ func TestServerThatIsSilent(t *testing.T) {
 	}
 }
 
-func TestInterruptedRunKeepsItsFigures(t *testing.T) {
+func TestInterruptedRunKeepsItsResults(t *testing.T) {
 	t.Parallel()
 	server := (&faulty{}).serve(t)
 	ctx, cancel := context.WithCancel(t.Context())

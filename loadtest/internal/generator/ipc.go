@@ -52,7 +52,7 @@ type Spec struct {
 
 	CutBy    string        `json:"cutBy,omitempty"`
 	Backoff  time.Duration `json:"backOff,omitempty"`
-	MaxDelay time.Duration `json:"mostDelay,omitempty"`
+	MaxDelay time.Duration `json:"maxDelay,omitempty"`
 }
 
 // Target is one URL under test, as the workers need it.

@@ -18,7 +18,7 @@ import (
 	"carillon/internal/testenv"
 )
 
-// browser runs a headless Chromium on a page and returns what it wrote to either output.
+// browser runs headless Chromium on a page and returns its output.
 func browser(t *testing.T, page string, args ...string) (stdout, stderr string) {
 	t.Helper()
 	path := testenv.Program(t, "chromium")
@@ -39,8 +39,8 @@ func browser(t *testing.T, page string, args ...string) (stdout, stderr string) 
 	return out.String(), errs.String()
 }
 
-// framed puts a page into a frame of a phone's or a desktop's width, for Chromium's own window can't be
-// as narrow as a phone. Once it has loaded, the frame's measures are in the document.
+// framed puts a page into a frame of a given width, since Chromium's window cannot be as narrow as a phone.
+// Once it has loaded, the frame's measures are in the document.
 func framed(t *testing.T, page string, width int) string {
 	t.Helper()
 	text, err := os.ReadFile(page)
@@ -125,7 +125,7 @@ func TestPageIsDrawnByABrowser(t *testing.T) {
 	}
 }
 
-// TestBrowserComplaintsAreSeen keeps the test above from passing because nobody listens.
+// TestBrowserComplaintsAreSeen makes sure that the test above would see an error.
 func TestBrowserComplaintsAreSeen(t *testing.T) {
 	page := filepath.Join(t.TempDir(), "page.html")
 	if err := os.WriteFile(page, []byte(`<script>console.error("oh no")</script>`), 0o600); err != nil {
@@ -150,7 +150,7 @@ func readPicture(t *testing.T, path string) image.Image {
 	return picture
 }
 
-// paintedShare is how much of a box differs from its corner.
+// paintedShare is the share of a box whose colour differs from its corner.
 func paintedShare(picture image.Image, box image.Rectangle) float64 {
 	ground := picture.At(box.Min.X+1, box.Min.Y+1)
 	painted := 0

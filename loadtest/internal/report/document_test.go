@@ -11,7 +11,7 @@ import (
 func TestDocumentComesBackAsItWasWritten(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "out.json")
 	doc := sampleDocument(t)
-	for range 2 { // the second replaces the first
+	for range 2 { // the second write replaces the first
 		if err := WriteJSON(path, doc); err != nil {
 			t.Fatal(err)
 		}
@@ -105,7 +105,7 @@ func TestReadSaysWhatIsWrongAndWhere(t *testing.T) {
 	}
 }
 
-// FuzzParseDocument also makes the whole report of what it could read.
+// FuzzParseDocument also makes a report of each document that parses.
 func FuzzParseDocument(f *testing.F) {
 	f.Add([]byte(`{"schema":"` + Schema + `","results":[{"name":"a","latency":{"count":3,"p50":1,"histogram":"HISTFAAA"}}]}`))
 	f.Add([]byte(`{"schema":"` + Schema + `","results":[{"name":"a","storm":{"back50":1}},{"name":"b","storm":{"back50":-2,"back100":1e300}}]}`))
@@ -118,7 +118,7 @@ func FuzzParseDocument(f *testing.F) {
 		}
 		path := filepath.Join(t.TempDir(), "out.html")
 		if err := WriteHTML(path, doc); err != nil {
-			t.Skip(err) // a metric that can't be drawn is said to be so
+			t.Skip(err) // some metrics cannot be drawn
 		}
 		Diff(doc, doc, 5)
 		if Diff(doc, doc, 5).Worse() {

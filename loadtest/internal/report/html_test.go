@@ -14,7 +14,7 @@ import (
 	"gonum.org/v1/plot"
 )
 
-// writePage makes the report of doc and returns its path.
+// writePage writes the report of doc and returns its path.
 func writePage(t *testing.T, doc *Document) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "report.html")
@@ -24,11 +24,11 @@ func writePage(t *testing.T, doc *Document) string {
 	return path
 }
 
-// parsedPage is what a reader of the report's elements finds.
+// parsedPage is the content of a report.
 type parsedPage struct {
-	charts   []string // the headings above drawings
+	charts   []string // headings of charts
 	elements map[string]int
-	links    []string // addresses of anything from elsewhere
+	links    []string // references to other resources
 	text     string
 }
 
@@ -87,7 +87,7 @@ func (p *parsedPage) start(e xml.StartElement) {
 	}
 }
 
-func TestPageHasTheChartsThatTheRunsHaveFiguresFor(t *testing.T) {
+func TestPageHasAChartForEachMeasuredMetric(t *testing.T) {
 	one := func(r *Result) *Document { return &Document{Results: []*Result{r}} }
 	pair := func(command string) *Document {
 		return &Document{Results: []*Result{sampleResult(t, command, "a", 1), sampleResult(t, command, "b", 2)}}

@@ -28,7 +28,7 @@ func sampleLatency(t testing.TB, median float64) *Latency {
 		Max: float64(h.Max()), Histogram: string(text)}
 }
 
-// sampleResult is a made-up run of a server that costs as much as slow says.
+// sampleResult is a made-up run of a server whose costs grow with slow.
 func sampleResult(t testing.TB, command, name string, slow float64) *Result {
 	t.Helper()
 	r := &Result{
@@ -72,7 +72,7 @@ func sampleResult(t testing.TB, command, name string, slow float64) *Result {
 	return r
 }
 
-// sampleDocument is three rounds of fan-out and storm of three servers, one of them under doubt.
+// sampleDocument is three rounds of fan-out and storm of three servers, one of them doubtful.
 func sampleDocument(t testing.TB) *Document {
 	t.Helper()
 	doc := &Document{Rounds: 3}

@@ -7,7 +7,7 @@ import (
 	"unicode/utf8"
 )
 
-// A line for each server under each load, all columns under their headings, and nothing too wide.
+// The summary has a line per server and load, columns below their headings, and no long lines.
 func TestShortTable(t *testing.T) {
 	doc := &Document{Rounds: 3}
 	commands := []string{"idle", "echo", "fanout", "storm"}

@@ -7,7 +7,7 @@ import (
 	"unicode/utf8"
 )
 
-// roundsOf makes a run for each value of received messages a second.
+// roundsOf makes a run for each value of received messages per second.
 func roundsOf(name string, perSecond ...float64) []*Result {
 	var all []*Result
 	for _, v := range perSecond {
@@ -48,7 +48,7 @@ func TestRatiosAreTakenRoundByRound(t *testing.T) {
 	}
 }
 
-// A run that is missing, or failed, shifts no other: the ratios stay those of the same rounds.
+// A missing or failed run does not shift others: ratios compare runs of the same round.
 func TestRoundsArePairedByTheirNumber(t *testing.T) {
 	numbered := func(rounds []int, runs []*Result) []*Result {
 		for i, n := range rounds {

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// serverFrame draws a frame as a server sends it.
+// serverFrame encodes a frame as a server sends it.
 func serverFrame(b0 byte, payload []byte) []byte {
 	switch n := len(payload); {
 	case n < 126:

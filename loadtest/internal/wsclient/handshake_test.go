@@ -33,7 +33,7 @@ func TestAnswersToTheHandshake(t *testing.T) {
 		name string
 		head string
 		body string
-		want string // a part of the error; none is a WebSocket, + one with compression
+		want string // part of the error; "" is success, "+" is success with compression
 	}{
 		{"good", good, "", ""},
 		{"other letters and spaces", "HTTP/1.1 101 \r\nupgrade:WebSocket\r\nCONNECTION: keep-alive, UPGRADE\r\n" + accept, "", ""},
