@@ -27,8 +27,8 @@ type Fleet struct {
 	Reconnects *hdr.Histogram // storm: handshakes after the cut
 	Latency    *hdr.Histogram
 	Recent     *hdr.Histogram // of latencies, since it was last reset
-	Back       []int64
-	Storming   bool
+	Back       []int64        // storm: when each connection was back
+	Storming   bool           // new handshakes are reconnects
 }
 
 // Process is one worker process.
