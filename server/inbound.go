@@ -112,7 +112,7 @@ func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
 	if c.deflates() {
 		d.Inflater = sh.inflate()
 	}
-	d.Budget = inflateBudget
+	d.Budget = sh.inflateBudget()
 	fanout, wait := sh.fanoutIfCongested(), false
 	// What a message costs varies if it is compressed, if an application handles it, and with the patterns of its topic.
 	varies := c.deflates() || c.ep.Mode != ModeEcho && c.ep.Mode != ModeBroadcast
@@ -161,8 +161,11 @@ func (in *inbound) shrink() {
 	}
 }
 
-// inflateBudget bounds the decompression in one turn of a connection, in the units of [codec.Decoder.Budget]: 50 to 300 us.
+// inflateBudget bounds the decompression in one turn of a connection, in the units of [codec.Decoder.Budget]: 50 to 300 us, or
+// less where turns are shorter.
 const inflateBudget = 64 << 10
+
+func (sh *shard) inflateBudget() int { return int(inflateBudget * sh.run.quantum() / quantum) }
 
 // heavyPayload is the size in bytes of a message from which on the clock is looked at after each.
 const heavyPayload = 4 << 10

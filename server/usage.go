@@ -16,9 +16,11 @@ const (
 	// those that use much from those that use little even where thousands share a loop, each of which uses a thousandth.
 	usageWeight = 64
 
-	// usageFree delays a connection only a little: where very many share a loop, clients that do what is usual use as much as
-	// those that do all they can.
-	usageFree = 4 * time.Millisecond
+	// usageFree delays a connection for usageFreeDelay at most: where very many share a loop, clients that do what is usual use
+	// as much as those that do all they can. Up to it, those that use little come first by usageFreeWeight.
+	usageFree       = 16 * time.Millisecond
+	usageFreeWeight = 8
+	usageFreeDelay  = 20 * time.Millisecond
 
 	// overrunWeight: what a turn takes longer than a quantum counts so many times more. All that come to the loop at once
 	// wait for it, since it could not be interrupted.
@@ -48,7 +50,7 @@ func (u *usage) addTurn(took, now time.Duration) {
 // delay is for how long others come first that have used nothing.
 func (u *usage) delay(now time.Duration) time.Duration {
 	used := u.lately(now)
-	return min(used+usageWeight*max(used-usageFree, 0), maxDelay)
+	return min(min(usageFreeWeight*used, usageFreeDelay)+usageWeight*max(used-usageFree, 0), maxDelay)
 }
 
 // isForgotten reports whether so little was used that it does not matter any more.

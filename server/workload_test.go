@@ -464,12 +464,15 @@ func TestUsage(t *testing.T) {
 	if got := u.lately(0); got != 100*time.Millisecond {
 		t.Errorf("%v before that", got)
 	}
-	if got, want := u.delay(time.Second+usageHalf), 50*time.Millisecond+(50*time.Millisecond-usageFree)*usageWeight; got != want {
+	if got, want := u.delay(time.Second+usageHalf), usageFreeDelay+(50*time.Millisecond-usageFree)*usageWeight; got != want {
 		t.Errorf("a delay of %v, want %v", got, want)
 	}
 	usual := usage{sum: 3 * time.Millisecond} // of a client that publishes 20 times a second, where caches are cold
-	if got := usual.delay(0); got != 3*time.Millisecond {
+	if got := usual.delay(0); got != usageFreeDelay {
 		t.Errorf("what is usual costs a delay of %v", got)
+	}
+	if got := (&usage{sum: time.Millisecond}).delay(0); got != usageFreeWeight*time.Millisecond {
+		t.Errorf("a little costs a delay of %v", got)
 	}
 	var long usage
 	long.addTurn(quantum+time.Millisecond, 0)
