@@ -1,10 +1,15 @@
 package server
 
 import (
+	"carillon/server/internal/option"
 	"log/slog"
 	"net/http"
 	"time"
 )
+
+// Size is a number of bytes. As text it is a whole number with one of the units B, KiB, MiB and GiB,
+// or "off" for a negative one.
+type Size = option.Size
 
 // Options are everything a [Server] can be told. They are the keys of the configuration file.
 //

@@ -13,15 +13,11 @@ import (
 
 	"carillon/codec"
 	"carillon/internal/redact"
+	"carillon/server/internal/option"
 )
 
 // OptionError is an option that cannot be used.
-type OptionError struct {
-	Key     string // as in the configuration file: "limits.max_message", "endpoints[1].path"
-	Problem string // what is wrong and what is expected
-}
-
-func (e *OptionError) Error() string { return e.Key + ": " + e.Problem }
+type OptionError = option.Error
 
 // Resolve returns a copy in which every zero is replaced by its default, after checking each value
 // and the rules between them. The error joins one [OptionError] for each problem.

@@ -13,20 +13,21 @@ const page = "docs/architecture.md, Layers"
 
 // arrows has each package with the packages of ours that it may import. Tests may import more.
 var arrows = map[string][]string{
-	"main":              {"internal/cli"},
-	"internal/cli":      {"client", "codec", "internal/demo", "internal/redact", "server", "server/cluster"},
-	"internal/demo":     {"client", "codec", "server"},
-	"server/cluster":    {"internal/patterns", "internal/redact", "internal/shrink", "server"},
-	"server":            {"codec", "internal/patterns", "internal/redact", "internal/shrink"},
-	"codec":             {},
-	"client":            {},
-	"loadtest":          {"internal/redact"},
-	"internal/patterns": {},
-	"internal/redact":   {},
-	"internal/shrink":   {},
-	"internal/arch":     {}, // this and the next two are for tests
-	"internal/e2e":      {},
-	"internal/testenv":  {},
+	"main":                   {"internal/cli"},
+	"internal/cli":           {"client", "codec", "internal/demo", "internal/redact", "server", "server/cluster"},
+	"internal/demo":          {"client", "codec", "server"},
+	"server/cluster":         {"internal/patterns", "internal/redact", "internal/shrink", "server"},
+	"server":                 {"codec", "internal/patterns", "internal/redact", "internal/shrink", "server/internal/option"},
+	"server/internal/option": {"internal/redact"},
+	"codec":                  {},
+	"client":                 {},
+	"loadtest":               {"internal/redact"},
+	"internal/patterns":      {},
+	"internal/redact":        {},
+	"internal/shrink":        {},
+	"internal/arch":          {}, // this and the next two are for tests
+	"internal/e2e":           {},
+	"internal/testenv":       {},
 }
 
 // users has the libraries that only some packages may import.
