@@ -52,14 +52,14 @@ func (a *api) publish(w http.ResponseWriter, r *http.Request) error {
 	p.Payload = withoutMark(p.Payload, p.Format)
 	var receipt Receipt
 	if cl := a.srv.hub.cluster; cl != nil {
-		receipt, err = cl.publishAndWait(r.Context(), p)
+		receipt, err = cl.publishAndWait(r.Context(), &publication{Publication: p})
 	} else {
 		receipt, err = a.srv.Publish(p)
 	}
 	if err != nil {
 		return err
 	}
-	*buf = append(receipt.append((*buf)[:0]), '\n') // the payload was copied
+	*buf = append(appendReceipt((*buf)[:0], receipt), '\n') // the payload was copied
 	replyBytes(w, *buf)
 	return nil
 }
@@ -72,8 +72,8 @@ func withoutMark(payload []byte, f Format) []byte {
 	return payload
 }
 
-// append writes what json.Marshal would, without what that costs.
-func (r *Receipt) append(b []byte) []byte {
+// appendReceipt writes what json.Marshal would, without what that costs.
+func appendReceipt(b []byte, r Receipt) []byte {
 	b = strconv.AppendUint(append(b, `{"offset":`...), r.Offset, 10)
 	b = append(append(append(b, `,"epoch":"`...), r.Epoch...), `","subscribers":`...)
 	return append(strconv.AppendInt(b, int64(r.Subscribers), 10), '}')
@@ -264,7 +264,7 @@ func (a *api) sendLine(line []byte, err error) publishing {
 // appendResult appends the result of one line.
 func (a *api) appendResult(b []byte, r *http.Request, receipt Receipt, err error) []byte {
 	if err == nil {
-		return receipt.append(b)
+		return appendReceipt(b, receipt)
 	}
 	p := problemOf(err)
 	if p == nil {
@@ -333,7 +333,7 @@ func (a *api) broadcast(w http.ResponseWriter, r *http.Request) error {
 	case format == FormatJSON && !json.Valid(payload):
 		return ErrNotJSON
 	}
-	n, err := a.srv.broadcastTo(r.Context(), to, codec.NewFrame(format.opcode(), payload))
+	n, err := a.srv.broadcastTo(r.Context(), to, codec.NewFrame(format.Opcode(), payload))
 	if err != nil {
 		return err
 	}

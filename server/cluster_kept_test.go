@@ -111,14 +111,14 @@ func TestClusterSinceAhead(t *testing.T) {
 
 	t.Run("nobody has been there", func(t *testing.T) {
 		cathy := dial(t, list[0], "/ws", speakJSON)
-		if got := cathy.since("log", Position{r.Offset + 1000, r.Epoch}); *got.Subscribed.Recovered {
+		if got := cathy.since("log", Position{Offset: r.Offset + 1000, Epoch: r.Epoch}); *got.Subscribed.Recovered {
 			t.Fatal(got.text)
 		}
 		cathy.wants("one", "two", "three", "four")
 	})
 	t.Run("another epoch", func(t *testing.T) {
 		dora := dial(t, list[0], "/ws", speakJSON)
-		if got := dora.since("log", Position{two.Offset, "other"}); *got.Subscribed.Recovered {
+		if got := dora.since("log", Position{Offset: two.Offset, Epoch: "other"}); *got.Subscribed.Recovered {
 			t.Fatal(got.text)
 		}
 		dora.wants("one", "two", "three", "four")

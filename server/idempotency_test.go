@@ -21,7 +21,7 @@ func keysOf(s *Server, most int64) (k *idempotency, clock *time.Duration) {
 
 // use publishes with a key, and reports whether it was used before.
 func (k *idempotency) use(publisher, key string) (again bool) {
-	a, _, _ := k.begin(&Publication{Publisher: publisher, Topic: "t", Key: key})
+	a, _, _ := k.begin(&publication{Publication: Publication{Publisher: publisher, Topic: "t", Key: key}})
 	if a == nil {
 		return true
 	}
@@ -95,7 +95,7 @@ func TestAPublishersKeysEvictItsOwn(t *testing.T) {
 func TestAnAddressEvictsItsOwnKeys(t *testing.T) {
 	k, _ := keysOf(start(t, topics()), 100*(keyCost+publisherCost))
 	use := func(address addressKey, key string) (again bool) {
-		a, _, _ := k.begin(&Publication{Publisher: "client:/ws", Topic: "t", Key: key, address: address})
+		a, _, _ := k.begin(&publication{Publication: Publication{Publisher: "client:/ws", Topic: "t", Key: key}, address: address})
 		if a == nil {
 			return true
 		}

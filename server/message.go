@@ -11,25 +11,6 @@ import (
 	"carillon/codec"
 )
 
-// Format says what the payload of a message is.
-type Format uint8
-
-const (
-	FormatText   Format = iota // any text, in UTF-8
-	FormatJSON                 // a JSON value
-	FormatBinary               // any bytes
-)
-
-// String is "text", "json" or "binary".
-func (f Format) String() string { return [...]string{"text", "json", "binary"}[f] }
-
-func (f Format) opcode() codec.Opcode {
-	if f == FormatBinary {
-		return Binary
-	}
-	return Text
-}
-
 // framing is how messages are written to a connection.
 type framing uint8
 
@@ -44,7 +25,7 @@ const (
 // message is what was published to a topic, encoded once for each framing that somebody needs.
 type message struct {
 	// Immutable.
-	topic  *topic
+	topic  *topicState
 	offset uint64
 	time   int64 // milliseconds since 1970
 	born   int64 // milliseconds after the server was made, by which it grows old
@@ -91,7 +72,7 @@ func (m *message) encode(f framing) *codec.Frame {
 	if f == framingEventWrapped {
 		return codec.Opaque(appendEvent(nil, "", id, m.appendEnvelope(nil)))
 	}
-	return codec.Opaque(appendMessageEvent(nil, id, m.format.opcode(), m.raw.Payload()))
+	return codec.Opaque(appendMessageEvent(nil, id, m.format.Opcode(), m.raw.Payload()))
 }
 
 func (m *message) epochText() string {

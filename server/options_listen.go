@@ -1,7 +1,6 @@
 package server
 
 import (
-	"carillon/server/internal/option"
 	"fmt"
 	"net"
 	"net/netip"
@@ -9,6 +8,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+
+	"carillon/server/internal/option"
 
 	"golang.org/x/sys/unix"
 )

@@ -63,7 +63,7 @@ func (o Options) Resolve() (Options, error) {
 	c.healthPath(&o)
 	o.Topics = slices.Clone(o.Topics)
 	for i := range o.Topics {
-		o.Topics[i].resolve(&c, fmt.Sprintf("topics[%d].", i))
+		resolveRule(&o.Topics[i], &c, fmt.Sprintf("topics[%d].", i))
 	}
 	return o, errors.Join(c.problems...)
 }
@@ -187,7 +187,7 @@ func (a *TopicAccess) resolve(c *checker, key string) {
 // mostKept is the largest history that can be asked for.
 const mostKept = 10_000_000
 
-func (r *TopicRule) resolve(c *checker, key string) {
+func resolveRule(r *TopicRule, c *checker, key string) {
 	c.pattern(key+"match", r.Match)
 	if r.History < 0 || r.History > mostKept {
 		c.add(key+"history", "%d is out of range: expected 0 to %d messages", r.History, mostKept)

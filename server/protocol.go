@@ -258,7 +258,7 @@ func (c *Conn) doPublish(r *request) (what string, value any, err error) {
 	if err != nil {
 		return "", nil, err
 	}
-	receipt, err := c.sh.srv.Publish(p)
+	receipt, err := c.sh.srv.publish(&p)
 	return "published", publishReply{p.Topic, receipt}, err
 }
 
@@ -268,14 +268,14 @@ type publishReply struct {
 }
 
 // publication is what a client wants to publish, as far as it may.
-func (c *Conn) publication(r *publishRequest) (p Publication, err error) {
+func (c *Conn) publication(r *publishRequest) (p publication, err error) {
 	if err := CheckTopic(r.Topic); err != nil {
 		return p, err
 	}
 	if err := c.checkPublish(r.Topic); err != nil {
 		return p, err
 	}
-	p = Publication{Topic: r.Topic, Key: r.Key}
+	p.Topic, p.Key = r.Topic, r.Key
 	if p.Key != "" {
 		if err := checkJSONKey(p.Key); err != nil {
 			return p, err
@@ -300,7 +300,7 @@ func (c *Conn) publishLater(id json.RawMessage, r *publishRequest) {
 		done(Receipt{}, err)
 		return
 	}
-	c.sh.srv.PublishFunc(p, done)
+	c.sh.srv.publishFunc(&p, done)
 }
 
 // decodeData reads a message as the JSON protocol and the HTTP interface have it.

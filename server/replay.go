@@ -7,7 +7,7 @@ import "carillon/codec"
 // history. It counts as a subscriber from the beginning, so that the topic lives on. Owned by the loop.
 type replay struct {
 	conn  *Conn
-	topic *topic
+	topic *topicState
 	kind  framing
 	asked bool       // by the client
 	epoch string     // of the messages

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"carillon/server/topic"
 )
 
 var (
@@ -103,8 +105,8 @@ func next(missed []*message, offset uint64) uint64 {
 //
 // The connection stays subscribed until it unsubscribes or is closed. Which topics a client may have is
 // the application's decision; the endpoint's [TopicAccess] rules what clients ask for themselves.
-func (c *Conn) Subscribe(topic string, o SubscribeOptions) error {
-	pattern, err := checkName(topic)
+func (c *Conn) Subscribe(name string, o SubscribeOptions) error {
+	pattern, err := topic.Parse(name)
 	if err != nil {
 		return err
 	}
@@ -120,7 +122,7 @@ func (c *Conn) Subscribe(topic string, o SubscribeOptions) error {
 		o.Since = &since // the caller may use it again
 	}
 	c.sh.postDo(c, 0, func() {
-		c.queueSlot(&slot{do: func() { c.subscribeFor(topic, kind, &o) }, cost: slotCost})
+		c.queueSlot(&slot{do: func() { c.subscribeFor(name, kind, &o) }, cost: slotCost})
 	})
 	return nil
 }
@@ -313,7 +315,7 @@ func (c *Conn) maySubscribe(name string, pattern bool) error {
 		switch other := c.more.subs[i].name(); {
 		case other == name:
 			return ErrSubscribed
-		case (pattern || c.more.subs[i].isPattern()) && overlaps(other, name):
+		case (pattern || c.more.subs[i].isPattern()) && topic.Overlaps(other, name):
 			return fmt.Errorf("%w: %s", ErrOverlap, other)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 
 	"carillon/codec"
+	"carillon/server/topic"
 )
 
 // TopicAccess rules what clients of an endpoint with [ModeTopics] may do by themselves. What the
@@ -43,9 +44,9 @@ func (a *TopicAccess) maySubscribe(name string) bool {
 	return false
 }
 
-func (a *TopicAccess) mayPublish(topic string) bool {
+func (a *TopicAccess) mayPublish(name string) bool {
 	for _, p := range a.Publish {
-		if matches(p, topic) {
+		if topic.Matches(p, name) {
 			return true
 		}
 	}
@@ -157,7 +158,7 @@ func overlapIn(names []string) (a, b string, ok bool) {
 	for i, p := range patterns {
 		for _, others := range [][]string{patterns[i+1:], topics} {
 			for _, name := range others {
-				if overlaps(p, name) {
+				if topic.Overlaps(p, name) {
 					return p, name, true
 				}
 			}
@@ -187,7 +188,7 @@ const (
 
 // check says whether a client may subscribe to a topic or pattern.
 func (ep *endpoint) check(name string) error {
-	pattern, err := checkName(name)
+	pattern, err := topic.Parse(name)
 	access := &ep.now().Topics
 	switch {
 	case err != nil:
@@ -295,11 +296,11 @@ func (c *Conn) publish(op codec.Opcode, payload []byte) {
 	if op == codec.OpBinary {
 		format = FormatBinary
 	}
-	p := Publication{Topic: topics[0].name(), Format: format, Payload: payload}
+	p := &publication{Publication: Publication{Topic: topics[0].name(), Format: format, Payload: payload}}
 	if cl := c.sh.srv.hub.cluster; cl != nil {
-		cl.publishFunc(&p, func(_ Receipt, err error) { c.refused(err) })
+		cl.publishFunc(p, func(_ Receipt, err error) { c.refused(err) })
 		return
 	}
-	_, err = c.sh.srv.Publish(p)
+	_, err = c.sh.srv.publish(p)
 	c.refused(err)
 }

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"carillon/server/topic"
 )
 
 // audienceModel is one shard without sockets: connections that were stalled already, so that all they get
@@ -74,7 +76,7 @@ func (m *audienceModel) subscribe(who *modelMember) {
 	had := who.c.Subscriptions()
 	taken := len(had) == 4
 	for _, other := range had {
-		taken = taken || overlaps(other, name)
+		taken = taken || topic.Overlaps(other, name)
 	}
 	m.look(who) // what comes now comes after it
 	s, err := who.c.subscribe(&wanted{name: name, from: from, kind: who.c.framing, reply: func(Subscribed) {}})
@@ -84,9 +86,9 @@ func (m *audienceModel) subscribe(who *modelMember) {
 	if err != nil {
 		return
 	}
-	for _, topic := range modelTopics {
-		if IsPattern(name) && matches(name, topic) {
-			who.next[topic] = m.offsets[topic] + 1
+	for _, one := range modelTopics {
+		if IsPattern(name) && topic.Matches(name, one) {
+			who.next[one] = m.offsets[one] + 1
 		}
 	}
 	if !IsPattern(name) {
@@ -114,9 +116,9 @@ func (m *audienceModel) unsubscribe(who *modelMember) {
 		m.t.Fatal(err)
 	}
 	m.look(who)
-	for topic := range who.next {
-		if matches(name, topic) {
-			delete(who.next, topic)
+	for one := range who.next {
+		if topic.Matches(name, one) {
+			delete(who.next, one)
 		}
 	}
 }

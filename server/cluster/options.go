@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"carillon/internal/redact"
-	"carillon/server"
+	"carillon/server/internal/option"
 
 	"github.com/nats-io/nats.go"
 )
@@ -40,7 +40,7 @@ type Options struct {
 
 	// MaxBytes is how much NATS keeps for one topic rule, all its topics together; beyond it the oldest
 	// messages go. Default: no limit but that of the NATS servers.
-	MaxBytes server.Size `yaml:"max_bytes"`
+	MaxBytes option.Size `yaml:"max_bytes"`
 
 	// Positions is the file in which this node remembers how far the topics' offsets were, so that it notices when
 	// JetStream has lost the newest messages while the node was down. One for each node, outside of what is backed up
@@ -69,12 +69,12 @@ type NATS struct {
 	// At most one of these ways to authenticate. Credentials and NKey are names of files: of one with a JWT
 	// and a seed, as nsc makes them, and of one with a seed. With Embedded, User and Password are what the
 	// NATS servers of the cluster ask of each other, and of clients; the password has at least
-	// [server.MinSecret] characters.
+	// [option.MinSecret] characters.
 	Credentials string        `yaml:"credentials"`
 	NKey        string        `yaml:"nkey"`
 	User        string        `yaml:"user"`
-	Password    server.Secret `yaml:"password"`
-	Token       server.Secret `yaml:"token"`
+	Password    option.Secret `yaml:"password"`
+	Token       option.Secret `yaml:"token"`
 
 	TLS TLS `yaml:"tls"`
 
@@ -110,7 +110,7 @@ func (o *Options) complete() error {
 	if o.Node == "" {
 		var err error
 		if o.Node, err = os.Hostname(); err != nil {
-			return &server.OptionError{Key: "cluster.node", Problem: "is missing, and this host has no name: " + err.Error()}
+			return &option.Error{Key: "cluster.node", Problem: "is missing, and this host has no name: " + err.Error()}
 		}
 	}
 	if o.Logger == nil {
@@ -127,7 +127,7 @@ func (o *Options) complete() error {
 }
 
 // CheckFiles reports what is wrong with the files and the nkey that Start would log in to NATS with. The error joins one
-// [server.OptionError] for each problem.
+// [option.Error] for each problem.
 func (o Options) CheckFiles() error {
 	var p problems
 	if o.NATS.Credentials != "" {
@@ -160,12 +160,12 @@ const maxReplicas = 5
 type problems []error
 
 func (p *problems) add(key, format string, args ...any) {
-	*p = append(*p, &server.OptionError{Key: "cluster." + key, Problem: fmt.Sprintf(format, args...)})
+	*p = append(*p, &option.Error{Key: "cluster." + key, Problem: fmt.Sprintf(format, args...)})
 }
 
 // Resolve returns a copy in which every zero is replaced by its default, after checking each value. Node, Logger,
 // Replicas and NATS.RoutesListen stay zero, since their defaults depend on the host, or on other options. The
-// error joins one [server.OptionError], whose key begins with "cluster.", for each problem.
+// error joins one [option.Error], whose key begins with "cluster.", for each problem.
 func (o Options) Resolve() (Options, error) {
 	var p problems
 	if o.Name == "" {
@@ -234,7 +234,7 @@ func (n *NATS) resolve(p *problems) {
 	if n.Embedded && (n.Credentials != "" || n.NKey != "" || n.Token != "") {
 		p.add("nats", "has credentials, nkey or token beside embedded: expected user and password")
 	}
-	for key, secret := range map[string]server.Secret{"password": n.Password, "token": n.Token} {
+	for key, secret := range map[string]option.Secret{"password": n.Password, "token": n.Token} {
 		if secret != "" && string(secret) == secret.String() {
 			p.add("nats."+key, "%s stands for a secret that is not shown: set it, such as by the environment", secret)
 		}

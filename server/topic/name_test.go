@@ -1,4 +1,4 @@
-package server
+package topic
 
 import (
 	"errors"
@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-func TestTopicNames(t *testing.T) {
+func TestNames(t *testing.T) {
 	const topic, pattern, neither = 0, 1, 2
 	for _, row := range []struct {
 		sentence string
@@ -50,14 +50,14 @@ func TestTopicNames(t *testing.T) {
 		{"so is the other", ">>", neither, "level 1 has a wildcard beside other characters"},
 	} {
 		t.Run(row.sentence, func(t *testing.T) {
-			asTopic, asPattern := CheckTopic(row.name), CheckPattern(row.name)
+			asTopic, asPattern := Check(row.name), CheckPattern(row.name)
 			if (asTopic == nil) != (row.is == topic) || (asPattern == nil) != (row.is != neither) {
 				t.Fatalf("as a topic: %v; as a pattern: %v", asTopic, asPattern)
 			}
 			if asPattern == nil && IsPattern(row.name) != (row.is == pattern) {
 				t.Error("isPattern is wrong")
 			}
-			var why *TopicError
+			var why *NameError
 			if asTopic != nil && (!errors.As(asTopic, &why) || !strings.HasPrefix(row.name, why.Name)) {
 				t.Errorf("the error is %#v", asTopic)
 			}
@@ -71,7 +71,7 @@ func TestTopicNames(t *testing.T) {
 	}
 }
 
-// plainMatches is matches in the plainest words.
+// plainMatches is Matches in the plainest words.
 func plainMatches(pattern, topic []string) bool {
 	switch {
 	case len(pattern) == 0 || len(topic) == 0:
@@ -115,8 +115,8 @@ func TestPatternsAgainstEnumeration(t *testing.T) {
 	for _, p := range patterns {
 		for _, topic := range topics {
 			want := plainMatches(strings.Split(p, "."), strings.Split(topic, "."))
-			if matches(p, topic) != want {
-				t.Fatalf("matches(%q, %q) is %v", p, topic, !want)
+			if Matches(p, topic) != want {
+				t.Fatalf("Matches(%q, %q) is %v", p, topic, !want)
 			}
 			matched[p] = append(matched[p], want)
 		}
@@ -131,41 +131,41 @@ func TestPatternsAgainstEnumeration(t *testing.T) {
 			if Covers(p, q) != all {
 				t.Errorf("Covers(%q, %q) is %v", p, q, !all)
 			}
-			if overlaps(p, q) != some || overlaps(q, p) != some {
-				t.Errorf("overlaps(%q, %q) is %v", p, q, !some)
+			if Overlaps(p, q) != some || Overlaps(q, p) != some {
+				t.Errorf("Overlaps(%q, %q) is %v", p, q, !some)
 			}
 		}
 	}
 }
 
 // Whatever the names are, nothing panics, and the three questions agree with each other.
-func FuzzTopicMatch(f *testing.F) {
+func FuzzMatches(f *testing.F) {
 	f.Add("prices.*.AAPL", "prices.eu.>", "prices.eu.AAPL")
 	f.Add(">", "*", "a")
 	f.Add("a.b", "a.b.>", "a.b.c")
 	f.Add("$", "..", "\xff*")
 	f.Fuzz(func(t *testing.T, p, q, topic string) {
-		if CheckPattern(p) != nil || CheckPattern(q) != nil || CheckTopic(topic) != nil {
+		if CheckPattern(p) != nil || CheckPattern(q) != nil || Check(topic) != nil {
 			return
 		}
 		split := func(s string) []string { return strings.Split(s, ".") }
-		inP, inQ := matches(p, topic), matches(q, topic)
+		inP, inQ := Matches(p, topic), Matches(q, topic)
 		switch {
 		case inP != plainMatches(split(p), split(topic)):
-			t.Errorf("matches(%q, %q) is %v", p, topic, inP)
-		case inP && inQ && !overlaps(p, q):
+			t.Errorf("Matches(%q, %q) is %v", p, topic, inP)
+		case inP && inQ && !Overlaps(p, q):
 			t.Errorf("%q and %q share %q, but do not overlap", p, q, topic)
 		case Covers(p, q) && inQ && !inP:
 			t.Errorf("%q covers %q, but not %q", p, q, topic)
-		case Covers(p, q) && !overlaps(p, q):
+		case Covers(p, q) && !Overlaps(p, q):
 			t.Errorf("%q covers %q, but does not overlap it", p, q)
-		case overlaps(p, q) != overlaps(q, p):
-			t.Errorf("overlaps(%q, %q) depends on the order", p, q)
+		case Overlaps(p, q) != Overlaps(q, p):
+			t.Errorf("Overlaps(%q, %q) depends on the order", p, q)
 		case !Covers(p, p) || !Covers(">", p):
 			t.Errorf("%q is not covered", p)
-		case inP != Covers(p, topic) || inP != overlaps(p, topic):
+		case inP != Covers(p, topic) || inP != Overlaps(p, topic):
 			t.Errorf("a topic is a pattern for itself: %q, %q", p, topic)
-		case IsPattern(p) == (CheckTopic(p) == nil):
+		case IsPattern(p) == (Check(p) == nil):
 			t.Errorf("IsPattern(%q) is %v", p, IsPattern(p))
 		}
 	})

@@ -1,4 +1,6 @@
-package server
+// Package topic is the contract of topics: their names and patterns, what is published to them and kept of them, and
+// the [Broker] that joins servers to a cluster. Package server has an alias for every type that applications need.
+package topic
 
 import (
 	"fmt"
@@ -6,50 +8,51 @@ import (
 	"unicode/utf8"
 )
 
-// maxTopic is the longest name of a topic or pattern, in bytes.
-const maxTopic = 255
+// maxName is the length of the longest topic or pattern, in bytes.
+const maxName = 255
 
-// TopicError is a name that is no topic, or no pattern.
-type TopicError struct {
-	Name    string // as it was given, cut after some bytes
+// NameError describes a name that is not a topic, or not a pattern.
+type NameError struct {
+	Name    string // as it was given, cut after 255 bytes
 	Problem string
 }
 
-func (e *TopicError) Error() string { return fmt.Sprintf("topic %q: %s", e.Name, e.Problem) }
+func (e *NameError) Error() string { return fmt.Sprintf("topic %q: %s", e.Name, e.Problem) }
 
-// CheckTopic says whether a name is the name of a topic: levels of at least one allowed character,
-// separated by dots, at most 255 bytes in all. The error is a *[TopicError].
-func CheckTopic(name string) error {
-	pattern, err := checkName(name)
+// Check reports what is wrong with the name of a topic: it has levels of at least one allowed character,
+// separated by dots, and at most 255 bytes. The error is a *[NameError].
+func Check(name string) error {
+	pattern, err := Parse(name)
 	if err == nil && pattern {
-		err = &TopicError{Name: name, Problem: "is a pattern: expected the name of one topic"}
+		err = &NameError{Name: name, Problem: "is a pattern: expected the name of one topic"}
 	}
 	return err
 }
 
-// CheckPattern says whether a name is the name of a topic or a pattern: one that has "*", which stands
-// for any one level, or ">" as its last level, which stands for one or more. The error is a *[TopicError].
+// CheckPattern reports what is wrong with a name that may be that of a topic or a pattern. A pattern has "*" for any one
+// level, or ">" as its last level for one or more. The error is a *[NameError].
 func CheckPattern(name string) error {
-	_, err := checkName(name)
+	_, err := Parse(name)
 	return err
 }
 
-func checkName(name string) (pattern bool, err error) {
+// Parse reports whether a name is a pattern. The error, a *[NameError], is that of [CheckPattern].
+func Parse(name string) (pattern bool, err error) {
 	fail := func(format string, args ...any) (bool, error) {
-		return false, &TopicError{Name: name[:min(len(name), maxTopic)], Problem: fmt.Sprintf(format, args...)}
+		return false, &NameError{Name: name[:min(len(name), maxName)], Problem: fmt.Sprintf(format, args...)}
 	}
 	switch {
 	case name == "":
 		return fail("is empty")
-	case len(name) > maxTopic:
-		return fail("has %d bytes: expected at most %d", len(name), maxTopic)
+	case len(name) > maxName:
+		return fail("has %d bytes: expected at most %d", len(name), maxName)
 	case name[0] == '$':
 		return fail("begins with $, which is reserved")
 	}
 	level, start := 1, 0
 	for i := range len(name) + 1 {
 		if i < len(name) && name[i] != '.' {
-			if c := name[i]; !inTopic[c] && c != '*' && c != '>' {
+			if c := name[i]; !inName[c] && c != '*' && c != '>' {
 				r, size := utf8.DecodeRuneInString(name[i:])
 				if r == utf8.RuneError && size == 1 {
 					return fail("has the byte %#02x, which is not UTF-8", c)
@@ -73,21 +76,21 @@ func checkName(name string) (pattern bool, err error) {
 	return pattern, nil
 }
 
-var inTopic = func() (allowed [256]bool) {
+var inName = func() (allowed [256]bool) {
 	for _, c := range []byte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_~:@/+=,!%&'();$") {
 		allowed[c] = true
 	}
 	return allowed
 }()
 
-// IsPattern says whether a name is a pattern that [CheckPattern] takes, and not a topic.
+// IsPattern reports whether a name is a pattern. It must be one that [CheckPattern] accepts.
 func IsPattern(name string) bool {
 	return name == "*" || name == ">" || strings.HasPrefix(name, "*.") || strings.HasSuffix(name, ".>") ||
 		strings.HasSuffix(name, ".*") || strings.Contains(name, ".*.")
 }
 
-// matches says whether a pattern stands for a topic.
-func matches(pattern, topic string) bool {
+// Matches reports whether a topic matches a pattern, which may also be the name of a topic.
+func Matches(pattern, topic string) bool {
 	for {
 		p, restP, moreP := strings.Cut(pattern, ".")
 		if p == ">" {
@@ -104,8 +107,8 @@ func matches(pattern, topic string) bool {
 	}
 }
 
-// Covers says whether every topic that the pattern inner stands for matches outer. Either may also be the
-// name of a topic. Both have to be names that [CheckPattern] takes.
+// Covers reports whether every topic that matches inner also matches outer. Either may be the name of a topic.
+// Both must be names that [CheckPattern] accepts.
 func Covers(outer, inner string) bool {
 	for {
 		o, restO, moreO := strings.Cut(outer, ".")
@@ -123,9 +126,9 @@ func Covers(outer, inner string) bool {
 	}
 }
 
-// overlaps reports whether there is a topic that both stand for. Either may also be the name of a topic. A client can ask
-// for many names at once, each of which is compared with all others, so it takes a few nanoseconds a level.
-func overlaps(a, b string) bool {
+// Overlaps reports whether a topic can match both patterns. Either may be the name of a topic. A client can ask for many
+// names at once, each of which is compared with all others, so it takes a few nanoseconds a level.
+func Overlaps(a, b string) bool {
 	i, j := 0, 0
 	for i < len(a) && j < len(b) { // a level begins at both
 		switch {
