@@ -53,7 +53,7 @@ func (sh *shard) accept(gc gnet.Conn, l *listener, n int64) bool {
 		isFull = !sh.makeRoom() && (isExcess || s.plain == nil || !s.plain.evictIdle(evictGrace))
 	}
 	if why == RefuseDraining || isFull && isExcess {
-		sh.stats.refusals[why].Add(1)
+		sh.stats.Refusals[why].Add(1)
 		l.turnAway(gc, reject)
 		s.socketClosed()
 		return false
@@ -68,12 +68,12 @@ func (sh *shard) accept(gc gnet.Conn, l *listener, n int64) bool {
 	switch {
 	case isProxy: // the client's address is to be told
 	case at.proxy.Mode == ProxyRequired:
-		sh.stats.refusals[RefuseProxyPeer].Add(1)
+		sh.stats.Refusals[RefuseProxyPeer].Add(1)
 		s.socketClosed()
 		return false
 	default:
 		if isCounted, excess = s.claim(remote); excess > crowdSlots {
-			sh.stats.refusals[RefuseAddressFull].Add(1)
+			sh.stats.Refusals[RefuseAddressFull].Add(1)
 			l.turnAway(gc, rejectCrowded)
 			s.release(remote, isCounted)
 			s.socketClosed()

@@ -163,7 +163,7 @@ func (a *acceptor) move(conn *net.UnixConn, to *arrival) {
 	}
 	_ = conn.Close()
 	to.sh.stats.Accepted.Add(1)
-	to.sh.stats.refusals[lossReason(err)].Add(1)
+	to.sh.stats.Refusals[lossReason(err)].Add(1)
 	s.logLoss("connection lost on its way to a loop", (*net.TCPAddr)(nil).AddrPort(), err)
 	s.socketClosed()
 }

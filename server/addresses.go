@@ -156,7 +156,7 @@ func (c *Conn) claim() bool {
 	if excess <= crowdSlots {
 		return true
 	}
-	c.sh.stats.refusals[RefuseAddressFull].Add(1)
+	c.sh.stats.Refusals[RefuseAddressFull].Add(1)
 	c.state.Store(stateClosing) // its end is accounted for
 	if c.canAnswer() {
 		_, _ = c.put(rejectCrowded.AppendResponse(nil))

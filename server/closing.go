@@ -54,14 +54,14 @@ func (c *Conn) beginClose(how closeHow, code codec.CloseCode, reason string) {
 
 // leave takes an open connection out of its endpoint and tells the application.
 func (c *Conn) leave(why *CloseError) {
-	c.sh.stats.drop(DropClosed, c.group.missed(c.slot))
+	c.sh.stats.Drop(DropClosed, c.group.missed(c.slot))
 	c.leaveTopics()
 	c.sh.deadlines.remove(c)
 	c.dropTimers()
 	c.group.remove(c)
 	c.state.Store(stateClosing)
 	c.sh.stats.Open.Add(-1)
-	c.sh.stats.closed(why.Code)
+	c.sh.stats.Closed(why.Code)
 	if c.sh.srv.logsEvents() {
 		c.sh.srv.logEvent("connection closed", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "path", c.ep.Path, "code", int(why.Code), "by_peer", why.Remote, "reason", shown(why.Reason))
 	}
@@ -123,7 +123,7 @@ func (c *Conn) gone(err error) {
 	}
 	c.finishInput(err)
 	if c.out != nil {
-		c.sh.stats.drop(c.dropReason(err), c.out.waitingMessages()+c.lostPending())
+		c.sh.stats.Drop(c.dropReason(err), c.out.waitingMessages()+c.lostPending())
 		c.unstall()
 	}
 	switch c.state.Load() {
@@ -131,7 +131,7 @@ func (c *Conn) gone(err error) {
 		ours := errors.Is(err, errWriteTimeout) || errors.Is(err, errStopped)
 		c.leave(&CloseError{Code: codec.CloseAbnormal, Reason: err.Error(), Remote: !ours, Err: err})
 	case stateHandshake:
-		c.sh.stats.refusals[RefuseLost].Add(1)
+		c.sh.stats.Refusals[RefuseLost].Add(1)
 		c.dropUndecided()
 		c.dropHandshake()
 		c.group.remove(c)

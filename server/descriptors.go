@@ -136,8 +136,8 @@ func (r *spare) turnOneAway() bool {
 		}
 		_, _ = write(int32(conn), rejectDescriptors.AppendResponse(nil))
 		_ = unix.Close(conn)
-		r.srv.apart.Accepted.Add(1)
-		r.srv.apart.refusals[RefuseDescriptors].Add(1)
+		r.srv.unowned.Accepted.Add(1)
+		r.srv.unowned.Refusals[RefuseDescriptors].Add(1)
 		return true
 	}
 	return false
@@ -204,7 +204,7 @@ func (r *spare) close() {
 
 // refuseUnknown refuses a connection that no shard gets to know.
 func (s *Server) refuseUnknown(fd int, why RefuseReason, r *codec.Rejection) {
-	s.apart.Accepted.Add(1)
-	s.apart.refusals[why].Add(1)
+	s.unowned.Accepted.Add(1)
+	s.unowned.Refusals[why].Add(1)
 	_, _ = write(int32(fd), r.AppendResponse(nil))
 }

@@ -132,5 +132,5 @@ func (c *Conn) evict(why RefuseReason, answer *codec.Rejection, err error) {
 	}
 	c.dropHandshake()
 	c.abort(err)
-	sh.stats.refusals[why].Add(1)
+	sh.stats.Refusals[why].Add(1)
 }

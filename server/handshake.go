@@ -269,7 +269,7 @@ func (c *Conn) enter(r *Request) {
 	if sh.srv.logsEvents() {
 		sh.srv.logEvent("connection opened", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "path", c.ep.Path, "subprotocol", c.Subprotocol())
 	}
-	sh.meters.handshake.observe(uint32(sh.srv.stamp() - accepted))
+	sh.histograms.Handshake.Observe(uint32(sh.srv.stamp() - accepted))
 	if c.state.Load() == stateOpen {
 		c.callOpen()
 		if wish != nil {
@@ -289,7 +289,7 @@ func (c *Conn) refuse(why RefuseReason, r *codec.Rejection) {
 
 func (c *Conn) refuseWith(why RefuseReason, response []byte) {
 	sh := c.sh
-	sh.stats.refusals[why].Add(1)
+	sh.stats.Refusals[why].Add(1)
 	if sh.srv.logsEvents() {
 		sh.srv.logEvent("connection refused", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "reason", why.String())
 	}

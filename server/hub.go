@@ -223,7 +223,7 @@ func (h *hub) enter(p *publication, sent func(error)) (Receipt, error) {
 	defer h.unlock(t)
 	patterns := h.patternsOf(t)
 	if sh := h.overloaded(t, patterns, int64(len(m.raw.Plain()))); sh != nil {
-		sh.stats.drop(DropOverloaded, 1)
+		sh.stats.Drop(DropOverloaded, 1)
 		return Receipt{}, ErrOverloaded
 	}
 	t.used = h.srv.elapsed()

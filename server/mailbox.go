@@ -150,7 +150,7 @@ func (sh *shard) putBytes(kind letterKind, c *Conn, n int) {
 
 func (sh *shard) postMessage(c *Conn, op codec.Opcode, payload []byte) error {
 	if sh.backlog.Load()+int64(len(payload)) > sh.srv.settings().maxBacklog {
-		sh.stats.drop(DropOverloaded, 1)
+		sh.stats.Drop(DropOverloaded, 1)
 		return ErrOverloaded
 	}
 	if c.isEvents() {
@@ -206,7 +206,7 @@ func (sh *shard) postFrame(c *Conn, f *codec.Frame) error {
 	}
 	n := int64(len(f.Plain()))
 	if sh.backlog.Load()+n > sh.srv.settings().maxBacklog {
-		sh.stats.drop(DropOverloaded, 1)
+		sh.stats.Drop(DropOverloaded, 1)
 		return ErrOverloaded
 	}
 	sh.backlog.Add(n)

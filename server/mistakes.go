@@ -44,7 +44,7 @@ func (c *Conn) mayErr(code string) bool {
 		return true
 	}
 	if !c.asked.Swap(true) {
-		c.sh.stats.cut(CutMistakes)
+		c.sh.stats.Cut(CutMistakes)
 		c.mark(markPeerDone, true) // the rest is not read
 		c.closeInOrder(closeFail, codec.ClosePolicyViolation, "too many requests that were refused")
 	}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"log/slog"
 	"math"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -210,20 +209,5 @@ func TestTick(t *testing.T) {
 		if got := s.settings().tick; got != row.tick {
 			t.Errorf("close_timeout %v and write_timeout %v: tick %v, want %v", row.close, row.write, got, row.tick)
 		}
-	}
-}
-
-// Every reason has a name of its own.
-func TestReasonNames(t *testing.T) {
-	var names []string
-	for r := range numDropReasons {
-		names = append(names, "drop "+r.String())
-	}
-	for r := range numRefuseReasons {
-		names = append(names, "refuse "+r.String())
-	}
-	slices.Sort(names)
-	if n := len(slices.Compact(slices.Clone(names))); n != len(names) || strings.HasSuffix(names[0], " ") {
-		t.Errorf("names: %q", names)
 	}
 }

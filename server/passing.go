@@ -89,7 +89,7 @@ func (cl *cluster) passing(from string, incarnation, seq uint64, p *Publication,
 	}
 	m := &message{topic: t, format: p.Format, offset: t.offset + 1, time: sent.UnixMilli(), born: cl.srv.age(), raw: codec.NewFrame(p.Format.Opcode(), p.Payload)}
 	if sh := cl.hub.overloaded(t, patterns, int64(len(m.raw.Plain()))); sh != nil {
-		sh.stats.drop(DropOverloaded, 1)
+		sh.stats.Drop(DropOverloaded, 1)
 		return
 	}
 	t.used = cl.srv.elapsed()

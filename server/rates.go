@@ -150,7 +150,7 @@ func (c *Conn) paysRequest(r *request) error {
 }
 
 func (c *Conn) tooFast(why CutReason, reason string) {
-	c.sh.stats.cut(why)
+	c.sh.stats.Cut(why)
 	c.mark(markPeerDone, true) // nobody reads the rest
 	c.closeInOrder(closeFail, codec.ClosePolicyViolation, reason)
 }

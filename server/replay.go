@@ -83,7 +83,7 @@ func (r *replay) join() bool {
 func (r *replay) tellGap(at Position, newer []*message, last uint64) {
 	c := r.conn
 	if first := at.Offset + 1 - uint64(len(newer)); at.Epoch == r.epoch && first > last {
-		c.sh.stats.drop(DropHistory, first-last-1)
+		c.sh.stats.Drop(DropHistory, first-last-1)
 	}
 	if r.kind == framingRaw {
 		c.startClose(closeOwn, closeGap, "gap")
@@ -96,7 +96,7 @@ func (r *replay) tellGap(at Position, newer []*message, last uint64) {
 
 // release ends the subscription before it has begun: the connection is gone.
 func (r *replay) release() {
-	r.conn.sh.stats.drop(DropClosed, uint64(len(r.rest)))
+	r.conn.sh.stats.Drop(DropClosed, uint64(len(r.rest)))
 	r.topic.mu.Lock()
 	r.topic.unsubscribe(r.conn.sh.srv)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/panjf2000/gnet/v2"
 
 	"carillon/codec"
+	"carillon/server/stats"
 )
 
 var (
@@ -67,16 +68,16 @@ type Server struct {
 
 	acceptErrors atomic.Uint64 // of the unix sockets
 
-	lastID atomic.Uint64
-	apart  counters // of what no shard knows of
-	spare  spare
-	memory memoryGuard
-	ops    ops
-	ending ending
-	plan   atomic.Pointer[plan] // who is closed when; nil until connections are closed
-	hub    *hub                 // immutable
-	roster roster
-	shards atomic.Pointer[[]*shard]
+	lastID  atomic.Uint64
+	unowned stats.Counters // of what no shard knows of
+	spare   spare
+	memory  memoryGuard
+	ops     ops
+	ending  ending
+	plan    atomic.Pointer[plan] // who is closed when; nil until connections are closed
+	hub     *hub                 // immutable
+	roster  roster
+	shards  atomic.Pointer[[]*shard]
 
 	mu       sync.Mutex // guards what follows, and changes of shards
 	stop     context.CancelCauseFunc
@@ -247,7 +248,7 @@ func (s *Server) roomFor(shards []*shard, n int64) error {
 	most := s.settings().maxBacklog
 	for _, sh := range shards {
 		if sh.backlog.Load()+n > most {
-			sh.stats.drop(DropOverloaded, 1)
+			sh.stats.Drop(DropOverloaded, 1)
 			return ErrOverloaded
 		}
 	}

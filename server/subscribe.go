@@ -391,7 +391,7 @@ func (c *Conn) dropSubscription(i int) {
 	c.sh.mu.Unlock()
 	if s.stale {
 		c.more.stale--
-		c.sh.stats.drop(DropClosed, 1)
+		c.sh.stats.Drop(DropClosed, 1)
 	}
 	s.audience.local.left(s.audience)
 }
@@ -442,7 +442,7 @@ func (c *Conn) leaveTopics() {
 	}
 	for i := len(c.more.subs) - 1; i >= 0; i-- {
 		s := &c.more.subs[i]
-		c.sh.stats.drop(DropClosed, s.audience.missed(s.slot))
+		c.sh.stats.Drop(DropClosed, s.audience.missed(s.slot))
 		c.dropSubscription(i)
 	}
 }
@@ -469,7 +469,7 @@ func (c *Conn) conflate(sub int32, n int) {
 		c.more.stale++
 		n--
 	}
-	c.sh.stats.drop(DropConflated, uint64(n))
+	c.sh.stats.Drop(DropConflated, uint64(n))
 }
 
 // refresh sends the newest messages that waited until the socket takes bytes again; all of them, even if
@@ -483,7 +483,7 @@ func (c *Conn) refresh(all bool) {
 		s.stale = false
 		c.more.stale--
 		a := s.audience
-		c.sh.stats.drop(DropConflated, a.missed(s.slot))
+		c.sh.stats.Drop(DropConflated, a.missed(s.slot))
 		a.members[s.slot].seq = a.end()
 		c.sendEncoded(c.encoded(a.newest), itemHistory) // one for each topic at most
 	}

@@ -282,7 +282,7 @@ func (c *Conn) shaken(s *session, err error) {
 	if s.tls.ConnectionState().DidResume {
 		c.sh.stats.TLSResumed.Add(1)
 	}
-	c.sh.meters.tls.observe(uint32(c.sh.srv.stamp() - h.arrived))
+	c.sh.histograms.TLS.Observe(uint32(c.sh.srv.stamp() - h.arrived))
 	h.cancel()
 	c.decrypt(s, h.rest())
 	if c.gc == nil {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"carillon/server/stats"
 	"carillon/server/topic"
 )
 
@@ -43,7 +44,7 @@ func newAudienceModel(t *testing.T, seed uint64) *audienceModel {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sh := &shard{srv: s, set: s.settings(), meters: meters{flushed: make([]histogram, 2)}}
+	sh := &shard{srv: s, set: s.settings(), histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
 	sh.mail.inTurn = true // it has no bell
 	g := newGroup(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
 	g.ep.now().Topics.MaxSubscriptions, g.ep.now().Topics.MaxPatterns = 4, 4
@@ -334,7 +335,7 @@ func TestAudienceWalk(t *testing.T) {
 			m.leave(0)
 			m.check()
 		}
-		if n := m.sh.stats.drops[DropConflated].Load(); n != m.left {
+		if n := m.sh.stats.Drops[DropConflated].Load(); n != m.left {
 			t.Fatalf("%d messages were left out, but %d are counted", m.left, n)
 		}
 		if n := m.sh.backlog.Load(); n != 0 || m.s.hub.patterns.names.Len() > 0 {
