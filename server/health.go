@@ -198,11 +198,11 @@ func (c *checker) healthPath(o *Options) {
 		return
 	}
 	if !isPath(o.HealthPath) {
-		c.add("health_path", "%q is not a path: expected one that starts with / and has no query, fragment or space, or off", o.HealthPath)
+		c.Add("health_path", "%q is not a path: expected one that starts with / and has no query, fragment or space, or off", o.HealthPath)
 	}
 	for i, e := range o.Endpoints {
 		if e.Path == o.HealthPath {
-			c.add("health_path", "%s is the path of endpoints[%d]: expected another one, or off", o.HealthPath, i)
+			c.Add("health_path", "%s is the path of endpoints[%d]: expected another one, or off", o.HealthPath, i)
 		}
 	}
 }

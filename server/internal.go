@@ -48,12 +48,12 @@ const optionOff = "off"
 func (i *Internal) resolve(c *checker, taken []namedAddress) {
 	i.TLS.resolve(c, "internal.tls.")
 	if err := i.Token.Check(); err != nil && i.Token != redact.Hidden {
-		c.add("internal.token", "%v", err)
+		c.Add("internal.token", "%v", err)
 	}
 	if i.Token == redact.Hidden {
-		c.add("internal.token", "%s stands for a token that is not shown: expected the token itself, or none here and CARILLON_INTERNAL_TOKEN", redact.Hidden)
+		c.Add("internal.token", "%s stands for a token that is not shown: expected the token itself, or none here and CARILLON_INTERNAL_TOKEN", redact.Hidden)
 	}
-	c.fileMode("internal.mode", &i.Mode, internalMode)
+	c.FileMode("internal.mode", &i.Mode, internalMode)
 	if i.Listen == "" || i.Listen == optionOff {
 		i.Listen = optionOff
 		return
@@ -63,12 +63,12 @@ func (i *Internal) resolve(c *checker, taken []namedAddress) {
 		c.distinct("internal.listen", i.Listen, taken)
 		return
 	}
-	if !c.address("internal.listen", i.Listen, "127.0.0.1:8081, unix:/path, or "+optionOff) {
+	if !c.Address("internal.listen", i.Listen, "127.0.0.1:8081, unix:/path, or "+optionOff) {
 		return
 	}
 	c.distinct("internal.listen", i.Listen, taken)
 	if host, _, _ := net.SplitHostPort(i.Listen); i.Token == "" && !isLoopback(host) {
-		c.add("internal.listen", "%s can be reached from other machines: expected internal.token (CARILLON_INTERNAL_TOKEN) beside it, or an address such as 127.0.0.1:8081", i.Listen)
+		c.Add("internal.listen", "%s can be reached from other machines: expected internal.token (CARILLON_INTERNAL_TOKEN) beside it, or an address such as 127.0.0.1:8081", i.Listen)
 	}
 }
 

@@ -83,7 +83,7 @@ func (o *Options) publicAddresses() []namedAddress {
 func (c *checker) distinct(key, address string, taken []namedAddress) {
 	for _, other := range taken {
 		if address != "" && sameAddress(address, other.text) {
-			c.add(key, "%s is what %s has already: expected another one", address, other.key)
+			c.Add(key, "%s is what %s has already: expected another one", address, other.key)
 			return
 		}
 	}
@@ -94,32 +94,23 @@ func (c *checker) publicAddress(key, address string, mode *FileMode, modeKey str
 	if _, ok := unixPath(address); ok {
 		c.unixAddress(key, address)
 	} else {
-		c.address(key, address, ":8080, 127.0.0.1:8080 or unix:/path")
+		c.Address(key, address, ":8080, 127.0.0.1:8080 or unix:/path")
 	}
-	c.fileMode(modeKey, mode, publicMode)
-}
-
-func (c *checker) fileMode(key string, mode *FileMode, def FileMode) {
-	if *mode == 0 {
-		*mode = def
-	}
-	if *mode > 0o777 {
-		c.add(key, "%v is out of range: expected permissions up to 0777, such as %v", *mode, def)
-	}
+	c.FileMode(modeKey, mode, publicMode)
 }
 
 func (c *checker) unixAddress(key, address string) {
 	switch path, _ := unixPath(address); {
 	case strings.HasPrefix(path, "@"):
 		if runtime.GOOS != "linux" || len(path) == 1 {
-			c.add(key, "%q is no unix socket: expected unix:/path, or on Linux unix:@name", address)
+			c.Add(key, "%q is no unix socket: expected unix:/path, or on Linux unix:@name", address)
 		}
 	case !filepath.IsAbs(path):
-		c.add(key, "%q is no unix socket: expected unix:/path, with a path from the root", address)
+		c.Add(key, "%q is no unix socket: expected unix:/path, with a path from the root", address)
 	case path != filepath.Clean(path):
-		c.add(key, "%q has a path with more in it than it needs: expected %s%s", address, unixPrefix, filepath.Clean(path))
+		c.Add(key, "%q has a path with more in it than it needs: expected %s%s", address, unixPrefix, filepath.Clean(path))
 	case len(path) > maxUnixPath:
-		c.add(key, "%q is too long: expected a path of at most %d bytes", address, maxUnixPath)
+		c.Add(key, "%q is too long: expected a path of at most %d bytes", address, maxUnixPath)
 	}
 }
 

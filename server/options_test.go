@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/option"
 )
 
 func one(e Endpoint) Options {
@@ -58,7 +59,7 @@ func TestOptionErrors(t *testing.T) {
 		{"a head too small for any request", Options{Limits: Limits{MaxHead: 255}}, "limits.max_head"},
 		{"a head larger than anybody needs", Options{Limits: Limits{MaxHead: 1<<20 + 1}}, "limits.max_head"},
 		{"a time-out shorter than the clock can tell", Options{Limits: Limits{HandshakeTimeout: time.Microsecond}}, "limits.handshake_timeout"},
-		{"an idle time-out longer than the clock can tell", Options{Limits: Limits{IdleTimeout: longest + 1}}, "limits.idle_timeout"},
+		{"an idle time-out longer than the clock can tell", Options{Limits: Limits{IdleTimeout: option.Longest + 1}}, "limits.idle_timeout"},
 		{"a write time-out longer than the clock can tell", Options{Limits: Limits{WriteTimeout: math.MaxInt64}}, "limits.write_timeout"},
 		{"a close that may take for ever", Options{Limits: Limits{CloseTimeout: -1}}, "limits.close_timeout"},
 		{"a shutdown that may take for ever", Options{Drain: Drain{Deadline: -1}}, "drain.deadline"},

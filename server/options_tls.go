@@ -67,7 +67,7 @@ func (o *TLS) resolve(c *checker, key string) {
 		o.MinVersion = "1.2"
 	}
 	if tlsVersions[o.MinVersion] == 0 {
-		c.add(key+"min_version", "%q is unknown: expected 1.2 or 1.3", o.MinVersion)
+		c.Add(key+"min_version", "%q is unknown: expected 1.2 or 1.3", o.MinVersion)
 	}
 	if o.ClientAuth == "" {
 		o.ClientAuth = ClientAuthOff
@@ -75,17 +75,17 @@ func (o *TLS) resolve(c *checker, key string) {
 	switch o.ClientAuth {
 	case ClientAuthOff:
 		if o.ClientCAFile != "" {
-			c.add(key+"client_ca_file", "is given, but client_auth is off: expected %s or %s there", ClientAuthRequest, ClientAuthRequire)
+			c.Add(key+"client_ca_file", "is given, but client_auth is off: expected %s or %s there", ClientAuthRequest, ClientAuthRequire)
 		}
 	case ClientAuthRequest, ClientAuthRequire:
 		switch {
 		case !o.enabled():
-			c.add(key+"client_auth", "is %s, but there are no certificates, and so no TLS", o.ClientAuth)
+			c.Add(key+"client_auth", "is %s, but there are no certificates, and so no TLS", o.ClientAuth)
 		case o.ClientCAFile == "" && o.Config == nil:
-			c.add(key+"client_ca_file", "is missing: expected a file with the authorities of the clients' certificates")
+			c.Add(key+"client_ca_file", "is missing: expected a file with the authorities of the clients' certificates")
 		}
 	default:
-		c.add(key+"client_auth", "%q is unknown: expected %s, %s or %s", o.ClientAuth, ClientAuthOff, ClientAuthRequest, ClientAuthRequire)
+		c.Add(key+"client_auth", "%q is unknown: expected %s, %s or %s", o.ClientAuth, ClientAuthOff, ClientAuthRequest, ClientAuthRequire)
 	}
 	if o.Config != nil {
 		o.resolveConfig(c, key)
@@ -98,22 +98,22 @@ func (o *TLS) resolve(c *checker, key string) {
 			pair.KeyFile = pair.CertFile
 		}
 		if _, field, err := pair.load(); err != nil {
-			c.add(fmt.Sprintf("%scertificates[%d].%s", key, i, field), "%v", err)
+			c.Add(fmt.Sprintf("%scertificates[%d].%s", key, i, field), "%v", err)
 		}
 	}
 	if o.ClientCAFile != "" {
 		if _, _, err := loadAuthorities(o.ClientCAFile); err != nil {
-			c.add(key+"client_ca_file", "%v", err)
+			c.Add(key+"client_ca_file", "%v", err)
 		}
 	}
 }
 
 func (o *TLS) resolveConfig(c *checker, key string) {
 	if len(o.Certificates) > 0 || o.ClientAuth != ClientAuthOff || o.ClientCAFile != "" {
-		c.add(key+"certificates", "and what belongs to them exclude a Config of your own")
+		c.Add(key+"certificates", "and what belongs to them exclude a Config of your own")
 	}
 	if t := o.Config; len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
-		c.add(key+"certificates", "are missing, and the Config has none either")
+		c.Add(key+"certificates", "are missing, and the Config has none either")
 	}
 }
 

@@ -14,31 +14,21 @@ const (
 )
 
 func (l *Limits) resolveRates(c *checker) {
-	c.rate("limits.max_connections_per_address", &l.MaxConnectionsPerAddress, 1<<30)
-	c.rate("limits.handshakes_per_second", &l.HandshakesPerSecond, mostHandshakes)
-	c.rate("limits.handshakes_per_second_per_address", &l.HandshakesPerSecondPerAddress, mostHandshakes)
-	c.rate("limits.messages_per_second", &l.MessagesPerSecond, mostMessages)
-	c.rate("limits.publishes_per_second", &l.PublishesPerSecond, mostMessages)
-	c.rate("limits.requests_per_second", &l.RequestsPerSecond, mostMessages)
-	c.size("limits.bytes_per_second", &l.BytesPerSecond, -1, true)
-	c.size("limits.decompressed_bytes_per_second", &l.DecompressedBytesPerSecond, 1<<20, true)
+	c.Rate("limits.max_connections_per_address", &l.MaxConnectionsPerAddress, 1<<30)
+	c.Rate("limits.handshakes_per_second", &l.HandshakesPerSecond, mostHandshakes)
+	c.Rate("limits.handshakes_per_second_per_address", &l.HandshakesPerSecondPerAddress, mostHandshakes)
+	c.Rate("limits.messages_per_second", &l.MessagesPerSecond, mostMessages)
+	c.Rate("limits.publishes_per_second", &l.PublishesPerSecond, mostMessages)
+	c.Rate("limits.requests_per_second", &l.RequestsPerSecond, mostMessages)
+	c.Size("limits.bytes_per_second", &l.BytesPerSecond, -1, true)
+	c.Size("limits.decompressed_bytes_per_second", &l.DecompressedBytesPerSecond, 1<<20, true)
 	c.byteRate("limits.bytes_per_second", l.BytesPerSecond)
 	c.byteRate("limits.decompressed_bytes_per_second", l.DecompressedBytesPerSecond)
 }
 
 func (c *checker) byteRate(key string, n Size) {
 	if n > mostBytes {
-		c.add(key, "%v is out of range: expected 1B to %v, or off", n, mostBytes)
-	}
-}
-
-// rate checks a number whose zero is off, too.
-func (c *checker) rate(key string, n *int, most int) {
-	if *n <= 0 {
-		*n = -1
-	}
-	if *n > most {
-		c.add(key, "%d is out of range: expected 1 to %d, or off", *n, most)
+		c.Add(key, "%v is out of range: expected 1B to %v, or off", n, mostBytes)
 	}
 }
 
