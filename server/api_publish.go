@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"carillon/codec"
+	"carillon/server/internal/logs"
 )
 
 // buffers are for bodies and replies on their way.
@@ -268,7 +269,7 @@ func (a *api) appendResult(b []byte, r *http.Request, receipt Receipt, err error
 	}
 	p := problemOf(err)
 	if p == nil {
-		a.srv.logGrave("internal interface: unexpected error", "path", shown(r.URL.Path), "error", shown(err.Error()))
+		a.srv.logGrave("internal interface: unexpected error", "path", logs.Shorten(r.URL.Path), "error", logs.Shorten(err.Error()))
 		p = problemInternal
 	}
 	return append(appendJSON(append(b, `{"error":`...), p), '}')

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"carillon/codec"
+	"carillon/server/internal/logs"
 )
 
 // closeHow is who wants a connection closed.
@@ -63,7 +64,7 @@ func (c *Conn) leave(why *CloseError) {
 	c.sh.stats.Open.Add(-1)
 	c.sh.stats.Closed(why.Code)
 	if c.sh.srv.logsEvents() {
-		c.sh.srv.logEvent("connection closed", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "path", c.ep.Path, "code", int(why.Code), "by_peer", why.Remote, "reason", shown(why.Reason))
+		c.sh.srv.logEvent("connection closed", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "path", c.ep.Path, "code", int(why.Code), "by_peer", why.Remote, "reason", logs.Shorten(why.Reason))
 	}
 	c.callClose(c.part(why), why)
 }

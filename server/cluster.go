@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"carillon/server/internal/logs"
 )
 
 // ErrOnLoop is returned by what would have to wait for the cluster and was called on an event loop.
@@ -25,7 +27,7 @@ type cluster struct {
 
 	stats   clusterStats
 	present presenceQueries
-	unloads sampler                // of lines about loads that failed
+	unloads *logs.Sampler          // of lines about loads that failed
 	id      atomic.Pointer[string] // of this server, once the broker has told it
 
 	orders sync.Mutex // guards what follows
@@ -54,7 +56,7 @@ type clusterStats struct {
 const mostPaced = 32
 
 func newCluster(h *hub, b Broker) *cluster {
-	return &cluster{srv: h.srv, hub: h, broker: b, paced: make(chan struct{}, mostPaced), unloads: sampler{most: 1}, broadcasts: map[[2]string]*sender{}}
+	return &cluster{srv: h.srv, hub: h, broker: b, paced: make(chan struct{}, mostPaced), unloads: logs.NewSampler(1), broadcasts: map[[2]string]*sender{}}
 }
 
 // order has the broker told something, behind what was ordered before. It may be called with anything locked;

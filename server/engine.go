@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"carillon/server/internal/logs"
+
 	"github.com/panjf2000/gnet/v2"
 	"github.com/panjf2000/gnet/v2/pkg/logging"
 )
@@ -358,7 +360,7 @@ func (l *engineLogger) hear(format string, args []any) {
 		defer l.s.acceptFailed(fmt.Errorf("accept: %w", err)) // on the loop, before it goes on
 	}
 	if l.s.logsEvents() {
-		l.s.logEvent("engine", "says", shown(word.Error()))
+		l.s.logEvent("engine", "says", logs.Shorten(word.Error()))
 	}
 	l.s.mu.Lock()
 	defer l.s.mu.Unlock()

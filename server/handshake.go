@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"carillon/codec"
+	"carillon/server/internal/logs"
 )
 
 var (
@@ -126,7 +127,7 @@ func (c *Conn) conclude(r *Request, head, rest []byte, why RefuseReason, err err
 	if !errors.As(err, &rejection) {
 		rejection = &codec.Rejection{Status: 403, Reason: "forbidden"}
 		if sh.srv.logsEvents() {
-			sh.srv.logEvent("handshake refused", "id", c.id, "remote", shownAddr(r.RemoteAddr), "path", c.ep.Path, "error", shown(err.Error()))
+			sh.srv.logEvent("handshake refused", "id", c.id, "remote", shownAddr(r.RemoteAddr), "path", c.ep.Path, "error", logs.Shorten(err.Error()))
 		}
 	}
 	sh.control = c.withCORS(&r.Request, c.callRefused(r, why, err, rejection)).AppendResponse(sh.control[:0])

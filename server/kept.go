@@ -149,7 +149,7 @@ func (cl *cluster) beginLoad(t *topicState) {
 
 func (cl *cluster) loaded(t *topicState, number uint64, full bool, got *Kept, err error) {
 	if err != nil && cl.awayFor(cl.ruleOf(t)) == nil { // otherwise it is known, and has been said
-		cl.srv.logSome(&cl.unloads, slog.LevelWarn, "what the cluster keeps of a topic could not be loaded", []any{"topic", t.name, "error", err})
+		cl.srv.logSome(cl.unloads, slog.LevelWarn, "what the cluster keeps of a topic could not be loaded", []any{"topic", t.name, "error", err})
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()

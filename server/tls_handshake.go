@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"carillon/server/internal/logs"
 )
 
 // A TLS handshake takes up to a millisecond of processor time, for which a loop must not stand still, and
@@ -253,7 +255,7 @@ func (s *session) handshake(h *tlsHandshake) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			s.conn.sh.stats.Panics.Add(1)
-			s.conn.sh.srv.logGrave("tls handshake panicked", "remote", s.conn.RemoteAddr(), "panic", shown(fmt.Sprint(p)), "stack", string(debug.Stack()))
+			s.conn.sh.srv.logGrave("tls handshake panicked", "remote", s.conn.RemoteAddr(), "panic", logs.Shorten(fmt.Sprint(p)), "stack", string(debug.Stack()))
 			err = errPanicky
 		}
 	}()
@@ -271,7 +273,7 @@ func (c *Conn) shaken(s *session, err error) {
 	}
 	if err != nil {
 		if c.sh.srv.logsEvents() {
-			c.sh.srv.logEvent("tls handshake failed", "id", c.id, "remote", c.RemoteAddr(), "error", shown(err.Error()))
+			c.sh.srv.logEvent("tls handshake failed", "id", c.id, "remote", c.RemoteAddr(), "error", logs.Shorten(err.Error()))
 		}
 		c.refuseWith(reasonOfTLS(err), nil)
 		return
