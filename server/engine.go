@@ -243,7 +243,7 @@ func (s *Server) keepTime(ctx context.Context) {
 				ticker.Reset(tick)
 			}
 			s.hub.sweep(now, part)
-			s.addresses.sweep(part)
+			s.addresses.Sweep(part)
 			for _, sh := range s.allShards() {
 				sh.postTick()
 			}

@@ -14,6 +14,7 @@ import (
 
 	"carillon/codec"
 	"carillon/internal/shrink"
+	"carillon/server/internal/limit"
 	"carillon/server/topic"
 )
 
@@ -143,8 +144,8 @@ func (h *hub) epochOf(name string, generation uint32) uint64 {
 type publication struct {
 	Publication
 
-	address addressKey // of an anonymous client
-	valid   bool       // the payload is known to be what Format says
+	address limit.Key // of an anonymous client
+	valid   bool      // the payload is known to be what Format says
 }
 
 // Publish sends a message to the subscribers of a topic, on whatever endpoints they are. All of them get

@@ -14,6 +14,7 @@ import (
 	"unicode/utf8"
 
 	"carillon/internal/shrink"
+	"carillon/server/internal/limit"
 )
 
 // keyLife is how long an idempotency key is remembered, unless Limits.MaxKeyMemory is reached.
@@ -56,17 +57,17 @@ func (k *idempotency) idOf(p *publication) (id keyID) {
 func (k *idempotency) accountOf(p *publication) uint64 {
 	return maphash.Comparable(k.seed, struct {
 		publisher string
-		address   addressKey
+		address   limit.Key
 	}{p.Publisher, p.address})
 }
 
 // publisher is the namespace of a client's keys, and for an anonymous client the address that their memory is charged to.
-func (c *Conn) publisher() (name string, address addressKey) {
+func (c *Conn) publisher() (name string, address limit.Key) {
 	name = "client:" + c.ep.Path
 	if w := c.who(); w != nil && w.subject != "" {
 		return name + "#" + w.subject, 0
 	}
-	return name, keyOf(addrOf(c.remote))
+	return name, limit.KeyOf(addrOf(c.remote))
 }
 
 // checkJSONKey refuses a key that JSON cannot tell from others: what is no UTF-8, and half of a UTF-16 pair, become the

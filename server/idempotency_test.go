@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 	"unsafe"
+
+	"carillon/server/internal/limit"
 )
 
 // keysOf makes a table of keys with a clock of its own.
@@ -94,7 +96,7 @@ func TestAPublishersKeysEvictItsOwn(t *testing.T) {
 // Anonymous clients share a namespace, and each address pays for its own keys.
 func TestAnAddressEvictsItsOwnKeys(t *testing.T) {
 	k, _ := keysOf(start(t, topics()), 100*(keyCost+publisherCost))
-	use := func(address addressKey, key string) (again bool) {
+	use := func(address limit.Key, key string) (again bool) {
 		a, _, _ := k.begin(&publication{Publication: Publication{Publisher: "client:/ws", Topic: "t", Key: key}, address: address})
 		if a == nil {
 			return true

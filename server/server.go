@@ -15,6 +15,7 @@ import (
 	"github.com/panjf2000/gnet/v2"
 
 	"carillon/codec"
+	"carillon/server/internal/limit"
 	"carillon/server/stats"
 )
 
@@ -38,10 +39,10 @@ type Server struct {
 	byPath         map[string]*endpoint
 	plain          *plainHTTP  // nil without Options.HTTP
 	listeners      []*listener // Options.Listen, then Options.Listeners
-	addresses      *addresses
+	addresses      *limit.Addresses
 	internalSecure *secure // nil without Options.Internal.TLS
 	tlsTable       *tlsTable
-	handshakes     bucket
+	handshakes     *limit.SharedBucket
 	begin          time.Time        // of the shards' clocks, which no change of the system's time moves
 	wall           func() time.Time // for what has a date: tokens, and what messages say of their time
 	looping        chan struct{}    // closed when all loops listen
@@ -137,7 +138,7 @@ func New(options Options) (*Server, error) {
 	s.spare = spare{srv: s, fd: -1}
 	s.memory = newMemoryGuard(s)
 	s.netLog = log.New(netLog{s}, "", 0)
-	s.addresses, s.handshakes.begin = newAddresses(s.begin), s.begin
+	s.addresses, s.handshakes = limit.NewAddresses(s.begin), limit.NewSharedBucket(s.begin)
 	s.newListeners()
 	groups := 0
 	for i, e := range opts.Endpoints {

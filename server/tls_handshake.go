@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"carillon/server/internal/limit"
 	"carillon/server/internal/logs"
 )
 
@@ -117,7 +118,7 @@ func (c *Conn) beginTLS(b []byte) {
 	c.setSession(h.session)
 	c.dropInbound()
 	t.unread.Add(int64(len(h.in)))
-	t.enter(h, keyOf(addrOf(c.remote)))
+	t.enter(h, limit.KeyOf(addrOf(c.remote)))
 }
 
 // feed takes what comes during the handshake.

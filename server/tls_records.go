@@ -3,6 +3,8 @@ package server
 import (
 	"errors"
 	"time"
+
+	"carillon/server/internal/limit"
 )
 
 // A record that carries no data of the application (a KeyUpdate, or an empty one) costs a loop time for nothing, and
@@ -13,7 +15,7 @@ const (
 	emptyRecordsEvery = 100 * time.Millisecond
 )
 
-var emptyRecordPace = newPace(int64(time.Second/emptyRecordsEvery), emptyRecords*emptyRecordsEvery)
+var emptyRecordPace = limit.NewTokenBucket(int64(time.Second/emptyRecordsEvery), emptyRecords*emptyRecordsEvery)
 
 var errEmptyRecords = errors.New("too many TLS records without data came")
 
@@ -89,8 +91,8 @@ func (s *session) chargeEmpty(gotData bool, now uint32) error {
 	if empty <= 0 {
 		return nil
 	}
-	s.emptyDebt, s.emptyAt = relax(s.emptyDebt, now-s.emptyAt), now
-	if !emptyRecordPace.take(&s.emptyDebt, empty) {
+	s.emptyDebt, s.emptyAt = limit.Decay(s.emptyDebt, now-s.emptyAt), now
+	if !emptyRecordPace.Allow(&s.emptyDebt, empty) {
 		return errEmptyRecords
 	}
 	return nil

@@ -1,11 +1,11 @@
-package server
+package limit
 
 import (
 	"testing"
 	"time"
 )
 
-func TestPace(t *testing.T) {
+func TestTokenBucket(t *testing.T) {
 	type step struct {
 		after   time.Duration // of the step before
 		n       int
@@ -29,33 +29,33 @@ func TestPace(t *testing.T) {
 		{"and by no other", 10, time.Second, []step{{0, 1, true}, {0, 25, false}, {100 * time.Millisecond, 25, true}}},
 		{"a debt can be as large as it is", 1, time.Second, []step{
 			{0, 1 << 30, true}, {400 * time.Second, 1, false}, {50 * 24 * time.Hour, 1, true}}},
-		{"the fastest pace is kept too", mostMessages, time.Millisecond, []step{
+		{"the fastest rate is kept too", 1_000_000, time.Millisecond, []step{
 			{0, 1000, true}, {0, 1, false}, {time.Millisecond, 1000, true}, {0, 1, false}}},
 	} {
 		t.Run(test.sentence, func(t *testing.T) {
-			p, debt := newPace(test.rate, test.burst), uint32(0)
+			b, debt := NewTokenBucket(test.rate, test.burst), uint32(0)
 			for i, s := range test.steps {
-				debt = relax(debt, uint32(min(s.after.Milliseconds(), 1<<32-1)))
-				if got := p.take(&debt, s.n); got != s.granted {
+				debt = Decay(debt, uint32(min(s.after.Milliseconds(), 1<<32-1)))
+				if got := b.Allow(&debt, s.n); got != s.granted {
 					t.Fatalf("step %d is %v, want %v", i, got, s.granted)
 				}
 			}
 		})
 	}
-	if newPace(-1, time.Second).limited() || !newPace(1, time.Second).limited() {
-		t.Error("a pace is limited when its rate is not negative")
+	if NewTokenBucket(-1, time.Second).Limited() || !NewTokenBucket(1, time.Second).Limited() {
+		t.Error("a bucket is limited when its rate is not negative")
 	}
 }
 
 // Over ten minutes, who asks all the time gets what the rate says and one burst, however often he asks.
-func TestPaceOverTime(t *testing.T) {
+func TestTokenBucketOverTime(t *testing.T) {
 	for _, rate := range []int64{1, 7, 100, 999} {
 		for _, every := range []uint32{1, 3, 10, 100} {
-			p, debt, granted := newPace(rate, time.Second), uint32(0), 0
+			b, debt, granted := NewTokenBucket(rate, time.Second), uint32(0), 0
 			const span = 600_000
 			for at := uint32(0); at < span; at += every {
-				debt = relax(debt, every)
-				for p.take(&debt, 1) {
+				debt = Decay(debt, every)
+				for b.Allow(&debt, 1) {
 					granted++
 				}
 			}

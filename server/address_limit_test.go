@@ -4,42 +4,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/limit"
 )
-
-// len is how many addresses are known.
-func (a *addresses) len() (n int) {
-	for i := range a.parts {
-		a.parts[i].mu.Lock()
-		n += a.parts[i].known.Len()
-		a.parts[i].mu.Unlock()
-	}
-	return n
-}
-
-func TestAddressKey(t *testing.T) {
-	for _, test := range []struct {
-		sentence, a, b string
-		same           bool
-	}{
-		{"an address is itself", "192.0.2.1", "192.0.2.1", true},
-		{"two are two", "192.0.2.1", "192.0.2.2", false},
-		{"IPv4 is the same written as IPv6", "192.0.2.1", "::ffff:192.0.2.1", true},
-		{"a network of 64 bits is one", "2001:db8::1", "2001:db8::ffff:1:2:3", true},
-		{"two networks are two", "2001:db8::1", "2001:db8:0:1::1", false},
-		{"no IPv4 is this machine's IPv6", "0.0.0.0", "::1", false},
-		{"zones mean nothing", "fe80::1%eth0", "fe80::2%eth1", true},
-	} {
-		if same := keyOf(netip.MustParseAddr(test.a)) == keyOf(netip.MustParseAddr(test.b)); same != test.same {
-			t.Errorf("%s: %s and %s", test.sentence, test.a, test.b)
-		}
-	}
-}
 
 // handshakeFrom opens a WebSocket from an address, or returns the status that refused it.
 func (c *client) handshake(path string, headers ...string) int {
@@ -91,7 +62,7 @@ func TestConnectionsPerAddress(t *testing.T) {
 	for _, c := range all {
 		_ = c.conn.Close()
 	}
-	eventually(t, "nobody is remembered", func() bool { return s.addresses.len() == 0 })
+	eventually(t, "nobody is remembered", func() bool { return s.addresses.Len() == 0 })
 }
 
 // Mallory opens many sockets and says nothing. Those beyond a few more than she may have are answered at
@@ -175,7 +146,7 @@ func TestConnectionsPerAddressBehindProxies(t *testing.T) {
 					}
 				}
 			}
-			if n := s.addresses.len(); n != 3 {
+			if n := s.addresses.Len(); n != 3 {
 				t.Errorf("%d addresses are known, want 3", n)
 			}
 		})
@@ -235,7 +206,7 @@ func TestConnectionsPerAddressWithPlainHTTP(t *testing.T) {
 	third.wantPage("GET /")
 	two.leave(s)
 	third.leave(s)
-	if n := s.addresses.len(); n != 0 {
+	if n := s.addresses.Len(); n != 0 {
 		t.Errorf("%d addresses are remembered", n)
 	}
 }
@@ -273,7 +244,7 @@ func TestHandshakesPerAddress(t *testing.T) {
 		t.Errorf("another path is answered %d", got)
 	}
 	eventually(t, "alice may come back", func() bool { return open("127.0.0.7", "/echo") == 101 })
-	eventually(t, "all are forgotten", func() bool { return s.addresses.len() == 0 })
+	eventually(t, "all are forgotten", func() bool { return s.addresses.Len() == 0 })
 }
 
 func TestHandshakesOverall(t *testing.T) {
@@ -377,7 +348,7 @@ func TestMessagesAtTheRateAreTaken(t *testing.T) {
 	for conn := range s.Conns() {
 		done := make(chan debts, 1)
 		conn.sh.postDo(conn, 0, func() { done <- *conn.debts() })
-		if d := <-done; d.messages > uint32(time.Second/paceUnit) || d.bytes > uint32(time.Second/paceUnit) {
+		if d := <-done; d.messages > uint32(time.Second/limit.Unit) || d.bytes > uint32(time.Second/limit.Unit) {
 			t.Errorf("its debts grow: %+v", d)
 		}
 	}
