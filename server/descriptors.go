@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"carillon/codec"
+	"carillon/server/internal/listen"
 )
 
 // The table of descriptors belongs to the whole process, so limits.max_connections alone cannot keep it
@@ -146,10 +147,10 @@ func (r *spare) turnOneAway() bool {
 // sockets are those that listen. To list the open descriptors would take one. The caller holds mu.
 func (r *spare) sockets() []int {
 	if len(r.listening) == 0 {
-		limit, _ := descriptorLimit()
+		limit, _ := listen.DescriptorLimit()
 		for fd := range min(limit, 1<<16) {
 			for _, l := range r.srv.tcp {
-				if listensOn(fd, l.tcpAddr()) {
+				if listen.ListensOn(fd, l.tcpAddr()) {
 					r.listening = append(r.listening, fd)
 				}
 			}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"carillon/server/internal/listen"
 	"carillon/server/internal/logs"
 
 	"github.com/panjf2000/gnet/v2"
@@ -261,7 +262,7 @@ func (e *events) OnBoot(engine gnet.Engine) gnet.Action {
 	e.server.engine = engine
 	for _, l := range e.server.tcp {
 		if e.server.opts().Takeover {
-			steerNobody(l.tcpAddr())
+			listen.ClearSteering(l.tcpAddr())
 		}
 		l.release() // the first loop listens, which holds the port for the others
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"carillon/internal/redact"
+	"carillon/server/internal/listen"
 	"carillon/server/internal/option"
 )
 
@@ -98,7 +99,7 @@ const (
 
 // most is how many connections the interface may have.
 func (i *Internal) most() int {
-	total, err := descriptorLimit()
+	total, err := listen.DescriptorLimit()
 	if i.Listen == optionOff || err != nil {
 		return 0
 	}
@@ -111,7 +112,7 @@ type internal struct {
 	http http.Server
 	addr net.Addr
 
-	socket *unixSocket // nil with TCP
+	socket *listen.UnixSocket // nil with TCP
 	most   int64
 	open   atomic.Int64
 	idle   idleConns
@@ -163,11 +164,11 @@ func (s *Server) listenInternal() (*internal, error) {
 
 func (i *internal) listen(o *Internal, takeover bool) (net.Listener, error) {
 	if path, ok := unixPath(o.Listen); ok {
-		socket, err := listenUnix(path, o.Mode, takeover)
+		socket, err := listen.ListenUnix(path, o.Mode, takeover)
 		if err != nil {
 			return nil, err
 		}
-		i.socket, i.addr = socket, socket.addr
+		i.socket, i.addr = socket, socket.Address
 		return socket, nil
 	}
 	l, err := net.Listen("tcp", o.Listen)
@@ -254,7 +255,7 @@ func (i *internal) shutdown(ctx context.Context) (wait func()) {
 	}
 	done := make(chan struct{})
 	if i.socket != nil {
-		i.socket.unpublish()
+		i.socket.Unpublish()
 	}
 	go func() {
 		defer close(done)
@@ -270,7 +271,7 @@ func (i *internal) close() {
 		return
 	}
 	if i.socket != nil {
-		i.socket.unpublish()
+		i.socket.Unpublish()
 	}
 	_ = i.http.Close()
 }

@@ -9,9 +9,8 @@ import (
 	"slices"
 	"strings"
 
+	"carillon/server/internal/listen"
 	"carillon/server/internal/option"
-
-	"golang.org/x/sys/unix"
 )
 
 // Listener is one more address to serve on, beside Options.Listen, with settings of its own. All
@@ -45,9 +44,6 @@ const (
 
 // unixPath is the path of a unix socket's address, or its abstract name, which begins with @.
 func unixPath(address string) (path string, ok bool) { return strings.CutPrefix(address, unixPrefix) }
-
-// maxUnixPath is how long the name of a unix socket may be. A successor's has a suffix for a moment.
-const maxUnixPath = len(unix.RawSockaddrUnix{}.Path) - 1 - suffixLength
 
 func (o *Options) resolveListeners(c *checker) {
 	if o.Listen == "" {
@@ -109,8 +105,8 @@ func (c *checker) unixAddress(key, address string) {
 		c.Add(key, "%q is no unix socket: expected unix:/path, with a path from the root", address)
 	case path != filepath.Clean(path):
 		c.Add(key, "%q has a path with more in it than it needs: expected %s%s", address, unixPrefix, filepath.Clean(path))
-	case len(path) > maxUnixPath:
-		c.Add(key, "%q is too long: expected a path of at most %d bytes", address, maxUnixPath)
+	case len(path) > listen.MaxUnixPath:
+		c.Add(key, "%q is too long: expected a path of at most %d bytes", address, listen.MaxUnixPath)
 	}
 }
 

@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"carillon/server/internal/listen"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -294,7 +296,7 @@ func TestUnixSocketWithoutDescriptors(t *testing.T) {
 	path := socketPath(t)
 	s, log := startLogged(t, Options{Listen: "unix:" + path, Endpoints: echoAndBroadcast()})
 	alice := dialAt(t, "unix", path).upgrade("/echo")
-	fd, err := unixStream()
+	fd, err := listen.UnixStream()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package server
+package listen
 
 import (
 	"bufio"
@@ -20,24 +20,24 @@ import (
 // new connections over its sockets and ours. When one of ours is closed, connections are reset that are in
 // its queue or in the middle of TCP's handshake with it: their clients have been told that the server
 // is there. So first the kernel is told to choose among the successor's sockets only, by a filter on the
-// group of all sockets of the port. For handoverTime the loops accept what has been begun with us, and
+// group of all sockets of the port. For HandoverTime the loops accept what has been begun with us, and
 // then the sockets are closed when nothing is in them any more.
 //
 // Without a successor nothing can be done for those who come just then, and nobody is there for those who
 // come later.
 
-// handoverTime is enough for a client to answer the kernel's SYN-ACK, though not if that was lost and
+// HandoverTime is enough for a client to answer the kernel's SYN-ACK, though not if that was lost and
 // has to be sent again.
-const handoverTime = time.Second
+const HandoverTime = time.Second
 
-// steerAway has the kernel hand new connections to the successor, and returns how many sockets that one
-// listens with, 0 if there is none. It is called once before handoverTime and once after it, with last set.
-func steerAway(addr *net.TCPAddr, last bool, log *slog.Logger) (theirs int) {
+// SteerAway has the kernel hand new connections to the successor, and returns how many sockets that one
+// listens with, 0 if there is none. It is called once before HandoverTime and once after it, with last set.
+func SteerAway(addr *net.TCPAddr, last bool, log *slog.Logger) (theirs int) {
 	mine, err := listeningSockets(addr)
 	if err != nil || len(mine) == 0 {
 		return 0
 	}
-	all, err := countListeners(addr)
+	all, err := CountListeners(addr)
 	if err != nil {
 		log.Debug("cannot look for a successor", "error", err)
 		return 0
@@ -75,16 +75,16 @@ func steer(fd, ours, theirs int, one bool) error {
 	return os.NewSyscallError("setsockopt", err)
 }
 
-// steerNobody takes the filter away that a server before us may have left on the port when it went: among more
+// ClearSteering takes the filter away that a server before us may have left on the port when it went: among more
 // sockets than there were then it would choose again. It is called when the first of ours listens.
-func steerNobody(addr *net.TCPAddr) {
+func ClearSteering(addr *net.TCPAddr) {
 	if mine, err := listeningSockets(addr); err == nil && len(mine) > 0 {
 		_ = unix.SetsockoptInt(mine[0], unix.SOL_SOCKET, unix.SO_DETACH_REUSEPORT_BPF, 0) // an error if there is none
 	}
 }
 
-// countListeners is how many sockets of all processes listen on an address.
-func countListeners(addr *net.TCPAddr) (n int, err error) {
+// CountListeners is how many sockets of all processes listen on an address.
+func CountListeners(addr *net.TCPAddr) (n int, err error) {
 	table := "/proc/self/net/tcp"
 	if addr.IP.To4() == nil {
 		table += "6"

@@ -1,10 +1,10 @@
-package server
+// Package listen opens the sockets that a server listens on, hands them over to a successor, and gives them up.
+package listen
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -12,14 +12,16 @@ import (
 	"strconv"
 	"syscall"
 
+	"carillon/server/internal/option"
+
 	"golang.org/x/sys/unix"
 )
 
-// reserve makes sure that an address can be listened on, and by us alone: with SO_REUSEPORT, which the
+// Reserve makes sure that an address can be listened on, and by us alone: with SO_REUSEPORT, which the
 // loops need, a second server on the same port would get half of the connections without a word. For
 // port 0 it also chooses the port, and holds it until release is called. With takeover it is all right if a
 // second server listens there.
-func reserve(address string, takeover bool) (addr *net.TCPAddr, release func(), err error) {
+func Reserve(address string, takeover bool) (addr *net.TCPAddr, release func(), err error) {
 	if takeover {
 		addr, err = reserveShared(address)
 		return addr, func() {}, err
@@ -52,7 +54,7 @@ func reserve(address string, takeover bool) (addr *net.TCPAddr, release func(), 
 // listen for that, not even for a moment: the kernel would give it connections, which nobody would serve.
 func reserveShared(address string) (*net.TCPAddr, error) {
 	if _, port, _ := net.SplitHostPort(address); port == "0" {
-		return nil, &OptionError{Key: "listen", Problem: "port 0 is nobody's to take over: expected the port of the server before this one"}
+		return nil, &option.Error{Key: "listen", Problem: "port 0 is nobody's to take over: expected the port of the server before this one"}
 	}
 	addr, err := net.ResolveTCPAddr("tcp", address)
 	if err != nil {
@@ -108,9 +110,9 @@ func sharePort(_, _ string, raw syscall.RawConn) error {
 	return err
 }
 
-// stopListening refuses new connections while old ones live: gnet cannot stop accepting, so a socket
+// StopListening refuses new connections while old ones live: gnet cannot stop accepting, so a socket
 // that listens where nobody knows is put in the place of each of ours.
-func stopListening(addr *net.TCPAddr) error {
+func StopListening(addr *net.TCPAddr) error {
 	decoy, err := decoyListener()
 	if err != nil {
 		return err
@@ -121,7 +123,7 @@ func stopListening(addr *net.TCPAddr) error {
 		return err
 	}
 	for _, fd := range sockets {
-		if err := replace(decoy, fd); err != nil {
+		if err := dup(decoy, fd); err != nil {
 			return fmt.Errorf("replace listening socket: %w", err)
 		}
 	}
@@ -135,7 +137,7 @@ func listeningSockets(addr *net.TCPAddr) (fds []int, err error) {
 		return nil, fmt.Errorf("list open descriptors: %w", err)
 	}
 	for _, entry := range open {
-		if fd, err := strconv.Atoi(entry.Name()); err == nil && listensOn(fd, addr) {
+		if fd, err := strconv.Atoi(entry.Name()); err == nil && ListensOn(fd, addr) {
 			fds = append(fds, fd)
 		}
 	}
@@ -164,7 +166,8 @@ func decoyListener() (int, error) {
 	return fd, nil
 }
 
-func listensOn(fd int, addr *net.TCPAddr) bool {
+// ListensOn reports whether a descriptor is a socket that listens on an address.
+func ListensOn(fd int, addr *net.TCPAddr) bool {
 	if on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || on == 0 {
 		return false
 	}
@@ -179,41 +182,4 @@ func listensOn(fd int, addr *net.TCPAddr) bool {
 		return a.Port == addr.Port && (addr.IP.Equal(net.IP(a.Addr[:])))
 	}
 	return false
-}
-
-// descriptorLimit is how many descriptors this process may have.
-func descriptorLimit() (int, error) {
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return 0, os.NewSyscallError("getrlimit", err)
-	}
-	return int(min(uint64(limit.Cur), math.MaxInt32)), nil
-}
-
-// room is how many connections the descriptor limit allows. Beside them there must be some for what is
-// open already at the start, for each loop's own descriptors, for the clients that are being refused, for
-// the internal interface, and for the files of the application.
-type room struct{ total, most int }
-
-func roomFor(loops, internal int) (r room, err error) {
-	if r.total, err = descriptorLimit(); err != nil {
-		return r, err
-	}
-	open, _ := os.ReadDir("/dev/fd")
-	if r.most = r.total - len(open) - 8*loops - refuseSlots - internal - 32; r.most < 1 {
-		err = fmt.Errorf("the descriptor limit of %d leaves no room for connections: raise it, for example with ulimit -n 65536", r.total)
-	}
-	return r, err
-}
-
-// sockets is the limit that was asked for, or what the descriptor limit allows.
-func (r room) sockets(want int) (int, error) {
-	switch {
-	case want > r.most:
-		return 0, fmt.Errorf("limits.max_connections is %d, but the descriptor limit of %d allows %d: lower the one, or raise the other, for example with ulimit -n %d",
-			want, r.total, r.most, want+r.total-r.most)
-	case want > 0:
-		return want, nil
-	}
-	return r.most, nil
 }

@@ -1,11 +1,11 @@
 //go:build !linux
 
-package server
+package listen
 
 import "golang.org/x/sys/unix"
 
-// replace makes descriptor old refer to the same socket as descriptor with.
-func replace(with, old int) error {
+// dup makes descriptor old refer to the same socket as descriptor with.
+func dup(with, old int) error {
 	if err := unix.Dup2(with, old); err != nil {
 		return err
 	}

@@ -1,4 +1,4 @@
-package server
+package listen
 
 import (
 	"errors"
@@ -12,14 +12,16 @@ import (
 	"sync"
 	"time"
 
+	"carillon/server/internal/option"
+
 	"golang.org/x/sys/unix"
 )
 
-// unixSocket is a unix socket that listens. Its file is only ever made and removed while the directory is
+// UnixSocket is a unix socket that listens. Its file is only ever made and removed while the directory is
 // locked, so that of several servers none removes what another has just made.
-type unixSocket struct {
+type UnixSocket struct {
 	*net.UnixListener
-	addr *net.UnixAddr
+	Address *net.UnixAddr // where clients find it
 
 	// Of one with a file.
 	mu   sync.Mutex
@@ -30,13 +32,16 @@ type unixSocket struct {
 // suffixLength is how much longer from is than the path.
 const suffixLength = len(".0123456")
 
+// MaxUnixPath is how long the name of a unix socket may be. A successor's has a suffix for a moment.
+const MaxUnixPath = len(unix.RawSockaddrUnix{}.Path) - 1 - suffixLength
+
 // unixBacklog is how many connections the kernel keeps for us; it cuts that to net.core.somaxconn.
 const unixBacklog = 4096
 
-// listenUnix listens on a path, or on an abstract name. When a server listens there already it is an error,
-// unless it is to be taken over: then publish puts the new socket in the place of the old.
-func listenUnix(path string, mode FileMode, takeover bool) (*unixSocket, error) {
-	s := &unixSocket{addr: &net.UnixAddr{Net: "unix", Name: path}}
+// ListenUnix listens on a path, or on an abstract name. When a server listens there already it is an error,
+// unless it is to be taken over: then Publish puts the new socket in the place of the old.
+func ListenUnix(path string, mode option.FileMode, takeover bool) (*UnixSocket, error) {
+	s := &UnixSocket{Address: &net.UnixAddr{Net: "unix", Name: path}}
 	if strings.HasPrefix(path, "@") {
 		return s, s.listen(path, 0)
 	}
@@ -78,7 +83,7 @@ func livesAt(path string) (bool, error) {
 	case info.Mode().Type() != fs.ModeSocket:
 		return false, listenError(path, errors.New("there is a file that is no socket"))
 	}
-	fd, err := unixStream()
+	fd, err := UnixStream()
 	if err != nil {
 		return false, listenError(path, err)
 	}
@@ -96,7 +101,8 @@ func livesAt(path string) (bool, error) {
 	}
 }
 
-func unixStream() (int, error) {
+// UnixStream makes a unix socket that does not block.
+func UnixStream() (int, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
 	if err != nil {
 		return -1, os.NewSyscallError("socket", err)
@@ -110,15 +116,15 @@ func unixStream() (int, error) {
 }
 
 // listen gives the file its mode before anybody can connect, which is why net.Listen will not do.
-func (s *unixSocket) listen(at string, mode FileMode) error {
-	fd, err := unixStream()
+func (s *UnixSocket) listen(at string, mode option.FileMode) error {
+	fd, err := UnixStream()
 	if err != nil {
-		return listenError(s.addr.Name, err)
+		return listenError(s.Address.Name, err)
 	}
 	file := os.NewFile(uintptr(fd), at)
 	defer file.Close()
 	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: at}); err != nil {
-		return listenError(s.addr.Name, os.NewSyscallError("bind", err))
+		return listenError(s.Address.Name, os.NewSyscallError("bind", err))
 	}
 	hasFile := !strings.HasPrefix(at, "@")
 	if hasFile {
@@ -135,44 +141,44 @@ func (s *unixSocket) listen(at string, mode FileMode) error {
 		if hasFile {
 			_ = os.Remove(at)
 		}
-		return listenError(s.addr.Name, err)
+		return listenError(s.Address.Name, err)
 	}
 	s.UnixListener = l.(*net.UnixListener)
 	return nil
 }
 
-// publish takes the place of the predecessor's socket: whoever connects from now on comes here.
-func (s *unixSocket) publish() error {
+// Publish takes the place of the predecessor's socket: whoever connects from now on comes here.
+func (s *UnixSocket) Publish() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.from == "" {
 		return nil
 	}
-	unlock, err := lockDirectory(s.addr.Name)
+	unlock, err := lockDirectory(s.Address.Name)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if err := os.Rename(s.from, s.addr.Name); err != nil {
-		return listenError(s.addr.Name, err)
+	if err := os.Rename(s.from, s.Address.Name); err != nil {
+		return listenError(s.Address.Name, err)
 	}
 	s.from = ""
 	return nil
 }
 
-// unpublish removes the file, unless it is a successor's. Whoever has connected can still be accepted.
-func (s *unixSocket) unpublish() {
+// Unpublish removes the file, unless it is a successor's. Whoever has connected can still be accepted.
+func (s *UnixSocket) Unpublish() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.made == nil {
 		return
 	}
-	unlock, err := lockDirectory(s.addr.Name)
+	unlock, err := lockDirectory(s.Address.Name)
 	if err != nil {
 		return // what stays is replaced by the next server
 	}
 	defer unlock()
-	at := s.addr.Name
+	at := s.Address.Name
 	if s.from != "" {
 		at = s.from
 	}
@@ -182,8 +188,9 @@ func (s *unixSocket) unpublish() {
 	s.made = nil
 }
 
-func (s *unixSocket) close() {
-	s.unpublish()
+// Discard removes the file and closes the socket.
+func (s *UnixSocket) Discard() {
+	s.Unpublish()
 	_ = s.UnixListener.Close()
 }
 
