@@ -84,13 +84,13 @@ func (sh *shard) accept(gc gnet.Conn, l *listener, n int64) bool {
 	c.mark(markFull, isFull)
 	c.mark(markPreface, isProxy)
 	c.mark(markCrowd, excess > 0)
-	c.mark(markTLS, l.secure != nil)
+	c.mark(markTLS, l.certs != nil)
 	return true
 }
 
 // turnAway answers before anything was read, where a client can read the answer as it is.
 func (l *listener) turnAway(gc gnet.Conn, r *codec.Rejection) {
-	if l.secure == nil {
+	if l.certs == nil {
 		_, _ = write(int32(gc.Fd()), r.AppendResponse(nil))
 	}
 }

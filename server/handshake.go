@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"carillon/codec"
+	"carillon/server/internal/certs"
 	"carillon/server/internal/logs"
 )
 
@@ -39,7 +40,7 @@ func (c *Conn) shake(b []byte) {
 			return
 		}
 	}
-	if isTLS(b) && !c.is(markTLS) {
+	if certs.IsTLS(b) && !c.is(markTLS) {
 		c.refuse(RefuseTLS, rejectTLS)
 		return
 	}

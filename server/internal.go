@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"carillon/internal/redact"
+	"carillon/server/internal/certs"
 	"carillon/server/internal/listen"
 	"carillon/server/internal/option"
 )
@@ -140,8 +141,8 @@ func (s *Server) listenInternal() (*internal, error) {
 		s.reloads.exposed = isExposed(l.Addr())
 		s.reloads.mu.Unlock()
 	}
-	if s.internalSecure != nil {
-		l = &secureListener{l, s.internalSecure}
+	if s.internalCerts != nil {
+		l = &secureListener{l, s.internalCerts}
 	}
 	i.http = http.Server{
 		Handler:                      handler,
@@ -186,7 +187,7 @@ func (i *internal) listen(o *Internal, takeover bool) (net.Listener, error) {
 // secureListener is tls.NewListener with certificates that may change.
 type secureListener struct {
 	net.Listener
-	secure *secure
+	certs *certs.Store
 }
 
 func (l *secureListener) Accept() (net.Conn, error) {
@@ -194,7 +195,7 @@ func (l *secureListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return tls.Server(c, l.secure.config()), nil
+	return tls.Server(c, l.certs.Config()), nil
 }
 
 // connState bounds the descriptors that the interface takes, which the public connections need. Beyond that the

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 
+	"carillon/server/internal/certs"
 	"carillon/server/internal/listen"
 
 	"github.com/panjf2000/gnet/v2"
@@ -16,10 +17,10 @@ import (
 type listener struct {
 	// Immutable.
 	srv    *Server
-	key    string  // of its address in the options
-	index  int     // among Server.listeners
-	hidden bool    // nobody is told of it: see hide
-	secure *secure // nil without TLS
+	key    string       // of its address in the options
+	index  int          // among Server.listeners
+	hidden bool         // nobody is told of it: see hide
+	certs  *certs.Store // nil without TLS
 
 	// Set before the server has started.
 	addr    net.Addr // a *net.TCPAddr, or a *net.UnixAddr

@@ -214,12 +214,12 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 	m.sum(to, metricHandshake, shards, func(sh *shard) *stats.Histogram { return &sh.histograms.Handshake })
 	m.sum(to, metricTLS, shards, func(sh *shard) *stats.Histogram { return &sh.histograms.TLS })
 	var certificates, failures uint64
-	for name, one := range s.allSecure() {
+	for name, one := range s.allCerts() {
 		var expires int64
 		if one != nil {
-			certificates += one.reloads.Load()
-			failures += one.failures.Load()
-			expires = one.expires.Load()
+			certificates += one.Reloads()
+			failures += one.Failures()
+			expires = one.Expires()
 		}
 		m.send(to, metricExpires, prometheus.GaugeValue, float64(expires), name)
 	}

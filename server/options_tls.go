@@ -2,10 +2,10 @@ package server
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
-	"os"
 	"slices"
+
+	"carillon/server/internal/certs"
 )
 
 // TLS says whether a listener speaks TLS, as whom, and to whom. Without Certificates and Config it does not.
@@ -97,12 +97,12 @@ func (o *TLS) resolve(c *checker, key string) {
 		if pair.KeyFile == "" {
 			pair.KeyFile = pair.CertFile
 		}
-		if _, field, err := pair.load(); err != nil {
+		if _, field, err := (*certs.Pair)(pair).Load(); err != nil {
 			c.Add(fmt.Sprintf("%scertificates[%d].%s", key, i, field), "%v", err)
 		}
 	}
 	if o.ClientCAFile != "" {
-		if _, _, err := loadAuthorities(o.ClientCAFile); err != nil {
+		if _, _, err := certs.LoadAuthorities(o.ClientCAFile); err != nil {
 			c.Add(key+"client_ca_file", "%v", err)
 		}
 	}
@@ -117,33 +117,11 @@ func (o *TLS) resolveConfig(c *checker, key string) {
 	}
 }
 
-// load reads a pair. The field is the one that an error is about.
-func (p *Certificate) load() (pair tls.Certificate, field string, err error) {
-	if p.CertFile == "" {
-		return pair, "cert_file", fmt.Errorf("is missing: expected a file with a certificate in PEM")
+// store returns the options as the store of certificates takes them.
+func (o *TLS) store() certs.Options {
+	s := certs.Options{MinVersion: tlsVersions[o.MinVersion], ClientCAFile: o.ClientCAFile, Require: o.ClientAuth == ClientAuthRequire, Config: o.Config}
+	for _, pair := range o.Certificates {
+		s.Pairs = append(s.Pairs, certs.Pair(pair))
 	}
-	cert, err := os.ReadFile(p.CertFile)
-	if err != nil {
-		return pair, "cert_file", err // "open cert.pem: no such file or directory"
-	}
-	key, err := os.ReadFile(p.KeyFile)
-	if err != nil {
-		return pair, "key_file", err
-	}
-	pair, err = tls.X509KeyPair(cert, key)
-	if err != nil {
-		return pair, "cert_file", fmt.Errorf("%s with the key in %s: %w", p.CertFile, p.KeyFile, err)
-	}
-	return pair, "", nil
-}
-
-func loadAuthorities(file string) (pool *x509.CertPool, text []byte, err error) {
-	if text, err = os.ReadFile(file); err != nil {
-		return nil, nil, err
-	}
-	pool = x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(text) {
-		return nil, nil, fmt.Errorf("%s: has no certificate in PEM", file)
-	}
-	return pool, text, nil
+	return s
 }

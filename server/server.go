@@ -15,6 +15,7 @@ import (
 	"github.com/panjf2000/gnet/v2"
 
 	"carillon/codec"
+	"carillon/server/internal/certs"
 	"carillon/server/internal/limit"
 	"carillon/server/stats"
 )
@@ -33,24 +34,24 @@ var (
 // Server serves WebSockets. Its methods may be called from any goroutine, also from handlers.
 type Server struct {
 	// Immutable.
-	log            *slog.Logger
-	netLog         *log.Logger // for net/http
-	endpoints      []*endpoint
-	byPath         map[string]*endpoint
-	plain          *plainHTTP  // nil without Options.HTTP
-	listeners      []*listener // Options.Listen, then Options.Listeners
-	addresses      *limit.Addresses
-	internalSecure *secure // nil without Options.Internal.TLS
-	tlsTable       *tlsTable
-	handshakes     *limit.SharedBucket
-	begin          time.Time        // of the shards' clocks, which no change of the system's time moves
-	wall           func() time.Time // for what has a date: tokens, and what messages say of their time
-	looping        chan struct{}    // closed when all loops listen
-	loopsEnded     chan struct{}    // closed when they have ended
-	parsing        parseQueue       // of large requests
-	checkOwner     bool             // see goroutine
-	started        chan struct{}
-	empty          chan struct{} // has a value when the last socket closed while nobody comes in
+	log           *slog.Logger
+	netLog        *log.Logger // for net/http
+	endpoints     []*endpoint
+	byPath        map[string]*endpoint
+	plain         *plainHTTP  // nil without Options.HTTP
+	listeners     []*listener // Options.Listen, then Options.Listeners
+	addresses     *limit.Addresses
+	internalCerts *certs.Store // nil without Options.Internal.TLS
+	tlsTable      *tlsTable
+	handshakes    *limit.SharedBucket
+	begin         time.Time        // of the shards' clocks, which no change of the system's time moves
+	wall          func() time.Time // for what has a date: tokens, and what messages say of their time
+	looping       chan struct{}    // closed when all loops listen
+	loopsEnded    chan struct{}    // closed when they have ended
+	parsing       parseQueue       // of large requests
+	checkOwner    bool             // see goroutine
+	started       chan struct{}
+	empty         chan struct{} // has a value when the last socket closed while nobody comes in
 
 	// Set before started is closed.
 	tcp       []*listener // those that the loops listen on

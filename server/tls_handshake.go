@@ -14,6 +14,8 @@ import (
 	"sync"
 	"time"
 
+	"carillon/codec"
+	"carillon/server/internal/certs"
 	"carillon/server/internal/limit"
 	"carillon/server/internal/logs"
 )
@@ -74,6 +76,11 @@ var (
 	errTLSEvicted = errors.New("the TLS handshake made room for another: limits.max_tls_handshakes is reached")
 )
 
+var (
+	rejectPlainText = &codec.Rejection{Status: 400, Reason: "this port speaks TLS: use https:// or wss://"}
+	rejectTLS       = &codec.Rejection{Status: 400, Reason: "this port does not speak TLS: use http:// or ws://"}
+)
+
 // greet collects the client's first message.
 func (c *Conn) greet(b []byte) {
 	if c.in != nil {
@@ -86,9 +93,9 @@ func (c *Conn) greet(b []byte) {
 // hello is greet for all that has come so far.
 func (c *Conn) hello(b []byte) {
 	limit := max(mostOfHello, int(c.sh.srv.opts().Limits.MaxHead))
-	whole, err := wholeHello(b[:min(len(b), limit)])
+	whole, err := certs.WholeHello(b[:min(len(b), limit)])
 	switch {
-	case err == errPlainText:
+	case err == certs.ErrPlainText:
 		c.mark(markTLS, false)
 		c.refuse(RefusePlainText, rejectPlainText)
 	case err != nil:
@@ -114,7 +121,7 @@ func (c *Conn) beginTLS(b []byte) {
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.session = &session{conn: c, shake: h}
-	h.session.tls = tls.Server(h.session, c.entered().secure.config())
+	h.session.tls = tls.Server(h.session, c.entered().certs.Config())
 	c.setSession(h.session)
 	c.dropInbound()
 	t.unread.Add(int64(len(h.in)))

@@ -1,13 +1,11 @@
-package server
+// Package certs reads the certificates of a listener, again when their files change, and recognizes the beginning of TLS.
+package certs
 
 import (
 	"bytes"
-	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"io/fs"
-	"iter"
 	"log/slog"
 	"os"
 	"slices"
@@ -16,17 +14,26 @@ import (
 	"time"
 )
 
-// secure is what a listener has that speaks TLS: its certificates as they are now, and a look at their
-// files. A nil one is a listener that does not.
-type secure struct {
+// Options are those of one listener, which have been checked.
+type Options struct {
+	Pairs        []Pair
+	MinVersion   uint16
+	ClientCAFile string // empty for a listener that does not ask for certificates
+	Require      bool   // the client must show one
+
+	Config *tls.Config // in place of all of the above, if it is not nil
+}
+
+// Store has the certificates of a listener as they are now.
+type Store struct {
 	// Immutable.
 	name    string // of the option, for the log
-	options TLS
+	options Options
 	log     *slog.Logger
 
 	outer   atomic.Pointer[tls.Config] // what a handshake begins with: it has the keys of the session tickets
 	inner   atomic.Pointer[tls.Config] // what the handshake then uses: it has the certificates
-	expires atomic.Int64               // when the first of the certificates does, in seconds since 1970; 0 is not known
+	expires atomic.Int64               // see Expires
 
 	reloads, failures atomic.Uint64
 
@@ -38,12 +45,9 @@ type secure struct {
 // http11 is the only protocol that is offered (RFC 7301): a WebSocket begins as HTTP/1.1.
 var http11 = []string{"http/1.1"}
 
-// newSecure takes options that have been resolved. It returns nil for a listener without TLS.
-func newSecure(name string, o *TLS, log *slog.Logger) (*secure, error) {
-	if !o.enabled() {
-		return nil, nil
-	}
-	s := &secure{name: name, options: *o, log: log}
+// New reads the files. The name of the option is for the log and for errors.
+func New(name string, o Options, log *slog.Logger) (*Store, error) {
+	s := &Store{name: name, options: o, log: log}
 	if o.Config != nil {
 		s.outer.Store(withHTTP11(o.Config))
 		return s, nil
@@ -75,21 +79,30 @@ func withHTTP11(own *tls.Config) *tls.Config {
 	return c
 }
 
-// config is what a handshake that begins now uses.
-func (s *secure) config() *tls.Config { return s.outer.Load() }
+// Reloads returns how often the files were read again.
+func (s *Store) Reloads() uint64 { return s.reloads.Load() }
+
+// Failures returns how often they could not be used.
+func (s *Store) Failures() uint64 { return s.failures.Load() }
+
+// Expires returns when the first of the certificates does, in seconds since 1970; 0 is not known.
+func (s *Store) Expires() int64 { return s.expires.Load() }
+
+// Config returns what a handshake that begins now uses.
+func (s *Store) Config() *tls.Config { return s.outer.Load() }
 
 // load reads the files. The caller holds mu.
-func (s *secure) load() error {
+func (s *Store) load() error {
 	c := &tls.Config{
 		NextProtos: http11,
-		MinVersion: tlsVersions[s.options.MinVersion],
+		MinVersion: s.options.MinVersion,
 		// Small first records let a browser show a page earlier. Messages have to be complete to be shown,
 		// and each record costs the client and the server their time.
 		DynamicRecordSizingDisabled: true,
 	}
 	var first time.Time
-	for _, p := range s.options.Certificates {
-		pair, _, err := p.load()
+	for _, p := range s.options.Pairs {
+		pair, _, err := p.Load()
 		if err != nil {
 			return err
 		}
@@ -101,11 +114,11 @@ func (s *secure) load() error {
 	var authorities []byte
 	if s.options.ClientCAFile != "" {
 		var err error
-		if c.ClientCAs, authorities, err = loadAuthorities(s.options.ClientCAFile); err != nil {
+		if c.ClientCAs, authorities, err = LoadAuthorities(s.options.ClientCAFile); err != nil {
 			return err
 		}
 		c.ClientAuth = tls.VerifyClientCertIfGiven
-		if s.options.ClientAuth == ClientAuthRequire {
+		if s.options.Require {
 			c.ClientAuth = tls.RequireAndVerifyClientCert
 		}
 	}
@@ -124,7 +137,7 @@ func (s *secure) load() error {
 }
 
 // files looks at all files that load reads.
-func (s *secure) files() (all []fs.FileInfo) {
+func (s *Store) files() (all []fs.FileInfo) {
 	add := func(name string) {
 		info, err := os.Stat(name)
 		if err != nil {
@@ -132,7 +145,7 @@ func (s *secure) files() (all []fs.FileInfo) {
 		}
 		all = append(all, info)
 	}
-	for _, p := range s.options.Certificates {
+	for _, p := range s.options.Pairs {
 		add(p.CertFile)
 		add(p.KeyFile)
 	}
@@ -147,19 +160,19 @@ func sameFiles(a, b []fs.FileInfo) bool {
 		if a == nil || b == nil {
 			return a == nil && b == nil
 		}
-		return sameFile(a, b)
+		return SameFile(a, b)
 	})
 }
 
-// sameFile says whether a file has not changed, as far as that can be seen without reading it.
-func sameFile(a, b fs.FileInfo) bool {
+// SameFile reports whether a file has not changed, as far as that can be seen without reading it.
+func SameFile(a, b fs.FileInfo) bool {
 	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 
-// reload reads the files, if they have changed or anyway. Connections that are open stay as they are. On an
+// Reload reads the files, if they have changed or anyway. Connections that are open stay as they are. On an
 // error the certificates from before stay in use.
-func (s *secure) reload(anyway bool) error {
-	if s == nil || s.options.Config != nil {
+func (s *Store) Reload(anyway bool) error {
+	if s.options.Config != nil {
 		return nil
 	}
 	s.mu.Lock()
@@ -177,72 +190,4 @@ func (s *secure) reload(anyway bool) error {
 	s.reloads.Add(1)
 	s.log.Info("certificates reloaded", "option", s.name, "expires", time.Unix(s.expires.Load(), 0))
 	return nil
-}
-
-// lookEvery is how often the files of certificates are looked at.
-const lookEvery = 2 * time.Second
-
-// loadCertificates reads them for all listeners.
-func (s *Server) loadCertificates() (err error) {
-	o := s.opts()
-	for i, l := range s.listeners {
-		name, settings := "tls", &o.TLS
-		if i > 0 {
-			name, settings = fmt.Sprintf("listeners[%d].tls", i-1), &o.Listeners[i-1].TLS
-		}
-		if l.secure, err = newSecure(name, settings, s.log); err != nil {
-			return err
-		}
-	}
-	s.internalSecure, err = newSecure("internal.tls", &o.Internal.TLS, s.log)
-	return err
-}
-
-// allSecure are those of all listeners, nil for one without TLS, by the names that metrics have for them.
-func (s *Server) allSecure() iter.Seq2[string, *secure] {
-	return func(yield func(string, *secure) bool) {
-		for i, l := range s.listeners {
-			name := "public"
-			if i > 0 {
-				name = fmt.Sprintf("listeners[%d]", i-1)
-			}
-			if !yield(name, l.secure) {
-				return
-			}
-		}
-		yield("internal", s.internalSecure)
-	}
-}
-
-func (s *Server) speaksTLS() bool {
-	for _, one := range s.allSecure() {
-		if one != nil {
-			return true
-		}
-	}
-	return false
-}
-
-// watchCertificates looks at the files until ctx ends. A file system may keep it waiting, so nobody else
-// does.
-func (s *Server) watchCertificates(ctx context.Context) {
-	if !s.speaksTLS() {
-		return
-	}
-	every(ctx, s.ops.lookEvery, func() {
-		for _, one := range s.allSecure() {
-			_ = one.reload(false) // says itself what is wrong
-		}
-	})
-}
-
-// ReloadTLS reads all certificates again now, whether their files have changed or not. Connections that are
-// open stay as they are. For a listener whose files cannot be used those from before stay in use, and the
-// error says why.
-func (s *Server) ReloadTLS() error {
-	var problems []error
-	for _, one := range s.allSecure() {
-		problems = append(problems, one.reload(true))
-	}
-	return errors.Join(problems...)
 }
