@@ -234,7 +234,7 @@ func TestOptionsThatMakeNoSenseAreRefused(t *testing.T) {
 		"routes without a server":     {Options{NATS: NATS{URL: "nats://a", Routes: []string{"b:1"}}}, "cluster.nats.routes: is for an embedded server"},
 		"a route that is none":        {Options{NATS: NATS{Embedded: true, Routes: []string{"b"}}}, "cluster.nats.routes[0]: \"b\""},
 		"routes one way":              {Options{NATS: NATS{Embedded: true, RoutesListen: "off", Routes: []string{"b:1"}}}, "cluster.nats.routes_listen: is off"},
-		"timeout":                     {Options{Timeout: -1, NATS: NATS{URL: "nats://a"}}, "cluster.timeout: -1ns"},
+		"timeout":                     {Options{Timeout: -1, NATS: NATS{URL: "nats://a"}}, "cluster.timeout: cannot be turned off"},
 		"routes for everybody":        {Options{NATS: NATS{Embedded: true, Routes: []string{"b:1"}}}, "cluster.nats.routes_listen: :6222 can be reached from other machines"},
 		"routes that are told":        {Options{NATS: NATS{Embedded: true, RoutesListen: "0.0.0.0:1"}}, "expected nats.user with nats.password (CARILLON_CLUSTER_NATS_PASSWORD), or nats.tls with ca, cert and key, or an address such as 127.0.0.1:6222"},
 		"clients for everybody":       {Options{NATS: NATS{Embedded: true, Listen: "[::]:4222"}}, "cluster.nats.listen: [::]:4222 can be reached"},
