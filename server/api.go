@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"carillon/server/internal/envelope"
 	"carillon/server/internal/logs"
 )
 
@@ -223,7 +224,7 @@ func limitOf(query url.Values) (int, error) {
 
 // reply answers 200 with JSON.
 func reply(w http.ResponseWriter, value any) error {
-	replyBytes(w, append(appendJSON(nil, value), '\n'))
+	replyBytes(w, append(envelope.AppendJSON(nil, value), '\n'))
 	return nil
 }
 

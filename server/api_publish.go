@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"carillon/codec"
+	"carillon/server/internal/envelope"
 	"carillon/server/internal/logs"
 )
 
@@ -212,7 +213,7 @@ func (a *api) publishBatch(w http.ResponseWriter, r *http.Request) error {
 	}
 	b = append(b, ']')
 	if rest != nil {
-		b = append(appendJSON(append(b, `,"error":`...), rest), '}', '\n')
+		b = append(envelope.AppendJSON(append(b, `,"error":`...), rest), '}', '\n')
 	} else {
 		b = append(b, '}', '\n')
 	}
@@ -272,7 +273,7 @@ func (a *api) appendResult(b []byte, r *http.Request, receipt Receipt, err error
 		a.srv.logGrave("internal interface: unexpected error", "path", logs.Shorten(r.URL.Path), "error", logs.Shorten(err.Error()))
 		p = problemInternal
 	}
-	return append(appendJSON(append(b, `{"error":`...), p), '}')
+	return append(envelope.AppendJSON(append(b, `{"error":`...), p), '}')
 }
 
 func (a *api) publishObject(line []byte) (Receipt, error) {

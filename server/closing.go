@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"carillon/codec"
+	"carillon/server/internal/envelope"
 	"carillon/server/internal/logs"
 )
 
@@ -44,7 +45,7 @@ func (c *Conn) beginClose(how closeHow, code codec.CloseCode, reason string) {
 		if retry := retryOf(reason); retry != "" { // an EventSource does by itself what this says
 			b = append(append(append(b, "retry: "...), retry...), '\n')
 		}
-		b = appendCloseEvent(b, code, reason)
+		b = envelope.AppendCloseEvent(b, code, reason)
 	} else {
 		b = codec.AppendClose(b, code, reason)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"carillon/codec"
 	"carillon/internal/shrink"
+	"carillon/server/internal/envelope"
 	"carillon/server/internal/limit"
 	"carillon/server/topic"
 )
@@ -22,7 +23,7 @@ var (
 	errTooLargeEncoded = fmt.Errorf("%w: in JSON, or in an event stream, it would be more than twice as large", ErrTooLarge)
 
 	// errTooDeep is an [ErrNotJSON], too: for most who would read it, it is none.
-	errTooDeep = fmt.Errorf("%w that everybody can read: it has more than %d levels", ErrNotJSON, maxLevels)
+	errTooDeep = fmt.Errorf("%w that everybody can read: it has more than %d levels", ErrNotJSON, envelope.MaxLevels)
 )
 
 // hub is the broker of this process: a message enters a topic here, where it gets its offset. It owns
@@ -199,7 +200,7 @@ func (h *hub) check(p *publication) error {
 		return ErrNotText
 	case p.Format == FormatJSON && !p.valid && !json.Valid(p.Payload):
 		return ErrNotJSON
-	case p.Format == FormatJSON && isTooDeep(p.Payload):
+	case p.Format == FormatJSON && envelope.IsTooDeep(p.Payload):
 		return errTooDeep
 	case len(p.Key) > topic.MaxKey:
 		return ErrKey

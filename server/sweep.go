@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/envelope"
 )
 
 // sweep is the round that finds connections whose time is up, through all groups of a shard. Like a
@@ -166,7 +167,7 @@ func (g *group) memberDue(i int) bool {
 		}
 		if c.isEvents() { // nothing is expected of the client
 			t.read = now
-			c.sendControl(eventComment)
+			c.sendControl(envelope.Comment)
 			return true
 		}
 		t.ping = now

@@ -8,6 +8,7 @@ import (
 	"strconv"
 
 	"carillon/codec"
+	"carillon/server/internal/envelope"
 	"carillon/server/topic"
 )
 
@@ -90,7 +91,7 @@ func (ep *endpoint) wishOf(r *Request, events bool) (*wish, error) {
 			return bad("topic is missing: expected ?topic=NAME")
 		}
 		if id := r.Header("Last-Event-ID"); len(id) > 0 {
-			since, ok := parseEventID(string(id))
+			since, ok := envelope.ParseEventID(string(id))
 			if ok && len(w.topics) == 1 && !IsPattern(w.topics[0]) {
 				w.from = Start{Since: &since}
 			} else {

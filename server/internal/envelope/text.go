@@ -1,4 +1,5 @@
-package server
+// Package envelope writes messages and replies as clients get them: JSON and server-sent events. It works on bytes only.
+package envelope
 
 import (
 	"slices"
@@ -10,15 +11,15 @@ const hexDigits = "0123456789abcdef"
 // jsonEscapes are the short escapes of JSON (RFC 8259, section 7), as encoding/json has them.
 var jsonEscapes = [utf8.RuneSelf]byte{'"': '"', '\\': '\\', '\b': 'b', '\f': 'f', '\n': 'n', '\r': 'r', '\t': 't'}
 
-// largeText is the size in bytes of a text from which on it is worth while to find out what it becomes, so that a buffer
+// LargeText is the size in bytes of a text from which on it is worth while to find out what it becomes, so that a buffer
 // does not have to grow again and again.
-const largeText = 4 << 10
+const LargeText = 4 << 10
 
-// appendText appends a string of JSON: what encoding/json makes of it without HTML escapes, in a fraction of the time and
+// AppendText appends a string of JSON: what encoding/json makes of it without HTML escapes, in a fraction of the time and
 // without an allocation, since messages of any kind become such strings on the event loops.
-func appendText[T string | []byte](b []byte, text T) []byte {
-	if len(text) >= largeText {
-		b = slices.Grow(b, textSize(text))
+func AppendText[T string | []byte](b []byte, text T) []byte {
+	if len(text) >= LargeText {
+		b = slices.Grow(b, TextSize(text))
 	}
 	b = append(b, '"')
 	start := 0
@@ -66,8 +67,8 @@ func decodeRune[T string | []byte](text T) (rune, int) {
 	panic("unreachable")
 }
 
-// textSize is the length of what appendText appends, or a little more.
-func textSize[T string | []byte](text T) int {
+// TextSize is the length of what AppendText appends, or a little more.
+func TextSize[T string | []byte](text T) int {
 	n := len(text) + 2
 	for i := range len(text) {
 		switch c := text[i]; {
@@ -84,12 +85,12 @@ func textSize[T string | []byte](text T) int {
 	return n
 }
 
-// maxLevels is how deep a message of [FormatJSON] may be nested. Many parsers take no more than 512 or 1,000 levels, and in
+// MaxLevels is how deep a message of JSON may be nested. Many parsers take no more than 512 or 1,000 levels, and in
 // a reply it stands some levels deeper.
-const maxLevels = 500
+const MaxLevels = 500
 
-// isTooDeep reports whether valid JSON has more than maxLevels levels.
-func isTooDeep(text []byte) bool {
+// IsTooDeep reports whether valid JSON has more than MaxLevels levels.
+func IsTooDeep(text []byte) bool {
 	level, quoted := 0, false
 	for i := 0; i < len(text); i++ {
 		switch c := text[i]; {
@@ -99,7 +100,7 @@ func isTooDeep(text []byte) bool {
 			quoted = !quoted
 		case quoted:
 		case c == '[' || c == '{':
-			if level++; level > maxLevels {
+			if level++; level > MaxLevels {
 				return true
 			}
 		case c == ']' || c == '}':
