@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/envelope"
 )
 
 // Servers of a cluster ask each other about what only one of them can know. The bodies are JSON; servers of other
@@ -45,13 +46,13 @@ func (cl *cluster) answer(subject string, question []byte) []byte {
 			return nil
 		}
 		if info, exists := cl.srv.Topic(topic.Topic); exists {
-			return appendJSON(nil, info)
+			return envelope.AppendJSON(nil, info)
 		}
 	case askAboutPresence:
 		if json.Unmarshal(question, &topic) != nil {
 			return nil
 		}
-		return cl.srv.present(topic.Topic).appendTo(nil)
+		return cl.srv.present(topic.Topic).AppendTo(nil)
 	case askAboutConnection, askToClose:
 		if json.Unmarshal(question, &conn) != nil {
 			return nil
@@ -60,7 +61,7 @@ func (cl *cluster) answer(subject string, question []byte) []byte {
 		switch {
 		case c == nil:
 		case subject == askAboutConnection:
-			return appendJSON(nil, c.fullInfo())
+			return envelope.AppendJSON(nil, c.fullInfo())
 		case c.Close(conn.Code, conn.Reason) == nil:
 			return []byte("{}")
 		}
@@ -82,7 +83,7 @@ func (cl *cluster) ask(subject string, question any, done func(answers []Answer,
 		count(nil, false)
 		return
 	}
-	cl.broker.Ask("", subject, appendJSON(nil, question), count)
+	cl.broker.Ask("", subject, envelope.AppendJSON(nil, question), count)
 }
 
 // answerTime is how long the answers of other servers are waited for at most.

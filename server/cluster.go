@@ -5,19 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"carillon/server/internal/logs"
 )
 
-var (
-	// ErrUncertain is returned for a message of which it is not known whether the cluster has it, or whether all of
-	// it has.
-	ErrUncertain = errors.New("it is not known whether the cluster has the message")
-
-	// ErrOnLoop is returned by what would have to wait for the cluster and was called on an event loop.
-	ErrOnLoop = errors.New("called on an event loop, which may not wait for the cluster")
-)
+// ErrOnLoop is returned by what would have to wait for the cluster and was called on an event loop.
+var ErrOnLoop = errors.New("called on an event loop, which may not wait for the cluster")
 
 // cluster is what the hub of a server with a [Broker] has beside. Methods that say so may be called on nil, which
 // is a server without one.
@@ -30,7 +27,7 @@ type cluster struct {
 
 	stats   clusterStats
 	present presenceQueries
-	unloads sampler                // of lines about loads that failed
+	unloads *logs.Sampler          // of lines about loads that failed
 	id      atomic.Pointer[string] // of this server, once the broker has told it
 
 	orders sync.Mutex // guards what follows
@@ -59,7 +56,7 @@ type clusterStats struct {
 const mostPaced = 32
 
 func newCluster(h *hub, b Broker) *cluster {
-	return &cluster{srv: h.srv, hub: h, broker: b, paced: make(chan struct{}, mostPaced), unloads: sampler{most: 1}, broadcasts: map[[2]string]*sender{}}
+	return &cluster{srv: h.srv, hub: h, broker: b, paced: make(chan struct{}, mostPaced), unloads: logs.NewSampler(1), broadcasts: map[[2]string]*sender{}}
 }
 
 // order has the broker told something, behind what was ordered before. It may be called with anything locked;
@@ -94,7 +91,7 @@ func (cl *cluster) work() {
 func (cl *cluster) away() error { return unreachable(cl.broker.Err()) }
 
 // awayFor says why the broker cannot take, or give, messages of a kept topic, or nil.
-func (cl *cluster) awayFor(rule int) error { return unreachable(cl.broker.KeptErr(rule)) }
+func (cl *cluster) awayFor(rule int) error { return unreachable(cl.broker.PersistentErr(rule)) }
 
 func unreachable(err error) error {
 	if err != nil && !errors.Is(err, ErrNoCluster) {
@@ -165,7 +162,7 @@ func (s *Server) leaveCluster() {
 // node is what the broker sees of the server.
 type node struct{ cl *cluster }
 
-func (n node) Passing(from string, incarnation, seq uint64, p Publication, at time.Time) {
+func (n node) Transient(from string, incarnation, seq uint64, p Publication, at time.Time) {
 	n.cl.passing(from, incarnation, seq, &p, at)
 }
 
@@ -173,10 +170,11 @@ func (n node) Broadcast(from, path string, op Opcode, payload []byte, seq uint64
 	n.cl.broadcast(from, path, op, payload, seq)
 }
 
-func (n node) Kept(m Message, epoch string, prev uint64) { n.cl.takeKept(m, epoch, prev) }
-func (n node) Resync(why string)                         { n.cl.resync(why) }
+func (n node) Persistent(m Message, epoch string, prev uint64) { n.cl.takeKept(m, epoch, prev) }
+func (n node) Resync(why string)                               { n.cl.resync(why) }
 func (n node) Answer(subject string, question []byte) []byte {
 	return n.cl.answer(subject, question)
 }
-func (n node) Info() NodeInfo   { return n.cl.info() }
-func (n node) Options() Options { return n.cl.srv.Options() }
+func (n node) Info() NodeInfo     { return n.cl.info() }
+func (n node) Rules() []TopicRule { return slices.Clone(n.cl.srv.opts().Topics) }
+func (n node) MaxMessage() int64  { return int64(n.cl.srv.opts().Limits.MaxMessage) }

@@ -75,7 +75,7 @@ func (k *kept) hold(m *message, prev uint64) {
 // not with anything locked, or when it returns true, which means that there is nothing to wait for. Who has been
 // further than this server has was at another one, and waits for what that one had. Who subscribes gets later what
 // may be missing; who reads waits for it. The caller holds mu.
-func (cl *cluster) awaitKept(t *topic, from Start, reads bool, done func(error)) (ready bool, err error) {
+func (cl *cluster) awaitKept(t *topicState, from Start, reads bool, done func(error)) (ready bool, err error) {
 	k := t.link.kept
 	t.link.wanted = cl.srv.elapsed()
 	known := from.Since == nil || k.loaded && (from.Since.Epoch != k.epochText() || from.Since.Offset <= t.offset)
@@ -117,12 +117,12 @@ func (cl *cluster) waitFor(topic string, from Start) error {
 }
 
 // load has what this server may not have of a topic loaded. The caller holds mu.
-func (cl *cluster) load(t *topic) {
+func (cl *cluster) load(t *topicState) {
 	t.link.kept.stale = true
 	cl.beginLoad(t)
 }
 
-func (cl *cluster) beginLoad(t *topic) {
+func (cl *cluster) beginLoad(t *topicState) {
 	k := t.link.kept
 	full := k.whole || !k.loaded && t.link.state == linkJoined
 	if k.loading || k.resting || !k.stale || t.forgotten || !k.loaded && t.link.state != linkJoined && t.link.feeder == nil {
@@ -147,9 +147,9 @@ func (cl *cluster) beginLoad(t *topic) {
 	})
 }
 
-func (cl *cluster) loaded(t *topic, number uint64, full bool, got *Kept, err error) {
+func (cl *cluster) loaded(t *topicState, number uint64, full bool, got *Kept, err error) {
 	if err != nil && cl.awayFor(cl.ruleOf(t)) == nil { // otherwise it is known, and has been said
-		cl.srv.logSome(&cl.unloads, slog.LevelWarn, "what the cluster keeps of a topic could not be loaded", []any{"topic", t.name, "error", err})
+		cl.srv.logSome(cl.unloads, slog.LevelWarn, "what the cluster keeps of a topic could not be loaded", []any{"topic", t.name, "error", err})
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -200,14 +200,14 @@ func (cl *cluster) loaded(t *topic, number uint64, full bool, got *Kept, err err
 }
 
 // putOff has all who wait go on waiting for the next load. The caller holds mu.
-func (cl *cluster) putOff(t *topic) {
+func (cl *cluster) putOff(t *topicState) {
 	for _, w := range t.link.waiters {
 		w.load = max(w.load, t.link.kept.loads+1)
 	}
 }
 
 // rest has the next load wait, because the last one was of no use. The caller holds mu.
-func (cl *cluster) rest(t *topic) {
+func (cl *cluster) rest(t *topicState) {
 	k := t.link.kept
 	k.stale, k.resting = true, true
 	k.tries++
@@ -223,7 +223,7 @@ func (cl *cluster) rest(t *topic) {
 }
 
 // giveUp goes on behind a hole that the broker does not fill. The caller holds mu.
-func (cl *cluster) giveUp(t *topic) {
+func (cl *cluster) giveUp(t *topicState) {
 	k := t.link.kept
 	to := k.seen
 	if len(k.early) > 0 {
@@ -236,7 +236,7 @@ func (cl *cluster) giveUp(t *topic) {
 
 // apply takes what was loaded, and delivers what is news of it. It returns false if it had to stop because of
 // overload. The caller holds mu.
-func (cl *cluster) apply(t *topic, got *Kept, full bool) (whole bool) {
+func (cl *cluster) apply(t *topicState, got *Kept, full bool) (whole bool) {
 	k, at := t.link.kept, cl.srv.stamp()
 	patterns := cl.hub.patternsOf(t)
 	fed := t.link.fed(patterns)
@@ -286,7 +286,7 @@ func (cl *cluster) apply(t *topic, got *Kept, full bool) (whole bool) {
 }
 
 // begin empties a topic, which is complete from now on for who has had all up to an offset. The caller holds mu.
-func (cl *cluster) begin(t *topic, since uint64) {
+func (cl *cluster) begin(t *topicState, since uint64) {
 	for t.history.len() > 0 {
 		t.dropOldest()
 	}
@@ -295,7 +295,7 @@ func (cl *cluster) begin(t *topic, since uint64) {
 
 // tellGap tells subscribers that something is missing before what follows. Who gets only the newest message of a
 // topic is not told. The caller holds mu.
-func (cl *cluster) tellGap(t *topic, got *Kept, at stamp) {
+func (cl *cluster) tellGap(t *topicState, got *Kept, at stamp) {
 	cl.stats.gaps.Add(1)
 	if t.subscribers == 0 || t.latest() {
 		return
@@ -312,12 +312,12 @@ func (cl *cluster) tellGap(t *topic, got *Kept, at stamp) {
 func (cl *cluster) missed(n uint64) { cl.stats.lost.Add(n) }
 
 // keptMessage is a message of the broker's, whose clock says now.
-func (t *topic) keptMessage(m *Message, epoch *string, now time.Time) *message {
-	return &message{topic: t, offset: m.Offset, time: m.Time.UnixMilli(), born: t.hub.srv.bornAt(m.Time, now), format: m.Format, epoch: epoch, raw: codec.NewFrame(m.Format.opcode(), m.Payload)}
+func (t *topicState) keptMessage(m *Message, epoch *string, now time.Time) *message {
+	return &message{topic: t, offset: m.Offset, time: m.Time.UnixMilli(), born: t.hub.srv.bornAt(m.Time, now), format: m.Format, epoch: epoch, raw: codec.NewFrame(m.Format.Opcode(), m.Payload)}
 }
 
 // deliver hands a message to the subscribers of its topic, of patterns, or both. The caller holds mu.
-func (cl *cluster) deliver(t *topic, m *message, direct, pattern bool, patterns []*source, at stamp) {
+func (cl *cluster) deliver(t *topicState, m *message, direct, pattern bool, patterns []*source, at stamp) {
 	t.used = cl.srv.elapsed()
 	if direct {
 		t.issue(m, at)
@@ -386,7 +386,7 @@ func (cl *cluster) takeKept(got Message, epoch string, prev uint64) {
 }
 
 // taker returns the topic that takes a message from elsewhere, locked, or nil if nobody wants it.
-func (cl *cluster) taker(name string) *topic {
+func (cl *cluster) taker(name string) *topicState {
 	if t := cl.hub.find(name); t != nil {
 		return t
 	}
@@ -403,7 +403,7 @@ func (cl *cluster) taker(name string) *topic {
 
 // drain delivers what came early and is not any more. It returns false if it had to stop because of overload. The
 // caller holds mu.
-func (cl *cluster) drain(t *topic) (whole bool) {
+func (cl *cluster) drain(t *topicState) (whole bool) {
 	k := t.link.kept
 	if len(k.early) == 0 || !k.loaded && t.link.state != linkNone {
 		return true
@@ -441,7 +441,7 @@ func (cl *cluster) drain(t *topic) (whole bool) {
 }
 
 // unload forgets what was loaded of a topic that is not followed any more. The caller holds mu.
-func (cl *cluster) unload(t *topic) {
+func (cl *cluster) unload(t *topicState) {
 	k := t.link.kept
 	cl.begin(t, 0)
 	owed := t.link.fed(cl.hub.patternsOf(t)) && cl.owes(k)
@@ -458,6 +458,6 @@ func (cl *cluster) owes(k *kept) bool { return cl.lacks(k) || len(k.early) > 0 }
 
 // mayOwe says whether patterns may lack messages of a topic that only they have here: it must not be forgotten, since what
 // they have had would be. It may be called on nil. The caller holds mu.
-func (cl *cluster) mayOwe(t *topic) bool {
+func (cl *cluster) mayOwe(t *topicState) bool {
 	return cl != nil && t.link.kept != nil && t.link.fed(cl.hub.patternsOf(t)) && (cl.owes(t.link.kept) || cl.awayFor(cl.ruleOf(t)) != nil)
 }

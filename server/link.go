@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"carillon/server/topic"
 )
 
 // link ties a topic or a pattern to the cluster. Guarded by the source's mu.
@@ -56,12 +58,10 @@ func (cl *cluster) tie(src *source) {
 }
 
 // isKept says whether the broker keeps a topic that has a rule, if there is a broker.
-func (t *topic) isKept() bool { return t.rule.keeps() }
+func (t *topicState) isKept() bool { return t.rule.HasHistory() }
 
 // ruleOf is the number of the rule by which a topic is kept.
-func (cl *cluster) ruleOf(t *topic) int { return ruleIndex(cl.srv.opts().Topics, t.name) }
-
-func (r *TopicRule) keeps() bool { return r != nil && r.History > 0 }
+func (cl *cluster) ruleOf(t *topicState) int { return topic.RuleIndex(cl.srv.opts().Topics, t.name) }
 
 // busy says whether the topic must not be forgotten. It may be called on nil.
 func (l *link) busy() bool { return l != nil && (l.state != linkNone || len(l.waiters) > 0) }
@@ -198,7 +198,7 @@ func (cl *cluster) unfollow(src *source) {
 }
 
 // loosen lets go of a topic that nobody has wanted for long. It may be called on nil. The caller holds mu.
-func (cl *cluster) loosen(t *topic, now time.Duration) {
+func (cl *cluster) loosen(t *topicState, now time.Duration) {
 	if cl != nil && t.subscribers == 0 && len(t.link.waiters) == 0 && now-t.link.wanted > cl.hub.linger {
 		cl.unfollow(&t.source)
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/envelope"
 )
 
 // mailbox is what goroutines, the loop itself included, leave for a loop to do. The order of letters
@@ -61,11 +62,11 @@ func (l *letter) varies() bool {
 	case l.kind == letterDo:
 		return true
 	case l.message != nil:
-		return len(l.message.raw.Payload()) >= largeText
+		return len(l.message.raw.Payload()) >= envelope.LargeText
 	case l.frame != nil:
-		return len(l.frame.Payload()) >= largeText
+		return len(l.frame.Payload()) >= envelope.LargeText
 	}
-	return l.n >= largeText
+	return l.n >= envelope.LargeText
 }
 
 // letterCost is about what a letter takes in memory, in bytes. It counts in the backlog, so that very many small
@@ -150,7 +151,7 @@ func (sh *shard) putBytes(kind letterKind, c *Conn, n int) {
 
 func (sh *shard) postMessage(c *Conn, op codec.Opcode, payload []byte) error {
 	if sh.backlog.Load()+int64(len(payload)) > sh.srv.settings().maxBacklog {
-		sh.stats.drop(DropOverloaded, 1)
+		sh.stats.Drop(DropOverloaded, 1)
 		return ErrOverloaded
 	}
 	if c.isEvents() {
@@ -206,7 +207,7 @@ func (sh *shard) postFrame(c *Conn, f *codec.Frame) error {
 	}
 	n := int64(len(f.Plain()))
 	if sh.backlog.Load()+n > sh.srv.settings().maxBacklog {
-		sh.stats.drop(DropOverloaded, 1)
+		sh.stats.Drop(DropOverloaded, 1)
 		return ErrOverloaded
 	}
 	sh.backlog.Add(n)

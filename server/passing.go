@@ -49,12 +49,12 @@ func (cl *cluster) failed(err error) {
 }
 
 // relay hands a message to the broker that this server's subscribers have. The caller holds the topic's mu.
-func (cl *cluster) relay(t *topic, p *Publication, m *message, sent func(error)) {
+func (cl *cluster) relay(t *topicState, p *publication, m *message, sent func(error)) {
 	cl.stats.passingOut.Add(1)
 	t.link.sent++
-	out := *p
+	out := p.Publication
 	out.Payload, out.Key, out.Publisher = m.raw.Payload(), "", "" // the key is good at this server
-	cl.broker.PublishPassing(out, t.epoch, t.link.sent, func(err error) {
+	cl.broker.PublishTransient(out, t.epoch, t.link.sent, func(err error) {
 		if cl.failed(err); sent != nil {
 			sent(err)
 		}
@@ -87,9 +87,9 @@ func (cl *cluster) passing(from string, incarnation, seq uint64, p *Publication,
 	if !cl.next(l.senders, from, incarnation, seq) {
 		return
 	}
-	m := &message{topic: t, format: p.Format, offset: t.offset + 1, time: sent.UnixMilli(), born: cl.srv.age(), raw: codec.NewFrame(p.Format.opcode(), p.Payload)}
+	m := &message{topic: t, format: p.Format, offset: t.offset + 1, time: sent.UnixMilli(), born: cl.srv.age(), raw: codec.NewFrame(p.Format.Opcode(), p.Payload)}
 	if sh := cl.hub.overloaded(t, patterns, int64(len(m.raw.Plain()))); sh != nil {
-		sh.stats.drop(DropOverloaded, 1)
+		sh.stats.Drop(DropOverloaded, 1)
 		return
 	}
 	t.used = cl.srv.elapsed()

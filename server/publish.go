@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"carillon/server/topic"
 )
 
 // PublishFunc publishes as [Server.Publish] does, and may be called on an event loop: it does not wait. done is
@@ -16,40 +18,44 @@ import (
 //
 // What one goroutine publishes to a topic gets its place in that order.
 func (s *Server) PublishFunc(p Publication, done func(Receipt, error)) {
+	s.publishFunc(&publication{Publication: p}, done)
+}
+
+func (s *Server) publishFunc(p *publication, done func(Receipt, error)) {
 	if s.hub.cluster != nil {
-		s.hub.cluster.publishFunc(&p, done)
+		s.hub.cluster.publishFunc(p, done)
 		return
 	}
-	done(s.hub.publish(&p, nil))
+	done(s.hub.publish(p, nil))
 }
 
 // keeps says whether the broker keeps a topic's messages. It may be called on nil.
-func (cl *cluster) keeps(topic string) bool {
+func (cl *cluster) keeps(name string) bool {
 	if cl == nil {
 		return false
 	}
-	return ruleOf(cl.srv.opts().Topics, topic).keeps()
+	return topic.RuleOf(cl.srv.opts().Topics, name).HasHistory()
 }
 
-func (cl *cluster) publish(p Publication) (Receipt, error) {
+func (cl *cluster) publish(p *publication) (Receipt, error) {
 	if cl.keeps(p.Topic) {
 		return cl.publishAndWait(context.Background(), p)
 	}
-	return cl.hub.publish(&p, nil)
+	return cl.hub.publish(p, nil)
 }
 
 // sureTime is how long a publisher waits at most until the broker has its message.
 const sureTime = 15 * time.Second
 
 // publishAndWait waits until the broker has the message.
-func (cl *cluster) publishAndWait(ctx context.Context, p Publication) (Receipt, error) {
+func (cl *cluster) publishAndWait(ctx context.Context, p *publication) (Receipt, error) {
 	if cl.onLoop() {
 		return Receipt{}, fmt.Errorf("publish: %w", ErrOnLoop)
 	}
 	ctx, cancel := context.WithTimeout(ctx, sureTime)
 	defer cancel()
 	sent := make(publishing, 1)
-	cl.publishFunc(&p, func(r Receipt, err error) { sent <- published{r, err} })
+	cl.publishFunc(p, func(r Receipt, err error) { sent <- published{r, err} })
 	got := sent.wait(ctx)
 	return got.receipt, got.err
 }
@@ -65,9 +71,9 @@ func (cl *cluster) onLoop() bool {
 	return false
 }
 
-func (cl *cluster) publishFunc(p *Publication, done func(Receipt, error)) {
-	if rules := cl.srv.opts().Topics; ruleOf(rules, p.Topic).keeps() {
-		cl.publishKept(p, ruleIndex(rules, p.Topic), done)
+func (cl *cluster) publishFunc(p *publication, done func(Receipt, error)) {
+	if rules := cl.srv.opts().Topics; topic.RuleOf(rules, p.Topic).HasHistory() {
+		cl.publishKept(p, topic.RuleIndex(rules, p.Topic), done)
 		return
 	}
 	var receipt Receipt
@@ -85,7 +91,7 @@ func (cl *cluster) publishFunc(p *Publication, done func(Receipt, error)) {
 	h.returns()
 }
 
-func (cl *cluster) publishKept(p *Publication, rule int, done func(Receipt, error)) {
+func (cl *cluster) publishKept(p *publication, rule int, done func(Receipt, error)) {
 	err := cl.hub.check(p)
 	if err == nil {
 		err = cl.awayFor(rule)
@@ -97,7 +103,7 @@ func (cl *cluster) publishKept(p *Publication, rule int, done func(Receipt, erro
 	topic := string([]byte(p.Topic)) // which may be a part of something large
 	out := Publication{Topic: topic, Format: p.Format, Payload: bytes.Clone(p.Payload), Key: p.Key, Publisher: p.Publisher}
 	cl.stats.keptOut.Add(1)
-	cl.broker.PublishKept(out, rule, func(at Position, err error) {
+	cl.broker.PublishPersistent(out, rule, func(at Position, err error) {
 		cl.failed(err)
 		switch {
 		case err == nil:

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"carillon/codec"
+	"carillon/server/topic"
 )
 
 // What a client asks for is answered in its order, and some of it has to wait: for what was sent to the client
@@ -244,7 +245,7 @@ func (c *Conn) topicReady(name string, from Start, reads bool, then func(error))
 // or an error.
 // A name that is wrong is ready: that is for somebody else to say.
 func (cl *cluster) ready(name string, from Start, reads bool, done func(error), wait func()) (ready bool, err error) {
-	pattern, err := checkName(name)
+	pattern, err := topic.Parse(name)
 	if err != nil {
 		return true, nil
 	}

@@ -31,7 +31,7 @@ func (cl *cluster) resyncAll() {
 }
 
 // resyncOne begins the load of one topic when few others are under way, unless one has begun meanwhile.
-func (cl *cluster) resyncOne(t *topic) {
+func (cl *cluster) resyncOne(t *topicState) {
 	if t.link.kept == nil { // which does not change
 		return
 	}

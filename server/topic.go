@@ -8,54 +8,11 @@ import (
 	"time"
 )
 
-// Position is a place in a topic's stream: after the message with this offset.
-type Position struct {
-	Offset uint64 `json:"offset"`
-	Epoch  string `json:"epoch"` // offsets are good for one epoch, which ends when the topic is forgotten
-}
-
-// TopicRule says what a topic keeps.
-type TopicRule struct {
-	// Match is a topic or a pattern. The first rule that matches a topic's name is the topic's; a topic
-	// that none matches keeps nothing.
-	Match string `yaml:"match"`
-
-	// History is the number of the newest messages that are kept, for clients that come back. Default 0:
-	// none, or 1 with Latest.
-	History int `yaml:"history"`
-
-	// MaxAge is how long they are kept at most. Default 5m; negative keeps them until newer ones take
-	// their place, or the server ends.
-	MaxAge time.Duration `yaml:"max_age"`
-
-	// MaxBytes is the number of payload bytes that one topic keeps at most; the newest message is kept
-	// whatever its size. Default 1 MiB; negative is no limit.
-	MaxBytes Size `yaml:"max_bytes"`
-
-	// Latest is for topics whose messages replace each other, such as prices. A new subscriber gets the
-	// newest message at once, and one that reads too slowly gets the newest one when it can, instead of
-	// all that came meanwhile.
-	Latest bool `yaml:"latest"`
-}
-
-// ruleOf is the rule for a topic, nil when there is none.
-func ruleOf(rules []TopicRule, name string) *TopicRule {
-	if i := ruleIndex(rules, name); i >= 0 {
-		return &rules[i]
-	}
-	return nil
-}
-
-// ruleIndex is where that rule stands, or -1.
-func ruleIndex(rules []TopicRule, name string) int {
-	return slices.IndexFunc(rules, func(r TopicRule) bool { return matches(r.Match, name) })
-}
-
 // source is what connections subscribe to: a topic or a pattern. What is published to a topic goes through
 // the patterns that match it too.
 type source struct {
 	name  string
-	topic *topic // that this is a part of; nil for a pattern
+	topic *topicState // that this is a part of; nil for a pattern
 
 	mu sync.Mutex
 
@@ -77,7 +34,7 @@ type local struct {
 }
 
 // topic is a named stream of messages.
-type topic struct {
+type topicState struct {
 	source
 	hub   *hub
 	epoch uint64
@@ -101,7 +58,7 @@ func (src *source) latest() bool {
 }
 
 // epochText is for clients. The caller holds mu.
-func (t *topic) epochText() string {
+func (t *topicState) epochText() string {
 	if t.link != nil && t.link.kept != nil {
 		return t.link.kept.epochText()
 	}
@@ -109,9 +66,9 @@ func (t *topic) epochText() string {
 }
 
 // ownEpoch is the epoch of a topic whose offsets are this server's own.
-func (t *topic) ownEpoch() string { return strconv.FormatUint(t.epoch, 36) }
+func (t *topicState) ownEpoch() string { return strconv.FormatUint(t.epoch, 36) }
 
-func (t *topic) position() Position { return Position{Offset: t.offset, Epoch: t.epochText()} }
+func (t *topicState) position() Position { return Position{Offset: t.offset, Epoch: t.epochText()} }
 
 // ring is the history of a topic, the oldest message first.
 type ring struct {
@@ -146,7 +103,7 @@ func (r *ring) dropOldest() {
 }
 
 // keep puts a message into the history, if there is one. The caller holds mu.
-func (t *topic) keep(m *message) {
+func (t *topicState) keep(m *message) {
 	if t.rule == nil {
 		t.floor = m.offset
 		return
@@ -159,7 +116,7 @@ func (t *topic) keep(m *message) {
 }
 
 // trim drops what is too much for the rule. The caller holds mu.
-func (t *topic) trim() {
+func (t *topicState) trim() {
 	var rule TopicRule
 	if t.rule != nil {
 		rule = *t.rule
@@ -170,7 +127,7 @@ func (t *topic) trim() {
 }
 
 // expire drops what is too old at an age of the server. The caller holds mu.
-func (t *topic) expire(now int64) {
+func (t *topicState) expire(now int64) {
 	if t.rule == nil || t.rule.MaxAge < 0 {
 		return
 	}
@@ -180,7 +137,7 @@ func (t *topic) expire(now int64) {
 	}
 }
 
-func (t *topic) dropOldest() {
+func (t *topicState) dropOldest() {
 	before := t.history.bytes
 	t.floor = t.history.all()[0].offset
 	t.history.dropOldest()
@@ -188,16 +145,9 @@ func (t *topic) dropOldest() {
 	t.hub.bytes.Add(int64(t.history.bytes - before))
 }
 
-// Start is where a subscriber begins: after a position, with some of the newest messages, or, as its zero
-// value says, with what comes next.
-type Start struct {
-	Since *Position
-	Last  int
-}
-
 // since returns the messages that a subscriber gets before the live ones, and whether that is all that it has missed. Of those
 // after a position it returns at most limit, the oldest. The caller holds mu.
-func (t *topic) since(from Start, now int64, limit int) (missed []*message, recovered bool) {
+func (t *topicState) since(from Start, now int64, limit int) (missed []*message, recovered bool) {
 	t.expire(now)
 	kept := t.history.all()
 	switch {
@@ -212,7 +162,7 @@ func (t *topic) since(from Start, now int64, limit int) (missed []*message, reco
 }
 
 // keptAfter returns the messages that are kept with later offsets. The caller holds mu, and copies what it needs for longer.
-func (t *topic) keptAfter(offset uint64) []*message {
+func (t *topicState) keptAfter(offset uint64) []*message {
 	kept := t.history.all()
 	first, _ := slices.BinarySearchFunc(kept, offset+1, func(m *message, offset uint64) int {
 		return cmp.Compare(m.offset, offset)
