@@ -34,7 +34,7 @@ const parseByte = 100 * time.Nanosecond
 // add has a request of n bytes parsed in its turn, and adds that to what the connection has had parsed.
 func (q *parseQueue) add(parsed *usage, now time.Duration, n int, parse func()) {
 	tag := now + parsed.delay(now)
-	parsed.add(time.Duration(n)*parseByte, now)
+	parsed.addTurn(time.Duration(n)*parseByte, now) // it cannot be interrupted
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.orders++

@@ -26,7 +26,8 @@ func TestParseQueue(t *testing.T) {
 	if want := []string{"much", "little", "little", "much", "much", "much", "much"}; !slices.Equal(got, want) {
 		t.Errorf("parsed in the order %v, want %v", got, want)
 	}
-	if got := much.lately(0); got != 5*100_000*parseByte {
+	one := 100_000 * parseByte
+	if got := much.lately(0); got != 5*(one+overrunWeight*(one-quantum)) {
 		t.Errorf("five requests take %v", got)
 	}
 	eventually(t, "the goroutine has ended", func() bool {

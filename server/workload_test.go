@@ -432,7 +432,7 @@ func TestRunQueueOfACrowd(t *testing.T) {
 				q.schedule(w)
 			}
 		}
-		if most := crowd*leastQuantum + 5*time.Millisecond; longest > most {
+		if most := crowd*leastQuantum + usageFreeDelay; longest > most {
 			t.Errorf("it waits for up to %v, want at most %v", longest, most)
 		}
 		least, most := 1<<30, 0
