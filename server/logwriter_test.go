@@ -16,7 +16,7 @@ import (
 func TestLogWriterNeverBlocks(t *testing.T) {
 	r, p := io.Pipe()
 	var log *slog.Logger
-	w := NewLogWriter(p, func(lost uint64) { log.Warn("lines of the log were lost", "lines", lost) })
+	w := NewLogWriter(p, func(lost uint64) { log.Warn("log lines lost", "lines", lost) })
 	log = slog.New(slog.NewTextHandler(w, nil))
 	log.Info("the writer waits with this one")
 	eventually(t, "it does", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return len(w.lines) == 0 })
@@ -69,7 +69,7 @@ func (f *fickle) Write(p []byte) (int, error) {
 func TestLogWriterOnAFullDisk(t *testing.T) {
 	disk := &fickle{}
 	var log *slog.Logger
-	w := NewLogWriter(disk, func(lost uint64) { log.Warn("lines of the log were lost", "lines", lost) })
+	w := NewLogWriter(disk, func(lost uint64) { log.Warn("log lines lost", "lines", lost) })
 	log = slog.New(slog.NewTextHandler(w, nil))
 	log.Info("first")
 	eventually(t, "the first is written", func() bool { return strings.Contains(disk.String(), "first") })

@@ -58,7 +58,7 @@ func run(args []string, std streams) int {
 	if err == errReported {
 		return statusFailure
 	}
-	fmt.Fprintln(std.err, "carillon: see carillon --help")
+	fmt.Fprintln(std.err, "carillon: run carillon --help for usage")
 	return 2
 }
 
@@ -119,7 +119,7 @@ func flagError(_ *cobra.Command, err error) error {
 func rootCommand(std streams) *cobra.Command {
 	var file string
 	withFile := func(cmd *cobra.Command) *cobra.Command {
-		cmd.Flags().FuncP("config", "c", "configuration `FILE` (default: the one built in)", fileName(&file))
+		cmd.Flags().FuncP("config", "c", "configuration `FILE` (default: built in)", fileName(&file))
 		_ = cmd.MarkFlagFilename("config", "yaml", "yml")
 		return cmd
 	}
@@ -151,7 +151,7 @@ func rootCommand(std streams) *cobra.Command {
 		_, err = out.Write(text)
 		return err
 	}))
-	configure.Flags().Func("check", "only check `FILE`, and print every problem", fileName(&check))
+	configure.Flags().Func("check", "check `FILE` and print every problem", fileName(&check))
 	_ = configure.MarkFlagFilename("check", "yaml", "yml")
 	configure.MarkFlagsMutuallyExclusive("config", "check")
 
@@ -168,35 +168,37 @@ func rootCommand(std streams) *cobra.Command {
 func fileName(to *string) func(string) error {
 	return func(name string) error {
 		if *to = name; name == "" {
-			return errors.New("expected the name of a file")
+			return errors.New("expected a file name")
 		}
 		return nil
 	}
 }
 
-const rootHelp = `Serves WebSocket endpoints: /echo, /broadcast and /ws on port 8080, or what a
-configuration file says; and HTTP for publishing, on 127.0.0.1:8081. Ctrl-C or SIGTERM closes all connections and ends; a
-second one ends at once.
+const rootHelp = `Serves WebSocket endpoints: /echo, /broadcast and /ws on port 8080, or what the
+configuration file defines. An internal HTTP interface for publishing listens on
+127.0.0.1:8081. Ctrl-C or SIGTERM closes all connections and exits; a second one
+exits at once.
 
-Each key of the configuration can also be set by an environment variable, such
-as CARILLON_LISTEN=:9000. "carillon config --help" lists them.
+Each configuration key can also be set by an environment variable, such as
+CARILLON_LISTEN=:9000. "carillon config --help" lists them.
 
-The commands connect, publish, tail and health are clients; their --help has examples.
+The commands connect, publish, tail and health are clients; see their --help for
+examples.
 
-Exit status: 0 after a clean end, 1 after an error, a wrong configuration or a
-second signal, 2 for a command line that makes no sense.`
+Exit status: 0 on success, 1 on an error, an invalid configuration or a second
+signal, 2 on a usage error.`
 
 func configHelp() string {
 	var b strings.Builder
-	b.WriteString(`Prints the configuration in force as YAML, after the file, the environment and
-the defaults. It can be used as a file.
+	b.WriteString(`Prints the effective configuration as YAML: the file, the environment and the
+defaults combined. The output is a valid configuration file.
 
-With --check it says FILE: ok, or prints each problem with its line and column
-and exits with status 1. The environment counts here too, as it would at start,
-and the files that are named, such as certificates and keys, are read. What is
-allowed but hardly meant is printed as a warning before that.
+With --check it prints FILE: ok, or each problem with its line and column, and
+then exits with status 1. As at start, it applies the environment and reads the
+files that the configuration names, such as certificates and keys. Settings that
+are valid but probably a mistake are printed as warnings first.
 
-The variables, each of which wins over the file:
+Each of these variables overrides the file:
 
 `)
 	for _, k := range settable(reflect.TypeFor[config]()) {
@@ -237,12 +239,12 @@ type service struct {
 // serve runs the server until a signal ends it.
 func serve(file string, c config, out io.Writer) error {
 	c.LogLevel = new(slog.LevelVar)
-	lines := server.NewLogWriter(os.Stderr, func(lost uint64) { c.Logger.Warn("lines of the log were lost", "lines", lost) })
+	lines := server.NewLogWriter(os.Stderr, func(lost uint64) { c.Logger.Warn("log lines lost", "lines", lost) })
 	defer func() { _ = lines.Close(logPatience) }() // whoever does not read by then has lost the rest
 	c.Logger, c.LogLost = newLogger(c.Log, c.LogLevel, lines), lines.Lost
 	c.Internal.Debug = profiles()
 	if limit, source := server.LimitRuntimeMemory(); limit > 0 {
-		c.Logger.Info("soft memory limit of the Go runtime, as GOMEMLIMIT is not set", "limit", limit, "source", source)
+		c.Logger.Info("GOMEMLIMIT is not set; soft memory limit of the Go runtime set", "limit", limit, "source", source)
 	}
 	srv, pages, err := newServer(c)
 	if err != nil {
@@ -288,10 +290,10 @@ func (p *service) run() error {
 			p.reload()
 		case s := <-signals:
 			if signalled {
-				return fmt.Errorf("%v again: ended without draining", s)
+				return fmt.Errorf("%v again: exiting without draining", s)
 			}
 			signalled = true
-			fmt.Fprintf(p.out, "%v: draining, %d open, for up to %s; a second signal ends at once\n",
+			fmt.Fprintf(p.out, "%v: draining %d connections for up to %s; a second signal exits at once\n",
 				s, p.srv.Count(), shortDuration(p.srv.Options().Drain.Deadline))
 			if s != syscall.SIGTERM {
 				p.srv.StartDrain(s.String(), 0) // there is a person, and hardly a balancer, to wait for it
@@ -402,7 +404,7 @@ func serveClient(w http.ResponseWriter, r *http.Request) {
 
 // announce tells the person at the terminal what is served, how much of it, and how to stop.
 func announce(out io.Writer, c config, srv *server.Server) {
-	fmt.Fprintf(out, "carillon listens on %s\n\n", addressList(srv.Addrs()))
+	fmt.Fprintf(out, "carillon is listening on %s\n\n", addressList(srv.Addrs()))
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "  URL\tMODE\tCOMPRESSION\tSUBPROTOCOLS")
 	for _, e := range c.Endpoints {
@@ -418,28 +420,28 @@ func announce(out io.Writer, c config, srv *server.Server) {
 	table.Flush()
 	onlyUnix := !slices.ContainsFunc(srv.Addrs(), func(a net.Addr) bool { return a.Network() != "unix" })
 	if c.Demo && (c.PublicURL != "" || !onlyUnix) {
-		fmt.Fprintf(out, "\nOpen http%s in a browser: a chat, and a live board.\n", strings.TrimPrefix(srv.URL("/"), "ws"))
+		fmt.Fprintf(out, "\nOpen http%s in a browser for a chat and a live board.\n", strings.TrimPrefix(srv.URL("/"), "ws"))
 	}
 	announceInternal(out, c, srv.InternalAddr())
 	announceCluster(out, c)
 	if addr := srv.AgentAddr(); addr != nil {
-		fmt.Fprintf(out, "Agent checks for HAProxy: %s\n", addr)
+		fmt.Fprintf(out, "HAProxy agent checks: %s\n", addr)
 	}
 
 	most := srv.MaxConnections()
 	if most == c.Limits.MaxConnections {
-		fmt.Fprintf(out, "\nUp to %d connections at once, as limits.max_connections says.\n", most)
+		fmt.Fprintf(out, "\nAccepts up to %d connections (limits.max_connections).\n", most)
 	} else {
-		fmt.Fprintf(out, "\nUp to %d connections at once, as the limit of open files allows.\n", most)
+		fmt.Fprintf(out, "\nAccepts up to %d connections (limit of open files).\n", most)
 		if most < few {
-			fmt.Fprintln(out, "For more, raise it before the start: ulimit -n 1048576 (or LimitNOFILE= in a systemd\n"+
+			fmt.Fprintln(out, "To accept more, raise it before starting: ulimit -n 1048576 (or LimitNOFILE= in a systemd\n"+
 				"unit, --ulimit nofile= in Docker).")
 		}
 	}
 	if limit, source := srv.MaxMemory(); limit > 0 {
-		fmt.Fprintf(out, "Up to %v of memory (%s); above that new connections are refused.\n", limit, source)
+		fmt.Fprintf(out, "Refuses new connections above %v of memory (%s).\n", limit, source)
 	} else {
-		fmt.Fprintf(out, "Memory without a limit (%s).\n", source)
+		fmt.Fprintf(out, "No memory limit (%s).\n", source)
 	}
 	fmt.Fprintln(out, "Stop with Ctrl-C or SIGTERM.")
 }
@@ -471,7 +473,7 @@ func announceInternal(out io.Writer, c config, addr net.Addr) {
 		fmt.Fprintln(out, "\nNo internal HTTP interface: internal.listen is off.")
 		return
 	}
-	token := "for this machine, without a token"
+	token := "local only, without a token"
 	if c.Internal.Token != "" {
 		token = "with a token"
 	}
@@ -489,7 +491,7 @@ func announceInternal(out io.Writer, c config, addr net.Addr) {
 // announceCluster says with whom the topics are shared.
 func announceCluster(out io.Writer, c config) {
 	if c.Cluster.Enabled() {
-		fmt.Fprintf(out, "In the cluster %s: GET /v1/nodes on the internal interface lists its nodes.\n", c.Cluster.Name)
+		fmt.Fprintf(out, "Member of cluster %s: GET /v1/nodes on the internal interface lists its nodes.\n", c.Cluster.Name)
 	}
 }
 

@@ -10,28 +10,28 @@ import (
 )
 
 func TestCommandLinesThatMakeNoSense(t *testing.T) {
-	const see = "carillon: see carillon --help\n"
+	const see = "carillon: run carillon --help for usage\n"
 	for _, test := range []struct{ sentence, args, problem string }{
 		{"connect needs a URL", "connect", "accepts 1 arg(s), received 0"},
 		{"of a known scheme", "connect ftp://x", `URL "ftp://x": unknown scheme "ftp": expected ws or wss`},
 		{"a header has a colon", "connect x -H nonsense", `invalid argument for "-H, --header" flag: expected 'Name: value'`},
 		{"a header's name is a token", "connect x -H a@b:c", `invalid argument for "-H, --header" flag: expected 'Name: value'`},
-		{"the handshake's own headers are not ours", "connect x -H Upgrade:h2c", `invalid argument for "-H, --header" flag: the handshake sets this one itself`},
-		{"subprotocols have a flag", "connect x -H Sec-WebSocket-Protocol:a", `invalid argument for "-H, --header" flag: --subprotocol sets this one`},
-		{"a wait is a time", "connect x --wait long", `invalid argument "long" for "--wait" flag: expected a time such as 500ms, or off`},
-		{"a wait is not negative", "connect x --wait=-1s", `invalid argument "-1s" for "--wait" flag: expected a time such as 500ms, or off`},
-		{"a handshake takes time", "connect x --timeout 0", "--timeout has to be longer than 0"},
+		{"the handshake's own headers are not ours", "connect x -H Upgrade:h2c", `invalid argument for "-H, --header" flag: the handshake sets this header itself`},
+		{"subprotocols have a flag", "connect x -H Sec-WebSocket-Protocol:a", `invalid argument for "-H, --header" flag: use --subprotocol for this header`},
+		{"a wait is a time", "connect x --wait long", `invalid argument "long" for "--wait" flag: expected a duration such as 500ms, or off`},
+		{"a wait is not negative", "connect x --wait=-1s", `invalid argument "-1s" for "--wait" flag: expected a duration such as 500ms, or off`},
+		{"a handshake takes time", "connect x --timeout 0", "--timeout must be greater than 0"},
 		{"JSON is not binary", "connect x --json --binary", "if any flags in the group [json binary] are set none of the others can be; [binary json] were all set"},
 		{"publish needs a topic", "publish", "accepts between 1 and 2 arg(s), received 0"},
-		{"lines come from the input", "publish a b --lines", "--lines publishes the standard input: leave MESSAGE out"},
+		{"lines come from the input", "publish a b --lines", "--lines reads standard input: omit MESSAGE"},
 		{"the interface is HTTP", "publish a b --api ws://x", `URL "ws://x": unknown scheme "ws": expected http or https`},
 		{"formats are known", "publish a b --output xml", `invalid argument "xml" for "--output" flag: expected text or json`},
 		{"a key is for one message", "publish a --lines --key b", "if any flags in the group [lines key] are set none of the others can be; [key lines] were all set"},
 		{"tail needs a topic", "tail", "requires at least 1 arg(s), only received 0"},
 		{"a position has an epoch", "tail a --since 4", "if any flags in the group [since epoch] are set they must all be set; missing [epoch]"},
-		{"a position is of one topic", "tail a b --since 4 --epoch e", "--since is a position in one topic, and there are several"},
-		{"a pattern has no position", "tail a.* --since 4 --epoch e", "--since and --last are for topics: a.* is a pattern"},
-		{"a pattern has no last messages", "tail a b.> --last 4", "--since and --last are for topics: b.> is a pattern"},
+		{"a position is of one topic", "tail a b --since 4 --epoch e", "--since needs exactly one topic"},
+		{"a pattern has no position", "tail a.* --since 4 --epoch e", "--since and --last need topics: a.* is a pattern"},
+		{"a pattern has no last messages", "tail a b.> --last 4", "--since and --last need topics: b.> is a pattern"},
 		{"a history has an end", "tail a --last 10001", "--last 10001 is out of range: expected 0 to 10000"},
 		{"a count is not negative", "tail a --count -1", "--count -1 is out of range: expected 1 or more"},
 	} {
@@ -100,7 +100,7 @@ func TestCompletion(t *testing.T) {
 		{"a header is not a file", "connect|x|--header|", noFiles},
 		{"formats are offered", "tail|a|--output|", "text\njson\n" + noFiles},
 		{"a configuration is a file", "--config|", "yaml\nyml\n:8\n"},
-		{"commands are offered", "tai", "tail\tPrint the messages of topics as they come\n:4\n"},
+		{"commands are offered", "tai", "tail\tPrint the messages of topics as they arrive\n:4\n"},
 	} {
 		t.Run(test.sentence, func(t *testing.T) {
 			args := append([]string{"__complete"}, strings.Split(test.args, "|")...)

@@ -178,7 +178,7 @@ func (c config) startProblems() []error {
 		if info, err := os.Stat(filepath.Dir(c.PIDFile)); err != nil {
 			problems = append(problems, &server.OptionError{Key: "pid_file", Problem: err.Error()})
 		} else if !info.IsDir() {
-			problems = append(problems, &server.OptionError{Key: "pid_file", Problem: filepath.Dir(c.PIDFile) + " is no directory"})
+			problems = append(problems, &server.OptionError{Key: "pid_file", Problem: filepath.Dir(c.PIDFile) + " is not a directory"})
 		}
 	}
 	return problems
@@ -202,7 +202,7 @@ func (c *config) resolve() []error {
 		problems = append(problems, &server.OptionError{Key: key, Problem: fmt.Sprintf(format, args...)})
 	}
 	if len(c.Endpoints) == 0 {
-		add("endpoints", "nothing would be served: expected at least one, such as {path: /echo, mode: echo}")
+		add("endpoints", "is empty: expected at least one, such as {path: /echo, mode: echo}")
 	}
 	if c.Internal.Listen == "" {
 		c.Internal.Listen = internalListen
@@ -250,7 +250,7 @@ func (c config) print() ([]byte, error) {
 	comments := yaml.CommentMap{}
 	if c.Limits.MaxMemory == 0 {
 		limit, source := c.Limits.EffectiveMaxMemory()
-		comments["$.limits.max_memory"] = []*yaml.Comment{yaml.LineComment(fmt.Sprintf(" here %v: %s", limit, source))}
+		comments["$.limits.max_memory"] = []*yaml.Comment{yaml.LineComment(fmt.Sprintf(" %v here: %s", limit, source))}
 	}
 	return yaml.MarshalWithOptions(printable(reflect.ValueOf(c)), yaml.WithComment(comments))
 }
@@ -373,7 +373,7 @@ func (d *decoder) environment(env []string, c reflect.Value) {
 		switch {
 		case !ok && (isServiceLink(name, text) || isClientVariable(name)):
 		case renamedVariables[name] != "":
-			d.problems = append(d.problems, &problem{where: name, text: "is no variable any more: expected " + renamedVariables[name]})
+			d.problems = append(d.problems, &problem{where: name, text: "is no longer supported: expected " + renamedVariables[name]})
 		case !ok:
 			d.problems = append(d.problems, &problem{where: name, text: "unknown variable" + variableHint(name, known)})
 		case text != "":
@@ -397,7 +397,7 @@ func variableHint(name string, known map[string]key) string {
 	if near := nearest(word, words); near != "" {
 		return ", did you mean " + envPrefix + near + "?"
 	}
-	return ": expected " + envPrefix + "<SECTION>_<KEY>, as listed by carillon config --help"
+	return ": expected " + envPrefix + "<SECTION>_<KEY>: see carillon config --help"
 }
 
 // override sets one key from a variable: a list is YAML, anything else is taken as it stands.

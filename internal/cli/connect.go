@@ -17,22 +17,21 @@ import (
 	"github.com/spf13/cobra"
 )
 
-const connectHelp = `Opens a WebSocket. Each line that you type is sent as one text message, and what
-comes is shown with the time. Ctrl-D or Ctrl-C closes the connection; a second
-Ctrl-C ends at once.
+const connectHelp = `Opens a WebSocket. Each line you type is sent as a text message, and each
+incoming message is printed with its time. Ctrl-D or Ctrl-C closes the
+connection; a second Ctrl-C exits at once.
 
-A URL without a scheme is ws://, and http:// is taken for ws://.
+A URL without a scheme is taken as ws://, and http:// is treated as ws://.
 
-In a pipe it is a filter: each line of the input is a message, and each message
-that comes is one line of the output, binary ones as they are. At the end of the
-input it waits until nothing came for --wait, then closes the connection. What
-is to be said about the connection itself goes to standard error. A line may end
-with CR LF. One that is not UTF-8 is reported with its number and not sent.
+In a pipe it is a filter: each line of the input becomes a message, and each
+incoming message is one line of output; binary messages are written unchanged.
+At the end of the input it closes the connection once nothing has arrived for
+--wait. Diagnostics go to standard error. Lines may end with CR LF. A line that
+is not UTF-8 is reported by number and not sent.
 
-Exit status: 0 after a clean end: closed by us, or by the server with 1000 or
-1001; 1 if no connection came about, or a line could not be sent; 2 for a
-command line that makes no sense; 3 if the connection was lost or closed with
-another code.`
+Exit status: 0 after a clean close, by either side, with 1000 or 1001; 1 if the
+connection failed or a line could not be sent; 2 on a usage error; 3 if the
+connection was lost or closed with another code.`
 
 const connectExamples = `  carillon connect localhost:8080/echo
   echo hello | carillon connect localhost:8080/echo
@@ -52,11 +51,11 @@ func connectCommand(std streams) *cobra.Command {
 	o := connectOptions{handshake: handshake{header: http.Header{}}, wait: time.Second}
 	var topics []string
 	cmd := &cobra.Command{
-		Use: "connect URL", Short: "Talk to a WebSocket by hand, or in a pipe", Long: connectHelp, Example: connectExamples,
+		Use: "connect URL", Short: "Connect to a WebSocket interactively or in a pipe", Long: connectHelp, Example: connectExamples,
 		Args: cobra.ExactArgs(1),
 		PreRunE: func(_ *cobra.Command, args []string) (err error) {
 			if o.timeout <= 0 {
-				return errors.New("--timeout has to be longer than 0")
+				return errors.New("--timeout must be greater than 0")
 			}
 			if o.tls, err = o.trust.config(); err != nil {
 				return err
@@ -76,22 +75,22 @@ func connectCommand(std streams) *cobra.Command {
 	headerFlag(cmd, o.header)
 	o.trust.flags(cmd)
 	f.StringArrayVar(&o.subprotocols, "subprotocol", nil, "offer the subprotocol `NAME`; repeatable")
-	f.BoolVar(&o.json, "json", false, "speak "+jsonSubprotocol+"; what comes is indented on a terminal and compact in a pipe")
+	f.BoolVar(&o.json, "json", false, "speak "+jsonSubprotocol+"; incoming JSON is indented on a terminal and compact in a pipe")
 	f.BoolVar(&o.binary, "binary", false, "send binary messages")
 	f.BoolVar(&o.compression, "compression", false, "offer permessage-deflate")
-	f.DurationVar(&o.timeout, "timeout", 10*time.Second, "give the handshake `TIME`")
-	f.Func("wait", "after the end of the input, wait until nothing came for `TIME`; off waits for the server (default 1s)", func(text string) (err error) {
+	f.DurationVar(&o.timeout, "timeout", 10*time.Second, "limit the handshake to `TIME`")
+	f.Func("wait", "at the end of the input, close once nothing has arrived for `TIME`; off waits for the server to close (default 1s)", func(text string) (err error) {
 		if text == "off" {
 			o.wait = -1
 			return nil
 		}
 		if o.wait, err = time.ParseDuration(text); err != nil || o.wait < 0 {
-			return errors.New("expected a time such as 500ms, or off")
+			return errors.New("expected a duration such as 500ms, or off")
 		}
 		return nil
 	})
-	f.BoolVar(&o.pings, "pings", false, "show pings and pongs that come")
-	f.BoolVar(&o.noTime, "no-time", false, "show no times")
+	f.BoolVar(&o.pings, "pings", false, "show incoming pings and pongs")
+	f.BoolVar(&o.noTime, "no-time", false, "do not show times")
 	noCompletion(cmd)
 	noCompletion(cmd, "topic", "subprotocol", "timeout", "wait")
 	cmd.MarkFlagsMutuallyExclusive("json", "binary")
@@ -240,7 +239,7 @@ func (c *conversation) send(in io.Reader) error {
 	isText, skipped := c.kind == websocket.MessageText, false
 	err := lines(in, isText, func(number int, line []byte) error {
 		if isText && !utf8.Valid(line) {
-			c.screen.note(fmt.Sprintf("line %d: not sent: not UTF-8, as text has to be: --binary sends any bytes", number))
+			c.screen.note(fmt.Sprintf("line %d: not sent: not valid UTF-8; use --binary to send any bytes", number))
 			skipped = true
 			return nil
 		}

@@ -104,7 +104,7 @@ func TestConnectOnATerminal(t *testing.T) {
 	_, _ = io.WriteString(keyboard, "hello\x1b[2J\n")
 	j.until(j.out, "hello")
 	keyboard.Close()
-	j.end(0, "...", "carillon: connected to ws://"+url+", subprotocol b; each line is a message, Ctrl-D ends\n")
+	j.end(0, "...", "carillon: connected to ws://"+url+", subprotocol b; each line is a message, Ctrl-D to end\n")
 	if want := regexp.MustCompile(`^\d\d:\d\d:\d\d\.\d{3} < hello\\u001b\[2J\n$`); !want.MatchString(j.out.String()) {
 		t.Errorf("printed %q", j.out)
 	}
@@ -161,7 +161,7 @@ func TestTheEndOfAConversation(t *testing.T) {
 		{"the server gives no code", func(c *websocket.Conn, _ *http.Request) { goodbye(c, 1005, "") }, 3,
 			"carillon: closed by the server: 1005 (no status received)\n"},
 		{"the connection is cut", func(*websocket.Conn, *http.Request) {}, 3,
-			"carillon: connection lost: it ended without a close frame\n"},
+			"carillon: connection lost: no close frame\n"},
 		{"the server breaks the protocol", func(c *websocket.Conn, _ *http.Request) {
 			_, _ = c.UnderlyingConn().Write([]byte{0x83, 0})
 			drain(c)
@@ -264,7 +264,7 @@ func TestTheEndOfTheInput(t *testing.T) {
 
 func TestALineThatIsNotUTF8DoesNotStopTheOthers(t *testing.T) {
 	seat{in: strings.NewReader("good\n\xff\nbetter\n")}.begin(t, "connect", echoServer(t)).end(1, "good\nbetter\n",
-		"carillon: line 2: not sent: not UTF-8, as text has to be: --binary sends any bytes\n")
+		"carillon: line 2: not sent: not valid UTF-8; use --binary to send any bytes\n")
 	seat{in: strings.NewReader("\xff\n")}.begin(t, "connect", echoServer(t), "--wait", "0s").end(1, "", "carillon: line 1: not sent: ...")
 }
 

@@ -55,7 +55,7 @@ func webSocketURL(text string, topics []string) (*neturl.URL, error) {
 		return nil, fmt.Errorf("URL %q: unknown scheme %q: expected ws or wss", shownURL(text), u.Scheme)
 	}
 	if u.Fragment != "" {
-		return nil, fmt.Errorf("URL %q: a WebSocket has no #fragment: write %%23 for a # in a name", shownURL(text))
+		return nil, fmt.Errorf("URL %q: a WebSocket URL has no #fragment: write %%23 for a # in a name", shownURL(text))
 	}
 	for _, topic := range topics {
 		if u.RawQuery != "" {
@@ -96,9 +96,9 @@ func parseURL(text string) (*neturl.URL, error) {
 func checkTopicArgument(topic, flag string) error {
 	switch {
 	case topic == "":
-		return errors.New("a topic is empty")
+		return errors.New("empty topic")
 	case strings.Contains(topic, "://") && shownURL(topic) != topic:
-		return fmt.Errorf("topic %q is a URL: expected the name of a topic, and the URL as --%s", shownURL(topic), flag)
+		return fmt.Errorf("topic %q is a URL: expected a topic name; pass the URL as --%s", shownURL(topic), flag)
 	}
 	return nil
 }
@@ -112,13 +112,13 @@ func headerFlag(cmd *cobra.Command, header http.Header) {
 			return errors.New("expected 'Name: value'")
 		}
 		if strings.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
-			return errors.New("the value has a control character")
+			return errors.New("control character in the value")
 		}
 		switch name = http.CanonicalHeaderKey(name); {
 		case name == "Sec-Websocket-Protocol":
-			return errors.New("--subprotocol sets this one")
+			return errors.New("use --subprotocol for this header")
 		case name == "Connection", name == "Upgrade", strings.HasPrefix(name, "Sec-Websocket-"):
-			return errors.New("the handshake sets this one itself")
+			return errors.New("the handshake sets this header itself")
 		}
 		header.Add(name, value)
 		return nil
@@ -278,7 +278,7 @@ func closing(frame websocket.CloseError) string {
 // lost says why a connection ended without a close frame.
 func lost(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return errors.New("connection lost: it ended without a close frame")
+		return errors.New("connection lost: no close frame")
 	}
 	if e, ok := errors.AsType[*net.OpError](err); ok {
 		return fmt.Errorf("connection lost: %w", e.Err)

@@ -144,9 +144,9 @@ func TestWebSocketURL(t *testing.T) {
 		{"a path has no host", "/echo", "", "", `URL "ws:///echo": no host: expected one such as localhost:8080`},
 		{"nothing is no URL", "", "", "", `URL "ws://": no host: expected one such as localhost:8080`},
 		{"a port is a number", "localhost:http/x", "", "", `URL "ws://localhost:http/x": invalid port ":http" after host`},
-		{"there is no fragment", "a.example/x#y", "", "", `URL "a.example/x#y": a WebSocket has no #fragment: write %23 for a # in a name`},
-		{"a fragment is shown with the topic that it cuts off", "a.example/x?topic=a#b", "", "", `URL "a.example/x?topic=a#b": a WebSocket has no #fragment: write %23 for a # in a name`},
-		{"what may be the rest of a secret is not", "a.example/x?token=y#z", "", "", `URL "a.example/x?(set)": a WebSocket has no #fragment: write %23 for a # in a name`},
+		{"there is no fragment", "a.example/x#y", "", "", `URL "a.example/x#y": a WebSocket URL has no #fragment: write %23 for a # in a name`},
+		{"a fragment is shown with the topic that it cuts off", "a.example/x?topic=a#b", "", "", `URL "a.example/x?topic=a#b": a WebSocket URL has no #fragment: write %23 for a # in a name`},
+		{"what may be the rest of a secret is not", "a.example/x?token=y#z", "", "", `URL "a.example/x?(set)": a WebSocket URL has no #fragment: write %23 for a # in a name`},
 	} {
 		t.Run(test.sentence, func(t *testing.T) {
 			u, err := webSocketURL(test.text, strings.Fields(test.topics))

@@ -13,27 +13,27 @@ import (
 	"github.com/spf13/cobra"
 )
 
-const healthHelp = `Asks a server on this machine, or at --api, whether it lives, and prints what it
-answers. For health checks in containers whose image has nothing but this
+const healthHelp = `Checks whether the server on this machine, or at --api, is alive, and prints its
+answer. It serves as a health check in container images that have no other
 program.
 
-Environment: CARILLON_API and CARILLON_TOKEN stand for --api and --token; without them the
-server's own variables CARILLON_INTERNAL_LISTEN and CARILLON_INTERNAL_TOKEN do. No
-configuration file is read: say --api if internal.listen stands in one.
+Environment: CARILLON_API and CARILLON_TOKEN are the defaults of --api and --token. If
+unset, the server's own CARILLON_INTERNAL_LISTEN and CARILLON_INTERNAL_TOKEN are used. The
+configuration file is not read: pass --api if it sets internal.listen.
 
-Exit status: 0 if it does, 1 if not, 2 for a command line that makes no sense.`
+Exit status: 0 if healthy, 1 if not, 2 on a usage error.`
 
 func healthCommand(std streams) *cobra.Command {
 	var o publishOptions
 	var api string
 	var ready bool
 	cmd := &cobra.Command{
-		Use: "health", Short: "Ask a server whether it lives, or is ready", Long: healthHelp,
+		Use: "health", Short: "Check whether a server is alive, or ready", Long: healthHelp,
 		Args: cobra.NoArgs,
 		PreRunE: func(*cobra.Command, []string) error {
 			if api == "" && os.Getenv(apiVariable) == "" {
 				if api = ownAPI(os.Getenv(envPrefix + "INTERNAL_LISTEN")); api == "off" {
-					return &failure{errors.New("CARILLON_INTERNAL_LISTEN is off, so there is nobody to ask: ask for /healthz on the public port"), statusFailure}
+					return &failure{errors.New("CARILLON_INTERNAL_LISTEN is off: check /healthz on the public port instead"), statusFailure}
 				}
 			}
 			if o.token == "" && os.Getenv(tokenVariable) == "" {
@@ -51,11 +51,11 @@ func healthCommand(std streams) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.BoolVar(&ready, "ready", false, "ask whether it should be sent new connections (/readyz instead of /livez)")
+	f.BoolVar(&ready, "ready", false, "check whether it is ready for new connections (/readyz instead of /livez)")
 	f.StringVar(&api, "api", "", "the internal HTTP interface, `URL` or unix:/path (default $CARILLON_API or http://127.0.0.1:8081)")
 	f.StringVar(&o.token, "token", "", "send 'Authorization: Bearer `TOKEN`' (default $CARILLON_TOKEN)")
 	o.trust.flags(cmd)
-	f.DurationVar(&o.timeout, "timeout", 2*time.Second, "give the request `TIME`")
+	f.DurationVar(&o.timeout, "timeout", 2*time.Second, "limit the request to `TIME`")
 	noCompletion(cmd)
 	noCompletion(cmd, "api", "token", "timeout")
 	return cmd
@@ -86,7 +86,7 @@ func (o *publishOptions) askHealth(path string, out io.Writer) error {
 	}
 	resp, err := o.httpClient().Do(r)
 	if err != nil {
-		return fmt.Errorf("ask for %s: %w", path, errors.Unwrap(err)) // the URL stands in it again
+		return fmt.Errorf("get %s: %w", path, errors.Unwrap(err)) // the URL stands in it again
 	}
 	defer resp.Body.Close()
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))

@@ -22,20 +22,20 @@ import (
 )
 
 const publishHelp = `Publishes over the server's internal HTTP interface. Without MESSAGE, or with -,
-the message is the standard input, less one line feed (or CR LF) at its end and
-a byte order mark at its beginning unless it is binary. With --lines each line
-of it is a message, published within 100 ms of being read, so that tail -f can
-be at the other end of the pipe. A line that cannot be published is reported
-with its number, and the next ones are published.
+the message is read from standard input. Unless it is binary, one trailing line
+feed (or CR LF) and a leading byte order mark are removed. With --lines each
+line is a message, published within 100 ms of being read, so the input may be a
+pipe from tail -f. A line that cannot be published is reported by number, and
+the rest are still published.
 
-What comes back is printed, one line for each message: its offset and epoch,
-and how many subscribers it was for.
+For each message one line is printed: its offset, its epoch, and how many
+subscribers it was sent to.
 
-Environment: CARILLON_API and CARILLON_TOKEN stand for --api and --token. A token
-on the command line can be seen by every user of the machine.
+Environment: CARILLON_API and CARILLON_TOKEN are the defaults of --api and --token. A
+token on the command line is visible to every user of the machine.
 
-Exit status: 0 if every message was published, 1 if one was not, 2 for a command
-line that makes no sense.`
+Exit status: 0 if every message was published, 1 if any was not, 2 on a usage
+error.`
 
 const publishExamples = `  carillon publish prices.eu 'AAPL 187.20'
   carillon publish prices.eu --json '{"AAPL":187.2}'
@@ -86,10 +86,10 @@ func publishCommand(std streams) *cobra.Command {
 	o.trust.flags(cmd)
 	f.BoolVar(&o.json, "json", false, "the message is JSON; it is checked before it is sent")
 	f.BoolVar(&o.binary, "binary", false, "the message is binary")
-	f.BoolVar(&o.lines, "lines", false, "publish each line of the standard input")
+	f.BoolVar(&o.lines, "lines", false, "publish each line of standard input")
 	f.StringVar(&o.key, "key", "", "publish only once for the same `KEY` (Idempotency-Key)")
-	choiceFlag(cmd, &o.output, "output", "print `FORMAT`: text, or the server's json (default text)", "text", "json")
-	f.DurationVar(&o.timeout, "timeout", 10*time.Second, "give each request `TIME`")
+	choiceFlag(cmd, &o.output, "output", "print `FORMAT`: text, or json as the server returns it (default text)", "text", "json")
+	f.DurationVar(&o.timeout, "timeout", 10*time.Second, "limit each request to `TIME`")
 	noCompletion(cmd)
 	noCompletion(cmd, "api", "token", "key", "timeout")
 	cmd.MarkFlagsMutuallyExclusive("json", "binary")
@@ -108,7 +108,7 @@ func (o *publishOptions) resolve(api string, message bool) error {
 	}
 	switch {
 	case o.lines && message:
-		return errors.New("--lines publishes the standard input: leave MESSAGE out")
+		return errors.New("--lines reads standard input: omit MESSAGE")
 	}
 	return nil
 }
@@ -140,7 +140,7 @@ func (o *publishOptions) resolveAPI(api string) (err error) {
 	case o.api.Scheme != "http" && o.api.Scheme != "https":
 		return fmt.Errorf("URL %q: unknown scheme %q: expected http or https", shownURL(api), o.api.Scheme)
 	case o.timeout <= 0:
-		return errors.New("--timeout has to be longer than 0")
+		return errors.New("--timeout must be greater than 0")
 	}
 	return nil
 }
@@ -191,7 +191,7 @@ func (p *publisher) message(args []string) (message []byte, err error) {
 		message = []byte(args[0])
 	} else {
 		if p.inTerminal {
-			fmt.Fprintln(p.err, "type the message; Ctrl-D ends it")
+			fmt.Fprintln(p.err, "type the message, then Ctrl-D")
 		}
 		if message, err = io.ReadAll(p.in); err != nil {
 			return nil, fmt.Errorf("read the message: %w", err)
@@ -215,7 +215,7 @@ func (p *publisher) check(message []byte) error {
 		}
 	}
 	if !p.binary && !utf8.Valid(message) {
-		return errors.New("the message is not UTF-8, as text has to be: --binary publishes any bytes")
+		return errors.New("the message is not valid UTF-8; use --binary to publish any bytes")
 	}
 	return nil
 }
@@ -245,7 +245,7 @@ func (p *publisher) post(ctx context.Context, path, kind string, body []byte) ([
 	}
 	answer, err := io.ReadAll(io.LimitReader(response.Body, maxIncoming))
 	if err != nil {
-		return nil, fmt.Errorf("read the answer: %w", cause(ctx, err, p.timeout))
+		return nil, fmt.Errorf("read the response: %w", cause(ctx, err, p.timeout))
 	}
 	return answer, nil
 }
@@ -291,7 +291,7 @@ type published struct {
 func (p *publisher) print(answer []byte) error {
 	var result published
 	if err := json.Unmarshal(answer, &result); err != nil || result.Offset == nil {
-		return fmt.Errorf("the server's answer makes no sense: %s", harmlessLine(firstBytes(answer, 200)))
+		return fmt.Errorf("unexpected response from the server: %s", harmlessLine(firstBytes(answer, 200)))
 	}
 	if p.output == "json" {
 		_, err := fmt.Fprintf(p.out, "%s\n", compact(answer))

@@ -65,7 +65,7 @@ type numbered struct {
 // the server refuses, does not stop the others. Ctrl-C is how tail -f ends: what was read is published.
 func (p *publisher) publishLines(ctx context.Context) error {
 	if p.inTerminal {
-		fmt.Fprintln(p.err, "each line is a message; Ctrl-D ends")
+		fmt.Fprintln(p.err, "each line is a message; Ctrl-D to end")
 	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -192,7 +192,7 @@ func (p *publisher) postBatch(ctx context.Context, b *batch) ([]json.RawMessage,
 		Results []json.RawMessage `json:"results"`
 	}
 	if err := json.Unmarshal(answer, &list); err != nil || len(list.Results) != b.sent {
-		return nil, fmt.Errorf("%s: the server answered %d results for %d messages", which, len(list.Results), b.sent)
+		return nil, fmt.Errorf("%s: the server returned %d results for %d messages", which, len(list.Results), b.sent)
 	}
 	return list.Results, nil
 }

@@ -139,7 +139,7 @@ func TestPublishRefusesWhatIsNoMessage(t *testing.T) {
 	for _, test := range []struct{ args, in, problem string }{
 		{"--json", "{", "the message is not JSON: unexpected end of JSON input"},
 		{"--json", "1 2", "the message is not JSON: invalid character '2' after top-level value"},
-		{"", "\xff", "the message is not UTF-8, as text has to be: --binary publishes any bytes"},
+		{"", "\xff", "the message is not valid UTF-8; use --binary to publish any bytes"},
 	} {
 		args := append([]string{"publish", "a"}, strings.Fields(test.args)...)
 		seat{in: strings.NewReader(test.in)}.begin(t, args...).end(1, "...", "carillon: "+test.problem+"\n")
@@ -162,7 +162,7 @@ func TestWhatTheServerSaysAgainstAMessage(t *testing.T) {
 		{"one that would move the cursor", "application/problem+json", 500, `{"title":"\u001b[2J"}`, `publish to a..b: \u001b[2J`},
 		{"a proxy's page", "text/html", 502, "<h1>no</h1>\nmore", "publish to a..b: HTTP 502 Bad Gateway: <h1>no</h1>"},
 		{"a redirect", "text/plain", 301, "", "publish to a..b: HTTP 301 Moved Permanently"},
-		{"an answer from something else", "text/html", 200, "<h1>hello</h1>", "the server's answer makes no sense: <h1>hello</h1>"},
+		{"an answer from something else", "text/html", 200, "<h1>hello</h1>", "unexpected response from the server: <h1>hello</h1>"},
 	} {
 		t.Run(test.sentence, func(t *testing.T) {
 			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -277,13 +277,13 @@ func TestALineThatIsNoMessageDoesNotStopTheOthers(t *testing.T) {
 	for _, test := range []struct{ sentence, flags, in, bodies, problems string }{
 		{"text is UTF-8", "", "one\n\xff\nthree\n",
 			`{"topic":"a","data":"one","encoding":"text"}` + "\n" + `{"topic":"a","data":"three","encoding":"text"}` + "\n",
-			"carillon: line 2: the message is not UTF-8, as text has to be: --binary publishes any bytes\n"},
+			"carillon: line 2: the message is not valid UTF-8; use --binary to publish any bytes\n"},
 		{"JSON is JSON", "--json", "1\n\n{\n3\n\xff\n", `{"topic":"a","data":1}` + "\n" + `{"topic":"a","data":3}` + "\n",
 			"carillon: line 3: the message is not JSON: unexpected end of JSON input\n" +
 				"carillon: line 5: the message is not JSON: invalid character 'ÿ' looking for beginning of value\n"},
 		{"the last line too", "", "one\nbad\nthree\n\xff",
 			`{"topic":"a","data":"one","encoding":"text"}` + "\n" + `{"topic":"a","data":"bad","encoding":"text"}` + "\n" + `{"topic":"a","data":"three","encoding":"text"}` + "\n",
-			"carillon: line 2: Too large: at most 1 MiB\ncarillon: line 4: the message is not UTF-8, as text has to be: --binary publishes any bytes\n"},
+			"carillon: line 2: Too large: at most 1 MiB\ncarillon: line 4: the message is not valid UTF-8; use --binary to publish any bytes\n"},
 	} {
 		t.Run(test.sentence, func(t *testing.T) {
 			s := newInterface(t)
@@ -363,11 +363,11 @@ func TestALineThatNoRequestCanHoldDoesNotStopTheOthers(t *testing.T) {
 func TestABatchThatFailsSaysWhichLines(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"results":[]}`) }))
 	seat{in: strings.NewReader("one\ntwo\n")}.begin(t, "publish", "a", "--lines", "--api", s.URL).end(1, "",
-		"carillon: publish lines 1 to 2: the server answered 0 results for 2 messages\n")
+		"carillon: publish lines 1 to 2: the server returned 0 results for 2 messages\n")
 	s.Close()
 	nowhere := "http://" + testenv.Address(t)
 	seat{in: strings.NewReader("\xff\ntwo\n")}.begin(t, "publish", "a", "--lines", "--api", nowhere).end(1, "",
-		"carillon: line 1: the message is not UTF-8, as text has to be: --binary publishes any bytes\n"+
+		"carillon: line 1: the message is not valid UTF-8; use --binary to publish any bytes\n"+
 			"carillon: publish lines 1 to 2: reach "+nowhere+": connection refused\n")
 }
 

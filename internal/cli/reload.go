@@ -36,14 +36,14 @@ func (p *service) reload() {
 	changes, err := p.changeOptions()
 	switch {
 	case errors.Is(err, server.ErrDraining):
-		p.log.Warn("SIGHUP is ignored: " + err.Error())
+		p.log.Warn("SIGHUP ignored: " + err.Error())
 	case err != nil:
-		p.log.Error("the configuration is as it was", "problems", strings.ReplaceAll(err.Error(), "\n", "; "))
-		also = "; the configuration was not reloaded, the log says why"
+		p.log.Error("configuration not reloaded", "problems", strings.ReplaceAll(err.Error(), "\n", "; "))
+		also = "; configuration not reloaded, see the log"
 	case len(changes.Restart) > 0:
-		p.log.Warn("the configuration was reloaded", "changed", list(changes.Applied), "needs_restart", list(changes.Restart))
+		p.log.Warn("configuration reloaded", "changed", list(changes.Applied), "needs_restart", list(changes.Restart))
 	default:
-		p.log.Info("the configuration was reloaded", "changed", list(changes.Applied))
+		p.log.Info("configuration reloaded", "changed", list(changes.Applied))
 	}
 	if tells {
 		p.ready(also)

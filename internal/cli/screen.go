@@ -40,7 +40,7 @@ func (s *screen) opened(url, subprotocol string) {
 		text += ", subprotocol " + subprotocol
 	}
 	if s.typed {
-		text += "; each line is a message, Ctrl-D ends"
+		text += "; each line is a message, Ctrl-D to end"
 	}
 	s.note(text)
 }

@@ -72,7 +72,7 @@ func (s *subscription) confirmed(r *subscriptionReply, again bool) (note string)
 	name := harmlessLine(s.topic)
 	if isPattern(s.topic) {
 		if again {
-			return name + ": connected again; a pattern has no position to go on from, so messages may be missing"
+			return name + ": reconnected; a pattern has no position to resume from, so messages may be missing"
 		}
 		return ""
 	}
@@ -83,15 +83,15 @@ func (s *subscription) confirmed(r *subscriptionReply, again bool) (note string)
 		return ""
 	case r.Recovered != nil && *r.Recovered:
 		if again {
-			return fmt.Sprintf("%s: connected again, goes on after offset %d", name, before.Offset)
+			return fmt.Sprintf("%s: reconnected, resuming after offset %d", name, before.Offset)
 		}
 		return ""
 	}
 	if r.Epoch != before.Epoch {
-		return fmt.Sprintf("%s: a gap: messages after offset %d of epoch %s may be missing; its epoch is %s now",
+		return fmt.Sprintf("%s: gap: messages after offset %d of epoch %s may be missing; the epoch is now %s",
 			name, before.Offset, harmlessLine(before.Epoch), harmlessLine(r.Epoch))
 	}
-	return fmt.Sprintf("%s: a gap: messages after offset %d may be missing", name, before.Offset)
+	return fmt.Sprintf("%s: gap: messages after offset %d may be missing", name, before.Offset)
 }
 
 // seen notes that a message was printed. A topic's current value can be older than the position.

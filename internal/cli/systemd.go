@@ -41,7 +41,7 @@ func (p *service) tellStarted() {
 
 // ready tells systemd that the server serves, and what else there is to know.
 func (p *service) ready(also string) {
-	warn(p.log, notify("READY=1", fmt.Sprintf("STATUS=listens on %s%s", addressList(p.srv.Addrs()), also)))
+	warn(p.log, notify("READY=1", fmt.Sprintf("STATUS=listening on %s%s", addressList(p.srv.Addrs()), also)))
 }
 
 // tellEnding tells systemd that the server ends and for how long that may take, whoever has asked for it.

@@ -11,22 +11,22 @@ import (
 	"github.com/spf13/cobra"
 )
 
-const tailHelp = `Subscribes to topics and prints their messages as they come. On a terminal a
+const tailHelp = `Subscribes to topics and prints their messages as they arrive. On a terminal each
 message is a line with its time, topic and offset; in a pipe it is the server's
-JSON object, one in each line. A pattern such as 'prices.>' stands for many topics.
+JSON object, one per line. A pattern such as 'prices.>' matches many topics.
 
-When the connection is lost it comes back, after a random wait of up to 250 ms
-that doubles with each failure up to 30 s, or when the server asks it to
-("; retry=" in a close reason, Retry-After in a refusal). It goes on after the
-last message of each topic. Where the history does not reach back so far it says
-that there is a gap; a pattern has no position to go on from, so there may
-always be one.
+When the connection is lost, tail reconnects after a random delay of up to 250 ms
+that doubles with each failure up to 30 s, or after the delay that the server
+asks for ("; retry=" in a close reason, Retry-After in a refusal). It resumes
+after the last message of each topic and reports a gap if the history does not
+reach back that far. A pattern has no position to resume from, so messages may be
+missing.
 
 Exit status: 0 after --count messages, after Ctrl-C, or when the server closed
-with 1000 (with --no-reconnect also 1001); 1 if no connection came about or a
-subscription was refused; 2 for a command line that makes no sense; 3 if the
-connection was lost with --no-reconnect, or closed with a code that would come
-again, such as 1008.`
+with 1000 (with --no-reconnect also 1001); 1 if the connection failed or a
+subscription was refused; 2 on a usage error; 3 if the connection was lost with
+--no-reconnect, or closed with a code that a retry would not change, such as
+1008.`
 
 const tailExamples = `  carillon tail prices.eu
   carillon tail 'prices.>' orders
@@ -52,7 +52,7 @@ func tailCommand(std streams) *cobra.Command {
 	var since position
 	var noReconnect bool
 	cmd := &cobra.Command{
-		Use: "tail TOPIC...", Short: "Print the messages of topics as they come", Long: tailHelp, Example: tailExamples,
+		Use: "tail TOPIC...", Short: "Print the messages of topics as they arrive", Long: tailHelp, Example: tailExamples,
 		Args: cobra.MinimumNArgs(1),
 		PreRunE: func(cmd *cobra.Command, args []string) (err error) {
 			if cmd.Flags().Changed("since") {
@@ -78,18 +78,18 @@ func tailCommand(std streams) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.StringVar(&url, "url", "ws://127.0.0.1:8080/ws", "an endpoint with mode topics, `URL`")
+	f.StringVar(&url, "url", "ws://127.0.0.1:8080/ws", "`URL` of an endpoint with mode topics")
 	headerFlag(cmd, o.header)
 	o.trust.flags(cmd)
 	// CARILLON_TOKEN is not for here: it opens the internal interface, and must not go to any other server.
 	f.StringVar(&token, "token", "", "send 'Authorization: Bearer `TOKEN`'")
-	f.IntVar(&o.last, "last", 0, "begin with the newest `N` messages that are kept, at most 10000")
-	f.Uint64Var(&since.Offset, "since", 0, "begin after the message with this `OFFSET`, of one topic")
-	f.StringVar(&since.Epoch, "epoch", "", "the `EPOCH` that the offset is of")
-	f.IntVarP(&o.count, "count", "n", 0, "end after `N` messages")
-	f.BoolVar(&noReconnect, "no-reconnect", false, "end when the connection is lost")
+	f.IntVar(&o.last, "last", 0, "start with the newest `N` messages of the history, at most 10000")
+	f.Uint64Var(&since.Offset, "since", 0, "start after the message with this `OFFSET`; for one topic only")
+	f.StringVar(&since.Epoch, "epoch", "", "the `EPOCH` of that offset")
+	f.IntVarP(&o.count, "count", "n", 0, "exit after `N` messages")
+	f.BoolVar(&noReconnect, "no-reconnect", false, "exit when the connection is lost")
 	f.BoolVar(&o.compression, "compression", false, "offer permessage-deflate")
-	f.DurationVar(&o.timeout, "timeout", 10*time.Second, "give each handshake `TIME`")
+	f.DurationVar(&o.timeout, "timeout", 10*time.Second, "limit each handshake to `TIME`")
 	choiceFlag(cmd, &o.output, "output", "print `FORMAT`: text or json (default text on a terminal, json in a pipe)", "text", "json")
 	noCompletion(cmd)
 	noCompletion(cmd, "url", "token", "last", "since", "epoch", "count", "timeout")
@@ -112,11 +112,11 @@ func (o *tailOptions) check() error {
 	case o.count < 0:
 		return fmt.Errorf("--count %d is out of range: expected 1 or more", o.count)
 	case o.timeout <= 0:
-		return errors.New("--timeout has to be longer than 0")
+		return errors.New("--timeout must be greater than 0")
 	case o.since != nil && len(o.topics) > 1:
-		return errors.New("--since is a position in one topic, and there are several")
+		return errors.New("--since needs exactly one topic")
 	case pattern >= 0 && (o.since != nil || o.last > 0):
-		return fmt.Errorf("--since and --last are for topics: %s is a pattern", o.topics[pattern])
+		return fmt.Errorf("--since and --last need topics: %s is a pattern", o.topics[pattern])
 	}
 	return nil
 }

@@ -65,7 +65,7 @@ func (t *tail) run(ctx context.Context) error {
 		t.backoff.survived(time.Since(began))
 		isFirst := t.backoff.failures == 0
 		wait := comeBack(c, t.backoff.next(), isFirst)
-		t.note("%v; tries again in %s", c, wait.Round(time.Millisecond))
+		t.note("%v; retrying in %s", c, wait.Round(time.Millisecond))
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
@@ -168,7 +168,7 @@ func (t *tail) requests() ([][]byte, error) {
 		}
 		list = append(list, request)
 		if request, err = s.historyRequest(len(t.subscriptions) + i + 1); err != nil {
-			return nil, fmt.Errorf("ask for the history of %s: %w", harmlessLine(s.topic), err)
+			return nil, fmt.Errorf("request the history of %s: %w", harmlessLine(s.topic), err)
 		}
 		if request != nil {
 			histories = append(histories, request)
@@ -230,16 +230,16 @@ type serverMessage struct {
 func (t *tail) receive(text []byte) (replied bool, err error) {
 	var m serverMessage
 	if err := json.Unmarshal(text, &m); err != nil {
-		return false, fmt.Errorf("the server's message makes no sense: %w", err)
+		return false, fmt.Errorf("unexpected message from the server: %w", err)
 	}
 	switch ours := m.ID >= 1 && m.ID <= len(t.subscriptions); {
 	case m.ID > len(t.subscriptions):
 		if m.History != nil && len(m.History.Messages) == 0 {
-			t.note("%s: no messages are kept: none was published yet, or no rule in topics of the configuration gives it a history; waits for new ones",
+			t.note("%s: no history: nothing was published yet, or no rule under topics in the configuration gives it a history; waiting for new messages",
 				harmlessLine(m.History.Topic))
 		}
 	case m.Error != nil && !ours:
-		t.note("the server says: %s", harmlessLine(m.Error.Message))
+		t.note("error from the server: %s", harmlessLine(m.Error.Message))
 	case m.Error != nil:
 		err := fmt.Errorf("subscribe to %s: %s", harmlessLine(t.subscriptions[m.ID-1].topic), harmlessLine(m.Error.Message))
 		if (m.Error.Code == "overloaded" || m.Error.Code == "unavailable") && t.connected {

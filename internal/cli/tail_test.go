@@ -104,7 +104,7 @@ func TestTailAsksForWhatTheFlagsSay(t *testing.T) {
 		})
 		j := seat{}.begin(t, "tail", "a", "b", "--last", "5", "--url", url, "-n", "3")
 		j.end(0, message("a", 1, "1")+"\n"+message("a", 2, "2")+"\n"+message("a", 3, "3")+"\n",
-			"carillon: b: no messages are kept: none was published yet, or no rule in topics of the configuration gives it a history; waits for new ones\n...")
+			"carillon: b: no history: nothing was published yet, or no rule under topics in the configuration gives it a history; waiting for new messages\n...")
 		if n := strings.Count(j.err.String(), "\n"); n != 2 {
 			t.Errorf("said\n%s", j.err)
 		}
@@ -124,7 +124,7 @@ func TestTailAsksForWhatTheFlagsSay(t *testing.T) {
 			drain(c.Conn)
 		})
 		seat{}.begin(t, "tail", "a", "--since", "41", "--epoch", "old", "--url", url, "-n", "1").end(0, message("a", 1, "1")+"\n",
-			"carillon: a: a gap: messages after offset 41 of epoch old may be missing; its epoch is new now\n")
+			"carillon: a: gap: messages after offset 41 of epoch old may be missing; the epoch is now new\n")
 	})
 }
 
@@ -136,13 +136,13 @@ func TestAGapInTheMidst(t *testing.T) {
 		drain(c.Conn)
 	})
 	seat{}.begin(t, "tail", "a", "--url", url, "-n", "2").end(0, message("a", 42, "1")+"\n"+message("a", 90, "2")+"\n",
-		"carillon: a: a gap: messages after offset 42 may be missing\n")
+		"carillon: a: gap: messages after offset 42 may be missing\n")
 }
 
 func TestAGapInTheSameEpoch(t *testing.T) {
 	no := false
 	s := subscription{topic: "a", position: &position{41, "e"}}
-	if got := s.confirmed(&subscriptionReply{Offset: 90, Epoch: "e", Recovered: &no}, true); got != "a: a gap: messages after offset 41 may be missing" {
+	if got := s.confirmed(&subscriptionReply{Offset: 90, Epoch: "e", Recovered: &no}, true); got != "a: gap: messages after offset 41 may be missing" {
 		t.Errorf("says %q", got)
 	}
 }
@@ -180,12 +180,12 @@ func TestTailGoesOnAfterTheLastMessage(t *testing.T) {
 	j.end(0, strings.Join([]string{message("a", 6, "6"), message("c.d", 1, "1"), message("a", 7, "7"), message("b", 3, "1")}, "\n")+"\n", "...")
 	told := j.err.String()
 	for _, words := range []string{
-		"carillon: connection lost: it ended without a close frame; tries again in ",
-		"\ncarillon: a: connected again, goes on after offset 6\n",
-		"carillon: b: a gap: messages after offset 7 of epoch f may be missing; its epoch is g now\n",
-		"carillon: c.>: connected again; a pattern has no position to go on from, so messages may be missing\n",
-		"carillon: closed by the server: 1001 (going away): shutting down; tries again in ",
-		"\ncarillon: a: connected again, goes on after offset 7\n",
+		"carillon: connection lost: no close frame; retrying in ",
+		"\ncarillon: a: reconnected, resuming after offset 6\n",
+		"carillon: b: gap: messages after offset 7 of epoch f may be missing; the epoch is now g\n",
+		"carillon: c.>: reconnected; a pattern has no position to resume from, so messages may be missing\n",
+		"carillon: closed by the server: 1001 (going away): shutting down; retrying in ",
+		"\ncarillon: a: reconnected, resuming after offset 7\n",
 	} {
 		i := strings.Index(told, words)
 		if i < 0 {
@@ -258,7 +258,7 @@ func TestAnOverloadedServerIsAskedAgain(t *testing.T) {
 	}
 	j := seat{}.begin(t, "tail", "a", "--url", topicServer(t, subscribed, overloaded, done), "-n", "1")
 	j.end(0, message("a", 6, "6")+"\n", "...")
-	if words := "carillon: subscribe to a: too much to do; tries again in "; !strings.Contains(j.err.String(), words) {
+	if words := "carillon: subscribe to a: too much to do; retrying in "; !strings.Contains(j.err.String(), words) {
 		t.Errorf("did not say %q, but\n%s", words, j.err)
 	}
 	seat{}.begin(t, "tail", "a", "--url", topicServer(t, overloaded)).end(1, "", "carillon: subscribe to a: too much to do\n")
@@ -279,8 +279,8 @@ func TestTheEndOfATail(t *testing.T) {
 		{"we did wrong, and would again", closes(1008, "too many requests"), "", 3, "carillon: closed by the server: 1008 (policy violation): too many requests\n"},
 		{"the server shuts down, and that is it", closes(1001, ""), "--no-reconnect", 0, "carillon: closed by the server: 1001 (going away)\n"},
 		{"we are too slow, and that is it", closes(1013, "too slow"), "--no-reconnect", 3, "carillon: closed by the server: 1013 (try again later): too slow\n"},
-		{"the connection is cut, and that is it", func(*topicConn) {}, "--no-reconnect", 3, "carillon: connection lost: it ended without a close frame\n"},
-		{"the server talks nonsense", func(c *topicConn) { c.say("nonsense"); drain(c.Conn) }, "", 1, "carillon: the server's message makes no sense: invalid character..."},
+		{"the connection is cut, and that is it", func(*topicConn) {}, "--no-reconnect", 3, "carillon: connection lost: no close frame\n"},
+		{"the server talks nonsense", func(c *topicConn) { c.say("nonsense"); drain(c.Conn) }, "", 1, "carillon: unexpected message from the server: invalid character..."},
 	} {
 		t.Run(test.sentence, func(t *testing.T) {
 			args := append([]string{"tail", "a", "--url", topicServer(t, test.serve)}, strings.Fields(test.flags)...)
@@ -299,7 +299,7 @@ func TestWhatIsNewInTheProtocolIsIgnored(t *testing.T) {
 			`{"id":1,"subscribed":{"topic":"a","offset":5,"epoch":"e","mood":"good"}}`, message("a", 6, "6"))
 		drain(c.Conn)
 	})
-	seat{}.begin(t, "tail", "a", "--url", url, "-n", "1").end(0, message("a", 6, "6")+"\n", "carillon: the server says: who?\n")
+	seat{}.begin(t, "tail", "a", "--url", url, "-n", "1").end(0, message("a", 6, "6")+"\n", "carillon: error from the server: who?\n")
 }
 
 // The server goes away and comes back as one that refuses us for a while, and then for good.
@@ -330,7 +330,7 @@ func TestRefusalsOnTheWayBack(t *testing.T) {
 	j := seat{}.begin(t, "tail", "a", "--url", url)
 	j.end(1, "", "carillon: connection lost: ...")
 	for _, words := range []string{
-		"carillon: connect to " + url + ": HTTP 503 Service Unavailable: starting; tries again in ",
+		"carillon: connect to " + url + ": HTTP 503 Service Unavailable: starting; retrying in ",
 		"carillon: connect to " + url + ": HTTP 401 Unauthorized: who are you?\n",
 	} {
 		if !strings.Contains(j.err.String(), words) {
@@ -354,7 +354,7 @@ func TestTailComesBackWhenTheServerAsks(t *testing.T) {
 		drain(c.Conn)
 	})
 	seat{}.begin(t, "tail", "a", "--url", url, "-n", "1").end(0, message("a", 6, "6")+"\n",
-		"carillon: closed by the server: 1001 (going away): server is shutting down; retry=700; tries again in 700ms\n")
+		"carillon: closed by the server: 1001 (going away): server is shutting down; retry=700; retrying in 700ms\n")
 }
 
 func TestWhenToComeBack(t *testing.T) {

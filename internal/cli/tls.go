@@ -20,7 +20,7 @@ const caVariable = envPrefix + "CA"
 
 func (t *trust) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&t.ca, "ca", "", "trust the certificate authorities in `FILE` (PEM), for wss:// and https:// (default $CARILLON_CA, or those of the system)")
-	cmd.Flags().BoolVar(&t.insecure, "insecure", false, "take any certificate: for tests, since anybody between us can then read and change everything")
+	cmd.Flags().BoolVar(&t.insecure, "insecure", false, "accept any certificate; for tests only: anyone on the path can read and change everything")
 	_ = cmd.MarkFlagFilename("ca", "pem", "crt")
 	cmd.MarkFlagsMutuallyExclusive("ca", "insecure")
 }
@@ -43,7 +43,7 @@ func (t *trust) config() (*tls.Config, error) {
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(text) {
-		return nil, fmt.Errorf("--ca: %s has no certificate in PEM", file)
+		return nil, fmt.Errorf("--ca: %s has no PEM certificate", file)
 	}
 	return &tls.Config{RootCAs: pool}, nil
 }

@@ -67,7 +67,7 @@ func (d *decoder) parse(text []byte) ast.Node {
 		i := strings.IndexRune(string(text), utf8.RuneError)
 		start.Position.Line += bytes.Count(text[:i], []byte("\n"))
 		start.Position.Column = i - bytes.LastIndexByte(text[:i], '\n')
-		d.add(start, "", "is not text in UTF-8")
+		d.add(start, "", "is not valid UTF-8")
 		return nil
 	}
 	file, err := parser.ParseBytes(text, 0, parser.AllowDuplicateMapKey())
@@ -77,7 +77,7 @@ func (d *decoder) parse(text []byte) ast.Node {
 			at, what = cmp.Or(e.GetToken(), start), e.GetMessage()
 		}
 		if strings.Contains(what, "'\t'") {
-			what = "a tab cannot indent: expected spaces"
+			what = "tabs cannot indent: expected spaces"
 		}
 		d.add(at, "", "not YAML: %s", what)
 		return nil
@@ -87,7 +87,7 @@ func (d *decoder) parse(text []byte) ast.Node {
 		if file.Docs[1].Start == nil && file.Docs[1].Body != nil {
 			at = first(file.Docs[1].Body)
 		}
-		d.add(at, "", "a second document begins here: expected one")
+		d.add(at, "", "a second document starts here: expected one")
 		return nil
 	}
 	if len(file.Docs) == 0 || file.Docs[0].Body == nil {
@@ -153,11 +153,11 @@ func (d *decoder) section(m *ast.MappingNode, v reflect.Value, prefix string) {
 		seen[name] = at.Position.Line
 		switch {
 		case !known && renamedKeys[prefix+name] != "":
-			d.add(at, prefix+name, "is no key any more: expected %s", renamedKeys[prefix+name])
+			d.add(at, prefix+name, "is no longer supported: expected %s", renamedKeys[prefix+name])
 		case !known:
 			d.add(at, prefix+name, "unknown key%s", suggestion(name, slices.Sorted(maps.Keys(names))))
 		case twice:
-			d.add(at, prefix+name, "is set twice, first in line %d", line)
+			d.add(at, prefix+name, "is set twice, first on line %d", line)
 		default:
 			d.decode(entry.Value, v.FieldByIndex(f.Index), prefix+name)
 		}
@@ -166,7 +166,7 @@ func (d *decoder) section(m *ast.MappingNode, v reflect.Value, prefix string) {
 
 // renamedKeys says what has taken the place of a key that there was once.
 var renamedKeys = map[string]string{
-	"shutdown": "drain, whose deadline is what shutdown.timeout was",
+	"shutdown": "drain; drain.deadline replaces shutdown.timeout",
 }
 
 // oneLine quotes a key that would not fit into the line of an error message.
@@ -193,7 +193,7 @@ func (d *decoder) scalar(n ast.Node, v reflect.Value, key string) {
 	_, fromText := v.Addr().Interface().(encoding.TextUnmarshaler)
 	fromText = fromText || v.Kind() == reflect.String || v.Type() == reflect.TypeFor[time.Duration]()
 	if quoted && !fromText && text != "off" {
-		d.add(n.GetToken(), key, "%q is text: expected a %s, without quotes", text, plainName(v.Kind()))
+		d.add(n.GetToken(), key, "%q is quoted: expected a %s without quotes", text, plainName(v.Kind()))
 	} else if err := setScalar(v, text); err != nil {
 		d.add(n.GetToken(), key, "%v", err)
 	}
@@ -267,16 +267,16 @@ func setScalar(v reflect.Value, text string) error {
 		v.SetFloat(x)
 	case reflect.Bool:
 		if text != "true" && text != "false" {
-			return fmt.Errorf("%q is not a switch: expected true or false", text)
+			return fmt.Errorf("%q is not a boolean: expected true or false", text)
 		}
 		v.SetBool(text == "true")
 	case reflect.String:
 		if !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
-			return fmt.Errorf("%q has a character that does not print: expected plain text", redact.URL(text))
+			return fmt.Errorf("%q has a non-printable character: expected plain text", redact.URL(text))
 		}
 		v.SetString(text)
 	default:
-		panic("config: no way to set a " + v.Type().String())
+		panic("config: cannot set a " + v.Type().String())
 	}
 	return nil
 }

@@ -250,7 +250,7 @@ func TestSurvivesInAControlGroup(t *testing.T) {
 	p := startCommand(t, []string{"CARILLON_LISTEN=127.0.0.1:0"}, exec.Command(command[0], command[1:]...))
 	echo := wsURL.FindString(p.until("/echo "))
 	api := internalURL.FindString(p.until("Internal HTTP interface"))
-	p.until("Up to 409MiB of memory (80% of memory")
+	p.until("Refuses new connections above 409MiB of memory (80% of memory")
 	a := &crowded{t: t, p: p, api: api, address: strings.TrimSuffix(strings.TrimPrefix(echo, "ws://"), "/echo"), stop: make(chan struct{})}
 	alice := dial(t, echo)
 	t.Cleanup(func() {

@@ -102,7 +102,7 @@ func TestNoProfilesInPublic(t *testing.T) {
 func TestTheAgentAnswers(t *testing.T) {
 	address := testenv.Address(t)
 	p := start(t, []string{"CARILLON_AGENT_LISTEN=" + address})
-	p.until("Agent checks for HAProxy: " + address)
+	p.until("HAProxy agent checks: " + address)
 	p.until("Stop with")
 	conn, err := net.Dial("tcp", address)
 	if err != nil {

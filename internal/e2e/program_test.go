@@ -355,7 +355,7 @@ func TestUnixSockets(t *testing.T) {
 	p := start(t, []string{"CARILLON_LISTEN=unix:" + public, "CARILLON_LISTENERS=[{listen: '127.0.0.1:0'}]", "CARILLON_INTERNAL_LISTEN=unix:" + internal})
 	echo := p.url("/echo")
 	printed := p.output()
-	for _, words := range []string{"carillon listens on unix:" + public + ", 127.0.0.1:", "without a token: curl --unix-socket " + internal + " http://localhost/v1/openapi.json\n"} {
+	for _, words := range []string{"carillon is listening on unix:" + public + ", 127.0.0.1:", "without a token: curl --unix-socket " + internal + " http://localhost/v1/openapi.json\n"} {
 		if !strings.Contains(printed, words) {
 			t.Errorf("%q is not in\n%s", words, printed)
 		}
@@ -386,7 +386,7 @@ func TestUnixSockets(t *testing.T) {
 	}{
 		{"health --api unix:" + internal, 0, "{\"status\":\"ok\"}\n", ""},
 		{"health --ready", 0, "{\"status\":\"ok\"}\n", ""},
-		{"health --api unix:" + internal + "x", 1, "", "carillon: ask for /livez: dial unix " + internal + "x: connect: no such file or directory\n"},
+		{"health --api unix:" + internal + "x", 1, "", "carillon: get /livez: dial unix " + internal + "x: connect: no such file or directory\n"},
 		{"publish news hello --output json --api unix:" + internal, 0, `{"offset":1,`, ""},
 	} {
 		status, stdout, stderr := start(t, []string{"CARILLON_INTERNAL_LISTEN=unix:" + internal}, strings.Fields(row.args)...).end()
@@ -423,14 +423,14 @@ func TestTheLimitOfOpenFilesIsExplained(t *testing.T) {
 	}
 	p := startCommand(t, nil, exec.Command("sh", "-c", `ulimit -n 300 && exec "$0"`, path))
 	p.until("Stop with")
-	if !regexp.MustCompile(`Up to [12]\d\d connections at once, as the limit of open files allows`).MatchString(p.output()) ||
+	if !regexp.MustCompile(`Accepts up to [12]\d\d connections \(limit of open files\)`).MatchString(p.output()) ||
 		!strings.Contains(p.output(), "ulimit -n") {
 		t.Errorf("printed\n%s", p.output())
 	}
 
 	p = start(t, []string{"CARILLON_LIMITS_MAX_CONNECTIONS=5"})
 	p.until("Stop with")
-	if !strings.Contains(p.output(), "Up to 5 connections at once, as limits.max_connections says.") || strings.Contains(p.output(), "ulimit") {
+	if !strings.Contains(p.output(), "Accepts up to 5 connections (limits.max_connections).") || strings.Contains(p.output(), "ulimit") {
 		t.Errorf("printed\n%s", p.output())
 	}
 }
@@ -496,13 +496,13 @@ func TestCommands(t *testing.T) {
 		{"a missing file starts nothing", "--config " + none, "", 1, "",
 			"carillon: read the configuration: open " + none + ": no such file or directory\n"},
 		{"an unknown flag is wrong usage", "--cofnig x", "", 2, "",
-			"carillon: unknown flag: --cofnig\ncarillon: see carillon --help\n"},
+			"carillon: unknown flag: --cofnig\ncarillon: run carillon --help for usage\n"},
 		{"an unknown command is wrong usage", "sevre", "", 2, "",
-			"carillon: unknown command \"sevre\" for \"carillon\"\ncarillon: see carillon --help\n"},
+			"carillon: unknown command \"sevre\" for \"carillon\"\ncarillon: run carillon --help for usage\n"},
 		{"a file has a name", "config --check=", "", 2, "",
-			"carillon: invalid argument \"\" for \"--check\" flag: expected the name of a file\ncarillon: see carillon --help\n"},
+			"carillon: invalid argument \"\" for \"--check\" flag: expected the name of a file\ncarillon: run carillon --help for usage\n"},
 		{"a file and a check exclude each other", "config --check a --config b", "", 2, "",
-			"carillon: if any flags in the group [config check] are set none of the others can be; [check config] were all set\ncarillon: see carillon --help\n"},
+			"carillon: if any flags in the group [config check] are set none of the others can be; [check config] were all set\ncarillon: run carillon --help for usage\n"},
 		{"there is help", "--help", "", 0, "Serves WebSocket endpoints...", ""},
 		{"there is a version", "version", "", 0, "carillon ...", ""},
 		{"there is a version as a flag", "--version", "", 0, "carillon ...", ""},
@@ -546,8 +546,8 @@ func TestTheMemoryLimitIsExplained(t *testing.T) {
 		t.Errorf("the configuration is\n%s", printed)
 	}
 	for _, row := range []struct{ env, announced, logged string }{
-		{"CARILLON_PING_INTERVAL=20s", "Up to 800MiB of memory (80% of GOMEMLIMIT, 1000MiB); above that new connections are refused.", `max_memory=800MiB source="80% of GOMEMLIMIT, 1000MiB"`},
-		{"CARILLON_LIMITS_MAX_MEMORY=900MiB", "Up to 900MiB of memory (limits.max_memory)", "max_memory=900MiB source=limits.max_memory"},
+		{"CARILLON_PING_INTERVAL=20s", "Refuses new connections above 800MiB of memory (80% of GOMEMLIMIT, 1000MiB).", `max_memory=800MiB source="80% of GOMEMLIMIT, 1000MiB"`},
+		{"CARILLON_LIMITS_MAX_MEMORY=900MiB", "Refuses new connections above 900MiB of memory (limits.max_memory)", "max_memory=900MiB source=limits.max_memory"},
 		{"CARILLON_LIMITS_MAX_MEMORY=off", "Memory without a limit (limits.max_memory).", "max_memory=off source=limits.max_memory"},
 	} {
 		p := start(t, []string{limit, row.env})

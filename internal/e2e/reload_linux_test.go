@@ -49,7 +49,7 @@ func TestAClosedTerminalEndsTheProgram(t *testing.T) {
 	p := startCommand(t, []string{variable}, cmd)
 	inside.Close()
 	p.until("Stop with")
-	m.hears(`READY=1\nSTATUS=listens on \S+`)
+	m.hears(`READY=1\nSTATUS=listening on \S+`)
 	m.reloads(p, "")
 	person.Close()
 	if status, _, stderr := p.end(); status != 0 || !strings.Contains(stderr, "reason=hangup") {

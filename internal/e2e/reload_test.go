@@ -48,7 +48,7 @@ func (m *manager) reloads(p *program, status string) {
 	m.t.Helper()
 	p.signal(syscall.SIGHUP)
 	m.hears(`RELOADING=1\nMONOTONIC_USEC=\d{6,}`)
-	m.hears(`READY=1\nSTATUS=listens on 127\.0\.0\.1:\d+` + status)
+	m.hears(`READY=1\nSTATUS=listening on 127\.0\.0\.1:\d+` + status)
 }
 
 func write(t *testing.T, file, text string) {
@@ -68,7 +68,7 @@ func TestSIGHUPReadsTheFileAgain(t *testing.T) {
 	p := start(t, []string{variable, "CARILLON_LIMITS_MAX_FRAGMENTS=5"}, "--config", path)
 	alice, bob := dial(t, p.url("/a")), (*websocket.Conn)(nil)
 	at := strings.TrimSuffix(wsURL.FindString(p.output()), "/a")
-	m.hears(`READY=1\nSTATUS=listens on \S+`)
+	m.hears(`READY=1\nSTATUS=listening on \S+`)
 
 	write(t, path, minimal+"limits: {max_message: 10, max_fragments: 7}\ninternal: {token: swordfish-is-the-word}\nlog: {level: debug}\n")
 	m.reloads(p, "")
@@ -76,7 +76,7 @@ func TestSIGHUPReadsTheFileAgain(t *testing.T) {
 	hear(t, alice, "short")
 
 	write(t, path, minimal+"limits: {max_message: 5, max_head: 1B}\nping: {jitter: 2}\n")
-	m.reloads(p, "; the configuration was not reloaded, the log says why")
+	m.reloads(p, "; configuration not reloaded, see the log")
 	say(t, alice, "0123456789")
 	hear(t, alice, "0123456789")
 
@@ -91,7 +91,7 @@ func TestSIGHUPReadsTheFileAgain(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	m.reloads(p, "; the configuration was not reloaded, the log says why")
+	m.reloads(p, "; configuration not reloaded, see the log")
 	say(t, alice, "hello")
 	hear(t, alice, "hello")
 	alice.Close()
@@ -102,19 +102,19 @@ func TestSIGHUPReadsTheFileAgain(t *testing.T) {
 		t.Errorf("exit status %d: %s", status, stderr)
 	}
 	for _, words := range []string{
-		`level=INFO msg="the configuration was reloaded" changed="internal.token limits.max_message log.level"` + "\n",
-		`level=ERROR msg="the configuration is as it was" problems="` + path + `:2:`,
+		`level=INFO msg="configuration reloaded" changed="internal.token limits.max_message log.level"` + "\n",
+		`level=ERROR msg="configuration not reloaded" problems="` + path + `:2:`,
 		`limits.max_head: 1B is out of range: expected 256B to 1MiB; `,
 		`ping.jitter: 2 is out of range`,
-		`level=WARN msg="the configuration was reloaded" changed=log.level needs_restart="loops pid_file demo log.format"` + "\n",
-		`level=WARN msg="the configuration was reloaded" changed=nothing needs_restart="loops pid_file demo log.format"` + "\n",
+		`level=WARN msg="configuration reloaded" changed=log.level needs_restart="loops pid_file demo log.format"` + "\n",
+		`level=WARN msg="configuration reloaded" changed=nothing needs_restart="loops pid_file demo log.format"` + "\n",
 		`problems="read the configuration: open ` + path + `: no such file or directory"`,
 	} {
 		if !strings.Contains(stderr, words) {
 			t.Errorf("%s is not in the log:\n%s", words, stderr)
 		}
 	}
-	if n := strings.Count(stderr, "the configuration is as it was"); n != 2 || strings.Contains(stderr, "swordfish-is-the-word") {
+	if n := strings.Count(stderr, "configuration not reloaded"); n != 2 || strings.Contains(stderr, "swordfish-is-the-word") {
 		t.Errorf("%d failures, or a secret, in the log:\n%s", n, stderr)
 	}
 }
@@ -124,7 +124,7 @@ func TestSIGHUPWithoutAFile(t *testing.T) {
 	m, variable := newManager(t)
 	p := start(t, []string{variable})
 	url := p.url("/echo")
-	m.hears(`READY=1\nSTATUS=listens on \S+`)
+	m.hears(`READY=1\nSTATUS=listening on \S+`)
 	m.reloads(p, "")
 	alice := dial(t, url)
 	say(t, alice, "hello")
@@ -137,7 +137,7 @@ func TestSIGHUPWithoutAFile(t *testing.T) {
 		resp.Body.Close()
 	}
 	p.signal(syscall.SIGTERM)
-	if status, _, stderr := p.end(); status != 0 || !strings.Contains(stderr, `level=INFO msg="the configuration was reloaded" changed=nothing`) {
+	if status, _, stderr := p.end(); status != 0 || !strings.Contains(stderr, `level=INFO msg="configuration reloaded" changed=nothing`) {
 		t.Errorf("exit status %d: %s", status, stderr)
 	}
 }
@@ -147,12 +147,12 @@ func TestSIGHUPWhileItDrainsIsIgnored(t *testing.T) {
 	m, variable := newManager(t)
 	p := start(t, []string{variable, "CARILLON_DRAIN_DELAY=1h", "CARILLON_DRAIN_DEADLINE=2h"})
 	p.until("Stop with")
-	m.hears(`READY=1\nSTATUS=listens on \S+`)
+	m.hears(`READY=1\nSTATUS=listening on \S+`)
 	p.signal(syscall.SIGTERM)
 	m.hears(`STOPPING=1\nSTATUS=draining, 0 connections\nEXTEND_TIMEOUT_USEC=\d+`)
 	p.signal(syscall.SIGHUP)
 	eventually(t, "SIGHUP is ignored", func() bool {
-		return strings.Contains(p.stderr.String(), `level=WARN msg="SIGHUP is ignored: the server drains`)
+		return strings.Contains(p.stderr.String(), `level=WARN msg="SIGHUP ignored: the server drains`)
 	})
 	select {
 	case <-p.done:
@@ -168,7 +168,7 @@ func TestTheServiceManagerIsToldOfADrainOverHTTP(t *testing.T) {
 	p := start(t, []string{variable, "CARILLON_DRAIN_DELAY=1h", "CARILLON_DRAIN_DEADLINE=2h"})
 	at := internalURL.FindString(p.until("Internal HTTP interface, for this machine, without a token: http://"))
 	p.until("Stop with")
-	m.hears(`READY=1\nSTATUS=listens on \S+`)
+	m.hears(`READY=1\nSTATUS=listening on \S+`)
 	do := func(method string) {
 		t.Helper()
 		r, err := http.NewRequest(method, at+"/v1/drain", nil)
@@ -193,7 +193,7 @@ func TestTheServiceManagerIsToldOfADrainOverHTTP(t *testing.T) {
 	alice := dial(t, wsURL.FindString(p.until("/echo "))) // does not read, and so keeps it from ending
 	at = internalURL.FindString(p.until("Internal HTTP interface, for this machine, without a token: http://"))
 	p.until("Stop with")
-	m.hears(`READY=1\nSTATUS=listens on \S+`)
+	m.hears(`READY=1\nSTATUS=listening on \S+`)
 	do("POST")
 	m.hears(`STOPPING=1\nSTATUS=draining, 1 connections\nEXTEND_TIMEOUT_USEC=3605000000`)
 	alice.Close()

@@ -31,7 +31,7 @@ func TestASignalDrainsAndEndsCleanly(t *testing.T) {
 				t.Errorf("alice got %v, want close code 1001", err)
 			}
 			alice.Close()
-			p.until("draining, 1 open")
+			p.until("draining 1 connections")
 			if status, stdout, stderr := p.end(); status != 0 || stdout != "" || strings.Contains(stderr, "carillon:") {
 				t.Errorf("exit status %d, printed %q and %q", status, stdout, stderr)
 			}
@@ -88,7 +88,7 @@ func TestASecondSignalEndsAtOnce(t *testing.T) {
 	}
 	p.signal(syscall.SIGTERM)
 	status, _, stderr := p.end()
-	if status != 1 || !strings.Contains(stderr, "carillon: terminated again: ended without draining\n") {
+	if status != 1 || !strings.Contains(stderr, "carillon: terminated again: exiting without draining\n") {
 		t.Errorf("exit status %d, %q", status, stderr)
 	}
 }
@@ -100,7 +100,7 @@ func TestTheDelayIsForSIGTERM(t *testing.T) {
 		url = p.url("/echo")
 		began = time.Now()
 		p.signal(s)
-		p.until("draining, 0 open")
+		p.until("draining 0 connections")
 		return p, url, began
 	}
 	ends := func(t *testing.T, p *program, s os.Signal) {
@@ -183,7 +183,7 @@ func TestTheServiceManagerIsTold(t *testing.T) {
 	}
 	p := start(t, []string{"NOTIFY_SOCKET=" + filepath.Join(dir, "notify"), "CARILLON_PID_FILE=" + pid})
 	p.until("Stop with")
-	if got := heard(); !strings.HasPrefix(got, "READY=1\nSTATUS=listens on 127.0.0.1:") {
+	if got := heard(); !strings.HasPrefix(got, "READY=1\nSTATUS=listening on 127.0.0.1:") {
 		t.Errorf("systemd heard %q", got)
 	}
 	if text, err := os.ReadFile(pid); err != nil || string(text) != strconv.Itoa(p.cmd.Process.Pid)+"\n" {
