@@ -348,13 +348,10 @@ func (a *api) broadcast(w http.ResponseWriter, r *http.Request) error {
 func (s *Server) broadcastTo(ctx context.Context, endpoints []*endpoint, f *codec.Frame) (connections int, err error) {
 	cl := s.hub.cluster
 	if cl == nil {
-		return s.postTo(endpoints, f, nil)
-	}
-	if err := cl.away(); err != nil {
-		return 0, err
+		return s.broadcast(f, nil, endpoints...)
 	}
 	sent := make(chan error, len(endpoints))
-	connections, err = s.postTo(endpoints, f, func(err error) { sent <- err })
+	connections, err = s.broadcast(f, func(err error) { sent <- err }, endpoints...)
 	if err != nil {
 		return 0, err
 	}
@@ -363,32 +360,12 @@ func (s *Server) broadcastTo(ctx context.Context, endpoints []*endpoint, f *code
 	for range endpoints {
 		select {
 		case wrong := <-sent:
-			if cl.failed(wrong); wrong != nil {
+			if wrong != nil {
 				err = uncertain(wrong)
 			}
 		case <-ctx.Done():
 			return 0, fmt.Errorf("%w: it did not answer in time", ErrUncertain)
 		}
-	}
-	return connections, err
-}
-
-func (s *Server) postTo(endpoints []*endpoint, f *codec.Frame, sent func(error)) (connections int, err error) {
-	at := s.stamp()
-	for _, ep := range endpoints {
-		ep.mu.Lock()
-	}
-	shards := s.allShards()
-	if err = s.roomFor(shards, int64(len(f.Plain())*len(endpoints))); err == nil {
-		for _, ep := range endpoints {
-			connections += ep.post(shards, f, at)
-			if s.hub.cluster != nil {
-				s.hub.cluster.relayBroadcast(ep, f, sent)
-			}
-		}
-	}
-	for _, ep := range endpoints {
-		ep.mu.Unlock()
 	}
 	return connections, err
 }

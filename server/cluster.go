@@ -37,9 +37,8 @@ type cluster struct {
 	list   []func()
 	busy   bool // a goroutine works on the list
 
-	mu         sync.Mutex // guards what follows
-	broadcasts map[[2]string]*sender
-	resyncing  bool
+	mu        sync.Mutex
+	resyncing bool // guarded by mu
 }
 
 // clusterStats are counted since the server was made.
@@ -59,7 +58,7 @@ type clusterStats struct {
 const mostPaced = 32
 
 func newCluster(h *hub, b Broker) *cluster {
-	return &cluster{srv: h.srv, hub: h, broker: b, paced: make(chan struct{}, mostPaced), unloads: sampler{most: 1}, broadcasts: map[[2]string]*sender{}}
+	return &cluster{srv: h.srv, hub: h, broker: b, paced: make(chan struct{}, mostPaced), unloads: sampler{most: 1}}
 }
 
 // order has the broker told something, behind what was ordered before. It may be called with anything locked;

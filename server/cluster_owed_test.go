@@ -166,12 +166,12 @@ func TestClusterGapConcernsWhoWasThere(t *testing.T) {
 	subscribers(t, s, "room", 1)
 	room := s.hub.find("room")
 	room.seq++ // the gap's
-	seq, l := room.seq, room.locals[0]
-	gap := &message{topic: room, gap: true, epoch: new(string), raw: codec.NewFrame(codec.OpText, nil)}
+	l := room.locals[0]
+	gap := &letter{kind: letterGap, seq: room.seq, payload: &message{topic: room, gap: true, epoch: new(string), raw: codec.NewFrame(codec.OpText, nil)}}
 	room.mu.Unlock()
 	since := dial(t, s, "/ws?topic=room")
 	subscribers(t, s, "room", 2)
-	l.sh.postDo(c, 0, func() { l.publish(gap, seq, s.stamp()) })
+	l.sh.postDo(c, 0, func() { l.publish(gap) })
 	before.wantClose(4010, "gap")
 	mustPublish(t, s, "room", "two")
 	since.want("two")

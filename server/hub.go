@@ -256,33 +256,30 @@ func (h *hub) enter(p *Publication, sent func(error)) (Receipt, error) {
 	defer h.unlock(t)
 	patterns := h.patternsOf(t)
 	if sh := h.overloaded(t, patterns, int64(len(m.raw.Plain()))); sh != nil {
-		sh.stats.drop(DropOverloaded, 1)
-		return Receipt{}, ErrOverloaded
+		return Receipt{}, sh.refuse()
 	}
 	t.used = h.srv.elapsed()
 	m.topic, m.offset, m.time, m.born = t, t.offset+1, h.srv.wall().UnixMilli(), h.srv.age()
 	h.published.Add(1)
 	n := t.issue(m, at) + issueAll(patterns, m, at)
 	if h.cluster != nil {
-		h.cluster.relay(t, p, m, sent)
+		h.cluster.relay(&t.source, m, sent)
 	}
 	return Receipt{Offset: t.offset, Epoch: t.ownEpoch(), Subscribers: n}, nil
 }
 
 // issue makes a message the topic's next one, and says for how many subscribers it is. The caller holds mu.
 func (t *topic) issue(m *message, at stamp) int {
-	t.offset, m.latest = m.offset, t.latest()
+	t.offset = m.offset
 	t.keep(m)
-	t.seq++
-	return t.post(m, at)
+	return t.post(letterPublish, m, at)
 }
 
 // issueAll makes a message the next one of the patterns that match its topic. The caller holds the topic's mu.
 func issueAll(patterns []*source, m *message, at stamp) (n int) {
 	for _, p := range patterns {
 		p.mu.Lock()
-		p.seq++
-		n += p.post(m, at)
+		n += p.post(letterPublish, m, at)
 		p.mu.Unlock()
 	}
 	return n
@@ -302,26 +299,6 @@ func (h *hub) overloaded(t *topic, patterns []*source, n int64) *shard {
 		}
 	}
 	return nil
-}
-
-func (src *source) overloaded(n int64) *shard {
-	for _, l := range src.locals {
-		if l.sh.backlog.Load()+n > l.sh.srv.settings().maxBacklog {
-			return l.sh
-		}
-	}
-	return nil
-}
-
-// post hands a message to all shards that have subscribers, and says how many these are. The caller holds
-// mu.
-func (src *source) post(m *message, at stamp) int {
-	for _, l := range src.locals {
-		l.sh.backlog.Add(int64(len(m.raw.Plain())))
-		l.sh.fanout.Add(1)
-		l.sh.post(letter{kind: letterTopic, local: l, message: m, seq: src.seq, at: at})
-	}
-	return int(src.subscribers)
 }
 
 // sweepParts is how many calls of sweep look at all topics.

@@ -304,8 +304,7 @@ func (cl *cluster) tellGap(t *topic, got *Kept, at stamp) {
 	if n := len(got.Messages); n > 0 {
 		last = max(last, got.Messages[n-1].Offset)
 	}
-	t.seq++
-	t.post(&message{topic: t, gap: true, offset: last, after: got.Since, epoch: t.link.kept.epoch, raw: codec.NewFrame(codec.OpText, nil)}, at)
+	t.post(letterGap, &message{topic: t, gap: true, offset: last, after: got.Since, epoch: t.link.kept.epoch, raw: codec.NewFrame(codec.OpText, nil)}, at)
 }
 
 // missed counts messages that nobody here gets although they were for somebody.

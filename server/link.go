@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// link ties a topic or a pattern to the cluster. Guarded by the source's mu.
+// link ties a source to the cluster. Guarded by the source's mu.
 type link struct {
 	state   linkState
 	follows uint64        // how often it was followed, so that late answers are known
@@ -14,7 +14,7 @@ type link struct {
 	wanted  time.Duration // when somebody asked for it last, or the last subscriber went, after the server was made
 	waiters []*waiter
 
-	// Of passing topics.
+	// Of passing topics and endpoints.
 	sent    uint64 // messages that went out
 	senders map[string]*sender
 

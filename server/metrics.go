@@ -200,10 +200,9 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 	m.send(to, metricClosed, prometheus.CounterValue, float64(st.Closes[0]), "other")
 	shards := s.allShards()
 	for i, ep := range s.endpoints {
-		open := 0
-		for _, sh := range shards {
-			open += int(sh.listeners(ep))
-		}
+		ep.mu.Lock()
+		open := ep.subscribers
+		ep.mu.Unlock()
 		m.send(to, metricOpen, prometheus.GaugeValue, float64(open), m.paths[i])
 		m.send(to, metricPublished, prometheus.CounterValue, float64(ep.published.Load()), m.paths[i])
 		m.sum(to, metricFlushed, shards, func(sh *shard) *histogram { return &sh.meters.flushed[i+1] }, m.paths[i])

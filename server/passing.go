@@ -48,17 +48,24 @@ func (cl *cluster) failed(err error) {
 	}
 }
 
-// relay hands a message to the broker that this server's subscribers have. The caller holds the topic's mu.
-func (cl *cluster) relay(t *topic, p *Publication, m *message, sent func(error)) {
-	cl.stats.passingOut.Add(1)
-	t.link.sent++
-	out := *p
-	out.Payload, out.Key, out.Publisher = m.raw.Payload(), "", "" // the key is good at this server
-	cl.broker.PublishPassing(out, t.epoch, t.link.sent, func(err error) {
+// relay hands a message to the broker that this server's connections have. sent may be nil. The caller holds the source's
+// mu.
+func (cl *cluster) relay(src *source, p payload, sent func(error)) {
+	src.link.sent++
+	done := func(err error) {
 		if cl.failed(err); sent != nil {
 			sent(err)
 		}
-	})
+	}
+	switch p := p.(type) {
+	case *message:
+		cl.stats.passingOut.Add(1)
+		out := Publication{Topic: src.name, Format: p.format, Payload: p.raw.Payload()} // the key is good at this server
+		cl.broker.PublishPassing(out, p.topic.epoch, src.link.sent, done)
+	case *broadcast:
+		cl.stats.broadcastsOut.Add(1)
+		cl.broker.Broadcast(src.name, p.raw().Opcode(), p.raw().Payload(), src.link.sent, done)
+	}
 }
 
 // passing takes a message for a passing topic from another server.
@@ -81,15 +88,12 @@ func (cl *cluster) passing(from string, incarnation, seq uint64, p *Publication,
 			l.feeder = patterns[0]
 		}
 	}
-	if l.senders == nil {
-		l.senders = map[string]*sender{}
-	}
-	if !cl.next(l.senders, from, incarnation, seq) {
+	if !cl.next(l, from, incarnation, seq) {
 		return
 	}
 	m := &message{topic: t, format: p.Format, offset: t.offset + 1, time: sent.UnixMilli(), born: cl.srv.age(), raw: codec.NewFrame(p.Format.opcode(), p.Payload)}
 	if sh := cl.hub.overloaded(t, patterns, int64(len(m.raw.Plain()))); sh != nil {
-		sh.stats.drop(DropOverloaded, 1)
+		_ = sh.refuse()
 		return
 	}
 	t.used = cl.srv.elapsed()
@@ -103,24 +107,19 @@ const mostSenders = 1000
 
 // next notes that a message of another server came, and says whether it is news. What is missing before it is
 // counted.
-func (cl *cluster) next(senders map[string]*sender, from string, incarnation, seq uint64) bool {
-	s := senders[from]
-	if s == nil {
-		if len(senders) >= mostSenders {
-			clear(senders)
+func (cl *cluster) next(l *link, from string, incarnation, seq uint64) bool {
+	s := l.senders[from]
+	switch {
+	case s == nil:
+		if len(l.senders) >= mostSenders || l.senders == nil {
+			l.senders = map[string]*sender{}
 		}
-		senders[from] = &sender{incarnation, seq}
+		l.senders[from] = &sender{incarnation, seq}
 		return true
-	}
-	return cl.follows(s, incarnation, seq)
-}
-
-func (cl *cluster) follows(s *sender, incarnation, seq uint64) bool {
-	if s.incarnation != incarnation {
+	case s.incarnation != incarnation:
 		*s = sender{incarnation, seq}
 		return true
-	}
-	if seq <= s.seq {
+	case seq <= s.seq:
 		return false
 	}
 	if n := seq - s.seq - 1; n > 0 {
@@ -131,42 +130,22 @@ func (cl *cluster) follows(s *sender, incarnation, seq uint64) bool {
 	return true
 }
 
-// relayBroadcast hands a message to the broker that this server's connections have. The caller holds ep.mu.
-func (cl *cluster) relayBroadcast(ep *endpoint, f *codec.Frame, sent func(error)) {
-	cl.stats.broadcastsOut.Add(1)
-	ep.sent++
-	if sent == nil {
-		sent = cl.failed
-	}
-	cl.broker.Broadcast(ep.Path, f.Opcode(), f.Payload(), ep.sent, sent)
-}
-
-// broadcast takes one from another server.
+// broadcast takes a message for an endpoint from another server.
 func (cl *cluster) broadcast(from, path string, op Opcode, payload []byte, seq uint64) {
 	cl.stats.broadcastsIn.Add(1)
 	ep := cl.srv.byPath[path]
 	if ep == nil {
 		return
 	}
-	cl.mu.Lock()
-	s, known := cl.broadcasts[[2]string{from, path}]
-	if !known {
-		if len(cl.broadcasts) >= mostSenders {
-			clear(cl.broadcasts)
-		}
-		cl.broadcasts[[2]string{from, path}] = &sender{seq: seq}
-	}
-	news := !known || cl.follows(s, 0, seq)
-	cl.mu.Unlock()
-	if !news {
-		return
-	}
-	f := codec.NewFrame(op, payload)
-	at := cl.srv.stamp()
+	f, at := codec.NewFrame(op, payload), cl.srv.stamp()
 	ep.mu.Lock()
 	defer ep.mu.Unlock()
-	shards := cl.srv.allShards()
-	if cl.srv.roomFor(shards, int64(len(f.Plain()))) == nil { // else it is counted there
-		ep.post(shards, f, at)
+	if !cl.next(ep.link, from, 0, seq) {
+		return
 	}
+	if sh := ep.overloaded(int64(len(f.Plain()))); sh != nil {
+		_ = sh.refuse()
+		return
+	}
+	ep.issue(f, at)
 }

@@ -176,19 +176,20 @@ func (c *Conn) Subscriptions() []string {
 func (c *Conn) call(do func()) { c.callFunc(hookDone, do) }
 
 // publish hands a message to the subscribers of this shard, as [audience.publish] does.
-func (l *local) publish(m *message, seq uint32, at stamp) (bytes int) {
+func (l *local) publish(p *letter) (bytes int) {
 	for kind, a := range l.audiences {
-		if a == nil {
+		if a == nil || !a.isGroup() && int32(p.seq-a.end()) < 0 { // it was there before the audience
 			continue
 		}
-		a.latest = m.latest && l.src.topic != nil
-		if int32(seq-a.end()) < 0 { // it was there before the audience
+		if len(a.members) == 0 && len(a.stream) == 0 {
+			a.base++ // nobody is concerned
 			continue
 		}
-		if m.gap && framing(kind) == framingRaw {
-			a.closeForGap(seq)
+		if p.kind == letterGap && framing(kind) == framingRaw {
+			a.closeForGap(p.seq)
 		}
-		bytes += a.publish(m.frame(framing(kind)), at)
+		a.latest = p.latest
+		bytes += a.publish(p.payload.frame(framing(kind)), p.at)
 	}
 	return bytes
 }
@@ -405,8 +406,7 @@ func (l *local) left(a *audience) {
 			}
 		}
 		if l.audiences == [numFramings]*audience{} {
-			i := slices.Index(src.locals, l)
-			src.locals = slices.Delete(src.locals, i, i+1)
+			src.remove(l)
 		}
 	}
 	src.unsubscribe(l.sh.srv)
