@@ -50,12 +50,7 @@ func (a *api) publish(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	p.Payload = withoutMark(p.Payload, p.Format)
-	var receipt Receipt
-	if cl := a.srv.hub.cluster; cl != nil {
-		receipt, err = cl.publishAndWait(r.Context(), p)
-	} else {
-		receipt, err = a.srv.Publish(p)
-	}
+	receipt, err := a.srv.hub.publishAndWait(r.Context(), p)
 	if err != nil {
 		return err
 	}
@@ -189,18 +184,8 @@ func (a *api) publishBatch(w http.ResponseWriter, r *http.Request) error {
 			rest = problemTooLarge.because("the batch has more than %d lines", mostLines)
 			break
 		}
-		if n++; a.srv.hub.cluster != nil {
-			sent = append(sent, a.sendLine(line, err))
-			continue
-		}
-		if n > 1 {
-			b = append(b, ',')
-		}
-		receipt := Receipt{}
-		if err == nil {
-			receipt, err = a.publishObject(line)
-		}
-		b = a.appendResult(b, r, receipt, err)
+		n++
+		sent = append(sent, a.sendLine(line, err))
 	}
 	for i, one := range sent {
 		if i > 0 {
@@ -239,6 +224,11 @@ type publishing chan published
 
 func (p publishing) wait(ctx context.Context) published {
 	select {
+	case got := <-p: // also when the time is over
+		return got
+	default:
+	}
+	select {
 	case got := <-p:
 		return got
 	case <-ctx.Done():
@@ -272,14 +262,6 @@ func (a *api) appendResult(b []byte, r *http.Request, receipt Receipt, err error
 		p = problemInternal
 	}
 	return append(appendJSON(append(b, `{"error":`...), p), '}')
-}
-
-func (a *api) publishObject(line []byte) (Receipt, error) {
-	p, err := publicationOf(line)
-	if err != nil {
-		return Receipt{}, err
-	}
-	return a.srv.Publish(p)
 }
 
 // publicationOf reads a line. It shares nothing with it.
@@ -333,7 +315,7 @@ func (a *api) broadcast(w http.ResponseWriter, r *http.Request) error {
 	case format == FormatJSON && !json.Valid(payload):
 		return ErrNotJSON
 	}
-	n, err := a.srv.broadcastTo(r.Context(), to, codec.NewFrame(format.opcode(), payload))
+	n, err := a.srv.broadcastAndWait(r.Context(), codec.NewFrame(format.opcode(), payload), to)
 	if err != nil {
 		return err
 	}
@@ -342,22 +324,17 @@ func (a *api) broadcast(w http.ResponseWriter, r *http.Request) error {
 	}{n})
 }
 
-// broadcastTo sends a message to everybody at some endpoints, which are in the order of their indices, or
-// to nobody, and says how many connections of this server there are. It waits until the broker has it, if there is
-// one.
-func (s *Server) broadcastTo(ctx context.Context, endpoints []*endpoint, f *codec.Frame) (connections int, err error) {
-	cl := s.hub.cluster
-	if cl == nil {
-		return s.broadcast(f, nil, endpoints...)
-	}
-	sent := make(chan error, len(endpoints))
-	connections, err = s.broadcast(f, func(err error) { sent <- err }, endpoints...)
+// broadcastAndWait sends a message to everybody at some endpoints, which are in the order of their indices, or to nobody,
+// and says how many connections of this server there are. It waits until the broker has it, if there is one.
+func (s *Server) broadcastAndWait(ctx context.Context, f *codec.Frame, to []*endpoint) (connections int, err error) {
+	sent := make(chan error, len(to))
+	connections, err = s.broadcast(f, func(err error) { sent <- err }, to...)
 	if err != nil {
 		return 0, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, sureTime)
 	defer cancel()
-	for range endpoints {
+	for range to {
 		select {
 		case wrong := <-sent:
 			if wrong != nil {

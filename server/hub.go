@@ -2,6 +2,7 @@ package server
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -56,7 +57,7 @@ type hub struct {
 
 	unheard, heard idleTopics // topics that are not in use
 
-	cluster *cluster // nil without Options.Broker; immutable
+	remote remote // immutable
 
 	published atomic.Uint64
 	messages  atomic.Int64 // that topics keep
@@ -77,9 +78,7 @@ type hubPart struct {
 func newHub(s *Server) *hub {
 	h := &hub{srv: s, seed: maphash.MakeSeed(), epochs: maphash.MakeSeed(), linger: linger, mostUnheard: mostUnheard}
 	h.keys.init(s)
-	if s.opts().Broker != nil {
-		h.cluster = newCluster(h, s.opts().Broker)
-	}
+	h.remote = newRemote(h, s.opts().Broker)
 	return h
 }
 
@@ -136,7 +135,7 @@ func (h *hub) make(name string) error {
 	t := &topic{hub: h, epoch: h.epochOf(name, *generation), used: h.srv.elapsed()}
 	t.name, t.topic = string([]byte(name)), t // the name may be a part of something large
 	t.rule = ruleOf(o.Topics, name)
-	h.cluster.tie(&t.source)
+	h.remote.tie(&t.source)
 	p.topics.Set(t.name, t)
 	return nil
 }
@@ -199,10 +198,13 @@ type Receipt struct {
 // [ErrUncertain], the message may have been published or not. Subscribers of this server, too, get it when it comes
 // back from the broker. To any other topic it does not wait, nor say whether other servers get the message.
 func (s *Server) Publish(p Publication) (Receipt, error) {
-	if s.hub.cluster != nil {
-		return s.hub.cluster.publish(p)
+	if !s.hub.remote.keeps(p.Topic) {
+		return s.hub.publish(&p, nil)
 	}
-	return s.hub.publish(&p, nil)
+	if s.onLoop() {
+		return Receipt{}, fmt.Errorf("publish: %w", ErrOnLoop)
+	}
+	return s.hub.publishAndWait(context.Background(), p)
 }
 
 // publish gives the message to this server's subscribers. For other servers' it hands it over, which sent learns
@@ -242,10 +244,8 @@ func (h *hub) check(p *Publication) error {
 // enter gives a message its offset and hands it to the shards that have subscribers, all under the
 // topic's lock, so that every shard sees the same order.
 func (h *hub) enter(p *Publication, sent func(error)) (Receipt, error) {
-	if h.cluster != nil {
-		if err := h.cluster.away(); err != nil {
-			return Receipt{}, err
-		}
+	if err := h.remote.away(); err != nil {
+		return Receipt{}, err
 	}
 	at := h.srv.stamp()
 	m := &message{format: p.Format, raw: codec.NewFrame(p.Format.opcode(), p.Payload)}
@@ -262,9 +262,7 @@ func (h *hub) enter(p *Publication, sent func(error)) (Receipt, error) {
 	m.topic, m.offset, m.time, m.born = t, t.offset+1, h.srv.wall().UnixMilli(), h.srv.age()
 	h.published.Add(1)
 	n := t.issue(m, at) + issueAll(patterns, m, at)
-	if h.cluster != nil {
-		h.cluster.relay(&t.source, m, sent)
-	}
+	h.remote.relay(&t.source, m, sent)
 	return Receipt{Offset: t.offset, Epoch: t.ownEpoch(), Subscribers: n}, nil
 }
 
@@ -312,16 +310,13 @@ func (h *hub) sweep(now time.Time, round int) {
 		for t := range h.parts[i].all() {
 			t.mu.Lock()
 			t.expire(h.srv.age())
-			h.cluster.loosen(t, since)
-			if h.cluster.mayOwe(t) {
-				t.used = since
-			}
+			h.remote.sweepTopic(t, since)
 			h.forgetPatternsOf(t)
 			h.unlock(t)
 		}
 	}
 	h.forgetIdle(since - h.linger)
-	h.cluster.sweep(since)
+	h.remote.sweep(since)
 	h.keys.expire()
 }
 
@@ -448,7 +443,7 @@ type Past struct {
 // With [Options.Broker] it waits for the messages of a topic that the broker keeps, at most 10 seconds. Then it also
 // fails with [ErrNoCluster], and with [ErrOnLoop] where nobody may wait.
 func (s *Server) History(topic string, from Start, limit int) (Past, error) {
-	if err := s.hub.cluster.waitFor(topic, from); err != nil {
+	if err := s.hub.waitFor(topic, from); err != nil {
 		return Past{}, err
 	}
 	past, list, err := s.hub.past(topic, from, limit)
@@ -456,6 +451,21 @@ func (s *Server) History(topic string, from Start, limit int) (Past, error) {
 		past.Messages = append(past.Messages, Message{Topic: m.topic.name, Offset: m.offset, Time: time.UnixMilli(m.time), Format: m.format, Payload: m.raw.Payload()})
 	}
 	return past, err
+}
+
+// waitFor waits until a topic is up to date that the broker keeps; others it does not look at.
+func (h *hub) waitFor(topic string, from Start) error {
+	if !h.remote.keeps(topic) {
+		return nil
+	}
+	if h.srv.onLoop() {
+		return fmt.Errorf("look at a topic: %w", ErrOnLoop)
+	}
+	done := make(chan error, 1)
+	if ready, err := h.remote.ready(topic, from, true, nothing, func(err error) { done <- err }); ready || err != nil {
+		return err
+	}
+	return <-done
 }
 
 func (h *hub) past(topic string, from Start, limit int) (past Past, list []*message, err error) {

@@ -7,7 +7,6 @@ import (
 	"iter"
 	"log"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -170,10 +169,7 @@ func New(options Options) (*Server, error) {
 	}
 	s.hub = newHub(s)
 	for _, ep := range s.endpoints {
-		s.hub.cluster.tie(&ep.source)
-	}
-	if s.hub.cluster != nil {
-		s.lastID.Store((1 + rand.Uint64N(1<<20-1)) << 32) // else ids would be those of other servers, too
+		s.hub.remote.tie(&ep.source)
 	}
 	s.shards.Store(&[]*shard{})
 	if opts.HTTP != nil {
@@ -223,13 +219,11 @@ func (s *Server) BroadcastFrame(path string, f *codec.Frame) error {
 
 // broadcast hands a message to all connections of some endpoints, which are in the order of their indices, or to none. It
 // returns how many of this server's these are. sent, which may be nil, learns for each endpoint what became of the message
-// at the broker, if there is one and no error.
+// at the broker, if there is no error.
 func (s *Server) broadcast(f *codec.Frame, sent func(error), to ...*endpoint) (connections int, err error) {
 	at, n := s.stamp(), int64(len(f.Plain())*len(to))
-	if s.hub.cluster != nil {
-		if err := s.hub.cluster.away(); err != nil {
-			return 0, err
-		}
+	if err := s.hub.remote.away(); err != nil {
+		return 0, err
 	}
 	for _, ep := range to {
 		ep.mu.Lock()
@@ -246,9 +240,7 @@ func (s *Server) broadcast(f *codec.Frame, sent func(error), to ...*endpoint) (c
 	}
 	for _, ep := range to {
 		connections += ep.issue(f, at)
-		if s.hub.cluster != nil {
-			s.hub.cluster.relay(&ep.source, (*broadcast)(f), sent)
-		}
+		s.hub.remote.relay(&ep.source, (*broadcast)(f), sent)
 	}
 	return connections, nil
 }

@@ -240,9 +240,7 @@ func (s *Server) Stats() Stats {
 		AcceptErrors: s.acceptErrors.Load(),
 	}
 	st.add(&s.apart)
-	if s.hub.cluster != nil {
-		st.Drops[DropClusterGap] = s.hub.cluster.stats.lost.Load()
-	}
+	st.Drops[DropClusterGap] = s.hub.remote.counts().lost.Load()
 	for _, sh := range s.allShards() {
 		st.add(&sh.stats)
 	}

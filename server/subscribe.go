@@ -182,7 +182,7 @@ func (l *local) publish(p *letter) (bytes int) {
 			continue
 		}
 		if len(a.members) == 0 && len(a.stream) == 0 {
-			a.base++ // nobody is concerned
+			a.base++ // it has no receivers
 			continue
 		}
 		if p.kind == letterGap && framing(kind) == framingRaw {
@@ -219,11 +219,9 @@ type wanted struct {
 
 // subscribeReady subscribes once the topic or pattern can be subscribed to, or calls failed.
 func (c *Conn) subscribeReady(w *wanted, failed func(error)) {
-	if c.sh.srv.hub.cluster != nil { // nothing is followed for a client that may not have it
-		if err := c.maySubscribe(w.name, IsPattern(w.name)); err != nil {
-			failed(err)
-			return
-		}
+	if err := c.maySubscribe(w.name, IsPattern(w.name)); err != nil { // before the cluster follows it
+		failed(err)
+		return
 	}
 	c.topicReady(w.name, w.from, false, func(err error) {
 		if err == nil {
@@ -260,16 +258,12 @@ func (c *Conn) subscribe(w *wanted) (Subscribed, error) {
 		if err != nil {
 			return s, err
 		}
-		if t.link != nil && t.link.kept != nil && !t.link.kept.loaded {
-			t.mu.Unlock()
-			return s, errNotLoaded
-		}
 		src = &t.source
 		s.Position = t.position()
 		missed, s.Recovered = t.since(w.from, c.sh.srv.age())
 		s.After = next(missed, s.Offset)
 	}
-	if src.link != nil && src.link.state == linkNone {
+	if !src.link.serves() {
 		src.mu.Unlock()
 		return s, errNotLoaded
 	}
@@ -416,13 +410,13 @@ func (l *local) left(a *audience) {
 func (src *source) unsubscribe(srv *Server) {
 	src.subscribers--
 	last, now := src.subscribers == 0, srv.elapsed()
-	if last && src.link != nil {
-		src.link.wanted = now
+	if last {
+		srv.hub.remote.left(src)
 	}
 	if t := src.topic; t != nil {
 		if last {
 			t.used = now
-			t.heard = t.heard || t.offset > 0 && (t.link == nil || t.link.kept == nil) // the broker has kept ones' offsets
+			t.heard = t.heard || t.offset > 0 && t.link.kept == nil // the broker has kept ones' offsets
 		}
 		t.hub.unlock(t)
 		return

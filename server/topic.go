@@ -63,7 +63,7 @@ type source struct {
 	seq         uint32   // of the last message: counts them for the audiences, and means nothing to clients
 	subscribers int32    // connections of an endpoint are subscribers of its source
 	locals      []*local // one for each shard with subscribers
-	link        *link    // to the cluster; nil without one
+	link        *link    // to the cluster
 }
 
 // local is a shard's part of a source.
@@ -163,7 +163,7 @@ func (src *source) latest() bool {
 
 // epochText is for clients. The caller holds mu.
 func (t *topic) epochText() string {
-	if t.link != nil && t.link.kept != nil {
+	if t.link.kept != nil {
 		return t.link.kept.epochText()
 	}
 	return t.ownEpoch()

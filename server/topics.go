@@ -296,10 +296,5 @@ func (c *Conn) publish(op codec.Opcode, payload []byte) {
 		format = FormatBinary
 	}
 	p := Publication{Topic: topics[0].name(), Format: format, Payload: payload}
-	if cl := c.sh.srv.hub.cluster; cl != nil {
-		cl.publishFunc(&p, func(_ Receipt, err error) { c.refused(err) })
-		return
-	}
-	_, err = c.sh.srv.Publish(p)
-	c.refused(err)
+	c.sh.srv.PublishFunc(p, func(_ Receipt, err error) { c.refused(err) })
 }
