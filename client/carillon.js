@@ -1,67 +1,67 @@
-// The client of carillon's topics, for browsers and Node: one module, no dependencies.
+// The carillon client for topics, for browsers and Node: one module, no dependencies.
 //
 //   import { Carillon } from "/carillon.js"
 //   const carillon = new Carillon("/ws")
 //   carillon.subscribe("prices.eu", (message) => console.log(message.offset, message.data))
 //   await carillon.publish("prices.eu", { AAPL: 187.2 })
 //
-// It connects again whenever the connection is lost, and goes on after the last message of each topic: none
-// comes twice or out of order, and gaps are reported. docs/protocol.md has the protocol.
+// It reconnects whenever the connection is lost, and resumes after the last message of each topic: messages
+// arrive once and in order, and gaps are reported. docs/protocol.md describes the protocol.
 
 /**
- * @typedef {{offset: number, epoch: string}} Position  a place in a topic: after the message with this offset
+ * @typedef {{offset: number, epoch: string}} Position  a position in a topic: after the message with this offset
  *
  * @typedef {object} Message
  * @property {string} topic
  * @property {number} offset  of the message in its topic: 1, 2, 3 and so on
- * @property {number} time    when the server took it, in milliseconds since 1970
- * @property {any} data       what was published; a Uint8Array if that was binary
+ * @property {number} time    when the server accepted it, in milliseconds since 1970
+ * @property {any} data       the published data; a Uint8Array if it was binary
  *
  * @typedef {object} Options  times are in milliseconds
- * @property {number} [minDelay]      the longest wait before the first try to reconnect; 250
- * @property {number} [maxDelay]      the longest wait before any try; 30000
- * @property {number} [timeout]       how long a request may take, reconnecting included; 15000
- * @property {number} [pingInterval]  how often the server is asked for a sign of life; 25000
- * @property {number} [pingTimeout]   how long it may take to answer, and a connection to open: a stream of
- *   server-sent events is open when the first has come, which a proxy may hold back for ever; 10000
+ * @property {number} [minDelay]      the maximum delay before the first attempt to reconnect; 250
+ * @property {number} [maxDelay]      the maximum delay before any attempt; 30000
+ * @property {number} [timeout]       how long a request may take, including reconnects; 15000
+ * @property {number} [pingInterval]  how often the client pings the server; 25000
+ * @property {number} [pingTimeout]   how long the server may take to answer, and a connection to open: an event
+ *   stream is open when its first event has arrived, which a proxy may hold back for ever; 10000
  * @property {"auto"|"never"|"only"} [eventSource]  whether to use server-sent events, which can only
- *   receive. "auto", the default, does when no WebSocket ever opened in `attempts` tries.
- * @property {boolean} [withCredentials]  whether server-sent events from another origin are asked for with
- *   cookies, as a WebSocket always is: the server must list this page's origin by name; false
+ *   receive. "auto", the default, uses them if no WebSocket has ever opened in `attempts` attempts.
+ * @property {boolean} [withCredentials]  whether to send cookies with server-sent events from another origin, as
+ *   a WebSocket always does: the server must list this page's origin by name; false
  * @property {number} [attempts]      see eventSource; 3
- * @property {number} [upgradeInterval]  how often a WebSocket is tried beside server-sent events; 60000
- * @property {typeof globalThis.WebSocket} [WebSocket]      where there is none, as in Node before 22
+ * @property {number} [upgradeInterval]  how often to try a WebSocket while using server-sent events; 60000
+ * @property {typeof globalThis.WebSocket} [WebSocket]      for platforms without one, such as Node before 22
  * @property {typeof globalThis.EventSource} [EventSource]
- * @property {() => number} [random]  0 to 1, for the waits; Math.random
+ * @property {() => number} [random]  0 to 1, for the delays; Math.random
  *
  * @typedef {object} SubscribeOptions
- * @property {Position} [since]  go on from here; then last does not count
- * @property {number} [last]     begin with so many of the newest messages that are kept
+ * @property {Position} [since]  resume from here; last is then ignored
+ * @property {number} [last]     start with this many of the newest kept messages
  * @property {(gap: {topic: string, since: ?Position, position: ?Position}) => void} [onGap]  messages are
- *   missing before the next: read the state from elsewhere. After a lost connection, any pattern may have one.
+ *   missing before the next one: read the state from elsewhere. After a reconnect, any pattern may have a gap.
  * @property {(at: {topic: string, offset?: number, epoch?: string, after?: number, recovered?: boolean}) => void} [onSubscribed]
- * @property {(error: CarillonError) => void} [onError]  the server refused: the subscription has ended
+ * @property {(error: CarillonError) => void} [onError]  the server refused the subscription, which has ended
  *
  * @typedef {object} Subscription
  * @property {string} topic
- * @property {?Position} position  of the last message that was handed out, or before the first: what `since` needs to go on
- * @property {() => void} unsubscribe  nothing is handed out from now on
+ * @property {?Position} position  of the last message delivered, or before the first: pass it as `since` to resume
+ * @property {() => void} unsubscribe  stops the delivery at once
  */
 
 const protocol = "carillon.v1.json"
 
-/** After a connection that has lasted so long, the waits begin anew. */
+/** A connection that has lasted this long resets the delays. */
 const stable = 5000
 
-/** The close codes after which coming back would only repeat what went wrong. */
+/** The close codes after which a reconnect would only repeat the failure. */
 const final = new Set([1003, 1008])
 
-/** The errors of a subscription that pass. */
+/** The temporary errors of a subscription. */
 const passing = new Set(["overloaded", "rate_limited", "too_many_topics", "unavailable"])
 
 /**
- * What a request fails with. `code` is one of the protocol's, or "timeout", "disconnected" (a publish
- * without a key was on its way), "events_only" or "closed".
+ * The error of a failed request. `code` is one of the protocol's, or "timeout", "disconnected" (a publish
+ * without a key was in flight), "events_only" or "closed".
  */
 export class CarillonError extends Error {
   constructor(code, message, topic) {
@@ -73,16 +73,16 @@ export class CarillonError extends Error {
 export class Carillon {
   #options
   #state = "connecting"
-  #link = null // the connection, or the attempt at one
-  #probe = null // an attempt at a WebSocket beside server-sent events
-  #timer = 0 // of the next attempt
+  #link = null // the connection, or the attempt to open one
+  #probe = null // an attempt to open a WebSocket while using server-sent events
+  #timer = 0 // for the next attempt
   #probeTimer = 0
-  #failures = 0 // since the last connection that lasted: the waits grow with it
-  #unopened = 0 // WebSockets in a row that did not open
+  #failures = 0 // since the last stable connection: the delays grow with it
+  #unopened = 0 // consecutive WebSockets that did not open
   #everOpened = false
-  #triedEvents = false // in the attempt before
+  #triedEvents = false // in the previous attempt
   #lastID = 0
-  #requests = new Map() // by id, in the order in which they were made
+  #requests = new Map() // by id, in order of creation
   #subscriptions = new Map() // by topic or pattern
   #listeners = new Map()
   #hurry = () => this.#now()
@@ -94,7 +94,7 @@ export class Carillon {
    */
   constructor(url, options = {}) {
     const address = new URL(url, globalThis.location?.href)
-    if (address.searchParams.has("topic")) throw new TypeError("the URL has a topic: use subscribe instead")
+    if (address.searchParams.has("topic")) throw new TypeError("the URL must not have a topic: use subscribe")
     this.#options = {
       minDelay: 250, maxDelay: 30000, timeout: 15000, pingInterval: 25000, pingTimeout: 10000,
       eventSource: "auto", withCredentials: false, attempts: 3, upgradeInterval: 60000, random: Math.random,
@@ -103,25 +103,25 @@ export class Carillon {
       eventsURL: Object.assign(new URL(address), { protocol: address.protocol.replace(/^ws/, "http") }),
     }
     const { eventSource, WebSocket, EventSource } = this.#options
-    if (eventSource !== "only" && !WebSocket) throw new TypeError("there is no WebSocket here: pass one as an option")
-    if (eventSource === "only" && !EventSource) throw new TypeError("there is no EventSource here: pass one as an option")
+    if (eventSource !== "only" && !WebSocket) throw new TypeError("this platform has no WebSocket: pass one as an option")
+    if (eventSource === "only" && !EventSource) throw new TypeError("this platform has no EventSource: pass one as an option")
     globalThis.addEventListener?.("online", this.#hurry)
     globalThis.document?.addEventListener("visibilitychange", this.#seen)
     this.#connect()
   }
 
-  /** @returns {"connecting"|"open"|"reconnecting"|"closed"} closed is the end */
+  /** @returns {"connecting"|"open"|"reconnecting"|"closed"} closed is final */
   get state() { return this.#state }
 
-  /** @returns {?("websocket"|"events")} what the open connection is */
+  /** @returns {?("websocket"|"events")} the transport of the open connection */
   get transport() { return this.#state === "open" ? this.#link.kind : null }
 
   /**
-   * Calls a function on "open" ({transport}), "close" ({code, reason, final}: a connection has ended, or,
-   * if final, the client), "reconnecting" ({attempt, delay, code, reason}), "gap" (as onGap) or "error"
-   * (a CarillonError that concerns no request).
+   * Calls a function on "open" ({transport}), "close" ({code, reason, final}: a connection has ended, or
+   * the client if final), "reconnecting" ({attempt, delay, code, reason}), "gap" (like onGap) or "error"
+   * (a CarillonError that belongs to no request).
    * @param {"open"|"close"|"reconnecting"|"gap"|"error"} event @param {(detail: any) => void} listener
-   * @returns {() => void} takes the function away again
+   * @returns {() => void} removes the function
    */
   on(event, listener) {
     if (!this.#listeners.has(event)) this.#listeners.set(event, new Set())
@@ -130,23 +130,23 @@ export class Carillon {
   }
 
   /**
-   * Hands out the messages of a topic, or of all topics that match a pattern. A client has each topic once.
+   * Delivers the messages of a topic, or of all topics that match a pattern. A topic can be subscribed to once.
    * @param {string} topic @param {(message: Message) => void} listener @param {SubscribeOptions} [options]
    * @returns {Subscription}
    */
   subscribe(topic, listener, options = {}) {
     if (this.#state === "closed") throw new CarillonError("closed", "the client is closed", topic)
-    if (this.#subscriptions.has(topic)) throw new CarillonError("already_subscribed", `${topic} is subscribed to already`, topic)
+    if (this.#subscriptions.has(topic)) throw new CarillonError("already_subscribed", `already subscribed to ${topic}`, topic)
     const sub = {
       topic, listener, options, pattern: isPattern(topic), last: options.last ?? 0,
       position: options.since ?? null,
       request: 0, // the id of the request on this connection
       live: false, // the server has replied on this connection, so messages may come
-      begun: false, // the server has replied before
+      begun: false, // the server has replied at least once
     }
     this.#subscriptions.set(topic, sub)
     if (this.#state === "open") this.#begin(sub)
-    else if (!this.#link && !this.#timer) this.#connect() // events need a topic to begin with
+    else if (!this.#link && !this.#timer) this.#connect() // an event stream needs a topic
     return {
       topic,
       get position() { return sub.position && { ...sub.position } },
@@ -155,11 +155,11 @@ export class Carillon {
   }
 
   /**
-   * Publishes a message, once there is a connection. If that breaks, the message is repeated under its key,
-   * which is made up unless given, and so delivered once. With the key "" it fails then instead, and nobody
-   * knows what became of it.
+   * Publishes a message as soon as there is a connection. If that breaks, the client repeats the message with its
+   * key, which is random unless given, so it is delivered once. With the key "" the publish fails instead, and its
+   * outcome is unknown.
    * @param {string} topic
-   * @param {any} data  JSON, or bytes (a Uint8Array or an ArrayBuffer), or a string for the encoding
+   * @param {any} data  JSON, or bytes (a Uint8Array or an ArrayBuffer), or a string if there is an encoding
    * @param {{encoding?: "text"|"base64", key?: string, timeout?: number}} [options]
    * @returns {Promise<{topic: string, offset: number, epoch: string, subscribers: number}>}
    */
@@ -173,7 +173,7 @@ export class Carillon {
   }
 
   /**
-   * Reads what a topic keeps: the oldest messages after `since`, or the newest ones.
+   * Reads the history of a topic: the oldest messages after `since`, or the newest ones.
    * @param {string} topic @param {{since?: Position, limit?: number, timeout?: number}} [options]
    * @returns {Promise<{topic: string, offset: number, epoch: string, recovered: boolean, messages: Message[]}>}
    */
@@ -183,7 +183,7 @@ export class Carillon {
   }
 
   /**
-   * Says who is subscribed to a topic.
+   * Lists the subscribers of a topic.
    * @param {string} topic @param {{timeout?: number}} [options]
    * @returns {Promise<{topic: string, count: number, connections: {id: string}[]}>}
    */
@@ -206,7 +206,7 @@ export class Carillon {
       : new SocketLink(this.#options, this.#hooks)
   }
 
-  /** After an attempt with events comes one with a WebSocket: perhaps it was the server that was down. */
+  /** An attempt with a WebSocket follows one with events: perhaps the server was down. */
   #wantsEvents() {
     const { eventSource, EventSource, attempts } = this.#options
     if (eventSource !== "auto") return eventSource === "only"
@@ -223,7 +223,7 @@ export class Carillon {
   }
 
   #opened(link) {
-    if (link === this.#probe) { // a WebSocket at last: it takes over
+    if (link === this.#probe) { // a WebSocket has opened at last: it takes over
       this.#probe = null
       this.#link.end(1000, "", true)
       this.#link = link
@@ -256,18 +256,18 @@ export class Carillon {
     if (link.kind === "websocket" && !link.since) this.#unopened++
     if (link.since && Date.now() - link.since >= stable) this.#failures = 0
     if (final.has(code)) {
-      this.#stop(code, reason, new CarillonError("closed", `the server closed the connection for good: ${code} ${reason}`))
+      this.#stop(code, reason, new CarillonError("closed", `the server closed the connection permanently: ${code} ${reason}`))
       return
     }
     for (const [id, request] of this.#requests) {
       if (!request.sent) continue
       request.sent = false
-      if (code === 1009) this.#settle(id, new CarillonError("too_large", "the server refused a message as too large"))
+      if (code === 1009) this.#settle(id, new CarillonError("too_large", "the server refused the message as too large"))
       else if (!request.repeat) {
-        this.#settle(id, new CarillonError("disconnected", "the connection broke; nobody knows whether the message was published"))
+        this.#settle(id, new CarillonError("disconnected", "the connection was lost; it is unknown whether the message was published"))
       }
     }
-    const asked = /; retry=(\d{1,7})$/.exec(reason) // by the server
+    const asked = /; retry=(\d{1,7})$/.exec(reason) // the server's request
     const delay = asked ? +asked[1]
       : this.#options.random() * Math.min(this.#options.maxDelay, this.#options.minDelay * 2 ** this.#failures)
     this.#failures++
@@ -315,7 +315,7 @@ export class Carillon {
     const id = ++this.#lastID
     const text = JSON.stringify({ id, [what]: body }) // may throw
     return new Promise((resolve, reject) => {
-      const late = () => this.#settle(id, new CarillonError("timeout", `no answer for ${timeout} ms`))
+      const late = () => this.#settle(id, new CarillonError("timeout", `no reply within ${timeout} ms`))
       const request = { text, repeat, sent: false, resolve, reject, timer: setTimeout(late, timeout) }
       this.#requests.set(id, request)
       if (this.#state === "open") this.#send(request)
@@ -342,7 +342,7 @@ export class Carillon {
       if (sub) this.#message(sub, frame)
       return
     }
-    // Without an id the server has missed something itself.
+    // Without an id: the server itself has missed messages.
     const missed = frame.id === undefined && frame.subscribed?.recovered === false && this.#subscriptions.get(frame.subscribed.topic)
     const sub = missed?.live ? missed : frame.id && [...this.#subscriptions.values()].find((s) => s.request === frame.id)
     const error = frame.error && new CarillonError(frame.error.code, frame.error.message, sub?.topic)
@@ -380,7 +380,7 @@ export class Carillon {
     const gap = sub.pattern ? sub.begun : reply.recovered === false
     sub.live = sub.begun = true
     if (!sub.pattern) {
-      // An older server does not send `after`: a gap that is reported twice is better than messages that are lost in silence.
+      // An older server does not send `after`: reporting a gap twice is better than losing messages silently.
       const offset = reply.after ?? (since && !gap ? since.offset : 0)
       sub.position = { offset, epoch: reply.epoch }
       sub.seen = offset
@@ -394,7 +394,7 @@ export class Carillon {
   }
 
   #message(sub, message) {
-    if (!sub.live) return // it is what is left of an earlier subscription
+    if (!sub.live) return // left over from an earlier subscription
     if (!sub.pattern) {
       if (message.offset <= sub.seen) return
       sub.seen = message.offset
@@ -421,7 +421,7 @@ export class Carillon {
   }
 }
 
-/** A WebSocket that notices when the other end is gone. */
+/** A WebSocket that detects when its peer is gone. */
 class SocketLink {
   kind = "websocket"
   since = 0 // when it opened
@@ -440,10 +440,10 @@ class SocketLink {
       socket.onopen = () => this.#opened(socket.protocol)
       socket.onmessage = ({ data }) => this.#took(data)
       socket.onclose = ({ code, reason }) => this.end(code, reason)
-      // A close follows with the reason, but not in every version of Node if the connection did not open.
+      // A close event with the reason follows, but not in every version of Node if the connection did not open.
       socket.onerror = () => setTimeout(() => this.end(1006, "the connection failed"), 50)
-    } catch (error) { // such as an insecure address on a secure page
-      const { search } = options.url // may have a token, which some of these errors repeat
+    } catch (error) { // for example an insecure URL on a secure page
+      const { search } = options.url // may contain a token, which some of these errors repeat
       setTimeout(() => this.end(1006, search ? String(error.message).replaceAll(search, "?(set)") : error.message))
     }
   }
@@ -465,7 +465,7 @@ class SocketLink {
     try {
       frame = JSON.parse(data)
     } catch {
-      this.end(1006, "the server sent what is not JSON")
+      this.end(1006, "the server sent invalid JSON")
       return
     }
     this.#hooks.frame(this, frame)
@@ -487,7 +487,7 @@ class SocketLink {
 
   send(text) { this.#socket.send(text) }
 
-  /** Ends it, once. Nobody waits for a close handshake: on a dead link that takes long. */
+  /** Ends the connection, once. It does not wait for a close handshake, which takes long on a dead connection. */
   end(code, reason, quietly = false) {
     const socket = this.#socket
     if (!this.#hooks) return
@@ -503,7 +503,7 @@ class SocketLink {
   }
 }
 
-/** Server-sent events: one stream for each topic, since only then can it be resumed. */
+/** Server-sent events: one stream per topic, since only such a stream can be resumed. */
 class EventsLink {
   kind = "events"
   since = 0
@@ -535,7 +535,7 @@ class EventsLink {
     this.#sources.set(sub, source)
     source.onmessage = ours(({ data }) => this.#hooks.message(sub, JSON.parse(data)))
     source.addEventListener("subscribed", ours(({ data }) => {
-      this.#opened() // not before: a proxy may let the answer begin and hold back what follows
+      this.#opened() // not earlier: a proxy may pass on the start of the response and hold back the rest
       this.#hooks?.subscribed(sub, JSON.parse(data)) // a listener to "open" may have closed the client
     }))
     source.addEventListener("close", ours(({ data }) => {
@@ -558,13 +558,13 @@ class EventsLink {
   }
 
   /**
-   * A browser does not tell why a stream has failed. It gives one up for good when the answer was not a
-   * stream; if the server is there for others, that answer was meant for this topic.
+   * A browser does not report why a stream has failed. It gives a stream up for good if the response was not an
+   * event stream. If other streams are open, that response was about this topic.
    */
   #failed(sub, source) {
     const others = [...this.#sources.values()].some((other) => other !== source && other.readyState === 1)
     if (sub.live || source.readyState !== 2 || !others) {
-      this.end(1006, "the stream of events broke")
+      this.end(1006, "the event stream broke")
       return
     }
     this.unsubscribe(sub)
@@ -589,7 +589,7 @@ function startOf(sub) {
 }
 
 function eventsOnly() {
-  return new CarillonError("events_only", "no WebSocket could be opened, and server-sent events, which are used instead, can only receive")
+  return new CarillonError("events_only", "no WebSocket could be opened, and the server-sent events used instead can only receive")
 }
 
 function isPattern(topic) {
@@ -616,12 +616,12 @@ function toBase64(bytes) {
   return btoa(text)
 }
 
-/** crypto.randomUUID would need a page that came over TLS. */
+/** crypto.randomUUID would require a secure context. */
 function randomKey() {
   return Array.from(globalThis.crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("")
 }
 
-/** Calls a function of the application. What it throws is the application's, and stops nothing here. */
+/** Calls a function of the application. Its exceptions are rethrown later, so that they stop nothing here. */
 function call(f, detail) {
   try {
     f?.(detail)

@@ -11,39 +11,41 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"carillon/loadtest/internal/wsclient"
 )
 
-// faulty is a WebSocket server of which the test knows every fault: it is told what to do to each
-// delivery, and counts what it did. The zero value has none.
+// faulty is a WebSocket server that makes the faults a test asks for and counts them. The zero value has
+// none.
 type faulty struct {
 	broadcast bool                                       // else echo
-	others    bool                                       // broadcast: a sender gets nothing of its own
-	answer    string                                     // instead of the handshake
-	accept    string                                     // instead of the right key
-	first     []byte                                     // is sent as soon as a connection is open
-	frame     func(payload []byte) []byte                // draws a frame; else as it should be
-	deliver   func(r *receiver, message []byte) [][]byte // what a receiver gets for a message; else it
-	after     time.Duration                              // when the server ends, from the first message
-	most      int                                        // connections that are taken; 0 is any number
-	peer      *faulty                                    // broadcast: gets every message too
+	others    bool                                       // broadcast: senders do not get their own messages
+	answer    string                                     // instead of the handshake response
+	accept    string                                     // instead of the right accept key
+	first     []byte                                     // sent as soon as a connection is open
+	frame     func(payload []byte) []byte                // encodes a frame
+	deliver   func(r *receiver, message []byte) [][]byte // what a receiver gets instead of a message
+	after     time.Duration                              // time from the first message until the server dies
+	max       int                                        // connections accepted; 0 is unlimited
+	peer      *faulty                                    // broadcast: also gets every message
 
 	url string
 
 	mu        sync.Mutex
 	receivers []*receiver
-	opened    int    // connections, those that are gone again included
-	messages  int    // that came in
+	opened    int    // connections so far
+	messages  int    // received
 	host      string // of the last handshake
-	delivered int    // frames that went out
-	faults    int    // as deliver counts them
+	delivered int    // frames sent
+	faults    int    // counted by deliver
 	dies      sync.Once
 }
 
 // receiver is one connection.
 type receiver struct {
 	conn  net.Conn
-	count int    // messages that were meant for it
-	held  []byte // one that is to go out later
+	count int    // messages for it
+	held  []byte // a message to be sent later
 }
 
 // serve runs the server until the test ends.
@@ -67,7 +69,7 @@ func (f *faulty) serve(t *testing.T) *faulty {
 	return f
 }
 
-// end cuts all connections off.
+// end closes all connections.
 func (f *faulty) end() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -89,13 +91,13 @@ func (f *faulty) receive(conn net.Conn) {
 	}
 	f.mu.Lock()
 	f.host = request.Host
-	full := f.most > 0 && f.opened >= f.most
+	full := f.max > 0 && f.opened >= f.max
 	f.mu.Unlock()
 	if full {
 		io.WriteString(conn, "HTTP/1.1 503 Full\r\n\r\n")
 		return
 	}
-	accept := acceptFor([]byte(request.Header.Get("Sec-WebSocket-Key")))
+	accept := wsclient.AcceptFor([]byte(request.Header.Get("Sec-WebSocket-Key")))
 	if f.accept != "" {
 		accept = f.accept
 	}
@@ -107,11 +109,11 @@ func (f *faulty) receive(conn net.Conn) {
 	f.mu.Unlock()
 	for {
 		op, payload, err := readClientFrame(in)
-		if err != nil || op == opClose {
+		if err != nil || op == wsclient.OpClose {
 			f.leave(r)
 			return
 		}
-		if op == opText || op == opBinary {
+		if op == wsclient.OpText || op == wsclient.OpBinary {
 			f.message(r, op, payload)
 			if f.peer != nil {
 				f.peer.message(nil, op, payload)
@@ -131,7 +133,7 @@ func (f *faulty) leave(r *receiver) {
 	}
 }
 
-// message hands one on, to whom it should go or otherwise.
+// message delivers a message, with faults.
 func (f *faulty) message(from *receiver, op byte, payload []byte) {
 	if f.after > 0 {
 		f.dies.Do(func() { time.AfterFunc(f.after, f.end) })
@@ -171,7 +173,7 @@ func readClientFrame(in *bufio.Reader) (op byte, payload []byte, err error) {
 	op = head[0] & 0x0f
 	n := uint64(head[1] & 0x7f)
 	if head[1]&0x80 == 0 {
-		return 0, nil, fmt.Errorf("a frame that is not masked")
+		return 0, nil, fmt.Errorf("frame without a mask")
 	}
 	switch n {
 	case 126:
@@ -198,7 +200,7 @@ func readClientFrame(in *bufio.Reader) (op byte, payload []byte, err error) {
 	return op, payload, nil
 }
 
-// every makes a fault of each nth delivery to a receiver.
+// every applies fault to each nth delivery to a receiver.
 func (f *faulty) every(n int, fault func(r *receiver, m []byte) [][]byte) func(*receiver, []byte) [][]byte {
 	return func(r *receiver, m []byte) [][]byte {
 		if r.count%n != n-1 {
@@ -209,12 +211,26 @@ func (f *faulty) every(n int, fault func(r *receiver, m []byte) [][]byte) func(*
 	}
 }
 
-// masked is a frame as only a client may send it.
-func masked(m []byte) []byte { return appendFrame(nil, opBinary, false, 0x01020304, m) }
+// masked encodes a frame that only a client may send.
+func masked(m []byte) []byte {
+	return wsclient.AppendFrame(nil, wsclient.OpBinary, false, 0x01020304, m)
+}
 
-// fragmented is a message in three frames, with a ping in between.
+// fragmented encodes a message as three frames with a ping in between.
 func fragmented(m []byte) []byte {
 	return bytes.Join([][]byte{
 		serverFrame(0x02, m[:10]), serverFrame(0x89, []byte("are you there?")), serverFrame(0x00, nil), serverFrame(0x80, m[10:]),
 	}, nil)
+}
+
+// serverFrame encodes a frame as a server sends it.
+func serverFrame(b0 byte, payload []byte) []byte {
+	switch n := len(payload); {
+	case n < 126:
+		return append([]byte{b0, byte(n)}, payload...)
+	case n < 1<<16:
+		return append([]byte{b0, 126, byte(n >> 8), byte(n)}, payload...)
+	default:
+		return append(binary.BigEndian.AppendUint64([]byte{b0, 127}, uint64(n)), payload...)
+	}
 }

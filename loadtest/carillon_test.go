@@ -3,26 +3,21 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/binary"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
 	"runtime"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"carillon/internal/testenv"
-
-	"golang.org/x/sys/unix"
+	"carillon/loadtest/internal/wsclient"
 )
 
 var buildDir string // removed after the last test
@@ -35,7 +30,7 @@ var buildOnce = sync.OnceValues(func() (program string, err error) {
 	return program, err
 })
 
-// carillon is this repository's server, built by the first test that needs it.
+// carillon returns this repository's server, which the first test that needs it builds.
 func carillon(t *testing.T) (program string) {
 	t.Helper()
 	if testing.Short() {
@@ -48,8 +43,8 @@ func carillon(t *testing.T) (program string) {
 	return program
 }
 
-// startCarillon runs this repository's server on a free port. It returns the beginning of
-// its URLs and its process.
+// startCarillon runs this repository's server on a free port. It returns the base of its URLs and its
+// process ID.
 func startCarillon(t *testing.T) (url string, pid int) {
 	t.Helper()
 	program, config := carillon(t), filepath.Join(t.TempDir(), "config.yaml")
@@ -138,7 +133,7 @@ func TestCarillon(t *testing.T) {
 	})
 }
 
-// Servers that the run starts itself are all measured, named when they die, and gone afterwards.
+// Servers started for the run are measured, named if they die, and stopped afterwards.
 func TestStartedServers(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -149,7 +144,7 @@ func TestStartedServers(t *testing.T) {
 	if m := whole(t, r); m.Received == 0 || m.Missing != 0 || len(undue(r)) != 0 || r.Connections.Opened != 30 {
 		t.Errorf("%+v, %+v\n%q", m, r.Connections, r.Warnings)
 	}
-	if r.Name != "carillon" || r.URL != "/echo of 2 servers that were started for the run" {
+	if r.Name != "carillon" || r.URL != "/echo of 2 servers started for the run" {
 		t.Errorf("%s, %s", r.Name, r.URL)
 	}
 	if runtime.GOOS != "linux" {
@@ -158,7 +153,7 @@ func TestStartedServers(t *testing.T) {
 	if r.Server == nil || r.Server.Processes != 2 || r.Server.RSS < 2<<20 {
 		t.Fatalf("%+v", r.Server)
 	}
-	if _, err := costOf(r.Server.PID); err == nil {
+	if _, err := usageOf(r.Server.PID); err == nil {
 		t.Errorf("the server, process %d, goes on after the run", r.Server.PID)
 	}
 
@@ -172,14 +167,14 @@ func TestStartedServers(t *testing.T) {
 		o.URLs = append(o.URLs, s.base+"/echo")
 	}
 	o.Start = 0
-	r = measure(t.Context(), o, func(l live) {
-		if l.doing == "sending" {
+	r = measure(t.Context(), o, func(l progress) {
+		if l.phase == "sending" {
 			list[1].cmd.Process.Kill()
 		}
 	})
 	said := strings.Join(r.Warnings, "\n")
 	for _, want := range []string{
-		fmt.Sprintf("process %d at %s has ended, ", list[1].pid, o.URLs[1]), "all 15 connections to " + o.URLs[1] + " were lost",
+		fmt.Sprintf("process %d at %s exited ", list[1].pid, o.URLs[1]), "all 15 connections to " + o.URLs[1] + " were lost",
 	} {
 		if r.Error != "" || !strings.Contains(said, want) || strings.Contains(said, o.URLs[0]) {
 			t.Errorf("error %q, and the warnings do not say %q, or speak of the other server: %q", r.Error, want, r.Warnings)
@@ -190,7 +185,7 @@ func TestStartedServers(t *testing.T) {
 	}
 }
 
-// Servers that fanout starts are a cluster: what is published at one reaches the connections of all, once.
+// Servers started for fanout form a cluster: each message reaches all connections of all servers once.
 func TestStartedCluster(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -201,12 +196,12 @@ func TestStartedCluster(t *testing.T) {
 	if m := whole(t, r); m.Received == 0 || m.Missing != 0 || m.Duplicated != 0 || len(undue(r)) != 0 || r.Connections.Opened != 30 {
 		t.Errorf("%+v, %+v\n%q", m, r.Connections, r.Warnings)
 	}
-	if r.URL != "/broadcast of a cluster of 3 servers that was started for the run" {
+	if r.URL != "/broadcast of a cluster of 3 servers started for the run" {
 		t.Error(r.URL)
 	}
 }
 
-// An application's own HTTP endpoint publishes, and the server fans out.
+// Messages are published through an HTTP endpoint of the application.
 func TestPublishOverHTTP(t *testing.T) {
 	t.Parallel()
 	server := (&faulty{broadcast: true}).serve(t)
@@ -217,7 +212,7 @@ func TestPublishOverHTTP(t *testing.T) {
 			http.Error(w, "not you", http.StatusForbidden)
 			return
 		}
-		server.message(nil, opBinary, body)
+		server.message(nil, wsclient.OpBinary, body)
 		w.WriteHeader(http.StatusNoContent)
 	}))
 	defer app.Close()
@@ -234,149 +229,5 @@ func TestPublishOverHTTP(t *testing.T) {
 	r = measure(t.Context(), small("fanout", server.url, change), nil)
 	if !strings.Contains(r.Error, "nothing could be published: HTTP 403 Forbidden: not you") {
 		t.Errorf("error %q", r.Error)
-	}
-}
-
-// What the generator does for each message costs no memory.
-func TestReceivingDoesNotAllocate(t *testing.T) {
-	w := &worker{handshakes: newHistogram(), latency: newHistogram(), lostBy: map[string]int{}, failedBy: map[string]int{}}
-	w.prepare(&spec{Command: "fanout", Count: 1, Run: 1, Connections: 4, Senders: 2, Size: 128, Depth: 1})
-	c := &w.conns[3]
-	c.state = stateOpen
-	const batch = 16
-	sequence := uint32(0)
-	frames := make([]byte, 0, batch*130)
-	body := w.payloads.blank()
-	if n := testing.AllocsPerRun(100, func() {
-		frames = frames[:0]
-		for range batch {
-			w.payloads.put(body, stamp{1, sequence, 0})
-			sequence++
-			frames = append(binary.BigEndian.AppendUint16(append(frames, 0x82, 126), 128), body...)
-		}
-		if rest, _, ok := w.consume(3, c, frames, 1000); len(rest) != 0 || !ok {
-			t.Fatal("the frames were not taken")
-		}
-	}); n > 1 { // the rows of arrivals grow now and then
-		t.Errorf("%g allocations for %d messages", n, batch)
-	}
-	if w.ledger.received != 101*batch || w.Foreign != 0 {
-		t.Errorf("%d received, %d foreign", w.ledger.received, w.Foreign)
-	}
-}
-
-func BenchmarkReceive(b *testing.B) {
-	for _, size := range []int{128, 4096} {
-		b.Run(fmt.Sprintf("size=%d", size), func(b *testing.B) {
-			w := &worker{handshakes: newHistogram(), latency: newHistogram()}
-			w.prepare(&spec{Command: "fanout", Count: 1, Run: 1, Connections: 4, Senders: 2, Size: size, Depth: 1})
-			body := w.payloads.blank()
-			frame := binary.BigEndian.AppendUint16([]byte{0x82, 126}, uint16(size))
-			b.ReportAllocs()
-			b.SetBytes(int64(size))
-			for n := range b.N {
-				w.payloads.put(body, stamp{1, uint32(n), 0})
-				frame = append(frame[:4], body...)
-				w.consume(3, &w.conns[3], frame, 1000)
-			}
-		})
-	}
-}
-
-func TestListenersAreFound(t *testing.T) {
-	if runtime.GOOS != "linux" {
-		t.Skip("needs /proc")
-	}
-	server := (&faulty{}).serve(t)
-	o := small("idle", server.url, nil)
-	target, err := findTarget(t.Context(), o, server.url, sourceRange{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	nobody := netip.AddrPortFrom(target.Address.Addr(), 1)
-	pids := listeners([]netip.AddrPort{nobody, target.Address})
-	if len(pids) != 2 || len(pids[0]) != 0 || len(pids[1]) != 1 || pids[1][0] != os.Getpid() {
-		t.Errorf("%v, want nobody and this process, %d", pids, os.Getpid())
-	}
-	c, err := costOf(os.Getpid())
-	if err != nil || c.rss < 1<<20 || c.threads < 1 {
-		t.Errorf("%+v, %v", c, err)
-	}
-	if _, err := costOf(1 << 30); err == nil {
-		t.Error("a process that cannot be is found")
-	}
-	if d := pssOf(os.Getpid()); d < 1<<20 {
-		t.Errorf("PSS %d", d)
-	}
-}
-
-// Processes that share an address by SO_REUSEPORT are one server, and it costs what they cost together.
-func TestProcessesThatShareAnAddress(t *testing.T) {
-	if runtime.GOOS != "linux" {
-		t.Skip("needs /proc")
-	}
-	shared := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
-		c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) })
-		return err
-	}}
-	ours, err := shared.Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ours.Close()
-	theirs, err := shared.Listen(t.Context(), "tcp", ours.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	file, err := theirs.(*net.TCPListener).File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	other := testenv.Command("sleep", "60")
-	other.ExtraFiles = []*os.File{file}
-	if err := other.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer other.Process.Kill()
-	theirs.Close()
-	file.Close()
-
-	here := target{URL: "ws://here/", Address: netip.MustParseAddrPort(ours.Addr().String())}
-	elsewhere := target{URL: "ws://elsewhere/", Address: netip.MustParseAddrPort("192.0.2.1:80")}
-	s, err := observe(nil, []target{here, elsewhere})
-	if err != nil || len(s.processes) != 2 || !strings.Contains(s.doubt, "leaves out what listens at ws://elsewhere/:") {
-		t.Fatalf("%+v, %v", s, err)
-	}
-	own, _ := costOf(os.Getpid())
-	if c, living, ok := s.cost(); !ok || c.rss <= own.rss || living != c.rss || c.threads <= own.threads {
-		t.Errorf("%+v of both, %+v of one", c, own)
-	}
-	before, _, _ := s.cost()
-	other.Process.Kill()
-	other.Wait()
-	after, living, ok := s.cost()
-	if !ok || after.cpu < before.cpu || living >= after.rss {
-		t.Errorf("%+v before one ended, %+v after it, of which %d B live", before, after, living)
-	}
-	if gone := s.gone(); len(gone) != 1 || gone[0].String() != fmt.Sprintf("process %d at ws://here/", other.Process.Pid) {
-		t.Errorf("gone are %v", gone)
-	}
-
-	both, err := observe([]int{os.Getpid(), os.Getppid(), os.Getpid()}, nil)
-	if err != nil || len(both.processes) != 2 || both.processes[0].pid != os.Getpid() {
-		t.Errorf("the processes that were named: %+v, %v", both, err)
-	}
-	if _, err := observe([]int{os.Getpid(), 1 << 30}, nil); err == nil || !strings.Contains(err.Error(), "--pid 1073741824: ") {
-		t.Errorf("one of two processes does not exist, and this is said: %v", err)
-	}
-}
-
-func TestCostIsTheSumOfAllProcesses(t *testing.T) {
-	s := observed{processes: []*process{
-		{last: cost{cpu: 1, rss: 20, threads: 300}, ended: 1}, {last: cost{cpu: 4, rss: 50, threads: 600}, ended: 1},
-	}}
-	sum, living, ok := s.cost()
-	if sum.cpu != 5 || sum.rss != 70 || sum.threads != 900 || living != 0 || ok {
-		t.Errorf("%+v, %d B of the living, %v", sum, living, ok)
 	}
 }

@@ -12,61 +12,62 @@ import (
 	"syscall"
 	"time"
 
+	"carillon/loadtest/internal/report"
+
 	"github.com/spf13/cobra"
 )
 
-// comparison is several servers under the same loads, in several rounds.
+// comparison measures several servers under the same loads in several rounds.
 type comparison struct {
 	quick     bool
 	rounds    int
 	storm     bool
 	only      []string
-	others    []string
+	peers     []string
 	processes int
 	jsonFile  string
 	htmlFile  string
 	full      bool
 }
 
-const compareHelp = `Builds carillon and the servers in loadtest/peers, starts each as a process of its
-own, puts each under the same loads, and prints one table: the figures that matter most,
-each as the median of the rounds, how far the rounds were from it at most, and its
-ratio to carillon's, round by round. --full prints every figure, and the reports
-have them all.
+const compareHelp = `Builds carillon and the servers in loadtest/peers, runs each under the same loads,
+and prints the main metrics: the median of all rounds, the largest deviation from
+it, and the ratio to carillon, computed round by round. --full prints all metrics;
+the JSON and HTML reports always have them.
 
-The loads are: idle connections; echo with one message under way on each
-connection and with 32; fan-out on a schedule, and as fast as possible. Every run
-begins with a fresh process, and every second round goes through the servers
-backwards, so that a machine that changes its speed favours nobody.
+The loads are idle connections, echo with 1 and with 32 messages in flight per
+connection, fan-out on a fixed schedule, and fan-out as fast as possible. Each run
+starts a new server process. Every second round measures the servers in reverse
+order, so that a machine that slows down over time favours none of them.
 
-"floor" is no WebSocket server but a bare loop of read(2) and write(2): what this
-machine can do at most with one system call for each message.
+"floor" is not a usable WebSocket server but a bare loop of read(2) and write(2):
+the limit of this machine with one system call per message.
 
-Other servers, in any language, join with --peer: they need /echo and /broadcast.
-Such a server is one process for all runs. How much a connection makes it grow is
-known of its first run only; restart it before each comparison.`
+--peer adds a running server in any language, which must serve /echo and
+/broadcast. It is one process for all runs, so its memory per connection is
+reported for the first run only. Restart it before each comparison.`
 
 func compareCommand() *cobra.Command {
 	var c comparison
 	cmd := &cobra.Command{
-		Use: "compare", Short: "Compare servers, in one run", Long: compareHelp,
+		Use: "compare", Short: "Compare carillon with other servers", Long: compareHelp,
 		SilenceUsage: true, SilenceErrors: true, Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error { return c.run(os.Stdout, os.Stderr) },
 	}
 	f := cmd.Flags()
-	f.BoolVar(&c.quick, "quick", false, "one round of short runs, under a minute")
-	f.IntVar(&c.rounds, "rounds", 3, "go through all servers so `many` times")
-	f.BoolVar(&c.storm, "storm", false, "also cut all connections off and watch them return")
-	f.StringSliceVar(&c.only, "only", nil, "leave out all but these `names`")
-	f.StringArrayVar(&c.others, "peer", nil, "a server that runs already, as `NAME=ws://HOST:PORT[,PID]`; may be repeated")
-	f.IntVar(&c.processes, "processes", 0, "of the generator; 0 is as many as the connections need, and at least 2 where messages go as fast as possible")
-	f.BoolVar(&c.full, "full", false, "print every figure")
+	f.BoolVar(&c.quick, "quick", false, "one round of short runs, about a minute")
+	f.IntVar(&c.rounds, "rounds", 3, "measure each server `N` times")
+	f.BoolVar(&c.storm, "storm", false, "also close all connections and measure how they reconnect")
+	f.StringSliceVar(&c.only, "only", nil, "compare only these servers, `NAME,...`")
+	f.StringArrayVar(&c.peers, "peer", nil, "add a running server, `NAME=ws://HOST:PORT[,PID]`; repeatable")
+	f.IntVar(&c.processes, "processes", 0, "spread connections over `N` generator processes; 0 is as many as needed, and at least 2 without a rate")
+	f.BoolVar(&c.full, "full", false, "print all metrics")
 	f.StringVar(&c.jsonFile, "json", "", "write the results as JSON to `FILE`")
-	f.StringVar(&c.htmlFile, "html", "", "write a report to `FILE`")
+	f.StringVar(&c.htmlFile, "html", "", "write an HTML report to `FILE`")
 	return cmd
 }
 
-// loads are what every server is put under.
+// loads returns the loads of the comparison.
 func (c *comparison) loads() []options {
 	scale := func(quick, full int) int {
 		if c.quick {
@@ -97,18 +98,17 @@ func (c *comparison) loads() []options {
 	return list
 }
 
-// processesFor settles the number before the run, so that one that fails at once stands under the same
-// load as the others.
+// processesFor fixes the number of processes in advance, so that the results of runs that fail to start have
+// the same settings as the others.
 //
-// As fast as possible takes two processes at least. One alone sets the pace of the fastest servers: on
-// two cores carillon delivers 4.6 million messages a second to one and 5.9 million to two, and against
-// the floor one is busy for more than 90 % of the time. The price is that the second takes processor
-// time from servers that would use both cores: gws falls from 360 to 290 thousand a second. What a
-// delivery costs in processor time moves by about a tenth.
+// Loads without a rate use at least two processes, since one would limit the fastest servers: on two cores
+// carillon delivers 4.6 million messages per second to one and 5.9 million to two, and against the floor one
+// is busy for more than 90% of the time. The drawback is that the second takes CPU time from servers that use
+// both cores: gws falls from 360 to 290 thousand per second. CPU time per delivery changes by about a tenth.
 func processesFor(o *options) int {
 	processes, _, err := plan(o, descriptorLimit(), true)
 	if err != nil {
-		return o.Processes // the run will say it
+		return o.Processes // the run will return the error
 	}
 	if o.Processes == 0 && o.sends() && o.Rate == 0 {
 		return max(processes, 2)
@@ -116,18 +116,18 @@ func processesFor(o *options) int {
 	return processes
 }
 
-func (c *comparison) contestants(ctx context.Context, into string, log io.Writer) ([]contestant, error) {
+func (c *comparison) entrants(ctx context.Context, into string, log io.Writer) ([]entrant, error) {
 	fmt.Fprintln(log, "building carillon and its peers")
-	list, err := buildContestants(ctx, into)
+	list, err := buildEntrants(ctx, into)
 	if err != nil {
 		return nil, err
 	}
 	return c.choose(list)
 }
 
-// choose adds the servers that run already, and leaves out what --only does not name.
-func (c *comparison) choose(list []contestant) ([]contestant, error) {
-	for _, text := range c.others {
+// choose applies --peer and --only.
+func (c *comparison) choose(list []entrant) ([]entrant, error) {
+	for _, text := range c.peers {
 		other, err := parsePeer(text)
 		if err != nil {
 			return nil, err
@@ -137,7 +137,7 @@ func (c *comparison) choose(list []contestant) ([]contestant, error) {
 	var names []string
 	for _, one := range list {
 		if slices.Contains(names, one.name) {
-			return nil, fmt.Errorf("--peer %s: there is a server of this name already", one.name)
+			return nil, fmt.Errorf("--peer %s: name already in use", one.name)
 		}
 		names = append(names, one.name)
 	}
@@ -146,18 +146,18 @@ func (c *comparison) choose(list []contestant) ([]contestant, error) {
 	}
 	for _, name := range c.only {
 		if !slices.Contains(names, name) {
-			return nil, fmt.Errorf("--only %s: there are only %s", name, strings.Join(names, ", "))
+			return nil, fmt.Errorf("--only %s: no such server; there are %s", name, strings.Join(names, ", "))
 		}
 	}
-	return slices.DeleteFunc(list, func(one contestant) bool { return !slices.Contains(c.only, one.name) }), nil
+	return slices.DeleteFunc(list, func(one entrant) bool { return !slices.Contains(c.only, one.name) }), nil
 }
 
 func (c *comparison) run(out, log io.Writer) error {
 	if c.quick {
 		c.rounds = 1
 	}
-	if c.rounds < 1 || c.rounds > mostRounds {
-		return fmt.Errorf("--rounds is %d, and must be from 1 to %d", c.rounds, mostRounds)
+	if c.rounds < 1 || c.rounds > report.MaxRounds {
+		return fmt.Errorf("--rounds is %d but must be from 1 to %d", c.rounds, report.MaxRounds)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
@@ -167,16 +167,16 @@ func (c *comparison) run(out, log io.Writer) error {
 		return &failure{err}
 	}
 	defer os.RemoveAll(into)
-	list, err := c.contestants(ctx, into, log)
+	list, err := c.entrants(ctx, into, log)
 	if err != nil {
 		return &failure{err}
 	}
-	doc := &Document{Rounds: c.rounds}
+	doc := &report.Document{Rounds: c.rounds}
 	doc.Results = c.measureAll(ctx, list, c.loads(), log)
 	if len(doc.Results) == 0 {
 		return errInterrupted
 	}
-	err = c.tell(out, doc)
+	err = c.output(out, doc)
 	if ctx.Err() != nil {
 		err = errors.Join(errInterrupted, err)
 	} else if err != nil {
@@ -185,10 +185,10 @@ func (c *comparison) run(out, log io.Writer) error {
 	return err
 }
 
-// measureAll goes through the rounds. A run that fails is in the results too, with its error.
-func (c *comparison) measureAll(ctx context.Context, list []contestant, loads []options, log io.Writer) (results []*Result) {
+// measureAll measures all rounds. The results include failed runs, with their errors.
+func (c *comparison) measureAll(ctx context.Context, list []entrant, loads []options, log io.Writer) (results []*report.Result) {
 	total, done, began := c.rounds*len(loads)*len(list), 0, time.Now()
-	progress := newWatcher(os.Stderr)
+	progress := newProgressLine(os.Stderr)
 	defer progress.clear()
 	for round := range c.rounds {
 		order := slices.Clone(list)
@@ -202,7 +202,7 @@ func (c *comparison) measureAll(ctx context.Context, list []contestant, loads []
 				r := measureOne(ctx, one, load, progress.show)
 				r.Round = round + 1
 				if used := round > 0 || i > 0; used && one.program == "" && r.Server != nil {
-					// It keeps memory of its earlier connections, into which these went first.
+					// The memory of earlier connections was reused.
 					r.Server.RSSPerConn = 0
 				}
 				results = append(results, r)
@@ -229,18 +229,19 @@ func (o *options) describe() string {
 	case o.sends() && o.Rate > 0:
 		text += fmt.Sprintf(", %v messages/s", o.Rate)
 	case o.sends():
-		text += fmt.Sprintf(", %d under way", o.Depth)
+		text += fmt.Sprintf(", %d in flight", o.Depth)
 	}
 	return text
 }
 
-// measureOne puts a fresh process of one server under one load.
-func measureOne(ctx context.Context, one contestant, o options, watch func(live)) *Result {
+// measureOne measures one server under one load.
+func measureOne(ctx context.Context, one entrant, o options, watch func(progress)) *report.Result {
 	o.Name = one.name
 	server, err := one.start()
 	if err != nil {
-		return &Result{Schema: schema, Command: o.Command, Name: o.Name, Started: time.Now(), Machine: thisMachine(),
-			Settings: o.settings(o.Processes, sourceRange{}), Connections: Connections{Wanted: o.Connections}, Error: err.Error()}
+		r := newResult(&o)
+		r.Error = err.Error()
+		return r
 	}
 	defer server.stop()
 	path := "/echo"
@@ -252,13 +253,13 @@ func measureOne(ctx context.Context, one contestant, o options, watch func(live)
 		o.PIDs = []int{server.pid}
 	}
 	r := measure(ctx, &o, watch)
-	r.URL = strings.TrimPrefix(path, "/") // the port is another one each time
+	r.URL = strings.TrimPrefix(path, "/") // the port is different each time
 	return r
 }
 
-// tell prints the table and writes the files. The error joins what failed.
-func (c *comparison) tell(out io.Writer, doc *Document) error {
-	err := printTable(out, doc, c.full)
+// output prints the table and writes the files.
+func (c *comparison) output(out io.Writer, doc *report.Document) error {
+	err := report.PrintTable(out, doc, c.full)
 	failed := 0
 	for _, r := range doc.Results {
 		if r.Error != "" {
@@ -266,13 +267,13 @@ func (c *comparison) tell(out io.Writer, doc *Document) error {
 		}
 	}
 	if failed > 0 {
-		err = errors.Join(err, fmt.Errorf("%d of %d runs ended early: see the notes under the table", failed, len(doc.Results)))
+		err = errors.Join(err, fmt.Errorf("%d of %d runs ended early: see the notes below the table", failed, len(doc.Results)))
 	}
 	if c.jsonFile != "" {
-		err = errors.Join(err, writeJSON(c.jsonFile, doc))
+		err = errors.Join(err, report.WriteJSON(c.jsonFile, doc))
 	}
 	if c.htmlFile != "" {
-		err = errors.Join(err, writeHTML(c.htmlFile, doc))
+		err = errors.Join(err, report.WriteHTML(c.htmlFile, doc))
 	}
 	return err
 }

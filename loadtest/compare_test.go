@@ -12,21 +12,23 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"carillon/loadtest/internal/report"
 )
 
 func TestParsePeer(t *testing.T) {
 	for _, row := range []struct {
 		text string
-		want contestant
+		want entrant
 		err  string
 	}{
-		{"uws=ws://127.0.0.1:9001", contestant{name: "uws", base: "ws://127.0.0.1:9001"}, ""},
-		{"uws=ws://127.0.0.1:9001/,42", contestant{name: "uws", base: "ws://127.0.0.1:9001", pid: 42}, ""},
-		{"ws://127.0.0.1:9001", contestant{}, "is not of the form NAME="},
-		{"uws=wss://127.0.0.1:9001", contestant{}, "is not of the form NAME=ws://"},
-		{"uws=http://127.0.0.1:9001", contestant{}, "is not of the form NAME="},
-		{"uws=ws://127.0.0.1:9001,x", contestant{}, `"x" is not the number of a process`},
-		{"uws=ws://127.0.0.1:9001,0", contestant{}, `"0" is not the number of a process`},
+		{"uws=ws://127.0.0.1:9001", entrant{name: "uws", base: "ws://127.0.0.1:9001"}, ""},
+		{"uws=ws://127.0.0.1:9001/,42", entrant{name: "uws", base: "ws://127.0.0.1:9001", pid: 42}, ""},
+		{"ws://127.0.0.1:9001", entrant{}, "is not of the form NAME="},
+		{"uws=wss://127.0.0.1:9001", entrant{}, "is not of the form NAME=ws://"},
+		{"uws=http://127.0.0.1:9001", entrant{}, "is not of the form NAME="},
+		{"uws=ws://127.0.0.1:9001,x", entrant{}, `invalid process ID "x"`},
+		{"uws=ws://127.0.0.1:9001,0", entrant{}, `invalid process ID "0"`},
 	} {
 		got, err := parsePeer(row.text)
 		if row.err == "" && (err != nil || got.name != row.want.name || got.base != row.want.base || got.pid != row.want.pid) {
@@ -38,17 +40,17 @@ func TestParsePeer(t *testing.T) {
 	}
 }
 
-// A program that does not start well is named with its own words, and nobody waits for it for ever.
-func TestContestantThatFails(t *testing.T) {
+// The error about a program that does not start names it and quotes its output.
+func TestEntrantThatFails(t *testing.T) {
 	script := filepath.Join(t.TempDir(), "server")
 	if err := os.WriteFile(script, []byte("#!/bin/sh\necho hello\necho port is taken >&2\nexit 1\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for _, row := range []struct{ program, want string }{
-		{script, "sad did not say where it listens within 10s: port is taken"},
+		{script, "sad printed no listen address within 10s: port is taken"},
 		{script + "-that-is-not-there", "start sad: "},
 	} {
-		c := contestant{name: "sad", program: row.program}
+		c := entrant{name: "sad", program: row.program}
 		if _, err := c.start(); err == nil || !strings.Contains(err.Error(), row.want) {
 			t.Errorf("%v, want %q", err, row.want)
 		}
@@ -59,17 +61,17 @@ func TestContestantThatFails(t *testing.T) {
 	}
 }
 
-// Two rounds of carillon against itself: every run is there, forwards and then backwards, and the table
-// knows both servers.
+// In two rounds of carillon against itself every run is in the results, the second round is in reverse order,
+// and the table has both servers.
 func TestCompareRounds(t *testing.T) {
 	t.Parallel()
 	into := t.TempDir()
-	one := contestant{name: "one", program: carillon(t), env: ourEnv}
+	one := entrant{name: "one", program: carillon(t), env: carillonEnv}
 	two := one
 	two.name = "two"
 	c := comparison{quick: true, rounds: 2, htmlFile: filepath.Join(into, "report.html"), jsonFile: filepath.Join(into, "report.json")}
-	some := c.loads()[2:4] // an echo and a fan-out; all of them are gone through below
-	doc := &Document{Rounds: 2, Results: c.measureAll(t.Context(), []contestant{one, two}, some, io.Discard)}
+	some := c.loads()[2:4] // an echo and a fan-out; another test runs all
+	doc := &report.Document{Rounds: 2, Results: c.measureAll(t.Context(), []entrant{one, two}, some, io.Discard)}
 	loads := len(some)
 	if len(doc.Results) != 2*2*loads {
 		t.Fatalf("%d results, want %d", len(doc.Results), 2*2*loads)
@@ -87,7 +89,7 @@ func TestCompareRounds(t *testing.T) {
 		}
 	}
 	var text bytes.Buffer
-	if err := c.tell(&text, doc); err != nil {
+	if err := c.output(&text, doc); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"two", "CPU/delivery", "fanout: "} {
@@ -95,26 +97,26 @@ func TestCompareRounds(t *testing.T) {
 			t.Errorf("the table does not say %q:\n%s", want, text.String())
 		}
 	}
-	if again, err := readJSON(c.jsonFile); err != nil || len(again.Results) != len(doc.Results) {
+	if again, err := report.ReadJSON(c.jsonFile); err != nil || len(again.Results) != len(doc.Results) {
 		t.Errorf("the JSON: %v", err)
 	}
 }
 
-// Ctrl-C in the middle leaves what was measured.
+// Ctrl-C keeps what was measured.
 func TestCompareInterrupted(t *testing.T) {
 	t.Parallel()
-	one := contestant{name: "one", program: carillon(t), env: ourEnv}
+	one := entrant{name: "one", program: carillon(t), env: carillonEnv}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	c := comparison{rounds: 3}
-	results := c.measureAll(ctx, []contestant{one}, c.loads(), io.Discard)
+	results := c.measureAll(ctx, []entrant{one}, c.loads(), io.Discard)
 	if len(results) == 0 || len(results) > 4 || results[len(results)-1].Error == "" {
 		t.Errorf("%d results", len(results))
 	}
 }
 
 func TestOnlyAndPeerNameServersThatAre(t *testing.T) {
-	built := []contestant{{name: "carillon"}, {name: "gws"}}
+	built := []entrant{{name: "carillon"}, {name: "gws"}}
 	for _, row := range []struct {
 		others, only []string
 		want         string // the names, or the beginning of the error
@@ -122,11 +124,11 @@ func TestOnlyAndPeerNameServersThatAre(t *testing.T) {
 		{nil, nil, "carillon gws"},
 		{[]string{"mine=ws://127.0.0.1:1"}, nil, "carillon gws mine"},
 		{[]string{"mine=ws://127.0.0.1:1"}, []string{"mine", "carillon"}, "carillon mine"},
-		{nil, []string{"gsw"}, "--only gsw: there are only carillon, gws"},
-		{[]string{"gws=ws://127.0.0.1:1"}, nil, "--peer gws: there is a server of this name already"},
+		{nil, []string{"gsw"}, "--only gsw: no such server; there are carillon, gws"},
+		{[]string{"gws=ws://127.0.0.1:1"}, nil, "--peer gws: name already in use"},
 		{[]string{"mine"}, nil, "--peer mine is not of the form"},
 	} {
-		list, err := (&comparison{others: row.others, only: row.only}).choose(slices.Clone(built))
+		list, err := (&comparison{peers: row.others, only: row.only}).choose(slices.Clone(built))
 		var names []string
 		for _, one := range list {
 			names = append(names, one.name)
@@ -141,7 +143,7 @@ func TestOnlyAndPeerNameServersThatAre(t *testing.T) {
 	}
 }
 
-// As fast as possible takes two processes, so that one generator does not set the pace of fast servers.
+// Loads without a rate use two processes, so that the generator does not limit fast servers.
 func TestProcessesOfLoads(t *testing.T) {
 	for _, load := range (&comparison{storm: true}).loads() {
 		if fast := load.sends() && load.Rate == 0; load.Processes < 1 || fast && load.Processes < 2 {
@@ -155,9 +157,8 @@ func TestProcessesOfLoads(t *testing.T) {
 	}
 }
 
-// A server that runs already joins in with --peer: it is measured by its process, goes through all
-// loads and the storm in one life, and what can't be known of it is left out. A server that does not
-// start stands beside it under the same loads.
+// A running server that --peer adds is one process under all loads, so some metrics are left out. A server
+// that does not start has results under the same loads.
 func TestComparePeerAndStorm(t *testing.T) {
 	t.Parallel()
 	url, pid := startCarillon(t)
@@ -165,19 +166,19 @@ func TestComparePeerAndStorm(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sad := contestant{name: "sad", program: filepath.Join(t.TempDir(), "none")}
+	sad := entrant{name: "sad", program: filepath.Join(t.TempDir(), "none")}
 	c := comparison{quick: true, storm: true}
 	var loads []options
 	for _, load := range c.loads() {
 		load.Connections, load.Duration = 60, 200*time.Millisecond
 		if load.Command == "storm" {
-			load.Duration, load.BackOff = 5*time.Second, 50*time.Millisecond
+			load.Duration, load.Backoff = 5*time.Second, 50*time.Millisecond
 		}
 		loads = append(loads, load)
 	}
 	c.rounds = 1
-	results := c.measureAll(t.Context(), []contestant{peer, sad}, loads, io.Discard)
-	table := compareTable(results)
+	results := c.measureAll(t.Context(), []entrant{peer, sad}, loads, io.Discard)
+	table := report.Compare(results)
 	if len(results) != 2*len(loads) || len(table.Sections) != len(loads) {
 		t.Fatalf("%d results in %d sections, want %d in %d", len(results), len(table.Sections), 2*len(loads), len(loads))
 	}

@@ -5,277 +5,24 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"slices"
-	"strings"
-	"text/tabwriter"
+
+	"carillon/loadtest/internal/report"
 
 	"github.com/spf13/cobra"
 )
 
-// Diff is what changed between two documents.
-type Diff struct {
-	Threshold float64 // per cent
-	Runs      []*RunDiff
-	OnlyOld   []string // runs without a counterpart
-	OnlyNew   []string
-	Notes     []string
-}
-
-// RunDiff is one server under one load, in both documents.
-type RunDiff struct {
-	Title     string
-	OldRounds int
-	NewRounds int
-	Changes   []Change
-	Same      int // figures without a change to speak of
-	Failed    bool
-	OldDoubts string // with the sign of doubt, empty if there are none
-	NewDoubts string
-}
-
-// Change is one figure that moved beyond the threshold and the noise.
-type Change struct {
-	Name     string
-	Old, New Spread
-	Percent  float64 // infinite if it was zero or never came
-	Verdict  string  // "worse", "better", "changed", "gone" or "new"
-	unit     unit
-}
-
-// noiseKnown says whether the noise of the figures can be known from both sides.
-func (d *RunDiff) noiseKnown() bool { return d.OldRounds > 1 && d.NewRounds > 1 }
-
-// diffDocuments matches runs by server, command and settings and compares the medians of their rounds.
-// A figure has changed if its median moved by more than threshold per cent and, where both sides have
-// several rounds, the ranges of the two sides do not meet.
-func diffDocuments(old, new *Document, threshold float64) *Diff {
-	d := &Diff{Threshold: threshold}
-	olds, news := seriesOf(old), seriesOf(new)
-	for _, o := range olds.order {
-		n := news.runs[o]
-		if n == nil {
-			d.OnlyOld = append(d.OnlyOld, o.title(olds.runs[o]))
-			continue
-		}
-		d.Runs = append(d.Runs, diffRuns(olds.runs[o], n, threshold))
-	}
-	for _, n := range news.order {
-		if olds.runs[n] == nil {
-			d.OnlyNew = append(d.OnlyNew, n.title(news.runs[n]))
-		}
-	}
-	if a, b := machinesOf(old.Results), machinesOf(new.Results); !slices.Equal(a, b) {
-		d.Notes = append(d.Notes, fmt.Sprintf("The machines differ: %s before, %s now.", strings.Join(a, " and "), strings.Join(b, " and ")))
-	}
-	if slices.ContainsFunc(d.Runs, func(r *RunDiff) bool { return !r.noiseKnown() }) {
-		d.Notes = append(d.Notes, "Where a side has one round its noise is unknown, and only the threshold counts.")
-	}
-	return d
-}
-
-// Worse reports whether any figure got worse, or a run failed that did not fail before.
-func (d *Diff) Worse() bool {
-	return slices.ContainsFunc(d.Runs, func(r *RunDiff) bool {
-		return r.Failed || slices.ContainsFunc(r.Changes, func(c Change) bool { return c.Verdict == "worse" })
-	})
-}
-
-// runKey is what a run is matched by.
-type runKey struct {
-	name string
-	load load
-}
-
-func (runKey) title(runs []*Result) string {
-	return plain(runs[0].Name) + ", " + describe(runs[0])
-}
-
-type runSeries struct {
-	order []runKey
-	runs  map[runKey][]*Result
-}
-
-func seriesOf(doc *Document) runSeries {
-	s := runSeries{runs: map[runKey][]*Result{}}
-	for _, r := range doc.Results {
-		key := runKey{r.Name, loadOf(r)}
-		if s.runs[key] == nil {
-			s.order = append(s.order, key)
-		}
-		s.runs[key] = append(s.runs[key], r)
-	}
-	return s
-}
-
-func diffRuns(old, new []*Result, threshold float64) *RunDiff {
-	d := &RunDiff{Title: runKey{}.title(new), OldRounds: len(old), NewRounds: len(new)}
-	failed := func(r *Result) bool { return r.Error != "" }
-	d.Failed = slices.ContainsFunc(new, failed) && !slices.ContainsFunc(old, failed)
-	d.OldDoubts, d.NewDoubts = caveatsOf(old), caveatsOf(new)
-	for _, f := range figures {
-		if f.group == "generator" {
-			continue
-		}
-		o, n := spreadOf(figureOf(f, old)), spreadOf(figureOf(f, new))
-		if o.N == 0 && n.N == 0 {
-			continue
-		}
-		c := Change{Name: f.name, Old: o, New: n, unit: f.unit, Verdict: judge(f, o, n, threshold)}
-		if c.Verdict == "" {
-			d.Same++
-			continue
-		}
-		c.Percent = percent(o.Median, n.Median)
-		d.Changes = append(d.Changes, c)
-	}
-	return d
-}
-
-func caveatsOf(runs []*Result) string {
-	c := &Contender{}
-	for _, r := range runs {
-		c.add(r)
-	}
-	if c.Shaken == 0 {
-		return ""
-	}
-	return c.Caveats()
-}
-
-// judge says nothing for what did not change beyond the noise.
-func judge(f figure, old, new Spread, threshold float64) string {
-	switch {
-	case old.N == 0:
-		return "new"
-	case new.N == 0:
-		return "gone"
-	}
-	apart := new.Min > old.Max || new.Max < old.Min
-	if old.N > 1 && new.N > 1 && !apart {
-		return ""
-	}
-	change := percent(old.Median, new.Median)
-	switch {
-	case math.Abs(change) <= threshold:
-		return ""
-	case f.better == neither:
-		return "changed"
-	case (change > 0) == (f.better == lower):
-		return "worse"
-	}
-	return "better"
-}
-
-// percent is by how much new exceeds old.
-func percent(old, new float64) float64 {
-	switch {
-	case old == new: // nothing, or never both times
-		return 0
-	case old == 0 || math.IsInf(new, 0):
-		return math.Inf(1)
-	case math.IsInf(old, 0):
-		return math.Inf(-1)
-	}
-	return (new - old) / math.Abs(old) * 100
-}
-
-// machinesOf lists the distinct machines in words.
-func machinesOf(results []*Result) []string {
-	var all []string
-	for _, r := range results {
-		if m := r.Machine.String(); !slices.Contains(all, m) {
-			all = append(all, m)
-		}
-	}
-	slices.Sort(all)
-	return all
-}
-
-// WriteText prints what changed.
-func (d *Diff) WriteText(w io.Writer) error {
-	var text strings.Builder
-	for _, r := range d.Runs {
-		r.writeText(&text, d.Threshold)
-		text.WriteString("\n")
-	}
-	for _, title := range d.OnlyOld {
-		fmt.Fprintf(&text, "only before: %s\n", title)
-	}
-	for _, title := range d.OnlyNew {
-		fmt.Fprintf(&text, "only now: %s\n", title)
-	}
-	for _, note := range d.Notes {
-		fmt.Fprintln(&text, note)
-	}
-	if _, err := io.WriteString(w, withoutTrailingSpace(text.String())); err != nil {
-		return fmt.Errorf("print the differences: %w", err)
-	}
-	return nil
-}
-
-func (d *RunDiff) writeText(text *strings.Builder, threshold float64) {
-	sign, noise, beyond := "", "", " and the noise"
-	if d.OldDoubts != "" || d.NewDoubts != "" {
-		sign = doubtSign
-	}
-	if !d.noiseKnown() {
-		noise, beyond = ", noise unknown", ""
-	}
-	fmt.Fprintf(text, "%s%s\n%s before, %s now%s\n", d.Title, sign, rounds(d.OldRounds), rounds(d.NewRounds), noise)
-	if d.Failed {
-		fmt.Fprintln(text, "  WORSE: a run ended early, which none did before")
-	}
-	lines := tabwriter.NewWriter(text, 0, 0, 2, ' ', 0)
-	for _, c := range d.Changes {
-		fmt.Fprintf(lines, "  %s\t%s\t%s\t->\t%s\t%s\n", c.Verdict, c.Name,
-			side(c.unit, c.Old), side(c.unit, c.New), c.percentText())
-	}
-	lines.Flush()
-	fmt.Fprintf(text, "  %d figures did not change beyond %g%%%s\n", d.Same, threshold, beyond)
-	for _, side := range []struct{ when, doubts string }{{"before", d.OldDoubts}, {"now", d.NewDoubts}} {
-		if side.doubts != "" {
-			fmt.Fprintf(text, " %s %s, %s\n", doubtSign, side.when, side.doubts)
-		}
-	}
-}
-
-func side(u unit, s Spread) string {
-	c := Cell{Value: s, unit: u}
-	if s.N == 0 {
-		return "not measured"
-	}
-	if r := c.Range(); r != "" {
-		return c.Text() + " (" + r + ")"
-	}
-	return c.Text()
-}
-
-func (c Change) percentText() string {
-	if c.Old.N == 0 || c.New.N == 0 || math.IsInf(c.Percent, 0) {
-		return ""
-	}
-	return fmt.Sprintf("%+.1f%%", c.Percent)
-}
-
-func rounds(n int) string {
-	if n == 1 {
-		return "1 round"
-	}
-	return fmt.Sprintf("%d rounds", n)
-}
-
-// errWorse ends a diff whose output has said what got worse.
+// errWorse is returned if a metric got worse, which the output already says.
 var errWorse = errors.New("worse")
 
-// errTrouble is what kept a diff from being made, after a command line that was understood.
+// errTrouble is an error that is not about the command line.
 type errTrouble struct{ error }
 
-// runDiff is "loadtest diff" with its exit status: 0 if nothing got worse, 1 if something did, 2 if
-// it could not be told.
+// runDiff runs "loadtest diff" and returns its exit status: 0 if nothing got worse, 1 if something did, 2 on
+// errors.
 func runDiff(args []string, stdout, stderr io.Writer) int {
 	cmd := diffCommand()
 	if args == nil {
-		args = []string{} // for nil cobra takes the process's own
+		args = []string{} // with nil, cobra uses os.Args
 	}
 	cmd.SetArgs(args)
 	cmd.SetOut(stdout)
@@ -298,14 +45,14 @@ func diffCommand() *cobra.Command {
 	threshold := 5.0
 	cmd := &cobra.Command{
 		Use:   "diff OLD.json NEW.json",
-		Short: "Show what changed between two files of results",
-		Long: `Shows which figures changed from OLD.json to NEW.json. Runs are matched by the
-server's name, the command and the settings. A figure has changed if its median
+		Short: "Show what changed between two JSON files",
+		Long: `Shows which metrics changed from OLD.json to NEW.json. Runs are matched by the name
+of the server, the command and the settings. A metric has changed if its median
 moved by more than the threshold and, where both files have several rounds, the
-two sides' ranges do not meet.
+ranges of the two files do not overlap.
 
-Exit status: 0 if nothing got worse, 1 if something did, 2 if it could not be
-told.`,
+Exit status: 0 if nothing got worse, 1 if something did, 2 on errors.`,
+		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: "loadtest diff"}, // it is run without its parent
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args: func(_ *cobra.Command, args []string) error {
@@ -316,30 +63,30 @@ told.`,
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !(threshold >= 0) || math.IsInf(threshold, 0) {
-				return fmt.Errorf("--threshold: %g is not a percentage from 0 up", threshold)
+				return fmt.Errorf("--threshold: %g is not a non-negative percentage", threshold)
 			}
 			return diffFiles(args[0], args[1], threshold, cmd.OutOrStdout())
 		},
 	}
-	cmd.Flags().Float64Var(&threshold, "threshold", threshold, "smallest change that counts, in `PERCENT`")
+	cmd.Flags().Float64Var(&threshold, "threshold", threshold, "ignore changes of up to `PERCENT`")
 	return cmd
 }
 
 func diffFiles(oldPath, newPath string, threshold float64, out io.Writer) error {
-	old, err := readJSON(oldPath)
+	old, err := report.ReadJSON(oldPath)
 	if err != nil {
 		return errTrouble{err}
 	}
-	new, err := readJSON(newPath)
+	new, err := report.ReadJSON(newPath)
 	if err != nil {
 		return errTrouble{err}
 	}
-	d := diffDocuments(old, new, threshold)
+	d := report.Diff(old, new, threshold)
 	if err := d.WriteText(out); err != nil {
 		return errTrouble{err}
 	}
 	if len(d.Runs) == 0 {
-		return errTrouble{fmt.Errorf("no run in %s has its like in %s", oldPath, newPath)}
+		return errTrouble{fmt.Errorf("%s and %s have no runs in common", oldPath, newPath)}
 	}
 	if d.Worse() {
 		return errWorse

@@ -6,103 +6,25 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"carillon/loadtest/internal/report"
 )
-
-func TestDiffTellsChangeFromNoise(t *testing.T) {
-	throughput := func(v ...float64) *Document { return &Document{Results: roundsOf("a", v...)} }
-	stormed := func(back ...float64) *Document {
-		d := &Document{}
-		for _, v := range back {
-			d.Results = append(d.Results, &Result{Command: "storm", Name: "a", Storm: &Storm{Back50: 1, Back95: 1, Back100: v}})
-		}
-		return d
-	}
-	lost := func(n int64) *Document {
-		return &Document{Results: []*Result{{Command: "echo", Name: "a", Messages: &Messages{Missing: n}}}}
-	}
-	failed := throughput(100)
-	failed.Results[0].Error = "refused"
-	for _, c := range []struct {
-		name     string
-		old, new *Document
-		verdict  string // of the only change
-		worse    bool
-	}{
-		{"less of what should be more is worse", throughput(100), throughput(80), "worse", true},
-		{"more of it is better", throughput(100), throughput(120), "better", false},
-		{"a change below the threshold is none", throughput(100), throughput(96), "", false},
-		{"ranges that meet are noise", throughput(100, 70), throughput(80, 60), "", false},
-		{"ranges apart are a change", throughput(100, 99), throughput(80, 81), "worse", true},
-		{"ranges apart by less than the threshold are none", throughput(100, 101), throughput(98, 99), "", false},
-		{"one round against several has only the threshold", throughput(100, 50, 110), throughput(90), "worse", true},
-		{"the first missing message is worse", lost(0), lost(1), "worse", true},
-		{"clients that never come back are worse", stormed(2), stormed(0), "worse", true},
-		{"clients that come back at last are better", stormed(0), stormed(2), "better", false},
-		{"never both times is no change", stormed(0, 0), stormed(0, 0), "", false},
-		{"a figure that is no longer measured is no verdict", throughput(100), throughput(0), "gone", false},
-		{"a new failure is worse", throughput(100), failed, "", true},
-		{"an old failure is not", failed, failed, "", false},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			d := diffDocuments(c.old, c.new, 5)
-			got := ""
-			for _, change := range d.Runs[0].Changes {
-				got += change.Verdict
-			}
-			if got != c.verdict || d.Worse() != c.worse {
-				t.Errorf("verdict %q, worse %v; expected %q, %v", got, d.Worse(), c.verdict, c.worse)
-			}
-		})
-	}
-}
-
-func TestDiffText(t *testing.T) {
-	old, new := sampleDocument(t), sampleDocument(t)
-	for _, r := range new.Results {
-		r.Machine.Cores = 8
-		if r.Latency != nil {
-			r.Latency.P99 *= 2
-		}
-	}
-	old.Results = append(old.Results, sampleResult(t, "echo", "gone", 1))
-	new.Results = append(new.Results, sampleResult(t, "idle", "fresh", 1))
-	var out strings.Builder
-	if err := diffDocuments(old, new, 5).WriteText(&out); err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{
-		"worse  latency p99", "+100.0%", "3 rounds before, 3 rounds now\n", "beyond 5% and the noise",
-		"only before: gone, echo", "only now: fresh, idle", "The machines differ", "* before, 1 of 3 runs",
-	} {
-		if !strings.Contains(out.String(), want) {
-			t.Errorf("lacks %q:\n%s", want, &out)
-		}
-	}
-	if strings.Contains(out.String(), "noise is unknown") {
-		t.Error("says that the noise is unknown, with three rounds a side")
-	}
-	out.Reset()
-	one := &Document{Results: roundsOf("a", 1)}
-	if err := diffDocuments(one, one, 5).WriteText(&out); err != nil {
-		t.Fatal(err)
-	}
-	if !strings.Contains(out.String(), "noise unknown") || !strings.Contains(out.String(), "noise is unknown") {
-		t.Errorf("does not say that one round's noise is unknown:\n%s", &out)
-	}
-}
 
 func TestDiffCommand(t *testing.T) {
 	dir := t.TempDir()
-	write := func(name string, doc *Document) string {
+	write := func(name string, doc *report.Document) string {
 		path := filepath.Join(dir, name)
-		if err := writeJSON(path, doc); err != nil {
+		if err := report.WriteJSON(path, doc); err != nil {
 			t.Fatal(err)
 		}
 		return path
 	}
-	fast := write("fast.json", &Document{Results: roundsOf("a", 100)})
-	slow := write("slow.json", &Document{Results: roundsOf("a", 90)})
-	stranger := write("stranger.json", &Document{Results: roundsOf("b", 90)})
+	echo := func(name string, perSecond float64) *report.Document {
+		return &report.Document{Results: []*report.Result{{Command: "echo", Name: name, Messages: &report.Messages{ReceivedPerSec: perSecond}}}}
+	}
+	fast := write("fast.json", echo("a", 100))
+	slow := write("slow.json", echo("a", 90))
+	stranger := write("stranger.json", echo("b", 90))
 	broken := filepath.Join(dir, "broken.json")
 	if err := os.WriteFile(broken, []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
@@ -115,14 +37,14 @@ func TestDiffCommand(t *testing.T) {
 	}{
 		{"nothing got worse", []string{slow, fast}, 0, "better"},
 		{"something got worse", []string{fast, slow}, 1, "worse"},
-		{"a threshold above the change", []string{fast, slow, "--threshold=20"}, 0, "beyond 20%"},
+		{"a threshold above the change", []string{fast, slow, "--threshold=20"}, 0, "within 20%"},
 		{"no arguments", nil, 2, "expected two files"},
-		{"a negative threshold", []string{fast, slow, "--threshold=-1"}, 2, "--threshold: -1 is not a percentage"},
-		{"a threshold that is no number", []string{fast, slow, "--threshold=NaN"}, 2, "is not a percentage"},
+		{"a negative threshold", []string{fast, slow, "--threshold=-1"}, 2, "--threshold: -1 is not a non-negative percentage"},
+		{"a threshold that is no number", []string{fast, slow, "--threshold=NaN"}, 2, "is not a non-negative percentage"},
 		{"an unknown flag", []string{fast, slow, "--frobnicate"}, 2, "unknown flag: --frobnicate"},
-		{"a broken file", []string{fast, broken}, 2, "broken.json: the file is cut off"},
+		{"a broken file", []string{fast, broken}, 2, "broken.json: file is truncated"},
 		{"a missing file", []string{fast, filepath.Join(dir, "none.json")}, 2, "none.json"},
-		{"files that have no run in common", []string{fast, stranger}, 2, "no run in"},
+		{"files that have no run in common", []string{fast, stranger}, 2, "have no runs in common"},
 		{"help", []string{"--help"}, 0, "Exit status"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

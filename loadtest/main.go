@@ -1,4 +1,4 @@
-// Loadtest measures a WebSocket server from outside: any server, over the wire only.
+// Loadtest measures any WebSocket server over the network.
 package main
 
 import (
@@ -9,19 +9,22 @@ import (
 	"os/signal"
 	"syscall"
 
+	"carillon/loadtest/internal/generator"
+	"carillon/loadtest/internal/report"
+
 	"github.com/spf13/cobra"
 )
 
 func main() { os.Exit(execute(os.Args[1:])) }
 
-// The exit status of a run.
+// Exit statuses.
 const (
 	exitFailed      = 1   // the run ended early, or its results could not be written
-	exitUsage       = 2   // the command line makes no sense
-	exitInterrupted = 130 // as a shell says it of Ctrl-C
+	exitUsage       = 2   // invalid command line
+	exitInterrupted = 130 // the shell's status for Ctrl-C
 )
 
-// execute is the program with its exit status.
+// execute runs the program and returns its exit status.
 func execute(args []string) int {
 	if len(args) > 0 && args[0] == "diff" {
 		return runDiff(args[1:], os.Stdout, os.Stderr)
@@ -45,31 +48,32 @@ func execute(args []string) int {
 	return exitUsage
 }
 
-// failure is what went wrong in a command that was understood.
+// failure is an error that is not about the command line.
 type failure struct{ error }
 
 func (f *failure) Unwrap() error { return f.error }
 
-const rootHelp = `Measures a WebSocket server, any server that speaks RFC 6455, over the wire. Of a
-server on the same machine it also says what processor time and memory it takes.
+const rootHelp = `Measures the throughput, latency and connection handling of any WebSocket server
+(RFC 6455). If the server runs on the same machine, its CPU time and memory are
+measured too.
 
-  loadtest fanout                                  carillon's own /broadcast
+  loadtest fanout                                  carillon's default /broadcast
   loadtest echo ws://host:9001/ --connections 500 --depth 32
   loadtest idle ws://127.0.0.1:8080/echo --connections 15000
   loadtest echo ws://a:8080/echo ws://b:8080/echo  half of the connections each
   loadtest idle --connections 100000 --start 6     six servers, started for the run
 
-What several processes cost is added up, whether they listen at URLs of their
-own or share one.
+The CPU time and memory of several server processes are added up, whether they
+listen at different URLs or share one.
 
-With --rate messages go out on a fixed schedule, and each latency counts from
-the moment when the message was due, so that a server that stalls cannot hide
-it. Without, the next message goes when an earlier one is back.
+With --rate, messages are sent on a fixed schedule and latency is measured from
+the time a message was due, so a server that stalls cannot hide it. Without
+--rate, each message is sent when an earlier one has returned.
 
-Ctrl-C ends a run early; what was measured until then is still reported.
+Ctrl-C ends a run early and reports what has been measured so far.
 
-Exit status: 0 after a whole run, 1 after one that ended early, 2 for a command
-line that makes no sense, 130 after Ctrl-C.`
+Exit status: 0 if the run completed, 1 if it ended early, 2 for an invalid
+command line, 130 after Ctrl-C.`
 
 func rootCommand() *cobra.Command {
 	root := &cobra.Command{
@@ -79,40 +83,39 @@ func rootCommand() *cobra.Command {
 	}
 	root.AddCommand(
 		runCommand("idle", "Open connections and hold them",
-			"Opens connections and holds them: how fast they are opened, what memory each takes, and\nwhat they cost when nothing happens."),
-		runCommand("echo", "Send messages that come back",
-			"Every connection sends messages that the server sends back to it: as a closed loop that\nkeeps --depth of them under way on each connection, or on a schedule with --rate."),
-		runCommand("fanout", "Send messages that go to everyone",
-			"Publishers send messages that the server sends to all connections. The publishers are\nconnections too, and receive. Latency is counted at every receiver, and completion until\nthe last receiver had a message. With --rate 0 each publisher keeps --depth messages\nunder way.\n\nThe servers at several URLs must be one cluster: every message is expected at every\nconnection, whichever URL it goes to; otherwise messages are counted as missing."),
-		runCommand("storm", "Cut all connections off, and watch them return",
-			"All connections are cut off at once, and come back after random delays that grow with\nevery failure. With --cut server the tool waits for the server to cut them, for example\nby a restart."),
+			"Opens connections and holds them. Shows how fast they open, how much memory each takes,\nand how much CPU time they need while idle."),
+		runCommand("echo", "Send messages and receive their echoes",
+			"Every connection sends messages that the server echoes. By default it keeps --depth\nmessages in flight; with --rate it sends on a fixed schedule."),
+		runCommand("fanout", "Send messages to all connections",
+			"Publishers send messages that the server delivers to all connections, including the\npublishers. Latency is measured at every receiver; completion is the time until the last\nreceiver has a message. With --rate 0 each publisher keeps --depth messages in flight.\n\nServers at several URLs must form a cluster: every message is expected on every\nconnection of every URL. Messages that do not arrive count as missing."),
+		runCommand("storm", "Close all connections and measure how they reconnect",
+			"Closes all connections at once. Each reconnects after a random delay that grows with\nevery failure. With --cut server, the tool waits for the server to close them instead,\nfor example by a restart."),
 		compareCommand(),
 		showCommand(),
 		diffCommand(),
 		&cobra.Command{
-			Use: workerCommand, Hidden: true, Args: cobra.NoArgs,
-			RunE: func(*cobra.Command, []string) error { return runWorker() },
+			Use: generator.WorkerCommand, Hidden: true, Args: cobra.NoArgs,
+			RunE: func(*cobra.Command, []string) error { return workerMain() },
 		},
 	)
 	return root
 }
 
-// runWorker is this program as one process of the generator. Ctrl-C at the terminal reaches it too, but
-// its parent decides when it ends.
-func runWorker() error {
+// workerMain runs a worker of the generator. It ignores Ctrl-C, since its parent decides when it ends.
+func workerMain() error {
 	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGPIPE)
-	if err := work(os.Stdin, os.Stdout); err != nil {
+	if err := generator.RunWorker(os.Stdin, os.Stdout); err != nil {
 		return &failure{err}
 	}
 	return nil
 }
 
-// runCommand makes a command that measures.
+// runCommand makes one of the commands that measure.
 func runCommand(name, short, long string) *cobra.Command {
 	o := defaultsFor(name)
 	var jsonFile, htmlFile string
 	cmd := &cobra.Command{
-		Use: name + " [URL...]", Short: short, Long: long + "\n\nThe URL is " + o.URLs[0] + " unless given. Over several, the connections are spread evenly.",
+		Use: name + " [URL...]", Short: short, Long: long + "\n\nThe default URL is " + o.URLs[0] + ". If several are given, connections\nare spread evenly over them.",
 		SilenceUsage: true, SilenceErrors: true, Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 || o.Start > 0 {
@@ -126,18 +129,18 @@ func runCommand(name, short, long string) *cobra.Command {
 	}
 	o.addFlags(cmd.Flags())
 	cmd.Flags().StringVar(&jsonFile, "json", "", "write the results as JSON to `FILE`")
-	cmd.Flags().StringVar(&htmlFile, "html", "", "write a report to `FILE`")
+	cmd.Flags().StringVar(&htmlFile, "html", "", "write an HTML report to `FILE`")
 	return cmd
 }
 
-// runAndReport measures, and says what came of it in every form that was asked for.
+// runAndReport measures and writes the results in every form that was asked for.
 func runAndReport(o *options, jsonFile, htmlFile string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
 	defer stop()
 
-	progress := newWatcher(os.Stderr)
-	var result *Result
+	progress := newProgressLine(os.Stderr)
+	var result *report.Result
 	if o.Start > 0 {
 		result = measureStarted(ctx, *o, os.Stderr, progress.show)
 	} else {
@@ -147,18 +150,18 @@ func runAndReport(o *options, jsonFile, htmlFile string) error {
 	progress.clear()
 
 	if result.Connections.Opened > 0 {
-		printResult(os.Stdout, result)
+		report.PrintResult(os.Stdout, result)
 	}
 	var err error
 	if result.Error != "" {
 		err = errors.New(result.Error)
 	}
-	doc := &Document{Results: []*Result{result}}
+	doc := &report.Document{Results: []*report.Result{result}}
 	if jsonFile != "" {
-		err = errors.Join(err, writeJSON(jsonFile, doc))
+		err = errors.Join(err, report.WriteJSON(jsonFile, doc))
 	}
 	if htmlFile != "" && result.Connections.Opened > 0 {
-		err = errors.Join(err, writeHTML(htmlFile, doc))
+		err = errors.Join(err, report.WriteHTML(htmlFile, doc))
 	}
 	switch {
 	case err == nil:

@@ -8,14 +8,17 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"carillon/loadtest/internal/generator"
+	"carillon/loadtest/internal/report"
 )
 
-// options are all that shapes a run.
+// options are the options of a run.
 type options struct {
 	Command string
-	URLs    []string // the connections are spread evenly over them
-	Start   int      // servers to be started for the run, instead of URLs
-	OnePort bool     // they share one
+	URLs    []string // connections are spread evenly over them
+	Start   int      // number of servers to start, instead of URLs
+	OnePort bool     // the started servers share one
 	Name    string
 
 	Connections int
@@ -37,9 +40,9 @@ type options struct {
 	PublishURL    string
 	PublishHeader []string
 
-	CutBy     string
-	BackOff   time.Duration
-	MostDelay time.Duration
+	CutBy    string
+	Backoff  time.Duration
+	MaxDelay time.Duration
 }
 
 const (
@@ -47,7 +50,7 @@ const (
 	defaultBroadcast = "ws://127.0.0.1:8080/broadcast"
 )
 
-// defaultsFor are the options of a command that was given none.
+// defaultsFor returns the defaults of a command.
 func defaultsFor(command string) options {
 	o := options{
 		Command:     command,
@@ -56,8 +59,8 @@ func defaultsFor(command string) options {
 		Size:        128,
 		Duration:    10 * time.Second,
 		CutBy:       "tool",
-		BackOff:     time.Second,
-		MostDelay:   30 * time.Second,
+		Backoff:     time.Second,
+		MaxDelay:    30 * time.Second,
 	}
 	switch command {
 	case "echo":
@@ -70,10 +73,10 @@ func defaultsFor(command string) options {
 	return o
 }
 
-// sends says whether the command sends messages.
+// sends reports whether the command sends messages.
 func (o *options) sends() bool { return o.Command == "echo" || o.Command == "fanout" }
 
-// senders is how many send: every connection, some of them, or none.
+// senders is the number of senders.
 func (o *options) senders() int {
 	switch o.Command {
 	case "echo":
@@ -84,63 +87,63 @@ func (o *options) senders() int {
 	return 0
 }
 
-// What a run may ask for at most. Every run has an end, and fits in memory.
+// Limits of a run, so that it ends and fits in memory.
 const (
-	mostConnections = 1_000_000
-	mostSize        = 16 << 20
-	mostRate        = 10_000_000
-	mostDepth       = 65_536
-	mostDuration    = 24 * time.Hour
-	mostProcesses   = 256
-	mostServers     = 256
-	mostStreams     = 1 << 28
+	maxConnections = 1_000_000
+	maxSize        = 16 << 20
+	maxRate        = 10_000_000
+	maxDepth       = 65_536
+	maxDuration    = 24 * time.Hour
+	maxProcesses   = 256
+	maxServers     = 256
+	maxStreams     = 1 << 28
 )
 
 func (o *options) check() error {
 	if o.Text && o.Binary {
-		return errors.New("--text and --binary exclude each other")
+		return errors.New("--text and --binary are mutually exclusive")
 	}
-	least := 0
+	smallest := 0
 	if o.sends() {
-		least = leastSize(o.Text)
+		smallest = generator.MinSize(o.Text)
 	}
 	for _, n := range []struct {
-		name            string
-		is, least, most float64
+		name             string
+		value, low, high float64
 	}{
-		{"connections", float64(o.Connections), 1, mostConnections},
-		{"size", float64(o.Size), float64(least), mostSize},
-		{"rate", o.Rate, 0, mostRate},
-		{"depth", float64(o.Depth), 0, mostDepth},
-		{"processes", float64(o.Processes), 0, mostProcesses},
+		{"connections", float64(o.Connections), 1, maxConnections},
+		{"size", float64(o.Size), float64(smallest), maxSize},
+		{"rate", o.Rate, 0, maxRate},
+		{"depth", float64(o.Depth), 0, maxDepth},
+		{"processes", float64(o.Processes), 0, maxProcesses},
 	} {
-		if !(n.is >= n.least && n.is <= n.most) {
-			return fmt.Errorf("--%s is %v, and must be from %v to %v", n.name, n.is, n.least, int(n.most))
+		if !(n.value >= n.low && n.value <= n.high) {
+			return fmt.Errorf("--%s is %v but must be from %v to %v", n.name, n.value, n.low, int(n.high))
 		}
 	}
-	if o.Duration <= 0 || o.Duration > mostDuration || o.Ramp < 0 || o.Ramp > mostDuration {
-		return fmt.Errorf("--duration must be positive, --ramp not negative, and both at most %v", mostDuration)
+	if o.Duration <= 0 || o.Duration > maxDuration || o.Ramp < 0 || o.Ramp > maxDuration {
+		return fmt.Errorf("--duration must be positive, --ramp must not be negative, and both must be at most %v", maxDuration)
 	}
 	if o.Command == "fanout" {
 		if o.Publishers < 1 || o.Publishers > o.Connections && o.PublishURL == "" {
-			return fmt.Errorf("--publishers is %d, and must be from 1 to the number of connections, %d", o.Publishers, o.Connections)
+			return fmt.Errorf("--publishers is %d but must be from 1 to the number of connections, %d", o.Publishers, o.Connections)
 		}
-		if o.Publishers*o.Connections > mostStreams {
-			return fmt.Errorf("%d publishers to %d connections are too many streams to keep account of", o.Publishers, o.Connections)
+		if o.Publishers*o.Connections > maxStreams {
+			return fmt.Errorf("%d publishers times %d connections are too many streams to track", o.Publishers, o.Connections)
 		}
 	}
 	if o.sends() && o.Rate == 0 && o.Depth < 1 {
 		return errors.New("without --rate, --depth must be at least 1")
 	}
 	if o.CutBy != "tool" && o.CutBy != "server" {
-		return fmt.Errorf("--cut is %q, and must be tool or server", o.CutBy)
+		return fmt.Errorf("--cut is %q but must be tool or server", o.CutBy)
 	}
-	if o.BackOff <= 0 || o.MostDelay < o.BackOff {
-		return errors.New("--backoff must be positive and not more than --backoff-max")
+	if o.Backoff <= 0 || o.MaxDelay < o.Backoff {
+		return errors.New("--backoff must be positive and at most --backoff-max")
 	}
 	for _, h := range append(o.Headers[:len(o.Headers):len(o.Headers)], o.PublishHeader...) {
 		if name, _, ok := strings.Cut(h, ":"); !ok || name == "" || strings.ContainsAny(name, " \t") || strings.ContainsAny(h, "\r\n") {
-			return errors.New("a header is not of the form \"Name: value\"") // it may be a secret
+			return errors.New("header is not of the form \"Name: value\"") // without its text, which may be secret
 		}
 	}
 	if err := o.checkServers(); err != nil {
@@ -150,32 +153,32 @@ func (o *options) check() error {
 	return err
 }
 
-// checkServers is about which servers there are, and not yet about whether they answer.
+// checkServers checks the options that select servers.
 func (o *options) checkServers() error {
 	for i, url := range o.URLs {
 		if slices.Contains(o.URLs[:i], url) {
-			return fmt.Errorf("%s is given twice", shownURL(url))
+			return fmt.Errorf("duplicate URL %s", redactURL(url))
 		}
 	}
 	switch {
-	case o.Start < 0 || o.Start > mostServers || len(o.URLs) > mostServers:
-		return fmt.Errorf("--start must be from 0 to %d, and there can be no more URLs", mostServers)
+	case o.Start < 0 || o.Start > maxServers || len(o.URLs) > maxServers:
+		return fmt.Errorf("--start must be from 0 to %d, as must the number of URLs", maxServers)
 	case o.Start == 0 && len(o.URLs) == 0:
-		return errors.New("there is no URL")
+		return errors.New("no URL given")
 	case o.Start > 0 && len(o.URLs) > 0:
-		return errors.New("--start and URLs exclude each other: the servers that it starts are the ones that are measured")
+		return errors.New("--start and URLs are mutually exclusive")
 	case o.OnePort && o.Start == 0:
-		return errors.New("--one-port is for servers that --start starts")
+		return errors.New("--one-port requires --start")
 	case o.OnePort && runtime.GOOS != "linux":
-		return errors.New("--one-port needs Linux, where the kernel spreads connections over the servers that share a port")
+		return errors.New("--one-port requires Linux, where servers can share a port")
 	case o.Start > 0 && len(o.PIDs) > 0:
-		return errors.New("--start and --pid exclude each other: the processes that it starts are known")
+		return errors.New("--start and --pid are mutually exclusive")
 	}
 	return nil
 }
 
-// sources are the first and the last source address, or none.
-func (o *options) sources() (r sourceRange, err error) {
+// sources parses the range of source addresses.
+func (o *options) sources() (r generator.SourceRange, err error) {
 	if o.Sources == "" {
 		return r, nil
 	}
@@ -188,44 +191,15 @@ func (o *options) sources() (r sourceRange, err error) {
 			return r, fmt.Errorf("--sources: %w", err)
 		}
 	}
-	if r.First.BitLen() != r.Last.BitLen() || r.Last.Less(r.First) || r.count() > mostSources {
-		return r, fmt.Errorf("--sources %s is not a range of at most %d addresses, such as 127.0.0.1-127.0.0.20", o.Sources, mostSources)
+	if r.First.BitLen() != r.Last.BitLen() || r.Last.Less(r.First) || r.Count() > generator.MaxSources {
+		return r, fmt.Errorf("--sources %s is not a range of at most %d addresses, such as 127.0.0.1-127.0.0.20", o.Sources, generator.MaxSources)
 	}
 	return r, nil
 }
 
-// mostSources bounds a range of source addresses.
-const mostSources = 65_536
-
-// sourceRange is a range of addresses to connect from. The zero value leaves the choice to the system.
-type sourceRange struct {
-	First, Last netip.Addr
-}
-
-// count is how many addresses the range has, up to one more than are allowed.
-func (r sourceRange) count() int {
-	if !r.First.IsValid() {
-		return 0
-	}
-	n := 1
-	for a := r.First; a != r.Last && n <= mostSources; a = a.Next() {
-		n++
-	}
-	return n
-}
-
-// all lists the addresses.
-func (r sourceRange) all() []netip.Addr {
-	list := make([]netip.Addr, 0, r.count())
-	for a := r.First; len(list) < cap(list); a = a.Next() {
-		list = append(list, a)
-	}
-	return list
-}
-
-// settings is what the result says about the options.
-func (o *options) settings(processes int, sources sourceRange) Settings {
-	s := Settings{
+// settings are the options as part of a result.
+func (o *options) settings(processes int, sources generator.SourceRange) report.Settings {
+	s := report.Settings{
 		Connections: o.Connections,
 		Duration:    o.Duration.Seconds(),
 		Ramp:        o.Ramp.Seconds(),
@@ -240,7 +214,7 @@ func (o *options) settings(processes int, sources sourceRange) Settings {
 		}
 	}
 	if o.Command == "fanout" {
-		s.Publishers, s.PublishURL = o.Publishers, shownURL(o.PublishURL)
+		s.Publishers, s.PublishURL = o.Publishers, redactURL(o.PublishURL)
 	}
 	if sources.First.IsValid() {
 		s.Sources = []string{sources.First.String(), sources.Last.String()}

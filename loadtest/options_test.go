@@ -5,7 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
+
+	"carillon/loadtest/internal/generator"
 
 	"github.com/spf13/pflag"
 )
@@ -22,9 +23,9 @@ func TestOptions(t *testing.T) {
 		{"fanout as it is", "fanout", func(*options) {}, ""},
 		{"storm as it is", "storm", func(*options) {}, ""},
 		{"no connection", "echo", func(o *options) { o.Connections = 0 }, "--connections"},
-		{"too small for a stamp", "echo", func(o *options) { o.Size = 27 }, "--size is 27, and must be from 28"},
-		{"too small for a stamp as text", "echo", func(o *options) { o.Size, o.Text = 55, true }, "--size is 55, and must be from 56"},
-		{"both kinds", "echo", func(o *options) { o.Text, o.Binary = true, true }, "exclude"},
+		{"too small for a stamp", "echo", func(o *options) { o.Size = 27 }, "--size is 27 but must be from 28"},
+		{"too small for a stamp as text", "echo", func(o *options) { o.Size, o.Text = 55, true }, "--size is 55 but must be from 56"},
+		{"both kinds", "echo", func(o *options) { o.Text, o.Binary = true, true }, "mutually exclusive"},
 		{"a rate below zero", "echo", func(o *options) { o.Rate = -1 }, "--rate"},
 		{"more publishers than connections", "fanout", func(o *options) { o.Publishers = 1001 }, "--publishers"},
 		{"no depth and no rate", "echo", func(o *options) { o.Depth = 0 }, "--depth"},
@@ -32,14 +33,14 @@ func TestOptions(t *testing.T) {
 		{"cut by nobody", "storm", func(o *options) { o.CutBy = "nobody" }, "--cut"},
 		{"a header that would be two", "idle", func(o *options) { o.Headers = []string{"A: b\r\nC: d"} }, "header"},
 		{"no URL", "idle", func(o *options) { o.URLs = nil }, "no URL"},
-		{"a URL twice", "idle", func(o *options) { o.URLs = []string{"ws://a/", "ws://b/", "ws://a/"} }, "ws://a/ is given twice"},
+		{"a URL twice", "idle", func(o *options) { o.URLs = []string{"ws://a/", "ws://b/", "ws://a/"} }, "duplicate URL ws://a/"},
 		{"servers to start", "echo", func(o *options) { o.URLs, o.Start = nil, 3 }, ""},
 		{"too many servers to start", "echo", func(o *options) { o.URLs, o.Start = nil, 257 }, "--start must be from 0 to 256"},
 		{"fewer than none to start", "echo", func(o *options) { o.URLs, o.Start = nil, -1 }, "--start must be"},
-		{"servers to start, and a URL", "echo", func(o *options) { o.Start = 3 }, "--start and URLs exclude each other"},
-		{"servers to start, and a process", "echo", func(o *options) { o.URLs, o.Start, o.PIDs = nil, 3, []int{1} }, "--start and --pid exclude each other"},
+		{"servers to start, and a URL", "echo", func(o *options) { o.Start = 3 }, "--start and URLs are mutually exclusive"},
+		{"servers to start, and a process", "echo", func(o *options) { o.URLs, o.Start, o.PIDs = nil, 3, []int{1} }, "--start and --pid are mutually exclusive"},
 		{"fanout from one server to start", "fanout", func(o *options) { o.URLs, o.Start = nil, 1 }, ""},
-		{"one port without servers to start", "idle", func(o *options) { o.OnePort = true }, "--one-port is for servers that --start starts"},
+		{"one port without servers to start", "idle", func(o *options) { o.OnePort = true }, "--one-port requires --start"},
 		{"fanout from a cluster to start", "fanout", func(o *options) { o.URLs, o.Start = nil, 3 }, ""},
 		{"fanout from a cluster", "fanout", func(o *options) { o.URLs = []string{"ws://a/", "ws://b/"} }, ""},
 		{"no address", "idle", func(o *options) { o.Sources = "here" }, "--sources"},
@@ -76,65 +77,6 @@ func TestFlagsOfProcesses(t *testing.T) {
 	}
 }
 
-// Each target has its share of all connections, of those of each process, and of the first ones, which
-// send.
-func TestSpreadIsEven(t *testing.T) {
-	even := func(shares []int) bool { return slices.Max(shares)-slices.Min(shares) <= 1 }
-	for targets := 1; targets <= 12; targets++ {
-		for processes := 1; processes <= 12; processes++ {
-			all, ofProcess := make([]int, targets), make([][]int, processes)
-			for i := range ofProcess {
-				ofProcess[i] = make([]int, targets)
-			}
-			for i := range 500 {
-				to := spread(i, processes, targets)
-				all[to]++
-				ofProcess[i%processes][to]++
-				if i < targets && to != i {
-					t.Errorf("of %d targets, connection %d goes to %d", targets, i, to)
-				}
-				if !even(all) || !even(ofProcess[i%processes]) {
-					t.Fatalf("%d connections from %d processes are spread like this: %v, and those of one process like this: %v",
-						i+1, processes, all, ofProcess[i%processes])
-				}
-			}
-		}
-	}
-}
-
-func TestPlan(t *testing.T) {
-	for _, tt := range []struct {
-		name      string
-		change    func(o *options)
-		limit     int
-		processes int
-		sources   string
-		want      string // a part of the error
-	}{
-		{"few connections", func(*options) {}, 20000, 1, "", ""},
-		{"as many processes as the limit asks for", func(o *options) { o.Connections = 50_000 }, 20000, 3, "127.0.0.1-127.0.0.10", ""},
-		{"as many as were asked for", func(o *options) { o.Processes = 4 }, 20000, 4, "", ""},
-		{"too few", func(o *options) { o.Connections, o.Processes = 50_000, 2 }, 20000, 0, "", "use --processes 3"},
-		{"a low limit", func(o *options) { o.Processes = 1 }, 256, 0, "", "ulimit -n 1064"},
-		{"no limit to speak of", func(*options) {}, 64, 0, "", "ulimit -n"},
-		{"own sources", func(o *options) { o.Connections, o.Sources = 50_000, "127.0.1.1-127.0.1.9" }, 60000, 1, "127.0.1.1-127.0.1.9", ""},
-	} {
-		o := defaultsFor("idle")
-		tt.change(&o)
-		processes, sources, err := plan(&o, tt.limit, true)
-		got := ""
-		if sources.First.IsValid() {
-			got = sources.First.String() + "-" + sources.Last.String()
-		}
-		if tt.want == "" && (err != nil || processes != tt.processes || got != tt.sources) {
-			t.Errorf("%s: %d processes from %q, %v; want %d from %q", tt.name, processes, got, err, tt.processes, tt.sources)
-		}
-		if tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
-			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
-		}
-	}
-}
-
 func TestSourcesAreAllUsed(t *testing.T) {
 	o := options{Sources: "127.0.0.254-127.0.1.1"}
 	r, err := o.sources()
@@ -142,50 +84,17 @@ func TestSourcesAreAllUsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got []string
-	for _, a := range r.all() {
+	for _, a := range r.All() {
 		got = append(got, a.String())
 	}
 	if want := "127.0.0.254 127.0.0.255 127.0.1.0 127.0.1.1"; strings.Join(got, " ") != want {
 		t.Errorf("%q, want %q", got, want)
 	}
-	if n := len((sourceRange{}).all()); n != 0 {
+	if n := len((generator.SourceRange{}).All()); n != 0 {
 		t.Errorf("no range has %d addresses", n)
 	}
 	one := netip.MustParseAddr("::1")
-	if n := len((sourceRange{one, one}).all()); n != 1 {
+	if n := len((generator.SourceRange{First: one, Last: one}).All()); n != 1 {
 		t.Errorf("one address is %d", n)
-	}
-}
-
-func TestSeriesStaysSmall(t *testing.T) {
-	var s series
-	s.start(monotonic(), time.Millisecond)
-	h := newHistogram()
-	for range 10 * mostPoints {
-		s.point(counters{}, h, nil)
-	}
-	if len(s.points) > mostPoints || len(s.points) < mostPoints/4 {
-		t.Errorf("%d points", len(s.points))
-	}
-}
-
-func TestBackAt(t *testing.T) {
-	back := []int64{1e9, 2e9, 3e9, 4e9}
-	for _, tt := range []struct {
-		name  string
-		of    int
-		share float64
-		want  float64
-	}{
-		{"half of four", 4, 0.5, 1},
-		{"nearly all of four is all", 4, 0.95, 3},
-		{"all of four", 4, 1, 3},
-		{"half of eight", 8, 0.5, 3},
-		{"all of eight, who never came", 8, 1, 0},
-		{"nobody to wait for", 0, 1, 0},
-	} {
-		if got := backAt(back, tt.of, 1e9, tt.share); got != tt.want {
-			t.Errorf("%s: %g s, want %g", tt.name, got, tt.want)
-		}
 	}
 }

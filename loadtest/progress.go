@@ -10,18 +10,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// watcher shows how a run goes in one line of a terminal, which it overwrites. On anything but a
-// terminal it is silent.
-type watcher struct {
-	w     io.Writer
-	shown bool
+// progressLine shows the progress of a run in one line of a terminal. It prints nothing if the output is not
+// a terminal.
+type progressLine struct {
+	w       io.Writer
+	visible bool
 }
 
-func newWatcher(f *os.File) *watcher {
+func newProgressLine(f *os.File) *progressLine {
 	if !isTerminal(f) {
-		return &watcher{}
+		return &progressLine{}
 	}
-	return &watcher{w: f}
+	return &progressLine{w: f}
 }
 
 func isTerminal(f *os.File) bool {
@@ -29,28 +29,28 @@ func isTerminal(f *os.File) bool {
 	return err == nil
 }
 
-func (p *watcher) show(l live) {
+func (p *progressLine) show(l progress) {
 	if p.w == nil {
 		return
 	}
-	p.shown = true
+	p.visible = true
 	fmt.Fprintf(p.w, "\r\x1b[K%s", l.line())
 }
 
-// clear makes room for what is to stay.
-func (p *watcher) clear() {
-	if p.shown {
+// clear erases the line.
+func (p *progressLine) clear() {
+	if p.visible {
 		fmt.Fprint(p.w, "\r\x1b[K")
-		p.shown = false
+		p.visible = false
 	}
 }
 
-// line is one moment in under 100 columns.
-func (l live) line() string {
+// line formats progress in under 100 columns.
+func (l progress) line() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s %.0f", l.doing, l.elapsed.Seconds())
-	if l.most > 0 {
-		fmt.Fprintf(&b, "/%.0f", l.most.Seconds())
+	fmt.Fprintf(&b, "%s %.0f", l.phase, l.elapsed.Seconds())
+	if l.limit > 0 {
+		fmt.Fprintf(&b, "/%.0f", l.limit.Seconds())
 	}
 	fmt.Fprintf(&b, " s  %d/%d open", l.open, l.wanted)
 	if l.failed > 0 {
@@ -68,7 +68,7 @@ func (l live) line() string {
 	return b.String()
 }
 
-// shortMicros is a time in microseconds with about three digits.
+// shortMicros rounds a time in microseconds to about three digits.
 func shortMicros(v float64) time.Duration {
 	d := time.Duration(v * float64(time.Microsecond))
 	switch {

@@ -9,52 +9,61 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"carillon/loadtest/internal/generator"
+	"carillon/loadtest/internal/report"
 )
 
-// run is one command against one server, as the parent sees it. The server may be many processes.
+// run is one command against one server, which may have many processes.
 type run struct {
 	o       *options
-	result  *Result
-	watch   func(live)
-	targets []target
-	sources sourceRange
-	fleet   *fleet
-	server  *observed // nil when none of the server's processes is known
+	result  *report.Result
+	watch   func(progress)
+	targets []generator.Target
+	sources generator.SourceRange
+	fleet   *generator.Fleet
+	server  *monitor // nil if no server process is known
 
-	began     int64 // the first connection
-	connected int64 // all open or failed
-	from, to  int64 // the measured window, as far as it has come
+	began     int64 // when the first connection was started
+	connected int64 // when all were open or had failed
+	from, to  int64 // the measured window
 	series    series
-	dead      bool // all connections were lost
+	allLost   bool // the run ended because all connections were lost
 }
 
-// live is how a run goes, for a person who watches it.
-type live struct {
-	doing         string
-	elapsed, most time.Duration
-	open, wanted  int
-	failed        int
-	received      float64 // messages a second
-	p50, p99      float64 // microseconds, of the last moment
-	serverCores   float64
+// progress is the state of a run, for display.
+type progress struct {
+	phase          string
+	elapsed, limit time.Duration
+	open, wanted   int
+	failed         int
+	received       float64 // messages per second
+	p50, p99       float64 // microseconds, since the last progress
+	serverCores    float64
 }
 
 var errInterrupted = errors.New("interrupted")
 
-// settle is the quiet time between opening the connections and the window.
+// settle is the pause between opening the connections and the window.
 const settle = 300 * time.Millisecond
 
-// measure runs one command against one server. What went wrong is in the result's Error, and what was
-// measured before that stands. Watch is told how it goes, several times a second; it may be nil.
-func measure(ctx context.Context, o *options, watch func(live)) *Result {
-	if watch == nil {
-		watch = func(live) {}
+// newResult is the result of a run that has measured nothing yet.
+func newResult(o *options) *report.Result {
+	return &report.Result{
+		Schema: report.Schema, Command: o.Command, Name: o.Name, Started: time.Now(), Machine: report.ThisMachine(),
+		Settings:    o.settings(o.Processes, generator.SourceRange{}),
+		Connections: report.Connections{Wanted: o.Connections},
 	}
-	r := &run{o: o, watch: watch, result: &Result{
-		Schema: schema, Command: o.Command, Name: o.Name, URL: shownURLs(o.URLs), Started: time.Now(), Machine: thisMachine(),
-		Settings:    o.settings(o.Processes, sourceRange{}),
-		Connections: Connections{Wanted: o.Connections},
-	}}
+}
+
+// measure runs one command against one server. If it fails, the result has the error and what was measured
+// before. Watch is called several times per second; it may be nil.
+func measure(ctx context.Context, o *options, watch func(progress)) *report.Result {
+	if watch == nil {
+		watch = func(progress) {}
+	}
+	r := &run{o: o, watch: watch, result: newResult(o)}
+	r.result.URL = redactURLs(o.URLs)
 	err := r.prepare(ctx)
 	if err == nil {
 		err = r.execute(ctx)
@@ -69,14 +78,14 @@ func measure(ctx context.Context, o *options, watch func(live)) *Result {
 	return r.result
 }
 
-// prepare finds out all that can go wrong before the run, and starts the processes.
+// prepare checks all that can be checked before the run and starts the processes.
 func (r *run) prepare(ctx context.Context) error {
 	if err := r.o.check(); err != nil {
 		return err
 	}
 	sources, _ := r.o.sources()
 	var err error
-	if r.targets, err = findTargets(ctx, r.o, sources); err != nil {
+	if r.targets, err = resolveTargets(ctx, r.o, sources); err != nil {
 		return err
 	}
 	processes, sources, err := plan(r.o, descriptorLimit(), r.loopback())
@@ -86,17 +95,17 @@ func (r *run) prepare(ctx context.Context) error {
 	r.sources = sources
 	r.result.Settings = r.o.settings(processes, sources)
 	r.result.Generator.Processes = processes
-	if r.server, err = observe(r.o.PIDs, r.targets); err != nil {
+	if r.server, err = newMonitor(r.o.PIDs, r.targets); err != nil {
 		return err
 	}
-	if r.server != nil && r.server.doubt != "" {
-		r.warn("%s", r.server.doubt)
+	if r.server != nil && r.server.caveat != "" {
+		r.warn("%s", r.server.caveat)
 	}
-	r.fleet, err = startFleet(processes)
+	r.fleet, err = generator.StartFleet(processes)
 	return err
 }
 
-// address is what a server without a name is called.
+// address is the name of a server that was given none.
 func (r *run) address() string {
 	switch n := len(r.targets); n {
 	case 0:
@@ -108,9 +117,9 @@ func (r *run) address() string {
 	}
 }
 
-// loopback says whether all of the server is at this machine's own IPv4 addresses, which are many.
+// loopback reports whether all targets are IPv4 loopback addresses.
 func (r *run) loopback() bool {
-	return !slices.ContainsFunc(r.targets, func(t target) bool {
+	return !slices.ContainsFunc(r.targets, func(t generator.Target) bool {
 		return !t.Address.Addr().Is4() || !t.Address.Addr().IsLoopback()
 	})
 }
@@ -119,24 +128,23 @@ func (r *run) warn(format string, args ...any) {
 	r.result.Warnings = append(r.result.Warnings, fmt.Sprintf(format, args...))
 }
 
-// execute takes the processes through the run. When it ends early, what was measured is collected all
-// the same.
+// execute takes the processes through the run.
 func (r *run) execute(ctx context.Context) error {
 	seed := rand.Uint64()
-	for i, m := range r.fleet.members {
-		m.tell(order{Do: doPrepare, Spec: r.spec(i, seed)})
+	for i, m := range r.fleet.Processes {
+		m.Send(generator.Command{Name: generator.CmdPrepare, Spec: r.spec(i, seed)})
 	}
-	if err := r.await(ctx, "preparing", sayReady, time.Minute); err != nil {
+	if err := r.await(ctx, "preparing", generator.EventReady, time.Minute); err != nil {
 		return err
 	}
 	r.server.read(r.server.beforeAll)
-	r.began = monotonic()
-	r.series.start(r.began, reportEvery(r.o.Command))
-	r.fleet.order(order{Do: doConnect, At: r.began})
-	err := r.await(ctx, "connecting", sayConnected, r.o.Ramp+dialTimeout*time.Duration(2+r.o.Connections/mostDialing))
-	r.connected = monotonic()
-	if sum := r.fleet.sum(); err == nil && sum.Opened == 0 {
-		err = fmt.Errorf("no connection was opened: %s", mostly(r.failures()))
+	r.began = generator.Monotonic()
+	r.series.start(r.began, generator.ReportInterval(r.o.Command))
+	r.fleet.Broadcast(generator.Command{Name: generator.CmdConnect, At: r.began})
+	err := r.await(ctx, "connecting", generator.EventConnected, r.o.Ramp+generator.DialTimeout*time.Duration(2+r.o.Connections/generator.MaxDialing))
+	r.connected = generator.Monotonic()
+	if sum := r.fleet.Total(); err == nil && sum.Opened == 0 {
+		err = fmt.Errorf("no connection could be opened: %s", mostCommon(r.failureReasons()))
 	}
 	if err == nil {
 		err = r.pause(ctx, "settling", settle)
@@ -149,35 +157,35 @@ func (r *run) execute(ctx context.Context) error {
 	return err
 }
 
-// window is what is measured: it begins in all processes at the same moment.
+// window runs the measured window. It starts in all processes at the same time.
 func (r *run) window(ctx context.Context) error {
-	r.fleet.storming = r.o.Command == "storm"
-	r.from = monotonic() + int64(50*time.Millisecond)
-	r.fleet.order(order{Do: doStart, At: r.from})
-	sleepUntil(r.from)
+	r.fleet.Storming = r.o.Command == "storm"
+	r.from = generator.Monotonic() + int64(50*time.Millisecond)
+	r.fleet.Broadcast(generator.Command{Name: generator.CmdStart, At: r.from})
+	generator.SleepUntil(r.from)
 	r.server.read(r.server.beforeWindow)
-	err := r.await(ctx, r.doing(), sayEnded, r.o.Duration+30*time.Second)
-	r.to = min(monotonic(), r.from+int64(r.o.Duration))
+	err := r.await(ctx, r.phase(), generator.EventEnded, r.o.Duration+30*time.Second)
+	r.to = min(generator.Monotonic(), r.from+int64(r.o.Duration))
 	if err != nil {
-		r.fleet.order(order{Do: doStop})
-		_ = r.await(context.Background(), "stopping", sayEnded, dialTimeout)
+		r.fleet.Broadcast(generator.Command{Name: generator.CmdStop})
+		_ = r.await(context.Background(), "stopping", generator.EventEnded, generator.DialTimeout)
 	}
 	r.server.read(r.server.withAll)
-	r.fleet.order(order{Do: doDrain, Sent: r.fleet.sent(r.o.sendersOfFanout())})
-	drained := r.await(context.Background(), "waiting for what is under way", sayDrained, drainMost+dialTimeout)
+	r.fleet.Broadcast(generator.Command{Name: generator.CmdDrain, Sent: r.fleet.SentBy(r.o.sendersOfFanout())})
+	drained := r.await(context.Background(), "waiting for messages in flight", generator.EventDrained, generator.MaxDrain+generator.DialTimeout)
 	if err == nil {
 		err = drained
 	}
 	if errors.Is(err, errAllLost) {
-		return r.died()
+		return r.lossError()
 	}
 	if err == nil {
-		err = r.nothing()
+		err = r.checkReceived()
 	}
 	return err
 }
 
-// sendersOfFanout is for how many senders every process has to know what was sent.
+// sendersOfFanout is the number of senders whose message counts every process needs.
 func (o *options) sendersOfFanout() int {
 	if o.Command == "fanout" {
 		return o.Publishers
@@ -185,127 +193,127 @@ func (o *options) sendersOfFanout() int {
 	return 0
 }
 
-func (r *run) doing() string {
+func (r *run) phase() string {
 	switch {
 	case r.o.Command == "idle":
 		return "holding"
 	case r.o.Command == "storm" && r.o.CutBy == "server":
-		return "waiting for the server to cut the connections"
+		return "waiting for the server to close the connections"
 	case r.o.Command == "storm":
 		return "reconnecting"
 	}
 	return "sending"
 }
 
-// finish lets the processes close their connections, and takes the figures.
+// finish closes the connections and completes the result.
 func (r *run) finish() {
-	r.fleet.order(order{Do: doFinish})
-	_ = r.await(context.Background(), "closing", sayFinished, 5*time.Second)
-	r.fleet.close()
-	r.fill()
+	r.fleet.Broadcast(generator.Command{Name: generator.CmdFinish})
+	_ = r.await(context.Background(), "closing", generator.EventFinished, 5*time.Second)
+	r.fleet.Close()
+	r.collect()
 }
 
-// spec is the part of one process.
-func (r *run) spec(index int, seed uint64) *spec {
-	return &spec{
-		Command: r.o.Command, Index: index, Count: len(r.fleet.members), Run: seed,
+// spec is the share of one process.
+func (r *run) spec(index int, seed uint64) *generator.Spec {
+	return &generator.Spec{
+		Command: r.o.Command, Index: index, Count: len(r.fleet.Processes), Run: seed,
 		Targets: r.targets, Sources: r.sources,
 		Connections: r.o.Connections, Ramp: r.o.Ramp,
 		Senders: r.o.senders(), Size: r.o.Size, Text: r.o.Text, Rate: r.o.Rate, Depth: r.o.Depth, Duration: r.o.Duration,
 		PublishURL: r.o.PublishURL, PublishHeader: r.o.PublishHeader,
-		CutBy: r.o.CutBy, BackOff: r.o.BackOff, MostDelay: r.o.MostDelay,
+		CutBy: r.o.CutBy, Backoff: r.o.Backoff, MaxDelay: r.o.MaxDelay,
 	}
 }
 
 var (
 	errAllLost = errors.New("all connections were lost")
-	errSilent  = errors.New("the processes of the generator do not answer")
+	errSilent  = errors.New("the generator processes do not respond")
 )
 
-// await waits until every process has said something, and keeps the series meanwhile.
-func (r *run) await(ctx context.Context, doing, say string, most time.Duration) error {
-	begun := monotonic()
-	late := time.After(most)
+// await waits until all processes have announced an event. Meanwhile it extends the series.
+func (r *run) await(ctx context.Context, phase, event string, timeout time.Duration) error {
+	begun := generator.Monotonic()
+	late := time.After(timeout)
 	ticks := time.NewTicker(r.series.every(r.o.Command))
 	defer ticks.Stop()
-	for !r.fleet.all(say) {
+	for !r.fleet.Reached(event) {
 		select {
-		case a := <-r.fleet.reports:
-			if err := r.fleet.take(a); err != nil {
+		case a := <-r.fleet.Reports:
+			if err := r.fleet.Apply(a); err != nil {
 				return err
 			}
-			if sum := r.fleet.sum(); say == sayEnded && sum.Open == 0 && sum.Members > 0 && r.o.Command != "storm" {
+			if sum := r.fleet.Total(); event == generator.EventEnded && sum.Open == 0 && sum.Members > 0 && r.o.Command != "storm" {
 				return errAllLost
 			}
 		case <-ticks.C:
-			r.tick(doing, begun)
+			r.tick(phase, begun)
 		case <-late:
 			return errSilent
 		case <-ctx.Done():
-			return fmt.Errorf("%w after %.1f s", errInterrupted, float64(monotonic()-max(r.began, 1))/1e9)
+			return fmt.Errorf("%w after %.1f s", errInterrupted, float64(generator.Monotonic()-max(r.began, 1))/1e9)
 		}
 	}
 	return nil
 }
 
-// pause waits without anything to wait for.
-func (r *run) pause(ctx context.Context, doing string, d time.Duration) error {
+// pause waits for a while.
+func (r *run) pause(ctx context.Context, phase string, d time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	err := r.await(ctx, doing, "nothing", time.Hour)
+	err := r.await(ctx, phase, "never", time.Hour)
 	if errors.Is(err, errInterrupted) && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return nil
 	}
 	return err
 }
 
-// tick adds a point to the series and shows it.
-func (r *run) tick(doing string, begun int64) {
+// tick adds a point to the series and shows progress.
+func (r *run) tick(phase string, begun int64) {
 	if r.began == 0 {
 		return
 	}
-	sum := r.fleet.sum()
-	p := r.series.point(sum, r.fleet.recent, r.server)
-	l := live{
-		doing: doing, elapsed: time.Duration(monotonic() - begun), open: sum.Open, wanted: r.o.Connections, failed: sum.Failed,
+	sum := r.fleet.Total()
+	p := r.series.point(sum, r.fleet.Recent, r.server)
+	l := progress{
+		phase: phase, elapsed: time.Duration(generator.Monotonic() - begun), open: sum.Open, wanted: r.o.Connections, failed: sum.Failed,
 		received: p.Received, p99: p.P99, serverCores: p.ServerCores,
 	}
-	if r.fleet.recent.TotalCount() > 0 {
-		l.p50 = float64(r.fleet.recent.ValueAtPercentile(50))
+	if r.fleet.Recent.TotalCount() > 0 {
+		l.p50 = float64(r.fleet.Recent.ValueAtPercentile(50))
 	}
-	if doing == r.doing() {
-		l.most = r.o.Duration
+	if phase == r.phase() {
+		l.limit = r.o.Duration
 	}
-	r.fleet.recent.Reset()
+	r.fleet.Recent.Reset()
 	r.watch(l)
 }
 
-func (r *run) failures() map[string]int {
-	return r.fleet.reasonsOf(func(r *report) map[string]int { return r.FailedBy })
+func (r *run) failureReasons() map[string]int {
+	return r.fleet.Reasons(func(r *generator.Report) map[string]int { return r.FailedBy })
 }
 
-func (r *run) losses() map[string]int {
-	return r.fleet.reasonsOf(func(r *report) map[string]int { return r.LostBy })
+func (r *run) lossReasons() map[string]int {
+	return r.fleet.Reasons(func(r *generator.Report) map[string]int { return r.LostBy })
 }
 
-// died says how the server left.
-func (r *run) died() error {
-	r.dead = true
-	text := fmt.Sprintf("all connections were lost after %.1f s: %s", float64(r.to-r.from)/1e9, mostly(r.losses()))
+// lossError describes how all connections were lost.
+func (r *run) lossError() error {
+	r.allLost = true
+	text := fmt.Sprintf("all connections were lost after %.1f s: %s", float64(r.to-r.from)/1e9, mostCommon(r.lossReasons()))
 	var gone []string
 	for _, p := range r.server.gone() {
 		gone = append(gone, fmt.Sprintf("process %d", p.pid))
 	}
 	if len(gone) > 0 {
-		text = fmt.Sprintf("the server (%s) has ended: %s", strings.Join(gone, ", "), text)
+		text = fmt.Sprintf("the server (%s) exited: %s", strings.Join(gone, ", "), text)
 	}
 	return errors.New(text)
 }
 
-// mostly is the most frequent reason.
-func mostly(reasons map[string]int) string {
+// mostCommon is the most frequent reason.
+func mostCommon(reasons map[string]int) string {
 	if len(reasons) == 0 {
-		return "no reason is known"
+		return "unknown reason"
 	}
 	return slices.MaxFunc(slices.Sorted(maps.Keys(reasons)), func(a, b string) int { return reasons[a] - reasons[b] })
 }

@@ -9,12 +9,16 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"carillon/loadtest/internal/generator"
+	"carillon/loadtest/internal/report"
+	"carillon/loadtest/internal/wsclient"
 )
 
-// TestMain lets the test program be a process of the generator, as the real one can.
+// TestMain lets the test program run as a worker, as the real program can.
 func TestMain(m *testing.M) {
-	drainQuiet = 5 * time.Second // a server that other tests keep waiting is not silent
-	if len(os.Args) > 1 && os.Args[1] == workerCommand {
+	generator.DrainQuiet = 5 * time.Second // other tests may delay a server
+	if len(os.Args) > 1 && os.Args[1] == generator.WorkerCommand {
 		os.Exit(execute(os.Args[1:]))
 	}
 	status := m.Run()
@@ -24,17 +28,17 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// small are the options of a run that is over soon.
+// small returns the options of a short run.
 func small(command, url string, change func(o *options)) *options {
 	o := defaultsFor(command)
-	o.URLs, o.Connections, o.Duration, o.BackOff = []string{url}, 6, 400*time.Millisecond, 100*time.Millisecond
+	o.URLs, o.Connections, o.Duration, o.Backoff = []string{url}, 6, 400*time.Millisecond, 100*time.Millisecond
 	switch command {
 	case "echo":
 		o.Rate = 1500
 	case "fanout":
 		o.Rate, o.Publishers = 1000, 2
 	case "storm":
-		o.Duration = 30 * time.Second // it ends when all are back
+		o.Duration = 30 * time.Second // it ends when all have reconnected
 	}
 	if change != nil {
 		change(&o)
@@ -42,8 +46,8 @@ func small(command, url string, change func(o *options)) *options {
 	return &o
 }
 
-// whole fails the test unless the run came to its end and has messages.
-func whole(t *testing.T, r *Result) *Messages {
+// whole fails the test unless the run completed and has messages.
+func whole(t *testing.T, r *report.Result) *report.Messages {
 	t.Helper()
 	if r.Error != "" || r.Messages == nil {
 		t.Fatalf("the run ended early: %s", r.Error)
@@ -51,17 +55,17 @@ func whole(t *testing.T, r *Result) *Messages {
 	return r.Messages
 }
 
-// undue are the warnings of a run, without those that a busy machine is to blame for: the generator did not get
-// its time, and what was due meanwhile may not have been sent.
-func undue(r *Result) []string {
+// undue returns the warnings of a run except those that a busy machine causes: the generator was late or
+// could not send everything, or a loop of the server got no CPU time.
+func undue(r *report.Result) []string {
 	return slices.DeleteFunc(slices.Clone(r.Warnings), func(w string) bool {
 		return strings.HasPrefix(w, "the generator missed its schedule: ") || strings.HasPrefix(w, "the generator was the bottleneck: ") ||
-			strings.HasPrefix(w, "server and generator shared ") ||
-			r.Generator.Bottleneck && r.Connections.Lost == 0 && strings.Contains(w, "messages were due and never sent: ")
+			strings.HasPrefix(w, "server and generator kept all ") || strings.Contains(w, "event loop is blocked") ||
+			r.Generator.Bottleneck && r.Connections.Lost == 0 && strings.Contains(w, "messages were due but not sent: ")
 	})
 }
 
-// A broadcast in which the truth is known by construction: each message reaches every connection once.
+// The server counts what it receives and delivers, and the result must agree.
 func TestFanoutAgreesWithTheServer(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -112,23 +116,29 @@ func TestFanoutAgreesWithTheServer(t *testing.T) {
 	}
 }
 
-// Every fault of a server shows in the figures, and in the right one.
+// Every fault of a server shows in the right metric.
 func TestFaultsShow(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		fault func(r *receiver, m []byte) [][]byte
-		check func(m *Messages, faults int64) bool
+		check func(m *report.Messages, faults int64) bool
 	}{
 		{"drops every 100th", func(*receiver, []byte) [][]byte { return nil },
-			func(m *Messages, n int64) bool { return m.Missing == n && m.Duplicated+m.Reordered+m.Foreign == 0 }},
+			func(m *report.Messages, n int64) bool {
+				return m.Missing == n && m.Duplicated+m.Reordered+m.Foreign == 0
+			}},
 		{"sends every 100th twice", func(_ *receiver, b []byte) [][]byte { return [][]byte{b, b} },
-			func(m *Messages, n int64) bool { return m.Duplicated == n && m.Missing+m.Reordered+m.Foreign == 0 }},
+			func(m *report.Messages, n int64) bool {
+				return m.Duplicated == n && m.Missing+m.Reordered+m.Foreign == 0
+			}},
 		{"damages every 100th", func(_ *receiver, b []byte) [][]byte { b = bytes.Clone(b); b[40] ^= 1; return [][]byte{b} },
-			func(m *Messages, n int64) bool {
+			func(m *report.Messages, n int64) bool {
 				return m.Foreign == n && m.Missing == n && m.Duplicated+m.Reordered == 0
 			}},
 		{"adds a foreign one to every 100th", func(_ *receiver, b []byte) [][]byte { return [][]byte{b, []byte("news")} },
-			func(m *Messages, n int64) bool { return m.Foreign == n && m.Missing+m.Duplicated+m.Reordered == 0 }},
+			func(m *report.Messages, n int64) bool {
+				return m.Foreign == n && m.Missing+m.Duplicated+m.Reordered == 0
+			}},
 	} {
 		for _, command := range []string{"echo", "fanout"} {
 			t.Run(tt.name+", "+command, func(t *testing.T) {
@@ -146,7 +156,7 @@ func TestFaultsShow(t *testing.T) {
 				server.mu.Lock()
 				defer server.mu.Unlock()
 				if server.faults == 0 || !tt.check(m, int64(server.faults)) {
-					t.Errorf("%d faults, and the figures are %+v", server.faults, m)
+					t.Errorf("%d faults, and the result is %+v", server.faults, m)
 				}
 			})
 		}
@@ -156,7 +166,7 @@ func TestFaultsShow(t *testing.T) {
 func TestReorderingShows(t *testing.T) {
 	t.Parallel()
 	server := &faulty{broadcast: true}
-	held := 0 // that no other message has overtaken yet, and none will if it was the last
+	held := 0 // messages not overtaken yet; the last one never is
 	server.deliver = func(r *receiver, m []byte) [][]byte {
 		switch first := r.held; {
 		case r.count%50 == 10:
@@ -176,11 +186,11 @@ func TestReorderingShows(t *testing.T) {
 	server.mu.Lock()
 	defer server.mu.Unlock()
 	if m.Reordered != int64(server.faults) || server.faults == 0 || m.Missing != int64(held) || m.Duplicated+m.Foreign != 0 {
-		t.Errorf("%d swapped and %d held back, and the figures are %+v", server.faults, held, m)
+		t.Errorf("%d swapped and %d held back, and the result is %+v", server.faults, held, m)
 	}
 }
 
-// A server that stalls delays all messages that were due meanwhile, not just one.
+// A server that stalls delays all messages that are due meanwhile, not just one.
 func TestStallIsNotOmitted(t *testing.T) {
 	t.Parallel()
 	server := &faulty{}
@@ -208,15 +218,15 @@ func TestRunsThatCannotBegin(t *testing.T) {
 	}{
 		{name: "403", server: &faulty{answer: "HTTP/1.1 403 Forbidden\r\nContent-Length: 12\r\n\r\nwho are you?"}, want: "HTTP 403 Forbidden: who are you?"},
 		{name: "404", server: &faulty{answer: "HTTP/1.1 404 Not Found\r\n\r\n"}, want: "HTTP 404 Not Found"},
-		{name: "a web page", server: &faulty{answer: "HTTP/1.1 200 OK\r\n\r\n<html>"}, want: "no WebSocket at this path"},
+		{name: "a web page", server: &faulty{answer: "HTTP/1.1 200 OK\r\n\r\n<html>"}, want: "no WebSocket endpoint at this path"},
 		{name: "wrong accept key", server: &faulty{accept: "AAAAAAAAAAAAAAAAAAAAAAAAAAA="}, want: "wrong Sec-WebSocket-Accept"},
 		{name: "not HTTP", server: &faulty{answer: "220 mail.example.com ESMTP\r\n"}, want: "does not speak HTTP"},
-		{name: "half a head", server: &faulty{answer: "HTTP/1.1 101 Switching Protocols\r\n" + good}, want: "closes the connection"},
+		{name: "half a head", server: &faulty{answer: "HTTP/1.1 101 Switching Protocols\r\n" + good}, want: "closed the connection"},
 		{name: "nobody there", url: "ws://127.0.0.1:1/", want: "nothing listens at 127.0.0.1:1"},
 		{name: "wss", url: "wss://127.0.0.1:1/", want: "wss is not supported"},
 		{name: "no URL", url: "localhost", want: "is not a WebSocket URL"},
 		{name: "no host", url: "ws:///echo", want: "is not a WebSocket URL"},
-		{name: "no such host", url: "ws://no.such.host.invalid/", want: "find no.such.host.invalid"},
+		{name: "no such host", url: "ws://no.such.host.invalid/", want: "resolve no.such.host.invalid"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -236,7 +246,7 @@ func TestMaskedFramesEndTheConnection(t *testing.T) {
 	t.Parallel()
 	server := (&faulty{broadcast: true, frame: masked}).serve(t)
 	r := measure(t.Context(), small("fanout", server.url, nil), nil)
-	if r.Connections.Lost != 6 || r.Connections.LostBy[errMasked.Error()] != 6 || !strings.Contains(r.Error, errMasked.Error()) {
+	if r.Connections.Lost != 6 || r.Connections.LostBy[wsclient.ErrMasked.Error()] != 6 || !strings.Contains(r.Error, wsclient.ErrMasked.Error()) {
 		t.Errorf("error %q, connections %+v", r.Error, r.Connections)
 	}
 }
@@ -253,11 +263,11 @@ func TestServerThatDies(t *testing.T) {
 	}
 }
 
-// One receiver is closed in the middle: the others go on, and what it missed is missing.
+// One receiver is closed during the run. The others go on, and its messages are missing.
 func TestServerThatClosesOneConnection(t *testing.T) {
 	t.Parallel()
 	server := &faulty{broadcast: true}
-	var one *receiver // the last, since the first publishes
+	var one *receiver // the last one, since the first publishes
 	server.deliver = func(r *receiver, m []byte) [][]byte {
 		if one == nil {
 			one = server.receivers[len(server.receivers)-1]
@@ -288,13 +298,13 @@ func TestGreetingInTheSamePacketAsTheHandshake(t *testing.T) {
 	}
 }
 
-// A schedule that nobody could keep is told, and not blamed on the server.
+// A schedule that cannot be kept causes a warning and is not blamed on the server.
 func TestGeneratorThatIsTheBottleneckSaysSo(t *testing.T) {
 	t.Parallel()
 	server := (&faulty{}).serve(t)
-	r := measure(t.Context(), small("echo", server.url, func(o *options) { o.Rate = mostRate }), nil)
+	r := measure(t.Context(), small("echo", server.url, func(o *options) { o.Rate = maxRate }), nil)
 	m := whole(t, r)
-	if !r.Generator.Bottleneck || r.Generator.MostLate < 10_000 || m.Unsent == 0 || m.Sent+m.Unsent != int64(mostRate*r.Settings.Duration) {
+	if !r.Generator.Bottleneck || r.Generator.MaxLate < 10_000 || m.Unsent == 0 || m.Sent+m.Unsent != int64(maxRate*r.Settings.Duration) {
 		t.Errorf("%+v, %+v", r.Generator, m)
 	}
 	if len(r.Warnings) == 0 || !strings.Contains(r.Warnings[0], "generator") || len(undue(r)) != 0 {
@@ -306,7 +316,7 @@ func TestFanoutAgainstAnEchoSaysSo(t *testing.T) {
 	t.Parallel()
 	server := (&faulty{}).serve(t)
 	r := measure(t.Context(), small("fanout", server.url, nil), nil)
-	if m := whole(t, r); m.Missing != 5*m.Sent || !strings.Contains(strings.Join(r.Warnings, "\n"), "echoes, and does not fan out") {
+	if m := whole(t, r); m.Missing != 5*m.Sent || !strings.Contains(strings.Join(r.Warnings, "\n"), "seems to echo instead of broadcasting") {
 		t.Errorf("%+v, %q", m, r.Warnings)
 	}
 }
@@ -320,12 +330,12 @@ func TestServerThatIsSilent(t *testing.T) {
 	}
 }
 
-func TestInterruptedRunKeepsItsFigures(t *testing.T) {
+func TestInterruptedRunKeepsItsResults(t *testing.T) {
 	t.Parallel()
 	server := (&faulty{}).serve(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	r := measure(ctx, small("echo", server.url, func(o *options) { o.Duration = time.Hour }), func(l live) {
+	r := measure(ctx, small("echo", server.url, func(o *options) { o.Duration = time.Hour }), func(l progress) {
 		if l.received > 0 {
 			cancel()
 		}
@@ -338,8 +348,8 @@ func TestInterruptedRunKeepsItsFigures(t *testing.T) {
 func TestIdle(t *testing.T) {
 	t.Parallel()
 	server := (&faulty{first: serverFrame(0x89, []byte("ping"))}).serve(t)
-	var last live
-	r := measure(t.Context(), small("idle", server.url, func(o *options) { o.Connections, o.Ramp = 50, 300*time.Millisecond }), func(l live) { last = l })
+	var last progress
+	r := measure(t.Context(), small("idle", server.url, func(o *options) { o.Connections, o.Ramp = 50, 300*time.Millisecond }), func(l progress) { last = l })
 	if r.Error != "" || r.Connections.Opened != 50 || r.Connections.Handshake.Count != 50 || r.Messages != nil {
 		t.Errorf("%q, %+v", r.Error, r.Connections)
 	}
@@ -368,8 +378,8 @@ func TestStormCutByTheServer(t *testing.T) {
 	t.Parallel()
 	server := (&faulty{}).serve(t)
 	var cut sync.Once
-	r := measure(t.Context(), small("storm", server.url, func(o *options) { o.Connections, o.CutBy = 40, "server" }), func(l live) {
-		if strings.HasPrefix(l.doing, "waiting for the server") {
+	r := measure(t.Context(), small("storm", server.url, func(o *options) { o.Connections, o.CutBy = 40, "server" }), func(l progress) {
+		if strings.HasPrefix(l.phase, "waiting for the server") {
 			cut.Do(server.end)
 		}
 	})
@@ -378,7 +388,7 @@ func TestStormCutByTheServer(t *testing.T) {
 	}
 }
 
-// urls are where some servers are.
+// urls returns the URLs of servers.
 func urls(servers ...*faulty) []string {
 	var list []string
 	for _, s := range servers {
@@ -400,7 +410,7 @@ func TestConnectionsAreSpreadOverServers(t *testing.T) {
 		if r.URL != one.url+" "+two.url || !strings.HasSuffix(r.Name, " and 1 more") {
 			t.Errorf("%s: the name is %q, and the URL %q", command, r.Name, r.URL)
 		}
-		want := 1 + 20 // the first only to see whether there is a server
+		want := 1 + 20 // including the probe
 		if command == "storm" {
 			want = 1 + 20 + 20
 		}
@@ -425,7 +435,7 @@ func TestServersThatAreNoClusterLackMessages(t *testing.T) {
 	if m.Expected != 6*m.Sent || m.Received != 3*m.Sent || m.Missing != 3*m.Sent {
 		t.Errorf("%+v", m)
 	}
-	if !strings.Contains(strings.Join(r.Warnings, "\n"), "about one receiver in 2, as if it had stayed at its URL: are the servers one cluster?") {
+	if !strings.Contains(strings.Join(r.Warnings, "\n"), "about one receiver in 2: do the servers at these URLs form a cluster?") {
 		t.Errorf("%q", r.Warnings)
 	}
 }
@@ -457,15 +467,15 @@ func TestOneOfSeveralServersRefuses(t *testing.T) {
 	if want := two.url + ": HTTP 403 Forbidden"; r.Error != want || r.Connections.Opened != 0 {
 		t.Errorf("error %q, want %q", r.Error, want)
 	}
-	// One that refuses later, so that the run has begun.
-	three := (&faulty{most: 1}).serve(t)
+	// One that refuses after the run has started.
+	three := (&faulty{max: 1}).serve(t)
 	r = measure(t.Context(), small("idle", "", func(o *options) { o.URLs = urls(one, three) }), nil)
 	if r.Error != "" || r.Connections.Opened != 3 || r.Connections.Failed[three.url+": HTTP 503 Full"] != 3 {
 		t.Errorf("error %q, %+v", r.Error, r.Connections)
 	}
 }
 
-// The run goes on with the others, and says which one is gone.
+// The run goes on with the other servers, and a warning names the one that died.
 func TestOneOfSeveralServersDies(t *testing.T) {
 	t.Parallel()
 	one, two, three := (&faulty{}).serve(t), (&faulty{after: 100 * time.Millisecond}).serve(t), (&faulty{}).serve(t)

@@ -3,12 +3,15 @@ package main
 import (
 	"time"
 
+	"carillon/loadtest/internal/generator"
+	"carillon/loadtest/internal/report"
+
 	hdr "github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// series is the course of a run. It is thinned out when it grows long, so that any run fits.
+// series is the time series of a run. It is thinned out when it grows too long.
 type series struct {
-	points []Point
+	points []report.Point
 	began  int64
 	step   time.Duration
 
@@ -17,25 +20,25 @@ type series struct {
 	skip, skipped int
 }
 
-// mostPoints bounds a series.
-const mostPoints = 1200
+// maxPoints is the maximum length of a series.
+const maxPoints = 1200
 
 func (s *series) start(at int64, step time.Duration) {
 	*s = series{began: at, lastAt: at, step: step, skip: 1}
 }
 
-// every is how often there is to be a point.
+// every is the interval between points.
 func (s *series) every(command string) time.Duration {
 	if s.step == 0 {
-		return reportEvery(command)
+		return generator.ReportInterval(command)
 	}
 	return s.step
 }
 
-// point is the present moment.
-func (s *series) point(sum counters, recent *hdr.Histogram, server *observed) Point {
-	now := monotonic()
-	p := Point{At: float64(now-s.began) / 1e9, Connections: sum.Open}
+// point adds a point for now and returns it.
+func (s *series) point(sum generator.Counters, recent *hdr.Histogram, server *monitor) report.Point {
+	now := generator.Monotonic()
+	p := report.Point{At: float64(now-s.began) / 1e9, Connections: sum.Open}
 	if passed := now - s.lastAt; passed > 0 {
 		p.Received = float64(sum.Received-s.lastReceived) / (float64(passed) / 1e9)
 	}
@@ -48,12 +51,12 @@ func (s *series) point(sum counters, recent *hdr.Histogram, server *observed) Po
 		s.skipped = 0
 		s.points = append(s.points, p)
 	}
-	if len(s.points) >= mostPoints {
-		kept := s.points[:0]
+	if len(s.points) >= maxPoints {
+		points := s.points[:0]
 		for i := 0; i < len(s.points); i += 2 {
-			kept = append(kept, s.points[i])
+			points = append(points, s.points[i])
 		}
-		s.points, s.skip = kept, 2*s.skip
+		s.points, s.skip = points, 2*s.skip
 	}
 	return p
 }

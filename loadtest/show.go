@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 
+	"carillon/loadtest/internal/report"
+
 	"github.com/spf13/cobra"
 )
 
@@ -13,9 +15,9 @@ func showCommand() *cobra.Command {
 	var htmlFile string
 	cmd := &cobra.Command{
 		Use:   "show FILE.json",
-		Short: "Print a file of results again",
-		Long: `Prints the table of a file that --json wrote: a line for each server under each
-load, or, with --full, every figure. With --html it writes the report too.`,
+		Short: "Print the results in a JSON file",
+		Long: `Prints the table of a file written by --json: the main metrics of each server and
+load or, with --full, all metrics. With --html it also writes an HTML report.`,
 		SilenceUsage: true, SilenceErrors: true,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
@@ -31,28 +33,19 @@ load, or, with --full, every figure. With --html it writes the report too.`,
 		},
 	}
 	f := cmd.Flags()
-	f.BoolVar(&full, "full", false, "print every figure")
-	f.StringVar(&htmlFile, "html", "", "write a report to `FILE`")
+	f.BoolVar(&full, "full", false, "print all metrics")
+	f.StringVar(&htmlFile, "html", "", "write an HTML report to `FILE`")
 	return cmd
 }
 
 func showFile(out io.Writer, path string, full bool, htmlFile string) error {
-	doc, err := readJSON(path)
+	doc, err := report.ReadJSON(path)
 	if err != nil {
 		return err
 	}
-	err = printTable(out, doc, full)
+	err = report.PrintTable(out, doc, full)
 	if htmlFile != "" {
-		err = errors.Join(err, writeHTML(htmlFile, doc))
+		err = errors.Join(err, report.WriteHTML(htmlFile, doc))
 	}
 	return err
-}
-
-// printTable prints the short table or the long one.
-func printTable(out io.Writer, doc *Document, full bool) error {
-	table := compareTable(doc.Results)
-	if full {
-		return table.WriteText(out)
-	}
-	return table.WriteShort(out)
 }

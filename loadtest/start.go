@@ -9,31 +9,33 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"time"
+
+	"carillon/loadtest/internal/report"
+	"carillon/loadtest/internal/wsclient"
 )
 
-// spareOfServer are roughly the descriptors that carillon needs besides its connections.
-const spareOfServer = 256
+// serverDescriptors is roughly the number of descriptors that carillon needs besides its connections.
+const serverDescriptors = 256
 
-// measureStarted is measure against servers of our own: it builds carillon, starts as many as the options
-// say, and ends them after the run. They are configured by our environment, except for where they listen.
-func measureStarted(ctx context.Context, o options, log io.Writer, watch func(live)) *Result {
+// measureStarted builds carillon, starts servers, measures them and stops them. Except for their addresses,
+// they are configured by our environment.
+func measureStarted(ctx context.Context, o options, log io.Writer, watch func(progress)) *report.Result {
 	path := "/echo"
 	if o.Command == "fanout" {
 		path = "/broadcast"
 	}
-	where := fmt.Sprintf("%s of %d servers that were started for the run", path, o.Start)
+	where := fmt.Sprintf("%s of %d servers started for the run", path, o.Start)
 	switch {
 	case o.Start > 1 && o.Command == "fanout":
-		where = fmt.Sprintf("%s of a cluster of %d servers that was started for the run", path, o.Start)
+		where = fmt.Sprintf("%s of a cluster of %d servers started for the run", path, o.Start)
 	case o.Start == 1:
-		where = path + " of a server that was started for the run"
+		where = path + " of a server started for the run"
 	}
 	if o.Name == "" {
 		o.Name = "carillon"
 	}
 	list, err := startServers(ctx, &o, log)
-	var r *Result
+	var r *report.Result
 	if err == nil {
 		o.Start = 0
 		for _, s := range list {
@@ -47,31 +49,31 @@ func measureStarted(ctx context.Context, o options, log io.Writer, watch func(li
 		o.OnePort = false
 		r = measure(ctx, &o, watch)
 	} else {
-		r = &Result{Schema: schema, Command: o.Command, Name: o.Name, Started: time.Now(), Machine: thisMachine(),
-			Settings: o.settings(o.Processes, sourceRange{}), Connections: Connections{Wanted: o.Connections}, Error: err.Error()}
+		r = newResult(&o)
+		r.Error = err.Error()
 	}
-	r.URL = where // the ports are others each time
+	r.URL = where // the ports are different each time
 	stopServers(list)
 	for _, s := range list {
-		if words := oneLine([]byte(s.said.String())); words != "" {
-			r.Warnings = append(r.Warnings, fmt.Sprintf("process %d of the server said: %s", s.pid, words))
+		if words := wsclient.FirstLine([]byte(s.stderr.String())); words != "" {
+			r.Warnings = append(r.Warnings, fmt.Sprintf("server process %d printed: %s", s.pid, words))
 		}
 	}
 	return r
 }
 
-// startServers builds carillon and starts all of the servers, or none.
-func startServers(ctx context.Context, o *options, log io.Writer) (list []*running, err error) {
+// startServers builds carillon and starts all servers, or none.
+func startServers(ctx context.Context, o *options, log io.Writer) (list []*instance, err error) {
 	each := (o.Connections + o.Start - 1) / o.Start
-	if limit := descriptorLimit(); each+spareOfServer > limit {
-		return nil, fmt.Errorf("%d connections to %d servers are %d for each, and the limit is %d open files: use --start %d",
-			o.Connections, o.Start, each, limit, (o.Connections-1)/max(1, limit-spareOfServer)+1)
+	if limit := descriptorLimit(); each+serverDescriptors > limit {
+		return nil, fmt.Errorf("%d connections to %d servers are %d each, more than the limit of %d open files allows: use --start %d",
+			o.Connections, o.Start, each, limit, (o.Connections-1)/max(1, limit-serverDescriptors)+1)
 	}
 	into, err := os.MkdirTemp("", "loadtest-start-")
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(into) // a program that runs needs its file no more
+	defer os.RemoveAll(into) // running programs do not need it
 	fmt.Fprintln(log, "building carillon")
 	carillon, _, err := buildCarillon(ctx, into)
 	if err != nil {
@@ -85,9 +87,9 @@ func startServers(ctx context.Context, o *options, log io.Writer) (list []*runni
 		}
 		carillon.env = append(carillon.env, "CARILLON_LISTEN="+port, "CARILLON_TAKEOVER=true")
 	}
-	var nats []string // how a server is told of the cluster: first the one that runs NATS, and then the others
+	var nats []string // cluster settings: of the server that runs NATS, then of the others
 	if o.Start > 1 && o.Command == "fanout" {
-		if nats, err = clusterOfOurOwn(); err != nil {
+		if nats, err = clusterEnv(); err != nil {
 			return nil, err
 		}
 	}
@@ -110,7 +112,7 @@ func startServers(ctx context.Context, o *options, log io.Writer) (list []*runni
 	return list, nil
 }
 
-// freePort is the address of one that nobody uses at this moment.
+// freePort returns a free local address.
 func freePort() (address string, err error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -120,8 +122,8 @@ func freePort() (address string, err error) {
 	return l.Addr().String(), nil
 }
 
-// clusterOfOurOwn chooses a port for NATS.
-func clusterOfOurOwn() (env []string, err error) {
+// clusterEnv chooses a port for NATS and returns the cluster settings.
+func clusterEnv() (env []string, err error) {
 	port, err := freePort()
 	return []string{
 		"CARILLON_CLUSTER_NATS_EMBEDDED=true", "CARILLON_CLUSTER_NATS_LISTEN=" + port,
@@ -129,8 +131,8 @@ func clusterOfOurOwn() (env []string, err error) {
 	}, err
 }
 
-// stopServers ends the first last: of a cluster, it is the one that runs NATS.
-func stopServers(list []*running) {
+// stopServers stops the first server last, since it runs NATS in a cluster.
+func stopServers(list []*instance) {
 	if len(list) == 0 {
 		return
 	}

@@ -13,25 +13,18 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"carillon/loadtest/internal/generator"
+	"carillon/loadtest/internal/wsclient"
 )
 
-// target is one URL under test, as the processes of the generator need it.
-type target struct {
-	URL       string         `json:"url"` // for people: see shownURL
-	Address   netip.AddrPort `json:"address"`
-	Handshake handshake      `json:"handshake"`
-}
-
-// dialTimeout is how long a connection may take, from connect(2) to the end of the handshake.
-const dialTimeout = 10 * time.Second
-
-// findTargets finds all of the run's URLs. The error says which of several it is about.
-func findTargets(ctx context.Context, o *options, sources sourceRange) ([]target, error) {
-	var list []target
+// resolveTargets resolves and checks the URLs of a run.
+func resolveTargets(ctx context.Context, o *options, sources generator.SourceRange) ([]generator.Target, error) {
+	var list []generator.Target
 	for _, text := range o.URLs {
-		t, err := findTarget(ctx, o, text, sources)
+		t, err := resolveTarget(ctx, o, text, sources)
 		if err != nil && len(o.URLs) > 1 {
-			err = fmt.Errorf("%s: %w", shownURL(text), err)
+			err = fmt.Errorf("%s: %w", redactURL(text), err)
 		}
 		if err != nil {
 			return nil, err
@@ -41,38 +34,41 @@ func findTargets(ctx context.Context, o *options, sources sourceRange) ([]target
 	return list, nil
 }
 
-// findTarget takes a URL apart and opens one connection, to see whether there is a WebSocket at all. So
-// whatever is wrong is said once and in the server's own words, before anything is measured.
-func findTarget(ctx context.Context, o *options, text string, sources sourceRange) (target, error) {
+// resolveTarget parses a URL, resolves its host and opens one connection, so that errors are reported once
+// and before anything is measured.
+func resolveTarget(ctx context.Context, o *options, text string, sources generator.SourceRange) (generator.Target, error) {
 	u, err := url.Parse(text)
 	if err != nil {
-		if err = withoutURL(err); shownURL(text) != text {
-			err = errors.New("what is wrong may be a part of a secret, and is not shown")
+		if e, ok := errors.AsType[*url.Error](err); ok {
+			err = e.Err // without the URL
 		}
-		return target{}, fmt.Errorf("the URL makes no sense: %w", err)
+		if redactURL(text) != text {
+			err = errors.New("details withheld, since they may contain a secret")
+		}
+		return generator.Target{}, fmt.Errorf("invalid URL: %w", err)
 	}
 	switch {
 	case u.Scheme == "wss" || u.Scheme == "https":
-		return target{}, errors.New("wss is not supported: test the server behind its TLS, or without it, by a ws:// URL")
+		return generator.Target{}, errors.New("wss is not supported: use a ws:// URL of the server without TLS")
 	case u.Scheme != "ws" && u.Scheme != "http" || u.Hostname() == "":
-		return target{}, fmt.Errorf("%q is not a WebSocket URL such as %s", shownURL(text), defaultEcho)
+		return generator.Target{}, fmt.Errorf("%q is not a WebSocket URL such as %s", redactURL(text), defaultEcho)
 	case u.User != nil:
-		return target{}, errors.New("a user in the URL is not supported: use --header 'Authorization: ...'")
+		return generator.Target{}, errors.New("credentials in the URL are not supported: use --header 'Authorization: ...'")
 	}
 	port, err := strconv.Atoi(u.Port())
 	if u.Port() == "" {
 		port = 80
 	} else if err != nil || port < 1 || port > 65535 {
-		return target{}, fmt.Errorf("%q is not a port", u.Port())
+		return generator.Target{}, fmt.Errorf("invalid port %q", u.Port())
 	}
 	uri := u.RequestURI()
-	t := target{URL: shownURL(text), Handshake: newHandshake(u.Host, uri, o.Subprotocols, o.Compression, o.Headers)}
+	t := generator.Target{URL: redactURL(text), Handshake: wsclient.NewHandshake(u.Host, uri, o.Subprotocols, o.Compression, o.Headers)}
 
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	ctx, cancel := context.WithTimeout(ctx, generator.DialTimeout)
 	defer cancel()
 	addresses, err := net.DefaultResolver.LookupNetIP(ctx, "ip", u.Hostname())
 	if err != nil {
-		return t, fmt.Errorf("find %s: %w", u.Hostname(), err)
+		return t, fmt.Errorf("resolve %s: %w", u.Hostname(), err)
 	}
 	var failed error
 	for _, a := range addresses {
@@ -81,7 +77,7 @@ func findTarget(ctx context.Context, o *options, text string, sources sourceRang
 			failed = errors.Join(failed, fmt.Errorf("%s cannot be reached from %s", t.Address, sources.First))
 			continue
 		}
-		err := t.try(ctx, sources)
+		err := probe(ctx, &t, sources)
 		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) {
 			return t, err
 		}
@@ -90,8 +86,8 @@ func findTarget(ctx context.Context, o *options, text string, sources sourceRang
 	return t, failed
 }
 
-// try opens one connection and closes it.
-func (t *target) try(ctx context.Context, sources sourceRange) error {
+// probe opens one connection and closes it.
+func probe(ctx context.Context, t *generator.Target, sources generator.SourceRange) error {
 	d := net.Dialer{}
 	if sources.First.IsValid() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(sources.First, 0))
@@ -107,51 +103,51 @@ func (t *target) try(ctx context.Context, sources sourceRange) error {
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Now()) })
 	defer stop()
 
-	key := appendKey(nil, rand.Uint64())
+	key := wsclient.AppendKey(nil, rand.Uint64())
 	if _, err := fmt.Fprintf(conn, "%s%s\r\n\r\n", t.Handshake.Request, key); err != nil {
-		return fmt.Errorf("ask %s for a WebSocket: %w", t.Address, err)
+		return fmt.Errorf("send handshake to %s: %w", t.Address, err)
 	}
-	var answer []byte
-	for headEnd(answer) == 0 {
-		n, err := conn.Read(room(&answer))
-		answer = answer[:len(answer)+n]
-		if err != nil && headEnd(answer) == 0 {
-			return t.unanswered(answer, err)
+	var response []byte
+	for wsclient.HeadEnd(response) == 0 {
+		n, err := conn.Read(room(&response))
+		response = response[:len(response)+n]
+		if err != nil && wsclient.HeadEnd(response) == 0 {
+			return noResponse(t.Address, response, err)
 		}
-		if len(answer) > mostHead {
-			return fmt.Errorf("%s answers without end", t.Address)
+		if len(response) > wsclient.MaxHead {
+			return fmt.Errorf("response head of %s too long", t.Address)
 		}
 	}
-	head, body := answer[:headEnd(answer)], answer[headEnd(answer):]
-	if _, err := t.Handshake.check(head, body, key); err == nil {
-		_, _ = conn.Write(appendFrame(nil, opClose, false, rand.Uint32(), []byte{1000 >> 8, 1000 & 0xff}))
+	head, body := response[:wsclient.HeadEnd(response)], response[wsclient.HeadEnd(response):]
+	if _, err := t.Handshake.Verify(head, body, key); err == nil {
+		_, _ = conn.Write(wsclient.AppendFrame(nil, wsclient.OpClose, false, rand.Uint32(), []byte{1000 >> 8, 1000 & 0xff}))
 		return nil
 	}
-	if len(body) == 0 { // the words may be in the next packet
+	if len(body) == 0 { // it may be in the next packet
 		conn.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
 		n, _ := conn.Read(room(&body))
 		body = body[:len(body)+n]
 	}
-	_, err = t.Handshake.check(head, body, key)
+	_, err = t.Handshake.Verify(head, body, key)
 	return err
 }
 
-// unanswered is what there is to say when no complete head came.
-func (t *target) unanswered(answer []byte, err error) error {
-	if len(answer) > 0 && !strings.HasPrefix("HTTP/1.", string(answer[:min(7, len(answer))])) {
-		return fmt.Errorf("%s does not speak HTTP: it answers %q", t.Address, shortened(oneLine(answer)))
+// noResponse describes a handshake without a complete response head.
+func noResponse(address netip.AddrPort, response []byte, err error) error {
+	if len(response) > 0 && !strings.HasPrefix("HTTP/1.", string(response[:min(7, len(response))])) {
+		return fmt.Errorf("%s does not speak HTTP: it responded %q", address, wsclient.Shorten(wsclient.FirstLine(response)))
 	}
 	if errors.Is(err, io.EOF) {
-		return fmt.Errorf("%s closes the connection without an answer", t.Address)
+		return fmt.Errorf("%s closed the connection without a response", address)
 	}
-	return fmt.Errorf("wait for the answer of %s: %w", t.Address, err)
+	return fmt.Errorf("wait for a response from %s: %w", address, err)
 }
 
-// room makes space at the end of a buffer and returns it.
+// room returns free space at the end of a buffer, which it grows as needed.
 func room(b *[]byte) []byte {
-	const least = 2048
-	if cap(*b)-len(*b) < least {
-		*b = append(make([]byte, 0, cap(*b)+2*least), *b...)
+	const minRoom = 2048
+	if cap(*b)-len(*b) < minRoom {
+		*b = append(make([]byte, 0, cap(*b)+2*minRoom), *b...)
 	}
 	return (*b)[len(*b):cap(*b)]
 }

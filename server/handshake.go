@@ -236,7 +236,7 @@ func (c *Conn) open(hs codec.Handshake, r *Request, rest []byte) {
 	c.in = nil
 	c.enter(r)
 	if len(rest) > 0 && c.state.Load() == stateOpen {
-		c.decode(rest)
+		c.decode(rest, c.sh.began+c.sh.run.quantum())
 	}
 	if in != nil {
 		c.sh.freeInboundOf(in)

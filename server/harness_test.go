@@ -53,7 +53,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience is how long a test waits for what must happen. It says nothing about speed.
-const patience = 20 * time.Second
+const patience = 60 * time.Second
 
 // start makes a server on a free port of 127.0.0.1 and runs it.
 func start(t testing.TB, opts Options) *Server {

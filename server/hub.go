@@ -478,6 +478,7 @@ func (h *hub) past(topic string, from Start, limit int) (past Past, list []*mess
 	}
 	defer t.mu.Unlock()
 	past.Position = t.position()
-	list, past.Recovered = t.since(from, h.srv.age())
-	return past, list[:min(len(list), max(limit, 0))], nil
+	limit = max(limit, 0)
+	list, past.Recovered = t.since(from, h.srv.age(), limit)
+	return past, list[:min(len(list), limit)], nil
 }

@@ -45,25 +45,40 @@ func (c *Conn) heard() {
 	t.read, t.ping = c.sh.clock, 0
 }
 
-// plaintext takes what the client has sent.
+// plaintext takes what the client has sent, or has it wait for the connection's turn.
 func (c *Conn) plaintext(b []byte) {
+	if c.mustWait() && c.listens() {
+		if c.state.Load() == stateHandshake || c.paysBytes(len(b)) {
+			c.postpone(b)
+		} else {
+			c.dropInput()
+		}
+		return
+	}
+	c.consume(b, c.sh.began+c.sh.run.quantum())
+}
+
+// listens is false when nothing more is expected of the client.
+func (c *Conn) listens() bool {
 	state := c.state.Load()
+	return state == stateHandshake || !c.is(markPeerDone) && state < stateLingering && !c.isEvents()
+}
+
+// consume handles what the client has sent, until a time.
+func (c *Conn) consume(b []byte, deadline time.Duration) {
 	switch {
-	case state != stateHandshake && (c.is(markPeerDone) || state >= stateLingering || c.isEvents()):
-		// Whatever it is, nobody expects it.
-	case state != stateHandshake && !c.paysBytes(len(b)):
-		c.dropInput()
-	case c.mustWait():
-		c.postpone(b)
-	case state == stateHandshake:
+	case !c.listens():
+	case c.state.Load() == stateHandshake:
 		c.shake(b)
+	case !c.paysBytes(len(b)):
+		c.dropInput()
 	default:
-		c.decode(b)
+		c.decode(b, deadline)
 	}
 }
 
 // decode hands out each whole message in b, behind what is kept from before, and keeps what is not.
-func (c *Conn) decode(b []byte) {
+func (c *Conn) decode(b []byte, deadline time.Duration) {
 	sh := c.sh
 	d := &sh.decoder
 	if c.in != nil {
@@ -73,7 +88,7 @@ func (c *Conn) decode(b []byte) {
 			b, c.in.rest = sh.joined, c.in.rest[:0]
 		}
 	}
-	c.decodeUntil(sh.began+sh.run.quantum(), d, b)
+	c.decodeUntil(deadline, d, b)
 }
 
 // decodeInput goes on with input that was kept for the connection's turn.
@@ -88,11 +103,16 @@ func (c *Conn) decodeInput(deadline time.Duration) {
 // decodeUntil hands out messages until none is whole, or until a time.
 func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
 	sh := c.sh
+	if c.holdBack(d) {
+		c.keep(d, b)
+		c.suspend()
+		return
+	}
 	d.Inflater = nil
 	if c.deflates() {
 		d.Inflater = sh.inflate()
 	}
-	d.Budget = inflateBudget
+	d.Budget = sh.inflateBudget()
 	fanout, wait := sh.fanoutIfCongested(), false
 	// What a message costs varies if it is compressed, if an application handles it, and with the patterns of its topic.
 	varies := c.deflates() || c.ep.Mode != ModeEcho && c.ep.Mode != ModeBroadcast
@@ -122,8 +142,8 @@ func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
 		wait = wait || c.isFull()
 		wait = c.block(fanout) || wait
 	}
-	if heavy {
-		c.chargeInput(size)
+	if heavy && c.session() == nil { // else decryptUntil does that
+		c.chargeInput(size, 0)
 	}
 	d.Release()
 	if c.keep(d, b); wait && !c.is(markPeerDone) && c.state.Load() < stateLingering {
@@ -141,32 +161,36 @@ func (in *inbound) shrink() {
 	}
 }
 
-// inflateBudget bounds the decompression in one turn of a connection, in the units of [codec.Decoder.Budget]: 50 to 300 us.
+// inflateBudget bounds the decompression in one turn of a connection, in the units of [codec.Decoder.Budget]: 50 to 300 us, or
+// less where turns are shorter.
 const inflateBudget = 64 << 10
+
+func (sh *shard) inflateBudget() int { return int(inflateBudget * sh.run.quantum() / quantum) }
 
 // heavyPayload is the size in bytes of a message from which on the clock is looked at after each.
 const heavyPayload = 4 << 10
 
-// mostCharged bounds what a connection is charged for so many bytes of input outside its turns: what took longer was most
-// likely the system, which ran something else in between. What an application's handler takes is not known.
-func (c *Conn) mostCharged(size int) time.Duration {
+// mostCharged bounds what a connection is charged for so many bytes of input, in so many TLS records, outside its turns: what
+// took longer was most likely the system, which ran something else in between. What an application's handler takes is not
+// known.
+func (c *Conn) mostCharged(size, records int) time.Duration {
 	base := 2 * quantum
-	if c.ep.Mode != "" && c.handler() == &c.ep.handler {
+	if c.state.Load() == stateOpen && c.ep.Mode != "" && c.handler() == &c.ep.handler {
 		base = 40 * time.Microsecond
 	}
-	return base + time.Duration(size)*20*time.Nanosecond
+	return base + time.Duration(size)*20*time.Nanosecond + time.Duration(records)*2*time.Microsecond
 }
 
 // chargeInput charges the connection for what it has used of the loop, for so many bytes of input, unless that is done at
 // the end of its turn.
-func (c *Conn) chargeInput(size int) {
+func (c *Conn) chargeInput(size, records int) {
 	if w := c.workload(); w != nil && w.served {
 		return
 	}
 	now := c.sh.srv.elapsed()
-	if used := min(now-c.sh.began, c.mostCharged(size)); used >= chargeFrom {
+	if used := min(now-c.sh.began, c.mostCharged(size, records)); used >= chargeFrom {
 		w := c.needWorkload()
-		w.used.add(used, now)
+		w.used.addTurn(used, now)
 		c.settleWorkload(w)
 	}
 }
@@ -248,6 +272,9 @@ func (c *Conn) dropInbound() {
 // dropInput forgets what has come, and reads the socket again if that had to wait.
 func (c *Conn) dropInput() {
 	c.dropInbound()
+	if s := c.session(); s != nil {
+		s.dropWaiting()
+	}
 	c.unsuspend()
 }
 

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"net"
@@ -203,7 +202,8 @@ func (c *Conn) handOver(head, rest []byte) {
 			c.abort(errPlainHTTP)
 			return
 		}
-		s.in = bytes.Clone(s.in)
+		s.in = slices.Concat(s.in, s.waiting)
+		s.dropWaiting()
 	}
 	fd, err := unix.FcntlInt(uintptr(c.fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {

@@ -16,19 +16,25 @@ import (
 	"carillon/server"
 )
 
-// goBlocks are the pieces of Go in README.md: whole programs, and parts of this package's tests.
+// goBlocks returns the Go code of README.md and docs/library.md: whole programs, and parts of this package's tests.
 func goBlocks(t *testing.T) (programs, parts []string) {
 	t.Helper()
-	text, err := os.ReadFile("../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, block := range strings.Split(string(text), "```go\n")[1:] {
-		block, _, _ = strings.Cut(block, "```")
-		if strings.HasPrefix(block, "package main\n") {
-			programs = append(programs, block)
-		} else {
-			parts = append(parts, block)
+	for _, name := range []string{"../README.md", "../docs/library.md"} {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		blocks := strings.Split(string(text), "```go\n")[1:]
+		if len(blocks) == 0 {
+			t.Errorf("%s has no Go code", name)
+		}
+		for _, block := range blocks {
+			block, _, _ = strings.Cut(block, "```")
+			if strings.HasPrefix(block, "package main\n") {
+				programs = append(programs, block)
+			} else {
+				parts = append(parts, block)
+			}
 		}
 	}
 	return programs, parts
@@ -39,7 +45,7 @@ func TestReadmeProgram(t *testing.T) {
 	t.Parallel()
 	programs, _ := goBlocks(t)
 	if len(programs) != 1 {
-		t.Fatalf("README.md has %d programs, want 1", len(programs))
+		t.Fatalf("the documents have %d programs, want 1", len(programs))
 	}
 	source := programs[0]
 	lines := 0
@@ -103,8 +109,8 @@ func dialPatiently(t *testing.T, url string) *websocket.Conn {
 	}
 }
 
-// Every other piece of Go in README.md stands in this package's tests, line by line, and so is compiled
-// and run.
+// All other Go code in README.md and docs/library.md stands in this package's tests, line by line, and so is
+// compiled and run.
 func TestReadmeParts(t *testing.T) {
 	files, err := filepath.Glob("*_test.go")
 	if err != nil {

@@ -11,8 +11,12 @@ type replay struct {
 	kind  framing
 	asked bool       // by the client
 	epoch string     // of the messages
-	rest  []*message // what is still to be sent, as far as it has been asked for; never empty
+	rest  []*message // what is to be sent next; never empty
 }
+
+// replayMost is how many messages are taken from a history at once. There may be millions, of which a client gets few if it
+// goes away or does not read.
+const replayMost = 4 * replayPiece
 
 // replayPiece is how many messages of a history are sent in one go, and replayBytes about how many bytes of payloads: they
 // may have to be encoded and compressed first.
@@ -40,33 +44,39 @@ func (r *replay) step() {
 		r.release()
 		return
 	}
-	n := pieceOf(r.rest)
-	if n == len(r.rest) && r.join() {
+	if pieceOf(r.rest) == len(r.rest) && r.join() {
 		return
 	}
-	piece := r.rest[:n]
-	c.sendHistory(piece, r.kind)
+	n := pieceOf(r.rest)
+	c.sendHistory(r.rest[:n], r.kind)
 	if !c.isOpen() {
 		r.release()
 		return
 	}
-	r.rest = r.rest[len(piece):]
+	r.rest = r.rest[n:]
 	c.queueFirst(&slot{do: r.step, cancel: r.release, cost: slotCost, open: true, drained: true})
 }
 
-// join sends what is left and makes the connection a subscriber of what comes next, or returns false if much has been
-// published meanwhile.
+// join sends what is left and makes the connection a subscriber of what comes next, or takes more from the history and
+// returns false if that is much.
 func (r *replay) join() bool {
 	c, t := r.conn, r.topic
 	last := r.rest[len(r.rest)-1].offset
 	t.mu.Lock()
-	newer, recovered := t.since(Start{Since: &Position{Offset: last, Epoch: r.epoch}}, c.sh.srv.age())
-	if recovered && pieceOf(newer) < len(newer) {
+	newer, recovered := t.since(Start{Since: &Position{Offset: last, Epoch: r.epoch}}, c.sh.srv.age(), replayMost)
+	at := t.position()
+	if pieceOf(newer) < len(newer) {
 		t.mu.Unlock()
-		r.rest = append(r.rest[:len(r.rest):len(r.rest)], newer...)
+		if recovered {
+			r.rest = append(r.rest[:len(r.rest):len(r.rest)], newer...)
+			return false
+		}
+		c.sendHistory(r.rest, r.kind)
+		r.tellGap(at, newer, last)
+		r.rest, r.epoch = newer, at.Epoch
 		return false
 	}
-	a, next, at := t.audience(c.sh, r.kind), t.seq+1, t.position()
+	a, next := t.audience(c.sh, r.kind), t.seq+1
 	t.mu.Unlock()
 
 	c.join(a, next, r.asked)
@@ -82,7 +92,11 @@ func (r *replay) join() bool {
 // history before they could be sent.
 func (r *replay) tellGap(at Position, newer []*message, last uint64) {
 	c := r.conn
-	if first := at.Offset + 1 - uint64(len(newer)); at.Epoch == r.epoch && first > last {
+	first := at.Offset + 1
+	if len(newer) > 0 {
+		first = newer[0].offset
+	}
+	if at.Epoch == r.epoch && first > last {
 		c.sh.stats.drop(DropHistory, first-last-1)
 	}
 	if r.kind == framingRaw {
@@ -96,8 +110,9 @@ func (r *replay) tellGap(at Position, newer []*message, last uint64) {
 
 // release ends the subscription before it has begun: the connection is gone.
 func (r *replay) release() {
-	r.conn.sh.stats.drop(DropClosed, uint64(len(r.rest)))
 	r.topic.mu.Lock()
+	more := len(r.topic.keptAfter(r.rest[len(r.rest)-1].offset))
+	r.conn.sh.stats.drop(DropClosed, uint64(len(r.rest)+more))
 	r.topic.unsubscribe(r.conn.sh.srv)
 }
 

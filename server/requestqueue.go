@@ -26,13 +26,41 @@ type slot struct {
 // slotCost is about the memory of a slot besides what the client sent.
 const slotCost = 384
 
-// The bounds of one connection's request queue. A connection is not read from while its queue is full. Messages on their way
-// to the broker are few, since those of all connections go there in one line.
+// The bounds of one connection's request queue. A connection is not read from while its queue is full.
 const (
-	maxSlots      = 2048
-	maxSlotBytes  = 1 << 20
-	maxPublishing = 64
+	maxSlots     = 2048
+	maxSlotBytes = 1 << 20
 )
+
+// Messages of all connections go to the broker in one line. So one connection has few in it, and where many publish each has
+// its share of maxPublishingOfAll, but at least one.
+const (
+	maxPublishing      = 64
+	maxPublishingOfAll = 256
+)
+
+// publishingShare returns how many messages of one connection may be on their way to the broker.
+func (s *Server) publishingShare() int {
+	return max(min(maxPublishing, maxPublishingOfAll/max(int(s.publishers.Load()), 1)), 1)
+}
+
+// beginPublishing notes that a message of the client is on its way to the broker.
+func (c *Conn) beginPublishing() {
+	w := c.needWorkload()
+	if w.publishing++; w.publishing == 1 {
+		c.sh.srv.publishers.Add(1)
+	}
+}
+
+// endPublishing notes that the broker has one, or that it is lost.
+func (c *Conn) endPublishing() {
+	w := c.workload()
+	if w.publishing--; w.publishing == 0 {
+		c.sh.srv.publishers.Add(-1)
+	}
+	c.sh.run.schedule(w)
+	c.settleWorkload(w)
+}
 
 // requestQueue is the slots of a connection. Owned by the loop.
 type requestQueue struct {
@@ -85,7 +113,7 @@ func (q *requestQueue) count(s *slot, n int) {
 }
 
 func (q *requestQueue) full() bool {
-	return q.len() >= maxSlots || q.bytes > maxSlotBytes || q.len()-q.others >= maxPublishing
+	return q.len() >= maxSlots || q.bytes > maxSlotBytes
 }
 
 // waiting reports whether something that the client asked for is still to be done.
@@ -97,12 +125,17 @@ func (c *Conn) waiting() bool {
 // isFull reports whether the client has to wait with further requests.
 func (c *Conn) isFull() bool {
 	w := c.workload()
-	return w != nil && w.requests.full()
+	return w != nil && w.isFull()
+}
+
+// isFull is like that of the connection.
+func (w *workload) isFull() bool {
+	return w.requests.full() || w.publishing > 0 && w.publishing >= w.conn.sh.srv.publishingShare()
 }
 
 // waitsForMore reports whether the client waits for anything but messages on their way to the broker.
 func (c *Conn) waitsForMore() bool {
-	return c.waiting() && (c.workload().requests.others > 0 || c.workload().requests.full())
+	return c.waiting() && (c.workload().requests.others > 0 || c.workload().isFull())
 }
 
 // queueSlot has something done when all before it in the request queue is done, which is now if there is nothing.
@@ -140,6 +173,9 @@ func (c *Conn) afterPending(n int, quick bool, do func()) error {
 // reserve makes a slot for what is done now and ends later: the first one, unless it is not done in its turn.
 func (c *Conn) reserve(publish bool) *slot {
 	s := &slot{pending: true, publish: publish, cost: slotCost}
+	if publish {
+		c.beginPublishing()
+	}
 	c.queueFirst(s)
 	return s
 }
@@ -159,6 +195,9 @@ func (c *Conn) queueFirst(s *slot) {
 func (c *Conn) resolve(s *slot, open bool, do func()) {
 	c.sh.postDo(c, 0, func() {
 		s.do, s.open, s.pending = do, open, false
+		if s.publish {
+			c.endPublishing()
+		}
 		c.sh.run.schedule(c.workload())
 	})
 }

@@ -1,6 +1,10 @@
 package server
 
-import "time"
+import (
+	"time"
+
+	"carillon/codec"
+)
 
 // runQueue is a loop's connections that have work to do. They are served in the order in which they have come, as if each had
 // come later by many times what it has used of the loop lately. So connections that use much wait for each other and not the
@@ -18,7 +22,7 @@ const (
 	// quantum is how long one connection is served before others are. Where very many wait it is shorter, so that all of them
 	// have had a turn after runRound, but not shorter than leastQuantum.
 	quantum      = 150 * time.Microsecond
-	leastQuantum = 30 * time.Microsecond
+	leastQuantum = 20 * time.Microsecond
 	runRound     = 5 * time.Millisecond
 
 	// requestDelay is how long requests give way on a busy loop to what costs less. The first one of a connection may
@@ -69,7 +73,7 @@ func (sh *shard) runQueued() {
 		w.conn.serve(w, began+q.quantum())
 		w.served = false
 		now := sh.srv.elapsed()
-		w.used.add(clock.took(now-began), now)
+		w.used.addTurn(clock.took(now-began), now)
 		if w.requests.len() > 0 && w.requests.first().after > sh.read {
 			early = append(early, w)
 		} else {
@@ -113,7 +117,7 @@ const muchBacklog = 1 << 20
 
 // congested reports whether a loop has much to hand out.
 func (s *Server) congested() bool {
-	most := min(s.settings().maxBacklog/16, muchBacklog)
+	most := s.muchBacklog()
 	for _, sh := range s.allShards() {
 		if sh.backlog.Load() > most {
 			return true
@@ -121,6 +125,10 @@ func (s *Server) congested() bool {
 	}
 	return false
 }
+
+func (s *Server) muchBacklog() int64 { return min(s.settings().maxBacklog/16, muchBacklog) }
+
+func (sh *shard) isCongested() bool { return sh.backlog.Load() > sh.srv.muchBacklog() }
 
 // fanout counts what was published to connections of this server.
 func (s *Server) fanout() (n uint64) {
@@ -147,14 +155,38 @@ func (c *Conn) block(fanout uint64) bool {
 	if fanout == notCongested || sh.srv.fanout() == fanout {
 		return false
 	}
-	w := c.needWorkload()
-	if w.blockedAt != 0 {
-		return true
+	if w := c.needWorkload(); w.blockedAt == 0 {
+		sh.awaitRelief(w)
 	}
+	return true
+}
+
+// largeMessage is the size in bytes from which on a message is held back on a loop that has much to hand out: such as its echo
+// would have all others wait longer.
+const largeMessage = 64 << 10
+
+// holdBack has a connection wait with a large message that is arriving, if its loop has much to hand out.
+func (c *Conn) holdBack(d *codec.Decoder) bool {
+	sh := c.sh
+	if d.Buffered() < largeMessage || d.Suspended() || !sh.isCongested() {
+		return false
+	}
+	w := c.needWorkload()
+	if w.passes {
+		w.passes = false
+		return false
+	}
+	if w.blockedAt == 0 {
+		w.heldBack = true
+		sh.awaitRelief(w)
+	}
+	return true
+}
+
+func (sh *shard) awaitRelief(w *workload) {
 	w.blockedAt = sh.srv.elapsed()
 	sh.run.blocked = append(sh.run.blocked, w)
 	sh.lookForRelief()
-	return true
 }
 
 func (sh *shard) lookForRelief() {
@@ -165,19 +197,28 @@ func (sh *shard) lookForRelief() {
 	sh.run.relief.Reset(relieveEvery)
 }
 
-// relieve lets connections go on that wait for fan-out.
+// relieve lets connections go on that wait for fan-out, or were held back. Of those held back for long it lets one go on: what
+// it says may be as much again.
 func (sh *shard) relieve() {
 	q := &sh.run
 	if len(q.blocked) == 0 {
 		return
 	}
-	congested, now, rest := sh.srv.congested(), sh.srv.elapsed(), q.blocked[:0]
+	congested, busy, now, rest := sh.srv.congested(), sh.isCongested(), sh.srv.elapsed(), q.blocked[:0]
+	passed := false
 	for _, w := range q.blocked {
-		if w.blockedAt != 0 && congested && now-w.blockedAt < relieveAtLast {
+		long := now-w.blockedAt >= relieveAtLast
+		waits := w.blockedAt != 0 && congested && !long
+		if w.blockedAt != 0 && w.heldBack {
+			waits = busy && (passed || !long)
+			w.passes = busy && !waits
+			passed = passed || w.passes
+		}
+		if waits {
 			rest = append(rest, w)
 			continue
 		}
-		w.blockedAt = 0
+		w.blockedAt, w.heldBack = 0, false
 		q.schedule(w)
 	}
 	clear(q.blocked[len(rest):])

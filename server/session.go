@@ -24,6 +24,8 @@ type session struct {
 	lower net.Conn      // while net/http has the session
 
 	in      []byte  // what came and has not been read, as it came
+	waiting []byte  // what came and waits for the connection's turn, as it came
+	unread  bool    // something waits there, or in crypto/tls
 	out     *[]byte // where the loop wants what is written
 	pending []byte  // encrypted, and not taken by the socket: the connection is stalled then
 	chunk   int     // bytes of the last write whose encrypted form pending is the rest of
@@ -174,41 +176,82 @@ func (c *Conn) unseal(b []byte) {
 	}
 }
 
-// decrypt reads what came. What that leads to may take the session away, or end it.
+// decrypt reads what came, or has it wait for the connection's turn. What that leads to may take the session away, or end
+// it.
 func (c *Conn) decrypt(s *session, b []byte) {
+	if !c.mustWait() {
+		c.decryptUntil(c.sh.began+c.sh.run.quantum(), s, b)
+		return
+	}
+	s.waiting, s.unread = append(s.waiting, b...), true
+	c.wait()
+}
+
+// decryptInput goes on with what waits, unless what was decrypted before waits again.
+func (c *Conn) decryptInput(deadline time.Duration) {
+	if s := c.session(); s != nil && s.unread && !c.isSuspended() {
+		b := s.waiting
+		s.dropWaiting()
+		c.decryptUntil(deadline, s, b)
+	}
+}
+
+// decryptUntil reads until nothing is left, the connection has to wait, or a time.
+func (c *Conn) decryptUntil(deadline time.Duration, s *session, b []byte) {
 	sh := c.sh
 	if sh.clear == nil {
 		sh.clear = make([]byte, clearSize)
 	}
 	s.in = b
-	for c.session() == s && !c.is(markPeerDone) && c.state.Load() < stateLingering {
-		n, err := s.drain(sh.clear, sh.clock)
+	records, dry := s.records.count, false
+	for !dry && c.session() == s && !c.is(markPeerDone) && c.state.Load() < stateLingering {
+		n, err := s.drain(sh.clear, deadline)
 		if !c.pushAnswers(s) {
 			return
 		}
 		if n > 0 {
-			c.plaintext(sh.clear[:n])
+			c.consume(sh.clear[:n], deadline)
 		}
 		if err == nil {
+			if c.isSuspended() || sh.srv.elapsed() >= deadline {
+				break
+			}
 			continue
 		}
 		if err != errDry && c.session() == s {
 			c.unsealed(err)
 		}
-		break
+		dry = true
 	}
-	if c.session() == s {
-		s.in = nil // it is the loop's memory
+	if c.session() != s {
+		return
 	}
+	if !dry && !c.is(markPeerDone) && c.state.Load() < stateLingering {
+		s.waiting, s.unread = bytes.Clone(s.in), true // it is the loop's memory
+		c.wait()
+	}
+	s.in = nil
+	c.chargeInput(len(b), int(s.records.count-records))
 }
 
-func (s *session) drain(b []byte, now uint32) (n int, err error) {
-	for n < len(b) && err == nil {
+// dropWaiting forgets what waits.
+func (s *session) dropWaiting() { s.waiting, s.unread = nil, false }
+
+// recordsAtOnce is how many records are read between two looks at the clock.
+const recordsAtOnce = 16
+
+// drain decrypts until b is full, nothing is left, or a time.
+func (s *session) drain(b []byte, deadline time.Duration) (n int, err error) {
+	sh := s.conn.sh
+	for reads := 1; n < len(b) && err == nil; reads++ {
 		var m int
 		m, err = s.tls.Read(b[n:])
 		n += m
-		if empty := s.chargeEmpty(m > 0, now); empty != nil {
+		if empty := s.chargeEmpty(m > 0, sh.clock); empty != nil {
 			err = empty
+		}
+		if reads%recordsAtOnce == 0 && sh.srv.elapsed() >= deadline {
+			break
 		}
 	}
 	return n, err

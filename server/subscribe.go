@@ -260,7 +260,7 @@ func (c *Conn) subscribe(w *wanted) (Subscribed, error) {
 		}
 		src = &t.source
 		s.Position = t.position()
-		missed, s.Recovered = t.since(w.from, c.sh.srv.age())
+		missed, s.Recovered = t.since(w.from, c.sh.srv.age(), replayMost)
 		s.After = next(missed, s.Offset)
 	}
 	if !src.link.serves() {

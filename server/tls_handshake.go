@@ -36,6 +36,7 @@ type tlsHandshake struct {
 	in     []byte        // guarded by mu, as the session's records are: what came and was not read
 	out    []byte        // guarded by mu: what is to be written
 	posted bool          // guarded by mu: the loop knows of out
+	paused bool          // guarded by mu: the socket is not read
 	over   bool          // guarded by mu: dead is closed
 	ended  bool          // guarded by mu: nothing comes behind in
 	wake   chan struct{} // has a value when in has changed
@@ -50,12 +51,12 @@ type tlsHandshake struct {
 	since   time.Duration // when it began to wait for its client, after the server was made
 }
 
-// A client may send its request together with the end of its handshake, and as much of what it uploads as the
-// network takes. Nothing can hold it up: gnet reads whatever comes. So what a handshake has not read is
-// bounded for each connection, and above a little also for all together.
+// A client may send its request together with the end of its handshake, and as much of what it uploads as the network takes.
+// When more than mostUnread has not been read, which is at least one whole record, its socket is not read. So there is that and
+// one read of the loop for each connection, and above a little of it there is a bound for all together.
 const (
 	littleUnread = mostOfHello
-	mostUnread   = 4 << 20
+	mostUnread   = 2 * mostOfSealed
 	mostOfUnread = 64 << 20
 )
 
@@ -115,6 +116,9 @@ func (c *Conn) beginTLS(b []byte) {
 	c.setSession(h.session)
 	c.dropInbound()
 	t.unread.Add(int64(len(h.in)))
+	h.mu.Lock()
+	h.holdUp(c)
+	h.mu.Unlock()
 	t.enter(h, keyOf(addrOf(c.remote)))
 }
 
@@ -130,9 +134,28 @@ func (c *Conn) feed(s *session, b []byte) {
 	if s.records.isWhole(h.in) {
 		h.signal()
 	}
+	h.holdUp(c)
 	h.mu.Unlock()
-	if unread > mostUnread || unread > littleUnread && all > mostOfUnread {
+	if unread > littleUnread && all > mostOfUnread {
 		c.cutOff(RefuseTLSUnread, errUnread)
+	}
+}
+
+// holdUp has the loop not read the socket while much is unread. The caller holds mu. Called on the loop.
+func (h *tlsHandshake) holdUp(c *Conn) {
+	if len(h.in) > mostUnread && !h.paused && c.gc != nil {
+		h.paused = true
+		c.sh.interest.pause(c.fd)
+	}
+}
+
+// readOn has the loop read the socket again. Called on the loop.
+func (h *tlsHandshake) readOn(c *Conn) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.paused && c.gc != nil {
+		h.paused = false
+		c.sh.interest.resume(c.fd)
 	}
 }
 
@@ -181,6 +204,14 @@ func (h *tlsHandshake) read(b []byte) (int, error) {
 		h.in = nil
 	}
 	h.table.unread.Add(-int64(n))
+	if h.paused && len(h.in) <= mostUnread {
+		c := h.session.conn
+		c.sh.postDo(c, 0, func() {
+			if s := c.session(); s != nil && s.shake == h {
+				h.readOn(c)
+			}
+		})
+	}
 	return n, nil
 }
 
@@ -284,6 +315,7 @@ func (c *Conn) shaken(s *session, err error) {
 	}
 	c.sh.meters.tls.observe(uint32(c.sh.srv.stamp() - h.arrived))
 	h.cancel()
+	h.readOn(c)
 	c.decrypt(s, h.rest())
 	if c.gc == nil {
 		c.inputEnded(io.EOF)
@@ -299,6 +331,7 @@ func (c *Conn) dropHandshake() {
 	}
 	s.shake.end()
 	s.shake.cancel()
+	s.shake.readOn(c)
 	s.shake.rest()
 	s.shake.table.leave(s.shake)
 	if len(s.pending) == 0 {

@@ -221,7 +221,7 @@ func TestTLSHandshakeLimit(t *testing.T) {
 	eventually(t, "they are counted", func() bool { return s.Stats().Refusals[RefuseLost] == 3 })
 }
 
-// A client cannot make the server keep what it sends instead of its handshake.
+// A client cannot make the server keep what it sends instead of its handshake: its socket is not read until it is its turn.
 func TestTLSUnread(t *testing.T) {
 	a := newAuthority(t)
 	s, _ := startChanged(t, a.overTLS(Options{Endpoints: echoAndBroadcast(), Limits: Limits{MaxTLSHandshakes: 1}}), func(s *Server) {
@@ -231,10 +231,87 @@ func TestTLSUnread(t *testing.T) {
 	hello := helloOf(t, a.client())
 	first.write(hello) // and keeps the line waiting
 	eventually(t, "it is under way", func() bool { n, _ := s.tlsTable.counts(); return n == 1 })
-	second.write(append(hello, make([]byte, mostUnread)...))
-	eventually(t, "it is refused", func() bool { return s.Stats().Refusals[RefuseTLSUnread] == 1 })
+	go func() { _, _ = second.conn.Write(append(hello, make([]byte, 4<<20)...)) }()
+	eventually(t, "much has come", func() bool { return s.tlsTable.unread.Load() > mostUnread })
+	time.Sleep(100 * time.Millisecond)
+	if n := s.tlsTable.unread.Load(); n > mostUnread+clearSize {
+		t.Errorf("%d bytes are kept", n)
+	}
 	_ = first.conn.Close()
+	eventually(t, "it is refused", func() bool { return s.Stats().Refusals[RefuseTLSHello] == 1 }) // zeros are no record
 	eventually(t, "nothing is kept", func() bool { return s.tlsTable.unread.Load() == 0 })
+}
+
+// gathering keeps what is written, until it is let go.
+type gathering struct {
+	net.Conn
+	on   bool
+	kept []byte
+}
+
+func (g *gathering) Write(b []byte) (int, error) {
+	if !g.on {
+		return g.Conn.Write(b)
+	}
+	g.kept = append(g.kept, b...)
+	return len(b), nil
+}
+
+// What comes over TLS waits for its turn before it is decrypted: where the loop has served sockets for long enough already, and
+// where it takes longer than a turn, as with many small records. Nothing is lost by that, and the order stays.
+func TestSealedInputWaits(t *testing.T) {
+	eachVersion(t, func(t *testing.T, a *authority, config *tls.Config) {
+		opts := a.overTLS(Options{Loops: 1, Endpoints: echoAndBroadcast()})
+		s := start(t, opts)
+		for _, row := range []struct {
+			name    string
+			crowded bool
+		}{{"on a crowded loop", true}, {"for longer than a turn", false}} {
+			t.Run(row.name, func(t *testing.T) {
+				raw := dialRaw(t, s)
+				g := &gathering{Conn: raw.conn}
+				raw.conn = g
+				raw.startTLS(config)
+				raw.open("/echo")
+				conn := theConn(t, s)
+				const messages = 2000
+				g.on = true
+				for i := range messages {
+					for _, b := range text(fmt.Sprint(i)) { // each in a record of its own
+						_, _ = raw.conn.Write([]byte{b})
+					}
+				}
+				g.on = false
+				type state struct {
+					records         uint32
+					waits, suspends bool
+				}
+				seen := make(chan state, 1)
+				_ = conn.Do(func() {
+					sh, session := conn.sh, conn.session()
+					before := session.records.count
+					if row.crowded {
+						sh.round = 2 * maxRound
+					}
+					sh.began = s.elapsed()
+					conn.received(g.kept)
+					seen <- state{session.records.count - before, session.unread, conn.isSuspended()}
+				})
+				st := <-seen
+				if !st.waits || !st.suspends || st.records >= 4*messages || row.crowded && st.records > 0 {
+					t.Errorf("%d records were decrypted at once, %+v", st.records, st)
+				}
+				for i := range messages {
+					raw.want(fmt.Sprint(i))
+				}
+				if session := conn.session(); session.unread || session.waiting != nil {
+					t.Error("something waits still")
+				}
+				_ = raw.conn.Close()
+				eventually(t, "it is gone", func() bool { return s.Count() == 0 })
+			})
+		}
+	})
 }
 
 // A proxy's header comes before TLS, in the same segment or byte by byte.

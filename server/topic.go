@@ -256,9 +256,9 @@ type Start struct {
 	Last  int
 }
 
-// since returns the messages that a subscriber gets before the live ones, and whether that is all that it
-// has missed. The caller holds mu.
-func (t *topic) since(from Start, now int64) (missed []*message, recovered bool) {
+// since returns the messages that a subscriber gets before the live ones, and whether that is all that it has missed. Of those
+// after a position it returns at most limit, the oldest. The caller holds mu.
+func (t *topic) since(from Start, now int64, limit int) (missed []*message, recovered bool) {
 	t.expire(now)
 	kept := t.history.all()
 	switch {
@@ -267,13 +267,21 @@ func (t *topic) since(from Start, now int64) (missed []*message, recovered bool)
 	case from.Since == nil:
 		return newest(kept, from.Last), true
 	case from.Since.Epoch != t.epochText() || from.Since.Offset > t.offset || from.Since.Offset < t.floor:
-		return slices.Clone(kept), false // all of it is news
+		return oldest(kept, limit), false // all of it is news
 	}
-	first, _ := slices.BinarySearchFunc(kept, from.Since.Offset+1, func(m *message, offset uint64) int {
+	return oldest(t.keptAfter(from.Since.Offset), limit), true
+}
+
+// keptAfter returns the messages that are kept with later offsets. The caller holds mu, and copies what it needs for longer.
+func (t *topic) keptAfter(offset uint64) []*message {
+	kept := t.history.all()
+	first, _ := slices.BinarySearchFunc(kept, offset+1, func(m *message, offset uint64) int {
 		return cmp.Compare(m.offset, offset)
 	})
-	return slices.Clone(kept[first:]), true
+	return kept[first:]
 }
+
+func oldest(kept []*message, n int) []*message { return slices.Clone(kept[:min(len(kept), n)]) }
 
 func newest(kept []*message, n int) []*message {
 	return slices.Clone(kept[max(len(kept)-max(n, 0), 0):])

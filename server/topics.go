@@ -296,5 +296,11 @@ func (c *Conn) publish(op codec.Opcode, payload []byte) {
 		format = FormatBinary
 	}
 	p := Publication{Topic: topics[0].name(), Format: format, Payload: payload}
-	c.sh.srv.PublishFunc(p, func(_ Receipt, err error) { c.refused(err) })
+	_, ready, err := c.sh.srv.hub.remote.publish(p, c.beginPublishing, func(_ Receipt, err error) {
+		c.sh.postDo(c, 0, c.endPublishing)
+		c.refused(err)
+	})
+	if ready {
+		c.refused(err)
+	}
 }

@@ -16,6 +16,16 @@ const (
 	// those that use much from those that use little even where thousands share a loop, each of which uses a thousandth.
 	usageWeight = 64
 
+	// usageFree delays a connection for usageFreeDelay at most: where very many share a loop, clients that do what is usual use
+	// as much as those that do all they can. Up to it, those that use little come first by usageFreeWeight.
+	usageFree       = 16 * time.Millisecond
+	usageFreeWeight = 8
+	usageFreeDelay  = 20 * time.Millisecond
+
+	// overrunWeight: what a turn takes longer than a quantum counts so many times more. All that come to the loop at once
+	// wait for it, since it could not be interrupted.
+	overrunWeight = 8
+
 	// maxDelay is for how long a connection may come after others that have used less.
 	maxDelay = 10 * time.Second
 )
@@ -32,13 +42,19 @@ func (u *usage) add(used, now time.Duration) {
 	u.at = max(now, u.at)
 }
 
-// delay is for how long others come first that have used nothing.
-func (u *usage) delay(now time.Duration) time.Duration {
-	return min(u.lately(now)*usageWeight, maxDelay)
+// addTurn adds a turn.
+func (u *usage) addTurn(took, now time.Duration) {
+	u.add(took+overrunWeight*max(took-quantum, 0), now)
 }
 
-// isForgotten reports whether the delay is too short to matter.
-func (u *usage) isForgotten(now time.Duration) bool { return u.delay(now) < time.Millisecond }
+// delay is for how long others come first that have used nothing.
+func (u *usage) delay(now time.Duration) time.Duration {
+	used := u.lately(now)
+	return min(min(usageFreeWeight*used, usageFreeDelay)+usageWeight*max(used-usageFree, 0), maxDelay)
+}
+
+// isForgotten reports whether so little was used that it does not matter any more.
+func (u *usage) isForgotten(now time.Duration) bool { return u.lately(now) < 16*time.Microsecond }
 
 // workClock measures work on a loop without the time in which the system ran other threads instead: no connection is to be
 // charged for that. Owned by the loop.

@@ -23,6 +23,8 @@ type workload struct {
 	requests requestQueue
 	mistakes mistakes
 
+	publishing int // messages that are on their way to the broker
+
 	// The place in the run queue.
 	index     int           // in the heap, -1 while it is not there
 	tag       time.Duration // the lowest is served first
@@ -34,9 +36,11 @@ type workload struct {
 	served    bool          // it is the connection's turn now
 
 	inflates  bool          // the input begins with a message that waits for others to be decompressed
-	suspended bool          // input waits in conn.in to be decoded, and the socket is not read
+	suspended bool          // input waits in conn.in, or in the session, and the socket is not read
 	ended     bool          // nothing comes after that input
-	blockedAt time.Duration // since when the connection waits for fan-out that it has caused; 0 if it does not
+	blockedAt time.Duration // since when the connection waits for fan-out that it has caused, or is held back; 0 if it does not
+	heldBack  bool          // it is held back with a large message
+	passes    bool          // it was for long enough
 }
 
 func (w *workload) before(other *workload) bool {
@@ -70,7 +74,7 @@ func (c *Conn) needWorkload() *workload {
 // still to be remembered.
 func (c *Conn) settleWorkload(w *workload) {
 	switch {
-	case w.requests.len() > 0 || w.suspended || w.index >= 0:
+	case w.requests.len() > 0 || w.publishing > 0 || w.suspended || w.index >= 0:
 	case w.used.isForgotten(c.sh.began) && w.parsed.isForgotten(c.sh.began) && w.mistakes.none(c.sh.clock):
 		c.more.work = nil
 	case !w.listed:
@@ -88,7 +92,7 @@ func (c *Conn) isSuspended() bool {
 // mustWait reports whether what has come on a connection is to wait for its turn.
 func (c *Conn) mustWait() bool {
 	w := c.workload()
-	return c.sh.isCrowded() || w != nil && (w.suspended || w.requests.full() || c.sh.run.wouldWait(w))
+	return c.sh.isCrowded() || w != nil && (w.suspended || w.isFull() || c.sh.run.wouldWait(w))
 }
 
 // isCrowded reports whether sockets have been served at once for long enough.
@@ -110,7 +114,7 @@ func (c *Conn) suspend() {
 // unsuspend reads the socket again.
 func (c *Conn) unsuspend() {
 	if w := c.workload(); w != nil && w.suspended {
-		w.suspended, w.inflates, w.blockedAt = false, false, 0
+		w.suspended, w.inflates, w.blockedAt, w.heldBack, w.passes = false, false, 0, false, false
 		if c.gc != nil {
 			c.sh.interest.resume(c.fd)
 		}
@@ -127,6 +131,11 @@ func (c *Conn) postpone(b []byte) {
 		c.in.rest, c.in.at = append(c.in.rest[:0], c.in.rest[c.in.at:]...), 0
 	}
 	c.in.rest = append(c.in.rest, b...)
+	c.wait()
+}
+
+// wait has what has come wait for the connection's turn.
+func (c *Conn) wait() {
 	if c.state.Load() == stateHandshake {
 		c.needWorkload().notBefore = c.sh.began + handshakeDelay
 	}
@@ -141,7 +150,7 @@ func (w *workload) isRunnable() bool {
 	return w.blockedAt == 0 && (w.canAnswer() || w.hasInput())
 }
 
-func (w *workload) hasInput() bool { return w.suspended && !w.requests.full() && !w.inflates }
+func (w *workload) hasInput() bool { return w.suspended && !w.isFull() && !w.inflates }
 
 // canAnswer reports whether the first request in the queue can be answered. While a client does not read what it has
 // asked for, what it asks for next waits.
@@ -191,6 +200,7 @@ func (c *Conn) resumeInput(deadline time.Duration) {
 		c.heard()
 		c.decodeInput(deadline)
 	}
+	c.decryptInput(deadline)
 	if !w.suspended && w.ended {
 		w.ended = false
 		c.inputEnded(io.EOF)
@@ -202,6 +212,7 @@ func (c *Conn) resumeInput(deadline time.Duration) {
 func (c *Conn) finishInput(err error) {
 	if w := c.workload(); w != nil && w.suspended && errors.Is(err, io.EOF) && c.state.Load() == stateOpen {
 		c.decodeInput(maxDeadline)
+		c.decryptInput(maxDeadline)
 	}
 }
 

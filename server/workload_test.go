@@ -105,6 +105,126 @@ func TestRequestsOfAGoneClientAreDropped(t *testing.T) {
 	}
 }
 
+// On a loop that has much to hand out, large messages are held back, and come through one after the other. Small ones are not.
+func TestLargeMessagesAreHeldBack(t *testing.T) {
+	s := start(t, Options{Loops: 1, Endpoints: echoAndBroadcast()})
+	alice := dial(t, s, "/echo")
+	conn := theConn(t, s)
+	onLoop := func(f func(sh *shard)) {
+		done := make(chan struct{})
+		if err := conn.Do(func() { f(conn.sh); close(done) }); err != nil {
+			t.Fatal(err)
+		}
+		<-done
+	}
+	const much = 2 * muchBacklog
+	onLoop(func(sh *shard) { sh.backlog.Add(much) })
+	large := strings.Repeat("x", 1<<20-100)
+	var all sync.WaitGroup
+	var back atomic.Int64
+	for range 5 {
+		c := dial(t, s, "/echo")
+		all.Go(func() {
+			if _, err := c.conn.Write(text(large)); err != nil {
+				t.Error(err)
+			}
+			if _, payload, err := c.frame(); err != nil || string(payload) != large {
+				t.Errorf("%d bytes came back, %v", len(payload), err)
+			}
+			back.Add(1)
+		})
+	}
+	eventually(t, "some are held back", func() (held bool) {
+		onLoop(func(sh *shard) {
+			for _, w := range sh.run.blocked {
+				held = held || w.heldBack
+			}
+		})
+		return held || back.Load() == 5
+	})
+	if back.Load() == 5 {
+		t.Error("none was held back")
+	}
+	for range 10 {
+		alice.send("hello")
+		alice.want("hello")
+	}
+	all.Wait()
+	onLoop(func(sh *shard) { sh.backlog.Add(-much) })
+	eventually(t, "nobody waits", func() (none bool) {
+		onLoop(func(sh *shard) { none = len(sh.run.blocked) == 0 })
+		return none
+	})
+}
+
+// Messages of all clients go to the broker in one line. Where many publish, each has its share of it, whichever way it
+// publishes, and gives it back.
+func TestPublishersShareTheLine(t *testing.T) {
+	for _, row := range []struct{ clients, each int }{{1, maxPublishing}, {8, maxPublishingOfAll / 8}, {2 * maxPublishingOfAll / 3, 1}} {
+		for _, how := range []string{"raw", "JSON"} {
+			t.Run(fmt.Sprintf("%d %s", row.clients, how), func(t *testing.T) {
+				n := newFakeNet(1)
+				s := clustered(t, n, 1, topics(TopicRule{Match: "log", History: 10}), unchanged)[0]
+				var clients []*client
+				for range row.clients {
+					if how == "JSON" {
+						clients = append(clients, dial(t, s, "/ws", speakJSON))
+					} else {
+						clients = append(clients, dial(t, s, "/ws?topic=log"))
+					}
+				}
+				if how == "raw" {
+					subscribersOf(t, s, "log", row.clients)
+				}
+				hold := make(chan struct{})
+				fakeOf(s).mail.put(func() { <-hold })
+				message := text("1")
+				if how == "JSON" {
+					message = text(`{"publish":{"topic":"log","data":1}}`)
+				}
+				for _, c := range clients {
+					c.write(message)
+				}
+				eventually(t, "all publish", func() bool { return int(s.publishers.Load()) == row.clients })
+				for _, c := range clients {
+					c.write(repeat(message, 3*maxPublishing))
+				}
+				want := uint64(row.clients * row.each)
+				eventually(t, "they have their shares", func() bool { return s.Stats().MessagesIn >= want })
+				time.Sleep(50 * time.Millisecond)
+				if got := s.Stats().MessagesIn; got > want {
+					t.Errorf("%d messages are on their way, want %d", got, want)
+				}
+				clients[0].conn.Close()
+				close(hold)
+				eventually(t, "all is published", func() bool {
+					return s.publishers.Load() == 0 && s.Stats().MessagesIn >= uint64((row.clients-1)*(1+3*maxPublishing))
+				})
+			})
+		}
+	}
+}
+
+// Of a long history no more is copied than was asked for.
+func TestHistoryCopiesWhatIsAskedFor(t *testing.T) {
+	s := start(t, topics(TopicRule{Match: "log", History: 100_000, MaxBytes: -1}))
+	epoch := fill(t, s, "log", 10_000).Epoch
+	for limit := range 3 {
+		_, list, err := s.hub.past("log", Start{Since: &Position{Offset: 5, Epoch: epoch}}, limit)
+		if err != nil || len(list) != limit || cap(list) > 8 {
+			t.Errorf("%d of %d, %v", len(list), cap(list), err)
+		}
+	}
+	for _, known := range []string{epoch, "another"} {
+		topic := s.hub.find("log")
+		list, _ := topic.since(Start{Since: &Position{Epoch: known}}, 0, replayMost)
+		topic.mu.Unlock()
+		if len(list) != replayMost || list[0].offset != 1 {
+			t.Errorf("%d messages from %d on", len(list), list[0].offset)
+		}
+	}
+}
+
 // Bob's pong waits in his socket while the cluster takes its time with what he has asked for. That is not his fault.
 func TestPingTimeoutSparesInputThatWaits(t *testing.T) {
 	n := newFakeNet(1)
@@ -191,7 +311,7 @@ func TestLongHistory(t *testing.T) {
 
 // Dave reads a long history more slowly than the topic forgets. He is told that something is missing, and it is counted.
 func TestLongHistoryWithAGap(t *testing.T) {
-	const kept, size = 3 * replayPiece, 4 << 10
+	const kept, size = 3 * replayPiece, 1 << 10
 	s := start(t, topics(TopicRule{Match: "log", History: kept, MaxBytes: -1}))
 	payload := strings.Repeat("x", size)
 	publish := func(n int) {
@@ -270,63 +390,60 @@ func TestRunQueueOrder(t *testing.T) {
 	}
 }
 
-// Of a thousand connections that use a loop together, none uses much of it. One that uses little waits for none of them, and
-// all of them have their turns.
+// Of a thousand connections that use a loop together, none uses much of it. One that does what is usual waits for one turn of
+// each of them at most, although it uses more, and all of them have their turns.
 func TestRunQueueOfACrowd(t *testing.T) {
-	s, err := New(Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	sh := &shard{srv: s, set: s.settings()}
-	q := &sh.run
-	const crowd, every, needs = 1000, 50 * time.Millisecond, 20 * time.Microsecond
-	turns := map[*workload]int{}
-	add := func() *workload {
-		c := &Conn{sh: sh}
-		w := &workload{conn: c, index: -1, suspended: true}
-		c.more = &more{work: w}
-		return w
-	}
-	sh.began = time.Second
-	good := add()
-	for range crowd {
-		q.schedule(add())
-	}
-	var arrived, first, longest time.Duration
-	due, end := sh.began+every/10, sh.began+5*time.Second
-	for sh.began < end {
-		if good.index < 0 && sh.began >= due {
-			arrived, due = sh.began, sh.began+every
-			q.schedule(good)
+	for _, needs := range []time.Duration{20 * time.Microsecond, 150 * time.Microsecond} {
+		s, err := New(Options{})
+		if err != nil {
+			t.Fatal(err)
 		}
-		w := q.heap.pop()
-		turns[w]++
-		took := q.quantum()
-		if w == good {
-			took = needs
-			if wait := sh.began - arrived; sh.began < end-3*time.Second {
-				first = max(first, wait)
-			} else {
-				longest = max(longest, wait)
+		sh := &shard{srv: s, set: s.settings()}
+		q := &sh.run
+		const crowd, every = 1000, 50 * time.Millisecond
+		turns := map[*workload]int{}
+		add := func() *workload {
+			c := &Conn{sh: sh}
+			w := &workload{conn: c, index: -1, suspended: true}
+			c.more = &more{work: w}
+			return w
+		}
+		sh.began = time.Second
+		good := add()
+		for range crowd {
+			q.schedule(add())
+		}
+		var arrived, longest time.Duration
+		due, end := sh.began+every/10, sh.began+5*time.Second
+		for sh.began < end {
+			if good.index < 0 && sh.began >= due {
+				arrived, due = sh.began, sh.began+every
+				q.schedule(good)
+			}
+			w := q.heap.pop()
+			turns[w]++
+			took := q.quantum()
+			if w == good {
+				took, longest = needs, max(longest, sh.began-arrived)
+			}
+			sh.began += took
+			w.used.addTurn(took, sh.began)
+			if w != good {
+				q.schedule(w)
 			}
 		}
-		sh.began += took
-		w.used.add(took, sh.began)
-		if w != good {
-			q.schedule(w)
+		if most := crowd*leastQuantum + 5*time.Millisecond; longest > most {
+			t.Errorf("it waits for up to %v, want at most %v", longest, most)
 		}
-	}
-	if first > 40*time.Millisecond || longest > time.Millisecond {
-		t.Errorf("it waits for %v at first, when little is known of anybody, and for up to %v later", first, longest)
-	}
-	least, most := 1<<30, 0
-	for w, n := range turns {
-		if w != good {
-			least, most = min(least, n), max(most, n)
+		least, most := 1<<30, 0
+		for w, n := range turns {
+			if w != good {
+				least, most = min(least, n), max(most, n)
+			}
 		}
-	}
-	if len(turns) != crowd+1 || least < most/2 {
-		t.Errorf("%d had turns, %d to %d", len(turns)-1, least, most)
+		if len(turns) != crowd+1 || least < most/2 {
+			t.Errorf("%d had turns, %d to %d", len(turns)-1, least, most)
+		}
 	}
 }
 
@@ -347,8 +464,20 @@ func TestUsage(t *testing.T) {
 	if got := u.lately(0); got != 100*time.Millisecond {
 		t.Errorf("%v before that", got)
 	}
-	if got := u.delay(time.Second + usageHalf); got != 50*time.Millisecond*usageWeight {
-		t.Errorf("a delay of %v", got)
+	if got, want := u.delay(time.Second+usageHalf), usageFreeDelay+(50*time.Millisecond-usageFree)*usageWeight; got != want {
+		t.Errorf("a delay of %v, want %v", got, want)
+	}
+	usual := usage{sum: 3 * time.Millisecond} // of a client that publishes 20 times a second, where caches are cold
+	if got := usual.delay(0); got != usageFreeDelay {
+		t.Errorf("what is usual costs a delay of %v", got)
+	}
+	if got := (&usage{sum: time.Millisecond}).delay(0); got != usageFreeWeight*time.Millisecond {
+		t.Errorf("a little costs a delay of %v", got)
+	}
+	var long usage
+	long.addTurn(quantum+time.Millisecond, 0)
+	if got := long.lately(0); got != quantum+(1+overrunWeight)*time.Millisecond {
+		t.Errorf("a turn that could not be interrupted counts as %v", got)
 	}
 	for i := range 100 {
 		u.add(time.Second, time.Duration(i)*time.Second)

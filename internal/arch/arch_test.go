@@ -13,14 +13,19 @@ const page = "docs/architecture.md, Layers"
 
 // arrows has each package with the packages of ours that it may import. Tests may import more.
 var arrows = map[string][]string{
-	"main":              {"internal/cli"},
-	"internal/cli":      {"client", "codec", "internal/demo", "internal/redact", "server", "server/cluster"},
-	"internal/demo":     {"client", "codec", "server"},
-	"server/cluster":    {"internal/patterns", "internal/redact", "internal/shrink", "server"},
-	"server":            {"codec", "internal/patterns", "internal/redact", "internal/shrink"},
-	"codec":             {},
-	"client":            {},
-	"loadtest":          {"internal/redact"},
+	"main":           {"internal/cli"},
+	"internal/cli":   {"client", "codec", "internal/demo", "internal/redact", "server", "server/cluster"},
+	"internal/demo":  {"client", "codec", "server"},
+	"server/cluster": {"internal/patterns", "internal/redact", "internal/shrink", "server"},
+	"server":         {"codec", "internal/patterns", "internal/redact", "internal/shrink"},
+	"codec":          {},
+	"client":         {},
+	"loadtest":       {"internal/redact", "loadtest/internal/generator", "loadtest/internal/report", "loadtest/internal/wsclient"},
+
+	"loadtest/internal/generator": {"loadtest/internal/wsclient"},
+	"loadtest/internal/report":    {},
+	"loadtest/internal/wsclient":  {},
+
 	"internal/patterns": {},
 	"internal/redact":   {},
 	"internal/shrink":   {},
