@@ -53,7 +53,7 @@ func (sh *shard) accept(gc gnet.Conn, l *listener, n int64) bool {
 		isFull = !sh.makeRoom() && (isExcess || s.plain == nil || !s.plain.evictIdle(evictGrace))
 	}
 	if why == RefuseDraining || isFull && isExcess {
-		sh.stats.refusals[why].Add(1)
+		sh.stats.Refusals[why].Add(1)
 		l.turnAway(gc, reject)
 		s.socketClosed()
 		return false
@@ -68,12 +68,12 @@ func (sh *shard) accept(gc gnet.Conn, l *listener, n int64) bool {
 	switch {
 	case isProxy: // the client's address is to be told
 	case at.proxy.Mode == ProxyRequired:
-		sh.stats.refusals[RefuseProxyPeer].Add(1)
+		sh.stats.Refusals[RefuseProxyPeer].Add(1)
 		s.socketClosed()
 		return false
 	default:
 		if isCounted, excess = s.claim(remote); excess > crowdSlots {
-			sh.stats.refusals[RefuseAddressFull].Add(1)
+			sh.stats.Refusals[RefuseAddressFull].Add(1)
 			l.turnAway(gc, rejectCrowded)
 			s.release(remote, isCounted)
 			s.socketClosed()
@@ -84,13 +84,13 @@ func (sh *shard) accept(gc gnet.Conn, l *listener, n int64) bool {
 	c.mark(markFull, isFull)
 	c.mark(markPreface, isProxy)
 	c.mark(markCrowd, excess > 0)
-	c.mark(markTLS, l.secure != nil)
+	c.mark(markTLS, l.certs != nil)
 	return true
 }
 
 // turnAway answers before anything was read, where a client can read the answer as it is.
 func (l *listener) turnAway(gc gnet.Conn, r *codec.Rejection) {
-	if l.secure == nil {
+	if l.certs == nil {
 		_, _ = write(int32(gc.Fd()), r.AppendResponse(nil))
 	}
 }

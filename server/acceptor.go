@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"carillon/server/internal/listen"
+
 	"github.com/panjf2000/gnet/v2"
 	"golang.org/x/sys/unix"
 )
@@ -86,7 +88,7 @@ func (s *Server) meetLoops() bool {
 		ours = append(ours, fd)
 	}
 	if hidden := s.tcp[0]; hidden.hidden {
-		if err := stopListening(hidden.tcpAddr()); err != nil {
+		if err := listen.StopListening(hidden.tcpAddr()); err != nil {
 			s.log.Warn("a port that nobody needs stays open", "address", hidden.addr.String(), "error", err)
 		}
 	}
@@ -163,7 +165,7 @@ func (a *acceptor) move(conn *net.UnixConn, to *arrival) {
 	}
 	_ = conn.Close()
 	to.sh.stats.Accepted.Add(1)
-	to.sh.stats.refusals[lossReason(err)].Add(1)
+	to.sh.stats.Refusals[lossReason(err)].Add(1)
 	s.logLoss("connection lost on its way to a loop", (*net.TCPAddr)(nil).AddrPort(), err)
 	s.socketClosed()
 }
@@ -179,7 +181,7 @@ func (to *arrival) opened(gc gnet.Conn) gnet.Action {
 // close takes no more connections but for those that wait in the kernel's queue. It returns when their loops have
 // them, or have ended.
 func (a *acceptor) close() {
-	a.listener.socket.unpublish()
+	a.listener.socket.Unpublish()
 	a.ending.Store(true)
 	_ = a.listener.socket.SetDeadline(time.Now().Add(lastCall))
 	<-a.closed

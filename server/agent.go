@@ -29,7 +29,7 @@ func (o *Agent) resolve(c *checker, taken []namedAddress) {
 		o.Listen = optionOff
 		return
 	}
-	if !c.address("agent.listen", o.Listen, "127.0.0.1:8082, or "+optionOff) {
+	if !c.Address("agent.listen", o.Listen, "127.0.0.1:8082, or "+optionOff) {
 		return
 	}
 	c.distinct("agent.listen", o.Listen, taken)

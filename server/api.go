@@ -12,6 +12,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"carillon/server/internal/envelope"
+	"carillon/server/internal/logs"
 )
 
 // openAPI describes the interface; a test holds it against what the interface does.
@@ -162,7 +165,7 @@ func (a *api) failed(w http.ResponseWriter, r *http.Request, err error) {
 		if r.Context().Err() != nil {
 			return // nobody is there to hear it
 		}
-		a.srv.logGrave("internal interface: unexpected error", "method", shown(r.Method), "path", shown(r.URL.Path), "error", shown(err.Error()))
+		a.srv.logGrave("internal interface: unexpected error", "method", logs.Shorten(r.Method), "path", logs.Shorten(r.URL.Path), "error", logs.Shorten(err.Error()))
 		p = problemInternal
 	}
 	writeProblem(w, p)
@@ -177,7 +180,7 @@ func (a *api) rescue(w http.ResponseWriter, r *http.Request) {
 	if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 		panic(p)
 	}
-	a.srv.logGrave("internal interface: panic", "method", shown(r.Method), "path", shown(r.URL.Path), "panic", shown(fmt.Sprint(p)), "stack", string(debug.Stack()))
+	a.srv.logGrave("internal interface: panic", "method", logs.Shorten(r.Method), "path", logs.Shorten(r.URL.Path), "panic", logs.Shorten(fmt.Sprint(p)), "stack", string(debug.Stack()))
 	writeProblem(w, problemInternal)
 }
 
@@ -221,7 +224,7 @@ func limitOf(query url.Values) (int, error) {
 
 // reply answers 200 with JSON.
 func reply(w http.ResponseWriter, value any) error {
-	replyBytes(w, append(appendJSON(nil, value), '\n'))
+	replyBytes(w, append(envelope.AppendJSON(nil, value), '\n'))
 	return nil
 }
 

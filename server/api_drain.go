@@ -1,6 +1,10 @@
 package server
 
-import "net/http"
+import (
+	"net/http"
+
+	"carillon/server/internal/envelope"
+)
 
 // drainInfo is a [DrainStatus] as the interface shows it.
 type drainInfo struct {
@@ -35,7 +39,7 @@ func (a *api) startDrain(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	a.srv.StartDrain("asked for over HTTP", a.srv.opts().Drain.Delay)
-	body := append(appendJSON(nil, a.drainInfo()), '\n')
+	body := append(envelope.AppendJSON(nil, a.drainInfo()), '\n')
 	w.Header()["Content-Type"] = contentJSON
 	w.WriteHeader(http.StatusAccepted)
 	_, _ = w.Write(body)

@@ -15,6 +15,8 @@ import (
 	"unicode/utf8"
 
 	"carillon/codec"
+	"carillon/server/internal/envelope"
+	"carillon/server/internal/logs"
 )
 
 // buffers are for bodies and replies on their way.
@@ -54,7 +56,7 @@ func (a *api) publish(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	*buf = append(receipt.append((*buf)[:0]), '\n') // the payload was copied
+	*buf = append(appendReceipt((*buf)[:0], receipt), '\n') // the payload was copied
 	replyBytes(w, *buf)
 	return nil
 }
@@ -67,8 +69,8 @@ func withoutMark(payload []byte, f Format) []byte {
 	return payload
 }
 
-// append writes what json.Marshal would, without what that costs.
-func (r *Receipt) append(b []byte) []byte {
+// appendReceipt writes what json.Marshal would, without what that costs.
+func appendReceipt(b []byte, r Receipt) []byte {
 	b = strconv.AppendUint(append(b, `{"offset":`...), r.Offset, 10)
 	b = append(append(append(b, `,"epoch":"`...), r.Epoch...), `","subscribers":`...)
 	return append(strconv.AppendInt(b, int64(r.Subscribers), 10), '}')
@@ -196,7 +198,7 @@ func (a *api) publishBatch(w http.ResponseWriter, r *http.Request) error {
 	}
 	b = append(b, ']')
 	if rest != nil {
-		b = append(appendJSON(append(b, `,"error":`...), rest), '}', '\n')
+		b = append(envelope.AppendJSON(append(b, `,"error":`...), rest), '}', '\n')
 	} else {
 		b = append(b, '}', '\n')
 	}
@@ -254,14 +256,14 @@ func (a *api) sendLine(line []byte, err error) publishing {
 // appendResult appends the result of one line.
 func (a *api) appendResult(b []byte, r *http.Request, receipt Receipt, err error) []byte {
 	if err == nil {
-		return receipt.append(b)
+		return appendReceipt(b, receipt)
 	}
 	p := problemOf(err)
 	if p == nil {
-		a.srv.logGrave("internal interface: unexpected error", "path", shown(r.URL.Path), "error", shown(err.Error()))
+		a.srv.logGrave("internal interface: unexpected error", "path", logs.Shorten(r.URL.Path), "error", logs.Shorten(err.Error()))
 		p = problemInternal
 	}
-	return append(appendJSON(append(b, `{"error":`...), p), '}')
+	return append(envelope.AppendJSON(append(b, `{"error":`...), p), '}')
 }
 
 // publicationOf reads a line. It shares nothing with it.

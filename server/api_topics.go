@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"net/http"
 	"slices"
+
+	"carillon/server/topic"
 )
 
 // topics lists topics by their names, a page at a time.
@@ -42,7 +44,7 @@ func (h *hub) names(pattern, after string, limit int) (list []string, more bool)
 	first := firstOf[string]{most: limit + 1}
 	for i := range h.parts {
 		for t := range h.parts[i].all() {
-			if t.name > after && matches(pattern, t.name) {
+			if t.name > after && topic.Matches(pattern, t.name) {
 				first.add(t.name)
 			}
 		}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/envelope"
 )
 
 // Servers of a cluster ask each other about what only one of them can know. The bodies are JSON; servers of other
@@ -59,7 +60,7 @@ func (f *follower) answer(subject string, question []byte) []byte {
 		switch {
 		case c == nil:
 		case subject == askAboutConnection:
-			return appendJSON(nil, c.fullInfo())
+			return envelope.AppendJSON(nil, c.fullInfo())
 		case c.Close(conn.Code, conn.Reason) == nil:
 			return []byte("{}")
 		}

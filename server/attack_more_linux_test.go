@@ -123,15 +123,8 @@ func moreAttackRows() []attackRow {
 		}},
 		{name: "tls-key-updates", run: keyUpdates(0)},
 		{name: "tls-key-updates,answered", run: keyUpdates(1)},
-		{name: "tls-tiny-records", run: func(w *assailant) {
-			conn, records, err := w.openRecords("/echo")
-			if err != nil {
-				return
-			}
-			defer conn.Close()
-			ping := masked(0x89, nil)
-			w.pour(conn, func(i int) []byte { return records.seal(23, ping[i%len(ping):i%len(ping)+1]) })
-		}},
+		{name: "tls-tiny-records", run: tinyRecords},
+		{name: "tls-tiny-records,many", many: 200, fast: true, run: tinyRecords},
 
 		{name: "history,id,deflate", seeds: []attackSeed{{"k1.a", 0, 1000, 960}}, run: same("/zws", append(deflating, speakJSON), true, text(`{"id":1,"history":{"topic":"k1.a","limit":1000}}`))},
 		{name: "deflate-final-blocks", fast: true, run: same("/flate", deflating, true, masked(0xc1, bytes.Repeat([]byte{3, 0}, mib/2-8)))},
@@ -352,6 +345,17 @@ func (w *assailant) openRecords(path string) (conn net.Conn, records *tlsRecords
 	go func() { _, _ = io.Copy(io.Discard, conn) }()
 	_, _ = conn.Write(records.seal(23, []byte(upgradeHead(path))))
 	return conn, records, nil
+}
+
+// tinyRecords sends pings, each byte in a record of its own.
+func tinyRecords(w *assailant) {
+	conn, records, err := w.openRecords("/echo")
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	ping := masked(0x89, nil)
+	w.pour(conn, func(i int) []byte { return records.seal(23, ping[i%len(ping):i%len(ping)+1]) })
 }
 
 // keyUpdates changes the keys of a connection again and again. With request 1 it asks the server for new keys, too.

@@ -435,11 +435,24 @@ func attackRows() []attackRow {
 		{name: "tiny-echoes", run: same("/echo", nil, true, masked(0x81, []byte("x")))},
 		{name: "tiny-echoes,unread", run: same("/echo", nil, false, masked(0x81, []byte("x")))},
 		{name: "1MiB-echoes", fast: true, run: same("/echo", nil, true, masked(0x82, make([]byte, mib-1)))},
+		{name: "1MiB-echoes,many", many: 100, fast: true, run: same("/echo", nil, true, masked(0x82, make([]byte, mib-1)))},
 		{name: "1MiB-echoes,unread", fast: true, run: same("/echo", nil, false, masked(0x82, make([]byte, mib-1)))},
 		{name: "fragments", run: same("/echo", nil, true, append(append(masked(0x01, []byte("x")), repeat(masked(0x00, []byte("x")), 1000)...), masked(0x80, nil)...))},
 		{name: "utf8-1MiB", fast: true, run: same("/echo", nil, true, utf8Of(false))},
 		{name: "utf8-1MiB,invalid", fast: true, run: same("/echo", nil, true, utf8Of(true))},
 		{name: "bombs", run: same("/flate", deflating, true, masked(0xc1, zipped(make([]byte, mib-1))))},
+		{name: "bombs,anew", many: 300, run: func(w *assailant) {
+			conn, err := w.open("/flate", deflating...)
+			if err != nil {
+				return
+			}
+			defer conn.Close()
+			go func() { _, _ = io.Copy(io.Discard, conn) }()
+			b := repeat(masked(0xc1, zipped(make([]byte, mib-1))), 4)
+			_, _ = conn.Write(b)
+			w.sent(4, len(b))
+			w.sleep(100 * time.Millisecond)
+		}},
 		{name: "bombs,unread", run: same("/flate", deflating, false, masked(0xc1, zipped(make([]byte, mib-1))))},
 		{name: "deflate-tiny-blocks", fast: true, run: same("/flate", deflating, true, masked(0xc1, tinyBlocks(mib)))},
 		{name: "deflate-tiny-blocks,1KB", run: same("/flate", deflating, true, masked(0xc1, tinyBlocks(900)))},

@@ -316,9 +316,9 @@ func (a *audience) serveSlow(c *Conn, sub int32, skip uint32) (bytes int) {
 // finish ends a pass and forgets its messages.
 func (a *audience) finish() {
 	n := int(a.pass.target - a.base)
-	now, flushed := a.sh.srv.stamp(), &a.sh.meters.flushed[a.kind]
+	now, flushed := a.sh.srv.stamp(), &a.sh.histograms.Flushed[a.kind]
 	for _, at := range a.stamps[:n] {
-		flushed.observe(uint32(now - at))
+		flushed.Observe(uint32(now - at))
 	}
 	a.stamps = a.stamps[:copy(a.stamps, a.stamps[n:])]
 	bytes := 0

@@ -84,33 +84,33 @@ func (j *JWT) resolve(c *checker, key string) {
 	if j.From == nil {
 		j.From = []string{"header", "subprotocol"}
 	}
-	c.duration(key+"leeway", &j.Leeway, 10*time.Second, true)
+	c.Duration(key+"leeway", &j.Leeway, 10*time.Second, true)
 	for i, from := range j.From {
 		cookie, isCookie := strings.CutPrefix(from, "cookie:")
 		if isCookie && !codec.IsToken(cookie) || !isCookie && !slices.Contains([]string{"header", "query", "subprotocol"}, from) {
-			c.add(fmt.Sprintf("%sfrom[%d]", key, i), "%q is unknown: expected header, cookie:NAME, query or subprotocol", from)
+			c.Add(fmt.Sprintf("%sfrom[%d]", key, i), "%q is unknown: expected header, cookie:NAME, query or subprotocol", from)
 		}
 	}
 	for i, a := range j.Algorithms {
 		if !slices.Contains(algorithms, a) {
-			c.add(fmt.Sprintf("%salgorithms[%d]", key, i), "%q is unknown: expected %s", a, strings.Join(algorithms, ", "))
+			c.Add(fmt.Sprintf("%salgorithms[%d]", key, i), "%q is unknown: expected %s", a, strings.Join(algorithms, ", "))
 		}
 	}
 	secret := slices.Contains(j.Algorithms, "HS256")
 	switch {
 	case !j.enabled():
 		if len(j.Algorithms) > 0 || j.Issuer != "" || j.Audience != "" || j.Optional {
-			c.add(key+"key_file", "is missing, and so is jwks_url: without keys no token can be checked")
+			c.Add(key+"key_file", "is missing, and so is jwks_url: without keys no token can be checked")
 		}
 		return
 	case j.KeyFile != "" && j.JWKSURL != "":
-		c.add(key+"jwks_url", "and key_file exclude each other")
+		c.Add(key+"jwks_url", "and key_file exclude each other")
 	case len(j.Algorithms) == 0:
-		c.add(key+"algorithms", "is missing: expected HS256, or any of RS256, ES256 and EdDSA")
+		c.Add(key+"algorithms", "is missing: expected HS256, or any of RS256, ES256 and EdDSA")
 	case secret && len(j.Algorithms) > 1:
-		c.add(key+"algorithms", "has HS256 beside others: its key is a secret, theirs are public")
+		c.Add(key+"algorithms", "has HS256 beside others: its key is a secret, theirs are public")
 	case secret && j.JWKSURL != "":
-		c.add(key+"algorithms", "has HS256, but the keys of jwks_url are public")
+		c.Add(key+"algorithms", "has HS256, but the keys of jwks_url are public")
 	}
 	if j.JWKSURL != "" {
 		c.httpURL(key+"jwks_url", j.JWKSURL)
@@ -118,13 +118,13 @@ func (j *JWT) resolve(c *checker, key string) {
 }
 
 func (h *Hook) resolve(c *checker, key string) {
-	c.duration(key+"timeout", &h.Timeout, 2*time.Second, false)
+	c.Duration(key+"timeout", &h.Timeout, 2*time.Second, false)
 	if h.Headers == nil {
 		h.Headers = []string{"Cookie", "Authorization"}
 	}
 	for i, name := range h.Headers {
 		if !codec.IsToken(name) {
-			c.add(fmt.Sprintf("%sheaders[%d]", key, i), "%q is not the name of a header", name)
+			c.Add(fmt.Sprintf("%sheaders[%d]", key, i), "%q is not the name of a header", name)
 		}
 	}
 	if h.MaxInFlight == 0 {
@@ -138,9 +138,9 @@ func (h *Hook) resolve(c *checker, key string) {
 
 func (c *checker) httpURL(key, text string) {
 	if err := redact.Check(text); err != nil {
-		c.add(key, "%v", err)
+		c.Add(key, "%v", err)
 	} else if u, err := url.Parse(text); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		c.add(key, "is not a URL: expected one such as https://auth.example.com/path")
+		c.Add(key, "is not a URL: expected one such as https://auth.example.com/path")
 	}
 }
 

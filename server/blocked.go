@@ -6,6 +6,8 @@ import (
 	"runtime"
 	"strconv"
 	"time"
+
+	"carillon/server/internal/logs"
 )
 
 // A handler that blocks stops a whole loop, and the loop cannot say so. Somebody else looks, and writes
@@ -115,7 +117,7 @@ func stackOf(g goroutine) string {
 	head := append(strconv.AppendUint([]byte("goroutine "), uint64(g), 10), " ["...)
 	for part := range bytes.SplitSeq(buf, []byte("\n\n")) {
 		if bytes.HasPrefix(part, head) {
-			return shownUpTo(string(part), mostStack)
+			return logs.ShortenTo(string(part), mostStack)
 		}
 	}
 	return ""

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"carillon/server/topic"
 )
 
 // fakeNet joins the servers of a test to a cluster. It can lose messages, have them come twice, late and out of
@@ -130,7 +132,7 @@ func (b *fakeBroker) Err() error {
 	return nil
 }
 
-func (b *fakeBroker) KeptErr(int) error {
+func (b *fakeBroker) PersistentErr(int) error {
 	b.net.mu.Lock()
 	defer b.net.mu.Unlock()
 	if b.net.leaderless {
@@ -162,16 +164,16 @@ func (b *fakeBroker) send(do func(), mayBeLate bool) {
 	}
 }
 
-func (b *fakeBroker) follows(topic string) bool {
-	for name := range b.names {
-		if matches(name, topic) {
+func (b *fakeBroker) follows(name string) bool {
+	for pattern := range b.names {
+		if topic.Matches(pattern, name) {
 			return true
 		}
 	}
 	return false
 }
 
-func (b *fakeBroker) PublishKept(p Publication, rule int, done func(Position, error)) {
+func (b *fakeBroker) PublishPersistent(p Publication, rule int, done func(Position, error)) {
 	n := b.net
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -186,7 +188,7 @@ func (b *fakeBroker) PublishKept(p Publication, rule int, done func(Position, er
 	id := [3]string{p.Publisher, p.Topic, p.Key}
 	at, again := n.keys[id]
 	if p.Key == "" || !again {
-		at = n.store(p, b.node.Options().Topics[rule].History)
+		at = n.store(p, b.node.Rules()[rule].History)
 		n.keys[id] = at
 	}
 	unsure := n.chance(n.unsure)
@@ -213,7 +215,7 @@ func (n *fakeNet) store(p Publication, history int) Position {
 	}
 	for _, b := range n.members {
 		if b.follows(p.Topic) {
-			b.send(func() { b.node.Kept(m, epoch, prev) }, true)
+			b.send(func() { b.node.Persistent(m, epoch, prev) }, true)
 		}
 	}
 	return Position{Offset: m.Offset, Epoch: n.epoch}
@@ -227,7 +229,7 @@ func (n *fakeNet) expire(name string) {
 	t.messages, t.since, t.last = nil, n.offset, 0 // NATS finds none before the next one
 }
 
-func (b *fakeBroker) PublishPassing(p Publication, incarnation, seq uint64, done func(error)) {
+func (b *fakeBroker) PublishTransient(p Publication, incarnation, seq uint64, done func(error)) {
 	n := b.net
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -238,7 +240,7 @@ func (b *fakeBroker) PublishPassing(p Publication, incarnation, seq uint64, done
 	at := time.Now()
 	for _, other := range n.members {
 		if other != b && other.follows(p.Topic) {
-			other.send(func() { other.node.Passing(b.id, incarnation, seq, p, at) }, false)
+			other.send(func() { other.node.Transient(b.id, incarnation, seq, p, at) }, false)
 		}
 	}
 	done(nil)
@@ -340,7 +342,7 @@ func (b *fakeBroker) Ask(node, subject string, question []byte, done func([]Answ
 				all = false
 				continue
 			}
-			answers = append(answers, Answer{one.id, one.node.Answer(subject, question)})
+			answers = append(answers, Answer{Node: one.id, Body: one.node.Answer(subject, question)})
 		}
 		b.net.mu.Lock()
 		hold := b.net.holdAnswers

@@ -7,6 +7,8 @@ import (
 	"syscall"
 
 	"carillon/codec"
+	"carillon/server/internal/envelope"
+	"carillon/server/internal/logs"
 )
 
 // closeHow is who wants a connection closed.
@@ -43,7 +45,7 @@ func (c *Conn) beginClose(how closeHow, code codec.CloseCode, reason string) {
 		if retry := retryOf(reason); retry != "" { // an EventSource does by itself what this says
 			b = append(append(append(b, "retry: "...), retry...), '\n')
 		}
-		b = appendCloseEvent(b, code, reason)
+		b = envelope.AppendCloseEvent(b, code, reason)
 	} else {
 		b = codec.AppendClose(b, code, reason)
 	}
@@ -54,16 +56,16 @@ func (c *Conn) beginClose(how closeHow, code codec.CloseCode, reason string) {
 
 // leave takes an open connection out of its endpoint and tells the application.
 func (c *Conn) leave(why *CloseError) {
-	c.sh.stats.drop(DropClosed, c.group.missed(c.slot))
+	c.sh.stats.Drop(DropClosed, c.group.missed(c.slot))
 	c.leaveTopics()
 	c.sh.deadlines.remove(c)
 	c.dropTimers()
 	c.group.remove(c)
 	c.state.Store(stateClosing)
 	c.sh.stats.Open.Add(-1)
-	c.sh.stats.closed(why.Code)
+	c.sh.stats.Closed(why.Code)
 	if c.sh.srv.logsEvents() {
-		c.sh.srv.logEvent("connection closed", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "path", c.ep.Path, "code", int(why.Code), "by_peer", why.Remote, "reason", shown(why.Reason))
+		c.sh.srv.logEvent("connection closed", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "path", c.ep.Path, "code", int(why.Code), "by_peer", why.Remote, "reason", logs.Shorten(why.Reason))
 	}
 	c.callClose(c.part(why), why)
 }
@@ -123,7 +125,7 @@ func (c *Conn) gone(err error) {
 	}
 	c.finishInput(err)
 	if c.out != nil {
-		c.sh.stats.drop(c.dropReason(err), c.out.waitingMessages()+c.lostPending())
+		c.sh.stats.Drop(c.dropReason(err), c.out.waitingMessages()+c.lostPending())
 		c.unstall()
 	}
 	switch c.state.Load() {
@@ -131,7 +133,7 @@ func (c *Conn) gone(err error) {
 		ours := errors.Is(err, errWriteTimeout) || errors.Is(err, errStopped)
 		c.leave(&CloseError{Code: codec.CloseAbnormal, Reason: err.Error(), Remote: !ours, Err: err})
 	case stateHandshake:
-		c.sh.stats.refusals[RefuseLost].Add(1)
+		c.sh.stats.Refusals[RefuseLost].Add(1)
 		c.dropUndecided()
 		c.dropHandshake()
 		c.group.remove(c)

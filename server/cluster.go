@@ -5,19 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"carillon/server/internal/logs"
 )
 
-var (
-	// ErrUncertain is returned for a message of which it is not known whether the cluster has it, or whether all of
-	// it has.
-	ErrUncertain = errors.New("it is not known whether the cluster has the message")
-
-	// ErrOnLoop is returned by what would have to wait for the cluster and was called on an event loop.
-	ErrOnLoop = errors.New("called on an event loop, which may not wait for the cluster")
-)
+// ErrOnLoop is returned by what would have to wait for the cluster and was called on an event loop.
+var ErrOnLoop = errors.New("called on an event loop, which may not wait for the cluster")
 
 // follower is the remote of a server with a [Broker].
 type follower struct {

@@ -111,14 +111,14 @@ func TestClusterSinceAhead(t *testing.T) {
 
 	t.Run("nobody has been there", func(t *testing.T) {
 		cathy := dial(t, list[0], "/ws", speakJSON)
-		if got := cathy.since("log", Position{r.Offset + 1000, r.Epoch}); *got.Subscribed.Recovered {
+		if got := cathy.since("log", Position{Offset: r.Offset + 1000, Epoch: r.Epoch}); *got.Subscribed.Recovered {
 			t.Fatal(got.text)
 		}
 		cathy.wants("one", "two", "three", "four")
 	})
 	t.Run("another epoch", func(t *testing.T) {
 		dora := dial(t, list[0], "/ws", speakJSON)
-		if got := dora.since("log", Position{two.Offset, "other"}); *got.Subscribed.Recovered {
+		if got := dora.since("log", Position{Offset: two.Offset, Epoch: "other"}); *got.Subscribed.Recovered {
 			t.Fatal(got.text)
 		}
 		dora.wants("one", "two", "three", "four")
@@ -307,7 +307,7 @@ func TestClusterUnavailable(t *testing.T) {
 			t.Fatal(got.text)
 		}
 		dial(t, s, "/ws?topic=log.b").wantClose(1013, "the cluster cannot be reached")
-		if e, err := listen(t, s, "/ws?topic=log.c").event(); err != nil || e.kind != "close" || !strings.Contains(e.data, "1013") {
+		if e, err := openStream(t, s, "/ws?topic=log.c").event(); err != nil || e.kind != "close" || !strings.Contains(e.data, "1013") {
 			t.Fatal(e, err)
 		}
 		other := dial(t, s, "/ws", speakJSON) // nothing is missing there
@@ -465,7 +465,7 @@ func TestClusterGap(t *testing.T) {
 	n := newFakeNet(1)
 	list := clustered(t, n, 2, topics(TopicRule{Match: "log", History: 3}), unchanged)
 	s := list[0]
-	alice, raw, events := dial(t, s, "/ws", speakJSON), dial(t, s, "/ws?topic=log"), listen(t, s, "/ws?topic=log")
+	alice, raw, events := dial(t, s, "/ws", speakJSON), dial(t, s, "/ws?topic=log"), openStream(t, s, "/ws?topic=log")
 	alice.subscribed("log")
 	events.subscribed()
 	subscribers(t, s, "log", 3)

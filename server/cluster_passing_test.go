@@ -270,7 +270,7 @@ type silentBroker struct {
 	ends chan func(error)
 }
 
-func (b *silentBroker) PublishPassing(_ Publication, _, _ uint64, done func(error)) { b.ends <- done }
+func (b *silentBroker) PublishTransient(_ Publication, _, _ uint64, done func(error)) { b.ends <- done }
 
 // Whoever publishes to a passing topic again, with the key of a message, learns what became of that one: as soon as it
 // is known, and neither before nor anything else. The message is handed over once.

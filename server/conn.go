@@ -27,10 +27,6 @@ var (
 	// ErrClosed is returned for a connection that is closed or closing.
 	ErrClosed = errors.New("connection is closed")
 
-	// ErrOverloaded is returned when a loop has more than Limits.MaxBacklog bytes to look at. The
-	// message goes to nobody and is counted as [DropOverloaded].
-	ErrOverloaded = errors.New("server is overloaded: limits.max_backlog is reached")
-
 	// ErrOpcode is returned for a message that is neither [Text] nor [Binary].
 	ErrOpcode = errors.New("a message is text or binary")
 

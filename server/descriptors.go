@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"carillon/codec"
+	"carillon/server/internal/listen"
 )
 
 // The table of descriptors belongs to the whole process, so limits.max_connections alone cannot keep it
@@ -136,8 +137,8 @@ func (r *spare) turnOneAway() bool {
 		}
 		_, _ = write(int32(conn), rejectDescriptors.AppendResponse(nil))
 		_ = unix.Close(conn)
-		r.srv.apart.Accepted.Add(1)
-		r.srv.apart.refusals[RefuseDescriptors].Add(1)
+		r.srv.unowned.Accepted.Add(1)
+		r.srv.unowned.Refusals[RefuseDescriptors].Add(1)
 		return true
 	}
 	return false
@@ -146,10 +147,10 @@ func (r *spare) turnOneAway() bool {
 // sockets are those that listen. To list the open descriptors would take one. The caller holds mu.
 func (r *spare) sockets() []int {
 	if len(r.listening) == 0 {
-		limit, _ := descriptorLimit()
+		limit, _ := listen.DescriptorLimit()
 		for fd := range min(limit, 1<<16) {
 			for _, l := range r.srv.tcp {
-				if listensOn(fd, l.tcpAddr()) {
+				if listen.ListensOn(fd, l.tcpAddr()) {
 					r.listening = append(r.listening, fd)
 				}
 			}
@@ -204,7 +205,7 @@ func (r *spare) close() {
 
 // refuseUnknown refuses a connection that no shard gets to know.
 func (s *Server) refuseUnknown(fd int, why RefuseReason, r *codec.Rejection) {
-	s.apart.Accepted.Add(1)
-	s.apart.refusals[why].Add(1)
+	s.unowned.Accepted.Add(1)
+	s.unowned.Refusals[why].Add(1)
 	_, _ = write(int32(fd), r.AppendResponse(nil))
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"carillon/server/internal/listen"
 )
 
 // drainer does one drain, on Run's goroutine.
@@ -107,17 +109,17 @@ func (d *drainer) stopListening() {
 	}
 	theirs := 0
 	for _, l := range d.srv.tcp {
-		theirs += steerAway(l.tcpAddr(), false, d.srv.log)
+		theirs += listen.SteerAway(l.tcpAddr(), false, d.srv.log)
 	}
 	if theirs > 0 {
 		d.srv.log.Info("new connections go to the successor", "sockets", theirs)
-		d.wait(handoverTime)
+		d.wait(listen.HandoverTime)
 		for _, l := range d.srv.tcp {
-			steerAway(l.tcpAddr(), true, d.srv.log)
+			listen.SteerAway(l.tcpAddr(), true, d.srv.log)
 		}
 	}
 	for _, l := range d.srv.tcp {
-		if err := stopListening(l.tcpAddr()); err != nil {
+		if err := listen.StopListening(l.tcpAddr()); err != nil {
 			d.srv.log.Warn("the listening sockets stay open while connections close", "address", l.addr.String(), "error", err)
 		}
 	}

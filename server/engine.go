@@ -7,6 +7,9 @@ import (
 	"strings"
 	"time"
 
+	"carillon/server/internal/listen"
+	"carillon/server/internal/logs"
+
 	"github.com/panjf2000/gnet/v2"
 	"github.com/panjf2000/gnet/v2/pkg/logging"
 )
@@ -241,7 +244,7 @@ func (s *Server) keepTime(ctx context.Context) {
 				ticker.Reset(tick)
 			}
 			s.hub.sweep(now, part)
-			s.addresses.sweep(part)
+			s.addresses.Sweep(part)
 			for _, sh := range s.allShards() {
 				sh.postTick()
 			}
@@ -259,7 +262,7 @@ func (e *events) OnBoot(engine gnet.Engine) gnet.Action {
 	e.server.engine = engine
 	for _, l := range e.server.tcp {
 		if e.server.opts().Takeover {
-			steerNobody(l.tcpAddr())
+			listen.ClearSteering(l.tcpAddr())
 		}
 		l.release() // the first loop listens, which holds the port for the others
 	}
@@ -358,7 +361,7 @@ func (l *engineLogger) hear(format string, args []any) {
 		defer l.s.acceptFailed(fmt.Errorf("accept: %w", err)) // on the loop, before it goes on
 	}
 	if l.s.logsEvents() {
-		l.s.logEvent("engine", "says", shown(word.Error()))
+		l.s.logEvent("engine", "says", logs.Shorten(word.Error()))
 	}
 	l.s.mu.Lock()
 	defer l.s.mu.Unlock()

@@ -9,40 +9,10 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/logs"
 )
 
 func silent() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
-
-// So many lines a second are written; the first of the next second says how many were not.
-func TestSampler(t *testing.T) {
-	s := sampler{most: 3}
-	for i := range 10 {
-		ok, silent := s.take(time.Duration(i) * time.Millisecond)
-		if ok != (i < 3) || silent != 0 {
-			t.Errorf("line %d: %v, %d", i, ok, silent)
-		}
-	}
-	if ok, silent := s.take(time.Second); !ok || silent != 7 {
-		t.Errorf("in the next second: %v, %d", ok, silent)
-	}
-	if ok, silent := s.take(time.Second); !ok || silent != 0 || s.omitted.Load() != 7 {
-		t.Errorf("after that: %v, %d, %d in all", ok, silent, s.omitted.Load())
-	}
-}
-
-func TestShown(t *testing.T) {
-	for _, row := range []struct{ text, want string }{
-		{"plain words", "plain words"},
-		{"größe", "größe"},
-		{strings.Repeat("a", 201), strings.Repeat("a", 200) + "..."},
-		{strings.Repeat("ü", 101), strings.Repeat("ü", 100) + "..."},
-		{"a" + strings.Repeat("ü", 100), "a" + strings.Repeat("ü", 99) + "..."},
-	} {
-		if got := shown(row.text); got != row.want {
-			t.Errorf("%q became %q, want %q", row.text, got, row.want)
-		}
-	}
-}
 
 // A connection's life is three lines at most, at debug level. What Alice writes into her close frame is
 // escaped.
@@ -102,7 +72,7 @@ func TestEventsAreSampled(t *testing.T) {
 	if n := strings.Count(text, "msg=\"connection "); n == 0 || n > mostEvents*seconds {
 		t.Errorf("%d events are logged in %d seconds", n, seconds)
 	}
-	if strings.Contains(text, strings.Repeat("x", mostShown+1)) {
+	if strings.Contains(text, strings.Repeat("x", logs.MaxText+1)) {
 		t.Error("all of the panic's text is in the log")
 	}
 	written := strings.Count(text, "msg=\"connection opened") + strings.Count(text, "msg=\"connection closed") + strings.Count(text, "handler panicked")

@@ -2,10 +2,10 @@ package server
 
 import (
 	"bytes"
-	"strconv"
 	"strings"
 
 	"carillon/codec"
+	"carillon/server/internal/envelope"
 )
 
 // Server-sent events (HTML, section 9.2) are the way in for clients that a proxy keeps from WebSockets. A
@@ -53,31 +53,7 @@ func ownedByEvents(name string) bool {
 	return false
 }
 
-// noEventID is the id of an event from which a stream cannot be resumed.
-const noEventID = "-"
-
-// eventID is the position in a topic as the id of an event.
-func eventID(epoch string, offset uint64) string { return epoch + ":" + strconv.FormatUint(offset, 10) }
-
-// parseEventID reads the position that an event had as its id.
-func parseEventID(id string) (p Position, ok bool) {
-	epoch, offset, ok := strings.Cut(id, ":")
-	n, err := strconv.ParseUint(offset, 10, 64)
-	return Position{Offset: n, Epoch: epoch}, ok && err == nil && epoch != ""
-}
-
 // event is a message as a server-sent event without an id.
 func event(op codec.Opcode, payload []byte) *codec.Frame {
-	return codec.Opaque(appendMessageEvent(nil, "", op, payload))
-}
-
-// eventComment keeps a quiet connection alive.
-var eventComment = []byte(":\n\n")
-
-// appendCloseEvent tells the client why the stream ends, as a close frame would.
-func appendCloseEvent(b []byte, code codec.CloseCode, reason string) []byte {
-	data := append([]byte(`{"code":`), strconv.Itoa(int(code))...)
-	data = append(data, `,"reason":`...)
-	data = append(appendJSON(data, reason), '}')
-	return appendEvent(b, "close", "", data)
+	return codec.Opaque(envelope.AppendMessageEvent(nil, "", op, payload))
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/limit"
 )
 
 // When Limits.MaxConnections is reached, a newcomer takes the place of a connection that the server need not keep:
@@ -70,7 +71,7 @@ func (sh *shard) evictLingering() bool {
 func (sh *shard) evictShaking() bool {
 	type candidate struct {
 		conn *Conn
-		from addressKey
+		from limit.Key
 		age  time.Duration
 	}
 	var list []candidate
@@ -107,16 +108,16 @@ func (sh *shard) since(t uint32) time.Duration { return time.Duration(sh.clock-t
 func (c *Conn) isEvictable() bool { return !c.is(markFull) && c.waitsFor() == nil }
 
 // nobodys stands for the address of a client that is not known. Nobody has 0:0:0:1::/64.
-const nobodys addressKey = 1
+const nobodys limit.Key = 1
 
 // sharer is the address that shares a full server with others, or nobodys if it is a proxy's, behind which there
 // may be many clients, or there is none.
-func (c *Conn) sharer() addressKey {
+func (c *Conn) sharer() limit.Key {
 	a := addrOf(c.remote)
 	if !a.IsValid() || c.is(markPreface) || c.sh.srv.settings().proxies.contains(a) {
 		return nobodys
 	}
-	return keyOf(a)
+	return limit.KeyOf(a)
 }
 
 // evict closes a connection in its handshake at once, after an answer, which may be nil, where its client can read
@@ -132,5 +133,5 @@ func (c *Conn) evict(why RefuseReason, answer *codec.Rejection, err error) {
 	}
 	c.dropHandshake()
 	c.abort(err)
-	sh.stats.refusals[why].Add(1)
+	sh.stats.Refusals[why].Add(1)
 }

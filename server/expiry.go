@@ -46,7 +46,7 @@ func (sh *shard) expireNext() bool {
 	c := sh.deadlines.heap[0].conn
 	sh.deadlines.remove(c)
 	if c.isOpen() {
-		sh.stats.cut(CutExpired)
+		sh.stats.Cut(CutExpired)
 	}
 	c.startClose(closeOwn, closeExpired, "token expired")
 	return true

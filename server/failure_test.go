@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"carillon/codec"
+	"carillon/server/internal/listen"
 )
 
 // kill ends the connection with a reset, as a machine that loses its memory does.
@@ -385,7 +386,7 @@ func TestEngineDeath(t *testing.T) {
 	eventually(t, "all are open", func() bool { return s.Count() == 10 })
 	conn := onlyConn(t, s, "/")
 	for fd := range 1024 { // an accept on a socket that is shut down fails
-		if listensOn(fd, s.listeners[0].tcpAddr()) {
+		if listen.ListensOn(fd, s.listeners[0].tcpAddr()) {
 			if err := unix.Shutdown(fd, unix.SHUT_RDWR); err != nil {
 				t.Fatal(err)
 			}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"carillon/codec"
+	"carillon/server/internal/certs"
+	"carillon/server/internal/logs"
 )
 
 var (
@@ -38,7 +40,7 @@ func (c *Conn) shake(b []byte) {
 			return
 		}
 	}
-	if isTLS(b) && !c.is(markTLS) {
+	if certs.IsTLS(b) && !c.is(markTLS) {
 		c.refuse(RefuseTLS, rejectTLS)
 		return
 	}
@@ -126,7 +128,7 @@ func (c *Conn) conclude(r *Request, head, rest []byte, why RefuseReason, err err
 	if !errors.As(err, &rejection) {
 		rejection = &codec.Rejection{Status: 403, Reason: "forbidden"}
 		if sh.srv.logsEvents() {
-			sh.srv.logEvent("handshake refused", "id", c.id, "remote", shownAddr(r.RemoteAddr), "path", c.ep.Path, "error", shown(err.Error()))
+			sh.srv.logEvent("handshake refused", "id", c.id, "remote", shownAddr(r.RemoteAddr), "path", c.ep.Path, "error", logs.Shorten(err.Error()))
 		}
 	}
 	sh.control = c.withCORS(&r.Request, c.callRefused(r, why, err, rejection)).AppendResponse(sh.control[:0])
@@ -269,7 +271,7 @@ func (c *Conn) enter(r *Request) {
 	if sh.srv.logsEvents() {
 		sh.srv.logEvent("connection opened", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "path", c.ep.Path, "subprotocol", c.Subprotocol())
 	}
-	sh.meters.handshake.observe(uint32(sh.srv.stamp() - accepted))
+	sh.histograms.Handshake.Observe(uint32(sh.srv.stamp() - accepted))
 	if c.state.Load() == stateOpen {
 		c.callOpen()
 		if wish != nil {
@@ -289,7 +291,7 @@ func (c *Conn) refuse(why RefuseReason, r *codec.Rejection) {
 
 func (c *Conn) refuseWith(why RefuseReason, response []byte) {
 	sh := c.sh
-	sh.stats.refusals[why].Add(1)
+	sh.stats.Refusals[why].Add(1)
 	if sh.srv.logsEvents() {
 		sh.srv.logEvent("connection refused", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "reason", why.String())
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/logs"
 )
 
 // ops is what operators see and set while the server runs.
@@ -20,8 +21,8 @@ type ops struct {
 	blockedAfter time.Duration // and one that is silent for so long is told of
 	lookEvery    time.Duration // at the files of certificates
 
-	events  sampler
-	grave   sampler
+	events  *logs.Sampler
+	grave   *logs.Sampler
 	origins originLog
 
 	maintenance atomic.Bool
@@ -33,7 +34,7 @@ type ops struct {
 const stuckAfter = 10 * time.Second
 
 func newOps() ops {
-	return ops{stuckAfter: stuckAfter, blockedAfter: blockedAfter, lookEvery: lookEvery, events: sampler{most: mostEvents}, grave: sampler{most: mostGrave}}
+	return ops{stuckAfter: stuckAfter, blockedAfter: blockedAfter, lookEvery: lookEvery, events: logs.NewSampler(mostEvents), grave: logs.NewSampler(mostGrave)}
 }
 
 // beginOps does what has to be done all the time, until ctx ends.
@@ -198,11 +199,11 @@ func (c *checker) healthPath(o *Options) {
 		return
 	}
 	if !isPath(o.HealthPath) {
-		c.add("health_path", "%q is not a path: expected one that starts with / and has no query, fragment or space, or off", o.HealthPath)
+		c.Add("health_path", "%q is not a path: expected one that starts with / and has no query, fragment or space, or off", o.HealthPath)
 	}
 	for i, e := range o.Endpoints {
 		if e.Path == o.HealthPath {
-			c.add("health_path", "%s is the path of endpoints[%d]: expected another one, or off", o.HealthPath, i)
+			c.Add("health_path", "%s is the path of endpoints[%d]: expected another one, or off", o.HealthPath, i)
 		}
 	}
 }

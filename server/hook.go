@@ -15,6 +15,7 @@ import (
 
 	"carillon/codec"
 	"carillon/internal/redact"
+	"carillon/server/internal/logs"
 )
 
 // hook asks an HTTP server about handshakes. It is built on [Request.Defer].
@@ -185,7 +186,7 @@ func joinedHeader(r *codec.Request, name string) string {
 
 // rejection is what the client gets: the hook's words, as far as they make an answer.
 func (v *verdict) rejection() *codec.Rejection {
-	r := &codec.Rejection{Status: v.Status, Reason: shownUpTo(v.Reason, 256)}
+	r := &codec.Rejection{Status: v.Status, Reason: logs.ShortenTo(v.Reason, 256)}
 	if r.Status < 400 || r.Status > 599 {
 		r.Status = 403
 	}

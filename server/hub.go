@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"hash/maphash"
 	"iter"
@@ -16,28 +15,16 @@ import (
 
 	"carillon/codec"
 	"carillon/internal/shrink"
+	"carillon/server/internal/envelope"
+	"carillon/server/internal/limit"
+	"carillon/server/topic"
 )
 
 var (
-	// ErrTooManyTopics is returned when Limits.MaxTopics topics exist and another one is asked for.
-	ErrTooManyTopics = errors.New("server has as many topics as it may have: limits.max_topics is reached")
-
-	// ErrTooLarge is returned for a message that is larger than Limits.MaxMessage, or than the broker takes for a kept topic.
-	ErrTooLarge = errors.New("message is larger than limits.max_message")
-
 	errTooLargeEncoded = fmt.Errorf("%w: in JSON, or in an event stream, it would be more than twice as large", ErrTooLarge)
 
-	// ErrNotJSON is returned for a message of [FormatJSON] that is not JSON.
-	ErrNotJSON = errors.New("message is not JSON")
-
 	// errTooDeep is an [ErrNotJSON], too: for most who would read it, it is none.
-	errTooDeep = fmt.Errorf("%w that everybody can read: it has more than %d levels", ErrNotJSON, maxLevels)
-
-	// ErrNotText is returned for a message of [FormatText] or [FormatJSON] that is not UTF-8.
-	ErrNotText = errors.New("message is not UTF-8")
-
-	// ErrKey is returned for an idempotency key that is too long.
-	ErrKey = fmt.Errorf("idempotency key is longer than %d bytes", maxKey)
+	errTooDeep = fmt.Errorf("%w that everybody can read: it has more than %d levels", ErrNotJSON, envelope.MaxLevels)
 )
 
 // hub is the broker of this process: a message enters a topic here, where it gets its offset. It owns
@@ -71,7 +58,7 @@ type hub struct {
 // hubPart is a part of the topics. All of it is guarded by mu.
 type hubPart struct {
 	mu          sync.Mutex
-	topics      shrink.Map[string, *topic]
+	topics      shrink.Map[string, *topicState]
 	generations [64]uint32 // of epochs, by the hash of the name; see epochOf
 }
 
@@ -90,7 +77,7 @@ func (h *hub) part(name string) (p *hubPart, generation *uint32) {
 }
 
 // find returns a topic that exists, locked, or nil.
-func (h *hub) find(name string) *topic {
+func (h *hub) find(name string) *topicState {
 	for {
 		p, _ := h.part(name)
 		p.mu.Lock()
@@ -108,7 +95,7 @@ func (h *hub) find(name string) *topic {
 }
 
 // open returns a topic, which is made if need be, locked. Nothing may be locked when it is called.
-func (h *hub) open(name string) (*topic, error) {
+func (h *hub) open(name string) (*topicState, error) {
 	for {
 		if t := h.find(name); t != nil {
 			return t, nil
@@ -132,7 +119,7 @@ func (h *hub) make(name string) error {
 		h.count.Add(-1)
 		return ErrTooManyTopics
 	}
-	t := &topic{hub: h, epoch: h.epochOf(name, *generation), used: h.srv.elapsed()}
+	t := &topicState{hub: h, epoch: h.epochOf(name, *generation), used: h.srv.elapsed()}
 	t.name, t.topic = string([]byte(name)), t // the name may be a part of something large
 	t.rule = ruleOf(o.Topics, name)
 	h.remote.tie(&t.source)
@@ -153,34 +140,12 @@ func (h *hub) epochOf(name string, generation uint32) uint64 {
 	return 1<<(bits-1) | x>>(64-bits+1)
 }
 
-// Publication is a message for a topic.
-type Publication struct {
-	Topic   string // of a topic, not a pattern: see [CheckTopic]
-	Format  Format
-	Payload []byte // copied; for FormatText and FormatJSON it must be UTF-8
+// publication is a message for a topic, with what the server knows of it.
+type publication struct {
+	Publication
 
-	// Key, at most 128 bytes, makes a publication safe to repeat: within five minutes one by the same
-	// publisher to the same topic with the same key is not delivered again, and gets the same receipt. Empty is
-	// none. With [Options.Broker] this holds at all servers for topics with history, and otherwise at each by
-	// itself. Limits.MaxKeyMemory may end the five minutes earlier.
-	Key string
-
-	// Publisher is the namespace of Key: keys of different publishers have nothing to do with each other. Empty,
-	// the default, is the application, for which the HTTP interface speaks as well. What a client publishes itself
-	// has "client:", the path of its endpoint and, if it has a subject, "#" and [Conn.Subject]. So all anonymous
-	// clients of an endpoint are one publisher, and a key that another one guesses is used up: theirs have to be
-	// random.
-	Publisher string
-
-	address addressKey // of an anonymous client
-	valid   bool       // the payload is known to be what Format says
-}
-
-// Receipt says what became of a publication.
-type Receipt struct {
-	Offset      uint64 `json:"offset"`
-	Epoch       string `json:"epoch"`
-	Subscribers int    `json:"subscribers"` // connections of this server that it was for
+	address limit.Key // of an anonymous client
+	valid   bool      // the payload is known to be what Format says
 }
 
 // Publish sends a message to the subscribers of a topic, on whatever endpoints they are. All of them get
@@ -209,7 +174,7 @@ func (s *Server) Publish(p Publication) (Receipt, error) {
 
 // publish gives the message to this server's subscribers. For other servers' it hands it over, which sent learns
 // the end of if it is not nil and there is no error.
-func (h *hub) publish(p *Publication, sent func(error)) (Receipt, error) {
+func (h *hub) publish(p *publication, sent func(error)) (Receipt, error) {
 	if err := h.check(p); err != nil {
 		return Receipt{}, err
 	}
@@ -219,7 +184,7 @@ func (h *hub) publish(p *Publication, sent func(error)) (Receipt, error) {
 	return h.publishOnce(p, sent)
 }
 
-func (h *hub) check(p *Publication) error {
+func (h *hub) check(p *publication) error {
 	if err := CheckTopic(p.Topic); err != nil {
 		return err
 	}
@@ -233,9 +198,9 @@ func (h *hub) check(p *Publication) error {
 		return ErrNotText
 	case p.Format == FormatJSON && !p.valid && !json.Valid(p.Payload):
 		return ErrNotJSON
-	case p.Format == FormatJSON && isTooDeep(p.Payload):
+	case p.Format == FormatJSON && envelope.IsTooDeep(p.Payload):
 		return errTooDeep
-	case len(p.Key) > maxKey:
+	case len(p.Key) > topic.MaxKey:
 		return ErrKey
 	}
 	return nil
@@ -248,7 +213,7 @@ func (h *hub) enter(p *Publication, sent func(error)) (Receipt, error) {
 		return Receipt{}, err
 	}
 	at := h.srv.stamp()
-	m := &message{format: p.Format, raw: codec.NewFrame(p.Format.opcode(), p.Payload)}
+	m := &message{format: p.Format, raw: codec.NewFrame(p.Format.Opcode(), p.Payload)}
 	t, err := h.open(p.Topic)
 	if err != nil {
 		return Receipt{}, err
@@ -284,7 +249,7 @@ func issueAll(patterns []*source, m *message, at stamp) (n int) {
 }
 
 // overloaded returns a shard that has too much to do for another n bytes, or nil.
-func (h *hub) overloaded(t *topic, patterns []*source, n int64) *shard {
+func (h *hub) overloaded(t *topicState, patterns []*source, n int64) *shard {
 	if sh := t.overloaded(n); sh != nil {
 		return sh
 	}
@@ -324,9 +289,9 @@ func (h *hub) sweep(now time.Time, round int) {
 const lookSlice = 512
 
 // all walks over the topics, with nothing locked while the caller has one. Topics may come and go meanwhile.
-func (p *hubPart) all() iter.Seq[*topic] {
-	return func(yield func(*topic) bool) {
-		slice := make([]*topic, 0, min(lookSlice, p.len()))
+func (p *hubPart) all() iter.Seq[*topicState] {
+	return func(yield func(*topicState) bool) {
+		slice := make([]*topicState, 0, min(lookSlice, p.len()))
 		hand := func() bool {
 			p.mu.Unlock()
 			defer p.mu.Lock()
@@ -360,22 +325,12 @@ func (h *hub) rule() {
 	for i := range h.parts {
 		for t := range h.parts[i].all() {
 			t.mu.Lock()
-			t.rule = ruleOf(h.srv.opts().Topics, t.name)
+			t.rule = topic.RuleOf(h.srv.opts().Topics, t.name)
 			t.trim()
 			t.expire(h.srv.age())
 			t.mu.Unlock()
 		}
 	}
-}
-
-// TopicInfo is what a topic is at one moment.
-type TopicInfo struct {
-	Topic string `json:"topic"`
-	Position
-	Subscribers  int   `json:"subscribers"`  // of this topic itself, those of patterns not included
-	History      int   `json:"history"`      // messages that are kept
-	HistoryBytes int   `json:"historyBytes"` // of their payloads
-	Oldest       int64 `json:"oldest"`       // the offset of the oldest message that is kept, 0 if there is none
 }
 
 // Topics lists the topics whose names match a pattern, by name. They are as many as Limits.MaxTopics
@@ -387,7 +342,7 @@ func (s *Server) Topics(pattern string) ([]TopicInfo, error) {
 	var list []TopicInfo
 	for i := range s.hub.parts {
 		for t := range s.hub.parts[i].all() {
-			if !matches(pattern, t.name) {
+			if !topic.Matches(pattern, t.name) {
 				continue
 			}
 			t.mu.Lock()
@@ -412,29 +367,13 @@ func (s *Server) Topic(name string) (TopicInfo, bool) {
 }
 
 // info describes the topic at an age of the server. The caller holds mu.
-func (t *topic) info(now int64) TopicInfo {
+func (t *topicState) info(now int64) TopicInfo {
 	t.expire(now)
 	i := TopicInfo{Topic: t.name, Position: t.position(), Subscribers: int(t.subscribers), History: t.history.len(), HistoryBytes: t.history.bytes}
 	if i.History > 0 {
 		i.Oldest = int64(t.history.all()[0].offset)
 	}
 	return i
-}
-
-// Message is one that a topic keeps.
-type Message struct {
-	Topic   string
-	Offset  uint64
-	Time    time.Time // when it was published
-	Format  Format
-	Payload []byte // shared: it must not be changed
-}
-
-// Past is a part of a topic's history.
-type Past struct {
-	Position            // of the topic now
-	Recovered bool      // nothing is missing between where it was to start and the first message
-	Messages  []Message // the oldest first
 }
 
 // History returns messages that a topic keeps, at most limit of them: the first ones after from.Since, or

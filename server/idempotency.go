@@ -14,13 +14,11 @@ import (
 	"unicode/utf8"
 
 	"carillon/internal/shrink"
+	"carillon/server/internal/limit"
 )
 
 // keyLife is how long an idempotency key is remembered, unless Limits.MaxKeyMemory is reached.
 const keyLife = 5 * time.Minute
-
-// maxKey is the longest idempotency key, in bytes.
-const maxKey = 128
 
 // idempotency remembers the receipts of publications that have a key.
 type idempotency struct {
@@ -44,7 +42,7 @@ func (k *idempotency) init(s *Server) {
 	k.most = func() int64 { return int64(s.opts().Limits.MaxKeyMemory) }
 }
 
-func (k *idempotency) idOf(p *Publication) (id keyID) {
+func (k *idempotency) idOf(p *publication) (id keyID) {
 	b := make([]byte, 0, 512)
 	b = append(b, k.secret[:]...)
 	for _, part := range [...]string{p.Publisher, p.Topic, p.Key} {
@@ -56,20 +54,20 @@ func (k *idempotency) idOf(p *Publication) (id keyID) {
 }
 
 // accountOf is what the memory for a publication's key is charged to.
-func (k *idempotency) accountOf(p *Publication) uint64 {
+func (k *idempotency) accountOf(p *publication) uint64 {
 	return maphash.Comparable(k.seed, struct {
 		publisher string
-		address   addressKey
+		address   limit.Key
 	}{p.Publisher, p.address})
 }
 
 // publisher is the namespace of a client's keys, and for an anonymous client the address that their memory is charged to.
-func (c *Conn) publisher() (name string, address addressKey) {
+func (c *Conn) publisher() (name string, address limit.Key) {
 	name = "client:" + c.ep.Path
 	if w := c.who(); w != nil && w.subject != "" {
 		return name + "#" + w.subject, 0
 	}
-	return name, keyOf(addrOf(c.remote))
+	return name, limit.KeyOf(addrOf(c.remote))
 }
 
 // checkJSONKey refuses a key that JSON cannot tell from others: what is no UTF-8, and half of a UTF-16 pair, become the
@@ -104,7 +102,7 @@ type relay struct {
 var errRelay = errors.New("the cluster did not acknowledge the first message with this key")
 
 // begin returns the receipt of an earlier publication and what its relay came to, or an attempt, which the caller leaves.
-func (k *idempotency) begin(p *Publication) (a *attempt, known Receipt, relayed error) {
+func (k *idempotency) begin(p *publication) (a *attempt, known Receipt, relayed error) {
 	id, account, second := k.idOf(p), k.accountOf(p), k.second()
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -145,7 +143,7 @@ func (a *attempt) once(publish func() (Receipt, error)) (Receipt, error) {
 
 // publishOnce publishes a message with a key, unless that was done before. sent, which may be nil, learns what became of
 // it, or of the first one, at the broker, if there is no error. It is called with nothing locked.
-func (h *hub) publishOnce(p *Publication, sent func(error)) (Receipt, error) {
+func (h *hub) publishOnce(p *publication, sent func(error)) (Receipt, error) {
 	a, receipt, relayed := h.keys.begin(p)
 	if a == nil {
 		if sent != nil {

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 	"unsafe"
+
+	"carillon/server/internal/limit"
 )
 
 // keysOf makes a table of keys with a clock of its own.
@@ -21,7 +23,7 @@ func keysOf(s *Server, most int64) (k *idempotency, clock *time.Duration) {
 
 // use publishes with a key, and reports whether it was used before.
 func (k *idempotency) use(publisher, key string) (again bool) {
-	a, _, _ := k.begin(&Publication{Publisher: publisher, Topic: "t", Key: key})
+	a, _, _ := k.begin(&publication{Publication: Publication{Publisher: publisher, Topic: "t", Key: key}})
 	if a == nil {
 		return true
 	}
@@ -94,8 +96,8 @@ func TestAPublishersKeysEvictItsOwn(t *testing.T) {
 // Anonymous clients share a namespace, and each address pays for its own keys.
 func TestAnAddressEvictsItsOwnKeys(t *testing.T) {
 	k, _ := keysOf(start(t, topics()), 100*(keyCost+publisherCost))
-	use := func(address addressKey, key string) (again bool) {
-		a, _, _ := k.begin(&Publication{Publisher: "client:/ws", Topic: "t", Key: key, address: address})
+	use := func(address limit.Key, key string) (again bool) {
+		a, _, _ := k.begin(&publication{Publication: Publication{Publisher: "client:/ws", Topic: "t", Key: key}, address: address})
 		if a == nil {
 			return true
 		}

@@ -28,11 +28,11 @@ type idleTopics struct {
 }
 
 type idleTopic struct {
-	topic *topic
+	topic *topicState
 	used  time.Duration // when it entered the queue
 }
 
-func (q *idleTopics) push(t *topic, used time.Duration) {
+func (q *idleTopics) push(t *topicState, used time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.queue.Push(idleTopic{t, used})
@@ -49,7 +49,7 @@ func (q *idleTopics) pop(most int, before time.Duration) (first idleTopic, ok bo
 }
 
 // unlock unlocks a topic that may not be in use any more. If so it lists it as idle, or forgets it.
-func (h *hub) unlock(t *topic) {
+func (h *hub) unlock(t *topicState) {
 	if t.idle || t.forgotten || h.inUse(t) {
 		t.mu.Unlock()
 		return
@@ -82,7 +82,7 @@ func (t *topic) lastUse() time.Duration {
 }
 
 // remove takes a topic out that is forgotten. Nothing is locked.
-func (h *hub) remove(t *topic) {
+func (h *hub) remove(t *topicState) {
 	p, generation := h.part(t.name)
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -34,7 +34,7 @@ func TestATopicWithoutAMessageIsGoneAtOnce(t *testing.T) {
 		_ = dial(t, s, path).conn.Close()
 		gone("a connection that is closed")
 	}
-	st := listen(t, s, "/ws?topic=room")
+	st := openStream(t, s, "/ws?topic=room")
 	st.subscribed()
 	_ = st.conn.Close()
 	gone("a stream of events")

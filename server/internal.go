@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -14,6 +13,9 @@ import (
 	"time"
 
 	"carillon/internal/redact"
+	"carillon/server/internal/certs"
+	"carillon/server/internal/listen"
+	"carillon/server/internal/option"
 )
 
 // Internal is the HTTP interface for the application's own services and its operators: publishing,
@@ -48,12 +50,12 @@ const optionOff = "off"
 func (i *Internal) resolve(c *checker, taken []namedAddress) {
 	i.TLS.resolve(c, "internal.tls.")
 	if err := i.Token.Check(); err != nil && i.Token != redact.Hidden {
-		c.add("internal.token", "%v", err)
+		c.Add("internal.token", "%v", err)
 	}
 	if i.Token == redact.Hidden {
-		c.add("internal.token", "%s stands for a token that is not shown: expected the token itself, or none here and CARILLON_INTERNAL_TOKEN", redact.Hidden)
+		c.Add("internal.token", "%s stands for a token that is not shown: expected the token itself, or none here and CARILLON_INTERNAL_TOKEN", redact.Hidden)
 	}
-	c.fileMode("internal.mode", &i.Mode, internalMode)
+	c.FileMode("internal.mode", &i.Mode, internalMode)
 	if i.Listen == "" || i.Listen == optionOff {
 		i.Listen = optionOff
 		return
@@ -63,12 +65,12 @@ func (i *Internal) resolve(c *checker, taken []namedAddress) {
 		c.distinct("internal.listen", i.Listen, taken)
 		return
 	}
-	if !c.address("internal.listen", i.Listen, "127.0.0.1:8081, unix:/path, or "+optionOff) {
+	if !c.Address("internal.listen", i.Listen, "127.0.0.1:8081, unix:/path, or "+optionOff) {
 		return
 	}
 	c.distinct("internal.listen", i.Listen, taken)
 	if host, _, _ := net.SplitHostPort(i.Listen); i.Token == "" && !isLoopback(host) {
-		c.add("internal.listen", "%s can be reached from other machines: expected internal.token (CARILLON_INTERNAL_TOKEN) beside it, or an address such as 127.0.0.1:8081", i.Listen)
+		c.Add("internal.listen", "%s can be reached from other machines: expected internal.token (CARILLON_INTERNAL_TOKEN) beside it, or an address such as 127.0.0.1:8081", i.Listen)
 	}
 }
 
@@ -78,48 +80,11 @@ func isLoopback(host string) bool {
 	return strings.EqualFold(host, "localhost") || err == nil && ip.Unmap().IsLoopback()
 }
 
-// Secret is a text that is not shown: it prints as "(set)", or as nothing when it is empty.
-type Secret string
+// Secret is a text that prints as "(set)", or as nothing when it is empty.
+type Secret = option.Secret
 
-// MinSecret is how many characters a secret has at least with which other machines can do something.
-const MinSecret = 16
-
-// Check reports a secret that is set and can be guessed. The error does not repeat it.
-func (s Secret) Check() error {
-	if s != "" && len(s) < MinSecret {
-		return fmt.Errorf("is shorter than %d characters: expected such as openssl rand -hex 16 prints", MinSecret)
-	}
-	return nil
-}
-
-// String hides the secret.
-func (s Secret) String() string {
-	if s == "" {
-		return ""
-	}
-	return redact.Hidden
-}
-
-// GoString hides the secret.
-func (s Secret) GoString() string { return s.String() }
-
-// LogValue hides the secret.
-func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
-
-// MarshalText hides the secret. What it writes is refused when it is read back as an option, so that it
-// never becomes a token by accident.
-func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
-
-// UnmarshalText takes what can stand in a header line. Its error does not repeat the text.
-func (s *Secret) UnmarshalText(text []byte) error {
-	for _, c := range text {
-		if c <= ' ' || c > '~' {
-			return errors.New("has a space or another character that cannot be sent in a header: expected visible ASCII characters")
-		}
-	}
-	*s = Secret(text)
-	return nil
-}
+// MinSecret is the least number of characters of a secret that protects something from other machines.
+const MinSecret = option.MinSecret
 
 // What the interface takes of a client, and for how long. A request is small and its sender is near.
 const (
@@ -135,7 +100,7 @@ const (
 
 // most is how many connections the interface may have.
 func (i *Internal) most() int {
-	total, err := descriptorLimit()
+	total, err := listen.DescriptorLimit()
 	if i.Listen == optionOff || err != nil {
 		return 0
 	}
@@ -148,7 +113,7 @@ type internal struct {
 	http http.Server
 	addr net.Addr
 
-	socket *unixSocket // nil with TCP
+	socket *listen.UnixSocket // nil with TCP
 	most   int64
 	open   atomic.Int64
 	idle   idleConns
@@ -176,8 +141,8 @@ func (s *Server) listenInternal() (*internal, error) {
 		s.reloads.exposed = isExposed(l.Addr())
 		s.reloads.mu.Unlock()
 	}
-	if s.internalSecure != nil {
-		l = &secureListener{l, s.internalSecure}
+	if s.internalCerts != nil {
+		l = &secureListener{l, s.internalCerts}
 	}
 	i.http = http.Server{
 		Handler:                      handler,
@@ -200,11 +165,11 @@ func (s *Server) listenInternal() (*internal, error) {
 
 func (i *internal) listen(o *Internal, takeover bool) (net.Listener, error) {
 	if path, ok := unixPath(o.Listen); ok {
-		socket, err := listenUnix(path, o.Mode, takeover)
+		socket, err := listen.ListenUnix(path, o.Mode, takeover)
 		if err != nil {
 			return nil, err
 		}
-		i.socket, i.addr = socket, socket.addr
+		i.socket, i.addr = socket, socket.Address
 		return socket, nil
 	}
 	l, err := net.Listen("tcp", o.Listen)
@@ -222,7 +187,7 @@ func (i *internal) listen(o *Internal, takeover bool) (net.Listener, error) {
 // secureListener is tls.NewListener with certificates that may change.
 type secureListener struct {
 	net.Listener
-	secure *secure
+	certs *certs.Store
 }
 
 func (l *secureListener) Accept() (net.Conn, error) {
@@ -230,7 +195,7 @@ func (l *secureListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return tls.Server(c, l.secure.config()), nil
+	return tls.Server(c, l.certs.Config()), nil
 }
 
 // connState bounds the descriptors that the interface takes, which the public connections need. Beyond that the
@@ -291,7 +256,7 @@ func (i *internal) shutdown(ctx context.Context) (wait func()) {
 	}
 	done := make(chan struct{})
 	if i.socket != nil {
-		i.socket.unpublish()
+		i.socket.Unpublish()
 	}
 	go func() {
 		defer close(done)
@@ -307,7 +272,7 @@ func (i *internal) close() {
 		return
 	}
 	if i.socket != nil {
-		i.socket.unpublish()
+		i.socket.Unpublish()
 	}
 	_ = i.http.Close()
 }

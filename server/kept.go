@@ -294,8 +294,8 @@ func (f *follower) tellGap(t *topic, got *Kept, at stamp) {
 func (f *follower) missed(n uint64) { f.stats.lost.Add(n) }
 
 // keptMessage is a message of the broker's, whose clock says now.
-func (t *topic) keptMessage(m *Message, epoch *string, now time.Time) *message {
-	return &message{topic: t, offset: m.Offset, time: m.Time.UnixMilli(), born: t.hub.srv.bornAt(m.Time, now), format: m.Format, epoch: epoch, raw: codec.NewFrame(m.Format.opcode(), m.Payload)}
+func (t *topicState) keptMessage(m *Message, epoch *string, now time.Time) *message {
+	return &message{topic: t, offset: m.Offset, time: m.Time.UnixMilli(), born: t.hub.srv.bornAt(m.Time, now), format: m.Format, epoch: epoch, raw: codec.NewFrame(m.Format.Opcode(), m.Payload)}
 }
 
 // deliver hands a message to the subscribers of its topic, of patterns, or both. The caller holds mu.

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"carillon/internal/redact"
+	"carillon/server/internal/certs"
 
 	"github.com/golang-jwt/jwt/v5"
 )
@@ -110,7 +111,7 @@ func (r *keyring) watch(ctx context.Context) {
 	}
 	every(ctx, lookAtFile, func() {
 		now, err := os.Stat(r.opts.KeyFile)
-		if err != nil || sameFile(now, r.file) {
+		if err != nil || certs.SameFile(now, r.file) {
 			return // one that is gone for a moment is being replaced
 		}
 		r.refresh(ctx)

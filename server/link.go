@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"carillon/server/topic"
 )
 
 // link ties a source to the cluster. Guarded by the source's mu. That of a server without one is [untied].
@@ -55,7 +57,7 @@ func (f *follower) tie(src *source) {
 }
 
 // isKept says whether the broker keeps a topic that has a rule, if there is a broker.
-func (t *topic) isKept() bool { return t.rule.keeps() }
+func (t *topicState) isKept() bool { return t.rule.HasHistory() }
 
 // ruleOf is the number of the rule by which a topic is kept.
 func (f *follower) ruleOf(t *topic) int { return ruleIndex(f.srv.opts().Topics, t.name) }

@@ -7,6 +7,9 @@ import (
 	"net/netip"
 	"strings"
 
+	"carillon/server/internal/certs"
+	"carillon/server/internal/listen"
+
 	"github.com/panjf2000/gnet/v2"
 )
 
@@ -14,15 +17,15 @@ import (
 type listener struct {
 	// Immutable.
 	srv    *Server
-	key    string  // of its address in the options
-	index  int     // among Server.listeners
-	hidden bool    // nobody is told of it: see hide
-	secure *secure // nil without TLS
+	key    string       // of its address in the options
+	index  int          // among Server.listeners
+	hidden bool         // nobody is told of it: see hide
+	certs  *certs.Store // nil without TLS
 
 	// Set before the server has started.
 	addr    net.Addr // a *net.TCPAddr, or a *net.UnixAddr
 	release func()   // a port that is held for the loops
-	socket  *unixSocket
+	socket  *listen.UnixSocket
 }
 
 func (s *Server) newListeners() {
@@ -77,12 +80,12 @@ func (l *listener) open(before []*listener) (err error) {
 	text, mode := l.address()
 	takeover := l.srv.opts().Takeover
 	if path, ok := unixPath(text); ok {
-		if l.socket, err = listenUnix(path, mode, takeover); err == nil {
-			l.addr = l.socket.addr
+		if l.socket, err = listen.ListenUnix(path, mode, takeover); err == nil {
+			l.addr = l.socket.Address
 		}
 		return err
 	}
-	addr, release, err := reserve(text, takeover)
+	addr, release, err := listen.Reserve(text, takeover)
 	if err != nil {
 		return err
 	}
@@ -112,12 +115,12 @@ func (s *Server) publishSockets() error {
 		if l.socket == nil {
 			continue
 		}
-		if err := l.socket.publish(); err != nil {
+		if err := l.socket.Publish(); err != nil {
 			return fmt.Errorf("%s: %w", l.key, err)
 		}
 	}
 	if s.internal != nil && s.internal.socket != nil {
-		if err := s.internal.socket.publish(); err != nil {
+		if err := s.internal.socket.Publish(); err != nil {
 			return fmt.Errorf("internal.listen: %w", err)
 		}
 	}
@@ -127,7 +130,7 @@ func (s *Server) publishSockets() error {
 // hide gives the loops a TCP address when there are only unix sockets, because gnet does not run without
 // any. It is given up when the loops are known.
 func (s *Server) hide() error {
-	addr, release, err := reserve("127.0.0.1:0", false)
+	addr, release, err := listen.Reserve("127.0.0.1:0", false)
 	if err != nil {
 		return fmt.Errorf("event engine: %w", err)
 	}
@@ -140,7 +143,7 @@ func (s *Server) closeListeners() {
 	for _, l := range s.listeners {
 		l.release()
 		if l.socket != nil {
-			l.socket.close()
+			l.socket.Discard()
 		}
 	}
 	for _, l := range s.tcp {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/envelope"
 )
 
 // mailbox is what goroutines, the loop itself included, leave for a loop to do. The order of letters
@@ -61,9 +62,9 @@ func (l *letter) varies() bool {
 	case l.kind == letterDo:
 		return true
 	case l.frame != nil:
-		return len(l.frame.Payload()) >= largeText
+		return len(l.frame.Payload()) >= envelope.LargeText
 	}
-	return l.n >= largeText
+	return l.n >= envelope.LargeText
 }
 
 // letterCost is about what a letter takes in memory, in bytes. It counts in the backlog, so that very many small

@@ -114,7 +114,7 @@ func (c *Conn) shed() {
 	}
 	switch state := c.state.Load(); {
 	case state == stateOpen:
-		c.sh.stats.cut(CutMemory)
+		c.sh.stats.Cut(CutMemory)
 		if c.out != nil {
 			c.discardWaiting(DropMemory)
 		}

@@ -3,32 +3,12 @@ package server
 import (
 	"bytes"
 	"encoding/base64"
-	"encoding/json"
-	"slices"
 	"strconv"
 	"sync"
 
 	"carillon/codec"
+	"carillon/server/internal/envelope"
 )
-
-// Format says what the payload of a message is.
-type Format uint8
-
-const (
-	FormatText   Format = iota // any text, in UTF-8
-	FormatJSON                 // a JSON value
-	FormatBinary               // any bytes
-)
-
-// String is "text", "json" or "binary".
-func (f Format) String() string { return [...]string{"text", "json", "binary"}[f] }
-
-func (f Format) opcode() codec.Opcode {
-	if f == FormatBinary {
-		return Binary
-	}
-	return Text
-}
 
 // framing is how messages are written to a connection.
 type framing uint8
@@ -50,7 +30,7 @@ type payload interface {
 // message is what was published to a topic, encoded once for each framing that somebody needs.
 type message struct {
 	// Immutable.
-	topic  *topic
+	topic  *topicState
 	offset uint64
 	time   int64 // milliseconds since 1970
 	born   int64 // milliseconds after the server was made, by which it grows old
@@ -92,11 +72,11 @@ func (m *message) encode(f framing) *codec.Frame {
 	if m.gap {
 		return codec.Opaque(m.gapReply().appendEvent(nil))
 	}
-	id := eventID(m.epochText(), m.offset)
+	id := envelope.EventID(m.epochText(), m.offset)
 	if f == framingEventWrapped {
-		return codec.Opaque(appendEvent(nil, "", id, m.appendEnvelope(nil)))
+		return codec.Opaque(envelope.AppendEvent(nil, "", id, m.appendEnvelope(nil)))
 	}
-	return codec.Opaque(appendMessageEvent(nil, id, m.format.opcode(), m.raw.Payload()))
+	return codec.Opaque(envelope.AppendMessageEvent(nil, id, m.format.Opcode(), m.raw.Payload()))
 }
 
 func (m *message) epochText() string {
@@ -134,7 +114,7 @@ func largestForm(format Format, payload []byte, limit int64) int64 {
 	lines := bytes.Count(payload, []byte("\n")) + bytes.Count(payload, []byte("\r"))
 	event := n + int64(lines*len("data: "))
 	if format == FormatText {
-		return max(event, int64(textSize(payload)))
+		return max(event, int64(envelope.TextSize(payload)))
 	}
 	return event
 }
@@ -145,7 +125,7 @@ func (m *message) envelopeSize() int {
 	n := len(m.raw.Payload())
 	switch m.format {
 	case FormatText:
-		return textSize(m.raw.Payload()) + len(m.topic.name) + around
+		return envelope.TextSize(m.raw.Payload()) + len(m.topic.name) + around
 	case FormatBinary:
 		n = base64.StdEncoding.EncodedLen(n)
 	}
@@ -155,10 +135,10 @@ func (m *message) envelopeSize() int {
 // appendEnvelope appends the message as the JSON protocol has it.
 func (m *message) appendEnvelope(b []byte) []byte {
 	if m.gap {
-		return appendReply(b, nil, "subscribed", m.gapReply())
+		return envelope.AppendReply(b, nil, "subscribed", m.gapReply())
 	}
 	b = append(b, `{"topic":`...)
-	b = appendText(b, m.topic.name)
+	b = envelope.AppendText(b, m.topic.name)
 	b = append(b, `,"offset":`...)
 	b = strconv.AppendUint(b, m.offset, 10)
 	b = append(b, `,"time":`...)
@@ -169,7 +149,7 @@ func (m *message) appendEnvelope(b []byte) []byte {
 	case FormatJSON:
 		b = append(b, payload...)
 	case FormatText:
-		b = appendText(b, payload)
+		b = envelope.AppendText(b, payload)
 	case FormatBinary:
 		b = append(b, '"')
 		b = base64.StdEncoding.AppendEncode(b, payload)
@@ -187,70 +167,11 @@ func (b *broadcast) frame(to framing) *codec.Frame {
 	f := b.raw()
 	switch to {
 	case framingEnvelope:
-		return codec.NewFrame(codec.OpText, appendBroadcast(nil, f))
+		return codec.NewFrame(codec.OpText, envelope.AppendBroadcast(nil, f))
 	case framingEvent:
 		return event(f.Opcode(), f.Payload())
 	case framingEventWrapped:
-		return codec.Opaque(appendEvent(nil, "broadcast", "", appendBroadcast(nil, f)))
+		return codec.Opaque(envelope.AppendEvent(nil, "broadcast", "", envelope.AppendBroadcast(nil, f)))
 	}
 	return f
-}
-
-// appendBroadcast appends the message as the JSON protocol has it.
-func appendBroadcast(b []byte, f *codec.Frame) []byte {
-	b = append(b, `{"broadcast":{"data":`...)
-	if f.Opcode() == codec.OpBinary {
-		b = append(b, '"')
-		b = base64.StdEncoding.AppendEncode(b, f.Payload())
-		return append(b, `","encoding":"base64"}}`...)
-	}
-	return append(appendText(b, f.Payload()), "}}"...)
-}
-
-// appendJSON appends a value that is known to be JSON's.
-func appendJSON(b []byte, v any) []byte {
-	w := bytes.NewBuffer(b)
-	e := json.NewEncoder(w)
-	e.SetEscapeHTML(false)
-	if err := e.Encode(v); err != nil {
-		panic("server: encode JSON: " + err.Error())
-	}
-	return bytes.TrimSuffix(w.Bytes(), []byte("\n"))
-}
-
-// appendMessageEvent appends a message as a server-sent event: text as it is, binary in base64.
-func appendMessageEvent(b []byte, id string, op codec.Opcode, payload []byte) []byte {
-	if op == codec.OpBinary {
-		return appendEvent(b, "binary", id, base64.StdEncoding.AppendEncode(nil, payload))
-	}
-	return appendEvent(b, "", id, payload)
-}
-
-// appendEvent appends a server-sent event (HTML, section 9.2). What ends a line in the data, be it CR, LF
-// or both, ends it on the other side as LF.
-func appendEvent(b []byte, kind, id string, data []byte) []byte {
-	if kind != "" {
-		b = append(append(append(b, "event: "...), kind...), '\n')
-	}
-	if id != "" {
-		b = append(append(append(b, "id: "...), id...), '\n')
-	}
-	if len(data) >= largeText {
-		lines := bytes.Count(data, []byte("\n")) + bytes.Count(data, []byte("\r"))
-		b = slices.Grow(b, len(data)+(lines+2)*len("data: "))
-	}
-	b = append(b, "data: "...)
-	start := 0
-	for i, c := range data {
-		if c > '\r' || c != '\r' && c != '\n' {
-			continue
-		}
-		if c == '\n' && i > 0 && data[i-1] == '\r' { // it has ended the line already
-			start = i + 1
-			continue
-		}
-		b = append(append(b, data[start:i]...), "\ndata: "...)
-		start = i + 1
-	}
-	return append(append(b, data[start:]...), "\n\n"...)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"carillon/codec"
+	"carillon/server/stats"
 )
 
 // Metrics returns what GET /metrics of the internal interface shows about this server, for those who
@@ -182,19 +183,19 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 	for i, one := range singles {
 		to <- prometheus.MustNewConstMetric(m.descs[i], one.kind, one.read(s, &st))
 	}
-	for r := range numRefuseReasons {
+	for r := range stats.NumRefuseReasons {
 		m.send(to, metricRefused, prometheus.CounterValue, float64(st.Refusals[r]), r.String())
 	}
-	for r := range numDropReasons {
+	for r := range stats.NumDropReasons {
 		m.send(to, metricDrops, prometheus.CounterValue, float64(st.Drops[r]), r.String())
 	}
-	for r := range numCutReasons {
+	for r := range stats.NumCutReasons {
 		m.send(to, metricCuts, prometheus.CounterValue, float64(st.Cuts[r]), r.String())
 	}
-	for r := range numPlainCutReasons {
+	for r := range stats.NumPlainCutReasons {
 		m.send(to, metricHTTPCuts, prometheus.CounterValue, float64(st.HTTPCuts[r]), r.String())
 	}
-	for code := codec.CloseNormal; code < codec.CloseNormal+numCloseCodes; code++ {
+	for code := codec.CloseNormal; code < codec.CloseNormal+stats.NumCloseCodes; code++ {
 		m.send(to, metricClosed, prometheus.CounterValue, float64(st.Closes[code]), strconv.Itoa(int(code)))
 	}
 	m.send(to, metricClosed, prometheus.CounterValue, float64(st.Closes[0]), "other")
@@ -205,26 +206,26 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 		ep.mu.Unlock()
 		m.send(to, metricOpen, prometheus.GaugeValue, float64(open), m.paths[i])
 		m.send(to, metricPublished, prometheus.CounterValue, float64(ep.published.Load()), m.paths[i])
-		m.sum(to, metricFlushed, shards, func(sh *shard) *histogram { return &sh.meters.flushed[i+1] }, m.paths[i])
+		m.sum(to, metricFlushed, shards, func(sh *shard) *stats.Histogram { return &sh.histograms.Flushed[i+1] }, m.paths[i])
 	}
 	m.send(to, metricPublished, prometheus.CounterValue, float64(s.hub.published.Load()), topicsLabel)
-	m.sum(to, metricFlushed, shards, func(sh *shard) *histogram { return &sh.meters.flushed[0] }, topicsLabel)
-	m.sum(to, metricHandshake, shards, func(sh *shard) *histogram { return &sh.meters.handshake })
-	m.sum(to, metricTLS, shards, func(sh *shard) *histogram { return &sh.meters.tls })
+	m.sum(to, metricFlushed, shards, func(sh *shard) *stats.Histogram { return &sh.histograms.Flushed[0] }, topicsLabel)
+	m.sum(to, metricHandshake, shards, func(sh *shard) *stats.Histogram { return &sh.histograms.Handshake })
+	m.sum(to, metricTLS, shards, func(sh *shard) *stats.Histogram { return &sh.histograms.TLS })
 	var certificates, failures uint64
-	for name, one := range s.allSecure() {
+	for name, one := range s.allCerts() {
 		var expires int64
 		if one != nil {
-			certificates += one.reloads.Load()
-			failures += one.failures.Load()
-			expires = one.expires.Load()
+			certificates += one.Reloads()
+			failures += one.Failures()
+			expires = one.Expires()
 		}
 		m.send(to, metricExpires, prometheus.GaugeValue, float64(expires), name)
 	}
 	m.send(to, metricCertificates, prometheus.CounterValue, float64(certificates), "ok")
 	m.send(to, metricCertificates, prometheus.CounterValue, float64(failures), "failed")
-	m.sum(to, metricTurn, shards, func(sh *shard) *histogram { return &sh.meters.turn })
-	m.sum(to, metricLag, shards, func(sh *shard) *histogram { return &sh.meters.lag })
+	m.sum(to, metricTurn, shards, func(sh *shard) *stats.Histogram { return &sh.histograms.Turn })
+	m.sum(to, metricLag, shards, func(sh *shard) *stats.Histogram { return &sh.histograms.Lag })
 	for i, result := range reloadResults {
 		m.send(to, metricReloads, prometheus.CounterValue, float64(s.reloads.done[i].Load()), result)
 	}
@@ -249,19 +250,19 @@ func (m *metrics) send(to chan<- prometheus.Metric, which int, kind prometheus.V
 }
 
 // sum adds up a histogram of all loops.
-func (m *metrics) sum(to chan<- prometheus.Metric, which int, shards []*shard, of func(*shard) *histogram, labels ...string) {
+func (m *metrics) sum(to chan<- prometheus.Metric, which int, shards []*shard, of func(*shard) *stats.Histogram, labels ...string) {
 	var count, us uint64
-	cumulative := make(map[float64]uint64, len(bounds))
-	for i := range buckets {
+	cumulative := make(map[float64]uint64, len(stats.Bounds))
+	for i := range stats.Buckets {
 		for _, sh := range shards {
-			count += of(sh).counts[i].Load()
+			count += of(sh).Counts[i].Load()
 		}
-		if i < len(bounds) {
-			cumulative[float64(bounds[i])/1e6] = count
+		if i < len(stats.Bounds) {
+			cumulative[float64(stats.Bounds[i])/1e6] = count
 		}
 	}
 	for _, sh := range shards {
-		us += of(sh).sum.Load()
+		us += of(sh).Sum.Load()
 	}
 	to <- prometheus.MustNewConstHistogram(m.descs[len(singles)+which], count, float64(us)/1e6, cumulative, labels...)
 }

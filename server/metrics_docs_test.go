@@ -2,6 +2,7 @@ package server
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"os"
 	"os/exec"
@@ -15,6 +16,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"carillon/internal/testenv"
+	"carillon/server/stats"
 )
 
 // ourMetrics are all metrics of a server by their names, each with its type and labels as docs/metrics.md
@@ -38,7 +40,7 @@ func ourMetrics(t *testing.T) map[string]string {
 			labels[l.GetName()] = true
 		}
 		all[f.GetName()] = strings.ToLower(f.GetType().String()) + " | " + strings.Join(slices.Sorted(maps.Keys(labels)), ", ")
-		if f.GetType() == dto.MetricType_HISTOGRAM && len(f.Metric[0].Histogram.Bucket) != len(bounds) {
+		if f.GetType() == dto.MetricType_HISTOGRAM && len(f.Metric[0].Histogram.Bucket) != len(stats.Bounds) {
 			t.Errorf("%s has %d buckets", f.GetName(), len(f.Metric[0].Histogram.Bucket))
 		}
 	}
@@ -72,12 +74,23 @@ func TestMetricsAreDocumented(t *testing.T) {
 	for name := range left {
 		t.Errorf("docs/metrics.md does not have %s", name)
 	}
-	for _, name := range slices.Concat(refuseNames[:], dropNames[:]) {
+	for _, name := range slices.Concat(namesOf(stats.NumRefuseReasons), namesOf(stats.NumDropReasons)) {
 		if !strings.Contains(docs, "\n| `"+name+"` |") {
 			t.Errorf("docs/metrics.md does not have the reason %s", name)
 		}
 	}
 	wantMetricNames(t, "docs/metrics.md", docs)
+}
+
+// namesOf returns the names of the first n reasons.
+func namesOf[R interface {
+	~uint8
+	fmt.Stringer
+}](n R) (names []string) {
+	for r := range n {
+		names = append(names, r.String())
+	}
+	return names
 }
 
 var (

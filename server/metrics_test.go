@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math"
 	"net/http"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -283,46 +281,6 @@ func TestMetricsAreWellFormed(t *testing.T) {
 		if strings.HasPrefix(p.Metric, "carillon_") {
 			t.Errorf("%s: %s", p.Metric, p.Text)
 		}
-	}
-}
-
-// A time is counted in the bucket whose end it does not exceed, and the sum is exact.
-func TestHistogram(t *testing.T) {
-	for _, row := range []struct {
-		us     uint32
-		bucket int
-	}{
-		{0, 0}, {50, 0}, {51, 1}, {100, 1}, {1_000, 4}, {1_001, 5}, {10_000_000, buckets - 2}, {10_000_001, buckets - 1}, {math.MaxUint32, buckets - 1},
-	} {
-		var h histogram
-		h.observe(row.us)
-		h.publish()
-		for i := range h.counts {
-			if n := h.counts[i].Load(); (n == 1) != (i == row.bucket) || n > 1 {
-				t.Errorf("%d us: bucket %d has %d", row.us, i, n)
-			}
-		}
-		if h.sum.Load() != uint64(row.us) {
-			t.Errorf("%d us: the sum is %d", row.us, h.sum.Load())
-		}
-	}
-	if !slices.IsSorted(bounds[:]) {
-		t.Error("the bounds are in no order")
-	}
-	var h histogram
-	h.since(2*time.Second, time.Second) // a clock that seems to go back
-	h.since(0, 100*time.Hour)
-	if h.publish(); h.counts[0].Load() != 1 || h.counts[buckets-1].Load() != 1 || h.sum.Load() != uint64(time.Hour/time.Microsecond) {
-		t.Error("times that cannot be are not bounded")
-	}
-	var m meters
-	m.flushed = make([]histogram, 3)
-	if n := testing.AllocsPerRun(100, func() {
-		m.turn.observe(70)
-		m.flushed[1].observe(3_000)
-		m.publish()
-	}); n != 0 {
-		t.Errorf("%v allocations", n)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/limit"
 )
 
 // mistakes bounds how often a client may ask for what makes no sense, or what it may not have: each time costs the loop
@@ -17,16 +18,16 @@ const (
 	mistakeBurst      = 256
 )
 
-var mistakePace = newPace(mistakesPerSecond, mistakeBurst*time.Second/mistakesPerSecond)
+var mistakePace = limit.NewTokenBucket(mistakesPerSecond, mistakeBurst*time.Second/mistakesPerSecond)
 
 // allow charges for a mistake at a time of the shard's clock, and reports whether there may be one more.
 func (m *mistakes) allow(now uint32) bool {
-	m.debt, m.at = relax(m.debt, now-m.at), now
-	return mistakePace.take(&m.debt, 1)
+	m.debt, m.at = limit.Decay(m.debt, now-m.at), now
+	return mistakePace.Allow(&m.debt, 1)
 }
 
 // none reports whether all mistakes are forgotten.
-func (m *mistakes) none(now uint32) bool { return relax(m.debt, now-m.at) == 0 }
+func (m *mistakes) none(now uint32) bool { return limit.Decay(m.debt, now-m.at) == 0 }
 
 // isMistake reports whether an error with this code is the client's own.
 func isMistake(code string) bool {
@@ -44,7 +45,7 @@ func (c *Conn) mayErr(code string) bool {
 		return true
 	}
 	if !c.asked.Swap(true) {
-		c.sh.stats.cut(CutMistakes)
+		c.sh.stats.Cut(CutMistakes)
 		c.mark(markPeerDone, true) // the rest is not read
 		c.closeInOrder(closeFail, codec.ClosePolicyViolation, "too many requests that were refused")
 	}

@@ -56,7 +56,7 @@ func networksOf(list []string) (all networks) {
 func (c *checker) networks(key string, list []string) {
 	for i, text := range list {
 		if _, err := network(text); err != nil && text != unixWord {
-			c.add(fmt.Sprintf("%s[%d]", key, i), "%v", err)
+			c.Add(fmt.Sprintf("%s[%d]", key, i), "%v", err)
 		}
 	}
 }

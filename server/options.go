@@ -4,7 +4,13 @@ import (
 	"log/slog"
 	"net/http"
 	"time"
+
+	"carillon/server/internal/option"
 )
+
+// Size is a number of bytes. As text it is a whole number with one of the units B, KiB, MiB and GiB,
+// or "off" for a negative one.
+type Size = option.Size
 
 // Options are everything a [Server] can be told. They are the keys of the configuration file.
 //
@@ -75,7 +81,7 @@ type Options struct {
 
 	// ClusterOptional leaves a server with a Broker ready while it is cut off from its cluster: clients still come,
 	// get what their topics keep as far as this server has it, and have nothing that they publish taken. Default
-	// false: /readyz and HealthPath say "cluster" then, and balancers send nobody. See [Broker.Ready].
+	// false: /readyz and HealthPath say "cluster" then, and balancers send nobody. See Ready of [topic.Broker].
 	ClusterOptional bool `yaml:"cluster_optional"`
 
 	// HTTP serves every request that is for no endpoint, upgrades included, so that pages, an API and

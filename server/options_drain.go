@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/option"
 )
 
 // Drain is how the server ends: see [Server.Run] and [Server.StartDrain]. First it goes on serving for
@@ -54,38 +55,38 @@ type Connections struct {
 const drainSlack = 15 * time.Second
 
 func (d *Drain) resolve(c *checker) {
-	before := len(c.problems)
-	c.duration("drain.delay", &d.Delay, -1, true)
-	c.duration("drain.duration", &d.Duration, 10*time.Second, true)
+	before := c.Len()
+	c.Duration("drain.delay", &d.Delay, -1, true)
+	c.Duration("drain.duration", &d.Duration, 10*time.Second, true)
 	least := max(d.Delay, 0) + max(d.Duration, 0)
-	c.duration("drain.deadline", &d.Deadline, min(least+drainSlack, longest), false)
-	if len(c.problems) == before && d.Deadline <= least {
-		c.add("drain.deadline", "%v is too short: expected more than drain.delay and drain.duration together, which are %v", d.Deadline, least)
+	c.Duration("drain.deadline", &d.Deadline, min(least+drainSlack, option.Longest), false)
+	if c.Len() == before && d.Deadline <= least {
+		c.Add("drain.deadline", "%v is too short: expected more than drain.delay and drain.duration together, which are %v", d.Deadline, least)
 	}
 	if d.Order == "" {
 		d.Order = OrderOldest
 	}
 	if d.Order != OrderOldest && d.Order != OrderRandom {
-		c.add("drain.order", "%q is unknown: expected %s or %s", d.Order, OrderOldest, OrderRandom)
+		c.Add("drain.order", "%q is unknown: expected %s or %s", d.Order, OrderOldest, OrderRandom)
 	}
 	if d.CloseCode == 0 {
 		d.CloseCode = int(codec.CloseGoingAway)
 	}
 	if n := codec.CloseCode(d.CloseCode); n != codec.CloseGoingAway && n != codec.CloseServiceRestart {
-		c.add("drain.close_code", "%d is not allowed: expected 1001 (going away) or 1012 (service restart)", n)
+		c.Add("drain.close_code", "%d is not allowed: expected 1001 (going away) or 1012 (service restart)", n)
 	}
 }
 
 func (o *Connections) resolve(c *checker) {
-	c.duration("connections.max_age", &o.MaxAge, -1, true)
+	c.Duration("connections.max_age", &o.MaxAge, -1, true)
 	if o.MaxAge > 0 && o.MaxAge < time.Second {
-		c.add("connections.max_age", "%v is out of range: expected 1s to %v", o.MaxAge, longest)
+		c.Add("connections.max_age", "%v is out of range: expected 1s to %v", o.MaxAge, option.Longest)
 	}
-	c.jitter("connections.max_age_jitter", &o.MaxAgeJitter, "age")
+	c.Jitter("connections.max_age_jitter", &o.MaxAgeJitter, "age")
 }
 
 func (o *Options) resolveTakeover(c *checker) {
 	if o.Takeover && runtime.GOOS != "linux" {
-		c.add("takeover", "is only for Linux, where the kernel spreads connections over all who listen")
+		c.Add("takeover", "is only for Linux, where the kernel spreads connections over all who listen")
 	}
 }

@@ -7,10 +7,10 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"carillon/server/internal/listen"
+	"carillon/server/internal/option"
 )
 
 // Listener is one more address to serve on, beside Options.Listen, with settings of its own. All
@@ -30,23 +30,7 @@ type Listener struct {
 
 // FileMode is who may connect to a unix socket: the permission bits of its file, which are written as an
 // octal number, such as 0660.
-type FileMode uint32
-
-// String writes the bits as an octal number with a leading zero.
-func (m FileMode) String() string { return fmt.Sprintf("%04o", uint32(m)) }
-
-// MarshalText is String.
-func (m FileMode) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
-
-// UnmarshalText reads an octal number up to 0777.
-func (m *FileMode) UnmarshalText(text []byte) error {
-	n, err := strconv.ParseUint(string(text), 8, 32)
-	if err != nil || n > 0o777 {
-		return fmt.Errorf("%q are no permissions: expected an octal number up to 0777, such as 0660", text)
-	}
-	*m = FileMode(n)
-	return nil
-}
+type FileMode = option.FileMode
 
 const (
 	unixPrefix = "unix:"
@@ -60,9 +44,6 @@ const (
 
 // unixPath is the path of a unix socket's address, or its abstract name, which begins with @.
 func unixPath(address string) (path string, ok bool) { return strings.CutPrefix(address, unixPrefix) }
-
-// maxUnixPath is how long the name of a unix socket may be. A successor's has a suffix for a moment.
-const maxUnixPath = len(unix.RawSockaddrUnix{}.Path) - 1 - suffixLength
 
 func (o *Options) resolveListeners(c *checker) {
 	if o.Listen == "" {
@@ -98,7 +79,7 @@ func (o *Options) publicAddresses() []namedAddress {
 func (c *checker) distinct(key, address string, taken []namedAddress) {
 	for _, other := range taken {
 		if address != "" && sameAddress(address, other.text) {
-			c.add(key, "%s is what %s has already: expected another one", address, other.key)
+			c.Add(key, "%s is what %s has already: expected another one", address, other.key)
 			return
 		}
 	}
@@ -109,32 +90,23 @@ func (c *checker) publicAddress(key, address string, mode *FileMode, modeKey str
 	if _, ok := unixPath(address); ok {
 		c.unixAddress(key, address)
 	} else {
-		c.address(key, address, ":8080, 127.0.0.1:8080 or unix:/path")
+		c.Address(key, address, ":8080, 127.0.0.1:8080 or unix:/path")
 	}
-	c.fileMode(modeKey, mode, publicMode)
-}
-
-func (c *checker) fileMode(key string, mode *FileMode, def FileMode) {
-	if *mode == 0 {
-		*mode = def
-	}
-	if *mode > 0o777 {
-		c.add(key, "%v is out of range: expected permissions up to 0777, such as %v", *mode, def)
-	}
+	c.FileMode(modeKey, mode, publicMode)
 }
 
 func (c *checker) unixAddress(key, address string) {
 	switch path, _ := unixPath(address); {
 	case strings.HasPrefix(path, "@"):
 		if runtime.GOOS != "linux" || len(path) == 1 {
-			c.add(key, "%q is no unix socket: expected unix:/path, or on Linux unix:@name", address)
+			c.Add(key, "%q is no unix socket: expected unix:/path, or on Linux unix:@name", address)
 		}
 	case !filepath.IsAbs(path):
-		c.add(key, "%q is no unix socket: expected unix:/path, with a path from the root", address)
+		c.Add(key, "%q is no unix socket: expected unix:/path, with a path from the root", address)
 	case path != filepath.Clean(path):
-		c.add(key, "%q has a path with more in it than it needs: expected %s%s", address, unixPrefix, filepath.Clean(path))
-	case len(path) > maxUnixPath:
-		c.add(key, "%q is too long: expected a path of at most %d bytes", address, maxUnixPath)
+		c.Add(key, "%q has a path with more in it than it needs: expected %s%s", address, unixPrefix, filepath.Clean(path))
+	case len(path) > listen.MaxUnixPath:
+		c.Add(key, "%q is too long: expected a path of at most %d bytes", address, listen.MaxUnixPath)
 	}
 }
 

@@ -2,10 +2,10 @@ package server
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
-	"os"
 	"slices"
+
+	"carillon/server/internal/certs"
 )
 
 // TLS says whether a listener speaks TLS, as whom, and to whom. Without Certificates and Config it does not.
@@ -67,7 +67,7 @@ func (o *TLS) resolve(c *checker, key string) {
 		o.MinVersion = "1.2"
 	}
 	if tlsVersions[o.MinVersion] == 0 {
-		c.add(key+"min_version", "%q is unknown: expected 1.2 or 1.3", o.MinVersion)
+		c.Add(key+"min_version", "%q is unknown: expected 1.2 or 1.3", o.MinVersion)
 	}
 	if o.ClientAuth == "" {
 		o.ClientAuth = ClientAuthOff
@@ -75,17 +75,17 @@ func (o *TLS) resolve(c *checker, key string) {
 	switch o.ClientAuth {
 	case ClientAuthOff:
 		if o.ClientCAFile != "" {
-			c.add(key+"client_ca_file", "is given, but client_auth is off: expected %s or %s there", ClientAuthRequest, ClientAuthRequire)
+			c.Add(key+"client_ca_file", "is given, but client_auth is off: expected %s or %s there", ClientAuthRequest, ClientAuthRequire)
 		}
 	case ClientAuthRequest, ClientAuthRequire:
 		switch {
 		case !o.enabled():
-			c.add(key+"client_auth", "is %s, but there are no certificates, and so no TLS", o.ClientAuth)
+			c.Add(key+"client_auth", "is %s, but there are no certificates, and so no TLS", o.ClientAuth)
 		case o.ClientCAFile == "" && o.Config == nil:
-			c.add(key+"client_ca_file", "is missing: expected a file with the authorities of the clients' certificates")
+			c.Add(key+"client_ca_file", "is missing: expected a file with the authorities of the clients' certificates")
 		}
 	default:
-		c.add(key+"client_auth", "%q is unknown: expected %s, %s or %s", o.ClientAuth, ClientAuthOff, ClientAuthRequest, ClientAuthRequire)
+		c.Add(key+"client_auth", "%q is unknown: expected %s, %s or %s", o.ClientAuth, ClientAuthOff, ClientAuthRequest, ClientAuthRequire)
 	}
 	if o.Config != nil {
 		o.resolveConfig(c, key)
@@ -97,53 +97,31 @@ func (o *TLS) resolve(c *checker, key string) {
 		if pair.KeyFile == "" {
 			pair.KeyFile = pair.CertFile
 		}
-		if _, field, err := pair.load(); err != nil {
-			c.add(fmt.Sprintf("%scertificates[%d].%s", key, i, field), "%v", err)
+		if _, field, err := (*certs.Pair)(pair).Load(); err != nil {
+			c.Add(fmt.Sprintf("%scertificates[%d].%s", key, i, field), "%v", err)
 		}
 	}
 	if o.ClientCAFile != "" {
-		if _, _, err := loadAuthorities(o.ClientCAFile); err != nil {
-			c.add(key+"client_ca_file", "%v", err)
+		if _, _, err := certs.LoadAuthorities(o.ClientCAFile); err != nil {
+			c.Add(key+"client_ca_file", "%v", err)
 		}
 	}
 }
 
 func (o *TLS) resolveConfig(c *checker, key string) {
 	if len(o.Certificates) > 0 || o.ClientAuth != ClientAuthOff || o.ClientCAFile != "" {
-		c.add(key+"certificates", "and what belongs to them exclude a Config of your own")
+		c.Add(key+"certificates", "and what belongs to them exclude a Config of your own")
 	}
 	if t := o.Config; len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
-		c.add(key+"certificates", "are missing, and the Config has none either")
+		c.Add(key+"certificates", "are missing, and the Config has none either")
 	}
 }
 
-// load reads a pair. The field is the one that an error is about.
-func (p *Certificate) load() (pair tls.Certificate, field string, err error) {
-	if p.CertFile == "" {
-		return pair, "cert_file", fmt.Errorf("is missing: expected a file with a certificate in PEM")
+// store returns the options as the store of certificates takes them.
+func (o *TLS) store() certs.Options {
+	s := certs.Options{MinVersion: tlsVersions[o.MinVersion], ClientCAFile: o.ClientCAFile, Require: o.ClientAuth == ClientAuthRequire, Config: o.Config}
+	for _, pair := range o.Certificates {
+		s.Pairs = append(s.Pairs, certs.Pair(pair))
 	}
-	cert, err := os.ReadFile(p.CertFile)
-	if err != nil {
-		return pair, "cert_file", err // "open cert.pem: no such file or directory"
-	}
-	key, err := os.ReadFile(p.KeyFile)
-	if err != nil {
-		return pair, "key_file", err
-	}
-	pair, err = tls.X509KeyPair(cert, key)
-	if err != nil {
-		return pair, "cert_file", fmt.Errorf("%s with the key in %s: %w", p.CertFile, p.KeyFile, err)
-	}
-	return pair, "", nil
-}
-
-func loadAuthorities(file string) (pool *x509.CertPool, text []byte, err error) {
-	if text, err = os.ReadFile(file); err != nil {
-		return nil, nil, err
-	}
-	pool = x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(text) {
-		return nil, nil, fmt.Errorf("%s: has no certificate in PEM", file)
-	}
-	return pool, text, nil
+	return s
 }

@@ -194,7 +194,7 @@ func (c *checker) origins(key string, list []string) {
 			continue
 		}
 		if _, ok := parseOrigin(strings.Replace(text, "://*.", "://", 1)); !ok {
-			c.add(fmt.Sprintf("%s[%d]", key, i),
+			c.Add(fmt.Sprintf("%s[%d]", key, i),
 				"%q is not an origin: expected one such as https://example.com, https://*.example.com, null or *", redact.URL(text))
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"carillon/server/internal/logs"
 )
 
 // mostOrigins limits the lines about refused origins in a minute: clients can invent origins.
@@ -43,11 +45,11 @@ func (l *originLog) take(origin string, now time.Duration) (ok bool, silent uint
 // logOrigin logs that a page was refused because of its origin, and which settings would let it in.
 func (s *Server) logOrigin(path string, r *Request) {
 	text, _ := originHeader(&r.Request)
-	origin := shown(string(text))
+	origin := logs.Shorten(string(text))
 	ok, silent := s.ops.origins.take(origin, s.elapsed())
 	if !ok {
 		return
 	}
-	args := []any{"origin", origin, "path", path, "host", shown(string(r.Host)), "remote", shownAddr(r.RemoteAddr)}
+	args := []any{"origin", origin, "path", path, "host", logs.Shorten(string(r.Host)), "remote", shownAddr(r.RemoteAddr)}
 	s.logSampled(slog.LevelInfo, "page refused: add its origin to endpoints[].origins if it may connect, or set public_url if it is the server's own", args, silent)
 }

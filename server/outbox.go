@@ -328,7 +328,7 @@ func (c *Conn) makeRoom(n int, kind itemKind) bool {
 		c.dropWaiting(DropOldest, int(slow.MaxQueue)-n)
 	case PolicyDropNewest:
 		if kind == itemMessage {
-			c.sh.stats.drop(DropNewest, 1)
+			c.sh.stats.Drop(DropNewest, 1)
 			return false
 		}
 		c.dropWaiting(DropNewest, int(slow.MaxQueue)-n)
@@ -341,10 +341,10 @@ func (c *Conn) makeRoom(n int, kind itemKind) bool {
 		return true
 	}
 	if kind == itemMessage {
-		c.sh.stats.drop(DropSlowConsumer, 1)
+		c.sh.stats.Drop(DropSlowConsumer, 1)
 	}
 	c.discardWaiting(DropSlowConsumer)
-	c.sh.stats.cut(CutSlowConsumer)
+	c.sh.stats.Cut(CutSlowConsumer)
 	c.beginClose(closeOwn, codec.CloseCode(slow.CloseCode), fmt.Sprintf("slow consumer: more than %v waited", slow.MaxQueue))
 	return false
 }
@@ -372,7 +372,7 @@ func (c *Conn) dropWaiting(reason DropReason, keep int) {
 		}
 		dropped += n
 	}
-	c.sh.stats.drop(reason, dropped)
+	c.sh.stats.Drop(reason, dropped)
 	c.sh.stats.QueuedBytes.Add(int64(o.bytes - before))
 }
 
@@ -380,7 +380,7 @@ func (c *Conn) dropWaiting(reason DropReason, keep int) {
 // and so do control frames, such as the answer to the handshake.
 func (c *Conn) discardWaiting(reason DropReason) {
 	before := c.out.bytes
-	c.sh.stats.drop(reason, c.out.discard())
+	c.sh.stats.Drop(reason, c.out.discard())
 	c.sh.stats.QueuedBytes.Add(int64(c.out.bytes - before))
 }
 

@@ -228,8 +228,8 @@ func TestDropsLookAtNothingElse(t *testing.T) {
 		})
 		checkCounts(t, c)
 		dropped := 0
-		for i := range c.sh.stats.drops {
-			dropped += int(c.sh.stats.drops[i].Load())
+		for i := range c.sh.stats.Drops {
+			dropped += int(c.sh.stats.Drops[i].Load())
 		}
 		if got := dropped + int(c.out.waitingMessages()) - 10_000; got != 6000 || dropped < 5000 {
 			t.Errorf("%s: %d of 6000 messages are accounted for, %d dropped", p, got, dropped)

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"carillon/codec"
+	"carillon/server/stats"
 )
 
 // queued makes a connection that was stalled already, so that all it is sent waits in its outbox.
@@ -190,8 +191,8 @@ func checkOutbox(t *testing.T, c *Conn, model []modelItem, drops int) {
 		t.Fatalf("%d messages wait, want %d", n, messages)
 	}
 	total := 0
-	for i := range c.sh.stats.drops {
-		total += int(c.sh.stats.drops[i].Load())
+	for i := range c.sh.stats.Drops {
+		total += int(c.sh.stats.Drops[i].Load())
 	}
 	if total != drops {
 		t.Fatalf("%d drops counted, want %d", total, drops)
@@ -238,7 +239,7 @@ func checkCounts(t *testing.T, c *Conn) {
 func TestOutboxDropOldestMovesNothing(t *testing.T) {
 	c := queued(&shard{}, unitEndpoint(SlowConsumer{Policy: PolicyDropOldest, MaxQueue: 1 << 20}))
 	b := codec.AppendFrame(nil, codec.OpBinary, make([]byte, 2*itemCost))
-	for c.sh.stats.drops[DropOldest].Load() == 0 {
+	for c.sh.stats.Drops[DropOldest].Load() == 0 {
 		c.enqueue(b, 0, itemMessage)
 	}
 	newest := c.out.messages.back()
@@ -246,7 +247,7 @@ func TestOutboxDropOldestMovesNothing(t *testing.T) {
 	if allocs > 0 {
 		t.Errorf("%v allocations for a message that takes the place of another", allocs)
 	}
-	if n := c.sh.stats.drops[DropOldest].Load(); n != 1002 {
+	if n := c.sh.stats.Drops[DropOldest].Load(); n != 1002 {
 		t.Errorf("%d drops, want 1002", n)
 	}
 	if newest.b == nil || newest.seq != c.out.seq-1002 {
@@ -319,7 +320,7 @@ func (m *groupModel) walk() {
 func TestGroupWalk(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 2))
-		sh := &shard{srv: &Server{}, set: &settings{}, meters: meters{flushed: make([]histogram, 2)}}
+		sh := &shard{srv: &Server{}, set: &settings{}, histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
 		g := newGroup(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
 		g.base = 1<<32 - 20 // it wraps
 		m := &groupModel{t: t, r: r, g: g, members: map[*Conn]uint32{}}
@@ -375,7 +376,7 @@ func TestGroupShrinks(t *testing.T) {
 // Messages leave the mailbox for the streams. Whoever looks at the backlog meanwhile finds each of them once: it
 // only grows here, by one message at a time.
 func TestBacklogKeepsWhatIsHandedOver(t *testing.T) {
-	sh := &shard{srv: &Server{}, set: &settings{}, meters: meters{flushed: make([]histogram, 2)}}
+	sh := &shard{srv: &Server{}, set: &settings{}, histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
 	ep := unitEndpoint(SlowConsumer{MaxQueue: -1})
 	g := newGroup(sh, ep)
 	g.local = &local{sh: sh, src: &ep.source, audiences: [numFramings]*audience{&g.audience}}
@@ -524,8 +525,8 @@ func (f *flow) check(arrived []byte) {
 		}
 	}
 	dropped := 0
-	for i := range f.c.sh.stats.drops {
-		dropped += int(f.c.sh.stats.drops[i].Load())
+	for i := range f.c.sh.stats.Drops {
+		dropped += int(f.c.sh.stats.Drops[i].Load())
 	}
 	if lost != dropped || lost == 0 || replaced == 0 {
 		f.t.Fatalf("%d messages are lost and %d were counted, %d pongs replaced", lost, dropped, replaced)

@@ -74,7 +74,7 @@ func (h *hub) removePattern(p *source) {
 }
 
 // patternsOf returns the patterns that match a topic. The list stays as it is. The caller holds the topic's mu.
-func (h *hub) patternsOf(t *topic) []*source {
+func (h *hub) patternsOf(t *topicState) []*source {
 	if h.version.Load() == t.version {
 		return t.patterns
 	}
@@ -91,7 +91,7 @@ func (h *hub) patternsOf(t *topic) []*source {
 
 // forgetPatternsOf lets go of patterns that are gone, which take up memory. It does not look for new ones: all topics
 // together have too many. The caller holds the topic's mu.
-func (h *hub) forgetPatternsOf(t *topic) {
+func (h *hub) forgetPatternsOf(t *topicState) {
 	if len(t.patterns) == 0 || h.version.Load() == t.version {
 		return
 	}

@@ -167,7 +167,7 @@ func streamOf(fd int) (streamConn, error) {
 // refuse answers at once, as accept does when there are too many: the kernel may reset the connection
 // before the client has read the answer.
 func (l *plainListener) refuse(h handed, why RefuseReason, r *codec.Rejection) {
-	h.sh.stats.refusals[why].Add(1)
+	h.sh.stats.Refusals[why].Add(1)
 	answer := r.AppendResponse(nil)
 	if h.session != nil {
 		answer = h.session.closeWith(answer)

@@ -130,7 +130,7 @@ func (p *plainHTTP) evictIdle(atLeast time.Duration) bool {
 		return false
 	}
 	plain, _, _ := lowest(conn)
-	plain.sh.stats.plainCut(PlainCutIdle)
+	plain.sh.stats.CutHTTP(PlainCutIdle)
 	go conn.Close() // waits for the goroutine that reads from it
 	return true
 }

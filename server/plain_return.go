@@ -45,7 +45,7 @@ func (p *plainHTTP) giveBack(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	p.srv.logLoss("connection lost on its way to a loop", c.remote.AddrPort(), err)
-	back.sh.stats.refusals[lossReason(err)].Add(1)
+	back.sh.stats.Refusals[lossReason(err)].Add(1)
 	_ = c.streamConn.Close()
 	p.srv.release(c.remote, c.counted)
 	p.srv.socketClosed()

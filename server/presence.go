@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"strconv"
 	"sync"
+
+	"carillon/server/internal/envelope"
 )
 
 // presence is who is subscribed to a topic.
@@ -42,7 +44,7 @@ func (s *Server) present(topic string) *presence {
 // add puts a subscriber on the list, unless that is long enough.
 func (p *presence) add(one presentee) bool {
 	const around = len(`{"id":"","subject":""},`)
-	p.bytes += around + len(one.ID) + textSize(one.Subject)
+	p.bytes += around + len(one.ID) + envelope.TextSize(one.Subject)
 	if len(p.Connections) == mostPresent || p.bytes > mostPresentBytes {
 		return false
 	}
@@ -51,16 +53,16 @@ func (p *presence) add(one presentee) bool {
 }
 
 // appendTo appends the list as JSON, as encoding/json would in more time.
-func (p *presence) appendTo(b []byte) []byte {
-	b = append(appendText(append(b, `{"topic":`...), p.Topic), `,"count":`...)
+func (p *presence) AppendTo(b []byte) []byte {
+	b = append(envelope.AppendText(append(b, `{"topic":`...), p.Topic), `,"count":`...)
 	b = append(strconv.AppendInt(b, int64(p.Count), 10), `,"connections":[`...)
 	for i, one := range p.Connections {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = appendText(append(b, `{"id":`...), one.ID)
+		b = envelope.AppendText(append(b, `{"id":`...), one.ID)
 		if one.Subject != "" {
-			b = appendText(append(b, `,"subject":`...), one.Subject)
+			b = envelope.AppendText(append(b, `,"subject":`...), one.Subject)
 		}
 		b = append(b, '}')
 	}

@@ -14,7 +14,7 @@ func TestPresenceHasABound(t *testing.T) {
 				break
 			}
 		}
-		n := len(p.appendTo(nil))
+		n := len(p.AppendTo(nil))
 		if n > mostPresentBytes+100 || len(p.Connections) > mostPresent || len(p.Connections) == 0 {
 			t.Errorf("%s: %d bytes list %d connections", name, n, len(p.Connections))
 		}

@@ -7,6 +7,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"carillon/server/internal/envelope"
 )
 
 // problem is an error of the HTTP interface (RFC 9457). It is an error too, so that it can be returned.
@@ -141,7 +143,7 @@ func writeProblem(w http.ResponseWriter, p *problem) {
 	for _, line := range p.header {
 		h.Set(line[0], line[1])
 	}
-	body := append(appendJSON(nil, p), '\n')
+	body := append(envelope.AppendJSON(nil, p), '\n')
 	h.Set("Content-Type", "application/problem+json")
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(p.Status)

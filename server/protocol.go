@@ -9,6 +9,8 @@ import (
 	"math"
 	"strconv"
 	"strings"
+
+	"carillon/server/internal/envelope"
 )
 
 // request is what a client of the JSON protocol asks for: see docs/protocol.md. Exactly one of the fields
@@ -256,14 +258,14 @@ type publishReply struct {
 }
 
 // publication is what a client wants to publish, as far as it may.
-func (c *Conn) publication(r *publishRequest) (p Publication, err error) {
+func (c *Conn) publication(r *publishRequest) (p publication, err error) {
 	if err := CheckTopic(r.Topic); err != nil {
 		return p, err
 	}
 	if err := c.checkPublish(r.Topic); err != nil {
 		return p, err
 	}
-	p = Publication{Topic: r.Topic, Key: r.Key}
+	p.Topic, p.Key = r.Topic, r.Key
 	if p.Key != "" {
 		if err := checkJSONKey(p.Key); err != nil {
 			return p, err
@@ -401,10 +403,10 @@ func (h *hub) historyReply(topic string, since *Position, limit int) (*historyRe
 }
 
 // appendTo appends the reply as JSON.
-func (r *historyReply) appendTo(b []byte) []byte {
-	b = append(appendText(append(b, `{"topic":`...), r.topic), `,"offset":`...)
+func (r *historyReply) AppendTo(b []byte) []byte {
+	b = append(envelope.AppendText(append(b, `{"topic":`...), r.topic), `,"offset":`...)
 	b = append(strconv.AppendUint(b, r.past.Offset, 10), `,"epoch":`...)
-	b = append(appendText(b, r.past.Epoch), `,"recovered":`...)
+	b = append(envelope.AppendText(b, r.past.Epoch), `,"recovered":`...)
 	b = append(strconv.AppendBool(b, r.past.Recovered), `,"messages":[`...)
 	for i, m := range r.messages {
 		if i > 0 {
@@ -416,7 +418,7 @@ func (r *historyReply) appendTo(b []byte) []byte {
 }
 
 // MarshalJSON is for the HTTP interface.
-func (r *historyReply) MarshalJSON() ([]byte, error) { return r.appendTo(nil), nil }
+func (r *historyReply) MarshalJSON() ([]byte, error) { return r.AppendTo(nil), nil }
 
 // within returns as many of the oldest messages, or of the newest, as have at most so many bytes, and at
 // least one.

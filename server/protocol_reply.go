@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"carillon/codec"
+	"carillon/server/internal/envelope"
 )
 
 // subscribedReply says where a subscription began.
@@ -20,11 +21,11 @@ type subscribedReply struct {
 // has had no message when it comes back. A pattern has none, but an EventSource that sends any id learns that messages
 // may be missing.
 func (r *subscribedReply) appendEvent(b []byte) []byte {
-	id := noEventID
+	id := envelope.NoEventID
 	if r.After != nil {
-		id = eventID(r.Epoch, *r.After)
+		id = envelope.EventID(r.Epoch, *r.After)
 	}
-	return appendEvent(b, "subscribed", id, appendJSON(nil, r))
+	return envelope.AppendEvent(b, "subscribed", id, envelope.AppendJSON(nil, r))
 }
 
 // sendSubscribed sends the reply to a subscription at once: the messages follow. A subscription of the
@@ -44,30 +45,17 @@ func (c *Conn) sendSubscribed(id json.RawMessage, s Subscribed, since bool) {
 	c.sendReply(id, "subscribed", r)
 }
 
-// appendReply appends {"id":...,"what":value}.
-func appendReply(b []byte, id json.RawMessage, what string, value any) []byte {
-	b = append(b, '{')
-	if len(id) > 0 {
-		b = append(append(append(b, `"id":`...), id...), ',')
-	}
-	b = append(append(append(b, '"'), what...), `":`...)
-	if large, ok := value.(interface{ appendTo([]byte) []byte }); ok {
-		return append(large.appendTo(b), '}')
-	}
-	return append(appendJSON(b, value), '}')
-}
-
 // reply leaves a reply in the mailbox.
 func (c *Conn) reply(id json.RawMessage, what string, value any) {
 	if c.isOpen() {
-		c.sh.postBytes(letterReply, c, codec.OpText, appendReply(nil, id, what, value))
+		c.sh.postBytes(letterReply, c, codec.OpText, envelope.AppendReply(nil, id, what, value))
 	}
 }
 
 // sendReply sends a reply at once.
 func (c *Conn) sendReply(id json.RawMessage, what string, value any) {
 	sh := c.sh
-	sh.text = appendReply(sh.text[:0], id, what, value)
+	sh.text = envelope.AppendReply(sh.text[:0], id, what, value)
 	if c.deflates() {
 		sh.reply = c.ep.now().deflater.AppendFrameWithin(sh.reply[:0], codec.OpText, sh.text, c.window)
 	} else {

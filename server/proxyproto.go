@@ -34,7 +34,7 @@ const (
 )
 
 func (p *ProxyProtocol) resolve(c *checker, key string) {
-	c.duration(key+"timeout", &p.Timeout, 5*time.Second, false)
+	c.Duration(key+"timeout", &p.Timeout, 5*time.Second, false)
 	c.networks(key+"from", p.From)
 	switch p.Mode {
 	case "":
@@ -42,10 +42,10 @@ func (p *ProxyProtocol) resolve(c *checker, key string) {
 	case ProxyOff:
 	case ProxyOptional, ProxyRequired:
 		if len(p.From) == 0 {
-			c.add(key+"from", "is missing: expected the networks of the balancers, such as [10.0.0.0/8]")
+			c.Add(key+"from", "is missing: expected the networks of the balancers, such as [10.0.0.0/8]")
 		}
 	default:
-		c.add(key+"mode", "%q is unknown: expected %s, %s or %s", p.Mode, ProxyOff, ProxyOptional, ProxyRequired)
+		c.Add(key+"mode", "%q is unknown: expected %s, %s or %s", p.Mode, ProxyOff, ProxyOptional, ProxyRequired)
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"carillon/server/topic"
 )
 
 // PublishFunc publishes as [Server.Publish] does, and may be called on an event loop: it does not wait. done is

@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"carillon/codec"
+	"carillon/server/internal/limit"
 )
 
 // The largest rates that the options take. Above a handshake in 10 us there is nothing to protect.
@@ -14,31 +15,21 @@ const (
 )
 
 func (l *Limits) resolveRates(c *checker) {
-	c.rate("limits.max_connections_per_address", &l.MaxConnectionsPerAddress, 1<<30)
-	c.rate("limits.handshakes_per_second", &l.HandshakesPerSecond, mostHandshakes)
-	c.rate("limits.handshakes_per_second_per_address", &l.HandshakesPerSecondPerAddress, mostHandshakes)
-	c.rate("limits.messages_per_second", &l.MessagesPerSecond, mostMessages)
-	c.rate("limits.publishes_per_second", &l.PublishesPerSecond, mostMessages)
-	c.rate("limits.requests_per_second", &l.RequestsPerSecond, mostMessages)
-	c.size("limits.bytes_per_second", &l.BytesPerSecond, -1, true)
-	c.size("limits.decompressed_bytes_per_second", &l.DecompressedBytesPerSecond, 1<<20, true)
+	c.Rate("limits.max_connections_per_address", &l.MaxConnectionsPerAddress, 1<<30)
+	c.Rate("limits.handshakes_per_second", &l.HandshakesPerSecond, mostHandshakes)
+	c.Rate("limits.handshakes_per_second_per_address", &l.HandshakesPerSecondPerAddress, mostHandshakes)
+	c.Rate("limits.messages_per_second", &l.MessagesPerSecond, mostMessages)
+	c.Rate("limits.publishes_per_second", &l.PublishesPerSecond, mostMessages)
+	c.Rate("limits.requests_per_second", &l.RequestsPerSecond, mostMessages)
+	c.Size("limits.bytes_per_second", &l.BytesPerSecond, -1, true)
+	c.Size("limits.decompressed_bytes_per_second", &l.DecompressedBytesPerSecond, 1<<20, true)
 	c.byteRate("limits.bytes_per_second", l.BytesPerSecond)
 	c.byteRate("limits.decompressed_bytes_per_second", l.DecompressedBytesPerSecond)
 }
 
 func (c *checker) byteRate(key string, n Size) {
 	if n > mostBytes {
-		c.add(key, "%v is out of range: expected 1B to %v, or off", n, mostBytes)
-	}
-}
-
-// rate checks a number whose zero is off, too.
-func (c *checker) rate(key string, n *int, most int) {
-	if *n <= 0 {
-		*n = -1
-	}
-	if *n > most {
-		c.add(key, "%d is out of range: expected 1 to %d, or off", *n, most)
+		c.Add(key, "%v is out of range: expected 1B to %v, or off", n, mostBytes)
 	}
 }
 
@@ -53,10 +44,10 @@ var (
 func (c *Conn) mayShake() (RefuseReason, error) {
 	s := c.sh.srv
 	set := s.settings()
-	if p := set.addressShake; c.is(markCounted) && p.limited() && !s.addresses.handshake(keyOf(addrOf(c.remote)), p) {
+	if p := set.addressShake; c.is(markCounted) && p.Limited() && !s.addresses.AllowHandshake(limit.KeyOf(addrOf(c.remote)), p) {
 		return RefuseAddressHandshakes, rejectAddressHandshakes
 	}
-	if p := set.handshakes; p.limited() && !s.handshakes.take(p) {
+	if p := set.handshakes; p.Limited() && !s.handshakes.Allow(p) {
 		return RefuseHandshakes, rejectHandshakes
 	}
 	return 0, nil
@@ -67,8 +58,8 @@ type debts struct{ messages, bytes, publishes, requests, decompressed uint32 }
 
 // keepsDebts reports whether a limit asks for them on an endpoint.
 func (s *settings) keepsDebts(ep *endpoint) bool {
-	return s.messages.limited() || s.bytes.limited() || s.publishes.limited() || s.requests.limited() ||
-		ep.upgrader.Deflate && s.decompressed.limited()
+	return s.messages.Limited() || s.bytes.Limited() || s.publishes.Limited() || s.requests.Limited() ||
+		ep.upgrader.Deflate && s.decompressed.Limited()
 }
 
 // debts are there while a limit asks for them.
@@ -77,15 +68,15 @@ func (c *Conn) debts() *debts { return &c.group.debts[c.slot] }
 // relax is called for what comes after a while, in milliseconds, in which nothing came.
 func (d *debts) relax(passed uint32) {
 	if *d != (debts{}) {
-		d.messages, d.bytes = relax(d.messages, passed), relax(d.bytes, passed)
-		d.publishes, d.requests = relax(d.publishes, passed), relax(d.requests, passed)
-		d.decompressed = relax(d.decompressed, passed)
+		d.messages, d.bytes = limit.Decay(d.messages, passed), limit.Decay(d.bytes, passed)
+		d.publishes, d.requests = limit.Decay(d.publishes, passed), limit.Decay(d.requests, passed)
+		d.decompressed = limit.Decay(d.decompressed, passed)
 	}
 }
 
 // paysBytes charges the connection for what has come. When it is false the connection is being closed.
 func (c *Conn) paysBytes(n int) bool {
-	if p := c.sh.set.bytes; !p.limited() || c.state.Load() != stateOpen || p.take(&c.debts().bytes, n) {
+	if p := c.sh.set.bytes; !p.Limited() || c.state.Load() != stateOpen || p.Allow(&c.debts().bytes, n) {
 		return true
 	}
 	c.tooFast(CutByteRate, "more bytes than limits.bytes_per_second allows")
@@ -96,7 +87,7 @@ func (c *Conn) paysBytes(n int) bool {
 func (c *Conn) paysDecompression(d *codec.Decoder) bool {
 	n, p := d.Amplified, c.sh.set.decompressed
 	d.Amplified = 0
-	if n == 0 || !p.limited() || c.state.Load() != stateOpen || p.take(&c.debts().decompressed, n) {
+	if n == 0 || !p.Limited() || c.state.Load() != stateOpen || p.Allow(&c.debts().decompressed, n) {
 		return true
 	}
 	c.tooFast(CutDecompressionRate, "more decompression than limits.decompressed_bytes_per_second allows")
@@ -106,7 +97,7 @@ func (c *Conn) paysDecompression(d *codec.Decoder) bool {
 // paysMessage is the same for a message or a ping.
 func (c *Conn) paysMessage() bool {
 	p := c.sh.set.messages
-	if !p.limited() || p.take(&c.debts().messages, 1) {
+	if !p.Limited() || p.Allow(&c.debts().messages, 1) {
 		return true
 	}
 	c.tooFast(CutMessageRate, "more messages than limits.messages_per_second allows")
@@ -125,7 +116,7 @@ func (c *Conn) paysPublish() bool {
 
 func (c *Conn) mayPublishNow() bool {
 	p := c.sh.set.publishes
-	return !p.limited() || p.take(&c.debts().publishes, 1)
+	return !p.Limited() || p.Allow(&c.debts().publishes, 1)
 }
 
 var (
@@ -142,7 +133,7 @@ func (c *Conn) paysRequest(r *request) error {
 	case r.Publish != nil && !c.mayPublishNow():
 		c.sh.stats.Limited.Add(1)
 		return errPublishRate
-	case r.Publish == nil && p.limited() && !p.take(&c.debts().requests, 1):
+	case r.Publish == nil && p.Limited() && !p.Allow(&c.debts().requests, 1):
 		c.sh.stats.Limited.Add(1)
 		return errRequestRate
 	}
@@ -150,7 +141,7 @@ func (c *Conn) paysRequest(r *request) error {
 }
 
 func (c *Conn) tooFast(why CutReason, reason string) {
-	c.sh.stats.cut(why)
+	c.sh.stats.Cut(why)
 	c.mark(markPeerDone, true) // nobody reads the rest
 	c.closeInOrder(closeFail, codec.ClosePolicyViolation, reason)
 }

@@ -154,7 +154,7 @@ var limitStories = []reloadStory{
 			for _, c := range []*client{alice, bob, cathy} {
 				c.leave(s)
 			}
-			eventually(t, "nobody is counted", func() bool { return s.addresses.len() == 0 })
+			eventually(t, "nobody is counted", func() bool { return s.addresses.Len() == 0 })
 		}
 	}, func(o *Options) { o.Limits.MaxConnectionsPerAddress = 1 }},
 	{"limits.handshakes_per_second", Options{}, func(t *testing.T, s *Server) func() {
@@ -423,12 +423,12 @@ var clientStories = []reloadStory{
 				c.want("192.0.2.1:0")
 			}
 			wantStatus(t, s, 429, "/who", "X-Forwarded-For: 192.0.2.1")
-			if n := s.addresses.len(); n != 1 {
+			if n := s.addresses.Len(); n != 1 {
 				t.Errorf("%d addresses are counted", n)
 			}
 			early.leave(s)
 			late.leave(s)
-			eventually(t, "nobody is counted", func() bool { return s.addresses.len() == 0 })
+			eventually(t, "nobody is counted", func() bool { return s.addresses.Len() == 0 })
 		}
 	}, func(o *Options) { o.TrustedProxies = []string{"127.0.0.1"} }},
 	{"endpoints[0].origins", Options{}, func(t *testing.T, s *Server) func() {

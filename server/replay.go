@@ -7,7 +7,7 @@ import "carillon/codec"
 // history. It counts as a subscriber from the beginning, so that the topic lives on. Owned by the loop.
 type replay struct {
 	conn  *Conn
-	topic *topic
+	topic *topicState
 	kind  framing
 	asked bool       // by the client
 	epoch string     // of the messages
@@ -97,7 +97,7 @@ func (r *replay) tellGap(at Position, newer []*message, last uint64) {
 		first = newer[0].offset
 	}
 	if at.Epoch == r.epoch && first > last {
-		c.sh.stats.drop(DropHistory, first-last-1)
+		c.sh.stats.Drop(DropHistory, first-last-1)
 	}
 	if r.kind == framingRaw {
 		c.startClose(closeOwn, closeGap, "gap")
@@ -112,7 +112,7 @@ func (r *replay) tellGap(at Position, newer []*message, last uint64) {
 func (r *replay) release() {
 	r.topic.mu.Lock()
 	more := len(r.topic.keptAfter(r.rest[len(r.rest)-1].offset))
-	r.conn.sh.stats.drop(DropClosed, uint64(len(r.rest)+more))
+	r.conn.sh.stats.Drop(DropClosed, uint64(len(r.rest)+more))
 	r.topic.unsubscribe(r.conn.sh.srv)
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"carillon/codec"
+	"carillon/server/topic"
 )
 
 // What a client asks for is answered in its order, and some of it has to wait: for what was sent to the client

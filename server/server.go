@@ -14,6 +14,9 @@ import (
 	"github.com/panjf2000/gnet/v2"
 
 	"carillon/codec"
+	"carillon/server/internal/certs"
+	"carillon/server/internal/limit"
+	"carillon/server/stats"
 )
 
 var (
@@ -30,24 +33,24 @@ var (
 // Server serves WebSockets. Its methods may be called from any goroutine, also from handlers.
 type Server struct {
 	// Immutable.
-	log            *slog.Logger
-	netLog         *log.Logger // for net/http
-	endpoints      []*endpoint
-	byPath         map[string]*endpoint
-	plain          *plainHTTP  // nil without Options.HTTP
-	listeners      []*listener // Options.Listen, then Options.Listeners
-	addresses      *addresses
-	internalSecure *secure // nil without Options.Internal.TLS
-	tlsTable       *tlsTable
-	handshakes     bucket
-	begin          time.Time        // of the shards' clocks, which no change of the system's time moves
-	wall           func() time.Time // for what has a date: tokens, and what messages say of their time
-	looping        chan struct{}    // closed when all loops listen
-	loopsEnded     chan struct{}    // closed when they have ended
-	parsing        parseQueue       // of large requests
-	checkOwner     bool             // see goroutine
-	started        chan struct{}
-	empty          chan struct{} // has a value when the last socket closed while nobody comes in
+	log           *slog.Logger
+	netLog        *log.Logger // for net/http
+	endpoints     []*endpoint
+	byPath        map[string]*endpoint
+	plain         *plainHTTP  // nil without Options.HTTP
+	listeners     []*listener // Options.Listen, then Options.Listeners
+	addresses     *limit.Addresses
+	internalCerts *certs.Store // nil without Options.Internal.TLS
+	tlsTable      *tlsTable
+	handshakes    *limit.SharedBucket
+	begin         time.Time        // of the shards' clocks, which no change of the system's time moves
+	wall          func() time.Time // for what has a date: tokens, and what messages say of their time
+	looping       chan struct{}    // closed when all loops listen
+	loopsEnded    chan struct{}    // closed when they have ended
+	parsing       parseQueue       // of large requests
+	checkOwner    bool             // see goroutine
+	started       chan struct{}
+	empty         chan struct{} // has a value when the last socket closed while nobody comes in
 
 	// Set before started is closed.
 	tcp       []*listener // those that the loops listen on
@@ -67,16 +70,16 @@ type Server struct {
 
 	acceptErrors atomic.Uint64 // of the unix sockets
 
-	lastID atomic.Uint64
-	apart  counters // of what no shard knows of
-	spare  spare
-	memory memoryGuard
-	ops    ops
-	ending ending
-	plan   atomic.Pointer[plan] // who is closed when; nil until connections are closed
-	hub    *hub                 // immutable
-	roster roster
-	shards atomic.Pointer[[]*shard]
+	lastID  atomic.Uint64
+	unowned stats.Counters // of what no shard knows of
+	spare   spare
+	memory  memoryGuard
+	ops     ops
+	ending  ending
+	plan    atomic.Pointer[plan] // who is closed when; nil until connections are closed
+	hub     *hub                 // immutable
+	roster  roster
+	shards  atomic.Pointer[[]*shard]
 
 	mu       sync.Mutex // guards what follows, and changes of shards
 	stop     context.CancelCauseFunc
@@ -134,7 +137,7 @@ func New(options Options) (*Server, error) {
 	s.spare = spare{srv: s, fd: -1}
 	s.memory = newMemoryGuard(s)
 	s.netLog = log.New(netLog{s}, "", 0)
-	s.addresses, s.handshakes.begin = newAddresses(s.begin), s.begin
+	s.addresses, s.handshakes = limit.NewAddresses(s.begin), limit.NewSharedBucket(s.begin)
 	s.newListeners()
 	groups := 0
 	for i, e := range opts.Endpoints {

@@ -291,7 +291,7 @@ func (c *Conn) cutEmptyRecords() {
 		c.evict(RefuseTLSRecords, nil, errEmptyRecords)
 		return
 	case stateOpen:
-		c.sh.stats.cut(CutTLSRecords)
+		c.sh.stats.Cut(CutTLSRecords)
 	}
 	c.abort(errEmptyRecords)
 }

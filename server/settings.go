@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/limit"
 )
 
 // settings are the options in force and all that follows from them. Immutable: a reload puts others in
@@ -16,14 +17,14 @@ import (
 type settings struct {
 	Options
 	listeners    []listenerSettings
-	proxies      networks // TrustedProxies
-	handshakes   pace     // of all
-	addressShake pace     // handshakes of each address
-	messages     pace     // of each connection
-	bytes        pace
-	decompressed pace
-	publishes    pace
-	requests     pace
+	proxies      networks          // TrustedProxies
+	handshakes   limit.TokenBucket // of all
+	addressShake limit.TokenBucket // handshakes of each address
+	messages     limit.TokenBucket // of each connection
+	bytes        limit.TokenBucket
+	decompressed limit.TokenBucket
+	publishes    limit.TokenBucket
+	requests     limit.TokenBucket
 	maxSockets   int // that may be open at once; 0 before the server runs
 	maxBacklog   int64
 	pingEarliest time.Duration // no connection's ping interval is shorter
@@ -63,13 +64,13 @@ func (s *Server) settle(o Options, before *settings, places []int) (*settings, e
 	set := &settings{
 		Options:      o,
 		proxies:      networksOf(o.TrustedProxies),
-		handshakes:   newPace(int64(o.Limits.HandshakesPerSecond), handshakeBurst),
-		addressShake: newPace(int64(o.Limits.HandshakesPerSecondPerAddress), handshakeBurst),
-		messages:     newPace(int64(o.Limits.MessagesPerSecond), messageBurst),
-		bytes:        newPace(int64(o.Limits.BytesPerSecond), messageBurst),
-		decompressed: newPace(int64(o.Limits.DecompressedBytesPerSecond), messageBurst),
-		publishes:    newPace(int64(o.Limits.PublishesPerSecond), messageBurst),
-		requests:     newPace(int64(o.Limits.RequestsPerSecond), messageBurst),
+		handshakes:   limit.NewTokenBucket(int64(o.Limits.HandshakesPerSecond), handshakeBurst),
+		addressShake: limit.NewTokenBucket(int64(o.Limits.HandshakesPerSecondPerAddress), handshakeBurst),
+		messages:     limit.NewTokenBucket(int64(o.Limits.MessagesPerSecond), messageBurst),
+		bytes:        limit.NewTokenBucket(int64(o.Limits.BytesPerSecond), messageBurst),
+		decompressed: limit.NewTokenBucket(int64(o.Limits.DecompressedBytesPerSecond), messageBurst),
+		publishes:    limit.NewTokenBucket(int64(o.Limits.PublishesPerSecond), messageBurst),
+		requests:     limit.NewTokenBucket(int64(o.Limits.RequestsPerSecond), messageBurst),
 		maxBacklog:   int64(o.Limits.MaxBacklog),
 		pingEarliest: o.Ping.Interval,
 		tick:         tickOf(&o),
@@ -170,3 +171,10 @@ func tickOf(o *Options) time.Duration {
 	}
 	return max(shortest/8, 5*time.Millisecond)
 }
+
+// How much may come at once. What a client could not send while its network was away for a moment is no
+// reason to close its connection.
+const (
+	handshakeBurst = time.Second
+	messageBurst   = 10 * time.Second
+)

@@ -8,6 +8,7 @@ import (
 	"github.com/panjf2000/gnet/v2"
 
 	"carillon/codec"
+	"carillon/server/stats"
 )
 
 // shard is all that one event loop owns. It is made when the loop accepts its first connection.
@@ -21,14 +22,14 @@ type shard struct {
 	closing   *group    // connections that are no members of an endpoint any more
 	goroutine goroutine // the loop's
 
-	mail    mailbox
-	backlog atomic.Int64  // bytes of messages that were posted and have not been handed to connections
-	fanout  atomic.Uint64 // messages that were posted for many
-	stats   counters
-	meters  meters                   // each says who uses what of it
-	called  atomic.Pointer[callSite] // what the loop has called last
-	excess  atomic.Int64             // bytes that connections hold too much, for the next sweep
-	partial atomic.Int64             // bytes of large messages that are not complete; written by the loop
+	mail       mailbox
+	backlog    atomic.Int64  // bytes of messages that were posted and have not been handed to connections
+	fanout     atomic.Uint64 // messages that were posted for many
+	stats      stats.Counters
+	histograms stats.Histograms         // each says who uses what of it
+	called     atomic.Pointer[callSite] // what the loop has called last
+	excess     atomic.Int64             // bytes that connections hold too much, for the next sweep
+	partial    atomic.Int64             // bytes of large messages that are not complete; written by the loop
 
 	// Guards the lists of connections in groups, and the values that applications attach.
 	mu sync.Mutex
@@ -79,7 +80,7 @@ type tally struct{ deliveries, bytesOut, writes uint64 }
 func newShard(s *Server, loop gnet.EventLoop) (*shard, error) {
 	sh := &shard{srv: s, loop: loop, set: s.settings()}
 	sh.timers.sh = sh
-	sh.meters.flushed = make([]histogram, 1+len(s.endpoints))
+	sh.histograms.Flushed = make([]stats.Histogram, 1+len(s.endpoints))
 	if sh.goroutine = currentGoroutine(); s.checkOwner {
 		sh.owner = sh.goroutine
 	}
@@ -153,7 +154,7 @@ func (sh *shard) leave() {
 func (sh *shard) endTurn() (took time.Duration) {
 	sh.admitInflating()
 	ended := sh.srv.elapsed()
-	sh.meters.turn.since(sh.began, ended)
+	sh.histograms.Turn.Since(sh.began, ended)
 	sh.settle()
 	m := &sh.mail
 	m.mu.Lock()
@@ -171,7 +172,7 @@ func (sh *shard) endTurn() (took time.Duration) {
 func (sh *shard) rung() {
 	rung := sh.mail.heard()
 	sh.enter()
-	sh.meters.lag.since(rung, sh.began)
+	sh.histograms.Lag.Since(rung, sh.began)
 	sh.round = 0
 	if sh.sliced {
 		sh.sliced = false
@@ -234,5 +235,5 @@ func (sh *shard) settle() {
 		sh.stats.Writes.Add(sh.tally.writes)
 		sh.tally = tally{}
 	}
-	sh.meters.publish()
+	sh.histograms.Publish()
 }

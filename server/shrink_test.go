@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/limit"
 )
 
 // Whatever clients fill, and leave again, gives its memory back: all but a small part of what it took.
@@ -22,7 +23,7 @@ func TestWhatClientsFillGivesItsMemoryBack(t *testing.T) {
 		conns[i].fd, conns[i].more = int32(i), &more{who: &who{deadline: -1}}
 	}
 	var (
-		addresses = newAddresses(time.Now())
+		addresses = limit.NewAddresses(time.Now())
 		waiting   watcher
 		due       deadlines
 		stalled   = &shard{srv: s}
@@ -37,15 +38,15 @@ func TestWhatClientsFillGivesItsMemoryBack(t *testing.T) {
 	for i := range sources {
 		sources[i].name = fmt.Sprintf("p.%d.*", i)
 	}
-	address := func(i int) addressKey {
-		return keyOf(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}))
+	address := func(i int) limit.Key {
+		return limit.KeyOf(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}))
 	}
 	for _, row := range []struct {
 		name        string
 		fill, empty func(i int)
 		least       int // bytes that one takes when it is full
 	}{
-		{"addresses", func(i int) { addresses.add(address(i), -1) }, func(i int) { addresses.remove(address(i)) }, 16},
+		{"addresses", func(i int) { addresses.Add(address(i), -1) }, func(i int) { addresses.Remove(address(i)) }, 16},
 		{"sockets that are watched", func(i int) { waiting.waiting.Set(conns[i].fd, &conns[i]) }, func(i int) { waiting.forget(&conns[i]) }, 12},
 		{"deadlines", func(i int) {
 			conns[i].more.who.inForce.Expires = time.Now().Add(time.Hour + time.Duration(i)*time.Second)

@@ -1,230 +1,9 @@
 package server
 
-import (
-	"sync/atomic"
-
-	"carillon/codec"
-)
-
-// DropReason says why a message will never reach one of its receivers. The set is closed.
-type DropReason uint8
-
-const (
-	DropOldest       DropReason = iota // the receiver was slow, and the policy drop_oldest made room for a newer message
-	DropNewest                         // the receiver was slow, and the policy drop_newest had no room for this message
-	DropConflated                      // the receiver was slow, and the policy latest keeps a newer message in its place
-	DropSlowConsumer                   // the receiver was slow and closed for it; these messages waited
-	DropWriteTimeout                   // the receiver's socket took nothing for the write time-out; these waited
-	DropClosed                         // the receiver was gone, or had begun to close, when the message was its turn
-	DropShutdown                       // the server stopped before a slow receiver had taken them
-	DropOverloaded                     // the loop had too much to look at, so Send, Broadcast or Publish refused the message as a whole
-	DropMemory                         // the receiver was closed because limits.max_memory is reached; these messages waited
-	DropHistory                        // the receiver was slow to read a topic's history, which dropped the message before it was sent
-	DropClusterGap                     // another server's message did not come, so none of this one's receivers got it: counted once
-	numDropReasons
-)
-
-var dropNames = [numDropReasons]string{
-	"drop_oldest", "drop_newest", "conflated", "slow_consumer", "write_timeout", "closed", "shutdown", "overloaded",
-	"memory", "history",
-	"cluster_gap",
-}
-
-// String gives the name used in counters.
-func (r DropReason) String() string { return dropNames[r] }
-
-// RefuseReason says why a connection did not become a WebSocket. The set is closed.
-type RefuseReason uint8
-
-const (
-	RefuseMalformed         RefuseReason = iota // 400: the head breaks a rule of HTTP or of the handshake
-	RefuseNotFound                              // 404: no endpoint has this path, and there is no Options.HTTP
-	RefuseMethod                                // 405: not GET
-	RefuseTimeout                               // 408: the head did not come in time
-	RefuseNoUpgrade                             // 426: not an upgrade, or another version of the protocol
-	RefuseHeadTooLong                           // 431: the head is larger than the limit
-	RefuseVersion                               // 505: not HTTP/1.1
-	RefuseFull                                  // 503: limits.max_connections is reached
-	RefuseDraining                              // 503: the server shuts down
-	RefuseTopic                                 // 400 or 403: a topic that is none, or that clients may not have
-	RefuseHandler                               // the application's Upgrade said no
-	RefusePanic                                 // 500: the application's Upgrade panicked
-	RefuseLost                                  // the client went away before its head was complete
-	RefuseDescriptors                           // 503: no descriptor was left, to accept the connection or to move it to Options.HTTP or back, or from a unix socket to a loop
-	RefuseOrigin                                // 403: a page of another origin, which may not connect here
-	RefuseAddressFull                           // 429: limits.max_connections_per_address is reached
-	RefuseHandshakes                            // 503: limits.handshakes_per_second is reached
-	RefuseAddressHandshakes                     // 429: limits.handshakes_per_second_per_address is reached
-	RefuseProxyPeer                             // closed: a PROXY header is required, and none is believed from this address
-	RefuseProxyMissing                          // closed: a PROXY header is required, and none came, or not in time
-	RefuseProxyMalformed                        // closed: the PROXY header breaks a rule, or has begun and did not end in time
-
-	RefuseNoToken        // 401: there is no token, and one is required
-	RefuseTokenMalformed // 401: the token is none, or it says what no token can
-	RefuseTokenAlgorithm // 401: the token is signed by an algorithm that the endpoint does not take
-	RefuseTokenKey       // 401, or 503 while keys are fetched: no key is known by the token's name for it
-	RefuseTokenSignature // 401: no key of the endpoint has signed the token
-	RefuseTokenExpired   // 401: the token's time is up
-	RefuseTokenEarly     // 401: the token is not valid yet
-	RefuseTokenIssuer    // 401: the token is from somebody else
-	RefuseTokenAudience  // 401: the token is for somebody else
-	RefuseNoKeys         // 503: no keys could be fetched so far
-	RefuseHook           // the connect hook said no
-	RefuseHookFailed     // 503: the connect hook did not answer, or not as it should
-	RefuseHookBusy       // 503: as many requests wait for the connect hook as may
-	RefuseUndecided      // 503: a deferred decision did not come in time
-	RefuseEarly          // 400: too much came before a deferred decision
-	RefuseMemory         // 503: limits.max_memory, or 90 % of the limit of the cgroup, is reached
-
-	RefuseTLS            // 400: TLS, where none is spoken
-	RefusePlainText      // 400: a request without TLS, where TLS is spoken
-	RefuseTLSHello       // closed: what came is not the beginning of TLS
-	RefuseTLSVersion     // alert: no version, cipher suite or curve in common
-	RefuseTLSProtocol    // alert: the client asks for another protocol than HTTP/1.1 (ALPN)
-	RefuseTLSCertificate // alert: the client's certificate is not good, or it has none and must have one
-	RefuseTLSAlert       // the client ended the TLS handshake, mostly because it does not trust the certificate
-	RefuseTLSFailed      // alert: the TLS handshake failed for another reason
-	RefuseTLSTimeout     // closed: the TLS handshake was not done in time
-	RefuseTLSUnread      // closed: more came during a TLS handshake than can belong to it
-	RefuseTLSEvicted     // closed: limits.max_tls_handshakes is reached, and the client did not answer
-	RefuseTLSRecords     // closed: too many TLS records without data came before the request
-	RefuseEvicted        // 503, or closed with TLS: limits.max_connections is reached, and no request came
-	numRefuseReasons
-)
-
-var refuseNames = [numRefuseReasons]string{
-	"malformed", "not_found", "method", "timeout", "no_upgrade", "head_too_long", "http_version", "full", "draining",
-	"topic", "handler", "panic", "lost", "descriptors",
-	"origin", "address_full", "handshakes", "address_handshakes", "proxy_peer", "proxy_missing", "proxy_malformed",
-	"no_token", "token_malformed", "token_algorithm", "token_key", "token_signature", "token_expired", "token_early",
-	"token_issuer", "token_audience", "no_keys", "hook", "hook_failed", "hook_busy", "undecided", "early",
-	"memory",
-	"tls", "plain_text", "tls_hello", "tls_version", "tls_protocol", "tls_certificate", "tls_alert", "tls_failed", "tls_timeout", "tls_unread",
-	"tls_evicted", "tls_records", "evicted",
-}
-
-// String gives the name used in counters.
-func (r RefuseReason) String() string { return refuseNames[r] }
-
-// CutReason says why the server ended a WebSocket by itself, although nothing was wrong with the protocol and
-// the server goes on. The set is closed.
-type CutReason uint8
-
-const (
-	CutSlowConsumer      CutReason = iota // 1013 or 1008: more than slow_consumer.max_queue waited
-	CutWriteTimeout                       // 1006: the socket took nothing for limits.write_timeout
-	CutMemory                             // 1013: memory is short, and much waited, or much of a message had come that was not complete
-	CutMessageRate                        // 1008: limits.messages_per_second
-	CutByteRate                           // 1008: limits.bytes_per_second
-	CutDecompressionRate                  // 1008: limits.decompressed_bytes_per_second
-	CutPublishRate                        // 1008: limits.publishes_per_second
-	CutPingTimeout                        // 1001: no answer to a ping
-	CutIdle                               // 1001: limits.idle_timeout
-	CutMaxAge                             // 1001: connections.max_age
-	CutExpired                            // 4401: Identity.Expires
-	CutMistakes                           // 1008: too many requests that were refused
-	CutTLSRecords                         // 1006: too many TLS records without data
-	numCutReasons
-)
-
-var cutNames = [numCutReasons]string{
-	"slow_consumer", "write_timeout", "memory", "message_rate", "byte_rate", "decompression_rate", "publish_rate", "ping_timeout", "idle", "max_age", "expired", "mistakes", "tls_records",
-}
-
-// String gives the name used in counters.
-func (r CutReason) String() string { return cutNames[r] }
-
-// PlainCutReason says why the server closed a connection that Options.HTTP had. The set is closed.
-type PlainCutReason uint8
-
-const (
-	PlainCutBodyTimeout  PlainCutReason = iota // a body did not arrive within limits.body_timeout
-	PlainCutWriteTimeout                       // the client took too little of an answer within limits.write_timeout
-	PlainCutIdle                               // it carried no request, and others needed its place
-	numPlainCutReasons
-)
-
-var plainCutNames = [numPlainCutReasons]string{"body_timeout", "write_timeout", "idle"}
-
-// String gives the name used in counters.
-func (r PlainCutReason) String() string { return plainCutNames[r] }
-
-// counters are a shard's own. Nearly all are written by its loop only, so that no processor waits
-// for another; they are added up when somebody asks.
-type counters struct {
-	Open        atomic.Int64
-	Accepted    atomic.Uint64
-	Opened      atomic.Uint64
-	PlainHTTP   atomic.Uint64
-	Returned    atomic.Uint64
-	MessagesIn  atomic.Uint64
-	BytesIn     atomic.Uint64
-	Deliveries  atomic.Uint64
-	BytesOut    atomic.Uint64
-	Writes      atomic.Uint64
-	QueuedBytes atomic.Int64
-	Panics      atomic.Uint64
-	Limited     atomic.Uint64
-	Blocked     atomic.Uint64
-	Checks      atomic.Uint64
-
-	TLSHandshakes atomic.Uint64
-	TLSResumed    atomic.Uint64
-
-	drops    [numDropReasons]atomic.Uint64
-	refusals [numRefuseReasons]atomic.Uint64
-	cuts     [numCutReasons]atomic.Uint64
-	plain    [numPlainCutReasons]atomic.Uint64
-	closes   [numCloseCodes + 1]atomic.Uint64 // by code from 1000 on, then all others
-}
-
-// numCloseCodes are counted one by one: 1000 to 1015.
-const numCloseCodes = 16
-
-func (s *counters) drop(r DropReason, n uint64) {
-	if n > 0 {
-		s.drops[r].Add(n)
-	}
-}
-
-func (s *counters) cut(r CutReason) { s.cuts[r].Add(1) }
-
-func (s *counters) plainCut(r PlainCutReason) { s.plain[r].Add(1) }
-
-func (s *counters) closed(code codec.CloseCode) {
-	s.closes[min(int(code-codec.CloseNormal), len(s.closes)-1)].Add(1)
-}
+import "carillon/server/stats"
 
 // Stats is what has happened since the server was made. Counters never go down.
-type Stats struct {
-	Sockets     int64  // open connections, handshakes, closes and plain HTTP included
-	Open        int64  // open WebSockets
-	Accepted    uint64 // connections
-	Opened      uint64 // handshakes that succeeded
-	PlainHTTP   uint64 // connections that were handed to Options.HTTP
-	Returned    uint64 // connections that came back from there with a request for an endpoint
-	MessagesIn  uint64 // whole messages from clients
-	BytesIn     uint64 // from sockets, handshakes and framing included
-	Deliveries  uint64 // messages handed to one connection each, whether they then waited or not
-	BytesOut    uint64 // to sockets, handshakes and framing included
-	Writes      uint64 // system calls that BytesOut took
-	QueuedBytes int64  // memory of what waits now for slow consumers, as [SlowConsumer.MaxQueue] counts it, history included
-	Panics      uint64 // in a [Handler]; net/http logs those in Options.HTTP
-	Limited     uint64 // requests of the JSON protocol that were refused as rate_limited
-	Blocked     uint64 // times that a loop did not come round for a second, as when a handler blocks
-
-	AcceptErrors uint64 // tries of a unix socket to accept that failed, mostly for want of descriptors, and are made again
-	HealthChecks uint64 // connections that were answered at Options.HealthPath
-
-	TLSHandshakes uint64 // that went well; those that did not are in Refusals
-	TLSResumed    uint64 // of these, how many went on with a session from before
-
-	Drops    map[DropReason]uint64      // messages that one receiver each never got
-	Refusals map[RefuseReason]uint64    // connections that did not become WebSockets
-	Cuts     map[CutReason]uint64       // WebSockets that the server ended by itself
-	HTTPCuts map[PlainCutReason]uint64  // connections of Options.HTTP that the server ended by itself
-	Closes   map[codec.CloseCode]uint64 // WebSockets that ended, by [CloseError.Code]; 0 is any code above 1015
-}
+type Stats = stats.Totals
 
 // Stats adds up the counters of all loops. It may be called from any goroutine; numbers that belong
 // together may be a message apart.
@@ -242,48 +21,113 @@ func (s *Server) Stats() Stats {
 	st.add(&s.apart)
 	st.Drops[DropClusterGap] = s.hub.remote.counts().lost.Load()
 	for _, sh := range s.allShards() {
-		st.add(&sh.stats)
+		st.Add(&sh.stats)
 	}
 	return st
 }
 
-func (st *Stats) add(c *counters) {
-	st.Open += c.Open.Load()
-	st.Accepted += c.Accepted.Load()
-	st.Opened += c.Opened.Load()
-	st.PlainHTTP += c.PlainHTTP.Load()
-	st.Returned += c.Returned.Load()
-	st.MessagesIn += c.MessagesIn.Load()
-	st.BytesIn += c.BytesIn.Load()
-	st.Deliveries += c.Deliveries.Load()
-	st.BytesOut += c.BytesOut.Load()
-	st.Writes += c.Writes.Load()
-	st.QueuedBytes += c.QueuedBytes.Load()
-	st.Panics += c.Panics.Load()
-	st.Limited += c.Limited.Load()
-	st.Blocked += c.Blocked.Load()
-	st.HealthChecks += c.Checks.Load()
-	st.TLSHandshakes += c.TLSHandshakes.Load()
-	st.TLSResumed += c.TLSResumed.Load()
-	for r := range c.drops {
-		st.Drops[DropReason(r)] += c.drops[r].Load()
-	}
-	for r := range c.refusals {
-		st.Refusals[RefuseReason(r)] += c.refusals[r].Load()
-	}
-	for r := range c.cuts {
-		st.Cuts[CutReason(r)] += c.cuts[r].Load()
-	}
-	for r := range c.plain {
-		st.HTTPCuts[PlainCutReason(r)] += c.plain[r].Load()
-	}
-	for i := range c.closes {
-		code := codec.CloseCode(0)
-		if i < len(c.closes)-1 {
-			code = codec.CloseNormal + codec.CloseCode(i)
-		}
-		if n := c.closes[i].Load(); n > 0 {
-			st.Closes[code] += n
-		}
-	}
-}
+// DropReason says why a message will never reach one of its receivers. The set is closed.
+type DropReason = stats.DropReason
+
+// The reasons, which [stats.DropReason] explains one by one.
+const (
+	DropOldest       = stats.DropOldest
+	DropNewest       = stats.DropNewest
+	DropConflated    = stats.DropConflated
+	DropSlowConsumer = stats.DropSlowConsumer
+	DropWriteTimeout = stats.DropWriteTimeout
+	DropClosed       = stats.DropClosed
+	DropShutdown     = stats.DropShutdown
+	DropOverloaded   = stats.DropOverloaded
+	DropMemory       = stats.DropMemory
+	DropHistory      = stats.DropHistory
+	DropClusterGap   = stats.DropClusterGap
+)
+
+// RefuseReason says why a connection did not become a WebSocket. The set is closed.
+type RefuseReason = stats.RefuseReason
+
+// The reasons, which [stats.RefuseReason] explains one by one.
+const (
+	RefuseMalformed         = stats.RefuseMalformed
+	RefuseNotFound          = stats.RefuseNotFound
+	RefuseMethod            = stats.RefuseMethod
+	RefuseTimeout           = stats.RefuseTimeout
+	RefuseNoUpgrade         = stats.RefuseNoUpgrade
+	RefuseHeadTooLong       = stats.RefuseHeadTooLong
+	RefuseVersion           = stats.RefuseVersion
+	RefuseFull              = stats.RefuseFull
+	RefuseDraining          = stats.RefuseDraining
+	RefuseTopic             = stats.RefuseTopic
+	RefuseHandler           = stats.RefuseHandler
+	RefusePanic             = stats.RefusePanic
+	RefuseLost              = stats.RefuseLost
+	RefuseDescriptors       = stats.RefuseDescriptors
+	RefuseOrigin            = stats.RefuseOrigin
+	RefuseAddressFull       = stats.RefuseAddressFull
+	RefuseHandshakes        = stats.RefuseHandshakes
+	RefuseAddressHandshakes = stats.RefuseAddressHandshakes
+	RefuseProxyPeer         = stats.RefuseProxyPeer
+	RefuseProxyMissing      = stats.RefuseProxyMissing
+	RefuseProxyMalformed    = stats.RefuseProxyMalformed
+	RefuseNoToken           = stats.RefuseNoToken
+	RefuseTokenMalformed    = stats.RefuseTokenMalformed
+	RefuseTokenAlgorithm    = stats.RefuseTokenAlgorithm
+	RefuseTokenKey          = stats.RefuseTokenKey
+	RefuseTokenSignature    = stats.RefuseTokenSignature
+	RefuseTokenExpired      = stats.RefuseTokenExpired
+	RefuseTokenEarly        = stats.RefuseTokenEarly
+	RefuseTokenIssuer       = stats.RefuseTokenIssuer
+	RefuseTokenAudience     = stats.RefuseTokenAudience
+	RefuseNoKeys            = stats.RefuseNoKeys
+	RefuseHook              = stats.RefuseHook
+	RefuseHookFailed        = stats.RefuseHookFailed
+	RefuseHookBusy          = stats.RefuseHookBusy
+	RefuseUndecided         = stats.RefuseUndecided
+	RefuseEarly             = stats.RefuseEarly
+	RefuseMemory            = stats.RefuseMemory
+	RefuseTLS               = stats.RefuseTLS
+	RefusePlainText         = stats.RefusePlainText
+	RefuseTLSHello          = stats.RefuseTLSHello
+	RefuseTLSVersion        = stats.RefuseTLSVersion
+	RefuseTLSProtocol       = stats.RefuseTLSProtocol
+	RefuseTLSCertificate    = stats.RefuseTLSCertificate
+	RefuseTLSAlert          = stats.RefuseTLSAlert
+	RefuseTLSFailed         = stats.RefuseTLSFailed
+	RefuseTLSTimeout        = stats.RefuseTLSTimeout
+	RefuseTLSUnread         = stats.RefuseTLSUnread
+	RefuseTLSEvicted        = stats.RefuseTLSEvicted
+	RefuseTLSRecords        = stats.RefuseTLSRecords
+	RefuseEvicted           = stats.RefuseEvicted
+)
+
+// CutReason says why the server ended a WebSocket by itself, although nothing was wrong with the protocol and
+// the server goes on. The set is closed.
+type CutReason = stats.CutReason
+
+// The reasons, which [stats.CutReason] explains one by one.
+const (
+	CutSlowConsumer      = stats.CutSlowConsumer
+	CutWriteTimeout      = stats.CutWriteTimeout
+	CutMemory            = stats.CutMemory
+	CutMessageRate       = stats.CutMessageRate
+	CutByteRate          = stats.CutByteRate
+	CutDecompressionRate = stats.CutDecompressionRate
+	CutPublishRate       = stats.CutPublishRate
+	CutPingTimeout       = stats.CutPingTimeout
+	CutIdle              = stats.CutIdle
+	CutMaxAge            = stats.CutMaxAge
+	CutExpired           = stats.CutExpired
+	CutMistakes          = stats.CutMistakes
+	CutTLSRecords        = stats.CutTLSRecords
+)
+
+// PlainCutReason says why the server closed a connection that Options.HTTP had. The set is closed.
+type PlainCutReason = stats.PlainCutReason
+
+// The reasons, which [stats.PlainCutReason] explains one by one.
+const (
+	PlainCutBodyTimeout  = stats.PlainCutBodyTimeout
+	PlainCutWriteTimeout = stats.PlainCutWriteTimeout
+	PlainCutIdle         = stats.PlainCutIdle
+)

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"carillon/server/topic"
 )
 
 var (
@@ -103,8 +105,8 @@ func next(missed []*message, offset uint64) uint64 {
 //
 // The connection stays subscribed until it unsubscribes or is closed. Which topics a client may have is
 // the application's decision; the endpoint's [TopicAccess] rules what clients ask for themselves.
-func (c *Conn) Subscribe(topic string, o SubscribeOptions) error {
-	pattern, err := checkName(topic)
+func (c *Conn) Subscribe(name string, o SubscribeOptions) error {
+	pattern, err := topic.Parse(name)
 	if err != nil {
 		return err
 	}
@@ -120,7 +122,7 @@ func (c *Conn) Subscribe(topic string, o SubscribeOptions) error {
 		o.Since = &since // the caller may use it again
 	}
 	c.sh.postDo(c, 0, func() {
-		c.queueSlot(&slot{do: func() { c.subscribeFor(topic, kind, &o) }, cost: slotCost})
+		c.queueSlot(&slot{do: func() { c.subscribeFor(name, kind, &o) }, cost: slotCost})
 	})
 	return nil
 }
@@ -308,7 +310,7 @@ func (c *Conn) maySubscribe(name string, pattern bool) error {
 		switch other := c.more.subs[i].name(); {
 		case other == name:
 			return ErrSubscribed
-		case (pattern || c.more.subs[i].isPattern()) && overlaps(other, name):
+		case (pattern || c.more.subs[i].isPattern()) && topic.Overlaps(other, name):
 			return fmt.Errorf("%w: %s", ErrOverlap, other)
 		}
 	}
@@ -384,7 +386,7 @@ func (c *Conn) dropSubscription(i int) {
 	c.sh.mu.Unlock()
 	if s.stale {
 		c.more.stale--
-		c.sh.stats.drop(DropClosed, 1)
+		c.sh.stats.Drop(DropClosed, 1)
 	}
 	s.audience.local.left(s.audience)
 }
@@ -434,7 +436,7 @@ func (c *Conn) leaveTopics() {
 	}
 	for i := len(c.more.subs) - 1; i >= 0; i-- {
 		s := &c.more.subs[i]
-		c.sh.stats.drop(DropClosed, s.audience.missed(s.slot))
+		c.sh.stats.Drop(DropClosed, s.audience.missed(s.slot))
 		c.dropSubscription(i)
 	}
 }
@@ -461,7 +463,7 @@ func (c *Conn) conflate(sub int32, n int) {
 		c.more.stale++
 		n--
 	}
-	c.sh.stats.drop(DropConflated, uint64(n))
+	c.sh.stats.Drop(DropConflated, uint64(n))
 }
 
 // refresh sends the newest messages that waited until the socket takes bytes again; all of them, even if
@@ -475,7 +477,7 @@ func (c *Conn) refresh(all bool) {
 		s.stale = false
 		c.more.stale--
 		a := s.audience
-		c.sh.stats.drop(DropConflated, a.missed(s.slot))
+		c.sh.stats.Drop(DropConflated, a.missed(s.slot))
 		a.members[s.slot].seq = a.end()
 		c.sendEncoded(c.encoded(a.newest), itemHistory) // one for each topic at most
 	}

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	"time"
 
 	"carillon/internal/testenv"
+	"carillon/server/internal/listen"
 )
 
 func init() { childMains["generation"] = runGeneration }
@@ -185,7 +185,7 @@ func TestTakeover(t *testing.T) {
 	for _, host := range []string{"", "127.0.0.1", "[::1]", "localhost"} {
 		heir := start(t, Options{Listen: host + ":" + testenv.Port(t, "127.0.0.1"), Takeover: true, Endpoints: echoAndBroadcast()})
 		eventually(t, "each loop's socket is found", func() bool {
-			n, err := countListeners(heir.listeners[0].tcpAddr())
+			n, err := listen.CountListeners(heir.listeners[0].tcpAddr())
 			return err == nil && n == heir.opts().Loops
 		})
 	}
@@ -246,25 +246,6 @@ func TestTakeoverOfAUnixSocket(t *testing.T) {
 	for _, dir := range []string{filepath.Dir(path), filepath.Dir(internal)} {
 		if left, _ := os.ReadDir(dir); len(left) > 0 {
 			t.Errorf("%v is left", left)
-		}
-	}
-}
-
-func TestParseTableAddress(t *testing.T) {
-	for text, want := range map[string]string{
-		"0100007F:1F90":                         "127.0.0.1:8080",
-		"00000000:0050":                         "0.0.0.0:80",
-		"00000000000000000000000001000000:1F90": "[::1]:8080",
-		"00000000000000000000000000000000:FFFF": "[::]:65535",
-	} {
-		got, err := parseTableAddress(text) // as a machine writes it whose bytes are in little-endian order
-		if err != nil || got != netip.MustParseAddrPort(want) {
-			t.Errorf("%s is %v, %v, want %s", text, got, err, want)
-		}
-	}
-	for _, text := range []string{"", "0100007F", "0100007F:", "0100:1F90", "0100007F:1F90F", "x100007F:1F90"} {
-		if got, err := parseTableAddress(text); err == nil {
-			t.Errorf("%q is %v", text, got)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/envelope"
 )
 
 // sweep is the round that finds connections whose time is up, through all groups of a shard. Like a
@@ -148,16 +149,16 @@ func (g *group) memberDue(i int) bool {
 		g.members[i].conn.goAway(w.plan)
 	case w.second > 0 && g.members[i].conn.tooOld(w.second):
 		c := g.members[i].conn
-		g.sh.stats.cut(CutMaxAge)
+		g.sh.stats.Cut(CutMaxAge)
 		c.startClose(closeOwn, codec.CloseGoingAway, withRetry("connection has reached connections.max_age", c.comeBack(shortestReturn)))
 	case passed(now, t.message, opts.Limits.IdleTimeout) && !g.members[i].conn.isEvents() && !g.members[i].conn.isSuspended():
-		g.sh.stats.cut(CutIdle)
+		g.sh.stats.Cut(CutIdle)
 		g.members[i].conn.startClose(closeOwn, codec.CloseGoingAway, fmt.Sprintf("no message for %v", opts.Limits.IdleTimeout))
 	case t.ping != 0:
 		if !passed(now, t.ping, opts.Ping.Timeout) || g.members[i].conn.isSuspended() {
 			return false // or it may have answered, and it is the server that has not read it
 		}
-		g.sh.stats.cut(CutPingTimeout)
+		g.sh.stats.Cut(CutPingTimeout)
 		g.members[i].conn.startClose(closeFail, codec.CloseGoingAway, fmt.Sprintf("no answer to a ping for %v", opts.Ping.Timeout))
 	case passed(now, t.read, opts.pingEarliest):
 		c := g.members[i].conn
@@ -166,7 +167,7 @@ func (g *group) memberDue(i int) bool {
 		}
 		if c.isEvents() { // nothing is expected of the client
 			t.read = now
-			c.sendControl(eventComment)
+			c.sendControl(envelope.Comment)
 			return true
 		}
 		t.ping = now
@@ -196,7 +197,7 @@ func (c *Conn) stalledDue() bool {
 	}
 	if !c.flushLate() {
 		if c.state.Load() == stateOpen {
-			sh.stats.cut(CutWriteTimeout)
+			sh.stats.Cut(CutWriteTimeout)
 		}
 		c.abort(errWriteTimeout)
 	}

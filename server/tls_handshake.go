@@ -13,6 +13,11 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"carillon/codec"
+	"carillon/server/internal/certs"
+	"carillon/server/internal/limit"
+	"carillon/server/internal/logs"
 )
 
 // A TLS handshake takes up to a millisecond of processor time, for which a loop must not stand still, and
@@ -56,7 +61,7 @@ type tlsHandshake struct {
 // one read of the loop for each connection, and above a little of it there is a bound for all together.
 const (
 	littleUnread = mostOfHello
-	mostUnread   = 2 * mostOfSealed
+	mostUnread   = 2 * certs.MaxSealed
 	mostOfUnread = 64 << 20
 )
 
@@ -72,6 +77,11 @@ var (
 	errTLSEvicted = errors.New("the TLS handshake made room for another: limits.max_tls_handshakes is reached")
 )
 
+var (
+	rejectPlainText = &codec.Rejection{Status: 400, Reason: "this port speaks TLS: use https:// or wss://"}
+	rejectTLS       = &codec.Rejection{Status: 400, Reason: "this port does not speak TLS: use http:// or ws://"}
+)
+
 // greet collects the client's first message.
 func (c *Conn) greet(b []byte) {
 	if c.in != nil {
@@ -84,9 +94,9 @@ func (c *Conn) greet(b []byte) {
 // hello is greet for all that has come so far.
 func (c *Conn) hello(b []byte) {
 	limit := max(mostOfHello, int(c.sh.srv.opts().Limits.MaxHead))
-	whole, err := wholeHello(b[:min(len(b), limit)])
+	whole, err := certs.WholeHello(b[:min(len(b), limit)])
 	switch {
-	case err == errPlainText:
+	case err == certs.ErrPlainText:
 		c.mark(markTLS, false)
 		c.refuse(RefusePlainText, rejectPlainText)
 	case err != nil:
@@ -112,14 +122,14 @@ func (c *Conn) beginTLS(b []byte) {
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.session = &session{conn: c, shake: h}
-	h.session.tls = tls.Server(h.session, c.entered().secure.config())
+	h.session.tls = tls.Server(h.session, c.entered().certs.Config())
 	c.setSession(h.session)
 	c.dropInbound()
 	t.unread.Add(int64(len(h.in)))
 	h.mu.Lock()
 	h.holdUp(c)
 	h.mu.Unlock()
-	t.enter(h, keyOf(addrOf(c.remote)))
+	t.enter(h, limit.KeyOf(addrOf(c.remote)))
 }
 
 // feed takes what comes during the handshake.
@@ -284,7 +294,7 @@ func (s *session) handshake(h *tlsHandshake) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			s.conn.sh.stats.Panics.Add(1)
-			s.conn.sh.srv.logGrave("tls handshake panicked", "remote", s.conn.RemoteAddr(), "panic", shown(fmt.Sprint(p)), "stack", string(debug.Stack()))
+			s.conn.sh.srv.logGrave("tls handshake panicked", "remote", s.conn.RemoteAddr(), "panic", logs.Shorten(fmt.Sprint(p)), "stack", string(debug.Stack()))
 			err = errPanicky
 		}
 	}()
@@ -302,7 +312,7 @@ func (c *Conn) shaken(s *session, err error) {
 	}
 	if err != nil {
 		if c.sh.srv.logsEvents() {
-			c.sh.srv.logEvent("tls handshake failed", "id", c.id, "remote", c.RemoteAddr(), "error", shown(err.Error()))
+			c.sh.srv.logEvent("tls handshake failed", "id", c.id, "remote", c.RemoteAddr(), "error", logs.Shorten(err.Error()))
 		}
 		c.refuseWith(reasonOfTLS(err), nil)
 		return
@@ -313,7 +323,7 @@ func (c *Conn) shaken(s *session, err error) {
 	if s.tls.ConnectionState().DidResume {
 		c.sh.stats.TLSResumed.Add(1)
 	}
-	c.sh.meters.tls.observe(uint32(c.sh.srv.stamp() - h.arrived))
+	c.sh.histograms.TLS.Observe(uint32(c.sh.srv.stamp() - h.arrived))
 	h.cancel()
 	h.readOn(c)
 	c.decrypt(s, h.rest())

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/certs"
 )
 
 // What is true of connections is true of those over TLS. These are the tests of what could be different:
@@ -89,16 +90,16 @@ func TestTLSReload(t *testing.T) {
 
 	// Files that cannot be used change nothing, and are told once.
 	a.put(pair.CertFile, []byte("nonsense"))
-	eventually(t, "it was noticed", func() bool { return s.listeners[0].secure.failures.Load() > 0 })
+	eventually(t, "it was noticed", func() bool { return s.listeners[0].certs.Failures() > 0 })
 	if err := s.ReloadTLS(); err == nil || !strings.Contains(err.Error(), pair.CertFile) {
 		t.Errorf("ReloadTLS: %v", err)
 	}
 	if got := name(shakeTLS(t, s, a.client())); got != "new.test" {
 		t.Error(got)
 	}
-	failures := s.listeners[0].secure.failures.Load()
+	failures := s.listeners[0].certs.Failures()
 	time.Sleep(50 * time.Millisecond) // many looks
-	if now := s.listeners[0].secure.failures.Load(); now != failures {
+	if now := s.listeners[0].certs.Failures(); now != failures {
 		t.Errorf("%d failures were counted for files that have not changed", now-failures)
 	}
 	if !strings.Contains(log.String(), "certificates were not reloaded") {
@@ -158,7 +159,7 @@ func TestTLSHandshakeTimeout(t *testing.T) {
 		c.wantEOF()
 	}
 	_ = deaf.conn.SetReadDeadline(time.Now().Add(patience))
-	if answer, err := io.ReadAll(deaf.r); err != nil || len(answer) == 0 || answer[0] != recordHandshake {
+	if answer, err := io.ReadAll(deaf.r); err != nil || len(answer) == 0 || answer[0] != certs.RecordHandshake {
 		t.Errorf("%x, %v; want a handshake and the end", answer, err)
 	}
 	late.wantRefusal(408, "2s")
@@ -496,51 +497,6 @@ func (a *authority) together(name string) Certificate {
 	file := a.dir + "/" + name + ".both"
 	a.put(file, append(cert, key...))
 	return Certificate{CertFile: file}
-}
-
-// A client's first message is found to be whole, however it is cut into records.
-func TestWholeHello(t *testing.T) {
-	a := newAuthority(t)
-	hello := helloOf(t, a.client())
-	body := hello[recordHead:]
-	record := func(b []byte) []byte { return append([]byte{22, 3, 1, byte(len(b) >> 8), byte(len(b))}, b...) }
-	for name, b := range map[string][]byte{
-		"one record":                  hello,
-		"a record that cuts its type": append(record(body[:1]), record(body[1:])...),
-		"a record for each byte":      bytes.Join(mapped(body, func(x byte) []byte { return record([]byte{x}) }), nil),
-	} {
-		for n := range b {
-			if whole, err := wholeHello(b[:n]); whole || err != nil {
-				t.Fatalf("%s: %d of %d bytes: %v, %v", name, n, len(b), whole, err)
-			}
-		}
-		for _, more := range []int{0, 1, 100} {
-			if whole, err := wholeHello(append(bytes.Clone(b), make([]byte, more)...)); !whole || err != nil {
-				t.Errorf("%s and %d bytes: %v, %v", name, more, whole, err)
-			}
-		}
-	}
-}
-
-func mapped(b []byte, f func(byte) []byte) (all [][]byte) {
-	for _, x := range b {
-		all = append(all, f(x))
-	}
-	return all
-}
-
-func FuzzWholeHello(f *testing.F) {
-	f.Add([]byte("\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00"))
-	f.Add([]byte("GET / HTTP/1.1\r\n"))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		for n := range b { // what is whole stays so, and so does what is wrong
-			whole, err := wholeHello(b[:n])
-			after, later := wholeHello(b)
-			if whole && !after || err != nil && later != err {
-				t.Errorf("%x: %v, %v after %d bytes, then %v, %v", b, whole, err, n, after, later)
-			}
-		}
-	})
 }
 
 // An echo over TLS allocates only what crypto/tls itself does to read a record, here and at the client: a reader

@@ -3,6 +3,9 @@ package server
 import (
 	"errors"
 	"time"
+
+	"carillon/server/internal/certs"
+	"carillon/server/internal/limit"
 )
 
 // A record that carries no data of the application (a KeyUpdate, or an empty one) costs a loop time for nothing, and
@@ -13,14 +16,14 @@ const (
 	emptyRecordsEvery = 100 * time.Millisecond
 )
 
-var emptyRecordPace = newPace(int64(time.Second/emptyRecordsEvery), emptyRecords*emptyRecordsEvery)
+var emptyRecordPace = limit.NewTokenBucket(int64(time.Second/emptyRecordsEvery), emptyRecords*emptyRecordsEvery)
 
 var errEmptyRecords = errors.New("too many TLS records without data came")
 
 // records follows the records (RFC 8446, section 5.1) in what comes, so that crypto/tls gets them one by one and it
 // is known how many it has taken.
 type records struct {
-	head  [recordHead]byte
+	head  [certs.RecordHead]byte
 	have  int8   // bytes of head that are there, while the whole of it is not
 	left  uint16 // bytes of the record that are still to come, once its head is there
 	count uint32 // records that have come to their end
@@ -33,7 +36,7 @@ func (r *records) limit(b []byte) int {
 	if r.left > 0 {
 		return min(int(r.left), len(b))
 	}
-	missing := recordHead - int(r.have)
+	missing := certs.RecordHead - int(r.have)
 	if len(b) < missing {
 		return len(b)
 	}
@@ -47,14 +50,14 @@ func (r *records) isWhole(b []byte) bool {
 	if r.left > 0 {
 		return len(b) >= int(r.left)
 	}
-	missing := recordHead - int(r.have)
+	missing := certs.RecordHead - int(r.have)
 	if len(b) < missing {
 		return false
 	}
 	head := r.head
 	copy(head[r.have:], b)
 	size := recordSize(head[:])
-	return len(b) >= missing+size || size > mostOfSealed // crypto/tls does not wait for that
+	return len(b) >= missing+size || size > certs.MaxSealed // crypto/tls does not wait for that
 }
 
 // advance notes that b was taken.
@@ -67,7 +70,7 @@ func (r *records) advance(b []byte) {
 		} else {
 			n := copy(r.head[r.have:], b)
 			r.have += int8(n)
-			if b = b[n:]; r.have < recordHead {
+			if b = b[n:]; r.have < certs.RecordHead {
 				return
 			}
 			r.have, r.left = 0, uint16(recordSize(r.head[:]))
@@ -89,8 +92,8 @@ func (s *session) chargeEmpty(gotData bool, now uint32) error {
 	if empty <= 0 {
 		return nil
 	}
-	s.emptyDebt, s.emptyAt = relax(s.emptyDebt, now-s.emptyAt), now
-	if !emptyRecordPace.take(&s.emptyDebt, empty) {
+	s.emptyDebt, s.emptyAt = limit.Decay(s.emptyDebt, now-s.emptyAt), now
+	if !emptyRecordPace.Allow(&s.emptyDebt, empty) {
 		return errEmptyRecords
 	}
 	return nil

@@ -3,6 +3,8 @@ package server
 import (
 	"container/list"
 	"time"
+
+	"carillon/server/internal/limit"
 )
 
 // tlsSuspects are the addresses whose last TLS handshake ended while it waited for its client: evicted, timed out, or
@@ -11,11 +13,11 @@ import (
 // empty; its methods are not safe for concurrent use.
 type tlsSuspects struct {
 	order list.List // of suspect, the oldest first
-	at    map[addressKey]*list.Element
+	at    map[limit.Key]*list.Element
 }
 
 type suspect struct {
-	key   addressKey
+	key   limit.Key
 	until time.Duration // after the server was made
 }
 
@@ -24,9 +26,9 @@ const (
 	mostSuspects = 16 << 10 // 150 B each
 )
 
-func (s *tlsSuspects) add(key addressKey, now time.Duration) {
+func (s *tlsSuspects) add(key limit.Key, now time.Duration) {
 	if s.at == nil {
-		s.at = map[addressKey]*list.Element{}
+		s.at = map[limit.Key]*list.Element{}
 	}
 	s.remove(key)
 	if len(s.at) == mostSuspects {
@@ -35,7 +37,7 @@ func (s *tlsSuspects) add(key addressKey, now time.Duration) {
 	s.at[key] = s.order.PushBack(suspect{key, now + suspectFor})
 }
 
-func (s *tlsSuspects) remove(key addressKey) {
+func (s *tlsSuspects) remove(key limit.Key) {
 	if e, ok := s.at[key]; ok {
 		s.order.Remove(e)
 		delete(s.at, key)
@@ -43,7 +45,7 @@ func (s *tlsSuspects) remove(key addressKey) {
 }
 
 // has reports whether an address is one of them, and drops those whose time is over.
-func (s *tlsSuspects) has(key addressKey, now time.Duration) bool {
+func (s *tlsSuspects) has(key limit.Key, now time.Duration) bool {
 	for first := s.order.Front(); first != nil && first.Value.(suspect).until <= now; first = s.order.Front() {
 		s.remove(first.Value.(suspect).key)
 	}

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"carillon/server/internal/limit"
 )
 
 // tlsTable holds the TLS handshakes that are under way, and shares out the two things that they need.
@@ -32,7 +34,7 @@ type tlsTable struct {
 	idle     int                     // guarded by mu: processors that compute no handshake and may
 	open     int                     // guarded by mu: handshakes that have begun
 	waiting  int                     // guarded by mu: handshakes that have not
-	peers    map[addressKey]*tlsPeer // guarded by mu: those that have handshakes
+	peers    map[limit.Key]*tlsPeer  // guarded by mu: those that have handshakes
 	turns    [numTLSQueues]list.List // guarded by mu: of *tlsPeer that have a handshake in that queue
 	crowded  indexedHeap[*tlsPeer]   // guarded by mu: those with silent handshakes
 	silent   list.List               // guarded by mu: of *tlsHandshake, the one that has been silent for longest first
@@ -69,7 +71,7 @@ const (
 
 // tlsPeer is one client address. Everything in it is guarded by the table's mu.
 type tlsPeer struct {
-	key     addressKey
+	key     limit.Key
 	suspect bool                        // see tlsSuspects
 	queues  [numTLSQueues]list.List     // of *tlsHandshake
 	turns   [numTLSQueues]*list.Element // its places in the table's turns
@@ -95,11 +97,11 @@ func (p *tlsPeer) before(other *tlsPeer) bool {
 func (p *tlsPeer) place() *int { return &p.slot }
 
 func newTLSTable(s *Server) *tlsTable {
-	return &tlsTable{srv: s, grace: tlsGrace, idle: max(1, runtime.GOMAXPROCS(0)-1), peers: map[addressKey]*tlsPeer{}}
+	return &tlsTable{srv: s, grace: tlsGrace, idle: max(1, runtime.GOMAXPROCS(0)-1), peers: map[limit.Key]*tlsPeer{}}
 }
 
 // enter takes a handshake in. It begins as soon as it can.
-func (t *tlsTable) enter(h *tlsHandshake, from addressKey) {
+func (t *tlsTable) enter(h *tlsHandshake, from limit.Key) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	p := t.peers[from]

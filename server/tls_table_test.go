@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"carillon/server/internal/limit"
 )
 
 // setGrace changes how long a silent handshake may stay in a full table.
@@ -231,7 +233,7 @@ func TestTLSSuspects(t *testing.T) {
 		t.Error("none is left")
 	}
 	for i := range 2 * mostSuspects {
-		s.add(addressKey(i), 0)
+		s.add(limit.Key(i), 0)
 	}
 	if len(s.at) != mostSuspects || s.order.Len() != mostSuspects || s.has(0, 0) || !s.has(2*mostSuspects-1, 0) {
 		t.Errorf("%d are kept, and those are to be the last", len(s.at))

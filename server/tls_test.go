@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/certs"
 )
 
 // A WebSocket over TLS is one like any other.
@@ -145,7 +146,7 @@ func dialRecorded(t *testing.T, s *Server, config *tls.Config, path string) (*cl
 func (r *overheard) wantCloseNotify(t *testing.T) {
 	t.Helper()
 	var kind, size int
-	for b := r.read; len(b) >= recordHead; b = b[min(len(b), recordHead+size):] {
+	for b := r.read; len(b) >= certs.RecordHead; b = b[min(len(b), certs.RecordHead+size):] {
 		kind, size = int(b[0]), int(b[3])<<8|int(b[4])
 	}
 	if kind != 21 && !(kind == 23 && size == 2+1+16) {

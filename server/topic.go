@@ -138,7 +138,7 @@ func (src *source) remove(l *local) {
 }
 
 // topic is a named stream of messages.
-type topic struct {
+type topicState struct {
 	source
 	hub   *hub
 	epoch uint64
@@ -170,9 +170,9 @@ func (t *topic) epochText() string {
 }
 
 // ownEpoch is the epoch of a topic whose offsets are this server's own.
-func (t *topic) ownEpoch() string { return strconv.FormatUint(t.epoch, 36) }
+func (t *topicState) ownEpoch() string { return strconv.FormatUint(t.epoch, 36) }
 
-func (t *topic) position() Position { return Position{Offset: t.offset, Epoch: t.epochText()} }
+func (t *topicState) position() Position { return Position{Offset: t.offset, Epoch: t.epochText()} }
 
 // ring is the history of a topic, the oldest message first.
 type ring struct {
@@ -207,7 +207,7 @@ func (r *ring) dropOldest() {
 }
 
 // keep puts a message into the history, if there is one. The caller holds mu.
-func (t *topic) keep(m *message) {
+func (t *topicState) keep(m *message) {
 	if t.rule == nil {
 		t.floor = m.offset
 		return
@@ -220,7 +220,7 @@ func (t *topic) keep(m *message) {
 }
 
 // trim drops what is too much for the rule. The caller holds mu.
-func (t *topic) trim() {
+func (t *topicState) trim() {
 	var rule TopicRule
 	if t.rule != nil {
 		rule = *t.rule
@@ -231,7 +231,7 @@ func (t *topic) trim() {
 }
 
 // expire drops what is too old at an age of the server. The caller holds mu.
-func (t *topic) expire(now int64) {
+func (t *topicState) expire(now int64) {
 	if t.rule == nil || t.rule.MaxAge < 0 {
 		return
 	}
@@ -241,7 +241,7 @@ func (t *topic) expire(now int64) {
 	}
 }
 
-func (t *topic) dropOldest() {
+func (t *topicState) dropOldest() {
 	before := t.history.bytes
 	t.floor = t.history.all()[0].offset
 	t.history.dropOldest()
@@ -249,16 +249,9 @@ func (t *topic) dropOldest() {
 	t.hub.bytes.Add(int64(t.history.bytes - before))
 }
 
-// Start is where a subscriber begins: after a position, with some of the newest messages, or, as its zero
-// value says, with what comes next.
-type Start struct {
-	Since *Position
-	Last  int
-}
-
 // since returns the messages that a subscriber gets before the live ones, and whether that is all that it has missed. Of those
 // after a position it returns at most limit, the oldest. The caller holds mu.
-func (t *topic) since(from Start, now int64, limit int) (missed []*message, recovered bool) {
+func (t *topicState) since(from Start, now int64, limit int) (missed []*message, recovered bool) {
 	t.expire(now)
 	kept := t.history.all()
 	switch {
@@ -273,7 +266,7 @@ func (t *topic) since(from Start, now int64, limit int) (missed []*message, reco
 }
 
 // keptAfter returns the messages that are kept with later offsets. The caller holds mu, and copies what it needs for longer.
-func (t *topic) keptAfter(offset uint64) []*message {
+func (t *topicState) keptAfter(offset uint64) []*message {
 	kept := t.history.all()
 	first, _ := slices.BinarySearchFunc(kept, offset+1, func(m *message, offset uint64) int {
 		return cmp.Compare(m.offset, offset)

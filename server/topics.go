@@ -8,6 +8,8 @@ import (
 	"strconv"
 
 	"carillon/codec"
+	"carillon/server/internal/envelope"
+	"carillon/server/topic"
 )
 
 // TopicAccess rules what clients of an endpoint with [ModeTopics] may do by themselves. What the
@@ -43,9 +45,9 @@ func (a *TopicAccess) maySubscribe(name string) bool {
 	return false
 }
 
-func (a *TopicAccess) mayPublish(topic string) bool {
+func (a *TopicAccess) mayPublish(name string) bool {
 	for _, p := range a.Publish {
-		if matches(p, topic) {
+		if topic.Matches(p, name) {
 			return true
 		}
 	}
@@ -89,7 +91,7 @@ func (ep *endpoint) wishOf(r *Request, events bool) (*wish, error) {
 			return bad("topic is missing: expected ?topic=NAME")
 		}
 		if id := r.Header("Last-Event-ID"); len(id) > 0 {
-			since, ok := parseEventID(string(id))
+			since, ok := envelope.ParseEventID(string(id))
 			if ok && len(w.topics) == 1 && !IsPattern(w.topics[0]) {
 				w.from = Start{Since: &since}
 			} else {
@@ -157,7 +159,7 @@ func overlapIn(names []string) (a, b string, ok bool) {
 	for i, p := range patterns {
 		for _, others := range [][]string{patterns[i+1:], topics} {
 			for _, name := range others {
-				if overlaps(p, name) {
+				if topic.Overlaps(p, name) {
 					return p, name, true
 				}
 			}
@@ -187,7 +189,7 @@ const (
 
 // check says whether a client may subscribe to a topic or pattern.
 func (ep *endpoint) check(name string) error {
-	pattern, err := checkName(name)
+	pattern, err := topic.Parse(name)
 	access := &ep.now().Topics
 	switch {
 	case err != nil:

@@ -8,6 +8,9 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"carillon/server/stats"
+	"carillon/server/topic"
 )
 
 // audienceModel is one shard without sockets: connections that were stalled already, so that all they get
@@ -41,7 +44,7 @@ func newAudienceModel(t *testing.T, seed uint64) *audienceModel {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sh := &shard{srv: s, set: s.settings(), meters: meters{flushed: make([]histogram, 2)}}
+	sh := &shard{srv: s, set: s.settings(), histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
 	sh.mail.inTurn = true // it has no bell
 	g := newGroup(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
 	g.ep.now().Topics.MaxSubscriptions, g.ep.now().Topics.MaxPatterns = 4, 4
@@ -74,7 +77,7 @@ func (m *audienceModel) subscribe(who *modelMember) {
 	had := who.c.Subscriptions()
 	taken := len(had) == 4
 	for _, other := range had {
-		taken = taken || overlaps(other, name)
+		taken = taken || topic.Overlaps(other, name)
 	}
 	m.look(who) // what comes now comes after it
 	s, err := who.c.subscribe(&wanted{name: name, from: from, kind: who.c.framing, reply: func(Subscribed) {}})
@@ -84,9 +87,9 @@ func (m *audienceModel) subscribe(who *modelMember) {
 	if err != nil {
 		return
 	}
-	for _, topic := range modelTopics {
-		if IsPattern(name) && matches(name, topic) {
-			who.next[topic] = m.offsets[topic] + 1
+	for _, one := range modelTopics {
+		if IsPattern(name) && topic.Matches(name, one) {
+			who.next[one] = m.offsets[one] + 1
 		}
 	}
 	if !IsPattern(name) {
@@ -114,9 +117,9 @@ func (m *audienceModel) unsubscribe(who *modelMember) {
 		m.t.Fatal(err)
 	}
 	m.look(who)
-	for topic := range who.next {
-		if matches(name, topic) {
-			delete(who.next, topic)
+	for one := range who.next {
+		if topic.Matches(name, one) {
+			delete(who.next, one)
 		}
 	}
 }
@@ -332,7 +335,7 @@ func TestAudienceWalk(t *testing.T) {
 			m.leave(0)
 			m.check()
 		}
-		if n := m.sh.stats.drops[DropConflated].Load(); n != m.left {
+		if n := m.sh.stats.Drops[DropConflated].Load(); n != m.left {
 			t.Fatalf("%d messages were left out, but %d are counted", m.left, n)
 		}
 		if n := m.sh.backlog.Load(); n != 0 || m.s.hub.patterns.names.Len() > 0 {

@@ -184,7 +184,7 @@ func TestResumeTakesFewWrites(t *testing.T) {
 					c.said()
 				}
 			case "events":
-				st := listen(t, s, target)
+				st := openStream(t, s, target)
 				st.subscribed()
 				for i := range missed {
 					st.want("", fmt.Sprintf("%s:%d", epoch, i+1), fmt.Sprint(i+1))

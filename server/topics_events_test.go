@@ -89,7 +89,7 @@ func TestEvents(t *testing.T) {
 // With envelope=true an event's data is what the JSON protocol has.
 func TestEventsWithEnvelope(t *testing.T) {
 	s := start(t, topics())
-	c, st := dial(t, s, "/ws", speakJSON), listen(t, s, "/ws?topic=a&envelope=true")
+	c, st := dial(t, s, "/ws", speakJSON), openStream(t, s, "/ws?topic=a&envelope=true")
 	c.subscribed("a")
 	st.subscribed()
 	for _, p := range []Publication{{Payload: []byte("text\n")}, {Payload: []byte("{\n\"a\":1}"), Format: FormatJSON}, {Payload: []byte{255}, Format: FormatBinary}} {
@@ -131,7 +131,7 @@ func TestLastEventID(t *testing.T) {
 			if row.id != "" {
 				headers = append(headers, "Last-Event-ID: "+strings.ReplaceAll(row.id, "E:", epoch+":"))
 			}
-			st := listen(t, s, target, headers...)
+			st := openStream(t, s, target, headers...)
 			for range strings.Count(row.query, "topic=") {
 				recovered := ""
 				if began := st.subscribed(); began.Subscribed.Recovered != nil {
@@ -179,7 +179,7 @@ func TestEventsResumeBeforeTheFirstMessage(t *testing.T) {
 			if row.id != "" {
 				headers = []string{"Last-Event-ID: " + row.id}
 			}
-			st := listen(t, s, target, headers...)
+			st := openStream(t, s, target, headers...)
 			e, err := st.event()
 			if err != nil || e.kind != "subscribed" {
 				t.Fatal(e, err)
@@ -188,7 +188,7 @@ func TestEventsResumeBeforeTheFirstMessage(t *testing.T) {
 			if row.first == "new" {
 				mustPublish(t, s, row.topic, "new")
 			}
-			st = listen(t, s, target, "Last-Event-ID: "+e.id)
+			st = openStream(t, s, target, "Last-Event-ID: "+e.id)
 			if again := st.subscribed().Subscribed; again.Recovered == nil || !*again.Recovered {
 				t.Errorf("after %s there is a gap", e.id)
 			}
@@ -198,7 +198,7 @@ func TestEventsResumeBeforeTheFirstMessage(t *testing.T) {
 		})
 	}
 	for _, query := range []string{"topic=log.a&topic=log.b", "topic=log.a&topic=x.*", "topic=x.*"} {
-		st := listen(t, s, "/ws?"+query)
+		st := openStream(t, s, "/ws?"+query)
 		last := ""
 		for range strings.Count(query, "topic=") {
 			e, err := st.event()
@@ -208,7 +208,7 @@ func TestEventsResumeBeforeTheFirstMessage(t *testing.T) {
 			last = e.id
 		}
 		_ = st.conn.Close()
-		st = listen(t, s, "/ws?"+query, "Last-Event-ID: "+last)
+		st = openStream(t, s, "/ws?"+query, "Last-Event-ID: "+last)
 		for range strings.Count(query, "topic=") {
 			if r := st.subscribed().Subscribed.Recovered; r == nil || *r {
 				t.Errorf("a client that comes back to %s is not told that messages may be missing", query)
@@ -240,7 +240,7 @@ func TestEventsAreRefused(t *testing.T) {
 			}
 			continue
 		}
-		st := listen(t, s, path+"?topic=a", "Origin: "+origin)
+		st := openStream(t, s, path+"?topic=a", "Origin: "+origin)
 		if !strings.Contains(st.head, want) {
 			t.Errorf("%s gets %q", origin, st.head)
 		}
@@ -279,7 +279,7 @@ func TestEventsAreRefused(t *testing.T) {
 	c = dialRaw(t, s)
 	c.write([]byte(get))
 	c.wantRefusal(401, "log in first")
-	if st := listen(t, s, "/ws?topic=a", "Authorization: yes"); !strings.Contains(st.head, "\r\nX-Hello: there\r\n") {
+	if st := openStream(t, s, "/ws?topic=a", "Authorization: yes"); !strings.Contains(st.head, "\r\nX-Hello: there\r\n") {
 		t.Error(st.head)
 	}
 }
@@ -293,7 +293,7 @@ func TestEventsStayAlive(t *testing.T) {
 	opts.Limits.HandshakeTimeout = time.Second
 	opts.Ping = Ping{Interval: 20 * time.Millisecond, Timeout: 20 * time.Millisecond, Jitter: -1}
 	s := start(t, opts)
-	st := listen(t, s, "/ws?topic=a")
+	st := openStream(t, s, "/ws?topic=a")
 	st.subscribed()
 	begin := time.Now()
 	for range 15 {
@@ -316,7 +316,7 @@ func TestEventsBesideOthers(t *testing.T) {
 	s := start(t, opts)
 	plain := dial(t, s, "/ws?topic=a")
 	squeezed := dial(t, s, "/ws?topic=a", "Sec-WebSocket-Extensions: permessage-deflate")
-	events := listen(t, s, "/ws?topic=a")
+	events := openStream(t, s, "/ws?topic=a")
 	events.subscribed()
 	wrapped := libraries[1].open(t, s, "/ws?topic=a") // another's client, which compresses too
 	subscribers(t, s, "a", 4)
@@ -342,7 +342,7 @@ func TestSlowEvents(t *testing.T) {
 	opts := topics()
 	opts.Endpoints[0].SlowConsumer = SlowConsumer{MaxQueue: 256 << 10}
 	s := start(t, opts)
-	cathy := listenOn(dialSmall(t, s), "/ws?topic=a")
+	cathy := openStreamOn(dialSmall(t, s), "/ws?topic=a")
 	cathy.subscribed()
 	payload := strings.Repeat("x", 32<<10)
 	published := 0
@@ -376,7 +376,7 @@ func TestEventsWriteTimeout(t *testing.T) {
 	opts.Limits.WriteTimeout = 200 * time.Millisecond
 	opts.Endpoints[0].SlowConsumer = SlowConsumer{MaxQueue: -1}
 	s := start(t, opts)
-	cathy := listenOn(dialSmall(t, s), "/ws?topic=a")
+	cathy := openStreamOn(dialSmall(t, s), "/ws?topic=a")
 	cathy.subscribed()
 	freezeOn(t, s, "a")
 	eventually(t, "she is cut off", func() bool {
@@ -396,7 +396,7 @@ func TestEventsAtShutdown(t *testing.T) {
 	opts := topics()
 	opts.Logger = slog.New(slog.DiscardHandler)
 	s, cancel, ended := runUntil(t, opts)
-	st := listen(t, s, "/ws?topic=a")
+	st := openStream(t, s, "/ws?topic=a")
 	st.subscribed()
 	const published = 3000 // more than a loop reads in one slice
 	for i := range published {

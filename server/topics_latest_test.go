@@ -32,7 +32,7 @@ func TestLatestBeginsWithTheCurrentValue(t *testing.T) {
 		if *began.Subscribed.Offset != 5 || m.Offset != 5 || string(m.Data) != `"5"` {
 			t.Error(began.text, m.text)
 		}
-		st := listen(t, s, "/ws?topic="+topic)
+		st := openStream(t, s, "/ws?topic="+topic)
 		st.subscribed()
 		st.want("", began.Subscribed.Epoch+":5", "5")
 		mustPublish(t, s, topic, "6")

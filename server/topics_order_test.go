@@ -33,7 +33,7 @@ func TestOrderOfPublishAndSend(t *testing.T) {
 	raw := dial(t, s, "/ws?topic=a")
 	wrapped := dial(t, s, "/ws?topic=a", speakJSON)
 	wrapped.said()
-	events := listen(t, s, "/ws?topic=a")
+	events := openStream(t, s, "/ws?topic=a")
 	events.subscribed()
 	subscribers(t, s, "a", 303)
 	var last [4]*Conn // those who came last, by id
@@ -282,7 +282,7 @@ func TestTopicPublishersOutrunTheWalk(t *testing.T) {
 	var all sync.WaitGroup
 	for i := range subscribing {
 		if i%2 == 0 {
-			st := listen(t, s, "/ws?topic=room&envelope=true")
+			st := openStream(t, s, "/ws?topic=room&envelope=true")
 			st.subscribed()
 			all.Go(func() {
 				for n := range publishers * messages {

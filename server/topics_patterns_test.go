@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"carillon/server/topic"
 )
 
 // Alice asked for the pattern before the topics were there, bob after. Both get every message once, each
@@ -204,7 +206,7 @@ func (c *client) follows(name, id string, n int) error {
 			}
 			return nil
 		}
-		if want := next[m.Topic]; !matches(name, m.Topic) || want != 0 && m.Offset != want {
+		if want := next[m.Topic]; !topic.Matches(name, m.Topic) || want != 0 && m.Offset != want {
 			return fmt.Errorf("on %s came %s, want number %d", name, m.text, want)
 		}
 		next[m.Topic] = m.Offset + 1

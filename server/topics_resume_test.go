@@ -232,7 +232,7 @@ func TestResumeLargerThanQueue(t *testing.T) {
 			} else {
 				small := dialSmall(t, s)
 				eventually(t, "the server's side is found", func() bool { return shrinkPeer(small.conn.LocalAddr().String()) })
-				c := listenOn(small, "/ws?topic=log&last=10000")
+				c := openStreamOn(small, "/ws?topic=log&last=10000")
 				c.subscribed()
 				offset = func() (uint64, error) { e, err := c.event(); return e.offset(), err }
 			}
@@ -355,7 +355,7 @@ func (f *resumer) follow(c *client) (next func() (said, error)) {
 		if f.last.Epoch != "" {
 			headers = append(headers, fmt.Sprintf("Last-Event-ID: %s:%d", f.last.Epoch, f.last.Offset))
 		}
-		st := listenOn(c, "/ws?topic=log", headers...)
+		st := openStreamOn(c, "/ws?topic=log", headers...)
 		return func() (m said, err error) {
 			e, err := st.event()
 			if e.kind == "subscribed" {

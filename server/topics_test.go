@@ -136,10 +136,10 @@ type stream struct {
 // sse is an event as it came.
 type sse struct{ kind, id, data string }
 
-// listen opens a stream of events.
-func listen(t testing.TB, s *Server, target string, headers ...string) *stream {
+// openStream opens a stream of events.
+func openStream(t testing.TB, s *Server, target string, headers ...string) *stream {
 	t.Helper()
-	return listenOn(dialRaw(t, s), target, headers...)
+	return openStreamOn(dialRaw(t, s), target, headers...)
 }
 
 func eventsHead(target string, headers ...string) string {
@@ -150,7 +150,7 @@ func eventsHead(target string, headers ...string) string {
 	return head + "\r\n"
 }
 
-func listenOn(c *client, target string, headers ...string) *stream {
+func openStreamOn(c *client, target string, headers ...string) *stream {
 	c.t.Helper()
 	c.write([]byte(eventsHead(target, headers...)))
 	st := &stream{client: c}
@@ -250,7 +250,7 @@ func TestTopicsRaw(t *testing.T) {
 // on the topic gets it, however they listen.
 func TestRawPublishes(t *testing.T) {
 	s := start(t, topics())
-	alice, bob, events := dial(t, s, "/ws?topic=room"), dial(t, s, "/ws", speakJSON), listen(t, s, "/ws?topic=room")
+	alice, bob, events := dial(t, s, "/ws?topic=room"), dial(t, s, "/ws", speakJSON), openStream(t, s, "/ws?topic=room")
 	events.subscribed()
 	epoch := bob.subscribed("room").Epoch
 	subscribers(t, s, "room", 3)

@@ -25,7 +25,7 @@ func (s *Server) URL(path string) string {
 		if _, ok := unixPath(text); ok {
 			continue
 		}
-		if host, port, _ = net.SplitHostPort(text); l.secure != nil {
+		if host, port, _ = net.SplitHostPort(text); l.certs != nil {
 			scheme = "wss"
 		}
 		if all := s.Addrs(); len(all) > 0 {

@@ -282,7 +282,7 @@ func TestLongHistory(t *testing.T) {
 			var next func() (string, error)
 			switch row.name {
 			case "events":
-				st := listen(t, s, row.path)
+				st := openStream(t, s, row.path)
 				st.subscribed()
 				next = func() (string, error) { e, err := st.event(); return e.data, err }
 			case "JSON":

@@ -13,25 +13,31 @@ const page = "docs/architecture.md, Layers"
 
 // arrows has each package with the packages of ours that it may import. Tests may import more.
 var arrows = map[string][]string{
-	"main":           {"internal/cli"},
-	"internal/cli":   {"client", "codec", "internal/demo", "internal/redact", "server", "server/cluster"},
-	"internal/demo":  {"client", "codec", "server"},
-	"server/cluster": {"internal/patterns", "internal/redact", "internal/shrink", "server"},
-	"server":         {"codec", "internal/patterns", "internal/redact", "internal/shrink"},
-	"codec":          {},
-	"client":         {},
-	"loadtest":       {"internal/redact", "loadtest/internal/generator", "loadtest/internal/report", "loadtest/internal/wsclient"},
-
+	"main":                        {"internal/cli"},
+	"internal/cli":                {"client", "codec", "internal/demo", "internal/redact", "server", "server/cluster"},
+	"internal/demo":               {"client", "codec", "server"},
+	"server/cluster":              {"codec", "internal/patterns", "internal/redact", "internal/shrink", "server/internal/option", "server/topic"},
+	"server":                      {"codec", "internal/patterns", "internal/redact", "internal/shrink", "server/internal/certs", "server/internal/envelope", "server/internal/limit", "server/internal/listen", "server/internal/logs", "server/internal/option", "server/stats", "server/topic"},
+	"server/stats":                {"codec"},
+	"server/internal/logs":        {},
+	"server/internal/limit":       {"internal/shrink"},
+	"server/internal/listen":      {"server/internal/option"},
+	"server/internal/certs":       {},
+	"server/internal/envelope":    {"codec", "server/topic"},
+	"server/topic":                {"codec", "server/internal/option"},
+	"server/internal/option":      {"internal/redact"},
+	"codec":                       {},
+	"client":                      {},
+	"loadtest":                    {"internal/redact", "loadtest/internal/generator", "loadtest/internal/report", "loadtest/internal/wsclient"},
 	"loadtest/internal/generator": {"loadtest/internal/wsclient"},
 	"loadtest/internal/report":    {},
 	"loadtest/internal/wsclient":  {},
-
-	"internal/patterns": {},
-	"internal/redact":   {},
-	"internal/shrink":   {},
-	"internal/arch":     {}, // this and the next two are for tests
-	"internal/e2e":      {},
-	"internal/testenv":  {},
+	"internal/patterns":           {},
+	"internal/redact":             {},
+	"internal/shrink":             {},
+	"internal/arch":               {}, // this and the next two are for tests
+	"internal/e2e":                {},
+	"internal/testenv":            {},
 }
 
 // users has the libraries that only some packages may import.

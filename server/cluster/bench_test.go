@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"carillon/server"
+	"carillon/server/topic"
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
 )
@@ -26,7 +27,7 @@ func BenchmarkHop(b *testing.B) {
 		b.Fatal("no server")
 	}
 	o := Options{NATS: NATS{URL: urlOf(s)}, Logger: slog.New(slog.DiscardHandler)}
-	rule := server.TopicRule{Match: "kept.>", History: 100}
+	rule := topic.Rule{Match: "kept.>", History: 100}
 	from, to := benchNode(b, o, rule), benchNode(b, o, rule)
 	joined := make(chan error, 1)
 	to.broker.Follow(">", func(err error) { joined <- err })
@@ -35,19 +36,19 @@ func BenchmarkHop(b *testing.B) {
 	}
 	for _, size := range []int{128, 4096} {
 		payload := make([]byte, size)
-		for _, topic := range []string{"plain.a", "kept.a"} {
-			b.Run(fmt.Sprintf("topic=%s/size=%d", topic, size), func(b *testing.B) {
+		for _, name := range []string{"plain.a", "kept.a"} {
+			b.Run(fmt.Sprintf("topic=%s/size=%d", name, size), func(b *testing.B) {
 				var arrived, acknowledged []time.Duration
 				seq := uint64(0)
 				done := make(chan error, 1)
 				for b.Loop() {
 					seq++
-					p := server.Publication{Topic: topic, Format: server.FormatBinary, Payload: payload}
+					p := topic.Publication{Topic: name, Format: topic.FormatBinary, Payload: payload}
 					begin := time.Now()
-					if topic == "kept.a" {
-						from.broker.PublishKept(p, 0, func(_ server.Position, err error) { done <- err })
+					if name == "kept.a" {
+						from.broker.PublishPersistent(p, 0, func(_ topic.Position, err error) { done <- err })
 					} else {
-						from.broker.PublishPassing(p, 1, seq, func(err error) { done <- err })
+						from.broker.PublishTransient(p, 1, seq, func(err error) { done <- err })
 					}
 					at := <-to.came
 					arrived = append(arrived, at.Sub(begin))
@@ -77,12 +78,12 @@ type timedNode struct {
 	came   chan time.Time
 }
 
-func (n *timedNode) Passing(string, uint64, uint64, server.Publication, time.Time) {
+func (n *timedNode) Transient(string, uint64, uint64, topic.Publication, time.Time) {
 	n.came <- time.Now()
 }
-func (n *timedNode) Kept(server.Message, string, uint64) { n.came <- time.Now() }
+func (n *timedNode) Persistent(topic.Message, string, uint64) { n.came <- time.Now() }
 
-func benchNode(b *testing.B, o Options, rules ...server.TopicRule) *timedNode {
+func benchNode(b *testing.B, o Options, rules ...topic.Rule) *timedNode {
 	broker, err := New(o)
 	if err != nil {
 		b.Fatal(err)

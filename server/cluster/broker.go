@@ -11,13 +11,14 @@ import (
 	"time"
 
 	"carillon/internal/redact"
-	"carillon/server"
+	"carillon/server/internal/option"
+	"carillon/server/topic"
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 )
 
-// Broker is a [server.Broker] on NATS. It is for one server, and for one run of it.
+// Broker is a [topic.Broker] on NATS. It is for one server, and for one run of it.
 type Broker struct {
 	// Immutable.
 	o       Options
@@ -28,7 +29,7 @@ type Broker struct {
 	started time.Time
 
 	// Immutable after Start.
-	node     server.Node
+	node     topic.Node
 	embedded *natsserver.Server // nil when NATS is elsewhere
 	login    nats.Option        // to the embedded server
 	nc       *nats.Conn
@@ -73,18 +74,18 @@ type outage struct {
 }
 
 var (
-	errNotStarted = fmt.Errorf("%w: it has not been joined", server.ErrNoCluster)
-	errUnknown    = server.ErrUncertain
+	errNotStarted = fmt.Errorf("%w: it has not been joined", topic.ErrNoCluster)
+	errUnknown    = topic.ErrUncertain
 )
 
-// New makes a broker. The error joins one [server.OptionError] for each problem of the options.
+// New makes a broker. The error joins one [option.Error] for each problem of the options.
 func New(o Options) (*Broker, error) {
 	o, err := o.Resolve()
 	if err != nil {
 		return nil, err
 	}
 	if !o.Enabled() {
-		return nil, &server.OptionError{Key: "cluster.nats.url", Problem: "is missing: expected it, or nats.embedded: true"}
+		return nil, &option.Error{Key: "cluster.nats.url", Problem: "is missing: expected it, or nats.embedded: true"}
 	}
 	if err := o.complete(); err != nil {
 		return nil, err
@@ -104,8 +105,8 @@ func New(o Options) (*Broker, error) {
 // ID is the name by which the cluster knows this node: random, and another one after each start.
 func (b *Broker) ID() string { return b.id }
 
-// Start implements [server.Broker].
-func (b *Broker) Start(ctx context.Context, node server.Node) error {
+// Start implements [topic.Broker].
+func (b *Broker) Start(ctx context.Context, node topic.Node) error {
 	b.node = node
 	if b.o.StartTimeout > 0 {
 		var cancel context.CancelFunc
@@ -123,7 +124,7 @@ func (b *Broker) Start(ctx context.Context, node server.Node) error {
 }
 
 func (b *Broker) start(ctx context.Context) error {
-	b.prepareStreams(b.node.Options().Topics)
+	b.prepareStreams(b.node.Rules())
 	if err := b.openPositions(); err != nil {
 		return err
 	}
@@ -138,7 +139,7 @@ func (b *Broker) start(ctx context.Context) error {
 	if err := b.checkVersion(); err != nil {
 		return err
 	}
-	if most, limit := b.nc.MaxPayload(), int64(b.node.Options().Limits.MaxMessage); limit > most {
+	if most, limit := b.nc.MaxPayload(), b.node.MaxMessage(); limit > most {
 		b.log.Warn("NATS takes smaller messages than limits.max_message allows: larger ones will be refused", "max_payload", most, "max_message", limit)
 	}
 	if err := b.listen(); err != nil {
@@ -188,7 +189,7 @@ func (b *Broker) listen() error {
 	return b.nc.FlushTimeout(b.o.Timeout)
 }
 
-// Stop implements [server.Broker].
+// Stop implements [topic.Broker].
 func (b *Broker) Stop(ctx context.Context) {
 	b.stop.Do(func() {
 		joined := b.ready.Swap(false)
@@ -232,7 +233,7 @@ func within(ctx context.Context, do func()) bool {
 	}
 }
 
-// Err implements [server.Broker].
+// Err implements [topic.Broker].
 func (b *Broker) Err() error {
 	if !b.ready.Load() {
 		return errNotStarted
@@ -244,8 +245,8 @@ func (b *Broker) Err() error {
 	return nil
 }
 
-// KeptErr implements [server.Broker].
-func (b *Broker) KeptErr(rule int) error {
+// PersistentErr implements [topic.Broker].
+func (b *Broker) PersistentErr(rule int) error {
 	if err := b.Err(); err != nil {
 		return err
 	}
@@ -263,14 +264,14 @@ func (b *Broker) KeptErr(rule int) error {
 // takes 4 to 9 s to elect one.
 const electionTime = 15 * time.Second
 
-// Ready implements [server.Broker].
+// Ready implements [topic.Broker].
 func (b *Broker) Ready() error {
 	if err := b.Err(); err != nil {
 		return err
 	}
 	for rule, st := range b.streams {
 		if st != nil && (st.ailing(time.Since(b.started)) > electionTime || b.isAlone()) {
-			if err := b.KeptErr(rule); err != nil {
+			if err := b.PersistentErr(rule); err != nil {
 				return err
 			}
 		}

@@ -8,7 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"carillon/server"
+	"carillon/codec"
+	"carillon/server/topic"
 )
 
 func TestAPassingMessageReachesTheNodesThatFollowItsTopicOnce(t *testing.T) {
@@ -57,7 +58,7 @@ func TestOverlappingPatternsDeliverOnceUnderManyPublishers(t *testing.T) {
 			var sent sync.WaitGroup
 			for i := range each {
 				sent.Add(1)
-				n.PublishPassing(server.Publication{Topic: "a.b", Payload: []byte(fmt.Sprint(i))}, 1, uint64(i+1), func(error) { sent.Done() })
+				n.PublishTransient(topic.Publication{Topic: "a.b", Payload: []byte(fmt.Sprint(i))}, 1, uint64(i+1), func(error) { sent.Done() })
 			}
 			sent.Wait()
 		})
@@ -129,12 +130,12 @@ func TestABroadcastReachesAllOtherNodes(t *testing.T) {
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, ""))}}
 	alice, bob := join(t, o), join(t, o)
 	done := make(chan error, 1)
-	alice.Broadcast("/a path/*.>", server.Binary, []byte("hello"), 3, func(err error) { done <- err })
+	alice.Broadcast("/a path/*.>", codec.OpBinary, []byte("hello"), 3, func(err error) { done <- err })
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "it comes", func() bool { return len(bob.Broadcasts()) == 1 })
-	if got, want := bob.Broadcasts()[0], (passed{alice.ID(), uint64(server.Binary), 3, "/a path/*.>", "hello"}); got != want {
+	if got, want := bob.Broadcasts()[0], (passed{alice.ID(), uint64(codec.OpBinary), 3, "/a path/*.>", "hello"}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	if got := alice.Broadcasts(); len(got) != 0 {
@@ -162,12 +163,12 @@ func TestQuestionsReachOneOrAllNodes(t *testing.T) {
 	alice, bob, cathy := join(t, o), join(t, o), join(t, o)
 	alice.knows(3)
 	type result struct {
-		answers []server.Answer
+		answers []topic.Answer
 		all     bool
 	}
 	ask := func(node string) result {
 		c := make(chan result, 1)
-		alice.Ask(node, "count", []byte("a.b"), func(answers []server.Answer, all bool) { c <- result{answers, all} })
+		alice.Ask(node, "count", []byte("a.b"), func(answers []topic.Answer, all bool) { c <- result{answers, all} })
 		return <-c
 	}
 	got := ask("")
@@ -233,7 +234,7 @@ func TestOptionsThatMakeNoSenseAreRefused(t *testing.T) {
 		"routes without a server":     {Options{NATS: NATS{URL: "nats://a", Routes: []string{"b:1"}}}, "cluster.nats.routes: is for an embedded server"},
 		"a route that is none":        {Options{NATS: NATS{Embedded: true, Routes: []string{"b"}}}, "cluster.nats.routes[0]: \"b\""},
 		"routes one way":              {Options{NATS: NATS{Embedded: true, RoutesListen: "off", Routes: []string{"b:1"}}}, "cluster.nats.routes_listen: is off"},
-		"timeout":                     {Options{Timeout: -1, NATS: NATS{URL: "nats://a"}}, "cluster.timeout: -1ns"},
+		"timeout":                     {Options{Timeout: -1, NATS: NATS{URL: "nats://a"}}, "cluster.timeout: cannot be turned off"},
 		"routes for everybody":        {Options{NATS: NATS{Embedded: true, Routes: []string{"b:1"}}}, "cluster.nats.routes_listen: :6222 can be reached from other machines"},
 		"routes that are told":        {Options{NATS: NATS{Embedded: true, RoutesListen: "0.0.0.0:1"}}, "expected nats.user with nats.password (CARILLON_CLUSTER_NATS_PASSWORD), or nats.tls with ca, cert and key, or an address such as 127.0.0.1:6222"},
 		"clients for everybody":       {Options{NATS: NATS{Embedded: true, Listen: "[::]:4222"}}, "cluster.nats.listen: [::]:4222 can be reached"},
@@ -271,11 +272,11 @@ func TestWhereTheEmbeddedServerMayListen(t *testing.T) {
 
 func TestEveryNameOfATopicPasses(t *testing.T) {
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}
-	rule := server.TopicRule{Match: "kept.>", History: 10}
+	rule := topic.Rule{Match: "kept.>", History: 10}
 	alice, bob := join(t, o, rule), join(t, o, rule)
 	odd := "a.$b-_~:@/+=,!%&'();$.ABZz09"
 	for _, name := range []string{odd, "kept." + odd, "plain." + strings.Repeat("x", 249), "kept." + strings.Repeat("x.", 124) + "yz"} {
-		if err := server.CheckTopic(name); err != nil {
+		if err := topic.Check(name); err != nil {
 			t.Fatal(err)
 		}
 		bob.follow(name)

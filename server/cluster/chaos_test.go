@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/server"
+	"carillon/server/topic"
 )
 
 // Publishers publish at all nodes all the time, each message with a key until it is acknowledged. Subscribers go
@@ -19,7 +19,7 @@ func TestASubscribersLogIsTheTopicsWhileNodesAreKilled(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes seconds")
 	}
-	x := newTrio(t, server.TopicRule{Match: ">", History: 1_000_000, MaxAge: -1})
+	x := newTrio(t, topic.Rule{Match: ">", History: 1_000_000, MaxAge: -1})
 	var mu sync.Mutex
 	alive := slices.Clone(x.nodes[:])
 	pick := func() *testNode {
@@ -68,7 +68,7 @@ func TestASubscribersLogIsTheTopicsWhileNodesAreKilled(t *testing.T) {
 			alive = append(alive, x.nodes[i])
 			mu.Unlock()
 			eventually(t, "all are well", func() bool {
-				return !slices.ContainsFunc(x.nodes[:], func(n *testNode) bool { return n.KeptErr(0) != nil })
+				return !slices.ContainsFunc(x.nodes[:], func(n *testNode) bool { return n.PersistentErr(0) != nil })
 			})
 		}
 	}()
@@ -92,7 +92,7 @@ func TestASubscribersLogIsTheTopicsWhileNodesAreKilled(t *testing.T) {
 	subscribers.Wait()
 	close(stop)
 	publishers.Wait()
-	var k server.Kept
+	var k topic.Snapshot
 	eventually(t, "all can be loaded", func() bool {
 		var err error
 		k, err = x.nodes[0].load("a.b", 0)
@@ -156,7 +156,7 @@ func (m *model) tryVisit(n *testNode, name string) {
 			if one.prev > m.last {
 				return // a hole shows, and is looked at next time
 			}
-			m.take([]server.Message{{Offset: one.offset, Payload: []byte(one.payload)}})
+			m.take([]topic.Message{{Offset: one.offset, Payload: []byte(one.payload)}})
 		}
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"carillon/internal/redact"
-	"carillon/server"
+	"carillon/server/internal/option"
 
 	"github.com/nats-io/nats.go"
 )
@@ -97,11 +97,11 @@ func (b *Broker) connectOptions() ([]nats.Option, error) {
 	case n.Credentials != "":
 		options = append(options, nats.UserCredentials(n.Credentials))
 	case n.NKey != "":
-		option, err := nats.NkeyOptionFromSeed(n.NKey)
+		login, err := nats.NkeyOptionFromSeed(n.NKey)
 		if err != nil {
-			return nil, &server.OptionError{Key: "cluster.nats.nkey", Problem: err.Error()}
+			return nil, &option.Error{Key: "cluster.nats.nkey", Problem: err.Error()}
 		}
-		options = append(options, option)
+		options = append(options, login)
 	case n.User != "":
 		options = append(options, nats.UserInfo(n.User, string(n.Password)))
 	case n.Token != "":
@@ -123,17 +123,17 @@ func (t *TLS) config() (*tls.Config, error) {
 	if t.CA != "" {
 		text, err := os.ReadFile(t.CA)
 		if err != nil {
-			return nil, &server.OptionError{Key: "cluster.nats.tls.ca", Problem: err.Error()}
+			return nil, &option.Error{Key: "cluster.nats.tls.ca", Problem: err.Error()}
 		}
 		c.RootCAs = x509.NewCertPool()
 		if !c.RootCAs.AppendCertsFromPEM(text) {
-			return nil, &server.OptionError{Key: "cluster.nats.tls.ca", Problem: t.CA + " has no certificates in PEM"}
+			return nil, &option.Error{Key: "cluster.nats.tls.ca", Problem: t.CA + " has no certificates in PEM"}
 		}
 	}
 	if t.Cert != "" {
 		pair, err := tls.LoadX509KeyPair(t.Cert, t.Key)
 		if err != nil {
-			return nil, &server.OptionError{Key: "cluster.nats.tls.cert", Problem: err.Error()}
+			return nil, &option.Error{Key: "cluster.nats.tls.cert", Problem: err.Error()}
 		}
 		c.Certificates = []tls.Certificate{pair}
 	}

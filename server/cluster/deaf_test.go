@@ -30,7 +30,7 @@ func TestNobodyWaitsForANATSServerThatDoesNotRead(t *testing.T) {
 		answered := make(chan error, 1)
 		go func() {
 			_ = n.Ready()
-			answered <- n.KeptErr(0)
+			answered <- n.PersistentErr(0)
 		}()
 		select {
 		case <-answered:

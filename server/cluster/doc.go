@@ -1,4 +1,4 @@
-// Package cluster joins servers by NATS: its [Broker] is one for [server.Options].Broker.
+// Package cluster joins servers by NATS: its [Broker] is a [topic.Broker] for the options of a server.
 //
 // Everything is below the subject carillon.NAME, where NAME is the cluster's:
 //

@@ -15,7 +15,7 @@ import (
 	"strings"
 	"time"
 
-	"carillon/server"
+	"carillon/server/internal/option"
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
@@ -70,8 +70,8 @@ func (b *Broker) embeddedOptions() (*natsserver.Options, error) {
 		MaxPayload: 64 << 20,
 		MaxPending: 256 << 20,
 	}
-	if limit := b.node.Options().Limits.MaxMessage; limit >= 0 {
-		o.MaxPayload = int32(min(max(int64(limit)+4096, natsserver.MAX_PAYLOAD_SIZE), math.MaxInt32))
+	if limit := b.node.MaxMessage(); limit >= 0 {
+		o.MaxPayload = int32(min(max(limit+4096, natsserver.MAX_PAYLOAD_SIZE), math.MaxInt32))
 	}
 	config, err := n.serverTLS()
 	if err != nil {
@@ -111,10 +111,10 @@ func (b *Broker) embeddedOptions() (*natsserver.Options, error) {
 		return o, nil
 	}
 	if n.StoreDir == "" {
-		return nil, &server.OptionError{Key: "cluster.nats.store_dir", Problem: "is missing: topics with history need a directory for JetStream"}
+		return nil, &option.Error{Key: "cluster.nats.store_dir", Problem: "is missing: topics with history need a directory for JetStream"}
 	}
 	if err := os.MkdirAll(n.StoreDir, 0o700); err != nil {
-		return nil, &server.OptionError{Key: "cluster.nats.store_dir", Problem: err.Error()}
+		return nil, &option.Error{Key: "cluster.nats.store_dir", Problem: err.Error()}
 	}
 	o.JetStream, o.StoreDir = true, n.StoreDir
 	o.DisableJetStreamBanner = true

@@ -19,7 +19,8 @@ import (
 	"testing"
 	"time"
 
-	"carillon/server"
+	"carillon/server/internal/option"
+	"carillon/server/topic"
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/prometheus/client_golang/prometheus"
@@ -76,7 +77,7 @@ func pair(t *testing.T, tls [2]TLS, passwords [2]string) (nodes [2]*testNode) {
 	for i := range 2 {
 		o := Options{Node: fmt.Sprint("node", i), NATS: NATS{Embedded: true, RoutesListen: "127.0.0.1:0", TLS: tls[i]}}
 		if passwords[i] != "" {
-			o.NATS.User, o.NATS.Password = "me", server.Secret(passwords[i])
+			o.NATS.User, o.NATS.Password = "me", option.Secret(passwords[i])
 		}
 		if i > 0 {
 			o.NATS.Routes = []string{first}
@@ -139,18 +140,18 @@ func TestANodeFindsItselfAmongTheRoutes(t *testing.T) {
 }
 
 func TestAnEmbeddedServerWithHistoryNeedsADirectory(t *testing.T) {
-	_, err := tryJoin(t, Options{NATS: NATS{Embedded: true}}, server.TopicRule{Match: "a", History: 1})
+	_, err := tryJoin(t, Options{NATS: NATS{Embedded: true}}, topic.Rule{Match: "a", History: 1})
 	if err == nil || !strings.Contains(err.Error(), "cluster.nats.store_dir: is missing") {
 		t.Errorf("the error is %v", err)
 	}
 	dir := t.TempDir()
-	n := join(t, Options{NATS: NATS{Embedded: true, StoreDir: dir}}, server.TopicRule{Match: "a", History: 1})
+	n := join(t, Options{NATS: NATS{Embedded: true, StoreDir: dir}}, topic.Rule{Match: "a", History: 1})
 	p, err := n.store("a", "x", "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	n.leave()
-	n = join(t, Options{NATS: NATS{Embedded: true, StoreDir: dir}}, server.TopicRule{Match: "a", History: 1})
+	n = join(t, Options{NATS: NATS{Embedded: true, StoreDir: dir}}, topic.Rule{Match: "a", History: 1})
 	if k, err := n.load("a", 0); err != nil || len(k.Messages) != 1 || k.Epoch != p.Epoch {
 		t.Errorf("after a restart: %+v, %v", k, err)
 	}
@@ -161,7 +162,7 @@ func TestAStreamInMemoryThatIsLostBeginsANewEpoch(t *testing.T) {
 	t.Parallel()
 	s := natsAt(t, -1, t.TempDir())
 	port := portOf(s.Addr())
-	n := join(t, Options{Storage: "memory", NATS: NATS{URL: urlOf(s)}}, server.TopicRule{Match: ">", History: 10})
+	n := join(t, Options{Storage: "memory", NATS: NATS{URL: urlOf(s)}}, topic.Rule{Match: ">", History: 10})
 	p, err := n.store("a", "1", "")
 	if err != nil {
 		t.Fatal(err)
@@ -169,7 +170,7 @@ func TestAStreamInMemoryThatIsLostBeginsANewEpoch(t *testing.T) {
 	s.Shutdown()
 	s.WaitForShutdown()
 	natsAt(t, port, t.TempDir())
-	var q server.Position
+	var q topic.Position
 	eventually(t, "it goes on", func() bool {
 		q, err = n.store("a", "2", "")
 		return err == nil

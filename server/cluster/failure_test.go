@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"carillon/internal/testenv"
-	"carillon/server"
+	"carillon/server/topic"
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
 )
@@ -25,7 +25,7 @@ func TestWhileNATSIsAwayNothingIsSwallowedAndAfterItAllGoesOn(t *testing.T) {
 	s := natsAt(t, -1, store)
 	port := portOf(s.Addr())
 	o := Options{NATS: NATS{URL: urlOf(s)}, Timeout: time.Second}
-	rule := server.TopicRule{Match: "kept.>", History: 100}
+	rule := topic.Rule{Match: "kept.>", History: 100}
 	alice, bob := join(t, o, rule), join(t, o, rule)
 	bob.follow("kept.a", "plain")
 	if _, err := alice.store("kept.a", "before", ""); err != nil {
@@ -39,11 +39,11 @@ func TestWhileNATSIsAwayNothingIsSwallowedAndAfterItAllGoesOn(t *testing.T) {
 	if err := alice.Err(); err == nil || !strings.Contains(err.Error(), "not connected to NATS") {
 		t.Errorf("Err is %v", err)
 	}
-	if err := alice.publish("plain", "x", 1); !errors.Is(err, server.ErrNoCluster) {
-		t.Errorf("a passing message: %v, want %v", err, server.ErrNoCluster)
+	if err := alice.publish("plain", "x", 1); !errors.Is(err, topic.ErrNoCluster) {
+		t.Errorf("a passing message: %v, want %v", err, topic.ErrNoCluster)
 	}
-	if _, err := alice.store("kept.a", "x", ""); !errors.Is(err, server.ErrNoCluster) {
-		t.Errorf("a kept message: %v, want %v", err, server.ErrNoCluster)
+	if _, err := alice.store("kept.a", "x", ""); !errors.Is(err, topic.ErrNoCluster) {
+		t.Errorf("a kept message: %v, want %v", err, topic.ErrNoCluster)
 	}
 	if _, err := bob.load("kept.a", 0); err == nil {
 		t.Error("loading did not fail")
@@ -58,7 +58,7 @@ func TestWhileNATSIsAwayNothingIsSwallowedAndAfterItAllGoesOn(t *testing.T) {
 	eventually(t, "the nodes are back", func() bool { return alice.Err() == nil && bob.Err() == nil })
 	eventually(t, "bob looks again", func() bool { return bob.resynced() > 0 })
 	bob.follow("late")
-	var p server.Position
+	var p topic.Position
 	eventually(t, "JetStream is back", func() bool {
 		var err error
 		p, err = alice.store("kept.a", "after", "after")
@@ -89,7 +89,7 @@ func TestWhatIsAcknowledgedSurvivesRestartsOfNATS(t *testing.T) {
 	s := natsAt(t, -1, store)
 	port := portOf(s.Addr())
 	o := Options{NATS: NATS{URL: urlOf(s)}, Timeout: 2 * time.Second}
-	rule := server.TopicRule{Match: ">", History: 100_000}
+	rule := topic.Rule{Match: ">", History: 100_000}
 	alice, bob := join(t, o, rule), join(t, o, rule)
 	stop, stopped := make(chan struct{}), make(chan []string)
 	go func() {
@@ -129,10 +129,10 @@ func TestWhatIsAcknowledgedSurvivesRestartsOfNATS(t *testing.T) {
 func TestAStreamThatIsDeletedBeginsANewEpoch(t *testing.T) {
 	t.Parallel()
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}
-	rule := server.TopicRule{Match: ">", History: 100}
+	rule := topic.Rule{Match: ">", History: 100}
 	n, others := join(t, o, rule), []*testNode{join(t, o, rule), join(t, o, rule)}
 	n.follow("a")
-	var p server.Position
+	var p topic.Position
 	for i := range 50 {
 		var err error
 		if p, err = n.store("a", fmt.Sprint(i), ""); err != nil {
@@ -150,7 +150,7 @@ func TestAStreamThatIsDeletedBeginsANewEpoch(t *testing.T) {
 	if m, err := n.nc.Request("$JS.API.STREAM.DELETE."+n.streams[0].name, nil, patience); err != nil || !strings.Contains(string(m.Data), "true") {
 		t.Fatal(m, err)
 	}
-	var q server.Position
+	var q topic.Position
 	eventually(t, "there is another stream", func() bool {
 		var err error
 		q, err = n.store("a", "new", "key")
@@ -180,7 +180,7 @@ func TestASlowReturnOfNATSIsWaitedFor(t *testing.T) {
 	way := newLink(t)
 	way.run(s.Addr().String())
 	o := Options{Timeout: 500 * time.Millisecond, NATS: NATS{URL: "nats://" + way.listener.Addr().String()}}
-	n := join(t, o, server.TopicRule{Match: ">", History: 10})
+	n := join(t, o, topic.Rule{Match: ">", History: 10})
 	n.follow("a")
 	if _, err := n.store("a", "1", ""); err != nil {
 		t.Fatal(err)
@@ -240,10 +240,10 @@ func TestTooMuchAtOnceIsRefused(t *testing.T) {
 	payload := make([]byte, 1<<20)
 	refused := make(chan error, 100)
 	for range 100 {
-		b.PublishPassing(server.Publication{Topic: "a", Payload: payload}, 1, 1, func(err error) { refused <- err })
+		b.PublishTransient(topic.Publication{Topic: "a", Payload: payload}, 1, 1, func(err error) { refused <- err })
 	}
 	for range 100 - mostWaitingBytes>>20 + 1 {
-		if err := <-refused; err != server.ErrOverloaded {
+		if err := <-refused; err != topic.ErrOverloaded {
 			t.Fatalf("got %v", err)
 		}
 	}
@@ -253,12 +253,12 @@ func TestTooMuchAtOnceIsRefused(t *testing.T) {
 }
 
 func TestAMessageThatIsTooLargeForNATSIsRefused(t *testing.T) {
-	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, server.TopicRule{Match: "kept", History: 1})
+	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, topic.Rule{Match: "kept", History: 1})
 	big := strings.Repeat("x", 1<<20)
-	if err := n.publish("a", big, 1); !errors.Is(err, server.ErrTooLarge) {
+	if err := n.publish("a", big, 1); !errors.Is(err, topic.ErrTooLarge) {
 		t.Errorf("got %v", err)
 	}
-	if _, err := n.store("kept", big, ""); !errors.Is(err, server.ErrTooLarge) {
+	if _, err := n.store("kept", big, ""); !errors.Is(err, topic.ErrTooLarge) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -385,13 +385,13 @@ func (k *link) set(cut bool) {
 // trio is three nodes with embedded servers.
 type trio struct {
 	t     *testing.T
-	rules []server.TopicRule
+	rules []topic.Rule
 	o     [3]Options
 	links [3][3]*link // from, to
 	nodes [3]*testNode
 }
 
-func newTrio(t *testing.T, rules ...server.TopicRule) *trio {
+func newTrio(t *testing.T, rules ...topic.Rule) *trio {
 	x := prepareTrio(t, rules...)
 	x.start(0, 1, 2)
 	for _, n := range x.nodes {
@@ -400,7 +400,7 @@ func newTrio(t *testing.T, rules ...server.TopicRule) *trio {
 	return x
 }
 
-func prepareTrio(t *testing.T, rules ...server.TopicRule) *trio {
+func prepareTrio(t *testing.T, rules ...topic.Rule) *trio {
 	x := &trio{t: t, rules: rules}
 	for i := range 3 {
 		for j := range 3 {
@@ -467,7 +467,7 @@ func (x *trio) kill(i int) {
 
 func TestThreeEmbeddedServersAreACluster(t *testing.T) {
 	t.Parallel()
-	x := newTrio(t, server.TopicRule{Match: "kept.>", History: 1000})
+	x := newTrio(t, topic.Rule{Match: "kept.>", History: 1000})
 	alice, bob, cathy := x.nodes[0], x.nodes[1], x.nodes[2]
 	if alice.o.Replicas != 3 {
 		t.Errorf("%d replicas, want 3", alice.o.Replicas)
@@ -496,7 +496,7 @@ func TestThreeEmbeddedServersAreACluster(t *testing.T) {
 	// One of three may fail: the others go on, and what was acknowledged is there.
 	x.kill(2)
 	eventually(t, "the others notice", func() bool { return len(alice.Nodes()) == 2 })
-	var p server.Position
+	var p topic.Position
 	eventually(t, "the others go on", func() bool {
 		var err error
 		p, err = alice.store("kept.a", "20", "20")
@@ -517,7 +517,7 @@ func TestThreeEmbeddedServersAreACluster(t *testing.T) {
 
 func TestANodeThatIsCutOffSaysSoAndLooksAgain(t *testing.T) {
 	t.Parallel()
-	x := newTrio(t, server.TopicRule{Match: "kept.>", History: 1000})
+	x := newTrio(t, topic.Rule{Match: "kept.>", History: 1000})
 	alice, bob, cathy := x.nodes[0], x.nodes[1], x.nodes[2]
 	cathy.follow("kept.a", "plain")
 	before := cathy.resynced()
@@ -526,12 +526,12 @@ func TestANodeThatIsCutOffSaysSoAndLooksAgain(t *testing.T) {
 	if _, err := cathy.store("kept.a", "lost", ""); err == nil {
 		t.Error("a node without a majority has stored a message")
 	}
-	eventually(t, "she says so", func() bool { return cathy.KeptErr(0) != nil })
+	eventually(t, "she says so", func() bool { return cathy.PersistentErr(0) != nil })
 	eventually(t, "she has no place for new clients", func() bool { return cathy.Ready() != nil })
 	if err := cathy.publish("plain", "x", 1); err != nil {
 		t.Errorf("a message that nobody keeps: %v", err)
 	}
-	var missed server.Position
+	var missed topic.Position
 	eventually(t, "the others go on", func() bool {
 		var err error
 		missed, err = alice.store("kept.a", "missed", "missed")
@@ -539,7 +539,7 @@ func TestANodeThatIsCutOffSaysSoAndLooksAgain(t *testing.T) {
 	})
 	x.isolate(2, false)
 	cathy.knows(3)
-	eventually(t, "she is well again", func() bool { return cathy.KeptErr(0) == nil })
+	eventually(t, "she is well again", func() bool { return cathy.PersistentErr(0) == nil })
 	eventually(t, "she looks again", func() bool { return cathy.resynced() > before })
 	defer func() {
 		if t.Failed() {
@@ -565,19 +565,19 @@ func TestTheEndOfANodeDoesNotSayThatNobodyGetsWhatIsStored(t *testing.T) {
 	s := natsAt(t, -1, t.TempDir())
 	way := newLink(t)
 	way.run(s.Addr().String())
-	rule := server.TopicRule{Match: "kept", History: 10}
+	rule := topic.Rule{Match: "kept", History: 10}
 	alice := join(t, Options{NATS: NATS{URL: "nats://" + way.listener.Addr().String()}}, rule)
 	bob := join(t, Options{NATS: NATS{URL: urlOf(s)}}, rule)
 	told := make(chan error, 1)
 	way.held.Lock()
-	alice.PublishKept(server.Publication{Topic: "kept", Payload: []byte("x")}, 0, func(_ server.Position, err error) { told <- err })
+	alice.PublishPersistent(topic.Publication{Topic: "kept", Payload: []byte("x")}, 0, func(_ topic.Position, err error) { told <- err })
 	eventually(t, "it is stored", func() bool {
 		k, err := bob.load("kept", 0)
 		return err == nil && slices.Equal(payloads(k.Messages), []string{"x"})
 	})
 	alice.leave()
 	way.held.Unlock()
-	if err := <-told; !errors.Is(err, errUnknown) || errors.Is(err, server.ErrNoCluster) {
+	if err := <-told; !errors.Is(err, errUnknown) || errors.Is(err, topic.ErrNoCluster) {
 		t.Errorf("the publisher is told %v", err)
 	}
 }
@@ -591,12 +591,12 @@ func TestTheEndOfANodeTellsThePublisherOfWhatWasJustWritten(t *testing.T) {
 		writing <- struct{}{}
 		<-goOn
 	}
-	tooLarge := server.Publication{Topic: "a", Payload: make([]byte, 1<<20)}
-	n.PublishPassing(tooLarge, 1, 1, hold)
+	tooLarge := topic.Publication{Topic: "a", Payload: make([]byte, 1<<20)}
+	n.PublishTransient(tooLarge, 1, 1, hold)
 	<-writing
 	told := make(chan error, 1)
-	n.PublishPassing(server.Publication{Topic: "a"}, 1, 2, func(err error) { told <- err })
-	n.PublishPassing(tooLarge, 1, 3, hold)
+	n.PublishTransient(topic.Publication{Topic: "a"}, 1, 2, func(err error) { told <- err })
+	n.PublishTransient(tooLarge, 1, 3, hold)
 	goOn <- struct{}{}
 	<-writing
 
@@ -626,11 +626,11 @@ func TestTheEndOfANodeLeavesNothingInItsQueue(t *testing.T) {
 		for range 4 {
 			putters.Go(func() {
 				for {
-					err := n.out.put(&outgoing{subject: "a", data: (&envelope{}).seal(nil), done: func(server.Position, error) { told.Add(1) }})
+					err := n.out.put(&outgoing{subject: "a", data: (&envelope{}).seal(nil), done: func(topic.Position, error) { told.Add(1) }})
 					switch {
 					case err == nil:
 						put.Add(1)
-					case !errors.Is(err, server.ErrOverloaded):
+					case !errors.Is(err, topic.ErrOverloaded):
 						return
 					}
 				}

@@ -8,14 +8,14 @@ import (
 	"sync"
 	"time"
 
-	"carillon/server"
+	"carillon/server/topic"
 
 	"github.com/nats-io/nats.go"
 )
 
 // fetched are messages of a topic, in their order and without a hole.
 type fetched struct {
-	messages []server.Message
+	messages []topic.Message
 	lost     uint64 // the last offset of what could not be read, such as of another version; what came before it is left out
 	tail     int    // bytes of the last one
 
@@ -104,7 +104,7 @@ func (b *Broker) fetchUpTo(at place, from, newest uint64, deadline time.Time) (a
 			at.st.behind.Store(now.UnixNano())
 			b.stats.leaderLoads.Add(1)
 		case !b.sleep(20 * time.Millisecond):
-			return fetched{}, server.ErrNoCluster
+			return fetched{}, topic.ErrNoCluster
 		}
 	}
 	if vague || replicas && all.last() > newest {

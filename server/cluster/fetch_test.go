@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/server"
+	"carillon/server/topic"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -52,7 +52,7 @@ func replaceReplicas(t *testing.T, n *testNode, answer func(nc *nats.Conn, m *na
 // stored is a message as a replica answers with it.
 func stored(offset uint64, header ...string) *nats.Msg {
 	m := &nats.Msg{Header: nats.Header{"Nats-Sequence": {fmt.Sprint(offset)}, "Nats-Time-Stamp": {"2026-01-02T03:04:05Z"}},
-		Data: sealKept(&server.Publication{Payload: fmt.Append(nil, offset)})}
+		Data: sealKept(&topic.Publication{Payload: fmt.Append(nil, offset)})}
 	for i := 0; i < len(header); i += 2 {
 		m.Header.Set(header[i], header[i+1])
 	}
@@ -96,7 +96,7 @@ func TestWhatReplicasDoNotHaveComesFromTheLeader(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			n := join(t, Options{Timeout: 4 * replicaPatience, NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, server.TopicRule{Match: ">", History: 1000})
+			n := join(t, Options{Timeout: 4 * replicaPatience, NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, topic.Rule{Match: ">", History: 1000})
 			var want []string
 			for i := range count {
 				want = append(want, fmt.Sprint(i+1))
@@ -133,7 +133,7 @@ func TestWhatReplicasDoNotHaveComesFromTheLeader(t *testing.T) {
 // Somebody publishes the first message of a topic while it is loaded, after the leader was asked for the newest one: then
 // it is loaded, or it is beyond what the answer is good for, since it comes to those who follow the topic.
 func TestTheFirstMessageOfATopicIsNotLostWhileItIsLoaded(t *testing.T) {
-	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, server.TopicRule{Match: "kept.>", History: 100})
+	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, topic.Rule{Match: "kept.>", History: 100})
 	st := n.streams[0]
 	at := place{st, "kept.a", n.names.store(st.id, st.epochNow(), "kept.a")}
 	for _, topic := range []string{"kept.b", "kept.a", "kept.b"} {
@@ -141,7 +141,7 @@ func TestTheFirstMessageOfATopicIsNotLostWhileItIsLoaded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	k, err := n.reach(at, server.Kept{Epoch: st.epochNow()}, 0, 0, time.Now().Add(patience))
+	k, err := n.reach(at, topic.Snapshot{Epoch: st.epochNow()}, 0, 0, time.Now().Add(patience))
 	if err != nil || k.Since != 0 || k.Last >= 2 && (len(k.Messages) != 1 || k.Messages[0].Offset != 2) {
 		t.Errorf("since %d, last %d, %v, %v", k.Since, k.Last, payloads(k.Messages), err)
 	}
@@ -149,7 +149,7 @@ func TestTheFirstMessageOfATopicIsNotLostWhileItIsLoaded(t *testing.T) {
 
 // A replica's clock is ahead, or its timer was faster: it has removed messages that are not too old by the leader's clock.
 func TestWhatAReplicaHasRemovedEarlyComesFromTheLeader(t *testing.T) {
-	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, server.TopicRule{Match: "kept.>", History: 100, MaxAge: time.Hour})
+	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, topic.Rule{Match: "kept.>", History: 100, MaxAge: time.Hour})
 	for i := range 50 {
 		if _, err := n.store("kept.a", fmt.Sprint(i+1), ""); err != nil {
 			t.Fatal(err)
@@ -196,7 +196,7 @@ func TestWhatIsLoadedWhileMessagesAreRemovedIsHonest(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, server.TopicRule{Match: ">", History: test.history})
+			n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, topic.Rule{Match: ">", History: test.history})
 			if _, err := n.store("older", "x", ""); err != nil {
 				t.Fatal(err)
 			}
@@ -216,7 +216,7 @@ func TestWhatIsLoadedWhileMessagesAreRemovedIsHonest(t *testing.T) {
 					var wait sync.WaitGroup
 					for range test.burst {
 						wait.Add(1)
-						n.PublishKept(server.Publication{Topic: "a", Payload: []byte("x")}, 0, func(server.Position, error) { wait.Done() })
+						n.PublishPersistent(topic.Publication{Topic: "a", Payload: []byte("x")}, 0, func(topic.Position, error) { wait.Done() })
 					}
 					wait.Wait()
 					select {
@@ -263,7 +263,7 @@ func TestWhatIsLoadedWhileMessagesAreRemovedIsHonest(t *testing.T) {
 func TestMessagesThatAreRemovedWhileOthersAreFetchedLeaveNoHole(t *testing.T) {
 	list := func(offsets ...uint64) (f fetched) {
 		for _, offset := range offsets {
-			f.messages = append(f.messages, server.Message{Offset: offset})
+			f.messages = append(f.messages, topic.Message{Offset: offset})
 		}
 		return f
 	}
@@ -287,7 +287,7 @@ func TestMessagesThatAreRemovedWhileOthersAreFetchedLeaveNoHole(t *testing.T) {
 		{"nothing new after one that cannot be read", unreadable(5), unreadable(5), unreadable(5)},
 	} {
 		test.had.resume(test.came)
-		if got := test.had; got.lost != test.want.lost || !slices.EqualFunc(got.messages, test.want.messages, func(a, b server.Message) bool { return a.Offset == b.Offset }) {
+		if got := test.had; got.lost != test.want.lost || !slices.EqualFunc(got.messages, test.want.messages, func(a, b topic.Message) bool { return a.Offset == b.Offset }) {
 			t.Errorf("%s: got %+v, want %+v", test.name, got, test.want)
 		}
 	}
@@ -296,23 +296,23 @@ func TestMessagesThatAreRemovedWhileOthersAreFetchedLeaveNoHole(t *testing.T) {
 // Who loads a topic takes what comes up to Last for what it has. A topic's first message may come while it is loaded: then it
 // is among what was loaded, or behind that.
 func TestTheFirstMessageOfATopicIsLoadedOrFollows(t *testing.T) {
-	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, server.TopicRule{Match: ">", History: 10})
+	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, topic.Rule{Match: ">", History: 10})
 	followed := 0
 	for i := 0; i < 2000 && followed < 100; i++ {
-		topic := fmt.Sprint("topic.", i)
-		at := make(chan server.Position, 1)
-		n.PublishKept(server.Publication{Topic: topic, Payload: []byte("x")}, 0, func(p server.Position, err error) {
+		name := fmt.Sprint("topic.", i)
+		at := make(chan topic.Position, 1)
+		n.PublishPersistent(topic.Publication{Topic: name, Payload: []byte("x")}, 0, func(p topic.Position, err error) {
 			if err != nil {
 				t.Error(err)
 			}
 			at <- p
 		})
-		k, err := n.load(topic, 0)
+		k, err := n.load(name, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if p := <-at; len(k.Messages) == 0 && p.Offset <= k.Last {
-			t.Fatalf("%s has nothing up to %d, and its first message is at %d", topic, k.Last, p.Offset)
+			t.Fatalf("%s has nothing up to %d, and its first message is at %d", name, k.Last, p.Offset)
 		}
 		if len(k.Messages) == 0 {
 			followed++

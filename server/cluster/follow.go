@@ -9,7 +9,7 @@ import (
 
 	"carillon/internal/patterns"
 	"carillon/internal/shrink"
-	"carillon/server"
+	"carillon/server/topic"
 
 	"github.com/nats-io/nats.go"
 )
@@ -43,7 +43,7 @@ func (f *follows) init() {
 	f.wanted = map[string]bool{}
 }
 
-// Follow implements [server.Broker].
+// Follow implements [topic.Broker].
 func (b *Broker) Follow(name string, joined func(error)) {
 	b.follows.mu.Lock()
 	b.follows.wanted[name] = true
@@ -52,7 +52,7 @@ func (b *Broker) Follow(name string, joined func(error)) {
 	wake(b.follows.wake)
 }
 
-// Unfollow implements [server.Broker].
+// Unfollow implements [topic.Broker].
 func (b *Broker) Unfollow(name string) {
 	b.follows.mu.Lock()
 	b.follows.wanted[name] = false
@@ -122,7 +122,7 @@ func (b *Broker) subscribe(wanted map[string]bool) (leaving []*nats.Subscription
 			f.names.Delete(name)
 			leaving = append(leaving, subs[:]...)
 		}
-		if server.IsPattern(name) {
+		if topic.IsPattern(name) {
 			replaced = true
 			changed.Add(name, &present)
 			if want {

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"carillon/server"
+	"carillon/server/topic"
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
@@ -63,7 +63,7 @@ func (b *Broker) outOfSpace(text string) {
 	b.noSpace.Store(true)
 	for _, st := range b.byRule {
 		if st.config.Storage == storageFile {
-			b.filled(st, fmt.Errorf("%w: no space left on the disk of cluster.nats.store_dir, %s", server.ErrStoreFull, b.o.NATS.StoreDir))
+			b.filled(st, fmt.Errorf("%w: no space left on the disk of cluster.nats.store_dir, %s", topic.ErrStoreFull, b.o.NATS.StoreDir))
 		}
 	}
 }
@@ -107,11 +107,11 @@ func (b *Broker) tryRoom(st *stream) {
 	st.tried = time.Now()
 	epoch := st.epochNow()
 	timeout, given := min(b.o.Timeout, roomInterval), st.given(epoch)
-	text := sealKept(&server.Publication{})
+	text := sealKept(&topic.Publication{})
 	b.exchange(b.names.store(st.id, epoch, roomTopic), text, timeout, func(ack *nats.Msg, err error) bool {
 		p, err := st.acknowledged(ack, given, err)
 		switch {
-		case errors.Is(err, server.ErrStoreFull):
+		case errors.Is(err, topic.ErrStoreFull):
 			b.filled(st, err)
 		case err == nil:
 			b.see(st, mark{epoch, p.Offset, timeOf(b.clock()), true})

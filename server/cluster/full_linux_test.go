@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/server"
+	"carillon/server/topic"
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
 )
@@ -23,7 +23,7 @@ func (n *testNode) fillUp(payload string) (taken int) {
 		if err == nil {
 			taken++
 		}
-		return errors.Is(err, server.ErrStoreFull)
+		return errors.Is(err, topic.ErrStoreFull)
 	})
 	return taken
 }
@@ -33,7 +33,7 @@ func (n *testNode) saysFull(began time.Time) {
 	n.t.Helper()
 	eventually(n.t, "the node is not ready", func() bool {
 		err := n.Ready()
-		return errors.Is(err, server.ErrStoreFull) && strings.Contains(err.Error(), "the cluster's store is full")
+		return errors.Is(err, topic.ErrStoreFull) && strings.Contains(err.Error(), "the cluster's store is full")
 	})
 	if took := time.Since(began); took > 15*time.Second {
 		n.t.Errorf("that took %v", took)
@@ -68,7 +68,7 @@ func (n *testNode) takesAgain() {
 func TestAFullJetStreamIsSaidAndGoesOnWhenThereIsRoom(t *testing.T) {
 	t.Parallel()
 	n, err := tryJoinTuned(t, Options{NATS: NATS{Embedded: true, StoreDir: filepath.Join(t.TempDir(), "store")}},
-		func(o *natsserver.Options) { o.JetStreamMaxStore = 1 << 20 }, server.TopicRule{Match: ">", History: 100})
+		func(o *natsserver.Options) { o.JetStreamMaxStore = 1 << 20 }, topic.Rule{Match: ">", History: 100})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +98,7 @@ func TestAFullDiskIsSaidAndGoesOnWhenThereIsRoom(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
 	n := join(t, Options{Timeout: 2 * time.Second, NATS: NATS{Embedded: true, StoreDir: filepath.Join(dir, "store")}},
-		server.TopicRule{Match: ">", History: 100})
+		topic.Rule{Match: ">", History: 100})
 	if _, err := n.store("fill.0", "x", ""); err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,7 @@ func TestAFullDiskIsSaidAndGoesOnWhenThereIsRoom(t *testing.T) {
 	began := time.Now()
 	eventually(t, "the store is full", func() bool {
 		_, err := n.store("fill.more", strings.Repeat("x", 100_000), "")
-		return errors.Is(err, server.ErrStoreFull)
+		return errors.Is(err, topic.ErrStoreFull)
 	})
 	n.saysFull(began)
 	if err := os.Remove(ballast); err != nil {

@@ -13,8 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"carillon/codec"
 	"carillon/internal/testenv"
 	"carillon/server"
+	"carillon/server/topic"
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
 )
@@ -135,20 +137,20 @@ func (n *fakeNode) wait() {
 	}
 }
 
-func (n *fakeNode) Passing(from string, incarnation, seq uint64, p server.Publication, at time.Time) {
+func (n *fakeNode) Transient(from string, incarnation, seq uint64, p topic.Publication, at time.Time) {
 	n.wait()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.passed = append(n.passed, passed{from, incarnation, seq, p.Topic, string(p.Payload)})
 }
 
-func (n *fakeNode) Broadcast(from string, path string, op server.Opcode, payload []byte, seq uint64) {
+func (n *fakeNode) Broadcast(from string, path string, op codec.Opcode, payload []byte, seq uint64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.broadcasts = append(n.broadcasts, passed{from, uint64(op), seq, path, string(payload)})
 }
 
-func (n *fakeNode) Kept(m server.Message, epoch string, prev uint64) {
+func (n *fakeNode) Persistent(m topic.Message, epoch string, prev uint64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.kept = append(n.kept, kept{m.Topic, string(m.Payload), epoch, m.Offset, prev})
@@ -164,10 +166,11 @@ func (n *fakeNode) Answer(subject string, question []byte) []byte {
 	return []byte(subject + ": " + string(question) + "!")
 }
 
-func (n *fakeNode) Info() server.NodeInfo {
-	return server.NodeInfo{Version: "test", Connections: 7, State: "ready"}
+func (n *fakeNode) Info() topic.NodeInfo {
+	return topic.NodeInfo{Version: "test", Connections: 7, State: "ready"}
 }
-func (n *fakeNode) Options() server.Options { return n.options }
+func (n *fakeNode) Rules() []topic.Rule { return n.options.Topics }
+func (n *fakeNode) MaxMessage() int64   { return int64(n.options.Limits.MaxMessage) }
 
 func (n *fakeNode) all() []passed {
 	n.mu.Lock()
@@ -206,7 +209,7 @@ func (n *testNode) Broadcasts() []passed {
 }
 
 // join starts a broker.
-func join(t *testing.T, o Options, rules ...server.TopicRule) *testNode {
+func join(t *testing.T, o Options, rules ...topic.Rule) *testNode {
 	t.Helper()
 	n, err := tryJoin(t, o, rules...)
 	if err != nil {
@@ -215,17 +218,17 @@ func join(t *testing.T, o Options, rules ...server.TopicRule) *testNode {
 	return n
 }
 
-func tryJoin(t *testing.T, o Options, rules ...server.TopicRule) (*testNode, error) {
+func tryJoin(t *testing.T, o Options, rules ...topic.Rule) (*testNode, error) {
 	t.Helper()
 	return tryJoinTuned(t, o, nil, rules...)
 }
 
-func tryJoinTuned(t *testing.T, o Options, tune func(*natsserver.Options), rules ...server.TopicRule) (*testNode, error) {
+func tryJoinTuned(t *testing.T, o Options, tune func(*natsserver.Options), rules ...topic.Rule) (*testNode, error) {
 	t.Helper()
 	return tryJoinPrepared(t, o, func(b *Broker) { b.tune = tune }, rules...)
 }
 
-func tryJoinPrepared(t *testing.T, o Options, prepare func(*Broker), rules ...server.TopicRule) (*testNode, error) {
+func tryJoinPrepared(t *testing.T, o Options, prepare func(*Broker), rules ...topic.Rule) (*testNode, error) {
 	t.Helper()
 	logger, log := newLog(t)
 	o.Logger = logger
@@ -275,46 +278,46 @@ func (n *testNode) follow(names ...string) {
 }
 
 // publish publishes to a passing topic and waits until NATS has the message.
-func (n *testNode) publish(topic, payload string, seq uint64) error {
+func (n *testNode) publish(name, payload string, seq uint64) error {
 	done := make(chan error, 1)
-	n.PublishPassing(server.Publication{Topic: topic, Payload: []byte(payload)}, 1, seq, func(err error) { done <- err })
+	n.PublishTransient(topic.Publication{Topic: name, Payload: []byte(payload)}, 1, seq, func(err error) { done <- err })
 	return <-done
 }
 
 // store publishes to a topic with history and waits for the answer.
-func (n *testNode) store(topic, payload, key string) (server.Position, error) {
-	return n.storeBy("", topic, payload, key)
+func (n *testNode) store(name, payload, key string) (topic.Position, error) {
+	return n.storeBy("", name, payload, key)
 }
 
-func (n *testNode) storeBy(publisher, topic, payload, key string) (server.Position, error) {
+func (n *testNode) storeBy(publisher, name, payload, key string) (topic.Position, error) {
 	type answer struct {
-		p   server.Position
+		p   topic.Position
 		err error
 	}
 	done := make(chan answer, 1)
-	n.PublishKept(server.Publication{Topic: topic, Payload: []byte(payload), Key: key, Publisher: publisher}, 0, func(p server.Position, err error) { done <- answer{p, err} })
+	n.PublishPersistent(topic.Publication{Topic: name, Payload: []byte(payload), Key: key, Publisher: publisher}, 0, func(p topic.Position, err error) { done <- answer{p, err} })
 	a := <-done
 	return a.p, a.err
 }
 
-func (n *testNode) load(topic string, after uint64) (server.Kept, error) {
-	return n.loadRule(0, topic, after)
+func (n *testNode) load(name string, after uint64) (topic.Snapshot, error) {
+	return n.loadRule(0, name, after)
 }
 
-func payloads(list []server.Message) (texts []string) {
+func payloads(list []topic.Message) (texts []string) {
 	for _, m := range list {
 		texts = append(texts, string(m.Payload))
 	}
 	return texts
 }
 
-func (n *testNode) loadRule(rule int, topic string, after uint64) (server.Kept, error) {
+func (n *testNode) loadRule(rule int, name string, after uint64) (topic.Snapshot, error) {
 	type answer struct {
-		k   server.Kept
+		k   topic.Snapshot
 		err error
 	}
 	done := make(chan answer, 1)
-	n.Load(topic, rule, after, func(k server.Kept, err error) { done <- answer{k, err} })
+	n.Load(name, rule, after, func(k topic.Snapshot, err error) { done <- answer{k, err} })
 	a := <-done
 	return a.k, a.err
 }

@@ -6,7 +6,7 @@ import (
 	"sort"
 	"time"
 
-	"carillon/server"
+	"carillon/server/topic"
 )
 
 // A message that a disk has changed is there, and JetStream cannot read it: it counts it, and goes on with the next one, as if
@@ -29,7 +29,7 @@ func (b *Broker) whole(at place, all fetched, deadline time.Time) (fetched, erro
 		return fetched{}, err
 	}
 	for _, m := range parts.messages {
-		if at, found := slices.BinarySearchFunc(list, m.Offset, func(a server.Message, offset uint64) int { return cmp.Compare(a.Offset, offset) }); !found {
+		if at, found := slices.BinarySearchFunc(list, m.Offset, func(a topic.Message, offset uint64) int { return cmp.Compare(a.Offset, offset) }); !found {
 			list = slices.Insert(list, at, m)
 			missing--
 		}
@@ -61,7 +61,7 @@ const (
 
 // missing is how many messages a replica has between the first and the last of a list that are not in it; 0 where messages come
 // so fast that it cannot be told.
-func (b *Broker) missing(at place, list []server.Message, deadline time.Time) (int, error) {
+func (b *Broker) missing(at place, list []topic.Message, deadline time.Time) (int, error) {
 	first, last := list[0].Offset, lastOf(list)
 	end, before, same := time.Now().Add(time.Until(deadline)/4), -1, 0
 	for range 100 {

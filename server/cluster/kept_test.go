@@ -9,18 +9,18 @@ import (
 	"testing"
 	"time"
 
-	"carillon/server"
+	"carillon/server/topic"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
 
 func TestAKeptMessageComesToEveryFollowerWithItsPlace(t *testing.T) {
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}
-	rule := server.TopicRule{Match: ">", History: 10}
+	rule := topic.Rule{Match: ">", History: 10}
 	alice, bob := join(t, o, rule), join(t, o, rule)
 	alice.follow("a.b")
 	bob.follow("a.*", "*.b")
-	var first server.Position
+	var first topic.Position
 	for i := range 5 {
 		p, err := alice.store("a.b", fmt.Sprint(i), "")
 		if err != nil {
@@ -50,7 +50,7 @@ func TestAKeptMessageComesToEveryFollowerWithItsPlace(t *testing.T) {
 
 func TestAMessageWithTheSameKeyIsStoredOnce(t *testing.T) {
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}
-	rule := server.TopicRule{Match: ">", History: 10}
+	rule := topic.Rule{Match: ">", History: 10}
 	alice, bob := join(t, o, rule), join(t, o, rule)
 	one, err := alice.store("a", "x", "key")
 	if err != nil {
@@ -70,7 +70,7 @@ func TestAMessageWithTheSameKeyIsStoredOnce(t *testing.T) {
 
 func TestWhatIsLoadedSaysHonestlyWhatIsMissing(t *testing.T) {
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}
-	n := join(t, o, server.TopicRule{Match: ">", History: 3})
+	n := join(t, o, topic.Rule{Match: ">", History: 3})
 	store := func(topic, text string) {
 		t.Helper()
 		if _, err := n.store(topic, text, ""); err != nil {
@@ -113,7 +113,7 @@ func TestWhatIsLoadedSaysHonestlyWhatIsMissing(t *testing.T) {
 
 func TestWhatIsTooOldIsAGap(t *testing.T) {
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}
-	n := join(t, o, server.TopicRule{Match: ">", History: 3, MaxAge: time.Second})
+	n := join(t, o, topic.Rule{Match: ">", History: 3, MaxAge: time.Second})
 	p, err := n.store("a", "1", "")
 	if err != nil {
 		t.Fatal(err)
@@ -133,12 +133,12 @@ func TestWhatIsTooOldIsAGap(t *testing.T) {
 
 func TestManyMessagesAreLoadedInOrder(t *testing.T) {
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}
-	n := join(t, o, server.TopicRule{Match: ">", History: 5000})
+	n := join(t, o, topic.Rule{Match: ">", History: 5000})
 	const count = 3*batchMessages + 1
 	var wait sync.WaitGroup
 	for i := range count {
 		wait.Add(1)
-		n.PublishKept(server.Publication{Topic: "a", Payload: []byte(fmt.Sprint(i))}, 0, func(_ server.Position, err error) {
+		n.PublishPersistent(topic.Publication{Topic: "a", Payload: []byte(fmt.Sprint(i))}, 0, func(_ topic.Position, err error) {
 			if err != nil {
 				t.Error(err)
 			}
@@ -170,7 +170,7 @@ type model struct {
 	visits int // that were not in vain
 }
 
-func (m *model) take(list []server.Message) {
+func (m *model) take(list []topic.Message) {
 	for _, one := range list {
 		if one.Offset > m.last {
 			m.last = one.Offset
@@ -182,7 +182,7 @@ func (m *model) take(list []server.Message) {
 func TestResumingAtAnyNodeAtAnyTimeGivesTheTopicsLog(t *testing.T) {
 	t.Parallel()
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}, Timeout: 10 * time.Second}
-	rule := server.TopicRule{Match: ">", History: 100_000, MaxAge: -1}
+	rule := topic.Rule{Match: ">", History: 100_000, MaxAge: -1}
 	nodes := []*testNode{join(t, o, rule), join(t, o, rule), join(t, o, rule)}
 	publisher := join(t, o, rule)
 	stop, stopped := make(chan struct{}), make(chan []string, 1)
@@ -258,7 +258,7 @@ func (m *model) visit(n *testNode, name string, live int) {
 		if one.prev > m.last {
 			m.t.Fatalf("message %d comes after %d, and the last was %d", one.offset, one.prev, m.last)
 		}
-		m.take([]server.Message{{Offset: one.offset, Payload: []byte(one.payload)}})
+		m.take([]topic.Message{{Offset: one.offset, Payload: []byte(one.payload)}})
 		live--
 	}
 	n.Unfollow(name)
@@ -266,14 +266,14 @@ func (m *model) visit(n *testNode, name string, live int) {
 
 func TestRulesThatChangeChangeTheStream(t *testing.T) {
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}
-	old := join(t, o, server.TopicRule{Match: ">", History: 2})
+	old := join(t, o, topic.Rule{Match: ">", History: 2})
 	for i := range 3 {
 		if _, err := old.store("a", fmt.Sprint(i), ""); err != nil {
 			t.Fatal(err)
 		}
 	}
 	before := old.streams[0].epochNow()
-	n := join(t, o, server.TopicRule{Match: "b"}, server.TopicRule{Match: ">", History: 3, MaxAge: time.Hour})
+	n := join(t, o, topic.Rule{Match: "b"}, topic.Rule{Match: ">", History: 3, MaxAge: time.Hour})
 	st := n.streams[1]
 	if st.epochNow() != before {
 		t.Error("the epoch changed with the rules")
@@ -290,7 +290,7 @@ func TestRulesThatChangeChangeTheStream(t *testing.T) {
 		t.Errorf("kept are %v, %v, want 3", payloads(k.Messages), err)
 	}
 	o.Storage = "memory"
-	if _, err := tryJoin(t, o, server.TopicRule{Match: ">", History: 3}); err == nil || !strings.Contains(err.Error(), "JetStream cannot change that") {
+	if _, err := tryJoin(t, o, topic.Rule{Match: ">", History: 3}); err == nil || !strings.Contains(err.Error(), "JetStream cannot change that") {
 		t.Errorf("another storage: %v", err)
 	}
 }
@@ -299,7 +299,7 @@ func TestRulesThatChangeChangeTheStream(t *testing.T) {
 func TestARaisedHistoryDoesNotHideWhatWasRemoved(t *testing.T) {
 	t.Parallel()
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}
-	rule := func(history int) server.TopicRule { return server.TopicRule{Match: ">", History: history} }
+	rule := func(history int) topic.Rule { return topic.Rule{Match: ">", History: history} }
 	check := func(n *testNode, topic string, after, since uint64, want ...string) {
 		t.Helper()
 		if k, err := n.load(topic, after); err != nil || k.Since != since || !slices.Equal(payloads(k.Messages), want) {
@@ -362,7 +362,7 @@ func TestARaisedHistoryDoesNotHideWhatWasRemoved(t *testing.T) {
 func TestHistoryNeedsJetStream(t *testing.T) {
 	t.Parallel() // it waits
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, ""))}, StartTimeout: 5 * time.Second}
-	_, err := tryJoin(t, o, server.TopicRule{Match: ">", History: 3})
+	_, err := tryJoin(t, o, topic.Rule{Match: ">", History: 3})
 	if err == nil || !strings.Contains(err.Error(), "is JetStream enabled") || !strings.Contains(err.Error(), "start_timeout") {
 		t.Errorf("the error is %v", err)
 	}

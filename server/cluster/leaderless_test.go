@@ -7,13 +7,13 @@ import (
 	"slices"
 	"testing"
 
-	"carillon/server"
+	"carillon/server/topic"
 
 	"github.com/nats-io/nats.go"
 )
 
 func TestOnlyALeaderSpeaksForTheStream(t *testing.T) {
-	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, server.TopicRule{Match: ">", History: 3})
+	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, topic.Rule{Match: ">", History: 3})
 	subject := `"config": {"subjects": ["` + n.configIn(n.streams[0], "abc").Subjects[0] + `"]}`
 	for _, test := range []struct {
 		name, answer string
@@ -34,7 +34,7 @@ func TestOnlyALeaderSpeaksForTheStream(t *testing.T) {
 // the leader, with what it happens to have: that is neither a sign of health nor a stream that has lost messages.
 func TestAReplicaThatIsCutOffDoesNotSpeakForTheStream(t *testing.T) {
 	t.Parallel()
-	x := newTrio(t, server.TopicRule{Match: "kept.>", History: 1000})
+	x := newTrio(t, topic.Rule{Match: "kept.>", History: 1000})
 	which := slices.IndexFunc(x.nodes[:], func(n *testNode) bool { // a leader takes longer to notice
 		return !n.embedded.GlobalAccount().JetStreamIsStreamLeader(n.streams[0].name)
 	})
@@ -58,9 +58,9 @@ func TestAReplicaThatIsCutOffDoesNotSpeakForTheStream(t *testing.T) {
 	if err := cathy.ensure(context.Background(), st); err == nil {
 		t.Error("her replica is taken for the stream")
 	}
-	eventually(t, "she says that she is not well", func() bool { return cathy.KeptErr(0) != nil })
+	eventually(t, "she says that she is not well", func() bool { return cathy.PersistentErr(0) != nil })
 	x.isolate(which, false)
-	eventually(t, "she is well again", func() bool { return cathy.KeptErr(0) == nil })
+	eventually(t, "she is well again", func() bool { return cathy.PersistentErr(0) == nil })
 }
 
 func TestAStreamHasGoneBackOnlyWhenItIsSaidAgainAndAgain(t *testing.T) {
@@ -93,7 +93,7 @@ func TestAStreamHasGoneBackOnlyWhenItIsSaidAgainAndAgain(t *testing.T) {
 // leader, although there is one, which answers a little later.
 func TestTheLeaderIsHeardBesideServersThatKnowOfNone(t *testing.T) {
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}
-	rule := server.TopicRule{Match: ">", History: 3}
+	rule := topic.Rule{Match: ">", History: 3}
 	n, other := join(t, o, rule), join(t, o, rule)
 	if _, err := n.store("a", "x", ""); err != nil {
 		t.Fatal(err)
@@ -141,7 +141,7 @@ func TestTheLeaderIsHeardBesideServersThatKnowOfNone(t *testing.T) {
 func TestAStreamThatDoesNotAnswerWhenItIsLookedAt(t *testing.T) {
 	t.Parallel()
 	s := natsAt(t, -1, t.TempDir())
-	n := join(t, Options{NATS: NATS{URL: urlOf(s)}}, server.TopicRule{Match: ">", History: 3})
+	n := join(t, Options{NATS: NATS{URL: urlOf(s)}}, topic.Rule{Match: ">", History: 3})
 	n.streams[0].unsure.Store(true)
 	eventually(t, "it is looked at when it answers", func() bool { return n.resynced() == 1 && !n.streams[0].unsure.Load() })
 	s.Shutdown()
@@ -155,7 +155,7 @@ func TestAStreamThatDoesNotAnswerWhenItIsLookedAt(t *testing.T) {
 func TestALoadThatFindsAnotherEpochHasAllLookedAt(t *testing.T) {
 	t.Parallel()
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}
-	rule := server.TopicRule{Match: ">", History: 3}
+	rule := topic.Rule{Match: ">", History: 3}
 	alice, bob := join(t, o, rule), join(t, o, rule)
 	for range 5 {
 		before := bob.resynced()

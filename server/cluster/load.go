@@ -5,18 +5,18 @@ import (
 	"fmt"
 	"time"
 
-	"carillon/server"
+	"carillon/server/topic"
 )
 
-// Load implements [server.Broker].
-func (b *Broker) Load(topic string, rule int, after uint64, done func(server.Kept, error)) {
+// Load implements [topic.Broker].
+func (b *Broker) Load(name string, rule int, after uint64, done func(topic.Snapshot, error)) {
 	st := b.streamOf(rule)
 	if !b.ready.Load() || st == nil {
-		go done(server.Kept{}, errNotStarted)
+		go done(topic.Snapshot{}, errNotStarted)
 		return
 	}
 	b.loads.do(func() {
-		kept, err := b.load(st, topic, after)
+		kept, err := b.load(st, name, after)
 		if err == nil {
 			st.leaveOut(&kept)
 			kept.Now = b.clock()
@@ -24,7 +24,7 @@ func (b *Broker) Load(topic string, rule int, after uint64, done func(server.Kep
 		}
 		if err != nil {
 			b.stats.loadFailures.Add(1)
-			err = fmt.Errorf("load topic %s: %w", topic, err)
+			err = fmt.Errorf("load topic %s: %w", name, err)
 		}
 		b.stats.loads.Add(1)
 		done(kept, err)
@@ -54,22 +54,22 @@ type place struct {
 // its first sequence on is there, with what the leader has that the replica has not. Otherwise everything from the
 // topic's first message on is. The first sequence is asked for after the messages have been fetched, since it only
 // grows.
-func (b *Broker) load(st *stream, topic string, after uint64) (server.Kept, error) {
+func (b *Broker) load(st *stream, name string, after uint64) (topic.Snapshot, error) {
 	deadline := time.Now().Add(b.o.Timeout)
 	if err := b.awaitClear(st, deadline); err != nil {
-		return server.Kept{}, err
+		return topic.Snapshot{}, err
 	}
 	epoch := st.epochNow()
-	at := place{st, topic, b.names.store(st.id, epoch, topic)}
+	at := place{st, name, b.names.store(st.id, epoch, name)}
 	newest, err := b.newest(at, deadline)
 	if err != nil {
-		return server.Kept{}, err
+		return topic.Snapshot{}, err
 	}
-	kept := server.Kept{Epoch: epoch}
+	kept := topic.Snapshot{Epoch: epoch}
 	if newest > 0 && newest >= after {
 		got, err := b.fetchUpTo(at, max(after, 1), newest, deadline)
 		if err != nil {
-			return server.Kept{}, err
+			return topic.Snapshot{}, err
 		}
 		kept.Messages = got.messages
 		if got.lost > 0 { // all that can honestly be had is what comes after what could not be read
@@ -87,7 +87,7 @@ func (b *Broker) load(st *stream, topic string, after uint64) (server.Kept, erro
 }
 
 // reach says how far back reaches what was fetched, and leaves out what is not after the position.
-func (b *Broker) reach(at place, kept server.Kept, newest, after uint64, deadline time.Time) (server.Kept, error) {
+func (b *Broker) reach(at place, kept topic.Snapshot, newest, after uint64, deadline time.Time) (topic.Snapshot, error) {
 	var state streamState
 	var since uint64
 	var err error
@@ -98,11 +98,11 @@ func (b *Broker) reach(at place, kept server.Kept, newest, after uint64, deadlin
 		state, since, err = b.toHead(at, &kept, newest, after, deadline)
 	}
 	if err != nil {
-		return server.Kept{}, err
+		return topic.Snapshot{}, err
 	}
 	if state.epoch != kept.Epoch {
 		b.changed(at.st, state.epoch)
-		return server.Kept{}, errEpoch
+		return topic.Snapshot{}, errEpoch
 	}
 	kept.Since = max(since, after)
 	if kept.Last = max(newest, lastOf(kept.Messages), since); len(kept.Messages) == 0 {
@@ -125,7 +125,7 @@ func (b *Broker) reach(at place, kept server.Kept, newest, after uint64, deadlin
 //
 // The last sequence that it returns is one that was the stream's before all that: of a later one nobody has looked whether
 // it is the topic's.
-func (b *Broker) toHead(at place, kept *server.Kept, newest, after uint64, deadline time.Time) (state streamState, since uint64, err error) {
+func (b *Broker) toHead(at place, kept *topic.Snapshot, newest, after uint64, deadline time.Time) (state streamState, since uint64, err error) {
 	for lost := uint64(0); ; {
 		before, err := b.awaitInfo(at.st)
 		if err != nil {
@@ -179,7 +179,7 @@ func (b *Broker) toHead(at place, kept *server.Kept, newest, after uint64, deadl
 
 // fillHead puts before the messages what the leader has between the position and them, or the stream's last sequence if
 // there are none. What could not be read among that is lost, and so is everything before it.
-func (b *Broker) fillHead(at place, kept *server.Kept, after, last uint64, deadline time.Time) (lost uint64, err error) {
+func (b *Broker) fillHead(at place, kept *topic.Snapshot, after, last uint64, deadline time.Time) (lost uint64, err error) {
 	if len(kept.Messages) > 0 {
 		last = kept.Messages[0].Offset - 1
 	}
@@ -196,7 +196,7 @@ func (b *Broker) fillHead(at place, kept *server.Kept, after, last uint64, deadl
 }
 
 // leaveOut leaves out what is before a place up to which messages may be missing.
-func (st *stream) leaveOut(kept *server.Kept) {
+func (st *stream) leaveOut(kept *topic.Snapshot) {
 	st.mu.Lock()
 	lost := st.lost
 	st.mu.Unlock()
@@ -218,7 +218,7 @@ func (st *stream) same(epoch string) error {
 	return nil
 }
 
-func lastOf(list []server.Message) uint64 {
+func lastOf(list []topic.Message) uint64 {
 	if len(list) == 0 {
 		return 0
 	}

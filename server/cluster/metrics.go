@@ -77,7 +77,7 @@ func (b *Broker) Collect(to chan<- prometheus.Metric) {
 		connected, kept = 1, 1
 	}
 	for rule, st := range b.streams {
-		if st != nil && b.KeptErr(rule) != nil {
+		if st != nil && b.PersistentErr(rule) != nil {
 			kept = 0
 		}
 		if st != nil && st.fullErr() != nil {

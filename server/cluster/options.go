@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -13,7 +12,7 @@ import (
 	"time"
 
 	"carillon/internal/redact"
-	"carillon/server"
+	"carillon/server/internal/option"
 
 	"github.com/nats-io/nats.go"
 )
@@ -40,7 +39,7 @@ type Options struct {
 
 	// MaxBytes is how much NATS keeps for one topic rule, all its topics together; beyond it the oldest
 	// messages go. Default: no limit but that of the NATS servers.
-	MaxBytes server.Size `yaml:"max_bytes"`
+	MaxBytes option.Size `yaml:"max_bytes"`
 
 	// Positions is the file in which this node remembers how far the topics' offsets were, so that it notices when
 	// JetStream has lost the newest messages while the node was down. One for each node, outside of what is backed up
@@ -69,12 +68,12 @@ type NATS struct {
 	// At most one of these ways to authenticate. Credentials and NKey are names of files: of one with a JWT
 	// and a seed, as nsc makes them, and of one with a seed. With Embedded, User and Password are what the
 	// NATS servers of the cluster ask of each other, and of clients; the password has at least
-	// [server.MinSecret] characters.
+	// [option.MinSecret] characters.
 	Credentials string        `yaml:"credentials"`
 	NKey        string        `yaml:"nkey"`
 	User        string        `yaml:"user"`
-	Password    server.Secret `yaml:"password"`
-	Token       server.Secret `yaml:"token"`
+	Password    option.Secret `yaml:"password"`
+	Token       option.Secret `yaml:"token"`
 
 	TLS TLS `yaml:"tls"`
 
@@ -110,7 +109,7 @@ func (o *Options) complete() error {
 	if o.Node == "" {
 		var err error
 		if o.Node, err = os.Hostname(); err != nil {
-			return &server.OptionError{Key: "cluster.node", Problem: "is missing, and this host has no name: " + err.Error()}
+			return &option.Error{Key: "cluster.node", Problem: "is missing, and this host has no name: " + err.Error()}
 		}
 	}
 	if o.Logger == nil {
@@ -127,25 +126,25 @@ func (o *Options) complete() error {
 }
 
 // CheckFiles reports what is wrong with the files and the nkey that Start would log in to NATS with. The error joins one
-// [server.OptionError] for each problem.
+// [option.Error] for each problem.
 func (o Options) CheckFiles() error {
-	var p problems
+	c := option.Checker{Prefix: prefix}
 	if o.NATS.Credentials != "" {
 		if _, err := os.ReadFile(o.NATS.Credentials); err != nil {
-			p.add("nats.credentials", "%v", err)
+			c.Add("nats.credentials", "%v", err)
 		}
 	}
 	if o.NATS.NKey != "" {
 		if _, err := nats.NkeyOptionFromSeed(o.NATS.NKey); err != nil {
-			p.add("nats.nkey", "%v", err)
+			c.Add("nats.nkey", "%v", err)
 		}
 	}
 	if o.NATS.TLS != (TLS{}) {
 		if _, err := o.NATS.TLS.config(); err != nil {
-			p = append(p, err)
+			c.AddError(err)
 		}
 	}
-	return errors.Join(p...)
+	return c.Err()
 }
 
 // Enabled says whether there is to be a cluster.
@@ -157,69 +156,58 @@ const off = "off"
 // maxReplicas is NATS's own bound.
 const maxReplicas = 5
 
-type problems []error
+// prefix is that of the keys of these options in the configuration file.
+const prefix = "cluster."
 
-func (p *problems) add(key, format string, args ...any) {
-	*p = append(*p, &server.OptionError{Key: "cluster." + key, Problem: fmt.Sprintf(format, args...)})
-}
+// shortest is the lower bound of the time-outs.
+const shortest = 100 * time.Millisecond
 
 // Resolve returns a copy in which every zero is replaced by its default, after checking each value. Node, Logger,
 // Replicas and NATS.RoutesListen stay zero, since their defaults depend on the host, or on other options. The
-// error joins one [server.OptionError], whose key begins with "cluster.", for each problem.
+// error joins one [option.Error], whose key begins with "cluster.", for each problem.
 func (o Options) Resolve() (Options, error) {
-	var p problems
+	c := option.Checker{Prefix: prefix}
 	if o.Name == "" {
 		o.Name = "carillon"
 	}
 	if !isWord(o.Name) {
-		p.add("name", "%.40q is no name: expected 1 to 32 letters, digits, - or _", o.Name)
+		c.Add("name", "%.40q is no name: expected 1 to 32 letters, digits, - or _", o.Name)
 	}
 	if len(o.Node) > 128 || strings.ContainsFunc(o.Node, func(r rune) bool { return r <= ' ' || r == 127 }) {
-		p.add("node", "%.40q is no name: expected at most 128 bytes without spaces", o.Node)
+		c.Add("node", "%.40q is no name: expected at most 128 bytes without spaces", o.Node)
 	}
 	switch o.Storage {
 	case "":
 		o.Storage = "file"
 	case "file", "memory":
 	default:
-		p.add("storage", "%q is unknown: expected file or memory", o.Storage)
+		c.Add("storage", "%q is unknown: expected file or memory", o.Storage)
 	}
 	if o.Replicas < 0 || o.Replicas > maxReplicas {
-		p.add("replicas", "%d is out of range: expected 1 to %d, or 0 for the default", o.Replicas, maxReplicas)
+		c.Add("replicas", "%d is out of range: expected 1 to %d, or 0 for the default", o.Replicas, maxReplicas)
 	}
 	o.MaxBytes = max(o.MaxBytes, -1)
 	if o.MaxBytes == 0 {
 		o.MaxBytes = -1
 	}
-	p.duration("timeout", &o.Timeout, 5*time.Second, 10*time.Second, false)
-	p.duration("start_timeout", &o.StartTimeout, time.Minute, 24*time.Hour, true)
-	o.NATS.resolve(&p)
-	return o, errors.Join(p...)
+	c.DurationWithin("timeout", &o.Timeout, 5*time.Second, shortest, 10*time.Second, false)
+	c.DurationWithin("start_timeout", &o.StartTimeout, time.Minute, shortest, 24*time.Hour, true)
+	o.NATS.resolve(&c)
+	return o, c.Err()
 }
 
-func (p *problems) duration(key string, d *time.Duration, def, most time.Duration, canBeOff bool) {
-	switch {
-	case *d == 0:
-		*d = def
-	case *d < 0 && canBeOff:
-		*d = -1
-	case *d < 100*time.Millisecond || *d > most:
-		p.add(key, "%v is out of range: expected 100ms to %v", *d, most)
-	}
-}
-
-func (n *NATS) resolve(p *problems) {
+func (n *NATS) resolve(c *option.Checker) {
 	if n.URL != "" && n.Embedded {
-		p.add("nats.embedded", "excludes nats.url: expected one of them")
+		c.Add("nats.embedded", "excludes nats.url: expected one of them")
 	}
 	if err := redact.Check(n.URL); err != nil {
-		p.add("nats.url", "%v", err)
+		c.Add("nats.url", "%v", err)
 		return
 	}
 	for _, one := range n.urls() {
 		u, err := url.Parse(one)
 		if err != nil || u.Host == "" || u.Scheme != "nats" && u.Scheme != "tls" && u.Scheme != "ws" && u.Scheme != "wss" {
-			p.add("nats.url", "%.60q is no address of a NATS server: expected such as nats://10.0.0.1:4222", n.shown(one))
+			c.Add("nats.url", "%.60q is no address of a NATS server: expected such as nats://10.0.0.1:4222", n.shown(one))
 		}
 	}
 	ways := 0
@@ -229,63 +217,63 @@ func (n *NATS) resolve(p *problems) {
 		}
 	}
 	if ways > 1 {
-		p.add("nats", "has several of credentials, nkey, user and token: expected at most one")
+		c.Add("nats", "has several of credentials, nkey, user and token: expected at most one")
 	}
 	if n.Embedded && (n.Credentials != "" || n.NKey != "" || n.Token != "") {
-		p.add("nats", "has credentials, nkey or token beside embedded: expected user and password")
+		c.Add("nats", "has credentials, nkey or token beside embedded: expected user and password")
 	}
-	for key, secret := range map[string]server.Secret{"password": n.Password, "token": n.Token} {
+	for key, secret := range map[string]option.Secret{"password": n.Password, "token": n.Token} {
 		if secret != "" && string(secret) == secret.String() {
-			p.add("nats."+key, "%s stands for a secret that is not shown: set it, such as by the environment", secret)
+			c.Add("nats."+key, "%s stands for a secret that is not shown: set it, such as by the environment", secret)
 		}
 	}
 	if (n.User == "") != (n.Password == "") {
-		p.add("nats.user", "and nats.password go together: expected both or none")
+		c.Add("nats.user", "and nats.password go together: expected both or none")
 	}
 	if (n.TLS.Cert == "") != (n.TLS.Key == "") {
-		p.add("nats.tls.cert", "and nats.tls.key go together: expected both or none")
+		c.Add("nats.tls.cert", "and nats.tls.key go together: expected both or none")
 	}
-	n.resolveEmbedded(p)
+	n.resolveEmbedded(c)
 }
 
-func (n *NATS) resolveEmbedded(p *problems) {
+func (n *NATS) resolveEmbedded(c *option.Checker) {
 	if !n.Embedded {
 		for key, given := range map[string]bool{"listen": n.Listen != "" && n.Listen != off, "routes": len(n.Routes) > 0,
 			"routes_listen": n.RoutesListen != "" && n.RoutesListen != off, "store_dir": n.StoreDir != ""} {
 			if given {
-				p.add("nats."+key, "is for an embedded server: expected nats.embedded: true with it")
+				c.Add("nats."+key, "is for an embedded server: expected nats.embedded: true with it")
 			}
 		}
 	}
 	if n.TLS.CA != "" && n.TLS.Cert == "" && n.Embedded {
-		p.add("nats.tls.cert", "is missing: embedded servers show each other certificates")
+		c.Add("nats.tls.cert", "is missing: embedded servers show each other certificates")
 	}
 	if n.Listen == "" {
 		n.Listen = off
 	}
 	for key, address := range map[string]string{"listen": n.Listen, "routes_listen": n.RoutesListen} {
 		if _, _, err := hostPort(address); address != off && address != "" && err != nil {
-			p.add("nats."+key, "%q is not an address: expected host:port, or off", redact.URL(address))
+			c.Add("nats."+key, "%q is not an address: expected host:port, or off", redact.URL(address))
 		}
 	}
 	if n.RoutesListen == off && len(n.Routes) > 0 {
-		p.add("nats.routes_listen", "is off: with nats.routes the others have to find this server, too")
+		c.Add("nats.routes_listen", "is off: with nats.routes the others have to find this server, too")
 	}
-	n.resolveExposed(p)
+	n.resolveExposed(c)
 	for i, r := range n.Routes {
 		if host, port, err := hostPort(r); err != nil || host == "" || port == 0 {
-			p.add(fmt.Sprintf("nats.routes[%d]", i), "%q is not an address: expected host:port", redact.URL(r))
+			c.Add(fmt.Sprintf("nats.routes[%d]", i), "%q is not an address: expected host:port", redact.URL(r))
 		}
 	}
 }
 
 // resolveExposed refuses what would let everybody who reaches a port into the cluster.
-func (n *NATS) resolveExposed(p *problems) {
+func (n *NATS) resolveExposed(c *option.Checker) {
 	if !n.Embedded {
 		return
 	}
 	if err := n.Password.Check(); err != nil && string(n.Password) != n.Password.String() {
-		p.add("nats.password", "%v", err)
+		c.Add("nats.password", "%v", err)
 	}
 	if n.User != "" || n.TLS.CA != "" && n.TLS.Cert != "" { // without ca, a certificate of any authority would do
 		return
@@ -293,7 +281,7 @@ func (n *NATS) resolveExposed(p *problems) {
 	for _, one := range []struct{ key, address, such string }{
 		{"listen", n.Listen, "127.0.0.1:4222"}, {"routes_listen", n.routesListen(), "127.0.0.1:6222"}} {
 		if host, _, err := hostPort(one.address); one.address != off && err == nil && !isLoopback(host) {
-			p.add("nats."+one.key, "%s can be reached from other machines, which would be let into the cluster: expected nats.user with "+
+			c.Add("nats."+one.key, "%s can be reached from other machines, which would be let into the cluster: expected nats.user with "+
 				"nats.password (CARILLON_CLUSTER_NATS_PASSWORD), or nats.tls with ca, cert and key, or an address such as %s", one.address, one.such)
 		}
 	}

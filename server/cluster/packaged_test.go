@@ -13,8 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"carillon/codec"
 	"carillon/internal/testenv"
-	"carillon/server"
+	"carillon/server/topic"
 )
 
 // packagedTrio is three servers of an installed nats-server, with JetStream, as one cluster.
@@ -112,7 +113,7 @@ type packagedCluster struct {
 	history bool // the servers are new enough for it
 
 	passing, stored []string
-	last            server.Position // of what is stored
+	last            topic.Position // of what is stored
 }
 
 // settle waits until all nodes are well, with none on a server that is gone, and every server knows what they follow.
@@ -143,7 +144,7 @@ func (x *packagedCluster) say(text string) {
 		x.t.Fatal(err)
 	}
 	sent := make(chan error, 1)
-	first.Broadcast("/broadcast", server.Text, []byte(text), uint64(len(x.passing)), func(err error) { sent <- err })
+	first.Broadcast("/broadcast", codec.OpText, []byte(text), uint64(len(x.passing)), func(err error) { sent <- err })
 	if err := <-sent; err != nil {
 		x.t.Fatal(err)
 	}
@@ -157,7 +158,7 @@ func (x *packagedCluster) say(text string) {
 	}
 	x.stored = append(x.stored, text)
 	for i, n := range x.nodes {
-		var at server.Position
+		var at topic.Position
 		eventually(x.t, "it is stored", func() bool {
 			var err error
 			at, err = n.store("kept.a", text, text)
@@ -182,9 +183,9 @@ func TestThreePackagedNATSServersAreACluster(t *testing.T) {
 	path := testenv.Program(t, "nats-server")
 	x := &packagedCluster{packagedTrio: newPackagedTrio(t, path), history: !isOlder(packagedVersion(t, path), leastVersion)}
 	x.start(0, 1, 2)
-	var rules []server.TopicRule
+	var rules []topic.Rule
 	if x.history {
-		rules = append(rules, server.TopicRule{Match: "kept.>", History: 1000})
+		rules = append(rules, topic.Rule{Match: "kept.>", History: 1000})
 	}
 	for i := range x.nodes {
 		x.nodes[i] = join(t, Options{Replicas: 3, Timeout: 2 * time.Second, NATS: NATS{URL: x.url()}}, rules...)

@@ -9,7 +9,7 @@ import (
 	"sync"
 	"time"
 
-	"carillon/server"
+	"carillon/server/topic"
 
 	"github.com/nats-io/nats.go"
 )
@@ -23,12 +23,12 @@ const (
 
 // heartbeat is what nodes tell each other.
 type heartbeat struct {
-	Wire    int             `json:"wire"`
-	Info    server.NodeInfo `json:"info"`
-	Count   uint64          `json:"count"`   // of this node's heartbeats
-	Server  string          `json:"server"`  // the id of its NATS server
-	Rules   string          `json:"rules"`   // what its topics keep
-	Leaving bool            `json:"leaving"` // this is its last one
+	Wire    int            `json:"wire"`
+	Info    topic.NodeInfo `json:"info"`
+	Count   uint64         `json:"count"`   // of this node's heartbeats
+	Server  string         `json:"server"`  // the id of its NATS server
+	Rules   string         `json:"rules"`   // what its topics keep
+	Leaving bool           `json:"leaving"` // this is its last one
 
 	Streams map[string]claim `json:"streams,omitempty"` // how far it has seen them, by the rule's id
 
@@ -50,7 +50,7 @@ type peers struct {
 }
 
 type peer struct {
-	info   server.NodeInfo
+	info   topic.NodeInfo
 	count  uint64
 	server string
 
@@ -61,7 +61,7 @@ func (p *peers) init() { p.nodes, p.warned = map[string]*peer{}, map[string]stru
 
 func idOf(number uint64) string { return fmt.Sprintf("%016x", number) }
 
-func (b *Broker) self() server.NodeInfo {
+func (b *Broker) self() topic.NodeInfo {
 	info := b.node.Info()
 	info.ID, info.Heard, info.Lag = b.id, time.Now(), b.in.lag().Seconds()
 	if info.Name == "" {
@@ -219,22 +219,22 @@ func (b *Broker) isAlone() bool {
 	return len(b.peers.nodes) == 0 && b.stats.lostNodes.Load() > 0
 }
 
-// Nodes implements [server.Broker].
-func (b *Broker) Nodes() []server.NodeInfo {
+// Nodes implements [topic.Broker].
+func (b *Broker) Nodes() []topic.NodeInfo {
 	if b.node == nil {
 		return nil
 	}
 	self := b.self()
 	b.peers.mu.Lock()
 	defer b.peers.mu.Unlock()
-	var list []server.NodeInfo
+	var list []topic.NodeInfo
 	for _, p := range b.peers.nodes {
 		list = append(list, p.info)
 	}
-	slices.SortFunc(list, func(a, b server.NodeInfo) int {
+	slices.SortFunc(list, func(a, b topic.NodeInfo) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
 	})
-	return append([]server.NodeInfo{self}, list...)
+	return append([]topic.NodeInfo{self}, list...)
 }
 
 // others returns the ids of the other nodes, or of those only that are connected to other NATS servers.

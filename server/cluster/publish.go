@@ -12,7 +12,8 @@ import (
 	"sync"
 	"time"
 
-	"carillon/server"
+	"carillon/codec"
+	"carillon/server/topic"
 
 	"github.com/nats-io/nats.go"
 )
@@ -32,7 +33,7 @@ type outgoing struct {
 	stream  *stream // nil for a passing message
 	epoch   string  // of the stream
 
-	done func(server.Position, error)
+	done func(topic.Position, error)
 	size int       // set when it is put into the outbox
 	held time.Time // since when it has waited for the stream to be beyond doubt; zero if it has not
 }
@@ -56,9 +57,9 @@ func (q *outbox) put(o *outgoing) error {
 	defer q.mu.Unlock()
 	switch {
 	case q.closed:
-		return server.ErrNoCluster
+		return topic.ErrNoCluster
 	case q.waiting >= mostWaiting || q.bytes+o.size > mostWaitingBytes:
-		return server.ErrOverloaded
+		return topic.ErrOverloaded
 	}
 	q.waiting++
 	q.bytes += o.size
@@ -138,28 +139,28 @@ func wake(c chan struct{}) {
 	}
 }
 
-// PublishPassing implements [server.Broker].
-func (b *Broker) PublishPassing(p server.Publication, incarnation, seq uint64, done func(error)) {
+// PublishTransient implements [topic.Broker].
+func (b *Broker) PublishTransient(p topic.Publication, incarnation, seq uint64, done func(error)) {
 	e := envelope{from: b.number, incarnation: incarnation, seq: seq, at: time.Now().UnixMilli(), format: byte(p.Format)}
-	b.put(&outgoing{subject: b.names.passing(p.Topic), data: e.seal(p.Payload), done: func(_ server.Position, err error) { done(err) }})
+	b.put(&outgoing{subject: b.names.passing(p.Topic), data: e.seal(p.Payload), done: func(_ topic.Position, err error) { done(err) }})
 }
 
-// Broadcast implements [server.Broker].
-func (b *Broker) Broadcast(path string, op server.Opcode, payload []byte, seq uint64, done func(error)) {
+// Broadcast implements [topic.Broker].
+func (b *Broker) Broadcast(path string, op codec.Opcode, payload []byte, seq uint64, done func(error)) {
 	e := envelope{from: b.number, seq: seq, at: time.Now().UnixMilli(), format: byte(op)}
-	b.put(&outgoing{subject: b.names.broadcast(path), data: e.seal(payload), done: func(_ server.Position, err error) { done(err) }})
+	b.put(&outgoing{subject: b.names.broadcast(path), data: e.seal(payload), done: func(_ topic.Position, err error) { done(err) }})
 }
 
-// PublishKept implements [server.Broker].
-func (b *Broker) PublishKept(p server.Publication, rule int, done func(server.Position, error)) {
+// PublishPersistent implements [topic.Broker].
+func (b *Broker) PublishPersistent(p topic.Publication, rule int, done func(topic.Position, error)) {
 	st := b.streamOf(rule)
 	if st == nil {
-		go done(server.Position{}, errNotStarted)
+		go done(topic.Position{}, errNotStarted)
 		return
 	}
 	if err := st.fullErr(); err != nil {
 		b.stats.refused.Add(1)
-		go done(server.Position{}, err)
+		go done(topic.Position{}, err)
 		return
 	}
 	epoch := st.epochNow()
@@ -173,7 +174,7 @@ func (b *Broker) PublishKept(p server.Publication, rule int, done func(server.Po
 // keySpace is the publisher that a message's key belongs to. Nodes of older versions know of none, and a client that has to
 // publish a message again may have come from one of them: so until the last of them is gone, and JetStream has forgotten
 // the keys that it wrote, all keys are the application's, as they are there.
-func (b *Broker) keySpace(p *server.Publication) string {
+func (b *Broker) keySpace(p *topic.Publication) string {
 	if p.Publisher != "" && b.peers.sharesKeys(time.Now()) {
 		return ""
 	}
@@ -201,16 +202,16 @@ func (b *Broker) put(o *outgoing) {
 	}
 	if err != nil {
 		b.stats.refused.Add(1)
-		go o.done(server.Position{}, err) // the caller may hold a lock that done needs
+		go o.done(topic.Position{}, err) // the caller may hold a lock that done needs
 	}
 }
 
-func (b *Broker) finish(o *outgoing, p server.Position, err error) {
+func (b *Broker) finish(o *outgoing, p topic.Position, err error) {
 	b.out.release(o)
 	switch {
 	case err == nil:
 		b.stats.published.Add(1)
-	case errors.Is(err, server.ErrNoCluster) || errors.Is(err, server.ErrOverloaded) || errors.Is(err, server.ErrTooLarge):
+	case errors.Is(err, topic.ErrNoCluster) || errors.Is(err, topic.ErrOverloaded) || errors.Is(err, topic.ErrTooLarge):
 		b.stats.refused.Add(1)
 	default:
 		b.stats.unknown.Add(1)
@@ -225,10 +226,10 @@ func (b *Broker) writer() {
 		case <-b.out.wake:
 		case <-b.quit:
 			for _, st := range b.byRule {
-				b.giveUp(st, server.ErrNoCluster)
+				b.giveUp(st, topic.ErrNoCluster)
 			}
 			for _, o := range b.out.take() {
-				b.finish(o, server.Position{}, server.ErrNoCluster)
+				b.finish(o, topic.Position{}, topic.ErrNoCluster)
 			}
 			return
 		}
@@ -244,7 +245,7 @@ func (b *Broker) writer() {
 			b.out.count++
 			setCount(o.data, b.out.count)
 			if err := b.nc.Publish(o.subject, o.data); err != nil {
-				b.finish(o, server.Position{}, b.publishError(err))
+				b.finish(o, topic.Position{}, b.publishError(err))
 				continue
 			}
 			o.data = nil // the client has copied it
@@ -260,7 +261,7 @@ func (b *Broker) hold(o *outgoing) {
 	st := o.stream
 	switch doubtful := len(st.held) > 0 || st.isDoubtful(); {
 	case doubtful && b.away.Load() != nil:
-		b.finish(o, server.Position{}, b.publishError(nats.ErrDisconnected))
+		b.finish(o, topic.Position{}, b.publishError(nats.ErrDisconnected))
 		return
 	case doubtful:
 		o.held = time.Now()
@@ -281,13 +282,13 @@ func (b *Broker) release() {
 			st.held = nil
 			for _, o := range list {
 				if o.epoch != epoch {
-					b.finish(o, server.Position{}, fmt.Errorf("%w: a new epoch has begun", server.ErrNoCluster))
+					b.finish(o, topic.Position{}, fmt.Errorf("%w: a new epoch has begun", topic.ErrNoCluster))
 					continue
 				}
 				b.store(o)
 			}
 		case failed[st] || time.Since(st.held[0].held) > b.o.Timeout:
-			b.giveUp(st, fmt.Errorf("%w: %w", server.ErrNoCluster, errUnsettled))
+			b.giveUp(st, fmt.Errorf("%w: %w", topic.ErrNoCluster, errUnsettled))
 		}
 	}
 }
@@ -297,7 +298,7 @@ func (b *Broker) giveUp(st *stream, err error) {
 	list := st.held
 	st.held = nil
 	for _, o := range list {
-		b.finish(o, server.Position{}, err)
+		b.finish(o, topic.Position{}, err)
 	}
 }
 
@@ -306,9 +307,9 @@ func (b *Broker) publishError(err error) error {
 	switch {
 	case errors.Is(err, nats.ErrReconnectBufExceeded), errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrConnectionReconnecting),
 		errors.Is(err, nats.ErrDisconnected), errors.Is(err, nats.ErrConnectionDraining):
-		return fmt.Errorf("%w: not connected to NATS", server.ErrNoCluster)
+		return fmt.Errorf("%w: not connected to NATS", topic.ErrNoCluster)
 	case errors.Is(err, nats.ErrMaxPayload):
-		return fmt.Errorf("%w, or than NATS takes: max_payload is %d bytes", server.ErrTooLarge, b.nc.MaxPayload())
+		return fmt.Errorf("%w, or than NATS takes: max_payload is %d bytes", topic.ErrTooLarge, b.nc.MaxPayload())
 	}
 	return fmt.Errorf("%w: %w", errUnknown, err)
 }
@@ -363,7 +364,7 @@ func (b *Broker) committer() {
 				err = fmt.Errorf("%w: the connection was lost", errUnknown)
 			}
 			for _, o := range c.sent {
-				b.finish(o, server.Position{}, err)
+				b.finish(o, topic.Position{}, err)
 			}
 		}
 	}
@@ -372,7 +373,7 @@ func (b *Broker) committer() {
 func (b *Broker) commit(err error) {
 	for _, c := range b.commits.take() {
 		for _, o := range c.sent {
-			b.finish(o, server.Position{}, err)
+			b.finish(o, topic.Position{}, err)
 		}
 	}
 }
@@ -405,7 +406,7 @@ func (b *Broker) store(o *outgoing) {
 		case errors.Is(err, errTwice):
 			o.stream.condemn(o.epoch, fmt.Sprintf("a message got sequence %d after %d was given out", p.Offset, given))
 			b.suspect(o.stream, "it gives sequences again")
-		case errors.Is(err, server.ErrStoreFull):
+		case errors.Is(err, topic.ErrStoreFull):
 			b.filled(o.stream, err)
 		case err == nil:
 			b.see(o.stream, mark{o.epoch, p.Offset, timeOf(b.clock()), true})
@@ -414,7 +415,7 @@ func (b *Broker) store(o *outgoing) {
 		return false
 	})
 	if err := b.nc.PublishMsg(m); err != nil && b.calls.close(token) {
-		b.finish(o, server.Position{}, b.publishError(err))
+		b.finish(o, topic.Position{}, b.publishError(err))
 	}
 }
 
@@ -423,7 +424,7 @@ func (b *Broker) store(o *outgoing) {
 var errTwice = fmt.Errorf("%w: the stream has lost messages", errUnknown)
 
 // acknowledged reads JetStream's answer to a message. The sequence that was given out before it was published is given.
-func (st *stream) acknowledged(ack *nats.Msg, given uint64, err error) (p server.Position, _ error) {
+func (st *stream) acknowledged(ack *nats.Msg, given uint64, err error) (p topic.Position, _ error) {
 	if err != nil {
 		if errors.Is(err, errTimeout) {
 			st.late.Store(time.Now().UnixNano())
@@ -432,7 +433,7 @@ func (st *stream) acknowledged(ack *nats.Msg, given uint64, err error) (p server
 		return p, err
 	}
 	if isStatus(ack, "503") {
-		return p, fmt.Errorf("%w: no JetStream server is responsible for the topic", server.ErrNoCluster)
+		return p, fmt.Errorf("%w: no JetStream server is responsible for the topic", topic.ErrNoCluster)
 	}
 	var answer struct {
 		Seq       uint64    `json:"seq"`
@@ -448,9 +449,9 @@ func (st *stream) acknowledged(ack *nats.Msg, given uint64, err error) (p server
 		return p, fmt.Errorf("%w: one with its key is under way", errUnknown)
 	case answer.Error != nil && answer.Error.isFull():
 		st.late.Store(0)
-		return p, fmt.Errorf("%w: %w", server.ErrStoreFull, answer.Error)
+		return p, fmt.Errorf("%w: %w", topic.ErrStoreFull, answer.Error)
 	case answer.Error != nil:
-		return p, fmt.Errorf("%w: %w", server.ErrNoCluster, answer.Error)
+		return p, fmt.Errorf("%w: %w", topic.ErrNoCluster, answer.Error)
 	}
 	st.late.Store(0)
 	p.Offset = answer.Seq

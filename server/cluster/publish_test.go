@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/server"
+	"carillon/server/topic"
 
 	"github.com/nats-io/nats.go"
 )
@@ -23,7 +23,7 @@ func TestWhatJetStreamAnswersIsBelievedOnlyWithASequence(t *testing.T) {
 		{"stored before", `{"stream": "s", "seq": 7, "duplicate": true}`, 7, nil},
 		{"one with its key is not stored yet, older servers", `{"stream": "s", "seq": 0, "duplicate": true}`, 0, errUnknown},
 		{"one with its key is not stored yet", `{"error": {"code": 409, "err_code": 10158, "description": "duplicate message id is in process"}, "stream": "s", "seq": 0}`, 0, errUnknown},
-		{"refused", `{"error": {"code": 503, "err_code": 10023, "description": "insufficient resources"}, "stream": "s", "seq": 0}`, 0, server.ErrNoCluster},
+		{"refused", `{"error": {"code": 503, "err_code": 10023, "description": "insufficient resources"}, "stream": "s", "seq": 0}`, 0, topic.ErrNoCluster},
 		{"nonsense", `+OK`, 0, errUnknown},
 	} {
 		st := &stream{}
@@ -36,9 +36,9 @@ func TestWhatJetStreamAnswersIsBelievedOnlyWithASequence(t *testing.T) {
 
 // White space at the end of a header is lost, and line breaks in it.
 func TestKeysThatDifferInWhiteSpaceAreNotTheSame(t *testing.T) {
-	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, server.TopicRule{Match: ">", History: 100})
+	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, topic.Rule{Match: ">", History: 100})
 	long := strings.Repeat("\n", 128)
-	by := map[server.Position]string{}
+	by := map[topic.Position]string{}
 	for _, key := range []string{"x", "x ", "x  ", "x\t", "x\n", "x\r\n", " x", "\nx", " ", "\n", "a b", "a\nb", "a\rb", "a\tb", "a%0Ab", "a+b", "x+", "x%20", "x%", "%x", "x\v", "x\u00a0", "\x00", "\x7f", "é", long, long[1:]} {
 		one, err := n.store("a", "", key)
 		if err != nil {
@@ -65,11 +65,11 @@ func TestAKeyThatAHeaderLeavesAloneIsWrittenAsBefore(t *testing.T) {
 // A key belongs to its publisher, at all nodes.
 func TestKeysOfPublishersAreNotTheSame(t *testing.T) {
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}
-	rule := server.TopicRule{Match: ">", History: 100}
+	rule := topic.Rule{Match: ">", History: 100}
 	nodes := []*testNode{join(t, o, rule), join(t, o, rule)}
 	nodes[0].knows(2)
 	nodes[1].knows(2)
-	by := map[server.Position]string{}
+	by := map[topic.Position]string{}
 	for _, publisher := range []string{"", "client:/ws", "client:/ws#alice", "client:/ws#bob", "client:/ws#" + strings.Repeat("a", 5000)} {
 		for _, key := range []string{"order-18", "order-18 ", "order 18\n"} {
 			one, err := nodes[0].storeBy(publisher, "a", "", key)
@@ -92,12 +92,12 @@ func TestKeysOfPublishersAreNotTheSame(t *testing.T) {
 func TestKeysWhileANodeOfAnOlderVersionIsThere(t *testing.T) {
 	url := urlOf(natsAt(t, -1, t.TempDir()))
 	o := Options{NATS: NATS{URL: url}}
-	rule := server.TopicRule{Match: ">", History: 100}
+	rule := topic.Rule{Match: ">", History: 100}
 	one := join(t, o, rule)
 	if one.peers.sharesKeys(time.Now()) {
 		t.Fatal("a node that has heard of no other shares keys")
 	}
-	older := map[string]any{"wire": 1, "info": server.NodeInfo{ID: "older", Name: "older"}, "count": 1, "rules": one.rules()}
+	older := map[string]any{"wire": 1, "info": topic.NodeInfo{ID: "older", Name: "older"}, "count": 1, "rules": one.rules()}
 	text, err := json.Marshal(older)
 	if err != nil {
 		t.Fatal(err)
@@ -113,7 +113,7 @@ func TestKeysWhileANodeOfAnOlderVersionIsThere(t *testing.T) {
 	one.knows(2)
 	two := join(t, o, rule) // which does not hear of the older one itself
 	two.knows(2)
-	var places []server.Position
+	var places []topic.Position
 	for _, n := range []*testNode{one, two} {
 		for _, publisher := range []string{"client:/ws", "client:/ws#alice", ""} {
 			at, err := n.storeBy(publisher, "a", "", "key")
@@ -140,13 +140,13 @@ func TestKeysWhileANodeOfAnOlderVersionIsThere(t *testing.T) {
 func TestSharedKeysEnd(t *testing.T) {
 	now := time.Now()
 	var nodes [2]peers
-	nodes[0].share(&heartbeat{Info: server.NodeInfo{Heard: now}})
+	nodes[0].share(&heartbeat{Info: topic.NodeInfo{Heard: now}})
 	first := nodes[0].shared
 	for range 600 {
 		for i := range nodes {
 			seconds := nodes[i].sharedSeconds(now)
 			now = now.Add(500 * time.Millisecond) // on its way
-			nodes[1-i].share(&heartbeat{Info: server.NodeInfo{Heard: now}, SharedKeys: &seconds})
+			nodes[1-i].share(&heartbeat{Info: topic.NodeInfo{Heard: now}, SharedKeys: &seconds})
 		}
 	}
 	if nodes[0].sharesKeys(now) || nodes[1].sharesKeys(now) || nodes[0].shared.Sub(first) > time.Second {

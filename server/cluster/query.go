@@ -4,7 +4,7 @@ import (
 	"encoding/binary"
 	"time"
 
-	"carillon/server"
+	"carillon/server/topic"
 
 	"github.com/nats-io/nats.go"
 )
@@ -13,15 +13,15 @@ import (
 const askTimeout = time.Second
 
 // gather puts a question to the nodes on a subject, and waits for the answers of those that are expected.
-func (b *Broker) gather(subject string, question []byte, expected map[string]bool, done func([]server.Answer, bool)) {
-	var answers []server.Answer
+func (b *Broker) gather(subject string, question []byte, expected map[string]bool, done func([]topic.Answer, bool)) {
+	var answers []topic.Answer
 	b.exchange(subject, question, askTimeout, func(m *nats.Msg, err error) bool {
 		if err != nil || isStatus(m, "503") {
 			done(answers, len(expected) == 0)
 			return false
 		}
 		if from, body, err := readAnswer(m.Data); err == nil {
-			answers = append(answers, server.Answer{Node: from, Body: body})
+			answers = append(answers, topic.Answer{Node: from, Body: body})
 			delete(expected, from)
 		}
 		if len(expected) > 0 {
@@ -32,8 +32,8 @@ func (b *Broker) gather(subject string, question []byte, expected map[string]boo
 	})
 }
 
-// Ask implements [server.Broker].
-func (b *Broker) Ask(node, subject string, question []byte, done func([]server.Answer, bool)) {
+// Ask implements [topic.Broker].
+func (b *Broker) Ask(node, subject string, question []byte, done func([]topic.Answer, bool)) {
 	if !b.ready.Load() {
 		go done(nil, false)
 		return
@@ -93,7 +93,7 @@ func (b *Broker) barrier() {
 		return
 	}
 	ended := make(chan bool, 1)
-	b.gather(b.names.sync(), []byte{wireVersion}, expected, func(_ []server.Answer, all bool) { ended <- all })
+	b.gather(b.names.sync(), []byte{wireVersion}, expected, func(_ []topic.Answer, all bool) { ended <- all })
 	if !<-ended {
 		b.stats.barriers.Add(1)
 	}

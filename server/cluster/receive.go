@@ -6,7 +6,8 @@ import (
 	"sync"
 	"time"
 
-	"carillon/server"
+	"carillon/codec"
+	"carillon/server/topic"
 
 	"github.com/nats-io/nats.go"
 )
@@ -143,10 +144,10 @@ func (b *Broker) receive(m *nats.Msg, now time.Time) {
 	from := idOf(e.from)
 	switch kind {
 	case 'p':
-		b.node.Passing(from, e.incarnation, e.seq, server.Publication{Topic: rest, Format: server.Format(e.format), Payload: payload}, time.UnixMilli(e.at))
+		b.node.Transient(from, e.incarnation, e.seq, topic.Publication{Topic: rest, Format: topic.Format(e.format), Payload: payload}, time.UnixMilli(e.at))
 	case 'b':
 		if path, err := hex.DecodeString(rest); err == nil {
-			b.node.Broadcast(from, string(path), server.Opcode(e.format), payload, e.seq)
+			b.node.Broadcast(from, string(path), codec.Opcode(e.format), payload, e.seq)
 		}
 	}
 }
@@ -214,5 +215,5 @@ func (b *Broker) receiveStored(m *nats.Msg, rest string) {
 	}
 	st.received = offset
 	b.stats.received.Add(1)
-	b.node.Kept(message, epoch, prev)
+	b.node.Persistent(message, epoch, prev)
 }

@@ -9,7 +9,7 @@ import (
 	"strconv"
 	"time"
 
-	"carillon/server"
+	"carillon/server/topic"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -481,7 +481,7 @@ func (b *Broker) renew(st *stream) error {
 }
 
 // lastMark is the mark of what was loaded.
-func lastMark(kept *server.Kept) mark {
+func lastMark(kept *topic.Snapshot) mark {
 	m := mark{epoch: kept.Epoch, seq: kept.Last, at: timeOf(kept.Now), loose: true}
 	if n := len(kept.Messages); n > 0 && kept.Messages[n-1].Offset == kept.Last {
 		m.at, m.loose = timeOf(kept.Messages[n-1].Time), false

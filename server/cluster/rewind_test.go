@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/server"
+	"carillon/server/topic"
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
@@ -51,7 +51,7 @@ func keep(t *testing.T, to, from string) {
 }
 
 // fill publishes numbers to topic a, and returns the position of the last one.
-func (n *testNode) fill(from, to int) (p server.Position) {
+func (n *testNode) fill(from, to int) (p topic.Position) {
 	n.t.Helper()
 	for i := from; i <= to; i++ {
 		eventually(n.t, "a message is taken", func() bool {
@@ -64,7 +64,7 @@ func (n *testNode) fill(from, to int) (p server.Position) {
 }
 
 // knowsTheTime waits until the node knows the time of the last message, with which it is told from another in its place.
-func (n *testNode) knowsTheTime(p server.Position) {
+func (n *testNode) knowsTheTime(p topic.Position) {
 	n.t.Helper()
 	eventually(n.t, "the node has looked at the stream", func() bool {
 		st := n.streams[0]
@@ -75,9 +75,9 @@ func (n *testNode) knowsTheTime(p server.Position) {
 }
 
 // resumes reports whether a client with a position is told that it misses nothing, and what it gets.
-func (n *testNode) resumes(p server.Position) (recovered bool, got []string) {
+func (n *testNode) resumes(p topic.Position) (recovered bool, got []string) {
 	n.t.Helper()
-	var k server.Kept
+	var k topic.Snapshot
 	eventually(n.t, "the topic can be loaded", func() bool {
 		var err error
 		k, err = n.load("a", 0)
@@ -92,7 +92,7 @@ func (n *testNode) resumes(p server.Position) (recovered bool, got []string) {
 }
 
 // A position of what was lost must not be good again when new messages have its offset.
-func (n *testNode) mustTellGap(p server.Position, begin, end int) {
+func (n *testNode) mustTellGap(p topic.Position, begin, end int) {
 	n.t.Helper()
 	n.fill(begin, end)
 	if recovered, got := n.resumes(p); recovered {
@@ -100,7 +100,7 @@ func (n *testNode) mustTellGap(p server.Position, begin, end int) {
 	}
 }
 
-func (n *testNode) mustGoOn(p server.Position, begin, end int) {
+func (n *testNode) mustGoOn(p topic.Position, begin, end int) {
 	n.t.Helper()
 	n.fill(begin, end)
 	recovered, got := n.resumes(p)
@@ -113,7 +113,7 @@ func (n *testNode) mustGoOn(p server.Position, begin, end int) {
 	}
 }
 
-var allTopics = server.TopicRule{Match: ">", History: 100}
+var allTopics = topic.Rule{Match: ">", History: 100}
 
 func TestAnEmbeddedStoreThatIsPutBackBeginsANewEpoch(t *testing.T) {
 	t.Parallel()
@@ -155,7 +155,7 @@ func TestANodeThatIsKilledOrRestartedKeepsItsEpoch(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p = server.Position{Epoch: k.Epoch, Offset: k.Last}
+		p = topic.Position{Epoch: k.Epoch, Offset: k.Last}
 	}
 }
 
@@ -190,7 +190,7 @@ func TestAPowerLossThatTookMessagesBeginsANewEpoch(t *testing.T) {
 		if n, err = tryJoinPrepared(t, o, func(b *Broker) { b.boot = "a third one" }, allTopics); err != nil {
 			t.Fatal(err)
 		}
-		n.mustGoOn(server.Position{Epoch: k.Epoch, Offset: k.Last}, 13, 14)
+		n.mustGoOn(topic.Position{Epoch: k.Epoch, Offset: k.Last}, 13, 14)
 	})
 }
 
@@ -258,7 +258,7 @@ func TestAStoreOfNATSThatIsPutBackBeginsANewEpoch(t *testing.T) {
 		n := join(t, o, allTopics)
 		p := n.fill(6, 10)
 		restartFrom(t, s, store, copied)
-		eventually(t, "the node is back", func() bool { return n.KeptErr(0) == nil && n.Stats().Disconnects > 0 })
+		eventually(t, "the node is back", func() bool { return n.PersistentErr(0) == nil && n.Stats().Disconnects > 0 })
 		n.mustTellGap(p, 6, 12)
 	})
 	t.Run("while no node runs", func(t *testing.T) {
@@ -307,7 +307,7 @@ func TestAStoreOfNATSThatIsPutBackBeginsANewEpoch(t *testing.T) {
 		k, _ := n.load("a", 0)
 		n.kill()
 		restartFrom(t, s, store, "")
-		join(t, o, allTopics).mustGoOn(server.Position{Epoch: k.Epoch, Offset: k.Last}, 13, 13)
+		join(t, o, allTopics).mustGoOn(topic.Position{Epoch: k.Epoch, Offset: k.Last}, 13, 13)
 	})
 }
 
@@ -390,7 +390,7 @@ func TestAMessageThatDisappearsIsAGap(t *testing.T) {
 	}
 	for _, one := range []*testNode{n, other, join(t, o, allTopics)} {
 		eventually(t, "who was before it is told of a gap", func() bool {
-			recovered, _ := one.resumes(server.Position{Epoch: p.Epoch, Offset: 6})
+			recovered, _ := one.resumes(topic.Position{Epoch: p.Epoch, Offset: 6})
 			return !recovered
 		})
 		if recovered, _ := one.resumes(p); !recovered {
@@ -399,7 +399,7 @@ func TestAMessageThatDisappearsIsAGap(t *testing.T) {
 	}
 	n.mustGoOn(p, 11, 12)
 	before := n.streams[0].lost
-	join(t, o, server.TopicRule{Match: ">", History: 50}) // which changes the stream
+	join(t, o, topic.Rule{Match: ">", History: 50}) // which changes the stream
 	time.Sleep(3 * probeInterval)
 	if state, err := n.awaitInfo(n.streams[0]); err != nil || state.lost != before || state.epoch != p.Epoch {
 		t.Errorf("the stream says that messages are lost up to %d, %v, want %d", state.lost, err, before)
@@ -452,8 +452,8 @@ func TestAMessageThatCannotBeReadIsAGap(t *testing.T) {
 			store := t.TempDir()
 			s := natsAt(t, -1, store)
 			o := Options{NATS: NATS{URL: urlOf(s)}}
-			n := join(t, o, server.TopicRule{Match: ">", History: 10_000})
-			var p server.Position
+			n := join(t, o, topic.Rule{Match: ">", History: 10_000})
+			var p topic.Position
 			for i := range 20 {
 				var err error
 				if p, err = n.store("a", text(i+1), ""); err != nil {
@@ -468,7 +468,7 @@ func TestAMessageThatCannotBeReadIsAGap(t *testing.T) {
 				flip(t, store, text(i))
 			}
 			natsAt(t, port, store)
-			n = join(t, o, server.TopicRule{Match: ">", History: 10_000})
+			n = join(t, o, topic.Rule{Match: ">", History: 10_000})
 			if test.growing {
 				stop := make(chan struct{})
 				var ended sync.WaitGroup
@@ -488,7 +488,7 @@ func TestAMessageThatCannotBeReadIsAGap(t *testing.T) {
 			}
 			for range 5 {
 				for _, offset := range test.gap {
-					if recovered, got := n.resumes(server.Position{Epoch: p.Epoch, Offset: uint64(offset)}); recovered {
+					if recovered, got := n.resumes(topic.Position{Epoch: p.Epoch, Offset: uint64(offset)}); recovered {
 						t.Fatalf("after %d all is said to be there: %v", offset, got)
 					}
 					k, err := n.load("a", uint64(offset)) // as a node that knows a part
@@ -497,7 +497,7 @@ func TestAMessageThatCannotBeReadIsAGap(t *testing.T) {
 					}
 				}
 				for _, offset := range test.good {
-					if recovered, _ := n.resumes(server.Position{Epoch: p.Epoch, Offset: uint64(offset)}); !recovered {
+					if recovered, _ := n.resumes(topic.Position{Epoch: p.Epoch, Offset: uint64(offset)}); !recovered {
 						t.Fatalf("after %d there is said to be a gap", offset)
 					}
 				}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"carillon/server"
+	"carillon/server/topic"
 
 	"github.com/coder/websocket"
 	natsserver "github.com/nats-io/nats-server/v2/server"
@@ -39,7 +40,7 @@ func BenchmarkClients(b *testing.B) {
 
 func benchServer(b *testing.B, o *Options) *server.Server {
 	opts := server.Options{Listen: "127.0.0.1:0", Endpoints: []server.Endpoint{{Path: "/ws", Mode: server.ModeTopics}},
-		Topics: []server.TopicRule{{Match: "kept", History: 100}}, Logger: slog.New(slog.DiscardHandler)}
+		Topics: []topic.Rule{{Match: "kept", History: 100}}, Logger: slog.New(slog.DiscardHandler)}
 	if o != nil {
 		broker, err := New(*o)
 		if err != nil {
@@ -64,15 +65,15 @@ func benchServer(b *testing.B, o *Options) *server.Server {
 	return s
 }
 
-func benchWay(b *testing.B, from, to *server.Server, topic string) {
+func benchWay(b *testing.B, from, to *server.Server, name string) {
 	ctx := b.Context()
-	client, _, err := websocket.Dial(ctx, to.URL("/ws?topic="+topic), nil)
+	client, _, err := websocket.Dial(ctx, to.URL("/ws?topic="+name), nil)
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer func() { _ = client.CloseNow() }()
 	for {
-		if info, ok := to.Topic(topic); ok && info.Subscribers > 0 {
+		if info, ok := to.Topic(name); ok && info.Subscribers > 0 {
 			break
 		}
 		time.Sleep(time.Millisecond)
@@ -81,7 +82,7 @@ func benchWay(b *testing.B, from, to *server.Server, topic string) {
 	var took []time.Duration
 	for b.Loop() {
 		begin := time.Now()
-		from.PublishFunc(server.Publication{Topic: topic, Format: server.FormatBinary, Payload: payload}, func(_ server.Receipt, err error) {
+		from.PublishFunc(topic.Publication{Topic: name, Format: topic.FormatBinary, Payload: payload}, func(_ topic.Receipt, err error) {
 			if err != nil {
 				b.Error(err)
 			}

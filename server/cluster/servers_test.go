@@ -11,13 +11,14 @@ import (
 	"time"
 
 	"carillon/server"
+	"carillon/server/topic"
 
 	"github.com/coder/websocket"
 )
 
 // wanderer is a WebSocket client that comes to one server after another with the position that it has.
 type wanderer struct {
-	last  server.Position
+	last  topic.Position
 	log   []string
 	lives int
 }
@@ -84,7 +85,7 @@ func TestClientsThatWanderBetweenServersGetTheTopic(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes seconds")
 	}
-	rule := server.TopicRule{Match: "log", History: 1_000_000, MaxAge: -1, MaxBytes: -1}
+	rule := topic.Rule{Match: "log", History: 1_000_000, MaxAge: -1, MaxBytes: -1}
 	x := prepareTrio(t, rule)
 	var servers [3]*server.Server
 	var brokers [3]*Broker
@@ -96,7 +97,7 @@ func TestClientsThatWanderBetweenServersGetTheTopic(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.tune = onlyLinks
-		s, err := server.New(server.Options{Listen: "127.0.0.1:0", Loops: 1, Broker: b, Topics: []server.TopicRule{rule}, Logger: o.Logger,
+		s, err := server.New(server.Options{Listen: "127.0.0.1:0", Loops: 1, Broker: b, Topics: []topic.Rule{rule}, Logger: o.Logger,
 			Endpoints: []server.Endpoint{{Path: "/ws", Mode: server.ModeTopics, SlowConsumer: server.SlowConsumer{MaxQueue: -1}}}})
 		if err != nil {
 			t.Fatal(err)
@@ -147,7 +148,7 @@ func TestClientsThatWanderBetweenServersGetTheTopic(t *testing.T) {
 						return
 					default:
 					}
-					at, err := s.Publish(server.Publication{Topic: "log", Format: server.FormatJSON, Payload: []byte(text), Key: text})
+					at, err := s.Publish(topic.Publication{Topic: "log", Format: topic.FormatJSON, Payload: []byte(text), Key: text})
 					if err == nil {
 						mu.Lock()
 						acknowledged[text], last = true, max(last, at.Offset)
@@ -181,7 +182,7 @@ func TestClientsThatWanderBetweenServersGetTheTopic(t *testing.T) {
 		time.Sleep(time.Second)
 		x.isolate(i, false)
 		eventually(t, "all are well", func() bool {
-			return !slices.ContainsFunc(brokers[:], func(b *Broker) bool { return b.KeptErr(0) != nil || len(b.Nodes()) != 3 })
+			return !slices.ContainsFunc(brokers[:], func(b *Broker) bool { return b.PersistentErr(0) != nil || len(b.Nodes()) != 3 })
 		})
 		time.Sleep(time.Second)
 	}
@@ -190,10 +191,10 @@ func TestClientsThatWanderBetweenServersGetTheTopic(t *testing.T) {
 	close(over)
 	wanderers.Wait()
 
-	var past server.Past
+	var past topic.HistoryPage
 	eventually(t, "a server has the topic's end", func() bool {
 		var err error
-		past, err = servers[0].History("log", server.Start{Last: 1}, 1)
+		past, err = servers[0].History("log", topic.Start{Last: 1}, 1)
 		return err == nil && past.Offset >= last
 	})
 	lives := 0

@@ -12,7 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"carillon/server"
+	"carillon/server/topic"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -69,7 +69,7 @@ type stream struct {
 	waiting    []func(streamState, error) // guarded by mu
 }
 
-func (b *Broker) prepareStreams(rules []server.TopicRule) {
+func (b *Broker) prepareStreams(rules []topic.Rule) {
 	b.streams = make([]*stream, len(rules))
 	for i, r := range rules {
 		if r.History <= 0 {

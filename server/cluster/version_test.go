@@ -13,8 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"carillon/codec"
 	"carillon/internal/testenv"
-	"carillon/server"
+	"carillon/server/topic"
 )
 
 func TestVersionsAreCompared(t *testing.T) {
@@ -74,7 +75,7 @@ func pretender(t *testing.T, version string, deaf <-chan struct{}) string {
 }
 
 func TestANATSServerThatIsTooOldEndsTheStart(t *testing.T) {
-	_, err := tryJoin(t, Options{NATS: NATS{URL: pretender(t, "2.9.10", nil)}}, server.TopicRule{Match: ">", History: 3})
+	_, err := tryJoin(t, Options{NATS: NATS{URL: pretender(t, "2.9.10", nil)}}, topic.Rule{Match: ">", History: 3})
 	if err == nil || !strings.Contains(err.Error(), "nats-server 2.9.10") || !strings.Contains(err.Error(), "need 2.10 or later") {
 		t.Errorf("the error is %v", err)
 	}
@@ -159,13 +160,13 @@ func TestThePackagedNATSServer(t *testing.T) {
 		}
 	}
 	sent := make(chan error, 1)
-	alice.Broadcast("/broadcast", server.Text, []byte("x"), 1, func(err error) { sent <- err })
+	alice.Broadcast("/broadcast", codec.OpText, []byte("x"), 1, func(err error) { sent <- err })
 	if err := <-sent; err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the broadcast comes", func() bool { return len(bob.Broadcasts()) == 1 })
 
-	rule := server.TopicRule{Match: "kept.>", History: 100}
+	rule := topic.Rule{Match: "kept.>", History: 100}
 	cathy, err := tryJoin(t, o, rule)
 	if isOlder(number, leastVersion) {
 		if err == nil || !strings.Contains(err.Error(), "nats-server "+number) || !strings.Contains(err.Error(), "need "+leastVersion+" or later") {

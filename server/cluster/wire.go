@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"carillon/server"
+	"carillon/server/topic"
 )
 
 // wireVersion is the first byte of every message between nodes. A node that finds another one does not know
@@ -119,19 +119,19 @@ func open(b []byte) (e envelope, payload []byte, err error) {
 }
 
 // sealKept writes a message that is to be stored.
-func sealKept(p *server.Publication) []byte {
+func sealKept(p *topic.Publication) []byte {
 	b := make([]byte, 0, keptHead+len(p.Payload))
 	return append(append(b, wireVersion, byte(p.Format)), p.Payload...)
 }
 
 // openKept reads one.
-func openKept(topic string, offset uint64, at string, b []byte) (server.Message, error) {
-	if len(b) < keptHead || b[0] != wireVersion || b[1] > byte(server.FormatBinary) {
-		return server.Message{}, errWire
+func openKept(name string, offset uint64, at string, b []byte) (topic.Message, error) {
+	if len(b) < keptHead || b[0] != wireVersion || b[1] > byte(topic.FormatBinary) {
+		return topic.Message{}, errWire
 	}
 	t, err := time.Parse(time.RFC3339Nano, at)
 	if err != nil {
-		return server.Message{}, errWire
+		return topic.Message{}, errWire
 	}
-	return server.Message{Topic: topic, Offset: offset, Time: t, Format: server.Format(b[1]), Payload: b[keptHead:]}, nil
+	return topic.Message{Topic: name, Offset: offset, Time: t, Format: topic.Format(b[1]), Payload: b[keptHead:]}, nil
 }

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"carillon/server"
+	"carillon/server/topic"
 
 	"github.com/nats-io/nats.go"
 )
@@ -17,7 +17,7 @@ import (
 // pretend that this is all.
 func TestMessagesOfAnotherVersionAreCountedAndLogged(t *testing.T) {
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}
-	rule := server.TopicRule{Match: "kept.>", History: 10}
+	rule := topic.Rule{Match: "kept.>", History: 10}
 	alice, bob := join(t, o, rule), join(t, o, rule)
 	bob.follow("plain", "kept.a", "kept.b")
 	st, names := bob.streams[0], bob.names
@@ -103,9 +103,9 @@ func TestClocksNeedNotAgree(t *testing.T) {
 
 		id := idOf(uint64(i + 1))
 		known := func() bool {
-			return slices.ContainsFunc(bob.Nodes(), func(n server.NodeInfo) bool { return n.ID == id && time.Since(n.Heard) < time.Minute })
+			return slices.ContainsFunc(bob.Nodes(), func(n topic.NodeInfo) bool { return n.ID == id && time.Since(n.Heard) < time.Minute })
 		}
-		text, err := json.Marshal(heartbeat{Wire: wireVersion, Count: 1, Rules: bob.rules(), Info: server.NodeInfo{ID: id, Heard: wrong, Started: wrong}})
+		text, err := json.Marshal(heartbeat{Wire: wireVersion, Count: 1, Rules: bob.rules(), Info: topic.NodeInfo{ID: id, Heard: wrong, Started: wrong}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -123,7 +123,7 @@ func TestClocksNeedNotAgree(t *testing.T) {
 		}
 	}
 
-	alice := join(t, o, server.TopicRule{Match: "kept", History: 10, MaxAge: time.Hour})
+	alice := join(t, o, topic.Rule{Match: "kept", History: 10, MaxAge: time.Hour})
 	if _, err := alice.store("kept", "x", ""); err != nil {
 		t.Fatal(err)
 	}
@@ -163,7 +163,7 @@ func FuzzOpen(f *testing.F) {
 			}
 		}
 		if m, err := openKept("a", 1, time.Now().Format(time.RFC3339Nano), b); err == nil {
-			if again := sealKept(&server.Publication{Format: m.Format, Payload: m.Payload}); string(again) != string(b) {
+			if again := sealKept(&topic.Publication{Format: m.Format, Payload: m.Payload}); string(again) != string(b) {
 				t.Errorf("%q became %q", b, again)
 			}
 		}

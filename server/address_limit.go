@@ -1,0 +1,82 @@
+package server
+
+import (
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+
+	"carillon/codec"
+	"carillon/server/internal/limit"
+)
+
+var errCrowded = errors.New("the address has more connections than limits.max_connections_per_address")
+
+var rejectCrowded = &codec.Rejection{Status: 429, Reason: "this address has as many connections as it may have", Header: [][2]string{{"Retry-After", "5"}}}
+
+// crowdSlots is how many connections of an address beyond its limit are still given time to send their
+// request, so that they can be answered in order. See refuseSlots.
+const crowdSlots = 8
+
+// claim counts a socket under its address, unless that is a proxy's, which many clients share: those are
+// counted when the request tells the client. A client of a unix socket has no address. excess is how many the address has too many.
+func (s *Server) claim(remote *net.TCPAddr) (counted bool, excess int) {
+	set := s.settings()
+	most := set.Limits.MaxConnectionsPerAddress
+	if remote == nil || most < 0 && !set.addressShake.Limited() || set.proxies.contains(addrOf(remote)) {
+		return false, 0
+	}
+	return true, s.addresses.Add(limit.KeyOf(addrOf(remote)), most)
+}
+
+// claim counts a connection whose address has become known after it was accepted. It returns false when
+// the connection is gone, because the address has far too many.
+func (c *Conn) claim() bool {
+	if c.is(markCounted) {
+		return true
+	}
+	isCounted, excess := c.sh.srv.claim(c.remote)
+	c.mark(markCounted, isCounted)
+	c.mark(markCrowd, excess > 0)
+	if excess <= crowdSlots {
+		return true
+	}
+	c.sh.stats.Refusals[RefuseAddressFull].Add(1)
+	c.state.Store(stateClosing) // its end is accounted for
+	if c.canAnswer() {
+		_, _ = c.put(rejectCrowded.AppendResponse(nil))
+	}
+	c.abort(errCrowded)
+	return false
+}
+
+// release is called for each socket that closes, with what claim has noted.
+func (s *Server) release(remote *net.TCPAddr, counted bool) {
+	if counted {
+		s.addresses.Remove(limit.KeyOf(addrOf(remote)))
+	}
+}
+
+// addrOf is the address without port and zone, or the zero one for a client of a unix socket.
+func addrOf(remote *net.TCPAddr) netip.Addr {
+	if remote == nil {
+		return netip.Addr{}
+	}
+	a, _ := netip.AddrFromSlice(remote.IP)
+	return a.Unmap()
+}
+
+// addressText is an address as people and programs are shown it: "unix" for a client of a unix socket of whom
+// nobody has told more.
+func addressText(a netip.AddrPort) string {
+	if !a.IsValid() {
+		return unixWord
+	}
+	return a.String()
+}
+
+// shownAddr is an address in the log, where it becomes a text only if the line is written.
+type shownAddr netip.AddrPort
+
+// LogValue is addressText.
+func (a shownAddr) LogValue() slog.Value { return slog.StringValue(addressText(netip.AddrPort(a))) }

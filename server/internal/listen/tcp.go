@@ -1,0 +1,185 @@
+// Package listen opens the sockets that a server listens on, hands them over to a successor, and gives them up.
+package listen
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"strconv"
+	"syscall"
+
+	"carillon/server/internal/option"
+
+	"golang.org/x/sys/unix"
+)
+
+// Reserve makes sure that an address can be listened on, and by us alone: with SO_REUSEPORT, which the
+// loops need, a second server on the same port would get half of the connections without a word. For
+// port 0 it also chooses the port, and holds it until release is called. With takeover it is all right if a
+// second server listens there.
+func Reserve(address string, takeover bool) (addr *net.TCPAddr, release func(), err error) {
+	if takeover {
+		addr, err = reserveShared(address)
+		return addr, func() {}, err
+	}
+	config := net.ListenConfig{}
+	host, port, _ := net.SplitHostPort(address)
+	held := port == "0" && runtime.GOOS == "linux"
+	if held {
+		config.Control = sharePort
+	}
+	network := "tcp"
+	literal, _ := netip.ParseAddr(host)
+	if literal == netip.IPv4Unspecified() { // which Go takes for IPv6 as well
+		network = "tcp4"
+	}
+	l, err := config.Listen(context.Background(), network, address)
+	if err != nil {
+		return nil, nil, err // "listen tcp :8080: bind: address already in use"
+	}
+	release = func() { _ = l.Close() }
+	if !held {
+		release()
+	}
+	addr = l.Addr().(*net.TCPAddr)
+	addr.Zone = literal.Zone() // the kernel may not tell it
+	return addr, release, nil
+}
+
+// reserveShared makes sure that an address can be listened on beside a server that does already. It must not
+// listen for that, not even for a moment: the kernel would give it connections, which nobody would serve.
+func reserveShared(address string) (*net.TCPAddr, error) {
+	if _, port, _ := net.SplitHostPort(address); port == "0" {
+		return nil, &option.Error{Key: "listen", Problem: "port 0 is nobody's to take over: expected the port of the server before this one"}
+	}
+	addr, err := net.ResolveTCPAddr("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("listen tcp %s: %w", address, err)
+	}
+	if addr.IP == nil { // every address of the machine
+		addr.IP = net.IPv6unspecified
+		if err = tryBind(addr); errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL) {
+			addr.IP = net.IPv4zero
+		}
+	}
+	if err = tryBind(addr); err != nil {
+		return nil, fmt.Errorf("listen tcp %s: %w", address, err)
+	}
+	return addr, nil
+}
+
+func tryBind(addr *net.TCPAddr) error {
+	family, to := sockaddr(addr)
+	fd, err := unix.Socket(family, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	for _, option := range []int{unix.SO_REUSEADDR, unix.SO_REUSEPORT} {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, 1); err != nil {
+			return os.NewSyscallError("setsockopt", err)
+		}
+	}
+	return os.NewSyscallError("bind", unix.Bind(fd, to))
+}
+
+func sockaddr(addr *net.TCPAddr) (family int, to unix.Sockaddr) {
+	if ip := addr.IP.To4(); ip != nil {
+		return unix.AF_INET, &unix.SockaddrInet4{Port: addr.Port, Addr: [4]byte(ip)}
+	}
+	a := &unix.SockaddrInet6{Port: addr.Port}
+	copy(a.Addr[:], addr.IP)
+	if zone, err := net.InterfaceByName(addr.Zone); err == nil {
+		a.ZoneId = uint32(zone.Index)
+	}
+	return unix.AF_INET6, a
+}
+
+func sharePort(_, _ string, raw syscall.RawConn) error {
+	var failed error
+	err := raw.Control(func(fd uintptr) {
+		failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	})
+	if err == nil {
+		err = failed
+	}
+	return err
+}
+
+// StopListening refuses new connections while old ones live: gnet cannot stop accepting, so a socket
+// that listens where nobody knows is put in the place of each of ours.
+func StopListening(addr *net.TCPAddr) error {
+	decoy, err := decoyListener()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(decoy)
+	sockets, err := listeningSockets(addr)
+	if err != nil {
+		return err
+	}
+	for _, fd := range sockets {
+		if err := dup(decoy, fd); err != nil {
+			return fmt.Errorf("replace listening socket: %w", err)
+		}
+	}
+	return nil
+}
+
+// listeningSockets are the descriptors of this process that listen on an address.
+func listeningSockets(addr *net.TCPAddr) (fds []int, err error) {
+	open, err := os.ReadDir("/dev/fd")
+	if err != nil {
+		return nil, fmt.Errorf("list open descriptors: %w", err)
+	}
+	for _, entry := range open {
+		if fd, err := strconv.Atoi(entry.Name()); err == nil && ListensOn(fd, addr) {
+			fds = append(fds, fd)
+		}
+	}
+	return fds, nil
+}
+
+// decoyListener must listen and not block: an accept that is under way then finds nobody, while any
+// other error would end gnet.
+func decoyListener() (int, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	unix.CloseOnExec(fd)
+	err = unix.SetNonblock(fd, true)
+	if err == nil {
+		err = os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+	}
+	if err == nil {
+		err = os.NewSyscallError("listen", unix.Listen(fd, 1))
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// ListensOn reports whether a descriptor is a socket that listens on an address.
+func ListensOn(fd int, addr *net.TCPAddr) bool {
+	if on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || on == 0 {
+		return false
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		return false
+	}
+	switch a := name.(type) {
+	case *unix.SockaddrInet4:
+		return a.Port == addr.Port && (addr.IP.Equal(net.IP(a.Addr[:])))
+	case *unix.SockaddrInet6:
+		return a.Port == addr.Port && (addr.IP.Equal(net.IP(a.Addr[:])))
+	}
+	return false
+}

@@ -1,0 +1,36 @@
+package server
+
+import (
+	"fmt"
+	"os"
+
+	"carillon/server/internal/listen"
+)
+
+// room is how many connections the descriptor limit allows. Beside them there must be some for what is
+// open already at the start, for each loop's own descriptors, for the clients that are being refused, for
+// the internal interface, and for the files of the application.
+type room struct{ total, most int }
+
+func roomFor(loops, internal int) (r room, err error) {
+	if r.total, err = listen.DescriptorLimit(); err != nil {
+		return r, err
+	}
+	open, _ := os.ReadDir("/dev/fd")
+	if r.most = r.total - len(open) - 8*loops - refuseSlots - internal - 32; r.most < 1 {
+		err = fmt.Errorf("the descriptor limit of %d leaves no room for connections: raise it, for example with ulimit -n 65536", r.total)
+	}
+	return r, err
+}
+
+// sockets is the limit that was asked for, or what the descriptor limit allows.
+func (r room) sockets(want int) (int, error) {
+	switch {
+	case want > r.most:
+		return 0, fmt.Errorf("limits.max_connections is %d, but the descriptor limit of %d allows %d: lower the one, or raise the other, for example with ulimit -n %d",
+			want, r.total, r.most, want+r.total-r.most)
+	case want > 0:
+		return want, nil
+	}
+	return r.most, nil
+}
