@@ -317,7 +317,7 @@ func (a *api) broadcast(w http.ResponseWriter, r *http.Request) error {
 	case format == FormatJSON && !json.Valid(payload):
 		return ErrNotJSON
 	}
-	n, err := a.srv.broadcastAndWait(r.Context(), codec.NewFrame(format.opcode(), payload), to)
+	n, err := a.srv.broadcastAndWait(r.Context(), codec.NewFrame(format.Opcode(), payload), to)
 	if err != nil {
 		return err
 	}

@@ -45,13 +45,13 @@ func (f *follower) answer(subject string, question []byte) []byte {
 			return nil
 		}
 		if info, exists := f.srv.Topic(topic.Topic); exists {
-			return appendJSON(nil, info)
+			return envelope.AppendJSON(nil, info)
 		}
 	case askAboutPresence:
 		if json.Unmarshal(question, &topic) != nil {
 			return nil
 		}
-		return f.srv.present(topic.Topic).appendTo(nil)
+		return f.srv.present(topic.Topic).AppendTo(nil)
 	case askAboutConnection, askToClose:
 		if json.Unmarshal(question, &conn) != nil {
 			return nil
@@ -81,7 +81,7 @@ func (f *follower) ask(subject string, question any, done func(answers []Answer,
 		count(nil, false)
 		return
 	}
-	f.broker.Ask("", subject, appendJSON(nil, question), count)
+	f.broker.Ask("", subject, envelope.AppendJSON(nil, question), count)
 }
 
 // answerTime is how long the answers of other servers are waited for at most.

@@ -26,7 +26,7 @@ type follower struct {
 
 	stats    clusterStats
 	presence presenceQueries
-	unloads  sampler                // of lines about loads that failed
+	unloads  *logs.Sampler          // of lines about loads that failed
 	id       atomic.Pointer[string] // of this server, once the broker has told it
 
 	orders sync.Mutex // guards what follows
@@ -55,7 +55,7 @@ const mostPaced = 32
 
 func newFollower(h *hub, b Broker) *follower {
 	h.srv.lastID.Store((1 + rand.Uint64N(1<<20-1)) << 32) // else ids would be those of other servers, too
-	return &follower{srv: h.srv, hub: h, broker: b, paced: make(chan struct{}, mostPaced), unloads: sampler{most: 1}}
+	return &follower{srv: h.srv, hub: h, broker: b, paced: make(chan struct{}, mostPaced), unloads: logs.NewSampler(1)}
 }
 
 // order has the broker told something, behind what was ordered before. It may be called with anything locked;
@@ -95,7 +95,7 @@ func (f *follower) isUp() bool     { return f.away() == nil }
 func (f *follower) unready() error { return unreachable(f.broker.Ready()) }
 
 // awayFor says why the broker cannot take, or give, messages of a kept topic, or nil.
-func (f *follower) awayFor(rule int) error { return unreachable(f.broker.KeptErr(rule)) }
+func (f *follower) awayFor(rule int) error { return unreachable(f.broker.PersistentErr(rule)) }
 
 func unreachable(err error) error {
 	if err != nil && !errors.Is(err, ErrNoCluster) {
@@ -145,7 +145,7 @@ func (f *follower) leave() {
 // node is what the broker sees of the server.
 type node struct{ f *follower }
 
-func (n node) Passing(from string, incarnation, seq uint64, p Publication, at time.Time) {
+func (n node) Transient(from string, incarnation, seq uint64, p Publication, at time.Time) {
 	n.f.passing(from, incarnation, seq, &p, at)
 }
 
@@ -153,10 +153,11 @@ func (n node) Broadcast(from, path string, op Opcode, payload []byte, seq uint64
 	n.f.broadcast(from, path, op, payload, seq)
 }
 
-func (n node) Kept(m Message, epoch string, prev uint64) { n.f.takeKept(m, epoch, prev) }
-func (n node) Resync(why string)                         { n.f.resync(why) }
+func (n node) Persistent(m Message, epoch string, prev uint64) { n.f.takeKept(m, epoch, prev) }
+func (n node) Resync(why string)                               { n.f.resync(why) }
 func (n node) Answer(subject string, question []byte) []byte {
 	return n.f.answer(subject, question)
 }
-func (n node) Info() NodeInfo   { return n.f.info() }
-func (n node) Options() Options { return n.f.srv.Options() }
+func (n node) Info() NodeInfo     { return n.f.info() }
+func (n node) Rules() []TopicRule { return slices.Clone(n.f.srv.opts().Topics) }
+func (n node) MaxMessage() int64  { return int64(n.f.srv.opts().Limits.MaxMessage) }

@@ -121,7 +121,7 @@ func (h *hub) make(name string) error {
 	}
 	t := &topicState{hub: h, epoch: h.epochOf(name, *generation), used: h.srv.elapsed()}
 	t.name, t.topic = string([]byte(name)), t // the name may be a part of something large
-	t.rule = ruleOf(o.Topics, name)
+	t.rule = topic.RuleOf(o.Topics, name)
 	h.remote.tie(&t.source)
 	p.topics.Set(t.name, t)
 	return nil
@@ -164,7 +164,7 @@ type publication struct {
 // back from the broker. To any other topic it does not wait, nor say whether other servers get the message.
 func (s *Server) Publish(p Publication) (Receipt, error) {
 	if !s.hub.remote.keeps(p.Topic) {
-		return s.hub.publish(&p, nil)
+		return s.hub.publish(&publication{Publication: p}, nil)
 	}
 	if s.onLoop() {
 		return Receipt{}, fmt.Errorf("publish: %w", ErrOnLoop)
@@ -208,7 +208,7 @@ func (h *hub) check(p *publication) error {
 
 // enter gives a message its offset and hands it to the shards that have subscribers, all under the
 // topic's lock, so that every shard sees the same order.
-func (h *hub) enter(p *Publication, sent func(error)) (Receipt, error) {
+func (h *hub) enter(p *publication, sent func(error)) (Receipt, error) {
 	if err := h.remote.away(); err != nil {
 		return Receipt{}, err
 	}
@@ -232,7 +232,7 @@ func (h *hub) enter(p *Publication, sent func(error)) (Receipt, error) {
 }
 
 // issue makes a message the topic's next one, and says for how many subscribers it is. The caller holds mu.
-func (t *topic) issue(m *message, at stamp) int {
+func (t *topicState) issue(m *message, at stamp) int {
 	t.offset = m.offset
 	t.keep(m)
 	return t.post(letterPublish, m, at)

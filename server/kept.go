@@ -74,7 +74,7 @@ func (k *kept) hold(m *message, prev uint64) {
 // not with anything locked, or when it returns true, which means that there is nothing to wait for. Who has been
 // further than this server has was at another one, and waits for what that one had. Who subscribes gets later what
 // may be missing; who reads waits for it. The caller holds mu.
-func (f *follower) awaitKept(t *topic, from Start, reads bool, done func(error)) (ready bool, err error) {
+func (f *follower) awaitKept(t *topicState, from Start, reads bool, done func(error)) (ready bool, err error) {
 	k := t.link.kept
 	t.link.wanted = f.srv.elapsed()
 	known := from.Since == nil || k.loaded && (from.Since.Epoch != k.epochText() || from.Since.Offset <= t.offset)
@@ -100,12 +100,12 @@ func (f *follower) awaitKept(t *topic, from Start, reads bool, done func(error))
 }
 
 // load has what this server may not have of a topic loaded. The caller holds mu.
-func (f *follower) load(t *topic) {
+func (f *follower) load(t *topicState) {
 	t.link.kept.stale = true
 	f.beginLoad(t)
 }
 
-func (f *follower) beginLoad(t *topic) {
+func (f *follower) beginLoad(t *topicState) {
 	k := t.link.kept
 	full := k.whole || !k.loaded && t.link.state == linkJoined
 	if k.loading || k.resting || !k.stale || t.forgotten || !k.loaded && t.link.state != linkJoined && t.link.feeder == nil {
@@ -130,9 +130,9 @@ func (f *follower) beginLoad(t *topic) {
 	})
 }
 
-func (f *follower) loaded(t *topic, number uint64, full bool, got *Kept, err error) {
+func (f *follower) loaded(t *topicState, number uint64, full bool, got *Kept, err error) {
 	if err != nil && f.awayFor(f.ruleOf(t)) == nil { // otherwise it is known, and has been said
-		f.srv.logSome(&f.unloads, slog.LevelWarn, "what the cluster keeps of a topic could not be loaded", []any{"topic", t.name, "error", err})
+		f.srv.logSome(f.unloads, slog.LevelWarn, "what the cluster keeps of a topic could not be loaded", []any{"topic", t.name, "error", err})
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -183,14 +183,14 @@ func (f *follower) loaded(t *topic, number uint64, full bool, got *Kept, err err
 }
 
 // putOff has all who wait go on waiting for the next load. The caller holds mu.
-func (f *follower) putOff(t *topic) {
+func (f *follower) putOff(t *topicState) {
 	for _, w := range t.link.waiters {
 		w.load = max(w.load, t.link.kept.loads+1)
 	}
 }
 
 // rest has the next load wait, because the last one was of no use. The caller holds mu.
-func (f *follower) rest(t *topic) {
+func (f *follower) rest(t *topicState) {
 	k := t.link.kept
 	k.stale, k.resting = true, true
 	k.tries++
@@ -206,7 +206,7 @@ func (f *follower) rest(t *topic) {
 }
 
 // giveUp goes on behind a hole that the broker does not fill. The caller holds mu.
-func (f *follower) giveUp(t *topic) {
+func (f *follower) giveUp(t *topicState) {
 	k := t.link.kept
 	to := k.seen
 	if len(k.early) > 0 {
@@ -219,7 +219,7 @@ func (f *follower) giveUp(t *topic) {
 
 // apply takes what was loaded, and delivers what is news of it. It returns false if it had to stop because of
 // overload. The caller holds mu.
-func (f *follower) apply(t *topic, got *Kept, full bool) (whole bool) {
+func (f *follower) apply(t *topicState, got *Kept, full bool) (whole bool) {
 	k, at := t.link.kept, f.srv.stamp()
 	patterns := f.hub.patternsOf(t)
 	fed := t.link.fed(patterns)
@@ -269,7 +269,7 @@ func (f *follower) apply(t *topic, got *Kept, full bool) (whole bool) {
 }
 
 // begin empties a topic, which is complete from now on for who has had all up to an offset. The caller holds mu.
-func (f *follower) begin(t *topic, since uint64) {
+func (f *follower) begin(t *topicState, since uint64) {
 	for t.history.len() > 0 {
 		t.dropOldest()
 	}
@@ -278,7 +278,7 @@ func (f *follower) begin(t *topic, since uint64) {
 
 // tellGap tells subscribers that something is missing before what follows. Who gets only the newest message of a
 // topic is not told. The caller holds mu.
-func (f *follower) tellGap(t *topic, got *Kept, at stamp) {
+func (f *follower) tellGap(t *topicState, got *Kept, at stamp) {
 	f.stats.gaps.Add(1)
 	if t.subscribers == 0 || t.latest() {
 		return
@@ -299,7 +299,7 @@ func (t *topicState) keptMessage(m *Message, epoch *string, now time.Time) *mess
 }
 
 // deliver hands a message to the subscribers of its topic, of patterns, or both. The caller holds mu.
-func (f *follower) deliver(t *topic, m *message, direct, pattern bool, patterns []*source, at stamp) {
+func (f *follower) deliver(t *topicState, m *message, direct, pattern bool, patterns []*source, at stamp) {
 	t.used = f.srv.elapsed()
 	if direct {
 		t.issue(m, at)
@@ -368,7 +368,7 @@ func (f *follower) takeKept(got Message, epoch string, prev uint64) {
 }
 
 // taker returns the topic that takes a message from elsewhere, locked, or nil if nobody wants it.
-func (f *follower) taker(name string) *topic {
+func (f *follower) taker(name string) *topicState {
 	if t := f.hub.find(name); t != nil {
 		return t
 	}
@@ -385,7 +385,7 @@ func (f *follower) taker(name string) *topic {
 
 // drain delivers what came early and is not any more. It returns false if it had to stop because of overload. The
 // caller holds mu.
-func (f *follower) drain(t *topic) (whole bool) {
+func (f *follower) drain(t *topicState) (whole bool) {
 	k := t.link.kept
 	if len(k.early) == 0 || !k.loaded && t.link.state != linkNone {
 		return true
@@ -423,7 +423,7 @@ func (f *follower) drain(t *topic) (whole bool) {
 }
 
 // unload forgets what was loaded of a topic that is not followed any more. The caller holds mu.
-func (f *follower) unload(t *topic) {
+func (f *follower) unload(t *topicState) {
 	k := t.link.kept
 	f.begin(t, 0)
 	owed := t.link.fed(f.hub.patternsOf(t)) && f.owes(k)
@@ -440,6 +440,6 @@ func (f *follower) owes(k *kept) bool { return f.lacks(k) || len(k.early) > 0 }
 
 // mayOwe says whether patterns may lack messages of a topic that only they have here: it must not be forgotten, since what
 // they have had would be. The caller holds mu.
-func (f *follower) mayOwe(t *topic) bool {
+func (f *follower) mayOwe(t *topicState) bool {
 	return t.link.kept != nil && t.link.fed(f.hub.patternsOf(t)) && (f.owes(t.link.kept) || f.awayFor(f.ruleOf(t)) != nil)
 }

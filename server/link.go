@@ -60,17 +60,15 @@ func (f *follower) tie(src *source) {
 func (t *topicState) isKept() bool { return t.rule.HasHistory() }
 
 // ruleOf is the number of the rule by which a topic is kept.
-func (f *follower) ruleOf(t *topic) int { return ruleIndex(f.srv.opts().Topics, t.name) }
-
-func (r *TopicRule) keeps() bool { return r != nil && r.History > 0 }
+func (f *follower) ruleOf(t *topicState) int { return topic.RuleIndex(f.srv.opts().Topics, t.name) }
 
 func (f *follower) left(src *source) { src.link.wanted = f.srv.elapsed() }
 
 // uses reports whether somebody waits for the topic, or patterns may lack messages of it.
-func (f *follower) uses(t *topic) bool { return len(t.link.waiters) > 0 || f.mayOwe(t) }
+func (f *follower) uses(t *topicState) bool { return len(t.link.waiters) > 0 || f.mayOwe(t) }
 
 // knows is always true: a client may have its position from another server, or from before messages were missed here.
-func (f *follower) knows(*topic) bool { return true }
+func (f *follower) knows(*topicState) bool { return true }
 
 // mostIdlePatterns is how many patterns there may be for one that has lost its last subscriber to linger.
 const mostIdlePatterns = 4096
@@ -202,7 +200,7 @@ func (f *follower) unfollow(src *source) {
 	}
 }
 
-func (f *follower) sweepTopic(t *topic, now time.Duration) {
+func (f *follower) sweepTopic(t *topicState, now time.Duration) {
 	if t.subscribers == 0 && len(t.link.waiters) == 0 && now-t.link.wanted > f.hub.linger {
 		f.unfollow(&t.source)
 	}

@@ -152,7 +152,7 @@ func (sh *shard) hasRoom(n int64) bool { return sh.backlog.Load()+n <= sh.srv.se
 
 // refuse counts a message for which there is no room.
 func (sh *shard) refuse() error {
-	sh.stats.drop(DropOverloaded, 1)
+	sh.stats.Drop(DropOverloaded, 1)
 	return ErrOverloaded
 }
 

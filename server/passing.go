@@ -61,7 +61,7 @@ func (f *follower) relay(src *source, p payload, sent func(error)) {
 	case *message:
 		f.stats.passingOut.Add(1)
 		out := Publication{Topic: src.name, Format: p.format, Payload: p.raw.Payload()} // the key is good at this server
-		f.broker.PublishPassing(out, p.topic.epoch, src.link.sent, done)
+		f.broker.PublishTransient(out, p.topic.epoch, src.link.sent, done)
 	case *broadcast:
 		f.stats.broadcastsOut.Add(1)
 		f.broker.Broadcast(src.name, p.raw().Opcode(), p.raw().Payload(), src.link.sent, done)
@@ -91,7 +91,7 @@ func (f *follower) passing(from string, incarnation, seq uint64, p *Publication,
 	if !f.next(l, from, incarnation, seq) {
 		return
 	}
-	m := &message{topic: t, format: p.Format, offset: t.offset + 1, time: sent.UnixMilli(), born: f.srv.age(), raw: codec.NewFrame(p.Format.opcode(), p.Payload)}
+	m := &message{topic: t, format: p.Format, offset: t.offset + 1, time: sent.UnixMilli(), born: f.srv.age(), raw: codec.NewFrame(p.Format.Opcode(), p.Payload)}
 	if sh := f.hub.overloaded(t, patterns, int64(len(m.raw.Plain()))); sh != nil {
 		_ = sh.refuse()
 		return

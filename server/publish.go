@@ -17,12 +17,14 @@ import (
 //
 // What one goroutine publishes to a topic gets its place in that order.
 func (s *Server) PublishFunc(p Publication, done func(Receipt, error)) {
-	if receipt, ready, err := s.hub.remote.publish(p, nothing, done); ready {
+	if receipt, ready, err := s.hub.remote.publish(publication{Publication: p}, nothing, done); ready {
 		done(receipt, err)
 	}
 }
 
-func (f *follower) keeps(topic string) bool { return ruleOf(f.srv.opts().Topics, topic).keeps() }
+func (f *follower) keeps(name string) bool {
+	return topic.RuleOf(f.srv.opts().Topics, name).HasHistory()
+}
 
 // sureTime is how long a publisher waits at most until the broker has its message.
 const sureTime = 15 * time.Second
@@ -30,7 +32,7 @@ const sureTime = 15 * time.Second
 // publishAndWait waits until the broker has the message, if there is one.
 func (h *hub) publishAndWait(ctx context.Context, p Publication) (Receipt, error) {
 	sent := make(publishing, 1)
-	receipt, ready, err := h.remote.publish(p, nothing, func(r Receipt, err error) { sent <- published{r, err} })
+	receipt, ready, err := h.remote.publish(publication{Publication: p}, nothing, func(r Receipt, err error) { sent <- published{r, err} })
 	if ready {
 		return receipt, err
 	}
@@ -51,17 +53,17 @@ func (s *Server) onLoop() bool {
 	return false
 }
 
-func (f *follower) publish(p Publication, wait func(), done func(Receipt, error)) (Receipt, bool, error) {
+func (f *follower) publish(p publication, wait func(), done func(Receipt, error)) (Receipt, bool, error) {
 	wait()
-	if rules := f.srv.opts().Topics; ruleOf(rules, p.Topic).keeps() {
-		f.publishKept(&p, ruleIndex(rules, p.Topic), done)
+	if rules := f.srv.opts().Topics; topic.RuleOf(rules, p.Topic).HasHistory() {
+		f.publishKept(&p, topic.RuleIndex(rules, p.Topic), done)
 	} else {
 		f.publishPassing(&p, done)
 	}
 	return Receipt{}, false, nil
 }
 
-func (f *follower) publishPassing(p *Publication, done func(Receipt, error)) {
+func (f *follower) publishPassing(p *publication, done func(Receipt, error)) {
 	var receipt Receipt
 	h := &handover{done: func(err error) {
 		if err != nil {
@@ -77,7 +79,7 @@ func (f *follower) publishPassing(p *Publication, done func(Receipt, error)) {
 	h.returns()
 }
 
-func (f *follower) publishKept(p *Publication, rule int, done func(Receipt, error)) {
+func (f *follower) publishKept(p *publication, rule int, done func(Receipt, error)) {
 	err := f.hub.check(p)
 	if err == nil {
 		err = f.awayFor(rule)
@@ -89,7 +91,7 @@ func (f *follower) publishKept(p *Publication, rule int, done func(Receipt, erro
 	topic := string([]byte(p.Topic)) // which may be a part of something large
 	out := Publication{Topic: topic, Format: p.Format, Payload: bytes.Clone(p.Payload), Key: p.Key, Publisher: p.Publisher}
 	f.stats.keptOut.Add(1)
-	f.broker.PublishKept(out, rule, func(at Position, err error) {
+	f.broker.PublishPersistent(out, rule, func(at Position, err error) {
 		f.failed(err)
 		switch {
 		case err == nil:

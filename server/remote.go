@@ -31,7 +31,7 @@ type remote interface {
 	ready(name string, from Start, reads bool, wait func(), done func(error)) (ready bool, err error)
 
 	// publish is done when the broker has the message.
-	publish(p Publication, wait func(), done func(Receipt, error)) (receipt Receipt, ready bool, err error)
+	publish(p publication, wait func(), done func(Receipt, error)) (receipt Receipt, ready bool, err error)
 
 	// present lists the subscribers of all servers. done must not change the list.
 	present(topic string, wait func(), done func(*presence)) (p *presence, ready bool)
@@ -45,12 +45,12 @@ type remote interface {
 	left(src *source) // notes that the last subscriber has gone
 	unfollow(src *source)
 	relay(src *source, p payload, sent func(error)) // sent, which may be nil, learns what became of the message
-	uses(t *topic) bool                             // the topic must not be forgotten
-	knows(t *topic) bool                            // clients may have a position in the topic
+	uses(t *topicState) bool                        // the topic must not be forgotten
+	knows(t *topicState) bool                       // clients may have a position in the topic
 	holds(p *source) bool                           // a pattern without subscribers lingers; the caller holds hub.mu, too
 
 	// sweepTopic lets go of a topic that has not been used for long. So does sweep of patterns, with nothing locked.
-	sweepTopic(t *topic, now time.Duration)
+	sweepTopic(t *topicState, now time.Duration)
 	sweep(now time.Duration)
 }
 
@@ -91,7 +91,7 @@ func (alone) ask(_ string, _ any, done func([]Answer, *bool)) { done(nil, nil) }
 
 func (alone) ready(string, Start, bool, func(), func(error)) (bool, error) { return true, nil }
 
-func (a alone) publish(p Publication, _ func(), _ func(Receipt, error)) (Receipt, bool, error) {
+func (a alone) publish(p publication, _ func(), _ func(Receipt, error)) (Receipt, bool, error) {
 	receipt, err := a.hub.publish(&p, nil)
 	return receipt, true, err
 }
@@ -112,8 +112,8 @@ func (alone) relay(_ *source, _ payload, sent func(error)) {
 	}
 }
 
-func (alone) uses(*topic) bool                 { return false }
-func (alone) knows(t *topic) bool              { return t.offset > 0 }
-func (alone) holds(*source) bool               { return false }
-func (alone) sweepTopic(*topic, time.Duration) {}
-func (alone) sweep(time.Duration)              {}
+func (alone) uses(*topicState) bool                 { return false }
+func (alone) knows(t *topicState) bool              { return t.offset > 0 }
+func (alone) holds(*source) bool                    { return false }
+func (alone) sweepTopic(*topicState, time.Duration) {}
+func (alone) sweep(time.Duration)                   {}

@@ -238,7 +238,7 @@ func (c *Conn) topicReady(name string, from Start, reads bool, then func(error))
 
 // ready leaves names that are wrong to its callers. A topic that the broker does not keep is always ready for readers.
 func (f *follower) ready(name string, from Start, reads bool, wait func(), done func(error)) (ready bool, err error) {
-	pattern, err := checkName(name)
+	pattern, err := topic.Parse(name)
 	if err != nil || reads && !f.keeps(name) {
 		return true, nil
 	}

@@ -31,7 +31,7 @@ func (f *follower) resyncAll() {
 }
 
 // resyncOne begins the load of one topic when few others are under way, unless one has begun meanwhile.
-func (f *follower) resyncOne(t *topic) {
+func (f *follower) resyncOne(t *topicState) {
 	if t.link.kept == nil { // which does not change
 		return
 	}

@@ -8,17 +8,9 @@ type Stats = stats.Totals
 // Stats adds up the counters of all loops. It may be called from any goroutine; numbers that belong
 // together may be a message apart.
 func (s *Server) Stats() Stats {
-	st := Stats{
-		Sockets:  s.sockets.Load(),
-		Drops:    map[DropReason]uint64{},
-		Refusals: map[RefuseReason]uint64{},
-		Cuts:     map[CutReason]uint64{},
-		HTTPCuts: map[PlainCutReason]uint64{},
-		Closes:   map[codec.CloseCode]uint64{},
-
-		AcceptErrors: s.acceptErrors.Load(),
-	}
-	st.add(&s.apart)
+	st := stats.NewTotals()
+	st.Sockets, st.AcceptErrors = s.sockets.Load(), s.acceptErrors.Load()
+	st.Add(&s.unowned)
 	st.Drops[DropClusterGap] = s.hub.remote.counts().lost.Load()
 	for _, sh := range s.allShards() {
 		st.Add(&sh.stats)

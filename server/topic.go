@@ -8,54 +8,11 @@ import (
 	"time"
 )
 
-// Position is a place in a topic's stream: after the message with this offset.
-type Position struct {
-	Offset uint64 `json:"offset"`
-	Epoch  string `json:"epoch"` // offsets are good for one epoch, which ends when the topic is forgotten
-}
-
-// TopicRule says what a topic keeps.
-type TopicRule struct {
-	// Match is a topic or a pattern. The first rule that matches a topic's name is the topic's; a topic
-	// that none matches keeps nothing.
-	Match string `yaml:"match"`
-
-	// History is the number of the newest messages that are kept, for clients that come back. Default 0:
-	// none, or 1 with Latest.
-	History int `yaml:"history"`
-
-	// MaxAge is how long they are kept at most. Default 5m; negative keeps them until newer ones take
-	// their place, or the server ends.
-	MaxAge time.Duration `yaml:"max_age"`
-
-	// MaxBytes is the number of payload bytes that one topic keeps at most; the newest message is kept
-	// whatever its size. Default 1 MiB; negative is no limit.
-	MaxBytes Size `yaml:"max_bytes"`
-
-	// Latest is for topics whose messages replace each other, such as prices. A new subscriber gets the
-	// newest message at once, and one that reads too slowly gets the newest one when it can, instead of
-	// all that came meanwhile.
-	Latest bool `yaml:"latest"`
-}
-
-// ruleOf is the rule for a topic, nil when there is none.
-func ruleOf(rules []TopicRule, name string) *TopicRule {
-	if i := ruleIndex(rules, name); i >= 0 {
-		return &rules[i]
-	}
-	return nil
-}
-
-// ruleIndex is where that rule stands, or -1.
-func ruleIndex(rules []TopicRule, name string) int {
-	return slices.IndexFunc(rules, func(r TopicRule) bool { return matches(r.Match, name) })
-}
-
 // source is what connections receive messages from: a topic or a pattern that they are subscribed to, or their endpoint.
 // What is published to a topic goes through the patterns that match it too.
 type source struct {
 	name  string
-	topic *topic // that this is a part of; nil for a pattern and an endpoint
+	topic *topicState // that this is a part of; nil for a pattern and an endpoint
 
 	mu sync.Mutex
 
@@ -162,7 +119,7 @@ func (src *source) latest() bool {
 }
 
 // epochText is for clients. The caller holds mu.
-func (t *topic) epochText() string {
+func (t *topicState) epochText() string {
 	if t.link.kept != nil {
 		return t.link.kept.epochText()
 	}

@@ -297,7 +297,7 @@ func (c *Conn) publish(op codec.Opcode, payload []byte) {
 	if op == codec.OpBinary {
 		format = FormatBinary
 	}
-	p := Publication{Topic: topics[0].name(), Format: format, Payload: payload}
+	p := publication{Publication: Publication{Topic: topics[0].name(), Format: format, Payload: payload}}
 	_, ready, err := c.sh.srv.hub.remote.publish(p, c.beginPublishing, func(_ Receipt, err error) {
 		c.sh.postDo(c, 0, c.endPublishing)
 		c.refused(err)
