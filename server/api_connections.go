@@ -28,7 +28,7 @@ type connectionInfo struct {
 func (c *Conn) info(queued *int) connectionInfo {
 	info := connectionInfo{
 		ID:            strconv.FormatUint(c.id, 10),
-		Node:          c.sh.srv.hub.cluster.nodeID(),
+		Node:          c.sh.srv.hub.remote.nodeID(),
 		Address:       addressText(c.RemoteAddr()),
 		Path:          c.Path(),
 		Transport:     "websocket",
@@ -137,17 +137,15 @@ func (a *api) elsewhere(r *http.Request, err error, subject string, question ask
 	if !errors.As(err, &missing) {
 		return nil, err
 	}
-	if cl := a.srv.hub.cluster; cl != nil {
-		question.ID = missing.id
-		answers, all := cl.askAndWait(r.Context(), subject, question)
-		for _, one := range answers {
-			if len(one.Body) > 0 {
-				return one.Body, nil
-			}
+	question.ID = missing.id
+	answers, all := a.srv.hub.askAndWait(r.Context(), subject, question)
+	for _, one := range answers {
+		if len(one.Body) > 0 {
+			return one.Body, nil
 		}
-		if !all {
-			return nil, problemNoCluster.because("%v here, and not every server has answered", err)
-		}
+	}
+	if all != nil && !*all {
+		return nil, problemNoCluster.because("%v here, and not every server has answered", err)
 	}
 	return nil, problemNoConnection.because("%v", err)
 }

@@ -52,12 +52,7 @@ func (a *api) publish(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	p.Payload = withoutMark(p.Payload, p.Format)
-	var receipt Receipt
-	if cl := a.srv.hub.cluster; cl != nil {
-		receipt, err = cl.publishAndWait(r.Context(), &publication{Publication: p})
-	} else {
-		receipt, err = a.srv.Publish(p)
-	}
+	receipt, err := a.srv.hub.publishAndWait(r.Context(), p)
 	if err != nil {
 		return err
 	}
@@ -191,18 +186,8 @@ func (a *api) publishBatch(w http.ResponseWriter, r *http.Request) error {
 			rest = problemTooLarge.because("the batch has more than %d lines", mostLines)
 			break
 		}
-		if n++; a.srv.hub.cluster != nil {
-			sent = append(sent, a.sendLine(line, err))
-			continue
-		}
-		if n > 1 {
-			b = append(b, ',')
-		}
-		receipt := Receipt{}
-		if err == nil {
-			receipt, err = a.publishObject(line)
-		}
-		b = a.appendResult(b, r, receipt, err)
+		n++
+		sent = append(sent, a.sendLine(line, err))
 	}
 	for i, one := range sent {
 		if i > 0 {
@@ -241,6 +226,11 @@ type publishing chan published
 
 func (p publishing) wait(ctx context.Context) published {
 	select {
+	case got := <-p: // also when the time is over
+		return got
+	default:
+	}
+	select {
 	case got := <-p:
 		return got
 	case <-ctx.Done():
@@ -274,14 +264,6 @@ func (a *api) appendResult(b []byte, r *http.Request, receipt Receipt, err error
 		p = problemInternal
 	}
 	return append(envelope.AppendJSON(append(b, `{"error":`...), p), '}')
-}
-
-func (a *api) publishObject(line []byte) (Receipt, error) {
-	p, err := publicationOf(line)
-	if err != nil {
-		return Receipt{}, err
-	}
-	return a.srv.Publish(p)
 }
 
 // publicationOf reads a line. It shares nothing with it.
@@ -335,7 +317,7 @@ func (a *api) broadcast(w http.ResponseWriter, r *http.Request) error {
 	case format == FormatJSON && !json.Valid(payload):
 		return ErrNotJSON
 	}
-	n, err := a.srv.broadcastTo(r.Context(), to, codec.NewFrame(format.Opcode(), payload))
+	n, err := a.srv.broadcastAndWait(r.Context(), codec.NewFrame(format.Opcode(), payload), to)
 	if err != nil {
 		return err
 	}
@@ -344,53 +326,25 @@ func (a *api) broadcast(w http.ResponseWriter, r *http.Request) error {
 	}{n})
 }
 
-// broadcastTo sends a message to everybody at some endpoints, which are in the order of their indices, or
-// to nobody, and says how many connections of this server there are. It waits until the broker has it, if there is
-// one.
-func (s *Server) broadcastTo(ctx context.Context, endpoints []*endpoint, f *codec.Frame) (connections int, err error) {
-	cl := s.hub.cluster
-	if cl == nil {
-		return s.postTo(endpoints, f, nil)
-	}
-	if err := cl.away(); err != nil {
-		return 0, err
-	}
-	sent := make(chan error, len(endpoints))
-	connections, err = s.postTo(endpoints, f, func(err error) { sent <- err })
+// broadcastAndWait sends a message to everybody at some endpoints, which are in the order of their indices, or to nobody,
+// and says how many connections of this server there are. It waits until the broker has it, if there is one.
+func (s *Server) broadcastAndWait(ctx context.Context, f *codec.Frame, to []*endpoint) (connections int, err error) {
+	sent := make(chan error, len(to))
+	connections, err = s.broadcast(f, func(err error) { sent <- err }, to...)
 	if err != nil {
 		return 0, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, sureTime)
 	defer cancel()
-	for range endpoints {
+	for range to {
 		select {
 		case wrong := <-sent:
-			if cl.failed(wrong); wrong != nil {
+			if wrong != nil {
 				err = uncertain(wrong)
 			}
 		case <-ctx.Done():
 			return 0, fmt.Errorf("%w: it did not answer in time", ErrUncertain)
 		}
-	}
-	return connections, err
-}
-
-func (s *Server) postTo(endpoints []*endpoint, f *codec.Frame, sent func(error)) (connections int, err error) {
-	at := s.stamp()
-	for _, ep := range endpoints {
-		ep.mu.Lock()
-	}
-	shards := s.allShards()
-	if err = s.roomFor(shards, int64(len(f.Plain())*len(endpoints))); err == nil {
-		for _, ep := range endpoints {
-			connections += ep.post(shards, f, at)
-			if s.hub.cluster != nil {
-				s.hub.cluster.relayBroadcast(ep, f, sent)
-			}
-		}
-	}
-	for _, ep := range endpoints {
-		ep.mu.Unlock()
 	}
 	return connections, err
 }

@@ -116,7 +116,7 @@ func (a *api) history(w http.ResponseWriter, r *http.Request) error {
 	if from.Since == nil && query.Has("epoch") {
 		return bad("epoch without since: expected both, as they were received")
 	}
-	if err := a.srv.hub.cluster.waitFor(name, Start{Since: from.Since}); err != nil {
+	if err := a.srv.hub.waitFor(name, Start{Since: from.Since}); err != nil {
 		return err
 	}
 	past, err := a.srv.hub.historyReply(name, from.Since, limit)

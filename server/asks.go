@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
-	"os"
 	"slices"
 	"time"
 
@@ -37,7 +36,7 @@ type askConnection struct {
 }
 
 // answer answers a question of another server.
-func (cl *cluster) answer(subject string, question []byte) []byte {
+func (f *follower) answer(subject string, question []byte) []byte {
 	var topic askTopic
 	var conn askConnection
 	switch subject {
@@ -45,19 +44,19 @@ func (cl *cluster) answer(subject string, question []byte) []byte {
 		if json.Unmarshal(question, &topic) != nil {
 			return nil
 		}
-		if info, exists := cl.srv.Topic(topic.Topic); exists {
+		if info, exists := f.srv.Topic(topic.Topic); exists {
 			return envelope.AppendJSON(nil, info)
 		}
 	case askAboutPresence:
 		if json.Unmarshal(question, &topic) != nil {
 			return nil
 		}
-		return cl.srv.present(topic.Topic).AppendTo(nil)
+		return f.srv.present(topic.Topic).AppendTo(nil)
 	case askAboutConnection, askToClose:
 		if json.Unmarshal(question, &conn) != nil {
 			return nil
 		}
-		c := cl.srv.roster.find(cl.srv, conn.ID)
+		c := f.srv.roster.find(f.srv, conn.ID)
 		switch {
 		case c == nil:
 		case subject == askAboutConnection:
@@ -69,40 +68,39 @@ func (cl *cluster) answer(subject string, question []byte) []byte {
 	return nil
 }
 
-// ask puts a question to all other servers. done gets their answers and whether all have answered; without a
-// broker that can be reached, none have.
-func (cl *cluster) ask(subject string, question any, done func(answers []Answer, all bool)) {
-	cl.stats.asks.Add(1)
+// ask is answered by none without a broker that can be reached.
+func (f *follower) ask(subject string, question any, done func(answers []Answer, all *bool)) {
+	f.stats.asks.Add(1)
 	count := func(answers []Answer, all bool) {
 		if !all {
-			cl.stats.partial.Add(1)
+			f.stats.partial.Add(1)
 		}
-		done(answers, all)
+		done(answers, &all)
 	}
-	if cl.away() != nil {
+	if f.away() != nil {
 		count(nil, false)
 		return
 	}
-	cl.broker.Ask("", subject, envelope.AppendJSON(nil, question), count)
+	f.broker.Ask("", subject, envelope.AppendJSON(nil, question), count)
 }
 
 // answerTime is how long the answers of other servers are waited for at most.
 const answerTime = 3 * time.Second
 
-func (cl *cluster) askAndWait(ctx context.Context, subject string, question any) (answers []Answer, all bool) {
+func (h *hub) askAndWait(ctx context.Context, subject string, question any) (answers []Answer, all *bool) {
 	type outcome struct {
 		answers []Answer
-		all     bool
+		all     *bool
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
 	got := make(chan outcome, 1)
-	cl.ask(subject, question, func(answers []Answer, all bool) { got <- outcome{answers, all} })
+	h.remote.ask(subject, question, func(answers []Answer, all *bool) { got <- outcome{answers, all} })
 	select {
 	case o := <-got:
 		return o.answers, o.all
 	case <-ctx.Done():
-		return nil, false
+		return nil, new(bool)
 	}
 }
 
@@ -115,39 +113,34 @@ type wideTopic struct {
 // topicEverywhere adds up the subscribers of all servers. What else is known of the topic is this server's, if it
 // has the topic. That a topic is not there is said only when all servers have said so, and the broker, if it keeps it.
 func (s *Server) topicEverywhere(ctx context.Context, name string) (t wideTopic, err error) {
-	cl, exists := s.hub.cluster, false
-	if cl == nil {
-		if t.TopicInfo, exists = s.Topic(name); !exists {
-			err = noTopic(name)
-		}
-		return t, err
-	}
-	notLoaded := cl.waitFor(name, Start{}) // what the broker keeps; else what is known here
-	t.TopicInfo, exists = s.Topic(name)
-	exists = exists && (!cl.keeps(name) || t.Subscribers > 0 || t.History > 0) // and not only because it was asked for
-	answers, all := cl.askAndWait(ctx, askAboutTopic, askTopic{name})
+	keeps := s.hub.remote.keeps(name)
+	notLoaded := s.hub.waitFor(name, Start{}) // what the broker keeps; else what is known here
+	known, exists := s.Topic(name)
+	exists = exists && (!keeps || known.Subscribers > 0 || known.History > 0) // and not only because it was asked for
+	t.TopicInfo = known
+	answers, all := s.hub.askAndWait(ctx, askAboutTopic, askTopic{name})
 	for _, one := range answers {
 		if len(one.Body) == 0 { // it does not have the topic
 			continue
 		}
 		var info TopicInfo
 		if json.Unmarshal(one.Body, &info) != nil {
-			all = false
+			*all = false
 			continue
 		}
 		n := t.Subscribers + info.Subscribers
-		if !exists && (n > 0 || info.History > 0 || !cl.keeps(name)) {
+		if !exists && (n > 0 || info.History > 0 || !keeps) {
 			t.TopicInfo, exists = info, true
 		}
 		t.Subscribers = n
 	}
-	t.Complete = &all
+	t.Complete = all
 	switch {
 	case exists:
 		return t, nil
 	case notLoaded != nil:
 		return t, notLoaded
-	case !all:
+	case all != nil && !*all:
 		return t, problemNoCluster.because("%q is not known here, and not every server has answered", name)
 	}
 	return t, noTopic(name)
@@ -158,7 +151,7 @@ func noTopic(name string) error {
 }
 
 // info is what other servers are told of this one.
-func (cl *cluster) info() NodeInfo { return cl.srv.nodeInfo() }
+func (f *follower) info() NodeInfo { return f.srv.nodeInfo() }
 
 func (s *Server) nodeInfo() NodeInfo {
 	state := "ready"
@@ -171,16 +164,15 @@ func (s *Server) nodeInfo() NodeInfo {
 	return NodeInfo{Version: BuildInfo().Version, Started: s.begin, Connections: s.Count(), State: state}
 }
 
-// nodeID is the name of this server in its cluster. It may be called on nil.
-func (cl *cluster) nodeID() string {
-	if cl == nil {
-		return ""
-	}
-	if id := cl.id.Load(); id != nil {
+func (f *follower) nodes() []NodeInfo { return f.broker.Nodes() }
+
+// nodeID is the name of this server in its cluster.
+func (f *follower) nodeID() string {
+	if id := f.id.Load(); id != nil {
 		return *id
 	}
-	if list := cl.broker.Nodes(); len(list) > 0 {
-		cl.id.Store(&list[0].ID) // it does not change
+	if list := f.broker.Nodes(); len(list) > 0 {
+		f.id.Store(&list[0].ID) // it does not change
 		return list[0].ID
 	}
 	return ""
@@ -194,14 +186,9 @@ func (a *api) nodes(w http.ResponseWriter, r *http.Request) error {
 	page := struct {
 		Node  string     `json:"node"` // this one
 		Nodes []NodeInfo `json:"nodes"`
-	}{}
-	if cl := a.srv.hub.cluster; cl != nil {
-		page.Node, page.Nodes = cl.nodeID(), cl.broker.Nodes()
-	} else {
-		own := a.srv.nodeInfo()
-		own.ID, own.Heard = "self", time.Now()
-		own.Name, _ = os.Hostname()
-		page.Node, page.Nodes = own.ID, []NodeInfo{own}
+	}{Nodes: a.srv.hub.remote.nodes()}
+	if len(page.Nodes) > 0 {
+		page.Node = page.Nodes[0].ID
 	}
 	slices.SortFunc(page.Nodes, func(a, b NodeInfo) int { return cmp.Compare(a.ID, b.ID) })
 	return reply(w, page)

@@ -14,7 +14,7 @@ import (
 // hand them out.
 type audience struct {
 	sh    *shard
-	local *local // what it belongs to when it is a topic's; nil for an endpoint's
+	local *local // what it belongs to; nil for connections that get no messages
 
 	// Guarded by sh.mu: only the loop writes, so the loop reads without the lock. What is in a member
 	// beside conn is owned by the loop.
@@ -85,6 +85,9 @@ const (
 	maxPass  = 4096
 )
 
+// isGroup reports whether the audience is a group.
+func (a *audience) isGroup() bool { return a.times != nil }
+
 func (a *audience) end() uint32 { return a.base + uint32(len(a.stream)) }
 
 // join makes c a member, for whom the message seq is the first. The caller holds sh.mu.
@@ -130,13 +133,11 @@ func halve[T any](s []T) []T { return append(make([]T, 0, cap(s)/2), s...) }
 func (a *audience) move(to, from int) {
 	m := a.members[from]
 	a.members[to] = m
-	if a.times != nil {
-		a.times[to] = a.times[from]
-	}
 	if a.debts != nil {
 		a.debts[to] = a.debts[from]
 	}
-	if a.local == nil {
+	if a.isGroup() {
+		a.times[to] = a.times[from]
 		m.conn.slot = int32(to)
 	} else {
 		m.conn.more.subs[m.sub].slot = int32(to)
@@ -146,16 +147,12 @@ func (a *audience) move(to, from int) {
 // publish appends a message to the stream, and returns its cost in bytes, which the caller adds to the backlog. The walk
 // that hands it out comes with the shard's turn.
 func (a *audience) publish(f *codec.Frame, at stamp) (bytes int) {
-	if len(a.members) == 0 && len(a.stream) == 0 {
-		a.base++ // nobody is concerned
-		return 0
-	}
 	a.stream = append(a.stream, f)
 	a.stamps = append(a.stamps, at)
 	if a.latest || a.newest != nil {
 		a.newest = f
 	}
-	if a.local != nil {
+	if !a.isGroup() {
 		a.sh.published++
 	}
 	if !a.queued {
@@ -335,7 +332,7 @@ func (a *audience) finish() {
 	a.base = a.pass.target
 	a.sh.freePass(a.pass)
 	a.pass = nil
-	if rest == 0 && (a.local != nil || cap(a.stream) > keepLetters) {
+	if rest == 0 && (!a.isGroup() || cap(a.stream) > keepLetters) {
 		a.stream, a.stamps = nil, nil // topics are many
 	}
 }
@@ -487,6 +484,9 @@ func (g *group) add(c *Conn, t times) {
 		g.debts = append(g.debts, debts{})
 	}
 	g.count.Add(1)
+	if g.local != nil {
+		g.local.join()
+	}
 }
 
 func (g *group) remove(c *Conn) {
@@ -495,4 +495,7 @@ func (g *group) remove(c *Conn) {
 	c.group = nil
 	g.sh.mu.Unlock()
 	g.count.Add(-1)
+	if g.local != nil {
+		g.local.leave()
+	}
 }

@@ -16,27 +16,25 @@ import (
 // ErrOnLoop is returned by what would have to wait for the cluster and was called on an event loop.
 var ErrOnLoop = errors.New("called on an event loop, which may not wait for the cluster")
 
-// cluster is what the hub of a server with a [Broker] has beside. Methods that say so may be called on nil, which
-// is a server without one.
-type cluster struct {
+// follower is the remote of a server with a [Broker].
+type follower struct {
 	// Immutable.
 	srv    *Server
 	hub    *hub
 	broker Broker
 	paced  chan struct{} // as many as loads of a resync may be under way
 
-	stats   clusterStats
-	present presenceQueries
-	unloads *logs.Sampler          // of lines about loads that failed
-	id      atomic.Pointer[string] // of this server, once the broker has told it
+	stats    clusterStats
+	presence presenceQueries
+	unloads  *logs.Sampler          // of lines about loads that failed
+	id       atomic.Pointer[string] // of this server, once the broker has told it
 
 	orders sync.Mutex // guards what follows
 	list   []func()
 	busy   bool // a goroutine works on the list
 
-	mu         sync.Mutex // guards what follows
-	broadcasts map[[2]string]*sender
-	resyncing  bool
+	mu        sync.Mutex
+	resyncing bool // guarded by mu
 }
 
 // clusterStats are counted since the server was made.
@@ -55,29 +53,30 @@ type clusterStats struct {
 // mostPaced is how many topics a resync looks at at once.
 const mostPaced = 32
 
-func newCluster(h *hub, b Broker) *cluster {
-	return &cluster{srv: h.srv, hub: h, broker: b, paced: make(chan struct{}, mostPaced), unloads: logs.NewSampler(1), broadcasts: map[[2]string]*sender{}}
+func newFollower(h *hub, b Broker) *follower {
+	h.srv.lastID.Store((1 + rand.Uint64N(1<<20-1)) << 32) // else ids would be those of other servers, too
+	return &follower{srv: h.srv, hub: h, broker: b, paced: make(chan struct{}, mostPaced), unloads: logs.NewSampler(1)}
 }
 
 // order has the broker told something, behind what was ordered before. It may be called with anything locked;
 // no lock is held while it is done.
-func (cl *cluster) order(do func()) {
-	cl.orders.Lock()
-	defer cl.orders.Unlock()
-	cl.list = append(cl.list, do)
-	if !cl.busy {
-		cl.busy = true
-		go cl.work()
+func (f *follower) order(do func()) {
+	f.orders.Lock()
+	defer f.orders.Unlock()
+	f.list = append(f.list, do)
+	if !f.busy {
+		f.busy = true
+		go f.work()
 	}
 }
 
-func (cl *cluster) work() {
+func (f *follower) work() {
 	for {
-		cl.orders.Lock()
-		list := cl.list
-		cl.list = nil
-		cl.busy = len(list) > 0
-		cl.orders.Unlock()
+		f.orders.Lock()
+		list := f.list
+		f.list = nil
+		f.busy = len(list) > 0
+		f.orders.Unlock()
 		if len(list) == 0 {
 			return
 		}
@@ -87,11 +86,16 @@ func (cl *cluster) work() {
 	}
 }
 
+func (f *follower) counts() *clusterStats { return &f.stats }
+
 // away says why the broker cannot be reached, or nil.
-func (cl *cluster) away() error { return unreachable(cl.broker.Err()) }
+func (f *follower) away() error { return unreachable(f.broker.Err()) }
+
+func (f *follower) isUp() bool     { return f.away() == nil }
+func (f *follower) unready() error { return unreachable(f.broker.Ready()) }
 
 // awayFor says why the broker cannot take, or give, messages of a kept topic, or nil.
-func (cl *cluster) awayFor(rule int) error { return unreachable(cl.broker.PersistentErr(rule)) }
+func (f *follower) awayFor(rule int) error { return unreachable(f.broker.PersistentErr(rule)) }
 
 func unreachable(err error) error {
 	if err != nil && !errors.Is(err, ErrNoCluster) {
@@ -122,26 +126,8 @@ func backoff(tries int) time.Duration {
 	return longest/2 + rand.N(longest/2)
 }
 
-var noClusterStats clusterStats
-
-// clusterStats are all zero without a cluster.
-func (s *Server) clusterStats() *clusterStats {
-	if s.hub.cluster == nil {
-		return &noClusterStats
-	}
-	return &s.hub.cluster.stats
-}
-
-// inCluster says whether messages pass between this server and others.
-func (s *Server) inCluster() bool { return s.hub.cluster != nil && s.hub.cluster.away() == nil }
-
-// joinCluster may be called without one.
-func (s *Server) joinCluster(ctx context.Context) error {
-	cl := s.hub.cluster
-	if cl == nil {
-		return nil
-	}
-	if err := cl.broker.Start(ctx, node{cl}); err != nil {
+func (f *follower) join(ctx context.Context) error {
+	if err := f.broker.Start(ctx, node{f}); err != nil {
 		return fmt.Errorf("join the cluster: %w", err)
 	}
 	return nil
@@ -150,31 +136,28 @@ func (s *Server) joinCluster(ctx context.Context) error {
 // leaveTime is how long a server may take to leave its cluster.
 const leaveTime = 5 * time.Second
 
-func (s *Server) leaveCluster() {
-	if s.hub.cluster == nil {
-		return
-	}
+func (f *follower) leave() {
 	ctx, cancel := context.WithTimeout(context.Background(), leaveTime)
 	defer cancel()
-	s.hub.cluster.broker.Stop(ctx)
+	f.broker.Stop(ctx)
 }
 
 // node is what the broker sees of the server.
-type node struct{ cl *cluster }
+type node struct{ f *follower }
 
 func (n node) Transient(from string, incarnation, seq uint64, p Publication, at time.Time) {
-	n.cl.passing(from, incarnation, seq, &p, at)
+	n.f.passing(from, incarnation, seq, &p, at)
 }
 
 func (n node) Broadcast(from, path string, op Opcode, payload []byte, seq uint64) {
-	n.cl.broadcast(from, path, op, payload, seq)
+	n.f.broadcast(from, path, op, payload, seq)
 }
 
-func (n node) Persistent(m Message, epoch string, prev uint64) { n.cl.takeKept(m, epoch, prev) }
-func (n node) Resync(why string)                               { n.cl.resync(why) }
+func (n node) Persistent(m Message, epoch string, prev uint64) { n.f.takeKept(m, epoch, prev) }
+func (n node) Resync(why string)                               { n.f.resync(why) }
 func (n node) Answer(subject string, question []byte) []byte {
-	return n.cl.answer(subject, question)
+	return n.f.answer(subject, question)
 }
-func (n node) Info() NodeInfo     { return n.cl.info() }
-func (n node) Rules() []TopicRule { return slices.Clone(n.cl.srv.opts().Topics) }
-func (n node) MaxMessage() int64  { return int64(n.cl.srv.opts().Limits.MaxMessage) }
+func (n node) Info() NodeInfo     { return n.f.info() }
+func (n node) Rules() []TopicRule { return slices.Clone(n.f.srv.opts().Topics) }
+func (n node) MaxMessage() int64  { return int64(n.f.srv.opts().Limits.MaxMessage) }

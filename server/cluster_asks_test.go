@@ -89,7 +89,7 @@ func TestClusterPresenceIsAskedOnceForMany(t *testing.T) {
 	for range 20 {
 		conns = append(conns, dial(t, list[0], "/ws", speakJSON))
 	}
-	asks := func() uint64 { return list[0].hub.cluster.stats.asks.Load() }
+	asks := func() uint64 { return list[0].hub.remote.counts().asks.Load() }
 	hold := make(chan struct{})
 	n.set(func() { n.holdAnswers = hold })
 	conns[0].send(`{"id":1,"presence":{"topic":"room"}}`)
@@ -104,7 +104,7 @@ func TestClusterPresenceIsAskedOnceForMany(t *testing.T) {
 		c.send(`{"id":1,"presence":{"topic":"room"}}`)
 	}
 	eventually(t, "the others wait", func() bool {
-		q := &list[0].hub.cluster.present
+		q := &list[0].hub.remote.(*follower).presence
 		q.mu.Lock()
 		defer q.mu.Unlock()
 		return len(q.waiting["room"]) == len(conns)-1
@@ -120,7 +120,7 @@ func TestClusterPresenceIsAskedOnceForMany(t *testing.T) {
 		t.Errorf("%d questions for %d clients", n, len(conns))
 	}
 	eventually(t, "nothing is kept", func() bool {
-		q := &list[0].hub.cluster.present
+		q := &list[0].hub.remote.(*follower).presence
 		q.mu.Lock()
 		defer q.mu.Unlock()
 		return len(q.waiting) == 0

@@ -98,10 +98,10 @@ func TestClusterResyncDuringTheFirstLoad(t *testing.T) {
 	n.set(func() { n.lost = 0 })
 	b.node.Resync("messages were lost")
 	eventually(t, "all has been looked at", func() bool {
-		cl := s.hub.cluster
-		cl.mu.Lock()
-		defer cl.mu.Unlock()
-		return !cl.resyncing
+		f := s.hub.remote.(*follower)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return !f.resyncing
 	})
 	close(b.hand)
 	if m := c.said(); m.Subscribed == nil {
@@ -143,15 +143,15 @@ func TestClusterReadersDoNotMultiplyLoads(t *testing.T) {
 	}
 	n.set(func() { n.failing = 1 })
 	fakeOf(s).node.Resync("it has to be looked at")
-	eventually(t, "it is tried", func() bool { return s.clusterStats().loadFailures.Load() > 0 })
+	eventually(t, "it is tried", func() bool { return s.hub.remote.counts().loadFailures.Load() > 0 })
 	for range readers {
 		if _, err := s.History("log", Start{}, 1); !errors.Is(err, ErrNoCluster) {
 			t.Fatal(err)
 		}
 	}
-	before := s.clusterStats().loads.Load()
+	before := s.hub.remote.counts().loads.Load()
 	time.Sleep(6 * time.Second) // by when each has been tried again
-	if more := s.clusterStats().loads.Load() - before; more > 10 {
+	if more := s.hub.remote.counts().loads.Load() - before; more > 10 {
 		t.Errorf("%d loads when nobody reads", more)
 	}
 }
@@ -166,12 +166,12 @@ func TestClusterGapConcernsWhoWasThere(t *testing.T) {
 	subscribers(t, s, "room", 1)
 	room := s.hub.find("room")
 	room.seq++ // the gap's
-	seq, l := room.seq, room.locals[0]
-	gap := &message{topic: room, gap: true, epoch: new(string), raw: codec.NewFrame(codec.OpText, nil)}
+	l := room.locals[0]
+	gap := &letter{kind: letterGap, seq: room.seq, payload: &message{topic: room, gap: true, epoch: new(string), raw: codec.NewFrame(codec.OpText, nil)}}
 	room.mu.Unlock()
 	since := dial(t, s, "/ws?topic=room")
 	subscribers(t, s, "room", 2)
-	l.sh.postDo(c, 0, func() { l.publish(gap, seq, s.stamp()) })
+	l.sh.postDo(c, 0, func() { l.publish(gap) })
 	before.wantClose(4010, "gap")
 	mustPublish(t, s, "room", "two")
 	since.want("two")
@@ -195,7 +195,7 @@ func TestClusterTopicThatWasQuiet(t *testing.T) {
 		n.expire("log.b")
 	}
 	for i, s := range list {
-		if st := s.clusterStats(); st.gaps.Load()+st.holes.Load()+st.lost.Load() != 0 {
+		if st := s.hub.remote.counts(); st.gaps.Load()+st.holes.Load()+st.lost.Load() != 0 {
 			t.Errorf("server %d has counted %d gaps, %d holes and %d lost messages", i, st.gaps.Load(), st.holes.Load(), st.lost.Load())
 		}
 	}

@@ -30,13 +30,13 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 
-	if err := s.joinCluster(stopped); err != nil {
+	if err := s.hub.remote.join(stopped); err != nil {
 		if stopped.Err() != nil {
 			return nil
 		}
 		return err
 	}
-	defer s.leaveCluster()
+	defer s.hub.remote.leave()
 	err := s.prepare()
 	if err != nil {
 		return err

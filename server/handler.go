@@ -144,7 +144,8 @@ func (s *Server) relay(c *Conn, op codec.Opcode, payload []byte) {
 	if !c.paysPublish() {
 		return
 	}
-	c.refused(s.broadcast(c.ep, codec.NewFrame(op, payload)))
+	_, err := s.broadcast(codec.NewFrame(op, payload), nil, c.ep)
+	c.refused(err)
 }
 
 // refused closes a sender whose message was not taken, or perhaps not, so that it knows: the rest is in the counters.

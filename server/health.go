@@ -83,8 +83,8 @@ func (s *Server) unready() (list []condition) {
 	if s.ops.maintenance.Load() {
 		add("maintenance", "maintenance was switched on")
 	}
-	if cl := s.hub.cluster; cl != nil && !s.opts().ClusterOptional {
-		if err := unreachable(cl.broker.Ready()); err != nil {
+	if !s.opts().ClusterOptional {
+		if err := s.hub.remote.unready(); err != nil {
 			add("cluster", "%v", err)
 		}
 	}

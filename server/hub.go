@@ -2,6 +2,7 @@ package server
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
 	"hash/maphash"
@@ -43,7 +44,7 @@ type hub struct {
 
 	unheard, heard idleTopics // topics that are not in use
 
-	cluster *cluster // nil without Options.Broker; immutable
+	remote remote // immutable
 
 	published atomic.Uint64
 	messages  atomic.Int64 // that topics keep
@@ -64,9 +65,7 @@ type hubPart struct {
 func newHub(s *Server) *hub {
 	h := &hub{srv: s, seed: maphash.MakeSeed(), epochs: maphash.MakeSeed(), linger: linger, mostUnheard: mostUnheard}
 	h.keys.init(s)
-	if s.opts().Broker != nil {
-		h.cluster = newCluster(h, s.opts().Broker)
-	}
+	h.remote = newRemote(h, s.opts().Broker)
 	return h
 }
 
@@ -123,7 +122,7 @@ func (h *hub) make(name string) error {
 	t := &topicState{hub: h, epoch: h.epochOf(name, *generation), used: h.srv.elapsed()}
 	t.name, t.topic = string([]byte(name)), t // the name may be a part of something large
 	t.rule = topic.RuleOf(o.Topics, name)
-	h.cluster.tie(&t.source)
+	h.remote.tie(&t.source)
 	p.topics.Set(t.name, t)
 	return nil
 }
@@ -164,14 +163,13 @@ type publication struct {
 // [ErrUncertain], the message may have been published or not. Subscribers of this server, too, get it when it comes
 // back from the broker. To any other topic it does not wait, nor say whether other servers get the message.
 func (s *Server) Publish(p Publication) (Receipt, error) {
-	return s.publish(&publication{Publication: p})
-}
-
-func (s *Server) publish(p *publication) (Receipt, error) {
-	if s.hub.cluster != nil {
-		return s.hub.cluster.publish(p)
+	if !s.hub.remote.keeps(p.Topic) {
+		return s.hub.publish(&publication{Publication: p}, nil)
 	}
-	return s.hub.publish(p, nil)
+	if s.onLoop() {
+		return Receipt{}, fmt.Errorf("publish: %w", ErrOnLoop)
+	}
+	return s.hub.publishAndWait(context.Background(), p)
 }
 
 // publish gives the message to this server's subscribers. For other servers' it hands it over, which sent learns
@@ -211,10 +209,8 @@ func (h *hub) check(p *publication) error {
 // enter gives a message its offset and hands it to the shards that have subscribers, all under the
 // topic's lock, so that every shard sees the same order.
 func (h *hub) enter(p *publication, sent func(error)) (Receipt, error) {
-	if h.cluster != nil {
-		if err := h.cluster.away(); err != nil {
-			return Receipt{}, err
-		}
+	if err := h.remote.away(); err != nil {
+		return Receipt{}, err
 	}
 	at := h.srv.stamp()
 	m := &message{format: p.Format, raw: codec.NewFrame(p.Format.Opcode(), p.Payload)}
@@ -225,33 +221,28 @@ func (h *hub) enter(p *publication, sent func(error)) (Receipt, error) {
 	defer h.unlock(t)
 	patterns := h.patternsOf(t)
 	if sh := h.overloaded(t, patterns, int64(len(m.raw.Plain()))); sh != nil {
-		sh.stats.Drop(DropOverloaded, 1)
-		return Receipt{}, ErrOverloaded
+		return Receipt{}, sh.refuse()
 	}
 	t.used = h.srv.elapsed()
 	m.topic, m.offset, m.time, m.born = t, t.offset+1, h.srv.wall().UnixMilli(), h.srv.age()
 	h.published.Add(1)
 	n := t.issue(m, at) + issueAll(patterns, m, at)
-	if h.cluster != nil {
-		h.cluster.relay(t, p, m, sent)
-	}
+	h.remote.relay(&t.source, m, sent)
 	return Receipt{Offset: t.offset, Epoch: t.ownEpoch(), Subscribers: n}, nil
 }
 
 // issue makes a message the topic's next one, and says for how many subscribers it is. The caller holds mu.
 func (t *topicState) issue(m *message, at stamp) int {
-	t.offset, m.latest = m.offset, t.latest()
+	t.offset = m.offset
 	t.keep(m)
-	t.seq++
-	return t.post(m, at)
+	return t.post(letterPublish, m, at)
 }
 
 // issueAll makes a message the next one of the patterns that match its topic. The caller holds the topic's mu.
 func issueAll(patterns []*source, m *message, at stamp) (n int) {
 	for _, p := range patterns {
 		p.mu.Lock()
-		p.seq++
-		n += p.post(m, at)
+		n += p.post(letterPublish, m, at)
 		p.mu.Unlock()
 	}
 	return n
@@ -273,26 +264,6 @@ func (h *hub) overloaded(t *topicState, patterns []*source, n int64) *shard {
 	return nil
 }
 
-func (src *source) overloaded(n int64) *shard {
-	for _, l := range src.locals {
-		if l.sh.backlog.Load()+n > l.sh.srv.settings().maxBacklog {
-			return l.sh
-		}
-	}
-	return nil
-}
-
-// post hands a message to all shards that have subscribers, and says how many these are. The caller holds
-// mu.
-func (src *source) post(m *message, at stamp) int {
-	for _, l := range src.locals {
-		l.sh.backlog.Add(int64(len(m.raw.Plain())))
-		l.sh.fanout.Add(1)
-		l.sh.post(letter{kind: letterTopic, local: l, message: m, seq: src.seq, at: at})
-	}
-	return int(src.subscribers)
-}
-
 // sweepParts is how many calls of sweep look at all topics.
 const sweepParts = 64
 
@@ -304,16 +275,13 @@ func (h *hub) sweep(now time.Time, round int) {
 		for t := range h.parts[i].all() {
 			t.mu.Lock()
 			t.expire(h.srv.age())
-			h.cluster.loosen(t, since)
-			if h.cluster.mayOwe(t) {
-				t.used = since
-			}
+			h.remote.sweepTopic(t, since)
 			h.forgetPatternsOf(t)
 			h.unlock(t)
 		}
 	}
 	h.forgetIdle(since - h.linger)
-	h.cluster.sweep(since)
+	h.remote.sweep(since)
 	h.keys.expire()
 }
 
@@ -414,7 +382,7 @@ func (t *topicState) info(now int64) TopicInfo {
 // With [Options.Broker] it waits for the messages of a topic that the broker keeps, at most 10 seconds. Then it also
 // fails with [ErrNoCluster], and with [ErrOnLoop] where nobody may wait.
 func (s *Server) History(topic string, from Start, limit int) (Past, error) {
-	if err := s.hub.cluster.waitFor(topic, from); err != nil {
+	if err := s.hub.waitFor(topic, from); err != nil {
 		return Past{}, err
 	}
 	past, list, err := s.hub.past(topic, from, limit)
@@ -422,6 +390,21 @@ func (s *Server) History(topic string, from Start, limit int) (Past, error) {
 		past.Messages = append(past.Messages, Message{Topic: m.topic.name, Offset: m.offset, Time: time.UnixMilli(m.time), Format: m.format, Payload: m.raw.Payload()})
 	}
 	return past, err
+}
+
+// waitFor waits until a topic is up to date that the broker keeps; others it does not look at.
+func (h *hub) waitFor(topic string, from Start) error {
+	if !h.remote.keeps(topic) {
+		return nil
+	}
+	if h.srv.onLoop() {
+		return fmt.Errorf("look at a topic: %w", ErrOnLoop)
+	}
+	done := make(chan error, 1)
+	if ready, err := h.remote.ready(topic, from, true, nothing, func(err error) { done <- err }); ready || err != nil {
+		return err
+	}
+	return <-done
 }
 
 func (h *hub) past(topic string, from Start, limit int) (past Past, list []*message, err error) {

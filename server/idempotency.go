@@ -89,7 +89,7 @@ type attempt struct {
 	mu      sync.Mutex // held while it is published, so that one that comes twice at once waits for the first
 	done    bool
 	receipt Receipt
-	relay   *relay // nil without a cluster, and when the broker has the message
+	relay   *relay // nil when the broker has the message
 }
 
 // relay is what is known of a publication that was handed to the broker. Guarded by the mu of its attempt.
@@ -152,9 +152,6 @@ func (h *hub) publishOnce(p *publication, sent func(error)) (Receipt, error) {
 		return receipt, nil
 	}
 	defer a.leave()
-	if h.cluster == nil {
-		return a.once(func() (Receipt, error) { return h.enter(p, nil) })
-	}
 	over := &handover{done: a.relayed}
 	receipt, err := a.once(func() (Receipt, error) {
 		receipt, err := h.enter(p, over.end)

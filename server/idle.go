@@ -54,7 +54,7 @@ func (h *hub) unlock(t *topicState) {
 		t.mu.Unlock()
 		return
 	}
-	if h.cluster == nil && t.offset == 0 {
+	if !h.remote.knows(t) {
 		t.forgotten = true
 		t.mu.Unlock()
 		h.remove(t)
@@ -73,21 +73,12 @@ func (h *hub) unlock(t *topicState) {
 
 // inUse reports whether a topic must not be forgotten. What a server has of a kept topic is a copy. The caller holds mu.
 func (h *hub) inUse(t *topicState) bool {
-	switch {
-	case t.subscribers > 0:
-		return true
-	case t.link == nil || t.link.kept == nil:
-		return t.history.len() > 0 || t.link != nil && len(t.link.waiters) > 0
-	}
-	return len(t.link.waiters) > 0 || h.cluster.mayOwe(t)
+	return t.subscribers > 0 || t.link.kept == nil && t.history.len() > 0 || h.remote.uses(t)
 }
 
 // lastUse is when the topic last had a message or a subscriber, or was asked for. The caller holds mu.
 func (t *topicState) lastUse() time.Duration {
-	if t.link != nil {
-		return max(t.used, t.link.wanted)
-	}
-	return t.used
+	return max(t.used, t.link.wanted)
 }
 
 // remove takes a topic out that is forgotten. Nothing is locked.
@@ -96,7 +87,7 @@ func (h *hub) remove(t *topicState) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.topics.Delete(t.name)
-	if h.cluster != nil || t.offset > 0 { // in a cluster it may have missed messages of other servers
+	if h.remote.knows(t) {
 		*generation++
 	}
 	h.count.Add(-1)
@@ -121,10 +112,8 @@ func (h *hub) revisit(from *idleTopics, one idleTopic, hasToGo bool) (forgotten 
 		t.idle = true
 		from.push(t, used)
 	default:
-		if h.cluster != nil {
-			h.cluster.unfollow(&t.source)
-		}
-		t.forgotten = t.history.len() == 0 && !t.link.busy()
+		h.remote.unfollow(&t.source)
+		t.forgotten = t.history.len() == 0
 	}
 	forgotten = t.forgotten
 	t.mu.Unlock()

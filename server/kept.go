@@ -2,7 +2,6 @@ package server
 
 import (
 	"cmp"
-	"fmt"
 	"log/slog"
 	"slices"
 	"time"
@@ -49,12 +48,12 @@ const (
 const mostUseless = 8
 
 // lacks says whether something may be missing, which is to be loaded.
-func (cl *cluster) lacks(k *kept) bool {
-	return k.loading || k.stale || cl.outdated(k)
+func (f *follower) lacks(k *kept) bool {
+	return k.loading || k.stale || f.outdated(k)
 }
 
 // outdated says whether a resync has been asked for since the last load was begun.
-func (cl *cluster) outdated(k *kept) bool { return k.looked < cl.stats.resyncs.Load() }
+func (f *follower) outdated(k *kept) bool { return k.looked < f.stats.resyncs.Load() }
 
 func (k *kept) epochText() string {
 	if k.epoch == nil {
@@ -75,54 +74,38 @@ func (k *kept) hold(m *message, prev uint64) {
 // not with anything locked, or when it returns true, which means that there is nothing to wait for. Who has been
 // further than this server has was at another one, and waits for what that one had. Who subscribes gets later what
 // may be missing; who reads waits for it. The caller holds mu.
-func (cl *cluster) awaitKept(t *topicState, from Start, reads bool, done func(error)) (ready bool, err error) {
+func (f *follower) awaitKept(t *topicState, from Start, reads bool, done func(error)) (ready bool, err error) {
 	k := t.link.kept
-	t.link.wanted = cl.srv.elapsed()
+	t.link.wanted = f.srv.elapsed()
 	known := from.Since == nil || k.loaded && (from.Since.Epoch != k.epochText() || from.Since.Offset <= t.offset)
-	if k.loaded && known && !(reads && cl.lacks(k)) {
+	if k.loaded && known && !(reads && f.lacks(k)) {
 		return true, nil
 	}
-	if err := cl.awayFor(cl.ruleOf(t)); err != nil {
+	if err := f.awayFor(f.ruleOf(t)); err != nil {
 		return false, err
 	}
 	joined, number := t.link.state == linkJoined, k.loads+1
-	if joined && known && k.loading && !k.stale && !cl.outdated(k) {
+	if joined && known && k.loading && !k.stale && !f.outdated(k) {
 		number = k.loads
 	}
-	cl.enlist(&t.source, &waiter{load: number, done: done})
+	f.enlist(&t.source, &waiter{load: number, done: done})
 	switch {
 	case !joined:
-		cl.follow(&t.source)
+		f.follow(&t.source)
 	case number > k.loads:
 		k.resting = false
-		cl.load(t)
+		f.load(t)
 	}
 	return false, nil
 }
 
-// waitFor waits until a topic is up to date that the broker keeps; others it does not look at. It may be called on
-// nil.
-func (cl *cluster) waitFor(topic string, from Start) error {
-	if !cl.keeps(topic) {
-		return nil
-	}
-	if cl.onLoop() {
-		return fmt.Errorf("look at a topic: %w", ErrOnLoop)
-	}
-	done := make(chan error, 1)
-	if ready, err := cl.ready(topic, from, true, func(err error) { done <- err }, func() {}); ready || err != nil {
-		return err
-	}
-	return <-done
-}
-
 // load has what this server may not have of a topic loaded. The caller holds mu.
-func (cl *cluster) load(t *topicState) {
+func (f *follower) load(t *topicState) {
 	t.link.kept.stale = true
-	cl.beginLoad(t)
+	f.beginLoad(t)
 }
 
-func (cl *cluster) beginLoad(t *topicState) {
+func (f *follower) beginLoad(t *topicState) {
 	k := t.link.kept
 	full := k.whole || !k.loaded && t.link.state == linkJoined
 	if k.loading || k.resting || !k.stale || t.forgotten || !k.loaded && t.link.state != linkJoined && t.link.feeder == nil {
@@ -130,8 +113,8 @@ func (cl *cluster) beginLoad(t *topicState) {
 	}
 	k.loading, k.stale, k.whole = true, false, false
 	k.loads++
-	k.looked = cl.stats.resyncs.Load()
-	cl.stats.loads.Add(1)
+	k.looked = f.stats.resyncs.Load()
+	f.stats.loads.Add(1)
 	number, after := k.loads, uint64(0)
 	switch {
 	case full:
@@ -142,14 +125,14 @@ func (cl *cluster) beginLoad(t *topicState) {
 	default:
 		after = t.offset
 	}
-	cl.order(func() {
-		cl.broker.Load(t.name, cl.ruleOf(t), after, func(got Kept, err error) { cl.loaded(t, number, full, &got, err) })
+	f.order(func() {
+		f.broker.Load(t.name, f.ruleOf(t), after, func(got Kept, err error) { f.loaded(t, number, full, &got, err) })
 	})
 }
 
-func (cl *cluster) loaded(t *topicState, number uint64, full bool, got *Kept, err error) {
-	if err != nil && cl.awayFor(cl.ruleOf(t)) == nil { // otherwise it is known, and has been said
-		cl.srv.logSome(cl.unloads, slog.LevelWarn, "what the cluster keeps of a topic could not be loaded", []any{"topic", t.name, "error", err})
+func (f *follower) loaded(t *topicState, number uint64, full bool, got *Kept, err error) {
+	if err != nil && f.awayFor(f.ruleOf(t)) == nil { // otherwise it is known, and has been said
+		f.srv.logSome(f.unloads, slog.LevelWarn, "what the cluster keeps of a topic could not be loaded", []any{"topic", t.name, "error", err})
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -159,55 +142,55 @@ func (cl *cluster) loaded(t *topicState, number uint64, full bool, got *Kept, er
 	}
 	k.loading = false
 	if err != nil {
-		cl.stats.loadFailures.Add(1)
+		f.stats.loadFailures.Add(1)
 		k.whole = k.whole || full && k.loaded
-		cl.release(&t.source, number, unavailable(err))
-		cl.rest(t) // also when nobody is there: who comes next must not get what is left for the whole
+		f.release(&t.source, number, unavailable(err))
+		f.rest(t) // also when nobody is there: who comes next must not get what is left for the whole
 		return
 	}
 	if !full && k.epochText() != got.Epoch { // an offset of another epoch was asked for
 		k.whole = true
-		cl.putOff(t)
-		cl.load(t)
+		f.putOff(t)
+		f.load(t)
 		return
 	}
 	offset, fed, epoch := t.offset, k.fed, k.epoch
-	whole := cl.apply(t, got, full) && cl.drain(t)
+	whole := f.apply(t, got, full) && f.drain(t)
 	switch useful := t.offset != offset || k.fed != fed || k.epoch != epoch; {
 	case !whole: // too much to do
 		if useful {
 			k.tries = 0
 		}
-		cl.putOff(t)
-		cl.rest(t)
+		f.putOff(t)
+		f.rest(t)
 	case len(k.early) > 0 || k.loaded && t.offset < k.seen:
 		k.stale = true
 		k.useless++
 		if useful {
 			k.useless = 0
 		} else {
-			cl.rest(t)
+			f.rest(t)
 		}
 		if k.useless > mostUseless {
-			cl.giveUp(t)
+			f.giveUp(t)
 		}
 	default:
 		k.tries, k.useless = 0, 0
 	}
-	cl.release(&t.source, number, nil)
+	f.release(&t.source, number, nil)
 	k.stale = k.stale || len(t.link.waiters) > 0
-	cl.beginLoad(t)
+	f.beginLoad(t)
 }
 
 // putOff has all who wait go on waiting for the next load. The caller holds mu.
-func (cl *cluster) putOff(t *topicState) {
+func (f *follower) putOff(t *topicState) {
 	for _, w := range t.link.waiters {
 		w.load = max(w.load, t.link.kept.loads+1)
 	}
 }
 
 // rest has the next load wait, because the last one was of no use. The caller holds mu.
-func (cl *cluster) rest(t *topicState) {
+func (f *follower) rest(t *topicState) {
 	k := t.link.kept
 	k.stale, k.resting = true, true
 	k.tries++
@@ -217,28 +200,28 @@ func (cl *cluster) rest(t *topicState) {
 		defer t.mu.Unlock()
 		if k.loads == number { // otherwise somebody did not wait, and there is another timer if that was of no use
 			k.resting = false
-			cl.beginLoad(t)
+			f.beginLoad(t)
 		}
 	})
 }
 
 // giveUp goes on behind a hole that the broker does not fill. The caller holds mu.
-func (cl *cluster) giveUp(t *topicState) {
+func (f *follower) giveUp(t *topicState) {
 	k := t.link.kept
 	to := k.seen
 	if len(k.early) > 0 {
 		to = k.early[0].prev // they are in order
 	}
 	k.useless, k.seen = 0, to
-	cl.apply(t, &Kept{Epoch: k.epochText(), Since: to, Last: to}, false)
-	cl.drain(t)
+	f.apply(t, &Kept{Epoch: k.epochText(), Since: to, Last: to}, false)
+	f.drain(t)
 }
 
 // apply takes what was loaded, and delivers what is news of it. It returns false if it had to stop because of
 // overload. The caller holds mu.
-func (cl *cluster) apply(t *topicState, got *Kept, full bool) (whole bool) {
-	k, at := t.link.kept, cl.srv.stamp()
-	patterns := cl.hub.patternsOf(t)
+func (f *follower) apply(t *topicState, got *Kept, full bool) (whole bool) {
+	k, at := t.link.kept, f.srv.stamp()
+	patterns := f.hub.patternsOf(t)
 	fed := t.link.fed(patterns)
 	other := k.epoch != nil && *k.epoch != got.Epoch
 	if other || k.epoch == nil {
@@ -249,20 +232,20 @@ func (cl *cluster) apply(t *topicState, got *Kept, full bool) (whole bool) {
 		k.seen = 0
 	}
 	if fed && (other || got.Since > k.fed) {
-		cl.missed(1)
+		f.missed(1)
 		k.fed = got.Since
 	}
 	switch {
 	case k.loaded && (other || got.Since > t.offset):
-		cl.begin(t, got.Since)
-		cl.tellGap(t, got, at)
+		f.begin(t, got.Since)
+		f.tellGap(t, got, at)
 	case full && !k.loaded && t.link.state == linkJoined:
-		cl.begin(t, got.Since)
+		f.begin(t, got.Since)
 		k.loaded = true
 	}
 	now := got.Now
 	if now.IsZero() {
-		now = cl.srv.wall()
+		now = f.srv.wall()
 	}
 	for i := range got.Messages {
 		one := &got.Messages[i]
@@ -271,10 +254,10 @@ func (cl *cluster) apply(t *topicState, got *Kept, full bool) (whole bool) {
 			continue
 		}
 		m := t.keptMessage(one, k.epoch, now)
-		if (pattern || t.subscribers > 0) && cl.hub.overloaded(t, patterns, int64(len(m.raw.Plain()))) != nil {
+		if (pattern || t.subscribers > 0) && f.hub.overloaded(t, patterns, int64(len(m.raw.Plain()))) != nil {
 			return false
 		}
-		cl.deliver(t, m, direct, pattern, patterns, at)
+		f.deliver(t, m, direct, pattern, patterns, at)
 	}
 	if k.loaded {
 		t.offset = max(t.offset, got.Last)
@@ -286,7 +269,7 @@ func (cl *cluster) apply(t *topicState, got *Kept, full bool) (whole bool) {
 }
 
 // begin empties a topic, which is complete from now on for who has had all up to an offset. The caller holds mu.
-func (cl *cluster) begin(t *topicState, since uint64) {
+func (f *follower) begin(t *topicState, since uint64) {
 	for t.history.len() > 0 {
 		t.dropOldest()
 	}
@@ -295,8 +278,8 @@ func (cl *cluster) begin(t *topicState, since uint64) {
 
 // tellGap tells subscribers that something is missing before what follows. Who gets only the newest message of a
 // topic is not told. The caller holds mu.
-func (cl *cluster) tellGap(t *topicState, got *Kept, at stamp) {
-	cl.stats.gaps.Add(1)
+func (f *follower) tellGap(t *topicState, got *Kept, at stamp) {
+	f.stats.gaps.Add(1)
 	if t.subscribers == 0 || t.latest() {
 		return
 	}
@@ -304,12 +287,11 @@ func (cl *cluster) tellGap(t *topicState, got *Kept, at stamp) {
 	if n := len(got.Messages); n > 0 {
 		last = max(last, got.Messages[n-1].Offset)
 	}
-	t.seq++
-	t.post(&message{topic: t, gap: true, offset: last, after: got.Since, epoch: t.link.kept.epoch, raw: codec.NewFrame(codec.OpText, nil)}, at)
+	t.post(letterGap, &message{topic: t, gap: true, offset: last, after: got.Since, epoch: t.link.kept.epoch, raw: codec.NewFrame(codec.OpText, nil)}, at)
 }
 
 // missed counts messages that nobody here gets although they were for somebody.
-func (cl *cluster) missed(n uint64) { cl.stats.lost.Add(n) }
+func (f *follower) missed(n uint64) { f.stats.lost.Add(n) }
 
 // keptMessage is a message of the broker's, whose clock says now.
 func (t *topicState) keptMessage(m *Message, epoch *string, now time.Time) *message {
@@ -317,8 +299,8 @@ func (t *topicState) keptMessage(m *Message, epoch *string, now time.Time) *mess
 }
 
 // deliver hands a message to the subscribers of its topic, of patterns, or both. The caller holds mu.
-func (cl *cluster) deliver(t *topicState, m *message, direct, pattern bool, patterns []*source, at stamp) {
-	t.used = cl.srv.elapsed()
+func (f *follower) deliver(t *topicState, m *message, direct, pattern bool, patterns []*source, at stamp) {
+	t.used = f.srv.elapsed()
 	if direct {
 		t.issue(m, at)
 	}
@@ -329,19 +311,19 @@ func (cl *cluster) deliver(t *topicState, m *message, direct, pattern bool, patt
 }
 
 // takeKept takes a message from the broker.
-func (cl *cluster) takeKept(got Message, epoch string, prev uint64) {
-	cl.stats.keptIn.Add(1)
-	t := cl.taker(got.Topic)
+func (f *follower) takeKept(got Message, epoch string, prev uint64) {
+	f.stats.keptIn.Add(1)
+	t := f.taker(got.Topic)
 	if t == nil {
 		return
 	}
 	defer t.mu.Unlock()
 	k := t.link.kept
 	if k == nil { // by the rules of this server nobody keeps it
-		cl.missed(1)
+		f.missed(1)
 		return
 	}
-	patterns := cl.hub.patternsOf(t)
+	patterns := f.hub.patternsOf(t)
 	fed := t.link.fed(patterns)
 	pending := !k.loaded && t.link.state != linkNone
 	if k.epoch == nil || *k.epoch != epoch && !k.loaded && !fed && !pending {
@@ -350,7 +332,7 @@ func (cl *cluster) takeKept(got Message, epoch string, prev uint64) {
 	if *k.epoch != epoch {
 		k.hold(t.keptMessage(&got, &epoch, got.Time), prev)
 		k.whole = true
-		cl.load(t)
+		f.load(t)
 		return
 	}
 	k.seen = max(k.seen, got.Offset)
@@ -366,36 +348,36 @@ func (cl *cluster) takeKept(got Message, epoch string, prev uint64) {
 	// no hole: every topic that was quiet for max_age would have one.
 	hole := direct && prev > t.offset || pattern && prev > k.fed
 	if hole {
-		cl.stats.holes.Add(1)
+		f.stats.holes.Add(1)
 	}
-	if hole || cl.hub.overloaded(t, patterns, int64(len(m.raw.Plain()))) != nil {
+	if hole || f.hub.overloaded(t, patterns, int64(len(m.raw.Plain()))) != nil {
 		k.hold(m, prev)
 		if !hole && !k.loading && !k.resting {
-			cl.rest(t)
+			f.rest(t)
 		}
-		cl.load(t)
+		f.load(t)
 		return
 	}
-	cl.deliver(t, m, direct, pattern, patterns, cl.srv.stamp())
+	f.deliver(t, m, direct, pattern, patterns, f.srv.stamp())
 	if pending {
 		k.hold(t.keptMessage(&got, k.epoch, got.Time), prev) // the other one is with the loops
 	}
-	if !cl.drain(t) && !k.loading && !k.resting {
-		cl.rest(t)
+	if !f.drain(t) && !k.loading && !k.resting {
+		f.rest(t)
 	}
 }
 
 // taker returns the topic that takes a message from elsewhere, locked, or nil if nobody wants it.
-func (cl *cluster) taker(name string) *topicState {
-	if t := cl.hub.find(name); t != nil {
+func (f *follower) taker(name string) *topicState {
+	if t := f.hub.find(name); t != nil {
 		return t
 	}
-	if !cl.hub.matched(name) {
+	if !f.hub.matched(name) {
 		return nil
 	}
-	t, err := cl.hub.open(name)
+	t, err := f.hub.open(name)
 	if err != nil {
-		cl.missed(1)
+		f.missed(1)
 		return nil
 	}
 	return t
@@ -403,14 +385,14 @@ func (cl *cluster) taker(name string) *topicState {
 
 // drain delivers what came early and is not any more. It returns false if it had to stop because of overload. The
 // caller holds mu.
-func (cl *cluster) drain(t *topicState) (whole bool) {
+func (f *follower) drain(t *topicState) (whole bool) {
 	k := t.link.kept
 	if len(k.early) == 0 || !k.loaded && t.link.state != linkNone {
 		return true
 	}
 	slices.SortStableFunc(k.early, func(a, b early) int { return cmp.Compare(a.offset, b.offset) })
-	patterns := cl.hub.patternsOf(t)
-	fed, at := t.link.fed(patterns), cl.srv.stamp()
+	patterns := f.hub.patternsOf(t)
+	fed, at := t.link.fed(patterns), f.srv.stamp()
 	n := 0
 	whole = true
 	for ; n < len(k.early); n++ {
@@ -422,11 +404,11 @@ func (cl *cluster) drain(t *topicState) (whole bool) {
 		if direct && e.prev > t.offset || pattern && e.prev > k.fed {
 			break
 		}
-		if whole = cl.hub.overloaded(t, patterns, int64(len(e.raw.Plain()))) == nil; !whole {
+		if whole = f.hub.overloaded(t, patterns, int64(len(e.raw.Plain()))) == nil; !whole {
 			break
 		}
 		if direct || pattern {
-			cl.deliver(t, e.message, direct, pattern, patterns, at)
+			f.deliver(t, e.message, direct, pattern, patterns, at)
 		}
 	}
 	k.early = slices.Delete(k.early, 0, n)
@@ -441,23 +423,23 @@ func (cl *cluster) drain(t *topicState) (whole bool) {
 }
 
 // unload forgets what was loaded of a topic that is not followed any more. The caller holds mu.
-func (cl *cluster) unload(t *topicState) {
+func (f *follower) unload(t *topicState) {
 	k := t.link.kept
-	cl.begin(t, 0)
-	owed := t.link.fed(cl.hub.patternsOf(t)) && cl.owes(k)
+	f.begin(t, 0)
+	owed := t.link.fed(f.hub.patternsOf(t)) && f.owes(k)
 	k.loads++ // what is under way is not waited for
 	*k = kept{epoch: k.epoch, fed: k.fed, loads: k.loads, looked: k.looked, stale: owed}
 	if t.link.feeder == nil {
 		k.epoch = nil
 	}
-	cl.beginLoad(t)
+	f.beginLoad(t)
 }
 
 // owes says whether something is to be loaded, or has come that cannot be delivered yet.
-func (cl *cluster) owes(k *kept) bool { return cl.lacks(k) || len(k.early) > 0 }
+func (f *follower) owes(k *kept) bool { return f.lacks(k) || len(k.early) > 0 }
 
 // mayOwe says whether patterns may lack messages of a topic that only they have here: it must not be forgotten, since what
-// they have had would be. It may be called on nil. The caller holds mu.
-func (cl *cluster) mayOwe(t *topicState) bool {
-	return cl != nil && t.link.kept != nil && t.link.fed(cl.hub.patternsOf(t)) && (cl.owes(t.link.kept) || cl.awayFor(cl.ruleOf(t)) != nil)
+// they have had would be. The caller holds mu.
+func (f *follower) mayOwe(t *topicState) bool {
+	return t.link.kept != nil && t.link.fed(f.hub.patternsOf(t)) && (f.owes(t.link.kept) || f.awayFor(f.ruleOf(t)) != nil)
 }

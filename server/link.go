@@ -8,7 +8,7 @@ import (
 	"carillon/server/topic"
 )
 
-// link ties a topic or a pattern to the cluster. Guarded by the source's mu.
+// link ties a source to the cluster. Guarded by the source's mu. That of a server without one is [untied].
 type link struct {
 	state   linkState
 	follows uint64        // how often it was followed, so that late answers are known
@@ -16,7 +16,7 @@ type link struct {
 	wanted  time.Duration // when somebody asked for it last, or the last subscriber went, after the server was made
 	waiters []*waiter
 
-	// Of passing topics.
+	// Of passing topics and endpoints.
 	sent    uint64 // messages that went out
 	senders map[string]*sender
 
@@ -46,12 +46,11 @@ type sender struct {
 	seq         uint64
 }
 
-// tie prepares a new source. It may be called on nil.
-func (cl *cluster) tie(src *source) {
-	if cl == nil {
-		return
-	}
-	src.link = &link{wanted: cl.srv.elapsed()}
+// serves reports whether a source can be subscribed to.
+func (l *link) serves() bool { return l.state != linkNone && (l.kept == nil || l.kept.loaded) }
+
+func (f *follower) tie(src *source) {
+	src.link = &link{wanted: f.srv.elapsed()}
 	if src.topic != nil && src.topic.isKept() {
 		src.link.kept = &kept{}
 	}
@@ -61,19 +60,23 @@ func (cl *cluster) tie(src *source) {
 func (t *topicState) isKept() bool { return t.rule.HasHistory() }
 
 // ruleOf is the number of the rule by which a topic is kept.
-func (cl *cluster) ruleOf(t *topicState) int { return topic.RuleIndex(cl.srv.opts().Topics, t.name) }
+func (f *follower) ruleOf(t *topicState) int { return topic.RuleIndex(f.srv.opts().Topics, t.name) }
 
-// busy says whether the topic must not be forgotten. It may be called on nil.
-func (l *link) busy() bool { return l != nil && (l.state != linkNone || len(l.waiters) > 0) }
+func (f *follower) left(src *source) { src.link.wanted = f.srv.elapsed() }
+
+// uses reports whether somebody waits for the topic, or patterns may lack messages of it.
+func (f *follower) uses(t *topicState) bool { return len(t.link.waiters) > 0 || f.mayOwe(t) }
+
+// knows is always true: a client may have its position from another server, or from before messages were missed here.
+func (f *follower) knows(*topicState) bool { return true }
 
 // mostIdlePatterns is how many patterns there may be for one that has lost its last subscriber to linger.
 const mostIdlePatterns = 4096
 
 // holds says whether a pattern without subscribers lingers, since it may be wanted again soon: sweep forgets it. One
-// client could have any number of them linger, so they do only while there are few. It may be called on nil. The caller
-// holds the mu of the hub and that of the pattern.
-func (cl *cluster) holds(p *source) bool {
-	return cl != nil && (len(p.link.waiters) > 0 || cl.hub.patterns.names.Len() <= mostIdlePatterns)
+// client could have any number of them linger, so they do only while there are few.
+func (f *follower) holds(p *source) bool {
+	return len(p.link.waiters) > 0 || f.hub.patterns.names.Len() <= mostIdlePatterns
 }
 
 // waitTime is how long somebody waits for the cluster before he is told that it does not answer.
@@ -81,21 +84,21 @@ const waitTime = 10 * time.Second
 
 // await has the source followed, and calls done when that is so: not with anything locked, or when it returns
 // true, which means that there is nothing to wait for. The caller holds mu.
-func (cl *cluster) await(src *source, done func(error)) (ready bool) {
-	src.link.wanted = cl.srv.elapsed()
+func (f *follower) await(src *source, done func(error)) (ready bool) {
+	src.link.wanted = f.srv.elapsed()
 	if src.link.state == linkJoined {
 		return true
 	}
-	cl.follow(src)
-	if cl.broker.Err() != nil {
+	f.follow(src)
+	if f.broker.Err() != nil {
 		return true // at most once: it is joined when that is possible again
 	}
-	cl.enlist(src, &waiter{done: done})
+	f.enlist(src, &waiter{done: done})
 	return false
 }
 
 // enlist has somebody wait, but not for ever. The caller holds mu.
-func (cl *cluster) enlist(src *source, w *waiter) {
+func (f *follower) enlist(src *source, w *waiter) {
 	src.link.waiters = append(src.link.waiters, w)
 	w.late = time.AfterFunc(waitTime, func() {
 		src.mu.Lock()
@@ -115,13 +118,13 @@ func (cl *cluster) enlist(src *source, w *waiter) {
 }
 
 // release ends the wait of those whom a load up to this number is enough for. The caller holds mu.
-func (cl *cluster) release(src *source, load uint64, err error) {
+func (f *follower) release(src *source, load uint64, err error) {
 	src.link.waiters = slices.DeleteFunc(src.link.waiters, func(w *waiter) bool {
 		if w.load > load {
 			return false
 		}
 		w.late.Stop()
-		cl.order(func() { w.done(err) }) // in its order, and with nothing locked
+		f.order(func() { w.done(err) }) // in its order, and with nothing locked
 		return true
 	})
 	if len(src.link.waiters) == 0 {
@@ -130,7 +133,7 @@ func (cl *cluster) release(src *source, load uint64, err error) {
 }
 
 // follow has the messages of a source come. The caller holds mu.
-func (cl *cluster) follow(src *source) {
+func (f *follower) follow(src *source) {
 	l := src.link
 	if l.state == linkJoined || l.state == linkAsked {
 		return
@@ -139,12 +142,12 @@ func (cl *cluster) follow(src *source) {
 	l.follows++
 	number := l.follows
 	clear(l.senders) // what was missed meanwhile is no hole
-	cl.order(func() {
-		cl.broker.Follow(src.name, func(err error) { cl.followed(src, number, err) })
+	f.order(func() {
+		f.broker.Follow(src.name, func(err error) { f.followed(src, number, err) })
 	})
 }
 
-func (cl *cluster) followed(src *source, number uint64, err error) {
+func (f *follower) followed(src *source, number uint64, err error) {
 	src.mu.Lock()
 	defer src.mu.Unlock()
 	l := src.link
@@ -152,64 +155,63 @@ func (cl *cluster) followed(src *source, number uint64, err error) {
 		return
 	}
 	if err != nil {
-		cl.unfollowed(src, err)
+		f.unfollowed(src, err)
 		return
 	}
 	l.state, l.tries = linkJoined, 0
 	if l.kept != nil {
-		cl.load(src.topic)
+		f.load(src.topic)
 		return
 	}
-	cl.release(src, 0, nil)
+	f.release(src, 0, nil)
 }
 
 // unfollowed tries again later, as long as somebody is there who wants it. The caller holds mu.
-func (cl *cluster) unfollowed(src *source, err error) {
+func (f *follower) unfollowed(src *source, err error) {
 	l := src.link
 	l.state = linkFailed
 	l.tries++
 	if l.kept != nil {
-		cl.release(src, ^uint64(0), unavailable(err))
+		f.release(src, ^uint64(0), unavailable(err))
 	} else {
-		cl.release(src, 0, nil)
+		f.release(src, 0, nil)
 	}
 	number := l.follows
 	time.AfterFunc(backoff(l.tries), func() {
 		src.mu.Lock()
 		defer src.mu.Unlock()
 		if l.follows == number && l.state == linkFailed {
-			cl.follow(src)
+			f.follow(src)
 		}
 	})
 }
 
 // unfollow ends that the messages of a source come. The caller holds mu.
-func (cl *cluster) unfollow(src *source) {
+func (f *follower) unfollow(src *source) {
 	l := src.link
 	if l.state == linkNone {
 		return
 	}
 	l.state = linkNone
 	l.follows++
-	cl.order(func() { cl.broker.Unfollow(src.name) })
+	f.order(func() { f.broker.Unfollow(src.name) })
 	if l.kept != nil {
-		cl.unload(src.topic)
+		f.unload(src.topic)
 	}
 }
 
-// loosen lets go of a topic that nobody has wanted for long. It may be called on nil. The caller holds mu.
-func (cl *cluster) loosen(t *topicState, now time.Duration) {
-	if cl != nil && t.subscribers == 0 && len(t.link.waiters) == 0 && now-t.link.wanted > cl.hub.linger {
-		cl.unfollow(&t.source)
+func (f *follower) sweepTopic(t *topicState, now time.Duration) {
+	if t.subscribers == 0 && len(t.link.waiters) == 0 && now-t.link.wanted > f.hub.linger {
+		f.unfollow(&t.source)
+	}
+	if f.mayOwe(t) {
+		t.used = now
 	}
 }
 
-// sweep forgets patterns that nobody has wanted for long. It may be called on nil.
-func (cl *cluster) sweep(now time.Duration) {
-	if cl == nil {
-		return
-	}
-	h := cl.hub
+// sweep forgets patterns that nobody has wanted for long.
+func (f *follower) sweep(now time.Duration) {
+	h := f.hub
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	looked := 0

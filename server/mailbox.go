@@ -33,26 +33,26 @@ type mailbox struct {
 type letterKind uint8
 
 const (
-	letterBytes     letterKind = iota // encoded frames for conn, in the arena
-	letterReply                       // the same, of replies to its requests
-	letterFrame                       // frame for conn
-	letterBroadcast                   // frame for every member of ep
-	letterClose                       // close conn; how, code and reason are in the arena
-	letterWritable                    // the socket of conn takes bytes again
-	letterTopic                       // message for the subscribers in local
-	letterDo                          // call do for conn
+	letterBytes    letterKind = iota // encoded frames for conn, in the arena
+	letterReply                      // the same, of replies to its requests
+	letterFrame                      // frame for conn
+	letterPublish                    // payload for the receivers in local
+	letterGap                        // the same, and some learn of the gap only by a close: see closeForGap
+	letterClose                      // close conn; how, code and reason are in the arena
+	letterWritable                   // the socket of conn takes bytes again
+	letterDo                         // call do for conn
 )
 
 type letter struct {
 	conn    *Conn
-	frame   *codec.Frame
-	ep      *endpoint
+	frame   *codec.Frame // for conn, or the raw one of payload
 	local   *local
-	message *message
+	payload payload
 	do      func()
 	n       int    // bytes in the arena
-	seq     uint32 // of message in local; what do counts for in the backlog
-	at      stamp  // when frame, for ep, or message was published
+	seq     uint32 // of payload in local; what do counts for in the backlog
+	at      stamp  // when payload was published
+	latest  bool   // slow receivers need only the newest payload
 	kind    letterKind
 }
 
@@ -61,8 +61,6 @@ func (l *letter) varies() bool {
 	switch {
 	case l.kind == letterDo:
 		return true
-	case l.message != nil:
-		return len(l.message.raw.Payload()) >= envelope.LargeText
 	case l.frame != nil:
 		return len(l.frame.Payload()) >= envelope.LargeText
 	}
@@ -149,10 +147,18 @@ func (sh *shard) putBytes(kind letterKind, c *Conn, n int) {
 	sh.put(letter{kind: kind, conn: c, n: n})
 }
 
+// hasRoom reports whether the loop can take another n bytes to hand out.
+func (sh *shard) hasRoom(n int64) bool { return sh.backlog.Load()+n <= sh.srv.settings().maxBacklog }
+
+// refuse counts a message for which there is no room.
+func (sh *shard) refuse() error {
+	sh.stats.Drop(DropOverloaded, 1)
+	return ErrOverloaded
+}
+
 func (sh *shard) postMessage(c *Conn, op codec.Opcode, payload []byte) error {
-	if sh.backlog.Load()+int64(len(payload)) > sh.srv.settings().maxBacklog {
-		sh.stats.Drop(DropOverloaded, 1)
-		return ErrOverloaded
+	if !sh.hasRoom(int64(len(payload))) {
+		return sh.refuse()
 	}
 	if c.isEvents() {
 		sh.postEvent(c, op, payload)
@@ -206,9 +212,8 @@ func (sh *shard) postFrame(c *Conn, f *codec.Frame) error {
 		f = event(f.Opcode(), f.Payload())
 	}
 	n := int64(len(f.Plain()))
-	if sh.backlog.Load()+n > sh.srv.settings().maxBacklog {
-		sh.stats.Drop(DropOverloaded, 1)
-		return ErrOverloaded
+	if !sh.hasRoom(n) {
+		return sh.refuse()
 	}
 	sh.backlog.Add(n)
 	sh.post(letter{kind: letterFrame, conn: c, frame: f})
@@ -337,21 +342,12 @@ func (sh *shard) open(l *letter, b []byte) {
 		sh.tally.deliveries++
 		l.conn.sendFrame(l.frame)
 		sh.backlog.Add(-int64(len(l.frame.Plain())))
-	case letterBroadcast:
-		n := -len(l.frame.Plain())
-		for f, g := range sh.groupsOf(l.ep) {
-			if len(g.members) > 0 {
-				n += g.publish(broadcastFrame(l.frame, framing(f)), l.at)
-			}
-		}
-		sh.backlog.Add(int64(n))
+	case letterPublish, letterGap:
+		sh.backlog.Add(int64(l.local.publish(l) - len(l.frame.Plain())))
 	case letterClose:
 		l.conn.startClose(closeHow(b[0]), codec.CloseCode(binary.BigEndian.Uint16(b[1:])), string(b[3:]))
 	case letterWritable:
 		sh.writable.push(l.conn)
-	case letterTopic:
-		n := l.local.publish(l.message, l.seq, l.at) - len(l.message.raw.Plain())
-		sh.backlog.Add(int64(n))
 	case letterDo:
 		sh.backlog.Add(-int64(l.seq)) // what it may publish takes the place of its bytes
 		l.conn.call(l.do)

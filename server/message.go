@@ -21,6 +21,12 @@ const (
 	numFramings
 )
 
+// payload is what is published to a source.
+type payload interface {
+	// frame returns it as it is written to connections of a framing.
+	frame(to framing) *codec.Frame
+}
+
 // message is what was published to a topic, encoded once for each framing that somebody needs.
 type message struct {
 	// Immutable.
@@ -29,7 +35,6 @@ type message struct {
 	time   int64 // milliseconds since 1970
 	born   int64 // milliseconds after the server was made, by which it grows old
 	format Format
-	latest bool   // slow subscribers of the topic need only the newest
 	gap    bool   // it says that messages before it are missing, and that the topic is now at offset
 	after  uint64 // of a gap: the offset before what follows
 	raw    *codec.Frame
@@ -153,8 +158,13 @@ func (m *message) appendEnvelope(b []byte) []byte {
 	return append(b, '}')
 }
 
-// broadcastFrame is a message to everybody at an endpoint, as it is written to connections of a framing.
-func broadcastFrame(f *codec.Frame, to framing) *codec.Frame {
+// broadcast is a message for everybody at an endpoint, as its raw frame.
+type broadcast codec.Frame
+
+func (b *broadcast) raw() *codec.Frame { return (*codec.Frame)(b) }
+
+func (b *broadcast) frame(to framing) *codec.Frame {
+	f := b.raw()
 	switch to {
 	case framingEnvelope:
 		return codec.NewFrame(codec.OpText, envelope.AppendBroadcast(nil, f))

@@ -88,15 +88,15 @@ var singles = []single{
 	{"tls_resumed_total", "TLS handshakes that went on with a session from before.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.TLSResumed) }},
 	{"tls_handshakes_running", "TLS handshakes that have a goroutine.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { n, _ := s.tlsTable.counts(); return float64(n) }},
 	{"tls_handshakes_waiting", "TLS handshakes that have not begun: see limits.max_tls_handshakes.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { _, n := s.tlsTable.counts(); return float64(n) }},
-	{"cluster_up", "1 while messages pass between this server and others; 0 while they do not, or when there is no cluster.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.inCluster()) }},
-	{"cluster_publish_errors_total", "Messages that the cluster did not take, or perhaps not.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.clusterStats().failures.Load()) }},
-	{"cluster_holes_total", "Times that messages of other servers were missing when later ones came.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.clusterStats().holes.Load()) }},
-	{"cluster_gaps_total", "Times that messages were missing for subscribers of a topic and could not be loaded.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.clusterStats().gaps.Load()) }},
-	{"cluster_loads_total", "Times that kept messages of a topic were asked for.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.clusterStats().loads.Load()) }},
-	{"cluster_load_errors_total", "Those that failed.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.clusterStats().loadFailures.Load()) }},
-	{"cluster_resyncs_total", "Times that all kept topics were looked at again.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.clusterStats().resyncs.Load()) }},
-	{"cluster_asks_total", "Questions to other servers.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.clusterStats().asks.Load()) }},
-	{"cluster_asks_partial_total", "Those that not every server answered in time.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.clusterStats().partial.Load()) }},
+	{"cluster_up", "1 while messages pass between this server and others; 0 while they do not, or when there is no cluster.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.hub.remote.isUp()) }},
+	{"cluster_publish_errors_total", "Messages that the cluster did not take, or perhaps not.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().failures.Load()) }},
+	{"cluster_holes_total", "Times that messages of other servers were missing when later ones came.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().holes.Load()) }},
+	{"cluster_gaps_total", "Times that messages were missing for subscribers of a topic and could not be loaded.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().gaps.Load()) }},
+	{"cluster_loads_total", "Times that kept messages of a topic were asked for.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().loads.Load()) }},
+	{"cluster_load_errors_total", "Those that failed.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().loadFailures.Load()) }},
+	{"cluster_resyncs_total", "Times that all kept topics were looked at again.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().resyncs.Load()) }},
+	{"cluster_asks_total", "Questions to other servers.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().asks.Load()) }},
+	{"cluster_asks_partial_total", "Those that not every server answered in time.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().partial.Load()) }},
 	{"log_events_omitted_total", "Events of single connections that were not logged because there were too many.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.omitted()) }},
 }
 
@@ -201,10 +201,9 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 	m.send(to, metricClosed, prometheus.CounterValue, float64(st.Closes[0]), "other")
 	shards := s.allShards()
 	for i, ep := range s.endpoints {
-		open := 0
-		for _, sh := range shards {
-			open += int(sh.listeners(ep))
-		}
+		ep.mu.Lock()
+		open := ep.subscribers
+		ep.mu.Unlock()
 		m.send(to, metricOpen, prometheus.GaugeValue, float64(open), m.paths[i])
 		m.send(to, metricPublished, prometheus.CounterValue, float64(ep.published.Load()), m.paths[i])
 		m.sum(to, metricFlushed, shards, func(sh *shard) *stats.Histogram { return &sh.histograms.Flushed[i+1] }, m.paths[i])
@@ -230,7 +229,7 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 	for i, result := range reloadResults {
 		m.send(to, metricReloads, prometheus.CounterValue, float64(s.reloads.done[i].Load()), result)
 	}
-	cl := s.clusterStats()
+	cl := s.hub.remote.counts()
 	for _, one := range []struct {
 		direction, kind string
 		count           *atomic.Uint64
@@ -304,9 +303,6 @@ func (s *Server) backlogBytes() (n int64) {
 func (h *hub) patternCount() int {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	if h.cluster == nil {
-		return h.patterns.names.Len()
-	}
 	n := 0
 	for _, p := range h.patterns.names.All() { // in a cluster they linger
 		p.mu.Lock()

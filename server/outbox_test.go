@@ -378,9 +378,8 @@ func TestGroupShrinks(t *testing.T) {
 func TestBacklogKeepsWhatIsHandedOver(t *testing.T) {
 	sh := &shard{srv: &Server{}, set: &settings{}, histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
 	ep := unitEndpoint(SlowConsumer{MaxQueue: -1})
-	ep.framings = 1
 	g := newGroup(sh, ep)
-	sh.groups = []*group{g}
+	g.local = &local{sh: sh, src: &ep.source, audiences: [numFramings]*audience{&g.audience}}
 	g.add(queued(sh, ep), times{})
 	f := codec.NewFrame(Binary, make([]byte, 100))
 	size := int64(len(f.Plain()))
@@ -401,7 +400,7 @@ func TestBacklogKeepsWhatIsHandedOver(t *testing.T) {
 	}()
 	for range 20_000 {
 		sh.backlog.Add(size)
-		sh.open(&letter{kind: letterBroadcast, ep: ep, frame: f}, nil)
+		sh.open(&letter{kind: letterPublish, local: g.local, frame: f, payload: (*broadcast)(f)}, nil)
 		posted.Add(cost)
 	}
 	<-looked

@@ -42,58 +42,62 @@ func (h *handover) returns() {
 }
 
 // failed counts what the broker did not take.
-func (cl *cluster) failed(err error) {
+func (f *follower) failed(err error) {
 	if err != nil {
-		cl.stats.failures.Add(1)
+		f.stats.failures.Add(1)
 	}
 }
 
-// relay hands a message to the broker that this server's subscribers have. The caller holds the topic's mu.
-func (cl *cluster) relay(t *topicState, p *publication, m *message, sent func(error)) {
-	cl.stats.passingOut.Add(1)
-	t.link.sent++
-	out := p.Publication
-	out.Payload, out.Key, out.Publisher = m.raw.Payload(), "", "" // the key is good at this server
-	cl.broker.PublishTransient(out, t.epoch, t.link.sent, func(err error) {
-		if cl.failed(err); sent != nil {
+// relay hands a message to the broker that this server's connections have. sent may be nil. The caller holds the source's
+// mu.
+func (f *follower) relay(src *source, p payload, sent func(error)) {
+	src.link.sent++
+	done := func(err error) {
+		if f.failed(err); sent != nil {
 			sent(err)
 		}
-	})
+	}
+	switch p := p.(type) {
+	case *message:
+		f.stats.passingOut.Add(1)
+		out := Publication{Topic: src.name, Format: p.format, Payload: p.raw.Payload()} // the key is good at this server
+		f.broker.PublishTransient(out, p.topic.epoch, src.link.sent, done)
+	case *broadcast:
+		f.stats.broadcastsOut.Add(1)
+		f.broker.Broadcast(src.name, p.raw().Opcode(), p.raw().Payload(), src.link.sent, done)
+	}
 }
 
 // passing takes a message for a passing topic from another server.
-func (cl *cluster) passing(from string, incarnation, seq uint64, p *Publication, sent time.Time) {
-	cl.stats.passingIn.Add(1)
-	t := cl.taker(p.Topic)
+func (f *follower) passing(from string, incarnation, seq uint64, p *Publication, sent time.Time) {
+	f.stats.passingIn.Add(1)
+	t := f.taker(p.Topic)
 	if t == nil {
 		return
 	}
 	defer t.mu.Unlock()
 	l := t.link
 	if l.kept != nil { // by the rules of this server the broker keeps it
-		cl.missed(1)
+		f.missed(1)
 		return
 	}
-	patterns := cl.hub.patternsOf(t)
+	patterns := f.hub.patternsOf(t)
 	if l.state == linkNone && !l.fed(patterns) {
 		clear(l.senders) // nobody here has listened
 		if len(patterns) > 0 {
 			l.feeder = patterns[0]
 		}
 	}
-	if l.senders == nil {
-		l.senders = map[string]*sender{}
-	}
-	if !cl.next(l.senders, from, incarnation, seq) {
+	if !f.next(l, from, incarnation, seq) {
 		return
 	}
-	m := &message{topic: t, format: p.Format, offset: t.offset + 1, time: sent.UnixMilli(), born: cl.srv.age(), raw: codec.NewFrame(p.Format.Opcode(), p.Payload)}
-	if sh := cl.hub.overloaded(t, patterns, int64(len(m.raw.Plain()))); sh != nil {
-		sh.stats.Drop(DropOverloaded, 1)
+	m := &message{topic: t, format: p.Format, offset: t.offset + 1, time: sent.UnixMilli(), born: f.srv.age(), raw: codec.NewFrame(p.Format.Opcode(), p.Payload)}
+	if sh := f.hub.overloaded(t, patterns, int64(len(m.raw.Plain()))); sh != nil {
+		_ = sh.refuse()
 		return
 	}
-	t.used = cl.srv.elapsed()
-	at := cl.srv.stamp()
+	t.used = f.srv.elapsed()
+	at := f.srv.stamp()
 	t.issue(m, at)
 	issueAll(patterns, m, at)
 }
@@ -103,70 +107,45 @@ const mostSenders = 1000
 
 // next notes that a message of another server came, and says whether it is news. What is missing before it is
 // counted.
-func (cl *cluster) next(senders map[string]*sender, from string, incarnation, seq uint64) bool {
-	s := senders[from]
-	if s == nil {
-		if len(senders) >= mostSenders {
-			clear(senders)
+func (f *follower) next(l *link, from string, incarnation, seq uint64) bool {
+	s := l.senders[from]
+	switch {
+	case s == nil:
+		if len(l.senders) >= mostSenders || l.senders == nil {
+			l.senders = map[string]*sender{}
 		}
-		senders[from] = &sender{incarnation, seq}
+		l.senders[from] = &sender{incarnation, seq}
 		return true
-	}
-	return cl.follows(s, incarnation, seq)
-}
-
-func (cl *cluster) follows(s *sender, incarnation, seq uint64) bool {
-	if s.incarnation != incarnation {
+	case s.incarnation != incarnation:
 		*s = sender{incarnation, seq}
 		return true
-	}
-	if seq <= s.seq {
+	case seq <= s.seq:
 		return false
 	}
 	if n := seq - s.seq - 1; n > 0 {
-		cl.stats.holes.Add(1)
-		cl.missed(n)
+		f.stats.holes.Add(1)
+		f.missed(n)
 	}
 	s.seq = seq
 	return true
 }
 
-// relayBroadcast hands a message to the broker that this server's connections have. The caller holds ep.mu.
-func (cl *cluster) relayBroadcast(ep *endpoint, f *codec.Frame, sent func(error)) {
-	cl.stats.broadcastsOut.Add(1)
-	ep.sent++
-	if sent == nil {
-		sent = cl.failed
-	}
-	cl.broker.Broadcast(ep.Path, f.Opcode(), f.Payload(), ep.sent, sent)
-}
-
-// broadcast takes one from another server.
-func (cl *cluster) broadcast(from, path string, op Opcode, payload []byte, seq uint64) {
-	cl.stats.broadcastsIn.Add(1)
-	ep := cl.srv.byPath[path]
+// broadcast takes a message for an endpoint from another server.
+func (f *follower) broadcast(from, path string, op Opcode, payload []byte, seq uint64) {
+	f.stats.broadcastsIn.Add(1)
+	ep := f.srv.byPath[path]
 	if ep == nil {
 		return
 	}
-	cl.mu.Lock()
-	s, known := cl.broadcasts[[2]string{from, path}]
-	if !known {
-		if len(cl.broadcasts) >= mostSenders {
-			clear(cl.broadcasts)
-		}
-		cl.broadcasts[[2]string{from, path}] = &sender{seq: seq}
-	}
-	news := !known || cl.follows(s, 0, seq)
-	cl.mu.Unlock()
-	if !news {
-		return
-	}
-	f := codec.NewFrame(op, payload)
-	at := cl.srv.stamp()
+	frame, at := codec.NewFrame(op, payload), f.srv.stamp()
 	ep.mu.Lock()
 	defer ep.mu.Unlock()
-	shards := cl.srv.allShards()
-	if cl.srv.roomFor(shards, int64(len(f.Plain()))) == nil { // else it is counted there
-		ep.post(shards, f, at)
+	if !f.next(ep.link, from, 0, seq) {
+		return
 	}
+	if sh := ep.overloaded(int64(len(frame.Plain()))); sh != nil {
+		_ = sh.refuse()
+		return
+	}
+	ep.issue(frame, at)
 }

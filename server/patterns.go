@@ -36,7 +36,7 @@ func (h *hub) openPattern(name string) *source {
 	p := h.patterns.names.Get(name)
 	if p == nil {
 		p = &source{name: string([]byte(name))}
-		h.cluster.tie(p)
+		h.remote.tie(p)
 		h.patterns.add(p)
 		h.version.Add(1)
 	}
@@ -61,7 +61,7 @@ func (h *hub) forgetPattern(p *source) {
 	defer h.mu.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.subscribers == 0 && h.patterns.names.Get(p.name) == p && !h.cluster.holds(p) {
+	if p.subscribers == 0 && h.patterns.names.Get(p.name) == p && !h.remote.holds(p) {
 		h.removePattern(p)
 	}
 }
@@ -70,9 +70,7 @@ func (h *hub) forgetPattern(p *source) {
 func (h *hub) removePattern(p *source) {
 	h.patterns.remove(p)
 	h.version.Add(1)
-	if h.cluster != nil {
-		h.cluster.unfollow(p)
-	}
+	h.remote.unfollow(p)
 }
 
 // patternsOf returns the patterns that match a topic. The list stays as it is. The caller holds the topic's mu.

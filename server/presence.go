@@ -108,41 +108,42 @@ func (q *presenceQueries) next(topic string) []func(*presence) {
 	return list
 }
 
-// presentEverywhere lists the subscribers of all servers. done must not change the list.
-func (cl *cluster) presentEverywhere(topic string, done func(*presence)) {
-	if !cl.present.enter(topic, done) {
-		cl.askPresence(topic, []func(*presence){done})
+func (f *follower) present(topic string, wait func(), done func(*presence)) (*presence, bool) {
+	wait()
+	if !f.presence.enter(topic, done) {
+		f.askPresence(topic, []func(*presence){done})
 	}
+	return nil, false
 }
 
 // askPresence asks for all who wait. The answers are large, and the goroutine on which they come has those to everything
 // else that this server waits for, so they are read on another one, with the large requests.
-func (cl *cluster) askPresence(topic string, list []func(*presence)) {
-	cl.ask(askAboutPresence, askTopic{topic}, func(answers []Answer, all bool) {
+func (f *follower) askPresence(topic string, list []func(*presence)) {
+	f.ask(askAboutPresence, askTopic{topic}, func(answers []Answer, all *bool) {
 		size := 0
 		for _, one := range answers {
 			size += len(one.Body)
 		}
-		cl.srv.parsing.add(new(usage), cl.srv.elapsed(), size, func() {
-			p := cl.srv.presentWith(topic, answers, all)
+		f.srv.parsing.add(new(usage), f.srv.elapsed(), size, func() {
+			p := f.srv.presentWith(topic, answers, all)
 			for _, done := range list {
 				done(p)
 			}
-			if more := cl.present.next(topic); len(more) > 0 {
-				cl.askPresence(topic, more)
+			if more := f.presence.next(topic); len(more) > 0 {
+				f.askPresence(topic, more)
 			}
 		})
 	})
 }
 
 // presentWith lists this server's subscribers, and those in the answers of others.
-func (s *Server) presentWith(topic string, answers []Answer, all bool) *presence {
+func (s *Server) presentWith(topic string, answers []Answer, all *bool) *presence {
 	p := s.present(topic)
-	p.Complete = &all
+	p.Complete = all
 	for _, one := range answers {
 		var more presence
 		if json.Unmarshal(one.Body, &more) != nil {
-			all = false
+			*all = false
 			continue
 		}
 		p.Count += more.Count

@@ -115,8 +115,8 @@ func (c *Conn) requested(r *request, err error, n int) {
 	if err == nil {
 		err = c.paysRequest(r)
 	}
-	if err == nil && r.Publish != nil && c.sh.srv.hub.cluster != nil && !c.waitsForMore() {
-		c.publishLater(r.ID, r.Publish)
+	if err == nil && r.Publish != nil && !c.waitsForMore() {
+		c.doPublish(r.ID, r.Publish, c.reply)
 		return
 	}
 	if err == nil && r.isUnanswered() {
@@ -124,7 +124,7 @@ func (c *Conn) requested(r *request, err error, n int) {
 			return
 		}
 	}
-	if err == nil && (c.waiting() || r.Publish == nil && r.Ping == nil) {
+	if err == nil && (c.waiting() || r.Ping == nil) {
 		if err = c.afterPending(n, r.isQuick(), func() { c.answerRequest(r, c.sendReply) }); err == nil {
 			return
 		}
@@ -218,9 +218,10 @@ func (c *Conn) do(r *request) (what string, value any, err error) {
 	case r.Unsubscribe != nil:
 		return "unsubscribed", r.Unsubscribe, c.unsubscribe(r.Unsubscribe.Topic)
 	case r.Publish != nil:
-		return c.doPublish(r)
+		c.doPublish(r.ID, r.Publish, c.sendReply)
+		return "", nil, nil
 	case r.History != nil:
-		return c.doHistory(r.ID, r.History)
+		return "", nil, c.doHistory(r.ID, r.History)
 	case r.Refresh != nil:
 		value, err = c.doRefresh(r.Refresh.Token)
 		return "refreshed", value, err
@@ -251,19 +252,6 @@ func (c *Conn) doSubscribe(id json.RawMessage, r *subscribeRequest) error {
 	return nil
 }
 
-func (c *Conn) doPublish(r *request) (what string, value any, err error) {
-	if c.sh.srv.hub.cluster != nil {
-		c.publishLater(r.ID, r.Publish)
-		return "", nil, nil
-	}
-	p, err := c.publication(r.Publish)
-	if err != nil {
-		return "", nil, err
-	}
-	receipt, err := c.sh.srv.publish(&p)
-	return "published", publishReply{p.Topic, receipt}, err
-}
-
 type publishReply struct {
 	Topic string `json:"topic"`
 	Receipt
@@ -289,20 +277,28 @@ func (c *Conn) publication(r *publishRequest) (p publication, err error) {
 	return p, err
 }
 
-// publishLater publishes a message of a client, and replies when the broker has it.
-func (c *Conn) publishLater(id json.RawMessage, r *publishRequest) {
+// doPublish publishes a message of a client, and replies when the broker has it, in the order of the requests.
+func (c *Conn) doPublish(id json.RawMessage, r *publishRequest, reply replier) {
 	p, err := c.publication(r)
-	s := c.reserve(true)
+	var s *slot
+	wait := func() { s = c.reserve(true) }
 	done := func(receipt Receipt, err error) {
 		c.resolve(s, true, func() {
 			c.answerWith(id, "published", publishReply{p.Topic, receipt}, err, c.sendReply)
 		})
 	}
-	if err != nil {
-		done(Receipt{}, err)
-		return
+	receipt, ready := Receipt{}, true
+	if err == nil {
+		receipt, ready, err = c.sh.srv.hub.remote.publish(p, wait, done)
 	}
-	c.sh.srv.publishFunc(&p, done)
+	switch {
+	case !ready:
+	case c.waiting() && !c.workload().requests.flushing: // behind messages that are on their way to the broker
+		wait()
+		done(receipt, err)
+	default:
+		c.answerWith(id, "published", publishReply{p.Topic, receipt}, err, reply)
+	}
 }
 
 // decodeData reads a message as the JSON protocol and the HTTP interface have it.
@@ -375,24 +371,18 @@ func (r *historyRequest) limit() int {
 	return usualHistory
 }
 
-func (c *Conn) doHistory(id json.RawMessage, r *historyRequest) (what string, value any, err error) {
+func (c *Conn) doHistory(id json.RawMessage, r *historyRequest) error {
 	if err := c.checkHistory(r); err != nil {
-		return "", nil, err
-	}
-	limit := r.limit()
-	hub := c.sh.srv.hub
-	if !hub.cluster.keeps(r.Topic) {
-		value, err = hub.historyReply(r.Topic, r.Since, limit)
-		return "history", value, err
+		return err
 	}
 	c.topicReady(r.Topic, Start{Since: r.Since}, true, func(err error) {
 		var value any
 		if err == nil {
-			value, err = hub.historyReply(r.Topic, r.Since, limit)
+			value, err = c.sh.srv.hub.historyReply(r.Topic, r.Since, r.limit())
 		}
 		c.answerWith(id, "history", value, err, c.sendReply)
 	})
-	return "", nil, nil
+	return nil
 }
 
 // historyReply is a part of a topic's history as the JSON protocol and the HTTP interface have it:
@@ -463,15 +453,14 @@ func (c *Conn) doPresence(id json.RawMessage, topic string) (what string, value 
 	if err := c.checkPresence(topic); err != nil {
 		return "", nil, err
 	}
-	cl := c.sh.srv.hub.cluster
-	if cl == nil {
-		return "present", c.sh.srv.present(topic), nil
-	}
-	s := c.reserve(false)
-	cl.presentEverywhere(topic, func(p *presence) {
+	var s *slot
+	p, ready := c.sh.srv.hub.remote.present(topic, func() { s = c.reserve(false) }, func(p *presence) {
 		c.resolve(s, true, func() { c.answerWith(id, "present", p, nil, c.sendReply) })
 	})
-	return "", nil, nil
+	if !ready {
+		return "", nil, nil
+	}
+	return "present", p, nil
 }
 
 // Subscribers lists the connections that are subscribed to exactly this topic or pattern, in no order.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"carillon/server/topic"
@@ -18,52 +17,35 @@ import (
 //
 // What one goroutine publishes to a topic gets its place in that order.
 func (s *Server) PublishFunc(p Publication, done func(Receipt, error)) {
-	s.publishFunc(&publication{Publication: p}, done)
+	if receipt, ready, err := s.hub.remote.publish(publication{Publication: p}, nothing, done); ready {
+		done(receipt, err)
+	}
 }
 
-func (s *Server) publishFunc(p *publication, done func(Receipt, error)) {
-	if s.hub.cluster != nil {
-		s.hub.cluster.publishFunc(p, done)
-		return
-	}
-	done(s.hub.publish(p, nil))
-}
-
-// keeps says whether the broker keeps a topic's messages. It may be called on nil.
-func (cl *cluster) keeps(name string) bool {
-	if cl == nil {
-		return false
-	}
-	return topic.RuleOf(cl.srv.opts().Topics, name).HasHistory()
-}
-
-func (cl *cluster) publish(p *publication) (Receipt, error) {
-	if cl.keeps(p.Topic) {
-		return cl.publishAndWait(context.Background(), p)
-	}
-	return cl.hub.publish(p, nil)
+func (f *follower) keeps(name string) bool {
+	return topic.RuleOf(f.srv.opts().Topics, name).HasHistory()
 }
 
 // sureTime is how long a publisher waits at most until the broker has its message.
 const sureTime = 15 * time.Second
 
-// publishAndWait waits until the broker has the message.
-func (cl *cluster) publishAndWait(ctx context.Context, p *publication) (Receipt, error) {
-	if cl.onLoop() {
-		return Receipt{}, fmt.Errorf("publish: %w", ErrOnLoop)
+// publishAndWait waits until the broker has the message, if there is one.
+func (h *hub) publishAndWait(ctx context.Context, p Publication) (Receipt, error) {
+	sent := make(publishing, 1)
+	receipt, ready, err := h.remote.publish(publication{Publication: p}, nothing, func(r Receipt, err error) { sent <- published{r, err} })
+	if ready {
+		return receipt, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, sureTime)
 	defer cancel()
-	sent := make(publishing, 1)
-	cl.publishFunc(p, func(r Receipt, err error) { sent <- published{r, err} })
 	got := sent.wait(ctx)
 	return got.receipt, got.err
 }
 
 // onLoop says whether it is called on an event loop.
-func (cl *cluster) onLoop() bool {
+func (s *Server) onLoop() bool {
 	now := currentGoroutine()
-	for _, sh := range cl.srv.allShards() {
+	for _, sh := range s.allShards() {
 		if sh.goroutine == now {
 			return true
 		}
@@ -71,11 +53,17 @@ func (cl *cluster) onLoop() bool {
 	return false
 }
 
-func (cl *cluster) publishFunc(p *publication, done func(Receipt, error)) {
-	if rules := cl.srv.opts().Topics; topic.RuleOf(rules, p.Topic).HasHistory() {
-		cl.publishKept(p, topic.RuleIndex(rules, p.Topic), done)
-		return
+func (f *follower) publish(p publication, wait func(), done func(Receipt, error)) (Receipt, bool, error) {
+	wait()
+	if rules := f.srv.opts().Topics; topic.RuleOf(rules, p.Topic).HasHistory() {
+		f.publishKept(&p, topic.RuleIndex(rules, p.Topic), done)
+	} else {
+		f.publishPassing(&p, done)
 	}
+	return Receipt{}, false, nil
+}
+
+func (f *follower) publishPassing(p *publication, done func(Receipt, error)) {
 	var receipt Receipt
 	h := &handover{done: func(err error) {
 		if err != nil {
@@ -84,17 +72,17 @@ func (cl *cluster) publishFunc(p *publication, done func(Receipt, error)) {
 		done(receipt, err)
 	}}
 	var err error
-	if receipt, err = cl.hub.publish(p, h.end); err != nil {
+	if receipt, err = f.hub.publish(p, h.end); err != nil {
 		done(Receipt{}, err)
 		return
 	}
 	h.returns()
 }
 
-func (cl *cluster) publishKept(p *publication, rule int, done func(Receipt, error)) {
-	err := cl.hub.check(p)
+func (f *follower) publishKept(p *publication, rule int, done func(Receipt, error)) {
+	err := f.hub.check(p)
 	if err == nil {
-		err = cl.awayFor(rule)
+		err = f.awayFor(rule)
 	}
 	if err != nil {
 		done(Receipt{}, err)
@@ -102,13 +90,13 @@ func (cl *cluster) publishKept(p *publication, rule int, done func(Receipt, erro
 	}
 	topic := string([]byte(p.Topic)) // which may be a part of something large
 	out := Publication{Topic: topic, Format: p.Format, Payload: bytes.Clone(p.Payload), Key: p.Key, Publisher: p.Publisher}
-	cl.stats.keptOut.Add(1)
-	cl.broker.PublishPersistent(out, rule, func(at Position, err error) {
-		cl.failed(err)
+	f.stats.keptOut.Add(1)
+	f.broker.PublishPersistent(out, rule, func(at Position, err error) {
+		f.failed(err)
 		switch {
 		case err == nil:
-			cl.hub.published.Add(1)
-			done(Receipt{Offset: at.Offset, Epoch: at.Epoch, Subscribers: cl.audienceOf(topic)}, nil)
+			f.hub.published.Add(1)
+			done(Receipt{Offset: at.Offset, Epoch: at.Epoch, Subscribers: f.audienceOf(topic)}, nil)
 		case errors.Is(err, ErrNoCluster), errors.Is(err, ErrOverloaded), errors.Is(err, ErrTooLarge):
 			done(Receipt{}, err)
 		default:
@@ -118,15 +106,15 @@ func (cl *cluster) publishKept(p *publication, rule int, done func(Receipt, erro
 }
 
 // audienceOf is how many connections of this server a message for a topic is for.
-func (cl *cluster) audienceOf(topic string) (n int) {
-	if t := cl.hub.find(topic); t != nil {
+func (f *follower) audienceOf(topic string) (n int) {
+	if t := f.hub.find(topic); t != nil {
 		n = int(t.subscribers)
 		t.mu.Unlock()
 	}
 	var some [8]*source
-	cl.hub.mu.RLock()
-	defer cl.hub.mu.RUnlock()
-	for _, p := range cl.hub.patterns.match(topic, some[:0]) {
+	f.hub.mu.RLock()
+	defer f.hub.mu.RUnlock()
+	for _, p := range f.hub.patterns.match(topic, some[:0]) {
 		p.mu.Lock()
 		n += int(p.subscribers)
 		p.mu.Unlock()

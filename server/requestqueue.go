@@ -227,33 +227,26 @@ func (c *Conn) closeInOrder(how closeHow, code codec.CloseCode, reason string) {
 // without a broker. The error is of the kind of [ErrNoCluster] or [ErrTooManyTopics]. Nothing that is asked for meanwhile
 // overtakes it. On a connection that closes meanwhile it is called, too.
 func (c *Conn) topicReady(name string, from Start, reads bool, then func(error)) {
-	cl := c.sh.srv.hub.cluster
-	if cl == nil {
-		then(nil)
-		return
-	}
 	var s *slot
-	ready, err := cl.ready(name, from, reads, func(err error) {
+	ready, err := c.sh.srv.hub.remote.ready(name, from, reads, func() { s = c.reserve(false) }, func(err error) {
 		c.resolve(s, false, func() { then(err) })
-	}, func() { s = c.reserve(false) })
+	})
 	if ready || err != nil {
 		then(err)
 	}
 }
 
-// ready calls wait when there is something to wait for, and then done when that has ended; otherwise it returns true
-// or an error.
-// A name that is wrong is ready: that is for somebody else to say.
-func (cl *cluster) ready(name string, from Start, reads bool, done func(error), wait func()) (ready bool, err error) {
+// ready leaves names that are wrong to its callers. A topic that the broker does not keep is always ready for readers.
+func (f *follower) ready(name string, from Start, reads bool, wait func(), done func(error)) (ready bool, err error) {
 	pattern, err := topic.Parse(name)
-	if err != nil {
+	if err != nil || reads && !f.keeps(name) {
 		return true, nil
 	}
 	var src *source
 	if pattern {
-		src = cl.hub.openPattern(name)
+		src = f.hub.openPattern(name)
 	} else {
-		t, err := cl.hub.open(name)
+		t, err := f.hub.open(name)
 		if err != nil {
 			return false, err
 		}
@@ -261,9 +254,9 @@ func (cl *cluster) ready(name string, from Start, reads bool, done func(error), 
 	}
 	defer src.mu.Unlock() // before which done is not called
 	if src.link.kept != nil {
-		ready, err = cl.awaitKept(src.topic, from, reads, done)
+		ready, err = f.awaitKept(src.topic, from, reads, done)
 	} else {
-		ready = cl.await(src, done)
+		ready = f.await(src, done)
 	}
 	if !ready && err == nil {
 		wait()

@@ -7,7 +7,6 @@ import (
 	"iter"
 	"log"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -90,8 +89,9 @@ type Server struct {
 }
 
 // endpoint is an Endpoint that is being served: what of it stays as it is while the server runs, and see
-// now for the rest. Immutable, but for mu and published.
+// now for the rest. Immutable, but for the source of its broadcasts and published.
 type endpoint struct {
+	source
 	srv          *Server
 	Path         string
 	Mode         Mode
@@ -103,9 +103,6 @@ type endpoint struct {
 	handler  Handler
 	upgrader codec.Upgrader
 	sites    [numHooks]callSite
-
-	mu   sync.Mutex // held while a broadcast is posted, so that all shards get the same order
-	sent uint64     // guarded by mu: broadcasts that went to other servers
 
 	published atomic.Uint64
 }
@@ -145,6 +142,7 @@ func New(options Options) (*Server, error) {
 	groups := 0
 	for i, e := range opts.Endpoints {
 		ep := &endpoint{
+			source:       source{name: e.Path},
 			srv:          s,
 			Path:         e.Path,
 			Mode:         e.Mode,
@@ -174,8 +172,8 @@ func New(options Options) (*Server, error) {
 		return nil, err
 	}
 	s.hub = newHub(s)
-	if s.hub.cluster != nil {
-		s.lastID.Store((1 + rand.Uint64N(1<<20-1)) << 32) // else ids would be those of other servers, too
+	for _, ep := range s.endpoints {
+		s.hub.remote.tie(&ep.source)
 	}
 	s.shards.Store(&[]*shard{})
 	if opts.HTTP != nil {
@@ -210,11 +208,7 @@ func (s *Server) Broadcast(path string, op Opcode, payload []byte) error {
 	if op != Text && op != Binary {
 		return ErrOpcode
 	}
-	ep := s.byPath[path]
-	if ep == nil {
-		return fmt.Errorf("%w: %s", ErrNoEndpoint, path)
-	}
-	return s.broadcast(ep, codec.NewFrame(op, payload))
+	return s.BroadcastFrame(path, codec.NewFrame(op, payload))
 }
 
 // BroadcastFrame is Broadcast for a message that is prepared already.
@@ -223,66 +217,46 @@ func (s *Server) BroadcastFrame(path string, f *codec.Frame) error {
 	if ep == nil {
 		return fmt.Errorf("%w: %s", ErrNoEndpoint, path)
 	}
-	return s.broadcast(ep, f)
+	_, err := s.broadcast(f, nil, ep)
+	return err
 }
 
-func (s *Server) broadcast(ep *endpoint, f *codec.Frame) error {
-	n, at := int64(len(f.Plain())), s.stamp()
-	if s.hub.cluster != nil {
-		if err := s.hub.cluster.away(); err != nil {
-			return err
+// broadcast hands a message to all connections of some endpoints, which are in the order of their indices, or to none. It
+// returns how many of this server's these are. sent, which may be nil, learns for each endpoint what became of the message
+// at the broker, if there is no error.
+func (s *Server) broadcast(f *codec.Frame, sent func(error), to ...*endpoint) (connections int, err error) {
+	at, n := s.stamp(), int64(len(f.Plain())*len(to))
+	if err := s.hub.remote.away(); err != nil {
+		return 0, err
+	}
+	for _, ep := range to {
+		ep.mu.Lock()
+	}
+	defer func() {
+		for _, ep := range to {
+			ep.mu.Unlock()
+		}
+	}()
+	for _, ep := range to {
+		if sh := ep.overloaded(n); sh != nil {
+			return 0, sh.refuse()
 		}
 	}
-	ep.mu.Lock()
-	defer ep.mu.Unlock()
-	shards := s.allShards()
-	if err := s.roomFor(shards, n); err != nil {
-		return err
+	for _, ep := range to {
+		connections += ep.issue(f, at)
+		s.hub.remote.relay(&ep.source, (*broadcast)(f), sent)
 	}
-	ep.post(shards, f, at)
-	if s.hub.cluster != nil {
-		s.hub.cluster.relayBroadcast(ep, f, nil)
-	}
-	return nil
+	return connections, nil
 }
 
-// roomFor says whether no shard has too much to do for another n bytes.
-func (s *Server) roomFor(shards []*shard, n int64) error {
-	most := s.settings().maxBacklog
-	for _, sh := range shards {
-		if sh.backlog.Load()+n > most {
-			sh.stats.Drop(DropOverloaded, 1)
-			return ErrOverloaded
-		}
-	}
-	return nil
-}
-
-// post hands a message to all shards that have connections of the endpoint, and says how many these are,
-// about. The caller holds mu.
-func (ep *endpoint) post(shards []*shard, f *codec.Frame, at stamp) (connections int) {
+// issue hands a message to this server's connections. The caller holds mu.
+func (ep *endpoint) issue(f *codec.Frame, at stamp) (connections int) {
 	ep.published.Add(1)
-	for _, sh := range shards {
-		if n := sh.listeners(ep); n > 0 {
-			connections += int(n)
-			sh.backlog.Add(int64(len(f.Plain())))
-			sh.fanout.Add(1)
-			sh.post(letter{kind: letterBroadcast, ep: ep, frame: f, at: at})
-		}
-	}
-	return connections
+	return ep.post(letterPublish, (*broadcast)(f), at)
 }
 
 // groupsOf are the groups of an endpoint, by framing.
 func (sh *shard) groupsOf(ep *endpoint) []*group { return sh.groups[ep.group : ep.group+ep.framings] }
-
-// listeners is how many connections of an endpoint the shard has, about.
-func (sh *shard) listeners(ep *endpoint) (n int32) {
-	for _, g := range sh.groupsOf(ep) {
-		n += g.count.Load()
-	}
-	return n
-}
 
 // Conns walks over the open connections, in no order. Connections may open and close meanwhile: one
 // that stays open throughout is seen exactly once.

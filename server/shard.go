@@ -86,8 +86,11 @@ func newShard(s *Server, loop gnet.EventLoop) (*shard, error) {
 	}
 	sh.decoder = s.newDecoder()
 	for _, ep := range s.endpoints {
-		for range ep.framings {
-			sh.groups = append(sh.groups, newGroup(sh, ep))
+		l := &local{sh: sh, src: &ep.source}
+		for i := range ep.framings {
+			g := newGroup(sh, ep)
+			g.local, l.audiences[i] = l, &g.audience
+			sh.groups = append(sh.groups, g)
 		}
 	}
 	sh.shaking, sh.closing = newGroup(sh, nil), newGroup(sh, nil)

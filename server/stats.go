@@ -11,9 +11,7 @@ func (s *Server) Stats() Stats {
 	st := stats.NewTotals()
 	st.Sockets, st.AcceptErrors = s.sockets.Load(), s.acceptErrors.Load()
 	st.Add(&s.unowned)
-	if s.hub.cluster != nil {
-		st.Drops[DropClusterGap] = s.hub.cluster.stats.lost.Load()
-	}
+	st.Drops[DropClusterGap] = s.hub.remote.counts().lost.Load()
 	for _, sh := range s.allShards() {
 		st.Add(&sh.stats)
 	}

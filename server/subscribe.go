@@ -178,19 +178,20 @@ func (c *Conn) Subscriptions() []string {
 func (c *Conn) call(do func()) { c.callFunc(hookDone, do) }
 
 // publish hands a message to the subscribers of this shard, as [audience.publish] does.
-func (l *local) publish(m *message, seq uint32, at stamp) (bytes int) {
+func (l *local) publish(p *letter) (bytes int) {
 	for kind, a := range l.audiences {
-		if a == nil {
+		if a == nil || !a.isGroup() && int32(p.seq-a.end()) < 0 { // it was there before the audience
 			continue
 		}
-		a.latest = m.latest && l.src.topic != nil
-		if int32(seq-a.end()) < 0 { // it was there before the audience
+		if len(a.members) == 0 && len(a.stream) == 0 {
+			a.base++ // it has no receivers
 			continue
 		}
-		if m.gap && framing(kind) == framingRaw {
-			a.closeForGap(seq)
+		if p.kind == letterGap && framing(kind) == framingRaw {
+			a.closeForGap(p.seq)
 		}
-		bytes += a.publish(m.frame(framing(kind)), at)
+		a.latest = p.latest
+		bytes += a.publish(p.payload.frame(framing(kind)), p.at)
 	}
 	return bytes
 }
@@ -220,11 +221,9 @@ type wanted struct {
 
 // subscribeReady subscribes once the topic or pattern can be subscribed to, or calls failed.
 func (c *Conn) subscribeReady(w *wanted, failed func(error)) {
-	if c.sh.srv.hub.cluster != nil { // nothing is followed for a client that may not have it
-		if err := c.maySubscribe(w.name, IsPattern(w.name)); err != nil {
-			failed(err)
-			return
-		}
+	if err := c.maySubscribe(w.name, IsPattern(w.name)); err != nil { // before the cluster follows it
+		failed(err)
+		return
 	}
 	c.topicReady(w.name, w.from, false, func(err error) {
 		if err == nil {
@@ -261,16 +260,12 @@ func (c *Conn) subscribe(w *wanted) (Subscribed, error) {
 		if err != nil {
 			return s, err
 		}
-		if t.link != nil && t.link.kept != nil && !t.link.kept.loaded {
-			t.mu.Unlock()
-			return s, errNotLoaded
-		}
 		src = &t.source
 		s.Position = t.position()
 		missed, s.Recovered = t.since(w.from, c.sh.srv.age(), replayMost)
 		s.After = next(missed, s.Offset)
 	}
-	if src.link != nil && src.link.state == linkNone {
+	if !src.link.serves() {
 		src.mu.Unlock()
 		return s, errNotLoaded
 	}
@@ -407,8 +402,7 @@ func (l *local) left(a *audience) {
 			}
 		}
 		if l.audiences == [numFramings]*audience{} {
-			i := slices.Index(src.locals, l)
-			src.locals = slices.Delete(src.locals, i, i+1)
+			src.remove(l)
 		}
 	}
 	src.unsubscribe(l.sh.srv)
@@ -418,13 +412,13 @@ func (l *local) left(a *audience) {
 func (src *source) unsubscribe(srv *Server) {
 	src.subscribers--
 	last, now := src.subscribers == 0, srv.elapsed()
-	if last && src.link != nil {
-		src.link.wanted = now
+	if last {
+		srv.hub.remote.left(src)
 	}
 	if t := src.topic; t != nil {
 		if last {
 			t.used = now
-			t.heard = t.heard || t.offset > 0 && (t.link == nil || t.link.kept == nil) // the broker has kept ones' offsets
+			t.heard = t.heard || t.offset > 0 && t.link.kept == nil // the broker has kept ones' offsets
 		}
 		t.hub.unlock(t)
 		return

@@ -305,7 +305,9 @@ func TestSealedInputWaits(t *testing.T) {
 				for i := range messages {
 					raw.want(fmt.Sprint(i))
 				}
-				if session := conn.session(); session.unread || session.waiting != nil {
+				left := make(chan bool, 1)
+				_ = conn.Do(func() { left <- conn.session().unread || conn.session().waiting != nil })
+				if <-left {
 					t.Error("something waits still")
 				}
 				_ = raw.conn.Close()

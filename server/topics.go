@@ -297,15 +297,12 @@ func (c *Conn) publish(op codec.Opcode, payload []byte) {
 	if op == codec.OpBinary {
 		format = FormatBinary
 	}
-	p := &publication{Publication: Publication{Topic: topics[0].name(), Format: format, Payload: payload}}
-	if cl := c.sh.srv.hub.cluster; cl != nil {
-		c.beginPublishing()
-		cl.publishFunc(p, func(_ Receipt, err error) {
-			c.sh.postDo(c, 0, c.endPublishing)
-			c.refused(err)
-		})
-		return
+	p := publication{Publication: Publication{Topic: topics[0].name(), Format: format, Payload: payload}}
+	_, ready, err := c.sh.srv.hub.remote.publish(p, c.beginPublishing, func(_ Receipt, err error) {
+		c.sh.postDo(c, 0, c.endPublishing)
+		c.refused(err)
+	})
+	if ready {
+		c.refused(err)
 	}
-	_, err = c.sh.srv.publish(p)
-	c.refused(err)
 }

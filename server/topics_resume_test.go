@@ -295,8 +295,8 @@ func TestHistoryIsNoWayAroundMaxQueue(t *testing.T) {
 	mallory.subscribed("log") // and she may go on
 }
 
-// follower is a client that is cut off again and again and comes back with its last position.
-type follower struct {
+// resumer is a client that is cut off again and again and comes back with its last position.
+type resumer struct {
 	t      *testing.T
 	s      *Server
 	r      *rand.Rand
@@ -305,11 +305,11 @@ type follower struct {
 	last   Position
 	log    []string // what it got; "gap" where it was told of one
 
-	lives, gaps *atomic.Int64 // of all followers
+	lives, gaps *atomic.Int64 // of all resumers
 }
 
 // life is one connection: it opens it and reads some messages.
-func (f *follower) life() error {
+func (f *resumer) life() error {
 	c := dialRaw(f.t, f.s)
 	if f.small {
 		c = dialSmall(f.t, f.s)
@@ -349,7 +349,7 @@ func (f *follower) life() error {
 }
 
 // follow subscribes, and returns what reads on.
-func (f *follower) follow(c *client) (next func() (said, error)) {
+func (f *resumer) follow(c *client) (next func() (said, error)) {
 	if f.events {
 		var headers []string
 		if f.last.Epoch != "" {
@@ -390,7 +390,7 @@ func TestResumeUnderPublishing(t *testing.T) {
 	opts.Endpoints[0].SlowConsumer = SlowConsumer{MaxQueue: -1}
 	s := start(t, opts)
 	var stop atomic.Bool
-	var publishers, followers sync.WaitGroup
+	var publishers, resumers sync.WaitGroup
 	var lives, gapped atomic.Int64
 	var mu sync.Mutex
 	var whole []string
@@ -417,11 +417,11 @@ func TestResumeUnderPublishing(t *testing.T) {
 		defer mu.Unlock()
 		return uint64(len(whole))
 	}
-	all := make([]*follower, clients)
+	all := make([]*resumer, clients)
 	for n := range clients {
-		f := &follower{t: t, s: s, r: rand.New(rand.NewPCG(uint64(n), 3)), events: n%2 == 0, small: n%4 < 2, lives: &lives, gaps: &gapped}
+		f := &resumer{t: t, s: s, r: rand.New(rand.NewPCG(uint64(n), 3)), events: n%2 == 0, small: n%4 < 2, lives: &lives, gaps: &gapped}
 		all[n] = f
-		followers.Go(func() {
+		resumers.Go(func() {
 			for range cuts {
 				if err := f.life(); err != nil {
 					t.Errorf("client %d: %v", n, err)
@@ -438,7 +438,7 @@ func TestResumeUnderPublishing(t *testing.T) {
 			}
 		})
 	}
-	followers.Wait()
+	resumers.Wait()
 	stop.Store(true)
 	publishers.Wait()
 	topic, gaps := " "+strings.Join(whole, " ")+" ", 0
