@@ -17,18 +17,18 @@ func (e *ProtocolError) Error() string {
 // The rules about one frame.
 var (
 	ErrUnmasked         = &ProtocolError{CloseProtocolError, "a client must mask its frames", "RFC 6455, section 5.1"}
-	ErrReservedBits     = &ProtocolError{CloseProtocolError, "a reserved bit is set without an extension that uses it", "RFC 6455, section 5.2"}
+	ErrReservedBits     = &ProtocolError{CloseProtocolError, "a reserved bit is set without a negotiated extension", "RFC 6455, section 5.2"}
 	ErrReservedOpcode   = &ProtocolError{CloseProtocolError, "the opcode is reserved", "RFC 6455, section 5.2"}
 	ErrNonMinimalLength = &ProtocolError{CloseProtocolError, "the payload length is not in its shortest form", "RFC 6455, section 5.2"}
 	ErrLengthOverflow   = &ProtocolError{CloseProtocolError, "the most significant bit of a 64-bit length must be 0", "RFC 6455, section 5.2"}
-	ErrControlTooLong   = &ProtocolError{CloseProtocolError, "a control frame holds at most 125 bytes", "RFC 6455, section 5.5"}
+	ErrControlTooLong   = &ProtocolError{CloseProtocolError, "a control frame must not exceed 125 bytes", "RFC 6455, section 5.5"}
 )
 
 // The rules about the order of frames.
 var (
 	ErrControlFragmented      = &ProtocolError{CloseProtocolError, "a control frame must not be fragmented", "RFC 6455, section 5.5"}
 	ErrUnexpectedContinuation = &ProtocolError{CloseProtocolError, "there is no message to continue", "RFC 6455, section 5.4"}
-	ErrExpectedContinuation   = &ProtocolError{CloseProtocolError, "a message began before the last one was complete", "RFC 6455, section 5.4"}
+	ErrExpectedContinuation   = &ProtocolError{CloseProtocolError, "a new message began before the previous one was complete", "RFC 6455, section 5.4"}
 )
 
 // The rules about payloads.
@@ -42,7 +42,7 @@ var (
 // The limits that the server sets.
 var (
 	ErrMessageTooBig    = &ProtocolError{CloseMessageTooBig, "the message is larger than this server accepts", "RFC 6455, section 10.4"}
-	ErrTooManyFragments = &ProtocolError{ClosePolicyViolation, "the message comes in more fragments than this server accepts", "RFC 6455, section 10.4"}
+	ErrTooManyFragments = &ProtocolError{ClosePolicyViolation, "the message has more fragments than this server accepts", "RFC 6455, section 10.4"}
 )
 
 // The rules of permessage-deflate.

@@ -17,20 +17,20 @@ const (
 
 // What CheckUpgrade refuses.
 var (
-	errMethod = &Rejection{Status: 405, Reason: "a WebSocket handshake is a GET request",
+	errMethod = &Rejection{Status: 405, Reason: "a WebSocket handshake must be a GET request",
 		Header: [][2]string{{"Allow", "GET"}}}
 	errNoUpgrade = &Rejection{Status: 426, Reason: "this is a WebSocket endpoint",
 		Header: [][2]string{{"Connection", "Upgrade"}, {"Upgrade", "websocket"}, {"Sec-WebSocket-Version", "13"}}}
-	errUpgradeHTTP10 = &Rejection{Status: 505, Reason: "a WebSocket handshake is HTTP/1.1, and this came as HTTP/1.0: " +
-		"a proxy may need to be told (nginx: proxy_http_version 1.1)"}
-	errNoConnection = badRequest("the Connection header must name Upgrade")
-	errBody         = badRequest("a WebSocket handshake has no body")
-	errTwoVersions  = badRequest("there must be one Sec-WebSocket-Version header")
+	errUpgradeHTTP10 = &Rejection{Status: 505, Reason: "a WebSocket handshake needs HTTP/1.1, and this is HTTP/1.0: " +
+		"a proxy may need configuring (nginx: proxy_http_version 1.1)"}
+	errNoConnection = badRequest("the Connection header must include Upgrade")
+	errBody         = badRequest("a WebSocket handshake must not have a body")
+	errTwoVersions  = badRequest("expected exactly one Sec-WebSocket-Version header")
 	errNoVersion    = badRequest("the Sec-WebSocket-Version header is missing")
 	errBadVersion   = badRequest("malformed Sec-WebSocket-Version header")
-	errOtherVersion = &Rejection{Status: 426, Reason: "only version 13 of the WebSocket protocol is spoken here",
+	errOtherVersion = &Rejection{Status: 426, Reason: "only version 13 of the WebSocket protocol is supported",
 		Header: [][2]string{{"Connection", "Upgrade"}, {"Upgrade", "websocket"}, {"Sec-WebSocket-Version", "13"}}}
-	errTwoKeys = badRequest("there must be one Sec-WebSocket-Key header")
+	errTwoKeys = badRequest("expected exactly one Sec-WebSocket-Key header")
 	errNoKey   = badRequest("the Sec-WebSocket-Key header is missing")
 	errBadKey  = badRequest("the Sec-WebSocket-Key header must be 16 bytes in base64")
 )

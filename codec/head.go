@@ -42,12 +42,12 @@ var crlf = []byte("\r\n")
 // What Parse refuses, in the order in which a head is read.
 var (
 	errRequestLine = badRequest("malformed request line")
-	errVersion     = &Rejection{Status: 505, Reason: "only HTTP/1.1 is spoken here"}
+	errVersion     = &Rejection{Status: 505, Reason: "only HTTP/1.1 is supported"}
 	errTarget      = badRequest("malformed request target")
 	errLineEnd     = badRequest("lines must end in CR LF")
 	errHeaderName  = badRequest("malformed header name")
 	errHeaderValue = badRequest("control character in a header value")
-	errHeadEnd     = badRequest("the head does not end with its blank line")
+	errHeadEnd     = badRequest("the head does not end with a blank line")
 	errHost        = badRequest("exactly one valid Host header is required")
 )
 

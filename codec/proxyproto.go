@@ -19,18 +19,18 @@ const (
 
 // The rules of a PROXY header. Whoever breaks one has to be cut off: what follows cannot be understood.
 var (
-	ErrNoProxyHeader       = errors.New("the connection does not begin with a PROXY header")
+	ErrNoProxyHeader       = errors.New("the connection does not start with a PROXY header")
 	ErrProxyLineTooLong    = errors.New("PROXY header, version 1: the line is longer than 107 bytes")
 	ErrProxyLineEnd        = errors.New("PROXY header, version 1: the line does not end in CR LF")
-	ErrProxyProtocol       = errors.New("PROXY header, version 1: the protocol is none of TCP4, TCP6 and UNKNOWN")
-	ErrProxyFields         = errors.New("PROXY header, version 1: expected two addresses and two ports, with one space before each")
-	ErrProxyAddress        = errors.New("PROXY header, version 1: an address is none of its protocol")
+	ErrProxyProtocol       = errors.New("PROXY header, version 1: the protocol must be TCP4, TCP6 or UNKNOWN")
+	ErrProxyFields         = errors.New("PROXY header, version 1: expected two addresses and two ports, each preceded by one space")
+	ErrProxyAddress        = errors.New("PROXY header, version 1: an address does not match the protocol")
 	ErrProxyPort           = errors.New("PROXY header, version 1: a port is not a number from 0 to 65535 without leading zeros")
 	ErrProxyVersion        = errors.New("PROXY header: the version is not 2")
-	ErrProxyCommand        = errors.New("PROXY header, version 2: the command is neither LOCAL nor PROXY")
-	ErrProxyFamily         = errors.New("PROXY header, version 2: the address family or the transport is none of a stream")
-	ErrProxyBlockTooLong   = errors.New("PROXY header, version 2: more than 536 bytes follow")
-	ErrProxyAddressMissing = errors.New("PROXY header, version 2: it is too short for its addresses")
+	ErrProxyCommand        = errors.New("PROXY header, version 2: the command must be LOCAL or PROXY")
+	ErrProxyFamily         = errors.New("PROXY header, version 2: unsupported address family or transport")
+	ErrProxyBlockTooLong   = errors.New("PROXY header, version 2: longer than 536 bytes")
+	ErrProxyAddressMissing = errors.New("PROXY header, version 2: too short for its addresses")
 )
 
 // ProxyHeader is what a balancer says about the connection that it passes on. Neither address is valid

@@ -82,14 +82,14 @@ func (s *Server) meetLoops() bool {
 	for range s.opts().Loops { // each goes to the loop with the fewest connections, so to another
 		fd, err := s.greet()
 		if err != nil {
-			s.fail(fmt.Errorf("meet the event loops: %w", err))
+			s.fail(fmt.Errorf("connect to the event loops: %w", err))
 			return false
 		}
 		ours = append(ours, fd)
 	}
 	if hidden := s.tcp[0]; hidden.hidden {
 		if err := listen.StopListening(hidden.tcpAddr()); err != nil {
-			s.log.Warn("a port that nobody needs stays open", "address", hidden.addr.String(), "error", err)
+			s.log.Warn("could not close the placeholder port", "address", hidden.addr.String(), "error", err)
 		}
 	}
 	return true
@@ -166,7 +166,7 @@ func (a *acceptor) move(conn *net.UnixConn, to *arrival) {
 	_ = conn.Close()
 	to.sh.stats.Accepted.Add(1)
 	to.sh.stats.Refusals[lossReason(err)].Add(1)
-	s.logLoss("connection lost on its way to a loop", (*net.TCPAddr)(nil).AddrPort(), err)
+	s.logLoss("connection lost while being passed to a loop", (*net.TCPAddr)(nil).AddrPort(), err)
 	s.socketClosed()
 }
 

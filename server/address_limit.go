@@ -10,9 +10,9 @@ import (
 	"carillon/server/internal/limit"
 )
 
-var errCrowded = errors.New("the address has more connections than limits.max_connections_per_address")
+var errCrowded = errors.New("the address has too many connections (limits.max_connections_per_address)")
 
-var rejectCrowded = &codec.Rejection{Status: 429, Reason: "this address has as many connections as it may have", Header: [][2]string{{"Retry-After", "5"}}}
+var rejectCrowded = &codec.Rejection{Status: 429, Reason: "too many connections from this address", Header: [][2]string{{"Retry-After", "5"}}}
 
 // crowdSlots is how many connections of an address beyond its limit are still given time to send their
 // request, so that they can be answered in order. See refuseSlots.

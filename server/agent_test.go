@@ -170,8 +170,8 @@ func TestAgentOptions(t *testing.T) {
 		{Options{}, ""},
 		{Options{Agent: Agent{Listen: ":8082"}}, ""},
 		{Options{Agent: Agent{Listen: "8082"}}, "host:port, such as 127.0.0.1:8082, or off"},
-		{Options{Agent: Agent{Listen: ":8080"}}, "what listen has already"},
-		{Options{Agent: Agent{Listen: ":8081"}, Internal: Internal{Listen: "127.0.0.1:8081"}}, "what internal.listen has already"},
+		{Options{Agent: Agent{Listen: ":8080"}}, "already the address of listen"},
+		{Options{Agent: Agent{Listen: ":8081"}, Internal: Internal{Listen: "127.0.0.1:8081"}}, "already the address of internal.listen"},
 	} {
 		_, err := row.opts.Resolve()
 		if (err == nil) != (row.words == "") || err != nil && (!strings.HasPrefix(err.Error(), "agent.listen: ") || !strings.Contains(err.Error(), row.words)) {

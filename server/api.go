@@ -90,7 +90,7 @@ func (s *Server) API() http.Handler {
 }
 
 func noPath(w http.ResponseWriter, r *http.Request) {
-	writeProblem(w, problemPath.because("nothing is served at %.100q: see /v1/openapi.json", r.URL.Path))
+	writeProblem(w, problemPath.because("no route for %.100q: see /v1/openapi.json", r.URL.Path))
 }
 
 // ServeHTTP checks what is the same for every request.
@@ -115,7 +115,7 @@ func (a *api) admit(r *http.Request) *problem {
 	secret := a.srv.opts().Internal.Token
 	if secret == "" {
 		if err := a.origins.Check(r); err != nil {
-			return problemOrigin.because("expected a request that no page of another origin has caused")
+			return problemOrigin.because("the request was caused by a page of another origin")
 		}
 		return nil
 	}
@@ -124,7 +124,7 @@ func (a *api) admit(r *http.Request) *problem {
 		return problemToken.because("expected the header Authorization: Bearer TOKEN")
 	}
 	if subtle.ConstantTimeCompare([]byte(token), []byte(secret)) != 1 {
-		return problemToken.because("the token is not the right one")
+		return problemToken.because("wrong token")
 	}
 	return nil
 }
@@ -188,7 +188,7 @@ func (a *api) rescue(w http.ResponseWriter, r *http.Request) {
 func parameters(r *http.Request, known ...string) (url.Values, error) {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		return nil, bad("the query is not well-formed")
+		return nil, bad("the query is malformed")
 	}
 	for name, values := range query {
 		if !slices.Contains(known, name) {
@@ -198,7 +198,7 @@ func parameters(r *http.Request, known ...string) (url.Values, error) {
 			return nil, bad("the parameter %.40q is unknown: expected %s", name, strings.Join(known, ", "))
 		}
 		if len(values) > 1 {
-			return nil, bad("the parameter %s is there %d times", name, len(values))
+			return nil, bad("the parameter %s is given %d times", name, len(values))
 		}
 	}
 	return query, nil

@@ -145,7 +145,7 @@ func (a *api) elsewhere(r *http.Request, err error, subject string, question ask
 		}
 	}
 	if all != nil && !*all {
-		return nil, problemNoCluster.because("%v here, and not every server has answered", err)
+		return nil, problemNoCluster.because("%v here, and not every server answered", err)
 	}
 	return nil, problemNoConnection.because("%v", err)
 }
@@ -188,7 +188,7 @@ func (a *api) closeConnection(w http.ResponseWriter, r *http.Request) error {
 	if text := query.Get("code"); text != "" {
 		n, err := strconv.ParseUint(text, 10, 16)
 		if code = codec.CloseCode(n); err != nil || !code.Valid() {
-			return bad("code=%.40q may not be sent: expected 1000 to 1003, 1007 to 1014 or 3000 to 4999", text)
+			return bad("code=%.40q is not allowed: expected 1000 to 1003, 1007 to 1014 or 3000 to 4999", text)
 		}
 	}
 	if len(reason) > mostReason || !utf8.ValidString(reason) {

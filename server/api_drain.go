@@ -38,7 +38,7 @@ func (a *api) startDrain(w http.ResponseWriter, r *http.Request) error {
 	if _, err := parameters(r); err != nil {
 		return err
 	}
-	a.srv.StartDrain("asked for over HTTP", a.srv.opts().Drain.Delay)
+	a.srv.StartDrain("requested over HTTP", a.srv.opts().Drain.Delay)
 	body := append(envelope.AppendJSON(nil, a.drainInfo()), '\n')
 	w.Header()["Content-Type"] = contentJSON
 	w.WriteHeader(http.StatusAccepted)

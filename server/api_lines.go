@@ -17,7 +17,7 @@ func (a *api) longestLine() int {
 }
 
 // errLongLine is returned for a line that was skipped.
-var errLongLine = problemTooLarge.because("the line is longer than any message that is allowed")
+var errLongLine = problemTooLarge.because("the line is longer than any valid message")
 
 // lines reads a body line by line.
 type lines struct {

@@ -25,7 +25,7 @@ func (a *api) order(w http.ResponseWriter, r *http.Request, like *shape, to any)
 		return unread(err)
 	}
 	if err := like.unmarshal(body, to); err != nil {
-		return bad("the body is not the JSON object that is expected: %.200s", strings.TrimPrefix(err.Error(), "json: "))
+		return bad("the body is not the expected JSON object: %.200s", strings.TrimPrefix(err.Error(), "json: "))
 	}
 	return nil
 }
@@ -55,7 +55,7 @@ func (a *api) logLevel(w http.ResponseWriter, r *http.Request) error {
 func (a *api) showLogLevel(w http.ResponseWriter) error {
 	level := a.srv.opts().LogLevel
 	if level == nil {
-		return problemNotOffered.because("the application keeps the level of its log to itself: see Options.LogLevel")
+		return problemNotOffered.because("the application does not expose its log level: see Options.LogLevel")
 	}
 	return reply(w, logState{strings.ToLower(level.Level().String())})
 }

@@ -234,7 +234,7 @@ func (p publishing) wait(ctx context.Context) published {
 	case got := <-p:
 		return got
 	case <-ctx.Done():
-		return published{err: fmt.Errorf("%w: it did not answer in time", ErrUncertain)}
+		return published{err: fmt.Errorf("%w: no response in time", ErrUncertain)}
 	}
 }
 
@@ -343,7 +343,7 @@ func (s *Server) broadcastAndWait(ctx context.Context, f *codec.Frame, to []*end
 				err = uncertain(wrong)
 			}
 		case <-ctx.Done():
-			return 0, fmt.Errorf("%w: it did not answer in time", ErrUncertain)
+			return 0, fmt.Errorf("%w: no response in time", ErrUncertain)
 		}
 	}
 	return connections, err

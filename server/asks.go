@@ -141,13 +141,13 @@ func (s *Server) topicEverywhere(ctx context.Context, name string) (t wideTopic,
 	case notLoaded != nil:
 		return t, notLoaded
 	case all != nil && !*all:
-		return t, problemNoCluster.because("%q is not known here, and not every server has answered", name)
+		return t, problemNoCluster.because("%q is unknown here, and not every server answered", name)
 	}
 	return t, noTopic(name)
 }
 
 func noTopic(name string) error {
-	return problemNoTopic.because("nothing was published to %q lately, and nobody is subscribed to it", name)
+	return problemNoTopic.because("%q has no subscribers, and nothing was published to it recently", name)
 }
 
 // info is what other servers are told of this one.

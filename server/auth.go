@@ -100,15 +100,15 @@ func (j *JWT) resolve(c *checker, key string) {
 	switch {
 	case !j.enabled():
 		if len(j.Algorithms) > 0 || j.Issuer != "" || j.Audience != "" || j.Optional {
-			c.Add(key+"key_file", "is missing, and so is jwks_url: without keys no token can be checked")
+			c.Add(key+"key_file", "is missing: expected it or jwks_url, since tokens cannot be checked without keys")
 		}
 		return
 	case j.KeyFile != "" && j.JWKSURL != "":
-		c.Add(key+"jwks_url", "and key_file exclude each other")
+		c.Add(key+"jwks_url", "and key_file are mutually exclusive")
 	case len(j.Algorithms) == 0:
 		c.Add(key+"algorithms", "is missing: expected HS256, or any of RS256, ES256 and EdDSA")
 	case secret && len(j.Algorithms) > 1:
-		c.Add(key+"algorithms", "has HS256 beside others: its key is a secret, theirs are public")
+		c.Add(key+"algorithms", "mixes HS256 with others: its key is secret, theirs are public")
 	case secret && j.JWKSURL != "":
 		c.Add(key+"algorithms", "has HS256, but the keys of jwks_url are public")
 	}

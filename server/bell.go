@@ -42,7 +42,7 @@ func connOf(fd int, name string) (net.Conn, error) {
 	defer file.Close()
 	conn, err := net.FileConn(file)
 	if err != nil {
-		return nil, fmt.Errorf("make a connection of a socket pair: %w", err)
+		return nil, fmt.Errorf("create a connection from a socket pair: %w", err)
 	}
 	return conn, nil
 }
@@ -80,7 +80,7 @@ func (b *bell) hang(fd int) {
 			return
 		}
 		if !isExhausted(err) {
-			b.sh.srv.fail(fmt.Errorf("enroll a socket pair: %w", err))
+			b.sh.srv.fail(fmt.Errorf("register a socket pair: %w", err))
 			return
 		}
 		time.Sleep(exhaustedPause)

@@ -81,7 +81,7 @@ func (s *Server) watchLoops(ctx context.Context) {
 				s.tellBlocked(i, sh, silent)
 			case known && now-silent > began: // it has come round since
 				delete(since, sh)
-				s.log.Warn("event loop turns again", "loop", i, "after", (now - silent - began).Round(time.Millisecond))
+				s.log.Warn("event loop is running again", "loop", i, "after", (now - silent - began).Round(time.Millisecond))
 			}
 		}
 	})
@@ -97,7 +97,7 @@ func (s *Server) tellBlocked(i int, sh *shard, silent time.Duration) {
 	if stack := stackOf(sh.goroutine); stack != "" {
 		args = append(args, "stack", stack)
 	}
-	s.log.Warn("event loop is blocked: its connections wait", args...)
+	s.log.Warn("event loop is blocked; its connections are waiting", args...)
 }
 
 // stackOf is the stack of a goroutine, or "" if it costs too much or is not found.

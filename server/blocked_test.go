@@ -38,7 +38,7 @@ func TestAHandlerThatBlocks(t *testing.T) {
 		t.Errorf("it is told %d times", n)
 	}
 	close(free)
-	eventually(t, "it is told of the end", func() bool { return strings.Contains(log.String(), "event loop turns again") })
+	eventually(t, "it is told of the end", func() bool { return strings.Contains(log.String(), "event loop is running again") })
 	blocker.send("again")
 	before.wantBack(t, s)
 	z.serves(20)
@@ -114,7 +114,7 @@ func TestBlockedHooksAreNamed(t *testing.T) {
 			if line := told()[0]; !strings.Contains(line, "path=/here") || !strings.Contains(line, "waitHere") {
 				t.Errorf("the log says\n%s", line)
 			}
-			eventually(t, "the loop turns again", func() bool { return strings.Contains(log.String(), "event loop turns again") })
+			eventually(t, "the loop turns again", func() bool { return strings.Contains(log.String(), "event loop is running again") })
 		})
 	}
 }

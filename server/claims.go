@@ -76,9 +76,9 @@ func (c *claims) UnmarshalJSON(b []byte) error {
 func checkSubject(member, subject string) error {
 	switch {
 	case subject == "":
-		return &memberError{path: member, problem: "is empty: expected a name, or nothing of that name"}
+		return &memberError{path: member, problem: "is empty: expected a name, or omit the claim"}
 	case strings.ContainsRune(subject, utf8.RuneError):
-		return &memberError{path: member, problem: "is not Unicode text: it has half of a surrogate pair, or the character U+FFFD that stands for one"}
+		return &memberError{path: member, problem: "is not Unicode text: it has an unpaired surrogate or the character U+FFFD"}
 	}
 	return nil
 }
@@ -89,7 +89,7 @@ func claimsProblem(err error) error {
 		return badClaims(e.plain())
 	}
 	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && e.Field != "" {
-		return badClaims("a claim is of another kind than expected: " + e.Field)
+		return badClaims("a claim has the wrong type: " + e.Field)
 	}
 	return errTokenClaims
 }
@@ -138,7 +138,7 @@ func checkHeader(t *jwt.Token) (key string, err error) {
 	var h protected
 	err = protectedShape.unmarshal(text, &h)
 	if e, ok := errors.AsType[*memberError](err); ok {
-		return "", badToken(RefuseTokenMalformed, "the header of the token makes no sense: "+e.plain())
+		return "", badToken(RefuseTokenMalformed, "the header of the token is invalid: "+e.plain())
 	}
 	if err != nil || h.Critical != nil || h.Algorithm != t.Method.Alg() { // section 4.1.11: nothing of crit is understood here
 		return "", errTokenMalformed
@@ -155,7 +155,7 @@ const mostSeconds = 1<<53 - 1
 // *memberError.
 func parseSecond(member string, text []byte, round func(float64) float64) (time.Time, error) {
 	if len(text) == 0 || text[0] != '-' && (text[0] < '0' || text[0] > '9') {
-		return time.Time{}, &memberError{path: member, problem: "is no number: expected seconds since 1970"}
+		return time.Time{}, &memberError{path: member, problem: "is not a number: expected seconds since 1970"}
 	}
 	n, err := strconv.ParseFloat(string(text), 64)
 	if err != nil || math.Abs(n) > mostSeconds {

@@ -43,7 +43,7 @@ func TestWhatATokenMeans(t *testing.T) {
 	}{
 		{`{}`, good, "", `"" [] [] -`},
 		{`{"sub":"ada","name":"x","name":"y","carillon":{"subscribe":["a"],"publish":[]}}`, good, "", `"ada" ["a"] [] -`},
-		{`null`, RefuseTokenMalformed, "the claims of the token make no sense", ""},
+		{`null`, RefuseTokenMalformed, "the claims of the token are invalid", ""},
 		{`[]`, RefuseTokenMalformed, "", ""},
 		{`{} {}`, RefuseTokenMalformed, "", ""},
 
@@ -54,8 +54,8 @@ func TestWhatATokenMeans(t *testing.T) {
 		{`{"carillon":{"subscibe":[]}}`, RefuseTokenMalformed, "carillon has an unknown field: expected only subscribe, publish", ""},
 		{`{"carillon":{"Subscribe":[]}}`, RefuseTokenMalformed, "carillon has a field that differs from subscribe in case only", ""},
 		{`{"carillon":{"\u017fubscribe":[]}}`, RefuseTokenMalformed, "differs from subscribe", ""},
-		{`{"carillon":{"subscribe":["a"],"subscribe":[">"]}}`, RefuseTokenMalformed, "carillon.subscribe is there twice", ""},
-		{`{"carillon":{"subscribe":[]},"carillon":{}}`, RefuseTokenMalformed, "carillon is there twice", ""},
+		{`{"carillon":{"subscribe":["a"],"subscribe":[">"]}}`, RefuseTokenMalformed, "carillon.subscribe is given twice", ""},
+		{`{"carillon":{"subscribe":[]},"carillon":{}}`, RefuseTokenMalformed, "carillon is given twice", ""},
 		{`{"Carillon":{"subscribe":[]}}`, RefuseTokenMalformed, "differs from carillon", ""},
 		{`{"carillon":[]}`, RefuseTokenMalformed, "", ""},
 		{`{"carillon":{"subscribe":"a"}}`, RefuseTokenMalformed, "", ""},
@@ -70,14 +70,14 @@ func TestWhatATokenMeans(t *testing.T) {
 		{`{"sub":7}`, RefuseTokenMalformed, "sub", ""},
 		{`{"sub":"ada","SUB":"eve"}`, RefuseTokenMalformed, "differs from sub", ""},
 		{`{"\u017fub":"eve"}`, RefuseTokenMalformed, "differs from sub", ""},
-		{`{"sub":"ada","\u0073ub":"eve"}`, RefuseTokenMalformed, "sub is there twice", ""},
+		{`{"sub":"ada","\u0073ub":"eve"}`, RefuseTokenMalformed, "sub is given twice", ""},
 		{`{"iss":null}`, RefuseTokenMalformed, "iss is null", ""},
 		{`{"aud":null}`, RefuseTokenMalformed, "aud is null", ""},
 		{`{"aud":[null]}`, RefuseTokenMalformed, "", ""},
 		{`{"exp":null}`, RefuseTokenMalformed, "exp is null", ""},
 		{`{"nbf":null}`, RefuseTokenMalformed, "nbf is null", ""},
 		{`{"iat":null}`, RefuseTokenMalformed, "iat is null", ""},
-		{`{"exp":2100000000,"exp":1}`, RefuseTokenMalformed, "exp is there twice", ""},
+		{`{"exp":2100000000,"exp":1}`, RefuseTokenMalformed, "exp is given twice", ""},
 		{`{"Exp":1}`, RefuseTokenMalformed, "differs from exp", ""},
 
 		{`{"exp":2000000001}`, good, "", `"" [] [] 2000000001`},
@@ -95,9 +95,9 @@ func TestWhatATokenMeans(t *testing.T) {
 		{`{"exp":9223372036854775808}`, RefuseTokenMalformed, "exp is out of range", ""},
 		{`{"exp":1e400}`, RefuseTokenMalformed, "exp is out of range", ""},
 		{`{"exp":-1e400}`, RefuseTokenMalformed, "exp is out of range", ""},
-		{`{"exp":"2100000000"}`, RefuseTokenMalformed, "exp is no number", ""},
-		{`{"exp":true}`, RefuseTokenMalformed, "exp is no number", ""},
-		{`{"exp":[2100000000]}`, RefuseTokenMalformed, "exp is no number", ""},
+		{`{"exp":"2100000000"}`, RefuseTokenMalformed, "exp is not a number", ""},
+		{`{"exp":true}`, RefuseTokenMalformed, "exp is not a number", ""},
+		{`{"exp":[2100000000]}`, RefuseTokenMalformed, "exp is not a number", ""},
 
 		{`{"nbf":2000000000}`, good, "", `"" [] [] -`},
 		{`{"nbf":2000000000.1}`, RefuseTokenEarly, "", ""},
@@ -105,7 +105,7 @@ func TestWhatATokenMeans(t *testing.T) {
 		{`{"nbf":9223372036854775808}`, RefuseTokenMalformed, "nbf is out of range", ""},
 		{`{"nbf":1e400}`, RefuseTokenMalformed, "nbf is out of range", ""},
 		{`{"nbf":1e15}`, RefuseTokenEarly, "", ""},
-		{`{"nbf":"1"}`, RefuseTokenMalformed, "nbf is no number", ""},
+		{`{"nbf":"1"}`, RefuseTokenMalformed, "nbf is not a number", ""},
 	} {
 		id, err := v.verify(i.signed(hs256, test.claims))
 		checkMeaning(t, test.claims, id, err, test.why, test.text, test.id)

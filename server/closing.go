@@ -94,7 +94,7 @@ func (c *Conn) flushed() {
 }
 
 var (
-	errWriteTimeout = errors.New("the socket took nothing for limits.write_timeout")
+	errWriteTimeout = errors.New("the peer read nothing for limits.write_timeout")
 	errCloseTimeout = errors.New("the closing handshake took longer than limits.close_timeout")
 	errStopped      = errors.New("the server stopped")
 )

@@ -14,7 +14,7 @@ import (
 )
 
 // ErrOnLoop is returned by what would have to wait for the cluster and was called on an event loop.
-var ErrOnLoop = errors.New("called on an event loop, which may not wait for the cluster")
+var ErrOnLoop = errors.New("called on an event loop, which must not wait for the cluster")
 
 // follower is the remote of a server with a [Broker].
 type follower struct {

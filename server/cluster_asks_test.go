@@ -137,7 +137,7 @@ func TestClusterTopicThatMayExist(t *testing.T) {
 		mustPublish(t, list[1], topic, "x")
 	}
 	fakeOf(list[0]).cut(true)
-	ask("room").isProblem(t, 503, "no-cluster", "not every server has answered")
+	ask("room").isProblem(t, 503, "no-cluster", "not every server answered")
 	for _, topic := range []string{"log.a", "log.none"} {
 		if a := ask(topic).isProblem(t, 503, "no-cluster", "the cable is out"); a.header.Get("Retry-After") == "" {
 			t.Error("nobody says when to try again")
@@ -161,8 +161,8 @@ func TestClusterTopicThatMayExist(t *testing.T) {
 	t.Run("one does not answer", func(t *testing.T) {
 		n.set(func() { fakeOf(list[1]).mute = true })
 		defer n.set(func() { fakeOf(list[1]).mute = false })
-		ask("room").isProblem(t, 503, "no-cluster", "not every server has answered")
-		ask("log.none").isProblem(t, 503, "no-cluster", "not every server has answered")
+		ask("room").isProblem(t, 503, "no-cluster", "not every server answered")
+		ask("log.none").isProblem(t, 503, "no-cluster", "not every server answered")
 		ask("log.a").is(t, 200)
 	})
 	for _, topic := range []string{"none", "log.none"} {
@@ -196,7 +196,7 @@ func TestClusterConnections(t *testing.T) {
 	bob.wantClose(4000, "enough")
 	path := fmt.Sprintf("/v1/connections/%d", id[list[0]])
 	n.set(func() { fakeOf(list[0]).mute = true })
-	call(t, list[2], "DELETE", path, "").isProblem(t, 503, "no-cluster", "not every server has answered")
+	call(t, list[2], "DELETE", path, "").isProblem(t, 503, "no-cluster", "not every server answered")
 	n.set(func() { fakeOf(list[0]).mute = false })
 	call(t, list[0], "DELETE", path, "").is(t, 204)
 	alice.wantClose(1001, "")

@@ -367,7 +367,7 @@ func TestClusterReadsTheWhole(t *testing.T) {
 	}
 	n.set(func() { n.failing = 1 })
 	fakeOf(s).cut(false)
-	eventually(t, "it says that it cannot load", func() bool { return strings.Contains(log.String(), "could not be loaded") })
+	eventually(t, "it says that it cannot load", func() bool { return strings.Contains(log.String(), "could not load a persistent topic") })
 	if _, err := s.History("log.a", Start{Last: 10}, 10); !errors.Is(err, ErrNoCluster) {
 		t.Errorf("while it cannot be loaded: %v", err)
 	}

@@ -28,10 +28,10 @@ var (
 	ErrClosed = errors.New("connection is closed")
 
 	// ErrOpcode is returned for a message that is neither [Text] nor [Binary].
-	ErrOpcode = errors.New("a message is text or binary")
+	ErrOpcode = errors.New("a message must be text or binary")
 
 	// ErrCloseCode is returned for a close code that must not be sent (RFC 6455, section 7.4).
-	ErrCloseCode = errors.New("close code is not allowed on the wire: use 1000 to 1003, 1007 to 1014 or 3000 to 4999")
+	ErrCloseCode = errors.New("close code must not be sent: use 1000 to 1003, 1007 to 1014 or 3000 to 4999")
 )
 
 // Conn is one WebSocket connection. Its methods may be called from any goroutine, also from handlers

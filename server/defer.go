@@ -146,7 +146,7 @@ func (c *Conn) early(b []byte) {
 }
 
 func rejectEarly(limit Size) *codec.Rejection {
-	return &codec.Rejection{Status: 400, Reason: fmt.Sprintf("more than %v came before the handshake was answered", limit)}
+	return &codec.Rejection{Status: 400, Reason: fmt.Sprintf("more than %v received before the handshake was answered", limit)}
 }
 
 // dropUndecided ends the wait, whatever comes of it.

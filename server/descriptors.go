@@ -182,9 +182,9 @@ func (r *spare) setShort(short bool) {
 	}
 	r.short = short
 	if short {
-		r.srv.log.Warn("no descriptor is left: new connections are refused until some are closed")
+		r.srv.log.Warn("no file descriptors left; refusing new connections until some close")
 	} else {
-		r.srv.log.Info("there are descriptors again")
+		r.srv.log.Info("file descriptors are available again")
 	}
 }
 

@@ -30,10 +30,10 @@ type DrainStatus struct {
 
 var (
 	// ErrNotDraining is returned by CallOffDrain when there is nothing to call off.
-	ErrNotDraining = errors.New("the server does not drain")
+	ErrNotDraining = errors.New("the server is not draining")
 
 	// ErrDrainUnderWay is returned by CallOffDrain when it is too late.
-	ErrDrainUnderWay = errors.New("the drain cannot be called off: the listening socket has been given up, or the program is ending")
+	ErrDrainUnderWay = errors.New("the drain can no longer be cancelled: the listening socket is closed, or the program is ending")
 )
 
 // ending is what is known about the server's end, by everybody but the shards.
@@ -117,7 +117,7 @@ func (s *Server) CallOffDrain() error {
 	}
 	close(e.now.off)
 	e.now = nil
-	s.log.Info("the drain was called off")
+	s.log.Info("drain cancelled")
 	return nil
 }
 

@@ -112,7 +112,7 @@ func (d *drainer) stopListening() {
 		theirs += listen.SteerAway(l.tcpAddr(), false, d.srv.log)
 	}
 	if theirs > 0 {
-		d.srv.log.Info("new connections go to the successor", "sockets", theirs)
+		d.srv.log.Info("new connections now go to the successor", "sockets", theirs)
 		d.wait(listen.HandoverTime)
 		for _, l := range d.srv.tcp {
 			listen.SteerAway(l.tcpAddr(), true, d.srv.log)
@@ -120,7 +120,7 @@ func (d *drainer) stopListening() {
 	}
 	for _, l := range d.srv.tcp {
 		if err := listen.StopListening(l.tcpAddr()); err != nil {
-			d.srv.log.Warn("the listening sockets stay open while connections close", "address", l.addr.String(), "error", err)
+			d.srv.log.Warn("keeping the listening sockets open while connections close", "address", l.addr.String(), "error", err)
 		}
 	}
 }
@@ -131,7 +131,7 @@ func (d *drainer) close() {
 	d.began, d.total = time.Now(), s.Count()
 	d.told = d.began
 	p := d.newPlan()
-	s.log.Info("closing connections", "connections", d.total, "over", p.pace, "rest is cut at", d.limitText())
+	s.log.Info("closing connections", "connections", d.total, "over", p.pace, "deadline", d.limitText())
 	tick := time.NewTicker(min(max(p.pace/20, drainMinTick), drainTick))
 	defer tick.Stop()
 	gone := false

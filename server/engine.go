@@ -105,7 +105,7 @@ func whyEnded(ctx context.Context) string {
 	if why := context.Cause(ctx); why != nil && why != context.Canceled {
 		return why.Error()
 	}
-	return "the program ends"
+	return "the program is ending"
 }
 
 // Shutdown stops the server gracefully but without a delay: it accepts nobody, sends every connection what
@@ -361,7 +361,7 @@ func (l *engineLogger) hear(format string, args []any) {
 		defer l.s.acceptFailed(fmt.Errorf("accept: %w", err)) // on the loop, before it goes on
 	}
 	if l.s.logsEvents() {
-		l.s.logEvent("engine", "says", logs.Shorten(word.Error()))
+		l.s.logEvent("engine", "message", logs.Shorten(word.Error()))
 	}
 	l.s.mu.Lock()
 	defer l.s.mu.Unlock()

@@ -26,11 +26,11 @@ const (
 )
 
 var (
-	errEvicted  = errors.New("the connection made room for another before its request came: limits.max_connections is reached")
-	errLingered = errors.New("the connection made room for another: its client was answered and did not close its end")
+	errEvicted  = errors.New("evicted before sending a request: limits.max_connections is reached")
+	errLingered = errors.New("evicted: the client got its response and did not close the connection")
 )
 
-var rejectEvicted = &codec.Rejection{Status: 503, Reason: "server is full, and the request did not come in time", Header: [][2]string{{"Retry-After", "5"}}}
+var rejectEvicted = &codec.Rejection{Status: 503, Reason: "server is full and the request did not arrive in time", Header: [][2]string{{"Retry-After", "5"}}}
 
 // makeRoom closes a connection of this loop in favour of a newcomer, and reports whether there was one.
 func (sh *shard) makeRoom() bool {

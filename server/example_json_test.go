@@ -35,7 +35,7 @@ func ExampleJSON() {
 	// Output:
 	// {"sum":3}
 	// error: decode message: json: unknown field "c"
-	// websocket: close 1007 (invalid payload data): the message is not the JSON that is expected here
+	// websocket: close 1007 (invalid payload data): the message is not the expected JSON
 }
 
 // Looser rules: what the type does not have is ignored, and a mistake is answered instead of punished.

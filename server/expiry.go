@@ -63,7 +63,7 @@ type refreshedReply struct {
 }
 
 var (
-	errRenewal  = errors.New("this connection has no token that could be renewed")
+	errRenewal  = errors.New("this connection has no token to renew")
 	errTooOften = errors.New("a token was sent less than a second ago")
 )
 
@@ -85,7 +85,7 @@ func (c *Conn) doRefresh(token string) (any, error) {
 	}
 	renewed = renewed.within(w.bound)
 	if renewed.Subject != w.subject {
-		return nil, fmt.Errorf("%w: the subject of this one is another", errRenewal)
+		return nil, fmt.Errorf("%w: its subject differs", errRenewal)
 	}
 	for i := range c.more.subs {
 		// What the client has and the new token does not allow would have to end without a word. The old

@@ -22,14 +22,14 @@ func fetchBody(client *http.Client, r *http.Request, most int64) ([]byte, error)
 	case err != nil:
 		return nil, redact.Error(err, r.URL.String())
 	case resp.StatusCode != http.StatusOK:
-		return nil, fmt.Errorf("the answer is %s", resp.Status)
+		return nil, fmt.Errorf("the response is %s", resp.Status)
 	case int64(len(text)) > most:
-		return nil, fmt.Errorf("the answer is larger than %v", Size(most))
+		return nil, fmt.Errorf("the response is larger than %v", Size(most))
 	}
 	return text, nil
 }
 
-var errDowngrade = errors.New("a redirect from https to http, which is not followed")
+var errDowngrade = errors.New("refused a redirect from https to http")
 
 // secureRedirects follows redirects as net/http does, but none that gives up TLS. The next server is not told the URL,
 // which may hold a token.

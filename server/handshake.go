@@ -12,7 +12,7 @@ import (
 
 var (
 	rejectDraining = &codec.Rejection{Status: 503, Reason: "server is shutting down", Header: [][2]string{{"Retry-After", "1"}}}
-	rejectFull     = &codec.Rejection{Status: 503, Reason: "server has as many connections as it may have", Header: [][2]string{{"Retry-After", "5"}}}
+	rejectFull     = &codec.Rejection{Status: 503, Reason: "server is full", Header: [][2]string{{"Retry-After", "5"}}}
 )
 
 // shake takes bytes of a request head, and answers it once it is whole.
@@ -165,7 +165,7 @@ func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 	case c.ep == nil && srv.plain != nil:
 		return 0, errPlainHTTP
 	case c.ep == nil:
-		return RefuseNotFound, &codec.Rejection{Status: 404, Reason: "nothing is served at this path"}
+		return RefuseNotFound, &codec.Rejection{Status: 404, Reason: "no endpoint at this path"}
 	}
 	if why, err := c.locate(r); err != nil {
 		return why, err

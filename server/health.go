@@ -74,14 +74,14 @@ func (s *Server) unready() (list []condition) {
 	select {
 	case <-s.started:
 	default:
-		add("starting", "the server does not listen yet")
+		add("starting", "the server is not listening yet")
 		return list
 	}
 	if s.ending.current() != nil {
-		add("draining", "the server drains")
+		add("draining", "the server is draining")
 	}
 	if s.ops.maintenance.Load() {
-		add("maintenance", "maintenance was switched on")
+		add("maintenance", "maintenance is on")
 	}
 	if !s.opts().ClusterOptional {
 		if err := s.hub.remote.unready(); err != nil {
@@ -92,11 +92,11 @@ func (s *Server) unready() (list []condition) {
 		add("full", "%d sockets are open: limits.max_connections is %d", n, most)
 	}
 	if s.spare.isShort() {
-		add("descriptors", "no descriptor is left: something in this process has opened too many")
+		add("descriptors", "no file descriptors left: something in this process opened too many")
 	}
 	if s.memory.refuses() {
 		limit, source := s.MaxMemory()
-		add("memory", "memory is short: %v are in use, limits.max_memory is %v (%s)", roundedSize(s.memory.used.Load()), limit, source)
+		add("memory", "low on memory: %v in use, limits.max_memory is %v (%s)", roundedSize(s.memory.used.Load()), limit, source)
 	}
 	return list
 }
@@ -106,7 +106,7 @@ func (s *Server) stuck() (list []condition) {
 	now := s.elapsed()
 	for i, sh := range s.allShards() {
 		if d := sh.mail.waits(now); d > s.ops.stuckAfter {
-			list = append(list, condition{"loop_stuck", fmt.Sprintf("loop %d has not answered for %v", i, d.Round(time.Millisecond))})
+			list = append(list, condition{"loop_stuck", fmt.Sprintf("loop %d has not responded for %v", i, d.Round(time.Millisecond))})
 		}
 	}
 	return list
@@ -189,7 +189,7 @@ func (s *Server) SetMaintenance(on bool) {
 
 var errHealth = errors.New("a health check")
 
-var rejectHealthMethod = &codec.Rejection{Status: 405, Reason: "a health check is GET or HEAD", Header: [][2]string{{"Allow", "GET, HEAD"}}}
+var rejectHealthMethod = &codec.Rejection{Status: 405, Reason: "a health check must be GET or HEAD", Header: [][2]string{{"Allow", "GET, HEAD"}}}
 
 func (c *checker) healthPath(o *Options) {
 	if o.HealthPath == "" {

@@ -130,7 +130,7 @@ func TestLiveness(t *testing.T) {
 		t.Errorf("stuck at once: %v", early)
 	}
 	time.Sleep(s.ops.stuckAfter)
-	a := call(t, s, "GET", "/livez", "").isProblem(t, 503, "not-live", "loop 0 has not answered for ")
+	a := call(t, s, "GET", "/livez", "").isProblem(t, 503, "not-live", "loop 0 has not responded for ")
 	if !strings.Contains(string(a.body), `"reason":"loop_stuck"`) {
 		t.Errorf("%s", a.body)
 	}
@@ -178,11 +178,11 @@ func TestPublicHealth(t *testing.T) {
 		{"HEAD with HTTP/1.0", Options{}, "HEAD /healthz HTTP/1.0", 200, ""},
 		{"a query", Options{}, "GET /healthz?from=lb HTTP/1.1", 200, "ok\n"},
 		{"a whole URL", Options{}, "GET http://example.com/healthz HTTP/1.1", 200, "ok\n"},
-		{"another method", Options{}, "POST /healthz HTTP/1.1", 405, "a health check is GET or HEAD\n"},
-		{"another path", Options{}, "GET /healthz/ HTTP/1.1", 404, "nothing is served at this path\n"},
+		{"another method", Options{}, "POST /healthz HTTP/1.1", 405, "a health check must be GET or HEAD\n"},
+		{"another path", Options{}, "GET /healthz/ HTTP/1.1", 404, "no endpoint at this path\n"},
 		{"a path of its own", Options{HealthPath: "/up"}, "GET /up HTTP/1.1", 200, "ok\n"},
-		{"the default beside that", Options{HealthPath: "/up"}, "GET /healthz HTTP/1.1", 404, "nothing is served at this path\n"},
-		{"off", Options{HealthPath: "off"}, "GET /healthz HTTP/1.1", 404, "nothing is served at this path\n"},
+		{"the default beside that", Options{HealthPath: "/up"}, "GET /healthz HTTP/1.1", 404, "no endpoint at this path\n"},
+		{"off", Options{HealthPath: "off"}, "GET /healthz HTTP/1.1", 404, "no endpoint at this path\n"},
 		{"off is no path", Options{HealthPath: "off"}, "GET off HTTP/1.1", 400, "malformed request target\n"},
 		{"before the pages", Options{HTTP: pages}, "GET /healthz HTTP/1.1", 200, "ok\n"},
 		{"HTTP/1.0, before the pages", Options{HTTP: pages}, "GET /healthz HTTP/1.0", 200, "ok\n"},

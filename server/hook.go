@@ -31,8 +31,8 @@ type hook struct {
 const hookMostSize = 64 << 10
 
 var (
-	rejectHookBusy   = &codec.Rejection{Status: 503, Reason: "too many requests are being checked", Header: [][2]string{{"Retry-After", "1"}}}
-	rejectHookFailed = &codec.Rejection{Status: 503, Reason: "the request could not be checked", Header: [][2]string{{"Retry-After", "5"}}}
+	rejectHookBusy   = &codec.Rejection{Status: 503, Reason: "too many pending authorization requests", Header: [][2]string{{"Retry-After", "1"}}}
+	rejectHookFailed = &codec.Rejection{Status: 503, Reason: "the request could not be authorized", Header: [][2]string{{"Retry-After", "5"}}}
 )
 
 func newHook(opts *Hook, log *slog.Logger) *hook {
@@ -88,29 +88,29 @@ func parseVerdict(text []byte) (v verdict, id Identity, err error) {
 	var member *memberError
 	switch {
 	case errors.As(err, &member):
-		return v, id, fmt.Errorf("the answer: %w", err)
+		return v, id, fmt.Errorf("the response: %w", err)
 	case errors.As(err, &kind) && kind.Field != "":
-		return v, id, fmt.Errorf("the answer: %s is a JSON %.20s: expected something else", kind.Field, kind.Value)
+		return v, id, fmt.Errorf("the response: %s must not be a JSON %.20s", kind.Field, kind.Value)
 	case err != nil:
-		return v, id, errors.New("the answer is not the JSON object that is expected, and nothing else")
+		return v, id, errors.New("the response is not exactly one JSON object")
 	case v.Allow == nil:
-		return v, id, errors.New(`the answer has no "allow"`)
+		return v, id, errors.New(`the response has no "allow"`)
 	case *v.Allow && v.Status >= 400:
-		return v, id, fmt.Errorf("the answer allows the client and has the status %d: expected one of both", v.Status)
+		return v, id, fmt.Errorf("the response both allows the client and has status %d: expected one of them", v.Status)
 	}
 	id = Identity{Subscribe: v.Subscribe, Publish: v.Publish}
 	if v.Subject != nil {
 		id.Subject = *v.Subject
 		if err := checkSubject("subject", id.Subject); err != nil {
-			return v, id, fmt.Errorf("the answer: %w", err)
+			return v, id, fmt.Errorf("the response: %w", err)
 		}
 	}
 	if v.Expires != nil && string(v.Expires) != "0" {
 		if id.Expires, err = parseSecond("expires", v.Expires, math.Floor); err != nil {
-			return v, id, fmt.Errorf("the answer: %w", err)
+			return v, id, fmt.Errorf("the response: %w", err)
 		}
 		if *v.Allow && !time.Now().Before(id.Expires) {
-			return v, id, errors.New("the answer has expired already")
+			return v, id, errors.New("the response has already expired")
 		}
 	}
 	return v, id, id.check()
@@ -132,12 +132,12 @@ func (h *hook) decide(ctx context.Context, r *Request) error {
 	v, id, err := h.post(ctx, r)
 	if err != nil {
 		if gone.Err() == nil && !h.failing.Swap(true) {
-			h.log.Warn("the connect hook fails, handshakes are refused", "url", redact.URL(h.opts.URL), "error", err)
+			h.log.Warn("connect hook failing; refusing handshakes", "url", redact.URL(h.opts.URL), "error", err)
 		}
 		return &denial{RefuseHookFailed, rejectHookFailed}
 	}
 	if h.failing.Swap(false) {
-		h.log.Info("the connect hook answers again", "url", redact.URL(h.opts.URL))
+		h.log.Info("connect hook is answering again", "url", redact.URL(h.opts.URL))
 	}
 	if !*v.Allow {
 		return &denial{RefuseHook, v.rejection()}

@@ -96,7 +96,7 @@ func TestHookFailsClosed(t *testing.T) {
 			if resp.Header.Get("Retry-After") == "" {
 				t.Error("no Retry-After")
 			}
-			if l := log.String(); !strings.Contains(l, "the connect hook fails") || strings.Contains(l, "secret-of-alice") {
+			if l := log.String(); !strings.Contains(l, "connect hook failing") || strings.Contains(l, "secret-of-alice") {
 				t.Error(l)
 			}
 		})

@@ -21,10 +21,10 @@ import (
 )
 
 var (
-	errTooLargeEncoded = fmt.Errorf("%w: in JSON, or in an event stream, it would be more than twice as large", ErrTooLarge)
+	errTooLargeEncoded = fmt.Errorf("%w: encoded as JSON or as an event it would more than double in size", ErrTooLarge)
 
 	// errTooDeep is an [ErrNotJSON], too: for most who would read it, it is none.
-	errTooDeep = fmt.Errorf("%w that everybody can read: it has more than %d levels", ErrNotJSON, envelope.MaxLevels)
+	errTooDeep = fmt.Errorf("%w that all clients can read: it has more than %d levels", ErrNotJSON, envelope.MaxLevels)
 )
 
 // hub is the broker of this process: a message enters a topic here, where it gets its offset. It owns
@@ -398,7 +398,7 @@ func (h *hub) waitFor(topic string, from Start) error {
 		return nil
 	}
 	if h.srv.onLoop() {
-		return fmt.Errorf("look at a topic: %w", ErrOnLoop)
+		return fmt.Errorf("look up a topic: %w", ErrOnLoop)
 	}
 	done := make(chan error, 1)
 	if ready, err := h.remote.ready(topic, from, true, nothing, func(err error) { done <- err }); ready || err != nil {

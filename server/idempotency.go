@@ -74,7 +74,7 @@ func (c *Conn) publisher() (name string, address limit.Key) {
 // same character when it is decoded.
 func checkJSONKey(key string) error {
 	if strings.ContainsRune(key, utf8.RuneError) {
-		return bad("key is not Unicode text: it has half of a surrogate pair, or the character U+FFFD that stands for one")
+		return bad("key is not Unicode text: it has an unpaired surrogate or the character U+FFFD")
 	}
 	return nil
 }

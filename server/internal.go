@@ -53,7 +53,7 @@ func (i *Internal) resolve(c *checker, taken []namedAddress) {
 		c.Add("internal.token", "%v", err)
 	}
 	if i.Token == redact.Hidden {
-		c.Add("internal.token", "%s stands for a token that is not shown: expected the token itself, or none here and CARILLON_INTERNAL_TOKEN", redact.Hidden)
+		c.Add("internal.token", "%s is a placeholder for a hidden token: expected the token itself, or CARILLON_INTERNAL_TOKEN instead", redact.Hidden)
 	}
 	c.FileMode("internal.mode", &i.Mode, internalMode)
 	if i.Listen == "" || i.Listen == optionOff {
@@ -70,7 +70,7 @@ func (i *Internal) resolve(c *checker, taken []namedAddress) {
 	}
 	c.distinct("internal.listen", i.Listen, taken)
 	if host, _, _ := net.SplitHostPort(i.Listen); i.Token == "" && !isLoopback(host) {
-		c.Add("internal.listen", "%s can be reached from other machines: expected internal.token (CARILLON_INTERNAL_TOKEN) beside it, or an address such as 127.0.0.1:8081", i.Listen)
+		c.Add("internal.listen", "%s is reachable from other machines: expected internal.token (CARILLON_INTERNAL_TOKEN) as well, or an address such as 127.0.0.1:8081", i.Listen)
 	}
 }
 
@@ -178,7 +178,7 @@ func (i *internal) listen(o *Internal, takeover bool) (net.Listener, error) {
 	}
 	if o.Token == "" && isExposed(l.Addr()) { // localhost may be anything
 		_ = l.Close()
-		return nil, &OptionError{Key: "internal.listen", Problem: fmt.Sprintf("%s is %s, which can be reached from other machines: expected internal.token beside it", o.Listen, l.Addr())}
+		return nil, &OptionError{Key: "internal.listen", Problem: fmt.Sprintf("%s is %s, which is reachable from other machines: expected internal.token as well", o.Listen, l.Addr())}
 	}
 	i.addr = l.Addr()
 	return l, nil
@@ -209,7 +209,7 @@ func (i *internal) connState(conn net.Conn, state http.ConnState) {
 				go victim.Close()
 			}
 			if !i.full.Swap(true) {
-				i.srv.log.Warn("the internal interface closes connections without a request, since it has as many as it may", "most", i.most)
+				i.srv.log.Warn("internal interface at its connection limit; closing idle connections", "limit", i.most)
 			}
 		}
 	case http.StateClosed:
@@ -228,7 +228,7 @@ func (s *Server) localOnly(next http.Handler) http.Handler {
 			host = h
 		}
 		if s.opts().Internal.Token == "" && !isLoopback(host) {
-			writeProblem(w, problemHost.because("without a token the interface answers to localhost and loopback addresses, not to %.100q", r.Host))
+			writeProblem(w, problemHost.because("without a token the Host must be localhost or a loopback address, not %.100q", r.Host))
 			return
 		}
 		next.ServeHTTP(w, r)

@@ -22,7 +22,7 @@ func (e *DecodeError) Error() string { return "decode message: " + e.Err.Error()
 func (e *DecodeError) Unwrap() error { return e.Err }
 
 var (
-	errBinary   = errors.New("message is binary: expected text with JSON")
+	errBinary   = errors.New("message is binary: expected a JSON text message")
 	errTrailing = errors.New("message has more than one JSON value")
 )
 
@@ -115,9 +115,9 @@ func (c *Conn) undecoded(rules JSONRules, err *DecodeError) {
 	if rules.KeepOpen {
 		return
 	}
-	reason := "the message is not the JSON that is expected here"
+	reason := "the message is not the expected JSON"
 	if err.Code == codec.CloseUnsupported {
-		reason = "expected text messages with JSON"
+		reason = "expected JSON text messages"
 	}
 	_ = c.Close(err.Code, reason)
 }

@@ -76,9 +76,9 @@ func TestJSON(t *testing.T) {
 		code     codec.CloseCode
 		reason   string
 	}{
-		{"strictly", JSONRules{}, text(`{"item":"tea","milk":true}`), codec.CloseInvalidPayload, "the message is not the JSON that is expected here"},
-		{"strictly, binary", JSONRules{}, masked(0x82, []byte(`{"item":"tea"}`)), codec.CloseUnsupported, "expected text messages with JSON"},
-		{"loosely", JSONRules{IgnoreUnknown: true, AcceptBinary: true}, text(`nonsense`), codec.CloseInvalidPayload, "the message is not the JSON that is expected here"},
+		{"strictly", JSONRules{}, text(`{"item":"tea","milk":true}`), codec.CloseInvalidPayload, "the message is not the expected JSON"},
+		{"strictly, binary", JSONRules{}, masked(0x82, []byte(`{"item":"tea"}`)), codec.CloseUnsupported, "expected JSON text messages"},
+		{"loosely", JSONRules{IgnoreUnknown: true, AcceptBinary: true}, text(`nonsense`), codec.CloseInvalidPayload, "the message is not the expected JSON"},
 	} {
 		t.Run(row.sentence, func(t *testing.T) {
 			heard := make(chan error, 10)

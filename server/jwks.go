@@ -134,16 +134,16 @@ func parseJWKS(text []byte) ([]signatureKey, error) {
 	var set jwkSet
 	err := jwkSetShape.unmarshal(text, &set)
 	if e, ok := errors.AsType[*memberError](err); ok {
-		return nil, fmt.Errorf("the answer is not a JSON Web Key Set: %w", e)
+		return nil, fmt.Errorf("the response is not a JSON Web Key Set: %w", e)
 	} else if err != nil {
-		return nil, errors.New("the answer is not a JSON Web Key Set")
+		return nil, errors.New("the response is not a JSON Web Key Set")
 	}
 	var keys []signatureKey
 	for i, raw := range set.Keys {
 		var k jwk
 		err := jwkShape.unmarshal(raw, &k)
 		if e, ok := errors.AsType[*memberError](err); ok {
-			return nil, fmt.Errorf("keys[%d] of the answer is not a JSON Web Key: %w", i, e)
+			return nil, fmt.Errorf("keys[%d] of the response is not a JSON Web Key: %w", i, e)
 		}
 		if err != nil || !k.checks() {
 			continue
@@ -159,12 +159,12 @@ func parseJWKS(text []byte) ([]signatureKey, error) {
 		keys = append(keys, signatureKey{id: k.Kid, algorithm: algorithm, key: public})
 	}
 	if len(keys) == 0 {
-		return nil, errors.New("the answer has no key for RS256, ES256 or EdDSA")
+		return nil, errors.New("the response has no key for RS256, ES256 or EdDSA")
 	}
 	return keys, nil
 }
 
-var errKeyKind = errors.New("a kind of key that is not used here")
+var errKeyKind = errors.New("unsupported key type")
 
 func (k *jwk) public() (any, error) {
 	switch {

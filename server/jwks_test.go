@@ -167,7 +167,7 @@ func TestIssuerIsAway(t *testing.T) {
 	token := withToken(i.token("EdDSA", alice(), "kid", "1"))
 	refused(t, s, 503, RefuseNoKeys, "/ws", token)
 	dial(t, s, "/echo")
-	if !strings.Contains(log.String(), "keys for tokens cannot be read") {
+	if !strings.Contains(log.String(), "could not read token keys") {
 		t.Error("nobody is told")
 	}
 	published.broken.Store(false)

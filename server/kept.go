@@ -132,7 +132,7 @@ func (f *follower) beginLoad(t *topicState) {
 
 func (f *follower) loaded(t *topicState, number uint64, full bool, got *Kept, err error) {
 	if err != nil && f.awayFor(f.ruleOf(t)) == nil { // otherwise it is known, and has been said
-		f.srv.logSome(f.unloads, slog.LevelWarn, "what the cluster keeps of a topic could not be loaded", []any{"topic", t.name, "error", err})
+		f.srv.logSome(f.unloads, slog.LevelWarn, "could not load a persistent topic", []any{"topic", t.name, "error", err})
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()

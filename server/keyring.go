@@ -89,7 +89,7 @@ func (r *keyring) load(ctx context.Context) error {
 func (r *keyring) refresh(ctx context.Context) bool {
 	err := r.load(ctx)
 	if err != nil && ctx.Err() == nil || errors.Is(err, context.DeadlineExceeded) {
-		r.log.Error("keys for tokens cannot be read, what was read before stays", "file", r.opts.KeyFile, "url", redact.URL(r.opts.JWKSURL), "error", err)
+		r.log.Error("could not read token keys; keeping the previous ones", "file", r.opts.KeyFile, "url", redact.URL(r.opts.JWKSURL), "error", err)
 	}
 	return err == nil
 }
@@ -97,7 +97,7 @@ func (r *keyring) refresh(ctx context.Context) bool {
 func (r *keyring) replace(keys []signatureKey) {
 	keys = slices.DeleteFunc(keys, func(k signatureKey) bool { return !slices.Contains(r.opts.Algorithms, k.algorithm) })
 	r.keys.Store(&keys)
-	r.log.Debug("keys for tokens read", "file", r.opts.KeyFile, "url", redact.URL(r.opts.JWKSURL), "keys", len(keys))
+	r.log.Debug("token keys loaded", "file", r.opts.KeyFile, "url", redact.URL(r.opts.JWKSURL), "keys", len(keys))
 }
 
 // lookAtFile is how often a file is looked at: whether it has changed, the file system knows.
@@ -138,7 +138,7 @@ func (r *keyring) readFile() error {
 	}
 	for _, k := range keys {
 		if !slices.Contains(r.opts.Algorithms, k.algorithm) {
-			return fmt.Errorf("%s: has a key for %s, which is none of algorithms", r.opts.KeyFile, k.algorithm)
+			return fmt.Errorf("%s: has a key for %s, which is not in algorithms", r.opts.KeyFile, k.algorithm)
 		}
 	}
 	r.replace(keys)
@@ -149,7 +149,7 @@ func (r *keyring) readFile() error {
 func secretKey(text []byte) ([]signatureKey, error) {
 	secret := bytes.TrimRight(text, "\r\n")
 	if block, _ := pem.Decode(text); block != nil {
-		return nil, errors.New("is PEM: expected the secret of HS256, which nobody else has")
+		return nil, errors.New("is PEM: expected the HS256 secret")
 	}
 	if len(secret) < 32 { // RFC 7518, section 3.2
 		return nil, fmt.Errorf("has %d bytes: expected a secret of at least 32", len(secret))
@@ -176,7 +176,7 @@ func publicKeys(text []byte) (keys []signatureKey, err error) {
 				key = certificate.PublicKey
 			}
 		default:
-			err = fmt.Errorf("has a block %s: expected PUBLIC KEY, RSA PUBLIC KEY or CERTIFICATE", block.Type)
+			err = fmt.Errorf("has a %s block: expected PUBLIC KEY, RSA PUBLIC KEY or CERTIFICATE", block.Type)
 		}
 		if err != nil {
 			return nil, err
@@ -209,5 +209,5 @@ func algorithmOf(key any) (string, error) {
 	case ed25519.PublicKey:
 		return "EdDSA", nil
 	}
-	return "", fmt.Errorf("has a key of the kind %T: expected RSA, ECDSA or Ed25519", key)
+	return "", fmt.Errorf("has a key of type %T: expected RSA, ECDSA or Ed25519", key)
 }

@@ -50,7 +50,7 @@ func TestKeyFileChanges(t *testing.T) {
 	if err := os.WriteFile(ep.Auth.JWT.KeyFile, []byte("rubbish"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it is noticed", func() bool { return strings.Contains(log.String(), "keys for tokens cannot be read") })
+	eventually(t, "it is noticed", func() bool { return strings.Contains(log.String(), "could not read token keys") })
 	dial(t, s, "/ws", withToken(next.token("ES256", alice())))
 }
 

@@ -26,7 +26,7 @@ func wantFull(t *testing.T, c *client) {
 	resp := c.response()
 	body, err := io.ReadAll(resp.Body)
 	if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" ||
-		!strings.Contains(string(body), "as many connections as it may have") || err != nil {
+		!strings.Contains(string(body), "server is full") || err != nil {
 		t.Fatalf("beyond the limit: %s, Retry-After %q, %q, %v", resp.Status, resp.Header.Get("Retry-After"), body, err)
 	}
 	c.wantEOF()

@@ -92,7 +92,7 @@ func (l *listener) open(before []*listener) (err error) {
 	for _, other := range before { // whose host may be another name for the same address
 		if other.addr.Network() == "tcp" && other.addr.String() == addr.String() {
 			release()
-			return &OptionError{Key: l.key, Problem: fmt.Sprintf("%s is %s, which %s has already: expected another one", text, addr, other.key)}
+			return &OptionError{Key: l.key, Problem: fmt.Sprintf("%s is %s, which is already the address of %s: expected another one", text, addr, other.key)}
 		}
 	}
 	l.addr, l.release = addr, release

@@ -290,7 +290,7 @@ func TestListenersFailTogether(t *testing.T) {
 		{Options{Listen: "localhost:0", Listeners: []Listener{{Listen: "unix:" + path}, {Listen: "256.0.0.1:0"}}},
 			"listeners[1].listen: listen tcp: lookup 256.0.0.1"},
 		{Options{Listen: free, Listeners: []Listener{{Listen: strings.Replace(free, "127.0.0.1", "localhost", 1)}}},
-			"listeners[0].listen: " + strings.Replace(free, "127.0.0.1", "localhost", 1) + " is " + free + ", which listen has already"},
+			"listeners[0].listen: " + strings.Replace(free, "127.0.0.1", "localhost", 1) + " is " + free + ", which is already the address of listen"},
 	} {
 		test.opts.Endpoints = echoAndBroadcast()
 		s, err := New(test.opts)

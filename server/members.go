@@ -93,7 +93,7 @@ func (e *memberError) within(name string) *memberError {
 
 var (
 	errNotObject = &memberError{problem: "is not a JSON object"}
-	errNull      = &memberError{problem: "is null: expected a value, or nothing of that name"}
+	errNull      = &memberError{problem: "is null: expected a value, or omit it"}
 )
 
 // unmarshal decodes an object into a value that shapeOf knows, and checks it. The error is that of json.Unmarshal, or a
@@ -140,7 +140,7 @@ func (s *shape) object(text []byte) *memberError {
 		}
 		m := &s.members[i]
 		if seen&(1<<i) != 0 {
-			return &memberError{path: m.name, problem: "is there twice: expected it once"}
+			return &memberError{path: m.name, problem: "is given twice: expected it once"}
 		}
 		seen |= 1 << i
 		null := value[0] == 'n'

@@ -163,7 +163,7 @@ func (g *memoryGuard) limitNow() *memoryLimit {
 	case was == nil: // applications that want to tell have MaxMemory
 		g.srv.log.Debug("memory limit", "max_memory", Size(l.mark), "source", l.source)
 	case l.mark != was.mark:
-		g.srv.log.Info("memory limit has changed", "max_memory", Size(l.mark), "source", l.source)
+		g.srv.log.Info("memory limit changed", "max_memory", Size(l.mark), "source", l.source)
 	}
 	return l
 }
@@ -279,10 +279,10 @@ func (g *memoryGuard) setOver(over bool, l *memoryLimit, u memoryUse) {
 		args = append(args, "cgroup_used", roundedSize(u.group), "cgroup_limit", roundedSize(l.group.limit))
 	}
 	if over {
-		g.srv.log.Warn("limits.max_memory is reached: new connections are refused", args...)
+		g.srv.log.Warn("limits.max_memory reached; refusing new connections", args...)
 	} else {
-		g.srv.log.Info("memory is below limits.max_memory again", args...)
+		g.srv.log.Info("memory below limits.max_memory again", args...)
 	}
 }
 
-var rejectMemory = &codec.Rejection{Status: 503, Reason: "server is short of memory", Header: [][2]string{{"Retry-After", "5"}}}
+var rejectMemory = &codec.Rejection{Status: 503, Reason: "server is low on memory", Header: [][2]string{{"Retry-After", "5"}}}

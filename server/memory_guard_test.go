@@ -134,7 +134,7 @@ func TestWantOfMemoryIsUrgent(t *testing.T) {
 			if !g.isOver() {
 				t.Error("new connections are accepted")
 			}
-			cathy.readUntilClose(codec.CloseTryAgainLater, "server is short of memory")
+			cathy.readUntilClose(codec.CloseTryAgainLater, "server is low on memory")
 		})
 	}
 }
@@ -160,8 +160,8 @@ func TestIncompleteMessagesAreShed(t *testing.T) {
 		t.Errorf("it counts %d", n)
 	}
 	g.uses(memoryUse{used: 1001, kept: 1001})
-	bob.wantEnd(codec.CloseTryAgainLater, "server is short of memory")
-	cathy.wantEnd(codec.CloseTryAgainLater, "server is short of memory")
+	bob.wantEnd(codec.CloseTryAgainLater, "server is low on memory")
+	cathy.wantEnd(codec.CloseTryAgainLater, "server is low on memory")
 	eventually(t, "nothing is kept", func() bool { return held() == 0 })
 	bob.write(make([]byte, 100<<10))
 	alice.send("still here")
@@ -214,7 +214,7 @@ func TestMaxMemoryFollowsTheCgroup(t *testing.T) {
 	if l := m.limitNow(); l.mark != 160<<20 || l.source != "80% of memory.max of the cgroup /a, 200MiB" {
 		t.Errorf("it is %v, %s", Size(l.mark), l.source)
 	}
-	if !strings.Contains(g.log.String(), `level=INFO msg="memory limit has changed" max_memory=160MiB`) {
+	if !strings.Contains(g.log.String(), `level=INFO msg="memory limit changed" max_memory=160MiB`) {
 		t.Errorf("the change is not in the log:\n%s", g.log)
 	}
 }

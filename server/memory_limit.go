@@ -45,7 +45,7 @@ func (m *memorySystem) defaultLimit() (Size, string) {
 	}
 	consider(m.physical, "the physical memory")
 	if source == "" {
-		return -1, "neither GOMEMLIMIT nor a cgroup nor the system names a limit"
+		return -1, "no limit from GOMEMLIMIT, a cgroup or the system"
 	}
 	return share(lowest, defaultMemoryPercent), fmt.Sprintf("%d%% of %s, %v", defaultMemoryPercent, source, roundedSize(lowest))
 }

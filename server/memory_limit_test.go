@@ -121,7 +121,7 @@ func TestTheDefaultOfMaxMemory(t *testing.T) {
 		want     Size
 		source   string
 	}{
-		{"nothing is known", memorySystem{}, -1, "neither GOMEMLIMIT nor a cgroup nor the system names a limit"},
+		{"nothing is known", memorySystem{}, -1, "no limit from GOMEMLIMIT, a cgroup or the system"},
 		{"a container", memorySystem{group: group(512 << 20), physical: 64 << 30}, 409 << 20, "80% of memory.max of the cgroup /a, 512MiB"},
 		{"GOMEMLIMIT in a container", memorySystem{runtime: 300 << 20, group: group(512 << 20)}, 240 << 20, "80% of GOMEMLIMIT, 300MiB"},
 		{"GOMEMLIMIT above the container's limit", memorySystem{runtime: 2 << 30, group: group(1 << 30)}, 819 << 20, "80% of memory.max of the cgroup /a, 1GiB"},

@@ -121,7 +121,7 @@ func (c *Conn) shed() {
 		if how == closeFail {
 			c.dropInput()
 		}
-		c.beginClose(how, codec.CloseTryAgainLater, "server is short of memory")
+		c.beginClose(how, codec.CloseTryAgainLater, "server is low on memory")
 	case state == stateClosing && how == closeFail: // it was given a moment for its close frame
 		c.mark(markPeerDone, true)
 		c.dropInput()

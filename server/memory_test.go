@@ -60,7 +60,7 @@ func TestMemoryAboveTheMark(t *testing.T) {
 	if st := s.Stats(); st.Refusals[RefuseMemory] != 3 || st.Cuts[CutMemory] != 0 {
 		t.Errorf("%d refused, %d cut; want 3 and none", st.Refusals[RefuseMemory], st.Cuts[CutMemory])
 	}
-	if n := strings.Count(log.String(), "limits.max_memory is reached"); n != 2 {
+	if n := strings.Count(log.String(), "limits.max_memory reached"); n != 2 {
 		t.Errorf("it is said %d times, want 2", n)
 	}
 }
@@ -98,7 +98,7 @@ func TestTheSlowestAreShed(t *testing.T) {
 	})
 	used.Store(1001)
 	eventually(t, "cathy is shed", func() bool { return s.Stats().Cuts[CutMemory] == 1 })
-	cathy.readUntilClose(codec.CloseTryAgainLater, "server is short of memory")
+	cathy.readUntilClose(codec.CloseTryAgainLater, "server is low on memory")
 	eventually(t, "it is over", func() bool { return !s.memory.over.Load() })
 	alice.write(masked(0x81, []byte("still here")))
 	alice.want("still here")

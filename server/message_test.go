@@ -53,5 +53,5 @@ func TestMessagesThatGrow(t *testing.T) {
 			t.Errorf("%s: %v", row.sentence, err)
 		}
 	}
-	call(t, s, "POST", "/v1/topics/log/messages", strings.Repeat("\n", 60<<10), asText).isProblem(t, 413, "too-large", "twice as large")
+	call(t, s, "POST", "/v1/topics/log/messages", strings.Repeat("\n", 60<<10), asText).isProblem(t, 413, "too-large", "more than double in size")
 }

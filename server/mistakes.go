@@ -47,7 +47,7 @@ func (c *Conn) mayErr(code string) bool {
 	if !c.asked.Swap(true) {
 		c.sh.stats.Cut(CutMistakes)
 		c.mark(markPeerDone, true) // the rest is not read
-		c.closeInOrder(closeFail, codec.ClosePolicyViolation, "too many requests that were refused")
+		c.closeInOrder(closeFail, codec.ClosePolicyViolation, "too many refused requests")
 	}
 	return false
 }

@@ -36,7 +36,7 @@ func network(text string) (netip.Prefix, error) {
 	case p.Addr().Is4In6():
 		return p, fmt.Errorf("%q is IPv4 written as IPv6: expected it as IPv4", text)
 	case p != p.Masked():
-		return p, fmt.Errorf("%q has bits beyond its length: expected %v, or an address", text, p.Masked())
+		return p, fmt.Errorf("%q has bits set beyond its prefix: expected %v, or an address", text, p.Masked())
 	}
 	return p, nil
 }

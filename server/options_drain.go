@@ -87,6 +87,6 @@ func (o *Connections) resolve(c *checker) {
 
 func (o *Options) resolveTakeover(c *checker) {
 	if o.Takeover && runtime.GOOS != "linux" {
-		c.Add("takeover", "is only for Linux, where the kernel spreads connections over all who listen")
+		c.Add("takeover", "is supported on Linux only, where the kernel spreads connections over all listeners")
 	}
 }

@@ -79,7 +79,7 @@ func (o *Options) publicAddresses() []namedAddress {
 func (c *checker) distinct(key, address string, taken []namedAddress) {
 	for _, other := range taken {
 		if address != "" && sameAddress(address, other.text) {
-			c.Add(key, "%s is what %s has already: expected another one", address, other.key)
+			c.Add(key, "%s is already the address of %s: expected another one", address, other.key)
 			return
 		}
 	}
@@ -99,12 +99,12 @@ func (c *checker) unixAddress(key, address string) {
 	switch path, _ := unixPath(address); {
 	case strings.HasPrefix(path, "@"):
 		if runtime.GOOS != "linux" || len(path) == 1 {
-			c.Add(key, "%q is no unix socket: expected unix:/path, or on Linux unix:@name", address)
+			c.Add(key, "%q is not a unix socket: expected unix:/path, or on Linux unix:@name", address)
 		}
 	case !filepath.IsAbs(path):
-		c.Add(key, "%q is no unix socket: expected unix:/path, with a path from the root", address)
+		c.Add(key, "%q is not a unix socket: expected unix:/path, with a path from the root", address)
 	case path != filepath.Clean(path):
-		c.Add(key, "%q has a path with more in it than it needs: expected %s%s", address, unixPrefix, filepath.Clean(path))
+		c.Add(key, "%q is not a clean path: expected %s%s", address, unixPrefix, filepath.Clean(path))
 	case len(path) > listen.MaxUnixPath:
 		c.Add(key, "%q is too long: expected a path of at most %d bytes", address, listen.MaxUnixPath)
 	}

@@ -51,7 +51,7 @@ func (o Options) Resolve() (Options, error) {
 		key := fmt.Sprintf("endpoints[%d].", i)
 		e.resolve(&c, key)
 		if first, taken := paths[e.Path]; taken {
-			c.Add(key+"path", "%s is served by endpoints[%d] already", e.Path, first)
+			c.Add(key+"path", "%s is already the path of endpoints[%d]", e.Path, first)
 		} else {
 			paths[e.Path] = i
 		}
@@ -119,7 +119,7 @@ func (e *Endpoint) resolve(c *checker, key string) {
 	case e.Mode != "" && e.Mode != ModeEcho && e.Mode != ModeBroadcast && e.Mode != ModeTopics:
 		c.Add(key+"mode", "%q is unknown: expected %s, %s or %s", e.Mode, ModeEcho, ModeBroadcast, ModeTopics)
 	case e.Mode != "" && e.Handler.Message != nil:
-		c.Add(key+"mode", "%s and a Message handler of your own exclude each other", e.Mode)
+		c.Add(key+"mode", "%s and a custom Message handler are mutually exclusive", e.Mode)
 	}
 	e.Auth.resolve(c, key+"auth.")
 	e.Topics.resolve(c, key+"topics.")

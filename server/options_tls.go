@@ -75,14 +75,14 @@ func (o *TLS) resolve(c *checker, key string) {
 	switch o.ClientAuth {
 	case ClientAuthOff:
 		if o.ClientCAFile != "" {
-			c.Add(key+"client_ca_file", "is given, but client_auth is off: expected %s or %s there", ClientAuthRequest, ClientAuthRequire)
+			c.Add(key+"client_ca_file", "is set, but client_auth is off: expected %s or %s there", ClientAuthRequest, ClientAuthRequire)
 		}
 	case ClientAuthRequest, ClientAuthRequire:
 		switch {
 		case !o.enabled():
 			c.Add(key+"client_auth", "is %s, but there are no certificates, and so no TLS", o.ClientAuth)
 		case o.ClientCAFile == "" && o.Config == nil:
-			c.Add(key+"client_ca_file", "is missing: expected a file with the authorities of the clients' certificates")
+			c.Add(key+"client_ca_file", "is missing: expected a file with the CAs of client certificates")
 		}
 	default:
 		c.Add(key+"client_auth", "%q is unknown: expected %s, %s or %s", o.ClientAuth, ClientAuthOff, ClientAuthRequest, ClientAuthRequire)
@@ -110,10 +110,10 @@ func (o *TLS) resolve(c *checker, key string) {
 
 func (o *TLS) resolveConfig(c *checker, key string) {
 	if len(o.Certificates) > 0 || o.ClientAuth != ClientAuthOff || o.ClientCAFile != "" {
-		c.Add(key+"certificates", "and what belongs to them exclude a Config of your own")
+		c.Add(key+"certificates", "and their options exclude a custom Config")
 	}
 	if t := o.Config; len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
-		c.Add(key+"certificates", "are missing, and the Config has none either")
+		c.Add(key+"certificates", "are missing, and the Config has none")
 	}
 }
 

@@ -29,7 +29,7 @@ type origins struct {
 	below     []origin // of these, all whose host ends in this one's, which begins with a dot
 }
 
-var rejectOrigin = &codec.Rejection{Status: 403, Reason: "pages of this origin may not connect here"}
+var rejectOrigin = &codec.Rejection{Status: 403, Reason: "origin not allowed"}
 
 // allow says whether a request may be answered.
 func (o *origins) allow(r *Request) bool {

@@ -51,5 +51,5 @@ func (s *Server) logOrigin(path string, r *Request) {
 		return
 	}
 	args := []any{"origin", origin, "path", path, "host", logs.Shorten(string(r.Host)), "remote", shownAddr(r.RemoteAddr)}
-	s.logSampled(slog.LevelInfo, "page refused: add its origin to endpoints[].origins if it may connect, or set public_url if it is the server's own", args, silent)
+	s.logSampled(slog.LevelInfo, "origin refused: add it to endpoints[].origins to allow it, or set public_url if it is this server's own", args, silent)
 }

@@ -345,7 +345,7 @@ func (c *Conn) makeRoom(n int, kind itemKind) bool {
 	}
 	c.discardWaiting(DropSlowConsumer)
 	c.sh.stats.Cut(CutSlowConsumer)
-	c.beginClose(closeOwn, codec.CloseCode(slow.CloseCode), fmt.Sprintf("slow consumer: more than %v waited", slow.MaxQueue))
+	c.beginClose(closeOwn, codec.CloseCode(slow.CloseCode), fmt.Sprintf("slow consumer: more than %v queued", slow.MaxQueue))
 	return false
 }
 

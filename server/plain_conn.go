@@ -159,7 +159,7 @@ func streamOf(fd int) (streamConn, error) {
 	defer file.Close()
 	conn, err := net.FileConn(file)
 	if err != nil {
-		return nil, fmt.Errorf("make a connection of a socket: %w", err)
+		return nil, fmt.Errorf("create a connection from a socket: %w", err)
 	}
 	return conn.(streamConn), nil
 }

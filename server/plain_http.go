@@ -53,7 +53,7 @@ const maxMoving = 16
 
 var errPlainHTTP = errors.New("a request for Options.HTTP")
 
-var rejectDescriptors = &codec.Rejection{Status: 503, Reason: "server has no descriptor left", Header: [][2]string{{"Retry-After", "5"}}}
+var rejectDescriptors = &codec.Rejection{Status: 503, Reason: "server has no file descriptors left", Header: [][2]string{{"Retry-After", "5"}}}
 
 func newPlainHTTP(s *Server) *plainHTTP {
 	return &plainHTTP{
@@ -207,7 +207,7 @@ func (c *Conn) handOver(head, rest []byte) {
 	}
 	fd, err := unix.FcntlInt(uintptr(c.fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		sh.srv.logLoss("request refused: no descriptor", c.RemoteAddr(), err)
+		sh.srv.logLoss("request refused: no file descriptors left", c.RemoteAddr(), err)
 		c.refuse(RefuseDescriptors, rejectDescriptors)
 		return
 	}

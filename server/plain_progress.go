@@ -26,7 +26,7 @@ const progressRate = 500
 
 var (
 	errBodyTimeout  = &progressError{"the request body did not arrive within limits.body_timeout"}
-	errWriteStalled = &progressError{"the client took too little of the answer within limits.write_timeout"}
+	errWriteStalled = &progressError{"the client read too little of the response within limits.write_timeout"}
 )
 
 // progressError is what a handler gets. It is a time-out for those who ask.

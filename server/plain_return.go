@@ -44,7 +44,7 @@ func (p *plainHTTP) giveBack(w http.ResponseWriter, r *http.Request) {
 	if !c.listener.leave(c) {
 		return
 	}
-	p.srv.logLoss("connection lost on its way to a loop", c.remote.AddrPort(), err)
+	p.srv.logLoss("connection lost while being passed to a loop", c.remote.AddrPort(), err)
 	back.sh.stats.Refusals[lossReason(err)].Add(1)
 	_ = c.streamConn.Close()
 	p.srv.release(c.remote, c.counted)

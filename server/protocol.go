@@ -167,7 +167,7 @@ func parseRequest(payload []byte) (*request, error) {
 	if err != nil {
 		var kind *json.UnmarshalTypeError
 		if errors.As(err, &kind) && kind.Field != "" {
-			return r, bad("%s is a JSON %.20s: expected something else", kind.Field, kind.Value)
+			return r, bad("%s must not be a JSON %.20s", kind.Field, kind.Value)
 		}
 		return r, bad("expected a JSON object: %v", err)
 	}
@@ -240,7 +240,7 @@ func (c *Conn) doSubscribe(id json.RawMessage, r *subscribeRequest) error {
 	case IsPattern(r.Topic) && from != Start{}:
 		return bad("%v", ErrNoPosition)
 	case r.Since != nil && r.Last != 0:
-		return bad("since and last exclude each other")
+		return bad("since and last are mutually exclusive")
 	case r.Last < 0 || r.Last > mostLast:
 		return bad("last is %d: expected 0 to %d", r.Last, mostLast)
 	}
@@ -314,7 +314,7 @@ func decodeData(data json.RawMessage, encoding string) (Format, []byte, error) {
 		return 0, nil, bad("encoding is %.40q: expected text or base64, or none for JSON", encoding)
 	}
 	if err := json.Unmarshal(data, &text); err != nil {
-		return 0, nil, bad("data is no string, as the encoding %s asks for", encoding)
+		return 0, nil, bad("data is not a string, which the encoding %s requires", encoding)
 	}
 	if encoding == "text" {
 		return FormatText, []byte(text), nil

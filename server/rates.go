@@ -34,9 +34,9 @@ func (c *checker) byteRate(key string, n Size) {
 }
 
 var (
-	rejectHandshakes = &codec.Rejection{Status: 503, Reason: "server has as many handshakes as it takes in a second",
+	rejectHandshakes = &codec.Rejection{Status: 503, Reason: "too many handshakes per second",
 		Header: [][2]string{{"Retry-After", "5"}}}
-	rejectAddressHandshakes = &codec.Rejection{Status: 429, Reason: "this address has made as many handshakes as it may in a second",
+	rejectAddressHandshakes = &codec.Rejection{Status: 429, Reason: "too many handshakes per second from this address",
 		Header: [][2]string{{"Retry-After", "5"}}}
 )
 
@@ -79,7 +79,7 @@ func (c *Conn) paysBytes(n int) bool {
 	if p := c.sh.set.bytes; !p.Limited() || c.state.Load() != stateOpen || p.Allow(&c.debts().bytes, n) {
 		return true
 	}
-	c.tooFast(CutByteRate, "more bytes than limits.bytes_per_second allows")
+	c.tooFast(CutByteRate, "limits.bytes_per_second exceeded")
 	return false
 }
 
@@ -90,7 +90,7 @@ func (c *Conn) paysDecompression(d *codec.Decoder) bool {
 	if n == 0 || !p.Limited() || c.state.Load() != stateOpen || p.Allow(&c.debts().decompressed, n) {
 		return true
 	}
-	c.tooFast(CutDecompressionRate, "more decompression than limits.decompressed_bytes_per_second allows")
+	c.tooFast(CutDecompressionRate, "limits.decompressed_bytes_per_second exceeded")
 	return false
 }
 
@@ -100,7 +100,7 @@ func (c *Conn) paysMessage() bool {
 	if !p.Limited() || p.Allow(&c.debts().messages, 1) {
 		return true
 	}
-	c.tooFast(CutMessageRate, "more messages than limits.messages_per_second allows")
+	c.tooFast(CutMessageRate, "limits.messages_per_second exceeded")
 	return false
 }
 
@@ -110,7 +110,7 @@ func (c *Conn) paysPublish() bool {
 	if c.mayPublishNow() {
 		return true
 	}
-	c.tooFast(CutPublishRate, "more messages published than limits.publishes_per_second allows")
+	c.tooFast(CutPublishRate, "limits.publishes_per_second exceeded")
 	return false
 }
 
@@ -120,8 +120,8 @@ func (c *Conn) mayPublishNow() bool {
 }
 
 var (
-	errPublishRate = errors.New("more messages published than limits.publishes_per_second allows")
-	errRequestRate = errors.New("more requests than limits.requests_per_second allows")
+	errPublishRate = errors.New("limits.publishes_per_second exceeded")
+	errRequestRate = errors.New("limits.requests_per_second exceeded")
 )
 
 // paysRequest is for a request of the JSON protocol, which is refused when it fails.

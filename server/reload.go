@@ -16,7 +16,7 @@ import (
 )
 
 // ErrDraining is returned by Reload while the server drains: it ends with the options that it has.
-var ErrDraining = errors.New("the server drains, and its options stay as they are")
+var ErrDraining = errors.New("the server is draining and keeps its options")
 
 // Changes are the keys, as in the configuration file, whose values a reload found to be others than those
 // in force. Lists count as one key, but for endpoints: "topics", "endpoints[1].origins".
@@ -187,7 +187,7 @@ func (s *Server) fits(now *settings) error {
 		}
 	}
 	if s.reloads.exposed && now.Internal.Token == "" { // localhost may be anything
-		problems = append(problems, &OptionError{Key: "internal.token", Problem: "is missing: internal.listen can be reached from other machines"})
+		problems = append(problems, &OptionError{Key: "internal.token", Problem: "is missing: internal.listen is reachable from other machines"})
 	}
 	return errors.Join(problems...)
 }
@@ -262,7 +262,7 @@ func (s *Server) fetchKeys(before, now *settings, places []int) error {
 		if v := e.auth.jwt; v != nil && v != before.endpoints[i].auth.jwt && v.keys.jwks != nil {
 			fetches.Go(func() {
 				if err := v.keys.load(ctx); err != nil {
-					problems[i] = &OptionError{Key: fmt.Sprintf("endpoints[%d].auth.jwt.jwks_url", places[i]), Problem: "no keys can be had there: " + err.Error()}
+					problems[i] = &OptionError{Key: fmt.Sprintf("endpoints[%d].auth.jwt.jwks_url", places[i]), Problem: "no keys could be fetched: " + err.Error()}
 				}
 			})
 		}

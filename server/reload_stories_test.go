@@ -538,7 +538,7 @@ var clientStories = []reloadStory{
 		cathy := dialFrozen(t, s, "/broadcast")
 		return func() {
 			freezeUntilDropped(t, s, DropSlowConsumer)
-			cathy.readUntilClose(codec.ClosePolicyViolation, "slow consumer: more than 64KiB waited")
+			cathy.readUntilClose(codec.ClosePolicyViolation, "slow consumer: more than 64KiB queued")
 		}
 	}, func(o *Options) { o.Endpoints[0].SlowConsumer.CloseCode = 1008 }},
 	{"topics", Options{Topics: []TopicRule{{Match: "a", History: 10, MaxAge: -1}, {Match: "gone", History: 10}}}, func(t *testing.T, s *Server) func() {

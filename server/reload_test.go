@@ -183,9 +183,9 @@ func TestReloadRefusesAsAWhole(t *testing.T) {
 		{"an issuer that is away, and one that does not answer", func(o *Options) {
 			o.Endpoints[0].Auth.JWT = JWT{Algorithms: []string{"ES256"}, JWKSURL: broken.URL}
 			o.Endpoints[1].Auth.JWT = JWT{Algorithms: []string{"ES256"}, JWKSURL: "http://127.0.0.1:1/"}
-		}, []string{"endpoints[0].auth.jwt.jwks_url: no keys can be had there: the answer is 500", "endpoints[1].auth.jwt.jwks_url: no keys can be had there: "}},
+		}, []string{"endpoints[0].auth.jwt.jwks_url: no keys could be fetched: the response is 500", "endpoints[1].auth.jwt.jwks_url: no keys could be fetched: "}},
 		{"no token for an address that others reach, which would only be right after a restart",
-			func(o *Options) { o.Internal = Internal{Listen: "127.0.0.1:1"} }, []string{"internal.listen: ", "can be reached from other machines"}},
+			func(o *Options) { o.Internal = Internal{Listen: "127.0.0.1:1"} }, []string{"internal.listen: ", "is reachable from other machines"}},
 		{"a health check in the place of an endpoint that is still served",
 			func(o *Options) { o.HealthPath, o.Endpoints = "/echo", o.Endpoints[1:] }, []string{"health_path: /echo is the path of endpoints[0]"}},
 	} {

@@ -265,4 +265,4 @@ func (f *follower) ready(name string, from Start, reads bool, wait func(), done 
 }
 
 // errNotLoaded is told to a subscriber whose topic was unloaded again before its turn came.
-var errNotLoaded = fmt.Errorf("%w: the topic was let go of", ErrNoCluster)
+var errNotLoaded = fmt.Errorf("%w: the topic was unloaded", ErrNoCluster)

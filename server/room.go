@@ -27,7 +27,7 @@ func roomFor(loops, internal int) (r room, err error) {
 func (r room) sockets(want int) (int, error) {
 	switch {
 	case want > r.most:
-		return 0, fmt.Errorf("limits.max_connections is %d, but the descriptor limit of %d allows %d: lower the one, or raise the other, for example with ulimit -n %d",
+		return 0, fmt.Errorf("limits.max_connections is %d, but the descriptor limit of %d allows only %d: lower the former or raise the latter, for example with ulimit -n %d",
 			want, r.total, r.most, want+r.total-r.most)
 	case want > 0:
 		return want, nil

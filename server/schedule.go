@@ -14,7 +14,7 @@ const maxTimers = 1024
 const timerCost = 192
 
 // ErrTooManyTimers is returned by [Conn.After] for a connection with 1,024 timers that have not run.
-var ErrTooManyTimers = errors.New("connection has too many timers: 1024 have not run yet")
+var ErrTooManyTimers = errors.New("connection has too many timers: 1024 are pending")
 
 // Do has f called on the connection's event loop: never at the same time as another call for this connection, so f
 // may use what its [Handler] uses without a lock, and like a handler it must not block. It may be called from any

@@ -24,10 +24,10 @@ var (
 	ErrNoEndpoint = errors.New("no endpoint has this path")
 
 	// ErrEngine is returned by Run when the event engine ended although nobody asked for it.
-	ErrEngine = errors.New("the event engine stopped by itself")
+	ErrEngine = errors.New("the event engine stopped unexpectedly")
 
 	// ErrStarted is returned by a second Run.
-	ErrStarted = errors.New("the server has been run already")
+	ErrStarted = errors.New("the server was already run")
 )
 
 // Server serves WebSockets. Its methods may be called from any goroutine, also from handlers.

@@ -44,7 +44,7 @@ var errDry net.Error = dry{}
 
 type dry struct{}
 
-func (dry) Error() string   { return "nothing more came so far" }
+func (dry) Error() string   { return "no more data so far" }
 func (dry) Timeout() bool   { return true }
 func (dry) Temporary() bool { return true }
 

@@ -232,7 +232,7 @@ func TestFrozenReaderIsClosed(t *testing.T) {
 			if n := st.Drops[DropSlowConsumer]; n < maxQueue/blockSize-1 || st.QueuedBytes > blockSize+128 {
 				t.Errorf("%d messages dropped and %d bytes still queued", n, st.QueuedBytes)
 			}
-			arrived := cathy.readUntilClose(code, "slow consumer: more than 320KiB waited")
+			arrived := cathy.readUntilClose(code, "slow consumer: more than 320KiB queued")
 			if n := int(st.Drops[DropSlowConsumer]); arrived+n != published {
 				t.Errorf("%d arrived and %d were dropped of %d", arrived, n, published)
 			}
@@ -291,7 +291,7 @@ func TestFrozenReaderGetsTimeToClose(t *testing.T) {
 		eventually(t, "it was cathy's turn", func() bool { return s.Stats().Deliveries == uint64(published+1) })
 	}
 	time.Sleep(200 * time.Millisecond) // a few ticks
-	cathy.readUntilClose(codec.CloseTryAgainLater, "slow consumer: more than 320KiB waited")
+	cathy.readUntilClose(codec.CloseTryAgainLater, "slow consumer: more than 320KiB queued")
 }
 
 // What is sent to one connection obeys the same rule as a broadcast. Every message is accounted for,

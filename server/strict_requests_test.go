@@ -13,15 +13,15 @@ func TestAmbiguousRequests(t *testing.T) {
 	s := start(t, opts)
 	c := dial(t, s, "/ws", speakJSON)
 	for request, problem := range map[string]string{
-		`{"id":1,"subscribe":{"topic":"a"},"subscribe":{"topic":"b"}}`:      "subscribe is there twice",
-		`{"id":1,"subscribe":{"topic":"a"},"s\u0075bscribe":{"topic":"b"}}`: "subscribe is there twice",
-		`{"id":1,"subscribe":{"topic":"a","topic":"b"}}`:                    "subscribe.topic is there twice",
-		`{"id":1,"publish":{"topic":"a","data":1,"data":2}}`:                "publish.data is there twice",
+		`{"id":1,"subscribe":{"topic":"a"},"subscribe":{"topic":"b"}}`:      "subscribe is given twice",
+		`{"id":1,"subscribe":{"topic":"a"},"s\u0075bscribe":{"topic":"b"}}`: "subscribe is given twice",
+		`{"id":1,"subscribe":{"topic":"a","topic":"b"}}`:                    "subscribe.topic is given twice",
+		`{"id":1,"publish":{"topic":"a","data":1,"data":2}}`:                "publish.data is given twice",
 		`{"id":1,"publish":{"topic":"a","data":1,"Topic":"b"}}`:             "differs from topic in case only",
 		`{"id":1,"publish":{"topic":"a","data":1,"\u212aey":"k"}}`:          "differs from key in case only",
 		`{"id":1,"ping":{},"Publish":{"topic":"a","data":1}}`:               "differs from publish in case only",
 		`{"id":1,"Ping":{}}`: "differs from ping in case only",
-		`{"id":1,"subscribe":{"topic":"a","since":{"offset":1,"offset":2,"epoch":"E"}}}`: "subscribe.since.offset is there twice",
+		`{"id":1,"subscribe":{"topic":"a","since":{"offset":1,"offset":2,"epoch":"E"}}}`: "subscribe.since.offset is given twice",
 		`{"id":1,"refresh":{"token":"a","TOKEN":"b"}}`:                                   "differs from token in case only",
 	} {
 		if m := c.ask("%s", request); m.Error == nil || m.Error.Code != "bad_request" || !strings.Contains(m.text, problem) || !strings.Contains(m.text, `"id":1`) {
@@ -40,7 +40,7 @@ func TestAmbiguousRequests(t *testing.T) {
 func TestAmbiguousBodies(t *testing.T) {
 	s := withAPI(t, Options{})
 	for body, problem := range map[string]string{
-		`{"on":true,"on":false}`:    "on is there twice",
+		`{"on":true,"on":false}`:    "on is given twice",
 		`{"On":true}`:               "differs from on in case only",
 		`{"on":true,"ON":false}`:    "differs from on in case only",
 		`{"on":null}`:               "on is null",

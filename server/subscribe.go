@@ -10,17 +10,17 @@ import (
 
 var (
 	// ErrSubscribed is returned for a topic that the connection has.
-	ErrSubscribed = errors.New("connection is subscribed to this topic already")
+	ErrSubscribed = errors.New("connection is already subscribed to this topic")
 
 	// ErrOverlap is returned for a subscription that would bring messages which another one of the
 	// connection brings already.
-	ErrOverlap = errors.New("subscription overlaps another one of the connection")
+	ErrOverlap = errors.New("subscription overlaps another one of this connection")
 
 	// ErrNotSubscribed is returned when there is nothing to unsubscribe from.
 	ErrNotSubscribed = errors.New("connection is not subscribed to this topic")
 
 	// ErrTooManySubscriptions is returned when the connection has as many as its endpoint allows.
-	ErrTooManySubscriptions = errors.New("connection has as many subscriptions as it may have")
+	ErrTooManySubscriptions = errors.New("connection has too many subscriptions")
 
 	// ErrNoPosition is returned when a subscription to a pattern asks for a start: positions belong to
 	// single topics.
@@ -245,7 +245,7 @@ func (c *Conn) subscribe(w *wanted) (Subscribed, error) {
 	}
 	pattern := IsPattern(name)
 	if c.hoards() {
-		return s, fmt.Errorf("%w: read the messages of the last subscriptions first", ErrOverloaded)
+		return s, fmt.Errorf("%w: read the messages of the previous subscriptions first", ErrOverloaded)
 	}
 	if err := c.maySubscribe(name, pattern); err != nil {
 		return s, err

@@ -70,11 +70,11 @@ const mostOfHello = 16 << 10
 
 var (
 	errHello   = errors.New("the client's first message is too large")
-	errUnread  = errors.New("more came than a TLS handshake has")
-	errNobody  = errors.New("the connection is gone")
-	errPanicky = errors.New("panic in a function of the tls.Config")
+	errUnread  = errors.New("more data than a TLS handshake has")
+	errNobody  = errors.New("the connection is closed")
+	errPanicky = errors.New("panic in a tls.Config callback")
 
-	errTLSEvicted = errors.New("the TLS handshake made room for another: limits.max_tls_handshakes is reached")
+	errTLSEvicted = errors.New("TLS handshake evicted: limits.max_tls_handshakes is reached")
 )
 
 var (

@@ -102,7 +102,7 @@ func TestTLSReload(t *testing.T) {
 	if now := s.listeners[0].certs.Failures(); now != failures {
 		t.Errorf("%d failures were counted for files that have not changed", now-failures)
 	}
-	if !strings.Contains(log.String(), "certificates were not reloaded") {
+	if !strings.Contains(log.String(), "could not reload certificates") {
 		t.Error("the log does not say it")
 	}
 	a.renew(pair, "third.test")
@@ -474,7 +474,7 @@ func TestTLSOptions(t *testing.T) {
 		{"a key must be there", TLS{Certificates: []Certificate{{good.CertFile, "/nowhere"}}}, []string{"tls.certificates[0].key_file", "/nowhere", "no such file"}},
 		{"a certificate must be named", TLS{Certificates: []Certificate{{}}}, []string{"tls.certificates[0].cert_file", "is missing"}},
 		{"an authority must be one", TLS{Certificates: []Certificate{good}, ClientAuth: ClientAuthRequire, ClientCAFile: good.KeyFile},
-			[]string{"tls.client_ca_file", good.KeyFile, "no certificate"}},
+			[]string{"tls.client_ca_file", good.KeyFile, "no PEM certificate"}},
 		{"an authority must be named", TLS{Certificates: []Certificate{good}, ClientAuth: ClientAuthRequest}, []string{"tls.client_ca_file", "is missing"}},
 		{"an authority is for something", TLS{Certificates: []Certificate{good}, ClientCAFile: a.file()}, []string{"tls.client_ca_file", "client_auth is off"}},
 		{"a mode must be known", TLS{Certificates: []Certificate{good}, ClientAuth: "maybe"}, []string{"tls.client_auth", "maybe"}},

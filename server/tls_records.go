@@ -18,7 +18,7 @@ const (
 
 var emptyRecordPace = limit.NewTokenBucket(int64(time.Second/emptyRecordsEvery), emptyRecords*emptyRecordsEvery)
 
-var errEmptyRecords = errors.New("too many TLS records without data came")
+var errEmptyRecords = errors.New("too many TLS records without data")
 
 // records follows the records (RFC 8446, section 5.1) in what comes, so that crypto/tls gets them one by one and it
 // is known how many it has taken.

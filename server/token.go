@@ -97,16 +97,16 @@ var (
 	errNoToken = &denial{RefuseNoToken, &codec.Rejection{Status: 401, Reason: "a token is required",
 		Header: [][2]string{{"WWW-Authenticate", "Bearer"}}}}
 	errTokenMalformed = badToken(RefuseTokenMalformed, "the token is malformed")
-	errTokenClaims    = badToken(RefuseTokenMalformed, "the claims of the token make no sense")
-	errTokenAlgorithm = badToken(RefuseTokenAlgorithm, "the token is signed by an algorithm that is not accepted")
-	errTokenKey       = badToken(RefuseTokenKey, "the key of the token is not known")
-	errTokenSignature = badToken(RefuseTokenSignature, "the signature of the token is wrong")
+	errTokenClaims    = badToken(RefuseTokenMalformed, "the claims of the token are invalid")
+	errTokenAlgorithm = badToken(RefuseTokenAlgorithm, "the signature algorithm of the token is not accepted")
+	errTokenKey       = badToken(RefuseTokenKey, "the key of the token is unknown")
+	errTokenSignature = badToken(RefuseTokenSignature, "the signature of the token is invalid")
 	errTokenExpired   = badToken(RefuseTokenExpired, "the token has expired")
 	errTokenEarly     = badToken(RefuseTokenEarly, "the token is not valid yet")
-	errTokenIssuer    = badToken(RefuseTokenIssuer, "the token is from another issuer")
+	errTokenIssuer    = badToken(RefuseTokenIssuer, "the token has another issuer")
 	errTokenAudience  = badToken(RefuseTokenAudience, "the token is for another audience")
 
-	errKeysFetched = &denial{RefuseTokenKey, &codec.Rejection{Status: 503, Reason: "the key of the token is not known yet",
+	errKeysFetched = &denial{RefuseTokenKey, &codec.Rejection{Status: 503, Reason: "the key of the token is not loaded yet",
 		Header: [][2]string{{"Retry-After", "1"}}}}
 	errNoKeys = &denial{RefuseNoKeys, &codec.Rejection{Status: 503, Reason: "tokens cannot be checked at the moment",
 		Header: [][2]string{{"Retry-After", "5"}}}}
@@ -163,7 +163,7 @@ func (v *verifier) verify(token string) (Identity, error) {
 		id.Expires = c.expires.Add(max(v.opts.Leeway, 0))
 	}
 	if id.check() != nil {
-		return Identity{}, badClaims("carillon has something that is neither a topic nor a pattern")
+		return Identity{}, badClaims("the carillon claim has an entry that is neither a topic nor a pattern")
 	}
 	return id, nil
 }

@@ -85,7 +85,7 @@ func TestTokensThatAreRefused(t *testing.T) {
 		{"a pattern that is none", RefuseTokenMalformed, es("carillon", map[string]any{"subscribe": []string{"a..b"}})},
 		{"a limit with a typing error", RefuseTokenMalformed, es("carillon", map[string]any{"subscripe": []string{"a"}})},
 		{"too long", RefuseTokenMalformed, es("x", strings.Repeat("x", maxToken))},
-		{"exp is no number", RefuseTokenMalformed, es("exp", "tomorrow")},
+		{"exp is not a number", RefuseTokenMalformed, es("exp", "tomorrow")},
 	} {
 		t.Run(test.what, func(t *testing.T) {
 			var headers []string

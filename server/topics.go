@@ -76,7 +76,7 @@ func (ep *endpoint) wishOf(r *Request, events bool) (*wish, error) {
 	}
 	query, err := url.ParseQuery(string(r.Query))
 	if err != nil {
-		return bad("the query is not well-formed")
+		return bad("the query is malformed")
 	}
 	w := &wish{events: events, topics: query["topic"]}
 	if w.from, err = startOf(query); err != nil {
@@ -100,7 +100,7 @@ func (ep *endpoint) wishOf(r *Request, events bool) (*wish, error) {
 		}
 	}
 	if limit := ep.now().Topics.MaxSubscriptions; limit >= 0 && len(w.topics) > limit {
-		return bad("%d topics are too many: at most %d, by topics.max_subscriptions of the endpoint", len(w.topics), limit)
+		return bad("too many topics: %d, and topics.max_subscriptions of the endpoint is %d", len(w.topics), limit)
 	}
 	patterns := 0
 	for _, name := range w.topics {
@@ -109,7 +109,7 @@ func (ep *endpoint) wishOf(r *Request, events bool) (*wish, error) {
 		}
 	}
 	if limit := ep.now().Topics.MaxPatterns; limit >= 0 && patterns > limit {
-		return bad("%d patterns are too many: at most %d, by topics.max_patterns of the endpoint", patterns, limit)
+		return bad("too many patterns: %d, and topics.max_patterns of the endpoint is %d", patterns, limit)
 	}
 	return w, ep.checkWish(w)
 }
@@ -125,10 +125,10 @@ func (ep *endpoint) checkWish(w *wish) error {
 			return &codec.Rejection{Status: status, Reason: err.Error()}
 		}
 		if w.from.Since != nil && (len(w.topics) > 1 || IsPattern(name)) {
-			return &codec.Rejection{Status: 400, Reason: "since needs exactly one topic, and no pattern"}
+			return &codec.Rejection{Status: 400, Reason: "since needs exactly one topic and no pattern"}
 		}
 		if w.from.Last > 0 && IsPattern(name) {
-			return &codec.Rejection{Status: 400, Reason: "last needs topics, and no patterns"}
+			return &codec.Rejection{Status: 400, Reason: "last needs topics and no patterns"}
 		}
 	}
 	if a, b, ok := overlapIn(w.topics); ok {
@@ -175,16 +175,16 @@ type notAllowed string
 func (e notAllowed) Error() string { return string(e) }
 
 const (
-	errNoSubscribe = notAllowed("clients may not subscribe to this: topics.subscribe of the endpoint does not cover it")
-	errNoPublish   = notAllowed("clients may not publish to this: topics.publish of the endpoint does not cover it")
-	errNoPresence  = notAllowed("clients may not ask who is subscribed: topics.presence of the endpoint is false")
-	errNoPatterns  = notAllowed("this endpoint does not allow patterns: its topics.patterns is false")
+	errNoSubscribe = notAllowed("clients may not subscribe to this: not in topics.subscribe of the endpoint")
+	errNoPublish   = notAllowed("clients may not publish to this: not in topics.publish of the endpoint")
+	errNoPresence  = notAllowed("clients may not query presence: topics.presence of the endpoint is false")
+	errNoPatterns  = notAllowed("patterns are not allowed: topics.patterns of the endpoint is false")
 
-	errNotYours      = notAllowed("this client may not have this topic: its token, or what else let it in, does not list it in subscribe")
-	errNotYourOutput = notAllowed("this client may not publish to this: its token, or what else let it in, does not list it in publish")
-	errHasMore       = notAllowed("the new token lists in subscribe less than the connection is subscribed to")
+	errNotYours      = notAllowed("this client may not subscribe to this: not in subscribe of its token or other authorization")
+	errNotYourOutput = notAllowed("this client may not publish to this: not in publish of its token or other authorization")
+	errHasMore       = notAllowed("the new token does not allow all current subscriptions")
 
-	errNotOneTopic = notAllowed("nothing can be published here: it takes exactly one topic in the request line, and no pattern")
+	errNotOneTopic = notAllowed("cannot publish here: expected exactly one topic and no pattern in the request line")
 )
 
 // check says whether a client may subscribe to a topic or pattern.
@@ -219,7 +219,7 @@ func startOf(query url.Values) (from Start, err error) {
 			return from, fmt.Errorf("last=%.40q is not a number of messages from 0 to %d", text, mostLast)
 		}
 		if from.Since != nil {
-			return from, fmt.Errorf("since and last exclude each other")
+			return from, fmt.Errorf("since and last are mutually exclusive")
 		}
 	}
 	return from, nil
@@ -261,7 +261,7 @@ func (c *Conn) took(op codec.Opcode, payload []byte) {
 	if c.framing == framingEnvelope {
 		if op != codec.OpText {
 			if !c.asked.Swap(true) {
-				c.closeInOrder(closeOwn, codec.CloseUnsupported, "expected text messages with JSON")
+				c.closeInOrder(closeOwn, codec.CloseUnsupported, "expected JSON text messages")
 			}
 			return
 		}

@@ -360,7 +360,7 @@ func TestSlowEvents(t *testing.T) {
 			t.Fatalf("event %d of %d: %.80q, %v", i, published, e.data, err)
 		}
 	}
-	cathy.want("close", "", `{"code":1013,"reason":"slow consumer: more than 256KiB waited"}`)
+	cathy.want("close", "", `{"code":1013,"reason":"slow consumer: more than 256KiB queued"}`)
 	cathy.wantEOF()
 	_ = cathy.conn.Close()
 	eventually(t, "she is gone", func() bool { st := s.Stats(); return st.Sockets == 0 && st.QueuedBytes == 0 })

@@ -108,7 +108,7 @@ func TestJSONConversation(t *testing.T) {
 		{"a topic is well-formed", `{"id":1,"subscribe":{"topic":"a..b"}}`, `invalid_topic`},
 		{"since is a position", `{"id":1,"subscribe":{"topic":"kept.c","since":5}}`, `bad_request`},
 		{"an offset is not negative", `{"id":1,"subscribe":{"topic":"kept.c","since":{"offset":-1,"epoch":"x"}}}`, `bad_request`},
-		{"since and last exclude each other", `{"id":1,"subscribe":{"topic":"kept.c","since":{"offset":1,"epoch":"x"},"last":1}}`, `bad_request`},
+		{"since and last are mutually exclusive", `{"id":1,"subscribe":{"topic":"kept.c","since":{"offset":1,"epoch":"x"},"last":1}}`, `bad_request`},
 		{"last is not negative", `{"id":1,"subscribe":{"topic":"kept.c","last":-1}}`, `bad_request`},
 		{"last is at most 10000", `{"id":1,"subscribe":{"topic":"kept.c","last":10001}}`, `bad_request`},
 		{"a pattern has no last", `{"id":1,"subscribe":{"topic":"free.*","last":1}}`, `bad_request`},
@@ -259,7 +259,7 @@ func TestJSONConnectionsSpeakText(t *testing.T) {
 	s := start(t, topics())
 	c := dial(t, s, "/ws", speakJSON)
 	c.write(masked(0x82, []byte(`{"id":1,"ping":{}}`)))
-	c.wantClose(codec.CloseUnsupported, "expected text messages with JSON")
+	c.wantClose(codec.CloseUnsupported, "expected JSON text messages")
 }
 
 // Of a hundred clients that publish with the same key at once, one publishes, and all get its receipt. Of a hundred times

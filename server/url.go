@@ -97,7 +97,7 @@ func publicURL(text string) (base, problem string) {
 		}
 	}
 	if u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" {
-		return "", "has more than scheme, host and path, which a base for other URLs cannot have"
+		return "", "has more than scheme, host and path, which a base URL cannot have"
 	}
 	return scheme + "://" + u.Host + strings.TrimRight(u.EscapedPath(), "/"), ""
 }

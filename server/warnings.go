@@ -19,15 +19,15 @@ func (o Options) Warnings() []*OptionError {
 	switch {
 	case p.LBIdleTimeout <= 0:
 	case p.Interval < 0:
-		add("ping.interval", "is off, so the balancer will cut quiet connections after %v, which is ping.lb_idle_timeout: "+
+		add("ping.interval", "is off, so the balancer will cut idle connections after %v (ping.lb_idle_timeout): "+
 			"expected less than that", p.LBIdleTimeout)
 	case p.Interval+pingDelay(p.Interval) >= p.LBIdleTimeout:
-		add("ping.interval", "%v is not well below ping.lb_idle_timeout, which is %v, so the balancer will cut quiet connections "+
+		add("ping.interval", "%v is not well below ping.lb_idle_timeout, %v, so the balancer will cut idle connections "+
 			"before a ping is sent: expected %v or less", p.Interval, p.LBIdleTimeout, (p.LBIdleTimeout / 2).Round(time.Millisecond))
 	}
 	if host, _, err := net.SplitHostPort(o.Agent.Listen); err == nil && isAnyHost(host) {
-		add("agent.listen", "%s stands at every address of this machine, and tells its load to all that reach one: "+
-			"expected the address at which HAProxy asks, such as 10.0.0.1:8082", o.Agent.Listen)
+		add("agent.listen", "%s listens on every address of this machine and tells its load to anyone who can reach one: "+
+			"expected the address that HAProxy queries, such as 10.0.0.1:8082", o.Agent.Listen)
 	}
 	return list
 }
@@ -43,6 +43,6 @@ func pingDelay(interval time.Duration) time.Duration { return min(interval/8, ti
 
 func (s *Server) warn(o *Options) {
 	for _, w := range o.Warnings() {
-		s.log.Warn("an option is hardly meant so", "key", w.Key, "problem", w.Problem)
+		s.log.Warn("suspicious option", "key", w.Key, "problem", w.Problem)
 	}
 }

@@ -15,12 +15,12 @@ func TestWarnsOfPingsThatComeTooLate(t *testing.T) {
 	}{
 		{"nothing is known of a balancer", Ping{}, ""},
 		{"the default before a balancer's usual minute", Ping{LBIdleTimeout: time.Minute}, ""},
-		{"a balancer as patient as the interval", Ping{Interval: time.Minute, LBIdleTimeout: time.Minute}, "1m0s is not well below ping.lb_idle_timeout, which is 1m0s"},
+		{"a balancer as patient as the interval", Ping{Interval: time.Minute, LBIdleTimeout: time.Minute}, "1m0s is not well below ping.lb_idle_timeout, 1m0s"},
 		{"less than a tick between them", Ping{Interval: 59 * time.Second, LBIdleTimeout: time.Minute}, "expected 30s or less"},
 		{"more than a tick between them", Ping{Interval: 58 * time.Second, LBIdleTimeout: time.Minute}, ""},
 		{"short ones have a short tick", Ping{Interval: 80 * time.Millisecond, LBIdleTimeout: 91 * time.Millisecond}, ""},
 		{"jitter only makes an interval shorter, and not for everybody", Ping{Interval: time.Minute, Jitter: 1, LBIdleTimeout: time.Minute}, "not well below"},
-		{"no pings at all", Ping{Interval: -1, LBIdleTimeout: time.Minute}, "is off, so the balancer will cut quiet connections after 1m0s"},
+		{"no pings at all", Ping{Interval: -1, LBIdleTimeout: time.Minute}, "is off, so the balancer will cut idle connections after 1m0s (ping.lb_idle_timeout)"},
 		{"no pings, and nothing known", Ping{Interval: -1}, ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -39,7 +39,7 @@ func TestWarnsOfPingsThatComeTooLate(t *testing.T) {
 				t.Errorf("warns %v, want %q", list, row.want)
 			}
 			_, log := startLogged(t, Options{Ping: row.ping, Endpoints: echoAndBroadcast()})
-			if !strings.Contains(log.String(), `level=WARN msg="an option is hardly meant so" key=ping.interval`) {
+			if !strings.Contains(log.String(), `level=WARN msg="suspicious option" key=ping.interval`) {
 				t.Errorf("the log does not say so:\n%s", log)
 			}
 		})
@@ -54,7 +54,7 @@ func TestWarningOfTheAgentsPort(t *testing.T) {
 			t.Fatal(err)
 		}
 		list := o.Warnings()
-		if warns != (len(list) == 1 && list[0].Key == "agent.listen" && strings.Contains(list[0].Problem, address+" stands at every address")) || len(list) > 1 {
+		if warns != (len(list) == 1 && list[0].Key == "agent.listen" && strings.Contains(list[0].Problem, address+" listens on every address")) || len(list) > 1 {
 			t.Errorf("%s: %v", address, list)
 		}
 	}

@@ -552,7 +552,7 @@ func TestATokenIsNotPrinted(t *testing.T) {
 		t.Fatalf("printed\n%s, %v", text, err)
 	}
 	_, err = parseConfig("FILE", text, nil)
-	if err == nil || !strings.Contains(err.Error(), "internal.token: (set) stands for a token that is not shown") {
+	if err == nil || !strings.Contains(err.Error(), "internal.token: (set) is a placeholder for a hidden token") {
 		t.Errorf("%v", err)
 	}
 	c, err = parseConfig("FILE", text, []string{"CARILLON_INTERNAL_TOKEN=hush-hush-hush-hush"})
@@ -661,7 +661,7 @@ func TestEveryKeyHasItsRowInTheOperatorsBook(t *testing.T) {
 		}
 		for _, m := range regexp.MustCompile("`([a-z_.\\[\\]]+)`").FindAllStringSubmatch(cells[0], -1) {
 			if _, twice := restart[m[1]]; twice {
-				t.Errorf("%s is there twice", m[1])
+				t.Errorf("%s is given twice", m[1])
 			}
 			restart[m[1]] = strings.HasPrefix(cells[1], "needs a restart")
 		}

@@ -211,7 +211,7 @@ func (p *publisher) check(message []byte) error {
 	if p.json {
 		var value json.RawMessage
 		if err := json.Unmarshal(message, &value); err != nil {
-			return fmt.Errorf("the message is not JSON: %w", err)
+			return fmt.Errorf("the message is not valid JSON: %w", err)
 		}
 	}
 	if !p.binary && !utf8.Valid(message) {

@@ -137,8 +137,8 @@ func TestPublishPrintsTheServersJSON(t *testing.T) {
 func TestPublishRefusesWhatIsNoMessage(t *testing.T) {
 	s := newInterface(t)
 	for _, test := range []struct{ args, in, problem string }{
-		{"--json", "{", "the message is not JSON: unexpected end of JSON input"},
-		{"--json", "1 2", "the message is not JSON: invalid character '2' after top-level value"},
+		{"--json", "{", "the message is not valid JSON: unexpected end of JSON input"},
+		{"--json", "1 2", "the message is not valid JSON: invalid character '2' after top-level value"},
 		{"", "\xff", "the message is not valid UTF-8; use --binary to publish any bytes"},
 	} {
 		args := append([]string{"publish", "a"}, strings.Fields(test.args)...)
@@ -279,8 +279,8 @@ func TestALineThatIsNoMessageDoesNotStopTheOthers(t *testing.T) {
 			`{"topic":"a","data":"one","encoding":"text"}` + "\n" + `{"topic":"a","data":"three","encoding":"text"}` + "\n",
 			"carillon: line 2: the message is not valid UTF-8; use --binary to publish any bytes\n"},
 		{"JSON is JSON", "--json", "1\n\n{\n3\n\xff\n", `{"topic":"a","data":1}` + "\n" + `{"topic":"a","data":3}` + "\n",
-			"carillon: line 3: the message is not JSON: unexpected end of JSON input\n" +
-				"carillon: line 5: the message is not JSON: invalid character 'ÿ' looking for beginning of value\n"},
+			"carillon: line 3: the message is not valid JSON: unexpected end of JSON input\n" +
+				"carillon: line 5: the message is not valid JSON: invalid character 'ÿ' looking for beginning of value\n"},
 		{"the last line too", "", "one\nbad\nthree\n\xff",
 			`{"topic":"a","data":"one","encoding":"text"}` + "\n" + `{"topic":"a","data":"bad","encoding":"text"}` + "\n" + `{"topic":"a","data":"three","encoding":"text"}` + "\n",
 			"carillon: line 2: Too large: at most 1 MiB\ncarillon: line 4: the message is not valid UTF-8; use --binary to publish any bytes\n"},
@@ -297,9 +297,9 @@ func TestALineThatIsNoMessageDoesNotStopTheOthers(t *testing.T) {
 	t.Run("with --output json each line has a result", func(t *testing.T) {
 		s := newInterface(t)
 		seat{in: strings.NewReader("{\n2\n]\n")}.begin(t, "publish", "a", "--lines", "--json", "--output", "json").end(1,
-			`{"error":{"title":"The line was not published","status":422,"detail":"the message is not JSON: unexpected end of JSON input"}}`+"\n"+
+			`{"error":{"title":"The line was not published","status":422,"detail":"the message is not valid JSON: unexpected end of JSON input"}}`+"\n"+
 				`{"offset":1,"epoch":"k3f9","subscribers":1}`+"\n"+
-				`{"error":{"title":"The line was not published","status":422,"detail":"the message is not JSON: invalid character ']' looking for beginning of value"}}`+"\n",
+				`{"error":{"title":"The line was not published","status":422,"detail":"the message is not valid JSON: invalid character ']' looking for beginning of value"}}`+"\n",
 			"carillon: line 1: ...")
 		taken(s.bodies)
 		seat{in: strings.NewReader("{")}.begin(t, "publish", "a", "--lines", "--json").end(1, "", "carillon: line 1: ...")

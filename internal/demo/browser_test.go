@@ -126,7 +126,7 @@ func TestIdleInABrowser(t *testing.T) {
 	bob.press("Enter")
 	bob.until("he is connected", `document.getElementById("chat-state").classList.contains("on") && document.activeElement.id === "text"`)
 	bob.until("the notice says why", `document.getElementById("notice").checkVisibility() &&
-		document.getElementById("notice-text").textContent === "You were disconnected: you said nothing for 2 seconds."`)
+		document.getElementById("notice-text").textContent === "You were disconnected: you were silent for 2 seconds."`)
 	bob.until("he cannot talk", `document.getElementById("text").disabled && document.getElementById("chat-state").textContent === "Not connected"`)
 	bob.shot("390-idle", false)
 	ada := arrive(t, s)
@@ -155,7 +155,7 @@ func TestTooFastInABrowser(t *testing.T) {
 	})()`)
 	p.until("one is refused", `document.querySelectorAll("#log .failed").length === 1`)
 	p.until("it stands in the field", `document.getElementById("text").value === "message 5"`)
-	p.until("the reason is there", `document.getElementById("hint").textContent.startsWith("Not so fast")`)
+	p.until("the reason is there", `document.getElementById("hint").textContent.startsWith("Slow down")`)
 	p.until("the others were said", `document.querySelectorAll("#log .say:not(.waiting):not(.failed)").length === 5`)
 	p.eval(nil, `document.getElementById("text").value = "x".repeat(2001); document.getElementById("text").dispatchEvent(new Event("input"))`)
 	p.press("Enter")

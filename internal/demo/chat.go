@@ -22,7 +22,7 @@ import (
 //	{"say":{"ref":"m1","text":"hello"}}
 //
 //	{"welcome":{"people":["Ada"],"name":"Ada","text":"Welcome, Ada.","idle":300,"at":{...}}}
-//	{"refused":{"code":"too_fast","text":"Not so fast: ...","ref":"m1"}}
+//	{"refused":{"code":"too_fast","text":"Slow down: ...","ref":"m1"}}
 //	{"topic":"demo.chat","offset":18,"time":1795000000000,"data":{"kind":"say","name":"Ada","text":"hello","ref":"m1"}}
 //
 // The last is the server's own form of a message of a topic; so is "subscribed", which comes before the
@@ -138,7 +138,7 @@ func (r *room) message(c *server.Conn, op codec.Opcode, payload []byte) {
 	}
 	var no *refusal
 	if !errors.As(err, &no) {
-		no = &refusal{Code: "failed", Text: "The server could not take this: " + err.Error() + "."}
+		no = &refusal{Code: "failed", Text: "The server could not accept this: " + err.Error() + "."}
 	}
 	send(c, "refused", no)
 	r.strike(c)
@@ -153,7 +153,7 @@ func (r *room) strike(c *server.Conn) {
 		return
 	}
 	if g.strikes++; g.strikes >= mostStrikes {
-		_ = c.Close(codec.ClosePolicyViolation, "too many messages were refused")
+		_ = c.Close(codec.ClosePolicyViolation, "too many refused messages")
 	}
 }
 
@@ -224,13 +224,13 @@ func (r *room) admit(c *server.Conn, name, session string) (w welcome, err error
 	defer r.mu.Unlock()
 	g := r.guests.byConn[c]
 	if g == nil || g.name != "" {
-		return w, refuse("bad_request", "", "You have joined already.")
+		return w, refuse("bad_request", "", "You have already joined.")
 	}
 	before := ""
 	if old := r.guests.bySession[session]; old != nil {
 		before = old.name
 		r.guests.remove(old)
-		_ = old.conn.Close(closeReplaced, "you are here on another connection")
+		_ = old.conn.Close(closeReplaced, "you joined on another connection")
 	} else if len(r.guests.byKey) >= mostPeople {
 		return w, refuse("full", "", "The room is full: %d people are here.", mostPeople)
 	}
@@ -280,7 +280,7 @@ func (r *room) say(c *server.Conn, s *saying) error {
 	}
 	switch {
 	case n == 0:
-		return refuse("empty", s.Ref, "There is nothing in this message.")
+		return refuse("empty", s.Ref, "This message is empty.")
 	case n > mostText:
 		return refuse("too_long", s.Ref, "A message has at most %d characters; this one has %d.", mostText, n)
 	}
@@ -297,15 +297,15 @@ func (r *room) mayTalk(c *server.Conn, ref string) (name, key string, err error)
 	defer r.mu.Unlock()
 	g := r.guests.byConn[c]
 	if g == nil || g.name == "" {
-		return "", "", refuse("bad_request", ref, "Say who you are first.")
+		return "", "", refuse("bad_request", ref, "Join first.")
 	}
 	now := time.Now()
 	r.guests.noteHeard(g, now)
 	if !g.rate.take(now, 1, burst) {
-		return "", "", refuse("too_fast", ref, "Not so fast: at most %d messages at once, then one a second.", burst)
+		return "", "", refuse("too_fast", ref, "Slow down: at most %d messages at once, then one per second.", burst)
 	}
 	if !r.talk.take(now, sayRate, sayBurst) {
-		return "", "", refuse("busy", ref, "Too many people talk at once: try again in a moment.")
+		return "", "", refuse("busy", ref, "Too many people are talking at once: try again in a moment.")
 	}
 	g.strikes = 0
 	if ref != "" {
@@ -320,12 +320,12 @@ func (r *room) sweep(now time.Time) {
 	defer r.mu.Unlock()
 	for g := first(&r.guests.waiting); g != nil && now.Sub(g.heard) > joinPatience; g = first(&r.guests.waiting) {
 		r.guests.remove(g)
-		_ = g.conn.Close(codec.ClosePolicyViolation, "nobody said a name")
+		_ = g.conn.Close(codec.ClosePolicyViolation, "no name was given in time")
 	}
 	for g := first(&r.guests.silence); g != nil && now.Sub(g.heard) >= r.idle; g = first(&r.guests.silence) {
 		g.why = "idle"
 		r.guests.silence.Remove(g.place)
-		_ = g.conn.Close(closeIdle, "you said nothing for "+words(r.idle))
+		_ = g.conn.Close(closeIdle, "you were silent for "+words(r.idle))
 	}
 	_ = r.flush(now)
 }

@@ -116,7 +116,7 @@ func TestIdlePeopleAreShownOut(t *testing.T) {
 		_, err := bob.listen()
 		var closed *websocket.CloseError
 		if errors.As(err, &closed) {
-			if closed.Code != int(closeIdle) || closed.Text != "you said nothing for 3 seconds" {
+			if closed.Code != int(closeIdle) || closed.Text != "you were silent for 3 seconds" {
 				t.Error(closed)
 			}
 			break

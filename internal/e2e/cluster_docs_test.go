@@ -132,7 +132,7 @@ func TestTheCommandsOfTheClusterDocumentEnd(t *testing.T) {
 	}
 	t.Setenv("CARILLON_CLUSTER_START_TIMEOUT", "1s")
 	out, err := follow(t, t.TempDir(), withTools(t, "exit 1"), "servers")
-	if err == nil || !strings.Contains(out, "cluster.start_timeout, 1s, is over") {
+	if err == nil || !strings.Contains(out, "cluster.start_timeout, 1s, has passed") {
 		t.Errorf("%v\n%s", err, out)
 	}
 }

@@ -36,7 +36,7 @@ func ask(t *testing.T, method, url, body string) string {
 func TestAnOperatorsDay(t *testing.T) {
 	p := start(t, nil)
 	ws := wsURL.FindString(p.until("/echo "))
-	at := internalURL.FindString(p.until("Internal HTTP interface, for this machine, without a token: http://"))
+	at := internalURL.FindString(p.until("Internal HTTP interface, local only, without a token: http://"))
 	p.until("Stop with")
 	public := "http" + strings.TrimSuffix(strings.TrimPrefix(ws, "ws"), "/echo")
 	for url, want := range map[string]string{

@@ -235,7 +235,7 @@ func TestServesWithoutAnyFile(t *testing.T) {
 	if want := regexp.MustCompile(`^  ws://127\.0\.0\.1:\d+/broadcast  broadcast  no           none$`); !want.MatchString(line) {
 		t.Errorf("printed %q", line)
 	}
-	if !strings.Contains(p.output(), "connections at once") {
+	if !strings.Contains(p.output(), "Accepts up to ") {
 		t.Errorf("does not say how many connections it can hold:\n%s", p.output())
 	}
 
@@ -255,7 +255,7 @@ var internalURL = regexp.MustCompile(`http://127\.0\.0\.1:\d+`)
 func TestPublishesOverHTTP(t *testing.T) {
 	p := start(t, nil)
 	ws := wsURL.FindString(p.until("/ws "))
-	at := internalURL.FindString(p.until("Internal HTTP interface, for this machine, without a token: http://"))
+	at := internalURL.FindString(p.until("Internal HTTP interface, local only, without a token: http://"))
 	p.until("Stop with")
 	alice := dial(t, ws+"?topic=news")
 	for subscribed := false; !subscribed; {
@@ -481,7 +481,7 @@ func TestCommands(t *testing.T) {
 		{"a check counts the environment", "config --check " + good, "CARILLON_LOOPS=x", 1,
 			"CARILLON_LOOPS: loops: \"x\" is not a whole number: expected one such as 1000\n", ""},
 		{"a file that is hardly meant so is ok with a warning", "config --check " + doubtful, "", 0,
-			"warning: " + doubtful + ":2:18: ping.interval: 30s is not well below ping.lb_idle_timeout, which is 30s, so the balancer will cut quiet connections before a ping is sent: expected 15s or less\n" +
+			"warning: " + doubtful + ":2:18: ping.interval: 30s is not well below ping.lb_idle_timeout, 30s, so the balancer will cut idle connections before a ping is sent: expected 15s or less\n" +
 				doubtful + ": ok\n", ""},
 		{"a file that is not there cannot be checked", "config --check " + none, "", 1, "",
 			"carillon: read the configuration: open " + none + ": no such file or directory\n"},
@@ -492,7 +492,7 @@ func TestCommands(t *testing.T) {
 		{"a bad variable starts nothing", "", "CARILLON_LOPS=1", 1, "",
 			"carillon: CARILLON_LOPS: unknown variable, did you mean CARILLON_LOOPS?\n"},
 		{"an interface for everybody without a token starts nothing", "", "CARILLON_INTERNAL_LISTEN=0.0.0.0:8081", 1, "",
-			"carillon: CARILLON_INTERNAL_LISTEN: internal.listen: 0.0.0.0:8081 can be reached from other machines: expected internal.token (CARILLON_INTERNAL_TOKEN) beside it, or an address such as 127.0.0.1:8081\n"},
+			"carillon: CARILLON_INTERNAL_LISTEN: internal.listen: 0.0.0.0:8081 is reachable from other machines: expected internal.token (CARILLON_INTERNAL_TOKEN) as well, or an address such as 127.0.0.1:8081\n"},
 		{"a missing file starts nothing", "--config " + none, "", 1, "",
 			"carillon: read the configuration: open " + none + ": no such file or directory\n"},
 		{"an unknown flag is wrong usage", "--cofnig x", "", 2, "",
@@ -500,7 +500,7 @@ func TestCommands(t *testing.T) {
 		{"an unknown command is wrong usage", "sevre", "", 2, "",
 			"carillon: unknown command \"sevre\" for \"carillon\"\ncarillon: run carillon --help for usage\n"},
 		{"a file has a name", "config --check=", "", 2, "",
-			"carillon: invalid argument \"\" for \"--check\" flag: expected the name of a file\ncarillon: run carillon --help for usage\n"},
+			"carillon: invalid argument \"\" for \"--check\" flag: expected a file name\ncarillon: run carillon --help for usage\n"},
 		{"a file and a check exclude each other", "config --check a --config b", "", 2, "",
 			"carillon: if any flags in the group [config check] are set none of the others can be; [check config] were all set\ncarillon: run carillon --help for usage\n"},
 		{"there is help", "--help", "", 0, "Serves WebSocket endpoints...", ""},
@@ -539,7 +539,7 @@ func TestThePrintedConfigurationIsAFile(t *testing.T) {
 // The memory limit in force, and why it is that, is said wherever one looks for it.
 func TestTheMemoryLimitIsExplained(t *testing.T) {
 	limit := "GOMEMLIMIT=1000MiB"
-	if _, printed, _ := start(t, []string{limit}, "config").end(); !strings.Contains(printed, "\n  max_memory: 0 # here 800MiB: 80% of GOMEMLIMIT, 1000MiB\n") {
+	if _, printed, _ := start(t, []string{limit}, "config").end(); !strings.Contains(printed, "\n  max_memory: 0 # 800MiB here: 80% of GOMEMLIMIT, 1000MiB\n") {
 		t.Errorf("the configuration is\n%s", printed)
 	}
 	if _, printed, _ := start(t, []string{limit, "CARILLON_LIMITS_MAX_MEMORY=off"}, "config").end(); !strings.Contains(printed, "\n  max_memory: \"off\"\n") {
@@ -548,7 +548,7 @@ func TestTheMemoryLimitIsExplained(t *testing.T) {
 	for _, row := range []struct{ env, announced, logged string }{
 		{"CARILLON_PING_INTERVAL=20s", "Refuses new connections above 800MiB of memory (80% of GOMEMLIMIT, 1000MiB).", `max_memory=800MiB source="80% of GOMEMLIMIT, 1000MiB"`},
 		{"CARILLON_LIMITS_MAX_MEMORY=900MiB", "Refuses new connections above 900MiB of memory (limits.max_memory)", "max_memory=900MiB source=limits.max_memory"},
-		{"CARILLON_LIMITS_MAX_MEMORY=off", "Memory without a limit (limits.max_memory).", "max_memory=off source=limits.max_memory"},
+		{"CARILLON_LIMITS_MAX_MEMORY=off", "No memory limit (limits.max_memory).", "max_memory=off source=limits.max_memory"},
 	} {
 		p := start(t, []string{limit, row.env})
 		p.until(row.announced)

@@ -152,7 +152,7 @@ func TestSIGHUPWhileItDrainsIsIgnored(t *testing.T) {
 	m.hears(`STOPPING=1\nSTATUS=draining, 0 connections\nEXTEND_TIMEOUT_USEC=\d+`)
 	p.signal(syscall.SIGHUP)
 	eventually(t, "SIGHUP is ignored", func() bool {
-		return strings.Contains(p.stderr.String(), `level=WARN msg="SIGHUP ignored: the server drains`)
+		return strings.Contains(p.stderr.String(), `level=WARN msg="SIGHUP ignored: the server is draining`)
 	})
 	select {
 	case <-p.done:
@@ -166,7 +166,7 @@ func TestSIGHUPWhileItDrainsIsIgnored(t *testing.T) {
 func TestTheServiceManagerIsToldOfADrainOverHTTP(t *testing.T) {
 	m, variable := newManager(t)
 	p := start(t, []string{variable, "CARILLON_DRAIN_DELAY=1h", "CARILLON_DRAIN_DEADLINE=2h"})
-	at := internalURL.FindString(p.until("Internal HTTP interface, for this machine, without a token: http://"))
+	at := internalURL.FindString(p.until("Internal HTTP interface, local only, without a token: http://"))
 	p.until("Stop with")
 	m.hears(`READY=1\nSTATUS=listening on \S+`)
 	do := func(method string) {
@@ -191,7 +191,7 @@ func TestTheServiceManagerIsToldOfADrainOverHTTP(t *testing.T) {
 
 	p = start(t, []string{variable, "CARILLON_DRAIN_DEADLINE=1h", "CARILLON_LIMITS_CLOSE_TIMEOUT=1h"})
 	alice := dial(t, wsURL.FindString(p.until("/echo "))) // does not read, and so keeps it from ending
-	at = internalURL.FindString(p.until("Internal HTTP interface, for this machine, without a token: http://"))
+	at = internalURL.FindString(p.until("Internal HTTP interface, local only, without a token: http://"))
 	p.until("Stop with")
 	m.hears(`READY=1\nSTATUS=listening on \S+`)
 	do("POST")

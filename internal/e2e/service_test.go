@@ -138,7 +138,7 @@ func TestTheDelayIsForSIGTERM(t *testing.T) {
 func TestADrainOverHTTPEndsTheProgram(t *testing.T) {
 	p := start(t, nil)
 	echo := wsURL.FindString(p.until("/echo "))
-	at := internalURL.FindString(p.until("Internal HTTP interface, for this machine, without a token: http://"))
+	at := internalURL.FindString(p.until("Internal HTTP interface, local only, without a token: http://"))
 	p.until("Stop with")
 	alice := dial(t, echo)
 	say(t, alice, "hello")

@@ -45,7 +45,7 @@ func TestProgramOverTLS(t *testing.T) {
 		{"connect --wait 0s --insecure " + strings.Replace(page, "https", "wss", 1) + "echo", "", 0, ""},
 		{"connect " + url, "", 1, "the server's certificate is not trusted"},
 		{"connect --ca /nowhere " + url, "", 2, "--ca: open /nowhere: no such file"},
-		{"connect --ca " + key + " " + url, "", 2, "has no certificate in PEM"},
+		{"connect --ca " + key + " " + url, "", 2, "has no PEM certificate"},
 		{"connect " + strings.Replace(url, "wss", "ws", 1), "", 1, "this port speaks TLS"},
 		{"health --api " + api + " --ca " + cert, "", 0, "ok"},
 		{"health --ready", "CARILLON_CA=" + cert + "\nCARILLON_API=" + api, 0, "ok"},

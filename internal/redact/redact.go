@@ -121,7 +121,7 @@ const leastSecret = 4
 // Check reports a URL that comes from URL, and so lacks what that has hidden.
 func Check(text string) error {
 	if strings.Contains(text, Hidden) {
-		return errors.New(Hidden + " stands for a part that is not shown: expected the URL itself")
+		return errors.New(Hidden + " is a placeholder for a hidden part: expected the URL itself")
 	}
 	return nil
 }

@@ -74,7 +74,7 @@ type outage struct {
 }
 
 var (
-	errNotStarted = fmt.Errorf("%w: it has not been joined", topic.ErrNoCluster)
+	errNotStarted = fmt.Errorf("%w: not joined yet", topic.ErrNoCluster)
 	errUnknown    = topic.ErrUncertain
 )
 
@@ -110,7 +110,7 @@ func (b *Broker) Start(ctx context.Context, node topic.Node) error {
 	b.node = node
 	if b.o.StartTimeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, b.o.StartTimeout, fmt.Errorf("cluster.start_timeout, %v, is over", b.o.StartTimeout))
+		ctx, cancel = context.WithTimeoutCause(ctx, b.o.StartTimeout, fmt.Errorf("cluster.start_timeout, %v, has passed", b.o.StartTimeout))
 		defer cancel()
 	}
 	err := b.start(ctx)
@@ -140,7 +140,7 @@ func (b *Broker) start(ctx context.Context) error {
 		return err
 	}
 	if most, limit := b.nc.MaxPayload(), b.node.MaxMessage(); limit > most {
-		b.log.Warn("NATS takes smaller messages than limits.max_message allows: larger ones will be refused", "max_payload", most, "max_message", limit)
+		b.log.Warn("max_payload of NATS is below limits.max_message; larger messages will be refused", "max_payload", most, "max_message", limit)
 	}
 	if err := b.listen(); err != nil {
 		return fmt.Errorf("subscribe: %w", err)
@@ -212,7 +212,7 @@ func (b *Broker) end() {
 	if b.nc != nil {
 		b.nc.Close()
 	}
-	b.calls.failAll(fmt.Errorf("%w: the server ends", errUnknown))
+	b.calls.failAll(fmt.Errorf("%w: the server is ending", errUnknown))
 	b.work.Wait()
 	b.commit(errUnknown) // what the writer wrote when the committer had ended
 }
@@ -315,7 +315,7 @@ func (b *Broker) resyncer() {
 				<-b.resyncs
 			}
 			b.stats.resyncs.Add(1)
-			b.log.Warn("messages may have been missed: looking again at what is kept", "why", why)
+			b.log.Warn("messages may have been missed; reloading persistent topics", "why", why)
 			b.node.Resync(why)
 		}
 	}

@@ -207,7 +207,7 @@ func TestNodesKnowEachOtherUntilTheyLeave(t *testing.T) {
 	}
 	bob.leave()
 	alice.knows(1)
-	eventually(t, "alice has seen bob leave, and not only that he was silent", func() bool { return alice.log.has("has left the cluster") })
+	eventually(t, "alice has seen bob leave, and not only that he was silent", func() bool { return alice.log.has("a node left the cluster") })
 	alice.farewell()
 	alice.beat(false) // which was due at the same time
 	cathy := join(t, o)
@@ -223,7 +223,7 @@ func TestOptionsThatMakeNoSenseAreRefused(t *testing.T) {
 		want string
 	}{
 		"no NATS":                     {Options{}, "cluster.nats.url: is missing"},
-		"both ways":                   {Options{NATS: NATS{URL: "nats://a", Embedded: true}}, "cluster.nats.embedded: excludes"},
+		"both ways":                   {Options{NATS: NATS{URL: "nats://a", Embedded: true}}, "cluster.nats.embedded: and nats.url"},
 		"a name with a dot":           {Options{Name: "a.b", NATS: NATS{URL: "nats://a"}}, "cluster.name: \"a.b\""},
 		"no URL":                      {Options{NATS: NATS{URL: "a:4222"}}, "cluster.nats.url: \"a:4222\""},
 		"storage":                     {Options{Storage: "tape", NATS: NATS{URL: "nats://a"}}, "cluster.storage: \"tape\""},
@@ -231,15 +231,15 @@ func TestOptionsThatMakeNoSenseAreRefused(t *testing.T) {
 		"two ways to log in":          {Options{NATS: NATS{URL: "nats://a", Token: "x", NKey: "y"}}, "cluster.nats: has several"},
 		"a user without a password":   {Options{NATS: NATS{URL: "nats://a", User: "x"}}, "cluster.nats.user: and"},
 		"a certificate without a key": {Options{NATS: NATS{URL: "nats://a", TLS: TLS{Cert: "x"}}}, "cluster.nats.tls.cert: and"},
-		"routes without a server":     {Options{NATS: NATS{URL: "nats://a", Routes: []string{"b:1"}}}, "cluster.nats.routes: is for an embedded server"},
+		"routes without a server":     {Options{NATS: NATS{URL: "nats://a", Routes: []string{"b:1"}}}, "cluster.nats.routes: needs an embedded server"},
 		"a route that is none":        {Options{NATS: NATS{Embedded: true, Routes: []string{"b"}}}, "cluster.nats.routes[0]: \"b\""},
 		"routes one way":              {Options{NATS: NATS{Embedded: true, RoutesListen: "off", Routes: []string{"b:1"}}}, "cluster.nats.routes_listen: is off"},
 		"timeout":                     {Options{Timeout: -1, NATS: NATS{URL: "nats://a"}}, "cluster.timeout: cannot be turned off"},
-		"routes for everybody":        {Options{NATS: NATS{Embedded: true, Routes: []string{"b:1"}}}, "cluster.nats.routes_listen: :6222 can be reached from other machines"},
+		"routes for everybody":        {Options{NATS: NATS{Embedded: true, Routes: []string{"b:1"}}}, "cluster.nats.routes_listen: :6222 is reachable from other machines"},
 		"routes that are told":        {Options{NATS: NATS{Embedded: true, RoutesListen: "0.0.0.0:1"}}, "expected nats.user with nats.password (CARILLON_CLUSTER_NATS_PASSWORD), or nats.tls with ca, cert and key, or an address such as 127.0.0.1:6222"},
-		"clients for everybody":       {Options{NATS: NATS{Embedded: true, Listen: "[::]:4222"}}, "cluster.nats.listen: [::]:4222 can be reached"},
-		"TLS with any authority":      {Options{NATS: NATS{Embedded: true, RoutesListen: "10.0.0.1:1", TLS: TLS{Cert: "c", Key: "k"}}}, "cluster.nats.routes_listen: 10.0.0.1:1 can be reached"},
-		"a short password":            {Options{NATS: NATS{Embedded: true, User: "u", Password: "p"}}, "cluster.nats.password: is shorter than 16 characters: expected such as openssl rand -hex 16 prints"},
+		"clients for everybody":       {Options{NATS: NATS{Embedded: true, Listen: "[::]:4222"}}, "cluster.nats.listen: [::]:4222 is reachable"},
+		"TLS with any authority":      {Options{NATS: NATS{Embedded: true, RoutesListen: "10.0.0.1:1", TLS: TLS{Cert: "c", Key: "k"}}}, "cluster.nats.routes_listen: 10.0.0.1:1 is reachable"},
+		"a short password":            {Options{NATS: NATS{Embedded: true, User: "u", Password: "p"}}, "cluster.nats.password: is shorter than 16 characters: generate one, for example with openssl rand -hex 16"},
 		"a password in the URL":       {Options{NATS: NATS{URL: "http://me:secret@a"}}, "\"http://a\""},
 	} {
 		t.Run(name, func(t *testing.T) {

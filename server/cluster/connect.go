@@ -127,7 +127,7 @@ func (t *TLS) config() (*tls.Config, error) {
 		}
 		c.RootCAs = x509.NewCertPool()
 		if !c.RootCAs.AppendCertsFromPEM(text) {
-			return nil, &option.Error{Key: "cluster.nats.tls.ca", Problem: t.CA + " has no certificates in PEM"}
+			return nil, &option.Error{Key: "cluster.nats.tls.ca", Problem: t.CA + " has no PEM certificates"}
 		}
 	}
 	if t.Cert != "" {
@@ -162,7 +162,7 @@ func (b *Broker) disconnected(_ *nats.Conn, err error) {
 		b.out.fail(st)
 	}
 	b.stats.disconnects.Add(1)
-	b.log.Error("the connection to NATS is lost: trying again", "error", err)
+	b.log.Error("connection to NATS lost; reconnecting", "error", err)
 	b.calls.failAll(fmt.Errorf("%w: the connection was lost", errUnknown))
 }
 
@@ -175,9 +175,9 @@ func (b *Broker) reconnected(nc *nats.Conn) {
 		away = &outage{since: time.Now()}
 	}
 	took := time.Since(away.since).Round(time.Millisecond)
-	b.log.Info("connected to NATS again", "after", took, "nats", redact.URL(nc.ConnectedUrl()))
+	b.log.Info("reconnected to NATS", "after", took, "nats", redact.URL(nc.ConnectedUrl()))
 	if err := b.checkVersion(); err != nil {
-		b.log.Error("topics with history may not be available", "error", err)
+		b.log.Error("persistent topics may be unavailable", "error", err)
 	}
 	go func() {
 		for b.arrive() != nil { // the client has told NATS the subscriptions

@@ -41,11 +41,11 @@ func (b *Broker) startEmbedded(ctx context.Context) error {
 	go s.Start()
 	for !s.ReadyForConnections(100 * time.Millisecond) {
 		if ctx.Err() != nil || !s.Running() && time.Since(b.started) > b.o.Timeout {
-			return fmt.Errorf("start the embedded NATS server: it does not come up: %w", cmpErr(context.Cause(ctx), errNotReady))
+			return fmt.Errorf("start the embedded NATS server: it does not become ready: %w", cmpErr(context.Cause(ctx), errNotReady))
 		}
 	}
 	if addr := s.ClusterAddr(); addr != nil {
-		b.log.Info("the embedded NATS server takes routes", "address", addr.String())
+		b.log.Info("the embedded NATS server accepts routes", "address", addr.String())
 	}
 	return nil
 }
@@ -111,7 +111,7 @@ func (b *Broker) embeddedOptions() (*natsserver.Options, error) {
 		return o, nil
 	}
 	if n.StoreDir == "" {
-		return nil, &option.Error{Key: "cluster.nats.store_dir", Problem: "is missing: topics with history need a directory for JetStream"}
+		return nil, &option.Error{Key: "cluster.nats.store_dir", Problem: "is missing: persistent topics need a directory for JetStream"}
 	}
 	if err := os.MkdirAll(n.StoreDir, 0o700); err != nil {
 		return nil, &option.Error{Key: "cluster.nats.store_dir", Problem: err.Error()}
@@ -169,7 +169,7 @@ func (b *Broker) stopEmbedded(ctx context.Context) {
 		b.embedded.Shutdown()
 		b.embedded.WaitForShutdown()
 	}) {
-		b.log.Warn("the embedded NATS server takes too long to stop")
+		b.log.Warn("the embedded NATS server is taking too long to stop")
 	}
 }
 

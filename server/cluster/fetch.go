@@ -57,8 +57,8 @@ const (
 
 var (
 	errBehind    = errors.New("the replica is behind")
-	errHole      = errors.New("a part of JetStream's answer was lost")
-	errNoBatches = errors.New("the NATS server does not know requests for many messages")
+	errHole      = errors.New("part of JetStream's response was lost")
+	errNoBatches = errors.New("the NATS server does not support batch requests")
 )
 
 // fetchUpTo fetches the messages of a topic from a sequence on. The newest one has to be among them, or one
@@ -245,7 +245,7 @@ func readStored(data []byte) (storedMessage, error) {
 		Error   *apiError     `json:"error"`
 	}
 	if err := json.Unmarshal(data, &answer); err != nil {
-		return storedMessage{}, fmt.Errorf("JetStream's answer: %w", err)
+		return storedMessage{}, fmt.Errorf("response from JetStream: %w", err)
 	}
 	if answer.Error != nil && answer.Error.ErrCode == 10037 { // no message found
 		return storedMessage{}, nil

@@ -49,7 +49,7 @@ func (e *apiError) isFull() bool {
 func (b *Broker) filled(st *stream, err error) {
 	if st.full.CompareAndSwap(nil, &fullness{time.Now(), err}) {
 		b.stats.full.Add(1)
-		b.log.Error("the cluster's store is full: messages for topics with history are refused until there is room", "stream", st.name,
+		b.log.Error("the cluster store is full; refusing messages for persistent topics until there is room", "stream", st.name,
 			"topics", st.match, "error", err)
 	}
 }
@@ -74,7 +74,7 @@ func (b *Broker) makeRoom() {
 		return
 	}
 	b.noSpace.Store(false)
-	b.log.Info("the disk of cluster.nats.store_dir has room again: starting JetStream anew")
+	b.log.Info("the disk of cluster.nats.store_dir has room again; restarting JetStream")
 	b.doubtAll()
 	err := b.embedded.ShutdownJetStream()
 	if err == nil {
@@ -84,7 +84,7 @@ func (b *Broker) makeRoom() {
 	}
 	if err != nil {
 		b.noSpace.Store(true)
-		b.log.Error("JetStream cannot be started anew", "error", err)
+		b.log.Error("could not restart JetStream", "error", err)
 	}
 }
 
@@ -116,7 +116,7 @@ func (b *Broker) tryRoom(st *stream) {
 		case err == nil:
 			b.see(st, mark{epoch, p.Offset, timeOf(b.clock()), true})
 			if full := st.full.Swap(nil); full != nil {
-				b.log.Info("the cluster's store has room again", "topics", st.match, "after", time.Since(full.since).Round(time.Second))
+				b.log.Info("the cluster store has room again", "topics", st.match, "after", time.Since(full.since).Round(time.Second))
 			}
 		}
 		return false

@@ -33,7 +33,7 @@ func (n *testNode) saysFull(began time.Time) {
 	n.t.Helper()
 	eventually(n.t, "the node is not ready", func() bool {
 		err := n.Ready()
-		return errors.Is(err, topic.ErrStoreFull) && strings.Contains(err.Error(), "the cluster's store is full")
+		return errors.Is(err, topic.ErrStoreFull) && strings.Contains(err.Error(), "the cluster store is full")
 	})
 	if took := time.Since(began); took > 15*time.Second {
 		n.t.Errorf("that took %v", took)
@@ -41,7 +41,7 @@ func (n *testNode) saysFull(began time.Time) {
 	if n.Stats().Full == 0 || gaugeOf(n, "carillon_nats_jetstream_full") != 1 || gaugeOf(n, "carillon_nats_jetstream_up") != 0 {
 		n.t.Error("the metrics do not say that the store is full")
 	}
-	if got := n.log.count("messages for topics with history are refused"); got != 1 {
+	if got := n.log.count("refusing messages for persistent topics"); got != 1 {
 		n.t.Errorf("it was logged %d times", got)
 	}
 	if k, err := n.load("fill.0", 0); err != nil || len(k.Messages) != 1 {

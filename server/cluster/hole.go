@@ -103,7 +103,7 @@ func (b *Broker) missing(at place, list []topic.Message, deadline time.Time) (in
 // unreadable counts and logs that messages of a topic cannot be read.
 func (b *Broker) unreadable(topic string) {
 	if n := b.stats.holes.Add(1); n == 1 || n%100 == 0 {
-		b.log.Error("JetStream cannot read messages of a topic that it has, perhaps for an error of the disk: clients that have not had them are told of a gap",
+		b.log.Error("JetStream cannot read stored messages of a topic, perhaps because of a disk error; clients that miss them are told of a gap",
 			"topic", topic, "holes", n)
 	}
 }

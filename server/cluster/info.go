@@ -116,7 +116,7 @@ func (b *Broker) readState(st *stream, m *nats.Msg, err error) (streamState, err
 		Error *apiError `json:"error"`
 	}
 	if err := json.Unmarshal(m.Data, &answer); err != nil {
-		return streamState{}, fmt.Errorf("JetStream's answer: %w", err)
+		return streamState{}, fmt.Errorf("response from JetStream: %w", err)
 	}
 	if answer.Error != nil {
 		return streamState{}, answer.Error
@@ -140,7 +140,7 @@ func (b *Broker) readState(st *stream, m *nats.Msg, err error) (streamState, err
 }
 
 var (
-	errNoLeader   = errors.New("JetStream does not answer")
+	errNoLeader   = errors.New("JetStream does not respond")
 	errLeaderless = fmt.Errorf("%w: the stream has no leader", errNoLeader)
 )
 

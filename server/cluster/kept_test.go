@@ -278,8 +278,8 @@ func TestRulesThatChangeChangeTheStream(t *testing.T) {
 	if st.epochNow() != before {
 		t.Error("the epoch changed with the rules")
 	}
-	if !old.log.has("other topic rules") && !n.log.has("other topic rules") {
-		eventually(t, "somebody warns", func() bool { return old.log.has("other topic rules") || n.log.has("other topic rules") })
+	if !old.log.has("different topic rules") && !n.log.has("different topic rules") {
+		eventually(t, "somebody warns", func() bool { return old.log.has("different topic rules") || n.log.has("different topic rules") })
 	}
 	for i := range 3 {
 		if _, err := old.store("a", fmt.Sprint(i+3), ""); err != nil {
@@ -290,7 +290,7 @@ func TestRulesThatChangeChangeTheStream(t *testing.T) {
 		t.Errorf("kept are %v, %v, want 3", payloads(k.Messages), err)
 	}
 	o.Storage = "memory"
-	if _, err := tryJoin(t, o, topic.Rule{Match: ">", History: 3}); err == nil || !strings.Contains(err.Error(), "JetStream cannot change that") {
+	if _, err := tryJoin(t, o, topic.Rule{Match: ">", History: 3}); err == nil || !strings.Contains(err.Error(), "JetStream cannot change it") {
 		t.Errorf("another storage: %v", err)
 	}
 }

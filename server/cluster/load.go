@@ -209,7 +209,7 @@ func (st *stream) leaveOut(kept *topic.Snapshot) {
 	}
 }
 
-var errEpoch = errors.New("the stream was made again meanwhile")
+var errEpoch = errors.New("the stream was recreated meanwhile")
 
 func (st *stream) same(epoch string) error {
 	if st.epochNow() != epoch {

@@ -48,15 +48,15 @@ func (b *Broker) Stats() Stats {
 }
 
 var (
-	connectedDesc = prometheus.NewDesc("carillon_nats_connected", "1 while messages pass between NATS and this node, else 0.", nil, nil)
-	keptDesc      = prometheus.NewDesc("carillon_nats_jetstream_up", "1 while messages for all topics with history can be published, else 0.", nil, nil)
-	fullDesc      = prometheus.NewDesc("carillon_nats_jetstream_full", "1 while JetStream has no room for messages of topics with history, else 0.", nil, nil)
-	nodesDesc     = prometheus.NewDesc("carillon_nats_nodes", "Nodes that have been heard of lately, this one included.", nil, nil)
-	waitingDesc   = prometheus.NewDesc("carillon_nats_waiting_messages", "Messages that NATS has not acknowledged yet.", nil, nil)
-	followedDesc  = prometheus.NewDesc("carillon_nats_followed_names", "Topics and patterns that this node follows.", nil, nil)
-	publishedDesc = prometheus.NewDesc("carillon_nats_published_messages_total", "Messages for the cluster by what became of them.", []string{"result"}, nil)
-	receivedDesc  = prometheus.NewDesc("carillon_nats_received_messages_total", "Messages from other nodes and from JetStream by what became of them.", []string{"result"}, nil)
-	eventsDesc    = prometheus.NewDesc("carillon_nats_events_total", "What happened to this node's part of the cluster.", []string{"event"}, nil)
+	connectedDesc = prometheus.NewDesc("carillon_nats_connected", "1 if this node exchanges messages with NATS, else 0.", nil, nil)
+	keptDesc      = prometheus.NewDesc("carillon_nats_jetstream_up", "1 if all persistent topics accept messages, else 0.", nil, nil)
+	fullDesc      = prometheus.NewDesc("carillon_nats_jetstream_full", "1 if JetStream has no room for messages of persistent topics, else 0.", nil, nil)
+	nodesDesc     = prometheus.NewDesc("carillon_nats_nodes", "Nodes heard from recently, including this one.", nil, nil)
+	waitingDesc   = prometheus.NewDesc("carillon_nats_waiting_messages", "Messages not yet acknowledged by NATS.", nil, nil)
+	followedDesc  = prometheus.NewDesc("carillon_nats_followed_names", "Topics and patterns this node follows.", nil, nil)
+	publishedDesc = prometheus.NewDesc("carillon_nats_published_messages_total", "Messages published to the cluster, by result.", []string{"result"}, nil)
+	receivedDesc  = prometheus.NewDesc("carillon_nats_received_messages_total", "Messages received from other nodes and from JetStream, by result.", []string{"result"}, nil)
+	eventsDesc    = prometheus.NewDesc("carillon_nats_events_total", "Cluster events on this node, by kind.", []string{"event"}, nil)
 )
 
 // Describe implements prometheus.Collector.

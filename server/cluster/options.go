@@ -171,10 +171,10 @@ func (o Options) Resolve() (Options, error) {
 		o.Name = "carillon"
 	}
 	if !isWord(o.Name) {
-		c.Add("name", "%.40q is no name: expected 1 to 32 letters, digits, - or _", o.Name)
+		c.Add("name", "%.40q is not a valid name: expected 1 to 32 letters, digits, - or _", o.Name)
 	}
 	if len(o.Node) > 128 || strings.ContainsFunc(o.Node, func(r rune) bool { return r <= ' ' || r == 127 }) {
-		c.Add("node", "%.40q is no name: expected at most 128 bytes without spaces", o.Node)
+		c.Add("node", "%.40q is not a valid name: expected at most 128 bytes without spaces", o.Node)
 	}
 	switch o.Storage {
 	case "":
@@ -198,7 +198,7 @@ func (o Options) Resolve() (Options, error) {
 
 func (n *NATS) resolve(c *option.Checker) {
 	if n.URL != "" && n.Embedded {
-		c.Add("nats.embedded", "excludes nats.url: expected one of them")
+		c.Add("nats.embedded", "and nats.url are mutually exclusive")
 	}
 	if err := redact.Check(n.URL); err != nil {
 		c.Add("nats.url", "%v", err)
@@ -207,7 +207,7 @@ func (n *NATS) resolve(c *option.Checker) {
 	for _, one := range n.urls() {
 		u, err := url.Parse(one)
 		if err != nil || u.Host == "" || u.Scheme != "nats" && u.Scheme != "tls" && u.Scheme != "ws" && u.Scheme != "wss" {
-			c.Add("nats.url", "%.60q is no address of a NATS server: expected such as nats://10.0.0.1:4222", n.shown(one))
+			c.Add("nats.url", "%.60q is not the address of a NATS server: expected one such as nats://10.0.0.1:4222", n.shown(one))
 		}
 	}
 	ways := 0
@@ -220,11 +220,11 @@ func (n *NATS) resolve(c *option.Checker) {
 		c.Add("nats", "has several of credentials, nkey, user and token: expected at most one")
 	}
 	if n.Embedded && (n.Credentials != "" || n.NKey != "" || n.Token != "") {
-		c.Add("nats", "has credentials, nkey or token beside embedded: expected user and password")
+		c.Add("nats", "has credentials, nkey or token with embedded: expected user and password")
 	}
 	for key, secret := range map[string]option.Secret{"password": n.Password, "token": n.Token} {
 		if secret != "" && string(secret) == secret.String() {
-			c.Add("nats."+key, "%s stands for a secret that is not shown: set it, such as by the environment", secret)
+			c.Add("nats."+key, "%s is a placeholder for a hidden secret: expected the secret itself, for example from the environment", secret)
 		}
 	}
 	if (n.User == "") != (n.Password == "") {
@@ -241,12 +241,12 @@ func (n *NATS) resolveEmbedded(c *option.Checker) {
 		for key, given := range map[string]bool{"listen": n.Listen != "" && n.Listen != off, "routes": len(n.Routes) > 0,
 			"routes_listen": n.RoutesListen != "" && n.RoutesListen != off, "store_dir": n.StoreDir != ""} {
 			if given {
-				c.Add("nats."+key, "is for an embedded server: expected nats.embedded: true with it")
+				c.Add("nats."+key, "needs an embedded server: expected nats.embedded: true")
 			}
 		}
 	}
 	if n.TLS.CA != "" && n.TLS.Cert == "" && n.Embedded {
-		c.Add("nats.tls.cert", "is missing: embedded servers show each other certificates")
+		c.Add("nats.tls.cert", "is missing: embedded servers authenticate each other with certificates")
 	}
 	if n.Listen == "" {
 		n.Listen = off
@@ -257,7 +257,7 @@ func (n *NATS) resolveEmbedded(c *option.Checker) {
 		}
 	}
 	if n.RoutesListen == off && len(n.Routes) > 0 {
-		c.Add("nats.routes_listen", "is off: with nats.routes the others have to find this server, too")
+		c.Add("nats.routes_listen", "is off: with nats.routes the others must be able to reach this server")
 	}
 	n.resolveExposed(c)
 	for i, r := range n.Routes {
@@ -281,7 +281,7 @@ func (n *NATS) resolveExposed(c *option.Checker) {
 	for _, one := range []struct{ key, address, such string }{
 		{"listen", n.Listen, "127.0.0.1:4222"}, {"routes_listen", n.routesListen(), "127.0.0.1:6222"}} {
 		if host, _, err := hostPort(one.address); one.address != off && err == nil && !isLoopback(host) {
-			c.Add("nats."+one.key, "%s can be reached from other machines, which would be let into the cluster: expected nats.user with "+
+			c.Add("nats."+one.key, "%s is reachable from other machines, which could join the cluster: expected nats.user with "+
 				"nats.password (CARILLON_CLUSTER_NATS_PASSWORD), or nats.tls with ca, cert and key, or an address such as %s", one.address, one.such)
 		}
 	}

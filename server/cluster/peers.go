@@ -182,19 +182,19 @@ func (b *Broker) heard(m *nats.Msg) {
 	p.mu.Unlock()
 	switch {
 	case h.Leaving && before != nil:
-		b.log.Info("a node has left the cluster", "node", h.Info.Name, "id", h.Info.ID)
+		b.log.Info("a node left the cluster", "node", h.Info.Name, "id", h.Info.ID)
 	case h.Leaving:
 	case before == nil:
 		b.beat(false) // so that it knows this one at once
-		b.log.Info("a node is in the cluster", "node", h.Info.Name, "id", h.Info.ID, "version", h.Info.Version)
+		b.log.Info("discovered a node of the cluster", "node", h.Info.Name, "id", h.Info.ID, "version", h.Info.Version)
 		if h.Count > 1 && time.Since(b.started) > silence {
-			b.resync("node " + h.Info.Name + " was not heard of for a while")
+			b.resync("node " + h.Info.Name + " was silent for a while")
 		}
 	case h.Count > before.count+1:
 		b.resync(fmt.Sprintf("%d heartbeats of node %s are missing", h.Count-before.count-1, h.Info.Name))
 	}
 	if differs {
-		b.log.Warn("another node of the cluster has other topic rules: what is kept is what the node says that started last",
+		b.log.Warn("another node of the cluster has different topic rules; the rules of the node started last apply",
 			"node", h.Info.Name, "id", h.Info.ID)
 	}
 }
@@ -207,7 +207,7 @@ func (b *Broker) silent(now time.Time) {
 		if now.Sub(p.info.Heard) > silence {
 			delete(b.peers.nodes, id)
 			b.stats.lostNodes.Add(1)
-			b.log.Warn("a node is not heard of any more", "node", p.info.Name, "id", id)
+			b.log.Warn("a node went silent", "node", p.info.Name, "id", id)
 		}
 	}
 }

@@ -66,7 +66,7 @@ const (
 	mostPast  = (slotSize - pastAt) / pastSize
 )
 
-var errSlot = errors.New("no slot of a positions file")
+var errSlot = errors.New("not a slot of a positions file")
 
 // openPositions reads the file, or makes it.
 func openPositions(path string, boot string, log *slog.Logger) (*positions, error) {
@@ -322,7 +322,7 @@ func (p *positions) sync(rule string, e *position) {
 // report logs that the file cannot be written, once. The caller holds mu.
 func (p *positions) report(err error) {
 	if err != nil && !p.failed {
-		p.log.Error("cannot remember how far the streams are: should they lose messages while this node is down, it does not notice",
+		p.log.Error("cannot store the positions of the streams; if they lose messages while this node is down, it will not notice",
 			"file", p.file.Name(), "error", err)
 	}
 	p.failed = err != nil
@@ -358,8 +358,8 @@ func (b *Broker) openPositions() (err error) {
 	b.positions, err = openPositions(path, b.boot, b.log)
 	if err != nil && byDefault {
 		inside := filepath.Join(b.o.NATS.StoreDir, "carillon.positions")
-		b.log.Warn("cannot write beside cluster.nats.store_dir: positions are kept in it, and an older copy of the directory that is put back"+
-			" will not be noticed by this node; set cluster.positions to a file elsewhere", "file", inside, "error", err)
+		b.log.Warn("cannot write next to cluster.nats.store_dir; storing positions inside it, so this node will not notice if an older copy of the directory"+
+			" is restored; set cluster.positions to a file elsewhere", "file", inside, "error", err)
 		path = inside
 		b.positions, err = openPositions(path, b.boot, b.log)
 	}

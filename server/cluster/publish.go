@@ -309,7 +309,7 @@ func (b *Broker) publishError(err error) error {
 		errors.Is(err, nats.ErrDisconnected), errors.Is(err, nats.ErrConnectionDraining):
 		return fmt.Errorf("%w: not connected to NATS", topic.ErrNoCluster)
 	case errors.Is(err, nats.ErrMaxPayload):
-		return fmt.Errorf("%w, or than NATS takes: max_payload is %d bytes", topic.ErrTooLarge, b.nc.MaxPayload())
+		return fmt.Errorf("%w, or than NATS accepts: max_payload is %d bytes", topic.ErrTooLarge, b.nc.MaxPayload())
 	}
 	return fmt.Errorf("%w: %w", errUnknown, err)
 }
@@ -404,8 +404,8 @@ func (b *Broker) store(o *outgoing) {
 		p.Epoch = o.epoch
 		switch {
 		case errors.Is(err, errTwice):
-			o.stream.condemn(o.epoch, fmt.Sprintf("a message got sequence %d after %d was given out", p.Offset, given))
-			b.suspect(o.stream, "it gives sequences again")
+			o.stream.condemn(o.epoch, fmt.Sprintf("a message got sequence %d after %d had been assigned", p.Offset, given))
+			b.suspect(o.stream, "it assigns sequences again")
 		case errors.Is(err, topic.ErrStoreFull):
 			b.filled(o.stream, err)
 		case err == nil:
@@ -428,12 +428,12 @@ func (st *stream) acknowledged(ack *nats.Msg, given uint64, err error) (p topic.
 	if err != nil {
 		if errors.Is(err, errTimeout) {
 			st.late.Store(time.Now().UnixNano())
-			return p, fmt.Errorf("%w: no answer from JetStream", errUnknown)
+			return p, fmt.Errorf("%w: no response from JetStream", errUnknown)
 		}
 		return p, err
 	}
 	if isStatus(ack, "503") {
-		return p, fmt.Errorf("%w: no JetStream server is responsible for the topic", topic.ErrNoCluster)
+		return p, fmt.Errorf("%w: no JetStream server handles the topic", topic.ErrNoCluster)
 	}
 	var answer struct {
 		Seq       uint64    `json:"seq"`
@@ -441,12 +441,12 @@ func (st *stream) acknowledged(ack *nats.Msg, given uint64, err error) (p topic.
 		Error     *apiError `json:"error"`
 	}
 	if err := json.Unmarshal(ack.Data, &answer); err != nil {
-		return p, fmt.Errorf("%w: JetStream's answer: %w", errUnknown, err)
+		return p, fmt.Errorf("%w: response from JetStream: %w", errUnknown, err)
 	}
 	switch {
 	case answer.Error != nil && answer.Error.ErrCode == 10158, answer.Error == nil && answer.Seq == 0:
 		// One with its key came before, and is not stored yet. 2.10 says so by a success without a sequence.
-		return p, fmt.Errorf("%w: one with its key is under way", errUnknown)
+		return p, fmt.Errorf("%w: another message with its key is in progress", errUnknown)
 	case answer.Error != nil && answer.Error.isFull():
 		st.late.Store(0)
 		return p, fmt.Errorf("%w: %w", topic.ErrStoreFull, answer.Error)

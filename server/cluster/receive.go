@@ -95,7 +95,7 @@ func (b *Broker) receiver() {
 		in.mu.Unlock()
 		in.forget(now)
 		if b.stats.behind.Swap(false) {
-			b.resync("this node was too slow for what came")
+			b.resync("this node was too slow for its incoming messages")
 		}
 	}
 }
@@ -117,7 +117,7 @@ func (in *inbox) lag() time.Duration {
 func (b *Broker) slow(n int) {
 	b.stats.slow.Add(uint64(n))
 	if !b.stats.behind.Swap(true) {
-		b.log.Warn("slow consumer: messages come faster than they can be taken, and some are dropped")
+		b.log.Warn("slow consumer: messages arrive faster than this node can process them; dropping some")
 	}
 	wake(b.in.wake)
 }
@@ -173,7 +173,7 @@ func (b *Broker) foreign(what string) {
 	b.stats.foreign.Add(1)
 	last, now := b.stats.foreignSaid.Load(), int64(time.Since(b.started))
 	if (last == 0 || now-last > int64(foreignPause)) && b.stats.foreignSaid.CompareAndSwap(last, now) {
-		b.log.Warn("something came that this node cannot read, such as of another version, and is left out", "what", what, "format", wireVersion)
+		b.log.Warn("ignoring data that this node cannot read, perhaps from another version", "what", what, "format", wireVersion)
 	}
 }
 
@@ -182,7 +182,7 @@ func (b *Broker) receiveStored(m *nats.Msg, rest string) {
 	rule, epoch, topic := cutRule(rest)
 	st := b.byRule[rule]
 	if st == nil {
-		b.foreign("a message of other rules")
+		b.foreign("a message under different rules")
 		return
 	}
 	offset, err1 := strconv.ParseUint(m.Header.Get("Nats-Sequence"), 10, 64)
@@ -195,7 +195,7 @@ func (b *Broker) receiveStored(m *nats.Msg, rest string) {
 	if epoch != st.receivedEpoch {
 		st.receivedEpoch, st.received = epoch, 0
 		if epoch != st.epochNow() {
-			b.suspect(st, "a message of another epoch came")
+			b.suspect(st, "a message of another epoch arrived")
 		}
 	}
 	b.see(st, mark{epoch: epoch, seq: offset, at: timeOf(message.Time)})
@@ -210,7 +210,7 @@ func (b *Broker) receiveStored(m *nats.Msg, rest string) {
 		// Another leader's message overtook it, or the stream has lost some and gives their offsets again: what it is
 		// has to be found out before the message may be handed over.
 		st.received = offset
-		b.suspect(st, "its sequence went back")
+		b.suspect(st, "its sequence went backwards")
 		return
 	}
 	st.received = offset

@@ -12,7 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-var errTimeout = errors.New("no answer in time")
+var errTimeout = errors.New("no response in time")
 
 // calls are requests whose answers have not all come. All answers come by one subscription.
 type calls struct {

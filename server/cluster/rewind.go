@@ -64,7 +64,7 @@ func (st *stream) isDoubtful() bool { return st.doubts.Load() != st.cleared.Load
 func (b *Broker) see(st *stream, m mark) {
 	ours, twice := st.see(m)
 	if twice {
-		b.suspect(st, "another message has the place of one that was given out")
+		b.suspect(st, "another message has the sequence of one already delivered")
 	}
 	if ours {
 		b.positions.saw(st.id, m)
@@ -111,7 +111,7 @@ func (st *stream) condemn(epoch, why string) {
 }
 
 // errUnsettled means that a stream may have lost messages, which will be known in a moment.
-var errUnsettled = errors.New("the stream may have lost messages, and is being looked at")
+var errUnsettled = errors.New("the stream may have lost messages and is being checked")
 
 // known is what was known of a stream before its leader was asked.
 type known struct {
@@ -142,9 +142,9 @@ func (b *Broker) contradiction(st *stream, state streamState, old known, thoroug
 		return why, nil
 	case state.Last < highest && (state.sole || st.wentBack(state.Last, highest)):
 		if state.Last >= seen.seq {
-			return fmt.Sprintf("its last sequence is %d, and this machine ended when up to %d may have been given out", state.Last, highest), nil
+			return fmt.Sprintf("its last sequence is %d, but up to %d may have been delivered before this machine stopped", state.Last, highest), nil
 		}
-		return fmt.Sprintf("its last sequence is %d, and %d was given out", state.Last, seen.seq), nil
+		return fmt.Sprintf("its last sequence is %d, but %d was delivered", state.Last, seen.seq), nil
 	case state.Last < highest:
 		return "", errUnsettled
 	}
@@ -202,7 +202,7 @@ func (b *Broker) judge(st *stream, state streamState, old known) error {
 		return errUnsettled // another node has begun an epoch
 	}
 	b.stats.rewinds.Add(1)
-	b.log.Error("a stream has lost its newest messages, or may have: a new epoch begins, and clients are told of a gap",
+	b.log.Error("a stream lost, or may have lost, its newest messages; starting a new epoch, and clients are told of a gap",
 		"stream", st.name, "topics", st.match, "why", why)
 	if err = b.renew(st); err != nil {
 		return err
@@ -259,7 +259,7 @@ func (b *Broker) count(st *stream, state streamState) error {
 		return errUnsettled
 	}
 	b.stats.holes.Add(1)
-	b.log.Error("messages have disappeared from the middle of a stream: clients whose positions are before its end are told of a gap",
+	b.log.Error("messages disappeared from the middle of a stream; clients whose positions are before its end are told of a gap",
 		"stream", st.name, "topics", st.match, "messages", now.messages, "before", before, "last", now.last)
 	if err := b.declareLost(st, state.epoch, now.last); err != nil {
 		return err
@@ -267,7 +267,7 @@ func (b *Broker) count(st *stream, state streamState) error {
 	st.mu.Lock()
 	st.census, st.shortFor, st.lost = now, 0, max(st.lost, now.last)
 	st.mu.Unlock()
-	b.resync("messages have disappeared from the stream of topics " + st.match)
+	b.resync("messages disappeared from the stream of topics " + st.match)
 	return nil
 }
 
@@ -310,7 +310,7 @@ func (b *Broker) verify(ctx context.Context) error {
 			}
 			select {
 			case <-ctx.Done():
-				return fmt.Errorf("look at the stream for topics %s: %w (%v)", st.match, err, context.Cause(ctx))
+				return fmt.Errorf("check the stream for topics %s: %w (%v)", st.match, err, context.Cause(ctx))
 			case <-time.After(jitter(probeInterval)):
 			}
 		}
@@ -358,9 +358,9 @@ func (b *Broker) remember(st *stream) {
 	st.doubts.Add(1)
 	switch {
 	case unread && !watched:
-		st.rewound = "the file with its position cannot be read"
+		st.rewound = "the positions file cannot be read"
 	case slices.Contains(past, st.epoch):
-		st.rewound = "it is of an epoch that has ended"
+		st.rewound = "its epoch has ended"
 	case m.epoch != st.epoch:
 	default:
 		st.anchor, st.census = m, c

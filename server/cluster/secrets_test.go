@@ -80,7 +80,7 @@ func TestSecretsOfTheClusterAreNotShown(t *testing.T) {
 			t.Error("the log does not say where it is connected")
 		}
 		s.Shutdown()
-		eventually(t, "it is lost", func() bool { return log.has("the connection to NATS is lost") && b.Err() != nil })
+		eventually(t, "it is lost", func() bool { return log.has("connection to NATS lost") && b.Err() != nil })
 		if err := b.Err(); strings.Contains(err.Error(), sesame) {
 			t.Error(err)
 		}

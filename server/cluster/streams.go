@@ -140,7 +140,7 @@ func (st *stream) err() error {
 		return *down
 	}
 	if at := st.late.Load(); at != 0 && time.Since(time.Unix(0, at)) < lateFor {
-		return errors.New("JetStream has not acknowledged a message in time")
+		return errors.New("JetStream did not acknowledge a message in time")
 	}
 	return nil
 }
@@ -195,7 +195,7 @@ func (b *Broker) awaitStreams(ctx context.Context) error {
 	return nil
 }
 
-var errConfig = errors.New("the stream cannot be had like this")
+var errConfig = errors.New("the stream has incompatible settings")
 
 // ensure makes the stream, or gives it the configuration that this node has.
 func (b *Broker) ensure(ctx context.Context, st *stream) error {
@@ -212,7 +212,7 @@ func (b *Broker) ensure(ctx context.Context, st *stream) error {
 				continue // another node was faster
 			}
 			if err == nil {
-				b.log.Info("made a stream in JetStream", "stream", st.name, "topics", st.match)
+				b.log.Info("created a stream in JetStream", "stream", st.name, "topics", st.match)
 			}
 		}
 		if err != nil {
@@ -226,10 +226,10 @@ func (b *Broker) ensure(ctx context.Context, st *stream) error {
 func (st *stream) explain(err error) error {
 	var api *jetstream.APIError
 	if errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount) {
-		return fmt.Errorf("%w: topics %s have history, which needs JetStream: %w", errConfig, st.match, err)
+		return fmt.Errorf("%w: topics %s are persistent, which needs JetStream: %w", errConfig, st.match, err)
 	}
 	if errors.Is(err, nats.ErrNoResponders) {
-		return fmt.Errorf("nobody answers, is JetStream enabled on the NATS servers? %w", err)
+		return fmt.Errorf("no response, is JetStream enabled on the NATS servers? %w", err)
 	}
 	// 10052 is an invalid configuration, 10065 an overlap with another stream's subjects.
 	if errors.As(err, &api) && (api.ErrorCode == 10052 || api.ErrorCode == 10065) {
@@ -246,8 +246,8 @@ func (b *Broker) adopt(ctx context.Context, js jetstream.JetStream, st *stream, 
 	b.setClock(info.TimeStamp)
 	have, epoch := info.Config, b.names.epoch(st.id, info.Config.Subjects)
 	if have.Storage != st.config.Storage {
-		return fmt.Errorf("%w: topics %s are kept in stream %s with storage %v, and cluster.storage says %v: JetStream cannot change that;"+
-			" use the same, another cluster.name, or delete the stream", errConfig, st.match, st.name, have.Storage, st.config.Storage)
+		return fmt.Errorf("%w: stream %s of topics %s has storage %v, but cluster.storage is %v, and JetStream cannot change it: "+
+			"use the same storage or another cluster.name, or delete the stream", errConfig, st.name, st.match, have.Storage, st.config.Storage)
 	}
 	// A memory stream that has lost its messages counts from 1 again, below the same name: the offsets that
 	// were given out before must not pass for new ones. As long as it is empty, a new epoch harms nobody.
@@ -262,7 +262,7 @@ func (b *Broker) adopt(ctx context.Context, js jetstream.JetStream, st *stream, 
 	}
 	var err error
 	if !sameStream(&have, &want) {
-		b.log.Info("changing a stream in JetStream to what this node's options say", "stream", st.name, "topics", st.match)
+		b.log.Info("updating a stream in JetStream to this node's options", "stream", st.name, "topics", st.match)
 		if info, err = updated(js.UpdateStream(ctx, want)); err != nil {
 			return st.explain(err)
 		}
@@ -334,7 +334,7 @@ func (st *stream) setEpoch(epoch string) (changed bool) {
 func (b *Broker) changed(st *stream, epoch string) bool {
 	changed := st.setEpoch(epoch)
 	if changed {
-		b.resync("the stream of topics " + st.match + " is another one")
+		b.resync("the stream of topics " + st.match + " is a different one")
 	}
 	return changed
 }
@@ -346,17 +346,17 @@ func (b *Broker) refresh(st *stream) error {
 	var api *apiError
 	switch {
 	case errors.As(err, &api) && api.ErrCode == 10059: // there is none
-		b.log.Warn("a stream is gone from JetStream, with its messages", "stream", st.name, "topics", st.match)
+		b.log.Warn("a stream and its messages are gone from JetStream", "stream", st.name, "topics", st.match)
 		before := st.epochNow()
 		b.sleep(graveTime)
 		if err = b.ensure(context.Background(), st); err == nil && st.epochNow() != before {
 			st.clear(old.doubts)
-			b.resync("the stream of topics " + st.match + " was made again")
+			b.resync("the stream of topics " + st.match + " was recreated")
 		}
 	case err == nil:
 		switch past, certain := b.isPast(st, state); {
 		case certain:
-			st.condemn(st.epochNow(), "it is of an epoch that has ended")
+			st.condemn(st.epochNow(), "its epoch has ended")
 		case past:
 			err = errUnsettled
 		default:
@@ -399,7 +399,7 @@ func (st *stream) wentBack(last, highest uint64) bool {
 // suspect looks at a stream after something happened to it.
 func (b *Broker) suspect(st *stream, what string) {
 	what = strings.ToLower(strings.ReplaceAll(what, "_", " "))
-	b.log.Debug("looking at a stream", "stream", st.name, "topics", st.match, "why", what)
+	b.log.Debug("checking a stream", "stream", st.name, "topics", st.match, "why", what)
 	st.doubt()
 	b.looks.do(func() {
 		switch {
@@ -433,11 +433,11 @@ func (b *Broker) probe() {
 				st.fails = 0
 				unsure := st.unsure.Swap(false)
 				if st.down.Swap(nil) != nil {
-					b.log.Info("JetStream answers again", "topics", st.match)
+					b.log.Info("JetStream responds again", "topics", st.match)
 					unsure = true
 				}
 				if unsure {
-					b.resync("JetStream did not answer for a while")
+					b.resync("JetStream did not respond for a while")
 				}
 				continue
 			}
@@ -445,7 +445,7 @@ func (b *Broker) probe() {
 				continue
 			}
 			if st.fails++; st.fails == 2 {
-				b.log.Error("JetStream does not answer: topics with history cannot be published to", "topics", st.match, "error", err)
+				b.log.Error("JetStream does not respond; cannot publish to persistent topics", "topics", st.match, "error", err)
 				st.down.Store(&err)
 			}
 		}

@@ -19,7 +19,7 @@ func (b *Broker) checkVersion() error {
 	if len(b.byRule) == 0 || !isOlder(have, leastVersion) {
 		return nil
 	}
-	return fmt.Errorf("nats-server %s at %s is too old for topics with history: they need %s or later (topics without history, and broadcasts, do not)",
+	return fmt.Errorf("nats-server %s at %s is too old for persistent topics, which need %s or later (transient topics and broadcasts do not)",
 		have, redact.URL(b.nc.ConnectedUrl()), leastVersion)
 }
 

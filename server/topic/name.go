@@ -69,7 +69,7 @@ func Parse(name string) (pattern bool, err error) {
 		case word == ">":
 			return fail("has > in level %d: expected it in the last level only", level)
 		case strings.ContainsAny(word, "*>"):
-			return fail("level %d has a wildcard beside other characters", level)
+			return fail("level %d mixes a wildcard with other characters", level)
 		}
 		level, start = level+1, i+1
 	}

@@ -45,9 +45,9 @@ func TestNames(t *testing.T) {
 		{"# is not allowed", "a.#", neither, `has the character '#'`},
 		{"> stands last only", ">.a", neither, "has > in level 1: expected it in the last level only"},
 		{"> stands last only, also between others", "a.>.b", neither, "has > in level 2"},
-		{"a wildcard is a whole level", "a.b*", neither, "level 2 has a wildcard beside other characters"},
-		{"a wildcard is one character", "**", neither, "level 1 has a wildcard beside other characters"},
-		{"so is the other", ">>", neither, "level 1 has a wildcard beside other characters"},
+		{"a wildcard is a whole level", "a.b*", neither, "level 2 mixes a wildcard with other characters"},
+		{"a wildcard is one character", "**", neither, "level 1 mixes a wildcard with other characters"},
+		{"so is the other", ">>", neither, "level 1 mixes a wildcard with other characters"},
 	} {
 		t.Run(row.sentence, func(t *testing.T) {
 			asTopic, asPattern := Check(row.name), CheckPattern(row.name)

@@ -68,7 +68,7 @@ function welcomed(welcome) {
 }
 
 function began({ epoch, after, recovered }) {
-  if (recovered === false) tell("Some of what was said while you were away is not kept any more.")
+  if (recovered === false) tell("Some messages sent while you were away are no longer available.")
   position = { offset: after, epoch }
   if (away) for (const said of waiting.values()) log.append(said.line) // behind what was missed
   away = false
@@ -77,9 +77,9 @@ function began({ epoch, after, recovered }) {
 const reasons = {
   1001: "The server is going away for a moment.",
   1006: "The connection was lost.",
-  1013: "The server has too much to do just now.",
+  1013: "The server is overloaded right now.",
   4000: "You were disconnected",
-  4001: "You are here on another connection.",
+  4001: "You joined on another connection.",
 }
 
 function closed(opened, code, reason) {

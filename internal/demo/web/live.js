@@ -72,7 +72,7 @@ function returned({ data }) {
   write("trip", millis(trip))
   if (all.length > 4) {
     const at = (share) => millis(all[Math.min(all.length - 1, Math.floor(share * all.length))])
-    byID("trip-detail").textContent = `half within ${at(0.5)}, 99 of 100 within ${at(0.99)}`
+    byID("trip-detail").textContent = `median ${at(0.5)}, 99th percentile ${at(0.99)}`
   }
 }
 
@@ -103,9 +103,9 @@ function state(words, on = false) {
 }
 
 client.on("open", ({ transport }) => {
-  state(transport === "websocket" ? "Live, once a second" : "Live over server-sent events, which can carry no probes", true)
+  state(transport === "websocket" ? "Live, once a second" : "Live over server-sent events, without a round-trip probe", true)
 })
-client.on("reconnecting", () => state("Connection lost, trying again"))
+client.on("reconnecting", () => state("Connection lost, reconnecting"))
 client.on("close", ({ final, reason }) => final && state("The server closed the connection: " + reason))
 document.addEventListener("visibilitychange", look)
 look()

@@ -13,7 +13,7 @@ const [echo, broadcast, topics] = ["echo", "broadcast", "ws"].map(address)
 
 const snippets = [{
   title: "/echo",
-  about: "Every message comes back to who sent it.",
+  about: "Every message is echoed to its sender.",
   code: `const socket = new WebSocket(
   "${echo}")
 socket.onopen = () =>
@@ -23,7 +23,7 @@ socket.onmessage = (event) =>
   run: (print) => talk(echo, "hello", print),
 }, {
   title: "/broadcast",
-  about: "Every message goes to everybody on this path, the sender included.",
+  about: "Every message goes to everyone on this path, including the sender.",
   code: `const socket = new WebSocket(
   "${broadcast}")
 socket.onopen = () =>
@@ -33,7 +33,7 @@ socket.onmessage = (event) =>
   run: (print) => talk(broadcast, "hello, all", print),
 }, {
   title: "/ws",
-  about: "Topics: subscribe, publish, and miss nothing when the connection breaks.",
+  about: "Topics: subscribe, publish, and lose nothing when the connection drops.",
   code: `import { Carillon } from
   "${new URL("carillon.js", document.baseURI)}"
 

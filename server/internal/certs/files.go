@@ -16,7 +16,7 @@ type Pair struct {
 // Load reads a pair. The field is the one that an error is about.
 func (p *Pair) Load() (pair tls.Certificate, field string, err error) {
 	if p.CertFile == "" {
-		return pair, "cert_file", fmt.Errorf("is missing: expected a file with a certificate in PEM")
+		return pair, "cert_file", fmt.Errorf("is missing: expected a PEM certificate file")
 	}
 	cert, err := os.ReadFile(p.CertFile)
 	if err != nil {
@@ -40,7 +40,7 @@ func LoadAuthorities(file string) (pool *x509.CertPool, text []byte, err error) 
 	}
 	pool = x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(text) {
-		return nil, nil, fmt.Errorf("%s: has no certificate in PEM", file)
+		return nil, nil, fmt.Errorf("%s: has no PEM certificate", file)
 	}
 	return pool, text, nil
 }

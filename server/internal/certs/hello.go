@@ -6,7 +6,7 @@ import (
 
 // What WholeHello returns for what is no TLS.
 var (
-	ErrNotTLS    = errors.New("what came is not the beginning of TLS")
+	ErrNotTLS    = errors.New("the first bytes are not TLS")
 	ErrPlainText = errors.New("a request without TLS")
 )
 

@@ -184,7 +184,7 @@ func (s *Store) Reload(anyway bool) error {
 	s.seen = now
 	if err := s.load(); err != nil {
 		s.failures.Add(1)
-		s.log.Error("certificates were not reloaded: those from before stay in use", "option", s.name, "error", err)
+		s.log.Error("could not reload certificates; keeping the previous ones", "option", s.name, "error", err)
 		return fmt.Errorf("%s: %w", s.name, err)
 	}
 	s.reloads.Add(1)

@@ -39,14 +39,14 @@ func SteerAway(addr *net.TCPAddr, last bool, log *slog.Logger) (theirs int) {
 	}
 	all, err := CountListeners(addr)
 	if err != nil {
-		log.Debug("cannot look for a successor", "error", err)
+		log.Debug("could not look for a successor", "error", err)
 		return 0
 	}
 	if theirs = all - len(mine); theirs <= 0 {
 		return 0
 	}
 	if err := steer(mine[0], len(mine), theirs, last); err != nil {
-		log.Warn("connections that begin just now may be reset", "steer them to the successor", err)
+		log.Warn("could not steer new connections to the successor; some may be reset", "error", err)
 	}
 	return theirs
 }

@@ -54,7 +54,7 @@ func Reserve(address string, takeover bool) (addr *net.TCPAddr, release func(), 
 // listen for that, not even for a moment: the kernel would give it connections, which nobody would serve.
 func reserveShared(address string) (*net.TCPAddr, error) {
 	if _, port, _ := net.SplitHostPort(address); port == "0" {
-		return nil, &option.Error{Key: "listen", Problem: "port 0 is nobody's to take over: expected the port of the server before this one"}
+		return nil, &option.Error{Key: "listen", Problem: "port 0 cannot be taken over: expected the port of the previous server"}
 	}
 	addr, err := net.ResolveTCPAddr("tcp", address)
 	if err != nil {

@@ -81,7 +81,7 @@ func livesAt(path string) (bool, error) {
 	case err != nil:
 		return false, listenError(path, err)
 	case info.Mode().Type() != fs.ModeSocket:
-		return false, listenError(path, errors.New("there is a file that is no socket"))
+		return false, listenError(path, errors.New("the file is not a socket"))
 	}
 	fd, err := UnixStream()
 	if err != nil {

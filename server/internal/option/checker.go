@@ -63,7 +63,7 @@ func (c *Checker) Jitter(key string, part *float64, of string) {
 	case *part < 0:
 		*part = -1
 	case *part > 1 || math.IsNaN(*part):
-		c.Add(key, "%v is out of range: expected a part of the %s, 0 to 1", *part, of)
+		c.Add(key, "%v is out of range: expected a fraction of the %s, 0 to 1", *part, of)
 	}
 }
 

@@ -19,7 +19,7 @@ func (m FileMode) MarshalText() ([]byte, error) { return []byte(m.String()), nil
 func (m *FileMode) UnmarshalText(text []byte) error {
 	n, err := strconv.ParseUint(string(text), 8, 32)
 	if err != nil || n > 0o777 {
-		return fmt.Errorf("%q are no permissions: expected an octal number up to 0777, such as 0660", text)
+		return fmt.Errorf("%q is not a file mode: expected an octal number up to 0777, such as 0660", text)
 	}
 	*m = FileMode(n)
 	return nil

@@ -17,7 +17,7 @@ const MinSecret = 16
 // Check reports a secret that is set and can be guessed. The error does not repeat it.
 func (s Secret) Check() error {
 	if s != "" && len(s) < MinSecret {
-		return fmt.Errorf("is shorter than %d characters: expected such as openssl rand -hex 16 prints", MinSecret)
+		return fmt.Errorf("is shorter than %d characters: generate one, for example with openssl rand -hex 16", MinSecret)
 	}
 	return nil
 }
@@ -44,7 +44,7 @@ func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 func (s *Secret) UnmarshalText(text []byte) error {
 	for _, c := range text {
 		if c <= ' ' || c > '~' {
-			return errors.New("has a space or another character that cannot be sent in a header: expected visible ASCII characters")
+			return errors.New("has a space or other character not allowed in a header: expected visible ASCII characters")
 		}
 	}
 	*s = Secret(text)
