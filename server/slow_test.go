@@ -425,7 +425,6 @@ func TestQueueWithoutLimit(t *testing.T) {
 // Cathy asks and asks and never reads the answers. What is kept for her stays small, also when a
 // message that must be kept comes with each crowd of pings.
 func TestFrozenPinger(t *testing.T) {
-	t.Parallel()
 	limits, ping := off()
 	s := start(t, Options{Loops: 1, Endpoints: echoAndBroadcast(), Limits: limits, Ping: ping})
 	cathy := dialFrozen(t, s, "/echo")
