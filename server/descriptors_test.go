@@ -205,7 +205,7 @@ func TestDescriptorExhaustion(t *testing.T) {
 	if err := cmd.Wait(); err != nil {
 		t.Fatalf("the server ended with %v\n%s", err, &log)
 	}
-	if n := strings.Count(log.String(), "no descriptor is left"); n == 0 || n > 20 {
+	if n := strings.Count(log.String(), "no file descriptors left"); n == 0 || n > 20 {
 		t.Errorf("that there are none is told %d times", n)
 	}
 }
