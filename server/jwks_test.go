@@ -81,7 +81,6 @@ func jwksEndpoint(url string) Endpoint {
 // The issuer changes its key again and again while clients connect. Each gets in, at the latest with its
 // second try or its third.
 func TestJWKSRotation(t *testing.T) {
-	t.Parallel()
 	quickJWKS(t, time.Hour, time.Millisecond)
 	published := newJWKSServer(t)
 	i := newIssuer(t)
@@ -123,7 +122,6 @@ func TestJWKSRotation(t *testing.T) {
 
 // Mallory names keys that do not exist, many times. The issuer is asked once.
 func TestUnknownKeysDoNotFloodTheIssuer(t *testing.T) {
-	t.Parallel()
 	const pause = 2 * time.Second
 	quickJWKS(t, time.Hour, pause)
 	published := newJWKSServer(t)
