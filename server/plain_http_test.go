@@ -371,8 +371,8 @@ func TestPagesAndSocketsShareOnePort(t *testing.T) {
 		}
 	}
 	<-heard
-	// A browser may open a connection and then use another one that has become free meanwhile.
-	if st := s.Stats(); st.PlainHTTP > visitors || st.Accepted > 2*visitors+2 {
+	// A browser may open a connection and then use another one that has become free meanwhile, and the new one later.
+	if st := s.Stats(); st.PlainHTTP > 2*visitors || st.Accepted > 2*visitors+2 {
 		t.Errorf("%d connections were accepted and %d handed over, for %d visitors", st.Accepted, st.PlainHTTP, visitors)
 	}
 }

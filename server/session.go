@@ -180,7 +180,7 @@ func (c *Conn) unseal(b []byte) {
 // it.
 func (c *Conn) decrypt(s *session, b []byte) {
 	if !c.mustWait() {
-		c.decryptUntil(c.sh.began+c.sh.run.quantum(), s, b)
+		c.decryptUntil(c.sh.began+c.sh.run.quantum(), s, b, false)
 		return
 	}
 	s.waiting, s.unread = append(s.waiting, b...), true
@@ -192,12 +192,13 @@ func (c *Conn) decryptInput(deadline time.Duration) {
 	if s := c.session(); s != nil && s.unread && !c.isSuspended() {
 		b := s.waiting
 		s.dropWaiting()
-		c.decryptUntil(deadline, s, b)
+		c.decryptUntil(deadline, s, b, true)
 	}
 }
 
-// decryptUntil reads until nothing is left, the connection has to wait, or a time.
-func (c *Conn) decryptUntil(deadline time.Duration, s *session, b []byte) {
+// decryptUntil reads until nothing is left, the connection has to wait, or a time. The bytes are the session's own if it says so,
+// and otherwise the loop's.
+func (c *Conn) decryptUntil(deadline time.Duration, s *session, b []byte, own bool) {
 	sh := c.sh
 	if sh.clear == nil {
 		sh.clear = make([]byte, clearSize)
@@ -227,7 +228,10 @@ func (c *Conn) decryptUntil(deadline time.Duration, s *session, b []byte) {
 		return
 	}
 	if !dry && !c.is(markPeerDone) && c.state.Load() < stateLingering {
-		s.waiting, s.unread = bytes.Clone(s.in), true // it is the loop's memory
+		if !own {
+			s.in = bytes.Clone(s.in)
+		}
+		s.waiting, s.unread = s.in, true
 		c.wait()
 	}
 	s.in = nil
