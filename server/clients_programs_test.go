@@ -51,7 +51,6 @@ func runProgram(t *testing.T, env []string, command ...string) {
 
 // The JDK's WebSocket sends Content-Length: 0, and its HTTP client Upgrade: h2c.
 func TestJDK(t *testing.T) {
-	t.Parallel()
 	java, _ := testenv.Program(t, "java"), testenv.Program(t, "javac") // which java needs for a file of source
 	s := forPrograms(t, asTheyAre)
 	runProgram(t, nil, java, filepath.Join("..", ".ci", "jdk", "Check.java"), s.Addr().String())
@@ -59,7 +58,6 @@ func TestJDK(t *testing.T) {
 
 // Python's libraries send an Origin: websocket-client http:// even over TLS before version 1.3, ws4py ws:// and wss://.
 func TestPythonClients(t *testing.T) {
-	t.Parallel()
 	a := newAuthority(t)
 	for module, script := range map[string]string{"websocket": "check_websocket_client.py", "ws4py.client": "check_ws4py.py"} {
 		t.Run(module, func(t *testing.T) {
@@ -161,7 +159,6 @@ func readsEvents(t *testing.T, s *Server, address string) {
 
 // A stock nginx, unless it is of 2026, speaks HTTP/1.0 with the servers behind it.
 func TestEventSourceBehindNginx(t *testing.T) {
-	t.Parallel()
 	nginx := testenv.Program(t, "nginx")
 	s := forPrograms(t, func(o Options) Options { o.HTTP = http.HandlerFunc(mirror); return o })
 	balancer, dir := freeAddress(t), t.TempDir()
@@ -198,7 +195,6 @@ func mustRequest(t *testing.T, url string) *http.Request {
 
 // A proxy that compresses would hold back events until it has enough of them.
 func TestCompressingProxy(t *testing.T) {
-	t.Parallel()
 	node := testenv.Node(t, "express", "compression", "http-proxy-middleware")
 	s := forPrograms(t, asTheyAre)
 	proxy := startProgram(t, node, filepath.Join("..", ".ci", "npm", "proxy.mjs"), "http://"+s.Addr().String())

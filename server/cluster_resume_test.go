@@ -74,7 +74,6 @@ func (w *nomad) begins(m said, first bool) {
 // it is told of, what each client got is the topic, without a hole, twice or out of order; and when all is well
 // again, whoever is subscribed gets the end.
 func TestClusterResumeUnderFaults(t *testing.T) {
-	t.Parallel()
 	lives := 150
 	if raceEnabled {
 		lives = 60

@@ -45,7 +45,6 @@ func (c *client) goodbye() (at time.Time, code codec.CloseCode, reason string, r
 // without delay until his own turn. A machine that is busy with other things may need more than one try, but nobody
 // is ever sent away before his time, and all are told.
 func TestDrainIsEven(t *testing.T) {
-	t.Parallel()
 	inFiveTries(t, func(int) string { return drainEvenly(t) })
 }
 

@@ -52,7 +52,6 @@ func forPlainAndTLS(t *testing.T, opts Options, do func(t *testing.T, s *Server,
 // A client that has said all it has to say shuts down its side and reads on. It gets everything that waits for it, and
 // the answer to its close frame if it has sent one.
 func TestHalfClose(t *testing.T) {
-	t.Parallel()
 	const messages, size = 72, 60_000
 	opts := Options{Endpoints: []Endpoint{{Path: "/echo", Mode: ModeEcho, SlowConsumer: SlowConsumer{MaxQueue: -1}}}}
 	var ended atomic.Pointer[CloseError]
@@ -118,7 +117,6 @@ func TestHalfClose(t *testing.T) {
 
 // The same for streams of events, for replies to requests, and for pages.
 func TestHalfCloseOfOtherKinds(t *testing.T) {
-	t.Parallel()
 	opts := topics(TopicRule{Match: "log", History: 5000, MaxBytes: -1})
 	opts.Endpoints[0].SlowConsumer = SlowConsumer{MaxQueue: -1}
 	page := strings.Repeat("page ", 1<<20)
@@ -215,7 +213,6 @@ func TestHalfCloseOfOtherKinds(t *testing.T) {
 // A client that shuts down its side and reads nothing is held no longer than limits.write_timeout, and not after the
 // server has ended.
 func TestHalfCloseOfAFrozenClient(t *testing.T) {
-	t.Parallel()
 	opts := Options{Endpoints: []Endpoint{{Path: "/echo", Mode: ModeEcho, SlowConsumer: SlowConsumer{MaxQueue: -1}}}}
 	freeze := func(t *testing.T, s *Server) {
 		c := dialFrozen(t, s, "/echo")

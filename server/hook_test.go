@@ -169,7 +169,6 @@ func TestHookFlooded(t *testing.T) {
 
 // Many come, some go, the hook says yes to half of them: everybody is accounted for.
 func TestHookUnderLoad(t *testing.T) {
-	t.Parallel()
 	var n atomic.Int64
 	ep := hookEndpoint(t, func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintf(w, `{"allow":%v}`, n.Add(1)%2 == 0)

@@ -169,7 +169,6 @@ func TestPlainAnswersThatNobodyReads(t *testing.T) {
 // A client that reads slowly, but reads, gets the whole of a large answer, although its socket is hardly ever writable:
 // the kernel says so when a third of its buffer is free.
 func TestPlainAnswersThatAreReadSlowly(t *testing.T) {
-	t.Parallel()
 	const limit = 200 * time.Millisecond
 	for name, answer := range answers(t) {
 		t.Run(name, func(t *testing.T) {

@@ -139,7 +139,6 @@ func TestProxyHeaderFromAStranger(t *testing.T) {
 }
 
 func TestProxyHeaderTimeout(t *testing.T) {
-	t.Parallel()
 	const timeout = 300 * time.Millisecond
 	open := func(t *testing.T, mode ProxyMode) (*Server, *client, time.Time) {
 		opts := behindBalancers(mode)

@@ -36,7 +36,6 @@ asyncio.run(main(sys.argv[1]))
 
 // Python's websockets asks for windows of all sizes.
 func TestPythonWindows(t *testing.T) {
-	t.Parallel()
 	python := "/usr/bin/python3" // which has Debian's packages
 	if err := exec.Command(python, "-c", "import websockets").Run(); err != nil {
 		testenv.Missing(t, "Python's websockets, Debian's package python3-websockets", err)

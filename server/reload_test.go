@@ -224,7 +224,6 @@ func TestReloadKeepsATokenThatIsNeeded(t *testing.T) {
 
 // A file that cannot be read is the answer of whoever reads it. The metrics know.
 func TestReloadsAreCounted(t *testing.T) {
-	t.Parallel()
 	s := withAPI(t, Options{})
 	began := scrape(t, s)
 	want := func(success, failure, good float64) {

@@ -301,7 +301,7 @@ func TestFrozenReaderOfSends(t *testing.T) {
 		t.Run(string(p), func(t *testing.T) {
 			held := newHold()
 			endpoints := append(policy(SlowConsumer{Policy: p, MaxQueue: 20 * blockSize}), held.endpoint())
-			s := start(t, Options{Loops: 1, Endpoints: endpoints})
+			s := start(t, Options{Loops: 1, Endpoints: endpoints, Limits: Limits{CloseTimeout: patience}}) // probes of its window may take seconds
 			holder, cathy := dial(t, s, "/hold"), dialFrozen(t, s, "/broadcast")
 			conn := onlyConn(t, s, "/broadcast")
 			published := 0

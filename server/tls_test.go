@@ -68,7 +68,6 @@ func (d *trickle) Write(b []byte) (int, error) {
 
 // The end of a connection is told by TLS, too, whoever begins it.
 func TestTLSEnds(t *testing.T) {
-	t.Parallel()
 	eachVersion(t, func(t *testing.T, a *authority, config *tls.Config) {
 		ended := make(chan error, 1)
 		s := start(t, a.overTLS(Options{Endpoints: []Endpoint{{Path: "/", Handler: Handler{
