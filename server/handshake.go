@@ -238,7 +238,7 @@ func (c *Conn) open(hs codec.Handshake, r *Request, rest []byte) {
 	c.in = nil
 	c.enter(r)
 	if len(rest) > 0 && c.state.Load() == stateOpen {
-		c.decode(rest, c.sh.began+c.sh.run.quantum())
+		c.decode(rest, c.sh.turnEnd())
 	}
 	if in != nil {
 		c.sh.freeInboundOf(in)

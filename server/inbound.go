@@ -55,7 +55,7 @@ func (c *Conn) plaintext(b []byte) {
 		}
 		return
 	}
-	c.consume(b, c.sh.began+c.sh.run.quantum())
+	c.consume(b, c.sh.turnEnd())
 }
 
 // listens is false when nothing more is expected of the client.
@@ -103,7 +103,7 @@ func (c *Conn) decodeInput(deadline time.Duration) {
 // decodeUntil hands out messages until none is whole, or until a time.
 func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
 	sh := c.sh
-	if c.holdBack(d) {
+	if deadline != maxDeadline && c.holdBack(d) {
 		c.keep(d, b)
 		c.suspend()
 		return

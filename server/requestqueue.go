@@ -197,7 +197,8 @@ func (c *Conn) resolve(s *slot, open bool, do func()) {
 	c.sh.postDo(c, 0, func() {
 		s.do, s.open, s.pending = do, open, false
 		if s.publish {
-			c.endPublishing()
+			c.endPublishing() // schedules, too
+			return
 		}
 		c.sh.run.schedule(c.workload())
 	})

@@ -38,6 +38,9 @@ func (q *runQueue) quantum() time.Duration {
 	return max(min(quantum, runRound/time.Duration(max(len(q.heap), 1))), leastQuantum)
 }
 
+// turnEnd is until when a connection is served at once, without the run queue.
+func (sh *shard) turnEnd() time.Duration { return sh.began + sh.run.quantum() }
+
 // schedule puts a connection into the queue if it has something to do.
 func (q *runQueue) schedule(w *workload) {
 	if w == nil || w.index >= 0 || w.served || !w.isRunnable() {

@@ -180,7 +180,7 @@ func (c *Conn) unseal(b []byte) {
 // it.
 func (c *Conn) decrypt(s *session, b []byte) {
 	if !c.mustWait() {
-		c.decryptUntil(c.sh.began+c.sh.run.quantum(), s, b, false)
+		c.decryptUntil(c.sh.turnEnd(), s, b, false)
 		return
 	}
 	s.waiting, s.unread = append(s.waiting, b...), true

@@ -1,7 +1,9 @@
 package server
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -155,6 +157,33 @@ func TestLargeMessagesAreHeldBack(t *testing.T) {
 		onLoop(func(sh *shard) { none = len(sh.run.blocked) == 0 })
 		return none
 	})
+}
+
+// What a client has sent before it went away is handled, although the loop has much to hand out.
+func TestHeldBackInputOfAGoneClient(t *testing.T) {
+	s := start(t, Options{Loops: 1, Endpoints: echoAndBroadcast()})
+	dial(t, s, "/echo")
+	conn := theConn(t, s)
+	message := text(strings.Repeat("x", 1<<20-100))
+	type state struct {
+		held     bool
+		messages uint64
+	}
+	seen := make(chan state, 1)
+	if err := conn.Do(func() {
+		conn.sh.backlog.Add(2 * muchBacklog)
+		conn.received(bytes.Clone(message[:200<<10]))
+		conn.received(bytes.Clone(message[200<<10:]))
+		held := conn.workload().heldBack
+		conn.finishInput(io.EOF)
+		conn.sh.backlog.Add(-2 * muchBacklog)
+		seen <- state{held, s.Stats().MessagesIn}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-seen; !got.held || got.messages != 1 {
+		t.Errorf("%+v", got)
+	}
 }
 
 // Messages of all clients go to the broker in one line. Where many publish, each has its share of it, whichever way it
