@@ -320,3 +320,27 @@ func TestTheFirstMessageOfATopicIsLoadedOrFollows(t *testing.T) {
 	}
 	t.Logf("%d times the first message followed", followed)
 }
+
+// What is asked about a number while it cannot be seen alone: at least so many, at most so many.
+func TestBoundsOfWhatIsMissing(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name     string
+		observed [][2]int
+		want     bounds
+	}{
+		{"exact", [][2]int{{1, 1}, {1, 1}}, bounds{1, 1, 2, 2}},
+		{"from both sides", [][2]int{{-2, 3}, {1, 5}, {-1, 1}, {1, 4}}, bounds{1, 1, 2, 1}},
+		{"wide ones say nothing", [][2]int{{0, 0}, {-3, 7}, {0, 2}, {-1, 0}}, bounds{0, 0, 2, 2}},
+		{"a contradiction starts anew", [][2]int{{0, 0}, {0, 0}, {1, 1}}, bounds{1, 1, 1, 1}},
+		{"also from above", [][2]int{{2, 2}, {2, 2}, {0, 1}}, bounds{0, 1, 1, 1}},
+	} {
+		var k bounds
+		for _, o := range test.observed {
+			k.observe(o[0], o[1])
+		}
+		if k != test.want {
+			t.Errorf("%s: %+v, want %+v", test.name, k, test.want)
+		}
+	}
+}

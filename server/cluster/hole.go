@@ -52,21 +52,50 @@ func (b *Broker) whole(at place, all fetched, deadline time.Time) (fetched, erro
 	return all, nil
 }
 
-// How often in succession the answers have to agree. Answers of different replicas, one of which lags, can look like a gap;
-// those of one replica cannot. A real gap is overlooked only if the lag of a replica hides exactly as many messages, twice.
+// How often the answers have to say the same. Answers of different replicas, one of which lags, can look like a gap; those of
+// one replica cannot. A real gap is overlooked only if the lag of a replica hides exactly as many messages, twice.
 const (
 	sureOfNone = 2
 	sureOfGap  = 8
 )
 
+// bounds is what is known about a number that does not change: it is from low to high, as so many observations have said that
+// came closest. A contradiction starts it anew.
+type bounds struct {
+	low, high         int
+	saidLow, saidHigh int
+}
+
+func (k *bounds) observe(low, high int) {
+	if k.saidLow == 0 || high < k.low || low > k.high {
+		*k = bounds{low, high, 1, 1}
+		return
+	}
+	switch {
+	case low > k.low:
+		k.low, k.saidLow = low, 1
+	case low == k.low:
+		k.saidLow++
+	}
+	switch {
+	case high < k.high:
+		k.high, k.saidHigh = high, 1
+	case high == k.high:
+		k.saidHigh++
+	}
+}
+
 // missing is how many messages a replica has between the first and the last of a list that are not in it; 0 where messages come
 // so fast that it cannot be told.
+//
+// Three questions are asked at once: how many are behind the last one, how many behind the first, and how many behind the last
+// one again. What comes in between is counted in some of the answers only, so that they say at least how many are missing, and
+// at most; in rounds in which nothing comes before or after the second answer, one of the two is exact.
 func (b *Broker) missing(at place, list []topic.Message, deadline time.Time) (int, error) {
 	first, last := list[0].Offset, lastOf(list)
-	end, before, same := time.Now().Add(time.Until(deadline)/4), -1, 0
-	for range 100 {
-		// At once, so that no message comes between the answers, at best: then there are as many behind the last one the
-		// second time.
+	end := time.Now().Add(time.Until(deadline) / 4)
+	var known bounds
+	for time.Now().Before(end) {
 		var answers [3]func() (fetched, bool, error)
 		for i, from := range []uint64{last, first, last} {
 			answers[i] = b.askBatch(at, from, 0, 1, deadline)
@@ -81,21 +110,20 @@ func (b *Broker) missing(at place, list []topic.Message, deadline time.Time) (in
 			there = there && have.last() == from
 			behind[i] = int(have.left)
 		}
-		n := behind[1] - behind[2] - (len(list) - 1)
+		between := behind[1] - (len(list) - 1)
+		// One of them may just have been removed, and a replica that lags may say that there are fewer than the list has.
+		if low, high := between-behind[2], between-behind[0]; there && low <= high && high >= 0 {
+			known.observe(low, high)
+		}
 		switch {
-		case !there: // one has just been removed
-		case behind[0] != behind[2]: // one has just come
-		case n == before:
-			same++
-		default:
-			before, same = n, 1
+		case known.saidHigh >= sureOfNone && known.high == 0:
+			return 0, nil
+		case known.saidLow >= sureOfGap && known.low > 0:
+			return known.low, nil
 		}
-		if before == 0 && same >= sureOfNone || before > 0 && same >= sureOfGap {
-			return before, nil
-		}
-		if time.Now().After(end) {
-			break
-		}
+	}
+	if known.low > 0 && known.saidLow > 1 { // in doubt a gap, which costs a client no message
+		return known.low, nil
 	}
 	return 0, nil
 }

@@ -489,11 +489,11 @@ func TestAMessageThatCannotBeReadIsAGap(t *testing.T) {
 			for range 5 {
 				for _, offset := range test.gap {
 					if recovered, got := n.resumes(topic.Position{Epoch: p.Epoch, Offset: uint64(offset)}); recovered {
-						t.Fatalf("after %d all is said to be there: %v", offset, got)
+						t.Fatalf("after %d all is said to be there: %.1000s", offset, fmt.Sprint(got))
 					}
 					k, err := n.load("a", uint64(offset)) // as a node that knows a part
 					if err != nil || k.Since <= uint64(offset) && k.Epoch == p.Epoch {
-						t.Fatalf("after %d all is said to be there: since %d, %v, %v", offset, k.Since, payloads(k.Messages), err)
+						t.Fatalf("after %d all is said to be there: since %d, %.1000s, %v", offset, k.Since, fmt.Sprint(payloads(k.Messages)), err)
 					}
 				}
 				for _, offset := range test.good {
