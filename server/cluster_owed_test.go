@@ -1,6 +1,7 @@
 package server
 
 import (
+	"fmt"
 	"errors"
 	"testing"
 	"time"
@@ -91,7 +92,8 @@ func TestClusterResyncDuringTheFirstLoad(t *testing.T) {
 	opts.Broker = b
 	s, _ := startChanged(t, opts, unchanged)
 	c := dial(t, s, "/ws", speakJSON)
-	c.send(`{"id":1,"subscribe":{"topic":"log.a"}}`)
+	// From a position on: it may take a moment from the end of the load until it subscribes.
+	c.send(fmt.Sprintf(`{"id":1,"subscribe":{"topic":"log.a","since":{"offset":%d,"epoch":%q}}}`, n.offset, n.epoch))
 	<-b.loaded
 	n.set(func() { n.lost = 1 })
 	mustPublish(t, other, "log.a", "1")

@@ -16,7 +16,7 @@ func missedAt(s *Server) uint64 { return s.Stats().Drops[DropClusterGap] }
 // server. A server without subscribers is not bothered.
 func TestClusterPassing(t *testing.T) {
 	n := newFakeNet(1)
-	list := clustered(t, n, 3, topics(), quickly)
+	list := clustered(t, n, 3, topics(), idleAfter(2*time.Second))
 	alice, bob := dial(t, list[0], "/ws", speakJSON), dial(t, list[1], "/ws", speakJSON)
 	at := alice.subscribed("room.a")
 	bob.subscribed("room.*")
