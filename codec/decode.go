@@ -25,6 +25,9 @@ type Decoder struct {
 	// goroutine, and must stay the same while a message is suspended.
 	Inflater *Inflater
 
+	// Buffers may keep the buffers of large messages. It may be shared by all decoders of a goroutine.
+	Buffers *Buffers
+
 	// Budget is how much decompression may still cost, in bytes of work: those that it reads, those
 	// that it makes, and some for each block. [Decoder.Next] subtracts what it has spent and suspends
 	// a message when nothing is left; it may overdraw by a thousand or so. At 0 or less, which is
@@ -157,17 +160,23 @@ func (d *Decoder) Buffered() int {
 }
 
 // Release says that the payload of the last event is no longer used. A decoder that is idle then lets
-// go of buffers above 64 KiB; smaller ones wait for the next message.
+// go of buffers above 64 KiB, to Buffers if that is set; smaller ones wait for the next message.
 func (d *Decoder) Release() {
 	if d.Inflater != nil {
 		d.Inflater.release()
 	}
 	if d.op == 0 && cap(d.message) > maxRetained {
-		d.message = nil
+		d.drop()
 	}
 }
 
-// Reset forgets everything but MaxMessage, MaxFragments, Inflater and a buffer of up to 64 KiB. It gives a
+// drop lets go of the buffer.
+func (d *Decoder) drop() {
+	d.Buffers.put(d.message)
+	d.message = nil
+}
+
+// Reset forgets everything but MaxMessage, MaxFragments, Inflater, Buffers and a buffer of up to 64 KiB. It gives a
 // suspended message up.
 func (d *Decoder) Reset() {
 	d.abandon()
@@ -175,6 +184,7 @@ func (d *Decoder) Reset() {
 		MaxMessage:   d.MaxMessage,
 		MaxFragments: d.MaxFragments,
 		Inflater:     d.Inflater,
+		Buffers:      d.Buffers,
 		message:      d.message[:0],
 	}
 	d.Release()
@@ -183,7 +193,7 @@ func (d *Decoder) Reset() {
 func (d *Decoder) fail(n int, err *ProtocolError) (Event, int, bool, error) {
 	d.err = err
 	d.abandon()
-	d.message = nil
+	d.drop()
 	return Event{}, n, false, err
 }
 
@@ -230,7 +240,7 @@ func (d *Decoder) take(b []byte) (n int, err *ProtocolError) {
 }
 
 // grow makes room for n more bytes. A client pays for memory by sending: the buffer becomes at most
-// twice what has arrived, and exactly the declared size when that is less.
+// twice what has arrived, and exactly the declared size when that is less, or the next size that Buffers has.
 func (d *Decoder) grow(n int) {
 	arrived := len(d.message) + n
 	if arrived <= cap(d.message) {
@@ -241,8 +251,8 @@ func (d *Decoder) grow(n int) {
 	if d.fin && d.missing < int64(size-arrived) {
 		size = arrived + int(d.missing)
 	}
-	message := make([]byte, len(d.message), size)
-	copy(message, d.message)
+	message := append(d.Buffers.get(size), d.message...)
+	d.Buffers.put(d.message)
 	d.message = message
 }
 

@@ -142,7 +142,7 @@ func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
 		wait = wait || c.isFull()
 		wait = c.block(fanout) || wait
 	}
-	if heavy && c.session() == nil { // else decryptUntil does that
+	if (heavy || size >= heavyPayload) && c.session() == nil { // else decryptUntil does that
 		c.chargeInput(size, 0)
 	}
 	d.Release()
@@ -195,6 +195,19 @@ func (c *Conn) chargeInput(size, records int) {
 	}
 }
 
+// chargeOutput charges the connection for what was sent to it alone, such as an echo, if it is large.
+func (c *Conn) chargeOutput(size int) {
+	if size < largeMessage || c.state.Load() != stateOpen {
+		return
+	}
+	w := c.needWorkload()
+	w.used.addTurn(time.Duration(size)*outputByte, c.sh.srv.elapsed())
+	c.settleWorkload(w)
+}
+
+// outputByte is about how long a byte takes that is written.
+const outputByte = time.Nanosecond / 2
+
 // keep holds on to the decoder and to the rest of the bytes if they are needed for the next turn.
 func (c *Conn) keep(d *codec.Decoder, rest []byte) {
 	sh := c.sh
@@ -211,7 +224,7 @@ func (c *Conn) keep(d *codec.Decoder, rest []byte) {
 		c.in = sh.newInbound()
 	}
 	if d != &c.in.decoder {
-		c.in.decoder, sh.decoder = sh.decoder, sh.srv.newDecoder()
+		c.in.decoder, sh.decoder = sh.decoder, sh.newDecoder()
 	}
 	if at := len(c.in.rest) - len(rest); at > 0 && len(rest) > 0 && &c.in.rest[at] == &rest[0] {
 		c.in.at = at // where it lies, since it may have to wait again

@@ -160,9 +160,12 @@ func (sh *shard) postMessage(c *Conn, op codec.Opcode, payload []byte) error {
 	if !sh.hasRoom(int64(len(payload))) {
 		return sh.refuse()
 	}
-	if c.isEvents() {
+	switch {
+	case c.isEvents():
 		sh.postEvent(c, op, payload)
 		return nil
+	case len(payload) >= largeMessage && !c.deflates(): // the arena would grow for it, and a slow client copy it once more
+		return sh.postFrame(c, codec.NewFrame(op, payload))
 	}
 	sh.stats.Deliveries.Add(1)
 	sh.postBytes(letterBytes, c, op, payload)
@@ -341,6 +344,7 @@ func (sh *shard) open(l *letter, b []byte) {
 	case letterFrame:
 		sh.tally.deliveries++
 		l.conn.sendFrame(l.frame)
+		l.conn.chargeOutput(len(l.frame.Plain()))
 		sh.backlog.Add(-int64(len(l.frame.Plain())))
 	case letterPublish, letterGap:
 		sh.backlog.Add(int64(l.local.publish(l) - len(l.frame.Plain())))

@@ -10,6 +10,7 @@ import (
 type parseQueue struct {
 	mu      sync.Mutex
 	jobs    indexedHeap[*parseJob]
+	time    virtualTime
 	orders  uint64
 	running bool
 }
@@ -33,10 +34,10 @@ const parseByte = 100 * time.Nanosecond
 
 // add has a request of n bytes parsed in its turn, and adds that to what the connection has had parsed.
 func (q *parseQueue) add(parsed *usage, now time.Duration, n int, parse func()) {
-	tag := now + parsed.delay(now)
-	parsed.addTurn(time.Duration(n)*parseByte, now) // it cannot be interrupted
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	tag := q.time.at(now, len(q.jobs) == 0) + parsed.delay(now)
+	parsed.addTurn(time.Duration(n)*parseByte, now) // it cannot be interrupted
 	q.orders++
 	q.jobs.push(&parseJob{tag: tag, order: q.orders, parse: parse})
 	if !q.running {
@@ -54,6 +55,7 @@ func (q *parseQueue) run() {
 			return
 		}
 		job := q.jobs.pop()
+		q.time.served(job.tag)
 		q.mu.Unlock()
 		job.parse()
 	}

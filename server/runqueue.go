@@ -11,6 +11,7 @@ import (
 // others for them, and nobody waits for ever. While nobody else wants the loop, they have all of it. Owned by the loop.
 type runQueue struct {
 	heap      indexedHeap[*workload]
+	time      virtualTime
 	charged   []*workload // that have nothing to do, and whose connection is remembered for what it has used
 	blocked   []*workload // that wait for fan-out
 	inflating inflating   // that are being decompressed
@@ -41,6 +42,16 @@ func (q *runQueue) quantum() time.Duration {
 // turnEnd is until when a connection is served at once, without the run queue.
 func (sh *shard) turnEnd() time.Duration { return sh.began + sh.run.quantum() }
 
+// now is the time of the queue.
+func (q *runQueue) now(now time.Duration) time.Duration { return q.time.at(now, len(q.heap) == 0) }
+
+// pop takes the connection that is to be served first.
+func (q *runQueue) pop() *workload {
+	w := q.heap.pop()
+	q.time.served(w.tag)
+	return w
+}
+
 // schedule puts a connection into the queue if it has something to do.
 func (q *runQueue) schedule(w *workload) {
 	if w == nil || w.index >= 0 || w.served || !w.isRunnable() {
@@ -48,7 +59,7 @@ func (q *runQueue) schedule(w *workload) {
 	}
 	q.orders++
 	now := w.conn.sh.began
-	w.tag, w.order = max(now+w.used.delay(now), w.notBefore), q.orders
+	w.tag, w.order = max(q.now(now)+w.used.delay(now), w.notBefore), q.orders
 	if w.canAnswer() && !w.requests.first().quick {
 		w.tag += requestDelay
 	}
@@ -58,7 +69,7 @@ func (q *runQueue) schedule(w *workload) {
 // wouldWait reports whether a connection comes after the first one in the queue for what it has used.
 func (q *runQueue) wouldWait(w *workload) bool {
 	now := w.conn.sh.began
-	return len(q.heap) > 0 && !w.used.isForgotten(now) && now+w.used.delay(now) > q.heap[0].tag
+	return len(q.heap) > 0 && !w.used.isForgotten(now) && q.now(now)+w.used.delay(now) > q.heap[0].tag
 }
 
 // runQueued serves connections that have work to do: for a slice, or one of them with something that takes longer.
@@ -70,7 +81,7 @@ func (sh *shard) runQueued() {
 	}
 	clock := startWorkClock()
 	for start := sh.srv.elapsed(); len(q.heap) > 0; {
-		w := q.heap.pop()
+		w := q.pop()
 		began := sh.srv.elapsed()
 		w.served = true
 		w.conn.serve(w, began+q.quantum())

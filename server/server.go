@@ -297,8 +297,3 @@ func (s *Server) Count() int {
 }
 
 func (s *Server) allShards() []*shard { return *s.shards.Load() }
-
-func (s *Server) newDecoder() codec.Decoder {
-	l := &s.opts().Limits
-	return codec.Decoder{MaxMessage: int64(l.MaxMessage), MaxFragments: l.MaxFragments}
-}

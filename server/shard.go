@@ -59,6 +59,7 @@ type shard struct {
 	timers       loopTimers
 	lost         error // why the connection that is being closed was aborted
 	decoder      codec.Decoder
+	buffers      codec.Buffers // of the decoders
 	inflater     *codec.Inflater
 	request      Request
 	via          codec.Via // of the request
@@ -84,7 +85,8 @@ func newShard(s *Server, loop gnet.EventLoop) (*shard, error) {
 	if sh.goroutine = currentGoroutine(); s.checkOwner {
 		sh.owner = sh.goroutine
 	}
-	sh.decoder = s.newDecoder()
+	sh.buffers.Max = maxBuffers
+	sh.decoder = sh.newDecoder()
 	for _, ep := range s.endpoints {
 		l := &local{sh: sh, src: &ep.source}
 		for i := range ep.framings {
@@ -101,6 +103,14 @@ func newShard(s *Server, loop gnet.EventLoop) (*shard, error) {
 	}
 	sh.mail.bell, err = newBell(sh)
 	return sh, err
+}
+
+// maxBuffers is how many bytes of buffers for large messages a loop keeps for the next ones.
+const maxBuffers = 4 << 20
+
+func (sh *shard) newDecoder() codec.Decoder {
+	l := &sh.srv.opts().Limits
+	return codec.Decoder{MaxMessage: int64(l.MaxMessage), MaxFragments: l.MaxFragments, Buffers: &sh.buffers}
 }
 
 // check panics in tests when it is called on another goroutine than the loop's.
@@ -127,7 +137,7 @@ func (sh *shard) enter() {
 // limits with which they began.
 func (sh *shard) follow(set *settings) {
 	sh.set = set
-	sh.decoder = sh.srv.newDecoder()
+	sh.decoder = sh.newDecoder()
 	for _, g := range sh.groups {
 		g.charge(set)
 	}

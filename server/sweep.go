@@ -28,6 +28,7 @@ const sweepLooks = 8192
 
 func (sh *shard) beginSweep() {
 	sh.shedExcess()
+	sh.buffers.Trim()
 	if !sh.sweep.running {
 		sh.sweep = sweep{running: true, stalled: len(sh.stalled), group: len(sh.groups), plan: sh.srv.plan.Load()}
 		if p := sh.sweep.plan; p != nil {

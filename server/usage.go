@@ -16,11 +16,14 @@ const (
 	// those that use much from those that use little even where thousands share a loop, each of which uses a thousandth.
 	usageWeight = 64
 
-	// usageFree delays a connection for usageFreeDelay at most: where very many share a loop, clients that do what is usual use
-	// as much as those that do all they can. Up to it, those that use little come first by usageFreeWeight.
-	usageFree       = 16 * time.Millisecond
-	usageFreeWeight = 8
-	usageFreeDelay  = 20 * time.Millisecond
+	// usageLittle and usageFree: where very many share a loop, clients that do what is usual use as much as those that do all
+	// they can. So up to usageLittle those that use least come first by littleWeight, but by littleDelay at most; from there
+	// to usageFree by freeWeight.
+	usageLittle  = 8 * time.Millisecond
+	usageFree    = 16 * time.Millisecond
+	littleWeight = 8
+	littleDelay  = 8 * time.Millisecond
+	freeWeight   = 16
 
 	// overrunWeight: what a turn takes longer than a quantum counts so many times more. All that come to the loop at once
 	// wait for it, since it could not be interrupted.
@@ -50,11 +53,32 @@ func (u *usage) addTurn(took, now time.Duration) {
 // delay is for how long others come first that have used nothing.
 func (u *usage) delay(now time.Duration) time.Duration {
 	used := u.lately(now)
-	return min(min(usageFreeWeight*used, usageFreeDelay)+usageWeight*max(used-usageFree, 0), maxDelay)
+	delay := min(littleWeight*used, littleDelay) + freeWeight*min(max(used-usageLittle, 0), usageFree-usageLittle) + usageWeight*max(used-usageFree, 0)
+	return min(delay, maxDelay)
 }
 
 // isForgotten reports whether so little was used that it does not matter any more.
 func (u *usage) isForgotten(now time.Duration) bool { return u.lately(now) < 16*time.Microsecond }
+
+// virtualTime is the time of a queue whose members come after others by [usage.delay]. As in start-time fair queueing it is that of
+// the one that was served last, so that it falls behind while there is more to do than can be done: who has used little does not
+// wait for all that has waited for longer.
+type virtualTime time.Duration
+
+// mostBehind is how far it may fall behind, so that those that have used much have their turn, too.
+const mostBehind = 500 * time.Millisecond
+
+// at returns the time for one that comes now, perhaps to an empty queue.
+func (q *virtualTime) at(now time.Duration, empty bool) time.Duration {
+	if empty {
+		*q = virtualTime(now)
+	}
+	*q = min(max(*q, virtualTime(now-mostBehind)), virtualTime(now))
+	return time.Duration(*q)
+}
+
+// served notes that one is served that came, or was to come, at a time.
+func (q *virtualTime) served(at time.Duration) { *q = max(*q, virtualTime(at)) }
 
 // workClock measures work on a loop without the time in which the system ran other threads instead: no connection is to be
 // charged for that. Owned by the loop.

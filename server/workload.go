@@ -125,7 +125,7 @@ func (c *Conn) unsuspend() {
 func (c *Conn) postpone(b []byte) {
 	if c.in == nil {
 		c.in = c.sh.newInbound()
-		c.in.decoder = c.sh.srv.newDecoder()
+		c.in.decoder = c.sh.newDecoder()
 	}
 	if c.in.at > 0 {
 		c.in.rest, c.in.at = append(c.in.rest[:0], c.in.rest[c.in.at:]...), 0

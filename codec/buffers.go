@@ -1,0 +1,73 @@
+package codec
+
+import "math/bits"
+
+// Buffers keeps the buffers of large messages for the messages that come next, so that a client that sends many of them costs
+// its goroutine neither new memory nor its collection. The decoders of one goroutine may share one. The zero value keeps nothing.
+type Buffers struct {
+	// Max is how many bytes it keeps at most.
+	Max int
+
+	free  [bufferSizes][][]byte // by size: 128 KiB, and twice as much each time
+	spare [bufferSizes]int      // how many have not been needed since Trim was called
+	bytes int
+}
+
+// Buffers have 128 KiB to 2 MiB. Larger ones are not kept.
+const (
+	leastBuffer = 2 * maxRetained
+	bufferSizes = 5
+)
+
+// sizeOfBuffer returns the place of the buffers that have room for n bytes, or false if there are none.
+func sizeOfBuffer(n int) (int, bool) {
+	if n <= maxRetained {
+		return 0, false
+	}
+	i := bits.Len(uint(n-1) / leastBuffer)
+	return i, i < bufferSizes
+}
+
+// get returns an empty buffer with room for n bytes.
+func (p *Buffers) get(n int) []byte {
+	i, ok := sizeOfBuffer(n)
+	if p == nil || p.Max == 0 || !ok {
+		return make([]byte, 0, n)
+	}
+	last := len(p.free[i]) - 1
+	if last < 0 {
+		return make([]byte, 0, leastBuffer<<i)
+	}
+	b := p.free[i][last]
+	p.free[i][last] = nil
+	p.free[i] = p.free[i][:last]
+	p.spare[i] = min(p.spare[i], last)
+	p.bytes -= cap(b)
+	return b
+}
+
+// put keeps a buffer that nobody uses any more, if it is one of these.
+func (p *Buffers) put(b []byte) {
+	i, ok := sizeOfBuffer(cap(b))
+	if p == nil || !ok || cap(b) != leastBuffer<<i || p.bytes+cap(b) > p.Max {
+		return
+	}
+	p.free[i] = append(p.free[i], b[:0])
+	p.bytes += cap(b)
+}
+
+// Trim lets go of the buffers that have not been needed since it was called before.
+func (p *Buffers) Trim() {
+	for i := range p.free {
+		keep := len(p.free[i]) - p.spare[i]
+		for j := keep; j < len(p.free[i]); j++ {
+			p.bytes -= cap(p.free[i][j])
+			p.free[i][j] = nil
+		}
+		p.free[i] = p.free[i][:keep]
+		p.spare[i] = keep
+	}
+}
+
+// Kept returns how many bytes are kept.
+func (p *Buffers) Kept() int { return p.bytes }

@@ -1,0 +1,108 @@
+package codec
+
+import (
+	"bytes"
+	"testing"
+
+	"github.com/gobwas/ws"
+)
+
+// largeFrame is a binary message of a client.
+func largeFrame(t testing.TB, payload []byte) []byte {
+	t.Helper()
+	frame, err := ws.CompileFrame(ws.MaskFrame(ws.NewBinaryFrame(payload)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return frame
+}
+
+// Decoders that share buffers take turns in the middle of messages, and none sees what another one has received.
+func TestDecodersShareBuffers(t *testing.T) {
+	shared := &Buffers{Max: 1 << 20}
+	const decoders, chunk = 7, 48 << 10
+	var list [decoders]Decoder
+	var want, rest [decoders][]byte
+	for round := range 6 {
+		for i := range list {
+			if round == 0 {
+				list[i] = Decoder{MaxMessage: -1, Buffers: shared}
+			}
+			want[i] = bytes.Repeat([]byte{byte(16*round + i)}, 60_000*(i+1)+round)
+			rest[i] = largeFrame(t, want[i])
+		}
+		for open := decoders; open > 0; {
+			for i := range list {
+				d := &list[i]
+				if len(rest[i]) == 0 {
+					continue
+				}
+				part := bytes.Clone(rest[i][:min(chunk, len(rest[i]))])
+				ev, n, ok, err := d.Next(part)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if rest[i] = rest[i][n:]; !ok {
+					continue
+				}
+				if !bytes.Equal(ev.Payload, want[i]) {
+					t.Fatalf("round %d: decoder %d has another message", round, i)
+				}
+				d.Release()
+				open--
+			}
+		}
+	}
+	if n := shared.Kept(); n == 0 || n > shared.Max {
+		t.Errorf("%d bytes are kept of %d", n, shared.Max)
+	}
+}
+
+func TestLargeMessagesNeedNoNewMemory(t *testing.T) {
+	frame := largeFrame(t, make([]byte, 1_000_000))
+	d := Decoder{MaxMessage: -1, Buffers: &Buffers{Max: 4 << 20}}
+	part := make([]byte, 64<<10)
+	allocs := testing.AllocsPerRun(10, func() {
+		for rest := frame; len(rest) > 0; {
+			n := copy(part, rest)
+			if _, used, _, err := d.Next(part[:n]); err != nil || used != n {
+				t.Fatal(used, err)
+			}
+			rest = rest[n:]
+		}
+		d.Release()
+	})
+	if allocs > 0 {
+		t.Errorf("a message costs %v allocations", allocs)
+	}
+}
+
+func TestBuffersLetGo(t *testing.T) {
+	p := &Buffers{Max: 3 * leastBuffer}
+	a, b := p.get(leastBuffer), p.get(leastBuffer-1)
+	c := p.get(2*leastBuffer - 5)
+	for _, one := range [][]byte{a, b, c, p.get(64 << 20), make([]byte, 0, leastBuffer+1), nil} {
+		p.put(one)
+	}
+	if n := p.Kept(); n != 2*leastBuffer { // the third one is too much
+		t.Errorf("%d bytes are kept", n)
+	}
+	p.Trim()
+	p.put(p.get(leastBuffer))
+	if p.Trim(); p.Kept() != leastBuffer { // one was needed
+		t.Errorf("%d bytes are kept after the first Trim", p.Kept())
+	}
+	if p.Trim(); p.Kept() != 0 {
+		t.Errorf("%d bytes are kept in the end", p.Kept())
+	}
+	for _, n := range []int{0, 1, maxRetained, maxRetained + 1, leastBuffer, leastBuffer + 1, 1 << 20, 1<<20 + 1, 2 << 20, 3 << 20} {
+		if got := cap(p.get(n)); got < n || n > maxRetained && got > 2*n {
+			t.Errorf("for %d there are %d", n, got)
+		}
+	}
+	var none *Buffers
+	none.put(none.get(leastBuffer))
+	if got := cap((&Buffers{}).get(leastBuffer + 1)); got != leastBuffer+1 {
+		t.Errorf("without a Max it makes %d", got)
+	}
+}
