@@ -332,7 +332,7 @@ func (a *audience) finish() {
 	a.base = a.pass.target
 	a.sh.freePass(a.pass)
 	a.pass = nil
-	if rest == 0 && (!a.isGroup() || cap(a.stream) > keepLetters) {
+	if rest == 0 && (!a.isGroup() || cap(a.stream) > keepCommands) {
 		a.stream, a.stamps = nil, nil // topics are many
 	}
 }

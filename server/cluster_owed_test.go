@@ -169,7 +169,7 @@ func TestClusterGapConcernsWhoWasThere(t *testing.T) {
 	room := s.hub.find("room")
 	room.seq++ // the gap's
 	l := room.locals[0]
-	gap := &letter{kind: letterGap, seq: room.seq, payload: &message{topic: room, gap: true, epoch: new(string), raw: codec.NewFrame(codec.OpText, nil)}}
+	gap := &command{kind: commandGap, seq: room.seq, payload: &message{topic: room, gap: true, epoch: new(string), raw: codec.NewFrame(codec.OpText, nil)}}
 	room.mu.Unlock()
 	since := dial(t, s, "/ws?topic=room")
 	subscribers(t, s, "room", 2)

@@ -276,7 +276,7 @@ func (e *events) OnBoot(engine gnet.Engine) gnet.Action {
 
 func (e *events) OnOpen(gc gnet.Conn) ([]byte, gnet.Action) {
 	switch enrolled := gc.Context().(type) {
-	case *bell:
+	case *waker:
 		return nil, gnet.None
 	case *returned:
 		return nil, enrolled.opened(gc)
@@ -325,8 +325,8 @@ func (e *events) OnTraffic(gc gnet.Conn) gnet.Action {
 		to.sh.enter()
 		to.received(b)
 		to.sh.leave()
-	case *bell:
-		to.sh.rung()
+	case *waker:
+		to.sh.woken()
 	}
 	return gnet.None
 }
@@ -337,7 +337,7 @@ func (e *events) OnClose(gc gnet.Conn, err error) gnet.Action {
 		if !closed.outlive(err) {
 			closed.gone(err)
 		}
-	case *bell:
+	case *waker:
 		closed.sh.endHalfClosed()
 	}
 	return gnet.None

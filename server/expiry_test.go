@@ -223,7 +223,7 @@ func TestDeadlinesInAnyOrder(t *testing.T) {
 	}
 	done := make(chan int)
 	sh := s.allShards()[0]
-	sh.post(letter{kind: letterDo, conn: &Conn{sh: sh}, do: func() { done <- sh.deadlines.heap.Len() }})
+	sh.post(command{kind: commandDo, conn: &Conn{sh: sh}, do: func() { done <- sh.deadlines.heap.Len() }})
 	if n := <-done; n != 0 {
 		t.Errorf("%d deadlines are left", n)
 	}

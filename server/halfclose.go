@@ -53,7 +53,7 @@ func (c *Conn) isOwed() bool {
 		s := c.session()
 		return s != nil && s.shake != nil && s.shake.mayEnd()
 	case stateOpen:
-		return c.out != nil || c.waiting() || c.isBehind() || c.sh.hasMail()
+		return c.out != nil || c.waiting() || c.isBehind() || c.sh.hasCommands()
 	case stateClosing:
 		return c.out != nil
 	}
@@ -78,11 +78,11 @@ func (c *Conn) isBehind() bool {
 	return false
 }
 
-// hasMail reports whether there are letters that have not been read.
-func (sh *shard) hasMail() bool {
+// hasCommands reports whether there are commands that have not been read.
+func (sh *shard) hasCommands() bool {
 	sh.mail.mu.Lock()
 	defer sh.mail.mu.Unlock()
-	return !sh.reading.done() || len(sh.mail.letters) > 0
+	return !sh.reading.done() || len(sh.mail.commands) > 0
 }
 
 // inputEnded ends a connection on which nothing more comes behind the input that waits.

@@ -235,14 +235,14 @@ func (h *hub) enter(p *publication, sent func(error)) (Receipt, error) {
 func (t *topicState) issue(m *message, at stamp) int {
 	t.offset = m.offset
 	t.keep(m)
-	return t.post(letterPublish, m, at)
+	return t.post(commandPublish, m, at)
 }
 
 // issueAll makes a message the next one of the patterns that match its topic. The caller holds the topic's mu.
 func issueAll(patterns []*source, m *message, at stamp) (n int) {
 	for _, p := range patterns {
 		p.mu.Lock()
-		n += p.post(letterPublish, m, at)
+		n += p.post(commandPublish, m, at)
 		p.mu.Unlock()
 	}
 	return n

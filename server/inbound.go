@@ -246,7 +246,7 @@ func (c *Conn) handle(ev codec.Event) {
 		c.closeInOrder(closeReply, ev.Code, string(ev.Payload))
 	case codec.OpPing:
 		if open && c.paysMessage() {
-			c.sh.postBytes(letterBytes, c, codec.OpPong, ev.Payload)
+			c.sh.postBytes(commandBytes, c, codec.OpPong, ev.Payload)
 		}
 	case codec.OpText, codec.OpBinary:
 		if open && !c.asked.Load() && c.paysMessage() {

@@ -287,7 +287,7 @@ func (f *follower) tellGap(t *topicState, got *Kept, at stamp) {
 	if n := len(got.Messages); n > 0 {
 		last = max(last, got.Messages[n-1].Offset)
 	}
-	t.post(letterGap, &message{topic: t, gap: true, offset: last, after: got.Since, epoch: t.link.kept.epoch, raw: codec.NewFrame(codec.OpText, nil)}, at)
+	t.post(commandGap, &message{topic: t, gap: true, offset: last, after: got.Since, epoch: t.link.kept.epoch, raw: codec.NewFrame(codec.OpText, nil)}, at)
 }
 
 // missed counts messages that nobody here gets although they were for somebody.

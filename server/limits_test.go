@@ -354,7 +354,7 @@ func TestMaxFragments(t *testing.T) {
 func TestMaxBacklog(t *testing.T) {
 	held := newHold()
 	endpoints := append(echoAndBroadcast(), held.endpoint())
-	s := start(t, Options{Loops: 1, Endpoints: endpoints, Limits: Limits{MaxBacklog: 10 * (1000 + letterCost)}})
+	s := start(t, Options{Loops: 1, Endpoints: endpoints, Limits: Limits{MaxBacklog: 10 * (1000 + commandCost)}})
 	alice := dial(t, s, "/hold")
 	listener := dial(t, s, "/broadcast")
 	c := onlyConn(t, s, "/hold")

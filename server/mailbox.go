@@ -9,41 +9,41 @@ import (
 	"carillon/server/internal/envelope"
 )
 
-// mailbox is what goroutines, the loop itself included, leave for a loop to do. The order of letters
-// is the order in which anything is sent, which is why even a handler's own Send goes through here.
+// mailbox holds the commands that goroutines, the loop itself included, post to a loop. Everything is sent in the order of the
+// commands, so even a handler's own Send goes through here.
 type mailbox struct {
-	mu      sync.Mutex
-	letters []letter
-	arena   []byte // the bytes of the letters, one after the other
-	tick    bool   // a sweep is due
-	goAway  bool   // the server shuts down
-	inTurn  bool   // the loop is awake, and looks before it sleeps
-	rang    bool   // the loop will hear the bell
-	relief  bool   // connections may go on that wait for fan-out
-	timers  bool   // some are due
-	closed  bool   // the loop has ended
-	bell    *bell  // rung under mu, so that nobody rings it after it is gone
+	mu       sync.Mutex
+	commands []command
+	arena    []byte // bytes of the commands, one after the other
+	tick     bool   // a sweep is due
+	goAway   bool   // the server shuts down
+	inTurn   bool   // the loop is awake, and looks before it sleeps
+	waking   bool   // the loop has been woken, and has not come to it
+	relief   bool   // connections may go on that wait for fan-out
+	timers   bool   // some are due
+	closed   bool   // the loop has ended
+	waker    *waker // used under mu, and so not after it is closed
 
 	began time.Duration // when inTurn was set last, after the server was made
-	rung  time.Duration // when rang was
+	woken time.Duration // when waking was
 
-	posted uint64 // letters, ever
+	posted uint64 // commands, ever
 }
 
-type letterKind uint8
+type commandKind uint8
 
 const (
-	letterBytes    letterKind = iota // encoded frames for conn, in the arena
-	letterReply                      // the same, of replies to its requests
-	letterFrame                      // frame for conn
-	letterPublish                    // payload for the receivers in local
-	letterGap                        // the same, and some learn of the gap only by a close: see closeForGap
-	letterClose                      // close conn; how, code and reason are in the arena
-	letterWritable                   // the socket of conn takes bytes again
-	letterDo                         // call do for conn
+	commandBytes    commandKind = iota // encoded frames for conn, in the arena
+	commandReply                       // the same, of replies to its requests
+	commandFrame                       // frame for conn
+	commandPublish                     // payload for the receivers in local
+	commandGap                         // the same, and some learn of the gap only by a close: see closeForGap
+	commandClose                       // close conn; how, code and reason are in the arena
+	commandWritable                    // the socket of conn takes bytes again
+	commandDo                          // call do for conn
 )
 
-type letter struct {
+type command struct {
 	conn    *Conn
 	frame   *codec.Frame // for conn, or the raw one of payload
 	local   *local
@@ -53,13 +53,13 @@ type letter struct {
 	seq     uint32 // of payload in local; what do counts for in the backlog
 	at      stamp  // when payload was published
 	latest  bool   // slow receivers need only the newest payload
-	kind    letterKind
+	kind    commandKind
 }
 
-// varies reports whether nobody knows how long it takes to do what the letter says.
-func (l *letter) varies() bool {
+// varies reports whether it is unknown how long the command takes.
+func (l *command) varies() bool {
 	switch {
-	case l.kind == letterDo:
+	case l.kind == commandDo:
 		return true
 	case l.frame != nil:
 		return len(l.frame.Payload()) >= envelope.LargeText
@@ -67,43 +67,43 @@ func (l *letter) varies() bool {
 	return l.n >= envelope.LargeText
 }
 
-// letterCost is about what a letter takes in memory, in bytes. It counts in the backlog, so that very many small
-// messages, or one message for very many patterns, are much to hand out as well.
-const letterCost = 128
+// commandCost is about how much memory a command takes, in bytes. It counts in the backlog, so that very many small
+// messages, or one message for very many patterns, fill it as well.
+const commandCost = 128
 
-// put appends a letter. The caller holds the mailbox's mu.
-func (sh *shard) put(l letter) {
+// put appends a command. The caller holds the mailbox's mu.
+func (sh *shard) put(l command) {
 	m := &sh.mail
-	sh.backlog.Add(letterCost)
-	m.letters = append(m.letters, l)
+	sh.backlog.Add(commandCost)
+	m.commands = append(m.commands, l)
 	m.posted++
 	m.wake()
 }
 
-// count is how many letters have been posted.
+// count is how many commands have been posted.
 func (m *mailbox) count() uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.posted
 }
 
-// wake makes sure that the loop looks. The caller holds mu.
+// wake makes sure that the loop runs the commands. The caller holds mu.
 func (m *mailbox) wake() {
-	if !m.inTurn && !m.rang {
-		m.rang, m.rung = true, m.bell.sh.srv.elapsed()
-		m.bell.ring()
+	if !m.inTurn && !m.waking {
+		m.waking, m.woken = true, m.waker.sh.srv.elapsed()
+		m.waker.wake()
 	}
 }
 
-// heard is for the loop, when the bell wakes it. It says when the bell was rung.
-func (m *mailbox) heard() time.Duration {
+// acknowledge is called by the loop when it has been woken, and returns when wake was called.
+func (m *mailbox) acknowledge() time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.rang = false
-	return m.rung
+	m.waking = false
+	return m.woken
 }
 
-// waits is for how long the loop has been at its turn, or has not come to the one that it was asked for.
+// waits returns how long the loop's turn has taken so far, or how long ago it was woken without having come to it.
 func (m *mailbox) waits(now time.Duration) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -111,8 +111,8 @@ func (m *mailbox) waits(now time.Duration) time.Duration {
 	if m.inTurn {
 		longest = now - m.began
 	}
-	if m.rang {
-		longest = max(longest, now-m.rung)
+	if m.waking {
+		longest = max(longest, now-m.woken)
 	}
 	if m.closed {
 		return 0
@@ -120,12 +120,12 @@ func (m *mailbox) waits(now time.Duration) time.Duration {
 	return longest
 }
 
-// close silences the bell: the loop has ended.
+// close closes the waker, because the loop has ended.
 func (m *mailbox) close() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.rang, m.closed = true, true
-	m.bell.close()
+	m.waking, m.closed = true, true
+	m.waker.close()
 }
 
 func (m *mailbox) isClosed() bool {
@@ -135,16 +135,16 @@ func (m *mailbox) isClosed() bool {
 }
 
 // putBytes is put for a connection whose frames, n bytes, were just appended to the arena. Frames
-// that follow one another to the same connection become one letter, and so one write.
-func (sh *shard) putBytes(kind letterKind, c *Conn, n int) {
+// that follow one another to the same connection become one command, and so one write.
+func (sh *shard) putBytes(kind commandKind, c *Conn, n int) {
 	m := &sh.mail
-	if last := len(m.letters) - 1; last >= 0 {
-		if l := &m.letters[last]; l.kind == kind && l.conn == c {
+	if last := len(m.commands) - 1; last >= 0 {
+		if l := &m.commands[last]; l.kind == kind && l.conn == c {
 			l.n += n
 			return
 		}
 	}
-	sh.put(letter{kind: kind, conn: c, n: n})
+	sh.put(command{kind: kind, conn: c, n: n})
 }
 
 // hasRoom reports whether the loop can take another n bytes to hand out.
@@ -168,12 +168,12 @@ func (sh *shard) postMessage(c *Conn, op codec.Opcode, payload []byte) error {
 		return sh.postFrame(c, codec.NewFrame(op, payload))
 	}
 	sh.stats.Deliveries.Add(1)
-	sh.postBytes(letterBytes, c, op, payload)
+	sh.postBytes(commandBytes, c, op, payload)
 	return nil
 }
 
 // postBytes is for messages, and for replies and control frames, which no limit may hold up.
-func (sh *shard) postBytes(kind letterKind, c *Conn, op codec.Opcode, payload []byte) {
+func (sh *shard) postBytes(kind commandKind, c *Conn, op codec.Opcode, payload []byte) {
 	if c.deflates() && op < codec.OpClose {
 		// Compression takes long, so it is not done under the lock.
 		buf := compressed.Get().(*[]byte)
@@ -194,7 +194,7 @@ func (sh *shard) postBytes(kind letterKind, c *Conn, op codec.Opcode, payload []
 // compressed are buffers for frames on their way into an arena.
 var compressed = sync.Pool{New: func() any { return new([]byte) }}
 
-func (sh *shard) postEncoded(kind letterKind, c *Conn, frame []byte) {
+func (sh *shard) postEncoded(kind commandKind, c *Conn, frame []byte) {
 	m := &sh.mail
 	m.mu.Lock()
 	m.arena = append(m.arena, frame...)
@@ -207,7 +207,7 @@ func (sh *shard) postEncoded(kind letterKind, c *Conn, frame []byte) {
 func (sh *shard) postEvent(c *Conn, op codec.Opcode, payload []byte) {
 	f := event(op, payload)
 	sh.backlog.Add(int64(len(f.Plain())))
-	sh.post(letter{kind: letterFrame, conn: c, frame: f})
+	sh.post(command{kind: commandFrame, conn: c, frame: f})
 }
 
 func (sh *shard) postFrame(c *Conn, f *codec.Frame) error {
@@ -219,7 +219,7 @@ func (sh *shard) postFrame(c *Conn, f *codec.Frame) error {
 		return sh.refuse()
 	}
 	sh.backlog.Add(n)
-	sh.post(letter{kind: letterFrame, conn: c, frame: f})
+	sh.post(command{kind: commandFrame, conn: c, frame: f})
 	return nil
 }
 
@@ -229,16 +229,16 @@ func (sh *shard) postClose(c *Conn, how closeHow, code codec.CloseCode, reason s
 	defer m.mu.Unlock()
 	m.arena = append(m.arena, byte(how), byte(code>>8), byte(code))
 	m.arena = append(m.arena, reason...)
-	sh.put(letter{kind: letterClose, conn: c, n: 3 + len(reason)})
+	sh.put(command{kind: commandClose, conn: c, n: 3 + len(reason)})
 }
 
-func (sh *shard) post(l letter) {
+func (sh *shard) post(l command) {
 	sh.mail.mu.Lock()
 	defer sh.mail.mu.Unlock()
 	sh.put(l)
 }
 
-// postTick, postRelief, postTimers and postGoAway leave a mark rather than a letter, so that they cannot pile up.
+// postTick, postRelief, postTimers and postGoAway leave a mark rather than a command, so that they cannot pile up.
 func (sh *shard) postTick()   { sh.postMark(&sh.mail.tick) }
 func (sh *shard) postRelief() { sh.postMark(&sh.mail.relief) }
 func (sh *shard) postTimers() { sh.postMark(&sh.mail.timers) }
@@ -251,22 +251,22 @@ func (sh *shard) postMark(mark *bool) {
 	sh.mail.wake()
 }
 
-// The arena and the letters of a quiet shard are given back above these sizes.
+// The arena and the commands of a quiet shard are given back above these sizes.
 const (
-	keepArena   = 256 << 10
-	keepLetters = 4096
+	keepArena    = 256 << 10
+	keepCommands = 4096
 )
 
-// correspondence is what the loop has taken out of its mailbox and has not read to the end.
-type correspondence struct {
-	letters []letter
-	arena   []byte
-	read    int // letters
-	offset  int // of the first unread letter's bytes in the arena
-	goAway  bool
+// inbox holds the commands that the loop has taken out of its mailbox, some of which it has run.
+type inbox struct {
+	commands []command
+	arena    []byte
+	ran      int // of the commands
+	offset   int // in the arena, of the bytes of the first command that has not run
+	goAway   bool
 }
 
-func (r *correspondence) done() bool { return r.read == len(r.letters) }
+func (r *inbox) done() bool { return r.ran == len(r.commands) }
 
 // doCost is about what a function takes in memory, in bytes.
 const doCost = 128
@@ -275,50 +275,50 @@ const doCost = 128
 func (sh *shard) postDo(c *Conn, n int, do func()) {
 	n += doCost
 	sh.backlog.Add(int64(n))
-	sh.post(letter{kind: letterDo, conn: c, seq: uint32(n), do: do})
+	sh.post(command{kind: commandDo, conn: c, seq: uint32(n), do: do})
 }
 
-// readMail does what the letters say, in their order. It looks into the mailbox once, so that nobody
-// who keeps writing can hold the loop here, and stops after a slice of time.
-func (sh *shard) readMail() {
+// runCommands runs the commands in their order. It empties the mailbox once, so that a goroutine that keeps posting cannot hold
+// the loop here, and stops after a slice of time.
+func (sh *shard) runCommands() {
 	r := &sh.reading
 	if r.done() {
-		sh.takeMail()
+		sh.takeCommands()
 	}
 	start, limit := time.Now(), sh.sliceTime()
-	first := r.read
-	defer func() { sh.backlog.Add(-letterCost * int64(r.read-first)) }()
+	first := r.ran
+	defer func() { sh.backlog.Add(-commandCost * int64(r.ran-first)) }()
 	for !r.done() {
-		l, at := &r.letters[r.read], r.offset
-		r.read++
+		l, at := &r.commands[r.ran], r.offset
+		r.ran++
 		sh.read++
 		r.offset += l.n
-		sh.open(l, r.arena[at:r.offset])
+		sh.execute(l, r.arena[at:r.offset])
 		// While streams wait, a connection that is sent something has to catch up first, which takes longer.
-		if (r.read&15 == 0 || sh.pending.len() > 0 || l.varies()) && time.Since(start) > limit {
+		if (r.ran&15 == 0 || sh.pending.len() > 0 || l.varies()) && time.Since(start) > limit {
 			return
 		}
 	}
-	sh.goingAway = r.goAway // not before the letters are read that came before it
+	sh.goingAway = r.goAway // not before the commands have run that came before it
 }
 
-// takeMail empties the mailbox and leaves the memory of the last letters in it.
-func (sh *shard) takeMail() {
+// takeCommands empties the mailbox and leaves the memory of the last commands in it.
+func (sh *shard) takeCommands() {
 	r, m := &sh.reading, &sh.mail
-	clear(r.letters)
-	if cap(r.letters) > keepLetters {
-		r.letters = nil
+	clear(r.commands)
+	if cap(r.commands) > keepCommands {
+		r.commands = nil
 	}
 	if cap(r.arena) > keepArena {
 		r.arena = nil
 	}
 	m.mu.Lock()
-	r.letters, m.letters = m.letters, r.letters[:0]
+	r.commands, m.commands = m.commands, r.commands[:0]
 	r.arena, m.arena = m.arena, r.arena[:0]
 	tick, goAway, relief, timers := m.tick, m.goAway, m.relief, m.timers
 	m.tick, m.goAway, m.relief, m.timers = false, false, false, false
 	m.mu.Unlock()
-	r.read, r.offset = 0, 0
+	r.ran, r.offset = 0, 0
 	if relief {
 		sh.relieve()
 	}
@@ -331,28 +331,28 @@ func (sh *shard) takeMail() {
 	r.goAway = r.goAway || goAway
 }
 
-// open does what a letter says. What it has in the backlog leaves that only when it has arrived somewhere
-// else, in one step, so that nobody who looks meanwhile finds it nowhere or twice.
-func (sh *shard) open(l *letter, b []byte) {
+// execute runs a command. Its bytes leave the backlog only when they are counted elsewhere, in one step, so that an observer never
+// sees them twice or not at all.
+func (sh *shard) execute(l *command, b []byte) {
 	switch l.kind {
-	case letterBytes:
+	case commandBytes:
 		l.conn.sendBytes(b, itemMessage)
 		sh.backlog.Add(-int64(l.n))
-	case letterReply:
+	case commandReply:
 		l.conn.sendBytes(b, itemReply)
 		sh.backlog.Add(-int64(l.n))
-	case letterFrame:
+	case commandFrame:
 		sh.tally.deliveries++
 		l.conn.sendFrame(l.frame)
 		l.conn.chargeOutput(len(l.frame.Plain()))
 		sh.backlog.Add(-int64(len(l.frame.Plain())))
-	case letterPublish, letterGap:
+	case commandPublish, commandGap:
 		sh.backlog.Add(int64(l.local.publish(l) - len(l.frame.Plain())))
-	case letterClose:
+	case commandClose:
 		l.conn.startClose(closeHow(b[0]), codec.CloseCode(binary.BigEndian.Uint16(b[1:])), string(b[3:]))
-	case letterWritable:
+	case commandWritable:
 		sh.writable.push(l.conn)
-	case letterDo:
+	case commandDo:
 		sh.backlog.Add(-int64(l.seq)) // what it may publish takes the place of its bytes
 		l.conn.call(l.do)
 	}

@@ -400,7 +400,7 @@ func TestBacklogKeepsWhatIsHandedOver(t *testing.T) {
 	}()
 	for range 20_000 {
 		sh.backlog.Add(size)
-		sh.open(&letter{kind: letterPublish, local: g.local, frame: f, payload: (*broadcast)(f)}, nil)
+		sh.execute(&command{kind: commandPublish, local: g.local, frame: f, payload: (*broadcast)(f)}, nil)
 		posted.Add(cost)
 	}
 	<-looked

@@ -48,7 +48,7 @@ func (c *Conn) sendSubscribed(id json.RawMessage, s Subscribed, since bool) {
 // reply leaves a reply in the mailbox.
 func (c *Conn) reply(id json.RawMessage, what string, value any) {
 	if c.isOpen() {
-		c.sh.postBytes(letterReply, c, codec.OpText, envelope.AppendReply(nil, id, what, value))
+		c.sh.postBytes(commandReply, c, codec.OpText, envelope.AppendReply(nil, id, what, value))
 	}
 }
 

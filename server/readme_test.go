@@ -166,10 +166,10 @@ func TestServeInATest(t *testing.T) {
 	for _, word := range []string{"ding", "dong"} {
 		t.Run(word, func(t *testing.T) {
 			t.Parallel()
-			url := serve(t, server.Endpoint{Path: "/bell", Handler: server.Handler{
+			url := serve(t, server.Endpoint{Path: "/waker", Handler: server.Handler{
 				Open: func(c *server.Conn) { _ = c.Send(server.Text, []byte(word)) },
 			}})
-			client := dialPatiently(t, url+"/bell")
+			client := dialPatiently(t, url+"/waker")
 			defer client.Close()
 			if got := hear(client); got != word {
 				t.Errorf("heard %q, want %q", got, word)

@@ -75,7 +75,7 @@ func (q *runQueue) wouldWait(w *workload) bool {
 // runQueued serves connections that have work to do: for a slice, or one of them with something that takes longer.
 func (sh *shard) runQueued() {
 	q := &sh.run
-	var early []*workload // what they asked for has to wait for letters
+	var early []*workload // what they asked for has to wait for commands
 	if len(q.heap) == 0 {
 		return
 	}

@@ -31,7 +31,7 @@ func (c *Conn) Do(f func()) error {
 	if !c.isOpen() {
 		return ErrClosed
 	}
-	if c.sh.backlog.Load()+letterCost+doCost > c.sh.srv.settings().maxBacklog {
+	if c.sh.backlog.Load()+commandCost+doCost > c.sh.srv.settings().maxBacklog {
 		return ErrOverloaded
 	}
 	c.sh.postDo(c, 0, func() {

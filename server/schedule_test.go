@@ -198,7 +198,7 @@ func TestTimersAreBounded(t *testing.T) {
 
 func TestDoIsBounded(t *testing.T) {
 	free, entered := make(chan struct{}), make(chan struct{}, 1)
-	s := start(t, Options{Loops: 1, Limits: Limits{MaxBacklog: 64 * (letterCost + doCost)}, Endpoints: []Endpoint{{Path: "/", Handler: Handler{
+	s := start(t, Options{Loops: 1, Limits: Limits{MaxBacklog: 64 * (commandCost + doCost)}, Endpoints: []Endpoint{{Path: "/", Handler: Handler{
 		Message: func(*Conn, Opcode, []byte) { entered <- struct{}{}; <-free },
 	}}}})
 	c := dial(t, s, "/")

@@ -252,7 +252,7 @@ func (s *Server) broadcast(f *codec.Frame, sent func(error), to ...*endpoint) (c
 // issue hands a message to this server's connections. The caller holds mu.
 func (ep *endpoint) issue(f *codec.Frame, at stamp) (connections int) {
 	ep.published.Add(1)
-	return ep.post(letterPublish, (*broadcast)(f), at)
+	return ep.post(commandPublish, (*broadcast)(f), at)
 }
 
 // groupsOf are the groups of an endpoint, by framing.

@@ -39,14 +39,14 @@ type shard struct {
 	set          *settings // at the beginning of this turn
 	site         *callSite // as in called
 	tally        tally
-	reading      correspondence
-	read         uint64 // letters, ever
+	reading      inbox
+	read         uint64 // commands, ever
 	run          runQueue
 	sweep        sweep
 	began        time.Duration   // of this turn, after the server was made
-	round        time.Duration   // that turns of sockets have taken since the last turn of the bell
+	round        time.Duration   // that turns of sockets have taken since the loop was woken last
 	clock        uint32          // the same in milliseconds; never 0
-	sliced       bool            // the last turn that the bell asked for did not finish its work
+	sliced       bool            // the last turn that the loop was woken for did not finish its work
 	pending      queue[audience] // audiences whose streams are not at their end
 	writable     queue[Conn]     // connections whose sockets take bytes again
 	published    uint64          // messages to the streams of topics
@@ -101,7 +101,7 @@ func newShard(s *Server, loop gnet.EventLoop) (*shard, error) {
 	if sh.interest, err = newInterest(loop); err != nil {
 		return nil, err
 	}
-	sh.mail.bell, err = newBell(sh)
+	sh.mail.waker, err = newWaker(sh)
 	return sh, err
 }
 
@@ -120,7 +120,7 @@ func (sh *shard) check() {
 	}
 }
 
-// enter begins a turn of the loop: who posts now need not ring the bell, because leave looks.
+// enter begins a turn of the loop. Commands that are posted now need not wake it, because leave looks.
 func (sh *shard) enter() {
 	sh.check()
 	if set := sh.srv.settings(); set != sh.set {
@@ -143,23 +143,23 @@ func (sh *shard) follow(set *settings) {
 	}
 }
 
-// leave ends the turn of a socket: letters are read and connections served that have work to do, unless other sockets
-// have waited long enough.
+// leave ends the turn of a socket: it runs commands and serves connections that have work to do, unless other sockets have waited
+// long enough.
 func (sh *shard) leave() {
 	if !sh.isCrowded() {
-		sh.readMail()
+		sh.runCommands()
 		sh.runQueued()
 	}
 	sh.round += sh.endTurn()
-	if sh.isCrowded() { // until the bell, with which the next round begins
+	if sh.isCrowded() { // until the loop is woken, which begins the next round
 		sh.mail.mu.Lock()
 		sh.mail.wake()
 		sh.mail.mu.Unlock()
 	}
 }
 
-// endTurn ends a turn and returns how long it took. If something is left to do, be it new letters, work of connections, or
-// a walk or sweep that has further slices, the bell makes sure of the next turn. Everything else that is ready on the loop
+// endTurn ends a turn and returns how long it took. If something is left to do, be it new commands, work of connections, or
+// a walk or sweep that has further slices, it is woken for the next turn. Everything else that is ready on the loop
 // comes before that.
 func (sh *shard) endTurn() (took time.Duration) {
 	sh.admitInflating()
@@ -170,34 +170,33 @@ func (sh *shard) endTurn() (took time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.inTurn = false
-	if len(m.letters) > 0 || m.tick || m.goAway || m.relief || m.timers || sh.busy() {
+	if len(m.commands) > 0 || m.tick || m.goAway || m.relief || m.timers || sh.busy() {
 		m.wake()
 	}
 	return ended - sh.began
 }
 
-// rung is the turn that the bell asked for. After a slice that left something to do, it first gives way
-// once: epoll reports the bell before the sockets that became ready during the slice, and those have
-// waited long enough.
-func (sh *shard) rung() {
-	rung := sh.mail.heard()
+// woken is the turn that the loop was woken for. After a slice that left something to do, it first gives way once: epoll
+// reports the waker before the sockets that became ready during the slice, and those have waited long enough.
+func (sh *shard) woken() {
+	woken := sh.mail.acknowledge()
 	sh.enter()
-	sh.histograms.Lag.Since(rung, sh.began)
+	sh.histograms.Lag.Since(woken, sh.began)
 	sh.round = 0
 	if sh.sliced {
 		sh.sliced = false
-		sh.readMail()
+		sh.runCommands()
 		sh.endTurn()
 		return
 	}
 	sh.relieve()
-	sh.readMail()
+	sh.runCommands()
 	sh.walk()
 	sh.flushWritable()
 	sh.sweepOn()
 	sh.timers.run()
 	sh.runQueued()
-	sh.readMail()
+	sh.runCommands()
 	sh.endTurn()
 	sh.sliced = sh.busy()
 }

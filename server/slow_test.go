@@ -283,7 +283,7 @@ func TestFrozenReaderGetsTimeToClose(t *testing.T) {
 	for ; s.Stats().QueuedBytes < 5*blockSize; published++ {
 		publish(t, s, "/broadcast", published)
 		eventually(t, "it was cathy's turn", func() bool { return s.Stats().Deliveries == uint64(published+1) })
-		conn.sh.post(letter{kind: letterWritable, conn: conn}) // until the kernel takes nothing more
+		conn.sh.post(command{kind: commandWritable, conn: conn}) // until the kernel takes nothing more
 	}
 	time.Sleep(limits.CloseTimeout * 5 / 4)
 	for ; s.Count() == 1; published++ {

@@ -178,7 +178,7 @@ func (c *Conn) Subscriptions() []string {
 func (c *Conn) call(do func()) { c.callFunc(hookDone, do) }
 
 // publish hands a message to the subscribers of this shard, as [audience.publish] does.
-func (l *local) publish(p *letter) (bytes int) {
+func (l *local) publish(p *command) (bytes int) {
 	for kind, a := range l.audiences {
 		if a == nil || !a.isGroup() && int32(p.seq-a.end()) < 0 { // it was there before the audience
 			continue
@@ -187,7 +187,7 @@ func (l *local) publish(p *letter) (bytes int) {
 			a.base++ // it has no receivers
 			continue
 		}
-		if p.kind == letterGap && framing(kind) == framingRaw {
+		if p.kind == commandGap && framing(kind) == framingRaw {
 			a.closeForGap(p.seq)
 		}
 		a.latest = p.latest
@@ -442,7 +442,7 @@ func (c *Conn) leaveTopics() {
 }
 
 // catchUpTopics gives the connection what its topics' streams have for it. It looks at the subscriptions once for all
-// that was published: what a connection is sent may be a crowd of small letters.
+// that was published: what a connection is sent may be a crowd of small commands.
 func (c *Conn) catchUpTopics() {
 	if c.more == nil || c.more.caught == c.sh.published {
 		return

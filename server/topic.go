@@ -45,13 +45,13 @@ func (src *source) overloaded(n int64) *shard {
 
 // post makes a message the next one of all shards that have subscribers, and returns how many these are. The caller holds
 // mu, so that all shards get the same order.
-func (src *source) post(kind letterKind, p payload, at stamp) (subscribers int) {
+func (src *source) post(kind commandKind, p payload, at stamp) (subscribers int) {
 	src.seq++
 	raw, latest := p.frame(framingRaw), src.latest()
 	for _, l := range src.locals {
 		l.sh.backlog.Add(int64(len(raw.Plain())))
 		l.sh.fanout.Add(1)
-		l.sh.post(letter{kind: kind, local: l, frame: raw, payload: p, seq: src.seq, at: at, latest: latest})
+		l.sh.post(command{kind: kind, local: l, frame: raw, payload: p, seq: src.seq, at: at, latest: latest})
 	}
 	return int(src.subscribers)
 }

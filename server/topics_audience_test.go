@@ -45,7 +45,7 @@ func newAudienceModel(t *testing.T, seed uint64) *audienceModel {
 		t.Fatal(err)
 	}
 	sh := &shard{srv: s, set: s.settings(), histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
-	sh.mail.inTurn = true // it has no bell
+	sh.mail.inTurn = true // it has no waker
 	g := newGroup(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
 	g.ep.now().Topics.MaxSubscriptions, g.ep.now().Topics.MaxPatterns = 4, 4
 	return &audienceModel{t: t, r: rand.New(rand.NewPCG(seed, 7)), s: s, sh: sh, g: g, offsets: map[string]uint64{}}
@@ -191,7 +191,7 @@ func (m *audienceModel) look(who *modelMember) {
 
 // walk goes on with any of the streams for some steps, and stops anywhere.
 func (m *audienceModel) readAll() {
-	for m.sh.readMail(); !m.sh.reading.done(); m.sh.readMail() {
+	for m.sh.runCommands(); !m.sh.reading.done(); m.sh.runCommands() {
 	}
 }
 
@@ -370,7 +370,7 @@ func TestAudienceQueue(t *testing.T) {
 }
 
 // What a connection is sent after it has caught up with its topics looks at none of them again until something else is
-// published: each letter to it asks.
+// published: each command to it asks.
 func TestCatchingUpLooksOnce(t *testing.T) {
 	m := newAudienceModel(t, 1)
 	m.join()

@@ -27,7 +27,7 @@ func newWatcher() (*watcher, error) {
 	return w, nil
 }
 
-// watch asks for one letter to the connection's shard. A descriptor that cannot be watched is left to
+// watch has one command posted to the connection's shard. A descriptor that cannot be watched is left to
 // the write time-out.
 func (w *watcher) watch(c *Conn) {
 	w.mu.Lock()
@@ -58,7 +58,7 @@ func (w *watcher) run() {
 			w.waiting.Delete(fd)
 			w.mu.Unlock()
 			if c != nil {
-				c.sh.post(letter{kind: letterWritable, conn: c})
+				c.sh.post(command{kind: commandWritable, conn: c})
 			}
 		}
 	}

@@ -12,7 +12,7 @@ import (
 // work and looks at its sockets, so a client waits for one quantum of the others, or for one message or request of
 // theirs that takes longer, and not for all that they have asked for.
 
-// maxRound is how long sockets may be served at once between two turns of the bell. What the others have sent
+// maxRound is how long sockets may be served at once between two turns that the loop was woken for. What the others have sent
 // waits in the run queue, in which the connections that have used most of the loop are last.
 const maxRound = time.Millisecond
 

@@ -12,16 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bell asks a loop for a turn, from any goroutine: one byte through a pair of sockets, of which the
-// loop reads one end like any connection. gnet's own tasks would allocate, and they run until there
-// are none left, so that a loop that asked itself for another turn would get it before any I/O that
-// is ready. A bell comes after that I/O.
-type bell struct {
+// waker wakes a loop from any goroutine: it writes one byte to a pair of sockets, and the loop reads the other end like any
+// connection. gnet's own tasks would allocate. They also run until none are left, so a loop that asked itself for another turn
+// would get it before any I/O that is ready. A waker comes after that I/O.
+type waker struct {
 	sh *shard
 	fd int32
 }
 
-var stroke = []byte{0}
+var wakeByte = []byte{0}
 
 // pair makes a pair of sockets that do not block.
 func pair() (fds [2]int, err error) {
@@ -60,51 +59,51 @@ func socketPair(name string) (end net.Conn, fd int, err error) {
 	return end, fds[1], nil
 }
 
-func newBell(sh *shard) (*bell, error) {
+func newWaker(sh *shard) (*waker, error) {
 	fds, err := pair()
 	if err != nil {
 		return nil, err
 	}
-	b := &bell{sh: sh, fd: int32(fds[1])}
-	go b.hang(fds[0]) // the loop has a part in this, so it cannot be waited for here
-	return b, nil
+	w := &waker{sh: sh, fd: int32(fds[1])}
+	go w.register(fds[0]) // the loop has a part in this, so it cannot be waited for here
+	return w, nil
 }
 
-// hang gives the loop its end of the pair. What is rung before waits in it. That takes descriptors for a
-// moment, and when there are none it is tried again.
-func (b *bell) hang(fd int) {
+// register gives the loop its end of the pair, in which bytes that were written before wait. It needs descriptors for a moment,
+// and tries again if there are none.
+func (w *waker) register(fd int) {
 	defer syscall.Close(fd)
 	for {
-		err := b.enroll(fd)
-		if err == nil || err == errStopped || b.sh.mail.isClosed() {
+		err := w.enroll(fd)
+		if err == nil || err == errStopped || w.sh.mail.isClosed() {
 			return
 		}
 		if !isExhausted(err) {
-			b.sh.srv.fail(fmt.Errorf("register a socket pair: %w", err))
+			w.sh.srv.fail(fmt.Errorf("register a socket pair: %w", err))
 			return
 		}
 		time.Sleep(exhaustedPause)
 	}
 }
 
-func (b *bell) enroll(fd int) error {
+func (w *waker) enroll(fd int) error {
 	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return os.NewSyscallError("fcntl", err)
 	}
-	end, err := connOf(own, "bell")
+	end, err := connOf(own, "waker")
 	if err != nil {
 		return err
 	}
-	enrolled, err := b.sh.loop.Enroll(gnet.NewContext(context.Background(), b), end)
+	enrolled, err := w.sh.loop.Enroll(gnet.NewContext(context.Background(), w), end)
 	if err != nil {
 		_ = end.Close()
 		return err
 	}
-	return b.sh.srv.awaitEnrolled(enrolled)
+	return w.sh.srv.awaitEnrolled(enrolled)
 }
 
-// ring never blocks: when the socket is full, the loop has been told often enough.
-func (b *bell) ring() { _, _ = write(b.fd, stroke) }
+// wake never blocks: when the socket is full, the loop has been woken often enough.
+func (w *waker) wake() { _, _ = write(w.fd, wakeByte) }
 
-func (b *bell) close() { _ = syscall.Close(int(b.fd)) }
+func (w *waker) close() { _ = syscall.Close(int(w.fd)) }
