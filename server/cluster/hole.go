@@ -19,7 +19,7 @@ func (b *Broker) whole(at place, all fetched, deadline time.Time) (fetched, erro
 	if len(list) == 0 {
 		return all, nil
 	}
-	missing, err := b.missing(at, list, deadline)
+	missing, err := b.missing(at, list, sureOfGap, deadline)
 	if err != nil || missing == 0 {
 		return all, err
 	}
@@ -40,7 +40,7 @@ func (b *Broker) whole(at place, all fetched, deadline time.Time) (fetched, erro
 	begin := sort.Search(len(list)-1, func(i int) bool {
 		var n int
 		if err == nil {
-			n, err = b.missing(at, list[i:], deadline)
+			n, err = b.missing(at, list[i:], sureOfNone, deadline) // there is a gap, so this only says where
 		}
 		return n == 0
 	})
@@ -90,8 +90,9 @@ func (k *bounds) observe(low, high int) {
 //
 // Three questions are asked at once: how many are behind the last one, how many behind the first, and how many behind the last
 // one again. What comes in between is counted in some of the answers only, so that they say at least how many are missing, and
-// at most; in rounds in which nothing comes before or after the second answer, one of the two is exact.
-func (b *Broker) missing(at place, list []topic.Message, deadline time.Time) (int, error) {
+// at most; in rounds in which nothing comes before or after the second answer, one of the two is exact. A gap is told when so
+// many rounds agree.
+func (b *Broker) missing(at place, list []topic.Message, sure int, deadline time.Time) (int, error) {
 	first, last := list[0].Offset, lastOf(list)
 	end := time.Now().Add(time.Until(deadline) / 4)
 	var known bounds
@@ -118,7 +119,7 @@ func (b *Broker) missing(at place, list []topic.Message, deadline time.Time) (in
 		switch {
 		case known.saidHigh >= sureOfNone && known.high == 0:
 			return 0, nil
-		case known.saidLow >= sureOfGap && known.low > 0:
+		case known.saidLow >= sure && known.low > 0:
 			return known.low, nil
 		}
 	}

@@ -451,7 +451,7 @@ func TestAMessageThatCannotBeReadIsAGap(t *testing.T) {
 			t.Parallel()
 			store := t.TempDir()
 			s := natsAt(t, -1, store)
-			o := Options{NATS: NATS{URL: urlOf(s)}}
+			o := Options{NATS: NATS{URL: urlOf(s)}, Timeout: 10 * time.Second}
 			n := join(t, o, topic.Rule{Match: ">", History: 10_000})
 			var p topic.Position
 			for i := range 20 {
