@@ -479,7 +479,7 @@ func TestAMessageThatCannotBeReadIsAGap(t *testing.T) {
 							return
 						default:
 							_, _ = n.store("a", "more", "")
-							time.Sleep(2 * time.Millisecond)
+							time.Sleep(10 * time.Millisecond)
 						}
 					}
 				})
