@@ -2,41 +2,41 @@ package codec
 
 import "math/bits"
 
-// Buffers keeps the buffers of large messages for the messages that come next, so that a client that sends many of them costs
-// its goroutine neither new memory nor its collection. The decoders of one goroutine may share one. The zero value keeps nothing.
+// Buffers keeps the buffers of large messages for later ones, so that a stream of large messages allocates nothing. The decoders
+// of one goroutine may share one. It must not be used by several goroutines at once. The zero value keeps nothing.
 type Buffers struct {
 	// Max is how many bytes it keeps at most.
 	Max int
 
-	free  [bufferSizes][][]byte // by size: 128 KiB, and twice as much each time
-	spare [bufferSizes]int      // how many have not been needed since Trim was called
+	free  [bufferClasses][][]byte // by class: 128 KiB, and twice as much each time
+	spare [bufferClasses]int      // how many have not been needed since Trim was called
 	bytes int
 }
 
 // Buffers have 128 KiB to 2 MiB. Larger ones are not kept.
 const (
-	leastBuffer = 2 * maxRetained
-	bufferSizes = 5
+	minBuffer     = 2 * maxRetained
+	bufferClasses = 5
 )
 
-// sizeOfBuffer returns the place of the buffers that have room for n bytes, or false if there are none.
-func sizeOfBuffer(n int) (int, bool) {
+// bufferClass returns the class of the buffers with room for n bytes, or false if they are not kept.
+func bufferClass(n int) (int, bool) {
 	if n <= maxRetained {
 		return 0, false
 	}
-	i := bits.Len(uint(n-1) / leastBuffer)
-	return i, i < bufferSizes
+	i := bits.Len(uint(n-1) / minBuffer)
+	return i, i < bufferClasses
 }
 
 // get returns an empty buffer with room for n bytes.
 func (p *Buffers) get(n int) []byte {
-	i, ok := sizeOfBuffer(n)
+	i, ok := bufferClass(n)
 	if p == nil || p.Max == 0 || !ok {
 		return make([]byte, 0, n)
 	}
 	last := len(p.free[i]) - 1
 	if last < 0 {
-		return make([]byte, 0, leastBuffer<<i)
+		return make([]byte, 0, minBuffer<<i)
 	}
 	b := p.free[i][last]
 	p.free[i][last] = nil
@@ -46,10 +46,10 @@ func (p *Buffers) get(n int) []byte {
 	return b
 }
 
-// put keeps a buffer that nobody uses any more, if it is one of these.
+// put keeps a buffer that is no longer used, if it has the size of a class.
 func (p *Buffers) put(b []byte) {
-	i, ok := sizeOfBuffer(cap(b))
-	if p == nil || !ok || cap(b) != leastBuffer<<i || p.bytes+cap(b) > p.Max {
+	i, ok := bufferClass(cap(b))
+	if p == nil || !ok || cap(b) != minBuffer<<i || p.bytes+cap(b) > p.Max {
 		return
 	}
 	p.free[i] = append(p.free[i], b[:0])

@@ -78,31 +78,31 @@ func TestLargeMessagesNeedNoNewMemory(t *testing.T) {
 }
 
 func TestBuffersLetGo(t *testing.T) {
-	p := &Buffers{Max: 3 * leastBuffer}
-	a, b := p.get(leastBuffer), p.get(leastBuffer-1)
-	c := p.get(2*leastBuffer - 5)
-	for _, one := range [][]byte{a, b, c, p.get(64 << 20), make([]byte, 0, leastBuffer+1), nil} {
+	p := &Buffers{Max: 3 * minBuffer}
+	a, b := p.get(minBuffer), p.get(minBuffer-1)
+	c := p.get(2*minBuffer - 5)
+	for _, one := range [][]byte{a, b, c, p.get(64 << 20), make([]byte, 0, minBuffer+1), nil} {
 		p.put(one)
 	}
-	if n := p.Kept(); n != 2*leastBuffer { // the third one is too much
+	if n := p.Kept(); n != 2*minBuffer { // the third one is too much
 		t.Errorf("%d bytes are kept", n)
 	}
 	p.Trim()
-	p.put(p.get(leastBuffer))
-	if p.Trim(); p.Kept() != leastBuffer { // one was needed
+	p.put(p.get(minBuffer))
+	if p.Trim(); p.Kept() != minBuffer { // one was needed
 		t.Errorf("%d bytes are kept after the first Trim", p.Kept())
 	}
 	if p.Trim(); p.Kept() != 0 {
 		t.Errorf("%d bytes are kept in the end", p.Kept())
 	}
-	for _, n := range []int{0, 1, maxRetained, maxRetained + 1, leastBuffer, leastBuffer + 1, 1 << 20, 1<<20 + 1, 2 << 20, 3 << 20} {
+	for _, n := range []int{0, 1, maxRetained, maxRetained + 1, minBuffer, minBuffer + 1, 1 << 20, 1<<20 + 1, 2 << 20, 3 << 20} {
 		if got := cap(p.get(n)); got < n || n > maxRetained && got > 2*n {
 			t.Errorf("for %d there are %d", n, got)
 		}
 	}
 	var none *Buffers
-	none.put(none.get(leastBuffer))
-	if got := cap((&Buffers{}).get(leastBuffer + 1)); got != leastBuffer+1 {
+	none.put(none.get(minBuffer))
+	if got := cap((&Buffers{}).get(minBuffer + 1)); got != minBuffer+1 {
 		t.Errorf("without a Max it makes %d", got)
 	}
 }

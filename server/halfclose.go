@@ -78,7 +78,7 @@ func (c *Conn) isBehind() bool {
 	return false
 }
 
-// hasCommands reports whether there are commands that have not been read.
+// hasCommands reports whether there are commands that have not run.
 func (sh *shard) hasCommands() bool {
 	sh.mail.mu.Lock()
 	defer sh.mail.mu.Unlock()

@@ -57,14 +57,14 @@ type command struct {
 }
 
 // varies reports whether it is unknown how long the command takes.
-func (l *command) varies() bool {
+func (cmd *command) varies() bool {
 	switch {
-	case l.kind == commandDo:
+	case cmd.kind == commandDo:
 		return true
-	case l.frame != nil:
-		return len(l.frame.Payload()) >= envelope.LargeText
+	case cmd.frame != nil:
+		return len(cmd.frame.Payload()) >= envelope.LargeText
 	}
-	return l.n >= envelope.LargeText
+	return cmd.n >= envelope.LargeText
 }
 
 // commandCost is about how much memory a command takes, in bytes. It counts in the backlog, so that very many small
@@ -72,10 +72,10 @@ func (l *command) varies() bool {
 const commandCost = 128
 
 // put appends a command. The caller holds the mailbox's mu.
-func (sh *shard) put(l command) {
+func (sh *shard) put(cmd command) {
 	m := &sh.mail
 	sh.backlog.Add(commandCost)
-	m.commands = append(m.commands, l)
+	m.commands = append(m.commands, cmd)
 	m.posted++
 	m.wake()
 }
@@ -139,8 +139,8 @@ func (m *mailbox) isClosed() bool {
 func (sh *shard) putBytes(kind commandKind, c *Conn, n int) {
 	m := &sh.mail
 	if last := len(m.commands) - 1; last >= 0 {
-		if l := &m.commands[last]; l.kind == kind && l.conn == c {
-			l.n += n
+		if cmd := &m.commands[last]; cmd.kind == kind && cmd.conn == c {
+			cmd.n += n
 			return
 		}
 	}
@@ -232,10 +232,10 @@ func (sh *shard) postClose(c *Conn, how closeHow, code codec.CloseCode, reason s
 	sh.put(command{kind: commandClose, conn: c, n: 3 + len(reason)})
 }
 
-func (sh *shard) post(l command) {
+func (sh *shard) post(cmd command) {
 	sh.mail.mu.Lock()
 	defer sh.mail.mu.Unlock()
-	sh.put(l)
+	sh.put(cmd)
 }
 
 // postTick, postRelief, postTimers and postGoAway leave a mark rather than a command, so that they cannot pile up.
@@ -289,13 +289,13 @@ func (sh *shard) runCommands() {
 	first := r.ran
 	defer func() { sh.backlog.Add(-commandCost * int64(r.ran-first)) }()
 	for !r.done() {
-		l, at := &r.commands[r.ran], r.offset
+		cmd, at := &r.commands[r.ran], r.offset
 		r.ran++
-		sh.read++
-		r.offset += l.n
-		sh.execute(l, r.arena[at:r.offset])
+		sh.ran++
+		r.offset += cmd.n
+		sh.execute(cmd, r.arena[at:r.offset])
 		// While streams wait, a connection that is sent something has to catch up first, which takes longer.
-		if (r.ran&15 == 0 || sh.pending.len() > 0 || l.varies()) && time.Since(start) > limit {
+		if (r.ran&15 == 0 || sh.pending.len() > 0 || cmd.varies()) && time.Since(start) > limit {
 			return
 		}
 	}
@@ -333,27 +333,27 @@ func (sh *shard) takeCommands() {
 
 // execute runs a command. Its bytes leave the backlog only when they are counted elsewhere, in one step, so that an observer never
 // sees them twice or not at all.
-func (sh *shard) execute(l *command, b []byte) {
-	switch l.kind {
+func (sh *shard) execute(cmd *command, b []byte) {
+	switch cmd.kind {
 	case commandBytes:
-		l.conn.sendBytes(b, itemMessage)
-		sh.backlog.Add(-int64(l.n))
+		cmd.conn.sendBytes(b, itemMessage)
+		sh.backlog.Add(-int64(cmd.n))
 	case commandReply:
-		l.conn.sendBytes(b, itemReply)
-		sh.backlog.Add(-int64(l.n))
+		cmd.conn.sendBytes(b, itemReply)
+		sh.backlog.Add(-int64(cmd.n))
 	case commandFrame:
 		sh.tally.deliveries++
-		l.conn.sendFrame(l.frame)
-		l.conn.chargeOutput(len(l.frame.Plain()))
-		sh.backlog.Add(-int64(len(l.frame.Plain())))
+		cmd.conn.sendFrame(cmd.frame)
+		cmd.conn.chargeOutput(len(cmd.frame.Plain()))
+		sh.backlog.Add(-int64(len(cmd.frame.Plain())))
 	case commandPublish, commandGap:
-		sh.backlog.Add(int64(l.local.publish(l) - len(l.frame.Plain())))
+		sh.backlog.Add(int64(cmd.local.publish(cmd) - len(cmd.frame.Plain())))
 	case commandClose:
-		l.conn.startClose(closeHow(b[0]), codec.CloseCode(binary.BigEndian.Uint16(b[1:])), string(b[3:]))
+		cmd.conn.startClose(closeHow(b[0]), codec.CloseCode(binary.BigEndian.Uint16(b[1:])), string(b[3:]))
 	case commandWritable:
-		sh.writable.push(l.conn)
+		sh.writable.push(cmd.conn)
 	case commandDo:
-		sh.backlog.Add(-int64(l.seq)) // what it may publish takes the place of its bytes
-		l.conn.call(l.do)
+		sh.backlog.Add(-int64(cmd.seq)) // what it may publish takes the place of its bytes
+		cmd.conn.call(cmd.do)
 	}
 }

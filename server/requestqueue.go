@@ -16,7 +16,7 @@ type slot struct {
 	do      func()
 	cancel  func() // called instead of do if the connection has ended; may be nil
 	cost    int    // bytes that the slot holds, about
-	after   uint64 // commands that the loop must have read before
+	after   uint64 // commands that the loop must have run before
 	open    bool   // do is for an open connection only
 	drained bool   // do waits until the socket has taken all that was sent
 	pending bool   // the slot waits for an answer: do is not known yet

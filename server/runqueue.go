@@ -88,7 +88,7 @@ func (sh *shard) runQueued() {
 		w.served = false
 		now := sh.srv.elapsed()
 		w.used.addTurn(clock.took(now-began), now)
-		if w.requests.len() > 0 && w.requests.first().after > sh.read {
+		if w.requests.len() > 0 && w.requests.first().after > sh.ran {
 			early = append(early, w)
 		} else {
 			q.schedule(w)

@@ -40,7 +40,7 @@ type shard struct {
 	site         *callSite // as in called
 	tally        tally
 	reading      inbox
-	read         uint64 // commands, ever
+	ran          uint64 // commands, ever
 	run          runQueue
 	sweep        sweep
 	began        time.Duration   // of this turn, after the server was made
@@ -158,9 +158,8 @@ func (sh *shard) leave() {
 	}
 }
 
-// endTurn ends a turn and returns how long it took. If something is left to do, be it new commands, work of connections, or
-// a walk or sweep that has further slices, it is woken for the next turn. Everything else that is ready on the loop
-// comes before that.
+// endTurn ends a turn and returns how long it took. If something is left to do (new commands, work of connections, further
+// slices of a walk or sweep), the loop is woken for another turn, after everything else that is ready on it.
 func (sh *shard) endTurn() (took time.Duration) {
 	sh.admitInflating()
 	ended := sh.srv.elapsed()

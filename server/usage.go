@@ -16,9 +16,9 @@ const (
 	// those that use much from those that use little even where thousands share a loop, each of which uses a thousandth.
 	usageWeight = 64
 
-	// usageLittle and usageFree: where very many share a loop, clients that do what is usual use as much as those that do all
-	// they can. So up to usageLittle those that use least come first by littleWeight, but by littleDelay at most; from there
-	// to usageFree by freeWeight.
+	// usageLittle and usageFree: where very many share a loop, ordinary clients use as much as those that do all they can. So up
+	// to usageLittle, use is weighted by littleWeight and delays a client by littleDelay at most. From there to usageFree it is
+	// weighted by freeWeight.
 	usageLittle  = 8 * time.Millisecond
 	usageFree    = 16 * time.Millisecond
 	littleWeight = 8
@@ -60,15 +60,15 @@ func (u *usage) delay(now time.Duration) time.Duration {
 // isForgotten reports whether so little was used that it does not matter any more.
 func (u *usage) isForgotten(now time.Duration) bool { return u.lately(now) < 16*time.Microsecond }
 
-// virtualTime is the time of a queue whose members come after others by [usage.delay]. As in start-time fair queueing it is that of
-// the one that was served last, so that it falls behind while there is more to do than can be done: who has used little does not
-// wait for all that has waited for longer.
+// virtualTime is the clock of a queue whose members are delayed by [usage.delay]. As in start-time fair queueing, it shows the tag
+// of the member that was served last, and so falls behind the real time under overload. A client that has used little then does
+// not wait for all that came before it.
 type virtualTime time.Duration
 
-// mostBehind is how far it may fall behind, so that those that have used much have their turn, too.
+// mostBehind is how far it may fall behind, so that clients that have used much are served, too.
 const mostBehind = 500 * time.Millisecond
 
-// at returns the time for one that comes now, perhaps to an empty queue.
+// at returns the virtual time at a real time. In an empty queue they are the same.
 func (q *virtualTime) at(now time.Duration, empty bool) time.Duration {
 	if empty {
 		*q = virtualTime(now)
@@ -77,8 +77,8 @@ func (q *virtualTime) at(now time.Duration, empty bool) time.Duration {
 	return time.Duration(*q)
 }
 
-// served notes that one is served that came, or was to come, at a time.
-func (q *virtualTime) served(at time.Duration) { *q = max(*q, virtualTime(at)) }
+// served notes that the member with this tag is served.
+func (q *virtualTime) served(tag time.Duration) { *q = max(*q, virtualTime(tag)) }
 
 // workClock measures work on a loop without the time in which the system ran other threads instead: no connection is to be
 // charged for that. Owned by the loop.

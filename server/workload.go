@@ -168,7 +168,7 @@ func (c *Conn) serve(w *workload, deadline time.Duration) {
 	for w.isRunnable() {
 		switch q := &w.requests; {
 		case w.canAnswer():
-			if q.first().after > sh.read {
+			if q.first().after > sh.ran {
 				return
 			}
 			q.flushing = true

@@ -90,8 +90,8 @@ func (k *bounds) observe(low, high int) {
 //
 // Three questions are asked at once: how many are behind the last one, how many behind the first, and how many behind the last
 // one again. What comes in between is counted in some of the answers only, so that they say at least how many are missing, and
-// at most; in rounds in which nothing comes before or after the second answer, one of the two is exact. A gap is told when so
-// many rounds agree.
+// at most; in rounds in which nothing comes before or after the second answer, one of the two is exact. It takes sure
+// rounds that agree to tell a gap.
 func (b *Broker) missing(at place, list []topic.Message, sure int, deadline time.Time) (int, error) {
 	first, last := list[0].Offset, lastOf(list)
 	end := time.Now().Add(time.Until(deadline) / 4)
