@@ -40,6 +40,7 @@ func (s *Server) shardOf(loop gnet.EventLoop) (*shard, error) {
 // returns false for one that is turned away.
 func (sh *shard) accept(gc gnet.Conn, l *listener, n int64) bool {
 	s := sh.srv
+	sh.readClock() // sockets are accepted outside turns, and the last one may have been long ago, or never
 	set := s.settings()
 	at := &set.listeners[l.index]
 	sh.stats.Accepted.Add(1)

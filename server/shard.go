@@ -43,6 +43,8 @@ type shard struct {
 	ran          uint64 // commands, ever
 	run          runQueue
 	sweep        sweep
+	swept        time.Duration   // when the last sweep began, or was left out, after the server was made
+	leftOut      bool            // it was left out
 	began        time.Duration   // of this turn, after the server was made
 	round        time.Duration   // that turns of sockets have taken since the loop was woken last
 	clock        uint32          // the same in milliseconds; never 0
@@ -126,11 +128,15 @@ func (sh *shard) enter() {
 	if set := sh.srv.settings(); set != sh.set {
 		sh.follow(set)
 	}
-	sh.began = sh.srv.elapsed()
-	sh.clock = max(uint32(sh.began.Milliseconds()), 1)
+	sh.readClock()
 	sh.mail.mu.Lock()
 	sh.mail.inTurn, sh.mail.began = true, sh.began
 	sh.mail.mu.Unlock()
+}
+
+func (sh *shard) readClock() {
+	sh.began = sh.srv.elapsed()
+	sh.clock = max(uint32(sh.began.Milliseconds()), 1)
 }
 
 // follow does what new settings ask of a shard that had others. Messages that have begun to come keep the

@@ -29,7 +29,7 @@ const sweepLooks = 8192
 func (sh *shard) beginSweep() {
 	sh.shedExcess()
 	sh.buffers.Trim()
-	if !sh.sweep.running {
+	if !sh.sweep.running && !sh.stoodStill() {
 		sh.sweep = sweep{running: true, stalled: len(sh.stalled), group: len(sh.groups), plan: sh.srv.plan.Load()}
 		if p := sh.sweep.plan; p != nil {
 			sh.sweep.reached = p.reached(time.Now())
@@ -38,6 +38,19 @@ func (sh *shard) beginSweep() {
 			sh.sweep.second = sh.srv.second()
 		}
 	}
+}
+
+// lateSweep is how late a loop may come to a round.
+const lateSweep = 500 * time.Millisecond
+
+// stoodStill reports whether the loop comes so late to a round that clients may have sent in time what it has not read: a
+// handler has blocked it, or the process was stopped. It leaves that round out, and reads. It does not leave out two in a
+// row, for a loop that is always late has to find those whose time is up as well.
+func (sh *shard) stoodStill() bool {
+	late := sh.began-sh.swept > sh.srv.settings().tick+lateSweep
+	sh.swept = sh.began
+	sh.leftOut = late && !sh.leftOut && !sh.goingAway
+	return sh.leftOut
 }
 
 // sweepOn goes on with the round. It goes through each group from the end, so that the member which

@@ -51,6 +51,58 @@ func TestHandshakeTimeout(t *testing.T) {
 	alice.want("a handshake that is done has no time-out")
 }
 
+// The first client of a server that nobody has come to for long has as much time for its handshake as others.
+func TestHandshakeTimeoutOfTheFirstClient(t *testing.T) {
+	t.Parallel()
+	const timeout = 2 * time.Second
+	limits, ping := off()
+	limits.HandshakeTimeout = timeout
+	s := start(t, Options{Loops: 1, Endpoints: echoAndBroadcast(), Limits: limits, Ping: ping})
+	time.Sleep(timeout + timeout/4)
+	first, head := dialRaw(t, s), upgradeHead("/echo")
+	first.write([]byte(head[:20]))
+	eventually(t, "it is there", func() bool { return s.Stats().Accepted == 1 })
+	begun := time.Now()
+	for time.Since(begun) < timeout/4 {
+		for _, sh := range s.allShards() {
+			sh.postTick()
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	first.write([]byte(head[20:]))
+	if resp := first.response(); resp.StatusCode != 101 {
+		t.Errorf("the handshake is answered %s", resp.Status)
+	}
+}
+
+// A loop that stood still reads what clients have sent meanwhile before it looks whose time is up.
+func TestTimeoutsOfALoopThatStoodStill(t *testing.T) {
+	t.Parallel()
+	const timeout = 2 * time.Second
+	limits, ping := off()
+	limits.HandshakeTimeout, limits.IdleTimeout = timeout, timeout
+	s := start(t, Options{Loops: 1, Endpoints: echoAndBroadcast(), Limits: limits, Ping: ping})
+	alice, bob := dial(t, s, "/echo"), dialRaw(t, s)
+	conn := theConn(t, s)
+	head := upgradeHead("/echo")
+	bob.write([]byte(head[:20]))
+	eventually(t, "he is there", func() bool { return s.Stats().Accepted == 2 })
+	blocked, release := make(chan struct{}), make(chan struct{})
+	if err := conn.Do(func() { close(blocked); <-release }); err != nil {
+		t.Fatal(err)
+	}
+	<-blocked
+	alice.send("in time")
+	bob.write([]byte(head[20:]))
+	time.Sleep(timeout + timeout/2)
+	close(release)
+	alice.want("in time")
+	if resp := bob.response(); resp.StatusCode != 101 {
+		t.Errorf("the handshake is answered %s", resp.Status)
+	}
+	alice.wantClose(codec.CloseGoingAway, "no message for 2s") // a loop that goes on finds who is idle
+}
+
 // Alice talks, bob only pings and pongs, cathy sends fragments but never a whole message: idle are
 // bob and cathy.
 func TestIdleTimeout(t *testing.T) {
