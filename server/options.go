@@ -209,8 +209,9 @@ type SlowConsumer struct {
 	//
 	// A single message that is larger still goes out when nothing waits before it. Replies to requests are never
 	// dropped: under the policies that drop, messages make room for them, and a client for which replies alone are
-	// more than MaxQueue is closed. The history that a client asks for does not count. Default 1 MiB; negative is
-	// no limit, which lets one frozen client hold any amount of memory.
+	// more than MaxQueue is closed. What does not count: the history that a client asks for with a subscription, and a
+	// reply of 4 KiB or more, of which one waits at most, because the next such request is answered when the client has
+	// read it. Default 1 MiB; negative is no limit, which lets one frozen client hold any amount of memory.
 	MaxQueue Size `yaml:"max_queue"`
 
 	// CloseCode is sent by PolicyClose: 1013 (try again later), the default, or 1008 (policy

@@ -24,7 +24,8 @@ type outbox struct {
 	waiting int    // messages
 	bytes   int    // memory of all items, see item.cost
 	history int    // memory of history, which the limit does not count
-	replies int    // memory of replies
+	replies int    // memory of replies that it counts
+	answers int    // memory of large replies, of which one waits at most: see workload.canAnswer
 	batches int    // subscriptions whose history waits, ended ones included
 	since   uint32 // when the socket last took a byte, in milliseconds of the shard's clock
 	slot    int    // where the connection stands in shard.stalled
@@ -36,6 +37,7 @@ const (
 	itemMessage itemKind = iota
 	itemHistory          // a message from a topic's history: it is kept anyway, so that no policy drops it
 	itemReply            // to a request of the client: counts as a message does, but no policy drops it; see roomForReply
+	itemAnswer           // a large reply: it does not count either, and no policy drops it
 	itemControl          // ping, close, or the answer to a handshake: never dropped
 	itemPong             // never dropped, but replaced by a later one
 )
@@ -89,6 +91,8 @@ func (o *outbox) count(kind itemKind, n int) {
 		o.history += n
 	case itemReply:
 		o.replies += n
+	case itemAnswer:
+		o.answers += n
 	}
 }
 
@@ -215,7 +219,7 @@ func (o *outbox) dropNewest(excess int) uint64 {
 func (o *outbox) discard() (messages uint64) {
 	kept, waiting := o.kept, o.waiting
 	o.messages, o.kept, o.pong = frameQueue{}, frameQueue{}, nil
-	o.bytes, o.history, o.replies, o.batches, o.waiting = 0, 0, 0, 0, 0
+	o.bytes, o.history, o.replies, o.answers, o.batches, o.waiting = 0, 0, 0, 0, 0, 0
 	if len(o.partial.b) > 0 {
 		o.count(o.partial.kind, o.partial.cost())
 		o.waiting = messagesOf(o.partial.kind)
@@ -355,7 +359,7 @@ func (c *Conn) makeRoom(n int, kind itemKind) bool {
 func (o *outbox) roomForReply(n, limit int) bool { return o.replies == 0 || o.replies+n <= limit }
 
 // counted returns the bytes of memory that the limit counts.
-func (o *outbox) counted() int { return o.bytes - o.history }
+func (o *outbox) counted() int { return o.bytes - o.history - o.answers }
 
 // dropWaiting drops messages until the limit counts at most keep bytes: those that have waited longest, or, for
 // DropNewest, shortest. What has been written in part stays, and so does everything that is no message.

@@ -61,7 +61,11 @@ func (c *Conn) sendReply(id json.RawMessage, what string, value any) {
 	} else {
 		sh.reply = codec.AppendFrame(sh.reply[:0], codec.OpText, sh.text)
 	}
-	c.sendBytes(sh.reply, itemReply)
+	kind := itemReply
+	if len(sh.reply) >= envelope.LargeText {
+		kind = itemAnswer
+	}
+	c.sendBytes(sh.reply, kind)
 }
 
 // keepReply is the size of a buffer for replies that a quiet loop keeps.

@@ -102,14 +102,12 @@ func (c *Conn) sendEncoded(b []byte, kind itemKind) {
 		var errno syscall.Errno
 		written, errno = c.write(b)
 		if c.is(markTLS) {
-			c.countPending(written, func(yield func(int, bool) bool) { yield(len(b), kind != itemReply) })
+			c.countPending(written, func(yield func(int, bool) bool) { yield(len(b), messagesOf(kind) > 0) })
 		}
 		if written == len(b) {
 			return
 		} else if errno != 0 {
-			if kind != itemReply {
-				c.sh.stats.Drop(DropClosed, 1)
-			}
+			c.sh.stats.Drop(DropClosed, uint64(messagesOf(kind)))
 			return
 		}
 	}

@@ -173,6 +173,36 @@ func TestRepliesAreNotDropped(t *testing.T) {
 	}
 }
 
+// Cathy asks for much more history than her queue holds, in one go, and reads late. The requests wait for her, and what is
+// published meanwhile counts alone.
+func TestLargeRepliesWaitForTheClient(t *testing.T) {
+	opts := topics(TopicRule{Match: "log", History: 1000})
+	opts.Endpoints[0].SlowConsumer = SlowConsumer{MaxQueue: 64 << 10}
+	s := start(t, opts)
+	for range 1000 {
+		mustPublish(t, s, "log", strings.Repeat("x", 100))
+	}
+	const asked, published = 100, 100
+	cathy := dialFrozen(t, s, "/ws?topic=news", speakJSON)
+	cathy.said()
+	cathy.write(repeat(text(`{"id":1,"history":{"topic":"log","limit":1000}}`), asked))
+	eventually(t, "a reply waits", func() bool { return s.Stats().QueuedBytes > 64<<10 })
+	for range published {
+		mustPublish(t, s, "news", strings.Repeat("x", 100))
+	}
+	eventually(t, "they are posted", func() bool { return s.backlogBytes() == 0 })
+	if n := s.Stats().QueuedBytes; n > 512<<10 {
+		t.Errorf("%d B wait, want one reply and %d messages", n, published)
+	}
+	for replies, messages := 0, 0; replies < asked || messages < published; {
+		if m := cathy.said(); m.ID != nil {
+			replies++
+		} else {
+			messages++
+		}
+	}
+}
+
 // askBehind is the story of cathy, for whom too much waits when she asks.
 func askBehind(t *testing.T, p Policy, fill func(*Server)) {
 	opts := topics()

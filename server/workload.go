@@ -152,14 +152,14 @@ func (w *workload) isRunnable() bool {
 
 func (w *workload) hasInput() bool { return w.suspended && !w.isFull() && !w.inflates }
 
-// canAnswer reports whether the first request in the queue can be answered. While a client does not read what it has
-// asked for, what it asks for next waits.
+// canAnswer reports whether the first request in the queue can be answered. While a client does not read a large reply or
+// the histories that it has asked for, a request waits whose reply may be large, too.
 func (w *workload) canAnswer() bool {
 	if w.requests.len() == 0 {
 		return false
 	}
 	s, c := w.requests.first(), w.conn
-	return !s.pending && (!s.open || c.out == nil || !s.drained && !c.hoards())
+	return !s.pending && (!s.open || c.out == nil || !s.drained && !c.hoards() && (s.quick || c.out.answers == 0))
 }
 
 // serve does what waits on a connection, until a time or until nothing more can be done.
