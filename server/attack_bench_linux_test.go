@@ -106,9 +106,9 @@ func BenchmarkUnderAttack(b *testing.B) {
 
 func underAttack(b *testing.B, order attackOrder, length time.Duration) {
 	issuer, stranger := newIssuer(b), newIssuer(b)
-	order.HMACKey, order.ECKey = issuer.file("HS256"), issuer.file("ES256")
-	order.HMACBad, order.ECBad = stranger.token("HS256", alice()), stranger.token("ES256", alice())
-	order.LongToken = issuer.token("HS256", jwt.MapClaims{"sub": strings.Repeat("x", 5000)})
+	order.HMACKey, order.ECKey = issuer.File("HS256"), issuer.File("ES256")
+	order.HMACBad, order.ECBad = stranger.Token("HS256", alice()), stranger.Token("ES256", alice())
+	order.LongToken = issuer.Token("HS256", jwt.MapClaims{"sub": strings.Repeat("x", 5000)})
 	order.Seeds = order.attackOf.seeds
 	server := startChild(b, "attacked", order)
 	defer server.end()

@@ -22,7 +22,7 @@ func TestClaimsLimitTopics(t *testing.T) {
 		if rights != nil {
 			c["carillon"] = rights
 		}
-		return withToken(i.token("EdDSA", c))
+		return withToken(i.Token("EdDSA", c))
 	}
 	type m = map[string]any
 	forAlice := token("alice", m{"subscribe": []string{"prices.eu.*", "news"}, "publish": []string{"orders.alice", "prices.eu.x"}})

@@ -10,12 +10,14 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"carillon/internal/testenv"
 )
 
 // signed signs a header and claims as they stand, with HS256.
 func (i *issuer) signed(header, claims string) string {
-	text := strings.TrimSuffix(unsigned(header, claims, ""), ".")
-	mac := hmac.New(sha256.New, i.secret)
+	text := strings.TrimSuffix(testenv.JoinToken(header, claims, ""), ".")
+	mac := hmac.New(sha256.New, i.Secret)
 	mac.Write([]byte(text))
 	return text + "." + base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
 }
@@ -30,7 +32,7 @@ const (
 func TestWhatATokenMeans(t *testing.T) {
 	i := newIssuer(t)
 	const now = 2_000_000_000
-	v, err := newVerifier(&JWT{Algorithms: []string{"HS256"}, KeyFile: i.file("HS256"), Leeway: -1},
+	v, err := newVerifier(&JWT{Algorithms: []string{"HS256"}, KeyFile: i.File("HS256"), Leeway: -1},
 		slog.New(slog.DiscardHandler), func() time.Time { return time.Unix(now, 0) })
 	if err != nil {
 		t.Fatal(err)
@@ -160,7 +162,7 @@ func TestGarbledTokensAreNotNone(t *testing.T) {
 	ep := i.endpoint("HS256")
 	ep.Auth.JWT.Optional, ep.Auth.JWT.From = true, []string{"header", "query", "cookie:session", "subprotocol"}
 	s := start(t, Options{Endpoints: []Endpoint{ep}})
-	good := i.token("HS256", alice())
+	good := i.Token("HS256", alice())
 	for what, ask := range map[string][]string{
 		"empty":                  {"/ws", "Authorization: Bearer "},
 		"a scheme alone":         {"/ws", "Authorization: Bearer"},

@@ -76,7 +76,7 @@ func TestTokensGoByTheClock(t *testing.T) {
 	i := newIssuer(t)
 	s := startAt(t, wall, Options{Endpoints: append(besieged(), Endpoint{Path: "/safe", Mode: ModeTopics, Auth: i.endpoint("HS256").Auth}), Logger: silent()})
 	z := settle(t, s)
-	token := withToken(i.token("HS256", jwt.MapClaims{"sub": "alice", "exp": in(time.Hour)}))
+	token := withToken(i.Token("HS256", jwt.MapClaims{"sub": "alice", "exp": in(time.Hour)}))
 	alice := dial(t, s, "/safe?topic=a", token)
 	wall.jump(-30 * 24 * time.Hour)
 	dial(t, s, "/safe?topic=a", token)

@@ -15,7 +15,7 @@ func TestPreflight(t *testing.T) {
 	s := start(t, Options{Endpoints: []Endpoint{
 		{Path: "/ws", Mode: ModeTopics, Origins: []string{"https://app.example.org"}},
 		{Path: "/open", Mode: ModeTopics, Origins: []string{"*"}},
-		{Path: "/token", Mode: ModeTopics, Origins: []string{"https://app.example.org"}, Auth: Auth{JWT: JWT{Algorithms: []string{"HS256"}, KeyFile: newIssuer(t).file("HS256")}}},
+		{Path: "/token", Mode: ModeTopics, Origins: []string{"https://app.example.org"}, Auth: Auth{JWT: JWT{Algorithms: []string{"HS256"}, KeyFile: newIssuer(t).File("HS256")}}},
 		{Path: "/echo", Mode: ModeEcho, Origins: []string{"*"}},
 	}, HTTP: http.HandlerFunc(mirror)})
 	const asks, wants = "Access-Control-Request-Method: GET", "Access-Control-Request-Headers: authorization,last-event-id"

@@ -23,11 +23,11 @@ func TestTokenExpires(t *testing.T) {
 	wall := &clock{}
 	s := startAt(t, wall, Options{Endpoints: []Endpoint{ep}})
 	expires := wall.now().Add(10 * time.Minute).Truncate(time.Second)
-	token := i.token("HS256", jwt.MapClaims{"sub": "alice", "exp": expires.Unix()})
+	token := i.Token("HS256", jwt.MapClaims{"sub": "alice", "exp": expires.Unix()})
 	raw, js := dial(t, s, "/ws?topic=a", withToken(token)), dial(t, s, "/ws?topic=a", speakJSON, withToken(token))
 	events := bufio.NewReader(httpGet(t, s, "/ws?topic=a&token="+token, "text/event-stream").Body)
-	stays := dial(t, s, "/ws?topic=a", withToken(i.token("HS256", alice())))
-	dial(t, s, "/ws?topic=b", withToken(i.token("HS256", jwt.MapClaims{"sub": "bob", "exp": 1e15}))) // stays, too
+	stays := dial(t, s, "/ws?topic=a", withToken(i.Token("HS256", alice())))
+	dial(t, s, "/ws?topic=b", withToken(i.Token("HS256", jwt.MapClaims{"sub": "bob", "exp": 1e15}))) // stays, too
 	wall.jump(expires.Sub(wall.now()) - time.Second)
 	for _, c := range []*client{raw, js} {
 		c.wantClose(closeExpired, "token expired")
@@ -59,7 +59,7 @@ func TestTokenIsRenewed(t *testing.T) {
 	s := startAt(t, wall, Options{Endpoints: []Endpoint{i.endpoint("ES256")}})
 	token := func() (token string, expires int64) {
 		expires = wall.now().Add(time.Hour).Unix()
-		return i.token("ES256", jwt.MapClaims{"sub": "alice", "exp": expires}), expires
+		return i.Token("ES256", jwt.MapClaims{"sub": "alice", "exp": expires}), expires
 	}
 	first, _ := token()
 	c := dial(t, s, "/ws?topic=a", speakJSON, withToken(first))
@@ -105,7 +105,7 @@ func TestExpiresAtTheEdges(t *testing.T) {
 	s := start(t, Options{Endpoints: []Endpoint{endpoint}})
 	claims := alice()
 	claims["exp"] = int64(mostSeconds)
-	token := i.token("HS256", claims)
+	token := i.Token("HS256", claims)
 	c := dial(t, s, "/ws", speakJSON, withToken(token))
 	if reply := c.ask(`{"id":9,"refresh":{"token":%q}}`, token); reply.text != `{"id":9,"refreshed":{}}` {
 		t.Errorf("answered %s", reply.text)
@@ -118,17 +118,17 @@ func TestRenewalsThatAreRefused(t *testing.T) {
 	claims := func(changes jwt.MapClaims) string {
 		c := alice()
 		maps.Copy(c, changes)
-		return i.token("HS256", c)
+		return i.Token("HS256", c)
 	}
 	nameless := alice()
 	delete(nameless, "sub")
 	type m = map[string]any
 	for _, test := range []struct{ what, token, code string }{
 		{"another subject", claims(jwt.MapClaims{"sub": "bob"}), "not_allowed"},
-		{"no subject", i.token("HS256", nameless), "not_allowed"},
+		{"no subject", i.Token("HS256", nameless), "not_allowed"},
 		{"an empty subject", claims(jwt.MapClaims{"sub": ""}), "invalid_token"},
 		{"expired", claims(jwt.MapClaims{"exp": in(-time.Minute)}), "invalid_token"},
-		{"signed by a stranger", newIssuer(t).token("HS256", alice()), "invalid_token"},
+		{"signed by a stranger", newIssuer(t).Token("HS256", alice()), "invalid_token"},
 		{"nothing", "", "invalid_token"},
 		{"a topic less than it has", claims(jwt.MapClaims{"carillon": m{"subscribe": []string{"b"}}}), "not_allowed"},
 		{"good", claims(jwt.MapClaims{"carillon": m{"subscribe": []string{"a"}}}), ""},
@@ -168,9 +168,9 @@ func TestRenewalBehindSubscription(t *testing.T) {
 	s := start(t, Options{Endpoints: []Endpoint{i.endpoint("HS256")}})
 	narrow := alice()
 	narrow["carillon"] = map[string]any{"subscribe": []string{"b"}}
-	c := dial(t, s, "/ws", speakJSON, withToken(i.token("HS256", alice())))
+	c := dial(t, s, "/ws", speakJSON, withToken(i.Token("HS256", alice())))
 	c.write(append(append(text(`{"id":1,"subscribe":{"topic":"a"}}`),
-		text(`{"id":2,"refresh":{"token":"`+i.token("HS256", narrow)+`"}}`)...), text(`{"id":3,"ping":{}}`)...))
+		text(`{"id":2,"refresh":{"token":"`+i.Token("HS256", narrow)+`"}}`)...), text(`{"id":3,"ping":{}}`)...))
 	if m := c.said(); string(m.ID) != "1" || m.Subscribed == nil {
 		t.Errorf("%+v", m)
 	}
@@ -192,14 +192,14 @@ func TestDeadlinesInAnyOrder(t *testing.T) {
 		if n%4 == 3 {
 			exp = in(24*time.Hour + time.Duration(rand.IntN(1000))*time.Second)
 		}
-		c := dial(t, s, "/ws", speakJSON, withToken(i.token("HS256", jwt.MapClaims{"sub": "alice", "exp": exp})))
+		c := dial(t, s, "/ws", speakJSON, withToken(i.Token("HS256", jwt.MapClaims{"sub": "alice", "exp": exp})))
 		switch {
 		case n%4 == 3:
 			long = append(long, c)
 		case n%4 == 2:
 			_ = c.conn.Close()
 		case n%8 == 0:
-			c.send(`{"id":1,"refresh":{"token":"` + i.token("HS256", late) + `"}}`)
+			c.send(`{"id":1,"refresh":{"token":"` + i.Token("HS256", late) + `"}}`)
 			c.said()
 			long = append(long, c)
 		default:

@@ -236,7 +236,7 @@ func TestTokenAndHookAndUpgrade(t *testing.T) {
 		t.Error("the hook is asked about somebody without a token")
 	}
 	c := dialRaw(t, s)
-	token := i.token("ES256", jwt.MapClaims{"sub": "alice", "carillon": map[string]any{"subscribe": []string{"a.*"}}})
+	token := i.Token("ES256", jwt.MapClaims{"sub": "alice", "carillon": map[string]any{"subscribe": []string{"a.*"}}})
 	c.write(append([]byte(upgradeHead("/ws", speakJSON, withToken(token))), text(`{"id":1,"subscribe":{"topic":"a.b"}}`)...))
 	if err := d.wait(t).Identify(Identity{Publish: []string{"a.b"}}); err != nil {
 		t.Error(err)

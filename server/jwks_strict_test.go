@@ -7,12 +7,14 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+
+	"carillon/internal/testenv"
 )
 
 // A set of keys is taken as it stands, or not at all.
 func TestWhatAKeySetMeans(t *testing.T) {
 	i := newIssuer(t)
-	k := publicJWK(i.ecdsa)
+	k := testenv.PublicJWK(i.ECDSA)
 	x, y := k["x"], k["y"]
 	whole := `{"kty":"EC","crv":"P-256","x":"` + x + `","y":"` + y + `"`
 	for _, test := range []struct {
@@ -50,7 +52,7 @@ func TestWhatAKeySetMeans(t *testing.T) {
 // Keys that were asked for over TLS are not fetched without it, and nobody but the issuer learns the URL.
 func TestRedirectsOfKeySets(t *testing.T) {
 	i := newIssuer(t)
-	set, _ := json.Marshal(map[string]any{"keys": []any{publicJWK(i.ecdsa)}})
+	set, _ := json.Marshal(map[string]any{"keys": []any{testenv.PublicJWK(i.ECDSA)}})
 	referer := ""
 	serve := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		referer = r.Referer()

@@ -1,13 +1,8 @@
 package server
 
 import (
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/rsa"
-	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -15,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"carillon/internal/testenv"
 )
 
 // jwksServer publishes keys by name.
@@ -38,7 +35,7 @@ func newJWKSServer(t testing.TB) *jwksServer {
 		defer s.mu.Unlock()
 		list := []map[string]string{{"kty": "oct", "k": "c2VjcmV0", "kid": "never"}}
 		for id, key := range s.keys {
-			k := publicJWK(key)
+			k := testenv.PublicJWK(key)
 			k["kid"], k["use"] = id, "sig"
 			list = append(list, k)
 		}
@@ -52,18 +49,6 @@ func (s *jwksServer) set(id string, key any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.keys = map[string]any{id: key}
-}
-
-func publicJWK(private any) map[string]string {
-	e := base64.RawURLEncoding.EncodeToString
-	switch k := private.(type) {
-	case *rsa.PrivateKey:
-		return map[string]string{"kty": "RSA", "n": e(k.N.Bytes()), "e": e(big.NewInt(int64(k.E)).Bytes()), "alg": "RS256"}
-	case *ecdsa.PrivateKey:
-		point, _ := k.PublicKey.Bytes()
-		return map[string]string{"kty": "EC", "crv": "P-256", "x": e(point[1:33]), "y": e(point[33:])}
-	}
-	return map[string]string{"kty": "OKP", "crv": "Ed25519", "x": e(private.(ed25519.PrivateKey).Public().(ed25519.PublicKey))}
 }
 
 func quickJWKS(t testing.TB, interval, pause time.Duration) {
@@ -84,17 +69,17 @@ func TestJWKSRotation(t *testing.T) {
 	quickJWKS(t, time.Hour, time.Millisecond)
 	published := newJWKSServer(t)
 	i := newIssuer(t)
-	published.set("RS256-0", i.rsa)
+	published.set("RS256-0", i.RSA)
 	s := start(t, Options{Endpoints: []Endpoint{jwksEndpoint(published.URL)}})
-	dial(t, s, "/ws", withToken(i.token("RS256", alice(), "kid", "RS256-0")))
+	dial(t, s, "/ws", withToken(i.Token("RS256", alice(), "kid", "RS256-0")))
 	for round, algorithm := range []string{"ES256", "EdDSA", "RS256", "ES256"} {
 		i := newIssuer(t)
 		id := fmt.Sprintf("%s-%d", algorithm, round+1)
-		published.set(id, i.private(algorithm))
+		published.set(id, i.Private(algorithm))
 		var clients sync.WaitGroup
 		for range 8 {
 			clients.Go(func() {
-				token := withToken(i.token(algorithm, alice(), "kid", id))
+				token := withToken(i.Token(algorithm, alice(), "kid", id))
 				for try := 0; ; try++ {
 					c := dialRaw(t, s)
 					c.write([]byte(upgradeHead("/ws", token)))
@@ -126,21 +111,21 @@ func TestUnknownKeysDoNotFloodTheIssuer(t *testing.T) {
 	quickJWKS(t, time.Hour, pause)
 	published := newJWKSServer(t)
 	i := newIssuer(t)
-	published.set("1", i.ecdsa)
+	published.set("1", i.ECDSA)
 	s := start(t, Options{Endpoints: []Endpoint{jwksEndpoint(published.URL)}})
 	if n := published.fetches.Load(); n != 1 {
 		t.Fatalf("%d fetches at the start", n)
 	}
-	refused(t, s, 401, RefuseTokenKey, "/ws", withToken(i.token("ES256", alice(), "kid", "2"))) // fetched just now
+	refused(t, s, 401, RefuseTokenKey, "/ws", withToken(i.Token("ES256", alice(), "kid", "2"))) // fetched just now
 	time.Sleep(pause + 100*time.Millisecond)
-	resp := refused(t, s, 503, RefuseTokenKey, "/ws", withToken(i.token("ES256", alice(), "kid", "3")))
+	resp := refused(t, s, 503, RefuseTokenKey, "/ws", withToken(i.Token("ES256", alice(), "kid", "3")))
 	if resp.Header.Get("Retry-After") != "1" {
 		t.Error(resp.Header)
 	}
 	begin := time.Now()
 	for n := range 50 {
 		c := dialRaw(t, s)
-		c.write([]byte(upgradeHead("/ws", withToken(i.token("ES256", alice(), "kid", fmt.Sprint("x", n))))))
+		c.write([]byte(upgradeHead("/ws", withToken(i.Token("ES256", alice(), "kid", fmt.Sprint("x", n))))))
 		c.response()
 	}
 	eventually(t, "the issuer is asked", func() bool { return published.fetches.Load() > 1 })
@@ -148,8 +133,8 @@ func TestUnknownKeysDoNotFloodTheIssuer(t *testing.T) {
 	if n := published.fetches.Load(); n > most {
 		t.Errorf("%d fetches", n)
 	}
-	dial(t, s, "/ws", withToken(i.token("ES256", alice(), "kid", "1")))
-	dial(t, s, "/ws", withToken(i.token("ES256", alice()))) // it does not name its key, and there is one that fits
+	dial(t, s, "/ws", withToken(i.Token("ES256", alice(), "kid", "1")))
+	dial(t, s, "/ws", withToken(i.Token("ES256", alice()))) // it does not name its key, and there is one that fits
 }
 
 // The issuer is away when the server starts: it starts, refuses politely, and serves as soon as it can. When
@@ -160,9 +145,9 @@ func TestIssuerIsAway(t *testing.T) {
 	published := newJWKSServer(t)
 	published.broken.Store(true)
 	i := newIssuer(t)
-	published.set("1", i.ed)
+	published.set("1", i.Ed25519)
 	s, log := startLogged(t, Options{Endpoints: []Endpoint{jwksEndpoint(published.URL), {Path: "/echo", Mode: ModeEcho}}})
-	token := withToken(i.token("EdDSA", alice(), "kid", "1"))
+	token := withToken(i.Token("EdDSA", alice(), "kid", "1"))
 	refused(t, s, 503, RefuseNoKeys, "/ws", token)
 	dial(t, s, "/echo")
 	if !strings.Contains(log.String(), "could not read token keys") {
@@ -180,7 +165,7 @@ func TestIssuerIsAway(t *testing.T) {
 func FuzzParseJWKS(f *testing.F) {
 	i := newIssuer(f)
 	for _, a := range algorithms[1:] {
-		k, _ := json.Marshal(map[string]any{"keys": []any{publicJWK(i.private(a))}})
+		k, _ := json.Marshal(map[string]any{"keys": []any{testenv.PublicJWK(i.Private(a))}})
 		f.Add(k)
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {

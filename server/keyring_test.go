@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"carillon/internal/testenv"
 )
 
 // A key is not taken for anything but what its kind is for, even if an endpoint took every algorithm.
@@ -20,12 +22,12 @@ func TestEachKeyIsForOneAlgorithm(t *testing.T) {
 	ring := &keyring{opts: &JWT{}}
 	var keys []signatureKey
 	for _, a := range algorithms {
-		keys = append(keys, signatureKey{algorithm: a, key: i.private(a)})
+		keys = append(keys, signatureKey{algorithm: a, key: i.Private(a)})
 	}
 	ring.keys.Store(&keys)
 	for _, a := range algorithms {
 		found, err := ring.find(a, "any")
-		if err != nil || len(found.Keys) != 1 || fmt.Sprintf("%T", found.Keys[0]) != fmt.Sprintf("%T", i.private(a)) {
+		if err != nil || len(found.Keys) != 1 || fmt.Sprintf("%T", found.Keys[0]) != fmt.Sprintf("%T", i.Private(a)) {
 			t.Errorf("%s: %T, %v", a, found.Keys, err)
 		}
 	}
@@ -40,18 +42,18 @@ func TestKeyFileChanges(t *testing.T) {
 	i, next := newIssuer(t), newIssuer(t)
 	ep := i.endpoint("ES256")
 	s, log := startLogged(t, Options{Endpoints: []Endpoint{ep}})
-	dial(t, s, "/ws", withToken(i.token("ES256", alice())))
-	refused(t, s, 401, RefuseTokenSignature, "/ws", withToken(next.token("ES256", alice())))
+	dial(t, s, "/ws", withToken(i.Token("ES256", alice())))
+	refused(t, s, 401, RefuseTokenSignature, "/ws", withToken(next.Token("ES256", alice())))
 	before := s.settings().endpoints[0].auth.jwt.keys.keys.Load()
-	next.write(ep.Auth.JWT.KeyFile, "ES256")
+	next.Write(ep.Auth.JWT.KeyFile, "ES256")
 	eventually(t, "it is read", func() bool { return s.settings().endpoints[0].auth.jwt.keys.keys.Load() != before })
-	dial(t, s, "/ws", withToken(next.token("ES256", alice())))
-	refused(t, s, 401, RefuseTokenSignature, "/ws", withToken(i.token("ES256", alice())))
+	dial(t, s, "/ws", withToken(next.Token("ES256", alice())))
+	refused(t, s, 401, RefuseTokenSignature, "/ws", withToken(i.Token("ES256", alice())))
 	if err := os.WriteFile(ep.Auth.JWT.KeyFile, []byte("rubbish"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "it is noticed", func() bool { return strings.Contains(log.String(), "could not read token keys") })
-	dial(t, s, "/ws", withToken(next.token("ES256", alice())))
+	dial(t, s, "/ws", withToken(next.Token("ES256", alice())))
 }
 
 func TestKeyFilesThatCannotBeUsed(t *testing.T) {
@@ -64,19 +66,19 @@ func TestKeyFilesThatCannotBeUsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	i := newIssuer(t)
-	private, err := x509.MarshalPKCS8PrivateKey(i.ecdsa)
+	private, err := x509.MarshalPKCS8PrivateKey(i.ECDSA)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, test := range []struct{ algorithm, text, problem string }{
 		{"HS256", "too short", "at least 32"},
-		{"HS256", string(publicPEM(t, i.rsa)), "is PEM"},
+		{"HS256", string(testenv.PublicPEM(t, i.RSA)), "is PEM"},
 		{"RS256", "no key", "has 0 keys"},
-		{"RS256", string(publicPEM(t, small)), "1024 bits"},
-		{"RS256", string(publicPEM(t, i.ecdsa)), "a key for ES256"},
-		{"ES256", string(publicPEM(t, p384)), "P-384"},
+		{"RS256", string(testenv.PublicPEM(t, small)), "1024 bits"},
+		{"RS256", string(testenv.PublicPEM(t, i.ECDSA)), "a key for ES256"},
+		{"ES256", string(testenv.PublicPEM(t, p384)), "P-384"},
 		{"ES256", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})), "PRIVATE KEY"},
-		{"ES256", strings.Repeat(string(publicPEM(t, i.ecdsa)), 9), "9 keys"},
+		{"ES256", strings.Repeat(string(testenv.PublicPEM(t, i.ECDSA)), 9), "9 keys"},
 	} {
 		file := filepath.Join(t.TempDir(), "key")
 		if err := os.WriteFile(file, []byte(test.text), 0o600); err != nil {

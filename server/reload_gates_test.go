@@ -24,23 +24,23 @@ var gateStories = []struct {
 	header func(*gateWorld) string
 	status [2]int
 }{
-	{"jwt.algorithms jwt.key_file", withSecret, func(w *gateWorld, a *Auth) { a.JWT.Algorithms, a.JWT.KeyFile = []string{"ES256"}, w.file("ES256") }, secretToken, [2]int{101, 401}},
-	{"jwt.key_file", withSecret, func(w *gateWorld, a *Auth) { a.JWT.KeyFile = newIssuer(w.t).file("HS256") }, secretToken, [2]int{101, 401}},
+	{"jwt.algorithms jwt.key_file", withSecret, func(w *gateWorld, a *Auth) { a.JWT.Algorithms, a.JWT.KeyFile = []string{"ES256"}, w.File("ES256") }, secretToken, [2]int{101, 401}},
+	{"jwt.key_file", withSecret, func(w *gateWorld, a *Auth) { a.JWT.KeyFile = newIssuer(w.t).File("HS256") }, secretToken, [2]int{101, 401}},
 	{"jwt.algorithms", func(w *gateWorld) Auth {
 		return Auth{JWT: JWT{Algorithms: []string{"RS256", "ES256"}, JWKSURL: w.published.URL}}
 	}, func(_ *gateWorld, a *Auth) { a.JWT.Algorithms = []string{"RS256"} },
-		func(w *gateWorld) string { return withToken(w.token("ES256", alice(), "kid", "k")) }, [2]int{101, 401}},
+		func(w *gateWorld) string { return withToken(w.Token("ES256", alice(), "kid", "k")) }, [2]int{101, 401}},
 	{"jwt.jwks_url", func(w *gateWorld) Auth {
 		return Auth{JWT: JWT{Algorithms: []string{"ES256"}, JWKSURL: w.published.URL}}
 	}, func(w *gateWorld, a *Auth) {
 		other := newJWKSServer(w.t)
-		other.set("other", newIssuer(w.t).ecdsa)
+		other.set("other", newIssuer(w.t).ECDSA)
 		a.JWT.JWKSURL = other.URL
-	}, func(w *gateWorld) string { return withToken(w.token("ES256", alice(), "kid", "k")) }, [2]int{101, 401}},
+	}, func(w *gateWorld) string { return withToken(w.Token("ES256", alice(), "kid", "k")) }, [2]int{101, 401}},
 	{"jwt.issuer", withSecret, func(_ *gateWorld, a *Auth) { a.JWT.Issuer = "us" }, secretToken, [2]int{101, 401}},
 	{"jwt.audience", withSecret, func(_ *gateWorld, a *Auth) { a.JWT.Audience = "us" }, secretToken, [2]int{101, 401}},
 	{"jwt.leeway", withSecret, func(_ *gateWorld, a *Auth) { a.JWT.Leeway = time.Hour },
-		func(w *gateWorld) string { return withToken(w.token("HS256", jwt.MapClaims{"exp": in(-time.Minute)})) }, [2]int{401, 101}},
+		func(w *gateWorld) string { return withToken(w.Token("HS256", jwt.MapClaims{"exp": in(-time.Minute)})) }, [2]int{401, 101}},
 	{"jwt.from", withSecret, func(_ *gateWorld, a *Auth) { a.JWT.From = []string{"query"} }, secretToken, [2]int{101, 401}},
 	{"jwt.optional", withSecret, func(_ *gateWorld, a *Auth) { a.JWT.Optional = true }, func(*gateWorld) string { return "X-Nothing: here" }, [2]int{401, 101}},
 	{"hook.url", withHook, func(w *gateWorld, a *Auth) { a.Hook.URL = w.hook.URL + "/open" }, func(*gateWorld) string { return "X-Nothing: here" }, [2]int{403, 101}},
@@ -71,12 +71,12 @@ type counter struct{ n int }
 func (c *counter) Add(n int) int { c.n += n; return c.n }
 
 func withSecret(w *gateWorld) Auth {
-	return Auth{JWT: JWT{Algorithms: []string{"HS256"}, KeyFile: w.file("HS256"), Leeway: -1}}
+	return Auth{JWT: JWT{Algorithms: []string{"HS256"}, KeyFile: w.File("HS256"), Leeway: -1}}
 }
 
 func withHook(w *gateWorld) Auth { return Auth{Hook: Hook{URL: w.hook.URL, Timeout: patience}} }
 
-func secretToken(w *gateWorld) string { return withToken(w.token("HS256", alice())) }
+func secretToken(w *gateWorld) string { return withToken(w.Token("HS256", alice())) }
 
 func TestReloadOfGates(t *testing.T) {
 	t.Parallel()
@@ -94,7 +94,7 @@ func TestReloadOfGates(t *testing.T) {
 	for _, story := range gateStories {
 		t.Run(story.keys, func(t *testing.T) {
 			w := &gateWorld{issuer: newIssuer(t), published: newJWKSServer(t), hook: httptest.NewServer(answers)}
-			w.published.set("k", w.ecdsa)
+			w.published.set("k", w.ECDSA)
 			t.Cleanup(w.hook.Close)
 			ep := topicsEndpoint()
 			ep.Auth = story.before(w)
@@ -149,10 +149,10 @@ func TestReloadedKeysAreWatched(t *testing.T) {
 	t.Parallel()
 	quickJWKS(t, 5*time.Millisecond, time.Hour)
 	i, one, two := newIssuer(t), newJWKSServer(t), newJWKSServer(t)
-	one.set("a", i.ecdsa)
-	two.set("b", i.ed)
+	one.set("a", i.ECDSA)
+	two.set("b", i.Ed25519)
 	s := start(t, Options{Endpoints: []Endpoint{jwksEndpoint(one.URL), {Path: "/echo", Mode: ModeEcho}}})
-	tokenOne, tokenTwo := withToken(i.token("ES256", alice(), "kid", "a")), withToken(i.token("EdDSA", alice(), "kid", "b"))
+	tokenOne, tokenTwo := withToken(i.Token("ES256", alice(), "kid", "a")), withToken(i.Token("EdDSA", alice(), "kid", "b"))
 	bob := dial(t, s, "/ws", speakJSON, tokenOne)
 	reloaded(t, s, "endpoints[0].auth.jwt.jwks_url", func(o *Options) { o.Endpoints[0].Auth.JWT.JWKSURL = two.URL })
 	wantStatus(t, s, 101, "/ws", tokenTwo)
@@ -172,14 +172,14 @@ func TestReloadedKeysAreWatched(t *testing.T) {
 		return two.fetches.Load() == was
 	})
 	reloaded(t, s, "endpoints[1].auth.jwt.algorithms endpoints[1].auth.jwt.key_file", func(o *Options) {
-		o.Endpoints[1].Auth.JWT = JWT{Algorithms: []string{"HS256"}, KeyFile: i.file("HS256")}
+		o.Endpoints[1].Auth.JWT = JWT{Algorithms: []string{"HS256"}, KeyFile: i.File("HS256")}
 	})
-	wantStatus(t, s, 101, "/echo", withToken(i.token("HS256", alice())))
+	wantStatus(t, s, 101, "/echo", withToken(i.Token("HS256", alice())))
 	file := s.Options().Endpoints[1].Auth.JWT.KeyFile
-	i.secret = []byte(strings.Repeat("another", 8))
-	i.write(file, "HS256")
+	i.Secret = []byte(strings.Repeat("another", 8))
+	i.Write(file, "HS256")
 	eventually(t, "the file is read again", func() bool {
-		return status(t, s, "/echo", withToken(i.token("HS256", jwt.MapClaims{}))) == 101
+		return status(t, s, "/echo", withToken(i.Token("HS256", jwt.MapClaims{}))) == 101
 	})
 }
 

@@ -178,7 +178,7 @@ func TestReloadRefusesAsAWhole(t *testing.T) {
 			o.Endpoints[2].Auth.JWT = JWT{Algorithms: []string{"HS256"}, KeyFile: filepath.Join(t.TempDir(), "none")}
 		}, []string{"endpoints[2].auth.jwt.key_file: ", "no such file"}},
 		{"a key file of another kind", func(o *Options) {
-			o.Endpoints[0].Auth.JWT = JWT{Algorithms: []string{"HS256"}, KeyFile: i.file("ES256")}
+			o.Endpoints[0].Auth.JWT = JWT{Algorithms: []string{"HS256"}, KeyFile: i.File("ES256")}
 		}, []string{"endpoints[0].auth.jwt.key_file: ", "is PEM"}},
 		{"an issuer that is away, and one that does not answer", func(o *Options) {
 			o.Endpoints[0].Auth.JWT = JWT{Algorithms: []string{"ES256"}, JWKSURL: broken.URL}
@@ -370,10 +370,10 @@ func TestReloadOfTheTick(t *testing.T) {
 // whom none of it concerns, misses nothing.
 func TestReloadsUnderLoad(t *testing.T) {
 	i := newIssuer(t)
-	keys := i.file("HS256")
+	keys := i.File("HS256")
 	opts := Options{Loops: 2, Endpoints: append(echoAndBroadcast(), topicsEndpoint()), HTTP: http.HandlerFunc(mirror)}
 	s := start(t, opts)
-	token := withToken(i.token("HS256", alice()))
+	token := withToken(i.Token("HS256", alice()))
 	watching := dial(t, s, "/broadcast")
 	stop := make(chan struct{})
 	var crowd sync.WaitGroup

@@ -20,7 +20,7 @@ func TestSecretsOfURLsAreNotShown(t *testing.T) {
 	ep.Auth = Auth{JWT: JWT{Algorithms: []string{"ES256"}, JWKSURL: secret("jwks"), Optional: true}, Hook: Hook{URL: secret("hook")}}
 	s, log := startLogged(t, Options{Endpoints: []Endpoint{ep}, Internal: Internal{Listen: "127.0.0.1:0", Token: mark + "-of-the-interface"}})
 	refused(t, s, 503, RefuseHookFailed, "/ws")
-	refused(t, s, 503, RefuseNoKeys, "/ws", withToken(newIssuer(t).token("ES256", alice())))
+	refused(t, s, 503, RefuseNoKeys, "/ws", withToken(newIssuer(t).Token("ES256", alice())))
 	eventually(t, "the log has both", func() bool {
 		return strings.Contains(log.String(), "connect hook failing") && strings.Contains(log.String(), "could not read token keys")
 	})

@@ -10,6 +10,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 
 	"carillon/codec"
+	"carillon/internal/testenv"
 )
 
 // Alice has a token of each kind in turn. Each opens a connection that knows her name.
@@ -18,7 +19,7 @@ func TestTokenOfEachAlgorithm(t *testing.T) {
 	for _, algorithm := range algorithms {
 		t.Run(algorithm, func(t *testing.T) {
 			s := start(t, Options{Endpoints: []Endpoint{i.endpoint(algorithm)}})
-			c := dial(t, s, "/ws", speakJSON, withToken(i.token(algorithm, alice())))
+			c := dial(t, s, "/ws", speakJSON, withToken(i.Token(algorithm, alice())))
 			if name := onlyConn(t, s, "/ws").Subject(); name != "alice" {
 				t.Errorf("subject %q", name)
 			}
@@ -26,7 +27,7 @@ func TestTokenOfEachAlgorithm(t *testing.T) {
 			c.want(`{"id":1,"pong":{}}`)
 			for other := range algorithms {
 				if a := algorithms[other]; a != algorithm {
-					refused(t, s, 401, RefuseTokenAlgorithm, "/ws", withToken(i.token(a, alice())))
+					refused(t, s, 401, RefuseTokenAlgorithm, "/ws", withToken(i.Token(a, alice())))
 				}
 			}
 		})
@@ -50,11 +51,11 @@ func TestTokensThatAreRefused(t *testing.T) {
 		}
 		return c
 	}
-	es := func(changes ...any) string { return i.token("ES256", claims(changes...)) }
+	es := func(changes ...any) string { return i.Token("ES256", claims(changes...)) }
 	const body = `{"sub":"alice","iss":"https://issuer.example.com","aud":"carillon"}`
 
 	confused := jwt.NewWithClaims(jwt.SigningMethodHS256, claims())
-	asSecret, err := confused.SignedString(publicPEM(t, i.rsa))
+	asSecret, err := confused.SignedString(testenv.PublicPEM(t, i.RSA))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,13 +68,13 @@ func TestTokensThatAreRefused(t *testing.T) {
 		{"there is none", RefuseNoToken, ""},
 		{"two parts", RefuseTokenMalformed, "abc.def"},
 		{"a header that is not base64", RefuseTokenMalformed, "!.e30.e30"},
-		{"a header that is not JSON", RefuseTokenMalformed, unsigned("no", body, "")},
-		{"the header names something critical", RefuseTokenMalformed, i.token("ES256", claims(), "crit", "b64")},
-		{"alg none", RefuseTokenAlgorithm, unsigned(`{"alg":"none"}`, body, "")},
-		{"alg None", RefuseTokenAlgorithm, unsigned(`{"alg":"None"}`, body, "")},
-		{"alg is missing", RefuseTokenMalformed, unsigned(`{"typ":"JWT"}`, body, "x")},
-		{"another algorithm, signed well", RefuseTokenAlgorithm, i.token("EdDSA", claims())},
-		{"signed by a stranger", RefuseTokenSignature, stranger.token("ES256", claims())},
+		{"a header that is not JSON", RefuseTokenMalformed, testenv.JoinToken("no", body, "")},
+		{"the header names something critical", RefuseTokenMalformed, i.Token("ES256", claims(), "crit", "b64")},
+		{"alg none", RefuseTokenAlgorithm, testenv.JoinToken(`{"alg":"none"}`, body, "")},
+		{"alg None", RefuseTokenAlgorithm, testenv.JoinToken(`{"alg":"None"}`, body, "")},
+		{"alg is missing", RefuseTokenMalformed, testenv.JoinToken(`{"typ":"JWT"}`, body, "x")},
+		{"another algorithm, signed well", RefuseTokenAlgorithm, i.Token("EdDSA", claims())},
+		{"signed by a stranger", RefuseTokenSignature, stranger.Token("ES256", claims())},
 		{"the claims were changed", RefuseTokenSignature, strings.Split(good, ".")[0] + "." + strings.Split(es("sub", "bob"), ".")[1] + "." + strings.Split(good, ".")[2]},
 		{"no signature", RefuseTokenSignature, good[:strings.LastIndex(good, ".")+1]},
 		{"expired for longer than the leeway", RefuseTokenExpired, es("exp", in(-7*time.Second))},
@@ -118,7 +119,7 @@ func TestWhereTheTokenIs(t *testing.T) {
 	ep := i.endpoint("HS256")
 	ep.Auth.JWT.From = []string{"header", "cookie:session", "query", "subprotocol"}
 	s := start(t, Options{Endpoints: []Endpoint{ep}})
-	good := i.token("HS256", alice())
+	good := i.Token("HS256", alice())
 	for name, ask := range map[string][]string{
 		"header":             {"/ws", "Authorization: bearer  " + good},
 		"cookie":             {"/ws", "Cookie: a=b; session=" + good + "; c"},
@@ -187,7 +188,7 @@ func TestOptionalToken(t *testing.T) {
 	ep := i.endpoint("HS256")
 	ep.Auth.JWT.Optional = true
 	s := start(t, Options{Endpoints: []Endpoint{ep}})
-	refused(t, s, 401, RefuseTokenSignature, "/ws", withToken(newIssuer(t).token("HS256", alice())))
+	refused(t, s, 401, RefuseTokenSignature, "/ws", withToken(newIssuer(t).Token("HS256", alice())))
 	c := dial(t, s, "/ws", speakJSON)
 	conn := onlyConn(t, s, "/ws")
 	conn.sh.mu.Lock()
@@ -196,7 +197,7 @@ func TestOptionalToken(t *testing.T) {
 	if conn.Subject() != "" || more != nil {
 		t.Error("somebody without a token has an identity")
 	}
-	c.send(`{"id":1,"refresh":{"token":"` + i.token("HS256", alice()) + `"}}`)
+	c.send(`{"id":1,"refresh":{"token":"` + i.Token("HS256", alice()) + `"}}`)
 	if m := c.said(); m.Error == nil || m.Error.Code != "not_allowed" {
 		t.Errorf("%+v", m)
 	}
@@ -234,11 +235,11 @@ func BenchmarkToken(b *testing.B) {
 	i := newIssuer(b)
 	for _, a := range algorithms {
 		b.Run("algorithm="+a, func(b *testing.B) {
-			v, err := newVerifier(&JWT{Algorithms: []string{a}, KeyFile: i.file(a)}, slog.New(slog.DiscardHandler), time.Now)
+			v, err := newVerifier(&JWT{Algorithms: []string{a}, KeyFile: i.File(a)}, slog.New(slog.DiscardHandler), time.Now)
 			if err != nil {
 				b.Fatal(err)
 			}
-			token := i.token(a, alice())
+			token := i.Token(a, alice())
 			b.ReportAllocs()
 			for b.Loop() {
 				if _, err := v.verify(token); err != nil {
