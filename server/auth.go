@@ -7,11 +7,11 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"carillon/codec"
 	"carillon/internal/redact"
+	"carillon/server/internal/option"
 )
 
 // Auth says who may open connections at an endpoint: those with a token, those that a connect hook
@@ -70,17 +70,18 @@ type Hook struct {
 	MaxInFlight int `yaml:"max_in_flight"`
 }
 
-func (j *JWT) enabled() bool { return j.KeyFile != "" || j.JWKSURL != "" }
+func asksForTokens(j *JWT) bool { return j.KeyFile != "" || j.JWKSURL != "" }
 
-func (a *Auth) resolve(c *checker, key string) {
-	a.JWT.resolve(c, key+"jwt.")
-	a.Hook.resolve(c, key+"hook.")
+// resolveAuth fills in defaults, and adds the problems of the options to those of c. The keys begin with key.
+func resolveAuth(a *Auth, c *option.Checker, key string) {
+	resolveJWT(&a.JWT, c, key+"jwt.")
+	resolveHook(&a.Hook, c, key+"hook.")
 }
 
 // algorithms that tokens can be signed with. Each kind of key is for one of them.
 var algorithms = []string{"HS256", "RS256", "ES256", "EdDSA"}
 
-func (j *JWT) resolve(c *checker, key string) {
+func resolveJWT(j *JWT, c *option.Checker, key string) {
 	if j.From == nil {
 		j.From = []string{"header", "subprotocol"}
 	}
@@ -98,7 +99,7 @@ func (j *JWT) resolve(c *checker, key string) {
 	}
 	secret := slices.Contains(j.Algorithms, "HS256")
 	switch {
-	case !j.enabled():
+	case !asksForTokens(j):
 		if len(j.Algorithms) > 0 || j.Issuer != "" || j.Audience != "" || j.Optional {
 			c.Add(key+"key_file", "is missing: expected it or jwks_url, since tokens cannot be checked without keys")
 		}
@@ -113,11 +114,11 @@ func (j *JWT) resolve(c *checker, key string) {
 		c.Add(key+"algorithms", "has HS256, but the keys of jwks_url are public")
 	}
 	if j.JWKSURL != "" {
-		c.httpURL(key+"jwks_url", j.JWKSURL)
+		checkURL(c, key+"jwks_url", j.JWKSURL)
 	}
 }
 
-func (h *Hook) resolve(c *checker, key string) {
+func resolveHook(h *Hook, c *option.Checker, key string) {
 	c.Duration(key+"timeout", &h.Timeout, 2*time.Second, false)
 	if h.Headers == nil {
 		h.Headers = []string{"Cookie", "Authorization"}
@@ -132,11 +133,11 @@ func (h *Hook) resolve(c *checker, key string) {
 	}
 	h.MaxInFlight = max(h.MaxInFlight, -1)
 	if h.URL != "" {
-		c.httpURL(key+"url", h.URL)
+		checkURL(c, key+"url", h.URL)
 	}
 }
 
-func (c *checker) httpURL(key, text string) {
+func checkURL(c *option.Checker, key, text string) {
 	if err := redact.Check(text); err != nil {
 		c.Add(key, "%v", err)
 	} else if u, err := url.Parse(text); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
@@ -144,60 +145,80 @@ func (c *checker) httpURL(key, text string) {
 	}
 }
 
-// gate is an endpoint's Auth in use. Either may be nil.
+// gateConfig is what a gate needs besides its options.
+type gateConfig struct {
+	log   *slog.Logger
+	wall  func() time.Time // tells the time by which tokens are valid
+	fetch *fetchTimes      // must not change once keys are fetched; nil is the default
+}
+
+// gate is an endpoint's Auth in use. It may be used from any goroutine.
 type gate struct {
-	jwt  *verifier
-	hook *hook
+	jwt  *verifier // nil if the endpoint asks for no token
+	hook *hook     // nil without one
 }
 
 // newGate fails if the keys cannot be read.
-func newGate(a *Auth, log *slog.Logger, wall func() time.Time) (g gate, err error) {
-	if a.JWT.enabled() {
-		if g.jwt, err = newVerifier(&a.JWT, log, wall); err != nil {
+func newGate(a *Auth, config gateConfig) (*gate, error) {
+	g := &gate{}
+	if asksForTokens(&a.JWT) {
+		v, err := newVerifier(&a.JWT, config)
+		if err != nil {
 			return g, err
 		}
+		g.jwt = v
 	}
 	if a.Hook.URL != "" {
-		g.hook = newHook(&a.Hook, log)
+		g.hook = newHook(&a.Hook, config.log)
 	}
 	return g, nil
 }
 
-// checkToken finds out who a client is by its token, where the endpoint wants one.
-func (g *gate) checkToken(r *Request) (err error) {
+// checksTokens reports whether clients need a token.
+func (g *gate) checksTokens() bool { return g.jwt != nil }
+
+// checkToken returns who a client is by the token of its request, where the endpoint asks for one. The error is a
+// *denial.
+func (g *gate) checkToken(r *codec.Request) (Identity, error) {
+	if g.jwt == nil {
+		return Identity{}, nil
+	}
+	token, found := g.jwt.find(r)
+	if found {
+		return g.jwt.verify(token)
+	}
+	if g.jwt.opts.Optional {
+		return Identity{}, nil
+	}
+	return Identity{}, errNoToken
+}
+
+// verify returns who the owner of a token is. The endpoint must check tokens. The error is a *denial.
+func (g *gate) verify(token string) (Identity, error) { return g.jwt.verify(token) }
+
+// keys returns the keys that tokens are checked with; nil if the endpoint asks for no token.
+func (g *gate) keys() *keyring {
 	if g.jwt == nil {
 		return nil
 	}
-	token, found := g.jwt.find(&r.Request)
-	if found {
-		r.token, err = g.jwt.verify(token)
-		return err
-	}
-	if g.jwt.opts.Optional {
-		return nil
-	}
-	return errNoToken
+	return g.jwt.keys
 }
 
-// firstKeys is how long the start waits for keys that have to be fetched.
-const firstKeys = 3 * time.Second
+// hasHook reports whether a connect hook has to be asked.
+func (g *gate) hasHook() bool { return g.hook != nil }
 
-// watchKeys has keys fetched, or read again, until ctx ends. It waits for the first ones, but neither for
-// long nor beyond the end of patience: a server that is started while the issuer is away serves what needs
-// no keys, and answers 503 to those who need them.
-func (s *Server) watchKeys(ctx, patience context.Context) {
-	patience, cancel := context.WithTimeout(patience, firstKeys)
-	defer cancel()
-	r := &s.reloads
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	var first sync.WaitGroup
-	for _, e := range s.settings().endpoints {
-		if v := e.auth.jwt; v != nil {
-			first.Go(func() { v.keys.refresh(patience) })
-		}
+// askHook asks the connect hook, which there must be, about a request, and waits for the answer. The error is a
+// *denial.
+func (g *gate) askHook(ctx context.Context, r *codec.Request, remote, subject string) (Identity, error) {
+	return g.hook.decide(ctx, r, remote, subject)
+}
+
+// pendingHook returns how many requests wait for the connect hook; 0 if their number has no limit.
+func (g *gate) pendingHook() int { return len(g.hook.slots) }
+
+// retire closes the connections to the connect hook that are idle, as nobody will ask it again.
+func (g *gate) retire() {
+	if g.hook != nil {
+		g.hook.client.CloseIdleConnections()
 	}
-	first.Wait()
-	r.alive, r.watched = ctx, map[*keyring]context.CancelFunc{}
-	s.watchNow(s.settings())
 }

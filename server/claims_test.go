@@ -33,7 +33,7 @@ func TestWhatATokenMeans(t *testing.T) {
 	i := newIssuer(t)
 	const now = 2_000_000_000
 	v, err := newVerifier(&JWT{Algorithms: []string{"HS256"}, KeyFile: i.File("HS256"), Leeway: -1},
-		slog.New(slog.DiscardHandler), func() time.Time { return time.Unix(now, 0) })
+		gateConfig{log: slog.New(slog.DiscardHandler), wall: func() time.Time { return time.Unix(now, 0) }})
 	if err != nil {
 		t.Fatal(err)
 	}

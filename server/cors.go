@@ -20,7 +20,7 @@ const corsMaxAge = "600"
 // corsFields returns the headers that let a script of another origin read the answer to r, nil if there are none.
 // With cookies it may read only if its origin is listed by name: with "*" or "null" any site could read what its
 // visitors may.
-func (o *origins) corsFields(r *codec.Request) [][2]string {
+func corsFields(o *origins, r *codec.Request) [][2]string {
 	origin, byName := o.readable(r)
 	if origin == "" {
 		return nil
@@ -53,7 +53,7 @@ func isPreflight(r *codec.Request) bool {
 func (c *Conn) answerPreflight(r *codec.Request) {
 	sh := c.sh
 	b := append(sh.control[:0], "HTTP/1.1 204 No Content\r\nConnection: close\r\n"...)
-	b = codec.AppendFields(b, c.ep.now().origins.corsFields(r))
+	b = codec.AppendFields(b, corsFields(&c.ep.now().origins, r))
 	b = append(b, "Access-Control-Allow-Methods: GET\r\nAccess-Control-Max-Age: "+corsMaxAge+"\r\n"...)
 	if names := joinedHeader(r, "Access-Control-Request-Headers"); names != "" {
 		b = codec.AppendFields(b, [][2]string{{"Access-Control-Allow-Headers", names}, {"Vary", "Access-Control-Request-Headers"}})
@@ -67,7 +67,7 @@ func (c *Conn) withCORS(r *codec.Request, rejection *codec.Rejection) *codec.Rej
 	if c.ep == nil || c.ep.Mode != ModeTopics || !wantsEvents(r) {
 		return rejection
 	}
-	fields := c.ep.now().origins.corsFields(r)
+	fields := corsFields(&c.ep.now().origins, r)
 	if fields == nil {
 		return rejection
 	}

@@ -15,15 +15,6 @@ import (
 // A loop cannot wait for them, so such a decision is deferred: the connection stays in its handshake, a
 // goroutine decides, and the loop learns of it through its mailbox.
 
-// denial is a rejection whose reason for the counters is known.
-type denial struct {
-	why RefuseReason
-	*codec.Rejection
-}
-
-func (e *denial) Error() string { return e.Reason }
-func (e *denial) Unwrap() error { return e.Rejection }
-
 var (
 	rejectUndecided = &codec.Rejection{Status: 503, Reason: "the request was not decided in time", Header: [][2]string{{"Retry-After", "5"}}}
 	rejectPanic     = &codec.Rejection{Status: 500, Reason: "internal server error"}

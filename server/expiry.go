@@ -27,7 +27,7 @@ func (d deadline) place() *int                { return &d.conn.more.who.deadline
 func (d *deadlines) set(c *Conn) {
 	d.remove(c)
 	w := c.who()
-	if at := w.inForce.expires(); at != 0 {
+	if at := expiryMillis(&w.inForce); at != 0 {
 		d.heap.push(deadline{at: at, conn: c})
 	}
 }
@@ -71,19 +71,19 @@ var (
 const refreshPause = time.Second
 
 func (c *Conn) doRefresh(token string) (any, error) {
-	v, w := c.ep.now().auth.jwt, c.who()
-	if v == nil || w == nil {
+	g, w := c.ep.now().auth, c.who()
+	if !g.checksTokens() || w == nil {
 		return nil, errRenewal
 	}
 	if w.refreshed != 0 && !passed(c.sh.clock, w.refreshed, refreshPause) {
 		return nil, errTooOften
 	}
 	w.refreshed = c.sh.clock
-	renewed, err := v.verify(token)
+	renewed, err := g.verify(token)
 	if err != nil {
 		return nil, err
 	}
-	renewed = renewed.within(w.bound)
+	renewed = bothAllow(renewed, w.bound)
 	if renewed.Subject != w.subject {
 		return nil, fmt.Errorf("%w: its subject differs", errRenewal)
 	}
@@ -96,5 +96,5 @@ func (c *Conn) doRefresh(token string) (any, error) {
 	}
 	w.inForce = renewed
 	c.sh.deadlines.set(c)
-	return refreshedReply{Expires: renewed.expires()}, nil
+	return refreshedReply{Expires: expiryMillis(&renewed)}, nil
 }

@@ -95,7 +95,7 @@ func TestExpiresAtTheEdges(t *testing.T) {
 		time.Unix(-1, 0):                      1,
 		time.Unix(-1<<60, 0):                  1,
 	} {
-		if got := (&Identity{Expires: at}).expires(); got != want {
+		if got := expiryMillis(&Identity{Expires: at}); got != want {
 			t.Errorf("%d is %d, want %d", at.Unix(), got, want)
 		}
 	}

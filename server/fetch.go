@@ -7,6 +7,7 @@ import (
 	"net/http"
 
 	"carillon/internal/redact"
+	"carillon/server/internal/option"
 )
 
 // fetchBody sends a request and returns the body of an answer that is 200 and not larger than most. Its error shows nothing
@@ -24,7 +25,7 @@ func fetchBody(client *http.Client, r *http.Request, most int64) ([]byte, error)
 	case resp.StatusCode != http.StatusOK:
 		return nil, fmt.Errorf("the response is %s", resp.Status)
 	case int64(len(text)) > most:
-		return nil, fmt.Errorf("the response is larger than %v", Size(most))
+		return nil, fmt.Errorf("the response is larger than %v", option.Size(most))
 	}
 	return text, nil
 }

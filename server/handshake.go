@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 
@@ -12,6 +13,7 @@ import (
 
 var (
 	rejectDraining = &codec.Rejection{Status: 503, Reason: "server is shutting down", Header: [][2]string{{"Retry-After", "1"}}}
+	rejectOrigin   = &codec.Rejection{Status: 403, Reason: "origin not allowed"}
 	rejectFull     = &codec.Rejection{Status: 503, Reason: "server is full", Header: [][2]string{{"Retry-After", "5"}}}
 )
 
@@ -176,16 +178,18 @@ func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 		return reasonOf(err), err
 	}
 	now := c.ep.now()
-	if !now.origins.allow(r) {
+	if !now.origins.allow(&r.Request, transport{r.scheme, r.tls, r.proxied}) {
 		srv.logOrigin(c.ep.Path, r)
 		return RefuseOrigin, rejectOrigin
 	}
 	if preflight {
 		return 0, errPreflight
 	}
-	if err := now.auth.checkToken(r); err != nil {
+	id, err := now.auth.checkToken(&r.Request)
+	if err != nil {
 		return RefuseNoToken, err
 	}
+	r.token = id
 	if c.ep.Mode == ModeTopics {
 		w, err := c.ep.wishOf(r, events)
 		if err != nil {
@@ -193,11 +197,24 @@ func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 		}
 		r.wish = w
 	}
-	if now.auth.hook != nil {
-		now.auth.hook.ask(r)
+	if now.auth.hasHook() {
+		r.askHook(now.auth)
 		return 0, nil
 	}
 	return c.askUpgrade(r)
+}
+
+// askHook defers the decision until the connect hook has answered. Then it is the application's turn.
+func (r *Request) askHook(g *gate) {
+	r.Defer(func(ctx context.Context, r *Request) error {
+		id, err := g.askHook(ctx, &r.Request, addressText(r.RemoteAddr), r.token.Subject)
+		if err != nil {
+			return err
+		}
+		return r.Identify(id)
+	})
+	r.deferred.why = RefuseHookFailed
+	r.deferred.then = (*Conn).askUpgrade
 }
 
 // askUpgrade lets the application decide.
@@ -248,7 +265,7 @@ func (c *Conn) open(hs codec.Handshake, r *Request, rest []byte) {
 // openEvents makes a stream of server-sent events of the connection.
 func (c *Conn) openEvents(r *Request) {
 	c.framing, c.subprotocol = r.wish.framing, noSubprotocol
-	c.sh.control = appendEventsHead(c.sh.control[:0], c.ep.now().origins.corsFields(&r.Request), r.ResponseHeader)
+	c.sh.control = appendEventsHead(c.sh.control[:0], corsFields(&c.ep.now().origins, &r.Request), r.ResponseHeader)
 	c.dropInbound()
 	c.enter(r)
 }

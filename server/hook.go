@@ -18,7 +18,7 @@ import (
 	"carillon/server/internal/logs"
 )
 
-// hook asks an HTTP server about handshakes. It is built on [Request.Defer].
+// hook asks an HTTP server about handshakes.
 type hook struct {
 	opts    *Hook
 	log     *slog.Logger
@@ -49,13 +49,6 @@ func newHook(opts *Hook, log *slog.Logger) *hook {
 		h.slots = make(chan struct{}, opts.MaxInFlight)
 	}
 	return h
-}
-
-// ask defers the decision until the hook has answered. Then it is the application's turn.
-func (h *hook) ask(r *Request) {
-	r.Defer(h.decide)
-	r.deferred.why = RefuseHookFailed
-	r.deferred.then = (*Conn).askUpgrade
 }
 
 // question is what the hook is asked.
@@ -113,43 +106,42 @@ func parseVerdict(text []byte) (v verdict, id Identity, err error) {
 			return v, id, errors.New("the response has already expired")
 		}
 	}
-	return v, id, id.check()
+	return v, id, checkIdentity(&id)
 }
 
 // decide asks, and takes everything that is no clear answer for a no.
-func (h *hook) decide(ctx context.Context, r *Request) error {
+func (h *hook) decide(ctx context.Context, r *codec.Request, remote, subject string) (id Identity, err error) {
 	if h.slots != nil {
 		select {
 		case h.slots <- struct{}{}:
 			defer func() { <-h.slots }()
 		default:
-			return &denial{RefuseHookBusy, rejectHookBusy}
+			return id, &denial{RefuseHookBusy, rejectHookBusy}
 		}
 	}
 	gone := ctx
 	ctx, cancel := context.WithTimeout(ctx, h.opts.Timeout)
 	defer cancel()
-	v, id, err := h.post(ctx, r)
+	v, id, err := h.post(ctx, r, remote, subject)
 	if err != nil {
 		if gone.Err() == nil && !h.failing.Swap(true) {
 			h.log.Warn("connect hook failing; refusing handshakes", "url", redact.URL(h.opts.URL), "error", err)
 		}
-		return &denial{RefuseHookFailed, rejectHookFailed}
+		return Identity{}, &denial{RefuseHookFailed, rejectHookFailed}
 	}
 	if h.failing.Swap(false) {
 		h.log.Info("connect hook is answering again", "url", redact.URL(h.opts.URL))
 	}
 	if !*v.Allow {
-		return &denial{RefuseHook, v.rejection()}
+		return Identity{}, &denial{RefuseHook, v.rejection()}
 	}
-	return r.Identify(id)
+	return id, nil
 }
 
-func (h *hook) post(ctx context.Context, r *Request) (v verdict, id Identity, err error) {
-	q := question{Path: string(r.Path), Query: string(r.Query), Remote: addressText(r.RemoteAddr),
-		Subject: r.token.Subject, Headers: map[string]string{}}
+func (h *hook) post(ctx context.Context, r *codec.Request, remote, subject string) (v verdict, id Identity, err error) {
+	q := question{Path: string(r.Path), Query: string(r.Query), Remote: remote, Subject: subject, Headers: map[string]string{}}
 	for _, name := range h.opts.Headers {
-		if value := joinedHeader(&r.Request, name); value != "" {
+		if value := joinedHeader(r, name); value != "" {
 			q.Headers[name] = value
 		}
 	}

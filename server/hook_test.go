@@ -152,7 +152,7 @@ func TestHookFlooded(t *testing.T) {
 	bob.want("hello")
 
 	_ = first[0].conn.Close()
-	eventually(t, "there is room", func() bool { return len(s.settings().endpoints[0].auth.hook.slots) == 3 })
+	eventually(t, "there is room", func() bool { return s.settings().endpoints[0].auth.pendingHook() == 3 })
 	first[0] = dialRaw(t, s)
 	first[0].write([]byte(upgradeHead("/ws")))
 	eventually(t, "five were asked about", func() bool { return asked.Load() == 5 })
@@ -162,7 +162,7 @@ func TestHookFlooded(t *testing.T) {
 			t.Error(resp.Status)
 		}
 	}
-	if len(s.settings().endpoints[0].auth.hook.slots) != 0 {
+	if s.settings().endpoints[0].auth.pendingHook() != 0 {
 		t.Error("slots are lost")
 	}
 }
@@ -208,7 +208,7 @@ func TestHookUnderLoad(t *testing.T) {
 	if opened.Load() == 0 || no.Load() == 0 || st.Refusals[RefuseHookFailed] != 0 {
 		t.Errorf("%d opened, %d no, %d busy, %v", opened.Load(), no.Load(), busy.Load(), st.Refusals)
 	}
-	eventually(t, "all slots are free", func() bool { return len(s.settings().endpoints[0].auth.hook.slots) == 0 })
+	eventually(t, "all slots are free", func() bool { return s.settings().endpoints[0].auth.pendingHook() == 0 })
 }
 
 // With a token and a hook both have to agree: the hook is told whose token it is, and what both allow holds.

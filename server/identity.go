@@ -25,13 +25,14 @@ type Identity struct {
 	Expires time.Time
 }
 
-func (id *Identity) isZero() bool {
+// isUnknown reports whether an identity is the zero value.
+func isUnknown(id *Identity) bool {
 	return id.Subject == "" && id.Subscribe == nil && id.Publish == nil && id.Expires.IsZero()
 }
 
-// expires is the time in milliseconds since 1970, and 0 for never: that includes what is beyond the year 9999, which
+// expiryMillis is the time in milliseconds since 1970, and 0 for never: that includes what is beyond the year 9999, which
 // JSON's readers, and far beyond that 64 bits, cannot hold. What was before 1970 is long over: 1.
-func (id *Identity) expires() int64 {
+func expiryMillis(id *Identity) int64 {
 	const year10000 = 253_402_300_800 // in seconds
 	switch at := id.Expires.Unix(); {
 	case id.Expires.IsZero() || at >= year10000:
@@ -42,8 +43,8 @@ func (id *Identity) expires() int64 {
 	return id.Expires.UnixMilli()
 }
 
-// check reports a pattern that is none, as a *[TopicError].
-func (id *Identity) check() error {
+// checkIdentity reports a pattern that is none, as a *[TopicError].
+func checkIdentity(id *Identity) error {
 	for _, list := range [][]string{id.Subscribe, id.Publish} {
 		for _, p := range list {
 			if err := CheckPattern(p); err != nil {
@@ -54,8 +55,8 @@ func (id *Identity) check() error {
 	return nil
 }
 
-// within is what id and other both allow. The subject is id's if it has one.
-func (id Identity) within(other Identity) Identity {
+// bothAllow is what two identities both allow. The subject is id's if it has one.
+func bothAllow(id, other Identity) Identity {
 	if id.Subject == "" {
 		id.Subject = other.Subject
 	}
@@ -111,22 +112,23 @@ func intersect(a, b string) (string, bool) {
 	}
 }
 
+// allows reports whether a list of patterns, of which a nil one allows everything, allows a topic or pattern.
 func allows(list []string, name string) bool {
 	return list == nil || slices.ContainsFunc(list, func(p string) bool { return Covers(p, name) })
 }
 
 // Identity is what is known of the client so far: from its token, when Upgrade is called, and from the
 // connect hook.
-func (r *Request) Identity() Identity { return r.token.within(r.bound) }
+func (r *Request) Identity() Identity { return bothAllow(r.token, r.bound) }
 
 // Identify adds to what is known of the client. What was known stays: the first subject counts, topics
 // that two list are the ones in both, and the earlier expiry holds. A client can renew its token, but not
 // what Identify was told. It fails with a *[TopicError] for a pattern that is none.
 func (r *Request) Identify(id Identity) error {
-	if err := id.check(); err != nil {
+	if err := checkIdentity(&id); err != nil {
 		return err
 	}
-	r.bound = r.bound.within(id)
+	r.bound = bothAllow(r.bound, id)
 	return nil
 }
 
@@ -144,7 +146,7 @@ type who struct {
 // identify keeps what the handshake has found out.
 func (c *Conn) identify(r *Request) {
 	id := r.Identity()
-	if id.isZero() {
+	if isUnknown(&id) {
 		return
 	}
 	c.sh.mu.Lock()

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -27,30 +28,34 @@ type jwks struct {
 	wake   chan struct{}
 	begin  time.Time
 	last   atomic.Int64 // when a fetch began, in milliseconds after begin; 0 is never
-
-	interval, pause time.Duration // see below
+	times  *fetchTimes
 }
 
-// When keys are fetched. Changed by tests only.
-var (
-	jwksInterval = 5 * time.Minute
-	jwksPause    = 5 * time.Second // at least, between two fetches because of unknown keys
-)
+// fetchTimes are when keys are fetched. Zero is the default.
+type fetchTimes struct {
+	interval time.Duration // default: 5 minutes
+	pause    time.Duration // at least, between two fetches because of unknown keys; default: 5 seconds
+}
 
 const (
+	jwksInterval = 5 * time.Minute
+	jwksPause    = 5 * time.Second
 	jwksRetry    = time.Second // after the first failure, then twice as long each time, up to a minute
 	jwksTimeout  = 10 * time.Second
 	jwksMostSize = 1 << 20
 )
 
-func newJWKS(url string) *jwks {
-	return &jwks{url: url, begin: time.Now(), client: http.Client{Timeout: jwksTimeout, CheckRedirect: secureRedirects}, wake: make(chan struct{}, 1), interval: jwksInterval, pause: jwksPause}
+func newJWKS(url string, times *fetchTimes) *jwks {
+	if times == nil {
+		times = &fetchTimes{}
+	}
+	return &jwks{url: url, begin: time.Now(), client: http.Client{Timeout: jwksTimeout, CheckRedirect: secureRedirects}, wake: make(chan struct{}, 1), times: times}
 }
 
 // ask has the keys fetched soon because one is not known, and says whether that is worth coming back for.
 // Whoever sends names of keys that do not exist causes one fetch in each pause.
 func (j *jwks) ask() bool {
-	if last := j.last.Load(); last > 0 && j.now()-last < j.pause.Milliseconds() {
+	if last := j.last.Load(); last > 0 && j.now()-last < cmp.Or(j.times.pause, jwksPause).Milliseconds() {
 		return false
 	}
 	select {
@@ -65,7 +70,7 @@ func (j *jwks) now() int64 { return time.Since(j.begin).Milliseconds() + 1 }
 func (j *jwks) watch(ctx context.Context, good bool, refresh func(context.Context) bool) {
 	failures := 0
 	for {
-		wait := j.interval
+		wait := cmp.Or(j.times.interval, jwksInterval)
 		if !good {
 			wait = min(jwksRetry<<min(failures, 6), time.Minute)
 			failures++

@@ -73,7 +73,7 @@ func TestRedirectsOfKeySets(t *testing.T) {
 	} {
 		first := test.from(http.RedirectHandler(test.to, http.StatusFound))
 		t.Cleanup(first.Close)
-		j := newJWKS(first.URL + "/keys?token=sesame-of-the-issuer")
+		j := newJWKS(first.URL+"/keys?token=sesame-of-the-issuer", nil)
 		j.client.Transport = secure.Client().Transport
 		referer = ""
 		keys, err := j.fetch(context.Background())

@@ -51,10 +51,10 @@ func (s *jwksServer) set(id string, key any) {
 	s.keys = map[string]any{id: key}
 }
 
-func quickJWKS(t testing.TB, interval, pause time.Duration) {
-	i, p := jwksInterval, jwksPause
-	jwksInterval, jwksPause = interval, pause
-	t.Cleanup(func() { jwksInterval, jwksPause = i, p })
+// startFetching starts a server that fetches keys at other times than a real one.
+func startFetching(t testing.TB, interval, pause time.Duration, opts Options) (*Server, *logBuffer) {
+	t.Helper()
+	return startChanged(t, opts, func(s *Server) { s.keyFetches = fetchTimes{interval, pause} })
 }
 
 func jwksEndpoint(url string) Endpoint {
@@ -66,11 +66,10 @@ func jwksEndpoint(url string) Endpoint {
 // The issuer changes its key again and again while clients connect. Each gets in, at the latest with its
 // second try or its third.
 func TestJWKSRotation(t *testing.T) {
-	quickJWKS(t, time.Hour, time.Millisecond)
 	published := newJWKSServer(t)
 	i := newIssuer(t)
 	published.set("RS256-0", i.RSA)
-	s := start(t, Options{Endpoints: []Endpoint{jwksEndpoint(published.URL)}})
+	s, _ := startFetching(t, time.Hour, time.Millisecond, Options{Endpoints: []Endpoint{jwksEndpoint(published.URL)}})
 	dial(t, s, "/ws", withToken(i.Token("RS256", alice(), "kid", "RS256-0")))
 	for round, algorithm := range []string{"ES256", "EdDSA", "RS256", "ES256"} {
 		i := newIssuer(t)
@@ -108,11 +107,10 @@ func TestJWKSRotation(t *testing.T) {
 // Mallory names keys that do not exist, many times. The issuer is asked once.
 func TestUnknownKeysDoNotFloodTheIssuer(t *testing.T) {
 	const pause = 2 * time.Second
-	quickJWKS(t, time.Hour, pause)
 	published := newJWKSServer(t)
 	i := newIssuer(t)
 	published.set("1", i.ECDSA)
-	s := start(t, Options{Endpoints: []Endpoint{jwksEndpoint(published.URL)}})
+	s, _ := startFetching(t, time.Hour, pause, Options{Endpoints: []Endpoint{jwksEndpoint(published.URL)}})
 	if n := published.fetches.Load(); n != 1 {
 		t.Fatalf("%d fetches at the start", n)
 	}
@@ -141,12 +139,11 @@ func TestUnknownKeysDoNotFloodTheIssuer(t *testing.T) {
 // the issuer is away later, its keys are still good.
 func TestIssuerIsAway(t *testing.T) {
 	t.Parallel()
-	quickJWKS(t, 10*time.Millisecond, time.Millisecond)
 	published := newJWKSServer(t)
 	published.broken.Store(true)
 	i := newIssuer(t)
 	published.set("1", i.Ed25519)
-	s, log := startLogged(t, Options{Endpoints: []Endpoint{jwksEndpoint(published.URL), {Path: "/echo", Mode: ModeEcho}}})
+	s, log := startFetching(t, 10*time.Millisecond, time.Millisecond, Options{Endpoints: []Endpoint{jwksEndpoint(published.URL), {Path: "/echo", Mode: ModeEcho}}})
 	token := withToken(i.Token("EdDSA", alice(), "kid", "1"))
 	refused(t, s, 503, RefuseNoKeys, "/ws", token)
 	dial(t, s, "/echo")
@@ -154,8 +151,7 @@ func TestIssuerIsAway(t *testing.T) {
 		t.Error("nobody is told")
 	}
 	published.broken.Store(false)
-	eventually(t, "there are keys", func() bool { return s.settings().endpoints[0].auth.jwt.keys.keys.Load() != nil })
-	dial(t, s, "/ws", token)
+	eventually(t, "there are keys", func() bool { return status(t, s, "/ws", token) == 101 })
 	published.broken.Store(true)
 	n := published.fetches.Load()
 	eventually(t, "it was asked again", func() bool { return published.fetches.Load() > n+1 })

@@ -17,10 +17,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"carillon/internal/redact"
-	"carillon/server/internal/certs"
-
 	"github.com/golang-jwt/jwt/v5"
+
+	"carillon/internal/redact"
 )
 
 // A key for signatures is good for exactly one algorithm, which follows from its kind.
@@ -44,10 +43,10 @@ type keyring struct {
 }
 
 // newKeyring fails for a file that cannot be used: that is a mistake which is better known at the start.
-func newKeyring(opts *JWT, log *slog.Logger) (*keyring, error) {
-	r := &keyring{opts: opts, log: log}
+func newKeyring(opts *JWT, config gateConfig) (*keyring, error) {
+	r := &keyring{opts: opts, log: config.log}
 	if opts.JWKSURL != "" {
-		r.jwks = newJWKS(opts.JWKSURL)
+		r.jwks = newJWKS(opts.JWKSURL, config.fetch)
 		return r, nil
 	}
 	return r, r.readFile()
@@ -109,14 +108,29 @@ func (r *keyring) watch(ctx context.Context) {
 		r.jwks.watch(ctx, r.keys.Load() != nil, r.refresh)
 		return
 	}
-	every(ctx, lookAtFile, func() {
-		now, err := os.Stat(r.opts.KeyFile)
-		if err != nil || certs.SameFile(now, r.file) {
-			return // one that is gone for a moment is being replaced
+	ticker := time.NewTicker(lookAtFile)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			now, err := os.Stat(r.opts.KeyFile)
+			if err != nil || isSameFile(now, r.file) {
+				continue // one that is gone for a moment is being replaced
+			}
+			r.refresh(ctx)
 		}
-		r.refresh(ctx)
-	})
+	}
 }
+
+// isSameFile reports whether a file has not changed, as far as that can be seen without reading it.
+func isSameFile(a, b os.FileInfo) bool {
+	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+}
+
+// isRemote reports whether the keys have to be fetched.
+func (r *keyring) isRemote() bool { return r.jwks != nil }
 
 func (r *keyring) readFile() error {
 	info, err := os.Stat(r.opts.KeyFile) // before it is read: what changes meanwhile is noticed next time

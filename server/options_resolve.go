@@ -121,9 +121,9 @@ func (e *Endpoint) resolve(c *checker, key string) {
 	case e.Mode != "" && e.Handler.Message != nil:
 		c.Add(key+"mode", "%s and a custom Message handler are mutually exclusive", e.Mode)
 	}
-	e.Auth.resolve(c, key+"auth.")
+	resolveAuth(&e.Auth, &c.Checker, key+"auth.")
 	e.Topics.resolve(c, key+"topics.")
-	c.origins(key+"origins", e.Origins)
+	checkOrigins(&c.Checker, key+"origins", e.Origins)
 	if len(e.Subprotocols) > maxSubprotocols {
 		c.Add(key+"subprotocols", "has %d entries: expected at most %d", len(e.Subprotocols), maxSubprotocols)
 	}

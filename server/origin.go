@@ -1,6 +1,7 @@
 package server
 
 import (
+	"crypto/tls"
 	"fmt"
 	"net/netip"
 	"net/url"
@@ -8,6 +9,7 @@ import (
 
 	"carillon/codec"
 	"carillon/internal/redact"
+	"carillon/server/internal/option"
 )
 
 // A browser opens a WebSocket for any page, to any server, with the cookies that its user has there. Only
@@ -29,18 +31,23 @@ type origins struct {
 	below     []origin // of these, all whose host ends in this one's, which begins with a dot
 }
 
-var rejectOrigin = &codec.Rejection{Status: 403, Reason: "origin not allowed"}
+// transport is how a request has come, as far as that is known.
+type transport struct {
+	scheme  string    // http or https, "" when it is not known
+	tls     *tls.Conn // nil without TLS
+	proxied bool      // by a trusted proxy
+}
 
-// allow says whether a request may be answered.
-func (o *origins) allow(r *Request) bool {
-	text, several := originHeader(&r.Request)
+// allow reports whether a request may be answered.
+func (o *origins) allow(r *codec.Request, via transport) bool {
+	text, several := originHeader(r)
 	switch {
 	case several:
 		return o.all
 	case text == nil || o.all:
 		return true
 	}
-	return o.listed(text) || o.own(text, r)
+	return o.listed(text) || o.own(text, r, via)
 }
 
 // readable returns the origin of a request if scripts from there may read the answer although it comes
@@ -100,7 +107,7 @@ func (o *origins) listed(text []byte) bool {
 // victim's cookies. But some libraries send http always, such as Python's websocket-client before version 1.3. So http is
 // read as https if the request has no credentials that a browser adds by itself. Behind a proxy it never is: the proxy may
 // have checked credentials that are not seen here.
-func (o *origins) own(text []byte, r *Request) bool {
+func (o *origins) own(text []byte, r *codec.Request, via transport) bool {
 	is, ok := parseOrigin(string(text))
 	if !ok || is.scheme != "http" && is.scheme != "https" {
 		return false
@@ -108,7 +115,7 @@ func (o *origins) own(text []byte, r *Request) bool {
 	if is == o.public {
 		return true
 	}
-	if r.scheme != "" && r.scheme != is.scheme && !r.isHarmlessOverTLS(is) {
+	if via.scheme != "" && via.scheme != is.scheme && !isHarmlessOverTLS(r, via, is) {
 		return false
 	}
 	host, ok := parseOrigin(is.scheme + "://" + string(r.Host))
@@ -117,12 +124,12 @@ func (o *origins) own(text []byte, r *Request) bool {
 
 // isHarmlessOverTLS reports whether a request of an http origin over TLS has nothing that a browser adds by itself: no
 // cookie, password or certificate. A browser adds no bearer token.
-func (r *Request) isHarmlessOverTLS(is origin) bool {
-	if is.scheme != "http" || r.tls == nil || r.proxied {
+func isHarmlessOverTLS(r *codec.Request, via transport, is origin) bool {
+	if is.scheme != "http" || via.tls == nil || via.proxied {
 		return false
 	}
 	scheme, _, _ := strings.Cut(string(r.Header("Authorization")), " ")
-	return r.Header("Cookie") == nil && (scheme == "" || strings.EqualFold(scheme, "Bearer")) && len(r.TLS().PeerCertificates) == 0
+	return r.Header("Cookie") == nil && (scheme == "" || strings.EqualFold(scheme, "Bearer")) && len(via.tls.ConnectionState().PeerCertificates) == 0
 }
 
 // parseOrigin reads scheme://host or scheme://host:port.
@@ -188,7 +195,8 @@ func originsOf(list []string, publicURL string) (all origins) {
 	return all
 }
 
-func (c *checker) origins(key string, list []string) {
+// checkOrigins adds what is wrong with a list of origins to the problems of c.
+func checkOrigins(c *option.Checker, key string, list []string) {
 	for i, text := range list {
 		if text == "*" || text == "null" {
 			continue

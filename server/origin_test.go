@@ -5,6 +5,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"carillon/codec"
 )
 
 func TestOrigin(t *testing.T) {
@@ -170,13 +172,13 @@ func FuzzOrigin(f *testing.F) {
 
 // Judging a request without an origin costs no memory.
 func TestOriginOfAProgramAllocatesNothing(t *testing.T) {
-	var r Request
+	var r codec.Request
 	if err := r.Parse([]byte(upgradeHead("/echo"))); err != nil {
 		t.Fatal(err)
 	}
 	list := originsOf([]string{"https://example.org"}, "")
 	if n := testing.AllocsPerRun(100, func() {
-		if text, _ := list.readable(&r.Request); !list.allow(&r) || text != "" {
+		if text, _ := list.readable(&r); !list.allow(&r, transport{}) || text != "" {
 			t.Error("refused")
 		}
 	}); n > 0 {

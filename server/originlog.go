@@ -22,6 +22,9 @@ type originLog struct {
 	silent uint64          // guarded by mu: omitted since the last line
 }
 
+// omittedLines is how many lines were left out.
+func (l *originLog) omittedLines() uint64 { return l.omitted.Load() }
+
 // take reports whether a line about the origin may be written, and how many before it were omitted.
 func (l *originLog) take(origin string, now time.Duration) (ok bool, silent uint64) {
 	l.mu.Lock()

@@ -197,8 +197,8 @@ func (s *Server) follow(before, now *settings) {
 	s.watchNow(now)
 	_ = s.ReloadTLS() // says itself what is wrong
 	for i, old := range before.endpoints {
-		if h := old.auth.hook; h != nil && h != now.endpoints[i].auth.hook {
-			h.client.CloseIdleConnections()
+		if old.auth != now.endpoints[i].auth {
+			old.auth.retire()
 		}
 	}
 	if !reflect.DeepEqual(before.Topics, now.Topics) {
@@ -259,9 +259,9 @@ func (s *Server) fetchKeys(before, now *settings, places []int) error {
 	var fetches sync.WaitGroup
 	problems := make([]error, len(now.endpoints))
 	for i, e := range now.endpoints {
-		if v := e.auth.jwt; v != nil && v != before.endpoints[i].auth.jwt && v.keys.jwks != nil {
+		if k := e.auth.keys(); k != nil && k != before.endpoints[i].auth.keys() && k.isRemote() {
 			fetches.Go(func() {
-				if err := v.keys.load(ctx); err != nil {
+				if err := k.load(ctx); err != nil {
 					problems[i] = &OptionError{Key: fmt.Sprintf("endpoints[%d].auth.jwt.jwks_url", places[i]), Problem: "no keys could be fetched: " + err.Error()}
 				}
 			})
@@ -279,10 +279,10 @@ func (s *Server) watchNow(now *settings) {
 	}
 	wanted := map[*keyring]bool{}
 	for _, e := range now.endpoints {
-		if e.auth.jwt == nil {
+		keys := e.auth.keys()
+		if keys == nil {
 			continue
 		}
-		keys := e.auth.jwt.keys
 		wanted[keys] = true
 		if r.watched[keys] == nil {
 			ctx, cancel := context.WithCancel(r.alive)

@@ -50,7 +50,7 @@ var gateStories = []struct {
 		if w.asked.Add(1); w.reloaded { // somebody is being asked about already
 			w.stays = dialRaw(w.t, w.s)
 			w.stays.write([]byte(upgradeHead("/ws", "Cookie: stays")))
-			eventually(w.t, "the only slot is taken", func() bool { return len(w.s.settings().endpoints[0].auth.hook.slots) == 1 })
+			eventually(w.t, "the only slot is taken", func() bool { return w.s.settings().endpoints[0].auth.pendingHook() == 1 })
 		}
 		return "Cookie: slow"
 	}, [2]int{101, 503}},
@@ -127,7 +127,7 @@ func TestReloadLeavesOpenQuestions(t *testing.T) {
 	s := start(t, Options{Endpoints: []Endpoint{ep}})
 	waits := dialRaw(t, s)
 	waits.write([]byte(upgradeHead("/ws")))
-	eventually(t, "the hook is asked", func() bool { return len(s.settings().endpoints[0].auth.hook.slots) == 1 })
+	eventually(t, "the hook is asked", func() bool { return s.settings().endpoints[0].auth.pendingHook() == 1 })
 	reloaded(t, s, "endpoints[0].auth.hook.url endpoints[0].auth.hook.timeout", func(o *Options) { o.Endpoints[0].Auth = Auth{} })
 	wantStatus(t, s, 101, "/ws")
 	close(answer)
@@ -147,11 +147,10 @@ func TestReloadLeavesOpenQuestions(t *testing.T) {
 // Each set of keys is looked after by one goroutine for as long as it is in force, and no longer.
 func TestReloadedKeysAreWatched(t *testing.T) {
 	t.Parallel()
-	quickJWKS(t, 5*time.Millisecond, time.Hour)
 	i, one, two := newIssuer(t), newJWKSServer(t), newJWKSServer(t)
 	one.set("a", i.ECDSA)
 	two.set("b", i.Ed25519)
-	s := start(t, Options{Endpoints: []Endpoint{jwksEndpoint(one.URL), {Path: "/echo", Mode: ModeEcho}}})
+	s, _ := startFetching(t, 5*time.Millisecond, time.Hour, Options{Endpoints: []Endpoint{jwksEndpoint(one.URL), {Path: "/echo", Mode: ModeEcho}}})
 	tokenOne, tokenTwo := withToken(i.Token("ES256", alice(), "kid", "a")), withToken(i.Token("EdDSA", alice(), "kid", "b"))
 	bob := dial(t, s, "/ws", speakJSON, tokenOne)
 	reloaded(t, s, "endpoints[0].auth.jwt.jwks_url", func(o *Options) { o.Endpoints[0].Auth.JWT.JWKSURL = two.URL })

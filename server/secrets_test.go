@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"carillon/codec"
 )
 
 // Secrets stand in every URL that an endpoint has, and nothing answers there. Neither the log, nor what the interface
@@ -49,11 +51,11 @@ func TestSecretsOfURLsAreNotShown(t *testing.T) {
 	}
 	// A proxy, or a server that is no HTTP server, has errors of its own.
 	for _, broken := range []string{secret("x") + "\x7f", strings.Replace(secret("x"), "127.0.0.1:1", "[::1", 1), "https" + strings.TrimPrefix(secret("x"), "http")} {
-		j := newJWKS(broken)
+		j := newJWKS(broken, nil)
 		_, err := j.fetch(context.Background())
 		fmt.Fprintln(&shown, err)
 		h := newHook(&Hook{URL: broken, Timeout: time.Second}, slog.New(slog.NewTextHandler(log, nil)))
-		if err := h.decide(context.Background(), &Request{}); err == nil {
+		if _, err := h.decide(context.Background(), &codec.Request{}, "", ""); err == nil {
 			t.Errorf("%s lets in", broken)
 		}
 	}

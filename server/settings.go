@@ -37,7 +37,7 @@ type endpointSettings struct {
 	*Endpoint
 	deflater *codec.Deflater
 	origins  origins
-	auth     gate
+	auth     *gate
 }
 
 // listenerSettings are those of one listener.
@@ -147,7 +147,7 @@ func (s *Server) settleEndpoint(e *Endpoint, publicURL string, old *endpointSett
 	if old != nil && reflect.DeepEqual(old.Auth, e.Auth) {
 		now.auth = old.auth
 	} else {
-		now.auth, err = newGate(&e.Auth, s.log, func() time.Time { return s.wall() })
+		now.auth, err = newGate(&e.Auth, gateConfig{log: s.log, wall: func() time.Time { return s.wall() }, fetch: &s.keyFetches})
 	}
 	return now, err
 }

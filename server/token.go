@@ -4,11 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/url"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/golang-jwt/jwt/v5"
 
@@ -125,12 +123,12 @@ type verifier struct {
 	parser *jwt.Parser
 }
 
-func newVerifier(opts *JWT, log *slog.Logger, wall func() time.Time) (*verifier, error) {
-	keys, err := newKeyring(opts, log)
+func newVerifier(opts *JWT, config gateConfig) (*verifier, error) {
+	keys, err := newKeyring(opts, config)
 	if err != nil {
 		return nil, err
 	}
-	check := []jwt.ParserOption{jwt.WithValidMethods(opts.Algorithms), jwt.WithLeeway(max(opts.Leeway, 0)), jwt.WithStrictDecoding(), jwt.WithTimeFunc(wall)}
+	check := []jwt.ParserOption{jwt.WithValidMethods(opts.Algorithms), jwt.WithLeeway(max(opts.Leeway, 0)), jwt.WithStrictDecoding(), jwt.WithTimeFunc(config.wall)}
 	if opts.Issuer != "" {
 		check = append(check, jwt.WithIssuer(opts.Issuer))
 	}
@@ -162,7 +160,7 @@ func (v *verifier) verify(token string) (Identity, error) {
 	if c.expires != nil {
 		id.Expires = c.expires.Add(max(v.opts.Leeway, 0))
 	}
-	if id.check() != nil {
+	if checkIdentity(&id) != nil {
 		return Identity{}, badClaims("the carillon claim has an entry that is neither a topic nor a pattern")
 	}
 	return id, nil

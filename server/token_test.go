@@ -235,7 +235,7 @@ func BenchmarkToken(b *testing.B) {
 	i := newIssuer(b)
 	for _, a := range algorithms {
 		b.Run("algorithm="+a, func(b *testing.B) {
-			v, err := newVerifier(&JWT{Algorithms: []string{a}, KeyFile: i.File(a)}, slog.New(slog.DiscardHandler), time.Now)
+			v, err := newVerifier(&JWT{Algorithms: []string{a}, KeyFile: i.File(a)}, gateConfig{log: slog.New(slog.DiscardHandler), wall: time.Now})
 			if err != nil {
 				b.Fatal(err)
 			}

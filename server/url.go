@@ -66,14 +66,14 @@ func (s *Server) URLFor(r *http.Request, path string) string {
 	}
 	for _, host := range []string{host, r.Host} {
 		if o, ok := parseOrigin(scheme + "://" + host); ok {
-			return o.webSocketURL() + path
+			return webSocketURL(o) + path
 		}
 	}
 	return s.URL(path)
 }
 
 // webSocketURL is the base of the URLs of WebSockets at this origin, which is one of http or https.
-func (o *origin) webSocketURL() string {
+func webSocketURL(o origin) string {
 	base := "ws" + strings.TrimPrefix(o.scheme, "http") + "://" + o.host
 	if o.port != "" {
 		base += ":" + o.port
