@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"carillon/codec"
+	"carillon/server/internal/auth"
 )
 
 // Scripts of listed origins may read event streams although they come from elsewhere (CORS, Fetch standard, section
@@ -20,8 +21,8 @@ const corsMaxAge = "600"
 // corsFields returns the headers that let a script of another origin read the answer to r, nil if there are none.
 // With cookies it may read only if its origin is listed by name: with "*" or "null" any site could read what its
 // visitors may.
-func corsFields(o *origins, r *codec.Request) [][2]string {
-	origin, byName := o.readable(r)
+func corsFields(o *auth.Origins, r *codec.Request) [][2]string {
+	origin, byName := o.Readable(r)
 	if origin == "" {
 		return nil
 	}
@@ -55,7 +56,7 @@ func (c *Conn) answerPreflight(r *codec.Request) {
 	b := append(sh.control[:0], "HTTP/1.1 204 No Content\r\nConnection: close\r\n"...)
 	b = codec.AppendFields(b, corsFields(&c.ep.now().origins, r))
 	b = append(b, "Access-Control-Allow-Methods: GET\r\nAccess-Control-Max-Age: "+corsMaxAge+"\r\n"...)
-	if names := joinedHeader(r, "Access-Control-Request-Headers"); names != "" {
+	if names := auth.JoinedHeader(r, "Access-Control-Request-Headers"); names != "" {
 		b = codec.AppendFields(b, [][2]string{{"Access-Control-Allow-Headers", names}, {"Vary", "Access-Control-Request-Headers"}})
 	}
 	sh.control = append(b, "\r\n"...)

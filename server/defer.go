@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/auth"
 )
 
 // Some decisions about a handshake need somebody who is not in this process: a database, another server.
@@ -87,13 +88,13 @@ func (c *Conn) callDeferred(ctx context.Context, d *deferred, r *Request) (err e
 		if p := recover(); p != nil {
 			c.sh.stats.Panics.Add(1)
 			c.sh.srv.log.Error("deferred decision panicked", "path", c.ep.Path, "remote", shownAddr(r.RemoteAddr), "panic", p, "stack", string(debug.Stack()))
-			err = &denial{RefusePanic, rejectPanic}
+			err = &auth.Refusal{Why: RefusePanic, Rejection: rejectPanic}
 		}
 	}()
 	err = d.work(ctx, r)
 	var said *codec.Rejection
 	if err != nil && ctx.Err() == context.DeadlineExceeded && !errors.As(err, &said) {
-		err = &denial{RefuseUndecided, rejectUndecided}
+		err = &auth.Refusal{Why: RefuseUndecided, Rejection: rejectUndecided}
 	}
 	return err
 }

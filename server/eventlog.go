@@ -59,7 +59,7 @@ func (s *Server) logAt(level slog.Level, what string, args []any) {
 
 // omitted is how many lines were left out.
 func (s *Server) omitted() uint64 {
-	return s.ops.events.Omitted() + s.ops.grave.Omitted() + s.ops.origins.omittedLines()
+	return s.ops.events.Omitted() + s.ops.grave.Omitted() + s.ops.origins.Omitted()
 }
 
 // netLog takes what net/http has to say about connections: mostly panics, with their stacks.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/auth"
 )
 
 // closeExpired tells a client that its token, or whatever let it in, is good no more.
@@ -27,7 +28,7 @@ func (d deadline) place() *int                { return &d.conn.more.who.deadline
 func (d *deadlines) set(c *Conn) {
 	d.remove(c)
 	w := c.who()
-	if at := expiryMillis(&w.inForce); at != 0 {
+	if at := auth.ExpiryMillis(&w.inForce); at != 0 {
 		d.heap.push(deadline{at: at, conn: c})
 	}
 }
@@ -71,30 +72,30 @@ var (
 const refreshPause = time.Second
 
 func (c *Conn) doRefresh(token string) (any, error) {
-	g, w := c.ep.now().auth, c.who()
-	if !g.checksTokens() || w == nil {
+	a, w := c.ep.now().auth, c.who()
+	if !a.ChecksTokens() || w == nil {
 		return nil, errRenewal
 	}
 	if w.refreshed != 0 && !passed(c.sh.clock, w.refreshed, refreshPause) {
 		return nil, errTooOften
 	}
 	w.refreshed = c.sh.clock
-	renewed, err := g.verify(token)
+	renewed, err := a.Verify(token)
 	if err != nil {
 		return nil, err
 	}
-	renewed = bothAllow(renewed, w.bound)
+	renewed = auth.Intersect(renewed, w.bound)
 	if renewed.Subject != w.subject {
 		return nil, fmt.Errorf("%w: its subject differs", errRenewal)
 	}
 	for i := range c.more.subs {
 		// What the client has and the new token does not allow would have to end without a word. The old
 		// token goes on instead, as long as it is good.
-		if s := &c.more.subs[i]; s.asked && !allows(renewed.Subscribe, s.name()) {
+		if s := &c.more.subs[i]; s.asked && !auth.Allows(renewed.Subscribe, s.name()) {
 			return nil, fmt.Errorf("%w: %s", errHasMore, s.name())
 		}
 	}
 	w.inForce = renewed
 	c.sh.deadlines.set(c)
-	return refreshedReply{Expires: expiryMillis(&renewed)}, nil
+	return refreshedReply{Expires: auth.ExpiryMillis(&renewed)}, nil
 }

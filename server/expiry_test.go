@@ -83,28 +83,12 @@ func TestTokenIsRenewed(t *testing.T) {
 
 // What an application or a token says of the time is never told as another one, however far away it is.
 func TestExpiresAtTheEdges(t *testing.T) {
-	for at, want := range map[time.Time]int64{
-		{}:                                    0,
-		time.Unix(1_900_000_000, 500_000_000): 1_900_000_000_500,
-		time.Unix(253_402_300_799, 0):         253_402_300_799_000,
-		time.Unix(253_402_300_800, 0):         0,
-		time.Unix(mostSeconds, 0):             0,
-		time.Unix(1<<60, 0):                   0,
-		time.Unix(1<<63-1, 0):                 0,
-		time.Unix(0, 0):                       1,
-		time.Unix(-1, 0):                      1,
-		time.Unix(-1<<60, 0):                  1,
-	} {
-		if got := expiryMillis(&Identity{Expires: at}); got != want {
-			t.Errorf("%d is %d, want %d", at.Unix(), got, want)
-		}
-	}
 	i := newIssuer(t)
 	endpoint := i.endpoint("HS256")
 	endpoint.Handler.Upgrade = func(r *Request) error { return r.Identify(Identity{Expires: time.Unix(1<<61, 0)}) }
 	s := start(t, Options{Endpoints: []Endpoint{endpoint}})
 	claims := alice()
-	claims["exp"] = int64(mostSeconds)
+	claims["exp"] = int64(1<<53 - 1)
 	token := i.Token("HS256", claims)
 	c := dial(t, s, "/ws", speakJSON, withToken(token))
 	if reply := c.ask(`{"id":9,"refresh":{"token":%q}}`, token); reply.text != `{"id":9,"refreshed":{}}` {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"carillon/codec"
+	"carillon/server/internal/auth"
 	"carillon/server/internal/certs"
 	"carillon/server/internal/logs"
 )
@@ -122,9 +123,9 @@ func (c *Conn) conclude(r *Request, head, rest []byte, why RefuseReason, err err
 		why = RefuseMalformed
 	}
 	var rejection *codec.Rejection
-	var named *denial
+	var named *auth.Refusal
 	if errors.As(err, &named) {
-		why = named.why
+		why = named.Why
 		sh.srv.log.Debug("handshake refused", "remote", shownAddr(r.RemoteAddr), "path", c.ep.Path, "reason", why.String(), "status", named.Status)
 	}
 	if !errors.As(err, &rejection) {
@@ -178,14 +179,14 @@ func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 		return reasonOf(err), err
 	}
 	now := c.ep.now()
-	if !now.origins.allow(&r.Request, transport{r.scheme, r.tls, r.proxied}) {
+	if !now.origins.Allow(&r.Request, auth.Transport{Scheme: r.scheme, TLS: r.tls, Proxied: r.proxied}) {
 		srv.logOrigin(c.ep.Path, r)
 		return RefuseOrigin, rejectOrigin
 	}
 	if preflight {
 		return 0, errPreflight
 	}
-	id, err := now.auth.checkToken(&r.Request)
+	id, err := now.auth.CheckToken(&r.Request)
 	if err != nil {
 		return RefuseNoToken, err
 	}
@@ -197,7 +198,7 @@ func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 		}
 		r.wish = w
 	}
-	if now.auth.hasHook() {
+	if now.auth.HasHook() {
 		r.askHook(now.auth)
 		return 0, nil
 	}
@@ -205,9 +206,9 @@ func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 }
 
 // askHook defers the decision until the connect hook has answered. Then it is the application's turn.
-func (r *Request) askHook(g *gate) {
+func (r *Request) askHook(a *auth.Authenticator) {
 	r.Defer(func(ctx context.Context, r *Request) error {
-		id, err := g.askHook(ctx, &r.Request, addressText(r.RemoteAddr), r.token.Subject)
+		id, err := a.AskHook(ctx, &r.Request, addressText(r.RemoteAddr), r.token.Subject)
 		if err != nil {
 			return err
 		}

@@ -25,11 +25,20 @@ func hookEndpoint(t testing.TB, answer http.HandlerFunc) Endpoint {
 	return ep
 }
 
+// hookRequest is what docs/security.md says that a hook is asked.
+type hookRequest struct {
+	Path    string            `json:"path"`
+	Query   string            `json:"query"`
+	Remote  string            `json:"remote"`
+	Subject string            `json:"subject"`
+	Headers map[string]string `json:"headers"`
+}
+
 // Alice's session cookie is known to the hook, which says what she may do. Bob has none.
 func TestHookDecides(t *testing.T) {
-	var last atomic.Pointer[question]
+	var last atomic.Pointer[hookRequest]
 	ep := hookEndpoint(t, func(w http.ResponseWriter, r *http.Request) {
-		q := &question{}
+		q := &hookRequest{}
 		if err := json.NewDecoder(r.Body).Decode(q); err != nil || r.Method != "POST" || r.Header.Get("Content-Type") != "application/json" {
 			t.Error(r.Method, r.Header, err)
 		}
@@ -86,7 +95,7 @@ func TestHookFailsClosed(t *testing.T) {
 		"a pattern that is none": func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"allow":true,"subscribe":[""]}`) },
 		"an expiry that is past": func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"allow":true,"expires":1}`) },
 		"an endless answer": func(w http.ResponseWriter, _ *http.Request) {
-			fmt.Fprint(w, `{"allow":true}`, strings.Repeat(" ", hookMostSize))
+			fmt.Fprint(w, `{"allow":true}`, strings.Repeat(" ", 64<<10))
 		},
 		"a connection that breaks": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 	} {
@@ -152,7 +161,7 @@ func TestHookFlooded(t *testing.T) {
 	bob.want("hello")
 
 	_ = first[0].conn.Close()
-	eventually(t, "there is room", func() bool { return s.settings().endpoints[0].auth.pendingHook() == 3 })
+	eventually(t, "there is room", func() bool { return s.settings().endpoints[0].auth.PendingHookRequests() == 3 })
 	first[0] = dialRaw(t, s)
 	first[0].write([]byte(upgradeHead("/ws")))
 	eventually(t, "five were asked about", func() bool { return asked.Load() == 5 })
@@ -162,7 +171,7 @@ func TestHookFlooded(t *testing.T) {
 			t.Error(resp.Status)
 		}
 	}
-	if s.settings().endpoints[0].auth.pendingHook() != 0 {
+	if s.settings().endpoints[0].auth.PendingHookRequests() != 0 {
 		t.Error("slots are lost")
 	}
 }
@@ -208,7 +217,7 @@ func TestHookUnderLoad(t *testing.T) {
 	if opened.Load() == 0 || no.Load() == 0 || st.Refusals[RefuseHookFailed] != 0 {
 		t.Errorf("%d opened, %d no, %d busy, %v", opened.Load(), no.Load(), busy.Load(), st.Refusals)
 	}
-	eventually(t, "all slots are free", func() bool { return s.settings().endpoints[0].auth.pendingHook() == 0 })
+	eventually(t, "all slots are free", func() bool { return s.settings().endpoints[0].auth.PendingHookRequests() == 0 })
 }
 
 // With a token and a hook both have to agree: the hook is told whose token it is, and what both allow holds.
@@ -217,7 +226,7 @@ func TestTokenAndHookAndUpgrade(t *testing.T) {
 	i := newIssuer(t)
 	var subject atomic.Value
 	ep := hookEndpoint(t, func(w http.ResponseWriter, r *http.Request) {
-		q := question{}
+		q := hookRequest{}
 		_ = json.NewDecoder(r.Body).Decode(&q)
 		subject.Store(q.Subject)
 		fmt.Fprintf(w, `{"allow":true,"subject":"somebody else","subscribe":["*.b"],"expires":%d}`, in(time.Minute))

@@ -11,6 +11,8 @@ import (
 	"carillon/internal/testenv"
 )
 
+var algorithms = []string{"HS256", "RS256", "ES256", "EdDSA"}
+
 // issuer makes tokens, and endpoints that want them.
 type issuer struct {
 	*testenv.Issuer

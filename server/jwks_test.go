@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"carillon/internal/testenv"
+	"carillon/server/internal/auth"
 )
 
 // jwksServer publishes keys by name.
@@ -54,7 +55,7 @@ func (s *jwksServer) set(id string, key any) {
 // startFetching starts a server that fetches keys at other times than a real one.
 func startFetching(t testing.TB, interval, pause time.Duration, opts Options) (*Server, *logBuffer) {
 	t.Helper()
-	return startChanged(t, opts, func(s *Server) { s.keyFetches = fetchTimes{interval, pause} })
+	return startChanged(t, opts, func(s *Server) { s.keyFetches = auth.FetchTimes{Interval: interval, Pause: pause} })
 }
 
 func jwksEndpoint(url string) Endpoint {
@@ -156,23 +157,4 @@ func TestIssuerIsAway(t *testing.T) {
 	n := published.fetches.Load()
 	eventually(t, "it was asked again", func() bool { return published.fetches.Load() > n+1 })
 	dial(t, s, "/ws", token)
-}
-
-func FuzzParseJWKS(f *testing.F) {
-	i := newIssuer(f)
-	for _, a := range algorithms[1:] {
-		k, _ := json.Marshal(map[string]any{"keys": []any{testenv.PublicJWK(i.Private(a))}})
-		f.Add(k)
-	}
-	f.Fuzz(func(t *testing.T, text []byte) {
-		keys, err := parseJWKS(text)
-		if (err == nil) != (len(keys) > 0) {
-			t.Errorf("%d keys, %v", len(keys), err)
-		}
-		for _, k := range keys {
-			if a, err := algorithmOf(k.key); err != nil || a != k.algorithm {
-				t.Errorf("%v: %v", k, err)
-			}
-		}
-	})
 }

@@ -7,7 +7,6 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,26 +14,6 @@ import (
 
 	"carillon/internal/testenv"
 )
-
-// A key is not taken for anything but what its kind is for, even if an endpoint took every algorithm.
-func TestEachKeyIsForOneAlgorithm(t *testing.T) {
-	i := newIssuer(t)
-	ring := &keyring{opts: &JWT{}}
-	var keys []signatureKey
-	for _, a := range algorithms {
-		keys = append(keys, signatureKey{algorithm: a, key: i.Private(a)})
-	}
-	ring.keys.Store(&keys)
-	for _, a := range algorithms {
-		found, err := ring.find(a, "any")
-		if err != nil || len(found.Keys) != 1 || fmt.Sprintf("%T", found.Keys[0]) != fmt.Sprintf("%T", i.Private(a)) {
-			t.Errorf("%s: %T, %v", a, found.Keys, err)
-		}
-	}
-	if _, err := ring.find("none", ""); err != errTokenKey {
-		t.Error(err)
-	}
-}
 
 // The key file is replaced while the server runs, first by another key, then by rubbish.
 func TestKeyFileChanges(t *testing.T) {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"carillon/server/internal/auth"
 )
 
 // firstKeys is how long the start waits for keys that have to be fetched.
@@ -20,11 +22,11 @@ func (s *Server) watchKeys(ctx, patience context.Context) {
 	defer r.mu.Unlock()
 	var first sync.WaitGroup
 	for _, e := range s.settings().endpoints {
-		if k := e.auth.keys(); k != nil {
-			first.Go(func() { k.refresh(patience) })
+		if k := e.auth.Keys(); k != nil {
+			first.Go(func() { k.Refresh(patience) })
 		}
 	}
 	first.Wait()
-	r.alive, r.watched = ctx, map[*keyring]context.CancelFunc{}
+	r.alive, r.watched = ctx, map[*auth.Keyring]context.CancelFunc{}
 	s.watchNow(s.settings())
 }

@@ -11,6 +11,7 @@ import (
 
 	"carillon/codec"
 	"carillon/internal/redact"
+	"carillon/server/internal/auth"
 	"carillon/server/internal/option"
 )
 
@@ -121,9 +122,9 @@ func (e *Endpoint) resolve(c *checker, key string) {
 	case e.Mode != "" && e.Handler.Message != nil:
 		c.Add(key+"mode", "%s and a custom Message handler are mutually exclusive", e.Mode)
 	}
-	resolveAuth(&e.Auth, &c.Checker, key+"auth.")
+	auth.Resolve(&e.Auth, &c.Checker, key+"auth.")
 	e.Topics.resolve(c, key+"topics.")
-	checkOrigins(&c.Checker, key+"origins", e.Origins)
+	auth.CheckOrigins(&c.Checker, key+"origins", e.Origins)
 	if len(e.Subprotocols) > maxSubprotocols {
 		c.Add(key+"subprotocols", "has %d entries: expected at most %d", len(e.Subprotocols), maxSubprotocols)
 	}

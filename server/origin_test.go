@@ -5,8 +5,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-
-	"carillon/codec"
 )
 
 func TestOrigin(t *testing.T) {
@@ -142,47 +140,6 @@ func TestOriginOfEvents(t *testing.T) {
 				t.Errorf("credentials: %q, want %q", got, test.credentials)
 			}
 		})
-	}
-}
-
-// FuzzOrigin: what is taken for an origin is written in one way only, and nothing that is not listed is
-// found in a list.
-func FuzzOrigin(f *testing.F) {
-	for _, text := range []string{"https://example.com", "http://[::1]:80", "null", "https://a.b:0", "://", "https://*.x"} {
-		f.Add(text)
-	}
-	list := originsOf([]string{"https://example.com", "https://*.example.org:8443"}, "")
-	f.Fuzz(func(t *testing.T, text string) {
-		o, ok := parseOrigin(text)
-		if !ok {
-			return
-		}
-		again := o.scheme + "://" + o.host
-		if o.port != "" {
-			again += ":" + o.port
-		}
-		if p, ok := parseOrigin(again); !ok || p != o {
-			t.Errorf("%q is %+v, and %q is %+v", text, o, again, p)
-		}
-		if list.listed([]byte(text)) && again != "https://example.com" && !strings.HasSuffix(again, ".example.org:8443") {
-			t.Errorf("%q is in the list", text)
-		}
-	})
-}
-
-// Judging a request without an origin costs no memory.
-func TestOriginOfAProgramAllocatesNothing(t *testing.T) {
-	var r codec.Request
-	if err := r.Parse([]byte(upgradeHead("/echo"))); err != nil {
-		t.Fatal(err)
-	}
-	list := originsOf([]string{"https://example.org"}, "")
-	if n := testing.AllocsPerRun(100, func() {
-		if text, _ := list.readable(&r); !list.allow(&r, transport{}) || text != "" {
-			t.Error("refused")
-		}
-	}); n > 0 {
-		t.Errorf("%v allocations", n)
 	}
 }
 

@@ -1,10 +1,8 @@
 package server
 
 import (
-	"fmt"
 	"strings"
 	"testing"
-	"time"
 )
 
 // Each refused origin is logged once a minute, with the key to set.
@@ -28,34 +26,5 @@ func TestRefusedOriginsAreLogged(t *testing.T) {
 	}
 	if strings.Contains(got, "secret") {
 		t.Errorf("the token is in the log:\n%s", got)
-	}
-}
-
-func TestOriginLog(t *testing.T) {
-	var l originLog
-	take := func(origin string, now time.Duration) string { return fmt.Sprint(l.take(origin, now)) }
-	for i := range mostOrigins {
-		if got := take(fmt.Sprint(i), time.Second); got != "true 0" {
-			t.Errorf("origin %d: %s", i, got)
-		}
-	}
-	for _, row := range []struct {
-		origin string
-		now    time.Duration
-		want   string
-	}{
-		{"0", 2 * time.Second, "false 0"},
-		{"new", 59 * time.Second, "false 0"},
-		{"newer", 59 * time.Second, "false 0"},
-		{"0", time.Minute, "true 2"},
-		{"1", time.Minute, "true 0"},
-		{"0", 3 * time.Minute, "true 0"},
-	} {
-		if got := take(row.origin, row.now); got != row.want {
-			t.Errorf("%s at %v: %s, want %s", row.origin, row.now, got, row.want)
-		}
-	}
-	if n := l.omitted.Load(); n != 2 {
-		t.Errorf("%d lines were omitted", n)
 	}
 }

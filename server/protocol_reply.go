@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"carillon/codec"
+	"carillon/server/internal/auth"
 	"carillon/server/internal/envelope"
 )
 
@@ -92,7 +93,7 @@ func errorReplyOf(err error) errorReply {
 func errorCode(err error) string {
 	var topic *TopicError
 	var request *badRequest
-	var token *denial
+	var token *auth.Refusal
 	var denied notAllowed
 	switch {
 	case errors.As(err, &topic):

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"carillon/server/internal/auth"
 )
 
 // ErrDraining is returned by Reload while the server drains: it ends with the options that it has.
@@ -198,7 +200,7 @@ func (s *Server) follow(before, now *settings) {
 	_ = s.ReloadTLS() // says itself what is wrong
 	for i, old := range before.endpoints {
 		if old.auth != now.endpoints[i].auth {
-			old.auth.retire()
+			old.auth.Retire()
 		}
 	}
 	if !reflect.DeepEqual(before.Topics, now.Topics) {
@@ -217,7 +219,7 @@ type reloads struct {
 	mu sync.Mutex // held while one is done, and guards what follows
 
 	alive   context.Context // for as long as it lasts keys are watched; nil before the server runs
-	watched map[*keyring]context.CancelFunc
+	watched map[*auth.Keyring]context.CancelFunc
 	room    room
 	exposed bool // internal.listen can be reached from other machines
 
@@ -252,16 +254,16 @@ func (r *reloads) note(now time.Time, err error) {
 	r.done[result].Add(1)
 }
 
-// fetchKeys waits for the keys of gates that are new and whose keys have to be fetched.
+// fetchKeys waits for the keys of authenticators that are new and whose keys have to be fetched.
 func (s *Server) fetchKeys(before, now *settings, places []int) error {
 	ctx, cancel := context.WithTimeout(cmp.Or(s.reloads.alive, context.Background()), firstKeys)
 	defer cancel()
 	var fetches sync.WaitGroup
 	problems := make([]error, len(now.endpoints))
 	for i, e := range now.endpoints {
-		if k := e.auth.keys(); k != nil && k != before.endpoints[i].auth.keys() && k.isRemote() {
+		if k := e.auth.Keys(); k != nil && k != before.endpoints[i].auth.Keys() && k.IsRemote() {
 			fetches.Go(func() {
-				if err := k.load(ctx); err != nil {
+				if err := k.Load(ctx); err != nil {
 					problems[i] = &OptionError{Key: fmt.Sprintf("endpoints[%d].auth.jwt.jwks_url", places[i]), Problem: "no keys could be fetched: " + err.Error()}
 				}
 			})
@@ -277,9 +279,9 @@ func (s *Server) watchNow(now *settings) {
 	if r.alive == nil {
 		return
 	}
-	wanted := map[*keyring]bool{}
+	wanted := map[*auth.Keyring]bool{}
 	for _, e := range now.endpoints {
-		keys := e.auth.keys()
+		keys := e.auth.Keys()
 		if keys == nil {
 			continue
 		}
@@ -287,7 +289,7 @@ func (s *Server) watchNow(now *settings) {
 		if r.watched[keys] == nil {
 			ctx, cancel := context.WithCancel(r.alive)
 			r.watched[keys] = cancel
-			go keys.watch(ctx)
+			go keys.Watch(ctx)
 		}
 	}
 	for keys, cancel := range r.watched {

@@ -50,7 +50,7 @@ var gateStories = []struct {
 		if w.asked.Add(1); w.reloaded { // somebody is being asked about already
 			w.stays = dialRaw(w.t, w.s)
 			w.stays.write([]byte(upgradeHead("/ws", "Cookie: stays")))
-			eventually(w.t, "the only slot is taken", func() bool { return w.s.settings().endpoints[0].auth.pendingHook() == 1 })
+			eventually(w.t, "the only slot is taken", func() bool { return w.s.settings().endpoints[0].auth.PendingHookRequests() == 1 })
 		}
 		return "Cookie: slow"
 	}, [2]int{101, 503}},
@@ -127,7 +127,7 @@ func TestReloadLeavesOpenQuestions(t *testing.T) {
 	s := start(t, Options{Endpoints: []Endpoint{ep}})
 	waits := dialRaw(t, s)
 	waits.write([]byte(upgradeHead("/ws")))
-	eventually(t, "the hook is asked", func() bool { return s.settings().endpoints[0].auth.pendingHook() == 1 })
+	eventually(t, "the hook is asked", func() bool { return s.settings().endpoints[0].auth.PendingHookRequests() == 1 })
 	reloaded(t, s, "endpoints[0].auth.hook.url endpoints[0].auth.hook.timeout", func(o *Options) { o.Endpoints[0].Auth = Auth{} })
 	wantStatus(t, s, 101, "/ws")
 	close(answer)

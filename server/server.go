@@ -14,6 +14,7 @@ import (
 	"github.com/panjf2000/gnet/v2"
 
 	"carillon/codec"
+	"carillon/server/internal/auth"
 	"carillon/server/internal/certs"
 	"carillon/server/internal/limit"
 	"carillon/server/stats"
@@ -45,7 +46,7 @@ type Server struct {
 	handshakes    *limit.SharedBucket
 	begin         time.Time        // of the shards' clocks, which no change of the system's time moves
 	wall          func() time.Time // for what has a date: tokens, and what messages say of their time
-	keyFetches    fetchTimes       // of the keys of tokens; zero but in tests
+	keyFetches    auth.FetchTimes  // of the keys of tokens; zero but in tests
 	looping       chan struct{}    // closed when all loops listen
 	loopsEnded    chan struct{}    // closed when they have ended
 	parsing       parseQueue       // of large requests

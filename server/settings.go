@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/auth"
 	"carillon/server/internal/limit"
 )
 
@@ -36,8 +37,8 @@ type settings struct {
 type endpointSettings struct {
 	*Endpoint
 	deflater *codec.Deflater
-	origins  origins
-	auth     *gate
+	origins  auth.Origins
+	auth     *auth.Authenticator
 }
 
 // listenerSettings are those of one listener.
@@ -56,7 +57,7 @@ func (s *Server) opts() *Options { return &s.current.Load().Options }
 func (ep *endpoint) now() *endpointSettings { return ep.srv.current.Load().endpoints[ep.index] }
 
 // settle finds what follows from options that Resolve has checked. What they have in common with the
-// settings before, which may be nil, is taken over: the keys that gates have, and compressors. The error
+// settings before, which may be nil, is taken over: the keys that authenticators have, and compressors. The error
 // joins one [OptionError] for each problem; places says where each endpoint stands in what the user wrote,
 // and nil that all are in order.
 func (s *Server) settle(o Options, before *settings, places []int) (*settings, error) {
@@ -138,7 +139,7 @@ func cloneLists(v reflect.Value) {
 }
 
 func (s *Server) settleEndpoint(e *Endpoint, publicURL string, old *endpointSettings) (now *endpointSettings, err error) {
-	now = &endpointSettings{Endpoint: e, origins: originsOf(e.Origins, publicURL)}
+	now = &endpointSettings{Endpoint: e, origins: auth.NewOrigins(e.Origins, publicURL)}
 	if old != nil && old.Compression == e.Compression {
 		now.deflater = old.deflater
 	} else {
@@ -147,7 +148,7 @@ func (s *Server) settleEndpoint(e *Endpoint, publicURL string, old *endpointSett
 	if old != nil && reflect.DeepEqual(old.Auth, e.Auth) {
 		now.auth = old.auth
 	} else {
-		now.auth, err = newGate(&e.Auth, gateConfig{log: s.log, wall: func() time.Time { return s.wall() }, fetch: &s.keyFetches})
+		now.auth, err = auth.New(&e.Auth, auth.Config{Log: s.log, Wall: func() time.Time { return s.wall() }, Fetch: &s.keyFetches})
 	}
 	return now, err
 }

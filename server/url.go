@@ -6,6 +6,8 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+
+	"carillon/server/internal/auth"
 )
 
 // URL is where clients find an endpoint with this path: below Options.PublicURL or, without that, at
@@ -65,7 +67,7 @@ func (s *Server) URLFor(r *http.Request, path string) string {
 		}
 	}
 	for _, host := range []string{host, r.Host} {
-		if o, ok := parseOrigin(scheme + "://" + host); ok {
+		if o, ok := auth.ParseOrigin(scheme + "://" + host); ok {
 			return webSocketURL(o) + path
 		}
 	}
@@ -73,10 +75,10 @@ func (s *Server) URLFor(r *http.Request, path string) string {
 }
 
 // webSocketURL is the base of the URLs of WebSockets at this origin, which is one of http or https.
-func webSocketURL(o origin) string {
-	base := "ws" + strings.TrimPrefix(o.scheme, "http") + "://" + o.host
-	if o.port != "" {
-		base += ":" + o.port
+func webSocketURL(o auth.Origin) string {
+	base := "ws" + strings.TrimPrefix(o.Scheme, "http") + "://" + o.Host
+	if o.Port != "" {
+		base += ":" + o.Port
 	}
 	return base
 }

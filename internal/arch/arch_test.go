@@ -17,8 +17,9 @@ var arrows = map[string][]string{
 	"internal/cli":                {"client", "codec", "internal/demo", "internal/redact", "server", "server/cluster"},
 	"internal/demo":               {"client", "codec", "server"},
 	"server/cluster":              {"codec", "internal/patterns", "internal/redact", "internal/shrink", "server/internal/option", "server/topic"},
-	"server":                      {"codec", "internal/patterns", "internal/redact", "internal/shrink", "server/internal/certs", "server/internal/envelope", "server/internal/limit", "server/internal/listen", "server/internal/logs", "server/internal/option", "server/stats", "server/topic"},
+	"server":                      {"codec", "internal/patterns", "internal/redact", "internal/shrink", "server/internal/auth", "server/internal/certs", "server/internal/envelope", "server/internal/limit", "server/internal/listen", "server/internal/logs", "server/internal/option", "server/stats", "server/topic"},
 	"server/stats":                {"codec"},
+	"server/internal/auth":        {"codec", "internal/redact", "server/internal/logs", "server/internal/option", "server/stats", "server/topic"},
 	"server/internal/logs":        {},
 	"server/internal/limit":       {"internal/shrink"},
 	"server/internal/listen":      {"server/internal/option"},
@@ -43,6 +44,7 @@ var arrows = map[string][]string{
 // users has the libraries that only some packages may import.
 var users = map[string][]string{
 	"github.com/gobwas":     {"codec"},
+	"github.com/golang-jwt": {"internal/testenv", "server/internal/auth"},
 	"github.com/panjf2000":  {"server"},
 	"github.com/nats-io":    {"server/cluster"},
 	"github.com/prometheus": {"server", "server/cluster"},

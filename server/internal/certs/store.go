@@ -160,12 +160,12 @@ func sameFiles(a, b []fs.FileInfo) bool {
 		if a == nil || b == nil {
 			return a == nil && b == nil
 		}
-		return SameFile(a, b)
+		return sameFile(a, b)
 	})
 }
 
-// SameFile reports whether a file has not changed, as far as that can be seen without reading it.
-func SameFile(a, b fs.FileInfo) bool {
+// sameFile reports whether a file has not changed, as far as that can be seen without reading it.
+func sameFile(a, b fs.FileInfo) bool {
 	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 

@@ -1,4 +1,4 @@
-package server
+package auth
 
 import (
 	"context"
@@ -13,7 +13,7 @@ import (
 
 // A set of keys is taken as it stands, or not at all.
 func TestWhatAKeySetMeans(t *testing.T) {
-	i := newIssuer(t)
+	i := testenv.NewIssuer(t)
 	k := testenv.PublicJWK(i.ECDSA)
 	x, y := k["x"], k["y"]
 	whole := `{"kty":"EC","crv":"P-256","x":"` + x + `","y":"` + y + `"`
@@ -51,7 +51,7 @@ func TestWhatAKeySetMeans(t *testing.T) {
 
 // Keys that were asked for over TLS are not fetched without it, and nobody but the issuer learns the URL.
 func TestRedirectsOfKeySets(t *testing.T) {
-	i := newIssuer(t)
+	i := testenv.NewIssuer(t)
 	set, _ := json.Marshal(map[string]any{"keys": []any{testenv.PublicJWK(i.ECDSA)}})
 	referer := ""
 	serve := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -84,4 +84,23 @@ func TestRedirectsOfKeySets(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+func FuzzParseJWKS(f *testing.F) {
+	i := testenv.NewIssuer(f)
+	for _, a := range algorithms[1:] {
+		k, _ := json.Marshal(map[string]any{"keys": []any{testenv.PublicJWK(i.Private(a))}})
+		f.Add(k)
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		keys, err := parseJWKS(text)
+		if (err == nil) != (len(keys) > 0) {
+			t.Errorf("%d keys, %v", len(keys), err)
+		}
+		for _, k := range keys {
+			if a, err := algorithmOf(k.key); err != nil || a != k.algorithm {
+				t.Errorf("%v: %v", k, err)
+			}
+		}
+	})
 }

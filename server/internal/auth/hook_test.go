@@ -1,4 +1,4 @@
-package server
+package auth
 
 import (
 	"fmt"
@@ -65,7 +65,7 @@ func TestWhatAHookMeans(t *testing.T) {
 		{`{"allow":true,"expires":true}`, "", "expires is not a number"},
 		{`{"allow":true,"expires":"never"}`, "", "expires is not a number"},
 	} {
-		v, id, err := parseVerdict([]byte(test.answer))
+		v, id, err := parseHookResponse([]byte(test.answer))
 		if test.means == "" {
 			if err == nil || !strings.Contains(err.Error(), test.problem) {
 				t.Errorf("%s: %+v, %v; want %q", test.answer, id, err, test.problem)
@@ -93,7 +93,7 @@ func TestWhatAHookMeans(t *testing.T) {
 
 // A reason is one line, cut between two letters.
 func TestTheReasonOfAHook(t *testing.T) {
-	v, _, err := parseVerdict([]byte(`{"allow":false,"reason":"` + strings.Repeat("a", 255) + `\u00e9\r\nSet-Cookie: x=y"}`))
+	v, _, err := parseHookResponse([]byte(`{"allow":false,"reason":"` + strings.Repeat("a", 255) + `\u00e9\r\nSet-Cookie: x=y"}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func TestTheReasonOfAHook(t *testing.T) {
 	if !utf8.ValidString(r.Reason) || len(r.Reason) > 260 {
 		t.Errorf("%q", r.Reason)
 	}
-	v, _, err = parseVerdict([]byte(`{"allow":false,"reason":"no\r\n\u0000x\u001b[2J"}`))
+	v, _, err = parseHookResponse([]byte(`{"allow":false,"reason":"no\r\n\u0000x\u001b[2J"}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,12 +111,12 @@ func TestTheReasonOfAHook(t *testing.T) {
 }
 
 // Whatever the answer is, a client is let in only by a plain yes, for no longer than it says.
-func FuzzVerdict(f *testing.F) {
+func FuzzHookResponse(f *testing.F) {
 	f.Add([]byte(`{"allow":true,"expires":4000000000.5,"subscribe":["a"]}`))
 	f.Add([]byte(`{"allow":false,"allow":true}`))
 	f.Add([]byte(`{"Allow":true}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		v, id, err := parseVerdict(text)
+		v, id, err := parseHookResponse(text)
 		if err != nil {
 			return
 		}

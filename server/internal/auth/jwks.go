@@ -1,4 +1,4 @@
-package server
+package auth
 
 import (
 	"cmp"
@@ -28,13 +28,13 @@ type jwks struct {
 	wake   chan struct{}
 	begin  time.Time
 	last   atomic.Int64 // when a fetch began, in milliseconds after begin; 0 is never
-	times  *fetchTimes
+	times  *FetchTimes
 }
 
-// fetchTimes are when keys are fetched. Zero is the default.
-type fetchTimes struct {
-	interval time.Duration // default: 5 minutes
-	pause    time.Duration // at least, between two fetches because of unknown keys; default: 5 seconds
+// FetchTimes are when keys are fetched. Zero is the default.
+type FetchTimes struct {
+	Interval time.Duration // default: 5 minutes
+	Pause    time.Duration // at least, between two fetches because of unknown keys; default: 5 seconds
 }
 
 const (
@@ -42,12 +42,12 @@ const (
 	jwksPause    = 5 * time.Second
 	jwksRetry    = time.Second // after the first failure, then twice as long each time, up to a minute
 	jwksTimeout  = 10 * time.Second
-	jwksMostSize = 1 << 20
+	maxJWKS      = 1 << 20
 )
 
-func newJWKS(url string, times *fetchTimes) *jwks {
+func newJWKS(url string, times *FetchTimes) *jwks {
 	if times == nil {
-		times = &fetchTimes{}
+		times = &FetchTimes{}
 	}
 	return &jwks{url: url, begin: time.Now(), client: http.Client{Timeout: jwksTimeout, CheckRedirect: secureRedirects}, wake: make(chan struct{}, 1), times: times}
 }
@@ -55,7 +55,7 @@ func newJWKS(url string, times *fetchTimes) *jwks {
 // ask has the keys fetched soon because one is not known, and says whether that is worth coming back for.
 // Whoever sends names of keys that do not exist causes one fetch in each pause.
 func (j *jwks) ask() bool {
-	if last := j.last.Load(); last > 0 && j.now()-last < cmp.Or(j.times.pause, jwksPause).Milliseconds() {
+	if last := j.last.Load(); last > 0 && j.now()-last < cmp.Or(j.times.Pause, jwksPause).Milliseconds() {
 		return false
 	}
 	select {
@@ -70,7 +70,7 @@ func (j *jwks) now() int64 { return time.Since(j.begin).Milliseconds() + 1 }
 func (j *jwks) watch(ctx context.Context, good bool, refresh func(context.Context) bool) {
 	failures := 0
 	for {
-		wait := cmp.Or(j.times.interval, jwksInterval)
+		wait := cmp.Or(j.times.Interval, jwksInterval)
 		if !good {
 			wait = min(jwksRetry<<min(failures, 6), time.Minute)
 			failures++
@@ -97,7 +97,7 @@ func (j *jwks) fetch(ctx context.Context) ([]signatureKey, error) {
 		return nil, redact.Error(err, j.url)
 	}
 	r.Header.Set("Accept", "application/jwk-set+json, application/json")
-	text, err := fetchBody(&j.client, r, jwksMostSize)
+	text, err := fetchBody(&j.client, r, maxJWKS)
 	if err != nil {
 		return nil, err
 	}
@@ -123,8 +123,8 @@ type jwkSet struct {
 }
 
 var (
-	jwkShape    = shapeOf[jwk](shapeRules{unknown: true})
-	jwkSetShape = shapeOf[jwkSet](shapeRules{unknown: true})
+	jwkShape    = ShapeOf[jwk](ShapeRules{Unknown: true})
+	jwkSetShape = ShapeOf[jwkSet](ShapeRules{Unknown: true})
 )
 
 // checks reports whether the key is for checking signatures (RFC 7517, sections 4.2 and 4.3).
@@ -137,7 +137,7 @@ func (k *jwk) checks() bool {
 // and means another is not one to guess about.
 func parseJWKS(text []byte) ([]signatureKey, error) {
 	var set jwkSet
-	err := jwkSetShape.unmarshal(text, &set)
+	err := jwkSetShape.Unmarshal(text, &set)
 	if e, ok := errors.AsType[*memberError](err); ok {
 		return nil, fmt.Errorf("the response is not a JSON Web Key Set: %w", e)
 	} else if err != nil {
@@ -146,7 +146,7 @@ func parseJWKS(text []byte) ([]signatureKey, error) {
 	var keys []signatureKey
 	for i, raw := range set.Keys {
 		var k jwk
-		err := jwkShape.unmarshal(raw, &k)
+		err := jwkShape.Unmarshal(raw, &k)
 		if e, ok := errors.AsType[*memberError](err); ok {
 			return nil, fmt.Errorf("keys[%d] of the response is not a JSON Web Key: %w", i, e)
 		}

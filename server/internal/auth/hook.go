@@ -1,4 +1,4 @@
-package server
+package auth
 
 import (
 	"bytes"
@@ -16,6 +16,7 @@ import (
 	"carillon/codec"
 	"carillon/internal/redact"
 	"carillon/server/internal/logs"
+	"carillon/server/stats"
 )
 
 // hook asks an HTTP server about handshakes.
@@ -27,8 +28,8 @@ type hook struct {
 	failing atomic.Bool   // the last answer was none
 }
 
-// hookMostSize bounds an answer.
-const hookMostSize = 64 << 10
+// maxHookResponse bounds an answer.
+const maxHookResponse = 64 << 10
 
 var (
 	rejectHookBusy   = &codec.Rejection{Status: 503, Reason: "too many pending authorization requests", Header: [][2]string{{"Retry-After", "1"}}}
@@ -51,8 +52,8 @@ func newHook(opts *Hook, log *slog.Logger) *hook {
 	return h
 }
 
-// question is what the hook is asked.
-type question struct {
+// hookRequest is what the hook is asked.
+type hookRequest struct {
 	Path    string            `json:"path"`
 	Query   string            `json:"query"`
 	Remote  string            `json:"remote"`
@@ -60,8 +61,8 @@ type question struct {
 	Headers map[string]string `json:"headers"`
 }
 
-// verdict is what it answers.
-type verdict struct {
+// hookResponse is what it answers.
+type hookResponse struct {
 	Allow     *bool           `json:"allow"`
 	Subject   *string         `json:"subject"`
 	Subscribe []string        `json:"subscribe"`
@@ -71,12 +72,12 @@ type verdict struct {
 	Reason    string          `json:"reason"`
 }
 
-var verdictShape = shapeOf[verdict](shapeRules{})
+var hookResponseShape = ShapeOf[hookResponse](ShapeRules{})
 
-// parseVerdict reads an answer and what it says of a client that is let in. Everything that is no clear answer is an
+// parseHookResponse reads an answer and what it says of a client that is let in. Everything that is no clear answer is an
 // error, whose text is for the log.
-func parseVerdict(text []byte) (v verdict, id Identity, err error) {
-	err = verdictShape.unmarshal(text, &v)
+func parseHookResponse(text []byte) (v hookResponse, id Identity, err error) {
+	err = hookResponseShape.Unmarshal(text, &v)
 	var kind *json.UnmarshalTypeError
 	var member *memberError
 	switch {
@@ -106,7 +107,7 @@ func parseVerdict(text []byte) (v verdict, id Identity, err error) {
 			return v, id, errors.New("the response has already expired")
 		}
 	}
-	return v, id, checkIdentity(&id)
+	return v, id, CheckIdentity(&id)
 }
 
 // decide asks, and takes everything that is no clear answer for a no.
@@ -116,7 +117,7 @@ func (h *hook) decide(ctx context.Context, r *codec.Request, remote, subject str
 		case h.slots <- struct{}{}:
 			defer func() { <-h.slots }()
 		default:
-			return id, &denial{RefuseHookBusy, rejectHookBusy}
+			return id, &Refusal{Why: stats.RefuseHookBusy, Rejection: rejectHookBusy}
 		}
 	}
 	gone := ctx
@@ -127,21 +128,21 @@ func (h *hook) decide(ctx context.Context, r *codec.Request, remote, subject str
 		if gone.Err() == nil && !h.failing.Swap(true) {
 			h.log.Warn("connect hook failing; refusing handshakes", "url", redact.URL(h.opts.URL), "error", err)
 		}
-		return Identity{}, &denial{RefuseHookFailed, rejectHookFailed}
+		return Identity{}, &Refusal{Why: stats.RefuseHookFailed, Rejection: rejectHookFailed}
 	}
 	if h.failing.Swap(false) {
 		h.log.Info("connect hook is answering again", "url", redact.URL(h.opts.URL))
 	}
 	if !*v.Allow {
-		return Identity{}, &denial{RefuseHook, v.rejection()}
+		return Identity{}, &Refusal{Why: stats.RefuseHook, Rejection: v.rejection()}
 	}
 	return id, nil
 }
 
-func (h *hook) post(ctx context.Context, r *codec.Request, remote, subject string) (v verdict, id Identity, err error) {
-	q := question{Path: string(r.Path), Query: string(r.Query), Remote: remote, Subject: subject, Headers: map[string]string{}}
+func (h *hook) post(ctx context.Context, r *codec.Request, remote, subject string) (v hookResponse, id Identity, err error) {
+	q := hookRequest{Path: string(r.Path), Query: string(r.Query), Remote: remote, Subject: subject, Headers: map[string]string{}}
 	for _, name := range h.opts.Headers {
-		if value := joinedHeader(r, name); value != "" {
+		if value := JoinedHeader(r, name); value != "" {
 			q.Headers[name] = value
 		}
 	}
@@ -154,15 +155,15 @@ func (h *hook) post(ctx context.Context, r *codec.Request, remote, subject strin
 		return v, id, redact.Error(err, h.opts.URL)
 	}
 	post.Header.Set("Content-Type", "application/json")
-	text, err := fetchBody(&h.client, post, hookMostSize)
+	text, err := fetchBody(&h.client, post, maxHookResponse)
 	if err != nil {
 		return v, id, err
 	}
-	return parseVerdict(text)
+	return parseHookResponse(text)
 }
 
-// joinedHeader returns all values of a header as one (RFC 9110, section 5.3; RFC 6265, section 4.2.1).
-func joinedHeader(r *codec.Request, name string) string {
+// JoinedHeader returns all values of a header as one (RFC 9110, section 5.3; RFC 6265, section 4.2.1).
+func JoinedHeader(r *codec.Request, name string) string {
 	var values []string
 	for n, value := range r.Headers() {
 		if strings.EqualFold(string(n), name) {
@@ -177,7 +178,7 @@ func joinedHeader(r *codec.Request, name string) string {
 }
 
 // rejection is what the client gets: the hook's words, as far as they make an answer.
-func (v *verdict) rejection() *codec.Rejection {
+func (v *hookResponse) rejection() *codec.Rejection {
 	r := &codec.Rejection{Status: v.Status, Reason: logs.ShortenTo(v.Reason, 256)}
 	if r.Status < 400 || r.Status > 599 {
 		r.Status = 403

@@ -1,4 +1,4 @@
-package server
+package auth
 
 import (
 	"errors"
@@ -10,22 +10,22 @@ import (
 	"carillon/server/internal/option"
 )
 
-// fetchBody sends a request and returns the body of an answer that is 200 and not larger than most. Its error shows nothing
+// fetchBody sends a request and returns the body of an answer that is 200 and not larger than limit. Its error shows nothing
 // of the URL, which may hold a password.
-func fetchBody(client *http.Client, r *http.Request, most int64) ([]byte, error) {
+func fetchBody(client *http.Client, r *http.Request, limit int64) ([]byte, error) {
 	resp, err := client.Do(r)
 	if err != nil {
 		return nil, redact.Error(err, r.URL.String())
 	}
 	defer resp.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, most+1))
+	text, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	switch {
 	case err != nil:
 		return nil, redact.Error(err, r.URL.String())
 	case resp.StatusCode != http.StatusOK:
 		return nil, fmt.Errorf("the response is %s", resp.Status)
-	case int64(len(text)) > most:
-		return nil, fmt.Errorf("the response is larger than %v", option.Size(most))
+	case int64(len(text)) > limit:
+		return nil, fmt.Errorf("the response is larger than %v", option.Size(limit))
 	}
 	return text, nil
 }

@@ -1,4 +1,4 @@
-package server
+package auth
 
 import (
 	"bytes"
@@ -11,6 +11,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 
 	"carillon/codec"
+	"carillon/server/stats"
 )
 
 // tokenProtocol is the beginning of a subprotocol that is a token: scripts in browsers can set no header
@@ -92,43 +93,43 @@ func listed(r *codec.Request, header, separator, prefix string) (token string, f
 // The answers to a token that is not good. Their texts are for the client: they say what is wrong and
 // nothing of what the token holds.
 var (
-	errNoToken = &denial{RefuseNoToken, &codec.Rejection{Status: 401, Reason: "a token is required",
+	errNoToken = &Refusal{Why: stats.RefuseNoToken, Rejection: &codec.Rejection{Status: 401, Reason: "a token is required",
 		Header: [][2]string{{"WWW-Authenticate", "Bearer"}}}}
-	errTokenMalformed = badToken(RefuseTokenMalformed, "the token is malformed")
-	errTokenClaims    = badToken(RefuseTokenMalformed, "the claims of the token are invalid")
-	errTokenAlgorithm = badToken(RefuseTokenAlgorithm, "the signature algorithm of the token is not accepted")
-	errTokenKey       = badToken(RefuseTokenKey, "the key of the token is unknown")
-	errTokenSignature = badToken(RefuseTokenSignature, "the signature of the token is invalid")
-	errTokenExpired   = badToken(RefuseTokenExpired, "the token has expired")
-	errTokenEarly     = badToken(RefuseTokenEarly, "the token is not valid yet")
-	errTokenIssuer    = badToken(RefuseTokenIssuer, "the token has another issuer")
-	errTokenAudience  = badToken(RefuseTokenAudience, "the token is for another audience")
+	errTokenMalformed = badToken(stats.RefuseTokenMalformed, "the token is malformed")
+	errTokenClaims    = badToken(stats.RefuseTokenMalformed, "the claims of the token are invalid")
+	errTokenAlgorithm = badToken(stats.RefuseTokenAlgorithm, "the signature algorithm of the token is not accepted")
+	errTokenKey       = badToken(stats.RefuseTokenKey, "the key of the token is unknown")
+	errTokenSignature = badToken(stats.RefuseTokenSignature, "the signature of the token is invalid")
+	errTokenExpired   = badToken(stats.RefuseTokenExpired, "the token has expired")
+	errTokenEarly     = badToken(stats.RefuseTokenEarly, "the token is not valid yet")
+	errTokenIssuer    = badToken(stats.RefuseTokenIssuer, "the token has another issuer")
+	errTokenAudience  = badToken(stats.RefuseTokenAudience, "the token is for another audience")
 
-	errKeysFetched = &denial{RefuseTokenKey, &codec.Rejection{Status: 503, Reason: "the key of the token is not loaded yet",
+	errKeysFetched = &Refusal{Why: stats.RefuseTokenKey, Rejection: &codec.Rejection{Status: 503, Reason: "the key of the token is not loaded yet",
 		Header: [][2]string{{"Retry-After", "1"}}}}
-	errNoKeys = &denial{RefuseNoKeys, &codec.Rejection{Status: 503, Reason: "tokens cannot be checked at the moment",
+	errNoKeys = &Refusal{Why: stats.RefuseNoKeys, Rejection: &codec.Rejection{Status: 503, Reason: "tokens cannot be checked at the moment",
 		Header: [][2]string{{"Retry-After", "5"}}}}
 )
 
-// badToken makes a denial as RFC 6750, section 3, has it. The text has neither quotes nor backslashes.
-func badToken(why RefuseReason, text string) *denial {
-	return &denial{why, &codec.Rejection{Status: 401, Reason: text,
+// badToken makes a refusal as RFC 6750, section 3, has it. The text has neither quotes nor backslashes.
+func badToken(why stats.RefuseReason, text string) *Refusal {
+	return &Refusal{Why: why, Rejection: &codec.Rejection{Status: 401, Reason: text,
 		Header: [][2]string{{"WWW-Authenticate", fmt.Sprintf(`Bearer error="invalid_token", error_description=%q`, text)}}}}
 }
 
 // verifier checks the tokens of an endpoint. It may be used from any goroutine and waits for nothing.
 type verifier struct {
 	opts   *JWT
-	keys   *keyring
+	keys   *Keyring
 	parser *jwt.Parser
 }
 
-func newVerifier(opts *JWT, config gateConfig) (*verifier, error) {
+func newVerifier(opts *JWT, config Config) (*verifier, error) {
 	keys, err := newKeyring(opts, config)
 	if err != nil {
 		return nil, err
 	}
-	check := []jwt.ParserOption{jwt.WithValidMethods(opts.Algorithms), jwt.WithLeeway(max(opts.Leeway, 0)), jwt.WithStrictDecoding(), jwt.WithTimeFunc(config.wall)}
+	check := []jwt.ParserOption{jwt.WithValidMethods(opts.Algorithms), jwt.WithLeeway(max(opts.Leeway, 0)), jwt.WithStrictDecoding(), jwt.WithTimeFunc(config.Wall)}
 	if opts.Issuer != "" {
 		check = append(check, jwt.WithIssuer(opts.Issuer))
 	}
@@ -142,7 +143,7 @@ func newVerifier(opts *JWT, config gateConfig) (*verifier, error) {
 // as well.
 const maxToken = 16 << 10
 
-// verify returns who the owner of a token is. The error is a *denial.
+// verify returns who the owner of a token is. The error is a *Refusal.
 func (v *verifier) verify(token string) (Identity, error) {
 	if len(token) > maxToken {
 		return Identity{}, errTokenMalformed
@@ -160,7 +161,7 @@ func (v *verifier) verify(token string) (Identity, error) {
 	if c.expires != nil {
 		id.Expires = c.expires.Add(max(v.opts.Leeway, 0))
 	}
-	if checkIdentity(&id) != nil {
+	if CheckIdentity(&id) != nil {
 		return Identity{}, badClaims("the carillon claim has an entry that is neither a topic nor a pattern")
 	}
 	return id, nil
@@ -182,7 +183,7 @@ func (v *verifier) key(t *jwt.Token) (any, error) {
 
 // reason finds the answer for an error of the parser, whose own text is not shown to anybody.
 func (v *verifier) reason(t *jwt.Token, c *claims, err error) error {
-	var named *denial
+	var named *Refusal
 	if errors.As(err, &named) {
 		return named
 	}

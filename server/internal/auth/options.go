@@ -1,9 +1,7 @@
-package server
+package auth
 
 import (
-	"context"
 	"fmt"
-	"log/slog"
 	"net/url"
 	"slices"
 	"strings"
@@ -14,9 +12,9 @@ import (
 	"carillon/server/internal/option"
 )
 
-// Auth says who may open connections at an endpoint: those with a token, those that a connect hook
+// Options says who may open connections at an endpoint: those with a token, those that a connect hook
 // allows, or, if both are set, those with a token that the hook allows as well. See docs/security.md.
-type Auth struct {
+type Options struct {
 	JWT  JWT  `yaml:"jwt"`
 	Hook Hook `yaml:"hook"`
 }
@@ -72,10 +70,11 @@ type Hook struct {
 
 func asksForTokens(j *JWT) bool { return j.KeyFile != "" || j.JWKSURL != "" }
 
-// resolveAuth fills in defaults, and adds the problems of the options to those of c. The keys begin with key.
-func resolveAuth(a *Auth, c *option.Checker, key string) {
-	resolveJWT(&a.JWT, c, key+"jwt.")
-	resolveHook(&a.Hook, c, key+"hook.")
+// Resolve replaces every zero by its default, and adds what is wrong with the options to the problems of c, where their
+// keys begin with key.
+func Resolve(o *Options, c *option.Checker, key string) {
+	resolveJWT(&o.JWT, c, key+"jwt.")
+	resolveHook(&o.Hook, c, key+"hook.")
 }
 
 // algorithms that tokens can be signed with. Each kind of key is for one of them.
@@ -142,83 +141,5 @@ func checkURL(c *option.Checker, key, text string) {
 		c.Add(key, "%v", err)
 	} else if u, err := url.Parse(text); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
 		c.Add(key, "is not a URL: expected one such as https://auth.example.com/path")
-	}
-}
-
-// gateConfig is what a gate needs besides its options.
-type gateConfig struct {
-	log   *slog.Logger
-	wall  func() time.Time // tells the time by which tokens are valid
-	fetch *fetchTimes      // must not change once keys are fetched; nil is the default
-}
-
-// gate is an endpoint's Auth in use. It may be used from any goroutine.
-type gate struct {
-	jwt  *verifier // nil if the endpoint asks for no token
-	hook *hook     // nil without one
-}
-
-// newGate fails if the keys cannot be read.
-func newGate(a *Auth, config gateConfig) (*gate, error) {
-	g := &gate{}
-	if asksForTokens(&a.JWT) {
-		v, err := newVerifier(&a.JWT, config)
-		if err != nil {
-			return g, err
-		}
-		g.jwt = v
-	}
-	if a.Hook.URL != "" {
-		g.hook = newHook(&a.Hook, config.log)
-	}
-	return g, nil
-}
-
-// checksTokens reports whether clients need a token.
-func (g *gate) checksTokens() bool { return g.jwt != nil }
-
-// checkToken returns who a client is by the token of its request, where the endpoint asks for one. The error is a
-// *denial.
-func (g *gate) checkToken(r *codec.Request) (Identity, error) {
-	if g.jwt == nil {
-		return Identity{}, nil
-	}
-	token, found := g.jwt.find(r)
-	if found {
-		return g.jwt.verify(token)
-	}
-	if g.jwt.opts.Optional {
-		return Identity{}, nil
-	}
-	return Identity{}, errNoToken
-}
-
-// verify returns who the owner of a token is. The endpoint must check tokens. The error is a *denial.
-func (g *gate) verify(token string) (Identity, error) { return g.jwt.verify(token) }
-
-// keys returns the keys that tokens are checked with; nil if the endpoint asks for no token.
-func (g *gate) keys() *keyring {
-	if g.jwt == nil {
-		return nil
-	}
-	return g.jwt.keys
-}
-
-// hasHook reports whether a connect hook has to be asked.
-func (g *gate) hasHook() bool { return g.hook != nil }
-
-// askHook asks the connect hook, which there must be, about a request, and waits for the answer. The error is a
-// *denial.
-func (g *gate) askHook(ctx context.Context, r *codec.Request, remote, subject string) (Identity, error) {
-	return g.hook.decide(ctx, r, remote, subject)
-}
-
-// pendingHook returns how many requests wait for the connect hook; 0 if their number has no limit.
-func (g *gate) pendingHook() int { return len(g.hook.slots) }
-
-// retire closes the connections to the connect hook that are idle, as nobody will ask it again.
-func (g *gate) retire() {
-	if g.hook != nil {
-		g.hook.client.CloseIdleConnections()
 	}
 }

@@ -1,4 +1,4 @@
-package server
+package auth
 
 import (
 	"bytes"
@@ -12,33 +12,34 @@ import (
 )
 
 // encoding/json forgives what must not decide anything: it takes "Allow" for "allow" (and the long s of Unicode for an
-// s), the last of two members of one name, and null for a member that is absent. [shape] finds all of that in a text
+// s), the last of two members of one name, and null for a member that is absent. [Shape] finds all of that in a text
 // that json.Unmarshal has accepted, so that what was decoded means what it says. It replaces encoding/json/v2, which
 // needs GOEXPERIMENT in this version of Go.
 
-// shape describes the members of a JSON object by which something is decided. It is immutable.
-type shape struct {
-	rules   shapeRules
+// Shape describes the members of a JSON object by which something is decided. It is immutable.
+type Shape struct {
+	rules   ShapeRules
 	members []shapeMember // at most 64
 }
 
 type shapeMember struct {
 	name  string
 	bytes []byte // name
-	in    *shape // of a value that is an object; nil looks no further
+	in    *Shape // of a value that is an object; nil looks no further
 }
 
-type shapeRules struct {
-	unknown bool // members of other names are allowed
-	null    bool // null is allowed and stands for an absent member
+// ShapeRules loosen a [Shape]. The zero value is the strictest.
+type ShapeRules struct {
+	Unknown bool // members of other names are allowed
+	Null    bool // null is allowed and stands for an absent member
 }
 
-// shapeOf returns the shape of the objects that a struct is decoded from. Each exported field needs a json tag. Fields
+// ShapeOf returns the shape of the objects that a struct is decoded from. Each exported field needs a json tag. Fields
 // that are structs, or pointers to them, are looked into, unless their type decodes itself.
-func shapeOf[T any](rules shapeRules) *shape { return shapeOfType(reflect.TypeFor[T](), rules) }
+func ShapeOf[T any](rules ShapeRules) *Shape { return shapeOfType(reflect.TypeFor[T](), rules) }
 
-func shapeOfType(t reflect.Type, rules shapeRules) *shape {
-	s := &shape{rules: rules}
+func shapeOfType(t reflect.Type, rules ShapeRules) *Shape {
+	s := &Shape{rules: rules}
 	for _, f := range reflect.VisibleFields(t) {
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		if name == "" || name == "-" {
@@ -55,15 +56,15 @@ func shapeOfType(t reflect.Type, rules shapeRules) *shape {
 		s.members = append(s.members, m)
 	}
 	if len(s.members) > 64 {
-		panic("server: a shape has more members than a word has bits")
+		panic("auth: a shape has more members than a word has bits")
 	}
 	return s
 }
 
-// without returns the shape without one of its members, which then is as good as unknown.
-func (s *shape) without(name string) *shape {
+// Without returns the shape without one of its members, which then is as good as unknown.
+func (s *Shape) Without(name string) *Shape {
 	members := slices.DeleteFunc(slices.Clone(s.members), func(m shapeMember) bool { return m.name == name })
-	return &shape{s.rules, members}
+	return &Shape{s.rules, members}
 }
 
 // maxMemberName is longer than any name of a shape.
@@ -96,25 +97,25 @@ var (
 	errNull      = &memberError{problem: "is null: expected a value, or omit it"}
 )
 
-// unmarshal decodes an object into a value that shapeOf knows, and checks it. The error is that of json.Unmarshal, or a
-// *memberError.
-func (s *shape) unmarshal(text []byte, v any) error {
+// Unmarshal decodes an object into a value of the type that the shape was made of, and checks it. The error is that of
+// json.Unmarshal, or a *memberError.
+func (s *Shape) Unmarshal(text []byte, v any) error {
 	if err := json.Unmarshal(text, v); err != nil {
 		return err
 	}
-	return s.check(text)
+	return s.Check(text)
 }
 
-// check returns a *memberError for the first member that makes the object ambiguous. The text must be valid JSON, or
+// Check returns a *memberError for the first member that makes the object ambiguous. The text must be valid JSON, or
 // what it returns means nothing. It allocates nothing unless a name has escapes.
-func (s *shape) check(text []byte) error {
+func (s *Shape) Check(text []byte) error {
 	if err := s.object(text); err != nil {
 		return err
 	}
 	return nil
 }
 
-func (s *shape) object(text []byte) *memberError {
+func (s *Shape) object(text []byte) *memberError {
 	w := walker{text: text}
 	switch {
 	case w.take('n'):
@@ -144,7 +145,7 @@ func (s *shape) object(text []byte) *memberError {
 		}
 		seen |= 1 << i
 		null := value[0] == 'n'
-		if null && !s.rules.null {
+		if null && !s.rules.Null {
 			return errNull.within(m.name)
 		}
 		if m.in == nil || null {
@@ -158,7 +159,7 @@ func (s *shape) object(text []byte) *memberError {
 }
 
 // find returns the place of the member with exactly that name, or -1 for one that may be passed over.
-func (s *shape) find(name []byte) (int, *memberError) {
+func (s *Shape) find(name []byte) (int, *memberError) {
 	for i := range s.members {
 		if string(name) == s.members[i].name {
 			return i, nil
@@ -171,7 +172,7 @@ func (s *shape) find(name []byte) (int, *memberError) {
 			return -1, &memberError{problem: "has a field that differs from " + m.name + " in case only: expected that name", found: string(name)}
 		}
 	}
-	if s.rules.unknown {
+	if s.rules.Unknown {
 		return -1, nil
 	}
 	return -1, &memberError{problem: "has an unknown field: expected only " + strings.Join(s.names(), ", "), found: string(name)}
@@ -186,7 +187,7 @@ func isASCII(text []byte) bool {
 	return true
 }
 
-func (s *shape) names() []string {
+func (s *Shape) names() []string {
 	var names []string
 	for _, m := range s.members {
 		names = append(names, m.name)

@@ -1,4 +1,4 @@
-package server
+package auth
 
 import (
 	"encoding/base64"
@@ -12,6 +12,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/golang-jwt/jwt/v5"
+
+	"carillon/server/stats"
 )
 
 // claims are those of a token that are looked at (RFC 7519, section 4.1). Others may be there. They implement
@@ -36,19 +38,19 @@ type rights struct {
 }
 
 var (
-	claimsShape = shapeOf[claims](shapeRules{unknown: true})
-	rightsShape = shapeOf[rights](shapeRules{})
+	claimsShape = ShapeOf[claims](ShapeRules{Unknown: true})
+	rightsShape = ShapeOf[rights](ShapeRules{})
 )
 
 // badClaims says what is wrong with the claims of a token.
-func badClaims(problem string) *denial {
-	return badToken(RefuseTokenMalformed, errTokenClaims.Reason+": "+problem)
+func badClaims(problem string) *Refusal {
+	return badToken(stats.RefuseTokenMalformed, errTokenClaims.Reason+": "+problem)
 }
 
-// UnmarshalJSON refuses what a claim may not be. That includes null, which RFC 7519 has for none. The error is a *denial.
+// UnmarshalJSON refuses what a claim may not be. That includes null, which RFC 7519 has for none. The error is a *Refusal.
 func (c *claims) UnmarshalJSON(b []byte) error {
 	type plain claims
-	err := claimsShape.unmarshal(b, (*plain)(c))
+	err := claimsShape.Unmarshal(b, (*plain)(c))
 	if err == nil && c.Subject != nil {
 		err = checkSubject("sub", *c.Subject)
 	}
@@ -71,8 +73,8 @@ func (c *claims) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// checkSubject refuses the name of nobody, and one that JSON cannot tell from others: see checkJSONKey. The error is a
-// *memberError.
+// checkSubject refuses the name of nobody, and one that JSON cannot tell from others: halves of surrogate pairs and what is
+// no UTF-8 are decoded as U+FFFD. The error is a *memberError.
 func checkSubject(member, subject string) error {
 	switch {
 	case subject == "":
@@ -98,7 +100,7 @@ func claimsProblem(err error) error {
 // to an issuer written in Go it is an empty list, and here it would be no limit.
 func (r *rights) UnmarshalJSON(b []byte) error {
 	type plain rights
-	err := rightsShape.unmarshal(b, (*plain)(r))
+	err := rightsShape.Unmarshal(b, (*plain)(r))
 	if e, ok := errors.AsType[*memberError](err); ok {
 		return e.within("carillon")
 	}
@@ -125,10 +127,10 @@ type protected struct {
 	Critical  json.RawMessage `json:"crit"`
 }
 
-var protectedShape = shapeOf[protected](shapeRules{unknown: true})
+var protectedShape = ShapeOf[protected](ShapeRules{Unknown: true})
 
 // checkHeader returns the name of the key that a token says it is signed with; "" if it does not. The parser has decoded
-// the header before, but forgives what may not decide anything. The error is a *denial.
+// the header before, but forgives what may not decide anything. The error is a *Refusal.
 func checkHeader(t *jwt.Token) (key string, err error) {
 	first, _, _ := strings.Cut(t.Raw, ".")
 	text, err := base64.RawURLEncoding.Strict().DecodeString(first)
@@ -136,9 +138,9 @@ func checkHeader(t *jwt.Token) (key string, err error) {
 		return "", errTokenMalformed
 	}
 	var h protected
-	err = protectedShape.unmarshal(text, &h)
+	err = protectedShape.Unmarshal(text, &h)
 	if e, ok := errors.AsType[*memberError](err); ok {
-		return "", badToken(RefuseTokenMalformed, "the header of the token is invalid: "+e.plain())
+		return "", badToken(stats.RefuseTokenMalformed, "the header of the token is invalid: "+e.plain())
 	}
 	if err != nil || h.Critical != nil || h.Algorithm != t.Method.Alg() { // section 4.1.11: nothing of crit is understood here
 		return "", errTokenMalformed
@@ -146,9 +148,9 @@ func checkHeader(t *jwt.Token) (key string, err error) {
 	return h.Key, nil
 }
 
-// mostSeconds is the largest whole number that every reader of JSON reads alike (RFC 8259, section 6). A time beyond it,
+// maxSeconds is the largest whole number that every reader of JSON reads alike (RFC 8259, section 6). A time beyond it,
 // in either direction, is refused: it is a mistake, and from 2^63 on it would overflow.
-const mostSeconds = 1<<53 - 1
+const maxSeconds = 1<<53 - 1
 
 // parseSecond reads the time of a member: the number of seconds since 1970, as the NumericDate of RFC 7519, section 2.
 // It may have a fraction, as that of JavaScript's Date.now()/1000, and is rounded to a whole second. The error is a
@@ -158,8 +160,8 @@ func parseSecond(member string, text []byte, round func(float64) float64) (time.
 		return time.Time{}, &memberError{path: member, problem: "is not a number: expected seconds since 1970"}
 	}
 	n, err := strconv.ParseFloat(string(text), 64)
-	if err != nil || math.Abs(n) > mostSeconds {
-		return time.Time{}, &memberError{path: member, problem: fmt.Sprintf("is out of range: expected seconds since 1970, at most %d", int64(mostSeconds))}
+	if err != nil || math.Abs(n) > maxSeconds {
+		return time.Time{}, &memberError{path: member, problem: fmt.Sprintf("is out of range: expected seconds since 1970, at most %d", int64(maxSeconds))}
 	}
 	return time.Unix(int64(round(n)), 0), nil
 }

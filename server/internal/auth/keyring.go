@@ -1,4 +1,4 @@
-package server
+package auth
 
 import (
 	"bytes"
@@ -33,8 +33,8 @@ type signatureKey struct {
 // of the loop's time.
 const maxTried = 8
 
-// keyring has the keys of an endpoint. It is read by loops and written by its own goroutine.
-type keyring struct {
+// Keyring has the keys of an endpoint. Any goroutine may check tokens with it; Load, Refresh and Watch are for one at a time.
+type Keyring struct {
 	opts *JWT
 	log  *slog.Logger
 	keys atomic.Pointer[[]signatureKey] // nil as long as none could be fetched
@@ -43,17 +43,17 @@ type keyring struct {
 }
 
 // newKeyring fails for a file that cannot be used: that is a mistake which is better known at the start.
-func newKeyring(opts *JWT, config gateConfig) (*keyring, error) {
-	r := &keyring{opts: opts, log: config.log}
+func newKeyring(opts *JWT, config Config) (*Keyring, error) {
+	r := &Keyring{opts: opts, log: config.Log}
 	if opts.JWKSURL != "" {
-		r.jwks = newJWKS(opts.JWKSURL, config.fetch)
+		r.jwks = newJWKS(opts.JWKSURL, config.Fetch)
 		return r, nil
 	}
 	return r, r.readFile()
 }
 
-// find returns the keys that may have signed a token. The error is a *denial.
-func (r *keyring) find(algorithm, id string) (found jwt.VerificationKeySet, err error) {
+// find returns the keys that may have signed a token. The error is a *Refusal.
+func (r *Keyring) find(algorithm, id string) (found jwt.VerificationKeySet, err error) {
 	keys := r.keys.Load()
 	if keys == nil {
 		return found, errNoKeys
@@ -72,8 +72,8 @@ func (r *keyring) find(algorithm, id string) (found jwt.VerificationKeySet, err 
 	return found, errTokenKey
 }
 
-// load reads the keys anew.
-func (r *keyring) load(ctx context.Context) error {
+// Load reads the keys anew. If it fails, the old keys stay.
+func (r *Keyring) Load(ctx context.Context) error {
 	if r.jwks == nil {
 		return r.readFile()
 	}
@@ -84,16 +84,16 @@ func (r *keyring) load(ctx context.Context) error {
 	return err
 }
 
-// refresh is load where what is wrong is logged, and the old keys stay.
-func (r *keyring) refresh(ctx context.Context) bool {
-	err := r.load(ctx)
+// Refresh is Load for callers that cannot help it if it fails: it logs the error, and reports whether there was none.
+func (r *Keyring) Refresh(ctx context.Context) bool {
+	err := r.Load(ctx)
 	if err != nil && ctx.Err() == nil || errors.Is(err, context.DeadlineExceeded) {
 		r.log.Error("could not read token keys; keeping the previous ones", "file", r.opts.KeyFile, "url", redact.URL(r.opts.JWKSURL), "error", err)
 	}
 	return err == nil
 }
 
-func (r *keyring) replace(keys []signatureKey) {
+func (r *Keyring) replace(keys []signatureKey) {
 	keys = slices.DeleteFunc(keys, func(k signatureKey) bool { return !slices.Contains(r.opts.Algorithms, k.algorithm) })
 	r.keys.Store(&keys)
 	r.log.Debug("token keys loaded", "file", r.opts.KeyFile, "url", redact.URL(r.opts.JWKSURL), "keys", len(keys))
@@ -102,10 +102,10 @@ func (r *keyring) replace(keys []signatureKey) {
 // lookAtFile is how often a file is looked at: whether it has changed, the file system knows.
 const lookAtFile = time.Second
 
-// watch keeps the keys new until ctx ends.
-func (r *keyring) watch(ctx context.Context) {
+// Watch keeps the keys new until ctx ends. It is for one goroutine.
+func (r *Keyring) Watch(ctx context.Context) {
 	if r.jwks != nil {
-		r.jwks.watch(ctx, r.keys.Load() != nil, r.refresh)
+		r.jwks.watch(ctx, r.keys.Load() != nil, r.Refresh)
 		return
 	}
 	ticker := time.NewTicker(lookAtFile)
@@ -119,7 +119,7 @@ func (r *keyring) watch(ctx context.Context) {
 			if err != nil || isSameFile(now, r.file) {
 				continue // one that is gone for a moment is being replaced
 			}
-			r.refresh(ctx)
+			r.Refresh(ctx)
 		}
 	}
 }
@@ -129,10 +129,10 @@ func isSameFile(a, b os.FileInfo) bool {
 	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 
-// isRemote reports whether the keys have to be fetched.
-func (r *keyring) isRemote() bool { return r.jwks != nil }
+// IsRemote reports whether the keys have to be fetched.
+func (r *Keyring) IsRemote() bool { return r.jwks != nil }
 
-func (r *keyring) readFile() error {
+func (r *Keyring) readFile() error {
 	info, err := os.Stat(r.opts.KeyFile) // before it is read: what changes meanwhile is noticed next time
 	if err != nil {
 		return err

@@ -1,0 +1,91 @@
+// Package auth decides who may come in: it checks the origins of pages and the tokens of clients, and asks connect hooks.
+package auth
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"carillon/codec"
+)
+
+// Config is what an [Authenticator] needs besides its options.
+type Config struct {
+	Log   *slog.Logger
+	Wall  func() time.Time // tells the time by which tokens are valid
+	Fetch *FetchTimes      // must not change once keys are fetched; nil is the default
+}
+
+// Authenticator checks the tokens of an endpoint's clients, and asks its connect hook. It may be used from any goroutine.
+type Authenticator struct {
+	jwt  *verifier // nil if the endpoint asks for no token
+	hook *hook     // nil without one
+}
+
+// New returns the Authenticator of an endpoint, whose options [Resolve] has checked. It fails if a key file cannot be
+// used; keys that have to be fetched are not there yet. The options must not change any more.
+func New(o *Options, config Config) (*Authenticator, error) {
+	a := &Authenticator{}
+	if asksForTokens(&o.JWT) {
+		v, err := newVerifier(&o.JWT, config)
+		if err != nil {
+			return a, err
+		}
+		a.jwt = v
+	}
+	if o.Hook.URL != "" {
+		a.hook = newHook(&o.Hook, config.Log)
+	}
+	return a, nil
+}
+
+// ChecksTokens reports whether clients need a token, or may have one.
+func (a *Authenticator) ChecksTokens() bool { return a.jwt != nil }
+
+// CheckToken returns who a client is by the token of its request, and the zero value if it needs none and has none. It
+// waits for nothing. The error is a *[Refusal].
+func (a *Authenticator) CheckToken(r *codec.Request) (Identity, error) {
+	if a.jwt == nil {
+		return Identity{}, nil
+	}
+	token, found := a.jwt.find(r)
+	if found {
+		return a.jwt.verify(token)
+	}
+	if a.jwt.opts.Optional {
+		return Identity{}, nil
+	}
+	return Identity{}, errNoToken
+}
+
+// Verify returns who the owner of a token is. It waits for nothing, and must not be called unless ChecksTokens. The error
+// is a *[Refusal].
+func (a *Authenticator) Verify(token string) (Identity, error) { return a.jwt.verify(token) }
+
+// Keys returns the keys that tokens are checked with, nil unless ChecksTokens.
+func (a *Authenticator) Keys() *Keyring {
+	if a.jwt == nil {
+		return nil
+	}
+	return a.jwt.keys
+}
+
+// HasHook reports whether a connect hook has to be asked.
+func (a *Authenticator) HasHook() bool { return a.hook != nil }
+
+// AskHook asks the connect hook about a request, and waits for its answer: what the client may do. Remote is the client's
+// address, and subject that of its token. It must not be called unless HasHook. The error is a *[Refusal].
+func (a *Authenticator) AskHook(ctx context.Context, r *codec.Request, remote, subject string) (Identity, error) {
+	return a.hook.decide(ctx, r, remote, subject)
+}
+
+// PendingHookRequests returns how many requests wait for the connect hook, 0 if their number has no limit. It must not be
+// called unless HasHook.
+func (a *Authenticator) PendingHookRequests() int { return len(a.hook.slots) }
+
+// Retire closes idle connections to the connect hook. It is for an Authenticator that no new request will use.
+func (a *Authenticator) Retire() {
+	if a.hook != nil {
+		a.hook.client.CloseIdleConnections()
+	}
+}
