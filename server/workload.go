@@ -130,6 +130,11 @@ func (c *Conn) postpone(b []byte) {
 	if c.in.at > 0 {
 		c.in.rest, c.in.at = append(c.in.rest[:0], c.in.rest[c.in.at:]...), 0
 	}
+	if n := len(c.in.rest) + len(b); n > cap(c.in.rest) && n >= largeRest {
+		rest := append(c.sh.buffers.Get(max(n, 2*largeRest)), c.in.rest...)
+		c.sh.buffers.Put(c.in.rest)
+		c.in.rest = rest
+	}
 	c.in.rest = append(c.in.rest, b...)
 	c.wait()
 }
