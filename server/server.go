@@ -47,8 +47,8 @@ type Server struct {
 	wall          func() time.Time // for what has a date: tokens, and what messages say of their time
 	looping       chan struct{}    // closed when all loops listen
 	loopsEnded    chan struct{}    // closed when they have ended
-	parsing       parseQueue       // of large requests
-	checkOwner    bool             // see goroutine
+	offload       offloadQueue
+	checkOwner    bool // see goroutine
 	started       chan struct{}
 	empty         chan struct{} // has a value when the last socket closed while nobody comes in
 

@@ -31,7 +31,7 @@ type workload struct {
 	order     uint64        // of those with the same tag
 	notBefore time.Duration // no tag is lower
 	used      usage         // of the loop
-	parsed    usage         // of the parser of large requests
+	offloaded usage         // of the offload queue
 	listed    bool          // in runQueue.charged
 	served    bool          // it is the connection's turn now
 
@@ -75,7 +75,7 @@ func (c *Conn) needWorkload() *workload {
 func (c *Conn) settleWorkload(w *workload) {
 	switch {
 	case w.requests.len() > 0 || w.publishing > 0 || w.suspended || w.index >= 0:
-	case w.used.isForgotten(c.sh.began) && w.parsed.isForgotten(c.sh.began) && w.mistakes.none(c.sh.clock):
+	case w.used.isForgotten(c.sh.began) && w.offloaded.isForgotten(c.sh.began) && w.mistakes.none(c.sh.clock):
 		c.more.work = nil
 	case !w.listed:
 		w.listed = true
