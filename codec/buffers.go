@@ -8,28 +8,28 @@ type Buffers struct {
 	// Max is how many bytes it keeps at most.
 	Max int
 
-	free  [bufferClasses][][]byte // by class: 128 KiB, and twice as much each time
+	free  [bufferClasses][][]byte // by class: 64 KiB, and twice as much each time
 	spare [bufferClasses]int      // how many have not been needed since Trim was called
 	bytes int
 }
 
-// Buffers have 128 KiB to 2 MiB. Larger ones are not kept.
+// Buffers have 64 KiB to 2 MiB. Others are not kept.
 const (
-	minBuffer     = 2 * maxRetained
-	bufferClasses = 5
+	minBuffer     = maxRetained
+	bufferClasses = 6
 )
 
 // bufferClass returns the class of the buffers with room for n bytes, or false if they are not kept.
 func bufferClass(n int) (int, bool) {
-	if n <= maxRetained {
+	if n < minBuffer {
 		return 0, false
 	}
 	i := bits.Len(uint(n-1) / minBuffer)
 	return i, i < bufferClasses
 }
 
-// get returns an empty buffer with room for n bytes.
-func (p *Buffers) get(n int) []byte {
+// Get returns an empty buffer with room for n bytes, for the caller to use until it calls Put.
+func (p *Buffers) Get(n int) []byte {
 	i, ok := bufferClass(n)
 	if p == nil || p.Max == 0 || !ok {
 		return make([]byte, 0, n)
@@ -46,8 +46,8 @@ func (p *Buffers) get(n int) []byte {
 	return b
 }
 
-// put keeps a buffer that is no longer used, if it has the size of a class.
-func (p *Buffers) put(b []byte) {
+// Put keeps a buffer that is no longer used, if it has the size of a class.
+func (p *Buffers) Put(b []byte) {
 	i, ok := bufferClass(cap(b))
 	if p == nil || !ok || cap(b) != minBuffer<<i || p.bytes+cap(b) > p.Max {
 		return

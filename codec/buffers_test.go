@@ -58,6 +58,59 @@ func TestDecodersShareBuffers(t *testing.T) {
 	}
 }
 
+// A message that comes in pieces of any size, and in fragments, is what was sent, and its buffers are used again.
+func TestLargeMessagesInPieces(t *testing.T) {
+	shared := &Buffers{Max: 4 << 20}
+	d := Decoder{MaxMessage: 1 << 20, MaxFragments: -1, Buffers: shared}
+	for _, size := range []int{65535, 65536, 65537, 131072, 200_001, 1 << 20} {
+		payload := make([]byte, size)
+		for i := range payload {
+			payload[i] = byte(i * 7 / 3)
+		}
+		for _, piece := range []int{1021, 4096, 65536, 65537, 1 << 20} {
+			for _, fragment := range []int{size, size/3 + 1} {
+				var stream []byte
+				for at := 0; at < size; at += fragment {
+					f := ws.NewFrame(ws.OpBinary, at+fragment >= size, bytes.Clone(payload[at:min(at+fragment, size)]))
+					if at > 0 {
+						f.Header.OpCode = ws.OpContinuation
+					}
+					stream = append(stream, ws.MustCompileFrame(ws.MaskFrame(f))...)
+				}
+				var got []byte
+				for buf := []byte(nil); len(stream) > 0; {
+					n := min(piece, len(stream))
+					buf = append(buf, stream[:n]...)
+					stream = stream[n:]
+					ev, used, ok, err := d.Next(buf)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if ok {
+						got = bytes.Clone(ev.Payload)
+					}
+					for buf = buf[used:]; !ok && len(stream) == 0 && len(buf) > 0; buf = buf[used:] {
+						if ev, used, ok, err = d.Next(buf); err != nil || used == 0 {
+							t.Fatal(used, err)
+						}
+						got = bytes.Clone(ev.Payload)
+					}
+				}
+				if !bytes.Equal(got, payload) {
+					t.Fatalf("a message of %d bytes in pieces of %d and fragments of %d has come as %d other bytes", size, piece, fragment, len(got))
+				}
+				if d.Release(); !d.Idle() || d.Buffered() > maxRetained {
+					t.Fatalf("%d bytes are held after the message", d.Buffered())
+				}
+			}
+		}
+	}
+	d.Reset()
+	if n := shared.Kept(); n == 0 || n > shared.Max {
+		t.Errorf("%d bytes are kept of %d", n, shared.Max)
+	}
+}
+
 func TestLargeMessagesNeedNoNewMemory(t *testing.T) {
 	frame := largeFrame(t, make([]byte, 1_000_000))
 	d := Decoder{MaxMessage: -1, Buffers: &Buffers{Max: 4 << 20}}
@@ -79,16 +132,16 @@ func TestLargeMessagesNeedNoNewMemory(t *testing.T) {
 
 func TestBuffersLetGo(t *testing.T) {
 	p := &Buffers{Max: 3 * minBuffer}
-	a, b := p.get(minBuffer), p.get(minBuffer-1)
-	c := p.get(2*minBuffer - 5)
-	for _, one := range [][]byte{a, b, c, p.get(64 << 20), make([]byte, 0, minBuffer+1), nil} {
-		p.put(one)
+	a, b := p.Get(minBuffer), p.Get(minBuffer)
+	c := p.Get(2*minBuffer - 5)
+	for _, one := range [][]byte{a, b, c, p.Get(64 << 20), make([]byte, 0, minBuffer+1), nil} {
+		p.Put(one)
 	}
 	if n := p.Kept(); n != 2*minBuffer { // the third one is too much
 		t.Errorf("%d bytes are kept", n)
 	}
 	p.Trim()
-	p.put(p.get(minBuffer))
+	p.Put(p.Get(minBuffer))
 	if p.Trim(); p.Kept() != minBuffer { // one was needed
 		t.Errorf("%d bytes are kept after the first Trim", p.Kept())
 	}
@@ -96,13 +149,13 @@ func TestBuffersLetGo(t *testing.T) {
 		t.Errorf("%d bytes are kept in the end", p.Kept())
 	}
 	for _, n := range []int{0, 1, maxRetained, maxRetained + 1, minBuffer, minBuffer + 1, 1 << 20, 1<<20 + 1, 2 << 20, 3 << 20} {
-		if got := cap(p.get(n)); got < n || n > maxRetained && got > 2*n {
+		if got := cap(p.Get(n)); got < n || n > maxRetained && got > 2*n {
 			t.Errorf("for %d there are %d", n, got)
 		}
 	}
 	var none *Buffers
-	none.put(none.get(minBuffer))
-	if got := cap((&Buffers{}).get(minBuffer + 1)); got != minBuffer+1 {
+	none.Put(none.Get(minBuffer))
+	if got := cap((&Buffers{}).Get(minBuffer + 1)); got != minBuffer+1 {
 		t.Errorf("without a Max it makes %d", got)
 	}
 }

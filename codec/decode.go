@@ -45,7 +45,8 @@ type Decoder struct {
 	compressed bool
 	text       utf8Check // of an uncompressed text message; at a start between messages
 	fragments  int
-	message    []byte // its payload so far, unmasked, when it did not come in one piece
+	parts      [][]byte // its payload so far, unmasked, when it did not come in one piece: pieces of 64 KiB,
+	message    []byte   // and what came behind them
 
 	pending pendingInflation // of the message when it has arrived and is not decompressed
 
@@ -152,7 +153,7 @@ func (d *Decoder) Idle() bool { return d.op == 0 && d.err == nil }
 
 // Buffered returns how many bytes of memory the decoder holds for the message that is arriving.
 func (d *Decoder) Buffered() int {
-	n := cap(d.message)
+	n := len(d.parts)*maxRetained + cap(d.message)
 	if s := d.pending.inflation; s != nil {
 		n += cap(s.out)
 	}
@@ -170,16 +171,26 @@ func (d *Decoder) Release() {
 	}
 }
 
-// drop lets go of the buffer.
+// drop lets go of the buffers.
 func (d *Decoder) drop() {
-	d.Buffers.put(d.message)
+	d.dropParts()
+	d.Buffers.Put(d.message)
 	d.message = nil
+}
+
+func (d *Decoder) dropParts() {
+	for i, part := range d.parts {
+		d.Buffers.Put(part)
+		d.parts[i] = nil
+	}
+	d.parts = d.parts[:0]
 }
 
 // Reset forgets everything but MaxMessage, MaxFragments, Inflater, Buffers and a buffer of up to 64 KiB. It gives a
 // suspended message up.
 func (d *Decoder) Reset() {
 	d.abandon()
+	d.dropParts()
 	*d = Decoder{
 		MaxMessage:   d.MaxMessage,
 		MaxFragments: d.MaxFragments,
@@ -231,34 +242,60 @@ func (d *Decoder) take(b []byte) (n int, err *ProtocolError) {
 	ws.Cipher(b, d.mask, d.masked)
 	d.masked = (d.masked + len(b)) & 3
 	d.missing -= int64(len(b))
-	d.grow(len(b))
-	d.message = append(d.message, b...)
+	for rest := b; len(rest) > 0; {
+		n := d.grow(len(rest))
+		d.message = append(d.message, rest[:n]...)
+		rest = rest[n:]
+	}
 	if d.op == OpText && !d.compressed && !d.text.write(b) {
 		return len(b), ErrInvalidUTF8
 	}
 	return len(b), nil
 }
 
-// grow makes room for n more bytes. A client pays for memory by sending: the buffer becomes at most
-// twice what has arrived, and exactly the declared size when that is less, or the next size that Buffers has.
-func (d *Decoder) grow(n int) {
+// arrived returns how many bytes of the message have come.
+func (d *Decoder) arrived() int { return len(d.parts)*maxRetained + len(d.message) }
+
+// grow makes room for n more bytes, or some of them, and returns for how many. A client pays for memory by sending: up to
+// 64 KiB the buffer becomes at most twice what has arrived, and exactly the declared size when that is less. What comes
+// behind has buffers of that size, so that nothing is copied again before the message is whole.
+func (d *Decoder) grow(n int) int {
+	if len(d.message) == maxRetained {
+		d.parts = append(d.parts, d.message)
+		d.message = d.Buffers.Get(maxRetained)
+	}
+	n = min(n, maxRetained-len(d.message))
 	arrived := len(d.message) + n
 	if arrived <= cap(d.message) {
-		return
+		return n
 	}
 	const smallest = 512
 	size := max(2*arrived, smallest)
 	if d.fin && d.missing < int64(size-arrived) {
 		size = arrived + int(d.missing)
 	}
-	message := append(d.Buffers.get(size), d.message...)
-	d.Buffers.put(d.message)
+	d.message = append(d.Buffers.Get(min(size, maxRetained)), d.message...)
+	return n
+}
+
+// join puts the parts of the message together.
+func (d *Decoder) join() {
+	if len(d.parts) == 0 {
+		return
+	}
+	message := d.Buffers.Get(d.arrived())
+	for _, part := range d.parts {
+		message = append(message, part...)
+	}
+	message = append(message, d.message...)
+	d.drop()
 	d.message = message
 }
 
 // finish hands out the message that is now complete.
 func (d *Decoder) finish() (ev Event, ok bool, err *ProtocolError) {
 	d.fragments = 0
+	d.join()
 	if d.compressed {
 		d.compressed = false
 		return d.inflate(d.message)

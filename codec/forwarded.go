@@ -47,12 +47,12 @@ func (v *Via) Reset() {
 // maxHops bounds how many proxies a request may have come through.
 const maxHops = 32
 
-// Client returns who has sent a request that came from peer, and the scheme that this client has used:
-// "http", "https" or, when nobody whom we trust says it, "".
+// Client returns the client of a request that came from peer, and the scheme that the client has used:
+// "http", "https" or, if no trusted proxy tells it, "".
 //
 // Each proxy appends what it knows, so the list is read from its end: as long as an address is one of a
 // proxy that is trusted, what it has written counts, and the first that is not is the client. What
-// stands before that may be anybody's invention. An element that is malformed, unknown or hidden ends
+// stands before that may be forged. An element that is malformed, unknown or hidden ends
 // the walk too: the client is then the last address that is known. The port is 0 where none is told.
 //
 // X-Forwarded-For, which nearly all proxies write, goes before Forwarded: that is only read where there
@@ -64,8 +64,8 @@ func (v *Via) Client(peer netip.AddrPort, trusted func(netip.Addr) bool) (client
 }
 
 // Origin returns where the client of [Via.Client] has sent its request to: the scheme, as Client does, and the host,
-// with its port if that was given, as X-Forwarded-Host or the host of Forwarded has it; "" when nobody whom we trust
-// says it. The host is not checked in any way. A proxy that does not write X-Forwarded-Host has to remove it, or the
+// with its port if that was given, as X-Forwarded-Host or the host of Forwarded has it; "" if no trusted proxy tells
+// it. The host is not checked in any way. A proxy that does not write X-Forwarded-Host has to remove it, or the
 // client could write it.
 func (v *Via) Origin(peer netip.AddrPort, trusted func(netip.Addr) bool) (scheme, host string) {
 	at := v.walk(peer, trusted)

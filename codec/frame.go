@@ -66,7 +66,7 @@ func (f *Frame) DeflatedWithin(d *Deflater, window uint8) []byte {
 }
 
 // LeavePlain has the frame go out uncompressed to clients with this window, unless it was compressed for them before: then
-// nothing changes. It is for those who have no time to compress it.
+// nothing changes. It is for callers that have no time to compress it.
 func (f *Frame) LeavePlain(window uint8) {
 	if f.head == 0 || fits(len(f.Payload()), window) {
 		f.once.Do(func() { f.deflated = f.plain })

@@ -134,7 +134,7 @@ func (d *Decoder) checkSize(h *header) *ProtocolError {
 		// MaxMessage is the size after inflation.
 		limit += limit/8 + 64
 	}
-	if h.length > limit-int64(len(d.message)) {
+	if h.length > limit-int64(d.arrived()) {
 		return ErrMessageTooBig
 	}
 	return nil

@@ -17,7 +17,7 @@ const (
 	maxProxyBlock = 536 // of version 2, behind its first 16 bytes
 )
 
-// The rules of a PROXY header. Whoever breaks one has to be cut off: what follows cannot be understood.
+// The rules of a PROXY header. A connection that breaks one has to be closed: what follows cannot be parsed.
 var (
 	ErrNoProxyHeader       = errors.New("the connection does not start with a PROXY header")
 	ErrProxyLineTooLong    = errors.New("PROXY header, version 1: the line is longer than 107 bytes")

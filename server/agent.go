@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Agent is a port for HAProxy's agent checks: whoever connects is told in one line how many new
+// Agent is a port for HAProxy's agent checks: it tells each connection in one line how many new
 // connections this server wants, as a share of the weight that HAProxy's configuration gives it.
 //
 // The line is "up 87%" when 87% of Limits.MaxConnections are free, "up 0%" when the server is full or over

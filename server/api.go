@@ -69,10 +69,10 @@ const (
 	readyPath = "/readyz"
 )
 
-// API returns the internal HTTP interface, for those who serve it themselves, beside or instead of
-// [Internal.Listen]. Its paths begin with /v1/, but for /metrics, /livez, /readyz and /debug/. It asks
-// for Internal.Token if that is set, except at /livez and /readyz; if not, whoever serves it decides who
-// may come.
+// API returns the internal HTTP interface, for applications that serve it themselves, besides or instead of
+// [Internal.Listen]. Its paths begin with /v1/, except /metrics, /livez, /readyz and /debug/. It requires
+// Internal.Token if that is set, except at /livez and /readyz; otherwise the application has to restrict
+// access.
 func (s *Server) API() http.Handler {
 	a := &api{srv: s, metrics: s.metricsHandler(), origins: http.NewCrossOriginProtection()}
 	byPath := map[string][]route{}

@@ -72,8 +72,8 @@ func (c *Conn) Value() any {
 }
 
 // SetValue attaches any value of the application to the connection. It stays readable after the
-// connection has closed. Each call allocates, so what changes often is best kept in a struct of which the
-// pointer is attached.
+// connection has closed. Each call allocates, so state that changes often is best kept in a struct whose pointer
+// is attached.
 func (c *Conn) SetValue(v any) { c.attach(func(o *own) { o.value = v }) }
 
 // SetHandler has h handle this connection in place of the endpoint's [Handler], from the next call on:

@@ -117,7 +117,8 @@ func (c *Conn) ID() uint64 { return c.id }
 
 // RemoteAddr is the client's address: the one at the other end of the TCP connection, or what the
 // balancers and proxies before it say, as far as they are trusted (see Options.ProxyProtocol and
-// Options.TrustedProxies). The zero AddrPort is a client of a unix socket of whom nobody has told more.
+// Options.TrustedProxies). It is the zero AddrPort for a client of a unix socket
+// whose address no proxy has told.
 func (c *Conn) RemoteAddr() netip.AddrPort {
 	a := c.remote.AddrPort() // the zero one of nil
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
@@ -166,9 +167,9 @@ func (c *Conn) SendFrame(f *codec.Frame) error {
 func (c *Conn) isOpen() bool { return c.state.Load() == stateOpen && !c.asked.Load() }
 
 // Close starts the closing handshake (RFC 6455, section 7.1.2): everything sent before goes out
-// first, then a close frame with the code and the reason, of which at most 123 bytes are sent. From
-// now on Send fails and no message of this connection is handed to the application. A connection that
-// is closing already stays as it is, which is no error. It fails with [ErrCloseCode].
+// first, then a close frame with the code and at most 123 bytes of the reason. From
+// now on Send fails, and the application gets no more messages of this connection. Closing a connection that
+// is closing already does nothing and is no error. It fails with [ErrCloseCode].
 func (c *Conn) Close(code codec.CloseCode, reason string) error {
 	if !code.Valid() {
 		return fmt.Errorf("%w: %d", ErrCloseCode, code)

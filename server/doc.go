@@ -3,20 +3,21 @@
 //
 // # What to read first
 //
-// [ListenAndServe] runs a server in one call. With more to say, [New] takes [Options], of which every zero
-// value is a sensible default, and returns a [Server] to be run. An [Endpoint] is a path that is served: with
-// a [Mode], which is a behaviour that is built in, or with the [Handler] of an application, which is told what
-// happens to each [Conn].
+// [ListenAndServe] runs a server in one call. For more control, [New] takes [Options], whose zero values are
+// sensible defaults, and returns a [Server] to run. An [Endpoint] is a path that the server serves, either with
+// a built-in behaviour, its [Mode], or with the [Handler] of an application, which is called for what happens
+// on each [Conn].
 //
 // # To one, to some, to all
 //
 // [Conn.Send] is for one connection, [Server.Broadcast] for all connections of an endpoint, and
 // [Server.Publish] for those that subscribed to a topic, by themselves on an endpoint with [ModeTopics] or
 // because the application called [Conn.Subscribe]. Topics number their messages and may keep the newest of
-// them, so that who was away can go on where it was: see [TopicRule]. [Server.Conns] lists who is there.
+// them, so that a client can resume where it left off: see [TopicRule]. [Server.Conns] iterates over the open
+// connections.
 //
-// None of these waits for a receiver. What does not fit into a slow one's socket waits for it, within the
-// bounds of [SlowConsumer]; what is not delivered is counted by a reason, in [Stats].
+// None of these waits for a receiver. What does not fit into a slow receiver's socket is queued, within the
+// bounds of [SlowConsumer]; each message that is not delivered is counted by reason in [Stats].
 //
 // # What runs where
 //

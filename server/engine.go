@@ -108,7 +108,7 @@ func whyEnded(ctx context.Context) string {
 	return "the program is ending"
 }
 
-// Shutdown stops the server gracefully but without a delay: it accepts nobody, sends every connection what
+// Shutdown stops the server gracefully but without a delay: it accepts no new connections, sends every connection what
 // waits for it and a close frame, all at once, and waits for the closing handshakes until ctx ends; then the
 // rest is cut. A drain that is under way goes on in this way. Run returns when all is done. Shutdown does not
 // wait for that and returns at once. Only the first call counts.

@@ -37,8 +37,8 @@ type Handler struct {
 	Open func(c *Conn)
 
 	// Message gets each whole message, decompressed and, if it is text, checked to be UTF-8. The
-	// payload is valid until Message returns and may be changed: who needs it longer, as in a goroutine or in
-	// [Conn.After], keeps a copy (bytes.Clone). With the race detector (go test -race, go run -race) it is
+	// payload is valid until Message returns and may be changed: code that needs it longer, such as a goroutine
+	// or [Conn.After], keeps a copy (bytes.Clone). With the race detector (go test -race, go run -race) it is
 	// overwritten when Message returns. See [JSON] for typed messages.
 	Message func(c *Conn, op Opcode, payload []byte)
 

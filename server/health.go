@@ -174,7 +174,7 @@ func (a *api) showMaintenance(w http.ResponseWriter) error {
 	return reply(w, maintenanceState{&on})
 }
 
-// SetMaintenance tells balancers, by the health checks and the agent's port, to send nobody here, or to do
+// SetMaintenance tells balancers, by the health checks and the agent's port, to send no new clients here, or to do
 // so again. Connections that are open stay, and new ones are served.
 func (s *Server) SetMaintenance(on bool) {
 	if s.ops.maintenance.Swap(on) == on {

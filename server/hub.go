@@ -155,7 +155,7 @@ type publication struct {
 // connection is too slow for a topic with [TopicRule.Latest]. Different topics do not wait for each other.
 //
 // Publish does not wait for delivery. It fails with a *[TopicError], [ErrTooLarge], [ErrNotText], [ErrNotJSON],
-// [ErrKey], [ErrTooManyTopics] or [ErrOverloaded]; then nobody gets the message.
+// [ErrKey], [ErrTooManyTopics] or [ErrOverloaded]; then no subscriber gets the message.
 //
 // With [Options.Broker] it also fails with [ErrNoCluster]. A message for a topic that a [TopicRule] with history
 // matches then gets its place from the broker, and Publish waits for that, at most 15 seconds. So it must not be
@@ -380,7 +380,7 @@ func (t *topicState) info(now int64) TopicInfo {
 // the newest from.Last ones. A topic that does not exist has none. It fails with a *[TopicError].
 //
 // With [Options.Broker] it waits for the messages of a topic that the broker keeps, at most 10 seconds. Then it also
-// fails with [ErrNoCluster], and with [ErrOnLoop] where nobody may wait.
+// fails with [ErrNoCluster], and with [ErrOnLoop] on an event loop.
 func (s *Server) History(topic string, from Start, limit int) (Past, error) {
 	if err := s.hub.waitFor(topic, from); err != nil {
 		return Past{}, err

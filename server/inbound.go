@@ -117,8 +117,13 @@ func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
 	// What a message costs varies if it is compressed, if an application handles it, and with the patterns of its topic.
 	varies := c.deflates() || c.ep.Mode != ModeEcho && c.ep.Mode != ModeBroadcast
 	heavy, size := varies, 0
+	piece := len(b)
+	if deadline != maxDeadline && sh.run.quantum() < quantum {
+		piece = queuedPiece
+	}
 	for n := 1; !wait && !c.is(markPeerDone); n++ {
-		ev, used, ok, err := d.Next(b)
+		isCut := len(b) > piece
+		ev, used, ok, err := d.Next(b[:min(piece, len(b))])
 		b = b[used:]
 		size += used
 		if !c.paysDecompression(d) {
@@ -132,6 +137,9 @@ func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
 			if d.Suspended() {
 				heavy, wait = true, true
 				c.awaitInflater(d)
+			} else if isCut {
+				heavy, wait = true, sh.srv.elapsed() >= deadline
+				continue
 			}
 			break
 		}
@@ -150,14 +158,24 @@ func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
 		c.suspend()
 	} else {
 		c.unsuspend()
-		c.in.shrink()
+		sh.shrink(c.in)
 	}
 }
 
+// queuedPiece is how many bytes of input are decoded before the clock is looked at, where very many connections wait for
+// their turns: what is a part of a large message takes memory that may be new, a page fault each 4 KiB.
+const queuedPiece = 4 << 10
+
 // shrink lets go of the buffer in which input has waited.
-func (in *inbound) shrink() {
-	if in != nil && in.at > 0 {
-		in.rest, in.at = bytes.Clone(in.rest[in.at:]), 0
+func (sh *shard) shrink(in *inbound) {
+	if in == nil || in.at == 0 && (len(in.rest) > 0 || cap(in.rest) <= keepRest) {
+		return
+	}
+	rest := bytes.Clone(in.rest[in.at:])
+	sh.buffers.Put(in.rest)
+	in.rest, in.at = rest, 0
+	if in.counted > 0 {
+		sh.weigh(in.conn)
 	}
 }
 
@@ -295,6 +313,7 @@ func (c *Conn) dropInput() {
 const (
 	keepInbound = 64
 	keepRest    = 1 << 10
+	largeRest   = 32 << 10 // has one of the loop's buffers
 )
 
 func (sh *shard) newInbound() *inbound {
@@ -314,6 +333,7 @@ func (sh *shard) freeInboundOf(in *inbound) {
 	}
 	rest := in.rest[:0]
 	if cap(rest) > keepRest {
+		sh.buffers.Put(rest)
 		rest = nil
 	}
 	*in = inbound{rest: rest}

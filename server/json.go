@@ -41,7 +41,7 @@ type JSONRules struct {
 	KeepNumbers bool
 
 	// PlainHTML sends the characters <, > and & as they are. Default: as \u003c and so on, as [json.Marshal] does,
-	// which is safe inside of a page's <script>. Both are the same text to whoever decodes them.
+	// which is safe inside of a page's <script>. Both decode to the same text.
 	PlainHTML bool
 
 	// KeepOpen leaves the connection open after an error; [Handler.Error] may answer it. Default: it is
@@ -55,8 +55,9 @@ type JSONRules struct {
 // after any other, unless Error has closed it with a code of its own choice.
 //
 // In all else it goes by [json.Unmarshal]: names match in any case, the last of two counts, fields that are missing are
-// zero, and the message null is the zero value. Where the message decides what somebody may do, and something else has
-// read it before, take it as a [json.RawMessage] and check that first. The value shares nothing with the payload, so it may be kept.
+// zero, and the message null is the zero value. If the message decides about permissions, and other code has
+// parsed it before, take it as a [json.RawMessage] and check that first. The value shares nothing with the payload, so
+// it may be kept.
 func JSON[T any](do func(c *Conn, v T)) func(c *Conn, op Opcode, payload []byte) {
 	return JSONWith(JSONRules{}, do)
 }
@@ -136,7 +137,7 @@ func (r JSONRules) marshal(v any) ([]byte, error) {
 // SendJSON sends a value as one text message. It fails as [json.Marshal] and [Conn.Send] do.
 func (c *Conn) SendJSON(v any) error { return c.SendJSONWith(JSONRules{}, v) }
 
-// SendJSONWith is [Conn.SendJSON] by rules, of which PlainHTML counts.
+// SendJSONWith is [Conn.SendJSON] with rules; only PlainHTML has an effect.
 func (c *Conn) SendJSONWith(rules JSONRules, v any) error {
 	payload, err := rules.marshal(v)
 	if err != nil {
@@ -149,7 +150,7 @@ func (c *Conn) SendJSONWith(rules JSONRules, v any) error {
 // [Server.BroadcastFrame]. It fails as [json.Marshal] does.
 func NewJSONFrame(v any) (*codec.Frame, error) { return NewJSONFrameWith(JSONRules{}, v) }
 
-// NewJSONFrameWith is [NewJSONFrame] by rules, of which PlainHTML counts.
+// NewJSONFrameWith is [NewJSONFrame] with rules; only PlainHTML has an effect.
 func NewJSONFrameWith(rules JSONRules, v any) (*codec.Frame, error) {
 	payload, err := rules.marshal(v)
 	if err != nil {

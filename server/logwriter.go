@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// LogWriter stands between a log and its destination, so that nobody who logs ever waits. A handler of
-// log/slog writes where it is called, and that is an event loop at times: a pipe that nobody reads would stop
+// LogWriter buffers log lines on their way to their destination, so that logging never blocks. A handler of
+// log/slog writes on the goroutine that logs, which may be an event loop: a pipe that is not read would stop
 // it, with all its connections. Lines wait in memory, up to 1 MiB, for one goroutine that writes them;
 // what does not fit, or cannot be written because a disk is full, is lost and counted. Its methods may be
 // called from any goroutine.

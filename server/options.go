@@ -28,8 +28,8 @@ type Options struct {
 	// a file of another kind. On Linux unix:@name is an abstract socket, which has no file.
 	Listen string `yaml:"listen"`
 
-	// ListenMode is who may connect when Listen is a unix socket with a path. Default 0660: the server's user
-	// and its group.
+	// ListenMode is the file mode of the socket when Listen is a unix socket with a path. Default 0660: the server's
+	// user and group may connect.
 	ListenMode FileMode `yaml:"listen_mode"`
 
 	// Takeover lets the server listen where another process of the same user listens already: the one that
@@ -54,10 +54,10 @@ type Options struct {
 	Listeners []Listener `yaml:"listeners"`
 
 	// TrustedProxies lists the networks, such as 10.0.0.0/8, of the proxies that speak HTTP before this
-	// server; the word unix stands for whoever connects to a unix socket. From there, and from nowhere else, X-Forwarded-For and X-Forwarded-Proto, or Forwarded
-	// (RFC 7239) where there is no X-Forwarded-For, tell the client's address and scheme: the address that
-	// stands furthest right and is not in these networks. The proxies' own addresses are exempt from the
-	// limits for each address. Default: none.
+	// server; the word unix means every client of a unix socket. Only requests from there may tell the client's
+	// address and scheme, by X-Forwarded-For and X-Forwarded-Proto, or by Forwarded (RFC 7239) if there is no
+	// X-Forwarded-For: the client is the rightmost address outside these networks. The proxies' own addresses
+	// are exempt from the limits per address. Default: none.
 	//
 	// A proxy listed here must write or append to X-Forwarded-For; one that writes Forwarded instead must
 	// remove X-Forwarded-For, or its clients could write it. The same is true of X-Forwarded-Host, which only
@@ -79,9 +79,9 @@ type Options struct {
 	// Default: none, the server is alone.
 	Broker Broker `yaml:"-"`
 
-	// ClusterOptional leaves a server with a Broker ready while it is cut off from its cluster: clients still come,
-	// get what their topics keep as far as this server has it, and have nothing that they publish taken. Default
-	// false: /readyz and HealthPath say "cluster" then, and balancers send nobody. See Ready of [topic.Broker].
+	// ClusterOptional keeps a server with a Broker ready while it is cut off from its cluster: it accepts clients,
+	// serves the history that it has, and refuses what they publish. Default false: /readyz and HealthPath then
+	// report "cluster", so balancers send no new clients. See Ready of [topic.Broker].
 	ClusterOptional bool `yaml:"cluster_optional"`
 
 	// HTTP serves every request that is for no endpoint, upgrades included, so that pages, an API and
@@ -133,18 +133,18 @@ type Endpoint struct {
 	// Mode names what is done with messages. When it is set, Handler has no Message of its own.
 	Mode Mode `yaml:"mode"`
 
-	// Handler is the application's own. Its zero value is only allowed beside a Mode.
+	// Handler is the application's. It may only be zero if Mode is set.
 	Handler Handler `yaml:"-"`
 
-	// Auth says who may come in. Default: everybody.
+	// Auth decides which clients may connect. Default: all.
 	Auth Auth `yaml:"auth"`
 
 	// Topics rules what clients may do, with ModeTopics.
 	Topics TopicAccess `yaml:"topics"`
 
-	// Origins lists the origins, beside the server's own, whose pages may connect. A browser lets any page
-	// open a WebSocket anywhere, with the user's cookies, and only says in the header Origin which page it
-	// was; so a request with another origin is answered 403. The server's own is the one with the host and
+	// Origins lists the origins, besides the server's own, whose pages may connect. A browser lets any page
+	// open a WebSocket to any server, with the user's cookies, and only names the page's origin in the header
+	// Origin; so a request with another origin is refused with 403. The server's own is the one with the host and
 	// port of the request's Host, and that of Options.PublicURL. Requests without an Origin do not come from
 	// a page of another site, and are accepted. A proxy must leave Host as it was, or set PublicURL. The schemes
 	// ws and wss, which libraries that are no browsers send, are read as http and https.
@@ -284,7 +284,7 @@ type Limits struct {
 	// topic with as many for each pattern that matches it: they take that in memory. Default 64 MiB.
 	MaxBacklog Size `yaml:"max_backlog"`
 
-	// MaxTopics is how many topics may exist at once. One costs about 400 B beside what it keeps. It is
+	// MaxTopics is how many topics may exist at once. One costs about 400 B besides its history. It is
 	// forgotten a minute after it has lost its last subscriber and its history, and sooner when that makes room
 	// for another one, or when it never had a message. Default 1,000,000; negative is no limit.
 	MaxTopics int `yaml:"max_topics"`
@@ -302,9 +302,9 @@ type Limits struct {
 	// becomes 1 MiB only once a second; negative is no limit.
 	DecompressedBytesPerSecond Size `yaml:"decompressed_bytes_per_second"`
 
-	// The limits from here on are off by default, since nobody can know how many clients share an address,
-	// such as that of an office or a mobile network, or how much a client of the application has to say.
-	// Each is off when it is negative, too.
+	// The limits from here on are off by default, because any number of clients may share an address,
+	// such as that of an office or a mobile network, and only the application knows how much its clients send.
+	// A negative value is off, too.
 
 	// MaxConnectionsPerAddress is how many sockets one client address may have open, an IPv6 address being
 	// its network of 64 bits; above it the answer is 429 with Retry-After. What comes through TrustedProxies

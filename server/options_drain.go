@@ -25,7 +25,7 @@ type Drain struct {
 	// then the rest is cut. It must be longer than Delay and Duration together. Default: 15 s longer.
 	Deadline time.Duration `yaml:"deadline"`
 
-	// Order says who goes first. Default [OrderOldest].
+	// Order is the order in which connections are closed. Default [OrderOldest].
 	Order DrainOrder `yaml:"order"`
 
 	// CloseCode is what clients are told: 1001 (going away), the default, or 1012 (service restart).

@@ -13,8 +13,8 @@ import (
 	"carillon/server/internal/option"
 )
 
-// Listener is one more address to serve on, beside Options.Listen, with settings of its own. All
-// listeners serve the same endpoints and share the limits.
+// Listener is a further address to serve on, besides Options.Listen, with settings of its own. All listeners
+// serve the same endpoints and share the limits.
 type Listener struct {
 	// Listen is the address, as in [Options].Listen. It must not be empty.
 	Listen string `yaml:"listen"`
@@ -28,8 +28,7 @@ type Listener struct {
 	ProxyProtocol ProxyProtocol `yaml:"proxy_protocol"`
 }
 
-// FileMode is who may connect to a unix socket: the permission bits of its file, which are written as an
-// octal number, such as 0660.
+// FileMode holds the permission bits of a unix socket's file, written as an octal number such as 0660.
 type FileMode = option.FileMode
 
 const (
@@ -38,7 +37,7 @@ const (
 	publicMode   = 0o660
 	internalMode = 0o600
 
-	// unixWord stands in a list of networks for whoever connects to a unix socket.
+	// unixWord, in a list of networks, means every client of a unix socket.
 	unixWord = "unix"
 )
 

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"strconv"
 	"sync"
+	"time"
 
 	"carillon/server/internal/envelope"
 )
@@ -124,7 +125,7 @@ func (f *follower) askPresence(topic string, list []func(*presence)) {
 		for _, one := range answers {
 			size += len(one.Body)
 		}
-		f.srv.parsing.add(new(usage), f.srv.elapsed(), size, func() {
+		read := func() {
 			p := f.srv.presentWith(topic, answers, all)
 			for _, done := range list {
 				done(p)
@@ -132,7 +133,8 @@ func (f *follower) askPresence(topic string, list []func(*presence)) {
 			if more := f.presence.next(topic); len(more) > 0 {
 				f.askPresence(topic, more)
 			}
-		})
+		}
+		f.srv.offload.add(new(usage), f.srv.elapsed(), time.Duration(size)*parseByte, &offloadJob{size: size, do: read})
 	})
 }
 

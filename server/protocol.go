@@ -9,6 +9,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"time"
 
 	"carillon/server/internal/auth"
 	"carillon/server/internal/envelope"
@@ -93,10 +94,17 @@ func (c *Conn) parseElsewhere(payload []byte) {
 	s.cost += len(payload)
 	w := c.workload()
 	w.requests.bytes += len(payload)
-	c.sh.srv.parsing.add(&w.parsed, c.sh.began, len(payload), func() {
+	drop := func() {
+		c.resolve(s, true, func() { c.fail(nil, fmt.Errorf("%w: too many large requests wait", c.sh.refuse()), c.sendReply) })
+	}
+	c.sh.srv.offload.add(&w.offloaded, c.sh.began, time.Duration(len(payload))*parseByte, &offloadJob{size: len(payload), drop: drop, do: func() {
+		if c.state.Load() != stateOpen {
+			c.resolve(s, true, func() {}) // nobody waits for it
+			return
+		}
 		r, err := parseRequest(payload)
 		c.resolve(s, true, func() { c.answerParsed(r, err) })
-	})
+	}})
 }
 
 // answerParsed answers a request in its turn.

@@ -1,8 +1,10 @@
 package server
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
+	"time"
 
 	"carillon/codec"
 	"carillon/server/internal/auth"
@@ -57,6 +59,10 @@ func (c *Conn) reply(id json.RawMessage, what string, value any) {
 func (c *Conn) sendReply(id json.RawMessage, what string, value any) {
 	sh := c.sh
 	sh.text = envelope.AppendReply(sh.text[:0], id, what, value)
+	if c.deflates() && len(sh.text) > largeReply {
+		c.compressElsewhere(bytes.Clone(sh.text))
+		return
+	}
 	if c.deflates() {
 		sh.reply = c.ep.now().deflater.AppendFrameWithin(sh.reply[:0], codec.OpText, sh.text, c.window)
 	} else {
@@ -67,6 +73,25 @@ func (c *Conn) sendReply(id json.RawMessage, what string, value any) {
 		kind = itemAnswer
 	}
 	c.sendBytes(sh.reply, kind)
+}
+
+// largeReply is the size in bytes of a reply from which on it takes too much of a loop's time to compress it.
+const largeReply = 32 << 10
+
+// compressElsewhere has a reply compressed on another goroutine, and sends it in the place of what is done now. What the client
+// asks for behind it waits.
+func (c *Conn) compressElsewhere(text []byte) {
+	deflater, s := c.ep.now().deflater, c.reserve(false)
+	w := c.workload()
+	send := func(frame []byte) { c.resolve(s, true, func() { c.sendBytes(frame, itemAnswer) }) }
+	plain := func() { send(codec.AppendFrame(nil, codec.OpText, text)) }
+	c.sh.srv.offload.add(&w.offloaded, c.sh.began, time.Duration(len(text))*compressByte, &offloadJob{size: len(text), drop: plain, do: func() {
+		if c.state.Load() != stateOpen {
+			plain() // to nobody
+			return
+		}
+		send(deflater.AppendFrameWithin(nil, codec.OpText, text, c.window))
+	}})
 }
 
 // keepReply is the size of a buffer for replies that a quiet loop keeps.

@@ -14,9 +14,9 @@ type ProxyProtocol struct {
 	// Mode says whether there is such a header. Default [ProxyOff].
 	Mode ProxyMode `yaml:"mode"`
 
-	// From lists the networks, such as 10.0.0.0/8, of the balancers that may send it; the word unix stands
-	// for whoever connects to a unix socket. From anywhere else it could say anything. It must not be empty unless Mode is ProxyOff. A connection from there for
-	// which no client is told is exempt from the limits for each address.
+	// From lists the networks, such as 10.0.0.0/8, of the balancers that may send it; the word unix means
+	// every client of a unix socket. It must not be empty unless Mode is ProxyOff. A connection from there
+	// whose header names no client is exempt from the limits per address.
 	From []string `yaml:"from"`
 
 	// Timeout is the time from accept to the last byte of the header. Bytes that dribble in do not extend

@@ -57,9 +57,9 @@ func NeedsRestart(key string) bool {
 // Endpoint.Handler) are always those that New was given; endpoints are told from each other by their paths.
 // Certificates are read again, see [Server.ReloadTLS].
 //
-// When read fails, or the options are wrong, by themselves or beside what cannot change, or keys for
-// tokens cannot be had, nothing changes, and the error joins all problems, as far as they are of options
-// as one [OptionError] each. While the server drains it is [ErrDraining].
+// When read fails, the options are invalid, by themselves or together with what cannot change, or keys for
+// tokens cannot be fetched, nothing changes. The error joins all problems, those of options as one
+// [OptionError] each. While the server drains it is [ErrDraining].
 //
 // Reloads come one after the other, read included. One waits up to 3 seconds for keys that have to be
 // fetched. Reload must not be called from a handler.

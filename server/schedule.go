@@ -26,7 +26,7 @@ var ErrTooManyTimers = errors.New("connection has too many timers: 1024 are pend
 //
 // When the connection closes before that, f is not called: nothing is after [Handler.Close]. Do fails with [ErrClosed]
 // when the connection is closed or closing already, and with [ErrOverloaded] when its loop has more than
-// Limits.MaxBacklog bytes to look at, of which f counts for 256.
+// Limits.MaxBacklog bytes to handle; f counts as 256.
 func (c *Conn) Do(f func()) error {
 	if !c.isOpen() {
 		return ErrClosed

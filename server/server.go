@@ -24,7 +24,7 @@ var (
 	// ErrNoEndpoint is returned by Broadcast for a path that no endpoint has.
 	ErrNoEndpoint = errors.New("no endpoint has this path")
 
-	// ErrEngine is returned by Run when the event engine ended although nobody asked for it.
+	// ErrEngine is returned by Run when the event engine has ended by itself.
 	ErrEngine = errors.New("the event engine stopped unexpectedly")
 
 	// ErrStarted is returned by a second Run.
@@ -49,8 +49,8 @@ type Server struct {
 	keyFetches    auth.FetchTimes  // of the keys of tokens; zero but in tests
 	looping       chan struct{}    // closed when all loops listen
 	loopsEnded    chan struct{}    // closed when they have ended
-	parsing       parseQueue       // of large requests
-	checkOwner    bool             // see goroutine
+	offload       offloadQueue
+	checkOwner    bool // see goroutine
 	started       chan struct{}
 	empty         chan struct{} // has a value when the last socket closed while nobody comes in
 
@@ -204,7 +204,7 @@ func (s *Server) Options() Options { return s.opts().clone() }
 // copied and encoded once. All connections of an endpoint get its broadcasts in one order.
 //
 // It does not wait for delivery. It fails with [ErrNoEndpoint], [ErrOpcode], [ErrOverloaded] or, with
-// [Options.Broker], [ErrNoCluster]; then nobody gets the message. Connections of other servers get it at most once,
+// [Options.Broker], [ErrNoCluster]; then no connection gets the message. Connections of other servers get it at most once,
 // in the order of each server that broadcasts.
 func (s *Server) Broadcast(path string, op Opcode, payload []byte) error {
 	if op != Text && op != Binary {

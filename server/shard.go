@@ -50,6 +50,7 @@ type shard struct {
 	clock        uint32          // the same in milliseconds; never 0
 	sliced       bool            // the last turn that the loop was woken for did not finish its work
 	pending      queue[audience] // audiences whose streams are not at their end
+	departed     queue[audience] // audiences that a subscriber has left, and whose topics do not know yet
 	writable     queue[Conn]     // connections whose sockets take bytes again
 	published    uint64          // messages to the streams of topics
 	caughtUp     int             // bytes for one connection that may have had to be compressed
@@ -198,6 +199,7 @@ func (sh *shard) woken() {
 	sh.runCommands()
 	sh.walk()
 	sh.flushWritable()
+	sh.settleDeparted(sh.sliceTime())
 	sh.sweepOn()
 	sh.timers.run()
 	sh.runQueued()
@@ -238,7 +240,7 @@ func (sh *shard) flushWritable() {
 }
 
 func (sh *shard) busy() bool {
-	return !sh.reading.done() || sh.sweep.running || sh.pending.len() > 0 || sh.writable.len() > 0 || len(sh.run.heap) > 0 ||
+	return !sh.reading.done() || sh.sweep.running || sh.pending.len() > 0 || sh.writable.len() > 0 || sh.departed.len() > 0 || len(sh.run.heap) > 0 ||
 		sh.timers.due || sh.goingAway && sh.occupied()
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"carillon/server/topic"
 )
@@ -395,12 +396,8 @@ func (c *Conn) dropSubscription(i int) {
 func (l *local) left(a *audience) {
 	src := l.src
 	src.mu.Lock()
-	if len(a.members) == 0 {
-		for i := range l.audiences {
-			if l.audiences[i] == a {
-				l.audiences[i] = nil
-			}
-		}
+	if i := slices.Index(l.audiences[:], a); i >= 0 && len(a.members) == 0 {
+		l.audiences[i] = nil
 		if l.audiences == [numFramings]*audience{} {
 			src.remove(l)
 		}
@@ -429,16 +426,46 @@ func (src *source) unsubscribe(srv *Server) {
 	}
 }
 
-// leaveTopics ends all subscriptions of a connection that is closing.
+// leaveTopics ends all subscriptions of a connection that is closing. Its topics learn of it at once unless the loop has been
+// busy with closed connections for long enough: many may close together that have many subscriptions each.
 func (c *Conn) leaveTopics() {
-	if c.more == nil {
+	if c.more == nil || len(c.more.subs) == 0 {
 		return
 	}
-	for i := len(c.more.subs) - 1; i >= 0; i-- {
+	sh := c.sh
+	missed := c.more.stale
+	sh.mu.Lock()
+	for i := range c.more.subs {
 		s := &c.more.subs[i]
-		c.sh.stats.Drop(DropClosed, s.audience.missed(s.slot))
-		c.dropSubscription(i)
+		missed += int(s.audience.missed(s.slot))
+		s.audience.quit(s.slot)
+		sh.departed.push(s.audience)
 	}
+	c.more.subs, c.more.stale = nil, 0
+	sh.mu.Unlock()
+	sh.stats.Drop(DropClosed, uint64(missed))
+	if !sh.isCrowded() {
+		sh.round += sh.settleDeparted(maxRound - sh.round)
+	}
+	if sh.departed.len() > 0 {
+		sh.mail.mu.Lock()
+		sh.mail.wake()
+		sh.mail.mu.Unlock()
+	}
+}
+
+// settleDeparted tells topics which subscribers have gone, until a time is over, and returns how long it took.
+func (sh *shard) settleDeparted(limit time.Duration) (took time.Duration) {
+	for begin := sh.srv.elapsed(); sh.departed.len() > 0; {
+		for range min(sh.departed.len(), 8) {
+			a := sh.departed.pop()
+			a.local.left(a)
+		}
+		if took = sh.srv.elapsed() - begin; took > limit {
+			break
+		}
+	}
+	return took
 }
 
 // catchUpTopics gives the connection what its topics' streams have for it. It looks at the subscriptions once for all

@@ -401,3 +401,54 @@ func TestCatchingUpLooksOnce(t *testing.T) {
 		t.Errorf("%d messages came, want 2", n)
 	}
 }
+
+// A busy loop leaves it to its next turns to tell the topics of closed connections, a few at a time. Who subscribes meanwhile
+// gets what is published.
+func TestTopicsOfClosedConnectionsAreLeftInSlices(t *testing.T) {
+	opts := topics()
+	opts.Loops = 1
+	s := start(t, opts)
+	const each = 100
+	query := "/ws?"
+	for i := range each {
+		query += fmt.Sprintf("&topic=t.%d", i)
+	}
+	alice, bob := dial(t, s, query, speakJSON), dial(t, s, query, speakJSON)
+	for range each {
+		alice.said()
+		bob.said()
+	}
+	cathy := dial(t, s, "/ws", speakJSON)
+	eventually(t, "all are there", func() bool { return s.Count() == 3 && int(s.hub.count.Load()) == each })
+	left := make(chan int)
+	var conns []*Conn
+	for c := range s.Conns() {
+		conns = append(conns, c)
+	}
+	if err := conns[0].Do(func() {
+		sh := conns[0].sh
+		sh.round = maxRound + 1
+		for _, c := range conns {
+			if c.subscriptions() > 0 {
+				c.abort(errStopped)
+			}
+		}
+		left <- sh.departed.len()
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if n := <-left; n != 2*each {
+		t.Errorf("%d subscriptions are left to later turns, want %d", n, 2*each)
+	}
+	if m := cathy.ask(`{"id":1,"subscribe":{"topic":"t.7"}}`); m.Subscribed == nil {
+		t.Fatal(m.text)
+	}
+	mustPublish(t, s, "t.7", "hello")
+	if m := cathy.said(); m.Topic != "t.7" {
+		t.Fatal(m.text)
+	}
+	eventually(t, "the others are forgotten", func() bool { return int(s.hub.count.Load()) == 1 })
+	if n := len(s.Subscribers("t.7")); n != 1 {
+		t.Errorf("%d subscribers are left, want one", n)
+	}
+}

@@ -31,7 +31,7 @@ type workload struct {
 	order     uint64        // of those with the same tag
 	notBefore time.Duration // no tag is lower
 	used      usage         // of the loop
-	parsed    usage         // of the parser of large requests
+	offloaded usage         // of the offload queue
 	listed    bool          // in runQueue.charged
 	served    bool          // it is the connection's turn now
 
@@ -75,7 +75,7 @@ func (c *Conn) needWorkload() *workload {
 func (c *Conn) settleWorkload(w *workload) {
 	switch {
 	case w.requests.len() > 0 || w.publishing > 0 || w.suspended || w.index >= 0:
-	case w.used.isForgotten(c.sh.began) && w.parsed.isForgotten(c.sh.began) && w.mistakes.none(c.sh.clock):
+	case w.used.isForgotten(c.sh.began) && w.offloaded.isForgotten(c.sh.began) && w.mistakes.none(c.sh.clock):
 		c.more.work = nil
 	case !w.listed:
 		w.listed = true
@@ -129,6 +129,11 @@ func (c *Conn) postpone(b []byte) {
 	}
 	if c.in.at > 0 {
 		c.in.rest, c.in.at = append(c.in.rest[:0], c.in.rest[c.in.at:]...), 0
+	}
+	if n := len(c.in.rest) + len(b); n > cap(c.in.rest) && n >= largeRest {
+		rest := append(c.sh.buffers.Get(max(n, 2*largeRest)), c.in.rest...)
+		c.sh.buffers.Put(c.in.rest)
+		c.in.rest = rest
 	}
 	c.in.rest = append(c.in.rest, b...)
 	c.wait()

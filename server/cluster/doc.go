@@ -12,5 +12,5 @@
 //
 // So a live message costs a node one copy, and only if it has a subscriber; a topic's offset is the sequence of
 // its message in the stream, and holes show in the sequence of the one before. A stream that is made again has another
-// epoch, and so other subjects: what is meant for the old one finds nobody, and no offset passes for another's.
+// epoch, and so other subjects: messages for the old one have no subscribers, and no offset passes for another's.
 package cluster

@@ -21,12 +21,12 @@ type stats struct {
 // Stats are numbers since the broker was made.
 type Stats struct {
 	Published    uint64 // messages that NATS has acknowledged
-	Refused      uint64 // that nobody gets
+	Refused      uint64 // that were not sent
 	Unknown      uint64 // that were not acknowledged in time, or before the connection was lost
 	Received     uint64 // that came from NATS and were handed over
 	Repeated     uint64 // that came more than once, for overlapping subscriptions
 	Slow         uint64 // that were dropped, because they came faster than they could be taken
-	Foreign      uint64 // that were dropped, because nobody here knows what they are: of another version, or other rules
+	Foreign      uint64 // that were dropped as unknown: of another version, or for other rules
 	Disconnects  uint64
 	Resyncs      uint64
 	LostNodes    uint64 // nodes that fell silent

@@ -47,7 +47,7 @@ type Options struct {
 	// is none.
 	Positions string `yaml:"positions"`
 
-	// Timeout is how long a message may take to NATS and be acknowledged; after it nobody knows whether it
+	// Timeout is how long NATS may take to acknowledge a message; after that it is unknown whether the message
 	// arrived. Default 5 s, at most 10 s; it cannot be turned off.
 	Timeout time.Duration `yaml:"timeout"`
 

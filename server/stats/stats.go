@@ -63,8 +63,8 @@ const (
 	RefuseTokenSignature // 401: no key of the endpoint has signed the token
 	RefuseTokenExpired   // 401: the token's time is up
 	RefuseTokenEarly     // 401: the token is not valid yet
-	RefuseTokenIssuer    // 401: the token is from somebody else
-	RefuseTokenAudience  // 401: the token is for somebody else
+	RefuseTokenIssuer    // 401: the token has another issuer
+	RefuseTokenAudience  // 401: the token has another audience
 	RefuseNoKeys         // 503: no keys could be fetched so far
 	RefuseHook           // the connect hook said no
 	RefuseHookFailed     // 503: the connect hook did not answer, or not as it should

@@ -102,7 +102,7 @@ type Node interface {
 	// Info describes this server to others. The broker fills in ID, Name, Heard and Lag.
 	Info() NodeInfo
 
-	// Rules returns the server's rules, the indexes of which the methods of [Broker] get.
+	// Rules returns the server's rules. The methods of [Broker] get indexes into it.
 	Rules() []Rule
 
 	// MaxMessage returns the size of the largest message, in bytes; negative is no limit.

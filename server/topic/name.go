@@ -127,7 +127,7 @@ func Covers(outer, inner string) bool {
 }
 
 // Overlaps reports whether a topic can match both patterns. Either may be the name of a topic. A client can ask for many
-// names at once, each of which is compared with all others, so it takes a few nanoseconds a level.
+// names at once, and each is compared with all others, so it takes only a few nanoseconds a level.
 func Overlaps(a, b string) bool {
 	i, j := 0, 0
 	for i < len(a) && j < len(b) { // a level begins at both

@@ -5,8 +5,7 @@ import (
 	"strconv"
 )
 
-// FileMode is who may connect to a unix socket: the permission bits of its file, which are written as an
-// octal number, such as 0660.
+// FileMode holds the permission bits of a unix socket's file, written as an octal number such as 0660.
 type FileMode uint32
 
 // String writes the bits as an octal number with a leading zero.

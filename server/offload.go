@@ -1,0 +1,99 @@
+package server
+
+import (
+	"sync"
+	"time"
+)
+
+// offloadQueue has another goroutine do what would take too much of a loop's time in one piece: parse large requests, and
+// compress large replies. It does one thing at a time, on a goroutine that lives while there is any. Its order is that of the
+// run queues, so that clients that ask for much wait for each other and not the others for them.
+type offloadQueue struct {
+	mu      sync.Mutex
+	jobs    indexedHeap[*offloadJob]
+	bytes   int // of the jobs
+	time    virtualTime
+	orders  uint64
+	running bool
+}
+
+// offloadJob is done before those with a higher tag, and those that came later with the same.
+type offloadJob struct {
+	tag   time.Duration
+	order uint64
+	index int // in the heap
+	size  int // bytes that it holds
+	do    func()
+	drop  func() // called instead of do when too much waits; nil for what must be done
+}
+
+func (j *offloadJob) before(other *offloadJob) bool {
+	return j.tag < other.tag || j.tag == other.tag && j.order < other.order
+}
+
+func (j *offloadJob) place() *int { return &j.index }
+
+const (
+	// parseByte and compressByte are about how long a byte takes.
+	parseByte    = 100 * time.Nanosecond
+	compressByte = 20 * time.Nanosecond
+
+	// maxOffloaded is how many bytes may wait.
+	maxOffloaded = 64 << 20
+)
+
+// add has a job done in its turn, and adds the time that it takes to what the connection has used of the queue. When too much
+// waits, those that would be done last are dropped. Neither do nor drop may call add.
+func (q *offloadQueue) add(used *usage, now, takes time.Duration, job *offloadJob) {
+	var dropped []*offloadJob
+	q.mu.Lock()
+	job.tag = q.time.at(now, len(q.jobs) == 0) + used.delay(now)
+	used.addTurn(takes, now) // it cannot be interrupted
+	q.orders++
+	job.order = q.orders
+	q.jobs.push(job)
+	q.bytes += job.size
+	for q.bytes > maxOffloaded {
+		last := q.last()
+		if last == nil {
+			break
+		}
+		q.jobs.remove(last)
+		q.bytes -= last.size
+		dropped = append(dropped, last)
+	}
+	if !q.running {
+		q.running = true
+		go q.run()
+	}
+	q.mu.Unlock()
+	for _, job := range dropped {
+		job.drop()
+	}
+}
+
+// last returns the last job that may be dropped, or nil. The caller holds mu.
+func (q *offloadQueue) last() (last *offloadJob) {
+	for _, job := range q.jobs {
+		if job.drop != nil && (last == nil || last.before(job)) {
+			last = job
+		}
+	}
+	return last
+}
+
+func (q *offloadQueue) run() {
+	for {
+		q.mu.Lock()
+		if len(q.jobs) == 0 {
+			q.running = false
+			q.mu.Unlock()
+			return
+		}
+		job := q.jobs.pop()
+		q.bytes -= job.size
+		q.time.served(job.tag)
+		q.mu.Unlock()
+		job.do()
+	}
+}
