@@ -1,21 +1,6 @@
 package server
 
-import (
-	"carillon/server/internal/auth"
-	"carillon/server/topic"
-)
-
-// Auth says who may open connections at an endpoint: those with a token, those that a connect hook allows, or both.
-type Auth = auth.Options
-
-// JWT asks clients for a JSON Web Token (RFC 7519).
-type JWT = auth.JWT
-
-// Hook asks an HTTP server about each handshake.
-type Hook = auth.Hook
-
-// Identity is who a client is and what it may do: see [Request.Identify].
-type Identity = auth.Identity
+import "carillon/server/topic"
 
 // Broker joins servers to a cluster.
 type Broker = topic.Broker

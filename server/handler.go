@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"carillon/codec"
+	"carillon/server/internal/auth"
 )
 
 // Handler is what an application does with the connections of an endpoint. Any function may be nil.
@@ -87,8 +88,8 @@ type Request struct {
 	proxied bool      // by one of Options.TrustedProxies
 	wish    *wish     // on an endpoint with topics
 
-	token, bound Identity  // what the token says, and what Identify was told
-	deferred     *deferred // what has to be done first
+	token, bound auth.Identity // what the token says, and what Identify was told
+	deferred     *deferred     // what has to be done first
 }
 
 // TLS describes the connection's TLS, the client's certificates among it, or is nil when there is none. What it

@@ -212,7 +212,7 @@ func (r *Request) askHook(a *auth.Authenticator) {
 		if err != nil {
 			return err
 		}
-		return r.Identify(id)
+		return r.bind(id)
 	})
 	r.deferred.why = RefuseHookFailed
 	r.deferred.then = (*Conn).askUpgrade

@@ -122,7 +122,7 @@ func (e *Endpoint) resolve(c *checker, key string) {
 	case e.Mode != "" && e.Handler.Message != nil:
 		c.Add(key+"mode", "%s and a custom Message handler are mutually exclusive", e.Mode)
 	}
-	auth.Resolve(&e.Auth, &c.Checker, key+"auth.")
+	auth.Resolve((*auth.JWT)(&e.Auth.JWT), (*auth.Hook)(&e.Auth.Hook), &c.Checker, key+"auth.")
 	e.Topics.resolve(c, key+"topics.")
 	auth.CheckOrigins(&c.Checker, key+"origins", e.Origins)
 	if len(e.Subprotocols) > maxSubprotocols {

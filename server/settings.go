@@ -148,7 +148,7 @@ func (s *Server) settleEndpoint(e *Endpoint, publicURL string, old *endpointSett
 	if old != nil && reflect.DeepEqual(old.Auth, e.Auth) {
 		now.auth = old.auth
 	} else {
-		now.auth, err = auth.New(&e.Auth, auth.Config{Log: s.log, Wall: func() time.Time { return s.wall() }, Fetch: &s.keyFetches})
+		now.auth, err = auth.New((*auth.JWT)(&e.Auth.JWT), (*auth.Hook)(&e.Auth.Hook), auth.Config{Log: s.log, Wall: func() time.Time { return s.wall() }, Fetch: &s.keyFetches})
 	}
 	return now, err
 }

@@ -24,17 +24,17 @@ type Authenticator struct {
 
 // New returns the Authenticator of an endpoint, whose options [Resolve] has checked. It fails if a key file cannot be
 // used; keys that have to be fetched are not there yet. The options must not change any more.
-func New(o *Options, config Config) (*Authenticator, error) {
+func New(j *JWT, h *Hook, config Config) (*Authenticator, error) {
 	a := &Authenticator{}
-	if asksForTokens(&o.JWT) {
-		v, err := newVerifier(&o.JWT, config)
+	if asksForTokens(j) {
+		v, err := newVerifier(j, config)
 		if err != nil {
 			return a, err
 		}
 		a.jwt = v
 	}
-	if o.Hook.URL != "" {
-		a.hook = newHook(&o.Hook, config.Log)
+	if h.URL != "" {
+		a.hook = newHook(h, config.Log)
 	}
 	return a, nil
 }

@@ -8,21 +8,11 @@ import (
 	"carillon/server/topic"
 )
 
-// Identity is who a client is and what it may do. It comes from a token, from a connect hook, or from the
-// application: see Request.Identify of package server. Its zero value is somebody unknown, who may do what the endpoint
-// allows everybody.
+// Identity is what package server documents as its Identity.
 type Identity struct {
-	// Subject names the client, as a token's "sub" does. Empty is unknown.
-	Subject string
-
-	// Subscribe and Publish list the topics, as names or patterns, that the client may have of those
-	// that the endpoint's TopicAccess allows: both must allow one. Nil allows whatever the endpoint
-	// does, and an empty list nothing.
+	Subject            string
 	Subscribe, Publish []string
-
-	// Expires is when all of this ends, and with it the connection: within a second or so it is closed
-	// with 4401. Zero is never.
-	Expires time.Time
+	Expires            time.Time
 }
 
 // IsUnknown reports whether an identity is the zero value: somebody unknown.
