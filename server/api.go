@@ -24,7 +24,7 @@ var openAPI []byte
 
 // api is the internal HTTP interface: see [Internal].
 type api struct {
-	srv     *Server
+	backend apiBackend
 	mux     http.ServeMux
 	metrics http.Handler
 	origins *http.CrossOriginProtection // for when there is no token, which no page from elsewhere has
@@ -50,7 +50,7 @@ var routes = []route{
 	{"DELETE", "/v1/connections/{id}", (*api).closeConnection},
 	{"GET", "/v1/drain", (*api).drainStatus},
 	{"POST", "/v1/drain", (*api).startDrain},
-	{"DELETE", "/v1/drain", (*api).callOffDrain},
+	{"DELETE", "/v1/drain", (*api).cancelDrain},
 	{"GET", "/v1/maintenance", (*api).maintenance},
 	{"PUT", "/v1/maintenance", (*api).setMaintenance},
 	{"GET", "/v1/memory", (*api).memory},
@@ -74,7 +74,12 @@ const (
 // for Internal.Token if that is set, except at /livez and /readyz; if not, whoever serves it decides who
 // may come.
 func (s *Server) API() http.Handler {
-	a := &api{srv: s, metrics: s.metricsHandler(), origins: http.NewCrossOriginProtection()}
+	return newAPI(backend{s}, s.metricsHandler(), s.opts().Internal.Debug)
+}
+
+// newAPI returns the interface to a server. debug, which may be nil, serves the paths below /debug/.
+func newAPI(b apiBackend, metrics, debug http.Handler) http.Handler {
+	a := &api{backend: b, metrics: metrics, origins: http.NewCrossOriginProtection()}
 	byPath := map[string][]route{}
 	for _, r := range routes {
 		byPath[r.path] = append(byPath[r.path], r)
@@ -82,7 +87,7 @@ func (s *Server) API() http.Handler {
 	for pattern, list := range byPath {
 		a.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { a.dispatch(list, w, r) })
 	}
-	if debug := s.opts().Internal.Debug; debug != nil {
+	if debug != nil {
 		a.mux.Handle("/debug/", debug)
 	}
 	a.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { noPath(w, r) })
@@ -112,7 +117,7 @@ func (a *api) admit(r *http.Request) *problem {
 	if r.URL.Path == livePath || r.URL.Path == readyPath {
 		return nil
 	}
-	secret := a.srv.opts().Internal.Token
+	secret := a.backend.Token()
 	if secret == "" {
 		if err := a.origins.Check(r); err != nil {
 			return problemOrigin.because("the request was caused by a page of another origin")
@@ -165,7 +170,7 @@ func (a *api) failed(w http.ResponseWriter, r *http.Request, err error) {
 		if r.Context().Err() != nil {
 			return // nobody is there to hear it
 		}
-		a.srv.logGrave("internal interface: unexpected error", "method", logs.Shorten(r.Method), "path", logs.Shorten(r.URL.Path), "error", logs.Shorten(err.Error()))
+		a.backend.LogError("internal interface: unexpected error", "method", logs.Shorten(r.Method), "path", logs.Shorten(r.URL.Path), "error", logs.Shorten(err.Error()))
 		p = problemInternal
 	}
 	writeProblem(w, p)
@@ -180,7 +185,7 @@ func (a *api) rescue(w http.ResponseWriter, r *http.Request) {
 	if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 		panic(p)
 	}
-	a.srv.logGrave("internal interface: panic", "method", logs.Shorten(r.Method), "path", logs.Shorten(r.URL.Path), "panic", logs.Shorten(fmt.Sprint(p)), "stack", string(debug.Stack()))
+	a.backend.LogError("internal interface: panic", "method", logs.Shorten(r.Method), "path", logs.Shorten(r.URL.Path), "panic", logs.Shorten(fmt.Sprint(p)), "stack", string(debug.Stack()))
 	writeProblem(w, problemInternal)
 }
 
@@ -247,16 +252,4 @@ func (a *api) describe(w http.ResponseWriter, r *http.Request) error {
 func topicOf(r *http.Request) (string, error) {
 	name := r.PathValue("topic")
 	return name, CheckTopic(name)
-}
-
-// endpointsOf are those that the request is for.
-func (a *api) endpointsOf(query url.Values) ([]*endpoint, error) {
-	if !query.Has("path") {
-		return a.srv.endpoints, nil
-	}
-	ep := a.srv.byPath[query.Get("path")]
-	if ep == nil {
-		return nil, problemNoEndpoint.because("%s: %.100q", ErrNoEndpoint, query.Get("path"))
-	}
-	return []*endpoint{ep}, nil
 }

@@ -15,6 +15,5 @@ func (a *api) memory(w http.ResponseWriter, r *http.Request) error {
 	if _, err := parameters(r); err != nil {
 		return err
 	}
-	limit, source := a.srv.MaxMemory()
-	return reply(w, memoryState{int64(limit), source, a.srv.memory.used.Load(), a.srv.heldBytes(), a.srv.memory.refuses()})
+	return reply(w, a.backend.Memory())
 }

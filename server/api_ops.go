@@ -53,11 +53,11 @@ func (a *api) logLevel(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (a *api) showLogLevel(w http.ResponseWriter) error {
-	level := a.srv.opts().LogLevel
-	if level == nil {
+	level, ok := a.backend.LogLevel()
+	if !ok {
 		return problemNotOffered.because("the application does not expose its log level: see Options.LogLevel")
 	}
-	return reply(w, logState{strings.ToLower(level.Level().String())})
+	return reply(w, logState{strings.ToLower(level.String())})
 }
 
 func (a *api) setLogLevel(w http.ResponseWriter, r *http.Request) error {
@@ -69,15 +69,18 @@ func (a *api) setLogLevel(w http.ResponseWriter, r *http.Request) error {
 	if !known {
 		return bad("level is %.40q: expected debug, info, warn or error", state.Level)
 	}
-	if to := a.srv.opts().LogLevel; to != nil {
-		was := to.Level()
-		to.Set(level)
-		a.srv.log.Log(r.Context(), max(was, level), "log level", "was", was.String(), "is", level.String())
-	}
+	a.backend.SetLogLevel(r.Context(), level)
 	return a.showLogLevel(w)
 }
 
 func (a *api) showMetrics(w http.ResponseWriter, r *http.Request) error {
 	a.metrics.ServeHTTP(w, r)
 	return nil
+}
+
+func (a *api) version(w http.ResponseWriter, r *http.Request) error {
+	if _, err := parameters(r); err != nil {
+		return err
+	}
+	return reply(w, a.backend.Build())
 }

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 	"unicode/utf8"
 
 	"carillon/codec"
@@ -52,7 +53,7 @@ func (a *api) publish(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	p.Payload = withoutMark(p.Payload, p.Format)
-	receipt, err := a.srv.hub.publishAndWait(r.Context(), p)
+	receipt, err := a.backend.Publish(r.Context(), p)
 	if err != nil {
 		return err
 	}
@@ -110,7 +111,7 @@ func formatOf(r *http.Request) (Format, error) {
 // body reads a message into a buffer.
 func (a *api) body(w http.ResponseWriter, r *http.Request, buf *[]byte) ([]byte, error) {
 	from := io.Reader(r.Body)
-	if limit := int64(a.srv.opts().Limits.MaxMessage); limit >= 0 {
+	if limit := a.backend.MaxMessage(); limit >= 0 {
 		if r.ContentLength > limit {
 			return nil, ErrTooLarge
 		}
@@ -149,6 +150,9 @@ const (
 	mostLines = 10_000
 )
 
+// batchTime is how long the broker may take at most to acknowledge the messages of a batch.
+const batchTime = 15 * time.Second
+
 // publishBatch takes messages for many topics, one JSON object in each line. Each stands alone: it is
 // published, or has an error of its own. None waits for the broker to have another one.
 func (a *api) publishBatch(w http.ResponseWriter, r *http.Request) error {
@@ -168,7 +172,7 @@ func (a *api) publishBatch(w http.ResponseWriter, r *http.Request) error {
 	lines := newLines(http.MaxBytesReader(w, r.Body, mostBatch), a.longestLine())
 	var rest error // why what follows was not read
 	var sent []publishing
-	ctx, cancel := context.WithTimeout(r.Context(), sureTime)
+	ctx, cancel := context.WithTimeout(r.Context(), batchTime)
 	defer cancel()
 	for n := 0; ; {
 		line, err := lines.next()
@@ -249,7 +253,7 @@ func (a *api) sendLine(line []byte, err error) publishing {
 		sent <- published{err: err}
 		return sent
 	}
-	a.srv.PublishFunc(p, func(r Receipt, err error) { sent <- published{r, err} })
+	a.backend.PublishFunc(p, func(r Receipt, err error) { sent <- published{r, err} })
 	return sent
 }
 
@@ -260,7 +264,7 @@ func (a *api) appendResult(b []byte, r *http.Request, receipt Receipt, err error
 	}
 	p := problemOf(err)
 	if p == nil {
-		a.srv.logGrave("internal interface: unexpected error", "path", logs.Shorten(r.URL.Path), "error", logs.Shorten(err.Error()))
+		a.backend.LogError("internal interface: unexpected error", "path", logs.Shorten(r.URL.Path), "error", logs.Shorten(err.Error()))
 		p = problemInternal
 	}
 	return append(envelope.AppendJSON(append(b, `{"error":`...), p), '}')
@@ -297,9 +301,9 @@ func (a *api) broadcast(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	to, err := a.endpointsOf(query)
-	if err != nil {
-		return err
+	path := query.Get("path")
+	if query.Has("path") && !a.backend.HasEndpoint(path) {
+		return fmt.Errorf("%w: %.100q", ErrNoEndpoint, path)
 	}
 	format, err := formatOf(r)
 	if err != nil {
@@ -317,34 +321,11 @@ func (a *api) broadcast(w http.ResponseWriter, r *http.Request) error {
 	case format == FormatJSON && !json.Valid(payload):
 		return ErrNotJSON
 	}
-	n, err := a.srv.broadcastAndWait(r.Context(), codec.NewFrame(format.Opcode(), payload), to)
+	n, err := a.backend.Broadcast(r.Context(), path, codec.NewFrame(format.Opcode(), payload))
 	if err != nil {
 		return err
 	}
 	return reply(w, struct {
 		Connections int `json:"connections"`
 	}{n})
-}
-
-// broadcastAndWait sends a message to everybody at some endpoints, which are in the order of their indices, or to nobody,
-// and says how many connections of this server there are. It waits until the broker has it, if there is one.
-func (s *Server) broadcastAndWait(ctx context.Context, f *codec.Frame, to []*endpoint) (connections int, err error) {
-	sent := make(chan error, len(to))
-	connections, err = s.broadcast(f, func(err error) { sent <- err }, to...)
-	if err != nil {
-		return 0, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, sureTime)
-	defer cancel()
-	for range to {
-		select {
-		case wrong := <-sent:
-			if wrong != nil {
-				err = uncertain(wrong)
-			}
-		case <-ctx.Done():
-			return 0, fmt.Errorf("%w: no response in time", ErrUncertain)
-		}
-	}
-	return connections, err
 }

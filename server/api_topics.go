@@ -3,9 +3,6 @@ package server
 import (
 	"cmp"
 	"net/http"
-	"slices"
-
-	"carillon/server/topic"
 )
 
 // topics lists topics by their names, a page at a time.
@@ -26,57 +23,15 @@ func (a *api) topics(w http.ResponseWriter, r *http.Request) error {
 		Topics []TopicInfo `json:"topics"`
 		Next   string      `json:"next,omitempty"`
 	}{Topics: []TopicInfo{}}
-	names, more := a.srv.hub.names(pattern, query.Get("after"), limit)
-	for _, name := range names {
-		if info, exists := a.srv.Topic(name); exists {
-			page.Topics = append(page.Topics, info)
-		}
-	}
-	if more {
-		page.Next = names[len(names)-1]
-	}
+	list, next := a.backend.Topics(pattern, query.Get("after"), limit)
+	page.Topics, page.Next = append(page.Topics, list...), next
 	return reply(w, page)
 }
 
-// names returns the first names of topics that match a pattern and come after a name. It goes through
-// all topics, but keeps no more than twice what it returns.
-func (h *hub) names(pattern, after string, limit int) (list []string, more bool) {
-	first := firstOf[string]{most: limit + 1}
-	for i := range h.parts {
-		for t := range h.parts[i].all() {
-			if t.name > after && topic.Matches(pattern, t.name) {
-				first.add(t.name)
-			}
-		}
-	}
-	list = first.sorted()
-	if len(list) > limit {
-		return list[:limit], true
-	}
-	return list, false
-}
-
-// firstOf keeps the first values, in their order, of all that it is given.
-type firstOf[T cmp.Ordered] struct {
-	most  int
-	list  []T
-	bound bool // list[most-1] is the last of the most that were first so far
-}
-
-func (f *firstOf[T]) add(v T) {
-	if f.bound && v >= f.list[f.most-1] {
-		return
-	}
-	if f.list = append(f.list, v); len(f.list) >= 2*f.most {
-		f.sorted()
-		f.bound = true
-	}
-}
-
-func (f *firstOf[T]) sorted() []T {
-	slices.Sort(f.list)
-	f.list = f.list[:min(len(f.list), f.most)]
-	return f.list
+// wideTopic is a topic as all servers know it.
+type wideTopic struct {
+	TopicInfo
+	Complete *bool `json:"complete,omitempty"` // in a cluster: whether all servers have told of their subscribers
 }
 
 // topic describes one topic.
@@ -88,7 +43,7 @@ func (a *api) topic(w http.ResponseWriter, r *http.Request) error {
 	if _, err := parameters(r); err != nil {
 		return err
 	}
-	info, err := a.srv.topicEverywhere(r.Context(), name)
+	info, err := a.backend.Topic(r.Context(), name)
 	if err != nil {
 		return err
 	}
@@ -116,10 +71,7 @@ func (a *api) history(w http.ResponseWriter, r *http.Request) error {
 	if from.Since == nil && query.Has("epoch") {
 		return bad("epoch without since: expected both, as they were received")
 	}
-	if err := a.srv.hub.waitFor(name, Start{Since: from.Since}); err != nil {
-		return err
-	}
-	past, err := a.srv.hub.historyReply(name, from.Since, limit)
+	past, err := a.backend.History(name, from.Since, limit)
 	if err != nil {
 		return err
 	}

@@ -165,7 +165,7 @@ func TestInternalShutdown(t *testing.T) {
 	eventually(t, "it says so", func() bool {
 		var st drainInfo
 		call(t, s, "GET", "/v1/drain", "").is(t, 200).into(t, &st)
-		return st.State == StateDraining && st.Remaining == 0 // alice was asked to go
+		return State(st.State) == StateDraining && st.Remaining == 0 // alice was asked to go
 	})
 	alice.wantClose(1001, "shutting down")
 	_ = alice.conn.Close()

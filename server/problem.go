@@ -95,6 +95,12 @@ func newProblem(status int, name, title string, header ...string) *problem {
 	return p
 }
 
+// What a backend says to be absent.
+var (
+	errNoTopic      = errors.New("topic not found")
+	errNoConnection = errors.New("connection not found")
+)
+
 // problemOf says in the interface's words what went wrong, or returns nil for what must not happen.
 func problemOf(err error) *problem {
 	var ready *problem
@@ -128,6 +134,12 @@ func problemOf(err error) *problem {
 		return problemNoCluster.of(err)
 	case errors.Is(err, ErrUncertain):
 		return problemUncertain.of(fmt.Errorf("%w; with an Idempotency-Key, a message for a persistent topic can be retried", err))
+	case errors.Is(err, errNoTopic):
+		return problemNoTopic.of(err)
+	case errors.Is(err, errNoConnection):
+		return problemNoConnection.of(err)
+	case errors.Is(err, ErrNoEndpoint):
+		return problemNoEndpoint.of(err)
 	case errors.Is(err, ErrNotDraining):
 		return problemNoDrain.of(err)
 	case errors.Is(err, ErrDrainUnderWay):

@@ -249,6 +249,29 @@ func (s *Server) broadcast(f *codec.Frame, sent func(error), to ...*endpoint) (c
 	return connections, nil
 }
 
+// broadcastAndWait sends a message to everybody at some endpoints, which are in the order of their indices, or to nobody,
+// and says how many connections of this server there are. It waits until the broker has it, if there is one.
+func (s *Server) broadcastAndWait(ctx context.Context, f *codec.Frame, to []*endpoint) (connections int, err error) {
+	sent := make(chan error, len(to))
+	connections, err = s.broadcast(f, func(err error) { sent <- err }, to...)
+	if err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, sureTime)
+	defer cancel()
+	for range to {
+		select {
+		case wrong := <-sent:
+			if wrong != nil {
+				err = uncertain(wrong)
+			}
+		case <-ctx.Done():
+			return 0, fmt.Errorf("%w: no response in time", ErrUncertain)
+		}
+	}
+	return connections, err
+}
+
 // issue hands a message to this server's connections. The caller holds mu.
 func (ep *endpoint) issue(f *codec.Frame, at stamp) (connections int) {
 	ep.published.Add(1)
