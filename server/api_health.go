@@ -1,6 +1,10 @@
 package server
 
-import "net/http"
+import (
+	"net/http"
+
+	"carillon/server/internal/strictjson"
+)
 
 // condition is one thing that keeps the server from being ready, or shows that it is not alive.
 type condition struct {
@@ -35,7 +39,7 @@ type maintenanceState struct {
 	On *bool `json:"on"`
 }
 
-var maintenanceShape = shapeOf[maintenanceState](shapeRules{})
+var maintenanceShape = strictjson.ShapeOf[maintenanceState](strictjson.Rules{})
 
 func (a *api) maintenance(w http.ResponseWriter, r *http.Request) error {
 	if _, err := parameters(r); err != nil {

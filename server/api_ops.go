@@ -5,11 +5,13 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+
+	"carillon/server/internal/strictjson"
 )
 
 // order reads what a PUT asks for: a JSON object, strictly, because a misspelt switch must not be taken for
 // one that was set.
-func (a *api) order(w http.ResponseWriter, r *http.Request, like *shape, to any) error {
+func (a *api) order(w http.ResponseWriter, r *http.Request, like *strictjson.Shape, to any) error {
 	if _, err := parameters(r); err != nil {
 		return err
 	}
@@ -24,7 +26,7 @@ func (a *api) order(w http.ResponseWriter, r *http.Request, like *shape, to any)
 	if err != nil {
 		return unread(err)
 	}
-	if err := like.unmarshal(body, to); err != nil {
+	if err := like.Unmarshal(body, to); err != nil {
 		return bad("the body is not the expected JSON object: %.200s", strings.TrimPrefix(err.Error(), "json: "))
 	}
 	return nil
@@ -38,7 +40,7 @@ type logState struct {
 	Level string `json:"level"`
 }
 
-var logShape = shapeOf[logState](shapeRules{})
+var logShape = strictjson.ShapeOf[logState](strictjson.Rules{})
 
 // The levels that can be set.
 var logLevels = map[string]slog.Level{

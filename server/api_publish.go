@@ -281,7 +281,7 @@ func publicationOf(line []byte) (p Publication, err error) {
 		}
 		return p, bad("the line is not a JSON object")
 	}
-	if err := publishShape.check(line); err != nil {
+	if err := publishShape.Check(line); err != nil {
 		return p, bad("the line %v", err)
 	}
 	if err := CheckTopic(request.Topic); err != nil {

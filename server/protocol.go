@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"carillon/server/internal/envelope"
+	"carillon/server/internal/strictjson"
 )
 
 // request is what a client of the JSON protocol asks for: see docs/protocol.md. Exactly one of the fields
@@ -60,8 +61,8 @@ type historyRequest struct {
 // Unknown members are ignored, and null stands for an absent one. But with a member that is there twice, or in other
 // case, what the client asks for would depend on the reader. An id decides nothing.
 var (
-	requestShape = shapeOf[request](shapeRules{unknown: true, null: true}).without("id")
-	publishShape = shapeOf[publishRequest](shapeRules{unknown: true, null: true})
+	requestShape = strictjson.ShapeOf[request](strictjson.Rules{Unknown: true, Null: true}).Without("id")
+	publishShape = strictjson.ShapeOf[publishRequest](strictjson.Rules{Unknown: true, Null: true})
 )
 
 // badRequest is a request that makes no sense.
@@ -171,7 +172,7 @@ func parseRequest(payload []byte) (*request, error) {
 		}
 		return r, bad("expected a JSON object: %v", err)
 	}
-	if err := requestShape.check(payload); err != nil {
+	if err := requestShape.Check(payload); err != nil {
 		return r, bad("%v", err)
 	}
 	asked := 0
