@@ -18,6 +18,7 @@ import (
 	"carillon/codec"
 	"carillon/server/internal/envelope"
 	"carillon/server/internal/logs"
+	"carillon/server/internal/strictjson"
 )
 
 // buffers are for bodies and replies on their way.
@@ -270,10 +271,13 @@ func (a *api) appendResult(b []byte, r *http.Request, receipt Receipt, err error
 	return append(envelope.AppendJSON(append(b, `{"error":`...), p), '}')
 }
 
+// Unknown members are ignored, and null stands for an absent one, as in the JSON protocol.
+var publishShape = strictjson.ShapeOf[envelope.Publish](strictjson.Rules{Unknown: true, Null: true})
+
 // publicationOf reads a line. It shares nothing with it.
 func publicationOf(line []byte) (p Publication, err error) {
 	line = withoutMark(line, FormatJSON)
-	var request publishRequest
+	var request envelope.Publish
 	if err := json.Unmarshal(line, &request); err != nil || line[0] != '{' {
 		var kind *json.UnmarshalTypeError
 		if errors.As(err, &kind) && kind.Field != "" {
@@ -287,11 +291,11 @@ func publicationOf(line []byte) (p Publication, err error) {
 	if err := CheckTopic(request.Topic); err != nil {
 		return p, err
 	}
-	if err := checkJSONKey(request.Key); err != nil {
+	if err := request.CheckKey(); err != nil {
 		return p, err
 	}
 	p = Publication{Topic: request.Topic, Key: request.Key}
-	p.Format, p.Payload, err = decodeData(request.Data, request.Encoding)
+	p.Format, p.Payload, err = request.Message()
 	return p, err
 }
 

@@ -3,6 +3,8 @@ package server
 import (
 	"cmp"
 	"net/http"
+
+	"carillon/server/internal/envelope"
 )
 
 // topics lists topics by their names, a page at a time.
@@ -64,7 +66,7 @@ func (a *api) history(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	from, err := startOf(query)
+	from, err := envelope.ParseStart(query)
 	if err != nil {
 		return bad("%v", err)
 	}

@@ -73,7 +73,7 @@ func (c *claims) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// checkSubject refuses the name of nobody, and one that JSON cannot tell from others: see checkJSONKey. The error is a
+// checkSubject refuses the name of nobody, and one that JSON cannot tell from others: see envelope.Publish. The error is a
 // *strictjson.Error.
 func checkSubject(member, subject string) error {
 	switch {

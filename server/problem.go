@@ -105,7 +105,7 @@ var (
 func problemOf(err error) *problem {
 	var ready *problem
 	var topic *TopicError
-	var request *badRequest
+	var request *envelope.RequestError
 	var size *http.MaxBytesError
 	switch {
 	case errors.As(err, &ready):
@@ -149,6 +149,9 @@ func problemOf(err error) *problem {
 	}
 	return nil
 }
+
+// bad returns the problem of a request that makes no sense.
+func bad(format string, args ...any) error { return problemRequest.because(format, args...) }
 
 func writeProblem(w http.ResponseWriter, p *problem) {
 	h := w.Header()

@@ -98,8 +98,8 @@ var (
 	errNull      = &Error{Problem: "is null: expected a value, or omit it"}
 )
 
-// Unmarshal decodes an object into a value of the type that the shape is of, and checks it. The error is that of json.Unmarshal, or a
-// *Error.
+// Unmarshal decodes an object into a value of the type that the shape is of, and checks it. The error is that of
+// json.Unmarshal, or an *[Error].
 func (s *Shape) Unmarshal(text []byte, v any) error {
 	if err := json.Unmarshal(text, v); err != nil {
 		return err
@@ -107,7 +107,7 @@ func (s *Shape) Unmarshal(text []byte, v any) error {
 	return s.Check(text)
 }
 
-// Check returns an *Error for the first member that makes the object ambiguous. The text must be valid JSON, or
+// Check returns an *[Error] for the first member that makes the object ambiguous. The text must be valid JSON, or
 // what it returns means nothing. It allocates nothing unless a name has escapes.
 func (s *Shape) Check(text []byte) error {
 	if err := s.object(text); err != nil {
