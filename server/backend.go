@@ -3,7 +3,18 @@ package server
 import (
 	"context"
 	"log/slog"
+	"net/http"
+
+	"carillon/server/internal/admin"
 )
+
+// API returns the internal HTTP interface, for those who serve it themselves, beside or instead of
+// [Internal.Listen]. Its paths begin with /v1/, but for /metrics, /livez, /readyz and /debug/. It asks
+// for Internal.Token if that is set, except at /livez and /readyz; if not, whoever serves it decides who
+// may come.
+func (s *Server) API() http.Handler {
+	return admin.New(backend{s}, s.metricsHandler(), s.opts().Internal.Debug)
+}
 
 // backend is the server as its internal HTTP interface sees it.
 type backend struct{ srv *Server }
@@ -13,32 +24,32 @@ func (b backend) MaxMessage() int64 { return int64(b.srv.opts().Limits.MaxMessag
 
 func (b backend) Nodes() []NodeInfo { return b.srv.hub.remote.nodes() }
 
-func (b backend) Drain() drainInfo {
+func (b backend) Drain() admin.Drain {
 	st := b.srv.Drain()
-	info := drainInfo{State: string(st.State), Reason: st.Reason, Listening: st.Listening, Total: st.Total, Remaining: st.Remaining}
+	info := admin.Drain{State: string(st.State), Reason: st.Reason, Listening: st.Listening,
+		Total: st.Total, Remaining: st.Remaining}
 	if !st.Began.IsZero() {
 		info.Began, info.ETA = st.Began.UnixMilli(), st.ETA.UnixMilli()
 	}
 	return info
 }
 
-// StartDrain does what SIGTERM does to the program.
 func (b backend) StartDrain() { b.srv.StartDrain("requested over HTTP", b.srv.opts().Drain.Delay) }
 
 func (b backend) CancelDrain() error { return b.srv.CallOffDrain() }
 
-func (b backend) Maintenance() bool      { return b.srv.ops.maintenance.Load() }
-func (b backend) SetMaintenance(on bool) { b.srv.SetMaintenance(on) }
-func (b backend) Unready() []condition   { return b.srv.unready() }
-func (b backend) Stuck() []condition     { return b.srv.stuck() }
+func (b backend) Maintenance() bool          { return b.srv.ops.maintenance.Load() }
+func (b backend) SetMaintenance(on bool)     { b.srv.SetMaintenance(on) }
+func (b backend) Unready() []admin.Condition { return b.srv.unready() }
+func (b backend) Stuck() []admin.Condition   { return b.srv.stuck() }
 
-func (b backend) Memory() memoryState {
+func (b backend) Memory() admin.Memory {
 	limit, source := b.srv.MaxMemory()
 	m := &b.srv.memory
-	return memoryState{Max: int64(limit), Source: source, Used: m.used.Load(), Held: b.srv.heldBytes(), Refusing: m.refuses()}
+	return admin.Memory{Max: int64(limit), Source: source, Used: m.used.Load(), Held: b.srv.heldBytes(), Refusing: m.refuses()}
 }
 
-func (backend) Build() Build { return BuildInfo() }
+func (backend) Build() admin.Build { return admin.Build(BuildInfo()) }
 
 func (b backend) LogLevel() (level slog.Level, ok bool) {
 	if l := b.srv.opts().LogLevel; l != nil {

@@ -8,10 +8,11 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/admin"
 	"carillon/server/internal/envelope"
 )
 
-func (b backend) Connections(after uint64, limit int) (list []connectionInfo, more bool) {
+func (b backend) Connections(after uint64, limit int) (list []admin.Connection, more bool) {
 	conns, more := b.srv.roster.page(b.srv, after, limit)
 	queued := queuedBytes(conns)
 	for i, c := range conns {
@@ -46,11 +47,11 @@ func (b backend) elsewhere(ctx context.Context, subject string, question askConn
 	if all != nil && !*all {
 		return nil, fmt.Errorf("%w: connection %d is not open here, and not every server answered", ErrNoCluster, question.ID)
 	}
-	return nil, fmt.Errorf("%w: connection %d is not open", errNoConnection, question.ID)
+	return nil, fmt.Errorf("%w: connection %d is not open", admin.ErrNoConnection, question.ID)
 }
 
-func (c *Conn) info(queued *int) connectionInfo {
-	info := connectionInfo{
+func (c *Conn) info(queued *int) admin.Connection {
+	info := admin.Connection{
 		ID:            strconv.FormatUint(c.id, 10),
 		Node:          c.sh.srv.hub.remote.nodeID(),
 		Address:       addressText(c.RemoteAddr()),
@@ -68,7 +69,7 @@ func (c *Conn) info(queued *int) connectionInfo {
 }
 
 // fullInfo is all that is told of one connection.
-func (c *Conn) fullInfo() connectionInfo {
+func (c *Conn) fullInfo() admin.Connection {
 	info := c.info(queuedBytes([]*Conn{c})[0])
 	names := c.Subscriptions()
 	info.Topics = names[:min(len(names), mostNames)]

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"carillon/codec"
+	"carillon/server/internal/admin"
 )
 
 func (b backend) Publish(ctx context.Context, p Publication) (Receipt, error) {
@@ -25,7 +26,24 @@ func (b backend) Broadcast(ctx context.Context, path string, f *codec.Frame) (co
 		}
 		to = []*endpoint{ep}
 	}
-	return b.srv.broadcastAndWait(ctx, f, to)
+	sent := make(chan error, len(to))
+	connections, err = b.srv.broadcast(f, func(err error) { sent <- err }, to...)
+	if err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, sureTime)
+	defer cancel()
+	for range to {
+		select {
+		case wrong := <-sent:
+			if wrong != nil {
+				err = uncertain(wrong)
+			}
+		case <-ctx.Done():
+			return 0, fmt.Errorf("%w: no response in time", ErrUncertain)
+		}
+	}
+	return connections, err
 }
 
 func (b backend) Topics(pattern, after string, limit int) (list []TopicInfo, next string) {
@@ -43,12 +61,12 @@ func (b backend) Topics(pattern, after string, limit int) (list []TopicInfo, nex
 
 // Topic adds up the subscribers of all servers. What else is known of the topic is this server's, if it
 // has the topic. That a topic is not there is said only when all servers have said so, and the broker, if it keeps it.
-func (b backend) Topic(ctx context.Context, name string) (t wideTopic, err error) {
+func (b backend) Topic(ctx context.Context, name string) (t admin.Topic, err error) {
 	keeps := b.srv.hub.remote.keeps(name)
 	notLoaded := b.srv.hub.waitFor(name, Start{}) // what the broker keeps; else what is known here
 	known, exists := b.srv.Topic(name)
 	exists = exists && (!keeps || known.Subscribers > 0 || known.History > 0) // and not only because it was asked for
-	t.TopicInfo = known
+	t.Info = known
 	answers, all := b.srv.hub.askAndWait(ctx, askAboutTopic, askTopic{name})
 	for _, one := range answers {
 		if len(one.Body) == 0 { // it does not have the topic
@@ -61,7 +79,7 @@ func (b backend) Topic(ctx context.Context, name string) (t wideTopic, err error
 		}
 		n := t.Subscribers + info.Subscribers
 		if !exists && (n > 0 || info.History > 0 || !keeps) {
-			t.TopicInfo, exists = info, true
+			t.Info, exists = info, true
 		}
 		t.Subscribers = n
 	}
@@ -74,7 +92,7 @@ func (b backend) Topic(ctx context.Context, name string) (t wideTopic, err error
 	case all != nil && !*all:
 		return t, fmt.Errorf("%w: %q is unknown here, and not every server answered", ErrNoCluster, name)
 	}
-	return t, fmt.Errorf("%w: %q has no subscribers, and nothing was published to it recently", errNoTopic, name)
+	return t, fmt.Errorf("%w: %q has no subscribers, and nothing was published to it recently", admin.ErrNoTopic, name)
 }
 
 func (b backend) History(name string, since *Position, limit int) (json.Marshaler, error) {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/admin"
 )
 
 // goodbye reads up to the close frame, answers it, and returns when it came, what it says and when the
@@ -163,7 +164,7 @@ func TestDrainInRandomOrder(t *testing.T) {
 func TestDrainIsCalledOff(t *testing.T) {
 	t.Parallel()
 	s := withAPI(t, Options{Drain: Drain{Delay: 2 * patience, Duration: -1, Deadline: 3 * patience}})
-	state := func() (st drainInfo) {
+	state := func() (st admin.Drain) {
 		t.Helper()
 		call(t, s, "GET", "/v1/drain", "").is(t, 200).into(t, &st)
 		return st
@@ -172,7 +173,7 @@ func TestDrainIsCalledOff(t *testing.T) {
 	if st := state(); State(st.State) != StateServing || !st.Listening || st.Began != 0 {
 		t.Errorf("before: %+v", st)
 	}
-	var st drainInfo
+	var st admin.Drain
 	call(t, s, "POST", "/v1/drain", "").is(t, 202).into(t, &st)
 	alice := dial(t, s, "/echo")
 	if st = state(); State(st.State) != StateDraining || !st.Listening || st.Remaining != 1 || st.Total != 1 ||

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/admin"
 	"carillon/server/internal/logs"
 )
 
@@ -61,9 +62,9 @@ func every(ctx context.Context, period time.Duration, do func()) {
 }
 
 // unready says why the server should get no new connections now.
-func (s *Server) unready() (list []condition) {
+func (s *Server) unready() (list []admin.Condition) {
 	add := func(reason, format string, args ...any) {
-		list = append(list, condition{reason, fmt.Sprintf(format, args...)})
+		list = append(list, admin.Condition{Reason: reason, Detail: fmt.Sprintf(format, args...)})
 	}
 	select {
 	case <-s.started:
@@ -96,11 +97,11 @@ func (s *Server) unready() (list []condition) {
 }
 
 // stuck names the loops that have been silent for too long.
-func (s *Server) stuck() (list []condition) {
+func (s *Server) stuck() (list []admin.Condition) {
 	now := s.elapsed()
 	for i, sh := range s.allShards() {
 		if d := sh.mail.waits(now); d > s.ops.stuckAfter {
-			list = append(list, condition{"loop_stuck", fmt.Sprintf("loop %d has not responded for %v", i, d.Round(time.Millisecond))})
+			list = append(list, admin.Condition{Reason: "loop_stuck", Detail: fmt.Sprintf("loop %d has not responded for %v", i, d.Round(time.Millisecond))})
 		}
 	}
 	return list

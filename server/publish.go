@@ -30,12 +30,14 @@ func (f *follower) keeps(name string) bool {
 // sureTime is how long a publisher waits at most until the broker has its message.
 const sureTime = 15 * time.Second
 
+// published is what became of a message.
+type published struct {
+	receipt Receipt
+	err     error
+}
+
 // publishAndWait waits until the broker has the message, if there is one.
 func (h *hub) publishAndWait(ctx context.Context, p Publication) (Receipt, error) {
-	type published struct {
-		receipt Receipt
-		err     error
-	}
 	sent := make(chan published, 1)
 	receipt, ready, err := h.remote.publish(publication{Publication: p}, nothing, func(r Receipt, err error) { sent <- published{r, err} })
 	if ready {

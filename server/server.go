@@ -14,6 +14,7 @@ import (
 	"github.com/panjf2000/gnet/v2"
 
 	"carillon/codec"
+	"carillon/server/internal/admin"
 	"carillon/server/internal/certs"
 	"carillon/server/internal/limit"
 	"carillon/server/stats"
@@ -21,7 +22,7 @@ import (
 
 var (
 	// ErrNoEndpoint is returned by Broadcast for a path that no endpoint has.
-	ErrNoEndpoint = errors.New("no endpoint has this path")
+	ErrNoEndpoint = admin.ErrNoEndpoint
 
 	// ErrEngine is returned by Run when the event engine ended although nobody asked for it.
 	ErrEngine = errors.New("the event engine stopped unexpectedly")
@@ -247,29 +248,6 @@ func (s *Server) broadcast(f *codec.Frame, sent func(error), to ...*endpoint) (c
 		s.hub.remote.relay(&ep.source, (*broadcast)(f), sent)
 	}
 	return connections, nil
-}
-
-// broadcastAndWait sends a message to everybody at some endpoints, which are in the order of their indices, or to nobody,
-// and says how many connections of this server there are. It waits until the broker has it, if there is one.
-func (s *Server) broadcastAndWait(ctx context.Context, f *codec.Frame, to []*endpoint) (connections int, err error) {
-	sent := make(chan error, len(to))
-	connections, err = s.broadcast(f, func(err error) { sent <- err }, to...)
-	if err != nil {
-		return 0, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, sureTime)
-	defer cancel()
-	for range to {
-		select {
-		case wrong := <-sent:
-			if wrong != nil {
-				err = uncertain(wrong)
-			}
-		case <-ctx.Done():
-			return 0, fmt.Errorf("%w: no response in time", ErrUncertain)
-		}
-	}
-	return connections, err
 }
 
 // issue hands a message to this server's connections. The caller holds mu.

@@ -1,4 +1,4 @@
-package server
+package admin
 
 import (
 	"net/http"
@@ -6,8 +6,8 @@ import (
 	"carillon/server/internal/strictjson"
 )
 
-// condition is one thing that keeps the server from being ready, or shows that it is not alive.
-type condition struct {
+// Condition is one thing that keeps the server from being ready, or shows that it is not alive.
+type Condition struct {
 	Reason string `json:"reason"` // one of a closed set, which openapi.json lists
 	Detail string `json:"detail"`
 }
@@ -23,7 +23,7 @@ func (a *api) live(w http.ResponseWriter, _ *http.Request) error {
 	return answerHealth(w, problemNotLive, a.backend.Stuck())
 }
 
-func answerHealth(w http.ResponseWriter, not *problem, list []condition) error {
+func answerHealth(w http.ResponseWriter, not *problem, list []Condition) error {
 	w.Header().Set("Cache-Control", "no-store")
 	if len(list) > 0 {
 		p := not.because("%s", list[0].Detail)

@@ -1,4 +1,4 @@
-package server
+package admin
 
 import (
 	"net/http"
@@ -8,8 +8,8 @@ import (
 	"carillon/codec"
 )
 
-// connectionInfo is a connection as the interface shows it.
-type connectionInfo struct {
+// Connection is a connection as the interface shows it.
+type Connection struct {
 	ID            string   `json:"id"`
 	Node          string   `json:"node,omitempty"` // the server that it is at, in a cluster
 	Address       string   `json:"address"`
@@ -39,9 +39,9 @@ func (a *api) connections(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	page := struct {
-		Connections []connectionInfo `json:"connections"`
-		Next        string           `json:"next,omitempty"`
-	}{Connections: []connectionInfo{}}
+		Connections []Connection `json:"connections"`
+		Next        string       `json:"next,omitempty"`
+	}{Connections: []Connection{}}
 	list, more := a.backend.Connections(after, limit)
 	page.Connections = append(page.Connections, list...)
 	if more {

@@ -1,9 +1,9 @@
-package server
+package admin
 
 import "net/http"
 
-// memoryState is what /v1/memory shows. Sizes are in bytes.
-type memoryState struct {
+// Memory is what /v1/memory shows. Sizes are in bytes.
+type Memory struct {
 	Max      int64  `json:"max"`      // Limits.MaxMemory in force; -1 is off
 	Source   string `json:"source"`   // where that comes from
 	Used     int64  `json:"used"`     // by the Go runtime, garbage included; 0 while it is off

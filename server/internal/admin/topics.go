@@ -1,10 +1,11 @@
-package server
+package admin
 
 import (
 	"cmp"
 	"net/http"
 
 	"carillon/server/internal/envelope"
+	"carillon/server/topic"
 )
 
 // topics lists topics by their names, a page at a time.
@@ -18,21 +19,21 @@ func (a *api) topics(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	pattern := cmp.Or(query.Get("match"), ">")
-	if err := CheckPattern(pattern); err != nil {
+	if err := topic.CheckPattern(pattern); err != nil {
 		return err
 	}
 	page := struct {
-		Topics []TopicInfo `json:"topics"`
-		Next   string      `json:"next,omitempty"`
-	}{Topics: []TopicInfo{}}
+		Topics []topic.Info `json:"topics"`
+		Next   string       `json:"next,omitempty"`
+	}{Topics: []topic.Info{}}
 	list, next := a.backend.Topics(pattern, query.Get("after"), limit)
 	page.Topics, page.Next = append(page.Topics, list...), next
 	return reply(w, page)
 }
 
-// wideTopic is a topic as all servers know it.
-type wideTopic struct {
-	TopicInfo
+// Topic is a topic as all servers know it.
+type Topic struct {
+	topic.Info
 	Complete *bool `json:"complete,omitempty"` // in a cluster: whether all servers have told of their subscribers
 }
 

@@ -1,4 +1,4 @@
-package server
+package admin
 
 import (
 	"io"
@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"carillon/server/internal/strictjson"
+	"carillon/server/topic"
 )
 
 // order reads what a PUT asks for: a JSON object, strictly, because a misspelt switch must not be taken for
@@ -19,7 +20,7 @@ func (a *api) order(w http.ResponseWriter, r *http.Request, like *strictjson.Sha
 	if err != nil {
 		return err
 	}
-	if format != FormatJSON && r.Header.Get("Content-Type") != "" {
+	if format != topic.FormatJSON && r.Header.Get("Content-Type") != "" {
 		return problemMediaType.because("Content-Type is %.40q: expected application/json", r.Header.Get("Content-Type"))
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, mostOrder))

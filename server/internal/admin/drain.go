@@ -1,4 +1,4 @@
-package server
+package admin
 
 import (
 	"net/http"
@@ -6,8 +6,8 @@ import (
 	"carillon/server/internal/envelope"
 )
 
-// drainInfo says how far the server has come with its end.
-type drainInfo struct {
+// Drain says how far the server has come with its end.
+type Drain struct {
 	State     string `json:"state"`
 	Reason    string `json:"reason,omitempty"`
 	Began     int64  `json:"began,omitempty"` // milliseconds since 1970
@@ -24,7 +24,6 @@ func (a *api) drainStatus(w http.ResponseWriter, r *http.Request) error {
 	return reply(w, a.backend.Drain())
 }
 
-// startDrain does what SIGTERM does to the program.
 func (a *api) startDrain(w http.ResponseWriter, r *http.Request) error {
 	if _, err := parameters(r); err != nil {
 		return err

@@ -1,4 +1,6 @@
-package server
+// Package admin is the internal HTTP interface of a server, for services that publish and for operators: its routes, its
+// problems, and openapi.json, which describes them. It knows the server only as a [Backend].
+package admin
 
 import (
 	"crypto/subtle"
@@ -15,6 +17,7 @@ import (
 
 	"carillon/server/internal/envelope"
 	"carillon/server/internal/logs"
+	"carillon/server/topic"
 )
 
 // openAPI describes the interface; a test holds it against what the interface does.
@@ -22,9 +25,9 @@ import (
 //go:embed openapi.json
 var openAPI []byte
 
-// api is the internal HTTP interface: see [Internal].
+// api is the internal HTTP interface.
 type api struct {
-	backend apiBackend
+	backend Backend
 	mux     http.ServeMux
 	metrics http.Handler
 	origins *http.CrossOriginProtection // for when there is no token, which no page from elsewhere has
@@ -69,16 +72,8 @@ const (
 	readyPath = "/readyz"
 )
 
-// API returns the internal HTTP interface, for those who serve it themselves, beside or instead of
-// [Internal.Listen]. Its paths begin with /v1/, but for /metrics, /livez, /readyz and /debug/. It asks
-// for Internal.Token if that is set, except at /livez and /readyz; if not, whoever serves it decides who
-// may come.
-func (s *Server) API() http.Handler {
-	return newAPI(backend{s}, s.metricsHandler(), s.opts().Internal.Debug)
-}
-
-// newAPI returns the interface to a server. debug, which may be nil, serves the paths below /debug/.
-func newAPI(b apiBackend, metrics, debug http.Handler) http.Handler {
+// New returns the interface to a server. metrics serves /metrics, and debug, which may be nil, the paths below /debug/.
+func New(b Backend, metrics, debug http.Handler) http.Handler {
 	a := &api{backend: b, metrics: metrics, origins: http.NewCrossOriginProtection()}
 	byPath := map[string][]route{}
 	for _, r := range routes {
@@ -251,5 +246,5 @@ func (a *api) describe(w http.ResponseWriter, r *http.Request) error {
 // topicOf is the topic in the request's path.
 func topicOf(r *http.Request) (string, error) {
 	name := r.PathValue("topic")
-	return name, CheckTopic(name)
+	return name, topic.Check(name)
 }
