@@ -12,6 +12,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/golang-jwt/jwt/v5"
+
+	"carillon/server/internal/strictjson"
 )
 
 // claims are those of a token that are looked at (RFC 7519, section 4.1). Others may be there. They implement
@@ -36,8 +38,8 @@ type rights struct {
 }
 
 var (
-	claimsShape = shapeOf[claims](shapeRules{unknown: true})
-	rightsShape = shapeOf[rights](shapeRules{})
+	claimsShape = strictjson.ShapeOf[claims](strictjson.Rules{Unknown: true})
+	rightsShape = strictjson.ShapeOf[rights](strictjson.Rules{})
 )
 
 // badClaims says what is wrong with the claims of a token.
@@ -48,7 +50,7 @@ func badClaims(problem string) *denial {
 // UnmarshalJSON refuses what a claim may not be. That includes null, which RFC 7519 has for none. The error is a *denial.
 func (c *claims) UnmarshalJSON(b []byte) error {
 	type plain claims
-	err := claimsShape.unmarshal(b, (*plain)(c))
+	err := claimsShape.Unmarshal(b, (*plain)(c))
 	if err == nil && c.Subject != nil {
 		err = checkSubject("sub", *c.Subject)
 	}
@@ -71,22 +73,22 @@ func (c *claims) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// checkSubject refuses the name of nobody, and one that JSON cannot tell from others: see checkJSONKey. The error is a
-// *memberError.
+// checkSubject refuses the name of nobody, and one that JSON cannot tell from others: see envelope.Publish. The error is a
+// *strictjson.Error.
 func checkSubject(member, subject string) error {
 	switch {
 	case subject == "":
-		return &memberError{path: member, problem: "is empty: expected a name, or omit the claim"}
+		return &strictjson.Error{Path: member, Problem: "is empty: expected a name, or omit the claim"}
 	case strings.ContainsRune(subject, utf8.RuneError):
-		return &memberError{path: member, problem: "is not Unicode text: it has an unpaired surrogate or the character U+FFFD"}
+		return &strictjson.Error{Path: member, Problem: "is not Unicode text: it has an unpaired surrogate or the character U+FFFD"}
 	}
 	return nil
 }
 
 // claimsProblem tells an error in words that repeat nothing of the token.
 func claimsProblem(err error) error {
-	if e, ok := errors.AsType[*memberError](err); ok {
-		return badClaims(e.plain())
+	if e, ok := errors.AsType[*strictjson.Error](err); ok {
+		return badClaims(e.Plain())
 	}
 	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && e.Field != "" {
 		return badClaims("a claim has the wrong type: " + e.Field)
@@ -98,9 +100,9 @@ func claimsProblem(err error) error {
 // to an issuer written in Go it is an empty list, and here it would be no limit.
 func (r *rights) UnmarshalJSON(b []byte) error {
 	type plain rights
-	err := rightsShape.unmarshal(b, (*plain)(r))
-	if e, ok := errors.AsType[*memberError](err); ok {
-		return e.within("carillon")
+	err := rightsShape.Unmarshal(b, (*plain)(r))
+	if e, ok := errors.AsType[*strictjson.Error](err); ok {
+		return e.Within("carillon")
 	}
 	return err
 }
@@ -125,7 +127,7 @@ type protected struct {
 	Critical  json.RawMessage `json:"crit"`
 }
 
-var protectedShape = shapeOf[protected](shapeRules{unknown: true})
+var protectedShape = strictjson.ShapeOf[protected](strictjson.Rules{Unknown: true})
 
 // checkHeader returns the name of the key that a token says it is signed with; "" if it does not. The parser has decoded
 // the header before, but forgives what may not decide anything. The error is a *denial.
@@ -136,9 +138,9 @@ func checkHeader(t *jwt.Token) (key string, err error) {
 		return "", errTokenMalformed
 	}
 	var h protected
-	err = protectedShape.unmarshal(text, &h)
-	if e, ok := errors.AsType[*memberError](err); ok {
-		return "", badToken(RefuseTokenMalformed, "the header of the token is invalid: "+e.plain())
+	err = protectedShape.Unmarshal(text, &h)
+	if e, ok := errors.AsType[*strictjson.Error](err); ok {
+		return "", badToken(RefuseTokenMalformed, "the header of the token is invalid: "+e.Plain())
 	}
 	if err != nil || h.Critical != nil || h.Algorithm != t.Method.Alg() { // section 4.1.11: nothing of crit is understood here
 		return "", errTokenMalformed
@@ -152,14 +154,14 @@ const mostSeconds = 1<<53 - 1
 
 // parseSecond reads the time of a member: the number of seconds since 1970, as the NumericDate of RFC 7519, section 2.
 // It may have a fraction, as that of JavaScript's Date.now()/1000, and is rounded to a whole second. The error is a
-// *memberError.
+// *strictjson.Error.
 func parseSecond(member string, text []byte, round func(float64) float64) (time.Time, error) {
 	if len(text) == 0 || text[0] != '-' && (text[0] < '0' || text[0] > '9') {
-		return time.Time{}, &memberError{path: member, problem: "is not a number: expected seconds since 1970"}
+		return time.Time{}, &strictjson.Error{Path: member, Problem: "is not a number: expected seconds since 1970"}
 	}
 	n, err := strconv.ParseFloat(string(text), 64)
 	if err != nil || math.Abs(n) > mostSeconds {
-		return time.Time{}, &memberError{path: member, problem: fmt.Sprintf("is out of range: expected seconds since 1970, at most %d", int64(mostSeconds))}
+		return time.Time{}, &strictjson.Error{Path: member, Problem: fmt.Sprintf("is out of range: expected seconds since 1970, at most %d", int64(mostSeconds))}
 	}
 	return time.Unix(int64(round(n)), 0), nil
 }

@@ -16,6 +16,7 @@ import (
 	"carillon/codec"
 	"carillon/internal/redact"
 	"carillon/server/internal/logs"
+	"carillon/server/internal/strictjson"
 )
 
 // hook asks an HTTP server about handshakes. It is built on [Request.Defer].
@@ -78,14 +79,14 @@ type verdict struct {
 	Reason    string          `json:"reason"`
 }
 
-var verdictShape = shapeOf[verdict](shapeRules{})
+var verdictShape = strictjson.ShapeOf[verdict](strictjson.Rules{})
 
 // parseVerdict reads an answer and what it says of a client that is let in. Everything that is no clear answer is an
 // error, whose text is for the log.
 func parseVerdict(text []byte) (v verdict, id Identity, err error) {
-	err = verdictShape.unmarshal(text, &v)
+	err = verdictShape.Unmarshal(text, &v)
 	var kind *json.UnmarshalTypeError
-	var member *memberError
+	var member *strictjson.Error
 	switch {
 	case errors.As(err, &member):
 		return v, id, fmt.Errorf("the response: %w", err)

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"carillon/internal/redact"
+	"carillon/server/internal/strictjson"
 )
 
 // jwks fetches a JSON Web Key Set (RFC 7517). The libraries for it fetch while a token waits for its key,
@@ -118,8 +119,8 @@ type jwkSet struct {
 }
 
 var (
-	jwkShape    = shapeOf[jwk](shapeRules{unknown: true})
-	jwkSetShape = shapeOf[jwkSet](shapeRules{unknown: true})
+	jwkShape    = strictjson.ShapeOf[jwk](strictjson.Rules{Unknown: true})
+	jwkSetShape = strictjson.ShapeOf[jwkSet](strictjson.Rules{Unknown: true})
 )
 
 // checks reports whether the key is for checking signatures (RFC 7517, sections 4.2 and 4.3).
@@ -132,8 +133,8 @@ func (k *jwk) checks() bool {
 // and means another is not one to guess about.
 func parseJWKS(text []byte) ([]signatureKey, error) {
 	var set jwkSet
-	err := jwkSetShape.unmarshal(text, &set)
-	if e, ok := errors.AsType[*memberError](err); ok {
+	err := jwkSetShape.Unmarshal(text, &set)
+	if e, ok := errors.AsType[*strictjson.Error](err); ok {
 		return nil, fmt.Errorf("the response is not a JSON Web Key Set: %w", e)
 	} else if err != nil {
 		return nil, errors.New("the response is not a JSON Web Key Set")
@@ -141,8 +142,8 @@ func parseJWKS(text []byte) ([]signatureKey, error) {
 	var keys []signatureKey
 	for i, raw := range set.Keys {
 		var k jwk
-		err := jwkShape.unmarshal(raw, &k)
-		if e, ok := errors.AsType[*memberError](err); ok {
+		err := jwkShape.Unmarshal(raw, &k)
+		if e, ok := errors.AsType[*strictjson.Error](err); ok {
 			return nil, fmt.Errorf("keys[%d] of the response is not a JSON Web Key: %w", i, e)
 		}
 		if err != nil || !k.checks() {

@@ -1,4 +1,4 @@
-package server
+package strictjson
 
 import (
 	"bytes"
@@ -9,18 +9,18 @@ import (
 	"testing"
 )
 
-type membersOuter struct {
-	Name  string        `json:"name"`
-	Kinds []string      `json:"kinds"`
-	Inner *membersInner `json:"inner"`
-	Skip  string        `json:"-"`
+type outer struct {
+	Name  string   `json:"name"`
+	Kinds []string `json:"kinds"`
+	Inner *inner   `json:"inner"`
+	Skip  string   `json:"-"`
 }
 
-type membersInner struct {
+type inner struct {
 	Size json.RawMessage `json:"size"`
 }
 
-func TestMembers(t *testing.T) {
+func TestShapes(t *testing.T) {
 	const null, unknown = "null", "unknown"
 	for _, test := range []struct {
 		sentence string
@@ -54,31 +54,31 @@ func TestMembers(t *testing.T) {
 		{"null itself", `null`, null + unknown, "is null"},
 	} {
 		t.Run(test.sentence, func(t *testing.T) {
-			s := shapeOf[membersOuter](shapeRules{unknown: strings.Contains(test.allowed, unknown), null: strings.Contains(test.allowed, null)})
-			err := s.unmarshal([]byte(test.text), &membersOuter{})
+			s := ShapeOf[outer](Rules{Unknown: strings.Contains(test.allowed, unknown), Null: strings.Contains(test.allowed, null)})
+			err := s.Unmarshal([]byte(test.text), &outer{})
 			if err == nil && test.problem != "" || err != nil && (test.problem == "" || !strings.Contains(err.Error(), test.problem)) {
 				t.Errorf("%s: %v, want %q", test.text, err, test.problem)
 			}
 		})
 	}
-	if err := shapeOf[membersOuter](shapeRules{}).unmarshal([]byte(`{"name":"a"} {}`), &membersOuter{}); err == nil {
+	if err := ShapeOf[outer](Rules{}).Unmarshal([]byte(`{"name":"a"} {}`), &outer{}); err == nil {
 		t.Error("what follows the object is passed over")
 	}
 }
 
 // What the check lets through means the same to encoding/json as to a reader that goes by RFC 8259, byte for byte: each
 // known member is there once at most, and under its own name.
-func FuzzMembers(f *testing.F) {
+func FuzzShapes(f *testing.F) {
 	f.Add([]byte(`{"name":"a","kinds":["\\"],"inner":{"size":"\\\""}}`))
 	f.Add([]byte(`{"na\u006de":null,"x":{"y":[]},"inner":{}}`))
 	f.Add([]byte(`{"a\\":1,"name":2}`))
 	f.Add([]byte(`{"inner":{"size":1},"KINDS":[]}`))
 	f.Add([]byte(`{"name`))
-	loose := shapeOf[membersOuter](shapeRules{unknown: true, null: true})
-	strict := shapeOf[membersOuter](shapeRules{})
+	loose := ShapeOf[outer](Rules{Unknown: true, Null: true})
+	strict := ShapeOf[outer](Rules{})
 	f.Fuzz(func(t *testing.T, text []byte) {
-		lenient := loose.check(text)
-		closed := strict.check(text)
+		lenient := loose.Check(text)
+		closed := strict.Check(text)
 		if !json.Valid(text) {
 			return
 		}
@@ -128,47 +128,4 @@ func topMembers(text []byte) (counts map[string]int, folded, other, nulls, objec
 	_, _ = d.Token()
 	_, err := d.Token()
 	return counts, folded, other, nulls, errors.Is(err, io.EOF)
-}
-
-func TestMembersAllocateNothing(t *testing.T) {
-	text := []byte(`{"id":7,"publish":{"topic":"prices.eu","data":{"a":[1,2,"\"x"]},"k\u0065y":"k"},"x":null}`)
-	if n := testing.AllocsPerRun(100, func() {
-		if err := requestShape.check(text); err != nil {
-			t.Fatal(err)
-		}
-	}); n != 0 {
-		t.Errorf("%v allocations", n)
-	}
-}
-
-// Whatever a message is made of, the check costs less than what encoding/json has done with it before.
-func BenchmarkMembers(b *testing.B) {
-	for name, text := range map[string][]byte{
-		"small":    []byte(`{"id":7,"publish":{"topic":"prices.eu","data":{"bid":187.2,"ask":187.3}}}`),
-		"names":    append(append([]byte(`{`), bytes.Repeat([]byte(`"\u0061":1,`), 90_000)...), `"ping":{}}`...),
-		"brackets": []byte(`{"x":` + strings.Repeat("[", 9000) + strings.Repeat("]", 9000) + `,"ping":{}}`),
-		"numbers":  append(append([]byte(`{"x":[`), bytes.Repeat([]byte(`1,`), 500_000)...), `1],"ping":{}}`...),
-		"text":     append(append([]byte(`{"x":"`), bytes.Repeat([]byte(`x`), 1<<20)...), `","ping":{}}`...),
-	} {
-		b.Run("message="+name, func(b *testing.B) {
-			b.Run("decode", func(b *testing.B) {
-				b.SetBytes(int64(len(text)))
-				for b.Loop() {
-					var r request
-					if err := json.Unmarshal(text, &r); err != nil {
-						b.Fatal(err)
-					}
-				}
-			})
-			b.Run("check", func(b *testing.B) {
-				b.SetBytes(int64(len(text)))
-				b.ReportAllocs()
-				for b.Loop() {
-					if err := requestShape.check(text); err != nil {
-						b.Fatal(err)
-					}
-				}
-			})
-		})
-	}
 }
