@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/admin"
 )
 
 // dialInternal opens a TCP connection to the internal interface.
@@ -158,12 +159,12 @@ func TestAPIHistory(t *testing.T) {
 }
 
 type connectionsPage struct {
-	Connections []connectionInfo
+	Connections []admin.Connection
 	Next        string
 }
 
 // allConnections goes through the pages.
-func allConnections(t *testing.T, s *Server, limit int, between func()) (all []connectionInfo) {
+func allConnections(t *testing.T, s *Server, limit int, between func()) (all []admin.Connection) {
 	t.Helper()
 	after := ""
 	for {
@@ -217,7 +218,7 @@ func TestAPIConnections(t *testing.T) {
 	eventually(t, "the others are gone", func() bool { return s.Count() == 22 })
 	all := allConnections(t, s, 100, func() {})
 	zero := 0
-	if got, want := fmt.Sprintf("%+v", deref(all[0])), fmt.Sprintf("%+v", deref(connectionInfo{ID: "1", Address: alice.conn.LocalAddr().String(),
+	if got, want := fmt.Sprintf("%+v", deref(all[0])), fmt.Sprintf("%+v", deref(admin.Connection{ID: "1", Address: alice.conn.LocalAddr().String(),
 		Path: "/ws", Transport: "websocket", Subprotocol: "carillon.v1.json", Age: all[0].Age, QueuedBytes: &zero, Subscriptions: 2})); got != want {
 		t.Errorf("alice is %s, want %s", got, want)
 	}
@@ -225,7 +226,7 @@ func TestAPIConnections(t *testing.T) {
 		t.Errorf("bob is %+v", b)
 	}
 
-	var one connectionInfo
+	var one admin.Connection
 	call(t, s, "GET", "/v1/connections/1", "").is(t, 200).into(t, &one)
 	if slices.Sort(one.Topics); !slices.Equal(one.Topics, []string{"a", "b"}) || one.Subscriptions != 2 {
 		t.Errorf("alice is %+v", one)
@@ -271,7 +272,7 @@ func TestAPIConnectionsBetweenPages(t *testing.T) {
 }
 
 // deref shows the number behind the pointer.
-func deref(c connectionInfo) any {
+func deref(c admin.Connection) any {
 	queued := *c.QueuedBytes
 	c.QueuedBytes = nil
 	return fmt.Sprint(c, queued)
@@ -285,7 +286,7 @@ func TestAPIQueuedBytes(t *testing.T) {
 		if err := s.Broadcast("/broadcast", Binary, make([]byte, 100_000)); err != nil {
 			t.Fatal(err)
 		}
-		var one connectionInfo
+		var one admin.Connection
 		call(t, s, "GET", "/v1/connections/1", "").is(t, 200).into(t, &one)
 		return *one.QueuedBytes > 0
 	})

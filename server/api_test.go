@@ -2,7 +2,6 @@ package server
 
 import (
 	"bytes"
-	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -111,29 +110,6 @@ func TestAPIPublishWithAByteOrderMark(t *testing.T) {
 	}
 }
 
-// The title of a problem says what is wrong. The detail does not say it again.
-func TestProblemsDoNotSayItTwice(t *testing.T) {
-	for _, test := range []struct {
-		err           error
-		title, detail string
-	}{
-		{fmt.Errorf("%w: not connected to NATS", ErrNoCluster), "Cluster cannot be reached", "not connected to NATS"},
-		{ErrNoCluster, "Cluster cannot be reached", ""},
-		{fmt.Errorf("%w: the disk", ErrStoreFull), "Cluster store is full", "the disk"},
-		{ErrNotJSON, "Message is not valid JSON", ""},
-		{ErrNotText, "Message is not valid UTF-8", ""},
-		{ErrTooManyTopics, "Topic limit reached (limits.max_topics)", ""},
-		{ErrNotDraining, "Server is not draining", ""},
-		{ErrTooLarge, "Message too large", "message is larger than limits.max_message"},
-		{uncertain(fmt.Errorf("%w: no answer", ErrUncertain)), "Message not acknowledged by the cluster",
-			"it may or may not be stored: no answer; with an Idempotency-Key, a message for a persistent topic can be retried"},
-	} {
-		if p := problemOf(test.err); p.Title != test.title || p.Detail != test.detail {
-			t.Errorf("%v: %q, %q", test.err, p.Title, p.Detail)
-		}
-	}
-}
-
 // A publisher that did not hear the answer repeats its request: it is delivered once.
 func TestAPIPublishTwice(t *testing.T) {
 	s := withAPI(t, Options{})
@@ -223,6 +199,7 @@ func TestAPIBatch(t *testing.T) {
 }
 
 func TestAPIBatchIsRefused(t *testing.T) {
+	const mostBatch, mostLines = 16 << 20, 10_000
 	s := withAPI(t, Options{})
 	line := `{"topic":"a","data":1}` + "\n"
 	call(t, s, "POST", "/v1/messages", line, asJSON).isProblem(t, 415, "unsupported-media-type", "application/x-ndjson")
@@ -331,22 +308,13 @@ func TestAPIPathsAndMethods(t *testing.T) {
 	call(t, s, "GET", "/v1/openapi.json?x=%zz", "").isProblem(t, 400, "bad-request", "malformed")
 }
 
-// A panic is the interface's own mistake: it is answered and logged, and ends nothing else.
+// A panic is answered and logged, and ends nothing else.
 func TestAPIPanic(t *testing.T) {
-	s, log := startLogged(t, Options{Internal: Internal{Listen: "127.0.0.1:0"}, Endpoints: echoAndBroadcast()})
-	healthy := routes
-	routes = append([]route{{"GET", "/v1/panic", func(*api, http.ResponseWriter, *http.Request) error { panic("a mistake") }},
-		{"GET", "/v1/unexpected", func(*api, http.ResponseWriter, *http.Request) error { return fmt.Errorf("another") }}}, routes...)
-	defer func() { routes = healthy }()
-	h := s.API()
-	for path, word := range map[string]string{"/v1/panic": "a mistake", "/v1/unexpected": "another"} {
-		w := newRecorder()
-		r, _ := http.NewRequest("GET", "http://localhost"+path, nil)
-		h.ServeHTTP(w, r)
-		answer{w.status, w.header, w.body.Bytes()}.isProblem(t, 500, "internal-error", "")
-		if !strings.Contains(log.String(), word) {
-			t.Errorf("%q is not in the log: %s", word, log)
-		}
+	debug := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("a mistake") })
+	s, log := startLogged(t, Options{Internal: Internal{Listen: "127.0.0.1:0", Debug: debug}, Endpoints: echoAndBroadcast()})
+	call(t, s, "GET", "/debug/pprof/", "").isProblem(t, 500, "internal-error", "")
+	if text := log.String(); !strings.Contains(text, "internal interface: panic") || !strings.Contains(text, "a mistake") {
+		t.Errorf("it is not in the log: %s", text)
 	}
 }
 

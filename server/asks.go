@@ -1,11 +1,8 @@
 package server
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
-	"net/http"
-	"slices"
 	"time"
 
 	"carillon/codec"
@@ -104,52 +101,6 @@ func (h *hub) askAndWait(ctx context.Context, subject string, question any) (ans
 	}
 }
 
-// wideTopic is a topic as all servers know it.
-type wideTopic struct {
-	TopicInfo
-	Complete *bool `json:"complete,omitempty"` // in a cluster: whether all servers have told of their subscribers
-}
-
-// topicEverywhere adds up the subscribers of all servers. What else is known of the topic is this server's, if it
-// has the topic. That a topic is not there is said only when all servers have said so, and the broker, if it keeps it.
-func (s *Server) topicEverywhere(ctx context.Context, name string) (t wideTopic, err error) {
-	keeps := s.hub.remote.keeps(name)
-	notLoaded := s.hub.waitFor(name, Start{}) // what the broker keeps; else what is known here
-	known, exists := s.Topic(name)
-	exists = exists && (!keeps || known.Subscribers > 0 || known.History > 0) // and not only because it was asked for
-	t.TopicInfo = known
-	answers, all := s.hub.askAndWait(ctx, askAboutTopic, askTopic{name})
-	for _, one := range answers {
-		if len(one.Body) == 0 { // it does not have the topic
-			continue
-		}
-		var info TopicInfo
-		if json.Unmarshal(one.Body, &info) != nil {
-			*all = false
-			continue
-		}
-		n := t.Subscribers + info.Subscribers
-		if !exists && (n > 0 || info.History > 0 || !keeps) {
-			t.TopicInfo, exists = info, true
-		}
-		t.Subscribers = n
-	}
-	t.Complete = all
-	switch {
-	case exists:
-		return t, nil
-	case notLoaded != nil:
-		return t, notLoaded
-	case all != nil && !*all:
-		return t, problemNoCluster.because("%q is unknown here, and not every server answered", name)
-	}
-	return t, noTopic(name)
-}
-
-func noTopic(name string) error {
-	return problemNoTopic.because("%q has no subscribers, and nothing was published to it recently", name)
-}
-
 // info is what other servers are told of this one.
 func (f *follower) info() NodeInfo { return f.srv.nodeInfo() }
 
@@ -176,20 +127,4 @@ func (f *follower) nodeID() string {
 		return list[0].ID
 	}
 	return ""
-}
-
-// nodes lists the servers of the cluster, which may be this one alone.
-func (a *api) nodes(w http.ResponseWriter, r *http.Request) error {
-	if _, err := parameters(r); err != nil {
-		return err
-	}
-	page := struct {
-		Node  string     `json:"node"` // this one
-		Nodes []NodeInfo `json:"nodes"`
-	}{Nodes: a.srv.hub.remote.nodes()}
-	if len(page.Nodes) > 0 {
-		page.Node = page.Nodes[0].ID
-	}
-	slices.SortFunc(page.Nodes, func(a, b NodeInfo) int { return cmp.Compare(a.ID, b.ID) })
-	return reply(w, page)
 }

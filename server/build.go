@@ -2,7 +2,6 @@ package server
 
 import (
 	"cmp"
-	"net/http"
 	"runtime"
 	"runtime/debug"
 )
@@ -33,11 +32,4 @@ func BuildInfo() Build {
 		}
 	}
 	return b
-}
-
-func (a *api) version(w http.ResponseWriter, r *http.Request) error {
-	if _, err := parameters(r); err != nil {
-		return err
-	}
-	return reply(w, BuildInfo())
 }

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"carillon/server/internal/admin"
 )
 
 func internalOf(opts Options) Options {
@@ -186,7 +188,7 @@ func TestClusterConnections(t *testing.T) {
 		}
 	}
 	for i, s := range list {
-		var info connectionInfo
+		var info admin.Connection
 		call(t, s, "GET", fmt.Sprintf("/v1/connections/%d", id[list[1]]), "").is(t, 200).into(t, &info)
 		if info.Node != "node2" || info.ID != fmt.Sprint(id[list[1]]) || fmt.Sprint(info.Topics) != "[room]" {
 			t.Errorf("at server %d: %+v", i+1, info)
@@ -202,7 +204,7 @@ func TestClusterConnections(t *testing.T) {
 	alice.wantClose(1001, "")
 	eventually(t, "they are gone", func() bool { return list[0].Count()+list[1].Count() == 0 })
 	call(t, list[2], "GET", path, "").isProblem(t, 404, "no-such-connection", "is not open")
-	var page struct{ Connections []connectionInfo }
+	var page struct{ Connections []admin.Connection }
 	call(t, list[0], "GET", "/v1/connections", "").is(t, 200).into(t, &page)
 	if len(page.Connections) != 0 {
 		t.Errorf("%+v", page)

@@ -1,9 +1,10 @@
 package server
 
 import (
-	"errors"
 	"sync"
 	"time"
+
+	"carillon/server/internal/admin"
 )
 
 // State is where a server stands in its life.
@@ -30,10 +31,10 @@ type DrainStatus struct {
 
 var (
 	// ErrNotDraining is returned by CallOffDrain when there is nothing to call off.
-	ErrNotDraining = errors.New("the server is not draining")
+	ErrNotDraining = admin.ErrNotDraining
 
 	// ErrDrainUnderWay is returned by CallOffDrain when it is too late.
-	ErrDrainUnderWay = errors.New("the drain can no longer be cancelled: the listening socket is closed, or the program is ending")
+	ErrDrainUnderWay = admin.ErrDrainUnderWay
 )
 
 // ending is what is known about the server's end, by everybody but the shards.

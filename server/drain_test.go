@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/admin"
 )
 
 // goodbye reads up to the close frame, answers it, and returns when it came, what it says and when the
@@ -163,25 +164,25 @@ func TestDrainInRandomOrder(t *testing.T) {
 func TestDrainIsCalledOff(t *testing.T) {
 	t.Parallel()
 	s := withAPI(t, Options{Drain: Drain{Delay: 2 * patience, Duration: -1, Deadline: 3 * patience}})
-	state := func() (st drainInfo) {
+	state := func() (st admin.Drain) {
 		t.Helper()
 		call(t, s, "GET", "/v1/drain", "").is(t, 200).into(t, &st)
 		return st
 	}
 	call(t, s, "DELETE", "/v1/drain", "").isProblem(t, 409, "no-such-drain", "")
-	if st := state(); st.State != StateServing || !st.Listening || st.Began != 0 {
+	if st := state(); State(st.State) != StateServing || !st.Listening || st.Began != 0 {
 		t.Errorf("before: %+v", st)
 	}
-	var st drainInfo
+	var st admin.Drain
 	call(t, s, "POST", "/v1/drain", "").is(t, 202).into(t, &st)
 	alice := dial(t, s, "/echo")
-	if st = state(); st.State != StateDraining || !st.Listening || st.Remaining != 1 || st.Total != 1 ||
+	if st = state(); State(st.State) != StateDraining || !st.Listening || st.Remaining != 1 || st.Total != 1 ||
 		st.ETA < st.Began+2*patience.Milliseconds() || st.Reason == "" || s.State() != StateDraining {
 		t.Errorf("in the delay: %+v", st)
 	}
 	call(t, s, "POST", "/v1/drain", "").is(t, 202) // as it is
 	call(t, s, "DELETE", "/v1/drain", "").is(t, 200).into(t, &st)
-	if st.State != StateServing || state().State != StateServing {
+	if State(st.State) != StateServing || State(state().State) != StateServing {
 		t.Errorf("called off: %+v", st)
 	}
 	alice.send("still here")
@@ -194,7 +195,7 @@ func TestDrainIsCalledOff(t *testing.T) {
 	if code != 1001 || at.IsZero() {
 		t.Errorf("closed with %v", code)
 	}
-	if st = state(); st.State != StateDraining || st.Listening || st.Total != 1 || st.Reason != "a test" {
+	if st = state(); State(st.State) != StateDraining || st.Listening || st.Total != 1 || st.Reason != "a test" {
 		t.Errorf("closing: %+v", st)
 	}
 	call(t, s, "DELETE", "/v1/drain", "").isProblem(t, 409, "drain-under-way", "")

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/admin"
 	"carillon/server/internal/logs"
 )
 
@@ -60,16 +61,10 @@ func every(ctx context.Context, period time.Duration, do func()) {
 	}
 }
 
-// condition is one thing that keeps the server from being ready, or shows that it is not alive.
-type condition struct {
-	Reason string `json:"reason"` // one of a closed set, which openapi.json lists
-	Detail string `json:"detail"`
-}
-
 // unready says why the server should get no new connections now.
-func (s *Server) unready() (list []condition) {
+func (s *Server) unready() (list []admin.Condition) {
 	add := func(reason, format string, args ...any) {
-		list = append(list, condition{reason, fmt.Sprintf(format, args...)})
+		list = append(list, admin.Condition{Reason: reason, Detail: fmt.Sprintf(format, args...)})
 	}
 	select {
 	case <-s.started:
@@ -102,11 +97,11 @@ func (s *Server) unready() (list []condition) {
 }
 
 // stuck names the loops that have been silent for too long.
-func (s *Server) stuck() (list []condition) {
+func (s *Server) stuck() (list []admin.Condition) {
 	now := s.elapsed()
 	for i, sh := range s.allShards() {
 		if d := sh.mail.waits(now); d > s.ops.stuckAfter {
-			list = append(list, condition{"loop_stuck", fmt.Sprintf("loop %d has not responded for %v", i, d.Round(time.Millisecond))})
+			list = append(list, admin.Condition{Reason: "loop_stuck", Detail: fmt.Sprintf("loop %d has not responded for %v", i, d.Round(time.Millisecond))})
 		}
 	}
 	return list
@@ -119,59 +114,6 @@ func (s *Server) longestSilence() (longest time.Duration) {
 		longest = max(longest, sh.mail.waits(now))
 	}
 	return longest
-}
-
-// healthy is the body of a good answer.
-var healthy = []byte(`{"status":"ok"}` + "\n")
-
-func (a *api) ready(w http.ResponseWriter, _ *http.Request) error {
-	return answerHealth(w, problemNotReady, a.srv.unready())
-}
-
-func (a *api) live(w http.ResponseWriter, _ *http.Request) error {
-	return answerHealth(w, problemNotLive, a.srv.stuck())
-}
-
-func answerHealth(w http.ResponseWriter, not *problem, list []condition) error {
-	w.Header().Set("Cache-Control", "no-store")
-	if len(list) > 0 {
-		p := not.because("%s", list[0].Detail)
-		p.Reasons = list
-		return p
-	}
-	replyBytes(w, healthy)
-	return nil
-}
-
-// maintenanceState is what /v1/maintenance shows and takes.
-type maintenanceState struct {
-	On *bool `json:"on"`
-}
-
-var maintenanceShape = shapeOf[maintenanceState](shapeRules{})
-
-func (a *api) maintenance(w http.ResponseWriter, r *http.Request) error {
-	if _, err := parameters(r); err != nil {
-		return err
-	}
-	return a.showMaintenance(w)
-}
-
-func (a *api) setMaintenance(w http.ResponseWriter, r *http.Request) error {
-	var state maintenanceState
-	if err := a.order(w, r, maintenanceShape, &state); err != nil {
-		return err
-	}
-	if state.On == nil {
-		return bad("on is missing: expected true or false")
-	}
-	a.srv.SetMaintenance(*state.On)
-	return a.showMaintenance(w)
-}
-
-func (a *api) showMaintenance(w http.ResponseWriter) error {
-	on := a.srv.ops.maintenance.Load()
-	return reply(w, maintenanceState{&on})
 }
 
 // SetMaintenance tells balancers, by the health checks and the agent's port, to send no new clients here, or to do

@@ -278,7 +278,7 @@ func TestMaintenance(t *testing.T) {
 			t.Errorf("after %s: %s", row.body, got)
 		}
 	}
-	call(t, s, "PUT", "/v1/maintenance", strings.Repeat(" ", mostOrder+1)+`{"on":true}`, asJSON).isProblem(t, 413, "too-large", "")
+	call(t, s, "PUT", "/v1/maintenance", strings.Repeat(" ", 1<<10+1)+`{"on":true}`, asJSON).isProblem(t, 413, "too-large", "")
 	call(t, s, "PUT", "/v1/maintenance", `{"on":true}`, asBinary).isProblem(t, 415, "unsupported-media-type", "")
 	call(t, s, "PUT", "/v1/maintenance", `{"on":true}`, asJSON, "Sec-Fetch-Site: cross-site").isProblem(t, 403, "foreign-origin", "")
 	if s.ops.maintenance.Load() {

@@ -421,3 +421,44 @@ func (h *hub) past(topic string, from Start, limit int) (past Past, list []*mess
 	list, past.Recovered = t.since(from, h.srv.age(), limit)
 	return past, list[:min(len(list), limit)], nil
 }
+
+// names returns the first names of topics that match a pattern and come after a name. It goes through
+// all topics, but keeps no more than twice what it returns.
+func (h *hub) names(pattern, after string, limit int) (list []string, more bool) {
+	first := firstOf[string]{most: limit + 1}
+	for i := range h.parts {
+		for t := range h.parts[i].all() {
+			if t.name > after && topic.Matches(pattern, t.name) {
+				first.add(t.name)
+			}
+		}
+	}
+	list = first.sorted()
+	if len(list) > limit {
+		return list[:limit], true
+	}
+	return list, false
+}
+
+// firstOf keeps the first values, in their order, of all that it is given.
+type firstOf[T cmp.Ordered] struct {
+	most  int
+	list  []T
+	bound bool // list[most-1] is the last of the most that were first so far
+}
+
+func (f *firstOf[T]) add(v T) {
+	if f.bound && v >= f.list[f.most-1] {
+		return
+	}
+	if f.list = append(f.list, v); len(f.list) >= 2*f.most {
+		f.sorted()
+		f.bound = true
+	}
+}
+
+func (f *firstOf[T]) sorted() []T {
+	slices.Sort(f.list)
+	f.list = f.list[:min(len(f.list), f.most)]
+	return f.list
+}

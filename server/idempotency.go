@@ -7,11 +7,9 @@ import (
 	"errors"
 	"hash/maphash"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-	"unicode/utf8"
 
 	"carillon/internal/shrink"
 	"carillon/server/internal/limit"
@@ -68,15 +66,6 @@ func (c *Conn) publisher() (name string, address limit.Key) {
 		return name + "#" + w.subject, 0
 	}
 	return name, limit.KeyOf(addrOf(c.remote))
-}
-
-// checkJSONKey refuses a key that JSON cannot tell from others: what is no UTF-8, and half of a UTF-16 pair, become the
-// same character when it is decoded.
-func checkJSONKey(key string) error {
-	if strings.ContainsRune(key, utf8.RuneError) {
-		return bad("key is not Unicode text: it has an unpaired surrogate or the character U+FFFD")
-	}
-	return nil
 }
 
 // attempt is a publication with a key that is under way, or whose end at the broker is not known yet.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"carillon/internal/redact"
+	"carillon/server/internal/admin"
 	"carillon/server/internal/certs"
 	"carillon/server/internal/listen"
 	"carillon/server/internal/option"
@@ -228,7 +229,7 @@ func (s *Server) localOnly(next http.Handler) http.Handler {
 			host = h
 		}
 		if s.opts().Internal.Token == "" && !isLoopback(host) {
-			writeProblem(w, problemHost.because("without a token the Host must be localhost or a loopback address, not %.100q", r.Host))
+			admin.Misdirected(w, r.Host)
 			return
 		}
 		next.ServeHTTP(w, r)

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"carillon/server/internal/admin"
 )
 
 func TestInternalOptions(t *testing.T) {
@@ -163,9 +165,9 @@ func TestInternalShutdown(t *testing.T) {
 	defer cancel()
 	s.Shutdown(ctx)
 	eventually(t, "it says so", func() bool {
-		var st drainInfo
+		var st admin.Drain
 		call(t, s, "GET", "/v1/drain", "").is(t, 200).into(t, &st)
-		return st.State == StateDraining && st.Remaining == 0 // alice was asked to go
+		return State(st.State) == StateDraining && st.Remaining == 0 // alice was asked to go
 	})
 	alice.wantClose(1001, "shutting down")
 	_ = alice.conn.Close()

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/admin"
 )
 
 // guarded is a server whose memory the test says.
@@ -49,7 +50,7 @@ func (g *guarded) isOver() bool { return g.memory.over.Load() }
 // The internal interface says what the limit is, and why.
 func TestAPIMemory(t *testing.T) {
 	s := withAPI(t, Options{Limits: Limits{MaxMemory: 5 << 40}})
-	var m memoryState
+	var m admin.Memory
 	call(t, s, "GET", "/v1/memory", "").is(t, 200).into(t, &m)
 	if m.Max != 5<<40 || m.Source != "limits.max_memory" || m.Used < 1<<20 || m.Held != 0 || m.Refusing {
 		t.Errorf("it says %+v", m)

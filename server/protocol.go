@@ -2,7 +2,6 @@ package server
 
 import (
 	"bytes"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,8 +10,8 @@ import (
 	"strings"
 	"time"
 
-	"carillon/server/internal/auth"
 	"carillon/server/internal/envelope"
+	"carillon/server/internal/strictjson"
 )
 
 // request is what a client of the JSON protocol asks for: see docs/protocol.md. Exactly one of the fields
@@ -21,7 +20,7 @@ type request struct {
 	ID          json.RawMessage   `json:"id"`
 	Subscribe   *subscribeRequest `json:"subscribe"`
 	Unsubscribe *topicRequest     `json:"unsubscribe"`
-	Publish     *publishRequest   `json:"publish"`
+	Publish     *envelope.Publish `json:"publish"`
 	History     *historyRequest   `json:"history"`
 	Presence    *topicRequest     `json:"presence"`
 	Ping        *struct{}         `json:"ping"`
@@ -46,13 +45,6 @@ type subscribeRequest struct {
 	Last  int       `json:"last"`
 }
 
-type publishRequest struct {
-	Topic    string          `json:"topic"`
-	Data     json.RawMessage `json:"data"`
-	Encoding string          `json:"encoding"`
-	Key      string          `json:"key"`
-}
-
 type historyRequest struct {
 	Topic string    `json:"topic"`
 	Since *Position `json:"since"`
@@ -61,17 +53,7 @@ type historyRequest struct {
 
 // Unknown members are ignored, and null stands for an absent one. But with a member that is there twice, or in other
 // case, what the client asks for would depend on the reader. An id decides nothing.
-var (
-	requestShape = auth.ShapeOf[request](auth.ShapeRules{Unknown: true, Null: true}).Without("id")
-	publishShape = shapeOf[publishRequest](shapeRules{Unknown: true, Null: true})
-)
-
-// badRequest is a request that makes no sense.
-type badRequest struct{ problem string }
-
-func (e *badRequest) Error() string { return e.problem }
-
-func bad(format string, args ...any) error { return &badRequest{fmt.Sprintf(format, args...)} }
+var requestShape = strictjson.ShapeOf[request](strictjson.Rules{Unknown: true, Null: true}).Without("id")
 
 // request does what a client asks for, one request after the other. What looks at subscriptions, or may
 // have a large answer, waits until what was sent before it is out, and so does everything that the client
@@ -176,12 +158,12 @@ func parseRequest(payload []byte) (*request, error) {
 	if err != nil {
 		var kind *json.UnmarshalTypeError
 		if errors.As(err, &kind) && kind.Field != "" {
-			return r, bad("%s must not be a JSON %.20s", kind.Field, kind.Value)
+			return r, envelope.BadRequest("%s must not be a JSON %.20s", kind.Field, kind.Value)
 		}
-		return r, bad("expected a JSON object: %v", err)
+		return r, envelope.BadRequest("expected a JSON object: %v", err)
 	}
 	if err := requestShape.Check(payload); err != nil {
-		return r, bad("%v", err)
+		return r, envelope.BadRequest("%v", err)
 	}
 	asked := 0
 	for _, set := range []bool{r.Subscribe != nil, r.Unsubscribe != nil, r.Publish != nil, r.History != nil, r.Presence != nil, r.Ping != nil, r.Refresh != nil} {
@@ -190,7 +172,7 @@ func parseRequest(payload []byte) (*request, error) {
 		}
 	}
 	if asked != 1 {
-		return r, bad("expected exactly one of subscribe, unsubscribe, publish, history, presence, ping and refresh, each with an object")
+		return r, envelope.BadRequest("expected exactly one of subscribe, unsubscribe, publish, history, presence, ping and refresh, each with an object")
 	}
 	return r, nil
 }
@@ -207,14 +189,14 @@ func checkID(id json.RawMessage) error {
 	if id[0] == '"' {
 		var text string
 		if json.Unmarshal(id, &text) != nil || len(id) > 2+6*maxID { // at most six bytes escape one
-			return bad("id is longer than %d bytes", maxID)
+			return envelope.BadRequest("id is longer than %d bytes", maxID)
 		}
 		n = len(text)
 	} else if strings.Trim(string(id), "-0123456789") != "" {
-		return bad("id is %.20s: expected a string or an integer", id)
+		return envelope.BadRequest("id is %.20s: expected a string or an integer", id)
 	}
 	if n > maxID {
-		return bad("id is longer than %d bytes", maxID)
+		return envelope.BadRequest("id is longer than %d bytes", maxID)
 	}
 	return nil
 }
@@ -247,11 +229,11 @@ func (c *Conn) doSubscribe(id json.RawMessage, r *subscribeRequest) error {
 	from := Start{Since: r.Since, Last: r.Last}
 	switch {
 	case IsPattern(r.Topic) && from != Start{}:
-		return bad("%v", ErrNoPosition)
+		return envelope.BadRequest("%v", ErrNoPosition)
 	case r.Since != nil && r.Last != 0:
-		return bad("since and last are mutually exclusive")
-	case r.Last < 0 || r.Last > mostLast:
-		return bad("last is %d: expected 0 to %d", r.Last, mostLast)
+		return envelope.BadRequest("since and last are mutually exclusive")
+	case r.Last < 0 || r.Last > envelope.MaxLast:
+		return envelope.BadRequest("last is %d: expected 0 to %d", r.Last, envelope.MaxLast)
 	}
 	c.subscribeReady(&wanted{name: r.Topic, from: from, kind: framingEnvelope, asked: true, reply: func(s Subscribed) {
 		if len(id) > 0 {
@@ -267,7 +249,7 @@ type publishReply struct {
 }
 
 // publication is what a client wants to publish, as far as it may.
-func (c *Conn) publication(r *publishRequest) (p publication, err error) {
+func (c *Conn) publication(r *envelope.Publish) (p publication, err error) {
 	if err := CheckTopic(r.Topic); err != nil {
 		return p, err
 	}
@@ -276,18 +258,18 @@ func (c *Conn) publication(r *publishRequest) (p publication, err error) {
 	}
 	p.Topic, p.Key = r.Topic, r.Key
 	if p.Key != "" {
-		if err := checkJSONKey(p.Key); err != nil {
+		if err := r.CheckKey(); err != nil {
 			return p, err
 		}
 		p.Publisher, p.address = c.publisher()
 	}
-	p.Format, p.Payload, err = decodeData(r.Data, r.Encoding)
+	p.Format, p.Payload, err = r.Message()
 	p.valid = p.Format == FormatJSON // or the request had not been JSON
 	return p, err
 }
 
 // doPublish publishes a message of a client, and replies when the broker has it, in the order of the requests.
-func (c *Conn) doPublish(id json.RawMessage, r *publishRequest, reply replier) {
+func (c *Conn) doPublish(id json.RawMessage, r *envelope.Publish, reply replier) {
 	p, err := c.publication(r)
 	var s *slot
 	wait := func() { s = c.reserve(true) }
@@ -308,31 +290,6 @@ func (c *Conn) doPublish(id json.RawMessage, r *publishRequest, reply replier) {
 	default:
 		c.answerWith(id, "published", publishReply{p.Topic, receipt}, err, reply)
 	}
-}
-
-// decodeData reads a message as the JSON protocol and the HTTP interface have it.
-func decodeData(data json.RawMessage, encoding string) (Format, []byte, error) {
-	if len(data) == 0 {
-		return 0, nil, bad("data is missing")
-	}
-	if encoding == "" {
-		return FormatJSON, data, nil
-	}
-	var text string
-	if encoding != "base64" && encoding != "text" {
-		return 0, nil, bad("encoding is %.40q: expected text or base64, or none for JSON", encoding)
-	}
-	if err := json.Unmarshal(data, &text); err != nil {
-		return 0, nil, bad("data is not a string, which the encoding %s requires", encoding)
-	}
-	if encoding == "text" {
-		return FormatText, []byte(text), nil
-	}
-	payload, err := base64.StdEncoding.DecodeString(text)
-	if err != nil {
-		return 0, nil, bad("data is not base64: %v", err)
-	}
-	return FormatBinary, payload, nil
 }
 
 // The number of messages that a history request gets.
@@ -368,7 +325,7 @@ func (c *Conn) checkHistory(r *historyRequest) error {
 		return err
 	}
 	if limit := r.limit(); limit < 1 || limit > mostHistory {
-		return bad("limit is %d: expected 1 to %d", limit, mostHistory)
+		return envelope.BadRequest("limit is %d: expected 1 to %d", limit, mostHistory)
 	}
 	return nil
 }

@@ -117,7 +117,7 @@ func errorReplyOf(err error) errorReply {
 // errorCode is the name of a failure in the JSON protocol.
 func errorCode(err error) string {
 	var topic *TopicError
-	var request *badRequest
+	var request *envelope.RequestError
 	var token *auth.Refusal
 	var denied notAllowed
 	switch {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"carillon/server/topic"
@@ -29,17 +30,32 @@ func (f *follower) keeps(name string) bool {
 // sureTime is how long a publisher waits at most until the broker has its message.
 const sureTime = 15 * time.Second
 
+// published is what became of a message.
+type published struct {
+	receipt Receipt
+	err     error
+}
+
 // publishAndWait waits until the broker has the message, if there is one.
 func (h *hub) publishAndWait(ctx context.Context, p Publication) (Receipt, error) {
-	sent := make(publishing, 1)
+	sent := make(chan published, 1)
 	receipt, ready, err := h.remote.publish(publication{Publication: p}, nothing, func(r Receipt, err error) { sent <- published{r, err} })
 	if ready {
 		return receipt, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, sureTime)
 	defer cancel()
-	got := sent.wait(ctx)
-	return got.receipt, got.err
+	select {
+	case got := <-sent:
+		return got.receipt, got.err
+	case <-ctx.Done():
+	}
+	select { // it may have come at the same time
+	case got := <-sent:
+		return got.receipt, got.err
+	default:
+		return Receipt{}, fmt.Errorf("%w: no response in time", ErrUncertain)
+	}
 }
 
 // onLoop says whether it is called on an event loop.

@@ -25,9 +25,10 @@ func TestSecretsOfURLsAreNotShown(t *testing.T) {
 		t.Error("the log does not say which hook fails")
 	}
 	var shown strings.Builder
-	for _, r := range routes {
-		if r.method == "GET" {
-			shown.Write(call(t, s, "GET", r.path, "", "Authorization: Bearer "+mark+"-of-the-interface").body)
+	doc, _ := document(t) // it has all routes
+	for path, item := range doc.Paths.Map() {
+		if item.Get != nil {
+			shown.Write(call(t, s, "GET", path, "", "Authorization: Bearer "+mark+"-of-the-interface").body)
 		}
 	}
 	_, err := changed(s, func(o *Options) { o.Endpoints[0].Auth.JWT.JWKSURL = secret("other") })

@@ -14,6 +14,7 @@ import (
 	"github.com/panjf2000/gnet/v2"
 
 	"carillon/codec"
+	"carillon/server/internal/admin"
 	"carillon/server/internal/auth"
 	"carillon/server/internal/certs"
 	"carillon/server/internal/limit"
@@ -22,7 +23,7 @@ import (
 
 var (
 	// ErrNoEndpoint is returned by Broadcast for a path that no endpoint has.
-	ErrNoEndpoint = errors.New("no endpoint has this path")
+	ErrNoEndpoint = admin.ErrNoEndpoint
 
 	// ErrEngine is returned by Run when the event engine has ended by itself.
 	ErrEngine = errors.New("the event engine stopped unexpectedly")

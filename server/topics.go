@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"strconv"
 
 	"carillon/codec"
 	"carillon/server/internal/envelope"
@@ -57,9 +56,6 @@ func (a *TopicAccess) mayPublish(name string) bool {
 // subprotocolJSON is the one of docs/protocol.md.
 const subprotocolJSON = "carillon.v1.json"
 
-// mostLast bounds what a client may ask for in one go.
-const mostLast = 10_000
-
 // wish is what a request to an endpoint with topics asks for.
 type wish struct {
 	events  bool // server-sent events
@@ -79,7 +75,7 @@ func (ep *endpoint) wishOf(r *Request, events bool) (*wish, error) {
 		return bad("the query is malformed")
 	}
 	w := &wish{events: events, topics: query["topic"]}
-	if w.from, err = startOf(query); err != nil {
+	if w.from, err = envelope.ParseStart(query); err != nil {
 		return bad("%v", err)
 	}
 	if events {
@@ -200,29 +196,6 @@ func (ep *endpoint) check(name string) error {
 		return errNoSubscribe
 	}
 	return nil
-}
-
-// startOf reads since, epoch and last.
-func startOf(query url.Values) (from Start, err error) {
-	if text := query.Get("since"); text != "" {
-		offset, err := strconv.ParseUint(text, 10, 64)
-		if err != nil {
-			return from, fmt.Errorf("since=%.40q is not an offset: expected a whole number", text)
-		}
-		from.Since = &Position{Offset: offset, Epoch: query.Get("epoch")}
-		if from.Since.Epoch == "" {
-			return from, fmt.Errorf("since without epoch: expected both, as they were received")
-		}
-	}
-	if text := query.Get("last"); text != "" {
-		if from.Last, err = strconv.Atoi(text); err != nil || from.Last < 0 || from.Last > mostLast {
-			return from, fmt.Errorf("last=%.40q is not a number of messages from 0 to %d", text, mostLast)
-		}
-		if from.Since != nil {
-			return from, fmt.Errorf("since and last are mutually exclusive")
-		}
-	}
-	return from, nil
 }
 
 // quickTopics is up to how many subscriptions of a request line, without a history, cost no more than a few messages.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 
+	"carillon/server/internal/strictjson"
 	"carillon/server/stats"
 )
 
@@ -38,8 +39,8 @@ type rights struct {
 }
 
 var (
-	claimsShape = ShapeOf[claims](ShapeRules{Unknown: true})
-	rightsShape = ShapeOf[rights](ShapeRules{})
+	claimsShape = strictjson.ShapeOf[claims](strictjson.Rules{Unknown: true})
+	rightsShape = strictjson.ShapeOf[rights](strictjson.Rules{})
 )
 
 // badClaims says what is wrong with the claims of a token.
@@ -74,21 +75,21 @@ func (c *claims) UnmarshalJSON(b []byte) error {
 }
 
 // checkSubject refuses the name of nobody, and one that JSON cannot tell from others: halves of surrogate pairs and what is
-// no UTF-8 are decoded as U+FFFD. The error is a *memberError.
+// no UTF-8 are decoded as U+FFFD. The error is a *strictjson.Error.
 func checkSubject(member, subject string) error {
 	switch {
 	case subject == "":
-		return &memberError{path: member, problem: "is empty: expected a name, or omit the claim"}
+		return &strictjson.Error{Path: member, Problem: "is empty: expected a name, or omit the claim"}
 	case strings.ContainsRune(subject, utf8.RuneError):
-		return &memberError{path: member, problem: "is not Unicode text: it has an unpaired surrogate or the character U+FFFD"}
+		return &strictjson.Error{Path: member, Problem: "is not Unicode text: it has an unpaired surrogate or the character U+FFFD"}
 	}
 	return nil
 }
 
 // claimsProblem tells an error in words that repeat nothing of the token.
 func claimsProblem(err error) error {
-	if e, ok := errors.AsType[*memberError](err); ok {
-		return badClaims(e.plain())
+	if e, ok := errors.AsType[*strictjson.Error](err); ok {
+		return badClaims(e.Plain())
 	}
 	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && e.Field != "" {
 		return badClaims("a claim has the wrong type: " + e.Field)
@@ -101,8 +102,8 @@ func claimsProblem(err error) error {
 func (r *rights) UnmarshalJSON(b []byte) error {
 	type plain rights
 	err := rightsShape.Unmarshal(b, (*plain)(r))
-	if e, ok := errors.AsType[*memberError](err); ok {
-		return e.within("carillon")
+	if e, ok := errors.AsType[*strictjson.Error](err); ok {
+		return e.Within("carillon")
 	}
 	return err
 }
@@ -127,7 +128,7 @@ type protected struct {
 	Critical  json.RawMessage `json:"crit"`
 }
 
-var protectedShape = ShapeOf[protected](ShapeRules{Unknown: true})
+var protectedShape = strictjson.ShapeOf[protected](strictjson.Rules{Unknown: true})
 
 // checkHeader returns the name of the key that a token says it is signed with; "" if it does not. The parser has decoded
 // the header before, but forgives what may not decide anything. The error is a *Refusal.
@@ -139,8 +140,8 @@ func checkHeader(t *jwt.Token) (key string, err error) {
 	}
 	var h protected
 	err = protectedShape.Unmarshal(text, &h)
-	if e, ok := errors.AsType[*memberError](err); ok {
-		return "", badToken(stats.RefuseTokenMalformed, "the header of the token is invalid: "+e.plain())
+	if e, ok := errors.AsType[*strictjson.Error](err); ok {
+		return "", badToken(stats.RefuseTokenMalformed, "the header of the token is invalid: "+e.Plain())
 	}
 	if err != nil || h.Critical != nil || h.Algorithm != t.Method.Alg() { // section 4.1.11: nothing of crit is understood here
 		return "", errTokenMalformed
@@ -154,14 +155,14 @@ const maxSeconds = 1<<53 - 1
 
 // parseSecond reads the time of a member: the number of seconds since 1970, as the NumericDate of RFC 7519, section 2.
 // It may have a fraction, as that of JavaScript's Date.now()/1000, and is rounded to a whole second. The error is a
-// *memberError.
+// *strictjson.Error.
 func parseSecond(member string, text []byte, round func(float64) float64) (time.Time, error) {
 	if len(text) == 0 || text[0] != '-' && (text[0] < '0' || text[0] > '9') {
-		return time.Time{}, &memberError{path: member, problem: "is not a number: expected seconds since 1970"}
+		return time.Time{}, &strictjson.Error{Path: member, Problem: "is not a number: expected seconds since 1970"}
 	}
 	n, err := strconv.ParseFloat(string(text), 64)
 	if err != nil || math.Abs(n) > maxSeconds {
-		return time.Time{}, &memberError{path: member, problem: fmt.Sprintf("is out of range: expected seconds since 1970, at most %d", int64(maxSeconds))}
+		return time.Time{}, &strictjson.Error{Path: member, Problem: fmt.Sprintf("is out of range: expected seconds since 1970, at most %d", int64(maxSeconds))}
 	}
 	return time.Unix(int64(round(n)), 0), nil
 }

@@ -16,6 +16,7 @@ import (
 	"carillon/codec"
 	"carillon/internal/redact"
 	"carillon/server/internal/logs"
+	"carillon/server/internal/strictjson"
 	"carillon/server/stats"
 )
 
@@ -72,14 +73,14 @@ type hookResponse struct {
 	Reason    string          `json:"reason"`
 }
 
-var hookResponseShape = ShapeOf[hookResponse](ShapeRules{})
+var hookResponseShape = strictjson.ShapeOf[hookResponse](strictjson.Rules{})
 
 // parseHookResponse reads an answer and what it says of a client that is let in. Everything that is no clear answer is an
 // error, whose text is for the log.
 func parseHookResponse(text []byte) (v hookResponse, id Identity, err error) {
 	err = hookResponseShape.Unmarshal(text, &v)
 	var kind *json.UnmarshalTypeError
-	var member *memberError
+	var member *strictjson.Error
 	switch {
 	case errors.As(err, &member):
 		return v, id, fmt.Errorf("the response: %w", err)

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"carillon/internal/redact"
+	"carillon/server/internal/strictjson"
 )
 
 // jwks fetches a JSON Web Key Set (RFC 7517). The libraries for it fetch while a token waits for its key,
@@ -123,8 +124,8 @@ type jwkSet struct {
 }
 
 var (
-	jwkShape    = ShapeOf[jwk](ShapeRules{Unknown: true})
-	jwkSetShape = ShapeOf[jwkSet](ShapeRules{Unknown: true})
+	jwkShape    = strictjson.ShapeOf[jwk](strictjson.Rules{Unknown: true})
+	jwkSetShape = strictjson.ShapeOf[jwkSet](strictjson.Rules{Unknown: true})
 )
 
 // checks reports whether the key is for checking signatures (RFC 7517, sections 4.2 and 4.3).
@@ -138,7 +139,7 @@ func (k *jwk) checks() bool {
 func parseJWKS(text []byte) ([]signatureKey, error) {
 	var set jwkSet
 	err := jwkSetShape.Unmarshal(text, &set)
-	if e, ok := errors.AsType[*memberError](err); ok {
+	if e, ok := errors.AsType[*strictjson.Error](err); ok {
 		return nil, fmt.Errorf("the response is not a JSON Web Key Set: %w", e)
 	} else if err != nil {
 		return nil, errors.New("the response is not a JSON Web Key Set")
@@ -147,7 +148,7 @@ func parseJWKS(text []byte) ([]signatureKey, error) {
 	for i, raw := range set.Keys {
 		var k jwk
 		err := jwkShape.Unmarshal(raw, &k)
-		if e, ok := errors.AsType[*memberError](err); ok {
+		if e, ok := errors.AsType[*strictjson.Error](err); ok {
 			return nil, fmt.Errorf("keys[%d] of the response is not a JSON Web Key: %w", i, e)
 		}
 		if err != nil || !k.checks() {

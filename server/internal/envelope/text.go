@@ -1,4 +1,5 @@
-// Package envelope writes messages and replies as clients get them: JSON and server-sent events. It works on bytes only.
+// Package envelope writes messages and replies as clients get them: JSON and server-sent events. It reads what requests of
+// both the JSON protocol and the HTTP interface have. It works on bytes only.
 package envelope
 
 import (

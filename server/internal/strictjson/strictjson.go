@@ -1,4 +1,5 @@
-package auth
+// Package strictjson finds what encoding/json forgives, in objects by which something is decided.
+package strictjson
 
 import (
 	"bytes"
@@ -18,34 +19,34 @@ import (
 
 // Shape describes the members of a JSON object by which something is decided. It is immutable.
 type Shape struct {
-	rules   ShapeRules
-	members []shapeMember // at most 64
+	rules   Rules
+	members []member // at most 64
 }
 
-type shapeMember struct {
+type member struct {
 	name  string
 	bytes []byte // name
 	in    *Shape // of a value that is an object; nil looks no further
 }
 
-// ShapeRules loosen a [Shape]. The zero value is the strictest.
-type ShapeRules struct {
+// Rules loosen the check.
+type Rules struct {
 	Unknown bool // members of other names are allowed
 	Null    bool // null is allowed and stands for an absent member
 }
 
 // ShapeOf returns the shape of the objects that a struct is decoded from. Each exported field needs a json tag. Fields
 // that are structs, or pointers to them, are looked into, unless their type decodes itself.
-func ShapeOf[T any](rules ShapeRules) *Shape { return shapeOfType(reflect.TypeFor[T](), rules) }
+func ShapeOf[T any](rules Rules) *Shape { return shapeOfType(reflect.TypeFor[T](), rules) }
 
-func shapeOfType(t reflect.Type, rules ShapeRules) *Shape {
+func shapeOfType(t reflect.Type, rules Rules) *Shape {
 	s := &Shape{rules: rules}
 	for _, f := range reflect.VisibleFields(t) {
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		if name == "" || name == "-" {
 			continue
 		}
-		m := shapeMember{name: name, bytes: []byte(name)}
+		m := member{name: name, bytes: []byte(name)}
 		inner := f.Type
 		if inner.Kind() == reflect.Pointer {
 			inner = inner.Elem()
@@ -56,49 +57,49 @@ func shapeOfType(t reflect.Type, rules ShapeRules) *Shape {
 		s.members = append(s.members, m)
 	}
 	if len(s.members) > 64 {
-		panic("auth: a shape has more members than a word has bits")
+		panic("strictjson: a shape has more members than a word has bits")
 	}
 	return s
 }
 
 // Without returns the shape without one of its members, which then is as good as unknown.
 func (s *Shape) Without(name string) *Shape {
-	members := slices.DeleteFunc(slices.Clone(s.members), func(m shapeMember) bool { return m.name == name })
+	members := slices.DeleteFunc(slices.Clone(s.members), func(m member) bool { return m.name == name })
 	return &Shape{s.rules, members}
 }
 
 // maxMemberName is longer than any name of a shape.
 const maxMemberName = 32
 
-// memberError is a member that must not decide anything.
-type memberError struct {
-	path    string // such as carillon.subscribe; "" for the object itself
-	problem string // what is wrong and what is expected; nothing of it comes from the text
+// Error is a member that must not decide anything.
+type Error struct {
+	Path    string // such as carillon.subscribe; "" for the object itself
+	Problem string // what is wrong and what is expected; nothing of it comes from the text
 	found   string // the name of the member, as the text has it, where that is the problem
 }
 
-func (e *memberError) Error() string {
+func (e *Error) Error() string {
 	if e.found == "" {
-		return e.plain()
+		return e.Plain()
 	}
-	return fmt.Sprintf("%s; found %+.40q", e.plain(), e.found)
+	return fmt.Sprintf("%s; found %+.40q", e.Plain(), e.found)
 }
 
-// plain is the error without what comes from the text.
-func (e *memberError) plain() string { return strings.TrimPrefix(e.path+" "+e.problem, " ") }
+// Plain is the error without what comes from the text.
+func (e *Error) Plain() string { return strings.TrimPrefix(e.Path+" "+e.Problem, " ") }
 
-// within returns the error as one of the object in which the member of that name is the object at fault.
-func (e *memberError) within(name string) *memberError {
-	return &memberError{path: strings.TrimSuffix(name+"."+e.path, "."), problem: e.problem, found: e.found}
+// Within returns the error as one of the object in which the member of that name is the object at fault.
+func (e *Error) Within(name string) *Error {
+	return &Error{Path: strings.TrimSuffix(name+"."+e.Path, "."), Problem: e.Problem, found: e.found}
 }
 
 var (
-	errNotObject = &memberError{problem: "is not a JSON object"}
-	errNull      = &memberError{problem: "is null: expected a value, or omit it"}
+	errNotObject = &Error{Problem: "is not a JSON object"}
+	errNull      = &Error{Problem: "is null: expected a value, or omit it"}
 )
 
-// Unmarshal decodes an object into a value of the type that the shape was made of, and checks it. The error is that of
-// json.Unmarshal, or a *memberError.
+// Unmarshal decodes an object into a value of the type that the shape is of, and checks it. The error is that of
+// json.Unmarshal, or an *[Error].
 func (s *Shape) Unmarshal(text []byte, v any) error {
 	if err := json.Unmarshal(text, v); err != nil {
 		return err
@@ -106,7 +107,7 @@ func (s *Shape) Unmarshal(text []byte, v any) error {
 	return s.Check(text)
 }
 
-// Check returns a *memberError for the first member that makes the object ambiguous. The text must be valid JSON, or
+// Check returns an *[Error] for the first member that makes the object ambiguous. The text must be valid JSON, or
 // what it returns means nothing. It allocates nothing unless a name has escapes.
 func (s *Shape) Check(text []byte) error {
 	if err := s.object(text); err != nil {
@@ -115,7 +116,7 @@ func (s *Shape) Check(text []byte) error {
 	return nil
 }
 
-func (s *Shape) object(text []byte) *memberError {
+func (s *Shape) object(text []byte) *Error {
 	w := walker{text: text}
 	switch {
 	case w.take('n'):
@@ -141,25 +142,25 @@ func (s *Shape) object(text []byte) *memberError {
 		}
 		m := &s.members[i]
 		if seen&(1<<i) != 0 {
-			return &memberError{path: m.name, problem: "is given twice: expected it once"}
+			return &Error{Path: m.name, Problem: "is given twice: expected it once"}
 		}
 		seen |= 1 << i
 		null := value[0] == 'n'
 		if null && !s.rules.Null {
-			return errNull.within(m.name)
+			return errNull.Within(m.name)
 		}
 		if m.in == nil || null {
 			continue
 		}
 		if err := m.in.object(value); err != nil {
-			return err.within(m.name)
+			return err.Within(m.name)
 		}
 	}
 	return nil
 }
 
 // find returns the place of the member with exactly that name, or -1 for one that may be passed over.
-func (s *Shape) find(name []byte) (int, *memberError) {
+func (s *Shape) find(name []byte) (int, *Error) {
 	for i := range s.members {
 		if string(name) == s.members[i].name {
 			return i, nil
@@ -169,13 +170,13 @@ func (s *Shape) find(name []byte) (int, *memberError) {
 	for i := range s.members {
 		m := &s.members[i]
 		if (!plain || len(name) == len(m.name)) && bytes.EqualFold(name, m.bytes) {
-			return -1, &memberError{problem: "has a field that differs from " + m.name + " in case only: expected that name", found: string(name)}
+			return -1, &Error{Problem: "has a field that differs from " + m.name + " in case only: expected that name", found: string(name)}
 		}
 	}
 	if s.rules.Unknown {
 		return -1, nil
 	}
-	return -1, &memberError{problem: "has an unknown field: expected only " + strings.Join(s.names(), ", "), found: string(name)}
+	return -1, &Error{Problem: "has an unknown field: expected only " + strings.Join(s.names(), ", "), found: string(name)}
 }
 
 func isASCII(text []byte) bool {

@@ -1,9 +1,9 @@
-package server
+package admin
 
 import "net/http"
 
-// memoryState is what /v1/memory shows. Sizes are in bytes.
-type memoryState struct {
+// Memory is what /v1/memory shows. Sizes are in bytes.
+type Memory struct {
 	Max      int64  `json:"max"`      // Limits.MaxMemory in force; -1 is off
 	Source   string `json:"source"`   // where that comes from
 	Used     int64  `json:"used"`     // by the Go runtime, garbage included; 0 while it is off
@@ -15,6 +15,5 @@ func (a *api) memory(w http.ResponseWriter, r *http.Request) error {
 	if _, err := parameters(r); err != nil {
 		return err
 	}
-	limit, source := a.srv.MaxMemory()
-	return reply(w, memoryState{int64(limit), source, a.srv.memory.used.Load(), a.srv.heldBytes(), a.srv.memory.refuses()})
+	return reply(w, a.backend.Memory())
 }

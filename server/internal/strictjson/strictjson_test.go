@@ -1,4 +1,4 @@
-package auth
+package strictjson
 
 import (
 	"bytes"
@@ -9,18 +9,18 @@ import (
 	"testing"
 )
 
-type membersOuter struct {
-	Name  string        `json:"name"`
-	Kinds []string      `json:"kinds"`
-	Inner *membersInner `json:"inner"`
-	Skip  string        `json:"-"`
+type outer struct {
+	Name  string   `json:"name"`
+	Kinds []string `json:"kinds"`
+	Inner *inner   `json:"inner"`
+	Skip  string   `json:"-"`
 }
 
-type membersInner struct {
+type inner struct {
 	Size json.RawMessage `json:"size"`
 }
 
-func TestMembers(t *testing.T) {
+func TestShapes(t *testing.T) {
 	const null, unknown = "null", "unknown"
 	for _, test := range []struct {
 		sentence string
@@ -54,28 +54,28 @@ func TestMembers(t *testing.T) {
 		{"null itself", `null`, null + unknown, "is null"},
 	} {
 		t.Run(test.sentence, func(t *testing.T) {
-			s := ShapeOf[membersOuter](ShapeRules{Unknown: strings.Contains(test.allowed, unknown), Null: strings.Contains(test.allowed, null)})
-			err := s.Unmarshal([]byte(test.text), &membersOuter{})
+			s := ShapeOf[outer](Rules{Unknown: strings.Contains(test.allowed, unknown), Null: strings.Contains(test.allowed, null)})
+			err := s.Unmarshal([]byte(test.text), &outer{})
 			if err == nil && test.problem != "" || err != nil && (test.problem == "" || !strings.Contains(err.Error(), test.problem)) {
 				t.Errorf("%s: %v, want %q", test.text, err, test.problem)
 			}
 		})
 	}
-	if err := ShapeOf[membersOuter](ShapeRules{}).Unmarshal([]byte(`{"name":"a"} {}`), &membersOuter{}); err == nil {
+	if err := ShapeOf[outer](Rules{}).Unmarshal([]byte(`{"name":"a"} {}`), &outer{}); err == nil {
 		t.Error("what follows the object is passed over")
 	}
 }
 
 // What the check lets through means the same to encoding/json as to a reader that goes by RFC 8259, byte for byte: each
 // known member is there once at most, and under its own name.
-func FuzzMembers(f *testing.F) {
+func FuzzShapes(f *testing.F) {
 	f.Add([]byte(`{"name":"a","kinds":["\\"],"inner":{"size":"\\\""}}`))
 	f.Add([]byte(`{"na\u006de":null,"x":{"y":[]},"inner":{}}`))
 	f.Add([]byte(`{"a\\":1,"name":2}`))
 	f.Add([]byte(`{"inner":{"size":1},"KINDS":[]}`))
 	f.Add([]byte(`{"name`))
-	loose := ShapeOf[membersOuter](ShapeRules{Unknown: true, Null: true})
-	strict := ShapeOf[membersOuter](ShapeRules{})
+	loose := ShapeOf[outer](Rules{Unknown: true, Null: true})
+	strict := ShapeOf[outer](Rules{})
 	f.Fuzz(func(t *testing.T, text []byte) {
 		lenient := loose.Check(text)
 		closed := strict.Check(text)

@@ -1,4 +1,4 @@
-package server
+package admin
 
 import (
 	"bufio"
@@ -9,11 +9,11 @@ import (
 
 // longestLine is enough for the largest message in base64 or with what JSON escapes in usual text.
 func (a *api) longestLine() int {
-	limit := int(a.srv.opts().Limits.MaxMessage)
+	limit := a.backend.MaxMessage()
 	if limit < 0 || limit > mostBatch/2 {
 		return mostBatch
 	}
-	return 2*limit + 4<<10
+	return int(2*limit + 4<<10)
 }
 
 // errLongLine is returned for a line that was skipped.

@@ -1,4 +1,4 @@
-package server
+package admin
 
 import (
 	"errors"
@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"carillon/server/internal/envelope"
+	"carillon/server/topic"
 )
 
 // problem is an error of the HTTP interface (RFC 9457). It is an error too, so that it can be returned.
@@ -18,7 +19,7 @@ type problem struct {
 	Status int    `json:"status"`
 	Detail string `json:"detail,omitempty"`
 
-	Reasons []condition `json:"reasons,omitempty"` // of a server that is not ready or not alive
+	Reasons []Condition `json:"reasons,omitempty"` // of a server that is not ready or not alive
 
 	header [][2]string
 }
@@ -98,36 +99,42 @@ func newProblem(status int, name, title string, header ...string) *problem {
 // problemOf says in the interface's words what went wrong, or returns nil for what must not happen.
 func problemOf(err error) *problem {
 	var ready *problem
-	var topic *TopicError
-	var request *badRequest
+	var name *topic.NameError
+	var request *envelope.RequestError
 	var size *http.MaxBytesError
 	switch {
 	case errors.As(err, &ready):
 		return ready
-	case errors.As(err, &topic):
+	case errors.As(err, &name):
 		return problemTopic.of(err)
 	case errors.As(err, &request):
 		return problemRequest.of(err)
 	case errors.As(err, &size):
-		return problemTooLarge.of(ErrTooLarge)
-	case errors.Is(err, ErrTooLarge):
+		return problemTooLarge.of(topic.ErrTooLarge)
+	case errors.Is(err, topic.ErrTooLarge):
 		return problemTooLarge.of(err)
-	case errors.Is(err, ErrKey):
+	case errors.Is(err, topic.ErrKey):
 		return problemKey.of(err)
-	case errors.Is(err, ErrNotJSON):
+	case errors.Is(err, topic.ErrNotJSON):
 		return problemNotJSON.of(err)
-	case errors.Is(err, ErrNotText):
+	case errors.Is(err, topic.ErrNotText):
 		return problemNotText.of(err)
-	case errors.Is(err, ErrTooManyTopics):
+	case errors.Is(err, topic.ErrTooMany):
 		return problemTooManyTopics.of(err)
-	case errors.Is(err, ErrOverloaded):
+	case errors.Is(err, topic.ErrOverloaded):
 		return problemOverloaded.of(err)
-	case errors.Is(err, ErrStoreFull):
+	case errors.Is(err, topic.ErrStoreFull):
 		return problemStoreFull.of(err)
-	case errors.Is(err, ErrNoCluster):
+	case errors.Is(err, topic.ErrNoCluster):
 		return problemNoCluster.of(err)
-	case errors.Is(err, ErrUncertain):
+	case errors.Is(err, topic.ErrUncertain):
 		return problemUncertain.of(fmt.Errorf("%w; with an Idempotency-Key, a message for a persistent topic can be retried", err))
+	case errors.Is(err, ErrNoTopic):
+		return problemNoTopic.of(err)
+	case errors.Is(err, ErrNoConnection):
+		return problemNoConnection.of(err)
+	case errors.Is(err, ErrNoEndpoint):
+		return problemNoEndpoint.of(err)
 	case errors.Is(err, ErrNotDraining):
 		return problemNoDrain.of(err)
 	case errors.Is(err, ErrDrainUnderWay):
@@ -136,6 +143,14 @@ func problemOf(err error) *problem {
 		return problemTimeout.because("the body did not arrive in time")
 	}
 	return nil
+}
+
+// bad returns the problem of a request that makes no sense.
+func bad(format string, args ...any) error { return problemRequest.because(format, args...) }
+
+// Misdirected answers a request for a host that is not this machine.
+func Misdirected(w http.ResponseWriter, host string) {
+	writeProblem(w, problemHost.because("without a token the Host must be localhost or a loopback address, not %.100q", host))
 }
 
 func writeProblem(w http.ResponseWriter, p *problem) {

@@ -1,15 +1,18 @@
-package server
+package admin
 
 import (
 	"io"
 	"log/slog"
 	"net/http"
 	"strings"
+
+	"carillon/server/internal/strictjson"
+	"carillon/server/topic"
 )
 
 // order reads what a PUT asks for: a JSON object, strictly, because a misspelt switch must not be taken for
 // one that was set.
-func (a *api) order(w http.ResponseWriter, r *http.Request, like *shape, to any) error {
+func (a *api) order(w http.ResponseWriter, r *http.Request, like *strictjson.Shape, to any) error {
 	if _, err := parameters(r); err != nil {
 		return err
 	}
@@ -17,14 +20,14 @@ func (a *api) order(w http.ResponseWriter, r *http.Request, like *shape, to any)
 	if err != nil {
 		return err
 	}
-	if format != FormatJSON && r.Header.Get("Content-Type") != "" {
+	if format != topic.FormatJSON && r.Header.Get("Content-Type") != "" {
 		return problemMediaType.because("Content-Type is %.40q: expected application/json", r.Header.Get("Content-Type"))
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, mostOrder))
 	if err != nil {
 		return unread(err)
 	}
-	if err := like.unmarshal(body, to); err != nil {
+	if err := like.Unmarshal(body, to); err != nil {
 		return bad("the body is not the expected JSON object: %.200s", strings.TrimPrefix(err.Error(), "json: "))
 	}
 	return nil
@@ -38,7 +41,7 @@ type logState struct {
 	Level string `json:"level"`
 }
 
-var logShape = shapeOf[logState](shapeRules{})
+var logShape = strictjson.ShapeOf[logState](strictjson.Rules{})
 
 // The levels that can be set.
 var logLevels = map[string]slog.Level{
@@ -53,11 +56,11 @@ func (a *api) logLevel(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (a *api) showLogLevel(w http.ResponseWriter) error {
-	level := a.srv.opts().LogLevel
-	if level == nil {
+	level, ok := a.backend.LogLevel()
+	if !ok {
 		return problemNotOffered.because("the application does not expose its log level: see Options.LogLevel")
 	}
-	return reply(w, logState{strings.ToLower(level.Level().String())})
+	return reply(w, logState{strings.ToLower(level.String())})
 }
 
 func (a *api) setLogLevel(w http.ResponseWriter, r *http.Request) error {
@@ -69,15 +72,18 @@ func (a *api) setLogLevel(w http.ResponseWriter, r *http.Request) error {
 	if !known {
 		return bad("level is %.40q: expected debug, info, warn or error", state.Level)
 	}
-	if to := a.srv.opts().LogLevel; to != nil {
-		was := to.Level()
-		to.Set(level)
-		a.srv.log.Log(r.Context(), max(was, level), "log level", "was", was.String(), "is", level.String())
-	}
+	a.backend.SetLogLevel(r.Context(), level)
 	return a.showLogLevel(w)
 }
 
 func (a *api) showMetrics(w http.ResponseWriter, r *http.Request) error {
 	a.metrics.ServeHTTP(w, r)
 	return nil
+}
+
+func (a *api) version(w http.ResponseWriter, r *http.Request) error {
+	if _, err := parameters(r); err != nil {
+		return err
+	}
+	return reply(w, a.backend.Build())
 }

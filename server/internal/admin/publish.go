@@ -1,4 +1,4 @@
-package server
+package admin
 
 import (
 	"bytes"
@@ -12,11 +12,14 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 	"unicode/utf8"
 
 	"carillon/codec"
 	"carillon/server/internal/envelope"
 	"carillon/server/internal/logs"
+	"carillon/server/internal/strictjson"
+	"carillon/server/topic"
 )
 
 // buffers are for bodies and replies on their way.
@@ -33,7 +36,7 @@ func giveBack(buf *[]byte) {
 
 // publish takes one message for one topic, which is the request's body.
 func (a *api) publish(w http.ResponseWriter, r *http.Request) error {
-	p := Publication{Key: r.Header.Get("Idempotency-Key")}
+	p := topic.Publication{Key: r.Header.Get("Idempotency-Key")}
 	var err error
 	if p.Topic, err = topicOf(r); err != nil {
 		return err
@@ -52,7 +55,7 @@ func (a *api) publish(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	p.Payload = withoutMark(p.Payload, p.Format)
-	receipt, err := a.srv.hub.publishAndWait(r.Context(), p)
+	receipt, err := a.backend.Publish(r.Context(), p)
 	if err != nil {
 		return err
 	}
@@ -62,31 +65,31 @@ func (a *api) publish(w http.ResponseWriter, r *http.Request) error {
 }
 
 // withoutMark returns JSON without the byte order mark that some programs put before it, which is no part of it (RFC 8259, 8.1).
-func withoutMark(payload []byte, f Format) []byte {
-	if f == FormatJSON {
+func withoutMark(payload []byte, f topic.Format) []byte {
+	if f == topic.FormatJSON {
 		return bytes.TrimPrefix(payload, []byte("\ufeff"))
 	}
 	return payload
 }
 
 // appendReceipt writes what json.Marshal would, without what that costs.
-func appendReceipt(b []byte, r Receipt) []byte {
+func appendReceipt(b []byte, r topic.Receipt) []byte {
 	b = strconv.AppendUint(append(b, `{"offset":`...), r.Offset, 10)
 	b = append(append(append(b, `,"epoch":"`...), r.Epoch...), `","subscribers":`...)
 	return append(strconv.AppendInt(b, int64(r.Subscribers), 10), '}')
 }
 
 // formatOf reads the Content-Type.
-func formatOf(r *http.Request) (Format, error) {
+func formatOf(r *http.Request) (topic.Format, error) {
 	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && !strings.EqualFold(encoding, "identity") {
 		return 0, problemMediaType.because("Content-Encoding is %.40q: expected none", encoding)
 	}
 	kind := r.Header.Get("Content-Type")
 	switch kind {
 	case "application/json":
-		return FormatJSON, nil
+		return topic.FormatJSON, nil
 	case "", "text/plain":
-		return FormatText, nil
+		return topic.FormatText, nil
 	}
 	media, parameters, err := mime.ParseMediaType(kind)
 	if err != nil {
@@ -98,21 +101,21 @@ func formatOf(r *http.Request) (Format, error) {
 		// What curl says of -d where it is not told, and of -F, whose body has a message only between other things.
 		return 0, problemMediaType.because("Content-Type is that of a form, %s: expected text/plain, application/json or application/octet-stream, such as with curl -H 'Content-Type: text/plain' --data-binary @FILE", media)
 	case media != "application/json" && !strings.HasSuffix(media, "+json") && !strings.HasPrefix(media, "text/"):
-		return FormatBinary, nil
+		return topic.FormatBinary, nil
 	case charset != "" && charset != "utf-8" && charset != "utf8" && charset != "us-ascii":
 		return 0, problemMediaType.because("charset is %.40q: expected utf-8", charset)
 	case strings.HasPrefix(media, "text/"):
-		return FormatText, nil
+		return topic.FormatText, nil
 	}
-	return FormatJSON, nil
+	return topic.FormatJSON, nil
 }
 
 // body reads a message into a buffer.
 func (a *api) body(w http.ResponseWriter, r *http.Request, buf *[]byte) ([]byte, error) {
 	from := io.Reader(r.Body)
-	if limit := int64(a.srv.opts().Limits.MaxMessage); limit >= 0 {
+	if limit := a.backend.MaxMessage(); limit >= 0 {
 		if r.ContentLength > limit {
-			return nil, ErrTooLarge
+			return nil, topic.ErrTooLarge
 		}
 		if r.ContentLength < 0 {
 			from = http.MaxBytesReader(w, r.Body, limit)
@@ -149,6 +152,9 @@ const (
 	mostLines = 10_000
 )
 
+// batchTime is how long the broker may take at most to acknowledge the messages of a batch.
+const batchTime = 15 * time.Second
+
 // publishBatch takes messages for many topics, one JSON object in each line. Each stands alone: it is
 // published, or has an error of its own. None waits for the broker to have another one.
 func (a *api) publishBatch(w http.ResponseWriter, r *http.Request) error {
@@ -168,7 +174,7 @@ func (a *api) publishBatch(w http.ResponseWriter, r *http.Request) error {
 	lines := newLines(http.MaxBytesReader(w, r.Body, mostBatch), a.longestLine())
 	var rest error // why what follows was not read
 	var sent []publishing
-	ctx, cancel := context.WithTimeout(r.Context(), sureTime)
+	ctx, cancel := context.WithTimeout(r.Context(), batchTime)
 	defer cancel()
 	for n := 0; ; {
 		line, err := lines.next()
@@ -217,7 +223,7 @@ func (a *api) restOfBatch(err error) error {
 
 // published is what became of a message.
 type published struct {
-	receipt Receipt
+	receipt topic.Receipt
 	err     error
 }
 
@@ -234,14 +240,14 @@ func (p publishing) wait(ctx context.Context) published {
 	case got := <-p:
 		return got
 	case <-ctx.Done():
-		return published{err: fmt.Errorf("%w: no response in time", ErrUncertain)}
+		return published{err: fmt.Errorf("%w: no response in time", topic.ErrUncertain)}
 	}
 }
 
 // sendLine publishes one line without waiting for the broker.
 func (a *api) sendLine(line []byte, err error) publishing {
 	sent := make(publishing, 1)
-	var p Publication
+	var p topic.Publication
 	if err == nil {
 		p, err = publicationOf(line)
 	}
@@ -249,27 +255,30 @@ func (a *api) sendLine(line []byte, err error) publishing {
 		sent <- published{err: err}
 		return sent
 	}
-	a.srv.PublishFunc(p, func(r Receipt, err error) { sent <- published{r, err} })
+	a.backend.PublishFunc(p, func(r topic.Receipt, err error) { sent <- published{r, err} })
 	return sent
 }
 
 // appendResult appends the result of one line.
-func (a *api) appendResult(b []byte, r *http.Request, receipt Receipt, err error) []byte {
+func (a *api) appendResult(b []byte, r *http.Request, receipt topic.Receipt, err error) []byte {
 	if err == nil {
 		return appendReceipt(b, receipt)
 	}
 	p := problemOf(err)
 	if p == nil {
-		a.srv.logGrave("internal interface: unexpected error", "path", logs.Shorten(r.URL.Path), "error", logs.Shorten(err.Error()))
+		a.backend.LogError("internal interface: unexpected error", "path", logs.Shorten(r.URL.Path), "error", logs.Shorten(err.Error()))
 		p = problemInternal
 	}
 	return append(envelope.AppendJSON(append(b, `{"error":`...), p), '}')
 }
 
+// Unknown members are ignored, and null stands for an absent one, as in the JSON protocol.
+var publishShape = strictjson.ShapeOf[envelope.Publish](strictjson.Rules{Unknown: true, Null: true})
+
 // publicationOf reads a line. It shares nothing with it.
-func publicationOf(line []byte) (p Publication, err error) {
-	line = withoutMark(line, FormatJSON)
-	var request publishRequest
+func publicationOf(line []byte) (p topic.Publication, err error) {
+	line = withoutMark(line, topic.FormatJSON)
+	var request envelope.Publish
 	if err := json.Unmarshal(line, &request); err != nil || line[0] != '{' {
 		var kind *json.UnmarshalTypeError
 		if errors.As(err, &kind) && kind.Field != "" {
@@ -277,17 +286,17 @@ func publicationOf(line []byte) (p Publication, err error) {
 		}
 		return p, bad("the line is not a JSON object")
 	}
-	if err := publishShape.check(line); err != nil {
+	if err := publishShape.Check(line); err != nil {
 		return p, bad("the line %v", err)
 	}
-	if err := CheckTopic(request.Topic); err != nil {
+	if err := topic.Check(request.Topic); err != nil {
 		return p, err
 	}
-	if err := checkJSONKey(request.Key); err != nil {
+	if err := request.CheckKey(); err != nil {
 		return p, err
 	}
-	p = Publication{Topic: request.Topic, Key: request.Key}
-	p.Format, p.Payload, err = decodeData(request.Data, request.Encoding)
+	p = topic.Publication{Topic: request.Topic, Key: request.Key}
+	p.Format, p.Payload, err = request.Message()
 	return p, err
 }
 
@@ -297,9 +306,9 @@ func (a *api) broadcast(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	to, err := a.endpointsOf(query)
-	if err != nil {
-		return err
+	path := query.Get("path")
+	if query.Has("path") && !a.backend.HasEndpoint(path) {
+		return fmt.Errorf("%w: %.100q", ErrNoEndpoint, path)
 	}
 	format, err := formatOf(r)
 	if err != nil {
@@ -312,39 +321,16 @@ func (a *api) broadcast(w http.ResponseWriter, r *http.Request) error {
 	switch {
 	case err != nil:
 		return err
-	case format != FormatBinary && !utf8.Valid(payload):
-		return ErrNotText
-	case format == FormatJSON && !json.Valid(payload):
-		return ErrNotJSON
+	case format != topic.FormatBinary && !utf8.Valid(payload):
+		return topic.ErrNotText
+	case format == topic.FormatJSON && !json.Valid(payload):
+		return topic.ErrNotJSON
 	}
-	n, err := a.srv.broadcastAndWait(r.Context(), codec.NewFrame(format.Opcode(), payload), to)
+	n, err := a.backend.Broadcast(r.Context(), path, codec.NewFrame(format.Opcode(), payload))
 	if err != nil {
 		return err
 	}
 	return reply(w, struct {
 		Connections int `json:"connections"`
 	}{n})
-}
-
-// broadcastAndWait sends a message to everybody at some endpoints, which are in the order of their indices, or to nobody,
-// and says how many connections of this server there are. It waits until the broker has it, if there is one.
-func (s *Server) broadcastAndWait(ctx context.Context, f *codec.Frame, to []*endpoint) (connections int, err error) {
-	sent := make(chan error, len(to))
-	connections, err = s.broadcast(f, func(err error) { sent <- err }, to...)
-	if err != nil {
-		return 0, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, sureTime)
-	defer cancel()
-	for range to {
-		select {
-		case wrong := <-sent:
-			if wrong != nil {
-				err = uncertain(wrong)
-			}
-		case <-ctx.Done():
-			return 0, fmt.Errorf("%w: no response in time", ErrUncertain)
-		}
-	}
-	return connections, err
 }

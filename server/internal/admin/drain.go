@@ -1,4 +1,4 @@
-package server
+package admin
 
 import (
 	"net/http"
@@ -6,9 +6,9 @@ import (
 	"carillon/server/internal/envelope"
 )
 
-// drainInfo is a [DrainStatus] as the interface shows it.
-type drainInfo struct {
-	State     State  `json:"state"`
+// Drain says how far the server has come with its end.
+type Drain struct {
+	State     string `json:"state"`
 	Reason    string `json:"reason,omitempty"`
 	Began     int64  `json:"began,omitempty"` // milliseconds since 1970
 	Listening bool   `json:"listening"`
@@ -17,41 +17,31 @@ type drainInfo struct {
 	ETA       int64  `json:"eta,omitempty"` // milliseconds since 1970
 }
 
-func (a *api) drainInfo() drainInfo {
-	st := a.srv.Drain()
-	info := drainInfo{State: st.State, Reason: st.Reason, Listening: st.Listening, Total: st.Total, Remaining: st.Remaining}
-	if !st.Began.IsZero() {
-		info.Began, info.ETA = st.Began.UnixMilli(), st.ETA.UnixMilli()
-	}
-	return info
-}
-
 func (a *api) drainStatus(w http.ResponseWriter, r *http.Request) error {
 	if _, err := parameters(r); err != nil {
 		return err
 	}
-	return reply(w, a.drainInfo())
+	return reply(w, a.backend.Drain())
 }
 
-// startDrain does what SIGTERM does to the program.
 func (a *api) startDrain(w http.ResponseWriter, r *http.Request) error {
 	if _, err := parameters(r); err != nil {
 		return err
 	}
-	a.srv.StartDrain("requested over HTTP", a.srv.opts().Drain.Delay)
-	body := append(envelope.AppendJSON(nil, a.drainInfo()), '\n')
+	a.backend.StartDrain()
+	body := append(envelope.AppendJSON(nil, a.backend.Drain()), '\n')
 	w.Header()["Content-Type"] = contentJSON
 	w.WriteHeader(http.StatusAccepted)
 	_, _ = w.Write(body)
 	return nil
 }
 
-func (a *api) callOffDrain(w http.ResponseWriter, r *http.Request) error {
+func (a *api) cancelDrain(w http.ResponseWriter, r *http.Request) error {
 	if _, err := parameters(r); err != nil {
 		return err
 	}
-	if err := a.srv.CallOffDrain(); err != nil {
+	if err := a.backend.CancelDrain(); err != nil {
 		return err
 	}
-	return reply(w, a.drainInfo())
+	return reply(w, a.backend.Drain())
 }

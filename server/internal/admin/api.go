@@ -1,4 +1,6 @@
-package server
+// Package admin is the internal HTTP interface of a server, for services that publish and for operators: its routes, its
+// problems, and openapi.json, which describes them. It knows the server only as a [Backend].
+package admin
 
 import (
 	"crypto/subtle"
@@ -15,6 +17,7 @@ import (
 
 	"carillon/server/internal/envelope"
 	"carillon/server/internal/logs"
+	"carillon/server/topic"
 )
 
 // openAPI describes the interface; a test holds it against what the interface does.
@@ -22,9 +25,9 @@ import (
 //go:embed openapi.json
 var openAPI []byte
 
-// api is the internal HTTP interface: see [Internal].
+// api is the internal HTTP interface.
 type api struct {
-	srv     *Server
+	backend Backend
 	mux     http.ServeMux
 	metrics http.Handler
 	origins *http.CrossOriginProtection // for when there is no token, which no page from elsewhere has
@@ -50,7 +53,7 @@ var routes = []route{
 	{"DELETE", "/v1/connections/{id}", (*api).closeConnection},
 	{"GET", "/v1/drain", (*api).drainStatus},
 	{"POST", "/v1/drain", (*api).startDrain},
-	{"DELETE", "/v1/drain", (*api).callOffDrain},
+	{"DELETE", "/v1/drain", (*api).cancelDrain},
 	{"GET", "/v1/maintenance", (*api).maintenance},
 	{"PUT", "/v1/maintenance", (*api).setMaintenance},
 	{"GET", "/v1/memory", (*api).memory},
@@ -69,12 +72,9 @@ const (
 	readyPath = "/readyz"
 )
 
-// API returns the internal HTTP interface, for applications that serve it themselves, besides or instead of
-// [Internal.Listen]. Its paths begin with /v1/, except /metrics, /livez, /readyz and /debug/. It requires
-// Internal.Token if that is set, except at /livez and /readyz; otherwise the application has to restrict
-// access.
-func (s *Server) API() http.Handler {
-	a := &api{srv: s, metrics: s.metricsHandler(), origins: http.NewCrossOriginProtection()}
+// New returns the interface to a server. metrics serves /metrics, and debug, which may be nil, the paths below /debug/.
+func New(b Backend, metrics, debug http.Handler) http.Handler {
+	a := &api{backend: b, metrics: metrics, origins: http.NewCrossOriginProtection()}
 	byPath := map[string][]route{}
 	for _, r := range routes {
 		byPath[r.path] = append(byPath[r.path], r)
@@ -82,7 +82,7 @@ func (s *Server) API() http.Handler {
 	for pattern, list := range byPath {
 		a.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { a.dispatch(list, w, r) })
 	}
-	if debug := s.opts().Internal.Debug; debug != nil {
+	if debug != nil {
 		a.mux.Handle("/debug/", debug)
 	}
 	a.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { noPath(w, r) })
@@ -112,7 +112,7 @@ func (a *api) admit(r *http.Request) *problem {
 	if r.URL.Path == livePath || r.URL.Path == readyPath {
 		return nil
 	}
-	secret := a.srv.opts().Internal.Token
+	secret := a.backend.Token()
 	if secret == "" {
 		if err := a.origins.Check(r); err != nil {
 			return problemOrigin.because("the request was caused by a page of another origin")
@@ -165,7 +165,7 @@ func (a *api) failed(w http.ResponseWriter, r *http.Request, err error) {
 		if r.Context().Err() != nil {
 			return // nobody is there to hear it
 		}
-		a.srv.logGrave("internal interface: unexpected error", "method", logs.Shorten(r.Method), "path", logs.Shorten(r.URL.Path), "error", logs.Shorten(err.Error()))
+		a.backend.LogError("internal interface: unexpected error", "method", logs.Shorten(r.Method), "path", logs.Shorten(r.URL.Path), "error", logs.Shorten(err.Error()))
 		p = problemInternal
 	}
 	writeProblem(w, p)
@@ -180,7 +180,7 @@ func (a *api) rescue(w http.ResponseWriter, r *http.Request) {
 	if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 		panic(p)
 	}
-	a.srv.logGrave("internal interface: panic", "method", logs.Shorten(r.Method), "path", logs.Shorten(r.URL.Path), "panic", logs.Shorten(fmt.Sprint(p)), "stack", string(debug.Stack()))
+	a.backend.LogError("internal interface: panic", "method", logs.Shorten(r.Method), "path", logs.Shorten(r.URL.Path), "panic", logs.Shorten(fmt.Sprint(p)), "stack", string(debug.Stack()))
 	writeProblem(w, problemInternal)
 }
 
@@ -246,17 +246,5 @@ func (a *api) describe(w http.ResponseWriter, r *http.Request) error {
 // topicOf is the topic in the request's path.
 func topicOf(r *http.Request) (string, error) {
 	name := r.PathValue("topic")
-	return name, CheckTopic(name)
-}
-
-// endpointsOf are those that the request is for.
-func (a *api) endpointsOf(query url.Values) ([]*endpoint, error) {
-	if !query.Has("path") {
-		return a.srv.endpoints, nil
-	}
-	ep := a.srv.byPath[query.Get("path")]
-	if ep == nil {
-		return nil, problemNoEndpoint.because("%s: %.100q", ErrNoEndpoint, query.Get("path"))
-	}
-	return []*endpoint{ep}, nil
+	return name, topic.Check(name)
 }
