@@ -104,11 +104,11 @@ func (sh *shard) admit(gc gnet.Conn, l *listener, remote *net.TCPAddr, isCounted
 		remote: remote,
 		id:     sh.srv.lastID.Add(1),
 		fd:     int32(gc.Fd()),
-		opened: sh.srv.second(),
+		opened: sh.srv.uptimeSeconds(),
 	}
 	c.mark(markCounted, isCounted)
 	gc.SetContext(c)
-	sh.shaking.add(c, times{read: uint32(l.index), message: sh.clock, ping: uint32(sh.srv.stamp())})
+	sh.handshaking.add(c, times{read: uint32(l.index), message: sh.clock, ping: uint32(sh.srv.stamp())})
 	return c
 }
 

@@ -150,7 +150,7 @@ func (s *Server) agentLine() string {
 		weight = int(max((most-s.sockets.Load())*100/most, 1))
 	}
 	line := "up "
-	if s.elapsed()-time.Duration(s.ops.settled.Load()) < readyAfter {
+	if s.uptime()-time.Duration(s.ops.settled.Load()) < readyAfter {
 		line = "ready up "
 	}
 	return line + strconv.Itoa(weight) + "%\n"

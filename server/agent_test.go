@@ -57,7 +57,7 @@ func wantAgent(t *testing.T, s *Server, want string) {
 }
 
 // minutesLater makes the server as old as one that "ready" has been said of for long enough.
-func (s *Server) minutesLater() { s.ops.settled.Store(int64(s.elapsed() - 2*readyAfter)) }
+func (s *Server) minutesLater() { s.ops.settled.Store(int64(s.uptime() - 2*readyAfter)) }
 
 // A server's life, as HAProxy sees it.
 func TestAgent(t *testing.T) {

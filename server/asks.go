@@ -107,7 +107,7 @@ func (f *follower) info() NodeInfo { return f.srv.nodeInfo() }
 func (s *Server) nodeInfo() NodeInfo {
 	state := "ready"
 	switch {
-	case s.ending.current() != nil:
+	case s.drainState.current() != nil:
 		state = "draining"
 	case len(s.unready()) > 0:
 		state = "unready"

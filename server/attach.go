@@ -2,9 +2,9 @@ package server
 
 import "context"
 
-// own is what the application attached to one connection, which most connections have nothing of.
+// attachment is what the application attached to one connection, which most connections have nothing of.
 // Immutable: a change replaces it as a whole, so that the loop reads it without a lock.
-type own struct {
+type attachment struct {
 	value   any
 	handler *Handler    // in place of the endpoint's; nil for that, &gone when nothing is to be called any more
 	life    *lifetime   // nil until somebody asks for the context
@@ -20,21 +20,21 @@ type lifetime struct {
 // gone is the handler of a connection whose Close is called, and parted what is attached to it when
 // nothing else is.
 var (
-	gone   Handler
-	parted = &own{handler: &gone}
+	detached           Handler
+	detachedAttachment = &attachment{handler: &detached}
 )
 
 // attach changes a copy of what is attached and puts it in the place of the old one. The change may be
 // made more than once, when others come first.
-func (c *Conn) attach(change func(*own)) (before, after own) {
+func (c *Conn) attach(change func(*attachment)) (before, after attachment) {
 	for {
-		old, now := c.own.Load(), new(own)
+		old, now := c.attachment.Load(), new(attachment)
 		if old != nil {
 			*now = *old
 		}
 		before = *now
 		change(now)
-		if c.own.CompareAndSwap(old, now) {
+		if c.attachment.CompareAndSwap(old, now) {
 			return before, *now
 		}
 	}
@@ -42,18 +42,18 @@ func (c *Conn) attach(change func(*own)) (before, after own) {
 
 // handler returns the one whose functions are called for the connection now.
 func (c *Conn) handler() *Handler {
-	if o := c.own.Load(); o != nil && o.handler != nil {
+	if o := c.attachment.Load(); o != nil && o.handler != nil {
 		return o.handler
 	}
 	return &c.ep.handler
 }
 
-// part ends the context, and returns the handler whose Close is to be called. It is the last one.
-func (c *Conn) part(why error) *Handler {
-	if c.own.CompareAndSwap(nil, parted) {
+// detach ends the context, and returns the handler whose Close is to be called. It is the last one.
+func (c *Conn) detach(why error) *Handler {
+	if c.attachment.CompareAndSwap(nil, detachedAttachment) {
 		return &c.ep.handler
 	}
-	before, _ := c.attach(func(o *own) { o.handler = &gone })
+	before, _ := c.attach(func(o *attachment) { o.handler = &detached })
 	if before.life != nil {
 		before.life.cancel(why)
 	}
@@ -65,7 +65,7 @@ func (c *Conn) part(why error) *Handler {
 
 // Value returns what SetValue, or [Request.Value] during the handshake, attached to the connection.
 func (c *Conn) Value() any {
-	if o := c.own.Load(); o != nil {
+	if o := c.attachment.Load(); o != nil {
 		return o.value
 	}
 	return nil
@@ -74,7 +74,7 @@ func (c *Conn) Value() any {
 // SetValue attaches any value of the application to the connection. It stays readable after the
 // connection has closed. Each call allocates, so state that changes often is best kept in a struct whose pointer
 // is attached.
-func (c *Conn) SetValue(v any) { c.attach(func(o *own) { o.value = v }) }
+func (c *Conn) SetValue(v any) { c.attach(func(o *attachment) { o.value = v }) }
 
 // SetHandler has h handle this connection in place of the endpoint's [Handler], from the next call on:
 // in a handler, that is already the next message, even one that came in the same packet; from another
@@ -86,12 +86,12 @@ func (c *Conn) SetValue(v any) { c.attach(func(o *own) { o.value = v }) }
 // [ErrClosed] when the Close of the handler before was called or is about to be; then nothing of h ever
 // is. So exactly one Close is called for each connection, that of its last handler.
 func (c *Conn) SetHandler(h *Handler) error {
-	before, _ := c.attach(func(o *own) {
-		if o.handler != &gone {
+	before, _ := c.attach(func(o *attachment) {
+		if o.handler != &detached {
 			o.handler = h
 		}
 	})
-	if before.handler == &gone {
+	if before.handler == &detached {
 		return ErrClosed
 	}
 	return nil
@@ -101,17 +101,17 @@ func (c *Conn) SetHandler(h *Handler) error {
 // the same *[CloseError], or [ErrClosed] if it was asked for later than that. It is for goroutines that
 // work for a connection. Only connections whose context was asked for have one.
 func (c *Conn) Context() context.Context {
-	if o := c.own.Load(); o != nil && o.life != nil {
+	if o := c.attachment.Load(); o != nil && o.life != nil {
 		return o.life.ctx
 	}
 	l := &lifetime{}
 	l.ctx, l.cancel = context.WithCancelCause(context.Background())
-	_, after := c.attach(func(o *own) {
+	_, after := c.attach(func(o *attachment) {
 		if o.life == nil {
 			o.life = l
 		}
 	})
-	if after.life == l && after.handler == &gone {
+	if after.life == l && after.handler == &detached {
 		l.cancel(ErrClosed) // part has been here before
 	}
 	return after.life.ctx

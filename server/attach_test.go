@@ -191,8 +191,8 @@ func TestAttachAtOnce(t *testing.T) {
 		all.Go(func() { conn.Context() })
 	}
 	all.Wait()
-	if _, ok := conn.Value().(int); !ok || conn.handler() != h || conn.own.Load().life == nil {
-		t.Errorf("%+v is attached", conn.own.Load())
+	if _, ok := conn.Value().(int); !ok || conn.handler() != h || conn.attachment.Load().life == nil {
+		t.Errorf("%+v is attached", conn.attachment.Load())
 	}
 }
 
@@ -283,7 +283,7 @@ func TestConnSize(t *testing.T) {
 	}
 	c := &Conn{ep: &endpoint{}}
 	why := errors.New("test")
-	if n := testing.AllocsPerRun(100, func() { c.own.Store(nil); c.handler(); c.part(why); c.handler() }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { c.attachment.Store(nil); c.handler(); c.detach(why); c.handler() }); n != 0 {
 		t.Errorf("with nothing attached a life takes %v allocations", n)
 	}
 }

@@ -85,8 +85,8 @@ const (
 	maxPass  = 4096
 )
 
-// isGroup reports whether the audience is a group.
-func (a *audience) isGroup() bool { return a.times != nil }
+// isTable reports whether the audience is a group.
+func (a *audience) isTable() bool { return a.times != nil }
 
 func (a *audience) end() uint32 { return a.base + uint32(len(a.stream)) }
 
@@ -136,11 +136,11 @@ func (a *audience) move(to, from int) {
 	if a.debts != nil {
 		a.debts[to] = a.debts[from]
 	}
-	if a.isGroup() {
+	if a.isTable() {
 		a.times[to] = a.times[from]
 		m.conn.slot = int32(to)
 	} else {
-		m.conn.more.subs[m.sub].slot = int32(to)
+		m.conn.ext.subs[m.sub].slot = int32(to)
 	}
 }
 
@@ -152,7 +152,7 @@ func (a *audience) publish(f *codec.Frame, at stamp) (bytes int) {
 	if a.latest || a.newest != nil {
 		a.newest = f
 	}
-	if !a.isGroup() {
+	if !a.isTable() {
 		a.sh.published++
 	}
 	if !a.queued {
@@ -269,14 +269,14 @@ func (a *audience) serve(i int) (messages, bytes int) {
 	}
 	skip := m.seq - a.base
 	m.seq = p.target
-	a.sh.tally.deliveries += uint64(n)
+	a.sh.counters.deliveries += uint64(n)
 	if m.fd < 0 {
 		return n, a.serveSlow(m.conn, m.sub, skip)
 	}
 	b := p.plain.buf[p.plain.offs[skip]:]
 	written, errno := write(m.fd, b)
-	a.sh.tally.writes++
-	a.sh.tally.bytesOut += uint64(written)
+	a.sh.counters.writes++
+	a.sh.counters.bytesOut += uint64(written)
 	if written == len(b) {
 		return n, written
 	}
@@ -332,7 +332,7 @@ func (a *audience) finish() {
 	a.base = a.pass.target
 	a.sh.freePass(a.pass)
 	a.pass = nil
-	if rest == 0 && (!a.isGroup() || cap(a.stream) > keepCommands) {
+	if rest == 0 && (!a.isTable() || cap(a.stream) > keepCommands) {
 		a.stream, a.stamps = nil, nil // topics are many
 	}
 }
@@ -346,7 +346,7 @@ func (a *audience) catchUp(slot int32) {
 		return
 	}
 	m.seq = a.end()
-	a.sh.tally.deliveries += uint64(n)
+	a.sh.counters.deliveries += uint64(n)
 	frames := a.stream[len(a.stream)-int(n):]
 	m.conn.boundCompression(frames)
 	m.conn.sendFrames(a, m.sub, frames)
@@ -375,9 +375,9 @@ func (c *Conn) boundCompression(frames []*codec.Frame) {
 
 // setPlainFD tells all audiences of the connection what plainFD says.
 func (c *Conn) setPlainFD(fd int32) {
-	c.group.members[c.slot].fd = fd
-	if c.more != nil {
-		for _, s := range c.more.subs {
+	c.table.members[c.slot].fd = fd
+	if c.ext != nil {
+		for _, s := range c.ext.subs {
 			s.audience.members[s.slot].fd = fd
 		}
 	}
@@ -437,10 +437,10 @@ func (q *queue[T]) pop() *T {
 	return a
 }
 
-// group is an audience in which a connection is for a part of its life: that of its endpoint, or those
+// table is an audience in which a connection is for a part of its life: that of its endpoint, or those
 // of the handshake and of the closing, which get no messages. Every connection is in exactly one, and the
 // sweep goes through them.
-type group struct {
+type table struct {
 	audience
 	ep    *endpoint // nil for the handshake and the closing group
 	count atomic.Int32
@@ -454,8 +454,8 @@ type times struct {
 	ping    uint32 // an unanswered ping went out, 0 when there is none; in the handshake group: the stamp of the accept
 }
 
-func newGroup(sh *shard, ep *endpoint) *group {
-	g := &group{audience: audience{sh: sh, times: []times{}}, ep: ep}
+func newTable(sh *shard, ep *endpoint) *table {
+	g := &table{audience: audience{sh: sh, times: []times{}}, ep: ep}
 	if ep != nil {
 		g.kind = uint32(ep.index) + 1
 	}
@@ -464,7 +464,7 @@ func newGroup(sh *shard, ep *endpoint) *group {
 }
 
 // charge keeps debts while a limit asks for them.
-func (g *group) charge(set *settings) {
+func (g *table) charge(set *settings) {
 	switch limited := g.ep != nil && set.keepsDebts(g.ep); {
 	case !limited:
 		g.debts = nil
@@ -474,9 +474,9 @@ func (g *group) charge(set *settings) {
 }
 
 // add makes c a member. Messages that were published before do not concern it.
-func (g *group) add(c *Conn, t times) {
+func (g *table) add(c *Conn, t times) {
 	g.sh.mu.Lock()
-	c.group = g
+	c.table = g
 	c.slot = g.join(c, g.end(), 0)
 	g.sh.mu.Unlock()
 	g.times = append(g.times, t)
@@ -489,10 +489,10 @@ func (g *group) add(c *Conn, t times) {
 	}
 }
 
-func (g *group) remove(c *Conn) {
+func (g *table) remove(c *Conn) {
 	g.sh.mu.Lock()
 	g.quit(c.slot)
-	c.group = nil
+	c.table = nil
 	g.sh.mu.Unlock()
 	g.count.Add(-1)
 	if g.local != nil {

@@ -58,7 +58,7 @@ func (c *Conn) info(queued *int) admin.Connection {
 		Path:          c.Path(),
 		Transport:     "websocket",
 		Subprotocol:   c.Subprotocol(),
-		Age:           c.sh.srv.second() - c.opened,
+		Age:           c.sh.srv.uptimeSeconds() - c.opened,
 		QueuedBytes:   queued,
 		Subscriptions: c.subscriptions(),
 	}

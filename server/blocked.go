@@ -71,7 +71,7 @@ const (
 func (s *Server) watchLoops(ctx context.Context) {
 	since := map[*shard]time.Duration{}
 	every(ctx, min(blockedLook, s.ops.blockedAfter/4), func() {
-		now := s.elapsed()
+		now := s.uptime()
 		for i, sh := range s.allShards() {
 			silent := sh.mail.waits(now)
 			began, known := since[sh]

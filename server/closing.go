@@ -56,18 +56,18 @@ func (c *Conn) beginClose(how closeHow, code codec.CloseCode, reason string) {
 
 // leave takes an open connection out of its endpoint and tells the application.
 func (c *Conn) leave(why *CloseError) {
-	c.sh.stats.Drop(DropClosed, c.group.missed(c.slot))
+	c.sh.stats.Drop(DropClosed, c.table.missed(c.slot))
 	c.leaveTopics()
 	c.sh.deadlines.remove(c)
 	c.dropTimers()
-	c.group.remove(c)
+	c.table.remove(c)
 	c.state.Store(stateClosing)
 	c.sh.stats.Open.Add(-1)
 	c.sh.stats.Closed(why.Code)
 	if c.sh.srv.logsEvents() {
 		c.sh.srv.logEvent("connection closed", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "path", c.ep.Path, "code", int(why.Code), "by_peer", why.Remote, "reason", logs.Shorten(why.Reason))
 	}
-	c.callClose(c.part(why), why)
+	c.callClose(c.detach(why), why)
 }
 
 // flushed goes on with a close as far as it can. When our close frame is out and the peer's is in, our
@@ -78,7 +78,7 @@ func (c *Conn) flushed() {
 	if c.state.Load() != stateClosing || c.out != nil {
 		return
 	}
-	c.group.times[c.slot].read = c.sh.clock
+	c.table.times[c.slot].read = c.sh.clock
 	if !c.is(markPeerDone) || !c.sayEnd() {
 		return
 	}
@@ -107,15 +107,15 @@ func (c *Conn) abort(err error) {
 		if c.gc != nil {
 			_ = c.sh.loop.Close(c.gc)
 		} else {
-			c.gone(err)
+			c.isDetached(err)
 			_ = syscall.Close(int(c.fd))
 		}
 		c.sh.lost = nil
 	}
 }
 
-// gone is the end of every connection: gnet, or abort, closes the descriptor when it returns.
-func (c *Conn) gone(err error) {
+// isDetached is the end of every connection: gnet, or abort, closes the descriptor when it returns.
+func (c *Conn) isDetached(err error) {
 	c.sh.check()
 	if c.sh.lost != nil {
 		err = c.sh.lost
@@ -134,11 +134,11 @@ func (c *Conn) gone(err error) {
 		c.leave(&CloseError{Code: codec.CloseAbnormal, Reason: err.Error(), Remote: !ours, Err: err})
 	case stateHandshake:
 		c.sh.stats.Refusals[RefuseLost].Add(1)
-		c.dropUndecided()
+		c.dropPendingDecision()
 		c.dropHandshake()
-		c.group.remove(c)
+		c.table.remove(c)
 	default:
-		c.group.remove(c)
+		c.table.remove(c)
 	}
 	c.dropInput()
 	c.setSession(nil)
@@ -151,7 +151,7 @@ func (c *Conn) dropReason(err error) DropReason {
 	switch {
 	case errors.Is(err, errWriteTimeout):
 		return DropWriteTimeout
-	case c.sh.srv.plan.Load() != nil:
+	case c.sh.srv.schedule.Load() != nil:
 		return DropShutdown
 	}
 	return DropClosed

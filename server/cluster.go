@@ -146,14 +146,14 @@ func (f *follower) leave() {
 type node struct{ f *follower }
 
 func (n node) Transient(from string, incarnation, seq uint64, p Publication, at time.Time) {
-	n.f.passing(from, incarnation, seq, &p, at)
+	n.f.receiveTransient(from, incarnation, seq, &p, at)
 }
 
 func (n node) Broadcast(from, path string, op Opcode, payload []byte, seq uint64) {
 	n.f.broadcast(from, path, op, payload, seq)
 }
 
-func (n node) Persistent(m Message, epoch string, prev uint64) { n.f.takeKept(m, epoch, prev) }
+func (n node) Persistent(m Message, epoch string, prev uint64) { n.f.receivePersistent(m, epoch, prev) }
 func (n node) Resync(why string)                               { n.f.resync(why) }
 func (n node) Answer(subject string, question []byte) []byte {
 	return n.f.answer(subject, question)

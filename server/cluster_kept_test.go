@@ -603,7 +603,7 @@ func TestClusterPatterns(t *testing.T) {
 		list[0].hub.sweepAll()
 		return list[0].hub.count.Load() == 0
 	})
-	if messages, bytes := list[0].hub.kept(); messages != 0 || bytes != 0 {
+	if messages, bytes := list[0].hub.persistentCount(); messages != 0 || bytes != 0 {
 		t.Errorf("%d messages of %d bytes are kept", messages, bytes)
 	}
 }

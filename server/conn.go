@@ -68,13 +68,13 @@ type Conn struct {
 	ep *endpoint
 
 	// Owned by the loop.
-	group *group   // the one group that it is a member of; nil once closed
-	more  *more    // what few connections have; see there for who may use it
-	in    *inbound // what has come but is not complete; nil between messages
-	out   *outbox  // what the socket does not take; nil while it takes everything
+	table *table     // the one group that it is a member of; nil once closed
+	ext   *extension // what few connections have; see there for who may use it
+	in    *inbound   // what has come but is not complete; nil between messages
+	out   *outbox    // what the socket does not take; nil while it takes everything
 
 	// Written by anyone.
-	own atomic.Pointer[own] // what the application attached; nil while that is nothing
+	attachment atomic.Pointer[attachment] // what the application attached; nil while that is nothing
 }
 
 // marks are what is true of a connection or not, in one byte.
@@ -208,15 +208,15 @@ func (c *Conn) Opened() time.Time {
 	return c.sh.srv.begin.Add(time.Duration(c.opened) * time.Second)
 }
 
-// second is the present one, counted from when the server was made.
-func (s *Server) second() uint32 { return uint32(time.Since(s.begin) / time.Second) }
+// uptimeSeconds is the present one, counted from when the server was made.
+func (s *Server) uptimeSeconds() uint32 { return uint32(time.Since(s.begin) / time.Second) }
 
 // subscriptions is how many topics and patterns the connection has.
 func (c *Conn) subscriptions() int {
 	c.sh.mu.Lock()
 	defer c.sh.mu.Unlock()
-	if c.more == nil {
+	if c.ext == nil {
 		return 0
 	}
-	return len(c.more.subs)
+	return len(c.ext.subs)
 }

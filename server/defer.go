@@ -41,20 +41,20 @@ type deferred struct {
 	then func(*Conn, *Request) (RefuseReason, error) // who decides next, on the loop; nil for nobody
 }
 
-// undecided is a request that waits for its decision. Owned by the loop, but for what its goroutine has.
-type undecided struct {
+// pendingDecision is a request that waits for its decision. Owned by the loop, but for what its goroutine has.
+type pendingDecision struct {
 	request *Request // the goroutine's until it is posted back
 	asked   Request  // as it came, for the loop
 	head    []byte   // that both are views of
 	cancel  context.CancelFunc
 }
 
-// await begins what was deferred. What follows the head are the client's first frames.
-func (c *Conn) await(r *Request, head, rest []byte) {
+// awaitDecision begins what was deferred. What follows the head are the client's first frames.
+func (c *Conn) awaitDecision(r *Request, head, rest []byte) {
 	d := r.deferred
 	own := *r
 	own.deferred = nil
-	u := &undecided{request: &own, head: bytes.Clone(head)}
+	u := &pendingDecision{request: &own, head: bytes.Clone(head)}
 	_ = own.Parse(u.head) // which went well before
 	u.asked = own
 	ctx, limit := context.Background(), c.sh.srv.opts().Limits.HandshakeTimeout
@@ -64,9 +64,9 @@ func (c *Conn) await(r *Request, head, rest []byte) {
 		ctx, u.cancel = context.WithCancel(ctx)
 	}
 	c.sh.mu.Lock()
-	c.extra().undecided = u
+	c.extend().pending = u
 	c.sh.mu.Unlock()
-	c.group.times[c.slot].message = c.sh.clock
+	c.table.times[c.slot].message = c.sh.clock
 	switch {
 	case len(rest) == 0:
 		c.dropInbound()
@@ -100,11 +100,11 @@ func (c *Conn) callDeferred(ctx context.Context, d *deferred, r *Request) (err e
 }
 
 // decided goes on with a handshake, if it is still there.
-func (c *Conn) decided(u *undecided, d *deferred, err error) {
+func (c *Conn) decided(u *pendingDecision, d *deferred, err error) {
 	if c.waitsFor() != u {
 		return
 	}
-	c.dropUndecided()
+	c.dropPendingDecision()
 	r, why := u.request, d.why
 	if err == nil && d.then != nil {
 		why, err = d.then(c, r)
@@ -113,18 +113,18 @@ func (c *Conn) decided(u *undecided, d *deferred, err error) {
 	if c.in != nil {
 		rest = c.in.rest
 	}
-	c.conclude(r, u.head, rest, why, err)
+	c.finish(r, u.head, rest, why, err)
 }
 
-func (c *Conn) waitsFor() *undecided {
-	if c.more == nil {
+func (c *Conn) waitsFor() *pendingDecision {
+	if c.ext == nil {
 		return nil
 	}
-	return c.more.undecided
+	return c.ext.pending
 }
 
-// early keeps what a client sends before its request is decided.
-func (c *Conn) early(b []byte) {
+// bufferEarly keeps what a client sends before its request is decided.
+func (c *Conn) bufferEarly(b []byte) {
 	if c.in == nil {
 		c.in = c.sh.newInbound()
 		c.in.rest = c.in.rest[:0]
@@ -141,13 +141,13 @@ func rejectEarly(limit Size) *codec.Rejection {
 	return &codec.Rejection{Status: 400, Reason: fmt.Sprintf("more than %v received before the handshake was answered", limit)}
 }
 
-// dropUndecided ends the wait, whatever comes of it.
-func (c *Conn) dropUndecided() {
+// dropPendingDecision ends the wait, whatever comes of it.
+func (c *Conn) dropPendingDecision() {
 	if u := c.waitsFor(); u != nil {
 		u.cancel()
 		c.sh.mu.Lock()
-		if c.more.undecided = nil; c.more.session == nil && c.more.work == nil {
-			c.more = nil // nothing else is in it during a handshake
+		if c.ext.pending = nil; c.ext.session == nil && c.ext.work == nil {
+			c.ext = nil // nothing else is in it during a handshake
 		}
 		c.sh.mu.Unlock()
 	}

@@ -161,7 +161,7 @@ func TestDeferredRefusals(t *testing.T) {
 		conn := onlyConn(t, s, "/echo")
 		conn.sh.mu.Lock()
 		defer conn.sh.mu.Unlock()
-		if conn.more != nil {
+		if conn.ext != nil {
 			t.Error("a connection without an identity keeps what it needed in its handshake")
 		}
 	})

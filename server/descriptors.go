@@ -30,7 +30,7 @@ func (unequal) Error() string { return "accept failed" }
 func (s *Server) acceptFailed(err error) {
 	switch {
 	case isExhausted(err):
-		if !s.spare.turnAway() {
+		if !s.fdReserve.turnAway() {
 			time.Sleep(exhaustedPause)
 		}
 	case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
@@ -65,9 +65,9 @@ func isNetworkError(err error) bool {
 // in between.
 const exhaustedPause = 5 * time.Millisecond
 
-// spare is one descriptor in hand, which is given up to accept a connection, to tell it that there is no
+// fdReserve is one descriptor in hand, which is given up to accept a connection, to tell it that there is no
 // room, and to close it. A connection that stayed in the kernel's queue would wake its loop for ever.
-type spare struct {
+type fdReserve struct {
 	srv *Server
 
 	mu        sync.Mutex
@@ -82,7 +82,7 @@ type spare struct {
 const mostTurnedAway = 64
 
 // take gets the descriptor back. The caller holds mu.
-func (r *spare) take() bool {
+func (r *fdReserve) take() bool {
 	if r.fd < 0 {
 		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
 		if err != nil {
@@ -99,7 +99,7 @@ func (r *spare) take() bool {
 // admits is asked about each connection that a loop has accepted. It is false for one that came to have the
 // spare descriptor while it was given up: if that stayed, those who come next could not even be told. The
 // descriptor is free again when the connection is closed.
-func (r *spare) admits() bool {
+func (r *fdReserve) admits() bool {
 	if !r.away.Load() {
 		return true
 	}
@@ -110,7 +110,7 @@ func (r *spare) admits() bool {
 
 // turnAway refuses the connections that wait to be accepted. It is false when there was no descriptor for
 // that.
-func (r *spare) turnAway() bool {
+func (r *fdReserve) turnAway() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.setShort(true)
@@ -125,7 +125,7 @@ func (r *spare) turnAway() bool {
 	return true
 }
 
-func (r *spare) turnOneAway() bool {
+func (r *fdReserve) turnOneAway() bool {
 	r.away.Store(true)
 	_ = unix.Close(r.fd)
 	r.fd = -1
@@ -145,7 +145,7 @@ func (r *spare) turnOneAway() bool {
 }
 
 // sockets are those that listen. To list the open descriptors would take one. The caller holds mu.
-func (r *spare) sockets() []int {
+func (r *fdReserve) sockets() []int {
 	if len(r.listening) == 0 {
 		limit, _ := listen.DescriptorLimit()
 		for fd := range min(limit, 1<<16) {
@@ -162,7 +162,7 @@ func (r *spare) sockets() []int {
 const descriptorsEvery = time.Second
 
 // look finds out whether descriptors are left.
-func (r *spare) look() {
+func (r *fdReserve) look() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	probe := -1
@@ -176,7 +176,7 @@ func (r *spare) look() {
 }
 
 // setShort notes whether there are descriptors, and tells it when that has changed. The caller holds mu.
-func (r *spare) setShort(short bool) {
+func (r *fdReserve) setShort(short bool) {
 	if r.short == short {
 		return
 	}
@@ -188,13 +188,13 @@ func (r *spare) setShort(short bool) {
 	}
 }
 
-func (r *spare) isShort() bool {
+func (r *fdReserve) isShort() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.short
 }
 
-func (r *spare) close() {
+func (r *fdReserve) close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.fd >= 0 {

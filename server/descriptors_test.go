@@ -60,11 +60,11 @@ func serveBesideFiles() {
 			case "drop":
 				drop()
 			case "lose": // the descriptor in hand, as if a connection had come in while it was given up
-				s.spare.mu.Lock()
-				s.spare.away.Store(true)
-				_ = unix.Close(s.spare.fd)
-				s.spare.fd = -1
-				s.spare.mu.Unlock()
+				s.fdReserve.mu.Lock()
+				s.fdReserve.away.Store(true)
+				_ = unix.Close(s.fdReserve.fd)
+				s.fdReserve.fd = -1
+				s.fdReserve.mu.Unlock()
 			case "both": // all there are, and none, hundreds of times
 				for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
 					take()

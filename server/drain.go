@@ -37,17 +37,17 @@ var (
 	ErrDrainUnderWay = admin.ErrDrainUnderWay
 )
 
-// ending is what is known about the server's end, by everybody but the shards.
-type ending struct {
-	asked   chan struct{} // has a value when a drain has begun that Run does not know of
-	hurried chan struct{} // closed when there is no time for order
-	sure    chan struct{} // closed when nothing can be called off any more
+// drainState is what is known about the server's end, by everybody but the shards.
+type drainState struct {
+	asked     chan struct{} // has a value when a drain has begun that Run does not know of
+	hurry     chan struct{} // closed when there is no time for order
+	committed chan struct{} // closed when nothing can be called off any more
 
-	mu      sync.Mutex // guards what follows
-	hurries bool       // hurried is closed
-	isSure  bool       // sure is closed
-	stopped bool
-	now     *drainRun // the drain under way; nil if there is none
+	mu          sync.Mutex // guards what follows
+	expedited   bool       // hurried is closed
+	isCommitted bool       // sure is closed
+	stopped     bool
+	now         *drainRun // the drain under way; nil if there is none
 }
 
 // drainRun is one drain, from its beginning to the end or to where it is called off. The mutex of ending
@@ -64,8 +64,8 @@ type drainRun struct {
 	ends  time.Time
 }
 
-func newEnding() ending {
-	return ending{asked: make(chan struct{}, 1), hurried: make(chan struct{}), sure: make(chan struct{})}
+func newDrainState() drainState {
+	return drainState{asked: make(chan struct{}, 1), hurry: make(chan struct{}), committed: make(chan struct{})}
 }
 
 // StartDrain begins the server's end in order: see [Options.Drain]. [Server.Run] returns when it is done.
@@ -76,21 +76,21 @@ func (s *Server) StartDrain(reason string, delay time.Duration) bool {
 }
 
 func (s *Server) startDrain(reason string, delay time.Duration, final bool) bool {
-	began := s.ending.begin(reason, max(delay, 0), final)
+	began := s.drainState.begin(reason, max(delay, 0), final)
 	if began {
 		s.log.Info("draining", "reason", reason, "connections", s.Count(), "delay", max(delay, 0))
 	}
 	return began
 }
 
-func (e *ending) begin(reason string, delay time.Duration, final bool) bool {
+func (e *drainState) begin(reason string, delay time.Duration, final bool) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.stopped {
 		return false
 	}
 	if final {
-		e.beSure()
+		e.commit()
 	}
 	if e.now != nil {
 		e.now.final = e.now.final || final
@@ -107,7 +107,7 @@ func (e *ending) begin(reason string, delay time.Duration, final bool) bool {
 // CallOffDrain goes back to serving. It fails with [ErrNotDraining], or with [ErrDrainUnderWay] when
 // the listening socket has been given up already, or the drain came of the end of Run's context.
 func (s *Server) CallOffDrain() error {
-	e := &s.ending
+	e := &s.drainState
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	switch {
@@ -123,14 +123,14 @@ func (s *Server) CallOffDrain() error {
 }
 
 // Ending is closed when the server's end has begun and cannot be called off any more.
-func (s *Server) Ending() <-chan struct{} { return s.ending.sure }
+func (s *Server) Ending() <-chan struct{} { return s.drainState.committed }
 
 // State says whether the server should be sent new connections.
 func (s *Server) State() State { return s.Drain().State }
 
 // Drain says how far the server has come with its end.
 func (s *Server) Drain() DrainStatus {
-	e := &s.ending
+	e := &s.drainState
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	st := DrainStatus{State: StateServing, Listening: true, Remaining: s.Count()}
@@ -155,7 +155,7 @@ func (s *Server) Drain() DrainStatus {
 }
 
 // current is the drain under way, or nil.
-func (e *ending) current() *drainRun {
+func (e *drainState) current() *drainRun {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.now
@@ -163,52 +163,52 @@ func (e *ending) current() *drainRun {
 
 // giveUp says whether the listening socket may be given up: the drain was not called off, and cannot be
 // from now on.
-func (e *ending) giveUp(run *drainRun) bool {
+func (e *drainState) giveUp(run *drainRun) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.now != run {
 		return false
 	}
 	run.held = false
-	e.beSure()
+	e.commit()
 	return true
 }
 
-func (e *ending) planned(total int, ends time.Time) {
+func (e *drainState) planned(total int, ends time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.now.total, e.now.ends = total, ends
 }
 
-// hurry leaves no time for a delay nor for an even pace.
-func (e *ending) hurry() {
+// expedite leaves no time for a delay nor for an even pace.
+func (e *drainState) expedite() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if !e.hurries {
-		e.hurries = true
-		close(e.hurried)
+	if !e.expedited {
+		e.expedited = true
+		close(e.hurry)
 	}
-	e.beSure()
+	e.commit()
 }
 
-// beSure tells those who wait for the end. The caller holds mu.
-func (e *ending) beSure() {
-	if !e.isSure {
-		e.isSure = true
-		close(e.sure)
+// commit tells those who wait for the end. The caller holds mu.
+func (e *drainState) commit() {
+	if !e.isCommitted {
+		e.isCommitted = true
+		close(e.committed)
 	}
 }
 
 // begun says whether the server drains or has ended.
-func (e *ending) begun() bool {
+func (e *drainState) begun() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.now != nil || e.isSure
+	return e.now != nil || e.isCommitted
 }
 
-func (e *ending) stop() {
+func (e *drainState) stop() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.stopped = true
-	e.beSure()
+	e.commit()
 }

@@ -39,7 +39,7 @@ const (
 
 // drain ends the service as Options.Drain says. It returns false when it was called off.
 func (s *Server) drain(stopped context.Context) (ended bool) {
-	d := &drainer{srv: s, run: s.ending.current(), stopped: stopped.Done(), hurried: s.ending.hurried}
+	d := &drainer{srv: s, run: s.drainState.current(), stopped: stopped.Done(), hurried: s.drainState.hurry}
 	if d.run == nil {
 		return false
 	}
@@ -49,7 +49,7 @@ func (s *Server) drain(stopped context.Context) (ended bool) {
 	cutOff, cut := context.WithCancel(context.Background())
 	d.cutOff = cutOff
 
-	if !d.wait(d.run.delay) || !s.ending.giveUp(d.run) {
+	if !d.wait(d.run.delay) || !s.drainState.giveUp(d.run) {
 		cut()
 		return false
 	}
@@ -77,16 +77,16 @@ func (d *drainer) wait(t time.Duration) bool {
 			return true
 		case <-d.stopped:
 			d.stopped = nil
-			d.srv.ending.begin("", 0, true) // from now on it cannot be called off
+			d.srv.drainState.begin("", 0, true) // from now on it cannot be called off
 		case <-d.hurried:
-			d.noteHurry()
+			d.noteExpedite()
 		}
 	}
 	return true
 }
 
-// noteHurry ends what is done in order. Who has called Shutdown also says how long the rest may take.
-func (d *drainer) noteHurry() {
+// noteExpedite ends what is done in order. Who has called Shutdown also says how long the rest may take.
+func (d *drainer) noteExpedite() {
 	d.hurry, d.hurried = true, nil
 	d.srv.mu.Lock()
 	defer d.srv.mu.Unlock()
@@ -99,7 +99,7 @@ func (d *drainer) noteHurry() {
 func (d *drainer) stopListening() {
 	select {
 	case <-d.hurried:
-		d.noteHurry()
+		d.noteExpedite()
 	default:
 	}
 	var sockets sync.WaitGroup
@@ -130,7 +130,7 @@ func (d *drainer) close() {
 	s := d.srv
 	d.began, d.total = time.Now(), s.Count()
 	d.told = d.began
-	p := d.newPlan()
+	p := d.newSchedule()
 	s.log.Info("closing connections", "connections", d.total, "over", p.pace, "deadline", d.limitText())
 	tick := time.NewTicker(min(max(p.pace/20, drainMinTick), drainTick))
 	defer tick.Stop()
@@ -154,8 +154,8 @@ func (d *drainer) close() {
 		case <-s.empty:
 		case <-tick.C:
 		case <-d.hurried:
-			d.noteHurry()
-			p = d.newPlan()
+			d.noteExpedite()
+			p = d.newSchedule()
 		case <-d.limit.Done():
 			s.log.Warn("cutting connections that did not close in time", "connections", s.sockets.Load())
 			return
@@ -169,17 +169,17 @@ func (d *drainer) each(post func(*shard)) {
 	}
 }
 
-func (d *drainer) newPlan() *plan {
-	p := newPlan(d.srv, time.Now(), d.total, d.hurry)
-	d.srv.ending.planned(d.total, p.ends())
-	d.srv.plan.Store(p)
+func (d *drainer) newSchedule() *drainSchedule {
+	p := newDrainSchedule(d.srv, time.Now(), d.total, d.hurry)
+	d.srv.drainState.planned(d.total, p.ends())
+	d.srv.schedule.Store(p)
 	return p
 }
 
 // closeDoor turns away those whose requests have still not come, and ends plain HTTP.
 func (d *drainer) closeDoor(now time.Time) {
 	s := d.srv
-	if d.alone || !d.hurry && now.Sub(d.began) < min(handshakeGrace, s.opts().Drain.Duration) && s.shaking() {
+	if d.alone || !d.hurry && now.Sub(d.began) < min(handshakeGrace, s.opts().Drain.Duration) && s.handshaking() {
 		return
 	}
 	d.alone = true
@@ -189,10 +189,10 @@ func (d *drainer) closeDoor(now time.Time) {
 	}
 }
 
-// shaking says whether any connection has not sent all of its request.
-func (s *Server) shaking() bool {
+// handshaking says whether any connection has not sent all of its request.
+func (s *Server) handshaking() bool {
 	for _, sh := range s.allShards() {
-		if sh.shaking.count.Load() > 0 {
+		if sh.handshaking.count.Load() > 0 {
 			return true
 		}
 	}

@@ -231,9 +231,9 @@ func TestTheEndIsNotCalledOff(t *testing.T) {
 	s.StartDrain("over HTTP", 3*time.Second)
 	cancel()
 	eventually(t, "it cannot be called off", func() bool {
-		s.ending.mu.Lock()
-		defer s.ending.mu.Unlock()
-		return s.ending.now.final
+		s.drainState.mu.Lock()
+		defer s.drainState.mu.Unlock()
+		return s.drainState.now.final
 	})
 	if err := s.CallOffDrain(); err != ErrDrainUnderWay {
 		t.Errorf("called off with %v", err)

@@ -41,10 +41,10 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer s.ending.stop()
+	defer s.drainState.stop()
 	defer s.watcher.close()
 	defer s.closeListeners()
-	defer s.spare.close()
+	defer s.fdReserve.close()
 	defer s.internal.close()
 	defer s.agent.close()
 
@@ -65,7 +65,7 @@ func (s *Server) Run(ctx context.Context) error {
 	go func() {
 		err := s.runEngine()
 		close(s.loopsEnded)
-		s.ending.hurry() // there is nobody left to wait for
+		s.drainState.expedite() // there is nobody left to wait for
 		ended <- err
 	}()
 
@@ -75,7 +75,7 @@ func (s *Server) Run(ctx context.Context) error {
 			return s.engineError(err)
 		case <-stopped.Done():
 			s.startDrain(whyEnded(ctx), s.opts().Drain.Delay, true)
-		case <-s.ending.asked:
+		case <-s.drainState.asked:
 		}
 		select {
 		case err = <-ended:
@@ -118,7 +118,7 @@ func (s *Server) Shutdown(ctx context.Context) {
 	if s.shutdown == nil {
 		s.shutdown = ctx
 	}
-	s.ending.hurry()
+	s.drainState.expedite()
 	if s.stop != nil {
 		s.stop(nil)
 	}
@@ -131,7 +131,7 @@ func (s *Server) fail(err error) {
 	if s.failure == nil {
 		s.failure = err
 	}
-	s.ending.hurry()
+	s.drainState.expedite()
 	if s.stop != nil {
 		s.stop(err)
 	}
@@ -212,7 +212,7 @@ func (s *Server) runEngine() error {
 	if s.arriving() > 0 { // see meetLoops
 		options = append(options, gnet.WithTicker(true), gnet.WithLoadBalancing(gnet.LeastConnections))
 	}
-	return gnet.Rotate(&events{server: s}, addresses, options...)
+	return gnet.Rotate(&gnetHandler{server: s}, addresses, options...)
 }
 
 // stopEngine asks gnet to end. Its own Stop would look only every half second whether it has.
@@ -252,13 +252,13 @@ func (s *Server) keepTime(ctx context.Context) {
 	}
 }
 
-// events are gnet's callbacks.
-type events struct {
+// gnetHandler are gnet's callbacks.
+type gnetHandler struct {
 	gnet.BuiltinEventEngine
 	server *Server
 }
 
-func (e *events) OnBoot(engine gnet.Engine) gnet.Action {
+func (e *gnetHandler) OnBoot(engine gnet.Engine) gnet.Action {
 	e.server.engine = engine
 	for _, l := range e.server.tcp {
 		if e.server.opts().Takeover {
@@ -269,23 +269,23 @@ func (e *events) OnBoot(engine gnet.Engine) gnet.Action {
 	if err := e.server.publishSockets(); err != nil {
 		e.server.fail(err)
 	}
-	e.server.ops.settled.Store(int64(e.server.elapsed()))
+	e.server.ops.settled.Store(int64(e.server.uptime()))
 	close(e.server.started)
 	return gnet.None
 }
 
-func (e *events) OnOpen(gc gnet.Conn) ([]byte, gnet.Action) {
+func (e *gnetHandler) OnOpen(gc gnet.Conn) ([]byte, gnet.Action) {
 	switch enrolled := gc.Context().(type) {
 	case *waker:
 		return nil, gnet.None
-	case *returned:
+	case *reattached:
 		return nil, enrolled.opened(gc)
 	case *arrival:
 		return nil, enrolled.opened(gc)
 	}
 	s := e.server
 	isAccepted := gc.Context() == nil
-	if isAccepted && !s.spare.admits() {
+	if isAccepted && !s.fdReserve.admits() {
 		s.refuseUnknown(gc.Fd(), RefuseDescriptors, rejectDescriptors)
 		return nil, gnet.Close
 	}
@@ -309,7 +309,7 @@ func (e *events) OnOpen(gc gnet.Conn) ([]byte, gnet.Action) {
 }
 
 // OnTick is called when all loops listen, and then hardly ever: see keepTime.
-func (e *events) OnTick() (time.Duration, gnet.Action) {
+func (e *gnetHandler) OnTick() (time.Duration, gnet.Action) {
 	select {
 	case <-e.server.looping:
 	default:
@@ -318,24 +318,24 @@ func (e *events) OnTick() (time.Duration, gnet.Action) {
 	return 24 * time.Hour, gnet.None
 }
 
-func (e *events) OnTraffic(gc gnet.Conn) gnet.Action {
+func (e *gnetHandler) OnTraffic(gc gnet.Conn) gnet.Action {
 	b, _ := gc.Next(-1)
 	switch to := gc.Context().(type) {
 	case *Conn:
-		to.sh.enter()
+		to.sh.beginTurn()
 		to.received(b)
-		to.sh.leave()
+		to.sh.endSocketTurn()
 	case *waker:
-		to.sh.woken()
+		to.sh.wokenTurn()
 	}
 	return gnet.None
 }
 
-func (e *events) OnClose(gc gnet.Conn, err error) gnet.Action {
+func (e *gnetHandler) OnClose(gc gnet.Conn, err error) gnet.Action {
 	switch closed := gc.Context().(type) {
 	case *Conn:
 		if !closed.outlive(err) {
-			closed.gone(err)
+			closed.isDetached(err)
 		}
 	case *waker:
 		closed.sh.endHalfClosed()

@@ -40,7 +40,7 @@ func (s *Server) logGrave(what string, args ...any) {
 }
 
 func (s *Server) logSome(from *logs.Sampler, level slog.Level, what string, args []any) {
-	if ok, silent := from.Take(s.elapsed()); ok {
+	if ok, silent := from.Take(s.uptime()); ok {
 		s.logSampled(level, what, args, silent)
 	}
 }

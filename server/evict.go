@@ -34,13 +34,13 @@ var rejectEvicted = &codec.Rejection{Status: 503, Reason: "server is full and th
 
 // makeRoom closes a connection of this loop in favour of a newcomer, and reports whether there was one.
 func (sh *shard) makeRoom() bool {
-	sh.enter()
-	defer sh.leave()
+	sh.beginTurn()
+	defer sh.endSocketTurn()
 	return sh.evictLingering() || sh.evictShaking()
 }
 
 // sample are some members, evenly spread over the group from a random one on.
-func (g *group) sample() (slots []int) {
+func (g *table) sample() (slots []int) {
 	all := len(g.members)
 	n := min(all, evictSamples)
 	for i, first := 0, rand.IntN(all+1); i < n; i++ {
@@ -75,9 +75,9 @@ func (sh *shard) evictShaking() bool {
 		age  time.Duration
 	}
 	var list []candidate
-	for _, i := range sh.shaking.sample() {
-		if c := sh.shaking.members[i].conn; c.isEvictable() {
-			list = append(list, candidate{c, c.sharer(), sh.since(sh.shaking.times[i].message)})
+	for _, i := range sh.handshaking.sample() {
+		if c := sh.handshaking.members[i].conn; c.isEvictable() {
+			list = append(list, candidate{c, c.sharer(), sh.since(sh.handshaking.times[i].message)})
 		}
 	}
 	var victim candidate

@@ -207,7 +207,7 @@ func TestTooManyIdlePages(t *testing.T) {
 // A sample has each member at most once.
 func TestSampleOfAGroup(t *testing.T) {
 	for _, n := range []int{0, 1, 2, evictSamples - 1, evictSamples, evictSamples + 1, 1000} {
-		g := &group{audience: audience{members: make([]member, n)}}
+		g := &table{audience: audience{members: make([]member, n)}}
 		for range 50 {
 			seen := map[int]bool{}
 			for _, i := range g.sample() {

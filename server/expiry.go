@@ -22,19 +22,19 @@ type deadline struct {
 }
 
 func (d deadline) before(other deadline) bool { return d.at < other.at }
-func (d deadline) place() *int                { return &d.conn.more.who.deadline }
+func (d deadline) place() *int                { return &d.conn.ext.principal.deadline }
 
 // set enters a connection that has an identity, or moves it when the identity has changed.
 func (d *deadlines) set(c *Conn) {
 	d.remove(c)
-	w := c.who()
+	w := c.principal()
 	if at := auth.ExpiryMillis(&w.inForce); at != 0 {
 		d.heap.push(deadline{at: at, conn: c})
 	}
 }
 
 func (d *deadlines) remove(c *Conn) {
-	if w := c.who(); w != nil && w.deadline >= 0 {
+	if w := c.principal(); w != nil && w.deadline >= 0 {
 		d.heap.remove(deadline{conn: c})
 	}
 }
@@ -72,11 +72,11 @@ var (
 const refreshPause = time.Second
 
 func (c *Conn) doRefresh(token string) (any, error) {
-	a, w := c.ep.now().auth, c.who()
+	a, w := c.ep.now().auth, c.principal()
 	if !a.ChecksTokens() || w == nil {
 		return nil, errRenewal
 	}
-	if w.refreshed != 0 && !passed(c.sh.clock, w.refreshed, refreshPause) {
+	if w.refreshed != 0 && !timedOut(c.sh.clock, w.refreshed, refreshPause) {
 		return nil, errTooOften
 	}
 	w.refreshed = c.sh.clock
@@ -88,10 +88,10 @@ func (c *Conn) doRefresh(token string) (any, error) {
 	if renewed.Subject != w.subject {
 		return nil, fmt.Errorf("%w: its subject differs", errRenewal)
 	}
-	for i := range c.more.subs {
+	for i := range c.ext.subs {
 		// What the client has and the new token does not allow would have to end without a word. The old
 		// token goes on instead, as long as it is good.
-		if s := &c.more.subs[i]; s.asked && !auth.Allows(renewed.Subscribe, s.name()) {
+		if s := &c.ext.subs[i]; s.asked && !auth.Allows(renewed.Subscribe, s.name()) {
 			return nil, fmt.Errorf("%w: %s", errHasMore, s.name())
 		}
 	}

@@ -65,12 +65,12 @@ func (c *Conn) isBehind() bool {
 	if c.sh.pending.len() == 0 {
 		return false
 	}
-	if c.group.missed(c.slot) > 0 {
+	if c.table.missed(c.slot) > 0 {
 		return true
 	}
-	if c.more != nil {
-		for i := range c.more.subs {
-			if s := &c.more.subs[i]; s.audience.missed(s.slot) > 0 {
+	if c.ext != nil {
+		for i := range c.ext.subs {
+			if s := &c.ext.subs[i]; s.audience.missed(s.slot) > 0 {
 				return true
 			}
 		}
@@ -123,7 +123,7 @@ func (c *Conn) end(err error) {
 
 // endHalfClosed ends the connections that go on without gnet, because their loop ends.
 func (sh *shard) endHalfClosed() {
-	for _, g := range sh.groups {
+	for _, g := range sh.tables {
 		for i := len(g.members) - 1; i >= 0; i-- {
 			if i < len(g.members) && g.members[i].conn.gc == nil {
 				g.members[i].conn.abort(errStopped)

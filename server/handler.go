@@ -83,10 +83,10 @@ type Request struct {
 	// What the answer says itself, such as Upgrade or the Content-Type of events, is left out.
 	ResponseHeader [][2]string
 
-	scheme  string    // http or https, "" when it is not known
-	tls     *tls.Conn // nil without TLS
-	proxied bool      // by one of Options.TrustedProxies
-	wish    *wish     // on an endpoint with topics
+	scheme     string      // http or https, "" when it is not known
+	tls        *tls.Conn   // nil without TLS
+	proxied    bool        // by one of Options.TrustedProxies
+	topicQuery *topicQuery // on an endpoint with topics
 
 	token, bound auth.Identity // what the token says, and what Identify was told
 	deferred     *deferred     // what has to be done first
@@ -132,7 +132,7 @@ func (m Mode) message(s *Server) func(*Conn, codec.Opcode, []byte) {
 	case ModeBroadcast:
 		return s.relay
 	case ModeTopics:
-		return (*Conn).took
+		return (*Conn).onMessage
 	}
 	return nil
 }

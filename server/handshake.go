@@ -21,7 +21,7 @@ var (
 // shake takes bytes of a request head, and answers it once it is whole.
 func (c *Conn) shake(b []byte) {
 	if c.waitsFor() != nil {
-		c.early(b)
+		c.bufferEarly(b)
 		return
 	}
 	limit := int(c.sh.srv.opts().Limits.MaxHead)
@@ -79,37 +79,37 @@ func (c *Conn) answer(head, rest []byte) {
 	if s := c.session(); s != nil {
 		r.tls, r.scheme, r.Secure = s.tls, "https", true
 	}
-	why, err := c.consider(r, head)
+	why, err := c.decide(r, head)
 	if err == errHealth {
 		c.tellHealth(string(r.Method))
 		return
 	}
 	if err == errPlainHTTP {
-		c.handOver(head, rest)
+		c.passToHTTP(head, rest)
 		return
 	}
 	if err == errPreflight {
 		c.answerPreflight(&r.Request)
 		return
 	}
-	c.conclude(r, head, rest, why, err)
+	c.finish(r, head, rest, why, err)
 }
 
-// conclude opens or refuses a connection after all who had to be asked, or waits for one of them.
-func (c *Conn) conclude(r *Request, head, rest []byte, why RefuseReason, err error) {
+// finish opens or refuses a connection after all who had to be asked, or waits for one of them.
+func (c *Conn) finish(r *Request, head, rest []byte, why RefuseReason, err error) {
 	sh := c.sh
 	if err == nil && r.deferred != nil {
 		if limit := sh.srv.opts().Limits.MaxHead; len(rest) > int(limit) {
 			why, err = RefuseEarly, rejectEarly(limit)
 		} else {
-			c.await(r, head, rest)
+			c.awaitDecision(r, head, rest)
 			return
 		}
 	}
 	if err == nil {
 		err = r.checkRights()
 	}
-	if err == nil && r.wish != nil && r.wish.events {
+	if err == nil && r.topicQuery != nil && r.topicQuery.events {
 		c.openEvents(r)
 		return
 	}
@@ -141,8 +141,8 @@ func (c *Conn) conclude(r *Request, head, rest []byte, why RefuseReason, err err
 	c.refuseWith(why, sh.control)
 }
 
-// consider decides about a request, in the order in which the answers are useful to the client.
-func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
+// decide decides about a request, in the order in which the answers are useful to the client.
+func (c *Conn) decide(r *Request, head []byte) (RefuseReason, error) {
 	srv := c.sh.srv
 	malformed := r.Parse(head)
 	c.ep = srv.byPath[string(r.Path)]
@@ -150,7 +150,7 @@ func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 		return reasonOf(malformed), malformed
 	}
 	if srv.isHealthPath(string(r.Path)) {
-		return considerHealth(r)
+		return decideHealth(r)
 	}
 	if c.is(markFull) {
 		return RefuseFull, rejectFull
@@ -192,11 +192,11 @@ func (c *Conn) consider(r *Request, head []byte) (RefuseReason, error) {
 	}
 	r.token = id
 	if c.ep.Mode == ModeTopics {
-		w, err := c.ep.wishOf(r, events)
+		w, err := c.ep.parseTopicQuery(r, events)
 		if err != nil {
 			return RefuseTopic, err
 		}
-		r.wish = w
+		r.topicQuery = w
 	}
 	if now.auth.HasHook() {
 		r.askHook(now.auth)
@@ -248,8 +248,8 @@ func (c *Conn) open(hs codec.Handshake, r *Request, rest []byte) {
 	if hs.Subprotocol >= 0 {
 		c.subprotocol = uint8(hs.Subprotocol)
 	}
-	if r.wish != nil && c.Subprotocol() == subprotocolJSON {
-		r.wish.framing = framingEnvelope
+	if r.topicQuery != nil && c.Subprotocol() == subprotocolJSON {
+		r.topicQuery.framing = framingEnvelope
 		c.framing = framingEnvelope
 	}
 	in := c.in // rest may lie in it
@@ -265,7 +265,7 @@ func (c *Conn) open(hs codec.Handshake, r *Request, rest []byte) {
 
 // openEvents makes a stream of server-sent events of the connection.
 func (c *Conn) openEvents(r *Request) {
-	c.framing, c.subprotocol = r.wish.framing, noSubprotocol
+	c.framing, c.subprotocol = r.topicQuery.framing, noSubprotocol
 	c.sh.control = appendEventsHead(c.sh.control[:0], corsFields(&c.ep.now().origins, &r.Request), r.ResponseHeader)
 	c.dropInbound()
 	c.enter(r)
@@ -273,15 +273,15 @@ func (c *Conn) openEvents(r *Request) {
 
 // enter opens the connection in its group, with the answer that lies in sh.control.
 func (c *Conn) enter(r *Request) {
-	sh, wish := c.sh, r.wish
+	sh, wish := c.sh, r.topicQuery
 	if r.Value != nil {
 		c.SetValue(r.Value)
 	}
 	c.identify(r)
-	accepted := stamp(sh.shaking.times[c.slot].ping)
-	sh.shaking.remove(c)
+	accepted := stamp(sh.handshaking.times[c.slot].ping)
+	sh.handshaking.remove(c)
 	now := sh.clock
-	sh.groupsOf(c.ep)[c.framing].add(c, times{read: now, message: now})
+	sh.tablesOf(c.ep)[c.framing].add(c, times{read: now, message: now})
 	c.state.Store(stateOpen)
 	sh.stats.Open.Add(1)
 	sh.stats.Opened.Add(1)
@@ -293,7 +293,7 @@ func (c *Conn) enter(r *Request) {
 	if c.state.Load() == stateOpen {
 		c.callOpen()
 		if wish != nil {
-			c.begin(wish)
+			c.subscribeInitial(wish)
 		}
 	}
 }
@@ -319,10 +319,10 @@ func (c *Conn) refuseWith(why RefuseReason, response []byte) {
 // lastAnswer answers a request and ends the connection.
 func (c *Conn) lastAnswer(response []byte) {
 	sh := c.sh
-	c.dropUndecided()
+	c.dropPendingDecision()
 	c.dropHandshake()
 	c.dropInput()
-	sh.shaking.remove(c)
+	sh.handshaking.remove(c)
 	c.mark(markPeerDone, true)
 	c.state.Store(stateClosing)
 	sh.closing.add(c, times{read: sh.clock})

@@ -40,9 +40,9 @@ func newOps() ops {
 
 // beginOps does what has to be done all the time, until ctx ends.
 func (s *Server) beginOps(ctx context.Context) {
-	s.spare.look()
+	s.fdReserve.look()
 	s.memory.look()
-	go every(ctx, descriptorsEvery, func() { s.spare.look() })
+	go every(ctx, descriptorsEvery, func() { s.fdReserve.look() })
 	go s.memory.run(ctx)
 	go s.watchLoops(ctx)
 }
@@ -72,7 +72,7 @@ func (s *Server) unready() (list []admin.Condition) {
 		add("starting", "the server is not listening yet")
 		return list
 	}
-	if s.ending.current() != nil {
+	if s.drainState.current() != nil {
 		add("draining", "the server is draining")
 	}
 	if s.ops.maintenance.Load() {
@@ -86,7 +86,7 @@ func (s *Server) unready() (list []admin.Condition) {
 	if n, most := s.sockets.Load(), s.settings().maxSockets; n >= int64(most) {
 		add("full", "%d sockets are open: limits.max_connections is %d", n, most)
 	}
-	if s.spare.isShort() {
+	if s.fdReserve.isShort() {
 		add("descriptors", "no file descriptors left: something in this process opened too many")
 	}
 	if s.memory.refuses() {
@@ -98,7 +98,7 @@ func (s *Server) unready() (list []admin.Condition) {
 
 // stuck names the loops that have been silent for too long.
 func (s *Server) stuck() (list []admin.Condition) {
-	now := s.elapsed()
+	now := s.uptime()
 	for i, sh := range s.allShards() {
 		if d := sh.mail.waits(now); d > s.ops.stuckAfter {
 			list = append(list, admin.Condition{Reason: "loop_stuck", Detail: fmt.Sprintf("loop %d has not responded for %v", i, d.Round(time.Millisecond))})
@@ -109,7 +109,7 @@ func (s *Server) stuck() (list []admin.Condition) {
 
 // longestSilence is that of the loop that is worst off.
 func (s *Server) longestSilence() (longest time.Duration) {
-	now := s.elapsed()
+	now := s.uptime()
 	for _, sh := range s.allShards() {
 		longest = max(longest, sh.mail.waits(now))
 	}
@@ -122,7 +122,7 @@ func (s *Server) SetMaintenance(on bool) {
 	if s.ops.maintenance.Swap(on) == on {
 		return
 	}
-	s.ops.settled.Store(int64(s.elapsed()))
+	s.ops.settled.Store(int64(s.uptime()))
 	s.log.Info("maintenance", "on", on)
 }
 
@@ -154,7 +154,7 @@ func (s *Server) isHealthPath(path string) bool {
 	return path == s.opts().HealthPath && path != optionOff
 }
 
-func considerHealth(r *Request) (RefuseReason, error) {
+func decideHealth(r *Request) (RefuseReason, error) {
 	if m := string(r.Method); m != http.MethodGet && m != http.MethodHead {
 		return RefuseMethod, rejectHealthMethod
 	}
@@ -163,7 +163,7 @@ func considerHealth(r *Request) (RefuseReason, error) {
 
 // publicHealth is the status and what is told to strangers: a word, and nothing of why.
 func (s *Server) publicHealth() (status int, word string) {
-	if s.ending.current() != nil {
+	if s.drainState.current() != nil {
 		return http.StatusServiceUnavailable, "draining\n"
 	}
 	// The check's own connection is one of the sockets.

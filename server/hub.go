@@ -119,10 +119,10 @@ func (h *hub) make(name string) error {
 		h.count.Add(-1)
 		return ErrTooManyTopics
 	}
-	t := &topicState{hub: h, epoch: h.epochOf(name, *generation), used: h.srv.elapsed()}
+	t := &topicState{hub: h, epoch: h.epochOf(name, *generation), used: h.srv.uptime()}
 	t.name, t.topic = string([]byte(name)), t // the name may be a part of something large
 	t.rule = topic.RuleOf(o.Topics, name)
-	h.remote.tie(&t.source)
+	h.remote.attach(&t.source)
 	p.topics.Set(t.name, t)
 	return nil
 }
@@ -223,8 +223,8 @@ func (h *hub) enter(p *publication, sent func(error)) (Receipt, error) {
 	if sh := h.overloaded(t, patterns, int64(len(m.raw.Plain()))); sh != nil {
 		return Receipt{}, sh.refuse()
 	}
-	t.used = h.srv.elapsed()
-	m.topic, m.offset, m.time, m.born = t, t.offset+1, h.srv.wall().UnixMilli(), h.srv.age()
+	t.used = h.srv.uptime()
+	m.topic, m.offset, m.time, m.born = t, t.offset+1, h.srv.wall().UnixMilli(), h.srv.ageMillis()
 	h.published.Add(1)
 	n := t.issue(m, at) + issueAll(patterns, m, at)
 	h.remote.relay(&t.source, m, sent)
@@ -274,7 +274,7 @@ func (h *hub) sweep(now time.Time, round int) {
 	for i := round % sweepParts; i < len(h.parts); i += sweepParts {
 		for t := range h.parts[i].all() {
 			t.mu.Lock()
-			t.expire(h.srv.age())
+			t.expire(h.srv.ageMillis())
 			h.remote.sweepTopic(t, since)
 			h.forgetPatternsOf(t)
 			h.unlock(t)
@@ -327,7 +327,7 @@ func (h *hub) rule() {
 			t.mu.Lock()
 			t.rule = topic.RuleOf(h.srv.opts().Topics, t.name)
 			t.trim()
-			t.expire(h.srv.age())
+			t.expire(h.srv.ageMillis())
 			t.mu.Unlock()
 		}
 	}
@@ -347,7 +347,7 @@ func (s *Server) Topics(pattern string) ([]TopicInfo, error) {
 			}
 			t.mu.Lock()
 			if !t.forgotten {
-				list = append(list, t.info(s.age()))
+				list = append(list, t.info(s.ageMillis()))
 			}
 			t.mu.Unlock()
 		}
@@ -363,7 +363,7 @@ func (s *Server) Topic(name string) (TopicInfo, bool) {
 		return TopicInfo{}, false
 	}
 	defer t.mu.Unlock()
-	return t.info(s.age()), true
+	return t.info(s.ageMillis()), true
 }
 
 // info describes the topic at an age of the server. The caller holds mu.
@@ -418,7 +418,7 @@ func (h *hub) past(topic string, from Start, limit int) (past Past, list []*mess
 	defer t.mu.Unlock()
 	past.Position = t.position()
 	limit = max(limit, 0)
-	list, past.Recovered = t.since(from, h.srv.age(), limit)
+	list, past.Recovered = t.since(from, h.srv.ageMillis(), limit)
 	return past, list[:min(len(list), limit)], nil
 }
 

@@ -36,7 +36,7 @@ type keyID [16]byte
 
 func (k *idempotency) init(s *Server) {
 	_, _ = rand.Read(k.secret[:]) // it never fails
-	k.seed, k.now = maphash.MakeSeed(), s.elapsed
+	k.seed, k.now = maphash.MakeSeed(), s.uptime
 	k.most = func() int64 { return int64(s.opts().Limits.MaxKeyMemory) }
 }
 
@@ -62,7 +62,7 @@ func (k *idempotency) accountOf(p *publication) uint64 {
 // publisher is the namespace of a client's keys, and for an anonymous client the address that their memory is charged to.
 func (c *Conn) publisher() (name string, address limit.Key) {
 	name = "client:" + c.ep.Path
-	if w := c.who(); w != nil && w.subject != "" {
+	if w := c.principal(); w != nil && w.subject != "" {
 		return name + "#" + w.subject, 0
 	}
 	return name, limit.KeyOf(addrOf(c.remote))
@@ -141,7 +141,7 @@ func (h *hub) publishOnce(p *publication, sent func(error)) (Receipt, error) {
 		return receipt, nil
 	}
 	defer a.leave()
-	over := &handover{done: a.relayed}
+	over := &relayAck{done: a.relayed}
 	receipt, err := a.once(func() (Receipt, error) {
 		receipt, err := h.enter(p, over.end)
 		if err == nil {

@@ -45,8 +45,8 @@ func (r *Request) bind(id auth.Identity) error {
 	return nil
 }
 
-// who is the identity of a connection, for those that have one.
-type who struct {
+// principal is the identity of a connection, for those that have one.
+type principal struct {
 	subject string // immutable
 
 	// Owned by the loop.
@@ -63,23 +63,23 @@ func (c *Conn) identify(r *Request) {
 		return
 	}
 	c.sh.mu.Lock()
-	c.extra().who = &who{subject: id.Subject, inForce: id, bound: r.bound, deadline: -1}
+	c.extend().principal = &principal{subject: id.Subject, inForce: id, bound: r.bound, deadline: -1}
 	c.sh.mu.Unlock()
 	c.sh.deadlines.set(c)
 }
 
-func (c *Conn) who() *who {
-	if c.more == nil {
+func (c *Conn) principal() *principal {
+	if c.ext == nil {
 		return nil
 	}
-	return c.more.who
+	return c.ext.principal
 }
 
 // Subject names the client, as its token, the connect hook or the application did; "" is unknown.
 func (c *Conn) Subject() string {
 	c.sh.mu.Lock()
 	defer c.sh.mu.Unlock()
-	if w := c.who(); w != nil {
+	if w := c.principal(); w != nil {
 		return w.subject
 	}
 	return ""
@@ -90,7 +90,7 @@ func (c *Conn) checkRead(name string) error {
 	if err := c.ep.check(name); err != nil {
 		return err
 	}
-	if w := c.who(); w != nil && !auth.Allows(w.inForce.Subscribe, name) {
+	if w := c.principal(); w != nil && !auth.Allows(w.inForce.Subscribe, name) {
 		return errNotYours
 	}
 	return nil
@@ -101,7 +101,7 @@ func (c *Conn) checkPublish(topic string) error {
 	if !c.ep.now().Topics.mayPublish(topic) {
 		return errNoPublish
 	}
-	if w := c.who(); w != nil && !auth.Allows(w.inForce.Publish, topic) {
+	if w := c.principal(); w != nil && !auth.Allows(w.inForce.Publish, topic) {
 		return errNotYourOutput
 	}
 	return nil
@@ -109,11 +109,11 @@ func (c *Conn) checkPublish(topic string) error {
 
 // checkRights says whether the client may have the topics of its request line.
 func (r *Request) checkRights() error {
-	if r.wish == nil {
+	if r.topicQuery == nil {
 		return nil
 	}
 	id := r.identity()
-	for _, name := range r.wish.topics {
+	for _, name := range r.topicQuery.topics {
 		if !auth.Allows(id.Subscribe, name) {
 			return &auth.Refusal{Why: RefuseTopic, Rejection: &codec.Rejection{Status: 403, Reason: errNotYours.Error()}}
 		}

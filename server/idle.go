@@ -73,7 +73,7 @@ func (h *hub) unlock(t *topicState) {
 
 // inUse reports whether a topic must not be forgotten. What a server has of a kept topic is a copy. The caller holds mu.
 func (h *hub) inUse(t *topicState) bool {
-	return t.subscribers > 0 || t.link.kept == nil && t.history.len() > 0 || h.remote.uses(t)
+	return t.subscribers > 0 || t.link.replica == nil && t.history.len() > 0 || h.remote.uses(t)
 }
 
 // lastUse is when the topic last had a message or a subscriber, or was asked for. The caller holds mu.

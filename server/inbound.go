@@ -38,8 +38,8 @@ func (c *Conn) heard() {
 	if c.state.Load() != stateOpen || c.is(markPeerDone) || c.isEvents() {
 		return
 	}
-	t := &c.group.times[c.slot]
-	if c.group.debts != nil {
+	t := &c.table.times[c.slot]
+	if c.table.debts != nil {
 		c.debts().relax(c.sh.clock - t.read)
 	}
 	t.read, t.ping = c.sh.clock, 0
@@ -138,14 +138,14 @@ func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
 				heavy, wait = true, true
 				c.awaitInflater(d)
 			} else if isCut {
-				heavy, wait = true, sh.srv.elapsed() >= deadline
+				heavy, wait = true, sh.srv.uptime() >= deadline
 				continue
 			}
 			break
 		}
 		c.handle(ev)
 		if varies || n&15 == 0 || len(ev.Payload) >= heavyPayload {
-			heavy, wait = true, len(b) > 0 && sh.srv.elapsed() >= deadline
+			heavy, wait = true, len(b) > 0 && sh.srv.uptime() >= deadline
 		}
 		wait = wait || c.isFull()
 		wait = c.block(fanout) || wait
@@ -205,7 +205,7 @@ func (c *Conn) chargeInput(size, records int) {
 	if w := c.workload(); w != nil && w.served {
 		return
 	}
-	now := c.sh.srv.elapsed()
+	now := c.sh.srv.uptime()
 	if used := min(now-c.sh.began, c.mostCharged(size, records)); used >= chargeFrom {
 		w := c.needWorkload()
 		w.used.addTurn(used, now)
@@ -219,7 +219,7 @@ func (c *Conn) chargeOutput(size int) {
 		return
 	}
 	w := c.needWorkload()
-	w.used.addTurn(time.Duration(size)*outputByte, c.sh.srv.elapsed())
+	w.used.addTurn(time.Duration(size)*outputByte, c.sh.srv.uptime())
 	c.settleWorkload(w)
 }
 
@@ -268,7 +268,7 @@ func (c *Conn) handle(ev codec.Event) {
 		}
 	case codec.OpText, codec.OpBinary:
 		if open && !c.asked.Load() && c.paysMessage() {
-			c.group.times[c.slot].message = c.sh.clock
+			c.table.times[c.slot].message = c.sh.clock
 			c.sh.stats.MessagesIn.Add(1)
 			c.callMessage(ev.Op, ev.Payload)
 		}

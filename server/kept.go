@@ -9,10 +9,10 @@ import (
 	"carillon/codec"
 )
 
-// kept is what a server knows of a topic whose messages the broker keeps. Its subscribers are served from what was
+// replica is what a server knows of a topic whose messages the broker keeps. Its subscribers are served from what was
 // loaded and what came since; those of patterns from what comes, whether the topic was loaded or not. Guarded by
 // the topic's mu.
-type kept struct {
+type replica struct {
 	epoch  *string // nil while nothing is known
 	loaded bool    // the topic's offset, floor and history are those of the broker, as far as has been heard
 	fed    uint64  // patterns have had all up to this offset; means something while link.feeder does
@@ -47,22 +47,22 @@ const (
 // mostUseless is how many loads may fail to fill a hole before it is taken for one that nobody can fill.
 const mostUseless = 8
 
-// lacks says whether something may be missing, which is to be loaded.
-func (f *follower) lacks(k *kept) bool {
-	return k.loading || k.stale || f.outdated(k)
+// isIncomplete says whether something may be missing, which is to be loaded.
+func (f *follower) isIncomplete(k *replica) bool {
+	return k.loading || k.stale || f.isStale(k)
 }
 
-// outdated says whether a resync has been asked for since the last load was begun.
-func (f *follower) outdated(k *kept) bool { return k.looked < f.stats.resyncs.Load() }
+// isStale says whether a resync has been asked for since the last load was begun.
+func (f *follower) isStale(k *replica) bool { return k.looked < f.stats.resyncs.Load() }
 
-func (k *kept) epochText() string {
+func (k *replica) epochText() string {
 	if k.epoch == nil {
 		return ""
 	}
 	return *k.epoch
 }
 
-func (k *kept) hold(m *message, prev uint64) {
+func (k *replica) hold(m *message, prev uint64) {
 	n := len(m.raw.Payload())
 	if len(k.early) < mostEarly && k.earlyBytes+n <= mostEarlyBytes {
 		k.early = append(k.early, early{m, prev})
@@ -70,22 +70,22 @@ func (k *kept) hold(m *message, prev uint64) {
 	}
 }
 
-// awaitKept has the topic brought up to date, so that somebody can begin there, and calls done when that is so:
+// awaitReplica has the topic brought up to date, so that somebody can begin there, and calls done when that is so:
 // not with anything locked, or when it returns true, which means that there is nothing to wait for. Who has been
 // further than this server has was at another one, and waits for what that one had. Who subscribes gets later what
 // may be missing; who reads waits for it. The caller holds mu.
-func (f *follower) awaitKept(t *topicState, from Start, reads bool, done func(error)) (ready bool, err error) {
-	k := t.link.kept
-	t.link.wanted = f.srv.elapsed()
+func (f *follower) awaitReplica(t *topicState, from Start, reads bool, done func(error)) (ready bool, err error) {
+	k := t.link.replica
+	t.link.wanted = f.srv.uptime()
 	known := from.Since == nil || k.loaded && (from.Since.Epoch != k.epochText() || from.Since.Offset <= t.offset)
-	if k.loaded && known && !(reads && f.lacks(k)) {
+	if k.loaded && known && !(reads && f.isIncomplete(k)) {
 		return true, nil
 	}
 	if err := f.awayFor(f.ruleOf(t)); err != nil {
 		return false, err
 	}
 	joined, number := t.link.state == linkJoined, k.loads+1
-	if joined && known && k.loading && !k.stale && !f.outdated(k) {
+	if joined && known && k.loading && !k.stale && !f.isStale(k) {
 		number = k.loads
 	}
 	f.enlist(&t.source, &waiter{load: number, done: done})
@@ -101,14 +101,14 @@ func (f *follower) awaitKept(t *topicState, from Start, reads bool, done func(er
 
 // load has what this server may not have of a topic loaded. The caller holds mu.
 func (f *follower) load(t *topicState) {
-	t.link.kept.stale = true
+	t.link.replica.stale = true
 	f.beginLoad(t)
 }
 
 func (f *follower) beginLoad(t *topicState) {
-	k := t.link.kept
+	k := t.link.replica
 	full := k.whole || !k.loaded && t.link.state == linkJoined
-	if k.loading || k.resting || !k.stale || t.forgotten || !k.loaded && t.link.state != linkJoined && t.link.feeder == nil {
+	if k.loading || k.resting || !k.stale || t.forgotten || !k.loaded && t.link.state != linkJoined && t.link.coveringPattern == nil {
 		return
 	}
 	k.loading, k.stale, k.whole = true, false, false
@@ -120,7 +120,7 @@ func (f *follower) beginLoad(t *topicState) {
 	case full:
 	case !k.loaded:
 		after = k.fed
-	case t.link.feeder != nil:
+	case t.link.coveringPattern != nil:
 		after = min(k.fed, t.offset)
 	default:
 		after = t.offset
@@ -136,7 +136,7 @@ func (f *follower) loaded(t *topicState, number uint64, full bool, got *Kept, er
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	k := t.link.kept
+	k := t.link.replica
 	if !k.loading || k.loads != number {
 		return // the topic was let go of meanwhile
 	}
@@ -145,12 +145,12 @@ func (f *follower) loaded(t *topicState, number uint64, full bool, got *Kept, er
 		f.stats.loadFailures.Add(1)
 		k.whole = k.whole || full && k.loaded
 		f.release(&t.source, number, unavailable(err))
-		f.rest(t) // also when nobody is there: who comes next must not get what is left for the whole
+		f.backOff(t) // also when nobody is there: who comes next must not get what is left for the whole
 		return
 	}
 	if !full && k.epochText() != got.Epoch { // an offset of another epoch was asked for
 		k.whole = true
-		f.putOff(t)
+		f.postpone(t)
 		f.load(t)
 		return
 	}
@@ -161,15 +161,15 @@ func (f *follower) loaded(t *topicState, number uint64, full bool, got *Kept, er
 		if useful {
 			k.tries = 0
 		}
-		f.putOff(t)
-		f.rest(t)
+		f.postpone(t)
+		f.backOff(t)
 	case len(k.early) > 0 || k.loaded && t.offset < k.seen:
 		k.stale = true
 		k.useless++
 		if useful {
 			k.useless = 0
 		} else {
-			f.rest(t)
+			f.backOff(t)
 		}
 		if k.useless > mostUseless {
 			f.giveUp(t)
@@ -182,16 +182,16 @@ func (f *follower) loaded(t *topicState, number uint64, full bool, got *Kept, er
 	f.beginLoad(t)
 }
 
-// putOff has all who wait go on waiting for the next load. The caller holds mu.
-func (f *follower) putOff(t *topicState) {
+// postpone has all who wait go on waiting for the next load. The caller holds mu.
+func (f *follower) postpone(t *topicState) {
 	for _, w := range t.link.waiters {
-		w.load = max(w.load, t.link.kept.loads+1)
+		w.load = max(w.load, t.link.replica.loads+1)
 	}
 }
 
-// rest has the next load wait, because the last one was of no use. The caller holds mu.
-func (f *follower) rest(t *topicState) {
-	k := t.link.kept
+// backOff has the next load wait, because the last one was of no use. The caller holds mu.
+func (f *follower) backOff(t *topicState) {
+	k := t.link.replica
 	k.stale, k.resting = true, true
 	k.tries++
 	number := k.loads
@@ -207,7 +207,7 @@ func (f *follower) rest(t *topicState) {
 
 // giveUp goes on behind a hole that the broker does not fill. The caller holds mu.
 func (f *follower) giveUp(t *topicState) {
-	k := t.link.kept
+	k := t.link.replica
 	to := k.seen
 	if len(k.early) > 0 {
 		to = k.early[0].prev // they are in order
@@ -220,9 +220,9 @@ func (f *follower) giveUp(t *topicState) {
 // apply takes what was loaded, and delivers what is news of it. It returns false if it had to stop because of
 // overload. The caller holds mu.
 func (f *follower) apply(t *topicState, got *Kept, full bool) (whole bool) {
-	k, at := t.link.kept, f.srv.stamp()
+	k, at := t.link.replica, f.srv.stamp()
 	patterns := f.hub.patternsOf(t)
-	fed := t.link.fed(patterns)
+	fed := t.link.isCovered(patterns)
 	other := k.epoch != nil && *k.epoch != got.Epoch
 	if other || k.epoch == nil {
 		epoch := got.Epoch
@@ -253,7 +253,7 @@ func (f *follower) apply(t *topicState, got *Kept, full bool) (whole bool) {
 		if !direct && !pattern {
 			continue
 		}
-		m := t.keptMessage(one, k.epoch, now)
+		m := t.persistentMessage(one, k.epoch, now)
 		if (pattern || t.subscribers > 0) && f.hub.overloaded(t, patterns, int64(len(m.raw.Plain()))) != nil {
 			return false
 		}
@@ -287,63 +287,63 @@ func (f *follower) tellGap(t *topicState, got *Kept, at stamp) {
 	if n := len(got.Messages); n > 0 {
 		last = max(last, got.Messages[n-1].Offset)
 	}
-	t.post(commandGap, &message{topic: t, gap: true, offset: last, after: got.Since, epoch: t.link.kept.epoch, raw: codec.NewFrame(codec.OpText, nil)}, at)
+	t.post(commandGap, &message{topic: t, gap: true, offset: last, after: got.Since, epoch: t.link.replica.epoch, raw: codec.NewFrame(codec.OpText, nil)}, at)
 }
 
 // missed counts messages that nobody here gets although they were for somebody.
 func (f *follower) missed(n uint64) { f.stats.lost.Add(n) }
 
-// keptMessage is a message of the broker's, whose clock says now.
-func (t *topicState) keptMessage(m *Message, epoch *string, now time.Time) *message {
-	return &message{topic: t, offset: m.Offset, time: m.Time.UnixMilli(), born: t.hub.srv.bornAt(m.Time, now), format: m.Format, epoch: epoch, raw: codec.NewFrame(m.Format.Opcode(), m.Payload)}
+// persistentMessage is a message of the broker's, whose clock says now.
+func (t *topicState) persistentMessage(m *Message, epoch *string, now time.Time) *message {
+	return &message{topic: t, offset: m.Offset, time: m.Time.UnixMilli(), born: t.hub.srv.bornMillis(m.Time, now), format: m.Format, epoch: epoch, raw: codec.NewFrame(m.Format.Opcode(), m.Payload)}
 }
 
 // deliver hands a message to the subscribers of its topic, of patterns, or both. The caller holds mu.
 func (f *follower) deliver(t *topicState, m *message, direct, pattern bool, patterns []*source, at stamp) {
-	t.used = f.srv.elapsed()
+	t.used = f.srv.uptime()
 	if direct {
 		t.issue(m, at)
 	}
 	if pattern {
 		issueAll(patterns, m, at)
-		t.link.kept.fed = m.offset
+		t.link.replica.fed = m.offset
 	}
 }
 
-// takeKept takes a message from the broker.
-func (f *follower) takeKept(got Message, epoch string, prev uint64) {
+// receivePersistent takes a message from the broker.
+func (f *follower) receivePersistent(got Message, epoch string, prev uint64) {
 	f.stats.keptIn.Add(1)
 	t := f.taker(got.Topic)
 	if t == nil {
 		return
 	}
 	defer t.mu.Unlock()
-	k := t.link.kept
+	k := t.link.replica
 	if k == nil { // by the rules of this server nobody keeps it
 		f.missed(1)
 		return
 	}
 	patterns := f.hub.patternsOf(t)
-	fed := t.link.fed(patterns)
+	fed := t.link.isCovered(patterns)
 	pending := !k.loaded && t.link.state != linkNone
 	if k.epoch == nil || *k.epoch != epoch && !k.loaded && !fed && !pending {
 		k.epoch, k.seen = &epoch, 0
 	}
 	if *k.epoch != epoch {
-		k.hold(t.keptMessage(&got, &epoch, got.Time), prev)
+		k.hold(t.persistentMessage(&got, &epoch, got.Time), prev)
 		k.whole = true
 		f.load(t)
 		return
 	}
 	k.seen = max(k.seen, got.Offset)
 	if !fed && len(patterns) > 0 {
-		t.link.feeder, k.fed, fed = patterns[0], prev, true
+		t.link.coveringPattern, k.fed, fed = patterns[0], prev, true
 	}
 	direct, pattern := k.loaded && got.Offset > t.offset, fed && got.Offset > k.fed
 	if !direct && !pattern && !pending {
 		return // it has come before
 	}
-	m := t.keptMessage(&got, k.epoch, got.Time)
+	m := t.persistentMessage(&got, k.epoch, got.Time)
 	// Where prev is 0, what may be missing is kept no more, and the broker cannot tell whether there was anything. It is
 	// no hole: every topic that was quiet for max_age would have one.
 	hole := direct && prev > t.offset || pattern && prev > k.fed
@@ -353,17 +353,17 @@ func (f *follower) takeKept(got Message, epoch string, prev uint64) {
 	if hole || f.hub.overloaded(t, patterns, int64(len(m.raw.Plain()))) != nil {
 		k.hold(m, prev)
 		if !hole && !k.loading && !k.resting {
-			f.rest(t)
+			f.backOff(t)
 		}
 		f.load(t)
 		return
 	}
 	f.deliver(t, m, direct, pattern, patterns, f.srv.stamp())
 	if pending {
-		k.hold(t.keptMessage(&got, k.epoch, got.Time), prev) // the other one is with the loops
+		k.hold(t.persistentMessage(&got, k.epoch, got.Time), prev) // the other one is with the loops
 	}
 	if !f.drain(t) && !k.loading && !k.resting {
-		f.rest(t)
+		f.backOff(t)
 	}
 }
 
@@ -386,13 +386,13 @@ func (f *follower) taker(name string) *topicState {
 // drain delivers what came early and is not any more. It returns false if it had to stop because of overload. The
 // caller holds mu.
 func (f *follower) drain(t *topicState) (whole bool) {
-	k := t.link.kept
+	k := t.link.replica
 	if len(k.early) == 0 || !k.loaded && t.link.state != linkNone {
 		return true
 	}
 	slices.SortStableFunc(k.early, func(a, b early) int { return cmp.Compare(a.offset, b.offset) })
 	patterns := f.hub.patternsOf(t)
-	fed, at := t.link.fed(patterns), f.srv.stamp()
+	fed, at := t.link.isCovered(patterns), f.srv.stamp()
 	n := 0
 	whole = true
 	for ; n < len(k.early); n++ {
@@ -424,22 +424,22 @@ func (f *follower) drain(t *topicState) (whole bool) {
 
 // unload forgets what was loaded of a topic that is not followed any more. The caller holds mu.
 func (f *follower) unload(t *topicState) {
-	k := t.link.kept
+	k := t.link.replica
 	f.begin(t, 0)
-	owed := t.link.fed(f.hub.patternsOf(t)) && f.owes(k)
+	owed := t.link.isCovered(f.hub.patternsOf(t)) && f.mustReload(k)
 	k.loads++ // what is under way is not waited for
-	*k = kept{epoch: k.epoch, fed: k.fed, loads: k.loads, looked: k.looked, stale: owed}
-	if t.link.feeder == nil {
+	*k = replica{epoch: k.epoch, fed: k.fed, loads: k.loads, looked: k.looked, stale: owed}
+	if t.link.coveringPattern == nil {
 		k.epoch = nil
 	}
 	f.beginLoad(t)
 }
 
-// owes says whether something is to be loaded, or has come that cannot be delivered yet.
-func (f *follower) owes(k *kept) bool { return f.lacks(k) || len(k.early) > 0 }
+// mustReload says whether something is to be loaded, or has come that cannot be delivered yet.
+func (f *follower) mustReload(k *replica) bool { return f.isIncomplete(k) || len(k.early) > 0 }
 
 // mayOwe says whether patterns may lack messages of a topic that only they have here: it must not be forgotten, since what
 // they have had would be. The caller holds mu.
 func (f *follower) mayOwe(t *topicState) bool {
-	return t.link.kept != nil && t.link.fed(f.hub.patternsOf(t)) && (f.owes(t.link.kept) || f.awayFor(f.ruleOf(t)) != nil)
+	return t.link.replica != nil && t.link.isCovered(f.hub.patternsOf(t)) && (f.mustReload(t.link.replica) || f.awayFor(f.ruleOf(t)) != nil)
 }

@@ -20,8 +20,8 @@ type link struct {
 	sent    uint64 // messages that went out
 	senders map[string]*sender
 
-	feeder *source // the pattern by which messages of the topic come: as long as it is followed, none is missed
-	kept   *kept   // nil for passing topics and patterns
+	coveringPattern *source  // the pattern by which messages of the topic come: as long as it is followed, none is missed
+	replica         *replica // nil for passing topics and patterns
 }
 
 type linkState uint8
@@ -47,22 +47,22 @@ type sender struct {
 }
 
 // serves reports whether a source can be subscribed to.
-func (l *link) serves() bool { return l.state != linkNone && (l.kept == nil || l.kept.loaded) }
+func (l *link) serves() bool { return l.state != linkNone && (l.replica == nil || l.replica.loaded) }
 
-func (f *follower) tie(src *source) {
-	src.link = &link{wanted: f.srv.elapsed()}
-	if src.topic != nil && src.topic.isKept() {
-		src.link.kept = &kept{}
+func (f *follower) attach(src *source) {
+	src.link = &link{wanted: f.srv.uptime()}
+	if src.topic != nil && src.topic.isPersistent() {
+		src.link.replica = &replica{}
 	}
 }
 
-// isKept says whether the broker keeps a topic that has a rule, if there is a broker.
-func (t *topicState) isKept() bool { return t.rule.HasHistory() }
+// isPersistent says whether the broker keeps a topic that has a rule, if there is a broker.
+func (t *topicState) isPersistent() bool { return t.rule.HasHistory() }
 
 // ruleOf is the number of the rule by which a topic is kept.
 func (f *follower) ruleOf(t *topicState) int { return topic.RuleIndex(f.srv.opts().Topics, t.name) }
 
-func (f *follower) left(src *source) { src.link.wanted = f.srv.elapsed() }
+func (f *follower) left(src *source) { src.link.wanted = f.srv.uptime() }
 
 // uses reports whether somebody waits for the topic, or patterns may lack messages of it.
 func (f *follower) uses(t *topicState) bool { return len(t.link.waiters) > 0 || f.mayOwe(t) }
@@ -73,9 +73,9 @@ func (f *follower) knows(*topicState) bool { return true }
 // mostIdlePatterns is how many patterns there may be for one that has lost its last subscriber to linger.
 const mostIdlePatterns = 4096
 
-// holds says whether a pattern without subscribers lingers, since it may be wanted again soon: sweep forgets it. One
+// lingers says whether a pattern without subscribers lingers, since it may be wanted again soon: sweep forgets it. One
 // client could have any number of them linger, so they do only while there are few.
-func (f *follower) holds(p *source) bool {
+func (f *follower) lingers(p *source) bool {
 	return len(p.link.waiters) > 0 || f.hub.patterns.names.Len() <= mostIdlePatterns
 }
 
@@ -85,7 +85,7 @@ const waitTime = 10 * time.Second
 // await has the source followed, and calls done when that is so: not with anything locked, or when it returns
 // true, which means that there is nothing to wait for. The caller holds mu.
 func (f *follower) await(src *source, done func(error)) (ready bool) {
-	src.link.wanted = f.srv.elapsed()
+	src.link.wanted = f.srv.uptime()
 	if src.link.state == linkJoined {
 		return true
 	}
@@ -109,7 +109,7 @@ func (f *follower) enlist(src *source, w *waiter) {
 		src.mu.Unlock()
 		switch {
 		case i < 0:
-		case src.link.kept != nil:
+		case src.link.replica != nil:
 			w.done(fmt.Errorf("%w: no response in time", ErrNoCluster))
 		default:
 			w.done(nil)
@@ -159,7 +159,7 @@ func (f *follower) followed(src *source, number uint64, err error) {
 		return
 	}
 	l.state, l.tries = linkJoined, 0
-	if l.kept != nil {
+	if l.replica != nil {
 		f.load(src.topic)
 		return
 	}
@@ -171,7 +171,7 @@ func (f *follower) unfollowed(src *source, err error) {
 	l := src.link
 	l.state = linkFailed
 	l.tries++
-	if l.kept != nil {
+	if l.replica != nil {
 		f.release(src, ^uint64(0), unavailable(err))
 	} else {
 		f.release(src, 0, nil)
@@ -195,7 +195,7 @@ func (f *follower) unfollow(src *source) {
 	l.state = linkNone
 	l.follows++
 	f.order(func() { f.broker.Unfollow(src.name) })
-	if l.kept != nil {
+	if l.replica != nil {
 		f.unload(src.topic)
 	}
 }
@@ -228,12 +228,12 @@ func (f *follower) sweep(now time.Duration) {
 	}
 }
 
-// fed says whether messages of a topic come by a pattern without interruption since it was said last. The caller
+// isCovered says whether messages of a topic come by a pattern without interruption since it was said last. The caller
 // holds the topic's mu.
-func (l *link) fed(patterns []*source) bool {
-	if l.feeder != nil && slices.Contains(patterns, l.feeder) {
+func (l *link) isCovered(patterns []*source) bool {
+	if l.coveringPattern != nil && slices.Contains(patterns, l.coveringPattern) {
 		return true
 	}
-	l.feeder = nil
+	l.coveringPattern = nil
 	return false
 }

@@ -90,7 +90,7 @@ func (m *mailbox) count() uint64 {
 // wake makes sure that the loop runs the commands. The caller holds mu.
 func (m *mailbox) wake() {
 	if !m.inTurn && !m.waking {
-		m.waking, m.woken = true, m.waker.sh.srv.elapsed()
+		m.waking, m.woken = true, m.waker.sh.srv.uptime()
 		m.waker.wake()
 	}
 }
@@ -342,7 +342,7 @@ func (sh *shard) execute(cmd *command, b []byte) {
 		cmd.conn.sendBytes(b, itemReply)
 		sh.backlog.Add(-int64(cmd.n))
 	case commandFrame:
-		sh.tally.deliveries++
+		sh.counters.deliveries++
 		cmd.conn.sendFrame(cmd.frame)
 		cmd.conn.chargeOutput(len(cmd.frame.Plain()))
 		sh.backlog.Add(-int64(len(cmd.frame.Plain())))

@@ -150,7 +150,7 @@ func (g *memoryGuard) refuses() bool { return g.over.Load() && g.srv.opts().Limi
 // limitNow is the limit in force. The environment is read again every now and then: limits of cgroups change while
 // processes run.
 func (g *memoryGuard) limitNow() *memoryLimit {
-	now, was := g.srv.elapsed(), g.limit.Load()
+	now, was := g.srv.uptime(), g.limit.Load()
 	if was != nil && was.option == g.srv.opts().Limits.MaxMemory && now-g.refreshed < memoryRefresh {
 		return was
 	}
@@ -219,7 +219,7 @@ func (g *memoryGuard) look() time.Duration {
 		if g.unsure == 0 {
 			g.ask(min(tooMuch, g.srv.heldBytes()/2+1), u) // what is counted may be less than what it takes
 		}
-	case tooMuch <= 0 && g.srv.elapsed()-g.overSince >= g.every:
+	case tooMuch <= 0 && g.srv.uptime()-g.overSince >= g.every:
 		g.setOver(false, l, u)
 	}
 	if room < 0 || g.over.Load() {
@@ -243,7 +243,7 @@ func (g *memoryGuard) collectSoon(urgent, release bool) {
 	if urgent || g.unsure > 0 {
 		pause, share = 0, collectUrgentShare
 	}
-	now := g.srv.elapsed()
+	now := g.srv.uptime()
 	if g.collecting != nil || now-g.collected < max(pause, (share-1)*g.took) || g.isShedding() && now-g.shed < shedPatience {
 		return
 	}
@@ -260,7 +260,7 @@ func (g *memoryGuard) endCollection() {
 	select {
 	case <-g.collecting:
 		g.collecting = nil
-		g.collected = g.srv.elapsed()
+		g.collected = g.srv.uptime()
 		g.took = g.collected - g.began
 		g.unsure = max(g.unsure-1, 0)
 	default:
@@ -269,7 +269,7 @@ func (g *memoryGuard) endCollection() {
 
 func (g *memoryGuard) setOver(over bool, l *memoryLimit, u memoryUse) {
 	if over {
-		g.overSince = g.srv.elapsed()
+		g.overSince = g.srv.uptime()
 	}
 	if g.over.Swap(over) == over {
 		return

@@ -20,7 +20,7 @@ func (g *memoryGuard) ask(excess int64, u memoryUse) {
 	if all == 0 {
 		return
 	}
-	g.unsure, g.shed, g.shedUse = 1, g.srv.elapsed(), u.used
+	g.unsure, g.shed, g.shedUse = 1, g.srv.uptime(), u.used
 	if g.collecting != nil { // that one does not find it
 		g.unsure++
 	}

@@ -91,9 +91,9 @@ func (m *message) gapReply() *subscribedReply {
 	return &subscribedReply{Topic: m.topic.name, Offset: &m.offset, Epoch: m.epochText(), After: &m.after, Recovered: new(bool)}
 }
 
-// appendKept appends the message as the JSON protocol has it. Unlike that of frame, the result is not kept for the next
+// appendHistory appends the message as the JSON protocol has it. Unlike that of frame, the result is not kept for the next
 // time: a history is large.
-func (m *message) appendKept(b []byte) []byte {
+func (m *message) appendHistory(b []byte) []byte {
 	m.mu.Lock()
 	f := m.other[framingEnvelope-1]
 	m.mu.Unlock()

@@ -69,8 +69,8 @@ var singles = []single{
 	{"topics", "Existing topics.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.count.Load()) }},
 	{"topics_limit", "Maximum number of topics; +Inf without a limit.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return orInfinite(s.opts().Limits.MaxTopics) }},
 	{"patterns", "Patterns with subscribers.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.patternCount()) }},
-	{"history_messages", "Messages in the history of topics.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { n, _ := s.hub.kept(); return float64(n) }},
-	{"history_bytes", "Payload bytes in the history of topics.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { _, n := s.hub.kept(); return float64(n) }},
+	{"history_messages", "Messages in the history of topics.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { n, _ := s.hub.persistentCount(); return float64(n) }},
+	{"history_bytes", "Payload bytes in the history of topics.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { _, n := s.hub.persistentCount(); return float64(n) }},
 	{"idempotency_keys", "Remembered idempotency keys.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.keys.count()) }},
 	{"idempotency_keys_evicted_total", "Idempotency keys evicted early because limits.max_key_memory was reached.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.keys.evicted.Load()) }},
 	{"loops", "Event loops that have had a connection.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(len(s.allShards())) }},
@@ -80,7 +80,7 @@ var singles = []single{
 	{"memory_limit_bytes", "Effective limits.max_memory, including the default; +Inf if off.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { n, _ := s.MaxMemory(); return orInfinite(int(n)) }},
 	{"log_lines_lost_total", "Log lines that could not be written.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.lostLines()) }},
 	{"ready", "1 if the server is ready for new connections, else 0: see /readyz.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(len(s.unready()) == 0) }},
-	{"draining", "1 if the server is draining, else 0.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.ending.current() != nil) }},
+	{"draining", "1 if the server is draining, else 0.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.drainState.current() != nil) }},
 	{"maintenance", "1 if maintenance is on, else 0.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.ops.maintenance.Load()) }},
 	{"config_last_reload_successful", "1 if the last reload of the options succeeded, or if there was none; else 0.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.reloads.good.Load()) }},
 	{"config_last_reload_success_timestamp_seconds", "Unix time at which options were last applied, including at the start.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.reloads.goodAt.Load()) / 1000 }},
@@ -314,8 +314,8 @@ func (h *hub) patternCount() int {
 	return n
 }
 
-// kept is what all topics keep, in messages and in bytes of payload.
-func (h *hub) kept() (messages, bytes int64) { return h.messages.Load(), h.bytes.Load() }
+// persistentCount is what all topics keep, in messages and in bytes of payload.
+func (h *hub) persistentCount() (messages, bytes int64) { return h.messages.Load(), h.bytes.Load() }
 
 // lostLines is how many lines of the log could not be written, as far as that is known.
 func (s *Server) lostLines() uint64 {

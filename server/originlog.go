@@ -14,7 +14,7 @@ type originLog = auth.OriginLog
 func (s *Server) logOrigin(path string, r *Request) {
 	text, _ := auth.OriginHeader(&r.Request)
 	origin := logs.Shorten(string(text))
-	ok, silent := s.ops.origins.Take(origin, s.elapsed())
+	ok, silent := s.ops.origins.Take(origin, s.uptime())
 	if !ok {
 		return
 	}

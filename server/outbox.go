@@ -418,7 +418,7 @@ func (c *Conn) unstall() {
 	c.dropPending()
 	sh.freeOutbox(o)
 	sh.srv.watcher.forget(c)
-	if c.group != nil {
+	if c.table != nil {
 		c.setPlainFD(c.plainFD())
 	}
 }

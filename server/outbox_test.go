@@ -259,7 +259,7 @@ func TestOutboxDropOldestMovesNothing(t *testing.T) {
 type groupModel struct {
 	t       *testing.T
 	r       *rand.Rand
-	g       *group
+	g       *table
 	members map[*Conn]uint32 // the first message that concerns it
 	next    uint32
 }
@@ -321,7 +321,7 @@ func TestGroupWalk(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		sh := &shard{srv: &Server{}, set: &settings{}, histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
-		g := newGroup(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
+		g := newTable(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
 		g.base = 1<<32 - 20 // it wraps
 		m := &groupModel{t: t, r: r, g: g, members: map[*Conn]uint32{}}
 		for range 400 {
@@ -361,7 +361,7 @@ func TestGroupWalk(t *testing.T) {
 
 // The memory of a crowd that has left is given back.
 func TestGroupShrinks(t *testing.T) {
-	g := newGroup(&shard{srv: &Server{}, set: &settings{}}, unitEndpoint(SlowConsumer{}))
+	g := newTable(&shard{srv: &Server{}, set: &settings{}}, unitEndpoint(SlowConsumer{}))
 	for range 50_000 {
 		g.add(queued(g.sh, g.ep), times{})
 	}
@@ -378,7 +378,7 @@ func TestGroupShrinks(t *testing.T) {
 func TestBacklogKeepsWhatIsHandedOver(t *testing.T) {
 	sh := &shard{srv: &Server{}, set: &settings{}, histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
 	ep := unitEndpoint(SlowConsumer{MaxQueue: -1})
-	g := newGroup(sh, ep)
+	g := newTable(sh, ep)
 	g.local = &local{sh: sh, src: &ep.source, audiences: [numFramings]*audience{&g.audience}}
 	g.add(queued(sh, ep), times{})
 	f := codec.NewFrame(Binary, make([]byte, 100))

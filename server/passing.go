@@ -10,8 +10,8 @@ import (
 // Messages for passing topics, and broadcasts, are for this server's connections at once, and for those of other
 // servers by the broker, at most once. They are counted, so that each server knows what it has missed.
 
-// handover is a message on its way to the broker, whose end is told once nothing is locked any more.
-type handover struct {
+// relayAck is a message on its way to the broker, whose end is told once nothing is locked any more.
+type relayAck struct {
 	done func(error)
 
 	mu       sync.Mutex
@@ -20,7 +20,7 @@ type handover struct {
 	ended    bool
 }
 
-func (h *handover) end(err error) {
+func (h *relayAck) end(err error) {
 	h.mu.Lock()
 	tell := h.returned
 	h.ended, h.err = true, err
@@ -31,7 +31,7 @@ func (h *handover) end(err error) {
 }
 
 // returns is for whoever has handed over, with nothing locked.
-func (h *handover) returns() {
+func (h *relayAck) returns() {
 	h.mu.Lock()
 	tell, err := h.ended, h.err
 	h.returned = true
@@ -68,8 +68,8 @@ func (f *follower) relay(src *source, p payload, sent func(error)) {
 	}
 }
 
-// passing takes a message for a passing topic from another server.
-func (f *follower) passing(from string, incarnation, seq uint64, p *Publication, sent time.Time) {
+// receiveTransient takes a message for a passing topic from another server.
+func (f *follower) receiveTransient(from string, incarnation, seq uint64, p *Publication, sent time.Time) {
 	f.stats.passingIn.Add(1)
 	t := f.taker(p.Topic)
 	if t == nil {
@@ -77,26 +77,26 @@ func (f *follower) passing(from string, incarnation, seq uint64, p *Publication,
 	}
 	defer t.mu.Unlock()
 	l := t.link
-	if l.kept != nil { // by the rules of this server the broker keeps it
+	if l.replica != nil { // by the rules of this server the broker keeps it
 		f.missed(1)
 		return
 	}
 	patterns := f.hub.patternsOf(t)
-	if l.state == linkNone && !l.fed(patterns) {
+	if l.state == linkNone && !l.isCovered(patterns) {
 		clear(l.senders) // nobody here has listened
 		if len(patterns) > 0 {
-			l.feeder = patterns[0]
+			l.coveringPattern = patterns[0]
 		}
 	}
 	if !f.next(l, from, incarnation, seq) {
 		return
 	}
-	m := &message{topic: t, format: p.Format, offset: t.offset + 1, time: sent.UnixMilli(), born: f.srv.age(), raw: codec.NewFrame(p.Format.Opcode(), p.Payload)}
+	m := &message{topic: t, format: p.Format, offset: t.offset + 1, time: sent.UnixMilli(), born: f.srv.ageMillis(), raw: codec.NewFrame(p.Format.Opcode(), p.Payload)}
 	if sh := f.hub.overloaded(t, patterns, int64(len(m.raw.Plain()))); sh != nil {
 		_ = sh.refuse()
 		return
 	}
-	t.used = f.srv.elapsed()
+	t.used = f.srv.uptime()
 	at := f.srv.stamp()
 	t.issue(m, at)
 	issueAll(patterns, m, at)

@@ -36,7 +36,7 @@ func (h *hub) openPattern(name string) *source {
 	p := h.patterns.names.Get(name)
 	if p == nil {
 		p = &source{name: string([]byte(name))}
-		h.remote.tie(p)
+		h.remote.attach(p)
 		h.patterns.add(p)
 		h.version.Add(1)
 	}
@@ -61,7 +61,7 @@ func (h *hub) forgetPattern(p *source) {
 	defer h.mu.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.subscribers == 0 && h.patterns.names.Get(p.name) == p && !h.remote.holds(p) {
+	if p.subscribers == 0 && h.patterns.names.Get(p.name) == p && !h.remote.lingers(p) {
 		h.removePattern(p)
 	}
 }

@@ -14,8 +14,8 @@ import (
 func (c *Conn) pushBytes(s *session, b []byte) syscall.Errno {
 	if len(s.pending) == 0 {
 		n, errno := write(c.fd, b)
-		c.sh.tally.writes++
-		c.sh.tally.bytesOut += uint64(n)
+		c.sh.counters.writes++
+		c.sh.counters.bytesOut += uint64(n)
 		if errno != 0 && errno != syscall.EAGAIN {
 			return errno
 		}
@@ -42,8 +42,8 @@ func (c *Conn) pushPending() bool {
 		return true
 	}
 	n, errno := write(c.fd, s.pending)
-	c.sh.tally.writes++
-	c.sh.tally.bytesOut += uint64(n)
+	c.sh.counters.writes++
+	c.sh.counters.bytesOut += uint64(n)
 	if errno != 0 && errno != syscall.EAGAIN {
 		c.abort(errno)
 		return false
@@ -89,7 +89,7 @@ func (c *Conn) countPending(n int, frames iter.Seq2[int, bool]) {
 	if !c.isPending() {
 		return
 	}
-	s, end := c.more.session, 0
+	s, end := c.ext.session, 0
 	for size, counts := range frames {
 		if end += size; end > n {
 			break

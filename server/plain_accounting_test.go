@@ -264,7 +264,7 @@ func TestAVisitorWhoComesTooLate(t *testing.T) {
 	_ = file.Close()
 
 	s.sockets.Add(1)
-	h := handed{sh: s.allShards()[0], fd: fd, remote: late.LocalAddr().(*net.TCPAddr)}
+	h := detachedConn{sh: s.allShards()[0], fd: fd, remote: late.LocalAddr().(*net.TCPAddr)}
 	if !l.put(h) {
 		t.Fatal("refused")
 	}

@@ -15,8 +15,8 @@ import (
 	"carillon/internal/shrink"
 )
 
-// handed is a connection on its way from a loop to the http.Server.
-type handed struct {
+// detachedConn is a connection on its way from a loop to the http.Server.
+type detachedConn struct {
 	sh      *shard
 	entered *listener
 	fd      int          // a duplicate
@@ -31,9 +31,9 @@ type plainListener struct {
 	srv *Server
 
 	mu     sync.Mutex
-	filled sync.Cond // queue has become longer, or closed is set
-	queue  []handed  // no longer than the number of sockets
-	turn   int       // which of the http.Servers accepts
+	filled sync.Cond      // queue has become longer, or closed is set
+	queue  []detachedConn // no longer than the number of sockets
+	turn   int            // which of the http.Servers accepts
 	closed bool
 	conns  shrink.Map[*plainConn, struct{}] // those that were accepted and not given away since
 }
@@ -45,7 +45,7 @@ func newPlainListener(s *Server) *plainListener {
 }
 
 // put takes over the descriptor, or returns false when it is too late for that.
-func (l *plainListener) put(h handed) bool {
+func (l *plainListener) put(h detachedConn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -109,7 +109,7 @@ func (t *plainTurn) Accept() (net.Conn, error) {
 	}
 }
 
-func (t *plainTurn) take() (h handed, ok bool) {
+func (t *plainTurn) take() (h detachedConn, ok bool) {
 	l := t.plainListener
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -117,7 +117,7 @@ func (t *plainTurn) take() (h handed, ok bool) {
 		l.filled.Wait()
 	}
 	if len(l.queue) == 0 || l.turn != t.mine {
-		return handed{}, false
+		return detachedConn{}, false
 	}
 	h = l.queue[0]
 	if l.queue = l.queue[1:]; len(l.queue) == 0 {
@@ -126,7 +126,7 @@ func (t *plainTurn) take() (h handed, ok bool) {
 	return h, true
 }
 
-func (l *plainListener) open(h handed) (*plainConn, error) {
+func (l *plainListener) open(h detachedConn) (*plainConn, error) {
 	stream, err := streamOf(h.fd)
 	if err != nil {
 		return nil, err
@@ -166,7 +166,7 @@ func streamOf(fd int) (streamConn, error) {
 
 // refuse answers at once, as accept does when there are too many: the kernel may reset the connection
 // before the client has read the answer.
-func (l *plainListener) refuse(h handed, why RefuseReason, r *codec.Rejection) {
+func (l *plainListener) refuse(h detachedConn, why RefuseReason, r *codec.Rejection) {
 	h.sh.stats.Refusals[why].Add(1)
 	answer := r.AppendResponse(nil)
 	if h.session != nil {

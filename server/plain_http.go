@@ -181,7 +181,7 @@ func (p *plainHTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if p.srv.byPath[path] != nil {
-		p.giveBack(w, r)
+		p.reattach(w, r)
 		return
 	}
 	if r.URL.Path == "" && r.URL.Host != "" { // GET http://host HTTP/1.1 (RFC 9110, section 4.2.3)
@@ -193,9 +193,9 @@ func (p *plainHTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.srv.opts().HTTP.ServeHTTP(w, r)
 }
 
-// handOver gives the connection, with what was read from it, to Options.HTTP. For the loop it is gone:
+// passToHTTP gives the connection, with what was read from it, to Options.HTTP. For the loop it is gone:
 // gnet closes its own descriptor, and nothing is written, shut down or counted as lost.
-func (c *Conn) handOver(head, rest []byte) {
+func (c *Conn) passToHTTP(head, rest []byte) {
 	sh, s := c.sh, c.session()
 	if s != nil {
 		if c.out != nil { // its client does not even read the handshake
@@ -211,12 +211,12 @@ func (c *Conn) handOver(head, rest []byte) {
 		c.refuse(RefuseDescriptors, rejectDescriptors)
 		return
 	}
-	if !sh.srv.plain.listener.put(handed{sh: sh, entered: c.entered(), fd: fd, remote: c.remote, counted: c.is(markCounted), early: slices.Concat(head, rest), session: s}) {
+	if !sh.srv.plain.listener.put(detachedConn{sh: sh, entered: c.entered(), fd: fd, remote: c.remote, counted: c.is(markCounted), early: slices.Concat(head, rest), session: s}) {
 		_ = unix.Close(fd)
 		c.refuse(RefuseDraining, rejectDraining)
 		return
 	}
-	c.group.remove(c)
+	c.table.remove(c)
 	c.dropInbound()
 	c.setSession(nil)
 	c.state.Store(stateClosed)

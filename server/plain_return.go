@@ -14,16 +14,16 @@ import (
 // WebSocket handshake. So a request for an endpoint takes its connection back to a loop, where it is
 // answered as if it had come first, whether that opens a WebSocket or refuses to.
 
-// returned is a connection on its way back from the http.Server to a loop.
-type returned struct {
+// reattached is a connection on its way back from the http.Server to a loop.
+type reattached struct {
 	sh      *shard
 	conn    *plainConn
 	bytes   []byte   // the request's head and what has been read behind it
 	session *session // nil without TLS
 }
 
-// giveBack waits until the loop has the connection, and forgets it if the loop does not take it.
-func (p *plainHTTP) giveBack(w http.ResponseWriter, r *http.Request) {
+// reattach waits until the loop has the connection, and forgets it if the loop does not take it.
+func (p *plainHTTP) reattach(w http.ResponseWriter, r *http.Request) {
 	head := headOf(r)
 	conn, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {
@@ -32,7 +32,7 @@ func (p *plainHTTP) giveBack(w http.ResponseWriter, r *http.Request) {
 	c, session, early := lowest(conn)
 	rest, _ := buffered.Reader.Peek(buffered.Reader.Buffered())
 	shards := p.srv.allShards()
-	back := &returned{
+	back := &reattached{
 		sh:      shards[p.turn.Add(1)%uint64(len(shards))],
 		conn:    c,
 		bytes:   slices.Concat(head, rest, early),
@@ -52,12 +52,12 @@ func (p *plainHTTP) giveBack(w http.ResponseWriter, r *http.Request) {
 }
 
 // opened is called on the loop. From here on the connection is like one that was accepted.
-func (r *returned) opened(gc gnet.Conn) gnet.Action {
+func (r *reattached) opened(gc gnet.Conn) gnet.Action {
 	if !r.conn.listener.leave(r.conn) {
 		return gnet.Close // it has been closed meanwhile, and counted
 	}
 	sh := r.sh
-	sh.enter()
+	sh.beginTurn()
 	sh.stats.Returned.Add(1)
 	c := sh.admit(gc, r.conn.entered, r.conn.remote, r.conn.counted)
 	if s := r.session; s != nil {
@@ -71,7 +71,7 @@ func (r *returned) opened(gc gnet.Conn) gnet.Action {
 	} else {
 		c.received(r.bytes)
 	}
-	sh.leave()
+	sh.endSocketTurn()
 	return gnet.None
 }
 

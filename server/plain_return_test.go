@@ -199,7 +199,7 @@ func TestReturnsAreSpread(t *testing.T) {
 func TestAConnectionIsLostOnItsWayBack(t *testing.T) {
 	s := start(t, withPages(mirror))
 	dial(t, s, "/echo").wantGone(s)
-	back := &returned{sh: s.allShards()[0], conn: &plainConn{streamConn: &net.TCPConn{}, listener: s.plain.listener}}
+	back := &reattached{sh: s.allShards()[0], conn: &plainConn{streamConn: &net.TCPConn{}, listener: s.plain.listener}}
 	if err := s.enroll(back.sh, back, back.conn.streamConn); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("enroll: %v", err)
 	}
@@ -216,7 +216,7 @@ func TestAZoneIsCopied(t *testing.T) {
 	for _, addr := range []net.Addr{plain.streamConn.RemoteAddr(), plain.LocalAddr()} {
 		addr.(*net.TCPAddr).Zone = shared
 	}
-	back := &returned{sh: s.allShards()[0], conn: plain}
+	back := &reattached{sh: s.allShards()[0], conn: plain}
 	_ = s.enroll(back.sh, back, back.conn.streamConn) // gnet cannot make sense of the zone, which comes after our part
 	for _, addr := range []net.Addr{plain.streamConn.RemoteAddr(), plain.LocalAddr()} {
 		if zone := addr.(*net.TCPAddr).Zone; zone != shared || unsafe.StringData(zone) == unsafe.StringData(shared) {

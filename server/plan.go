@@ -10,16 +10,16 @@ import (
 	"carillon/codec"
 )
 
-// plan says when each connection is closed while the server drains. It is immutable, one for all shards,
+// drainSchedule says when each connection is closed while the server drains. It is immutable, one for all shards,
 // and needs nothing of a connection but its id: the shards' sweeps ask how far the plan has come and
 // close those whose turn that makes it.
-type plan struct {
-	began time.Time
-	pace  time.Duration // the time over which connections are closed; 0 is at once
-	order DrainOrder
-	marks []uint64 // for OrderOldest: ids at equal steps through all that were open, ascending
-	code  codec.CloseCode
-	back  time.Duration // over which clients are asked to come back
+type drainSchedule struct {
+	began     time.Time
+	pace      time.Duration // the time over which connections are closed; 0 is at once
+	order     DrainOrder
+	quantiles []uint64 // for OrderOldest: ids at equal steps through all that were open, ascending
+	code      codec.CloseCode
+	back      time.Duration // over which clients are asked to come back
 }
 
 // The number of marks between which the ids are taken to be evenly spread.
@@ -36,9 +36,9 @@ const (
 	longestReturn  = time.Minute
 )
 
-func newPlan(s *Server, began time.Time, total int, hurry bool) *plan {
+func newDrainSchedule(s *Server, began time.Time, total int, hurry bool) *drainSchedule {
 	d := &s.opts().Drain
-	p := &plan{began: began, order: d.Order, code: codec.CloseCode(d.CloseCode)}
+	p := &drainSchedule{began: began, order: d.Order, code: codec.CloseCode(d.CloseCode)}
 	if !hurry {
 		p.pace = d.paceFor(total)
 	}
@@ -49,7 +49,7 @@ func newPlan(s *Server, began time.Time, total int, hurry bool) *plan {
 			ids = append(ids, c.id)
 		}
 		slices.Sort(ids)
-		p.marks = thin(ids, mostMarks)
+		p.quantiles = thin(ids, mostMarks)
 	}
 	return p
 }
@@ -72,13 +72,13 @@ func thin(sorted []uint64, most int) []uint64 {
 }
 
 // over says whether it is everybody's turn.
-func (p *plan) over(now time.Time) bool { return now.Sub(p.began) >= p.pace }
+func (p *drainSchedule) over(now time.Time) bool { return now.Sub(p.began) >= p.pace }
 
 // ends is when the last connection is asked to go.
-func (p *plan) ends() time.Time { return p.began.Add(p.pace) }
+func (p *drainSchedule) ends() time.Time { return p.began.Add(p.pace) }
 
-// reached is how far the plan has come: it is the turn of all whose place is below that.
-func (p *plan) reached(now time.Time) uint64 {
+// progress is how far the plan has come: it is the turn of all whose place is below that.
+func (p *drainSchedule) progress(now time.Time) uint64 {
 	if p.over(now) {
 		return math.MaxUint64
 	}
@@ -86,20 +86,20 @@ func (p *plan) reached(now time.Time) uint64 {
 	if p.order == OrderRandom {
 		return uint64(part * (1 << 63) * 2)
 	}
-	if len(p.marks) == 0 {
+	if len(p.quantiles) == 0 {
 		return 0
 	}
-	at := part * float64(len(p.marks)-1)
-	i := min(int(at), len(p.marks)-2)
+	at := part * float64(len(p.quantiles)-1)
+	i := min(int(at), len(p.quantiles)-2)
 	if i < 0 { // there is one
-		return p.marks[0]
+		return p.quantiles[0]
 	}
-	low, high := p.marks[i], p.marks[i+1]
+	low, high := p.quantiles[i], p.quantiles[i+1]
 	return low + uint64((at-float64(i))*float64(high-low))
 }
 
-// place is where a connection stands in the order.
-func (p *plan) place(id uint64) uint64 {
+// position is where a connection stands in the order.
+func (p *drainSchedule) position(id uint64) uint64 {
 	if p.order == OrderRandom {
 		return mix(id)
 	}
@@ -114,14 +114,14 @@ func mix(x uint64) uint64 {
 	return x ^ x>>31
 }
 
-// goAway closes a connection whose turn it is.
-func (c *Conn) goAway(p *plan) {
-	c.startClose(closeOwn, p.code, withRetry("server is shutting down", c.comeBack(p.back)))
+// retire closes a connection whose turn it is.
+func (c *Conn) retire(p *drainSchedule) {
+	c.startClose(closeOwn, p.code, withRetry("server is shutting down", c.retryAfter(p.back)))
 }
 
-// comeBack is when a client that is closed shall connect again. It is drawn from other bits of the id than
+// retryAfter is when a client that is closed shall connect again. It is drawn from other bits of the id than
 // the order of the plan, or those that are closed together would come back together.
-func (c *Conn) comeBack(within time.Duration) time.Duration {
+func (c *Conn) retryAfter(within time.Duration) time.Duration {
 	return 100*time.Millisecond + time.Duration(float64(mix(^c.id)>>11)/(1<<53)*float64(within))
 }
 

@@ -22,13 +22,13 @@ func TestPlanIsEven(t *testing.T) {
 				for i := range ids {
 					ids[i] = id(i)
 				}
-				p := &plan{began: time.Now(), pace: pace, order: order, marks: thin(slices.Clone(ids), mostMarks)}
+				p := &drainSchedule{began: time.Now(), pace: pace, order: order, quantiles: thin(slices.Clone(ids), mostMarks)}
 				gone := 0
 				for second := 1; second <= 10; second++ {
-					reached := p.reached(p.began.Add(time.Duration(second) * time.Second))
+					reached := p.progress(p.began.Add(time.Duration(second) * time.Second))
 					now := 0
 					for _, id := range ids {
-						if p.place(id) < reached {
+						if p.position(id) < reached {
 							now++
 						}
 					}
@@ -48,10 +48,10 @@ func TestPlanIsEven(t *testing.T) {
 func TestPlanOfFew(t *testing.T) {
 	for _, n := range []int{0, 1, 2, 3} {
 		ids := []uint64{7, 8, 1000}[:n]
-		p := &plan{began: time.Now(), pace: time.Second, order: OrderOldest, marks: thin(ids, mostMarks)}
+		p := &drainSchedule{began: time.Now(), pace: time.Second, order: OrderOldest, quantiles: thin(ids, mostMarks)}
 		before := uint64(0)
 		for at := time.Duration(0); at < p.pace; at += 10 * time.Millisecond {
-			if reached := p.reached(p.began.Add(at)); reached < before {
+			if reached := p.progress(p.began.Add(at)); reached < before {
 				t.Fatalf("of %d: %d after %d", n, reached, before)
 			} else {
 				before = reached
@@ -60,7 +60,7 @@ func TestPlanOfFew(t *testing.T) {
 		if before > 1000 {
 			t.Errorf("of %d: all have gone before the end", n)
 		}
-		if p.reached(p.ends()) != ^uint64(0) {
+		if p.progress(p.ends()) != ^uint64(0) {
 			t.Errorf("of %d: not everybody goes", n)
 		}
 	}

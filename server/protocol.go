@@ -378,7 +378,7 @@ func (r *historyReply) AppendTo(b []byte) []byte {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = m.appendKept(b)
+		b = m.appendHistory(b)
 	}
 	return append(b, "]}"...)
 }

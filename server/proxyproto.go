@@ -52,7 +52,7 @@ func (p *ProxyProtocol) resolve(c *checker, key string) {
 // entered is where a connection in its handshake has come in. The place is otherwise for the time of the last
 // read, which nobody asks for as long as there is no WebSocket.
 func (c *Conn) entered() *listener {
-	return c.sh.srv.listeners[c.sh.shaking.times[c.slot].read]
+	return c.sh.srv.listeners[c.sh.handshaking.times[c.slot].read]
 }
 
 // readProxy reads the PROXY header, if there is one, and returns how many bytes of b it has. It returns

@@ -72,16 +72,16 @@ func (s *Server) onLoop() bool {
 func (f *follower) publish(p publication, wait func(), done func(Receipt, error)) (Receipt, bool, error) {
 	wait()
 	if rules := f.srv.opts().Topics; topic.RuleOf(rules, p.Topic).HasHistory() {
-		f.publishKept(&p, topic.RuleIndex(rules, p.Topic), done)
+		f.publishPersistent(&p, topic.RuleIndex(rules, p.Topic), done)
 	} else {
-		f.publishPassing(&p, done)
+		f.publishTransient(&p, done)
 	}
 	return Receipt{}, false, nil
 }
 
-func (f *follower) publishPassing(p *publication, done func(Receipt, error)) {
+func (f *follower) publishTransient(p *publication, done func(Receipt, error)) {
 	var receipt Receipt
-	h := &handover{done: func(err error) {
+	h := &relayAck{done: func(err error) {
 		if err != nil {
 			err = uncertain(err)
 		}
@@ -95,7 +95,7 @@ func (f *follower) publishPassing(p *publication, done func(Receipt, error)) {
 	h.returns()
 }
 
-func (f *follower) publishKept(p *publication, rule int, done func(Receipt, error)) {
+func (f *follower) publishPersistent(p *publication, rule int, done func(Receipt, error)) {
 	err := f.hub.check(p)
 	if err == nil {
 		err = f.awayFor(rule)

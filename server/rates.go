@@ -63,7 +63,7 @@ func (s *settings) keepsDebts(ep *endpoint) bool {
 }
 
 // debts are there while a limit asks for them.
-func (c *Conn) debts() *debts { return &c.group.debts[c.slot] }
+func (c *Conn) debts() *debts { return &c.table.debts[c.slot] }
 
 // relax is called for what comes after a while, in milliseconds, in which nothing came.
 func (d *debts) relax(passed uint32) {

@@ -75,7 +75,7 @@ func (s *Server) Reload(read func() (Options, error)) (Changes, error) {
 }
 
 func (s *Server) reload(read func() (Options, error)) (Changes, error) {
-	if s.ending.begun() {
+	if s.drainState.begun() {
 		return Changes{}, ErrDraining
 	}
 	wanted, err := read()

@@ -547,7 +547,7 @@ var clientStories = []reloadStory{
 		}
 		return func() {
 			// What is there is trimmed at once. What was not kept does not come back.
-			if n, _ := s.hub.kept(); n != 2 {
+			if n, _ := s.hub.persistentCount(); n != 2 {
 				t.Errorf("%d messages are kept", n)
 			}
 			mustPublish(t, s, "b", "6")
@@ -609,7 +609,7 @@ var endStories = []reloadStory{
 	}, func(o *Options) { o.Drain.Deadline = 50 * time.Millisecond }},
 	{"drain.duration drain.deadline", Options{}, func(t *testing.T, s *Server) func() {
 		return func() {
-			if p := newPlan(s, time.Now(), 100_000, false); p.pace != time.Minute {
+			if p := newDrainSchedule(s, time.Now(), 100_000, false); p.pace != time.Minute {
 				t.Errorf("connections are closed over %v", p.pace)
 			}
 			s.Shutdown(t.Context())
@@ -617,7 +617,7 @@ var endStories = []reloadStory{
 	}, func(o *Options) { o.Drain.Duration, o.Drain.Deadline = time.Minute, 2*time.Minute }},
 	{"drain.order", Options{}, func(t *testing.T, s *Server) func() {
 		return func() {
-			if p := newPlan(s, time.Now(), 1, false); p.order != OrderRandom {
+			if p := newDrainSchedule(s, time.Now(), 1, false); p.order != OrderRandom {
 				t.Errorf("%+v", p)
 			}
 		}

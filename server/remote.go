@@ -41,13 +41,13 @@ type remote interface {
 
 	// For what follows the caller holds the mu of the source.
 
-	tie(src *source)  // prepares a new source
-	left(src *source) // notes that the last subscriber has gone
+	attach(src *source) // prepares a new source
+	left(src *source)   // notes that the last subscriber has gone
 	unfollow(src *source)
 	relay(src *source, p payload, sent func(error)) // sent, which may be nil, learns what became of the message
 	uses(t *topicState) bool                        // the topic must not be forgotten
 	knows(t *topicState) bool                       // clients may have a position in the topic
-	holds(p *source) bool                           // a pattern without subscribers lingers; the caller holds hub.mu, too
+	lingers(p *source) bool                         // a pattern without subscribers lingers; the caller holds hub.mu, too
 
 	// sweepTopic lets go of a topic that has not been used for long. So does sweep of patterns, with nothing locked.
 	sweepTopic(t *topicState, now time.Duration)
@@ -102,9 +102,9 @@ func (a alone) present(topic string, _ func(), _ func(*presence)) (*presence, bo
 
 func (alone) keeps(string) bool { return false }
 
-func (alone) tie(src *source)  { src.link = untied }
-func (alone) left(*source)     {}
-func (alone) unfollow(*source) {}
+func (alone) attach(src *source) { src.link = untied }
+func (alone) left(*source)       {}
+func (alone) unfollow(*source)   {}
 
 func (alone) relay(_ *source, _ payload, sent func(error)) {
 	if sent != nil {
@@ -114,6 +114,6 @@ func (alone) relay(_ *source, _ payload, sent func(error)) {
 
 func (alone) uses(*topicState) bool                 { return false }
 func (alone) knows(t *topicState) bool              { return t.offset > 0 }
-func (alone) holds(*source) bool                    { return false }
+func (alone) lingers(*source) bool                  { return false }
 func (alone) sweepTopic(*topicState, time.Duration) {}
 func (alone) sweep(time.Duration)                   {}

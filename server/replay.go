@@ -63,7 +63,7 @@ func (r *replay) join() bool {
 	c, t := r.conn, r.topic
 	last := r.rest[len(r.rest)-1].offset
 	t.mu.Lock()
-	newer, recovered := t.since(Start{Since: &Position{Offset: last, Epoch: r.epoch}}, c.sh.srv.age(), replayMost)
+	newer, recovered := t.since(Start{Since: &Position{Offset: last, Epoch: r.epoch}}, c.sh.srv.ageMillis(), replayMost)
 	at := t.position()
 	if pieceOf(newer) < len(newer) {
 		t.mu.Unlock()
@@ -111,7 +111,7 @@ func (r *replay) tellGap(at Position, newer []*message, last uint64) {
 // release ends the subscription before it has begun: the connection is gone.
 func (r *replay) release() {
 	r.topic.mu.Lock()
-	more := len(r.topic.keptAfter(r.rest[len(r.rest)-1].offset))
+	more := len(r.topic.historyAfter(r.rest[len(r.rest)-1].offset))
 	r.conn.sh.stats.Drop(DropClosed, uint64(len(r.rest)+more))
 	r.topic.unsubscribe(r.conn.sh.srv)
 }
@@ -125,7 +125,7 @@ func (c *Conn) sendHistory(list []*message, kind framing) {
 	for i, m := range list {
 		frames[i] = m.frame(kind)
 	}
-	c.sh.tally.deliveries += uint64(len(frames))
+	c.sh.counters.deliveries += uint64(len(frames))
 	c.sendFrames(nil, 0, frames)
 	if c.out != nil && c.out.history > 0 {
 		c.out.batches++

@@ -254,8 +254,8 @@ func (f *follower) ready(name string, from Start, reads bool, wait func(), done 
 		src = &t.source
 	}
 	defer src.mu.Unlock() // before which done is not called
-	if src.link.kept != nil {
-		ready, err = f.awaitKept(src.topic, from, reads, done)
+	if src.link.replica != nil {
+		ready, err = f.awaitReplica(src.topic, from, reads, done)
 	} else {
 		ready = f.await(src, done)
 	}

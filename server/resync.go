@@ -32,14 +32,14 @@ func (f *follower) resyncAll() {
 
 // resyncOne begins the load of one topic when few others are under way, unless one has begun meanwhile.
 func (f *follower) resyncOne(t *topicState) {
-	if t.link.kept == nil { // which does not change
+	if t.link.replica == nil { // which does not change
 		return
 	}
 	f.paced <- struct{}{}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	k := t.link.kept
-	if t.forgotten || !k.loaded && t.link.feeder == nil && !k.loading || !f.outdated(k) {
+	k := t.link.replica
+	if t.forgotten || !k.loaded && t.link.coveringPattern == nil && !k.loading || !f.isStale(k) {
 		<-f.paced
 		return
 	}

@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// roster is a list of the open connections by id, made when somebody pages through them. Connections
+// connIndex is a list of the open connections by id, made when somebody pages through them. Connections
 // themselves are in no order, so each page would otherwise look at all of them.
-type roster struct {
+type connIndex struct {
 	mu      sync.Mutex
 	list    []entry
 	made    time.Time
@@ -32,7 +32,7 @@ const (
 
 // page returns open connections with ids above after, and says whether there are more. One that is open
 // throughout the pages is in exactly one of them.
-func (r *roster) page(s *Server, after uint64, limit int) (conns []*Conn, more bool) {
+func (r *connIndex) page(s *Server, after uint64, limit int) (conns []*Conn, more bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	age, fresh := time.Since(r.made), after == 0 || after >= r.reached
@@ -56,12 +56,12 @@ func (r *roster) page(s *Server, after uint64, limit int) (conns []*Conn, more b
 	return conns, false
 }
 
-func (r *roster) search(id uint64) (int, bool) {
+func (r *connIndex) search(id uint64) (int, bool) {
 	return slices.BinarySearchFunc(r.list, id, func(e entry, id uint64) int { return cmp.Compare(e.id, id) })
 }
 
 // make lists the connections of now. The caller holds mu.
-func (r *roster) make(s *Server) {
+func (r *connIndex) make(s *Server) {
 	began := time.Now()
 	r.list = slices.Grow([]entry(nil), s.Count())
 	r.reached = s.lastID.Load()
@@ -79,7 +79,7 @@ func (r *roster) make(s *Server) {
 }
 
 // drop gives the memory back, that of connections that are gone included.
-func (r *roster) drop() {
+func (r *connIndex) drop() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if time.Since(r.made) >= rosterLife {
@@ -88,7 +88,7 @@ func (r *roster) drop() {
 }
 
 // find returns an open connection, or nil.
-func (r *roster) find(s *Server, id uint64) *Conn {
+func (r *connIndex) find(s *Server, id uint64) *Conn {
 	r.mu.Lock()
 	i, found := r.search(id)
 	if found && r.list[i].conn.state.Load() == stateOpen {

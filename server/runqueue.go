@@ -80,13 +80,13 @@ func (sh *shard) runQueued() {
 		return
 	}
 	clock := startWorkClock()
-	for start := sh.srv.elapsed(); len(q.heap) > 0; {
+	for start := sh.srv.uptime(); len(q.heap) > 0; {
 		w := q.pop()
-		began := sh.srv.elapsed()
+		began := sh.srv.uptime()
 		w.served = true
 		w.conn.serve(w, began+q.quantum())
 		w.served = false
-		now := sh.srv.elapsed()
+		now := sh.srv.uptime()
 		w.used.addTurn(clock.took(now-began), now)
 		if w.requests.len() > 0 && w.requests.first().after > sh.ran {
 			early = append(early, w)
@@ -198,7 +198,7 @@ func (c *Conn) holdBack(d *codec.Decoder) bool {
 }
 
 func (sh *shard) awaitRelief(w *workload) {
-	w.blockedAt = sh.srv.elapsed()
+	w.blockedAt = sh.srv.uptime()
 	sh.run.blocked = append(sh.run.blocked, w)
 	sh.lookForRelief()
 }
@@ -218,7 +218,7 @@ func (sh *shard) relieve() {
 	if len(q.blocked) == 0 {
 		return
 	}
-	congested, busy, now, rest := sh.srv.congested(), sh.isCongested(), sh.srv.elapsed(), q.blocked[:0]
+	congested, busy, now, rest := sh.srv.congested(), sh.isCongested(), sh.srv.uptime(), q.blocked[:0]
 	passed := false
 	for _, w := range q.blocked {
 		long := now-w.blockedAt >= relieveAtLast

@@ -109,8 +109,8 @@ func (d *evenDrain) run(t *testing.T) (uneven string) {
 	w := startSwarm(t, s, swarmOrder{Path: "/broadcast", Conns: d.conns})
 	echoes := echoUntilTheEnd(dial(t, s, "/echo"))
 	s.StartDrain("a test", 0)
-	eventually(t, "connections are closed", func() bool { return s.plan.Load() != nil })
-	began := s.plan.Load().began
+	eventually(t, "connections are closed", func() bool { return s.schedule.Load() != nil })
+	began := s.schedule.Load().began
 	due := func(passed time.Duration) int { return int(int64(d.conns) * int64(passed) / int64(d.over)) }
 	var last time.Duration
 	closed, slack := 0, d.conns/d.parts/d.share

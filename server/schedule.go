@@ -64,7 +64,7 @@ func (c *Conn) After(d time.Duration, f func()) (*Timer, error) {
 		set.count.Add(-1)
 		return nil, ErrOverloaded
 	}
-	now := c.sh.srv.elapsed()
+	now := c.sh.srv.uptime()
 	t := &Timer{conn: c, set: set, do: f, at: now + min(max(d, 0), math.MaxInt64-now), index: -1}
 	c.sh.postDo(c, 0, func() { c.sh.timers.begin(t) })
 	return t, nil
@@ -110,11 +110,11 @@ type connTimers struct {
 
 // timers returns those of the connection, which are made when the first one is asked for.
 func (c *Conn) timers() *connTimers {
-	if o := c.own.Load(); o != nil && o.timers != nil {
+	if o := c.attachment.Load(); o != nil && o.timers != nil {
 		return o.timers
 	}
 	made := &connTimers{}
-	_, after := c.attach(func(o *own) {
+	_, after := c.attach(func(o *attachment) {
 		if o.timers == nil {
 			o.timers = made
 		}
@@ -124,7 +124,7 @@ func (c *Conn) timers() *connTimers {
 
 // dropTimers ends the timers of a connection that closes.
 func (c *Conn) dropTimers() {
-	o := c.own.Load()
+	o := c.attachment.Load()
 	if o == nil || o.timers == nil {
 		return
 	}
@@ -201,7 +201,7 @@ func (l *loopTimers) arm() {
 		return
 	}
 	l.set = max(l.heap[0].at, 1)
-	wait := l.set - l.sh.srv.elapsed()
+	wait := l.set - l.sh.srv.uptime()
 	if l.alarm == nil {
 		l.alarm = time.AfterFunc(wait, l.sh.postTimers)
 	} else {
@@ -214,7 +214,7 @@ func (l *loopTimers) run() {
 	if !l.due {
 		return
 	}
-	start, now := time.Now(), l.sh.srv.elapsed()
+	start, now := time.Now(), l.sh.srv.uptime()
 	for len(l.heap) > 0 && l.heap[0].at <= now {
 		if time.Since(start) > sliceTime {
 			return

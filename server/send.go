@@ -33,7 +33,7 @@ func (c *Conn) ready() bool {
 	}
 	if c.sh.pending.len() > 0 {
 		c.sh.caughtUp = 0
-		c.group.catchUp(c.slot)
+		c.table.catchUp(c.slot)
 		c.catchUpTopics()
 	}
 	return c.state.Load() == stateOpen
@@ -180,7 +180,7 @@ func (c *Conn) wroteFrames(a *audience, sub int32, frames []*codec.Frame, writte
 
 // queueFrames puts messages behind what waits.
 func (c *Conn) queueFrames(a *audience, sub int32, frames []*codec.Frame) {
-	if a != nil && len(frames) > 0 && (a.latest || a.newest != nil && c.more.subs[sub].stale) && c.state.Load() == stateOpen {
+	if a != nil && len(frames) > 0 && (a.latest || a.newest != nil && c.ext.subs[sub].stale) && c.state.Load() == stateOpen {
 		c.conflate(sub, len(frames))
 		return
 	}
@@ -217,8 +217,8 @@ func (c *Conn) put(b []byte) (int, syscall.Errno) {
 		return c.seal(b)
 	}
 	n, errno := write(c.fd, b)
-	c.sh.tally.writes++
-	c.sh.tally.bytesOut += uint64(n)
+	c.sh.counters.writes++
+	c.sh.counters.bytesOut += uint64(n)
 	if errno == syscall.EAGAIN {
 		errno = 0
 	}

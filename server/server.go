@@ -73,16 +73,16 @@ type Server struct {
 
 	acceptErrors atomic.Uint64 // of the unix sockets
 
-	lastID  atomic.Uint64
-	unowned stats.Counters // of what no shard knows of
-	spare   spare
-	memory  memoryGuard
-	ops     ops
-	ending  ending
-	plan    atomic.Pointer[plan] // who is closed when; nil until connections are closed
-	hub     *hub                 // immutable
-	roster  roster
-	shards  atomic.Pointer[[]*shard]
+	lastID     atomic.Uint64
+	unowned    stats.Counters // of what no shard knows of
+	fdReserve  fdReserve
+	memory     memoryGuard
+	ops        ops
+	drainState drainState
+	schedule   atomic.Pointer[drainSchedule] // who is closed when; nil until connections are closed
+	hub        *hub                          // immutable
+	roster     connIndex
+	shards     atomic.Pointer[[]*shard]
 
 	mu       sync.Mutex // guards what follows, and changes of shards
 	stop     context.CancelCauseFunc
@@ -100,12 +100,12 @@ type endpoint struct {
 	Mode         Mode
 	Subprotocols []string
 
-	index    int // its place among the endpoints
-	group    int // the first of its groups in every shard: there is one for each framing
-	framings int // that it serves: the raw one, or all
-	handler  Handler
-	upgrader codec.Upgrader
-	sites    [numHooks]callSite
+	index      int // its place among the endpoints
+	firstTable int // the first of its groups in every shard: there is one for each framing
+	framings   int // that it serves: the raw one, or all
+	handler    Handler
+	upgrader   codec.Upgrader
+	sites      [numHooks]callSite
 
 	published atomic.Uint64
 }
@@ -128,7 +128,7 @@ func New(options Options) (*Server, error) {
 		looping:    make(chan struct{}),
 		loopsEnded: make(chan struct{}),
 		empty:      make(chan struct{}, 1),
-		ending:     newEnding(),
+		drainState: newDrainState(),
 	}
 	opts.Loops = loopsOf(&opts)
 	set, err := s.settle(opts, nil, nil)
@@ -137,7 +137,7 @@ func New(options Options) (*Server, error) {
 	}
 	s.current.Store(set)
 	s.reloads.begin(time.Now())
-	s.spare = spare{srv: s, fd: -1}
+	s.fdReserve = fdReserve{srv: s, fd: -1}
 	s.memory = newMemoryGuard(s)
 	s.netLog = log.New(netLog{s}, "", 0)
 	s.addresses, s.handshakes = limit.NewAddresses(s.begin), limit.NewSharedBucket(s.begin)
@@ -151,12 +151,12 @@ func New(options Options) (*Server, error) {
 			Mode:         e.Mode,
 			Subprotocols: e.Subprotocols,
 
-			index:    i,
-			group:    groups,
-			framings: 1,
-			handler:  e.Handler,
-			upgrader: codec.Upgrader{Subprotocols: e.Subprotocols, Deflate: e.Compression.Enabled},
-			sites:    sitesOf(e.Path),
+			index:      i,
+			firstTable: groups,
+			framings:   1,
+			handler:    e.Handler,
+			upgrader:   codec.Upgrader{Subprotocols: e.Subprotocols, Deflate: e.Compression.Enabled},
+			sites:      sitesOf(e.Path),
 		}
 		if message := e.Mode.message(s); message != nil {
 			ep.handler.Message = message
@@ -176,7 +176,7 @@ func New(options Options) (*Server, error) {
 	}
 	s.hub = newHub(s)
 	for _, ep := range s.endpoints {
-		s.hub.remote.tie(&ep.source)
+		s.hub.remote.attach(&ep.source)
 	}
 	s.shards.Store(&[]*shard{})
 	if opts.HTTP != nil {
@@ -258,8 +258,10 @@ func (ep *endpoint) issue(f *codec.Frame, at stamp) (connections int) {
 	return ep.post(commandPublish, (*broadcast)(f), at)
 }
 
-// groupsOf are the groups of an endpoint, by framing.
-func (sh *shard) groupsOf(ep *endpoint) []*group { return sh.groups[ep.group : ep.group+ep.framings] }
+// tablesOf are the groups of an endpoint, by framing.
+func (sh *shard) tablesOf(ep *endpoint) []*table {
+	return sh.tables[ep.firstTable : ep.firstTable+ep.framings]
+}
 
 // Conns walks over the open connections, in no order. Connections may open and close meanwhile: one
 // that stays open throughout is seen exactly once.
@@ -280,7 +282,7 @@ func (sh *shard) members() []*Conn {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	var all []*Conn
-	for _, g := range sh.groups {
+	for _, g := range sh.tables {
 		if g.ep != nil {
 			for i := range g.members { // not by value: the loop writes what else is in a member
 				all = append(all, g.members[i].conn)

@@ -136,19 +136,19 @@ func (s *session) SetWriteDeadline(t time.Time) error {
 
 // session is nil for a connection without TLS, before the client's first message, and after the end.
 func (c *Conn) session() *session {
-	if c.more == nil {
+	if c.ext == nil {
 		return nil
 	}
-	return c.more.session
+	return c.ext.session
 }
 
 func (c *Conn) setSession(s *session) {
 	c.sh.mu.Lock()
 	defer c.sh.mu.Unlock()
-	if s == nil && c.more == nil {
+	if s == nil && c.ext == nil {
 		return
 	}
-	c.extra().session = s
+	c.extend().session = s
 }
 
 // canAnswer is false while the client could not read an answer, because its TLS handshake is not done.
@@ -214,7 +214,7 @@ func (c *Conn) decryptUntil(deadline time.Duration, s *session, b []byte, own bo
 			c.consume(sh.clear[:n], deadline)
 		}
 		if err == nil {
-			if c.isSuspended() || sh.srv.elapsed() >= deadline {
+			if c.isSuspended() || sh.srv.uptime() >= deadline {
 				break
 			}
 			continue
@@ -254,7 +254,7 @@ func (s *session) drain(b []byte, deadline time.Duration) (n int, err error) {
 		if empty := s.chargeEmpty(m > 0, sh.clock); empty != nil {
 			err = empty
 		}
-		if reads%recordsAtOnce == 0 && sh.srv.elapsed() >= deadline {
+		if reads%recordsAtOnce == 0 && sh.srv.uptime() >= deadline {
 			break
 		}
 	}
@@ -307,7 +307,7 @@ const sealChunk = 16 << 10
 // seal encrypts and writes, and returns how many bytes have been encrypted: fewer than there are if the
 // socket is full. What it did not take of those is pending, and the connection stalled.
 func (c *Conn) seal(b []byte) (n int, errno syscall.Errno) {
-	s := c.more.session
+	s := c.ext.session
 	for n < len(b) && len(s.pending) == 0 {
 		chunk := b[n:min(n+sealChunk, len(b))]
 		if _, err := s.tls.Write(chunk); err != nil {

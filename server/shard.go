@@ -14,13 +14,13 @@ import (
 // shard is all that one event loop owns. It is made when the loop accepts its first connection.
 type shard struct {
 	// Immutable.
-	srv       *Server
-	loop      gnet.EventLoop
-	interest  interest
-	groups    []*group  // those of the endpoints, see groupsOf, then the two below
-	shaking   *group    // connections whose handshake is not complete
-	closing   *group    // connections that are no members of an endpoint any more
-	goroutine goroutine // the loop's
+	srv         *Server
+	loop        gnet.EventLoop
+	interest    interest
+	tables      []*table  // those of the endpoints, see tablesOf, then the two below
+	handshaking *table    // connections whose handshake is not complete
+	closing     *table    // connections that are no members of an endpoint any more
+	goroutine   goroutine // the loop's
 
 	mail       mailbox
 	backlog    atomic.Int64  // bytes of messages that were posted and have not been handed to connections
@@ -38,7 +38,7 @@ type shard struct {
 	owner        goroutine
 	set          *settings // at the beginning of this turn
 	site         *callSite // as in called
-	tally        tally
+	counters     turnCounters
 	reading      inbox
 	ran          uint64 // commands, ever
 	run          runQueue
@@ -78,8 +78,8 @@ type shard struct {
 	sealed       []byte // for what is encrypted: empty but during a write or a read
 }
 
-// tally is what a turn adds to the counters, all at once.
-type tally struct{ deliveries, bytesOut, writes uint64 }
+// turnCounters is what a turn adds to the counters, all at once.
+type turnCounters struct{ deliveries, bytesOut, writes uint64 }
 
 func newShard(s *Server, loop gnet.EventLoop) (*shard, error) {
 	sh := &shard{srv: s, loop: loop, set: s.settings()}
@@ -93,13 +93,13 @@ func newShard(s *Server, loop gnet.EventLoop) (*shard, error) {
 	for _, ep := range s.endpoints {
 		l := &local{sh: sh, src: &ep.source}
 		for i := range ep.framings {
-			g := newGroup(sh, ep)
+			g := newTable(sh, ep)
 			g.local, l.audiences[i] = l, &g.audience
-			sh.groups = append(sh.groups, g)
+			sh.tables = append(sh.tables, g)
 		}
 	}
-	sh.shaking, sh.closing = newGroup(sh, nil), newGroup(sh, nil)
-	sh.groups = append(sh.groups, sh.shaking, sh.closing)
+	sh.handshaking, sh.closing = newTable(sh, nil), newTable(sh, nil)
+	sh.tables = append(sh.tables, sh.handshaking, sh.closing)
 	var err error
 	if sh.interest, err = newInterest(loop); err != nil {
 		return nil, err
@@ -123,8 +123,8 @@ func (sh *shard) check() {
 	}
 }
 
-// enter begins a turn of the loop. Commands that are posted now need not wake it, because leave looks.
-func (sh *shard) enter() {
+// beginTurn begins a turn of the loop. Commands that are posted now need not wake it, because leave looks.
+func (sh *shard) beginTurn() {
 	sh.check()
 	if set := sh.srv.settings(); set != sh.set {
 		sh.follow(set)
@@ -136,7 +136,7 @@ func (sh *shard) enter() {
 }
 
 func (sh *shard) readClock() {
-	sh.began = sh.srv.elapsed()
+	sh.began = sh.srv.uptime()
 	sh.clock = max(uint32(sh.began.Milliseconds()), 1)
 }
 
@@ -145,14 +145,14 @@ func (sh *shard) readClock() {
 func (sh *shard) follow(set *settings) {
 	sh.set = set
 	sh.decoder = sh.newDecoder()
-	for _, g := range sh.groups {
+	for _, g := range sh.tables {
 		g.charge(set)
 	}
 }
 
-// leave ends the turn of a socket: it runs commands and serves connections that have work to do, unless other sockets have waited
+// endSocketTurn ends the turn of a socket: it runs commands and serves connections that have work to do, unless other sockets have waited
 // long enough.
-func (sh *shard) leave() {
+func (sh *shard) endSocketTurn() {
 	if !sh.isCrowded() {
 		sh.runCommands()
 		sh.runQueued()
@@ -169,9 +169,9 @@ func (sh *shard) leave() {
 // slices of a walk or sweep), the loop is woken for another turn, after everything else that is ready on it.
 func (sh *shard) endTurn() (took time.Duration) {
 	sh.admitInflating()
-	ended := sh.srv.elapsed()
+	ended := sh.srv.uptime()
 	sh.histograms.Turn.Since(sh.began, ended)
-	sh.settle()
+	sh.publishCounters()
 	m := &sh.mail
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -182,11 +182,11 @@ func (sh *shard) endTurn() (took time.Duration) {
 	return ended - sh.began
 }
 
-// woken is the turn that the loop was woken for. After a slice that left something to do, it first gives way once: epoll
+// wokenTurn is the turn that the loop was woken for. After a slice that left something to do, it first gives way once: epoll
 // reports the waker before the sockets that became ready during the slice, and those have waited long enough.
-func (sh *shard) woken() {
+func (sh *shard) wokenTurn() {
 	woken := sh.mail.acknowledge()
-	sh.enter()
+	sh.beginTurn()
 	sh.histograms.Lag.Since(woken, sh.began)
 	sh.round = 0
 	if sh.sliced {
@@ -244,12 +244,12 @@ func (sh *shard) busy() bool {
 		sh.timers.due || sh.goingAway && sh.occupied()
 }
 
-func (sh *shard) settle() {
-	if sh.tally != (tally{}) {
-		sh.stats.Deliveries.Add(sh.tally.deliveries)
-		sh.stats.BytesOut.Add(sh.tally.bytesOut)
-		sh.stats.Writes.Add(sh.tally.writes)
-		sh.tally = tally{}
+func (sh *shard) publishCounters() {
+	if sh.counters != (turnCounters{}) {
+		sh.stats.Deliveries.Add(sh.counters.deliveries)
+		sh.stats.BytesOut.Add(sh.counters.bytesOut)
+		sh.stats.Writes.Add(sh.counters.writes)
+		sh.counters = turnCounters{}
 	}
 	sh.histograms.Publish()
 }

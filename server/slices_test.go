@@ -160,7 +160,7 @@ func TestInflatingYieldsToThoseWithoutDebt(t *testing.T) {
 		in := &inbound{}
 		in.decoder = codec.Decoder{MaxMessage: 1 << 20, Inflater: sh.inflate(), Budget: 5000}
 		c := &Conn{sh: sh, in: in}
-		c.more = &more{work: &workload{conn: c, index: -1, used: usage{used, sh.began}, suspended: true}}
+		c.ext = &extension{work: &workload{conn: c, index: -1, used: usage{used, sh.began}, suspended: true}}
 		if _, _, ok, err := in.decoder.Next(masked(0xc1, bomb)); ok || err != nil || !in.decoder.Suspended() {
 			t.Fatal(ok, err)
 		}

@@ -7,17 +7,17 @@ import "time"
 // their difference.
 type stamp uint32
 
-// elapsed is the time since the server was made.
-func (s *Server) elapsed() time.Duration { return time.Since(s.begin) }
+// uptime is the time since the server was made.
+func (s *Server) uptime() time.Duration { return time.Since(s.begin) }
 
-// age is the same in milliseconds.
-func (s *Server) age() int64 { return s.elapsed().Milliseconds() }
+// ageMillis is the same in milliseconds.
+func (s *Server) ageMillis() int64 { return s.uptime().Milliseconds() }
 
-// bornAt is the age at which a message came to be whose time another clock has told, which says now.
-func (s *Server) bornAt(t, now time.Time) int64 {
-	return s.age() - max(now.Sub(t), 0).Milliseconds()
+// bornMillis is the age at which a message came to be whose time another clock has told, which says now.
+func (s *Server) bornMillis(t, now time.Time) int64 {
+	return s.ageMillis() - max(now.Sub(t), 0).Milliseconds()
 }
 
-func (s *Server) stamp() stamp { return stampOf(s.elapsed()) }
+func (s *Server) stamp() stamp { return stampOf(s.uptime()) }
 
 func stampOf(d time.Duration) stamp { return stamp(d / time.Microsecond) }

@@ -28,8 +28,8 @@ var (
 	ErrNoPosition = errors.New("a pattern has no position to start from")
 )
 
-// more is what few connections have.
-type more struct {
+// extension is what few connections have.
+type extension struct {
 	// Guarded by sh.mu: only the loop writes, so the loop reads without the lock. What is in a
 	// subscription beside its audience is owned by the loop.
 	subs []subscription
@@ -39,9 +39,9 @@ type more struct {
 	stale  int       // subscriptions that are
 	work   *workload // what is to be done for the connection; nil for nothing
 
-	who       *who       // guarded by sh.mu: only the loop writes
-	session   *session   // guarded by sh.mu: only the loop writes
-	undecided *undecided // owned by the loop, during the handshake only
+	principal *principal       // guarded by sh.mu: only the loop writes
+	session   *session         // guarded by sh.mu: only the loop writes
+	pending   *pendingDecision // owned by the loop, during the handshake only
 }
 
 // subscription is a connection's place in a topic's audience.
@@ -54,12 +54,12 @@ type subscription struct {
 
 func (s *subscription) name() string { return s.audience.local.src.name }
 
-// extra returns c.more, which is made if need be. The caller holds sh.mu.
-func (c *Conn) extra() *more {
-	if c.more == nil {
-		c.more = &more{}
+// extend returns c.more, which is made if need be. The caller holds sh.mu.
+func (c *Conn) extend() *extension {
+	if c.ext == nil {
+		c.ext = &extension{}
 	}
-	return c.more
+	return c.ext
 }
 
 // SubscribeOptions say how a subscription begins.
@@ -165,12 +165,12 @@ func (c *Conn) Unsubscribe(topic string, done func(error)) {
 func (c *Conn) Subscriptions() []string {
 	c.sh.mu.Lock()
 	defer c.sh.mu.Unlock()
-	if c.more == nil {
+	if c.ext == nil {
 		return nil
 	}
-	names := make([]string, len(c.more.subs))
-	for i := range c.more.subs {
-		names[i] = c.more.subs[i].name()
+	names := make([]string, len(c.ext.subs))
+	for i := range c.ext.subs {
+		names[i] = c.ext.subs[i].name()
 	}
 	return names
 }
@@ -181,7 +181,7 @@ func (c *Conn) call(do func()) { c.callFunc(hookDone, do) }
 // publish hands a message to the subscribers of this shard, as [audience.publish] does.
 func (l *local) publish(p *command) (bytes int) {
 	for kind, a := range l.audiences {
-		if a == nil || !a.isGroup() && int32(p.seq-a.end()) < 0 { // it was there before the audience
+		if a == nil || !a.isTable() && int32(p.seq-a.end()) < 0 { // it was there before the audience
 			continue
 		}
 		if len(a.members) == 0 && len(a.stream) == 0 {
@@ -263,7 +263,7 @@ func (c *Conn) subscribe(w *wanted) (Subscribed, error) {
 		}
 		src = &t.source
 		s.Position = t.position()
-		missed, s.Recovered = t.since(w.from, c.sh.srv.age(), replayMost)
+		missed, s.Recovered = t.since(w.from, c.sh.srv.ageMillis(), replayMost)
 		s.After = next(missed, s.Offset)
 	}
 	if !src.link.serves() {
@@ -292,26 +292,26 @@ func (c *Conn) subscribe(w *wanted) (Subscribed, error) {
 // history does not count for SlowConsumer.MaxQueue.
 func (c *Conn) hoards() bool {
 	limit := c.ep.now().SlowConsumer.MaxQueue
-	return c.out != nil && limit >= 0 && c.out.history > int(limit) && c.out.batches > len(c.more.subs)
+	return c.out != nil && limit >= 0 && c.out.history > int(limit) && c.out.batches > len(c.ext.subs)
 }
 
 // maySubscribe checks what is the same for everybody who asks.
 func (c *Conn) maySubscribe(name string, pattern bool) error {
-	if c.more == nil {
+	if c.ext == nil {
 		return nil
 	}
-	if limit := c.ep.now().Topics.MaxSubscriptions; limit >= 0 && len(c.more.subs) >= limit {
+	if limit := c.ep.now().Topics.MaxSubscriptions; limit >= 0 && len(c.ext.subs) >= limit {
 		return fmt.Errorf("%w: topics.max_subscriptions of the endpoint is %d", ErrTooManySubscriptions, limit)
 	}
 	patterns := 0
-	for i := range c.more.subs {
-		if c.more.subs[i].isPattern() {
+	for i := range c.ext.subs {
+		if c.ext.subs[i].isPattern() {
 			patterns++
 		}
-		switch other := c.more.subs[i].name(); {
+		switch other := c.ext.subs[i].name(); {
 		case other == name:
 			return ErrSubscribed
-		case (pattern || c.more.subs[i].isPattern()) && topic.Overlaps(other, name):
+		case (pattern || c.ext.subs[i].isPattern()) && topic.Overlaps(other, name):
 			return fmt.Errorf("%w: %s", ErrOverlap, other)
 		}
 	}
@@ -343,7 +343,7 @@ func (src *source) audience(sh *shard, kind framing) *audience {
 func (c *Conn) join(a *audience, next uint32, asked bool) {
 	c.sh.mu.Lock()
 	defer c.sh.mu.Unlock()
-	m := c.extra()
+	m := c.extend()
 	if len(m.subs) == cap(m.subs) { // append would double it, for many connections
 		m.subs = append(make([]subscription, 0, len(m.subs)+len(m.subs)/4+1), m.subs...)
 	}
@@ -356,10 +356,10 @@ func (c *Conn) unsubscribe(name string) error {
 	if !c.isOpen() {
 		return ErrClosed
 	}
-	if c.more == nil {
+	if c.ext == nil {
 		return ErrNotSubscribed
 	}
-	i := slices.IndexFunc(c.more.subs, func(s subscription) bool { return s.name() == name })
+	i := slices.IndexFunc(c.ext.subs, func(s subscription) bool { return s.name() == name })
 	if i < 0 {
 		return ErrNotSubscribed
 	}
@@ -371,7 +371,7 @@ func (c *Conn) unsubscribe(name string) error {
 
 // dropSubscription takes the connection out of an audience. Another subscription moves to its place.
 func (c *Conn) dropSubscription(i int) {
-	subs, last := c.more.subs, len(c.more.subs)-1
+	subs, last := c.ext.subs, len(c.ext.subs)-1
 	s := subs[i]
 	c.sh.mu.Lock()
 	s.audience.quit(s.slot)
@@ -380,13 +380,13 @@ func (c *Conn) dropSubscription(i int) {
 		subs[i].audience.members[subs[i].slot].sub = int32(i)
 	}
 	subs[last] = subscription{}
-	c.more.subs = subs[:last]
+	c.ext.subs = subs[:last]
 	if cap(subs) > 8 && last < cap(subs)/4 {
-		c.more.subs = halve(c.more.subs)
+		c.ext.subs = halve(c.ext.subs)
 	}
 	c.sh.mu.Unlock()
 	if s.stale {
-		c.more.stale--
+		c.ext.stale--
 		c.sh.stats.Drop(DropClosed, 1)
 	}
 	s.audience.local.left(s.audience)
@@ -408,14 +408,14 @@ func (l *local) left(a *audience) {
 // unsubscribe counts one subscriber less. The caller holds mu, which is not held any more when it returns.
 func (src *source) unsubscribe(srv *Server) {
 	src.subscribers--
-	last, now := src.subscribers == 0, srv.elapsed()
+	last, now := src.subscribers == 0, srv.uptime()
 	if last {
 		srv.hub.remote.left(src)
 	}
 	if t := src.topic; t != nil {
 		if last {
 			t.used = now
-			t.heard = t.heard || t.offset > 0 && t.link.kept == nil // the broker has kept ones' offsets
+			t.heard = t.heard || t.offset > 0 && t.link.replica == nil // the broker has kept ones' offsets
 		}
 		t.hub.unlock(t)
 		return
@@ -429,19 +429,19 @@ func (src *source) unsubscribe(srv *Server) {
 // leaveTopics ends all subscriptions of a connection that is closing. Its topics learn of it at once unless the loop has been
 // busy with closed connections for long enough: many may close together that have many subscriptions each.
 func (c *Conn) leaveTopics() {
-	if c.more == nil || len(c.more.subs) == 0 {
+	if c.ext == nil || len(c.ext.subs) == 0 {
 		return
 	}
 	sh := c.sh
-	missed := c.more.stale
+	missed := c.ext.stale
 	sh.mu.Lock()
-	for i := range c.more.subs {
-		s := &c.more.subs[i]
+	for i := range c.ext.subs {
+		s := &c.ext.subs[i]
 		missed += int(s.audience.missed(s.slot))
 		s.audience.quit(s.slot)
 		sh.departed.push(s.audience)
 	}
-	c.more.subs, c.more.stale = nil, 0
+	c.ext.subs, c.ext.stale = nil, 0
 	sh.mu.Unlock()
 	sh.stats.Drop(DropClosed, uint64(missed))
 	if !sh.isCrowded() {
@@ -456,12 +456,12 @@ func (c *Conn) leaveTopics() {
 
 // settleDeparted tells topics which subscribers have gone, until a time is over, and returns how long it took.
 func (sh *shard) settleDeparted(limit time.Duration) (took time.Duration) {
-	for begin := sh.srv.elapsed(); sh.departed.len() > 0; {
+	for begin := sh.srv.uptime(); sh.departed.len() > 0; {
 		for range min(sh.departed.len(), 8) {
 			a := sh.departed.pop()
 			a.local.left(a)
 		}
-		if took = sh.srv.elapsed() - begin; took > limit {
+		if took = sh.srv.uptime() - begin; took > limit {
 			break
 		}
 	}
@@ -471,12 +471,12 @@ func (sh *shard) settleDeparted(limit time.Duration) (took time.Duration) {
 // catchUpTopics gives the connection what its topics' streams have for it. It looks at the subscriptions once for all
 // that was published: what a connection is sent may be a crowd of small commands.
 func (c *Conn) catchUpTopics() {
-	if c.more == nil || c.more.caught == c.sh.published {
+	if c.ext == nil || c.ext.caught == c.sh.published {
 		return
 	}
-	c.more.caught = c.sh.published
-	for i := 0; i < len(c.more.subs) && c.state.Load() == stateOpen; i++ {
-		if s := &c.more.subs[i]; s.audience.queued {
+	c.ext.caught = c.sh.published
+	for i := 0; i < len(c.ext.subs) && c.state.Load() == stateOpen; i++ {
+		if s := &c.ext.subs[i]; s.audience.queued {
 			s.audience.catchUp(s.slot)
 		}
 	}
@@ -484,10 +484,10 @@ func (c *Conn) catchUpTopics() {
 
 // conflate leaves n messages of a topic to the newest one, which is sent when the socket takes bytes again.
 func (c *Conn) conflate(sub int32, n int) {
-	s := &c.more.subs[sub]
+	s := &c.ext.subs[sub]
 	if !s.stale {
 		s.stale = true
-		c.more.stale++
+		c.ext.stale++
 		n--
 	}
 	c.sh.stats.Drop(DropConflated, uint64(n))
@@ -496,13 +496,13 @@ func (c *Conn) conflate(sub int32, n int) {
 // refresh sends the newest messages that waited until the socket takes bytes again; all of them, even if
 // it does not, when it is the last chance.
 func (c *Conn) refresh(all bool) {
-	for i := 0; c.state.Load() == stateOpen && (all || c.out == nil) && c.more != nil && c.more.stale > 0 && i < len(c.more.subs); i++ {
-		s := &c.more.subs[i]
+	for i := 0; c.state.Load() == stateOpen && (all || c.out == nil) && c.ext != nil && c.ext.stale > 0 && i < len(c.ext.subs); i++ {
+		s := &c.ext.subs[i]
 		if !s.stale {
 			continue
 		}
 		s.stale = false
-		c.more.stale--
+		c.ext.stale--
 		a := s.audience
 		c.sh.stats.Drop(DropConflated, a.missed(s.slot))
 		a.members[s.slot].seq = a.end()

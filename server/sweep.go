@@ -11,13 +11,13 @@ import (
 // sweep is the round that finds connections whose time is up, through all groups of a shard. Like a
 // walk it is cut into slices, by what it sends and not by what it looks at: looking costs 1 ns.
 type sweep struct {
-	running bool
-	stalled int    // of the connections that stall, those below this are still to be seen
-	group   int    // the one being swept
-	next    int    // its members below this are still to be seen
-	plan    *plan  // while the server drains
-	reached uint64 // by the plan
-	second  uint32 // the server's, if connections have a maximum age
+	running  bool
+	stalled  int            // of the connections that stall, those below this are still to be seen
+	table    int            // the one being swept
+	next     int            // its members below this are still to be seen
+	schedule *drainSchedule // while the server drains
+	reached  uint64         // by the plan
+	second   uint32         // the server's, if connections have a maximum age
 }
 
 const sweepSends = 256
@@ -30,12 +30,12 @@ func (sh *shard) beginSweep() {
 	sh.shedExcess()
 	sh.buffers.Trim()
 	if !sh.sweep.running && !sh.stoodStill() {
-		sh.sweep = sweep{running: true, stalled: len(sh.stalled), group: len(sh.groups), plan: sh.srv.plan.Load()}
-		if p := sh.sweep.plan; p != nil {
-			sh.sweep.reached = p.reached(time.Now())
+		sh.sweep = sweep{running: true, stalled: len(sh.stalled), table: len(sh.tables), schedule: sh.srv.schedule.Load()}
+		if p := sh.sweep.schedule; p != nil {
+			sh.sweep.reached = p.progress(time.Now())
 		}
 		if sh.srv.opts().Connections.MaxAge > 0 {
-			sh.sweep.second = sh.srv.second()
+			sh.sweep.second = sh.srv.uptimeSeconds()
 		}
 	}
 }
@@ -78,15 +78,15 @@ func (sh *shard) sweepOn() {
 	}
 	for w.running && !over() {
 		if w.next == 0 {
-			w.group--
-			if w.group < 0 {
+			w.table--
+			if w.table < 0 {
 				w.running = false
 				return
 			}
-			w.next = len(sh.groups[w.group].members)
+			w.next = len(sh.tables[w.table].members)
 			continue
 		}
-		g := sh.groups[w.group]
+		g := sh.tables[w.table]
 		w.next = min(w.next, len(g.members)) - 1
 		if w.next < 0 {
 			w.next = 0
@@ -95,7 +95,7 @@ func (sh *shard) sweepOn() {
 		if g.due(w.next) {
 			sends++
 		}
-		if looks++; looks >= sweepLooks && (w.plan != nil || w.second > 0) {
+		if looks++; looks >= sweepLooks && (w.schedule != nil || w.second > 0) {
 			return
 		}
 	}
@@ -103,7 +103,7 @@ func (sh *shard) sweepOn() {
 
 // occupied says whether anybody has not been asked to go.
 func (sh *shard) occupied() bool {
-	for _, g := range sh.groups {
+	for _, g := range sh.tables {
 		if g != sh.closing && len(g.members) > 0 {
 			return true
 		}
@@ -112,9 +112,9 @@ func (sh *shard) occupied() bool {
 }
 
 // due does what the time asks for member i, and says whether it sent anything.
-func (g *group) due(i int) bool {
+func (g *table) due(i int) bool {
 	switch {
-	case g == g.sh.shaking:
+	case g == g.sh.handshaking:
 		return g.handshakeDue(i)
 	case g == g.sh.closing:
 		return g.closeDue(i)
@@ -122,14 +122,14 @@ func (g *group) due(i int) bool {
 	return g.memberDue(i)
 }
 
-func (g *group) handshakeDue(i int) bool {
+func (g *table) handshakeDue(i int) bool {
 	srv, c := g.sh.srv, g.members[i].conn
 	switch {
-	case c.is(markPreface) && passed(g.sh.clock, g.times[i].message, c.entered().now().proxy.Timeout):
+	case c.is(markPreface) && timedOut(g.sh.clock, g.times[i].message, c.entered().now().proxy.Timeout):
 		c.prefaceDue()
 	case g.sh.goingAway || srv.draining.Load():
 		c.refuse(RefuseDraining, rejectDraining)
-	case passed(g.sh.clock, g.times[i].message, srv.opts().Limits.HandshakeTimeout):
+	case timedOut(g.sh.clock, g.times[i].message, srv.opts().Limits.HandshakeTimeout):
 		c.refuse(c.lateHandshake(srv.opts().Limits.HandshakeTimeout))
 	default:
 		return false
@@ -137,7 +137,7 @@ func (g *group) handshakeDue(i int) bool {
 	return true
 }
 
-func (g *group) closeDue(i int) bool {
+func (g *table) closeDue(i int) bool {
 	c, since := g.members[i].conn, g.times[i].read
 	if c.out != nil && int32(c.out.since-since) > 0 {
 		since = c.out.since // still flushing: as long as the socket takes bytes, it may
@@ -147,7 +147,7 @@ func (g *group) closeDue(i int) bool {
 	if c.out != nil && c.is(markPeerDone) { // the peer is not waited for, only its socket
 		limit = max(limit, limits.WriteTimeout)
 	}
-	if !passed(g.sh.clock, since, limit) {
+	if !timedOut(g.sh.clock, since, limit) {
 		return false
 	}
 	if !c.flushLate() {
@@ -156,27 +156,27 @@ func (g *group) closeDue(i int) bool {
 	return true
 }
 
-func (g *group) memberDue(i int) bool {
+func (g *table) memberDue(i int) bool {
 	now, t, opts, w := g.sh.clock, &g.times[i], g.sh.srv.settings(), &g.sh.sweep
 	switch {
-	case w.plan != nil && (g.sh.goingAway || w.plan.place(g.members[i].conn.id) < w.reached):
-		g.members[i].conn.goAway(w.plan)
+	case w.schedule != nil && (g.sh.goingAway || w.schedule.position(g.members[i].conn.id) < w.reached):
+		g.members[i].conn.retire(w.schedule)
 	case w.second > 0 && g.members[i].conn.tooOld(w.second):
 		c := g.members[i].conn
 		g.sh.stats.Cut(CutMaxAge)
-		c.startClose(closeOwn, codec.CloseGoingAway, withRetry("connection has reached connections.max_age", c.comeBack(shortestReturn)))
-	case passed(now, t.message, opts.Limits.IdleTimeout) && !g.members[i].conn.isEvents() && !g.members[i].conn.isSuspended():
+		c.startClose(closeOwn, codec.CloseGoingAway, withRetry("connection has reached connections.max_age", c.retryAfter(shortestReturn)))
+	case timedOut(now, t.message, opts.Limits.IdleTimeout) && !g.members[i].conn.isEvents() && !g.members[i].conn.isSuspended():
 		g.sh.stats.Cut(CutIdle)
 		g.members[i].conn.startClose(closeOwn, codec.CloseGoingAway, fmt.Sprintf("no message for %v", opts.Limits.IdleTimeout))
 	case t.ping != 0:
-		if !passed(now, t.ping, opts.Ping.Timeout) || g.members[i].conn.isSuspended() {
+		if !timedOut(now, t.ping, opts.Ping.Timeout) || g.members[i].conn.isSuspended() {
 			return false // or it may have answered, and it is the server that has not read it
 		}
 		g.sh.stats.Cut(CutPingTimeout)
 		g.members[i].conn.startClose(closeFail, codec.CloseGoingAway, fmt.Sprintf("no answer to a ping for %v", opts.Ping.Timeout))
-	case passed(now, t.read, opts.pingEarliest):
+	case timedOut(now, t.read, opts.pingEarliest):
 		c := g.members[i].conn
-		if !passed(now, t.read, c.pingInterval()) || c.out != nil {
+		if !timedOut(now, t.read, c.pingInterval()) || c.out != nil {
 			return false // a socket that takes nothing is the write time-out's
 		}
 		if c.isEvents() { // nothing is expected of the client
@@ -206,7 +206,7 @@ func (c *Conn) share() float64 { return float64(c.id*0x9E3779B97F4A7C15>>40) / (
 // be tried.
 func (c *Conn) stalledDue() bool {
 	sh := c.sh
-	if !passed(sh.clock, c.out.since, sh.srv.opts().Limits.WriteTimeout) {
+	if !timedOut(sh.clock, c.out.since, sh.srv.opts().Limits.WriteTimeout) {
 		return false
 	}
 	if !c.flushLate() {
@@ -225,14 +225,14 @@ func (c *Conn) flushLate() bool {
 	if c.out == nil {
 		return false
 	}
-	before := c.sh.tally.bytesOut
+	before := c.sh.counters.bytesOut
 	if c.flushSome() {
 		c.sh.writable.push(c)
 	}
-	return c.sh.tally.bytesOut > before
+	return c.sh.counters.bytesOut > before
 }
 
-// passed says whether a time-out has run since then; one that is off never has.
-func passed(now, since uint32, limit time.Duration) bool {
+// timedOut says whether a time-out has run since then; one that is off never has.
+func timedOut(now, since uint32, limit time.Duration) bool {
 	return limit >= 0 && time.Duration(now-since)*time.Millisecond >= limit
 }

@@ -294,7 +294,7 @@ func TestSealedInputWaits(t *testing.T) {
 					if row.crowded {
 						sh.round = 2 * maxRound
 					}
-					sh.began = s.elapsed()
+					sh.began = s.uptime()
 					conn.received(g.kept)
 					seen <- state{session.records.count - before, session.unread, conn.isSuspended()}
 				})

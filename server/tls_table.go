@@ -106,7 +106,7 @@ func (t *tlsTable) enter(h *tlsHandshake, from limit.Key) {
 	defer t.mu.Unlock()
 	p := t.peers[from]
 	if p == nil {
-		p = &tlsPeer{key: from, suspect: t.suspects.has(from, t.srv.elapsed())}
+		p = &tlsPeer{key: from, suspect: t.suspects.has(from, t.srv.uptime())}
 		t.peers[from] = p
 	}
 	h.peer = p
@@ -128,7 +128,7 @@ func (t *tlsTable) pause(h *tlsHandshake) {
 	}
 	p := h.peer
 	t.idle++
-	h.state, h.since = tlsSilent, t.srv.elapsed()
+	h.state, h.since = tlsSilent, t.srv.uptime()
 	h.place, h.silence = p.silent.PushBack(h), t.silent.PushBack(h)
 	if p.silent.Len() == 1 {
 		t.crowded.push(p)
@@ -200,7 +200,7 @@ func (t *tlsTable) remove(h *tlsHandshake) {
 
 // suspect is called when a client did not go on with its handshake. The caller holds mu.
 func (t *tlsTable) suspect(p *tlsPeer) {
-	t.suspects.add(p.key, t.srv.elapsed())
+	t.suspects.add(p.key, t.srv.uptime())
 	t.setSuspect(p, true)
 }
 
@@ -327,7 +327,7 @@ func (t *tlsTable) makeRoom(p *tlsPeer, q tlsQueue) bool {
 		return true
 	}
 	quietest := t.silent.Front().Value.(*tlsHandshake)
-	if left := quietest.since + t.grace - t.srv.elapsed(); left > 0 {
+	if left := quietest.since + t.grace - t.srv.uptime(); left > 0 {
 		t.dispatchIn(left)
 		return false
 	}

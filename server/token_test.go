@@ -191,7 +191,7 @@ func TestOptionalToken(t *testing.T) {
 	c := dial(t, s, "/ws", speakJSON)
 	conn := onlyConn(t, s, "/ws")
 	conn.sh.mu.Lock()
-	more := conn.more
+	more := conn.ext
 	conn.sh.mu.Unlock()
 	if conn.Subject() != "" || more != nil {
 		t.Error("somebody without a token has an identity")

@@ -120,8 +120,8 @@ func (src *source) latest() bool {
 
 // epochText is for clients. The caller holds mu.
 func (t *topicState) epochText() string {
-	if t.link.kept != nil {
-		return t.link.kept.epochText()
+	if t.link.replica != nil {
+		return t.link.replica.epochText()
 	}
 	return t.ownEpoch()
 }
@@ -219,11 +219,11 @@ func (t *topicState) since(from Start, now int64, limit int) (missed []*message,
 	case from.Since.Epoch != t.epochText() || from.Since.Offset > t.offset || from.Since.Offset < t.floor:
 		return oldest(kept, limit), false // all of it is news
 	}
-	return oldest(t.keptAfter(from.Since.Offset), limit), true
+	return oldest(t.historyAfter(from.Since.Offset), limit), true
 }
 
-// keptAfter returns the messages that are kept with later offsets. The caller holds mu, and copies what it needs for longer.
-func (t *topicState) keptAfter(offset uint64) []*message {
+// historyAfter returns the messages that are kept with later offsets. The caller holds mu, and copies what it needs for longer.
+func (t *topicState) historyAfter(offset uint64) []*message {
 	kept := t.history.all()
 	first, _ := slices.BinarySearchFunc(kept, offset+1, func(m *message, offset uint64) int {
 		return cmp.Compare(m.offset, offset)

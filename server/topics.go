@@ -56,8 +56,8 @@ func (a *TopicAccess) mayPublish(name string) bool {
 // subprotocolJSON is the one of docs/protocol.md.
 const subprotocolJSON = "carillon.v1.json"
 
-// wish is what a request to an endpoint with topics asks for.
-type wish struct {
+// topicQuery is what a request to an endpoint with topics asks for.
+type topicQuery struct {
 	events  bool // server-sent events
 	framing framing
 	topics  []string
@@ -65,16 +65,16 @@ type wish struct {
 	afresh  bool // it had a position, but none that can be gone on from
 }
 
-// wishOf reads the query. The error is a *[codec.Rejection].
-func (ep *endpoint) wishOf(r *Request, events bool) (*wish, error) {
-	bad := func(format string, args ...any) (*wish, error) {
+// parseTopicQuery reads the query. The error is a *[codec.Rejection].
+func (ep *endpoint) parseTopicQuery(r *Request, events bool) (*topicQuery, error) {
+	bad := func(format string, args ...any) (*topicQuery, error) {
 		return nil, &codec.Rejection{Status: 400, Reason: fmt.Sprintf(format, args...)}
 	}
 	query, err := url.ParseQuery(string(r.Query))
 	if err != nil {
 		return bad("the query is malformed")
 	}
-	w := &wish{events: events, topics: query["topic"]}
+	w := &topicQuery{events: events, topics: query["topic"]}
 	if w.from, err = envelope.ParseStart(query); err != nil {
 		return bad("%v", err)
 	}
@@ -107,11 +107,11 @@ func (ep *endpoint) wishOf(r *Request, events bool) (*wish, error) {
 	if limit := ep.now().Topics.MaxPatterns; limit >= 0 && patterns > limit {
 		return bad("too many patterns: %d, and topics.max_patterns of the endpoint is %d", patterns, limit)
 	}
-	return w, ep.checkWish(w)
+	return w, ep.checkTopicQuery(w)
 }
 
-// checkWish checks the topics of a request.
-func (ep *endpoint) checkWish(w *wish) error {
+// checkTopicQuery checks the topics of a request.
+func (ep *endpoint) checkTopicQuery(w *topicQuery) error {
 	for _, name := range w.topics {
 		if err := ep.check(name); err != nil {
 			status := 400
@@ -201,8 +201,8 @@ func (ep *endpoint) check(name string) error {
 // quickTopics is up to how many subscriptions of a request line, without a history, cost no more than a few messages.
 const quickTopics = 4
 
-// begin makes the subscriptions that the request asked for.
-func (c *Conn) begin(w *wish) {
+// subscribeInitial makes the subscriptions that the request asked for.
+func (c *Conn) subscribeInitial(w *topicQuery) {
 	for _, name := range w.topics {
 		quick := len(w.topics) <= quickTopics && w.from == Start{}
 		err := c.afterPending(0, quick, func() {
@@ -229,8 +229,8 @@ func (c *Conn) begin(w *wish) {
 // closeGap tells a client without any other way to learn it that messages are missing.
 const closeGap codec.CloseCode = 4010
 
-// took handles a message of a client on an endpoint with topics.
-func (c *Conn) took(op codec.Opcode, payload []byte) {
+// onMessage handles a message of a client on an endpoint with topics.
+func (c *Conn) onMessage(op codec.Opcode, payload []byte) {
 	if c.framing == framingEnvelope {
 		if op != codec.OpText {
 			if !c.asked.Swap(true) {
@@ -255,8 +255,8 @@ func (c *Conn) took(op codec.Opcode, payload []byte) {
 // publish publishes what came on a raw connection to its topic.
 func (c *Conn) publish(op codec.Opcode, payload []byte) {
 	var topics []subscription
-	if c.more != nil {
-		topics = c.more.subs
+	if c.ext != nil {
+		topics = c.ext.subs
 	}
 	err := error(errNotOneTopic)
 	if len(topics) == 1 && !topics[0].isPattern() {

@@ -20,7 +20,7 @@ type audienceModel struct {
 	r       *rand.Rand
 	s       *Server
 	sh      *shard
-	g       *group
+	g       *table
 	members []*modelMember
 	offsets map[string]uint64 // of what was published
 	left    uint64            // messages of the topic with latest that were left out
@@ -46,7 +46,7 @@ func newAudienceModel(t *testing.T, seed uint64) *audienceModel {
 	}
 	sh := &shard{srv: s, set: s.settings(), histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
 	sh.mail.inTurn = true // it has no waker
-	g := newGroup(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
+	g := newTable(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
 	g.ep.now().Topics.MaxSubscriptions, g.ep.now().Topics.MaxPatterns = 4, 4
 	return &audienceModel{t: t, r: rand.New(rand.NewPCG(seed, 7)), s: s, sh: sh, g: g, offsets: map[string]uint64{}}
 }
@@ -138,7 +138,7 @@ func (m *audienceModel) account(who *modelMember) {
 	m.t.Helper()
 	who.c.ready()
 	m.look(who)
-	for _, s := range who.c.more.subscriptions() {
+	for _, s := range who.c.ext.subscriptions() {
 		if s.name() == latestTopic {
 			left := uint64(s.audience.members[s.slot].seq) - who.first - who.came
 			if s.stale {
@@ -153,7 +153,7 @@ func (m *audienceModel) account(who *modelMember) {
 func (m *audienceModel) refresh(who *modelMember) {
 	m.t.Helper()
 	m.look(who)
-	for _, s := range who.c.more.subscriptions() {
+	for _, s := range who.c.ext.subscriptions() {
 		if s.name() == latestTopic && s.stale {
 			who.c.refresh(true)
 			m.look(who)
@@ -221,7 +221,7 @@ func (m *audienceModel) check() {
 	members := 0
 	for _, who := range m.members {
 		stale := 0
-		for i, s := range who.c.more.subscriptions() {
+		for i, s := range who.c.ext.subscriptions() {
 			if e := s.audience.members[s.slot]; e.conn != who.c || int(e.sub) != i {
 				m.t.Fatalf("subscription %d at slot %d is another's: %+v", i, s.slot, e)
 			}
@@ -230,8 +230,8 @@ func (m *audienceModel) check() {
 				stale++
 			}
 		}
-		if who.c.more != nil && who.c.more.stale != stale {
-			m.t.Fatalf("%d subscriptions are stale, not %d", stale, who.c.more.stale)
+		if who.c.ext != nil && who.c.ext.stale != stale {
+			m.t.Fatalf("%d subscriptions are stale, not %d", stale, who.c.ext.stale)
 		}
 	}
 	sources := map[string]*source{}
@@ -260,7 +260,7 @@ func (m *audienceModel) check() {
 					m.t.Fatalf("%s has an audience without members", name)
 				}
 				for slot, e := range a.members {
-					if s := e.conn.more.subs[e.sub]; s.audience != a || int(s.slot) != slot {
+					if s := e.conn.ext.subs[e.sub]; s.audience != a || int(s.slot) != slot {
 						m.t.Fatalf("member %d of %s is at slot %d of %s", slot, name, s.slot, s.name())
 					}
 				}
@@ -277,7 +277,7 @@ func (m *audienceModel) check() {
 	}
 }
 
-func (m *more) subscriptions() []subscription {
+func (m *extension) subscriptions() []subscription {
 	if m == nil {
 		return nil
 	}
@@ -391,10 +391,10 @@ func TestCatchingUpLooksOnce(t *testing.T) {
 	if n := who.c.out.items(); n != 1 || m.sh.pending.len() != 1 {
 		t.Fatalf("%d messages came, and %d audiences are pending", n, m.sh.pending.len())
 	}
-	subs := who.c.more.subs
-	who.c.more.subs = make([]subscription, len(subs)) // whoever looks panics
+	subs := who.c.ext.subs
+	who.c.ext.subs = make([]subscription, len(subs)) // whoever looks panics
 	who.c.ready()
-	who.c.more.subs = subs
+	who.c.ext.subs = subs
 	publish()
 	who.c.ready()
 	if n := who.c.out.items(); n != 2 {

@@ -233,14 +233,14 @@ func TestOverloadIsTold(t *testing.T) {
 		// The clients' own messages are next, in the same turn.
 		for c := range s.Conns() {
 			if c.Path() == "/ws" && c.framing == framingEnvelope {
-				c.took(Text, []byte(`{"id":1,"publish":{"topic":"a","data":"xxxxxx"}}`))
-				c.took(Text, []byte(`{"id":2,"ping":{}}`))
-				c.took(Text, []byte(`{"id":3,"subscribe":{"topic":"b"}}`))
+				c.onMessage(Text, []byte(`{"id":1,"publish":{"topic":"a","data":"xxxxxx"}}`))
+				c.onMessage(Text, []byte(`{"id":2,"ping":{}}`))
+				c.onMessage(Text, []byte(`{"id":3,"subscribe":{"topic":"b"}}`))
 			}
 		}
 		for c := range s.Conns() {
 			if c.Path() == "/ws" && c.framing == framingRaw {
-				c.took(Text, []byte("xxxxxx"))
+				c.onMessage(Text, []byte("xxxxxx"))
 			}
 		}
 	}}

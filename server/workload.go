@@ -51,23 +51,23 @@ func (w *workload) place() *int { return &w.index }
 
 // workload returns the connection's workload, or nil.
 func (c *Conn) workload() *workload {
-	if c.more == nil {
+	if c.ext == nil {
 		return nil
 	}
-	return c.more.work
+	return c.ext.work
 }
 
 // needWorkload returns the connection's workload, which is made if need be.
 func (c *Conn) needWorkload() *workload {
-	if c.more == nil {
+	if c.ext == nil {
 		c.sh.mu.Lock()
-		c.extra()
+		c.extend()
 		c.sh.mu.Unlock()
 	}
-	if c.more.work == nil {
-		c.more.work = &workload{conn: c, index: -1}
+	if c.ext.work == nil {
+		c.ext.work = &workload{conn: c, index: -1}
 	}
-	return c.more.work
+	return c.ext.work
 }
 
 // settleWorkload lets go of a workload that has nothing left to do, unless what the connection has used of the loop is
@@ -76,7 +76,7 @@ func (c *Conn) settleWorkload(w *workload) {
 	switch {
 	case w.requests.len() > 0 || w.publishing > 0 || w.suspended || w.index >= 0:
 	case w.used.isForgotten(c.sh.began) && w.offloaded.isForgotten(c.sh.began) && w.mistakes.none(c.sh.clock):
-		c.more.work = nil
+		c.ext.work = nil
 	case !w.listed:
 		w.listed = true
 		c.sh.run.charged = append(c.sh.run.charged, w)
@@ -184,7 +184,7 @@ func (c *Conn) serve(w *workload, deadline time.Duration) {
 		default:
 			c.resumeInput(deadline)
 		}
-		if sh.srv.elapsed() >= deadline {
+		if sh.srv.uptime() >= deadline {
 			return
 		}
 	}

@@ -392,7 +392,7 @@ func TestRunQueueOrder(t *testing.T) {
 	add := func(name uint64) *workload {
 		c := &Conn{sh: sh, id: name}
 		w := &workload{conn: c, index: -1, suspended: true}
-		c.more = &more{work: w}
+		c.ext = &extension{work: w}
 		return w
 	}
 	heavy, light := add(1), add(2)
@@ -431,7 +431,7 @@ func TestRunQueueOfAnOverloadedLoop(t *testing.T) {
 	add := func(used time.Duration) *workload {
 		c := &Conn{sh: sh}
 		w := &workload{conn: c, index: -1, suspended: true, used: usage{sum: used, at: time.Hour}} // which is not forgotten
-		c.more = &more{work: w}
+		c.ext = &extension{work: w}
 		q.schedule(w)
 		return w
 	}
@@ -495,7 +495,7 @@ func TestRunQueueOfACrowd(t *testing.T) {
 		add := func() *workload {
 			c := &Conn{sh: sh}
 			w := &workload{conn: c, index: -1, suspended: true}
-			c.more = &more{work: w}
+			c.ext = &extension{work: w}
 			return w
 		}
 		sh.began = time.Second
@@ -620,7 +620,7 @@ func TestWorkloadsAreLetGo(t *testing.T) {
 	conn := theConn(t, s)
 	eventually(t, "it is let go", func() bool {
 		gone := make(chan bool, 1)
-		conn.sh.postDo(conn, 0, func() { gone <- conn.more.work == nil })
+		conn.sh.postDo(conn, 0, func() { gone <- conn.ext.work == nil })
 		return <-gone
 	})
 }
