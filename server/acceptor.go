@@ -141,7 +141,7 @@ func (a *acceptor) serve() {
 		if pause == 0 {
 			s.log.Warn("cannot accept connections", "address", a.listener.addr.String(), "error", err)
 		}
-		pause = min(max(2*pause, acceptPause), mostAcceptPause)
+		pause = min(max(2*pause, acceptPause), maxAcceptPause)
 		time.Sleep(pause)
 	}
 }
@@ -151,8 +151,8 @@ const lastCall = 50 * time.Millisecond
 
 // The time between tries when accepting fails.
 const (
-	acceptPause     = 5 * time.Millisecond
-	mostAcceptPause = 500 * time.Millisecond
+	acceptPause    = 5 * time.Millisecond
+	maxAcceptPause = 500 * time.Millisecond
 )
 
 // move returns when the loop has the connection, or never will.

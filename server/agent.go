@@ -37,16 +37,16 @@ func (o *Agent) resolve(c *checker, taken []namedAddress) {
 
 // What the port takes of a client, and for how long.
 const (
-	agentMost  = 16
-	agentTime  = 2 * time.Second
-	readyAfter = time.Minute // for how long "ready" is said
+	maxAgentConns = 16
+	agentTime     = 2 * time.Second
+	readyAfter    = time.Minute // for how long "ready" is said
 )
 
 func (o *Agent) most() int {
 	if o.Listen == optionOff {
 		return 0
 	}
-	return agentMost
+	return maxAgentConns
 }
 
 // agent answers agent checks. A nil one is off.
@@ -66,7 +66,7 @@ func (s *Server) listenAgent() (*agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("agent.listen: %w", err)
 	}
-	a := &agent{srv: s, listener: l, slots: make(chan struct{}, agentMost), closed: make(chan struct{})}
+	a := &agent{srv: s, listener: l, slots: make(chan struct{}, maxAgentConns), closed: make(chan struct{})}
 	go a.serve()
 	return a, nil
 }

@@ -141,7 +141,7 @@ func TestAgentClients(t *testing.T) {
 		}
 	}
 	var idle []net.Conn
-	for range 3 * agentMost {
+	for range 3 * maxAgentConns {
 		conn, err := net.Dial("tcp", s.AgentAddr().String())
 		if err != nil {
 			t.Fatal(err)

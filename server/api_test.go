@@ -199,13 +199,13 @@ func TestAPIBatch(t *testing.T) {
 }
 
 func TestAPIBatchIsRefused(t *testing.T) {
-	const mostBatch, mostLines = 16 << 20, 10_000
+	const maxPublishBatch, maxLines = 16 << 20, 10_000
 	s := withAPI(t, Options{})
 	line := `{"topic":"a","data":1}` + "\n"
 	call(t, s, "POST", "/v1/messages", line, asJSON).isProblem(t, 415, "unsupported-media-type", "application/x-ndjson")
 	call(t, s, "POST", "/v1/messages", line, asLines, "Content-Encoding: gzip").isProblem(t, 415, "unsupported-media-type", "Content-Encoding")
 	call(t, s, "POST", "/v1/messages?topic=a", line, asLines).isProblem(t, 400, "bad-request", "expected none")
-	call(t, s, "POST", "/v1/messages", strings.Repeat(" ", mostBatch+1), asLines).isProblem(t, 413, "too-large", "16777216")
+	call(t, s, "POST", "/v1/messages", strings.Repeat(" ", maxPublishBatch+1), asLines).isProblem(t, 413, "too-large", "16777216")
 	if a := call(t, s, "POST", "/v1/messages", "", asLines).is(t, 200); string(a.body) != `{"results":[]}`+"\n" {
 		t.Errorf("an empty batch is answered %s", a.body)
 	}
@@ -215,12 +215,12 @@ func TestAPIBatchIsRefused(t *testing.T) {
 		Results []Receipt
 		Error   *problem
 	}
-	call(t, s, "POST", "/v1/messages", strings.Repeat(line, mostLines+5), asLines).is(t, 200).into(t, &got)
-	if len(got.Results) != mostLines || got.Error == nil || !strings.Contains(got.Error.Detail, "lines") || got.Results[mostLines-1].Offset != mostLines {
+	call(t, s, "POST", "/v1/messages", strings.Repeat(line, maxLines+5), asLines).is(t, 200).into(t, &got)
+	if len(got.Results) != maxLines || got.Error == nil || !strings.Contains(got.Error.Detail, "lines") || got.Results[maxLines-1].Offset != maxLines {
 		t.Errorf("%d results, %+v", len(got.Results), got.Error)
 	}
 	got.Results, got.Error = nil, nil
-	body := io.MultiReader(strings.NewReader(line), strings.NewReader(strings.Repeat(" ", mostBatch))) // of unknown length
+	body := io.MultiReader(strings.NewReader(line), strings.NewReader(strings.Repeat(" ", maxPublishBatch))) // of unknown length
 	callAt(t, s.InternalAddr().String(), "POST", "/v1/messages", body, asLines).is(t, 200).into(t, &got)
 	if len(got.Results) != 1 || got.Error == nil || !strings.Contains(got.Error.Detail, "bytes") {
 		t.Errorf("%d results, %+v", len(got.Results), got.Error)

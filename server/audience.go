@@ -239,7 +239,7 @@ func (s *slice) over() bool {
 	return s.served >= sliceConns && s.time == sliceTime || time.Since(s.start) > s.time
 }
 
-// walk hands out messages until the slice is over. It says whether it came to the end of the stream.
+// walk hands out messages until the slice is over. It reports whether it came to the end of the stream.
 func (a *audience) walk(s *slice) bool {
 	for len(a.stream) > 0 {
 		if a.pass == nil {

@@ -72,12 +72,12 @@ func (c *Conn) info(queued *int) admin.Connection {
 func (c *Conn) fullInfo() admin.Connection {
 	info := c.info(queuedBytes([]*Conn{c})[0])
 	names := c.Subscriptions()
-	info.Topics = names[:min(len(names), mostNames)]
+	info.Topics = names[:min(len(names), maxNames)]
 	return info
 }
 
-// mostNames bounds the subscriptions that are listed for a connection.
-const mostNames = 1000
+// maxNames bounds the subscriptions that are listed for a connection.
+const maxNames = 1000
 
 // queueTime is how long a loop may take to say what waits for its connections.
 const queueTime = time.Second

@@ -60,11 +60,11 @@ const (
 	// blockedLook is how often it is looked at.
 	blockedLook = 250 * time.Millisecond
 
-	// mostTraced is with how many goroutines the stack is looked for: all of them stop meanwhile, 10 ms for
+	// maxTraced is with how many goroutines the stack is looked for: all of them stop meanwhile, 10 ms for
 	// that many.
-	mostTraced = 2000
-	mostStacks = 4 << 20
-	mostStack  = 4 << 10
+	maxTraced = 2000
+	maxStacks = 4 << 20
+	maxStack  = 4 << 10
 )
 
 // watchLoops tells of loops that are blocked, and of those that are not any more, until ctx ends.
@@ -102,13 +102,13 @@ func (s *Server) tellBlocked(i int, sh *shard, silent time.Duration) {
 
 // stackOf is the stack of a goroutine, or "" if it costs too much or is not found.
 func stackOf(g goroutine) string {
-	if g == 0 || runtime.NumGoroutine() > mostTraced {
+	if g == 0 || runtime.NumGoroutine() > maxTraced {
 		return ""
 	}
 	buf := make([]byte, 64<<10)
 	for {
 		n := runtime.Stack(buf, true)
-		if n < len(buf) || len(buf) >= mostStacks {
+		if n < len(buf) || len(buf) >= maxStacks {
 			buf = buf[:n]
 			break
 		}
@@ -117,7 +117,7 @@ func stackOf(g goroutine) string {
 	head := append(strconv.AppendUint([]byte("goroutine "), uint64(g), 10), " ["...)
 	for part := range bytes.SplitSeq(buf, []byte("\n\n")) {
 		if bytes.HasPrefix(part, head) {
-			return logs.ShortenTo(string(part), mostStack)
+			return logs.ShortenTo(string(part), maxStack)
 		}
 	}
 	return ""

@@ -27,9 +27,9 @@ type fakeNet struct {
 
 	// Parts of what is sent to one server, 0 to 1.
 	lost, twice, late float64
-	unsure            float64 // of the messages for kept topics: they are there, but it is not said
+	unsure            float64 // of the messages for persistent topics: they are there, but it is not said
 	failing           float64 // of the loads
-	leaderless        bool    // nobody can take, or give, messages of kept topics
+	leaderless        bool    // nobody can take, or give, messages of persistent topics
 	largest           int     // payload that it takes; 0 is no limit
 	loads             int
 	holdLoads         chan struct{} // they wait until it is closed

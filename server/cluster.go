@@ -44,18 +44,18 @@ type clusterStats struct {
 	failures                           atomic.Uint64 // of what went out
 	holes                              atomic.Uint64 // messages, or places, that did not come as they should
 	lost                               atomic.Uint64 // messages that did not come at all
-	gaps                               atomic.Uint64 // of kept topics that could not be filled
+	gaps                               atomic.Uint64 // of persistent topics that could not be filled
 	loads, loadFailures                atomic.Uint64
 	resyncs                            atomic.Uint64 // that were asked for
 	asks, partial                      atomic.Uint64
 }
 
-// mostPaced is how many topics a resync looks at at once.
-const mostPaced = 32
+// maxPaced is how many topics a resync looks at at once.
+const maxPaced = 32
 
 func newFollower(h *hub, b Broker) *follower {
 	h.srv.lastID.Store((1 + rand.Uint64N(1<<20-1)) << 32) // else ids would be those of other servers, too
-	return &follower{srv: h.srv, hub: h, broker: b, paced: make(chan struct{}, mostPaced), unloads: logs.NewSampler(1)}
+	return &follower{srv: h.srv, hub: h, broker: b, paced: make(chan struct{}, maxPaced), unloads: logs.NewSampler(1)}
 }
 
 // order has the broker told something, behind what was ordered before. It may be called with anything locked;
@@ -94,7 +94,7 @@ func (f *follower) away() error { return unreachable(f.broker.Err()) }
 func (f *follower) isUp() bool     { return f.away() == nil }
 func (f *follower) unready() error { return unreachable(f.broker.Ready()) }
 
-// awayFor says why the broker cannot take, or give, messages of a kept topic, or nil.
+// awayFor says why the broker cannot take, or give, messages of a persistent topic, or nil.
 func (f *follower) awayFor(rule int) error { return unreachable(f.broker.PersistentErr(rule)) }
 
 func unreachable(err error) error {

@@ -400,7 +400,7 @@ func TestClusterReadsTheWhole(t *testing.T) {
 	other.wants("three")
 
 	t.Run("before its turn", func(t *testing.T) {
-		const number = 2 * mostPaced
+		const number = 2 * maxPaced
 		read := func(i int) Past {
 			past, err := s.History(fmt.Sprint("log.", i), Start{Last: 10}, 10)
 			if err != nil {
@@ -418,7 +418,7 @@ func TestClusterReadsTheWhole(t *testing.T) {
 		}
 		begun, release := n.hold()
 		fakeOf(s).cut(false)
-		eventually(t, "as many are being loaded as may be", func() bool { return begun() == mostPaced })
+		eventually(t, "as many are being loaded as may be", func() bool { return begun() == maxPaced })
 		var readers sync.WaitGroup
 		for i := range number {
 			readers.Go(func() {
@@ -433,7 +433,7 @@ func TestClusterReadsTheWhole(t *testing.T) {
 	})
 }
 
-// While nobody in the cluster can take messages for kept topics, others pass, and the servers are ready.
+// While nobody in the cluster can take messages for persistent topics, others pass, and the servers are ready.
 func TestClusterWithoutALeader(t *testing.T) {
 	n := newFakeNet(1)
 	opts := topics(TopicRule{Match: "log.*", History: 10})
@@ -536,7 +536,7 @@ func TestClusterLatest(t *testing.T) {
 	dial(t, list[1], "/ws?topic=price.a").want("3")
 }
 
-// A subscriber of a pattern gets kept topics that nobody has asked for by name: in order, once, and without a hole
+// A subscriber of a pattern gets persistent topics that nobody has asked for by name: in order, once, and without a hole
 // once something of a topic has come. So does one who has a topic of them by name.
 func TestClusterPatterns(t *testing.T) {
 	n := newFakeNet(1)
@@ -701,9 +701,9 @@ func TestClusterResyncIsPaced(t *testing.T) {
 	}
 	begun, release := n.hold()
 	fakeOf(list[0]).cut(false)
-	eventually(t, "it begins", func() bool { return begun() == mostPaced })
+	eventually(t, "it begins", func() bool { return begun() == maxPaced })
 	time.Sleep(50 * time.Millisecond)
-	if now := begun(); now != mostPaced {
+	if now := begun(); now != maxPaced {
 		t.Errorf("%d topics are looked at at once", now)
 	}
 	release()

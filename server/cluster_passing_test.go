@@ -264,7 +264,7 @@ func TestClusterBatch(t *testing.T) {
 	}
 }
 
-// silentBroker takes messages for passing topics, and says what becomes of them when the test does.
+// silentBroker takes messages for transient topics, and says what becomes of them when the test does.
 type silentBroker struct {
 	*fakeBroker
 	ends chan func(error)
@@ -272,7 +272,7 @@ type silentBroker struct {
 
 func (b *silentBroker) PublishTransient(_ Publication, _, _ uint64, done func(error)) { b.ends <- done }
 
-// Whoever publishes to a passing topic again, with the key of a message, learns what became of that one: as soon as it
+// Whoever publishes to a transient topic again, with the key of a message, learns what became of that one: as soon as it
 // is known, and neither before nor anything else. The message is handed over once.
 func TestClusterKeyOfPassing(t *testing.T) {
 	opts := topics()

@@ -163,7 +163,7 @@ func (c *Conn) SendFrame(f *codec.Frame) error {
 	return c.sh.postFrame(c, f)
 }
 
-// isOpen says whether messages flow, as far as the application is concerned.
+// isOpen reports whether messages flow, as far as the application is concerned.
 func (c *Conn) isOpen() bool { return c.state.Load() == stateOpen && !c.asked.Load() }
 
 // Close starts the closing handshake (RFC 6455, section 7.1.2): everything sent before goes out

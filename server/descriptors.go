@@ -43,7 +43,7 @@ func (s *Server) acceptFailed(err error) {
 	}
 }
 
-// isExhausted says whether there is no descriptor left, in this process or on this machine.
+// isExhausted reports whether there is no descriptor left, in this process or on this machine.
 func isExhausted(err error) bool {
 	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE)
 }
@@ -78,8 +78,8 @@ type fdReserve struct {
 	away atomic.Bool // it is given up, until it is taken back
 }
 
-// mostTurnedAway bounds what one loop does for others that wait.
-const mostTurnedAway = 64
+// maxTurnedAway bounds what one loop does for others that wait.
+const maxTurnedAway = 64
 
 // take gets the descriptor back. The caller holds mu.
 func (r *fdReserve) take() bool {
@@ -114,7 +114,7 @@ func (r *fdReserve) turnAway() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.setShort(true)
-	for range mostTurnedAway {
+	for range maxTurnedAway {
 		if !r.take() {
 			return false
 		}

@@ -101,7 +101,7 @@ func pester(address string, n, atOnce int) {
 	all.Wait()
 }
 
-// comesIn asks for a WebSocket at /echo, and says whether there is one.
+// comesIn asks for a WebSocket at /echo, and reports whether there is one.
 func (c *client) comesIn() bool {
 	if _, err := io.WriteString(c.conn, upgradeHead("/echo")); err != nil {
 		return false

@@ -125,7 +125,7 @@ func (s *Server) CallOffDrain() error {
 // Ending is closed when the server's end has begun and cannot be called off any more.
 func (s *Server) Ending() <-chan struct{} { return s.drainState.committed }
 
-// State says whether the server should be sent new connections.
+// State reports whether the server should be sent new connections.
 func (s *Server) State() State { return s.Drain().State }
 
 // Drain says how far the server has come with its end.
@@ -161,7 +161,7 @@ func (e *drainState) current() *drainRun {
 	return e.now
 }
 
-// giveUp says whether the listening socket may be given up: the drain was not called off, and cannot be
+// giveUp reports whether the listening socket may be given up: the drain was not called off, and cannot be
 // from now on.
 func (e *drainState) giveUp(run *drainRun) bool {
 	e.mu.Lock()
@@ -199,7 +199,7 @@ func (e *drainState) commit() {
 	}
 }
 
-// begun says whether the server drains or has ended.
+// begun reports whether the server drains or has ended.
 func (e *drainState) begun() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()

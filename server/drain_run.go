@@ -189,7 +189,7 @@ func (d *drainer) closeDoor(now time.Time) {
 	}
 }
 
-// handshaking says whether any connection has not sent all of its request.
+// handshaking reports whether any connection has not sent all of its request.
 func (s *Server) handshaking() bool {
 	for _, sh := range s.allShards() {
 		if sh.handshaking.count.Load() > 0 {

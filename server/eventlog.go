@@ -12,11 +12,11 @@ import (
 // be able to fill the log. Of each kind so many a second are written, and the next line that is says how
 // many were left out before it.
 const (
-	mostEvents = 100
-	mostGrave  = 10
+	maxEvents = 100
+	maxGrave  = 10
 )
 
-// logsEvents says whether logEvent would write anything, so that its arguments need not be made for
+// logsEvents reports whether logEvent would write anything, so that its arguments need not be made for
 // nothing.
 func (s *Server) logsEvents() bool {
 	return s.log.Enabled(context.Background(), slog.LevelDebug)
@@ -65,9 +65,9 @@ func (s *Server) omitted() uint64 {
 // netLog takes what net/http has to say about connections: mostly panics, with their stacks.
 type netLog struct{ srv *Server }
 
-const mostOfNet = 8 << 10
+const maxNetworkLog = 8 << 10
 
 func (l netLog) Write(p []byte) (int, error) {
-	l.srv.logGrave("net/http", "says", logs.ShortenTo(string(p), mostOfNet))
+	l.srv.logGrave("net/http", "says", logs.ShortenTo(string(p), maxNetworkLog))
 	return len(p), nil
 }

@@ -66,10 +66,10 @@ func TestEventsAreSampled(t *testing.T) {
 	time.Sleep(20 * time.Millisecond) // its line is written after it is counted
 	seconds := int(time.Since(begin)/time.Second) + 2
 	text := log.String()
-	if n := strings.Count(text, "handler panicked"); n == 0 || n > mostGrave*seconds {
+	if n := strings.Count(text, "handler panicked"); n == 0 || n > maxGrave*seconds {
 		t.Errorf("%d panics are logged in %d seconds", n, seconds)
 	}
-	if n := strings.Count(text, "msg=\"connection "); n == 0 || n > mostEvents*seconds {
+	if n := strings.Count(text, "msg=\"connection "); n == 0 || n > maxEvents*seconds {
 		t.Errorf("%d events are logged in %d seconds", n, seconds)
 	}
 	if strings.Contains(text, strings.Repeat("x", logs.MaxText+1)) {
@@ -128,7 +128,7 @@ func TestPanicsOfVisitorsAreBounded(t *testing.T) {
 	_, _ = io.ReadAll(c.r)
 	eventually(t, "it is logged", func() bool { return strings.Contains(log.String(), "net/http") })
 	for line := range strings.Lines(log.String()) {
-		if len(line) > 3*mostOfNet || strings.HasPrefix(line, "level=ERROR ") {
+		if len(line) > 3*maxNetworkLog || strings.HasPrefix(line, "level=ERROR ") {
 			t.Errorf("a line of %d bytes: %.100s", len(line), line)
 		}
 	}

@@ -12,7 +12,7 @@ import (
 // connection that carries them is a Conn like any other: one loop, one outbox, the same limits. It only
 // differs in its framing, and in that nothing is expected from the client.
 
-// isEvents says whether the connection carries server-sent events.
+// isEvents reports whether the connection carries server-sent events.
 func (c *Conn) isEvents() bool { return c.framing >= framingEvent }
 
 // wantsEvents reports whether a request asks for server-sent events.

@@ -191,16 +191,16 @@ func TestIdlePagesMakeRoom(t *testing.T) {
 
 func TestTooManyIdlePages(t *testing.T) {
 	const extra = 20
-	needDescriptors(t, 2*(mostIdle+extra))
+	needDescriptors(t, 2*(maxIdle+extra))
 	s := start(t, withPages(mirror))
-	for range mostIdle + extra {
+	for range maxIdle + extra {
 		c := dialRaw(t, s)
 		c.write([]byte(requestHead("GET / HTTP/1.1")))
 		c.wantPage("GET /")
 	}
 	eventually(t, "the oldest are closed", func() bool {
 		st := s.Stats()
-		return st.HTTPCuts[PlainCutIdle] == extra && st.Sockets == mostIdle
+		return st.HTTPCuts[PlainCutIdle] == extra && st.Sockets == maxIdle
 	})
 }
 

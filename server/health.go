@@ -35,7 +35,7 @@ type ops struct {
 const stuckAfter = 10 * time.Second
 
 func newOps() ops {
-	return ops{stuckAfter: stuckAfter, blockedAfter: blockedAfter, lookEvery: lookEvery, events: logs.NewSampler(mostEvents), grave: logs.NewSampler(mostGrave)}
+	return ops{stuckAfter: stuckAfter, blockedAfter: blockedAfter, lookEvery: lookEvery, events: logs.NewSampler(maxEvents), grave: logs.NewSampler(maxGrave)}
 }
 
 // beginOps does what has to be done all the time, until ctx ends.

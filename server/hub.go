@@ -36,7 +36,7 @@ type hub struct {
 	epochs maphash.Seed  // of which clients see what comes out
 	linger time.Duration // how long a topic is remembered that has neither subscribers nor history
 
-	mostUnheard int
+	maxUnheard int
 
 	parts [256]hubPart // topics by the hash of their names
 	count atomic.Int64
@@ -63,7 +63,7 @@ type hubPart struct {
 }
 
 func newHub(s *Server) *hub {
-	h := &hub{srv: s, seed: maphash.MakeSeed(), epochs: maphash.MakeSeed(), linger: linger, mostUnheard: mostUnheard}
+	h := &hub{srv: s, seed: maphash.MakeSeed(), epochs: maphash.MakeSeed(), linger: linger, maxUnheard: maxUnheard}
 	h.keys.init(s)
 	h.remote = newRemote(h, s.opts().Broker)
 	return h
@@ -356,7 +356,7 @@ func (s *Server) Topics(pattern string) ([]TopicInfo, error) {
 	return list, nil
 }
 
-// Topic describes one topic, and says whether it exists.
+// Topic describes one topic, and reports whether it exists.
 func (s *Server) Topic(name string) (TopicInfo, bool) {
 	t := s.hub.find(name)
 	if t == nil {

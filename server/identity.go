@@ -85,7 +85,7 @@ func (c *Conn) Subject() string {
 	return ""
 }
 
-// checkRead says whether the client may subscribe to a topic or pattern.
+// checkRead reports whether the client may subscribe to a topic or pattern.
 func (c *Conn) checkRead(name string) error {
 	if err := c.ep.check(name); err != nil {
 		return err
@@ -107,7 +107,7 @@ func (c *Conn) checkPublish(topic string) error {
 	return nil
 }
 
-// checkRights says whether the client may have the topics of its request line.
+// checkRights reports whether the client may have the topics of its request line.
 func (r *Request) checkRights() error {
 	if r.topicQuery == nil {
 		return nil

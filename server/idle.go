@@ -13,13 +13,13 @@ import (
 // [hub.epochOf] gives it the same epoch again. A client could make any number of idle topics, so they give way:
 //
 //   - to a new topic when Limits.MaxTopics is reached, the oldest first;
-//   - to each other as long as no subscriber can have a position in them: of these there are mostUnheard at most.
+//   - to each other as long as no subscriber can have a position in them: of these there are maxUnheard at most.
 
 // linger is how long an idle topic is remembered.
 const linger = time.Minute
 
-// mostUnheard is how many idle topics there may be that no subscriber has heard of.
-const mostUnheard = 1 << 16
+// maxUnheard is how many idle topics there may be that no subscriber has heard of.
+const maxUnheard = 1 << 16
 
 // idleTopics are topics in the order in which they were used last, about.
 type idleTopics struct {
@@ -71,7 +71,7 @@ func (h *hub) unlock(t *topicState) {
 	t.mu.Unlock()
 }
 
-// inUse reports whether a topic must not be forgotten. What a server has of a kept topic is a copy. The caller holds mu.
+// inUse reports whether a topic must not be forgotten. What a server has of a persistent topic is a copy. The caller holds mu.
 func (h *hub) inUse(t *topicState) bool {
 	return t.subscribers > 0 || t.link.replica == nil && t.history.len() > 0 || h.remote.uses(t)
 }
@@ -136,7 +136,7 @@ func (h *hub) forgetIdle(since time.Duration) {
 // topic that is made.
 func (h *hub) boundIdle() {
 	for range 4 {
-		one, ok := h.unheard.pop(h.mostUnheard, math.MinInt64)
+		one, ok := h.unheard.pop(h.maxUnheard, math.MinInt64)
 		if !ok {
 			return
 		}

@@ -115,7 +115,7 @@ func TestIdleTopicsMakeRoom(t *testing.T) {
 
 // Topics that are published to and that no subscriber hears are bounded. One that is used all the time goes on.
 func TestTopicsThatNobodyHears(t *testing.T) {
-	s, _ := startChanged(t, topics(), func(s *Server) { s.hub.mostUnheard = 100 })
+	s, _ := startChanged(t, topics(), func(s *Server) { s.hub.maxUnheard = 100 })
 	var last Receipt
 	for i := range 5000 {
 		mustPublish(t, s, fmt.Sprint("one.", i), "x")
@@ -146,7 +146,7 @@ func TestClusterIdleTopicsAreBounded(t *testing.T) {
 	n := newFakeNet(1)
 	opts := topics(TopicRule{Match: "log.>", History: 5})
 	opts.Limits.MaxTopics = 50
-	s := clustered(t, n, 1, opts, func(s *Server) { s.hub.linger, s.hub.mostUnheard = time.Hour, 10 })[0]
+	s := clustered(t, n, 1, opts, func(s *Server) { s.hub.linger, s.hub.maxUnheard = time.Hour, 10 })[0]
 	c := dial(t, s, "/ws", speakJSON)
 	for _, name := range []string{"a.%d", "log.%d"} {
 		for i := range 100 {
@@ -175,11 +175,11 @@ func TestClusterIdlePatternsAreBounded(t *testing.T) {
 	opts := topics()
 	s := clustered(t, newFakeNet(1), 1, opts, unchanged)[0]
 	c := dial(t, s, "/ws", speakJSON)
-	for i := range mostIdlePatterns + 200 {
+	for i := range maxIdlePatterns + 200 {
 		c.subscribed(fmt.Sprintf("p.%d.*", i))
 		c.ask(`{"id":1,"unsubscribe":{"topic":"p.%d.*"}}`, i)
 	}
-	if n := len(s.patternNames()); n > mostIdlePatterns+1 {
+	if n := len(s.patternNames()); n > maxIdlePatterns+1 {
 		t.Errorf("%d patterns are left", n)
 	}
 	c.subscribed("x.*")
@@ -193,7 +193,7 @@ func TestTopicsThatAreGoneLeaveNoMemory(t *testing.T) {
 	if raceEnabled {
 		count = 20_000
 	}
-	s, _ := startChanged(t, topics(), func(s *Server) { s.hub.linger, s.hub.mostUnheard = time.Hour, count })
+	s, _ := startChanged(t, topics(), func(s *Server) { s.hub.linger, s.hub.maxUnheard = time.Hour, count })
 	before := heapBytes()
 	names := strings.Repeat("n", 10)
 	for i := range count {

@@ -75,7 +75,7 @@ func (i *Internal) resolve(c *checker, taken []namedAddress) {
 	}
 }
 
-// isLoopback says whether a host is this machine, for this machine only.
+// isLoopback reports whether a host is this machine, for this machine only.
 func isLoopback(host string) bool {
 	ip, err := netip.ParseAddr(strings.Trim(host, "[]"))
 	return strings.EqualFold(host, "localhost") || err == nil && ip.Unmap().IsLoopback()
@@ -89,13 +89,13 @@ const MinSecret = option.MinSecret
 
 // What the interface takes of a client, and for how long. A request is small and its sender is near.
 const (
-	internalMostConns  = 256
+	maxInternalConns   = 256
 	internalMaxHead    = 16 << 10
 	internalHeadTime   = 5 * time.Second
 	internalReadTime   = 30 * time.Second
 	internalWriteTime  = 60 * time.Second // from the end of the request's head
 	internalIdleTime   = 2 * time.Minute
-	internalFewOpen    = internalMostConns / 2
+	internalFewOpen    = maxInternalConns / 2
 	internalDescriptor = 16 // at most this part of the descriptors is for the interface
 )
 
@@ -105,7 +105,7 @@ func (i *Internal) most() int {
 	if i.Listen == optionOff || err != nil {
 		return 0
 	}
-	return min(internalMostConns, max(total/internalDescriptor, 4))
+	return min(maxInternalConns, max(total/internalDescriptor, 4))
 }
 
 // internal is the interface's own HTTP server. A nil one is off.

@@ -285,7 +285,7 @@ func (b broken) Read([]byte) (int, error) { return 0, b.err }
 func TestInternalConnections(t *testing.T) {
 	s := withAPI(t, Options{})
 	most := s.opts().Internal.most()
-	if s.internal.most != int64(most) || most < 4 || most > internalMostConns {
+	if s.internal.most != int64(most) || most < 4 || most > maxInternalConns {
 		t.Fatalf("%d connections", most)
 	}
 	var all []*client

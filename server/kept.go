@@ -40,19 +40,19 @@ type early struct {
 
 // What waits behind a hole of one topic. What comes beyond that is loaded again.
 const (
-	mostEarly      = 256
-	mostEarlyBytes = 1 << 20
+	maxEarly      = 256
+	maxEarlyBytes = 1 << 20
 )
 
-// mostUseless is how many loads may fail to fill a hole before it is taken for one that nobody can fill.
-const mostUseless = 8
+// maxFruitless is how many loads may fail to fill a hole before it is taken for one that nobody can fill.
+const maxFruitless = 8
 
-// isIncomplete says whether something may be missing, which is to be loaded.
+// isIncomplete reports whether something may be missing, which is to be loaded.
 func (f *follower) isIncomplete(k *replica) bool {
 	return k.loading || k.stale || f.isStale(k)
 }
 
-// isStale says whether a resync has been asked for since the last load was begun.
+// isStale reports whether a resync has been asked for since the last load was begun.
 func (f *follower) isStale(k *replica) bool { return k.looked < f.stats.resyncs.Load() }
 
 func (k *replica) epochText() string {
@@ -64,7 +64,7 @@ func (k *replica) epochText() string {
 
 func (k *replica) hold(m *message, prev uint64) {
 	n := len(m.raw.Payload())
-	if len(k.early) < mostEarly && k.earlyBytes+n <= mostEarlyBytes {
+	if len(k.early) < maxEarly && k.earlyBytes+n <= maxEarlyBytes {
 		k.early = append(k.early, early{m, prev})
 		k.earlyBytes += n
 	}
@@ -171,7 +171,7 @@ func (f *follower) loaded(t *topicState, number uint64, full bool, got *Kept, er
 		} else {
 			f.backOff(t)
 		}
-		if k.useless > mostUseless {
+		if k.useless > maxFruitless {
 			f.giveUp(t)
 		}
 	default:
@@ -435,10 +435,10 @@ func (f *follower) unload(t *topicState) {
 	f.beginLoad(t)
 }
 
-// mustReload says whether something is to be loaded, or has come that cannot be delivered yet.
+// mustReload reports whether something is to be loaded, or has come that cannot be delivered yet.
 func (f *follower) mustReload(k *replica) bool { return f.isIncomplete(k) || len(k.early) > 0 }
 
-// mayOwe says whether patterns may lack messages of a topic that only they have here: it must not be forgotten, since what
+// mayOwe reports whether patterns may lack messages of a topic that only they have here: it must not be forgotten, since what
 // they have had would be. The caller holds mu.
 func (f *follower) mayOwe(t *topicState) bool {
 	return t.link.replica != nil && t.link.isCovered(f.hub.patternsOf(t)) && (f.mustReload(t.link.replica) || f.awayFor(f.ruleOf(t)) != nil)

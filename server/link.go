@@ -16,12 +16,12 @@ type link struct {
 	wanted  time.Duration // when somebody asked for it last, or the last subscriber went, after the server was made
 	waiters []*waiter
 
-	// Of passing topics and endpoints.
+	// Of transient topics and endpoints.
 	sent    uint64 // messages that went out
 	senders map[string]*sender
 
 	coveringPattern *source  // the pattern by which messages of the topic come: as long as it is followed, none is missed
-	replica         *replica // nil for passing topics and patterns
+	replica         *replica // nil for transient topics and patterns
 }
 
 type linkState uint8
@@ -35,7 +35,7 @@ const (
 
 // waiter waits until a topic or a pattern can be subscribed to.
 type waiter struct {
-	load uint64 // it has to be this one, or a later one, for a kept topic
+	load uint64 // it has to be this one, or a later one, for a persistent topic
 	done func(error)
 	late *time.Timer
 }
@@ -56,7 +56,7 @@ func (f *follower) attach(src *source) {
 	}
 }
 
-// isPersistent says whether the broker keeps a topic that has a rule, if there is a broker.
+// isPersistent reports whether the broker keeps a topic that has a rule, if there is a broker.
 func (t *topicState) isPersistent() bool { return t.rule.HasHistory() }
 
 // ruleOf is the number of the rule by which a topic is kept.
@@ -70,13 +70,13 @@ func (f *follower) uses(t *topicState) bool { return len(t.link.waiters) > 0 || 
 // knows is always true: a client may have its position from another server, or from before messages were missed here.
 func (f *follower) knows(*topicState) bool { return true }
 
-// mostIdlePatterns is how many patterns there may be for one that has lost its last subscriber to linger.
-const mostIdlePatterns = 4096
+// maxIdlePatterns is how many patterns there may be for one that has lost its last subscriber to linger.
+const maxIdlePatterns = 4096
 
-// lingers says whether a pattern without subscribers lingers, since it may be wanted again soon: sweep forgets it. One
+// lingers reports whether a pattern without subscribers lingers, since it may be wanted again soon: sweep forgets it. One
 // client could have any number of them linger, so they do only while there are few.
 func (f *follower) lingers(p *source) bool {
-	return len(p.link.waiters) > 0 || f.hub.patterns.names.Len() <= mostIdlePatterns
+	return len(p.link.waiters) > 0 || f.hub.patterns.names.Len() <= maxIdlePatterns
 }
 
 // waitTime is how long somebody waits for the cluster before he is told that it does not answer.
@@ -228,7 +228,7 @@ func (f *follower) sweep(now time.Duration) {
 	}
 }
 
-// isCovered says whether messages of a topic come by a pattern without interruption since it was said last. The caller
+// isCovered reports whether messages of a topic come by a pattern without interruption since it was said last. The caller
 // holds the topic's mu.
 func (l *link) isCovered(patterns []*source) bool {
 	if l.coveringPattern != nil && slices.Contains(patterns, l.coveringPattern) {

@@ -38,7 +38,7 @@ func (s *Server) newListeners() {
 // now are the listener's settings.
 func (l *listener) now() *listenerSettings { return &l.srv.settings().listeners[l.index] }
 
-// mayProxy says whether a connection from there may begin with a PROXY header. The zero address is that of
+// mayProxy reports whether a connection from there may begin with a PROXY header. The zero address is that of
 // clients of a unix socket.
 func (at *listenerSettings) mayProxy(from netip.Addr) bool {
 	return at.proxy.Mode != ProxyOff && at.balancers.contains(from)
@@ -192,7 +192,7 @@ func (sh *shard) listenerOf(gc gnet.Conn) *listener {
 	panic("server: the engine listens on " + at.String() + ", which nobody has told it")
 }
 
-// isAt says whether an address of gnet's is this one.
+// isAt reports whether an address of gnet's is this one.
 func (l *listener) isAt(at *net.TCPAddr) bool {
 	addr := l.tcpAddr()
 	if at.IP == nil {

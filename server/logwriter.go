@@ -28,8 +28,8 @@ type LogWriter struct {
 }
 
 const (
-	mostLogBytes = 1 << 20
-	mostLogLines = 8192
+	maxLogBytes = 1 << 20
+	maxLogLines = 8192
 )
 
 // NewLogWriter begins to write to a destination. Tell, which may be nil, is called on the writer's goroutine
@@ -46,7 +46,7 @@ func NewLogWriter(to io.Writer, tell func(lost uint64)) *LogWriter {
 func (w *LogWriter) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.closed || w.bytes+len(p) > mostLogBytes || len(w.lines) == mostLogLines {
+	if w.closed || w.bytes+len(p) > maxLogBytes || len(w.lines) == maxLogLines {
 		w.lost++
 		return len(p), nil
 	}

@@ -20,13 +20,13 @@ func TestLogWriterNeverBlocks(t *testing.T) {
 	log = slog.New(slog.NewTextHandler(w, nil))
 	log.Info("the writer waits with this one")
 	eventually(t, "it does", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return len(w.lines) == 0 })
-	const lines = mostLogLines + 1000
+	const lines = maxLogLines + 1000
 	for i := range lines {
 		log.Info("line", "i", i)
 	}
 	lost := w.Lost()
-	if lost != lines-mostLogLines {
-		t.Errorf("%d of %d lines are lost, and %d fit", lost, lines, mostLogLines)
+	if lost != lines-maxLogLines {
+		t.Errorf("%d of %d lines are lost, and %d fit", lost, lines, maxLogLines)
 	}
 	if err := w.Close(50 * time.Millisecond); err == nil {
 		t.Error("Close has not waited in vain")

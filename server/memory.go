@@ -144,7 +144,7 @@ func (l *memoryLimit) room(u memoryUse) int64 {
 	return room
 }
 
-// refuses says whether new connections are refused. A limit that was turned off counts at once.
+// refuses reports whether new connections are refused. A limit that was turned off counts at once.
 func (g *memoryGuard) refuses() bool { return g.over.Load() && g.srv.opts().Limits.MaxMemory >= 0 }
 
 // limitNow is the limit in force. The environment is read again every now and then: limits of cgroups change while

@@ -8,9 +8,9 @@ import (
 )
 
 const (
-	// shedMost is how many connections one loop closes in one turn, and shedLeast what one must hold to be worth
+	// maxShed is how many connections one loop closes in one turn, and shedLeast what one must hold to be worth
 	// it.
-	shedMost  = 256
+	maxShed   = 256
 	shedLeast = 16 << 10
 )
 
@@ -75,11 +75,11 @@ type holder struct {
 	bytes int
 }
 
-// largest returns the shedMost connections that hold most, the largest first, of those that hold enough to be closed for
+// largest returns the maxShed connections that hold most, the largest first, of those that hold enough to be closed for
 // it, and whether there are more. It never sorts more than twice as many at once: a loop that has 100,000 slow consumers
 // must not stand still for it.
 func (sh *shard) largest() (list []holder, more bool) {
-	list = make([]holder, 0, 2*shedMost)
+	list = make([]holder, 0, 2*maxShed)
 	least := shedLeast
 	largestFirst := func(a, b holder) int { return cmp.Compare(b.bytes, a.bytes) }
 	add := func(c *Conn, bytes int) {
@@ -89,8 +89,8 @@ func (sh *shard) largest() (list []holder, more bool) {
 		}
 		if list = append(list, holder{c, bytes}); len(list) == cap(list) {
 			slices.SortFunc(list, largestFirst)
-			list, more = list[:shedMost], true
-			least = list[shedMost-1].bytes + 1
+			list, more = list[:maxShed], true
+			least = list[maxShed-1].bytes + 1
 		}
 	}
 	for _, c := range sh.stalled {
@@ -102,7 +102,7 @@ func (sh *shard) largest() (list []holder, more bool) {
 		add(in.conn, in.counted)
 	}
 	slices.SortFunc(list, largestFirst)
-	return list[:min(len(list), shedMost)], more || len(list) > shedMost
+	return list[:min(len(list), maxShed)], more || len(list) > maxShed
 }
 
 // shed closes a connection because memory is short. One that has sent part of a large message is not listened to any

@@ -187,8 +187,8 @@ func TestTheSlowestOfMany(t *testing.T) {
 		sh.stalled = append(sh.stalled, c)
 	}
 	list, more := sh.largest()
-	if len(list) != shedMost || cap(list) > 2*shedMost || !more {
-		t.Fatalf("%d of %d, want %d of %d", len(list), cap(list), shedMost, 2*shedMost)
+	if len(list) != maxShed || cap(list) > 2*maxShed || !more {
+		t.Fatalf("%d of %d, want %d of %d", len(list), cap(list), maxShed, 2*maxShed)
 	}
 	for i, one := range list {
 		if want := shedLeast - 100 + many - 1 - i; one.bytes != want || one.conn.out.bytes != want {

@@ -109,7 +109,7 @@ func (c *checker) unixAddress(key, address string) {
 	}
 }
 
-// sameAddress says whether two addresses cannot both be listened on.
+// sameAddress reports whether two addresses cannot both be listened on.
 func sameAddress(a, b string) bool {
 	pathA, unixA := unixPath(a)
 	pathB, unixB := unixPath(b)
@@ -121,7 +121,7 @@ func sameAddress(a, b string) bool {
 	return portA == portB && portA != "0" && (hostA == hostB || spans(hostA, hostB) || spans(hostB, hostA))
 }
 
-// spans says whether a host stands for all addresses of the machine that the other can be: 0.0.0.0 for
+// spans reports whether a host stands for all addresses of the machine that the other can be: 0.0.0.0 for
 // those of IPv4, and [::] or none for all.
 func spans(host, other string) bool {
 	ip, err := netip.ParseAddr(host)

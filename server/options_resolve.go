@@ -183,13 +183,13 @@ func (a *TopicAccess) resolve(c *checker, key string) {
 	a.MaxPatterns = max(a.MaxPatterns, -1)
 }
 
-// mostKept is the largest history that can be asked for.
-const mostKept = 10_000_000
+// maxHistoryLimit is the largest history that can be asked for.
+const maxHistoryLimit = 10_000_000
 
 func resolveRule(r *TopicRule, c *checker, key string) {
 	c.pattern(key+"match", r.Match)
-	if r.History < 0 || r.History > mostKept {
-		c.Add(key+"history", "%d is out of range: expected 0 to %d messages", r.History, mostKept)
+	if r.History < 0 || r.History > maxHistoryLimit {
+		c.Add(key+"history", "%d is out of range: expected 0 to %d messages", r.History, maxHistoryLimit)
 	}
 	if r.Latest {
 		r.History = max(r.History, 1)

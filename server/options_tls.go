@@ -8,7 +8,7 @@ import (
 	"carillon/server/internal/certs"
 )
 
-// TLS says whether a listener speaks TLS, as whom, and to whom. Without Certificates and Config it does not.
+// TLS reports whether a listener speaks TLS, as whom, and to whom. Without Certificates and Config it does not.
 //
 // TLS 1.2 and 1.3 are spoken, by crypto/tls with its choice of cipher suites and curves. The application
 // protocol is always http/1.1: WebSockets are HTTP/1.1, and HTTP/2 is not offered. There is no renegotiation
@@ -26,7 +26,7 @@ type TLS struct {
 	// MinVersion is "1.2", the default, or "1.3".
 	MinVersion string `yaml:"min_version"`
 
-	// ClientAuth says whether clients show certificates. Default [ClientAuthOff].
+	// ClientAuth reports whether clients show certificates. Default [ClientAuthOff].
 	ClientAuth ClientAuth `yaml:"client_auth"`
 
 	// ClientCAFile has the certificates, in PEM, of the authorities whose certificates clients may show.
@@ -49,7 +49,7 @@ type Certificate struct {
 	KeyFile string `yaml:"key_file"`
 }
 
-// ClientAuth says whether clients show certificates (mutual TLS).
+// ClientAuth reports whether clients show certificates (mutual TLS).
 type ClientAuth string
 
 const (

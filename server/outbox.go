@@ -423,8 +423,8 @@ func (c *Conn) unstall() {
 	}
 }
 
-// flushMost is about how many bytes are written to a socket before others have their turn.
-const flushMost = 512 << 10
+// maxFlush is about how many bytes are written to a socket before others have their turn.
+const maxFlush = 512 << 10
 
 // flushSome writes what waits, as much as the socket takes, and reports whether the connection needs another turn.
 func (c *Conn) flushSome() (more bool) {
@@ -435,7 +435,7 @@ func (c *Conn) flushSome() (more bool) {
 	if !c.pushPending() {
 		return false
 	}
-	for left := flushMost; o.items() > 0; {
+	for left := maxFlush; o.items() > 0; {
 		if left <= 0 {
 			return true
 		}

@@ -7,7 +7,7 @@ import (
 	"carillon/codec"
 )
 
-// Messages for passing topics, and broadcasts, are for this server's connections at once, and for those of other
+// Messages for transient topics, and broadcasts, are for this server's connections at once, and for those of other
 // servers by the broker, at most once. They are counted, so that each server knows what it has missed.
 
 // relayAck is a message on its way to the broker, whose end is told once nothing is locked any more.
@@ -68,7 +68,7 @@ func (f *follower) relay(src *source, p payload, sent func(error)) {
 	}
 }
 
-// receiveTransient takes a message for a passing topic from another server.
+// receiveTransient takes a message for a transient topic from another server.
 func (f *follower) receiveTransient(from string, incarnation, seq uint64, p *Publication, sent time.Time) {
 	f.stats.passingIn.Add(1)
 	t := f.taker(p.Topic)
@@ -102,16 +102,16 @@ func (f *follower) receiveTransient(from string, incarnation, seq uint64, p *Pub
 	issueAll(patterns, m, at)
 }
 
-// mostSenders bounds the servers that a topic or an endpoint knows. They get new names when they start anew.
-const mostSenders = 1000
+// maxSenders bounds the servers that a topic or an endpoint knows. They get new names when they start anew.
+const maxSenders = 1000
 
-// next notes that a message of another server came, and says whether it is news. What is missing before it is
+// next notes that a message of another server came, and reports whether it is news. What is missing before it is
 // counted.
 func (f *follower) next(l *link, from string, incarnation, seq uint64) bool {
 	s := l.senders[from]
 	switch {
 	case s == nil:
-		if len(l.senders) >= mostSenders || l.senders == nil {
+		if len(l.senders) >= maxSenders || l.senders == nil {
 			l.senders = map[string]*sender{}
 		}
 		l.senders[from] = &sender{incarnation, seq}

@@ -105,7 +105,7 @@ func (h *hub) forgetPatternsOf(t *topicState) {
 	}
 }
 
-// matched says whether a pattern matches a topic.
+// matched reports whether a pattern matches a topic.
 func (h *hub) matched(topic string) bool {
 	var some [8]*source
 	h.mu.RLock()

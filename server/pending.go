@@ -31,7 +31,7 @@ func (c *Conn) pushBytes(s *session, b []byte) syscall.Errno {
 	return 0
 }
 
-// pushPending goes on with what the socket did not take, and says whether all of it is out. It watches the
+// pushPending goes on with what the socket did not take, and reports whether all of it is out. It watches the
 // socket if not.
 func (c *Conn) pushPending() bool {
 	if !c.is(markTLS) {
@@ -61,7 +61,7 @@ func (c *Conn) pushPending() bool {
 	return true
 }
 
-// isPending says whether the socket has not taken all that was encrypted.
+// isPending reports whether the socket has not taken all that was encrypted.
 func (c *Conn) isPending() bool {
 	s := c.session()
 	return s != nil && len(s.pending) > 0

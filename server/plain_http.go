@@ -43,9 +43,9 @@ type plainServer struct {
 // one that they send a request on must not be closed just then.
 const plainIdle = 2 * time.Minute
 
-// mostIdle is how many connections without a request are kept: each costs a goroutine and 22 KB. Of more, the one
+// maxIdle is how many connections without a request are kept: each costs a goroutine and 22 KB. Of more, the one
 // that has been idle for longest is closed.
-const mostIdle = 1024
+const maxIdle = 1024
 
 // maxMoving bounds how many connections come back at once, because each takes a second descriptor for
 // that moment, and maxConnections has set aside 32.
@@ -116,7 +116,7 @@ func (p *plainHTTP) follow(conn net.Conn, idle bool) {
 	if n := p.idle.set(conn, idle); idle {
 		plain, _, _ := lowest(conn)
 		plain.limitWrites()
-		if n > mostIdle {
+		if n > maxIdle {
 			p.evictIdle(0)
 		}
 	}

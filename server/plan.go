@@ -23,7 +23,7 @@ type drainSchedule struct {
 }
 
 // The number of marks between which the ids are taken to be evenly spread.
-const mostMarks = 4096
+const maxQuantiles = 4096
 
 // Fewer connections a second than this are not worth spreading.
 const leastPace = 100
@@ -49,7 +49,7 @@ func newDrainSchedule(s *Server, began time.Time, total int, hurry bool) *drainS
 			ids = append(ids, c.id)
 		}
 		slices.Sort(ids)
-		p.quantiles = thin(ids, mostMarks)
+		p.quantiles = thin(ids, maxQuantiles)
 	}
 	return p
 }
@@ -71,7 +71,7 @@ func thin(sorted []uint64, most int) []uint64 {
 	return kept
 }
 
-// over says whether it is everybody's turn.
+// over reports whether it is everybody's turn.
 func (p *drainSchedule) over(now time.Time) bool { return now.Sub(p.began) >= p.pace }
 
 // ends is when the last connection is asked to go.
@@ -141,7 +141,7 @@ func retryOf(reason string) string {
 	return retry
 }
 
-// tooOld says whether a connection has reached its own maximum age.
+// tooOld reports whether a connection has reached its own maximum age.
 func (c *Conn) tooOld(second uint32) bool {
 	o := &c.sh.srv.opts().Connections
 	limit := o.MaxAge - time.Duration(c.share()*max(o.MaxAgeJitter, 0)*float64(o.MaxAge))

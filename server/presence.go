@@ -26,13 +26,13 @@ type presentee struct {
 // What a reply about presence lists at most: so many connections, and about so many bytes of JSON. A loop encodes them in
 // one step, and one server's answer to another has to fit into a message.
 const (
-	mostPresent      = 1000
-	mostPresentBytes = 256 << 10
+	maxPresent      = 1000
+	maxPresentBytes = 256 << 10
 )
 
 // present lists this server's subscribers.
 func (s *Server) present(topic string) *presence {
-	some, count := s.subscribers(topic, mostPresent)
+	some, count := s.subscribers(topic, maxPresent)
 	p := &presence{Topic: topic, Count: count, Connections: []presentee{}}
 	for _, c := range some {
 		if !p.add(presentee{strconv.FormatUint(c.id, 10), c.Subject()}) {
@@ -46,7 +46,7 @@ func (s *Server) present(topic string) *presence {
 func (p *presence) add(one presentee) bool {
 	const around = len(`{"id":"","subject":""},`)
 	p.bytes += around + len(one.ID) + envelope.TextSize(one.Subject)
-	if len(p.Connections) == mostPresent || p.bytes > mostPresentBytes {
+	if len(p.Connections) == maxPresent || p.bytes > maxPresentBytes {
 		return false
 	}
 	p.Connections = append(p.Connections, one)

@@ -15,7 +15,7 @@ func TestPresenceHasABound(t *testing.T) {
 			}
 		}
 		n := len(p.AppendTo(nil))
-		if n > mostPresentBytes+100 || len(p.Connections) > mostPresent || len(p.Connections) == 0 {
+		if n > maxPresentBytes+100 || len(p.Connections) > maxPresent || len(p.Connections) == 0 {
 			t.Errorf("%s: %d bytes list %d connections", name, n, len(p.Connections))
 		}
 		if p.add(presentee{ID: "1"}) {

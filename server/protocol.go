@@ -295,11 +295,11 @@ func (c *Conn) doPublish(id json.RawMessage, r *envelope.Publish, reply replier)
 // The number of messages that a history request gets.
 const (
 	usualHistory = 100
-	mostHistory  = 1000
+	maxHistory   = 1000
 )
 
-// mostHistoryBytes bounds the messages in one reply, but for the first.
-const mostHistoryBytes = 1 << 20
+// maxHistoryBytes bounds the messages in one reply, but for the first.
+const maxHistoryBytes = 1 << 20
 
 // isUnanswered reports whether a request asks only for an answer, and has no id that the answer could have.
 func (r *request) isUnanswered() bool {
@@ -324,8 +324,8 @@ func (c *Conn) checkHistory(r *historyRequest) error {
 	if err := c.checkRead(r.Topic); err != nil {
 		return err
 	}
-	if limit := r.limit(); limit < 1 || limit > mostHistory {
-		return envelope.BadRequest("limit is %d: expected 1 to %d", limit, mostHistory)
+	if limit := r.limit(); limit < 1 || limit > maxHistory {
+		return envelope.BadRequest("limit is %d: expected 1 to %d", limit, maxHistory)
 	}
 	return nil
 }
@@ -365,7 +365,7 @@ func (h *hub) historyReply(topic string, since *Position, limit int) (*historyRe
 		from.Last = limit
 	}
 	past, list, err := h.past(topic, from, limit)
-	return &historyReply{topic: topic, past: past, messages: within(list, mostHistoryBytes, since == nil)}, err
+	return &historyReply{topic: topic, past: past, messages: within(list, maxHistoryBytes, since == nil)}, err
 }
 
 // appendTo appends the reply as JSON.

@@ -11,7 +11,7 @@ import (
 // ProxyProtocol is about the PROXY header (HAProxy's proxy-protocol.txt, versions 1 and 2), with which a
 // balancer that passes on TCP says who the client is. It comes once, before anything else.
 type ProxyProtocol struct {
-	// Mode says whether there is such a header. Default [ProxyOff].
+	// Mode reports whether there is such a header. Default [ProxyOff].
 	Mode ProxyMode `yaml:"mode"`
 
 	// From lists the networks, such as 10.0.0.0/8, of the balancers that may send it; the word unix means

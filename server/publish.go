@@ -58,7 +58,7 @@ func (h *hub) publishAndWait(ctx context.Context, p Publication) (Receipt, error
 	}
 }
 
-// onLoop says whether it is called on an event loop.
+// onLoop reports whether it is called on an event loop.
 func (s *Server) onLoop() bool {
 	now := currentGoroutine()
 	for _, sh := range s.allShards() {

@@ -95,7 +95,7 @@ func TestRateOptions(t *testing.T) {
 	if err != nil || o.Limits.PublishesPerSecond != -1 || o.Limits.RequestsPerSecond != -1 {
 		t.Errorf("%d, %d, %v; want both off", o.Limits.PublishesPerSecond, o.Limits.RequestsPerSecond, err)
 	}
-	_, err = Options{Limits: Limits{PublishesPerSecond: mostMessages + 1, RequestsPerSecond: mostMessages + 1}}.Resolve()
+	_, err = Options{Limits: Limits{PublishesPerSecond: maxMessages + 1, RequestsPerSecond: maxMessages + 1}}.Resolve()
 	for _, key := range []string{"limits.publishes_per_second", "limits.requests_per_second"} {
 		if err == nil || !strings.Contains(err.Error(), key) {
 			t.Errorf("%v does not name %s", err, key)

@@ -41,7 +41,7 @@ var restartKeys = []string{
 
 var listIndex = regexp.MustCompile(`\[\d+\]`)
 
-// NeedsRestart says whether a key of the configuration file, such as "endpoints[1].mode" or
+// NeedsRestart reports whether a key of the configuration file, such as "endpoints[1].mode" or
 // "endpoints[].mode", is read at the start only.
 func NeedsRestart(key string) bool {
 	key = listIndex.ReplaceAllString(key, "[]")
@@ -300,7 +300,7 @@ func (s *Server) watchNow(now *settings) {
 	}
 }
 
-// isExposed says whether an address can be reached from other machines.
+// isExposed reports whether an address can be reached from other machines.
 func isExposed(a net.Addr) bool {
 	tcp, ok := a.(*net.TCPAddr)
 	return !(ok && tcp.IP.IsLoopback())

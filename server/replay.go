@@ -14,9 +14,9 @@ type replay struct {
 	rest  []*message // what is to be sent next; never empty
 }
 
-// replayMost is how many messages are taken from a history at once. There may be millions, of which a client gets few if it
+// maxReplay is how many messages are taken from a history at once. There may be millions, of which a client gets few if it
 // goes away or does not read.
-const replayMost = 4 * replayPiece
+const maxReplay = 4 * replayPiece
 
 // replayPiece is how many messages of a history are sent in one go, and replayBytes about how many bytes of payloads: they
 // may have to be encoded and compressed first.
@@ -63,7 +63,7 @@ func (r *replay) join() bool {
 	c, t := r.conn, r.topic
 	last := r.rest[len(r.rest)-1].offset
 	t.mu.Lock()
-	newer, recovered := t.since(Start{Since: &Position{Offset: last, Epoch: r.epoch}}, c.sh.srv.ageMillis(), replayMost)
+	newer, recovered := t.since(Start{Since: &Position{Offset: last, Epoch: r.epoch}}, c.sh.srv.ageMillis(), maxReplay)
 	at := t.position()
 	if pieceOf(newer) < len(newer) {
 		t.mu.Unlock()

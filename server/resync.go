@@ -1,6 +1,6 @@
 package server
 
-// resync looks at all kept topics again.
+// resync looks at all persistent topics again.
 func (f *follower) resync(why string) {
 	f.stats.resyncs.Add(1)
 	f.srv.log.Info("reloading all persistent topics", "why", why)

@@ -30,7 +30,7 @@ const (
 	rosterPart = 20
 )
 
-// page returns open connections with ids above after, and says whether there are more. One that is open
+// page returns open connections with ids above after, and reports whether there are more. One that is open
 // throughout the pages is in exactly one of them.
 func (r *connIndex) page(s *Server, after uint64, limit int) (conns []*Conn, more bool) {
 	r.mu.Lock()

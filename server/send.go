@@ -26,7 +26,7 @@ func (c *Conn) plainFD() int32 {
 	return c.fd
 }
 
-// ready makes what was published before leave first, and says whether anything may be sent.
+// ready makes what was published before leave first, and reports whether anything may be sent.
 func (c *Conn) ready() bool {
 	if c.state.Load() != stateOpen {
 		return false

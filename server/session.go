@@ -261,7 +261,7 @@ func (s *session) drain(b []byte, deadline time.Duration) (n int, err error) {
 	return n, err
 }
 
-// pushAnswers sends what crypto/tls wrote while it read, and says whether the connection is still there. It answers
+// pushAnswers sends what crypto/tls wrote while it read, and reports whether the connection is still there. It answers
 // each request for new keys (RFC 8446, section 4.6.3), of which emptyRecordPace does not let many come.
 func (c *Conn) pushAnswers(s *session) bool {
 	if len(c.sh.sealed) == 0 {

@@ -51,7 +51,7 @@ func itemsOf(list []*Conn) (items []int) {
 	return items
 }
 
-// Sockets that take bytes again are served in turn, by flushMost each, and the loop looks at others after a slice.
+// Sockets that take bytes again are served in turn, by maxFlush each, and the loop looks at others after a slice.
 func TestWritableSocketsHaveTurns(t *testing.T) {
 	const frames = 20_000
 	sh := unitShard(t)
@@ -65,7 +65,7 @@ func TestWritableSocketsHaveTurns(t *testing.T) {
 		}
 		sh.flushWritable()
 	}
-	items, turn := itemsOf(list), flushMost/(64<<10)+1
+	items, turn := itemsOf(list), maxFlush/(64<<10)+1
 	if least, most := slices.Min(items), slices.Max(items); most-least > turn {
 		t.Errorf("of %d frames each wait %v: not in turn", frames, items)
 	} else if least < frames/2 {
@@ -94,7 +94,7 @@ func TestWriteTimeoutsAreCutIntoSlices(t *testing.T) {
 		turns++
 	}
 	for i, items := range itemsOf(list) {
-		if want := frames - flushMost/(64<<10); items != want && items != want-1 {
+		if want := frames - maxFlush/(64<<10); items != want && items != want-1 {
 			t.Fatalf("connection %d has %d frames that wait, of %d", i, items, frames)
 		}
 	}

@@ -263,7 +263,7 @@ func (c *Conn) subscribe(w *wanted) (Subscribed, error) {
 		}
 		src = &t.source
 		s.Position = t.position()
-		missed, s.Recovered = t.since(w.from, c.sh.srv.ageMillis(), replayMost)
+		missed, s.Recovered = t.since(w.from, c.sh.srv.ageMillis(), maxReplay)
 		s.After = next(missed, s.Offset)
 	}
 	if !src.link.serves() {
@@ -287,7 +287,7 @@ func (c *Conn) subscribe(w *wanted) (Subscribed, error) {
 	return s, nil
 }
 
-// hoards says whether a connection that does not read has had more histories queued than it has
+// hoards reports whether a connection that does not read has had more histories queued than it has
 // subscriptions: without this, one that subscribes and unsubscribes in turn could queue any amount, since
 // history does not count for SlowConsumer.MaxQueue.
 func (c *Conn) hoards() bool {

@@ -101,7 +101,7 @@ func (sh *shard) sweepOn() {
 	}
 }
 
-// occupied says whether anybody has not been asked to go.
+// occupied reports whether anybody has not been asked to go.
 func (sh *shard) occupied() bool {
 	for _, g := range sh.tables {
 		if g != sh.closing && len(g.members) > 0 {
@@ -111,7 +111,7 @@ func (sh *shard) occupied() bool {
 	return false
 }
 
-// due does what the time asks for member i, and says whether it sent anything.
+// due does what the time asks for member i, and reports whether it sent anything.
 func (g *table) due(i int) bool {
 	switch {
 	case g == g.sh.handshaking:
@@ -218,7 +218,7 @@ func (c *Conn) stalledDue() bool {
 	return true
 }
 
-// flushLate tries once more before a connection is cut off, and says whether that got bytes out. The
+// flushLate tries once more before a connection is cut off, and reports whether that got bytes out. The
 // kernel calls a socket writable only when a third of its buffer is free, which can be 1 MB: one whose
 // peer reads slowly takes bytes long before that.
 func (c *Conn) flushLate() bool {
@@ -232,7 +232,7 @@ func (c *Conn) flushLate() bool {
 	return c.sh.counters.bytesOut > before
 }
 
-// timedOut says whether a time-out has run since then; one that is off never has.
+// timedOut reports whether a time-out has run since then; one that is off never has.
 func timedOut(now, since uint32, limit time.Duration) bool {
 	return limit >= 0 && time.Duration(now-since)*time.Millisecond >= limit
 }

@@ -57,16 +57,16 @@ type tlsHandshake struct {
 }
 
 // A client may send its request together with the end of its handshake, and as much of what it uploads as the network takes.
-// When more than mostUnread has not been read, which is at least one whole record, its socket is not read. So there is that and
+// When more than maxUnread has not been read, which is at least one whole record, its socket is not read. So there is that and
 // one read of the loop for each connection, and above a little of it there is a bound for all together.
 const (
-	littleUnread = mostOfHello
-	mostUnread   = 2 * certs.MaxSealed
-	mostOfUnread = 64 << 20
+	littleUnread   = maxHello
+	maxUnread      = 2 * certs.MaxSealed
+	maxUnreadTotal = 64 << 20
 )
 
-// mostOfHello is the size of a client's first message, unless Limits.MaxHead is larger.
-const mostOfHello = 16 << 10
+// maxHello is the size of a client's first message, unless Limits.MaxHead is larger.
+const maxHello = 16 << 10
 
 var (
 	errHello   = errors.New("the client's first message is too large")
@@ -93,7 +93,7 @@ func (c *Conn) greet(b []byte) {
 
 // hello is greet for all that has come so far.
 func (c *Conn) hello(b []byte) {
-	limit := max(mostOfHello, int(c.sh.srv.opts().Limits.MaxHead))
+	limit := max(maxHello, int(c.sh.srv.opts().Limits.MaxHead))
 	whole, err := certs.WholeHello(b[:min(len(b), limit)])
 	switch {
 	case err == certs.ErrPlainText:
@@ -146,14 +146,14 @@ func (c *Conn) feed(s *session, b []byte) {
 	}
 	h.holdUp(c)
 	h.mu.Unlock()
-	if unread > littleUnread && all > mostOfUnread {
+	if unread > littleUnread && all > maxUnreadTotal {
 		c.cutOff(RefuseTLSUnread, errUnread)
 	}
 }
 
 // holdUp has the loop not read the socket while much is unread. The caller holds mu. Called on the loop.
 func (h *tlsHandshake) holdUp(c *Conn) {
-	if len(h.in) > mostUnread && !h.paused && c.gc != nil {
+	if len(h.in) > maxUnread && !h.paused && c.gc != nil {
 		h.paused = true
 		c.sh.interest.pause(c.fd)
 	}
@@ -214,7 +214,7 @@ func (h *tlsHandshake) read(b []byte) (int, error) {
 		h.in = nil
 	}
 	h.table.unread.Add(-int64(n))
-	if h.paused && len(h.in) <= mostUnread {
+	if h.paused && len(h.in) <= maxUnread {
 		c := h.session.conn
 		c.sh.postDo(c, 0, func() {
 			if s := c.session(); s != nil && s.shake == h {

@@ -233,9 +233,9 @@ func TestTLSUnread(t *testing.T) {
 	first.write(hello) // and keeps the line waiting
 	eventually(t, "it is under way", func() bool { n, _ := s.tlsTable.counts(); return n == 1 })
 	go func() { _, _ = second.conn.Write(append(hello, make([]byte, 4<<20)...)) }()
-	eventually(t, "much has come", func() bool { return s.tlsTable.unread.Load() > mostUnread })
+	eventually(t, "much has come", func() bool { return s.tlsTable.unread.Load() > maxUnread })
 	time.Sleep(100 * time.Millisecond)
-	if n := s.tlsTable.unread.Load(); n > mostUnread+clearSize {
+	if n := s.tlsTable.unread.Load(); n > maxUnread+clearSize {
 		t.Errorf("%d bytes are kept", n)
 	}
 	_ = first.conn.Close()

@@ -22,8 +22,8 @@ type suspect struct {
 }
 
 const (
-	suspectFor   = 30 * time.Second
-	mostSuspects = 16 << 10 // 150 B each
+	suspectFor  = 30 * time.Second
+	maxSuspects = 16 << 10 // 150 B each
 )
 
 func (s *tlsSuspects) add(key limit.Key, now time.Duration) {
@@ -31,7 +31,7 @@ func (s *tlsSuspects) add(key limit.Key, now time.Duration) {
 		s.at = map[limit.Key]*list.Element{}
 	}
 	s.remove(key)
-	if len(s.at) == mostSuspects {
+	if len(s.at) == maxSuspects {
 		s.remove(s.order.Front().Value.(suspect).key)
 	}
 	s.at[key] = s.order.PushBack(suspect{key, now + suspectFor})

@@ -282,8 +282,8 @@ func (t *tlsTable) dispatch() {
 	}
 }
 
-// mostSkipped bounds how many peers are looked at that have too many handshakes in a full table.
-const mostSkipped = 64
+// maxSkipped bounds how many peers are looked at that have too many handshakes in a full table.
+const maxSkipped = 64
 
 // next finds the handshake whose turn it is, and makes room for it. Its peer goes behind the others. It is nil when
 // there is none, or none that there is room for. The caller holds mu.
@@ -295,7 +295,7 @@ func (t *tlsTable) next() *tlsHandshake {
 	}
 	for _, q := range []tlsQueue{tlsNewcomers, tlsBehind} {
 		peers := &t.turns[q]
-		for range min(peers.Len(), mostSkipped) {
+		for range min(peers.Len(), maxSkipped) {
 			p := peers.Front().Value.(*tlsPeer)
 			hasRoom := t.makeRoom(p, q)
 			if !hasRoom && p.open == 0 {

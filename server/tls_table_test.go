@@ -232,10 +232,10 @@ func TestTLSSuspects(t *testing.T) {
 	if s.has(1, 3*time.Second) || s.order.Len() != 0 {
 		t.Error("none is left")
 	}
-	for i := range 2 * mostSuspects {
+	for i := range 2 * maxSuspects {
 		s.add(limit.Key(i), 0)
 	}
-	if len(s.at) != mostSuspects || s.order.Len() != mostSuspects || s.has(0, 0) || !s.has(2*mostSuspects-1, 0) {
+	if len(s.at) != maxSuspects || s.order.Len() != maxSuspects || s.has(0, 0) || !s.has(2*maxSuspects-1, 0) {
 		t.Errorf("%d are kept, and those are to be the last", len(s.at))
 	}
 }

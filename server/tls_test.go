@@ -259,7 +259,7 @@ func TestTLSOrNot(t *testing.T) {
 		c.write([]byte(garbage))
 		c.wantEOF()
 	}
-	huge := append([]byte{22, 3, 1, 0x40, 0, 1, 0, 0xff, 0xff}, make([]byte, mostOfHello)...)
+	huge := append([]byte{22, 3, 1, 0x40, 0, 1, 0, 0xff, 0xff}, make([]byte, maxHello)...)
 	c = dialRaw(t, s)
 	c.write(huge)
 	c.wantEOF()

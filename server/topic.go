@@ -113,7 +113,7 @@ type topicState struct {
 	version   uint64    // of the hub's patterns, when that was found out
 }
 
-// latest says whether slow subscribers get only the newest message. The caller holds mu.
+// latest reports whether slow subscribers get only the newest message. The caller holds mu.
 func (src *source) latest() bool {
 	return src.topic != nil && src.topic.rule != nil && src.topic.rule.Latest
 }

@@ -183,7 +183,7 @@ const (
 	errNotOneTopic = notAllowed("cannot publish here: expected exactly one topic and no pattern in the request line")
 )
 
-// check says whether a client may subscribe to a topic or pattern.
+// check reports whether a client may subscribe to a topic or pattern.
 func (ep *endpoint) check(name string) error {
 	pattern, err := topic.Parse(name)
 	access := &ep.now().Topics

@@ -65,15 +65,15 @@ func (u *usage) isForgotten(now time.Duration) bool { return u.lately(now) < 16*
 // not wait for all that came before it.
 type virtualTime time.Duration
 
-// mostBehind is how far it may fall behind, so that clients that have used much are served, too.
-const mostBehind = 500 * time.Millisecond
+// maxBehind is how far it may fall behind, so that clients that have used much are served, too.
+const maxBehind = 500 * time.Millisecond
 
 // at returns the virtual time at a real time. In an empty queue they are the same.
 func (q *virtualTime) at(now time.Duration, empty bool) time.Duration {
 	if empty {
 		*q = virtualTime(now)
 	}
-	*q = min(max(*q, virtualTime(now-mostBehind)), virtualTime(now))
+	*q = min(max(*q, virtualTime(now-maxBehind)), virtualTime(now))
 	return time.Duration(*q)
 }
 

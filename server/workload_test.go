@@ -246,9 +246,9 @@ func TestHistoryCopiesWhatIsAskedFor(t *testing.T) {
 	}
 	for _, known := range []string{epoch, "another"} {
 		topic := s.hub.find("log")
-		list, _ := topic.since(Start{Since: &Position{Epoch: known}}, 0, replayMost)
+		list, _ := topic.since(Start{Since: &Position{Epoch: known}}, 0, maxReplay)
 		topic.mu.Unlock()
-		if len(list) != replayMost || list[0].offset != 1 {
+		if len(list) != maxReplay || list[0].offset != 1 {
 			t.Errorf("%d messages from %d on", len(list), list[0].offset)
 		}
 	}

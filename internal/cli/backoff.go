@@ -11,15 +11,15 @@ type backoff struct{ failures int }
 
 const (
 	firstBackoff = 250 * time.Millisecond
-	mostBackoff  = 30 * time.Second
+	maxBackoff   = 30 * time.Second
 )
 
 // bound is the longest that the next wait can be.
 func (b *backoff) bound() time.Duration {
 	if b.failures > 10 { // the shift below stays small
-		return mostBackoff
+		return maxBackoff
 	}
-	return min(mostBackoff, firstBackoff<<b.failures)
+	return min(maxBackoff, firstBackoff<<b.failures)
 }
 
 func (b *backoff) next() time.Duration {
@@ -31,7 +31,7 @@ func (b *backoff) next() time.Duration {
 // survived notes how long a connection lasted. Only one that outlives the longest wait makes the next one
 // short again: a server that takes connections and drops them must not be hammered.
 func (b *backoff) survived(d time.Duration) {
-	if d > mostBackoff {
+	if d > maxBackoff {
 		b.failures = 0
 	}
 }

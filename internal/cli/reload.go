@@ -19,7 +19,7 @@ import (
 // ownRestartKeys are the keys of the program, beside those of the server, that are read at the start only.
 var ownRestartKeys = []string{"pid_file", "demo", "log.format", "cluster"}
 
-// needsRestart says whether a key is read at the start only. All others are read again on SIGHUP.
+// needsRestart reports whether a key is read at the start only. All others are read again on SIGHUP.
 func needsRestart(key string) bool {
 	section, _, _ := strings.Cut(key, ".")
 	return slices.Contains(ownRestartKeys, key) || slices.Contains(ownRestartKeys, section) || server.NeedsRestart(key)
@@ -98,7 +98,7 @@ func notifyHangups() chan os.Signal {
 	return hangups
 }
 
-// hasTerminal says whether the program belongs to a terminal. One that is closed has the kernel send SIGHUP
+// hasTerminal reports whether the program belongs to a terminal. One that is closed has the kernel send SIGHUP
 // and is nobody's any more.
 func hasTerminal() bool {
 	fd, err := unix.Open("/dev/tty", unix.O_RDONLY|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)

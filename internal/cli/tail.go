@@ -33,8 +33,8 @@ const tailExamples = `  carillon tail prices.eu
   carillon tail prices.eu --last 100 --count 100 | jq .data
   carillon tail prices.eu --since 41 --epoch k3f9`
 
-// mostLast is the bound of docs/protocol.md.
-const mostLast = 10000
+// maxLast is the bound of docs/protocol.md.
+const maxLast = 10000
 
 type tailOptions struct {
 	handshake
@@ -107,8 +107,8 @@ func (o *tailOptions) check() error {
 	}
 	pattern := slices.IndexFunc(o.topics, isPattern)
 	switch {
-	case o.last < 0 || o.last > mostLast:
-		return fmt.Errorf("--last %d is out of range: expected 0 to %d", o.last, mostLast)
+	case o.last < 0 || o.last > maxLast:
+		return fmt.Errorf("--last %d is out of range: expected 0 to %d", o.last, maxLast)
 	case o.count < 0:
 		return fmt.Errorf("--count %d is out of range: expected 1 or more", o.count)
 	case o.timeout <= 0:

@@ -34,7 +34,7 @@ func (a *announcements) add(e event) {
 }
 
 // flush publishes what the rate allows, and keeps the rest, and what cannot be published, for later. That the server is
-// overloaded is no error. Leaves come first, so that people are never more than mostPeople, which bounds what can wait.
+// overloaded is no error. Leaves come first, so that people are never more than maxPeople, which bounds what can wait.
 func (a *announcements) flush(now time.Time, publish func(event) error) error {
 	for _, events := range []map[string]event{a.leaves, a.joins} {
 		for name, e := range events {

@@ -33,17 +33,17 @@ const chatTopic = "demo.chat"
 
 // The rules of the house.
 const (
-	mostPeople    = 200
-	mostName      = 32       // characters
-	mostNameBytes = 1 << 10  // and what is dropped from it
-	mostText      = 2000     // characters
-	mostPayload   = 16 << 10 // bytes of JSON, which are parsed on an event loop
-	mostTokens    = 64       // in it, see isSimple; a join has 12
-	history       = 50       // messages that somebody new gets to see
-	burst         = 5        // messages at once
-	mostStrikes   = 50       // messages in a row that are refused: no person sends so many
-	mostWaiting   = 256      // connections that have not joined
-	joinPatience  = 10 * time.Second
+	maxPeople    = 200
+	maxName      = 32       // characters
+	maxNameBytes = 1 << 10  // and what is dropped from it
+	maxText      = 2000     // characters
+	maxPayload   = 16 << 10 // bytes of JSON, which are parsed on an event loop
+	maxTokens    = 64       // in it, see isSimple; a join has 12
+	history      = 50       // messages that somebody new gets to see
+	burst        = 5        // messages at once
+	maxStrikes   = 50       // messages in a row that are refused: no person sends so many
+	maxWaiting   = 256      // connections that have not joined
+	joinPatience = 10 * time.Second
 
 	// For everybody together, in messages a second and at once: each goes to all people.
 	sayRate, sayBurst           = 20, 100
@@ -152,14 +152,14 @@ func (r *room) strike(c *server.Conn) {
 	if g == nil {
 		return
 	}
-	if g.strikes++; g.strikes >= mostStrikes {
+	if g.strikes++; g.strikes >= maxStrikes {
 		_ = c.Close(codec.ClosePolicyViolation, "too many refused messages")
 	}
 }
 
 func (r *room) hear(c *server.Conn, op codec.Opcode, payload []byte) error {
-	if len(payload) > mostPayload {
-		return refuse("too_long", "", "A message has at most %d characters.", mostText)
+	if len(payload) > maxPayload {
+		return refuse("too_long", "", "A message has at most %d characters.", maxText)
 	}
 	var said struct {
 		Join *joining
@@ -174,11 +174,11 @@ func (r *room) hear(c *server.Conn, op codec.Opcode, payload []byte) error {
 	return r.say(c, said.Say)
 }
 
-// isSimple reports whether JSON has at most mostTokens brackets, colons and commas outside its strings. Thousands of them
+// isSimple reports whether JSON has at most maxTokens brackets, colons and commas outside its strings. Thousands of them
 // take long to parse.
 func isSimple(payload []byte) bool {
 	tokens, quoted := 0, false
-	for i := 0; i < len(payload) && tokens <= mostTokens; i++ {
+	for i := 0; i < len(payload) && tokens <= maxTokens; i++ {
 		switch payload[i] {
 		case '"':
 			quoted = !quoted
@@ -190,7 +190,7 @@ func isSimple(payload []byte) bool {
 			}
 		}
 	}
-	return tokens <= mostTokens
+	return tokens <= maxTokens
 }
 
 func (r *room) join(c *server.Conn, j *joining) error {
@@ -231,8 +231,8 @@ func (r *room) admit(c *server.Conn, name, session string) (w welcome, err error
 		before = old.name
 		r.guests.remove(old)
 		_ = old.conn.Close(closeReplaced, "you joined on another connection")
-	} else if len(r.guests.byKey) >= mostPeople {
-		return w, refuse("full", "", "The room is full: %d people are here.", mostPeople)
+	} else if len(r.guests.byKey) >= maxPeople {
+		return w, refuse("full", "", "The room is full: %d people are here.", maxPeople)
 	}
 	free, key := r.guests.freeName(name)
 	now := time.Now()
@@ -274,15 +274,15 @@ func (r *room) say(c *server.Conn, s *saying) error {
 	}
 	n := utf8.RuneCountInString(s.Text)
 	text := ""
-	if n <= 2*mostText { // what is much too long is not worth the work
+	if n <= 2*maxText { // what is much too long is not worth the work
 		text = strings.TrimSpace(clean(s.Text, "\n\t"))
 		n = utf8.RuneCountInString(text)
 	}
 	switch {
 	case n == 0:
 		return refuse("empty", s.Ref, "This message is empty.")
-	case n > mostText:
-		return refuse("too_long", s.Ref, "A message has at most %d characters; this one has %d.", mostText, n)
+	case n > maxText:
+		return refuse("too_long", s.Ref, "A message has at most %d characters; this one has %d.", maxText, n)
 	}
 	name, key, err := r.mayTalk(c, s.Ref)
 	if err != nil {
@@ -391,11 +391,11 @@ func encode(v any) []byte {
 
 // cleanName returns a name as it is shown: without what cannot be seen, and with single spaces.
 func cleanName(name string) (string, error) {
-	if len(name) <= mostNameBytes {
+	if len(name) <= maxNameBytes {
 		name = strings.Join(strings.Fields(clean(name, " \t")), " ")
 	}
-	if n := utf8.RuneCountInString(name); n < 1 || n > mostName {
-		return "", refuse("bad_name", "", "A name has 1 to %d characters.", mostName)
+	if n := utf8.RuneCountInString(name); n < 1 || n > maxName {
+		return "", refuse("bad_name", "", "A name has 1 to %d characters.", maxName)
 	}
 	return strings.Clone(name), nil // not a part of something longer
 }

@@ -184,7 +184,7 @@ func TestBadInput(t *testing.T) {
 		{"a long session", `{"join":{"name":"Ada","session":"` + strings.Repeat("a", 65) + `"}}`, "bad_request"},
 		{"talking before joining", `{"say":{"ref":"1","text":"x"}}`, "bad_request"},
 		{"very many members", `{` + strings.Repeat(`"say":{},`, 100) + `"say":{}}`, "bad_request"},
-		{"a huge message", `{"say":{"text":"` + strings.Repeat("x", mostPayload) + `"}}`, "too_long"},
+		{"a huge message", `{"say":{"text":"` + strings.Repeat("x", maxPayload) + `"}}`, "too_long"},
 	} {
 		p.sendText(c.text)
 		if h := p.hear(); h.Refused == nil || h.Refused.Code != c.code {
@@ -202,7 +202,7 @@ func TestBadInput(t *testing.T) {
 	for _, c := range []struct{ name, text, code string }{
 		{"joining twice", `{"join":{"name":"Ada","session":"a"}}`, "bad_request"},
 		{"nothing to say", `{"say":{"ref":"1","text":" \n "}}`, "empty"},
-		{"too much to say", `{"say":{"ref":"1","text":"` + strings.Repeat("é", mostText+1) + `"}}`, "too_long"},
+		{"too much to say", `{"say":{"ref":"1","text":"` + strings.Repeat("é", maxText+1) + `"}}`, "too_long"},
 		{"a long ref", `{"say":{"ref":"` + strings.Repeat("a", 33) + `","text":"x"}}`, "bad_request"},
 	} {
 		p.sendText(c.text)
@@ -210,10 +210,10 @@ func TestBadInput(t *testing.T) {
 			t.Errorf("%s: %+v", c.name, h)
 		}
 	}
-	long := strings.Repeat("é", mostText)
+	long := strings.Repeat("é", maxText)
 	p.say("1", long)
 	p.want("say", "Ada", long)
-	brackets := strings.Repeat(`{[,:"\`, mostTokens)
+	brackets := strings.Repeat(`{[,:"\`, maxTokens)
 	p.say("3", brackets)
 	p.want("say", "Ada", brackets)
 	p.say("2", "a\u202eb\x07c\td\ne")
@@ -244,7 +244,7 @@ func TestRate(t *testing.T) {
 	p.say("later", "later")
 	p.want("say", "Ada", "later")
 
-	for i := range 2 * mostStrikes { // no person types so fast
+	for i := range 2 * maxStrikes { // no person types so fast
 		if p.conn.WriteJSON(map[string]any{"say": saying{fmt.Sprint("flood", i), "x"}}) != nil {
 			break
 		}
@@ -313,7 +313,7 @@ func TestComingBack(t *testing.T) {
 
 func TestTheRoomHasLimits(t *testing.T) {
 	d, s := start(t, Options{})
-	for i := range mostPeople {
+	for i := range maxPeople {
 		arrive(t, s).enter(fmt.Sprint("p", i), fmt.Sprint(i), nil)
 	}
 	p := arrive(t, s)

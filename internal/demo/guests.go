@@ -42,7 +42,7 @@ func (gs *guests) add(c *server.Conn, now time.Time) (evicted *guest) {
 	g := &guest{conn: c, heard: now}
 	gs.byConn[c] = g
 	g.place = gs.waiting.PushBack(g)
-	if gs.waiting.Len() <= mostWaiting {
+	if gs.waiting.Len() <= maxWaiting {
 		return nil
 	}
 	evicted = first(&gs.waiting)
@@ -103,7 +103,7 @@ func freeName(name string, taken func(key string) bool) (free, key string) {
 		if n > lastInOrder {
 			number = fmt.Sprintf(" %d", lastInOrder+1+rand.IntN(lastNumber-lastInOrder))
 		}
-		free = strings.TrimSpace(string(runes[:min(len(runes), mostName-len(number))])) + number
+		free = strings.TrimSpace(string(runes[:min(len(runes), maxName-len(number))])) + number
 		key = nameKey(free)
 	}
 	return free, key

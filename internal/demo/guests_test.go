@@ -67,7 +67,7 @@ func TestJoiningCostsTheSameInACrowd(t *testing.T) {
 		}
 		r.leave(c)
 	}
-	if few, many := allocs(1, 0, joining), allocs(mostPeople-1, mostWaiting-1, joining); many > few+4 {
+	if few, many := allocs(1, 0, joining), allocs(maxPeople-1, maxWaiting-1, joining); many > few+4 {
 		t.Errorf("joining and leaving allocates %v times with few people, %v times with many", few, many)
 	}
 	refusal := func(r *room) {
@@ -78,7 +78,7 @@ func TestJoiningCostsTheSameInACrowd(t *testing.T) {
 		}
 		r.closed(c, nil)
 	}
-	if n := allocs(mostPeople, mostWaiting-1, refusal); n > 12 {
+	if n := allocs(maxPeople, maxWaiting-1, refusal); n > 12 {
 		t.Errorf("a refusal in a full room allocates %v times", n)
 	}
 }
@@ -87,7 +87,7 @@ func TestJoiningCostsTheSameInACrowd(t *testing.T) {
 func TestNamesakesCostFewTries(t *testing.T) {
 	names := map[string]bool{}
 	most, tries := 0, 0
-	for range mostPeople {
+	for range maxPeople {
 		tries = 0
 		free, key := freeName("Ada", func(key string) bool { tries++; return names[key] })
 		if names[key] || key != strings.ToLower(free) {
@@ -107,13 +107,13 @@ func TestConnectionsThatDoNotJoinAreBounded(t *testing.T) {
 	d, s := start(t, Options{})
 	oldest := arrive(t, s)
 	eventually(t, "the oldest is there", func() bool { return d.room.count() == 1 })
-	for range mostWaiting {
+	for range maxWaiting {
 		arrive(t, s)
 	}
 	if _, err := oldest.listen(); !websocket.IsCloseError(err, websocket.CloseTryAgainLater) {
 		t.Error(err)
 	}
-	if n := d.room.count(); n > mostWaiting {
+	if n := d.room.count(); n > maxWaiting {
 		t.Errorf("%d connections are kept", n)
 	}
 	late := arrive(t, s)
@@ -143,7 +143,7 @@ func TestComingAndGoingIsAnnouncedSomeTimesASecond(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if len(r.guests.byKey) == mostPeople {
+		if len(r.guests.byKey) == maxPeople {
 			r.leave(last[0])
 			last = last[1:]
 		}
@@ -152,7 +152,7 @@ func TestComingAndGoingIsAnnouncedSomeTimesASecond(t *testing.T) {
 			t.Fatal(err)
 		}
 		last = append(last, c)
-		if n := len(r.news.joins) + len(r.news.leaves); n > 2*mostPeople {
+		if n := len(r.news.joins) + len(r.news.leaves); n > 2*maxPeople {
 			t.Fatalf("%d announcements wait", n)
 		}
 	}
@@ -300,7 +300,7 @@ func TestWelcomeListsThePeople(t *testing.T) {
 
 // What one client makes a loop do: join and leave, be refused by a full room, and send what is refused.
 func BenchmarkJoin(b *testing.B) {
-	for _, people := range []int{1, 100, mostPeople - 1} {
+	for _, people := range []int{1, 100, maxPeople - 1} {
 		b.Run(fmt.Sprintf("people=%d", people), func(b *testing.B) {
 			r, _ := crowd(b, people)
 			for b.Loop() {
@@ -315,9 +315,9 @@ func BenchmarkJoin(b *testing.B) {
 			}
 		})
 	}
-	for _, waiting := range []int{0, mostWaiting - 1} {
+	for _, waiting := range []int{0, maxWaiting - 1} {
 		b.Run(fmt.Sprintf("full/waiting=%d", waiting), func(b *testing.B) {
-			r, _ := crowd(b, mostPeople)
+			r, _ := crowd(b, maxPeople)
 			for range waiting {
 				r.open(new(server.Conn))
 			}
@@ -332,7 +332,7 @@ func BenchmarkJoin(b *testing.B) {
 	}
 	b.Run("namesakes", func(b *testing.B) {
 		r, _ := crowd(b, 0)
-		for i := range mostPeople - 1 {
+		for i := range maxPeople - 1 {
 			c := new(server.Conn)
 			r.open(c)
 			_, _ = r.admit(c, "Ada", fmt.Sprint(i))
@@ -349,11 +349,11 @@ func BenchmarkJoin(b *testing.B) {
 
 func BenchmarkHear(b *testing.B) {
 	for _, c := range []struct{ name, payload string }{
-		{"a message", `{"say":{"ref":"1","text":"` + strings.Repeat("é", mostText) + `"}}`},
-		{"no JSON", strings.Repeat("[", mostPayload)},
-		{"a long name", `{"join":{"session":"a","name":"` + strings.Repeat("é", mostPayload/2-50) + `"}}`},
-		{"a long text", `{"say":{"text":"` + strings.Repeat("é", mostPayload/2-50) + `"}}`},
-		{"many members", `{` + strings.Repeat(`"say":{},`, mostPayload/9-2) + `"say":{}}`},
+		{"a message", `{"say":{"ref":"1","text":"` + strings.Repeat("é", maxText) + `"}}`},
+		{"no JSON", strings.Repeat("[", maxPayload)},
+		{"a long name", `{"join":{"session":"a","name":"` + strings.Repeat("é", maxPayload/2-50) + `"}}`},
+		{"a long text", `{"say":{"text":"` + strings.Repeat("é", maxPayload/2-50) + `"}}`},
+		{"many members", `{` + strings.Repeat(`"say":{},`, maxPayload/9-2) + `"say":{}}`},
 	} {
 		b.Run(strings.ReplaceAll(c.name, " ", "-"), func(b *testing.B) {
 			r, _ := crowd(b, 0)

@@ -295,7 +295,7 @@ func post(ctx context.Context, client *http.Client, url, message, key string) (s
 	return resp.StatusCode, text, err
 }
 
-// posted says whether a message was published.
+// posted reports whether a message was published.
 func posted(ctx context.Context, client *http.Client, url, message, key string) bool {
 	status, _, err := post(ctx, client, url, message, key)
 	return err == nil && status == http.StatusOK

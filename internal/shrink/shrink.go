@@ -7,9 +7,9 @@ import "iter"
 // Containers below this size are left as they are.
 const least = 1024
 
-// mostCopied bounds what is copied at once, since the caller mostly holds a lock: a map of so many entries is copied
+// maxCopied bounds what is copied at once, since the caller mostly holds a lock: a map of so many entries is copied
 // in less than a millisecond. A larger one is left as it is until it has become smaller.
-const mostCopied = 8192
+const maxCopied = 8192
 
 // Map is a map that is made anew when it has fallen to a quarter of its peak, so that deleting an entry takes constant
 // time on average. Its zero value is empty. It needs the same locking as a map. Entries may be added and deleted
@@ -44,7 +44,7 @@ func (s *Map[K, V]) Delete(k K) {
 	case n == 0 && s.peak > least/16:
 		s.Clear()
 		return
-	case s.peak < least || n > s.peak/4 || n > mostCopied:
+	case s.peak < least || n > s.peak/4 || n > maxCopied:
 		return
 	}
 	m := make(map[K]V, len(s.m))

@@ -218,7 +218,7 @@ func (b *Broker) end() {
 }
 
 // within does something, and waits for it as long as ctx allows: the NATS client's lock is held for seconds while it writes to,
-// or dials, who does not answer. It says whether that was enough.
+// or dials, who does not answer. It reports whether that was enough.
 func within(ctx context.Context, do func()) bool {
 	done := make(chan struct{})
 	go func() {
@@ -321,7 +321,7 @@ func (b *Broker) resyncer() {
 	}
 }
 
-// sleep waits, and says whether the broker goes on.
+// sleep waits, and reports whether the broker goes on.
 func (b *Broker) sleep(d time.Duration) bool {
 	select {
 	case <-b.quit:

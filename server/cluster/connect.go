@@ -63,7 +63,7 @@ func (n *NATS) redact(err error) error {
 // progress is how often a start that takes long says so.
 const progress = 5 * time.Second
 
-// isHopeless says whether an error at the start is one that only another configuration mends.
+// isHopeless reports whether an error at the start is one that only another configuration mends.
 func isHopeless(err error) bool {
 	var unknown x509.UnknownAuthorityError
 	var name x509.HostnameError

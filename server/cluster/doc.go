@@ -2,7 +2,7 @@
 //
 // Everything is below the subject carillon.NAME, where NAME is the cluster's:
 //
-//	p.TOPIC              passing messages: core NATS, from the publisher's node to those with subscribers
+//	p.TOPIC              transient messages: core NATS, from the publisher's node to those with subscribers
 //	b.PATH               broadcasts to an endpoint, the path in hexadecimal
 //	k.RULE.EPOCH.TOPIC   messages for topics with history: a JetStream stream for each topic rule stores them,
 //	r.RULE.EPOCH.TOPIC   and publishes them again here, with their sequence and that of the one before

@@ -130,7 +130,7 @@ func (n *NATS) others() []string {
 	})
 }
 
-// isLocal says whether a host is this one.
+// isLocal reports whether a host is this one.
 func isLocal(host string) bool {
 	ips, _ := net.LookupIP(host)
 	addrs, _ := net.InterfaceAddrs()

@@ -202,7 +202,7 @@ func TestASlowNodeDropsAndSaysSo(t *testing.T) {
 	bob.follow("a")
 	bob.fake.block = make(chan struct{})
 	big := strings.Repeat("x", 900_000)
-	const count = 2 * mostPendingBytes / 900_000
+	const count = 2 * maxPendingBytes / 900_000
 	for i := range count {
 		if err := alice.publish("a", big, uint64(i+1)); err != nil {
 			t.Fatal(err)
@@ -242,12 +242,12 @@ func TestTooMuchAtOnceIsRefused(t *testing.T) {
 	for range 100 {
 		b.PublishTransient(topic.Publication{Topic: "a", Payload: payload}, 1, 1, func(err error) { refused <- err })
 	}
-	for range 100 - mostWaitingBytes>>20 + 1 {
+	for range 100 - maxWaitingBytes>>20 + 1 {
 		if err := <-refused; err != topic.ErrOverloaded {
 			t.Fatalf("got %v", err)
 		}
 	}
-	if n := len(b.out.take()); n != mostWaitingBytes>>20-1 {
+	if n := len(b.out.take()); n != maxWaitingBytes>>20-1 {
 		t.Errorf("%d are waiting", n)
 	}
 }

@@ -277,7 +277,7 @@ func (n *testNode) follow(names ...string) {
 	}
 }
 
-// publish publishes to a passing topic and waits until NATS has the message.
+// publish publishes to a transient topic and waits until NATS has the message.
 func (n *testNode) publish(name, payload string, seq uint64) error {
 	done := make(chan error, 1)
 	n.PublishTransient(topic.Publication{Topic: name, Payload: []byte(payload)}, 1, seq, func(err error) { done <- err })

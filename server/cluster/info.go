@@ -144,7 +144,7 @@ var (
 	errLeaderless = fmt.Errorf("%w: the stream has no leader", errNoLeader)
 )
 
-// knowsNoLeader says whether a server has answered that knows of no leader, of the stream or of JetStream.
+// knowsNoLeader reports whether a server has answered that knows of no leader, of the stream or of JetStream.
 func knowsNoLeader(err error) bool {
 	var api *apiError
 	return errors.Is(err, errLeaderless) || errors.As(err, &api) && api.ErrCode == 10008

@@ -147,7 +147,7 @@ func (o Options) CheckFiles() error {
 	return c.Err()
 }
 
-// Enabled says whether there is to be a cluster.
+// Enabled reports whether there is to be a cluster.
 func (o *Options) Enabled() bool { return o.NATS.URL != "" || o.NATS.Embedded }
 
 // off is how an address is turned off.

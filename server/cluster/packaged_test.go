@@ -135,7 +135,7 @@ func (x *packagedCluster) settle(gone string) {
 	}
 }
 
-// say has the first node publish a passing message and a broadcast, and all nodes the same message for a topic with history.
+// say has the first node publish a transient message and a broadcast, and all nodes the same message for a topic with history.
 func (x *packagedCluster) say(text string) {
 	x.t.Helper()
 	first := x.nodes[0]
@@ -177,7 +177,7 @@ func (x *packagedCluster) say(text string) {
 }
 
 // Three servers of the distribution's nats-server, with every message on all three. One that leads is killed, and comes
-// back: passing messages and broadcasts go on, and what is kept is there once, and is read on at any node.
+// back: transient messages and broadcasts go on, and what is kept is there once, and is read on at any node.
 func TestThreePackagedNATSServersAreACluster(t *testing.T) {
 	t.Parallel()
 	path := testenv.Program(t, "nats-server")

@@ -212,7 +212,7 @@ func (b *Broker) silent(now time.Time) {
 	}
 }
 
-// isAlone says whether this node has lost all others.
+// isAlone reports whether this node has lost all others.
 func (b *Broker) isAlone() bool {
 	b.peers.mu.Lock()
 	defer b.peers.mu.Unlock()

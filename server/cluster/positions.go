@@ -63,7 +63,7 @@ const (
 	slotMagic = 0x43504f31 // CPO1
 	pastAt    = 144
 	pastSize  = 16 // an epoch has eight characters
-	mostPast  = (slotSize - pastAt) / pastSize
+	maxPast   = (slotSize - pastAt) / pastSize
 )
 
 var errSlot = errors.New("not a slot of a positions file")
@@ -158,7 +158,7 @@ func readSlot(b []byte) (rule string, e *position, err error) {
 	e.mark = mark{string(bytes.TrimRight(b[32:64], "\x00")), le.Uint64(b[64:]), int64(le.Uint64(b[72:])), b[105] == 1}
 	copy(e.boot[:], b[88:104])
 	e.census = census{le.Uint64(b[112:]), le.Uint64(b[120:]), le.Uint64(b[128:]), le.Uint64(b[136:])}
-	for i := range mostPast {
+	for i := range maxPast {
 		if one := bytes.TrimRight(b[pastAt+i*pastSize:][:pastSize], "\x00"); len(one) > 0 {
 			e.past = append(e.past, string(one))
 		}
@@ -196,7 +196,7 @@ func (p *positions) past(rule string) []string {
 func (e *position) turn(m mark) {
 	if e.epoch != m.epoch && e.epoch != "" {
 		e.past = append(slices.DeleteFunc(slices.Clone(e.past), func(one string) bool { return one == m.epoch }), e.epoch)
-		e.past = e.past[max(0, len(e.past)-mostPast):]
+		e.past = e.past[max(0, len(e.past)-maxPast):]
 		e.census = census{}
 	}
 	e.mark, e.reserved = m, m.seq

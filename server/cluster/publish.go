@@ -20,9 +20,9 @@ import (
 
 // What may wait for NATS, or for its acknowledgement; more is refused as overload.
 const (
-	mostWaiting      = 100_000
-	mostWaitingBytes = 64 << 20
-	costOfWaiting    = 256 // beside the payload
+	maxWaiting      = 100_000
+	maxWaitingBytes = 64 << 20
+	costOfWaiting   = 256 // beside the payload
 )
 
 // outgoing is a message on its way to NATS.
@@ -30,7 +30,7 @@ type outgoing struct {
 	subject string
 	data    []byte
 	key     string  // of a message for a stream
-	stream  *stream // nil for a passing message
+	stream  *stream // nil for a transient message
 	epoch   string  // of the stream
 
 	done func(topic.Position, error)
@@ -48,7 +48,7 @@ type outbox struct {
 	bytes   int              // guarded by mu
 	closed  bool             // guarded by mu
 	failing map[*stream]bool // guarded by mu: what waits for these has waited in vain
-	count   uint64           // of passing messages; owned by the writer
+	count   uint64           // of transient messages; owned by the writer
 }
 
 func (q *outbox) put(o *outgoing) error {
@@ -58,7 +58,7 @@ func (q *outbox) put(o *outgoing) error {
 	switch {
 	case q.closed:
 		return topic.ErrNoCluster
-	case q.waiting >= mostWaiting || q.bytes+o.size > mostWaitingBytes:
+	case q.waiting >= maxWaiting || q.bytes+o.size > maxWaitingBytes:
 		return topic.ErrOverloaded
 	}
 	q.waiting++

@@ -15,9 +15,9 @@ import (
 // What may wait here for the server. The NATS client must never be held up, since then the NATS server would
 // cut the connection; so what is beyond this is dropped, counted, and followed by a resync.
 const (
-	mostArrived      = 1 << 14 // in the channel, before the pump has looked at it
-	mostPending      = 1 << 20
-	mostPendingBytes = 64 << 20
+	maxArrived      = 1 << 14 // in the channel, before the pump has looked at it
+	maxPending      = 1 << 20
+	maxPendingBytes = 64 << 20
 )
 
 // inbox is what came for topics and endpoints, in the order in which it came.
@@ -42,7 +42,7 @@ type publisher struct {
 }
 
 func (in *inbox) init() {
-	in.arrived, in.wake = make(chan *nats.Msg, mostArrived), make(chan struct{}, 1)
+	in.arrived, in.wake = make(chan *nats.Msg, maxArrived), make(chan struct{}, 1)
 	in.publishers = map[uint64]publisher{}
 }
 
@@ -56,7 +56,7 @@ func (b *Broker) pump() {
 			return
 		case m := <-in.arrived:
 			in.mu.Lock()
-			full := len(in.list) >= mostPending || in.bytes+len(m.Data) > mostPendingBytes
+			full := len(in.list) >= maxPending || in.bytes+len(m.Data) > maxPendingBytes
 			if !full {
 				if len(in.list) == 0 {
 					in.since = time.Now()

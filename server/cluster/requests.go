@@ -23,7 +23,7 @@ type calls struct {
 	pending shrink.Map[uint64, *call] // guarded by mu
 }
 
-// call is a request. answer gets each answer, or an error and nothing after it, and says whether more are
+// call is a request. answer gets each answer, or an error and nothing after it, and reports whether more are
 // expected.
 type call struct {
 	timer *time.Timer
@@ -45,7 +45,7 @@ func (c *call) deliver(m *nats.Msg, err error) (more bool) {
 	return more
 }
 
-// end ends the request without an answer, and says whether it was not over before.
+// end ends the request without an answer, and reports whether it was not over before.
 func (c *call) end() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -93,7 +93,7 @@ func (c *calls) remove(n uint64) *call {
 	return one
 }
 
-// close ends a request, and says whether it had not ended before.
+// close ends a request, and reports whether it had not ended before.
 func (c *calls) close(token string) bool {
 	n, _ := strconv.ParseUint(token, 36, 64)
 	one := c.remove(n)
@@ -125,7 +125,7 @@ func (c *calls) failAll(err error) {
 	}
 }
 
-// exchange sends a question. take gets each answer, or an error and nothing after it, and says whether more are expected.
+// exchange sends a question. take gets each answer, or an error and nothing after it, and reports whether more are expected.
 func (b *Broker) exchange(subject string, body []byte, timeout time.Duration, take func(*nats.Msg, error) (more bool)) {
 	reply, token := b.calls.open(timeout, take)
 	if err := b.nc.PublishMsg(&nats.Msg{Subject: subject, Reply: reply, Data: body}); err != nil && b.calls.close(token) {

@@ -329,7 +329,7 @@ func (st *stream) setEpoch(epoch string) (changed bool) {
 	return changed
 }
 
-// changed notes the stream's epoch, and says whether it is another one: then all has to be looked at again, for which
+// changed notes the stream's epoch, and reports whether it is another one: then all has to be looked at again, for which
 // nobody else sees the change.
 func (b *Broker) changed(st *stream, epoch string) bool {
 	changed := st.setEpoch(epoch)
@@ -377,7 +377,7 @@ func (b *Broker) refresh(st *stream) error {
 // still removes the files; one that is made meanwhile finds some of them, and answers nothing any more.
 const graveTime = time.Second
 
-// wentBack says whether the stream has lost messages at its end, as a memory stream does when all its
+// wentBack reports whether the stream has lost messages at its end, as a memory stream does when all its
 // servers restart, and a file when a machine loses power. A leader that has not noticed yet that it is
 // none any more may say so, too; so it takes several times, with some time between them. Then it says so until there is
 // another epoch.

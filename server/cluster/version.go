@@ -13,7 +13,7 @@ import (
 // other sequences.
 const leastVersion = "2.10"
 
-// checkVersion says whether the NATS server that was found will do.
+// checkVersion reports whether the NATS server that was found will do.
 func (b *Broker) checkVersion() error {
 	have := b.nc.ConnectedServerVersion()
 	if len(b.byRule) == 0 || !isOlder(have, leastVersion) {

@@ -64,7 +64,7 @@ func ruleID(match string) string {
 	return strings.ToLower(base32.StdEncoding.EncodeToString(sum[:10]))
 }
 
-// envelope is what goes before the payload of a passing message or a broadcast.
+// envelope is what goes before the payload of a transient message or a broadcast.
 type envelope struct {
 	from        uint64 // the publisher
 	count       uint64 // of its messages, without a hole

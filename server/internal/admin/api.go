@@ -207,7 +207,7 @@ func parameters(r *http.Request, known ...string) (url.Values, error) {
 // The number of entries of a page.
 const (
 	usualPage = 100
-	mostPage  = 1000
+	maxPage   = 1000
 )
 
 func limitOf(query url.Values) (int, error) {
@@ -216,8 +216,8 @@ func limitOf(query url.Values) (int, error) {
 		return usualPage, nil
 	}
 	limit, err := strconv.Atoi(text)
-	if err != nil || limit < 1 || limit > mostPage {
-		return 0, bad("limit=%.40q: expected a whole number from 1 to %d", text, mostPage)
+	if err != nil || limit < 1 || limit > maxPage {
+		return 0, bad("limit=%.40q: expected a whole number from 1 to %d", text, maxPage)
 	}
 	return limit, nil
 }

@@ -75,8 +75,8 @@ func (a *api) connection(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// mostReason is what fits into a close frame beside the code.
-const mostReason = 123
+// maxReason is what fits into a close frame beside the code.
+const maxReason = 123
 
 func (a *api) closeConnection(w http.ResponseWriter, r *http.Request) error {
 	query, err := parameters(r, "code", "reason")
@@ -90,8 +90,8 @@ func (a *api) closeConnection(w http.ResponseWriter, r *http.Request) error {
 			return bad("code=%.40q is not allowed: expected 1000 to 1003, 1007 to 1014 or 3000 to 4999", text)
 		}
 	}
-	if len(reason) > mostReason || !utf8.ValidString(reason) {
-		return bad("reason has %d bytes: expected at most %d, in UTF-8", len(reason), mostReason)
+	if len(reason) > maxReason || !utf8.ValidString(reason) {
+		return bad("reason has %d bytes: expected at most %d, in UTF-8", len(reason), maxReason)
 	}
 	id, err := connectionID(r)
 	if err != nil {

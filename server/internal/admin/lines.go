@@ -10,8 +10,8 @@ import (
 // longestLine is enough for the largest message in base64 or with what JSON escapes in usual text.
 func (a *api) longestLine() int {
 	limit := a.backend.MaxMessage()
-	if limit < 0 || limit > mostBatch/2 {
-		return mostBatch
+	if limit < 0 || limit > maxPublishBatch/2 {
+		return maxPublishBatch
 	}
 	return int(2*limit + 4<<10)
 }

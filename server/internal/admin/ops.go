@@ -23,7 +23,7 @@ func (a *api) order(w http.ResponseWriter, r *http.Request, like *strictjson.Sha
 	if format != topic.FormatJSON && r.Header.Get("Content-Type") != "" {
 		return problemMediaType.because("Content-Type is %.40q: expected application/json", r.Header.Get("Content-Type"))
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, mostOrder))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxOrder))
 	if err != nil {
 		return unread(err)
 	}
@@ -33,8 +33,8 @@ func (a *api) order(w http.ResponseWriter, r *http.Request, like *strictjson.Sha
 	return nil
 }
 
-// mostOrder bounds the body of a PUT.
-const mostOrder = 1 << 10
+// maxOrder bounds the body of a PUT.
+const maxOrder = 1 << 10
 
 // logState is what /v1/log shows and takes.
 type logState struct {

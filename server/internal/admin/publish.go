@@ -148,8 +148,8 @@ func unread(err error) error {
 
 // What a batch may have.
 const (
-	mostBatch = 16 << 20 // bytes
-	mostLines = 10_000
+	maxPublishBatch = 16 << 20 // bytes
+	maxLines        = 10_000
 )
 
 // batchTime is how long the broker may take at most to acknowledge the messages of a batch.
@@ -165,13 +165,13 @@ func (a *api) publishBatch(w http.ResponseWriter, r *http.Request) error {
 	if media != "application/x-ndjson" || r.Header.Get("Content-Encoding") != "" {
 		return problemMediaType.because("Content-Type is %.40q: expected application/x-ndjson, and no Content-Encoding", r.Header.Get("Content-Type"))
 	}
-	if r.ContentLength > mostBatch {
-		return problemTooLarge.because("the batch has %d bytes: expected at most %d", r.ContentLength, mostBatch)
+	if r.ContentLength > maxPublishBatch {
+		return problemTooLarge.because("the batch has %d bytes: expected at most %d", r.ContentLength, maxPublishBatch)
 	}
 	buf := buffers.Get().(*[]byte)
 	defer giveBack(buf)
 	b := append((*buf)[:0], `{"results":[`...)
-	lines := newLines(http.MaxBytesReader(w, r.Body, mostBatch), a.longestLine())
+	lines := newLines(http.MaxBytesReader(w, r.Body, maxPublishBatch), a.longestLine())
 	var rest error // why what follows was not read
 	var sent []publishing
 	ctx, cancel := context.WithTimeout(r.Context(), batchTime)
@@ -188,8 +188,8 @@ func (a *api) publishBatch(w http.ResponseWriter, r *http.Request) error {
 		if err == nil && len(line) == 0 {
 			continue
 		}
-		if n == mostLines {
-			rest = problemTooLarge.because("the batch has more than %d lines", mostLines)
+		if n == maxLines {
+			rest = problemTooLarge.because("the batch has more than %d lines", maxLines)
 			break
 		}
 		n++
@@ -216,7 +216,7 @@ func (a *api) publishBatch(w http.ResponseWriter, r *http.Request) error {
 func (a *api) restOfBatch(err error) error {
 	var size *http.MaxBytesError
 	if errors.As(err, &size) {
-		return problemTooLarge.because("the batch has more than %d bytes", mostBatch)
+		return problemTooLarge.because("the batch has more than %d bytes", maxPublishBatch)
 	}
 	return problemOf(unread(err))
 }

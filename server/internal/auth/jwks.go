@@ -53,7 +53,7 @@ func newJWKS(url string, times *FetchTimes) *jwks {
 	return &jwks{url: url, begin: time.Now(), client: http.Client{Timeout: jwksTimeout, CheckRedirect: secureRedirects}, wake: make(chan struct{}, 1), times: times}
 }
 
-// ask has the keys fetched soon because one is not known, and says whether that is worth coming back for.
+// ask has the keys fetched soon because one is not known, and reports whether that is worth coming back for.
 // Whoever sends names of keys that do not exist causes one fetch in each pause.
 func (j *jwks) ask() bool {
 	if last := j.last.Load(); last > 0 && j.now()-last < cmp.Or(j.times.Pause, jwksPause).Milliseconds() {

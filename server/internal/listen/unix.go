@@ -72,7 +72,7 @@ func ListenUnix(path string, mode option.FileMode, takeover bool) (*UnixSocket, 
 
 func listenError(path string, err error) error { return fmt.Errorf("listen unix %s: %w", path, err) }
 
-// livesAt says whether a server listens on a path. When one has died there, its file is removed.
+// livesAt reports whether a server listens on a path. When one has died there, its file is removed.
 func livesAt(path string) (bool, error) {
 	info, err := os.Lstat(path)
 	switch {
