@@ -6,7 +6,7 @@ import "context"
 // Immutable: a change replaces it as a whole, so that the loop reads it without a lock.
 type attachment struct {
 	value   any
-	handler *Handler    // in place of the endpoint's; nil for that, &gone when nothing is to be called any more
+	handler *Handler    // in place of the endpoint's; nil for that, &detached when nothing is to be called any more
 	life    *lifetime   // nil until somebody asks for the context
 	timers  *connTimers // nil until there is one
 }
@@ -17,7 +17,7 @@ type lifetime struct {
 	cancel context.CancelCauseFunc
 }
 
-// gone is the handler of a connection whose Close is called, and parted what is attached to it when
+// detached is the handler of a connection whose Close is called, and detachedAttachment what is attached to it when
 // nothing else is.
 var (
 	detached           Handler

@@ -20,7 +20,7 @@ type audience struct {
 	// beside conn is owned by the loop.
 	members []member
 
-	// Owned by the loop: parallel to members, but only in groups.
+	// Owned by the loop: parallel to members, but only in tables.
 	times []times
 	debts []debts // nil where no limit asks for them
 
@@ -43,7 +43,7 @@ type member struct {
 	conn *Conn
 	fd   int32  // the descriptor when a plain write may be tried, else -1
 	seq  uint32 // the next message of the stream that it has not got; may be one that has not come yet
-	sub  int32  // which of the connection's subscriptions this is; unused in groups
+	sub  int32  // which of the connection's subscriptions this is; unused in tables
 }
 
 // pass is one walk: members below cursor have everything up to target.
@@ -85,7 +85,7 @@ const (
 	maxPass  = 4096
 )
 
-// isTable reports whether the audience is a group.
+// isTable reports whether the audience is a table.
 func (a *audience) isTable() bool { return a.times != nil }
 
 func (a *audience) end() uint32 { return a.base + uint32(len(a.stream)) }
@@ -442,16 +442,16 @@ func (q *queue[T]) pop() *T {
 // sweep goes through them.
 type table struct {
 	audience
-	ep    *endpoint // nil for the handshake and the closing group
+	ep    *endpoint // nil for the handshake and the table of closing connections
 	count atomic.Int32
 }
 
 // times are milliseconds of the shard's clock; they wrap after 49 days, and so are only compared by
 // their difference.
 type times struct {
-	read    uint32 // something came; in the closing group: the close began or was flushed; in the handshake group: see entered
-	message uint32 // a message came; in the handshake group: the connection was accepted
-	ping    uint32 // an unanswered ping went out, 0 when there is none; in the handshake group: the stamp of the accept
+	read    uint32 // something came; in the table of closing connections: the close began or was flushed; in the table of handshakes: see entered
+	message uint32 // a message came; in the table of handshakes: the connection was accepted
+	ping    uint32 // an unanswered ping went out, 0 when there is none; in the table of handshakes: when it was accepted
 }
 
 func newTable(sh *shard, ep *endpoint) *table {

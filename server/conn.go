@@ -54,7 +54,7 @@ type Conn struct {
 	opened uint32 // seconds after the server was made
 
 	// Owned by the loop.
-	slot int32 // where it stands in group
+	slot int32 // where it stands in table
 
 	// Immutable after the handshake.
 	subprotocol uint8 // index into the endpoint's list, or noSubprotocol
@@ -68,7 +68,7 @@ type Conn struct {
 	ep *endpoint
 
 	// Owned by the loop.
-	table *table     // the one group that it is a member of; nil once closed
+	table *table     // the one table that it is a member of; nil once closed
 	ext   *extension // what few connections have; see there for who may use it
 	in    *inbound   // what has come but is not complete; nil between messages
 	out   *outbox    // what the socket does not take; nil while it takes everything

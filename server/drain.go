@@ -44,8 +44,8 @@ type drainState struct {
 	committed chan struct{} // closed when nothing can be called off any more
 
 	mu          sync.Mutex // guards what follows
-	expedited   bool       // hurried is closed
-	isCommitted bool       // sure is closed
+	expedited   bool       // hurry is closed
+	isCommitted bool       // committed is closed
 	stopped     bool
 	now         *drainRun // the drain under way; nil if there is none
 }

@@ -125,7 +125,7 @@ func (d *drainer) stopListening() {
 	}
 }
 
-// close closes the connections by the plan and waits until they are gone or time is up.
+// close closes the connections by the schedule and waits until they are gone or time is up.
 func (d *drainer) close() {
 	s := d.srv
 	d.began, d.total = time.Now(), s.Count()

@@ -39,7 +39,7 @@ func (sh *shard) makeRoom() bool {
 	return sh.evictLingering() || sh.evictShaking()
 }
 
-// sample are some members, evenly spread over the group from a random one on.
+// sample are some members, evenly spread over the table from a random one on.
 func (g *table) sample() (slots []int) {
 	all := len(g.members)
 	n := min(all, evictSamples)

@@ -271,7 +271,7 @@ func (c *Conn) openEvents(r *Request) {
 	c.enter(r)
 }
 
-// enter opens the connection in its group, with the answer that lies in sh.control.
+// enter opens the connection in its table, with the answer that lies in sh.control.
 func (c *Conn) enter(r *Request) {
 	sh, wish := c.sh, r.topicQuery
 	if r.Value != nil {

@@ -255,7 +255,7 @@ func TestOutboxDropOldestMovesNothing(t *testing.T) {
 	}
 }
 
-// groupModel is a group with members that come and go, and what each must have.
+// groupModel is a table with members that come and go, and what each must have.
 type groupModel struct {
 	t       *testing.T
 	r       *rand.Rand

@@ -18,7 +18,7 @@ func (c *Conn) encoded(f *codec.Frame) []byte {
 	return f.Plain()
 }
 
-// plainFD is what a group may write plain frames to without looking at the connection.
+// plainFD is what a table may write plain frames to without looking at the connection.
 func (c *Conn) plainFD() int32 {
 	if c.out != nil || c.deflates() || c.is(markTLS) {
 		return -1

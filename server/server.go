@@ -101,7 +101,7 @@ type endpoint struct {
 	Subprotocols []string
 
 	index      int // its place among the endpoints
-	firstTable int // the first of its groups in every shard: there is one for each framing
+	firstTable int // the first of its tables in every shard: there is one for each framing
 	framings   int // that it serves: the raw one, or all
 	handler    Handler
 	upgrader   codec.Upgrader
@@ -258,7 +258,7 @@ func (ep *endpoint) issue(f *codec.Frame, at stamp) (connections int) {
 	return ep.post(commandPublish, (*broadcast)(f), at)
 }
 
-// tablesOf are the groups of an endpoint, by framing.
+// tablesOf are the tables of an endpoint, by framing.
 func (sh *shard) tablesOf(ep *endpoint) []*table {
 	return sh.tables[ep.firstTable : ep.firstTable+ep.framings]
 }

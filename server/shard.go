@@ -31,7 +31,7 @@ type shard struct {
 	excess     atomic.Int64             // bytes that connections hold too much, for the next sweep
 	partial    atomic.Int64             // bytes of large messages that are not complete; written by the loop
 
-	// Guards the lists of connections in groups, and the values that applications attach.
+	// Guards the lists of connections in tables, and the values that applications attach.
 	mu sync.Mutex
 
 	// Owned by the loop.
@@ -123,7 +123,7 @@ func (sh *shard) check() {
 	}
 }
 
-// beginTurn begins a turn of the loop. Commands that are posted now need not wake it, because leave looks.
+// beginTurn begins a turn of the loop. Commands that are posted now need not wake it, because the end of the turn looks.
 func (sh *shard) beginTurn() {
 	sh.check()
 	if set := sh.srv.settings(); set != sh.set {

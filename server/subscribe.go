@@ -54,7 +54,7 @@ type subscription struct {
 
 func (s *subscription) name() string { return s.audience.local.src.name }
 
-// extend returns c.more, which is made if need be. The caller holds sh.mu.
+// extend returns c.ext, which is made if need be. The caller holds sh.mu.
 func (c *Conn) extend() *extension {
 	if c.ext == nil {
 		c.ext = &extension{}

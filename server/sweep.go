@@ -8,7 +8,7 @@ import (
 	"carillon/server/internal/envelope"
 )
 
-// sweep is the round that finds connections whose time is up, through all groups of a shard. Like a
+// sweep is the round that finds connections whose time is up, through all tables of a shard. Like a
 // walk it is cut into slices, by what it sends and not by what it looks at: looking costs 1 ns.
 type sweep struct {
 	running  bool
@@ -16,7 +16,7 @@ type sweep struct {
 	table    int            // the one being swept
 	next     int            // its members below this are still to be seen
 	schedule *drainSchedule // while the server drains
-	reached  uint64         // by the plan
+	reached  uint64         // by the schedule
 	second   uint32         // the server's, if connections have a maximum age
 }
 
@@ -53,7 +53,7 @@ func (sh *shard) stoodStill() bool {
 	return sh.leftOut
 }
 
-// sweepOn goes on with the round. It goes through each group from the end, so that the member which
+// sweepOn goes on with the round. It goes through each table from the end, so that the member which
 // takes the place of one that leaves has been seen already.
 func (sh *shard) sweepOn() {
 	w := &sh.sweep

@@ -29,7 +29,7 @@ type local struct {
 	sh  *shard
 	src *source
 
-	// Guarded by src.mu; changed by the loop only, so that it reads without the lock. Those of an endpoint are its groups.
+	// Guarded by src.mu; changed by the loop only, so that it reads without the lock. Those of an endpoint are its tables.
 	audiences [numFramings]*audience
 }
 

@@ -97,7 +97,7 @@ func (r *fdReserve) take() bool {
 }
 
 // admits is asked about each connection that a loop has accepted. It is false for one that came to have the
-// spare descriptor while it was given up: if that stayed, those who come next could not even be told. The
+// reserve descriptor while it was given up: if that stayed, those who come next could not even be told. The
 // descriptor is free again when the connection is closed.
 func (r *fdReserve) admits() bool {
 	if !r.away.Load() {

@@ -11,7 +11,7 @@ import (
 )
 
 // drainSchedule says when each connection is closed while the server drains. It is immutable, one for all shards,
-// and needs nothing of a connection but its id: the shards' sweeps ask how far the plan has come and
+// and needs nothing of a connection but its id: the shards' sweeps ask how far the schedule has come and
 // close those whose turn that makes it.
 type drainSchedule struct {
 	began     time.Time
@@ -77,7 +77,7 @@ func (p *drainSchedule) over(now time.Time) bool { return now.Sub(p.began) >= p.
 // ends is when the last connection is asked to go.
 func (p *drainSchedule) ends() time.Time { return p.began.Add(p.pace) }
 
-// progress is how far the plan has come: it is the turn of all whose place is below that.
+// progress is how far the schedule has come: it is the turn of all whose place is below that.
 func (p *drainSchedule) progress(now time.Time) uint64 {
 	if p.over(now) {
 		return math.MaxUint64
@@ -120,7 +120,7 @@ func (c *Conn) retire(p *drainSchedule) {
 }
 
 // retryAfter is when a client that is closed shall connect again. It is drawn from other bits of the id than
-// the order of the plan, or those that are closed together would come back together.
+// the order of the schedule, or those that are closed together would come back together.
 func (c *Conn) retryAfter(within time.Duration) time.Duration {
 	return 100*time.Millisecond + time.Duration(float64(mix(^c.id)>>11)/(1<<53)*float64(within))
 }
