@@ -2,8 +2,9 @@ package codec
 
 import "math/bits"
 
-// Buffers keeps the buffers of large messages for later ones, so that a stream of large messages allocates nothing. The decoders
-// of one goroutine may share one. It must not be used by several goroutines at once. The zero value keeps nothing.
+// Buffers keeps the buffers of large messages for later ones, so that a stream of large messages allocates nothing. The
+// decoders of one goroutine may share one. It must not be used by several goroutines at once. The zero value keeps
+// nothing.
 type Buffers struct {
 	// Max is how many bytes it keeps at most.
 	Max int

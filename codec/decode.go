@@ -256,9 +256,9 @@ func (d *Decoder) take(b []byte) (n int, err *ProtocolError) {
 // arrived returns how many bytes of the message have come.
 func (d *Decoder) arrived() int { return len(d.parts)*maxRetained + len(d.message) }
 
-// grow makes room for n more bytes, or some of them, and returns for how many. A client pays for memory by sending: up to
-// 64 KiB the buffer becomes at most twice what has arrived, and exactly the declared size when that is less. What comes
-// behind has buffers of that size, so that nothing is copied again before the message is whole.
+// grow makes room for n more bytes, or some of them, and returns for how many. A client pays for memory by sending: up
+// to 64 KiB the buffer becomes at most twice what has arrived, and exactly the declared size when that is less. What
+// comes behind has buffers of that size, so that nothing is copied again before the message is whole.
 func (d *Decoder) grow(n int) int {
 	if len(d.message) == maxRetained {
 		d.parts = append(d.parts, d.message)

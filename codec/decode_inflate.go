@@ -22,8 +22,8 @@ func (d *Decoder) PutOff() bool { return d.pending.is && d.pending.putOff && d.I
 // [Inflater.MaxSuspended] places.
 func (d *Decoder) InProgress() bool { return d.pending.inflation != nil }
 
-// Yield has a message that is suspended in the middle leave its place to others, and reports whether there was one. What it
-// has become so far is lost: it waits as if it had been put off, and begins anew when Next is called.
+// Yield has a message that is suspended in the middle leave its place to others, and reports whether there was one.
+// What it has become so far is lost: it waits as if it had been put off, and begins anew when Next is called.
 func (d *Decoder) Yield() bool {
 	if !d.InProgress() {
 		return false

@@ -54,8 +54,8 @@ func (f *Frame) Deflated(d *Deflater) []byte {
 	return f.deflated
 }
 
-// DeflatedWithin is Deflated for a client with a window of 8 to [MaxWindow] bits. The work is done once for each size of
-// window, and once for all that are not smaller than the payload.
+// DeflatedWithin is Deflated for a client with a window of 8 to [MaxWindow] bits. The work is done once for each size
+// of window, and once for all that are not smaller than the payload.
 func (f *Frame) DeflatedWithin(d *Deflater, window uint8) []byte {
 	if f.head == 0 || fits(len(f.Payload()), window) {
 		return f.Deflated(d)
@@ -65,8 +65,8 @@ func (f *Frame) DeflatedWithin(d *Deflater, window uint8) []byte {
 	return n.deflated
 }
 
-// LeavePlain has the frame go out uncompressed to clients with this window, unless it was compressed for them before: then
-// nothing changes. It is for callers that have no time to compress it.
+// LeavePlain has the frame go out uncompressed to clients with this window, unless it was compressed for them before:
+// then nothing changes. It is for callers that have no time to compress it.
 func (f *Frame) LeavePlain(window uint8) {
 	if f.head == 0 || fits(len(f.Payload()), window) {
 		f.once.Do(func() { f.deflated = f.plain })

@@ -12,10 +12,11 @@ var (
 	errProtocols  = badRequest("malformed Sec-WebSocket-Protocol header")
 )
 
-// deflateAnswers are the answers to an offer of permessage-deflate (RFC 7692, section 7.1), by the server_max_window_bits
-// that it asks for, 0 for none. Without context takeover in either direction nothing is kept between messages: an idle
-// connection costs no window, and one compressed frame serves all who have the same window. A client that says how
-// large its own window is gets no answer to that (section 7.1.2.2): any is small enough to inflate with.
+// deflateAnswers are the answers to an offer of permessage-deflate (RFC 7692, section 7.1), by the
+// server_max_window_bits that it asks for, 0 for none. Without context takeover in either direction nothing is kept
+// between messages: an idle connection costs no window, and one compressed frame serves all who have the same window. A
+// client that says how large its own window is gets no answer to that (section 7.1.2.2): any is small enough to inflate
+// with.
 var deflateAnswers = func() (answers [MaxWindow + 1][]httphead.Option) {
 	for bits := range answers {
 		if bits > 0 && bits < int(minWindow) {

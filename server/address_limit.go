@@ -18,8 +18,8 @@ var rejectCrowded = &codec.Rejection{Status: 429, Reason: "too many connections 
 // request, so that they can be answered in order. See refuseSlots.
 const crowdSlots = 8
 
-// claim counts a socket under its address, unless that is a proxy's, which many clients share: those are
-// counted when the request tells the client. A client of a unix socket has no address. excess is how many the address has too many.
+// claim counts a socket under its address, unless that is a proxy's, which many clients share: those are counted when
+// the request tells the client. A client of a unix socket has no address. excess is how many the address has too many.
 func (s *Server) claim(remote *net.TCPAddr) (counted bool, excess int) {
 	set := s.settings()
 	most := set.Limits.MaxConnectionsPerAddress

@@ -23,9 +23,9 @@ import (
 // topics, connections. Its reference is openapi.json. Whoever reaches it may do everything that it can,
 // so it stands on an address of its own.
 type Internal struct {
-	// Listen is the address of the interface, as in [Options].Listen: host:port, where port 0 lets the kernel
-	// choose (see [Server.InternalAddr]), or unix:/path. "off" opens no port, which is the default: [Server.API] can be mounted
-	// elsewhere. The program's default is 127.0.0.1:8081.
+	// Listen is the address of the interface, as in [Options].Listen: host:port, where port 0 lets the kernel choose
+	// (see [Server.InternalAddr]), or unix:/path. "off" opens no port, which is the default: [Server.API] can be
+	// mounted elsewhere. The program's default is 127.0.0.1:8081.
 	Listen string `yaml:"listen"`
 
 	// Mode is who may connect when Listen is a unix socket with a path. Default 0600: the server's user.

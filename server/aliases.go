@@ -78,12 +78,12 @@ var (
 	// goes to no connection.
 	ErrNoCluster = topic.ErrNoCluster
 
-	// ErrStoreFull is returned for a message that the broker has no room for. The message goes to no connection. It is an
-	// [ErrNoCluster], too.
+	// ErrStoreFull is returned for a message that the broker has no room for. The message goes to no connection. It is
+	// an [ErrNoCluster], too.
 	ErrStoreFull = topic.ErrStoreFull
 
-	// ErrUncertain means that the broker did not acknowledge the message in time, or not all of it. It may or may not have
-	// been stored.
+	// ErrUncertain means that the broker did not acknowledge the message in time, or not all of it. It may or may not
+	// have been stored.
 	ErrUncertain = topic.ErrUncertain
 )
 
@@ -91,8 +91,8 @@ var (
 // separated by dots, and at most 255 bytes. The error is a *[TopicError].
 func CheckTopic(name string) error { return topic.Check(name) }
 
-// CheckPattern reports what is wrong with a name that may be that of a topic or a pattern. A pattern has "*" for any one
-// level, or ">" as its last level for one or more. The error is a *[TopicError].
+// CheckPattern reports what is wrong with a name that may be that of a topic or a pattern. A pattern has "*" for any
+// one level, or ">" as its last level for one or more. The error is a *[TopicError].
 func CheckPattern(name string) error { return topic.CheckPattern(name) }
 
 // IsPattern reports whether a name is a pattern. It must be one that [CheckPattern] accepts.

@@ -8,9 +8,9 @@ package server
 // CARILLON_BENCH_ATTACK is the length of the attack, and of the quiet time before and after it. Without it each attack
 // runs for 150 ms and by one connection only, so that the benchmark is known to work.
 //
-// Each row starts two processes: the server, with two loops, and the attacker, which yields the processors to the others
-// (by nice; run it as root for the full effect). What is measured is therefore what the server does for the attacker, not
-// what the attacker takes by itself. The well-behaved clients are in this process: two or more WebSockets
+// Each row starts two processes: the server, with two loops, and the attacker, which yields the processors to the
+// others (by nice; run it as root for the full effect). What is measured is therefore what the server does for the
+// attacker, not what the attacker takes by itself. The well-behaved clients are in this process: two or more WebSockets
 // on each loop, with 20 echoes a second each; a publisher of 20 messages a second to a topic with subscribers on
 // WebSockets and a stream of server-sent events; and one new connection each 100 ms. Each time counts from the moment
 // at which the request was due, not from when it was sent.

@@ -15,8 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// foundAttackRows are attacks in which each message is cheap for the attacker and meets many of what others hold: patterns,
-// queues, places of decompression. In some the well-behaved clients are not those of /echo, see attackRow.beside.
+// foundAttackRows are attacks in which each message is cheap for the attacker and meets many of what others hold:
+// patterns, queues, places of decompression. In some the well-behaved clients are not those of /echo, see
+// attackRow.beside.
 func foundAttackRows() []attackRow {
 	const deep = "a.a.a.a.a.a.a.a.a.a.a.a"
 	return []attackRow{
@@ -135,8 +136,8 @@ func overlappingPatterns(conns int) func(*attacker) {
 	}
 }
 
-// topicsWithPatterns makes topics that have a pattern, and then patterns that begin as they do. It waits until the server
-// has noticed that those have come.
+// topicsWithPatterns makes topics that have a pattern, and then patterns that begin as they do. It waits until the
+// server has noticed that those have come.
 func topicsWithPatterns(a *attacker) {
 	n, noticed := 5000, 8*time.Second
 	if a.Short {
@@ -186,8 +187,8 @@ func smallSocket(_, _ string, raw syscall.RawConn) error {
 	})
 }
 
-// fillingQueues opens connections that do not read, and fills their sockets and then their queues with many small messages: of the
-// size up from which they are references and no copies. They take less than slow_consumer.max_queue.
+// fillingQueues opens connections that do not read, and fills their sockets and then their queues with many small
+// messages: of the size up from which they are references and no copies. They take less than slow_consumer.max_queue.
 func fillingQueues(n int) func(*attacker) {
 	return func(a *attacker) {
 		messages := 8000
@@ -226,8 +227,8 @@ func fillingQueues(n int) func(*attacker) {
 // crowdStops ends the little that the connections of fillingUntilRun read.
 var crowdStops = make(chan struct{})
 
-// fillingUntilRun is fillingQueues for connections that read a little now and then, so that their time-outs do not run. Those
-// that are cut off all the same, before the attack, are counted as cuts.
+// fillingUntilRun is fillingQueues for connections that read a little now and then, so that their time-outs do not run.
+// Those that are cut off all the same, before the attack, are counted as cuts.
 func fillingUntilRun(n int) func(*attacker) {
 	return func(a *attacker) {
 		fillingQueues(n)(a)

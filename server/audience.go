@@ -78,8 +78,8 @@ type batch struct {
 	own  []byte
 }
 
-// maxBatch bounds what is copied together, in bytes: larger pieces gain nothing over the cost of a write. maxPass bounds
-// the number of messages, each of which is put into the queue of a member that does not read.
+// maxBatch bounds what is copied together, in bytes: larger pieces gain nothing over the cost of a write. maxPass
+// bounds the number of messages, each of which is put into the queue of a member that does not read.
 const (
 	maxBatch = 256 << 10
 	maxPass  = 4096
@@ -144,8 +144,8 @@ func (a *audience) move(to, from int) {
 	}
 }
 
-// publish appends a message to the stream, and returns its cost in bytes, which the caller adds to the backlog. The walk
-// that hands it out comes with the shard's turn.
+// publish appends a message to the stream, and returns its cost in bytes, which the caller adds to the backlog. The
+// walk that hands it out comes with the shard's turn.
 func (a *audience) publish(f *codec.Frame, at stamp) (bytes int) {
 	a.stream = append(a.stream, f)
 	a.stamps = append(a.stamps, at)
@@ -204,10 +204,9 @@ func (b *batch) release() {
 	}
 }
 
-// slice is a part of a turn that is given to walks. It is bounded by both measures, because one write
-// costs from 2 us for a small message to 100 us for a full batch, and a batch may have to be compressed first, which
-// takes up to 10 us for each KiB. The clock is read once in sixteen, or more often where each of them gets many messages or
-// many bytes.
+// slice is a part of a turn that is given to walks. It is bounded by both measures, because one write costs from 2 us
+// for a small message to 100 us for a full batch, and a batch may have to be compressed first, which takes up to 10 us
+// for each KiB. The clock is read once in sixteen, or more often where each of them gets many messages or many bytes.
 type slice struct {
 	start  time.Time
 	time   time.Duration
@@ -357,8 +356,8 @@ func (a *audience) catchUp(slot int32) {
 const catchUpBytes = 1 << 20
 
 // boundCompression has messages go out as they are, to everybody with the same window, that would have to be compressed
-// behind others of which that is enough (RFC 7692, section 6, leaves the choice for each message). The walk compresses any
-// number, but stops after each.
+// behind others of which that is enough (RFC 7692, section 6, leaves the choice for each message). The walk compresses
+// any number, but stops after each.
 func (c *Conn) boundCompression(frames []*codec.Frame) {
 	if !c.deflates() {
 		return

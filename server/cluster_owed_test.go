@@ -9,8 +9,8 @@ import (
 	"carillon/codec"
 )
 
-// followedByPattern is two servers that forget what nobody wants, and a client that follows log.* at the first. It has had
-// the first message of log.a.
+// followedByPattern is two servers that forget what nobody wants, and a client that follows log.* at the first. It has
+// had the first message of log.a.
 func followedByPattern(t *testing.T) (n *fakeNet, list []*Server, c *client) {
 	t.Helper()
 	n = newFakeNet(1)
@@ -38,7 +38,8 @@ func TestClusterPatternAfterALongOutage(t *testing.T) {
 	})
 }
 
-// A topic is followed by a pattern and by its name, and by the pattern alone when a hole is known and cannot be filled yet.
+// A topic is followed by a pattern and by its name, and by the pattern alone when a hole is known and cannot be filled
+// yet.
 func TestClusterHoleWhileATopicIsLetGoOf(t *testing.T) {
 	n, list, c := followedByPattern(t)
 	s := list[0]
@@ -133,7 +134,8 @@ func TestClusterReadWithoutRoom(t *testing.T) {
 	}
 }
 
-// Readers do not wait for the next try, and whether that is of use or not, there is one chain of tries and not one for each.
+// Readers do not wait for the next try, and whether that is of use or not, there is one chain of tries and not one for
+// each.
 func TestClusterReadersDoNotMultiplyLoads(t *testing.T) {
 	t.Parallel()
 	const readers = 300

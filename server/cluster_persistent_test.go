@@ -269,7 +269,8 @@ func TestClusterTooLarge(t *testing.T) {
 	c.wants("small")
 }
 
-// Of a thousand messages that a client publishes in one go, as many as may be are on their way before the first is answered.
+// Of a thousand messages that a client publishes in one go, as many as may be are on their way before the first is
+// answered.
 func TestClusterPublishesInARow(t *testing.T) {
 	n := newFakeNet(1)
 	s := clustered(t, n, 1, topics(TopicRule{Match: "log", History: 2000}), unchanged)[0]
@@ -343,8 +344,8 @@ func TestClusterUnavailable(t *testing.T) {
 	c.wants("x")
 }
 
-// A server has missed messages of a topic, and cannot load them. Whoever reads the topic there is told so, and nobody gets
-// what is left for the whole. It goes on trying, also when nobody is subscribed.
+// A server has missed messages of a topic, and cannot load them. Whoever reads the topic there is told so, and nobody
+// gets what is left for the whole. It goes on trying, also when nobody is subscribed.
 func TestClusterReadsTheWhole(t *testing.T) {
 	n := newFakeNet(1)
 	log := &logBuffer{}
@@ -536,8 +537,8 @@ func TestClusterLatest(t *testing.T) {
 	dial(t, list[1], "/ws?topic=price.a").want("3")
 }
 
-// A subscriber of a pattern gets persistent topics that nobody has asked for by name: in order, once, and without a hole
-// once something of a topic has come. So does one who has a topic of them by name.
+// A subscriber of a pattern gets persistent topics that nobody has asked for by name: in order, once, and without a
+// hole once something of a topic has come. So does one who has a topic of them by name.
 func TestClusterPatterns(t *testing.T) {
 	n := newFakeNet(1)
 	list := clustered(t, n, 2, topics(TopicRule{Match: "log.*", History: 1000}), quickly)

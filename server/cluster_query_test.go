@@ -82,8 +82,8 @@ func TestClusterSubscribers(t *testing.T) {
 	}
 }
 
-// However many ask who is subscribed to a topic, the others are asked once at a time, and everybody's answer was given after
-// they asked.
+// However many ask who is subscribed to a topic, the others are asked once at a time, and everybody's answer was given
+// after they asked.
 func TestClusterPresenceIsAskedOnceForMany(t *testing.T) {
 	n := newFakeNet(1)
 	list := clustered(t, n, 2, internalOf(topics()), unchanged)

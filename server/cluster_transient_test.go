@@ -272,8 +272,8 @@ type silentBroker struct {
 
 func (b *silentBroker) PublishTransient(_ Publication, _, _ uint64, done func(error)) { b.ends <- done }
 
-// Whoever publishes to a transient topic again, with the key of a message, learns what became of that one: as soon as it
-// is known, and neither before nor anything else. The message is handed over once.
+// Whoever publishes to a transient topic again, with the key of a message, learns what became of that one: as soon as
+// it is known, and neither before nor anything else. The message is handed over once.
 func TestClusterKeyOfPassing(t *testing.T) {
 	opts := topics()
 	b := &silentBroker{newFakeNet(1).newBroker(), make(chan func(error), 10)}

@@ -260,8 +260,8 @@ func TestABroadcastIsCompressedOnce(t *testing.T) {
 	}
 }
 
-// Clients with windows of several sizes get the same messages, and the very same bytes as others with their window. What
-// is repeated from behind a window makes them smaller for the others only.
+// Clients with windows of several sizes get the same messages, and the very same bytes as others with their window.
+// What is repeated from behind a window makes them smaller for the others only.
 func TestABroadcastIsCompressedOnceForEachWindow(t *testing.T) {
 	s := start(t, Options{Endpoints: append(compressing(), Endpoint{Path: "/ws", Mode: ModeTopics, Compression: Compression{Enabled: true, Threshold: -1}})})
 	windows := []int{15, 9, 12, 9, 8, 15, 12}

@@ -32,9 +32,10 @@
 //
 // # Whose bytes
 //
-// A payload that a handler gets, and a [Request], are valid until the handler returns; then other clients' messages take
-// their place, and under the race detector what they held is overwritten at once. A payload that is sent is copied before the call returns. A [codec.Frame] is a message that is encoded once for any number
-// of receivers and is never copied; [NewJSONFrame] makes one.
+// A payload that a handler gets, and a [Request], are valid until the handler returns; then other clients' messages
+// take their place, and under the race detector what they held is overwritten at once. A payload that is sent is copied
+// before the call returns. A [codec.Frame] is a message that is encoded once for any number of receivers and is never
+// copied; [NewJSONFrame] makes one.
 //
 // # Errors
 //

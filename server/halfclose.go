@@ -11,8 +11,8 @@ import (
 
 // A peer that has shut down its side of the connection (RFC 9293, section 3.6) still reads. gnet takes the end of the
 // input for the end of the connection and closes its descriptor. While something waits for the peer, the connection
-// therefore goes on without gnet, on a duplicate of the descriptor: the watcher reports when the socket takes bytes, and
-// the sweep bounds how long that may take.
+// therefore goes on without gnet, on a duplicate of the descriptor: the watcher reports when the socket takes bytes,
+// and the sweep bounds how long that may take.
 
 // outlive keeps a connection that gnet is about to close because its input has ended, if something waits for the peer.
 // It reports whether the connection lives on. Without a free descriptor it does not.
@@ -102,8 +102,8 @@ func (c *Conn) endInOrder(err error) {
 	c.inOrder(func() { c.end(err) })
 }
 
-// end ends our side of the connection, too, when the socket has taken what waits. A peer that has not sent a close frame
-// gets none: it could not answer it, and the code is 1006 on both sides (RFC 6455, section 7.1.5).
+// end ends our side of the connection, too, when the socket has taken what waits. A peer that has not sent a close
+// frame gets none: it could not answer it, and the code is 1006 on both sides (RFC 6455, section 7.1.5).
 func (c *Conn) end(err error) {
 	if c.state.Load() == stateHandshake {
 		if c.sayEnd() {

@@ -12,8 +12,8 @@ type heapElement[T any] interface {
 	place() *int // its index in the heap, which the heap sets: -1 when it has left
 }
 
-// indexedHeap is a heap whose elements know where they are in it, so that each can be moved or removed. The first one is
-// element 0. It gives memory back as it becomes small. The zero value is empty.
+// indexedHeap is a heap whose elements know where they are in it, so that each can be moved or removed. The first one
+// is element 0. It gives memory back as it becomes small. The zero value is empty.
 type indexedHeap[T heapElement[T]] []T
 
 func (h *indexedHeap[T]) push(x T)   { heap.Push(h, x) }

@@ -248,8 +248,8 @@ func (c *plainConn) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// yieldToLoops lets other goroutines run. One that serves a client which sends request upon request never blocks, so that
-// an event loop that becomes ready would wait until Go's scheduler preempts it, 10 ms for each such client.
+// yieldToLoops lets other goroutines run. One that serves a client which sends request upon request never blocks, so
+// that an event loop that becomes ready would wait until Go's scheduler preempts it, 10 ms for each such client.
 func yieldToLoops() { runtime.Gosched() }
 
 // WriteTo is TCPConn's own, which would leave out what the loop has read.

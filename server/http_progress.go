@@ -14,8 +14,8 @@ import (
 // uploads, downloads and streams. What is bounded here is the time without progress.
 //
 // A body earns its time: the client has Limits.BodyTimeout to begin with, and progressRate bytes give back one second
-// of what it has kept a read waiting (as mod_reqtimeout of Apache has it). Of an answer that is being written, the client has to
-// take as much in each Limits.WriteTimeout. Between writes, and before a handler reads, no time runs.
+// of what it has kept a read waiting (as mod_reqtimeout of Apache has it). Of an answer that is being written, the
+// client has to take as much in each Limits.WriteTimeout. Between writes, and before a handler reads, no time runs.
 //
 // A deadline that a handler sets ([http.ResponseController]) takes the place of this until its request ends, and so
 // does Hijack.

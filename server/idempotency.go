@@ -59,7 +59,8 @@ func (k *idempotency) accountOf(p *publication) uint64 {
 	}{p.Publisher, p.address})
 }
 
-// publisher is the namespace of a client's keys, and for an anonymous client the address that their memory is charged to.
+// publisher is the namespace of a client's keys, and for an anonymous client the address that their memory is charged
+// to.
 func (c *Conn) publisher() (name string, address limit.Key) {
 	name = "client:" + c.ep.Path
 	if w := c.principal(); w != nil && w.subject != "" {
@@ -90,7 +91,8 @@ type relay struct {
 // errRelay is what the relay of an earlier publication came to.
 var errRelay = errors.New("the cluster did not acknowledge the first message with this key")
 
-// begin returns the receipt of an earlier publication and what its relay came to, or an attempt, which the caller leaves.
+// begin returns the receipt of an earlier publication and what its relay came to, or an attempt, which the caller
+// leaves.
 func (k *idempotency) begin(p *publication) (a *attempt, known Receipt, relayed error) {
 	id, account, second := k.idOf(p), k.accountOf(p), k.second()
 	k.mu.Lock()
@@ -130,8 +132,8 @@ func (a *attempt) once(publish func() (Receipt, error)) (Receipt, error) {
 	return receipt, err
 }
 
-// publishOnce publishes a message with a key, unless that was done before. sent, which may be nil, learns what became of
-// it, or of the first one, at the broker, if there is no error. It is called with nothing locked.
+// publishOnce publishes a message with a key, unless that was done before. sent, which may be nil, learns what became
+// of it, or of the first one, at the broker, if there is no error. It is called with nothing locked.
 func (h *hub) publishOnce(p *publication, sent func(error)) (Receipt, error) {
 	a, receipt, relayed := h.keys.begin(p)
 	if a == nil {
@@ -215,8 +217,8 @@ func (k *idempotency) put(id keyID, account uint64, r Receipt) {
 	k.table.add(e)
 }
 
-// shorten forgets keys until the others take up no more than so many bytes, and reports whether that is still to be done
-// after a slice of them. The caller holds mu.
+// shorten forgets keys until the others take up no more than so many bytes, and reports whether that is still to be
+// done after a slice of them. The caller holds mu.
 func (k *idempotency) shorten(bytes int64, account uint64) (more bool) {
 	for range lookSlice {
 		if k.table.bytes() <= bytes || k.table.n == 0 {

@@ -30,8 +30,8 @@ type keyTable struct {
 
 const chunkKeys = 256
 
-// keyEntry is a receipt. Entries are linked by their places, 0 being none: all of them and those of each account, in the
-// order of time.
+// keyEntry is a receipt. Entries are linked by their places, 0 being none: all of them and those of each account, in
+// the order of time.
 type keyEntry struct {
 	id                 keyID
 	account            uint64

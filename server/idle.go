@@ -8,8 +8,8 @@ import (
 	"carillon/internal/shrink"
 )
 
-// A topic without subscribers and history is idle. It lingers for a while, so that its offsets go on when a client comes
-// back with a position in it, or goes at once if it never had a message: then there is nothing to go on from, and
+// A topic without subscribers and history is idle. It lingers for a while, so that its offsets go on when a client
+// comes back with a position in it, or goes at once if it never had a message: then there is nothing to go on from, and
 // [hub.epochOf] gives it the same epoch again. A client could make any number of idle topics, so they give way:
 //
 //   - to a new topic when Limits.MaxTopics is reached, the oldest first;
@@ -71,7 +71,8 @@ func (h *hub) unlock(t *topicState) {
 	t.mu.Unlock()
 }
 
-// inUse reports whether a topic must not be forgotten. What a server has of a persistent topic is a copy. The caller holds mu.
+// inUse reports whether a topic must not be forgotten. What a server has of a persistent topic is a copy. The caller
+// holds mu.
 func (h *hub) inUse(t *topicState) bool {
 	return t.subscribers > 0 || t.link.replica == nil && t.history.len() > 0 || h.remote.uses(t)
 }

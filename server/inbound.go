@@ -114,7 +114,8 @@ func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
 	}
 	d.Budget = sh.inflateBudget()
 	fanout, wait := sh.fanoutIfCongested(), false
-	// What a message costs varies if it is compressed, if an application handles it, and with the patterns of its topic.
+	// What a message costs varies if it is compressed, if an application handles it, and with the patterns of its
+	// topic.
 	varies := c.deflates() || c.ep.Mode != ModeEcho && c.ep.Mode != ModeBroadcast
 	heavy, size := varies, 0
 	piece := len(b)
@@ -162,8 +163,8 @@ func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
 	}
 }
 
-// queuedPiece is how many bytes of input are decoded before the clock is looked at, where very many connections wait for
-// their turns: what is a part of a large message takes memory that may be new, a page fault each 4 KiB.
+// queuedPiece is how many bytes of input are decoded before the clock is looked at, where very many connections wait
+// for their turns: what is a part of a large message takes memory that may be new, a page fault each 4 KiB.
 const queuedPiece = 4 << 10
 
 // shrink lets go of the buffer in which input has waited.
@@ -179,8 +180,8 @@ func (sh *shard) shrink(in *inbound) {
 	}
 }
 
-// inflateBudget bounds the decompression in one turn of a connection, in the units of [codec.Decoder.Budget]: 50 to 300 us, or
-// less where turns are shorter.
+// inflateBudget bounds the decompression in one turn of a connection, in the units of [codec.Decoder.Budget]: 50 to 300
+// us, or less where turns are shorter.
 const inflateBudget = 64 << 10
 
 func (sh *shard) inflateBudget() int { return int(inflateBudget * sh.run.quantum() / quantum) }
@@ -188,9 +189,9 @@ func (sh *shard) inflateBudget() int { return int(inflateBudget * sh.run.quantum
 // heavyPayload is the size in bytes of a message from which on the clock is looked at after each.
 const heavyPayload = 4 << 10
 
-// mostCharged bounds what a connection is charged for so many bytes of input, in so many TLS records, outside its turns: what
-// took longer was most likely the system, which ran something else in between. What an application's handler takes is not
-// known.
+// mostCharged bounds what a connection is charged for so many bytes of input, in so many TLS records, outside its
+// turns: what took longer was most likely the system, which ran something else in between. What an application's
+// handler takes is not known.
 func (c *Conn) mostCharged(size, records int) time.Duration {
 	base := 2 * quantum
 	if c.state.Load() == stateOpen && c.ep.Mode != "" && c.handler() == &c.ep.handler {
@@ -199,8 +200,8 @@ func (c *Conn) mostCharged(size, records int) time.Duration {
 	return base + time.Duration(size)*20*time.Nanosecond + time.Duration(records)*2*time.Microsecond
 }
 
-// chargeInput charges the connection for what it has used of the loop, for so many bytes of input, unless that is done at
-// the end of its turn.
+// chargeInput charges the connection for what it has used of the loop, for so many bytes of input, unless that is done
+// at the end of its turn.
 func (c *Conn) chargeInput(size, records int) {
 	if w := c.workload(); w != nil && w.served {
 		return

@@ -8,17 +8,18 @@ import (
 )
 
 const (
-	// maxInflating is how many messages of a loop may be in the midst of being decompressed. Each holds what it has become so
-	// far, up to limits.max_message; others wait as they came, which is about a thousandth of that for a compression bomb.
+	// maxInflating is how many messages of a loop may be in the midst of being decompressed. Each holds what it has
+	// become so far, up to limits.max_message; others wait as they came, which is about a thousandth of that for a
+	// compression bomb.
 	maxInflating = 8
 
-	// yieldFrom is by how much more than twice what another one has used a connection must have used its loop, so that its
-	// message leaves its place to that one's and begins anew later.
+	// yieldFrom is by how much more than twice what another one has used a connection must have used its loop, so that
+	// its message leaves its place to that one's and begins anew later.
 	yieldFrom = 2 * time.Millisecond
 )
 
-// inflating are the connections whose messages are in the midst of being decompressed, or wait for others that are. Owned by
-// the loop.
+// inflating are the connections whose messages are in the midst of being decompressed, or wait for others that are.
+// Owned by the loop.
 type inflating struct {
 	begun   []*workload // at most maxInflating, and some that are done meanwhile
 	waiting []*workload
@@ -45,8 +46,8 @@ func (w *workload) inflatesNow() bool {
 	return in != nil && w.conn.workload() == w && in.decoder.InProgress()
 }
 
-// yieldTo has the message of the connection that has used most of the loop leave its place to one that has used much less.
-// Otherwise clients that are last in the run queue would keep the places from all others.
+// yieldTo has the message of the connection that has used most of the loop leave its place to one that has used much
+// less. Otherwise clients that are last in the run queue would keep the places from all others.
 func (q *inflating) yieldTo(w *workload) {
 	var last *workload
 	var most time.Duration

@@ -7,8 +7,8 @@ import (
 	"github.com/panjf2000/gnet/v2"
 )
 
-// interest changes what a loop waits for on its sockets, which gnet does not offer: a connection whose input waits to be
-// decoded is not read.
+// interest changes what a loop waits for on its sockets, which gnet does not offer: a connection whose input waits to
+// be decoded is not read.
 type interest struct {
 	poller int // the epoll or kqueue instance; 0 for a shard without a loop, in tests
 }

@@ -2,9 +2,9 @@ package server
 
 import "golang.org/x/sys/unix"
 
-// pause has the loop not look at a socket until resume. It is taken out of the epoll instance, which would go on to report
-// that a connection is lost, and nothing else: gnet takes that for the end of whichever connection has the descriptor
-// when it comes to the event, which may be a new one.
+// pause has the loop not look at a socket until resume. It is taken out of the epoll instance, which would go on to
+// report that a connection is lost, and nothing else: gnet takes that for the end of whichever connection has the
+// descriptor when it comes to the event, which may be a new one.
 func (in interest) pause(fd int32) { in.control(unix.EPOLL_CTL_DEL, fd) }
 
 // resume has the loop read a socket again, from which it then learns what has happened meanwhile.

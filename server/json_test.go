@@ -126,7 +126,8 @@ func TestJSONKeepOpen(t *testing.T) {
 	c.want(`3`)
 }
 
-// A number into an interface keeps its digits by rule, however lenient the rules are otherwise, and so does what is sent.
+// A number into an interface keeps its digits by rule, however lenient the rules are otherwise, and so does what is
+// sent.
 func TestJSONNumbersAndEscapes(t *testing.T) {
 	const message = `{"id":12345678901234567890,"note":"<b>&\u2028"}`
 	for rules, want := range map[JSONRules]string{

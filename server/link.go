@@ -73,8 +73,8 @@ func (f *follower) knows(*topicState) bool { return true }
 // maxIdlePatterns is how many patterns there may be for one that has lost its last subscriber to linger.
 const maxIdlePatterns = 4096
 
-// lingers reports whether a pattern without subscribers lingers, since it may be wanted again soon: sweep forgets it. One
-// client could have any number of them linger, so they do only while there are few.
+// lingers reports whether a pattern without subscribers lingers, since it may be wanted again soon: sweep forgets it.
+// One client could have any number of them linger, so they do only while there are few.
 func (f *follower) lingers(p *source) bool {
 	return len(p.link.waiters) > 0 || f.hub.patterns.names.Len() <= maxIdlePatterns
 }
@@ -228,8 +228,8 @@ func (f *follower) sweep(now time.Duration) {
 	}
 }
 
-// isCovered reports whether messages of a topic come by a pattern without interruption since it was said last. The caller
-// holds the topic's mu.
+// isCovered reports whether messages of a topic come by a pattern without interruption since it was said last. The
+// caller holds the topic's mu.
 func (l *link) isCovered(patterns []*source) bool {
 	if l.coveringPattern != nil && slices.Contains(patterns, l.coveringPattern) {
 		return true

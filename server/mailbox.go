@@ -9,8 +9,8 @@ import (
 	"carillon/server/internal/envelope"
 )
 
-// mailbox holds the commands that goroutines, the loop itself included, post to a loop. Everything is sent in the order of the
-// commands, so even a handler's own Send goes through here.
+// mailbox holds the commands that goroutines, the loop itself included, post to a loop. Everything is sent in the order
+// of the commands, so even a handler's own Send goes through here.
 type mailbox struct {
 	mu       sync.Mutex
 	commands []command
@@ -278,8 +278,8 @@ func (sh *shard) postDo(c *Conn, n int, do func()) {
 	sh.post(command{kind: commandDo, conn: c, seq: uint32(n), do: do})
 }
 
-// runCommands runs the commands in their order. It empties the mailbox once, so that a goroutine that keeps posting cannot hold
-// the loop here, and stops after a slice of time.
+// runCommands runs the commands in their order. It empties the mailbox once, so that a goroutine that keeps posting
+// cannot hold the loop here, and stops after a slice of time.
 func (sh *shard) runCommands() {
 	r := &sh.reading
 	if r.done() {
@@ -331,8 +331,8 @@ func (sh *shard) takeCommands() {
 	r.goAway = r.goAway || goAway
 }
 
-// execute runs a command. Its bytes leave the backlog only when they are counted elsewhere, in one step, so that an observer never
-// sees them twice or not at all.
+// execute runs a command. Its bytes leave the backlog only when they are counted elsewhere, in one step, so that an
+// observer never sees them twice or not at all.
 func (sh *shard) execute(cmd *command, b []byte) {
 	switch cmd.kind {
 	case commandBytes:

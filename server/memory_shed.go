@@ -76,8 +76,8 @@ type holder struct {
 }
 
 // largest returns the maxShed connections that hold most, the largest first, of those that hold enough to be closed for
-// it, and whether there are more. It never sorts more than twice as many at once: a loop that has 100,000 slow consumers
-// must not stand still for it.
+// it, and whether there are more. It never sorts more than twice as many at once: a loop that has 100,000 slow
+// consumers must not stand still for it.
 func (sh *shard) largest() (list []holder, more bool) {
 	list = make([]holder, 0, 2*maxShed)
 	least := shedLeast

@@ -58,8 +58,8 @@ func (m *message) frame(f framing) *codec.Frame {
 	return *to
 }
 
-// envelopes are buffers for messages in JSON, which are copied behind the header of their frame: new memory for a large one
-// costs more than to encode it.
+// envelopes are buffers for messages in JSON, which are copied behind the header of their frame: new memory for a large
+// one costs more than to encode it.
 var envelopes = sync.Pool{New: func() any { return new([]byte) }}
 
 func (m *message) encode(f framing) *codec.Frame {
@@ -91,8 +91,8 @@ func (m *message) gapReply() *subscribedReply {
 	return &subscribedReply{Topic: m.topic.name, Offset: &m.offset, Epoch: m.epochText(), After: &m.after, Recovered: new(bool)}
 }
 
-// appendHistory appends the message as the JSON protocol has it. Unlike that of frame, the result is not kept for the next
-// time: a history is large.
+// appendHistory appends the message as the JSON protocol has it. Unlike that of frame, the result is not kept for the
+// next time: a history is large.
 func (m *message) appendHistory(b []byte) []byte {
 	m.mu.Lock()
 	f := m.other[framingEnvelope-1]

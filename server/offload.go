@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// offloadQueue has another goroutine do what would take too much of a loop's time in one piece: parse large requests, and
-// compress large replies. It does one thing at a time, on a goroutine that lives while there is any. Its order is that of the
-// run queues, so that clients that ask for much wait for each other and not the others for them.
+// offloadQueue has another goroutine do what would take too much of a loop's time in one piece: parse large requests,
+// and compress large replies. It does one thing at a time, on a goroutine that lives while there is any. Its order is
+// that of the run queues, so that clients that ask for much wait for each other and not the others for them.
 type offloadQueue struct {
 	mu      sync.Mutex
 	jobs    indexedHeap[*offloadJob]
@@ -42,8 +42,8 @@ const (
 	maxOffloaded = 64 << 20
 )
 
-// add has a job done in its turn, and adds the time that it takes to what the connection has used of the queue. When too much
-// waits, those that would be done last are dropped. Neither do nor drop may call add.
+// add has a job done in its turn, and adds the time that it takes to what the connection has used of the queue. When
+// too much waits, those that would be done last are dropped. Neither do nor drop may call add.
 func (q *offloadQueue) add(used *usage, now, takes time.Duration, job *offloadJob) {
 	var dropped []*offloadJob
 	q.mu.Lock()

@@ -44,7 +44,8 @@ type Options struct {
 	// differently for it; see [Server.URL]. Default: what Listen says.
 	PublicURL string `yaml:"public_url"`
 
-	// TLS makes this server speak it, on Listen; each of Listeners has its own. Default: it does not, and a proxy before it may.
+	// TLS makes this server speak it, on Listen; each of Listeners has its own. Default: it does not, and a proxy
+	// before it may.
 	TLS TLS `yaml:"tls"`
 
 	// ProxyProtocol is for Listen; each of Listeners has its own.
@@ -87,19 +88,18 @@ type Options struct {
 	// HTTP serves every request that is for no endpoint, upgrades included, so that pages, an API and
 	// WebSockets share one port. It runs off the event loops and may block. Default: none.
 	//
-	// Its connections belong to an http.Server: HTTP/1.0 and HTTP/1.1, keep-alive, streaming,
-	// Hijack. Each costs a goroutine and counts in Limits.MaxConnections while it is open. The time for
-	// a head and its size are those of Limits, and so is the time that a client may keep a handler waiting
-	// (BodyTimeout, WriteTimeout): http.ResponseController sets others. A connection without a request is closed
-	// after 2 minutes, or before that when there are more than 1,024 of them, or its place is needed under
-	// MaxConnections. Requests to an endpoint are always the endpoint's, also on a connection that has carried others before. When
-	// the server drains, requests that are being served may finish until Drain.Deadline; then they are
-	// cut, and what was hijacked with them.
+	// Its connections belong to an http.Server: HTTP/1.0 and HTTP/1.1, keep-alive, streaming, Hijack. Each costs a
+	// goroutine and counts in Limits.MaxConnections while it is open. The time for a head and its size are those of
+	// Limits, and so is the time that a client may keep a handler waiting (BodyTimeout, WriteTimeout):
+	// http.ResponseController sets others. A connection without a request is closed after 2 minutes, or before that
+	// when there are more than 1,024 of them, or its place is needed under MaxConnections. Requests to an endpoint are
+	// always the endpoint's, also on a connection that has carried others before. When the server drains, requests that
+	// are being served may finish until Drain.Deadline; then they are cut, and what was hijacked with them.
 	HTTP http.Handler `yaml:"-"`
 
-	// HealthPath is answered, to GET and HEAD, with 200 and "ok" when new connections are welcome, and
-	// with 503 and the word draining, full, maintenance, descriptors, memory or cluster when not: for balancers. It comes
-	// before HTTP and may be no endpoint's path. Default "/healthz"; "off" is none.
+	// HealthPath is answered, to GET and HEAD, with 200 and "ok" when new connections are welcome, and with 503 and the
+	// word draining, full, maintenance, descriptors, memory or cluster when not: for balancers. It comes before HTTP
+	// and may be no endpoint's path. Default "/healthz"; "off" is none.
 	HealthPath string `yaml:"health_path"`
 
 	Internal    Internal    `yaml:"internal"`
@@ -176,10 +176,10 @@ const (
 	ModeTopics    Mode = "topics"    // clients subscribe to topics, as docs/protocol.md says
 )
 
-// Compression is permessage-deflate (RFC 7692) on one endpoint. Both directions are negotiated
-// without context takeover, so that an idle connection costs no window and a broadcast is
-// compressed once for all who negotiated it. For clients that ask for a smaller window (server_max_window_bits), messages
-// that are larger than that are compressed once for each size.
+// Compression is permessage-deflate (RFC 7692) on one endpoint. Both directions are negotiated without context
+// takeover, so that an idle connection costs no window and a broadcast is compressed once for all who negotiated it.
+// For clients that ask for a smaller window (server_max_window_bits), messages that are larger than that are compressed
+// once for each size.
 type Compression struct {
 	// Enabled turns the extension on for clients that offer it. It costs the server about 5 us of
 	// processor time for each KiB of a message, once per message.
@@ -279,9 +279,9 @@ type Limits struct {
 	// its side, WriteTimeout holds if that is longer.
 	CloseTimeout time.Duration `yaml:"close_timeout"`
 
-	// MaxBacklog is the number of bytes that Send and Broadcast may leave for one loop before it has
-	// looked at them; above it they return [ErrOverloaded]. Each message counts with about 128 bytes more, and one for a
-	// topic with as many for each pattern that matches it: they take that in memory. Default 64 MiB.
+	// MaxBacklog is the number of bytes that Send and Broadcast may leave for one loop before it has looked at them;
+	// above it they return [ErrOverloaded]. Each message counts with about 128 bytes more, and one for a topic with as
+	// many for each pattern that matches it: they take that in memory. Default 64 MiB.
 	MaxBacklog Size `yaml:"max_backlog"`
 
 	// MaxTopics is how many topics may exist at once. One costs about 400 B besides its history. It is

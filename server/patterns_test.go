@@ -29,8 +29,8 @@ func TestPatternsOfOthersCostNothing(t *testing.T) {
 	}
 }
 
-// A topic lets go of patterns that are gone, so that they do not take up memory, and does not look for others meanwhile. The
-// list that a publication may hold stays as it is.
+// A topic lets go of patterns that are gone, so that they do not take up memory, and does not look for others
+// meanwhile. The list that a publication may hold stays as it is.
 func TestTopicsLetGoOfPatterns(t *testing.T) {
 	s := start(t, topics())
 	leaves := dial(t, s, "/ws", speakJSON)
@@ -63,8 +63,8 @@ func TestTopicsLetGoOfPatterns(t *testing.T) {
 	}
 }
 
-// BenchmarkPublishWhilePatternsChange publishes to a thousand topics while a pattern comes and goes before each publish,
-// beside so many patterns of others.
+// BenchmarkPublishWhilePatternsChange publishes to a thousand topics while a pattern comes and goes before each
+// publish, beside so many patterns of others.
 func BenchmarkPublishWhilePatternsChange(b *testing.B) {
 	for _, others := range []int{0, 1000, 10_000} {
 		b.Run(fmt.Sprintf("patterns=%d", others), func(b *testing.B) {

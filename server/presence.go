@@ -23,8 +23,8 @@ type presentee struct {
 	Subject string `json:"subject,omitempty"`
 }
 
-// What a reply about presence lists at most: so many connections, and about so many bytes of JSON. A loop encodes them in
-// one step, and one server's answer to another has to fit into a message.
+// What a reply about presence lists at most: so many connections, and about so many bytes of JSON. A loop encodes them
+// in one step, and one server's answer to another has to fit into a message.
 const (
 	maxPresent      = 1000
 	maxPresentBytes = 256 << 10
@@ -74,9 +74,9 @@ func (p *presence) AppendTo(b []byte) []byte {
 	return append(b, '}')
 }
 
-// presenceQueries are the questions to the other servers about who is subscribed to a topic. There is one at a time about
-// each topic: whoever asks meanwhile shares the next one, so that everybody's answer was given after they asked, and many
-// who ask cost no more than one. Its zero value is ready.
+// presenceQueries are the questions to the other servers about who is subscribed to a topic. There is one at a time
+// about each topic: whoever asks meanwhile shares the next one, so that everybody's answer was given after they asked,
+// and many who ask cost no more than one. Its zero value is ready.
 type presenceQueries struct {
 	mu      sync.Mutex
 	waiting map[string][]func(*presence) // guarded by mu: by topic, while a question is under way
@@ -117,8 +117,8 @@ func (f *follower) present(topic string, wait func(), done func(*presence)) (*pr
 	return nil, false
 }
 
-// askPresence asks for all who wait. The answers are large, and the goroutine on which they come has those to everything
-// else that this server waits for, so they are read on another one, with the large requests.
+// askPresence asks for all who wait. The answers are large, and the goroutine on which they come has those to
+// everything else that this server waits for, so they are read on another one, with the large requests.
 func (f *follower) askPresence(topic string, list []func(*presence)) {
 	f.ask(askAboutPresence, askTopic{topic}, func(answers []Answer, all *bool) {
 		size := 0

@@ -78,8 +78,8 @@ func (c *Conn) sendReply(id json.RawMessage, what string, value any) {
 // largeReply is the size in bytes of a reply from which on it takes too much of a loop's time to compress it.
 const largeReply = 32 << 10
 
-// compressElsewhere has a reply compressed on another goroutine, and sends it in the place of what is done now. What the client
-// asks for behind it waits.
+// compressElsewhere has a reply compressed on another goroutine, and sends it in the place of what is done now. What
+// the client asks for behind it waits.
 func (c *Conn) compressElsewhere(text []byte) {
 	deflater, s := c.ep.now().deflater, c.reserve(false)
 	w := c.workload()

@@ -20,8 +20,8 @@ type Refusal struct {
 	Response codec.Rejection
 }
 
-// callRefused returns the answer to a request that is refused, as the application words it. The request may be malformed:
-// then it has what was read before the mistake.
+// callRefused returns the answer to a request that is refused, as the application words it. The request may be
+// malformed: then it has what was read before the mistake.
 func (c *Conn) callRefused(r *Request, why RefuseReason, err error, answer *codec.Rejection) (worded *codec.Rejection) {
 	if c.ep == nil || c.ep.handler.Refused == nil {
 		return answer

@@ -15,8 +15,8 @@ import (
 	"carillon/codec"
 )
 
-// An endpoint hears of everything that it refuses, over each kind of listener and for each kind of client, and its words
-// are the answer. The counters do not change for it.
+// An endpoint hears of everything that it refuses, over each kind of listener and for each kind of client, and its
+// words are the answer. The counters do not change for it.
 func TestRefusedHearsAndWords(t *testing.T) {
 	errDenied := errors.New("no place left in the hall")
 	upgrade := upgradeHead("/ws?topic=a")
@@ -109,8 +109,8 @@ func TestRefusedHearsAndWords(t *testing.T) {
 	}
 }
 
-// refusedClient starts a server and connects to it: over TCP, through a unix socket, or on a connection that net/http has
-// had before.
+// refusedClient starts a server and connects to it: over TCP, through a unix socket, or on a connection that net/http
+// has had before.
 func refusedClient(t *testing.T, network string, opts Options, sentence string) *client {
 	t.Helper()
 	fills := sentence == "a full server"

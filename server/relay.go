@@ -48,8 +48,8 @@ func (f *follower) failed(err error) {
 	}
 }
 
-// relay hands a message to the broker that this server's connections have. sent may be nil. The caller holds the source's
-// mu.
+// relay hands a message to the broker that this server's connections have. sent may be nil. The caller holds the
+// source's mu.
 func (f *follower) relay(src *source, p payload, sent func(error)) {
 	src.link.sent++
 	done := func(err error) {

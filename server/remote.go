@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// remote is what the hub has of the rest of the cluster. A server without a [Broker] is [alone]: everything is ready, and
-// nothing is relayed. One with a broker is a [follower].
+// remote is what the hub has of the rest of the cluster. A server without a [Broker] is [alone]: everything is ready,
+// and nothing is relayed. One with a broker is a [follower].
 type remote interface {
 	join(ctx context.Context) error
 	leave()

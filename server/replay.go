@@ -14,12 +14,12 @@ type replay struct {
 	rest  []*message // what is to be sent next; never empty
 }
 
-// maxReplay is how many messages are taken from a history at once. There may be millions, of which a client gets few if it
-// goes away or does not read.
+// maxReplay is how many messages are taken from a history at once. There may be millions, of which a client gets few if
+// it goes away or does not read.
 const maxReplay = 4 * replayPiece
 
-// replayPiece is how many messages of a history are sent in one go, and replayBytes about how many bytes of payloads: they
-// may have to be encoded and compressed first.
+// replayPiece is how many messages of a history are sent in one go, and replayBytes about how many bytes of payloads:
+// they may have to be encoded and compressed first.
 const (
 	replayPiece = 1024
 	replayBytes = 256 << 10

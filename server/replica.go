@@ -344,8 +344,8 @@ func (f *follower) receivePersistent(got Message, epoch string, prev uint64) {
 		return // it has come before
 	}
 	m := t.persistentMessage(&got, k.epoch, got.Time)
-	// Where prev is 0, what may be missing is kept no more, and the broker cannot tell whether there was anything. It is
-	// no hole: every topic that was quiet for max_age would have one.
+	// Where prev is 0, what may be missing is kept no more, and the broker cannot tell whether there was anything. It
+	// is no hole: every topic that was quiet for max_age would have one.
 	hole := direct && prev > t.offset || pattern && prev > k.fed
 	if hole {
 		f.stats.holes.Add(1)
@@ -438,8 +438,8 @@ func (f *follower) unload(t *topicState) {
 // mustReload reports whether something is to be loaded, or has come that cannot be delivered yet.
 func (f *follower) mustReload(k *replica) bool { return f.isIncomplete(k) || len(k.early) > 0 }
 
-// mayOwe reports whether patterns may lack messages of a topic that only they have here: it must not be forgotten, since what
-// they have had would be. The caller holds mu.
+// mayOwe reports whether patterns may lack messages of a topic that only they have here: it must not be forgotten,
+// since what they have had would be. The caller holds mu.
 func (f *follower) mayOwe(t *topicState) bool {
 	return t.link.replica != nil && t.link.isCovered(f.hub.patternsOf(t)) && (f.mustReload(t.link.replica) || f.awayFor(f.ruleOf(t)) != nil)
 }

@@ -33,8 +33,8 @@ const (
 	maxSlotBytes = 1 << 20
 )
 
-// Messages of all connections go to the broker in one line. So one connection has few in it, and where many publish each has
-// its share of maxPublishingOfAll, but at least one.
+// Messages of all connections go to the broker in one line. So one connection has few in it, and where many publish
+// each has its share of maxPublishingOfAll, but at least one.
 const (
 	maxPublishing      = 64
 	maxPublishingOfAll = 256
@@ -225,8 +225,8 @@ func (c *Conn) closeInOrder(how closeHow, code codec.CloseCode, reason string) {
 }
 
 // topicReady calls then when a topic or a pattern can be subscribed to, or read, which may be at once, as it always is
-// without a broker. The error is of the kind of [ErrNoCluster] or [ErrTooManyTopics]. Nothing that is asked for meanwhile
-// overtakes it. On a connection that closes meanwhile it is called, too.
+// without a broker. The error is of the kind of [ErrNoCluster] or [ErrTooManyTopics]. Nothing that is asked for
+// meanwhile overtakes it. On a connection that closes meanwhile it is called, too.
 func (c *Conn) topicReady(name string, from Start, reads bool, then func(error)) {
 	var s *slot
 	ready, err := c.sh.srv.hub.remote.ready(name, from, reads, func() { s = c.reserve(false) }, func(err error) {

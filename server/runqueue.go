@@ -6,9 +6,10 @@ import (
 	"carillon/codec"
 )
 
-// runQueue is a loop's connections that have work to do. They are served in the order in which they have come, as if each had
-// come later by many times what it has used of the loop lately. So connections that use much wait for each other and not the
-// others for them, and nobody waits for ever. While nobody else wants the loop, they have all of it. Owned by the loop.
+// runQueue is a loop's connections that have work to do. They are served in the order in which they have come, as if
+// each had come later by many times what it has used of the loop lately. So connections that use much wait for each
+// other and not the others for them, and nobody waits for ever. While nobody else wants the loop, they have all of it.
+// Owned by the loop.
 type runQueue struct {
 	heap      indexedHeap[*workload]
 	time      virtualTime
@@ -20,8 +21,8 @@ type runQueue struct {
 }
 
 const (
-	// quantum is how long one connection is served before others are. Where very many wait it is shorter, so that all of them
-	// have had a turn after runRound, but not shorter than leastQuantum.
+	// quantum is how long one connection is served before others are. Where very many wait it is shorter, so that all
+	// of them have had a turn after runRound, but not shorter than leastQuantum.
 	quantum      = 150 * time.Microsecond
 	leastQuantum = 20 * time.Microsecond
 	runRound     = 5 * time.Millisecond
@@ -119,8 +120,8 @@ func (q *runQueue) forget() {
 // Connections that publish faster than loops can hand out wait until the loops have caught up, so that TCP slows them
 // down and nothing has to be refused.
 
-// relieveEvery is how often a loop checks whether blocked connections may go on, and relieveAtLast when they may in any case:
-// the fan-out that keeps a loop busy can be that of others, which are told that the server is overloaded.
+// relieveEvery is how often a loop checks whether blocked connections may go on, and relieveAtLast when they may in any
+// case: the fan-out that keeps a loop busy can be that of others, which are told that the server is overloaded.
 const (
 	relieveEvery  = time.Millisecond
 	relieveAtLast = 10 * time.Millisecond
@@ -175,8 +176,8 @@ func (c *Conn) block(fanout uint64) bool {
 	return true
 }
 
-// largeMessage is the size in bytes from which on a message is held back on a loop that has much to hand out: such as its echo
-// would have all others wait longer.
+// largeMessage is the size in bytes from which on a message is held back on a loop that has much to hand out: such as
+// its echo would have all others wait longer.
 const largeMessage = 64 << 10
 
 // holdBack has a connection wait with a large message that is arriving, if its loop has much to hand out.
@@ -211,8 +212,8 @@ func (sh *shard) lookForRelief() {
 	sh.run.relief.Reset(relieveEvery)
 }
 
-// relieve lets connections go on that wait for fan-out, or were held back. Of those held back for long it lets one go on: what
-// it says may be as much again.
+// relieve lets connections go on that wait for fan-out, or were held back. Of those held back for long it lets one go
+// on: what it says may be as much again.
 func (sh *shard) relieve() {
 	q := &sh.run
 	if len(q.blocked) == 0 {

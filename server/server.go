@@ -204,9 +204,9 @@ func (s *Server) Options() Options { return s.opts().clone() }
 // Broadcast sends one message to every connection of the endpoint with this path. The payload is
 // copied and encoded once. All connections of an endpoint get its broadcasts in one order.
 //
-// It does not wait for delivery. It fails with [ErrNoEndpoint], [ErrOpcode], [ErrOverloaded] or, with
-// [Options.Broker], [ErrNoCluster]; then no connection gets the message. Connections of other servers get it at most once,
-// in the order of each server that broadcasts.
+// It does not wait for delivery. It fails with [ErrNoEndpoint], [ErrOpcode], [ErrOverloaded] or, with [Options.Broker],
+// [ErrNoCluster]; then no connection gets the message. Connections of other servers get it at most once, in the order
+// of each server that broadcasts.
 func (s *Server) Broadcast(path string, op Opcode, payload []byte) error {
 	if op != Text && op != Binary {
 		return ErrOpcode
@@ -224,9 +224,9 @@ func (s *Server) BroadcastFrame(path string, f *codec.Frame) error {
 	return err
 }
 
-// broadcast hands a message to all connections of some endpoints, which are in the order of their indices, or to none. It
-// returns how many of this server's these are. sent, which may be nil, learns for each endpoint what became of the message
-// at the broker, if there is no error.
+// broadcast hands a message to all connections of some endpoints, which are in the order of their indices, or to none.
+// It returns how many of this server's these are. sent, which may be nil, learns for each endpoint what became of the
+// message at the broker, if there is no error.
 func (s *Server) broadcast(f *codec.Frame, sent func(error), to ...*endpoint) (connections int, err error) {
 	at, n := s.stamp(), int64(len(f.Plain())*len(to))
 	if err := s.hub.remote.away(); err != nil {

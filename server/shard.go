@@ -123,7 +123,8 @@ func (sh *shard) check() {
 	}
 }
 
-// beginTurn begins a turn of the loop. Commands that are posted now need not wake it, because the end of the turn looks.
+// beginTurn begins a turn of the loop. Commands that are posted now need not wake it, because the end of the turn
+// looks.
 func (sh *shard) beginTurn() {
 	sh.check()
 	if set := sh.srv.settings(); set != sh.set {
@@ -150,8 +151,8 @@ func (sh *shard) follow(set *settings) {
 	}
 }
 
-// endSocketTurn ends the turn of a socket: it runs commands and serves connections that have work to do, unless other sockets have waited
-// long enough.
+// endSocketTurn ends the turn of a socket: it runs commands and serves connections that have work to do, unless other
+// sockets have waited long enough.
 func (sh *shard) endSocketTurn() {
 	if !sh.isCrowded() {
 		sh.runCommands()
@@ -165,8 +166,8 @@ func (sh *shard) endSocketTurn() {
 	}
 }
 
-// endTurn ends a turn and returns how long it took. If something is left to do (new commands, work of connections, further
-// slices of a walk or sweep), the loop is woken for another turn, after everything else that is ready on it.
+// endTurn ends a turn and returns how long it took. If something is left to do (new commands, work of connections,
+// further slices of a walk or sweep), the loop is woken for another turn, after everything else that is ready on it.
 func (sh *shard) endTurn() (took time.Duration) {
 	sh.admitInflating()
 	ended := sh.srv.uptime()
@@ -182,8 +183,8 @@ func (sh *shard) endTurn() (took time.Duration) {
 	return ended - sh.began
 }
 
-// wokenTurn is the turn that the loop was woken for. After a slice that left something to do, it first gives way once: epoll
-// reports the waker before the sockets that became ready during the slice, and those have waited long enough.
+// wokenTurn is the turn that the loop was woken for. After a slice that left something to do, it first gives way once:
+// epoll reports the waker before the sockets that became ready during the slice, and those have waited long enough.
 func (sh *shard) wokenTurn() {
 	woken := sh.mail.acknowledge()
 	sh.beginTurn()

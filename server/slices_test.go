@@ -150,8 +150,8 @@ func TestSlicesCountMessages(t *testing.T) {
 	}
 }
 
-// A connection that has used little of its loop does not wait for a place of decompression that others hold who have used
-// much, and only the one of them that has used most leaves its place.
+// A connection that has used little of its loop does not wait for a place of decompression that others hold who have
+// used much, and only the one of them that has used most leaves its place.
 func TestInflatingYieldsToThoseWithoutDebt(t *testing.T) {
 	sh := unitShard(t)
 	sh.began = time.Minute
@@ -210,7 +210,8 @@ func TestInflatingYieldsToThoseWithoutDebt(t *testing.T) {
 	}
 }
 
-// A connection that is given all that waits for it has so much of it compressed at once, and the rest goes out as it is.
+// A connection that is given all that waits for it has so much of it compressed at once, and the rest goes out as it
+// is.
 func TestCatchingUpCompressesSoMuch(t *testing.T) {
 	text := []byte(strings.Repeat("compresses well ", catchUpBytes/64))
 	d := codec.NewDeflater(1, 1)
@@ -252,7 +253,8 @@ func TestCatchingUpCompressesSoMuch(t *testing.T) {
 	c.boundCompression(compressed)
 }
 
-// Messages that wait for a connection, more than are compressed at once, come whole and before what is sent to it alone.
+// Messages that wait for a connection, more than are compressed at once, come whole and before what is sent to it
+// alone.
 func TestCatchingUpSendsAll(t *testing.T) {
 	opts := topics()
 	opts.Endpoints[0].Compression = Compression{Enabled: true}

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// Bytes that a handler keeps are overwritten where the race detector watches, so that a test of the application sees it.
+// Bytes that a handler keeps are overwritten where the race detector watches, so that a test of the application sees
+// it.
 func TestKeptBytesAreSpoiled(t *testing.T) {
 	for _, row := range []struct {
 		sentence string

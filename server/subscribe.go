@@ -426,8 +426,8 @@ func (src *source) unsubscribe(srv *Server) {
 	}
 }
 
-// leaveTopics ends all subscriptions of a connection that is closing. Its topics learn of it at once unless the loop has been
-// busy with closed connections for long enough: many may close together that have many subscriptions each.
+// leaveTopics ends all subscriptions of a connection that is closing. Its topics learn of it at once unless the loop
+// has been busy with closed connections for long enough: many may close together that have many subscriptions each.
 func (c *Conn) leaveTopics() {
 	if c.ext == nil || len(c.ext.subs) == 0 {
 		return

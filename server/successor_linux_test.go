@@ -87,8 +87,8 @@ func (g *generation) says(word string) {
 	}
 }
 
-// Servers in processes of their own follow each other on two ports and a unix socket, while clients keep connecting: as often as
-// they can, and each with a request that comes a little after the connection. Every one of them opens a
+// Servers in processes of their own follow each other on two ports and a unix socket, while clients keep connecting: as
+// often as they can, and each with a request that comes a little after the connection. Every one of them opens a
 // connection, with the old server or with the new one.
 func TestSuccessorLosesNobody(t *testing.T) {
 	addresses := []string{freeAddress(t), freeAddress(t), socketPath(t)}

@@ -43,9 +43,9 @@ func (sh *shard) beginSweep() {
 // lateSweep is how late a loop may come to a round.
 const lateSweep = 500 * time.Millisecond
 
-// stoodStill reports whether the loop comes so late to a round that clients may have sent in time what it has not read: a
-// handler has blocked it, or the process was stopped. It leaves that round out, and reads. It does not leave out two in a
-// row, for a loop that is always late has to find those whose time is up as well.
+// stoodStill reports whether the loop comes so late to a round that clients may have sent in time what it has not read:
+// a handler has blocked it, or the process was stopped. It leaves that round out, and reads. It does not leave out two
+// in a row, for a loop that is always late has to find those whose time is up as well.
 func (sh *shard) stoodStill() bool {
 	late := sh.began-sh.swept > sh.srv.settings().tick+lateSweep
 	sh.swept = sh.began
@@ -202,8 +202,8 @@ func (c *Conn) pingInterval() time.Duration {
 // share is the connection's own part of what is jittered: 0 to 1, spread evenly over the ids.
 func (c *Conn) share() float64 { return float64(c.id*0x9E3779B97F4A7C15>>40) / (1 << 24) }
 
-// stalledDue cuts a connection off whose socket has taken nothing for the write time-out, and reports whether that was to
-// be tried.
+// stalledDue cuts a connection off whose socket has taken nothing for the write time-out, and reports whether that was
+// to be tried.
 func (c *Conn) stalledDue() bool {
 	sh := c.sh
 	if !timedOut(sh.clock, c.out.since, sh.srv.opts().Limits.WriteTimeout) {

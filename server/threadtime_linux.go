@@ -6,7 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// threadTime is the processor time of the thread that runs the caller, and which thread that is. It takes two system calls.
+// threadTime is the processor time of the thread that runs the caller, and which thread that is. It takes two system
+// calls.
 func threadTime() (thread int, used time.Duration, known bool) {
 	var t unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t) != nil {

@@ -176,8 +176,8 @@ func (c *Conn) unseal(b []byte) {
 	}
 }
 
-// decrypt reads what came, or has it wait for the connection's turn. What that leads to may take the session away, or end
-// it.
+// decrypt reads what came, or has it wait for the connection's turn. What that leads to may take the session away, or
+// end it.
 func (c *Conn) decrypt(s *session, b []byte) {
 	if !c.mustWait() {
 		c.decryptUntil(c.sh.turnEnd(), s, b, false)
@@ -196,8 +196,8 @@ func (c *Conn) decryptInput(deadline time.Duration) {
 	}
 }
 
-// decryptUntil reads until nothing is left, the connection has to wait, or a time. The bytes are the session's own if it says so,
-// and otherwise the loop's.
+// decryptUntil reads until nothing is left, the connection has to wait, or a time. The bytes are the session's own if
+// it says so, and otherwise the loop's.
 func (c *Conn) decryptUntil(deadline time.Duration, s *session, b []byte, own bool) {
 	sh := c.sh
 	if sh.clear == nil {

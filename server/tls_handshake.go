@@ -56,9 +56,10 @@ type tlsHandshake struct {
 	since   time.Duration // when it began to wait for its client, after the server was made
 }
 
-// A client may send its request together with the end of its handshake, and as much of what it uploads as the network takes.
-// When more than maxUnread has not been read, which is at least one whole record, its socket is not read. So there is that and
-// one read of the loop for each connection, and above a little of it there is a bound for all together.
+// A client may send its request together with the end of its handshake, and as much of what it uploads as the network
+// takes. When more than maxUnread has not been read, which is at least one whole record, its socket is not read. So
+// there is that and one read of the loop for each connection, and above a little of it there is a bound for all
+// together.
 const (
 	littleUnread   = maxHello
 	maxUnread      = 2 * certs.MaxSealed

@@ -222,7 +222,8 @@ func TestTLSHandshakeLimit(t *testing.T) {
 	eventually(t, "they are counted", func() bool { return s.Stats().Refusals[RefuseLost] == 3 })
 }
 
-// A client cannot make the server keep what it sends instead of its handshake: its socket is not read until it is its turn.
+// A client cannot make the server keep what it sends instead of its handshake: its socket is not read until it is its
+// turn.
 func TestTLSUnread(t *testing.T) {
 	a := newAuthority(t)
 	s, _ := startChanged(t, a.overTLS(Options{Endpoints: echoAndBroadcast(), Limits: Limits{MaxTLSHandshakes: 1}}), func(s *Server) {
@@ -258,8 +259,9 @@ func (g *gathering) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// What comes over TLS waits for its turn before it is decrypted: where the loop has served sockets for long enough already, and
-// where it takes longer than a turn, as with many small records. Nothing is lost by that, and the order stays.
+// What comes over TLS waits for its turn before it is decrypted: where the loop has served sockets for long enough
+// already, and where it takes longer than a turn, as with many small records. Nothing is lost by that, and the order
+// stays.
 func TestSealedInputWaits(t *testing.T) {
 	eachVersion(t, func(t *testing.T, a *authority, config *tls.Config) {
 		opts := a.overTLS(Options{Loops: 1, Endpoints: echoAndBroadcast()})

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// source is what connections receive messages from: a topic or a pattern that they are subscribed to, or their endpoint.
-// What is published to a topic goes through the patterns that match it too.
+// source is what connections receive messages from: a topic or a pattern that they are subscribed to, or their
+// endpoint. What is published to a topic goes through the patterns that match it too.
 type source struct {
 	name  string
 	topic *topicState // that this is a part of; nil for a pattern and an endpoint
@@ -29,7 +29,8 @@ type local struct {
 	sh  *shard
 	src *source
 
-	// Guarded by src.mu; changed by the loop only, so that it reads without the lock. Those of an endpoint are its tables.
+	// Guarded by src.mu; changed by the loop only, so that it reads without the lock. Those of an endpoint are its
+	// tables.
 	audiences [numFramings]*audience
 }
 
@@ -43,8 +44,8 @@ func (src *source) overloaded(n int64) *shard {
 	return nil
 }
 
-// post makes a message the next one of all shards that have subscribers, and returns how many these are. The caller holds
-// mu, so that all shards get the same order.
+// post makes a message the next one of all shards that have subscribers, and returns how many these are. The caller
+// holds mu, so that all shards get the same order.
 func (src *source) post(kind commandKind, p payload, at stamp) (subscribers int) {
 	src.seq++
 	raw, latest := p.frame(framingRaw), src.latest()
@@ -206,8 +207,8 @@ func (t *topicState) dropOldest() {
 	t.hub.bytes.Add(int64(t.history.bytes - before))
 }
 
-// since returns the messages that a subscriber gets before the live ones, and whether that is all that it has missed. Of those
-// after a position it returns at most limit, the oldest. The caller holds mu.
+// since returns the messages that a subscriber gets before the live ones, and whether that is all that it has missed.
+// Of those after a position it returns at most limit, the oldest. The caller holds mu.
 func (t *topicState) since(from Start, now int64, limit int) (missed []*message, recovered bool) {
 	t.expire(now)
 	kept := t.history.all()
@@ -222,7 +223,8 @@ func (t *topicState) since(from Start, now int64, limit int) (missed []*message,
 	return oldest(t.historyAfter(from.Since.Offset), limit), true
 }
 
-// historyAfter returns the messages that are kept with later offsets. The caller holds mu, and copies what it needs for longer.
+// historyAfter returns the messages that are kept with later offsets. The caller holds mu, and copies what it needs for
+// longer.
 func (t *topicState) historyAfter(offset uint64) []*message {
 	kept := t.history.all()
 	first, _ := slices.BinarySearchFunc(kept, offset+1, func(m *message, offset uint64) int {

@@ -164,8 +164,8 @@ func overlapIn(names []string) (a, b string, ok bool) {
 	return "", "", false
 }
 
-// notAllowed is what an endpoint, or the client's own rights, do not allow, and by which key of the endpoint or which member
-// of the rights. It fits into a close frame.
+// notAllowed is what an endpoint, or the client's own rights, do not allow, and by which key of the endpoint or which
+// member of the rights. It fits into a close frame.
 type notAllowed string
 
 func (e notAllowed) Error() string { return string(e) }

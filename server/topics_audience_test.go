@@ -402,8 +402,8 @@ func TestCatchingUpLooksOnce(t *testing.T) {
 	}
 }
 
-// A busy loop leaves it to its next turns to tell the topics of closed connections, a few at a time. Who subscribes meanwhile
-// gets what is published.
+// A busy loop leaves it to its next turns to tell the topics of closed connections, a few at a time. Who subscribes
+// meanwhile gets what is published.
 func TestTopicsOfClosedConnectionsAreLeftInSlices(t *testing.T) {
 	opts := topics()
 	opts.Loops = 1

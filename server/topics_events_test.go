@@ -152,8 +152,8 @@ func TestLastEventID(t *testing.T) {
 	}
 }
 
-// A stream that has had no message can be resumed, too: after the position that its "subscribed" event had as its id. So
-// nothing is lost that is published in between, and a gap is reported once.
+// A stream that has had no message can be resumed, too: after the position that its "subscribed" event had as its id.
+// So nothing is lost that is published in between, and a gap is reported once.
 func TestEventsResumeBeforeTheFirstMessage(t *testing.T) {
 	s := start(t, topics(TopicRule{Match: "log.>", History: 4}, TopicRule{Match: "price", Latest: true}))
 	epoch := fill(t, s, "log.gap", 10).Epoch

@@ -174,8 +174,8 @@ func TestJSONWhatIsNotAllowed(t *testing.T) {
 	}
 }
 
-// What is not allowed is told with the key of the endpoint, or the member of the client's rights, that would allow it. The same
-// words are reasons of close frames, which have room for 123 bytes.
+// What is not allowed is told with the key of the endpoint, or the member of the client's rights, that would allow it.
+// The same words are reasons of close frames, which have room for 123 bytes.
 func TestWhatIsNotAllowedNamesTheKey(t *testing.T) {
 	opts := topics()
 	opts.Endpoints[0].Topics = TopicAccess{Subscribe: []string{"a", "b"}, Publish: []string{"a", "b"}, Presence: true}
@@ -262,8 +262,8 @@ func TestJSONConnectionsSpeakText(t *testing.T) {
 	c.wantClose(codec.CloseUnsupported, "expected JSON text messages")
 }
 
-// Of a hundred clients that publish with the same key at once, one publishes, and all get its receipt. Of a hundred times
-// that the application does, too.
+// Of a hundred clients that publish with the same key at once, one publishes, and all get its receipt. Of a hundred
+// times that the application does, too.
 func TestOneKeyAtOnce(t *testing.T) {
 	s := start(t, topics(TopicRule{Match: "orders", History: 1000}))
 	own, clients := make(chan Receipt, 100), make(chan Receipt, 100)

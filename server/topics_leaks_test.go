@@ -173,8 +173,8 @@ func TestRepliesAreNotDropped(t *testing.T) {
 	}
 }
 
-// Cathy asks for much more history than her queue holds, in one go, and reads late. The requests wait for her, and what is
-// published meanwhile counts alone.
+// Cathy asks for much more history than her queue holds, in one go, and reads late. The requests wait for her, and what
+// is published meanwhile counts alone.
 func TestLargeRepliesWaitForTheClient(t *testing.T) {
 	opts := topics(TopicRule{Match: "log", History: 1000})
 	opts.Endpoints[0].SlowConsumer = SlowConsumer{MaxQueue: 64 << 10}

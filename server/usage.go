@@ -13,20 +13,21 @@ const (
 	usageHalf = 700 * time.Millisecond
 
 	// usageWeight: a connection comes after those that came so many times later as the time that it has used. It tells
-	// those that use much from those that use little even where thousands share a loop, each of which uses a thousandth.
+	// those that use much from those that use little even where thousands share a loop, each of which uses a
+	// thousandth.
 	usageWeight = 64
 
-	// usageLittle and usageFree: where very many share a loop, ordinary clients use as much as those that do all they can. So up
-	// to usageLittle, use is weighted by littleWeight and delays a client by littleDelay at most. From there to usageFree it is
-	// weighted by freeWeight.
+	// usageLittle and usageFree: where very many share a loop, ordinary clients use as much as those that do all they
+	// can. So up to usageLittle, use is weighted by littleWeight and delays a client by littleDelay at most. From there
+	// to usageFree it is weighted by freeWeight.
 	usageLittle  = 8 * time.Millisecond
 	usageFree    = 16 * time.Millisecond
 	littleWeight = 8
 	littleDelay  = 8 * time.Millisecond
 	freeWeight   = 16
 
-	// overrunWeight: what a turn takes longer than a quantum counts so many times more. All that come to the loop at once
-	// wait for it, since it could not be interrupted.
+	// overrunWeight: what a turn takes longer than a quantum counts so many times more. All that come to the loop at
+	// once wait for it, since it could not be interrupted.
 	overrunWeight = 8
 
 	// maxDelay is for how long a connection may come after others that have used less.
@@ -60,9 +61,9 @@ func (u *usage) delay(now time.Duration) time.Duration {
 // isForgotten reports whether so little was used that it does not matter any more.
 func (u *usage) isForgotten(now time.Duration) bool { return u.lately(now) < 16*time.Microsecond }
 
-// virtualTime is the clock of a queue whose members are delayed by [usage.delay]. As in start-time fair queueing, it shows the tag
-// of the member that was served last, and so falls behind the real time under overload. A client that has used little then does
-// not wait for all that came before it.
+// virtualTime is the clock of a queue whose members are delayed by [usage.delay]. As in start-time fair queueing, it
+// shows the tag of the member that was served last, and so falls behind the real time under overload. A client that has
+// used little then does not wait for all that came before it.
 type virtualTime time.Duration
 
 // maxBehind is how far it may fall behind, so that clients that have used much are served, too.
@@ -80,8 +81,8 @@ func (q *virtualTime) at(now time.Duration, empty bool) time.Duration {
 // served notes that the member with this tag is served.
 func (q *virtualTime) served(tag time.Duration) { *q = max(*q, virtualTime(tag)) }
 
-// workClock measures work on a loop without the time in which the system ran other threads instead: no connection is to be
-// charged for that. Owned by the loop.
+// workClock measures work on a loop without the time in which the system ran other threads instead: no connection is to
+// be charged for that. Owned by the loop.
 type workClock struct {
 	thread int
 	used   time.Duration // processor time of the thread
@@ -94,8 +95,8 @@ func startWorkClock() (w workClock) {
 	return w
 }
 
-// took returns the time to charge for a piece of work that ends now, after so much elapsed time. It asks for the processor time
-// only if that was longer than a quantum.
+// took returns the time to charge for a piece of work that ends now, after so much elapsed time. It asks for the
+// processor time only if that was longer than a quantum.
 func (w *workClock) took(wall time.Duration) time.Duration {
 	if wall <= quantum || !w.known {
 		w.short += wall

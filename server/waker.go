@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// waker wakes a loop from any goroutine: it writes one byte to a pair of sockets, and the loop reads the other end like any
-// connection. gnet's own tasks would allocate. They also run until none are left, so a loop that asked itself for another turn
-// would get it before any I/O that is ready. A waker comes after that I/O.
+// waker wakes a loop from any goroutine: it writes one byte to a pair of sockets, and the loop reads the other end like
+// any connection. gnet's own tasks would allocate. They also run until none are left, so a loop that asked itself for
+// another turn would get it before any I/O that is ready. A waker comes after that I/O.
 type waker struct {
 	sh *shard
 	fd int32
@@ -69,8 +69,8 @@ func newWaker(sh *shard) (*waker, error) {
 	return w, nil
 }
 
-// register gives the loop its end of the pair, in which bytes that were written before wait. It needs descriptors for a moment,
-// and tries again if there are none.
+// register gives the loop its end of the pair, in which bytes that were written before wait. It needs descriptors for a
+// moment, and tries again if there are none.
 func (w *waker) register(fd int) {
 	defer syscall.Close(fd)
 	for {

@@ -12,8 +12,8 @@ import (
 // work and looks at its sockets, so a client waits for one quantum of the others, or for one message or request of
 // theirs that takes longer, and not for all that they have asked for.
 
-// maxRound is how long sockets may be served at once between two turns that the loop was woken for. What the others have sent
-// waits in the run queue, in which the connections that have used most of the loop are last.
+// maxRound is how long sockets may be served at once between two turns that the loop was woken for. What the others
+// have sent waits in the run queue, in which the connections that have used most of the loop are last.
 const maxRound = time.Millisecond
 
 // workload is what a connection has left to do on its loop: requests to answer, and input to decode. A connection has
@@ -157,8 +157,8 @@ func (w *workload) isRunnable() bool {
 
 func (w *workload) hasInput() bool { return w.suspended && !w.isFull() && !w.inflates }
 
-// canAnswer reports whether the first request in the queue can be answered. While a client does not read a large reply or
-// the histories that it has asked for, a request waits whose reply may be large, too.
+// canAnswer reports whether the first request in the queue can be answered. While a client does not read a large reply
+// or the histories that it has asked for, a request waits whose reply may be large, too.
 func (w *workload) canAnswer() bool {
 	if w.requests.len() == 0 {
 		return false

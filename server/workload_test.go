@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// A client sends more in one go than a turn is for. All of it is answered in its order, and what it sends last before it
-// closes its side, too.
+// A client sends more in one go than a turn is for. All of it is answered in its order, and what it sends last before
+// it closes its side, too.
 func TestInputThatWaitsIsServed(t *testing.T) {
 	const messages = 200_000
 	s := start(t, Options{Loops: 1, Endpoints: []Endpoint{{Path: "/echo", Mode: ModeEcho}}})
@@ -107,7 +107,8 @@ func TestRequestsOfAGoneClientAreDropped(t *testing.T) {
 	}
 }
 
-// On a loop that has much to hand out, large messages are held back, and come through one after the other. Small ones are not.
+// On a loop that has much to hand out, large messages are held back, and come through one after the other. Small ones
+// are not.
 func TestLargeMessagesAreHeldBack(t *testing.T) {
 	s := start(t, Options{Loops: 1, Endpoints: echoAndBroadcast()})
 	alice := dial(t, s, "/echo")
@@ -338,7 +339,8 @@ func TestLongHistory(t *testing.T) {
 	}
 }
 
-// Dave reads a long history more slowly than the topic forgets. He is told that something is missing, and it is counted.
+// Dave reads a long history more slowly than the topic forgets. He is told that something is missing, and it is
+// counted.
 func TestLongHistoryWithAGap(t *testing.T) {
 	const kept, size = 3 * replayPiece, 1 << 10
 	s := start(t, topics(TopicRule{Match: "log", History: kept, MaxBytes: -1}))
@@ -419,8 +421,8 @@ func TestRunQueueOrder(t *testing.T) {
 	}
 }
 
-// On a loop that has more to do than it can, who has used little does not wait for all that came before, but they have their
-// turns, too.
+// On a loop that has more to do than it can, who has used little does not wait for all that came before, but they have
+// their turns, too.
 func TestRunQueueOfAnOverloadedLoop(t *testing.T) {
 	s, err := New(Options{})
 	if err != nil {
@@ -477,8 +479,8 @@ func TestRunQueueOfAnOverloadedLoop(t *testing.T) {
 	}
 }
 
-// Of a thousand connections that use a loop together, none uses much of it. One that does what is usual waits for one turn of
-// each of them at most, although it uses more, and for less if it uses less; and all of them have their turns.
+// Of a thousand connections that use a loop together, none uses much of it. One that does what is usual waits for one
+// turn of each of them at most, although it uses more, and for less if it uses less; and all of them have their turns.
 func TestRunQueueOfACrowd(t *testing.T) {
 	for _, test := range []struct{ needs, most time.Duration }{
 		{needs: 20 * time.Microsecond, most: 20 * time.Millisecond},

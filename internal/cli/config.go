@@ -96,8 +96,8 @@ func parseConfig(name string, text []byte, env []string) (config, error) {
 	return c, nil
 }
 
-// examineConfig is parseConfig that also returns what is right and hardly meant, and in the error what the start would fail at
-// although each value is right.
+// examineConfig is parseConfig that also returns what is right and hardly meant, and in the error what the start would
+// fail at although each value is right.
 func examineConfig(name string, text []byte, env []string) (warnings []error, err error) {
 	c, d := decodeConfig(name, text, env)
 	if len(d.problems) == 0 {
@@ -135,8 +135,9 @@ func (d *decoder) located(err error) error {
 	return err
 }
 
-// follows reports whether a problem may be there only because something else could not be decoded: it is about that key, or
-// one in it or around it, or says something of it, or misses a key in a section that has one of an unknown name.
+// follows reports whether a problem may be there only because something else could not be decoded: it is about that
+// key, or one in it or around it, or says something of it, or misses a key in a section that has one of an unknown
+// name.
 func (d *decoder) follows(err error, undecoded []error) bool {
 	p, ok := errors.AsType[*problem](err)
 	if !ok {
@@ -164,8 +165,8 @@ func isWithin(key, outer string) bool {
 // sectionOf is what a key stands in.
 func sectionOf(key string) string { return key[:max(0, strings.LastIndexByte(key, '.'))] }
 
-// startProblems are those that would end a start with this configuration, as long as nothing has to be opened to find them:
-// a file that is missing, or has something else in it.
+// startProblems are those that would end a start with this configuration, as long as nothing has to be opened to find
+// them: a file that is missing, or has something else in it.
 func (c config) startProblems() []error {
 	c.Logger = slog.New(slog.DiscardHandler)
 	_, pages, err := newServer(c)
@@ -243,9 +244,9 @@ var logLevels = map[string]slog.Level{
 	"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError,
 }
 
-// print returns the configuration as YAML that parseConfig reads back to the same value, but for a secret, or a URL that
-// may have one: that is not shown, and has to be set again, as by the environment. A default that depends on where the program runs
-// is a comment, so that the file is good elsewhere, too.
+// print returns the configuration as YAML that parseConfig reads back to the same value, but for a secret, or a URL
+// that may have one: that is not shown, and has to be set again, as by the environment. A default that depends on where
+// the program runs is a comment, so that the file is good elsewhere, too.
 func (c config) print() ([]byte, error) {
 	comments := yaml.CommentMap{}
 	if c.Limits.MaxMemory == 0 {

@@ -289,9 +289,9 @@ func lost(err error) error {
 // byteOrderMark is U+FEFF in UTF-8, with which some programs begin a text file. It is no part of the text.
 const byteOrderMark = "\ufeff"
 
-// lines calls do with each line of the input and its number. The line has no line feed; a last line needs none. In text a
-// carriage return before the line feed, and a byte order mark before the first line, are left out as well. A line may be
-// as long as memory allows.
+// lines calls do with each line of the input and its number. The line has no line feed; a last line needs none. In text
+// a carriage return before the line feed, and a byte order mark before the first line, are left out as well. A line may
+// be as long as memory allows.
 func lines(r io.Reader, isText bool, do func(number int, line []byte) error) error {
 	for input, number := bufio.NewReader(r), 1; ; number++ {
 		line, err := input.ReadBytes('\n')

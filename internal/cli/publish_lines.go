@@ -61,8 +61,8 @@ type numbered struct {
 	text   []byte
 }
 
-// publishLines publishes each line of the input, in order, with one request at a time. A line that is no message, or that
-// the server refuses, does not stop the others. Ctrl-C is how tail -f ends: what was read is published.
+// publishLines publishes each line of the input, in order, with one request at a time. A line that is no message, or
+// that the server refuses, does not stop the others. Ctrl-C is how tail -f ends: what was read is published.
 func (p *publisher) publishLines(ctx context.Context) error {
 	if p.inTerminal {
 		fmt.Fprintln(p.err, "each line is a message; Ctrl-D to end")

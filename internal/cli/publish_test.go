@@ -332,7 +332,8 @@ func TestLinesOfATextFileOfWindows(t *testing.T) {
 	}
 }
 
-// The server takes no request of more than 16 MiB, and a proxy before it perhaps less. Only the line that is so large is refused.
+// The server takes no request of more than 16 MiB, and a proxy before it perhaps less. Only the line that is so large
+// is refused.
 func TestALineThatNoRequestCanHoldDoesNotStopTheOthers(t *testing.T) {
 	const limit = 2 << 20
 	s := newInterface(t)

@@ -18,8 +18,8 @@ func hidden(scheme, address string) string {
 	return fmt.Sprintf("%s://user-%[3]s:password-%[3]s@%[2]s/p?token=query-%[3]s", scheme, address, sesame)
 }
 
-// A secret stands in every place of the configuration that can have one. The configuration that is printed has none, and
-// what is printed is not taken for a configuration.
+// A secret stands in every place of the configuration that can have one. The configuration that is printed has none,
+// and what is printed is not taken for a configuration.
 func TestSecretsAreNotPrinted(t *testing.T) {
 	t.Chdir(t.TempDir())
 	const one = "internal: {token: sesame-of-the-interface}\n"

@@ -38,8 +38,8 @@ func (s *subscription) request(id int) ([]byte, error) {
 	}{id, ask})
 }
 
-// historyRequest asks whether the topic has any of the last messages that are wanted. It is nil where none are, or where the
-// reply to the subscription says what is missing.
+// historyRequest asks whether the topic has any of the last messages that are wanted. It is nil where none are, or
+// where the reply to the subscription says what is missing.
 func (s *subscription) historyRequest(id int) ([]byte, error) {
 	if s.last == 0 || s.position != nil {
 		return nil, nil

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// What the program tells systemd by its notification socket (sd_notify(3)). The protocol is one datagram of lines, which
-// is why no library is needed for it.
+// What the program tells systemd by its notification socket (sd_notify(3)). The protocol is one datagram of lines,
+// which is why no library is needed for it.
 
 // notify tells systemd the lines, if it has asked for them. Nothing depends on whether it hears.
 func notify(lines ...string) error {

@@ -157,8 +157,8 @@ func (t *tail) connection(ctx context.Context) error {
 	}
 }
 
-// requests are those that subscribe to everything, each from where it was left, and then those for histories. The ids of the
-// first are 1 and more, in the order of the subscriptions, and those of the others begin after them.
+// requests are those that subscribe to everything, each from where it was left, and then those for histories. The ids
+// of the first are 1 and more, in the order of the subscriptions, and those of the others begin after them.
 func (t *tail) requests() ([][]byte, error) {
 	var list, histories [][]byte
 	for i, s := range t.subscriptions {
@@ -226,7 +226,7 @@ type serverMessage struct {
 	} `json:"error"`
 }
 
-// receive takes one message of the server. It says whether that was the reply to a subscription.
+// receive takes one message of the server. It reports whether that was the reply to a subscription.
 func (t *tail) receive(text []byte) (replied bool, err error) {
 	var m serverMessage
 	if err := json.Unmarshal(text, &m); err != nil {

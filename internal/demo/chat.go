@@ -174,8 +174,8 @@ func (r *room) hear(c *server.Conn, op codec.Opcode, payload []byte) error {
 	return r.say(c, said.Say)
 }
 
-// isSimple reports whether JSON has at most maxTokens brackets, colons and commas outside its strings. Thousands of them
-// take long to parse.
+// isSimple reports whether JSON has at most maxTokens brackets, colons and commas outside its strings. Thousands of
+// them take long to parse.
 func isSimple(payload []byte) bool {
 	tokens, quoted := 0, false
 	for i := 0; i < len(payload) && tokens <= maxTokens; i++ {

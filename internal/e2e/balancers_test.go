@@ -195,8 +195,8 @@ func read(t *testing.T, name string) string {
 	return string(text)
 }
 
-// mayChangeUser reports whether a program that is started here can become another user. Only root can, unless it is root of
-// an ordinary user's namespace, into which no other user is mapped.
+// mayChangeUser reports whether a program that is started here can become another user. Only root can, unless it is
+// root of an ordinary user's namespace, into which no other user is mapped.
 func mayChangeUser() bool {
 	if os.Getuid() != 0 {
 		return false

@@ -260,7 +260,8 @@ type press struct {
 
 const perPublisher = 1_000_000
 
-// patience is how long a publisher waits for an answer, of a node that may be stopped or cut off, before it tries again.
+// patience is how long a publisher waits for an answer, of a node that may be stopped or cut off, before it tries
+// again.
 const patience = 10 * time.Second
 
 // topicOf says to which topic a message belongs: a publisher goes from one to the next.

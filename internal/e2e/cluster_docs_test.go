@@ -125,7 +125,8 @@ func withTools(t *testing.T, natsServer string) (dir string) {
 	return dir
 }
 
-// Where the nodes end at their start, as with a nats-server that is too old, the commands end with an error that says why.
+// Where the nodes end at their start, as with a nats-server that is too old, the commands end with an error that says
+// why.
 func TestTheCommandsOfTheClusterDocumentEnd(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes seconds")

@@ -141,8 +141,8 @@ func TestNATSServersAreKilled(t *testing.T) {
 // roundsEnv says how many nodes TestNodesAreKilledAtRandom kills: some in an ordinary run, hundreds by hand.
 const roundsEnv = "CARILLON_TEST_ROUNDS"
 
-// One node after the other, as chance has it, is killed at whatever moment and comes back, or stops for some seconds and
-// wakes up as if nothing had been. Clients, who publishers publish to without a pause, wander from node to node
+// One node after the other, as chance has it, is killed at whatever moment and comes back, or stops for some seconds
+// and wakes up as if nothing had been. Clients, who publishers publish to without a pause, wander from node to node
 // meanwhile, and resume at each. In the end each has the topic.
 func TestNodesAreKilledAtRandom(t *testing.T) {
 	if testing.Short() {

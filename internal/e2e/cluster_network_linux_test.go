@@ -19,7 +19,7 @@ import (
 // networkEnv is set in a process of these tests that has a network of its own.
 const networkEnv = "CARILLON_TEST_NETWORK"
 
-// inNetwork runs the test once more, in a process that has a network of its own, and says whether this is that
+// inNetwork runs the test once more, in a process that has a network of its own, and reports whether this is that
 // process.
 func inNetwork(t *testing.T) bool {
 	t.Helper()

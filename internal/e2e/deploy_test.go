@@ -281,7 +281,8 @@ func TestManifests(t *testing.T) {
 	}
 }
 
-// limitsFit fails the test unless limits.max_memory is a good part below GOMEMLIMIT and that below the container's limit.
+// limitsFit fails the test unless limits.max_memory is a good part below GOMEMLIMIT and that below the container's
+// limit.
 func limitsFit(t *testing.T, file string, env []string, memory string) {
 	t.Helper()
 	var most, runtime, container server.Size

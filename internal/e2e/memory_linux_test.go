@@ -293,7 +293,8 @@ func TestSurvivesInAControlGroup(t *testing.T) {
 	hear(t, alice, "still here")
 }
 
-// metric is one of the server's, or NaN if the server does not answer in time, as on a machine that is busy with much else.
+// metric is one of the server's, or NaN if the server does not answer in time, as on a machine that is busy with much
+// else.
 func (a *crowded) metric(name string) float64 {
 	resp, err := http.Get(a.api + "/metrics")
 	if err != nil {

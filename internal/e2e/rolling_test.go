@@ -73,7 +73,7 @@ func rollingSite(t *testing.T) *site {
 	return newSite(t, "CARILLON_TRUSTED_PROXIES=[127.0.0.1]", "CARILLON_DRAIN_DELAY=1s", "CARILLON_DRAIN_DURATION=5s", "CARILLON_DRAIN_DEADLINE=40s")
 }
 
-// roll is the test with one balancer. The function says whether that one sends clients to a server again.
+// roll is the test with one balancer. The function reports whether that one sends clients to a server again.
 func (s *site) roll(balancer *exec.Cmd, n int, takes func(server int) bool) {
 	t := s.t
 	s.run(balancer)
@@ -249,7 +249,7 @@ func (p *feed) publish(ctx context.Context, server int, address string) {
 	}
 }
 
-// exists waits until it is time for a message, and says whether there is one. There are as many for each topic.
+// exists waits until it is time for a message, and reports whether there is one. There are as many for each topic.
 func (p *feed) exists(ctx context.Context, i int64) bool {
 	for {
 		p.mu.Lock()

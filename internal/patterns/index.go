@@ -3,10 +3,10 @@ package patterns
 
 import "strings"
 
-// Index is a set of patterns with a value for each. It is a radix tree over levels, so it has at most two nodes for each
-// pattern, however long that is. A topic of n levels meets at most 2^(n+1) nodes, and only those of patterns that begin as
-// it does: about 50 ns for each. Names have to be those of topics or patterns; a pattern without wildcards is a topic. Its
-// zero value is empty. It is not safe for concurrent use.
+// Index is a set of patterns with a value for each. It is a radix tree over levels, so it has at most two nodes for
+// each pattern, however long that is. A topic of n levels meets at most 2^(n+1) nodes, and only those of patterns that
+// begin as it does: about 50 ns for each. Names have to be those of topics or patterns; a pattern without wildcards is
+// a topic. Its zero value is empty. It is not safe for concurrent use.
 type Index[T any] struct{ root node[T] }
 
 // node stands for the levels from the root to the end of its label.
@@ -148,8 +148,8 @@ func (n *node[T]) match(topic string, list []*T) []*T {
 	return list
 }
 
-// covers reports whether a pattern below a node covers what of a name comes behind it. It is the name itself that is found
-// at the end if all levels before were the same.
+// covers reports whether a pattern below a node covers what of a name comes behind it. It is the name itself that is
+// found at the end if all levels before were the same.
 func (n *node[T]) covers(name string, same bool) bool {
 	switch {
 	case name == "":
@@ -176,7 +176,8 @@ func (n *node[T]) covers(name string, same bool) bool {
 	return false
 }
 
-// cutLevels returns what of a name comes behind levels, which may have wildcards. Only > itself stands for a > in the name.
+// cutLevels returns what of a name comes behind levels, which may have wildcards. Only > itself stands for a > in the
+// name.
 func cutLevels(topic, levels string) (behind string, ok bool) {
 	for {
 		l, moreLevels, more := strings.Cut(levels, ".")

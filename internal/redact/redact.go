@@ -1,5 +1,5 @@
-// Package redact hides passwords, tokens and other secrets in what is logged or shown: in URLs, and in the errors of what is
-// done with them.
+// Package redact hides passwords, tokens and other secrets in what is logged or shown: in URLs, and in the errors of
+// what is done with them.
 package redact
 
 import (

@@ -1,7 +1,7 @@
-// Package testenv has what tests of several packages need: programs and what .ci's scripts install, ports at which nothing
-// listens, processes that end with the tests, certificates, issuers of tokens, and outputs that are read while they are written.
-// Without a program a test is skipped, except where the environment variable CI is true: there everything has to be
-// installed, and the test fails. Only tests import this package.
+// Package testenv has what tests of several packages need: programs and what .ci's scripts install, ports at which
+// nothing listens, processes that end with the tests, certificates, issuers of tokens, and outputs that are read while
+// they are written. Without a program a test is skipped, except where the environment variable CI is true: there
+// everything has to be installed, and the test fails. Only tests import this package.
 package testenv
 
 import (

@@ -217,8 +217,8 @@ func (b *Broker) end() {
 	b.commit(errUnknown) // what the writer wrote when the committer had ended
 }
 
-// within does something, and waits for it as long as ctx allows: the NATS client's lock is held for seconds while it writes to,
-// or dials, who does not answer. It reports whether that was enough.
+// within does something, and waits for it as long as ctx allows: the NATS client's lock is held for seconds while it
+// writes to, or dials, who does not answer. It reports whether that was enough.
 func within(ctx context.Context, do func()) bool {
 	done := make(chan struct{})
 	go func() {

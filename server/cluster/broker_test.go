@@ -321,8 +321,8 @@ func TestAPatternTakesThePlaceOfWhatItCovers(t *testing.T) {
 	is(0)
 }
 
-// A node that has just been met is greeted while the next heartbeat may be due. None overtakes another: that would look as
-// if one were missing.
+// A node that has just been met is greeted while the next heartbeat may be due. None overtakes another: that would look
+// as if one were missing.
 func TestHeartbeatsGoOutInTheirOrder(t *testing.T) {
 	t.Parallel()
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, ""))}}

@@ -172,8 +172,8 @@ func TestAStreamThatIsDeletedBeginsANewEpoch(t *testing.T) {
 	}
 }
 
-// The connection to NATS breaks and is back, and NATS takes long for the first answer. Nothing else tells the node that it
-// has missed something.
+// The connection to NATS breaks and is back, and NATS takes long for the first answer. Nothing else tells the node that
+// it has missed something.
 func TestASlowReturnOfNATSIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	s := natsAt(t, -1, t.TempDir())
@@ -582,8 +582,8 @@ func TestTheEndOfANodeDoesNotSayThatNobodyGetsWhatIsStored(t *testing.T) {
 	}
 }
 
-// A message is written, but what the writer took with it is not, when the node ends and nobody asks NATS any more whether it
-// has the message. Its publisher is told so all the same.
+// A message is written, but what the writer took with it is not, when the node ends and nobody asks NATS any more
+// whether it has the message. Its publisher is told so all the same.
 func TestTheEndOfANodeTellsThePublisherOfWhatWasJustWritten(t *testing.T) {
 	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, ""))}})
 	writing, goOn := make(chan struct{}), make(chan struct{})

@@ -38,8 +38,8 @@ func (b *Broker) add(f *fetched, topic string, offset uint64, at string, data []
 	f.tail = len(data)
 }
 
-// resume adds what was fetched from the last message on, with that one once more. If it is gone, others behind it may be,
-// too, and all that is there without a hole is what has come now.
+// resume adds what was fetched from the last message on, with that one once more. If it is gone, others behind it may
+// be, too, and all that is there without a hole is what has come now.
 func (f *fetched) resume(next fetched) {
 	switch last := f.last(); {
 	case next.last() <= last: // nothing new; a replica may not even know the last one
@@ -86,7 +86,8 @@ func (b *Broker) fetchUpTo(at place, from, newest uint64, deadline time.Time) (a
 			progress = time.Now()
 		}
 		if err == nil && all.last() < newest {
-			// Either it is behind, or the newest message has been removed meanwhile, perhaps because there are newer ones.
+			// Either it is behind, or the newest message has been removed meanwhile, perhaps because there are newer
+			// ones.
 			err = errBehind
 			if now, problem := b.newest(at, deadline); problem == nil && (now < newest || now > newest && !replicas) {
 				newest = now
@@ -138,8 +139,8 @@ func (b *Broker) fetchFromReplicas(at place, from uint64, deadline time.Time) (a
 	return all, nil
 }
 
-// fetchBatch makes one batched direct get, which may take half of the time that is left. The first message is known to have
-// so many bytes.
+// fetchBatch makes one batched direct get, which may take half of the time that is left. The first message is known to
+// have so many bytes.
 func (b *Broker) fetchBatch(at place, from uint64, first, batch int, deadline time.Time) (part fetched, more bool, err error) {
 	return b.askBatch(at, from, first, batch, deadline)()
 }
@@ -203,8 +204,8 @@ type storedMessage struct {
 	Data []byte `json:"data"`
 }
 
-// askLeader asks the stream's leader for a message. A question may be lost, such as while servers find each other again, so
-// it is asked anew when a third of the time has gone.
+// askLeader asks the stream's leader for a message. A question may be lost, such as while servers find each other
+// again, so it is asked anew when a third of the time has gone.
 func (b *Broker) askLeader(at place, what map[string]any, deadline time.Time) (storedMessage, error) {
 	question, _ := json.Marshal(what)
 	m, err := storedMessage{}, errTimeout
@@ -214,8 +215,8 @@ func (b *Broker) askLeader(at place, what map[string]any, deadline time.Time) (s
 	return m, err
 }
 
-// askLeaderOnce waits for the leader's answer. Servers that know of no leader answer, too, and first: one that was cut off may
-// say so for a minute after it is back, while the leader has answered all the time.
+// askLeaderOnce waits for the leader's answer. Servers that know of no leader answer, too, and first: one that was cut
+// off may say so for a minute after it is back, while the leader has answered all the time.
 func (b *Broker) askLeaderOnce(at place, question []byte, timeout time.Duration) (m storedMessage, err error) {
 	var unavailable error
 	ended := make(chan error, 1)
@@ -274,9 +275,9 @@ const (
 	laneWidth   = 64 // sequences, at least
 )
 
-// fetchFromLeader asks the stream's leader for one message after the other. Meanwhile the oldest may be removed, and some of a
-// later part before they were asked for; but what is the first in the end was there all the time, and so was all that is
-// behind it.
+// fetchFromLeader asks the stream's leader for one message after the other. Meanwhile the oldest may be removed, and
+// some of a later part before they were asked for; but what is the first in the end was there all the time, and so was
+// all that is behind it.
 func (b *Broker) fetchFromLeader(at place, from, newest uint64, deadline time.Time) (all fetched, err error) {
 	parts, err := b.fetchParts(at, from, newest, deadline)
 	if err != nil {
@@ -297,7 +298,8 @@ func (b *Broker) fetchFromLeader(at place, from, newest uint64, deadline time.Ti
 	return all, nil
 }
 
-// fetchParts fetches the messages between two sequences from the leader, in several parts of the stream at the same time.
+// fetchParts fetches the messages between two sequences from the leader, in several parts of the stream at the same
+// time.
 func (b *Broker) fetchParts(at place, from, to uint64, deadline time.Time) (all fetched, err error) {
 	select {
 	case b.leader <- struct{}{}:

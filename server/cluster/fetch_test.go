@@ -130,8 +130,8 @@ func TestWhatReplicasDoNotHaveComesFromTheLeader(t *testing.T) {
 	}
 }
 
-// Somebody publishes the first message of a topic while it is loaded, after the leader was asked for the newest one: then
-// it is loaded, or it is beyond what the answer is good for, since it comes to those who follow the topic.
+// Somebody publishes the first message of a topic while it is loaded, after the leader was asked for the newest one:
+// then it is loaded, or it is beyond what the answer is good for, since it comes to those who follow the topic.
 func TestTheFirstMessageOfATopicIsNotLostWhileItIsLoaded(t *testing.T) {
 	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, topic.Rule{Match: "kept.>", History: 100})
 	st := n.streams[0]
@@ -147,7 +147,8 @@ func TestTheFirstMessageOfATopicIsNotLostWhileItIsLoaded(t *testing.T) {
 	}
 }
 
-// A replica's clock is ahead, or its timer was faster: it has removed messages that are not too old by the leader's clock.
+// A replica's clock is ahead, or its timer was faster: it has removed messages that are not too old by the leader's
+// clock.
 func TestWhatAReplicaHasRemovedEarlyComesFromTheLeader(t *testing.T) {
 	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, topic.Rule{Match: "kept.>", History: 100, MaxAge: time.Hour})
 	for i := range 50 {
@@ -181,8 +182,8 @@ func TestWhatAReplicaHasRemovedEarlyComesFromTheLeader(t *testing.T) {
 	}
 }
 
-// A topic is full, and its oldest messages are removed all the time while it is loaded. Something that is older in the stream
-// stays. Nobody may be told that nothing is missing since then, and what there is has to be without a hole.
+// A topic is full, and its oldest messages are removed all the time while it is loaded. Something that is older in the
+// stream stays. Nobody may be told that nothing is missing since then, and what there is has to be without a hole.
 func TestWhatIsLoadedWhileMessagesAreRemovedIsHonest(t *testing.T) {
 	for _, test := range []struct {
 		name      string
@@ -293,8 +294,8 @@ func TestMessagesThatAreRemovedWhileOthersAreFetchedLeaveNoHole(t *testing.T) {
 	}
 }
 
-// Who loads a topic takes what comes up to Last for what it has. A topic's first message may come while it is loaded: then it
-// is among what was loaded, or behind that.
+// Who loads a topic takes what comes up to Last for what it has. A topic's first message may come while it is loaded:
+// then it is among what was loaded, or behind that.
 func TestTheFirstMessageOfATopicIsLoadedOrFollows(t *testing.T) {
 	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, topic.Rule{Match: ">", History: 10})
 	followed := 0

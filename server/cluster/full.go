@@ -13,9 +13,9 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// A store is full when JetStream has reached a limit of its server or account, or its disk has no room. Messages for topics
-// with history are refused then, what is kept can still be read, and every few seconds a small message tells whether there
-// is room again.
+// A store is full when JetStream has reached a limit of its server or account, or its disk has no room. Messages for
+// topics with history are refused then, what is kept can still be read, and every few seconds a small message tells
+// whether there is room again.
 
 // fullness says since when there is no room for a stream's messages.
 type fullness struct {
@@ -54,8 +54,8 @@ func (b *Broker) filled(st *stream, err error) {
 	}
 }
 
-// outOfSpace takes what the embedded server logs: it says in no other way that its disk is full, and writes nothing to a
-// stream any more for which a write has failed.
+// outOfSpace takes what the embedded server logs: it says in no other way that its disk is full, and writes nothing to
+// a stream any more for which a write has failed.
 func (b *Broker) outOfSpace(text string) {
 	if !strings.Contains(text, "no space left on device") {
 		return

@@ -9,11 +9,12 @@ import (
 	"carillon/server/topic"
 )
 
-// A message that a disk has changed is there, and JetStream cannot read it: it counts it, and goes on with the next one, as if
-// there were none. What comes then looks whole. The number of messages behind one, which comes with each, tells.
+// A message that a disk has changed is there, and JetStream cannot read it: it counts it, and goes on with the next
+// one, as if there were none. What comes then looks whole. The number of messages behind one, which comes with each,
+// tells.
 
-// whole looks whether a replica has more of a topic than it could send. What it cannot read the stream's leader may be able to;
-// what nobody can read is a hole, and what is before that is left out.
+// whole looks whether a replica has more of a topic than it could send. What it cannot read the stream's leader may be
+// able to; what nobody can read is a hole, and what is before that is left out.
 func (b *Broker) whole(at place, all fetched, deadline time.Time) (fetched, error) {
 	list := all.messages
 	if len(list) == 0 {
@@ -52,15 +53,16 @@ func (b *Broker) whole(at place, all fetched, deadline time.Time) (fetched, erro
 	return all, nil
 }
 
-// How often the answers have to say the same. Answers of different replicas, one of which lags, can look like a gap; those of
-// one replica cannot. A real gap is overlooked only if the lag of a replica hides exactly as many messages, twice.
+// How often the answers have to say the same. Answers of different replicas, one of which lags, can look like a gap;
+// those of one replica cannot. A real gap is overlooked only if the lag of a replica hides exactly as many messages,
+// twice.
 const (
 	sureOfNone = 2
 	sureOfGap  = 8
 )
 
-// bounds is what is known about a number that does not change: it is from low to high, as so many observations have said that
-// came closest. A contradiction starts it anew.
+// bounds is what is known about a number that does not change: it is from low to high, as so many observations have
+// said that came closest. A contradiction starts it anew.
 type bounds struct {
 	low, high         int
 	saidLow, saidHigh int
@@ -85,13 +87,13 @@ func (k *bounds) observe(low, high int) {
 	}
 }
 
-// missing is how many messages a replica has between the first and the last of a list that are not in it; 0 where messages come
-// so fast that it cannot be told.
+// missing is how many messages a replica has between the first and the last of a list that are not in it; 0 where
+// messages come so fast that it cannot be told.
 //
-// Three questions are asked at once: how many are behind the last one, how many behind the first, and how many behind the last
-// one again. What comes in between is counted in some of the answers only, so that they say at least how many are missing, and
-// at most; in rounds in which nothing comes before or after the second answer, one of the two is exact. It takes sure
-// rounds that agree to tell a gap.
+// Three questions are asked at once: how many are behind the last one, how many behind the first, and how many behind
+// the last one again. What comes in between is counted in some of the answers only, so that they say at least how many
+// are missing, and at most; in rounds in which nothing comes before or after the second answer, one of the two is
+// exact. It takes sure rounds that agree to tell a gap.
 func (b *Broker) missing(at place, list []topic.Message, sure int, deadline time.Time) (int, error) {
 	first, last := list[0].Offset, lastOf(list)
 	end := time.Now().Add(time.Until(deadline) / 4)
@@ -112,7 +114,8 @@ func (b *Broker) missing(at place, list []topic.Message, sure int, deadline time
 			behind[i] = int(have.left)
 		}
 		between := behind[1] - (len(list) - 1)
-		// One of them may just have been removed, and a replica that lags may say that there are fewer than the list has.
+		// One of them may just have been removed, and a replica that lags may say that there are fewer than the list
+		// has.
 		if low, high := between-behind[2], between-behind[0]; there && low <= high && high >= 0 {
 			known.observe(low, high)
 		}

@@ -71,8 +71,8 @@ func (b *Broker) askInfo(st *stream) {
 	})
 }
 
-// leaderGrace is how long the leader's answer is waited for when a server has answered that knows of no leader: one that was
-// cut off may say so for a minute after it is back, while there is one.
+// leaderGrace is how long the leader's answer is waited for when a server has answered that knows of no leader: one
+// that was cut off may say so for a minute after it is back, while there is one.
 const leaderGrace = 300 * time.Millisecond
 
 // askState sends a question to the stream's leader and calls done with the answer.

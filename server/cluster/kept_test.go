@@ -295,7 +295,8 @@ func TestRulesThatChangeChangeTheStream(t *testing.T) {
 	}
 }
 
-// A history is raised. What was removed while it was shorter is a gap, although fewer messages are there than it allows now.
+// A history is raised. What was removed while it was shorter is a gap, although fewer messages are there than it allows
+// now.
 func TestARaisedHistoryDoesNotHideWhatWasRemoved(t *testing.T) {
 	t.Parallel()
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}

@@ -30,8 +30,8 @@ func TestOnlyALeaderSpeaksForTheStream(t *testing.T) {
 	}
 }
 
-// Of three replicas one is cut off. When it has noticed that there is no leader, JetStream has it answer what is asked of
-// the leader, with what it happens to have: that is neither a sign of health nor a stream that has lost messages.
+// Of three replicas one is cut off. When it has noticed that there is no leader, JetStream has it answer what is asked
+// of the leader, with what it happens to have: that is neither a sign of health nor a stream that has lost messages.
 func TestAReplicaThatIsCutOffDoesNotSpeakForTheStream(t *testing.T) {
 	t.Parallel()
 	x := newTrio(t, topic.Rule{Match: "kept.>", History: 1000})
@@ -89,8 +89,8 @@ func TestAStreamHasGoneBackOnlyWhenItIsSaidAgainAndAgain(t *testing.T) {
 	}
 }
 
-// A server that was cut off says at once, as soon as it is asked for a message or about the stream, that JetStream has no
-// leader, although there is one, which answers a little later.
+// A server that was cut off says at once, as soon as it is asked for a message or about the stream, that JetStream has
+// no leader, although there is one, which answers a little later.
 func TestTheLeaderIsHeardBesideServersThatKnowOfNone(t *testing.T) {
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}
 	rule := topic.Rule{Match: ">", History: 3}
@@ -150,8 +150,8 @@ func TestAStreamThatDoesNotAnswerWhenItIsLookedAt(t *testing.T) {
 	eventually(t, "it has not answered", n.streams[0].unsure.Load)
 }
 
-// One node gives a stream another epoch. Another node comes upon that when it loads a topic, before it asks for the stream's
-// state by itself: it has to look at all other topics, too.
+// One node gives a stream another epoch. Another node comes upon that when it loads a topic, before it asks for the
+// stream's state by itself: it has to look at all other topics, too.
 func TestALoadThatFindsAnotherEpochHasAllLookedAt(t *testing.T) {
 	t.Parallel()
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}

@@ -116,15 +116,15 @@ func (b *Broker) reach(at place, kept topic.Snapshot, newest, after uint64, dead
 
 // toHead puts before the messages what the stream's leader still has there, and asks it since when everything is there.
 //
-// Each replica removes what is too old by its own clock, and when its timer goes off, so the one that was fetched from may be
-// ahead of the leader. How many messages of the topic the leader has is asked for after that, and the stream's first
-// sequence last: if there are fewer than the topic's history, then what was removed for their number is older than
-// something that was removed for its age, and so is before the first sequence. Of what the stream had when the history was
-// raised, that is not certain, but only that everything from the topic's first message on is there. Answers of two leaders
-// do not go together.
+// Each replica removes what is too old by its own clock, and when its timer goes off, so the one that was fetched from
+// may be ahead of the leader. How many messages of the topic the leader has is asked for after that, and the stream's
+// first sequence last: if there are fewer than the topic's history, then what was removed for their number is older
+// than something that was removed for its age, and so is before the first sequence. Of what the stream had when the
+// history was raised, that is not certain, but only that everything from the topic's first message on is there. Answers
+// of two leaders do not go together.
 //
-// The last sequence that it returns is one that was the stream's before all that: of a later one nobody has looked whether
-// it is the topic's.
+// The last sequence that it returns is one that was the stream's before all that: of a later one nobody has looked
+// whether it is the topic's.
 func (b *Broker) toHead(at place, kept *topic.Snapshot, newest, after uint64, deadline time.Time) (state streamState, since uint64, err error) {
 	for lost := uint64(0); ; {
 		before, err := b.awaitInfo(at.st)

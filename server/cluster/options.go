@@ -125,8 +125,8 @@ func (o *Options) complete() error {
 	return nil
 }
 
-// CheckFiles reports what is wrong with the files and the nkey that Start would log in to NATS with. The error joins one
-// [option.Error] for each problem.
+// CheckFiles reports what is wrong with the files and the nkey that Start would log in to NATS with. The error joins
+// one [option.Error] for each problem.
 func (o Options) CheckFiles() error {
 	c := option.Checker{Prefix: prefix}
 	if o.NATS.Credentials != "" {

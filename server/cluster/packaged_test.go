@@ -135,7 +135,8 @@ func (x *packagedCluster) settle(gone string) {
 	}
 }
 
-// say has the first node publish a transient message and a broadcast, and all nodes the same message for a topic with history.
+// say has the first node publish a transient message and a broadcast, and all nodes the same message for a topic with
+// history.
 func (x *packagedCluster) say(text string) {
 	x.t.Helper()
 	first := x.nodes[0]

@@ -32,8 +32,8 @@ type heartbeat struct {
 
 	Streams map[string]claim `json:"streams,omitempty"` // how far it has seen them, by the rule's id
 
-	// For so many seconds more the keys of all publishers share one namespace, because a node of an older version is, or
-	// was, in the cluster. Such a node does not say so.
+	// For so many seconds more the keys of all publishers share one namespace, because a node of an older version is,
+	// or was, in the cluster. Such a node does not say so.
 	SharedKeys *int `json:"sharedKeys"`
 }
 
@@ -107,7 +107,8 @@ func (p *peers) sharesKeys(now time.Time) bool {
 	return now.Before(p.shared)
 }
 
-// sharedSeconds is for how long that goes on. It is a second less, so that nodes that tell each other do not prolong it.
+// sharedSeconds is for how long that goes on. It is a second less, so that nodes that tell each other do not prolong
+// it.
 func (p *peers) sharedSeconds(now time.Time) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()

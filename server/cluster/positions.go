@@ -16,13 +16,13 @@ import (
 	"time"
 )
 
-// positions is the file in which a node remembers how far the streams were when it last saw them. It is not in JetStream's
-// directory, so that an older copy of that does not bring an older copy of this with it.
+// positions is the file in which a node remembers how far the streams were when it last saw them. It is not in
+// JetStream's directory, so that an older copy of that does not bring an older copy of this with it.
 //
-// Each new sequence is written before anyone gets it. The write is not followed by an fsync: it outlives the process, not
-// the machine. For the machine there is a reservation: no sequence beyond it is given out before a higher one is on the
-// disk. After a power loss a stream that is shorter than the reservation may have lost messages, and is taken for one that
-// has: a reservation can begin an epoch for nothing, but never hides a loss.
+// Each new sequence is written before anyone gets it. The write is not followed by an fsync: it outlives the process,
+// not the machine. For the machine there is a reservation: no sequence beyond it is given out before a higher one is on
+// the disk. After a power loss a stream that is shorter than the reservation may have lost messages, and is taken for
+// one that has: a reservation can begin an epoch for nothing, but never hides a loss.
 //
 // Each stream has two slots of fixed size, which are written in turn, so that one is whole when the other is torn.
 type positions struct {
@@ -166,9 +166,9 @@ func readSlot(b []byte) (rule string, e *position, err error) {
 	return string(bytes.TrimRight(b[16:32], "\x00")), e, nil
 }
 
-// before returns what a run before this one has left of a stream. unsure is a sequence up to which messages may have been
-// given out without being in the mark: of a machine that ended without a word, the reservation. unread means that the file
-// had something that cannot be read.
+// before returns what a run before this one has left of a stream. unsure is a sequence up to which messages may have
+// been given out without being in the mark: of a machine that ended without a word, the reservation. unread means that
+// the file had something that cannot be read.
 func (p *positions) before(rule string) (m mark, c census, unsure uint64, unread bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -345,8 +345,8 @@ func (p *positions) close(clean bool) {
 	p.file = nil
 }
 
-// openPositions opens the file of this node's options. By default it is beside the directory of the embedded server, or in
-// it where that cannot be written to.
+// openPositions opens the file of this node's options. By default it is beside the directory of the embedded server, or
+// in it where that cannot be written to.
 func (b *Broker) openPositions() (err error) {
 	path, byDefault := b.o.Positions, b.o.Positions == ""
 	if byDefault && b.o.NATS.StoreDir != "" {

@@ -81,7 +81,8 @@ func TestAReservationIsExtendedBeforeItIsUsedUp(t *testing.T) {
 	})
 }
 
-// A slot that is torn costs the last write, and a file of which nothing can be read is not taken for one that says nothing.
+// A slot that is torn costs the last write, and a file of which nothing can be read is not taken for one that says
+// nothing.
 func TestPositionsThatAreDamaged(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "positions")
 	p := reopened(t, path, "boot")

@@ -171,9 +171,9 @@ func (b *Broker) PublishPersistent(p topic.Publication, rule int, done func(topi
 	b.put(o)
 }
 
-// keySpace is the publisher that a message's key belongs to. Nodes of older versions know of none, and a client that has to
-// publish a message again may have come from one of them: so until the last of them is gone, and JetStream has forgotten
-// the keys that it wrote, all keys are the application's, as they are there.
+// keySpace is the publisher that a message's key belongs to. Nodes of older versions know of none, and a client that
+// has to publish a message again may have come from one of them: so until the last of them is gone, and JetStream has
+// forgotten the keys that it wrote, all keys are the application's, as they are there.
 func (b *Broker) keySpace(p *topic.Publication) string {
 	if p.Publisher != "" && b.peers.sharesKeys(time.Now()) {
 		return ""
@@ -181,9 +181,9 @@ func (b *Broker) keySpace(p *topic.Publication) string {
 	return p.Publisher
 }
 
-// messageID is what JetStream knows a message with a key by. A header loses white space at its end, and line breaks become
-// spaces in it: a key that would not get there as it is, is escaped, and the first word says so. Other keys of the
-// application stay as they are, so that nodes of older versions say the same.
+// messageID is what JetStream knows a message with a key by. A header loses white space at its end, and line breaks
+// become spaces in it: a key that would not get there as it is, is escaped, and the first word says so. Other keys of
+// the application stay as they are, so that nodes of older versions say the same.
 func messageID(epoch, publisher, topic, key string) string {
 	if publisher != "" {
 		sum := sha256.Sum256([]byte(publisher)) // which may be long
@@ -255,8 +255,8 @@ func (b *Broker) writer() {
 	}
 }
 
-// hold publishes a message for a stream, or has it wait while the stream is in doubt: what is published then may be lost by
-// the epoch that begins.
+// hold publishes a message for a stream, or has it wait while the stream is in doubt: what is published then may be
+// lost by the epoch that begins.
 func (b *Broker) hold(o *outgoing) {
 	st := o.stream
 	switch doubtful := len(st.held) > 0 || st.isDoubtful(); {
@@ -419,8 +419,8 @@ func (b *Broker) store(o *outgoing) {
 	}
 }
 
-// errTwice means that a message was stored with a sequence that had been given to another one. The epoch that begins for that
-// does not have the message.
+// errTwice means that a message was stored with a sequence that had been given to another one. The epoch that begins
+// for that does not have the message.
 var errTwice = fmt.Errorf("%w: the stream has lost messages", errUnknown)
 
 // acknowledged reads JetStream's answer to a message. The sequence that was given out before it was published is given.

@@ -125,7 +125,8 @@ func (c *calls) failAll(err error) {
 	}
 }
 
-// exchange sends a question. take gets each answer, or an error and nothing after it, and reports whether more are expected.
+// exchange sends a question. take gets each answer, or an error and nothing after it, and reports whether more are
+// expected.
 func (b *Broker) exchange(subject string, body []byte, timeout time.Duration, take func(*nats.Msg, error) (more bool)) {
 	reply, token := b.calls.open(timeout, take)
 	if err := b.nc.PublishMsg(&nats.Msg{Subject: subject, Reply: reply, Data: body}); err != nil && b.calls.close(token) {

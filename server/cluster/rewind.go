@@ -39,18 +39,19 @@ type census struct {
 	history               uint64 // how many of a topic it kept
 }
 
-// isShort reports whether messages have gone that JetStream had no reason to remove. It removes one of a topic when a newer
-// one comes, and otherwise the oldest of all.
+// isShort reports whether messages have gone that JetStream had no reason to remove. It removes one of a topic when a
+// newer one comes, and otherwise the oldest of all.
 func (c census) isShort(now census) bool {
 	removed := now.first - min(now.first, c.first) // at most
 	return c.history == now.history && now.last >= c.last && now.messages+removed < c.messages
 }
 
-// A stream that has lost its newest messages gives their sequences again. A client that has had the first ones must not be
-// told that it has had the second ones. So each node knows the highest sequence that it has seen, by itself or from the
-// heartbeats of others, with the time of that message, and some know it from before their start (positions). The stream is
-// compared with that at the start, when the connection to NATS is back, when there is a new leader, and each second. If it
-// is shorter, or has another message in that place, or gives a sequence that was given before, a new epoch begins.
+// A stream that has lost its newest messages gives their sequences again. A client that has had the first ones must not
+// be told that it has had the second ones. So each node knows the highest sequence that it has seen, by itself or from
+// the heartbeats of others, with the time of that message, and some know it from before their start (positions). The
+// stream is compared with that at the start, when the connection to NATS is back, when there is a new leader, and each
+// second. If it is shorter, or has another message in that place, or gives a sequence that was given before, a new
+// epoch begins.
 //
 // While a stream is in doubt, messages for it wait, and so do those who load a topic.
 
@@ -59,8 +60,8 @@ func (st *stream) doubt() { st.doubts.Add(1) }
 
 func (st *stream) isDoubtful() bool { return st.doubts.Load() != st.cleared.Load() }
 
-// see notes that a message of the stream has been given out. It is called before the message, or a position at it, is handed
-// to anyone.
+// see notes that a message of the stream has been given out. It is called before the message, or a position at it, is
+// handed to anyone.
 func (b *Broker) see(st *stream, m mark) {
 	ours, twice := st.see(m)
 	if twice {
@@ -234,7 +235,8 @@ func (b *Broker) awaitClear(st *stream, deadline time.Time) error {
 // censusPause is how long the messages of a stream are not counted after its topics' history was changed.
 const censusPause = 5 * time.Second
 
-// count looks whether messages are missing in the middle of a stream. As long as JetStream cannot tell which, it may be any.
+// count looks whether messages are missing in the middle of a stream. As long as JetStream cannot tell which, it may be
+// any.
 func (b *Broker) count(st *stream, state streamState) error {
 	now := census{state.First, state.Last, state.Messages, state.history}
 	st.mu.Lock()
@@ -271,8 +273,8 @@ func (b *Broker) count(st *stream, state streamState) error {
 	return nil
 }
 
-// lostKey is where a stream's metadata have a sequence up to which messages may be missing that JetStream had no reason to
-// remove.
+// lostKey is where a stream's metadata have a sequence up to which messages may be missing that JetStream had no reason
+// to remove.
 const lostKey = "carillon.lost"
 
 // declareLost writes it, for all nodes.
@@ -347,8 +349,8 @@ func (b *Broker) listenFor(st *stream) {
 	}
 }
 
-// remember takes what the file has of a stream. What the machine may have given out before it ended without a word counts
-// only when nobody else has watched the stream meanwhile: otherwise the others know.
+// remember takes what the file has of a stream. What the machine may have given out before it ended without a word
+// counts only when nobody else has watched the stream meanwhile: otherwise the others know.
 func (b *Broker) remember(st *stream) {
 	m, c, unsure, unread := b.positions.before(st.id)
 	past := b.positions.past(st.id)
@@ -373,8 +375,8 @@ func (b *Broker) remember(st *stream) {
 	}
 }
 
-// isWatched reports whether another node has known the stream for longer than this one. Where one server has all there is,
-// and runs in a node, the others know a second less than it.
+// isWatched reports whether another node has known the stream for longer than this one. Where one server has all there
+// is, and runs in a node, the others know a second less than it.
 func (b *Broker) isWatched(st *stream) bool {
 	if b.embedded != nil && b.o.Replicas < 2 {
 		return false
@@ -428,7 +430,8 @@ func (b *Broker) doubtAll() {
 	}
 }
 
-// awaitPeers gives the others that are known time to say how far they have seen the streams, after the connection was lost.
+// awaitPeers gives the others that are known time to say how far they have seen the streams, after the connection was
+// lost.
 func (b *Broker) awaitPeers(since time.Time) {
 	for end := time.Now().Add(heartbeatInterval * 3 / 2); time.Now().Before(end) && b.sleep(20*time.Millisecond); {
 		b.peers.mu.Lock()
@@ -445,8 +448,8 @@ func (b *Broker) awaitPeers(since time.Time) {
 	}
 }
 
-// isStill waits for a random time and reports whether the epoch is the same after it: the nodes notice at the same time that
-// messages are lost, and one of them is to begin a new epoch.
+// isStill waits for a random time and reports whether the epoch is the same after it: the nodes notice at the same time
+// that messages are lost, and one of them is to begin a new epoch.
 func (b *Broker) isStill(st *stream, epoch string) bool {
 	b.sleep(rand.N(probeInterval))
 	state, err := b.awaitInfo(st)
@@ -456,8 +459,8 @@ func (b *Broker) isStill(st *stream, epoch string) bool {
 	return err == nil && state.epoch == epoch
 }
 
-// isPast reports whether the stream is of an epoch that this node has seen the end of. As with sequences, it takes several
-// times, unless there is one server only.
+// isPast reports whether the stream is of an epoch that this node has seen the end of. As with sequences, it takes
+// several times, unless there is one server only.
 func (b *Broker) isPast(st *stream, state streamState) (past, certain bool) {
 	st.mu.Lock()
 	past = slices.Contains(st.past, state.epoch)

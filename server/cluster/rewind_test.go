@@ -63,7 +63,8 @@ func (n *testNode) fill(from, to int) (p topic.Position) {
 	return p
 }
 
-// knowsTheTime waits until the node knows the time of the last message, with which it is told from another in its place.
+// knowsTheTime waits until the node knows the time of the last message, with which it is told from another in its
+// place.
 func (n *testNode) knowsTheTime(p topic.Position) {
 	n.t.Helper()
 	eventually(n.t, "the node has looked at the stream", func() bool {

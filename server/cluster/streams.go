@@ -277,9 +277,9 @@ func (b *Broker) adopt(ctx context.Context, js jetstream.JetStream, st *stream, 
 	return nil
 }
 
-// raisedKey is where a stream's metadata have its last sequence of the time when its topics' history was raised: of what was
-// before that, more may have been removed than a history of today's length explains. While that is being done it is not a
-// number.
+// raisedKey is where a stream's metadata have its last sequence of the time when its topics' history was raised: of
+// what was before that, more may have been removed than a history of today's length explains. While that is being done
+// it is not a number.
 const (
 	raisedKey   = "carillon.raised"
 	beingRaised = "now"
@@ -329,8 +329,8 @@ func (st *stream) setEpoch(epoch string) (changed bool) {
 	return changed
 }
 
-// changed notes the stream's epoch, and reports whether it is another one: then all has to be looked at again, for which
-// nobody else sees the change.
+// changed notes the stream's epoch, and reports whether it is another one: then all has to be looked at again, for
+// which nobody else sees the change.
 func (b *Broker) changed(st *stream, epoch string) bool {
 	changed := st.setEpoch(epoch)
 	if changed {

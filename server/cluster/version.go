@@ -8,9 +8,9 @@ import (
 	"carillon/internal/redact"
 )
 
-// leastVersion is the first nats-server that topics with history can be kept in. 2.9 can do all that is needed; but when
-// three of its servers had been killed at once, a message was gone that had been acknowledged, and all later ones had
-// other sequences.
+// leastVersion is the first nats-server that topics with history can be kept in. 2.9 can do all that is needed; but
+// when three of its servers had been killed at once, a message was gone that had been acknowledged, and all later ones
+// had other sequences.
 const leastVersion = "2.10"
 
 // checkVersion reports whether the NATS server that was found will do.

@@ -137,8 +137,8 @@ func packagedVersion(t *testing.T, path string) string {
 }
 
 // A distribution's nats-server may be older than what this repository's modules have. Debian 12 has 2.9: good for
-// topics without history and for broadcasts, and a server that is to keep topics in it says what it needs. Debian 13 has
-// 2.10, which knows no requests for many messages.
+// topics without history and for broadcasts, and a server that is to keep topics in it says what it needs. Debian 13
+// has 2.10, which knows no requests for many messages.
 func TestThePackagedNATSServer(t *testing.T) {
 	t.Parallel()
 	path := testenv.Program(t, "nats-server")

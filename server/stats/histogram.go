@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// Bounds are the upper ends of a histogram's buckets, in microseconds; what is above the last one has a
-// bucket of its own. All histograms have the same bounds, from the times of a quiet loop to those that no client waits for.
+// Bounds are the upper ends of a histogram's buckets, in microseconds; what is above the last one has a bucket of its
+// own. All histograms have the same bounds, from the times of a quiet loop to those that no client waits for.
 var Bounds = [...]uint32{
 	50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
 	1_000_000, 2_500_000, 5_000_000, 10_000_000,

@@ -30,7 +30,8 @@ var (
 	// goes to no connection.
 	ErrNoCluster = errors.New("the cluster cannot be reached")
 
-	// ErrUncertain means that the broker did not acknowledge the message in time, or not all of it. It may or may not have been stored.
+	// ErrUncertain means that the broker did not acknowledge the message in time, or not all of it. It may or may not
+	// have been stored.
 	ErrUncertain = errors.New("message not acknowledged by the cluster: it may or may not be stored")
 )
 

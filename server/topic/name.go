@@ -29,8 +29,8 @@ func Check(name string) error {
 	return err
 }
 
-// CheckPattern reports what is wrong with a name that may be that of a topic or a pattern. A pattern has "*" for any one
-// level, or ">" as its last level for one or more. The error is a *[NameError].
+// CheckPattern reports what is wrong with a name that may be that of a topic or a pattern. A pattern has "*" for any
+// one level, or ">" as its last level for one or more. The error is a *[NameError].
 func CheckPattern(name string) error {
 	_, err := Parse(name)
 	return err
@@ -126,8 +126,8 @@ func Covers(outer, inner string) bool {
 	}
 }
 
-// Overlaps reports whether a topic can match both patterns. Either may be the name of a topic. A client can ask for many
-// names at once, and each is compared with all others, so it takes only a few nanoseconds a level.
+// Overlaps reports whether a topic can match both patterns. Either may be the name of a topic. A client can ask for
+// many names at once, and each is compared with all others, so it takes only a few nanoseconds a level.
 func Overlaps(a, b string) bool {
 	i, j := 0, 0
 	for i < len(a) && j < len(b) { // a level begins at both

@@ -1,5 +1,5 @@
-// Package admin is the internal HTTP interface of a server, for services that publish and for operators: its routes, its
-// problems, and openapi.json, which describes them. It knows the server only as a [Backend].
+// Package admin is the internal HTTP interface of a server, for services that publish and for operators: its routes,
+// its problems, and openapi.json, which describes them. It knows the server only as a [Backend].
 package admin
 
 import (

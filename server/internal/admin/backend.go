@@ -38,8 +38,8 @@ type Backend interface {
 	// HasEndpoint reports whether an endpoint has this path.
 	HasEndpoint(path string) bool
 
-	// Broadcast sends a message to all connections of an endpoint, or of all endpoints if path is empty, and returns how
-	// many of this server's there are. It waits until the broker has the message, if there is one. It fails with
+	// Broadcast sends a message to all connections of an endpoint, or of all endpoints if path is empty, and returns
+	// how many of this server's there are. It waits until the broker has the message, if there is one. It fails with
 	// [ErrNoEndpoint].
 	Broadcast(ctx context.Context, path string, f *codec.Frame) (connections int, err error)
 
@@ -50,8 +50,8 @@ type Backend interface {
 	// Topic describes a topic as all servers of the cluster know it. It fails with [ErrNoTopic].
 	Topic(ctx context.Context, name string) (Topic, error)
 
-	// History returns messages that a topic keeps as the JSON protocol has them: the first ones after since, or the newest
-	// ones if it is nil.
+	// History returns messages that a topic keeps as the JSON protocol has them: the first ones after since, or the
+	// newest ones if it is nil.
 	History(name string, since *topic.Position, limit int) (json.Marshaler, error)
 
 	// Nodes lists the servers of the cluster, this one first. The caller may change the list.

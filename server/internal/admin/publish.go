@@ -64,7 +64,8 @@ func (a *api) publish(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// withoutMark returns JSON without the byte order mark that some programs put before it, which is no part of it (RFC 8259, 8.1).
+// withoutMark returns JSON without the byte order mark that some programs put before it, which is no part of it (RFC
+// 8259, 8.1).
 func withoutMark(payload []byte, f topic.Format) []byte {
 	if f == topic.FormatJSON {
 		return bytes.TrimPrefix(payload, []byte("\ufeff"))

@@ -1,4 +1,5 @@
-// Package auth decides who may come in: it checks the origins of pages and the tokens of clients, and asks connect hooks.
+// Package auth decides who may come in: it checks the origins of pages and the tokens of clients, and asks connect
+// hooks.
 package auth
 
 import (
@@ -16,7 +17,8 @@ type Config struct {
 	Fetch *FetchTimes      // must not change once keys are fetched; nil is the default
 }
 
-// Authenticator checks the tokens of an endpoint's clients, and asks its connect hook. It may be used from any goroutine.
+// Authenticator checks the tokens of an endpoint's clients, and asks its connect hook. It may be used from any
+// goroutine.
 type Authenticator struct {
 	jwt  *verifier // nil if the endpoint asks for no token
 	hook *hook     // nil without one
@@ -58,8 +60,8 @@ func (a *Authenticator) CheckToken(r *codec.Request) (Identity, error) {
 	return Identity{}, errNoToken
 }
 
-// Verify returns who the owner of a token is. It waits for nothing, and must not be called unless ChecksTokens. The error
-// is a *[Refusal].
+// Verify returns who the owner of a token is. It waits for nothing, and must not be called unless ChecksTokens. The
+// error is a *[Refusal].
 func (a *Authenticator) Verify(token string) (Identity, error) { return a.jwt.verify(token) }
 
 // Keys returns the keys that tokens are checked with, nil unless ChecksTokens.
@@ -73,14 +75,14 @@ func (a *Authenticator) Keys() *Keyring {
 // HasHook reports whether a connect hook has to be asked.
 func (a *Authenticator) HasHook() bool { return a.hook != nil }
 
-// AskHook asks the connect hook about a request, and waits for its answer: what the client may do. Remote is the client's
-// address, and subject that of its token. It must not be called unless HasHook. The error is a *[Refusal].
+// AskHook asks the connect hook about a request, and waits for its answer: what the client may do. Remote is the
+// client's address, and subject that of its token. It must not be called unless HasHook. The error is a *[Refusal].
 func (a *Authenticator) AskHook(ctx context.Context, r *codec.Request, remote, subject string) (Identity, error) {
 	return a.hook.decide(ctx, r, remote, subject)
 }
 
-// PendingHookRequests returns how many requests wait for the connect hook, 0 if their number has no limit. It must not be
-// called unless HasHook.
+// PendingHookRequests returns how many requests wait for the connect hook, 0 if their number has no limit. It must not
+// be called unless HasHook.
 func (a *Authenticator) PendingHookRequests() int { return len(a.hook.slots) }
 
 // Retire closes idle connections to the connect hook. It is for an Authenticator that no new request will use.

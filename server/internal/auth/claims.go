@@ -48,7 +48,8 @@ func badClaims(problem string) *Refusal {
 	return badToken(stats.RefuseTokenMalformed, errTokenClaims.Reason+": "+problem)
 }
 
-// UnmarshalJSON refuses what a claim may not be. That includes null, which RFC 7519 has for none. The error is a *Refusal.
+// UnmarshalJSON refuses what a claim may not be. That includes null, which RFC 7519 has for none. The error is a
+// *Refusal.
 func (c *claims) UnmarshalJSON(b []byte) error {
 	type plain claims
 	err := claimsShape.Unmarshal(b, (*plain)(c))
@@ -74,8 +75,8 @@ func (c *claims) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// checkSubject refuses the name of nobody, and one that JSON cannot tell from others: halves of surrogate pairs and what is
-// no UTF-8 are decoded as U+FFFD. The error is a *strictjson.Error.
+// checkSubject refuses the name of nobody, and one that JSON cannot tell from others: halves of surrogate pairs and
+// what is no UTF-8 are decoded as U+FFFD. The error is a *strictjson.Error.
 func checkSubject(member, subject string) error {
 	switch {
 	case subject == "":
@@ -130,8 +131,8 @@ type protected struct {
 
 var protectedShape = strictjson.ShapeOf[protected](strictjson.Rules{Unknown: true})
 
-// checkHeader returns the name of the key that a token says it is signed with; "" if it does not. The parser has decoded
-// the header before, but forgives what may not decide anything. The error is a *Refusal.
+// checkHeader returns the name of the key that a token says it is signed with; "" if it does not. The parser has
+// decoded the header before, but forgives what may not decide anything. The error is a *Refusal.
 func checkHeader(t *jwt.Token) (key string, err error) {
 	first, _, _ := strings.Cut(t.Raw, ".")
 	text, err := base64.RawURLEncoding.Strict().DecodeString(first)

@@ -10,8 +10,8 @@ import (
 	"carillon/server/internal/option"
 )
 
-// fetchBody sends a request and returns the body of an answer that is 200 and not larger than limit. Its error shows nothing
-// of the URL, which may hold a password.
+// fetchBody sends a request and returns the body of an answer that is 200 and not larger than limit. Its error shows
+// nothing of the URL, which may hold a password.
 func fetchBody(client *http.Client, r *http.Request, limit int64) ([]byte, error) {
 	resp, err := client.Do(r)
 	if err != nil {

@@ -11,7 +11,8 @@ import (
 	"carillon/codec"
 )
 
-// A proxy, or a server that is no HTTP server, has errors of its own. Neither they nor the log have the secrets of a URL.
+// A proxy, or a server that is no HTTP server, has errors of its own. Neither they nor the log have the secrets of a
+// URL.
 func TestSecretsOfURLsAreNotShown(t *testing.T) {
 	const secret = "http://user-sesame:password-sesame@127.0.0.1:1/x?token=query-sesame"
 	var shown strings.Builder

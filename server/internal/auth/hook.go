@@ -75,8 +75,8 @@ type hookResponse struct {
 
 var hookResponseShape = strictjson.ShapeOf[hookResponse](strictjson.Rules{})
 
-// parseHookResponse reads an answer and what it says of a client that is let in. Everything that is no clear answer is an
-// error, whose text is for the log.
+// parseHookResponse reads an answer and what it says of a client that is let in. Everything that is no clear answer is
+// an error, whose text is for the log.
 func parseHookResponse(text []byte) (v hookResponse, id Identity, err error) {
 	err = hookResponseShape.Unmarshal(text, &v)
 	var kind *json.UnmarshalTypeError

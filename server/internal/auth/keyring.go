@@ -33,7 +33,8 @@ type signatureKey struct {
 // of the loop's time.
 const maxTried = 8
 
-// Keyring has the keys of an endpoint. Any goroutine may check tokens with it; Load, Refresh and Watch are for one at a time.
+// Keyring has the keys of an endpoint. Any goroutine may check tokens with it; Load, Refresh and Watch are for one at a
+// time.
 type Keyring struct {
 	opts *JWT
 	log  *slog.Logger

@@ -105,9 +105,9 @@ func (o *Origins) listed(text []byte) bool {
 // port.
 //
 // Over TLS, an http origin may be a page that an attacker on the network has changed, and its WebSocket would carry the
-// victim's cookies. But some libraries send http always, such as Python's websocket-client before version 1.3. So http is
-// read as https if the request has no credentials that a browser adds by itself. Behind a proxy it never is: the proxy may
-// have checked credentials that are not seen here.
+// victim's cookies. But some libraries send http always, such as Python's websocket-client before version 1.3. So http
+// is read as https if the request has no credentials that a browser adds by itself. Behind a proxy it never is: the
+// proxy may have checked credentials that are not seen here.
 func (o *Origins) own(text []byte, r *codec.Request, via Transport) bool {
 	is, ok := ParseOrigin(string(text))
 	if !ok || is.Scheme != "http" && is.Scheme != "https" {
@@ -173,7 +173,8 @@ func notInHost(r rune) bool {
 	return r <= ' ' || r > '~' || strings.ContainsRune(`/?#@:[]\"'<>^{|}`+"`,;*", r)
 }
 
-// NewOrigins prepares a list that [CheckOrigins] has checked. The server's own origin is that of publicURL, if it is not "".
+// NewOrigins prepares a list that [CheckOrigins] has checked. The server's own origin is that of publicURL, if it is
+// not "".
 func NewOrigins(list []string, publicURL string) (all Origins) {
 	for _, text := range list {
 		switch scheme, domain, wild := strings.Cut(text, "://*."); {

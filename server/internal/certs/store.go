@@ -1,4 +1,5 @@
-// Package certs reads the certificates of a listener, again when their files change, and recognizes the beginning of TLS.
+// Package certs reads the certificates of a listener, again when their files change, and recognizes the beginning of
+// TLS.
 package certs
 
 import (

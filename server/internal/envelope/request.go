@@ -55,8 +55,8 @@ func (p *Publish) Message() (topic.Format, []byte, error) {
 	return topic.FormatBinary, payload, nil
 }
 
-// CheckKey refuses a key that JSON cannot tell from others: what is no UTF-8, and half of a UTF-16 pair, become the same
-// character when it is decoded. The error is a *[RequestError].
+// CheckKey refuses a key that JSON cannot tell from others: what is no UTF-8, and half of a UTF-16 pair, become the
+// same character when it is decoded. The error is a *[RequestError].
 func (p *Publish) CheckKey() error {
 	if strings.ContainsRune(p.Key, utf8.RuneError) {
 		return BadRequest("key is not Unicode text: it has an unpaired surrogate or the character U+FFFD")

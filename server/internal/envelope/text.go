@@ -1,5 +1,5 @@
-// Package envelope writes messages and replies as clients get them: JSON and server-sent events. It reads what requests of
-// both the JSON protocol and the HTTP interface have. It works on bytes only.
+// Package envelope writes messages and replies as clients get them: JSON and server-sent events. It reads what requests
+// of both the JSON protocol and the HTTP interface have. It works on bytes only.
 package envelope
 
 import (
@@ -12,12 +12,12 @@ const hexDigits = "0123456789abcdef"
 // jsonEscapes are the short escapes of JSON (RFC 8259, section 7), as encoding/json has them.
 var jsonEscapes = [utf8.RuneSelf]byte{'"': '"', '\\': '\\', '\b': 'b', '\f': 'f', '\n': 'n', '\r': 'r', '\t': 't'}
 
-// LargeText is the size in bytes of a text from which on it is worth while to find out what it becomes, so that a buffer
-// does not have to grow again and again.
+// LargeText is the size in bytes of a text from which on it is worth while to find out what it becomes, so that a
+// buffer does not have to grow again and again.
 const LargeText = 4 << 10
 
-// AppendText appends a string of JSON: what encoding/json makes of it without HTML escapes, in a fraction of the time and
-// without an allocation, since messages of any kind become such strings on the event loops.
+// AppendText appends a string of JSON: what encoding/json makes of it without HTML escapes, in a fraction of the time
+// and without an allocation, since messages of any kind become such strings on the event loops.
 func AppendText[T string | []byte](b []byte, text T) []byte {
 	if len(text) >= LargeText {
 		b = slices.Grow(b, TextSize(text))

@@ -30,8 +30,8 @@ func (c *Checker) Len() int { return len(c.problems) }
 // Err joins the problems, and is nil if there are none.
 func (c *Checker) Err() error { return errors.Join(c.problems...) }
 
-// Longest is the upper bound of the time-outs that [Checker.Duration] checks: event loops keep times as milliseconds in 32
-// bits.
+// Longest is the upper bound of the time-outs that [Checker.Duration] checks: event loops keep times as milliseconds in
+// 32 bits.
 const Longest = 7 * 24 * time.Hour
 
 // Duration checks a time between 1 ms and [Longest]. Zero becomes the default, and a negative one is off, if that is
