@@ -390,7 +390,7 @@ func TestAPanicInAPageIsLogged(t *testing.T) {
 	eventually(t, "the panic is logged", func() bool { return strings.Contains(log.String(), "panic serving 127.0.0.1:") })
 	for line := range strings.Lines(log.String()) {
 		if strings.Contains(line, "alas") && (!strings.HasPrefix(line, "time=") || !strings.Contains(line, "level=ERROR") ||
-			!strings.Contains(line, `alas \x80\u202e`) || !strings.Contains(line, "plain_http_test.go")) {
+			!strings.Contains(line, `alas \x80\u202e`) || !strings.Contains(line, "http_serve_test.go")) {
 			t.Errorf("logged as %q", line)
 		}
 	}

@@ -148,6 +148,7 @@ var limitStories = []reloadStory{
 			bob := dial(t, s, "/echo")
 			wantStatus(t, s, 429, "/echo")
 			bob.leave(s)
+			eventually(t, "only alice is left", func() bool { return s.sockets.Load() == 1 })
 			bob = dial(t, s, "/echo")
 			reloaded(t, s, "limits.max_connections_per_address", func(o *Options) { o.Limits.MaxConnectionsPerAddress = -1 })
 			cathy := dial(t, s, "/echo")

@@ -28,7 +28,7 @@ func TestAHandlerThatBlocks(t *testing.T) {
 	eventually(t, "it is told of", func() bool { return len(told()) > 0 })
 	z.serves(50)
 	eventually(t, "it is counted", func() bool { return s.Stats().Blocked == uint64(len(log.lines("event loop is blocked"))) })
-	for _, word := range []string{"loop=", "waitHere", "blocked_test.go"} {
+	for _, word := range []string{"loop=", "waitHere", "watchdog_test.go"} {
 		if line := told()[0]; !strings.Contains(line, word) {
 			t.Errorf("the log does not say %q but\n%s", word, line)
 		}
