@@ -12,6 +12,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/admin"
+	"carillon/server/internal/auth"
 	"carillon/server/internal/logs"
 )
 
@@ -24,10 +25,10 @@ type ops struct {
 
 	events  *logs.Sampler
 	grave   *logs.Sampler
-	origins originLog
+	origins auth.OriginLog
 
 	maintenance atomic.Bool
-	settled     atomic.Int64 // when the server was last told to take connections, as of elapsed
+	settled     atomic.Int64 // when the server was last told to take connections, as of uptime
 }
 
 // stuckAfter is long, because who asks for it kills the server: a loop that only has much to do comes

@@ -189,10 +189,10 @@ func (sh *shard) inflateBudget() int { return int(inflateBudget * sh.run.quantum
 // heavyPayload is the size in bytes of a message from which on the clock is looked at after each.
 const heavyPayload = 4 << 10
 
-// mostCharged bounds what a connection is charged for so many bytes of input, in so many TLS records, outside its
+// maxCharge bounds what a connection is charged for so many bytes of input, in so many TLS records, outside its
 // turns: what took longer was most likely the system, which ran something else in between. What an application's
 // handler takes is not known.
-func (c *Conn) mostCharged(size, records int) time.Duration {
+func (c *Conn) maxCharge(size, records int) time.Duration {
 	base := 2 * quantum
 	if c.state.Load() == stateOpen && c.ep.Mode != "" && c.handler() == &c.ep.handler {
 		base = 40 * time.Microsecond
@@ -207,7 +207,7 @@ func (c *Conn) chargeInput(size, records int) {
 		return
 	}
 	now := c.sh.srv.uptime()
-	if used := min(now-c.sh.began, c.mostCharged(size, records)); used >= chargeFrom {
+	if used := min(now-c.sh.began, c.maxCharge(size, records)); used >= chargeFrom {
 		w := c.needWorkload()
 		w.used.addTurn(used, now)
 		c.settleWorkload(w)

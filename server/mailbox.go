@@ -95,6 +95,13 @@ func (m *mailbox) wake() {
 	}
 }
 
+// wake has the loop take another turn.
+func (sh *shard) wake() {
+	sh.mail.mu.Lock()
+	defer sh.mail.mu.Unlock()
+	sh.mail.wake()
+}
+
 // acknowledge is called by the loop when it has been woken, and returns when wake was called.
 func (m *mailbox) acknowledge() time.Duration {
 	m.mu.Lock()

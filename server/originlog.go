@@ -7,9 +7,6 @@ import (
 	"carillon/server/internal/logs"
 )
 
-// originLog samples log lines about refused origins.
-type originLog = auth.OriginLog
-
 // logOrigin logs that a page was refused because of its origin, and which settings would let it in.
 func (s *Server) logOrigin(path string, r *Request) {
 	text, _ := auth.OriginHeader(&r.Request)

@@ -160,9 +160,7 @@ func (sh *shard) endSocketTurn() {
 	}
 	sh.round += sh.endTurn()
 	if sh.isCrowded() { // until the loop is woken, which begins the next round
-		sh.mail.mu.Lock()
-		sh.mail.wake()
-		sh.mail.mu.Unlock()
+		sh.wake()
 	}
 }
 

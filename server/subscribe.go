@@ -448,9 +448,7 @@ func (c *Conn) leaveTopics() {
 		sh.round += sh.settleDeparted(maxRound - sh.round)
 	}
 	if sh.departed.len() > 0 {
-		sh.mail.mu.Lock()
-		sh.mail.wake()
-		sh.mail.mu.Unlock()
+		sh.wake()
 	}
 }
 
