@@ -9,35 +9,46 @@ type Buffers struct {
 	// Max is how many bytes it keeps at most.
 	Max int
 
-	free  [bufferClasses][][]byte // by class: 64 KiB, and twice as much each time
+	// Min is the size in bytes of its smallest buffers; 0 means 64 KiB. It must not change after the first call.
+	Min int
+
+	free  [bufferClasses][][]byte // by class: Min, and twice as much each time
 	spare [bufferClasses]int      // how many have not been needed since Trim was called
 	bytes int
 }
 
-// Buffers have 64 KiB to 2 MiB. Others are not kept.
+// Buffers have Min to 2 MiB. Others are not kept.
 const (
 	minBuffer     = maxRetained
-	bufferClasses = 6
+	maxBuffer     = 2 << 20
+	bufferClasses = 12
 )
 
-// bufferClass returns the class of the buffers with room for n bytes, or false if they are not kept.
-func bufferClass(n int) (int, bool) {
-	if n < minBuffer {
+func (p *Buffers) min() int {
+	if p.Min > 0 {
+		return p.Min
+	}
+	return minBuffer
+}
+
+// class returns the class of the buffers with room for n bytes, or false if they are not kept.
+func (p *Buffers) class(n int) (int, bool) {
+	if p == nil || p.Max == 0 || n < p.min() || n > maxBuffer {
 		return 0, false
 	}
-	i := bits.Len(uint(n-1) / minBuffer)
+	i := bits.Len(uint(n-1) / uint(p.min()))
 	return i, i < bufferClasses
 }
 
 // Get returns an empty buffer with room for n bytes, for the caller to use until it calls Put.
 func (p *Buffers) Get(n int) []byte {
-	i, ok := bufferClass(n)
-	if p == nil || p.Max == 0 || !ok {
+	i, ok := p.class(n)
+	if !ok {
 		return make([]byte, 0, n)
 	}
 	last := len(p.free[i]) - 1
 	if last < 0 {
-		return make([]byte, 0, minBuffer<<i)
+		return make([]byte, 0, p.min()<<i)
 	}
 	b := p.free[i][last]
 	p.free[i][last] = nil
@@ -49,8 +60,8 @@ func (p *Buffers) Get(n int) []byte {
 
 // Put keeps a buffer that is no longer used, if it has the size of a class.
 func (p *Buffers) Put(b []byte) {
-	i, ok := bufferClass(cap(b))
-	if p == nil || !ok || cap(b) != minBuffer<<i || p.bytes+cap(b) > p.Max {
+	i, ok := p.class(cap(b))
+	if !ok || cap(b) != p.min()<<i || p.bytes+cap(b) > p.Max {
 		return
 	}
 	p.free[i] = append(p.free[i], b[:0])

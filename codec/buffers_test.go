@@ -159,3 +159,19 @@ func TestBuffersLetGo(t *testing.T) {
 		t.Errorf("without a Max it makes %d", got)
 	}
 }
+
+// Buffers for something smaller than messages are kept as well, if that is asked for.
+func TestBuffersOfOtherSizes(t *testing.T) {
+	p := &Buffers{Max: 1 << 20, Min: 4 << 10}
+	for n, want := range map[int]int{100: 100, 4095: 4095, 4 << 10: 4 << 10, 5000: 8 << 10, 64 << 10: 64 << 10, 3 << 20: 3 << 20} {
+		b := p.Get(n)
+		if cap(b) < want || cap(b) > want+want/4 { // make rounds up as well
+			t.Errorf("for %d there are %d bytes, want %d", n, cap(b), want)
+		}
+		p.Put(b)
+		kept := want >= 4<<10 && want <= 2<<20
+		if again := p.Get(n); kept != (&again[:1][0] == &b[:1][0]) {
+			t.Errorf("a buffer of %d: kept: %v, want %v", n, !kept, kept)
+		}
+	}
+}

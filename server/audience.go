@@ -266,6 +266,11 @@ func (a *audience) serve(i int) (messages, bytes int) {
 	if n <= 0 {
 		return 0, 0
 	}
+	if a.sh.departed.len() > 0 && !a.isTable() && m.hasLeft() {
+		a.sh.stats.Drop(DropClosed, uint64(a.missedUntil(int32(i), m.conn.ext.left)))
+		m.seq = p.target
+		return n, 0
+	}
 	skip := m.seq - a.base
 	m.seq = p.target
 	a.sh.counters.deliveries += uint64(n)
@@ -387,6 +392,18 @@ func (a *audience) missed(slot int32) uint64 {
 	return uint64(max(int32(a.end()-a.members[slot].seq), 0))
 }
 
+// hasLeft reports whether a member's connection has left its topics: see [Conn.leaveTopics]. Its descriptor may be
+// another connection's. It is for audiences of topics: a table's members leave it at once.
+func (m *member) hasLeft() bool { return m.conn.state.Load() != stateOpen }
+
+// missedUntil is how many messages of the stream a member has not got that were published before a moment.
+func (a *audience) missedUntil(slot int32, moment stamp) (n int) {
+	for i := int(int32(a.members[slot].seq - a.base)); i < len(a.stamps) && int32(a.stamps[i]-moment) <= 0; i++ {
+		n++
+	}
+	return n
+}
+
 // passes that are kept for the next walks of a shard.
 const keepPasses = 4
 
@@ -420,6 +437,8 @@ type queue[T any] struct {
 func (q *queue[T]) len() int { return len(q.list) - q.head }
 
 func (q *queue[T]) push(a *T) { q.list = append(q.list, a) }
+
+func (q *queue[T]) first() *T { return q.list[q.head] }
 
 func (q *queue[T]) pop() *T {
 	a := q.list[q.head]

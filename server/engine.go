@@ -334,8 +334,13 @@ func (e *gnetHandler) OnTraffic(gc gnet.Conn) gnet.Action {
 func (e *gnetHandler) OnClose(gc gnet.Conn, err error) gnet.Action {
 	switch closed := gc.Context().(type) {
 	case *Conn:
+		sh := closed.sh
+		begin := sh.srv.uptime()
 		if !closed.outlive(err) {
 			closed.isDetached(err)
+		}
+		if sh.lost == nil { // else it is a part of a turn, which counts it
+			sh.addToRound(sh.srv.uptime() - begin)
 		}
 	case *waker:
 		closed.sh.endHalfClosed()

@@ -126,6 +126,7 @@ func TestSendToKilled(t *testing.T) {
 			conn := onlyConn(t, s, "/broadcast")
 			held.take(holder)
 			victim.kill()
+			awaitReset(t, conn)
 			for _, post := range order {
 				if err := post(conn); err != nil {
 					t.Fatal(err)
@@ -141,6 +142,16 @@ func TestSendToKilled(t *testing.T) {
 			}
 		})
 	}
+}
+
+// awaitReset waits until the kernel has seen the end of a connection whose loop is held: a write before that succeeds.
+func awaitReset(t *testing.T, c *Conn) {
+	t.Helper()
+	eventually(t, "the reset has arrived", func() bool {
+		fds := []unix.PollFd{{Fd: c.fd, Events: unix.POLLIN}}
+		n, err := unix.Poll(fds, 0)
+		return err == nil && n == 1 && fds[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
+	})
 }
 
 // A handler that panics loses its own connection and nothing else.

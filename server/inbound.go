@@ -119,7 +119,7 @@ func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
 	varies := c.deflates() || c.ep.Mode != ModeEcho && c.ep.Mode != ModeBroadcast
 	heavy, size := varies, 0
 	piece := len(b)
-	if deadline != maxDeadline && sh.run.quantum() < quantum {
+	if deadline != maxDeadline && sh.run.isLong() {
 		piece = queuedPiece
 	}
 	for n := 1; !wait && !c.is(markPeerDone); n++ {
@@ -151,6 +151,9 @@ func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
 		wait = wait || c.isFull()
 		wait = c.block(fanout) || wait
 	}
+	if w := c.workload(); w != nil && w.served && !varies {
+		w.most = c.maxCharge(size, 0)
+	}
 	if (heavy || size >= heavyPayload) && c.session() == nil { // else decryptUntil does that
 		c.chargeInput(size, 0)
 	}
@@ -173,7 +176,7 @@ func (sh *shard) shrink(in *inbound) {
 		return
 	}
 	rest := bytes.Clone(in.rest[in.at:])
-	sh.buffers.Put(in.rest)
+	sh.rests.Put(in.rest)
 	in.rest, in.at = rest, 0
 	if in.counted > 0 {
 		sh.weigh(in.conn)
@@ -248,7 +251,7 @@ func (c *Conn) keep(d *codec.Decoder, rest []byte) {
 	if at := len(c.in.rest) - len(rest); at > 0 && len(rest) > 0 && &c.in.rest[at] == &rest[0] {
 		c.in.at = at // where it lies, since it may have to wait again
 	} else {
-		c.in.rest, c.in.at = append(c.in.rest[:0], rest...), 0
+		c.in.rest, c.in.at = sh.hold(c.in.rest[:0], rest), 0
 	}
 	sh.weigh(c)
 }
@@ -314,8 +317,18 @@ func (c *Conn) dropInput() {
 const (
 	keepInbound = 64
 	keepRest    = 1 << 10
-	largeRest   = 32 << 10 // has one of the loop's buffers
+	largeRest   = 4 << 10 // has one of the loop's buffers
 )
+
+// hold appends input that waits to a buffer, which belongs to the loop if it is large.
+func (sh *shard) hold(to, b []byte) []byte {
+	if n := len(to) + len(b); n > cap(to) && n >= largeRest {
+		larger := append(sh.rests.Get(n), to...)
+		sh.rests.Put(to)
+		to = larger
+	}
+	return append(to, b...)
+}
 
 func (sh *shard) newInbound() *inbound {
 	if last := len(sh.freeInbound) - 1; last >= 0 {
@@ -334,7 +347,7 @@ func (sh *shard) freeInboundOf(in *inbound) {
 	}
 	rest := in.rest[:0]
 	if cap(rest) > keepRest {
-		sh.buffers.Put(rest)
+		sh.rests.Put(rest)
 		rest = nil
 	}
 	*in = inbound{rest: rest}

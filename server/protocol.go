@@ -447,10 +447,18 @@ func (s *Server) subscribers(topic string, limit int) (list []*Conn, count int) 
 	for _, l := range src.locals {
 		l.sh.mu.Lock()
 		for _, a := range l.audiences {
-			if a != nil {
-				count += len(a.members)
-				for i := range a.members[:min(len(a.members), limit-len(list))] { // the rest of a member is the loop's
+			if a == nil {
+				continue
+			}
+			count += len(a.members)
+			someLeft := l.sh.departed.len() > 0
+			for i := range a.members { // not by value: the rest of a member is the loop's
+				if someLeft && a.members[i].hasLeft() {
+					count--
+				} else if len(list) < limit {
 					list = append(list, a.members[i].conn)
+				} else if !someLeft {
+					break
 				}
 			}
 		}

@@ -40,6 +40,9 @@ func (q *runQueue) quantum() time.Duration {
 	return max(min(quantum, runRound/time.Duration(max(len(q.heap), 1))), leastQuantum)
 }
 
+// isLong reports whether very many connections wait.
+func (q *runQueue) isLong() bool { return q.quantum() < quantum }
+
 // turnEnd is until when a connection is served at once, without the run queue.
 func (sh *shard) turnEnd() time.Duration { return sh.began + sh.run.quantum() }
 
@@ -84,11 +87,15 @@ func (sh *shard) runQueued() {
 	for start := sh.srv.uptime(); len(q.heap) > 0; {
 		w := q.pop()
 		began := sh.srv.uptime()
-		w.served = true
+		w.served, w.most = true, 0
 		w.conn.serve(w, began+q.quantum())
 		w.served = false
 		now := sh.srv.uptime()
-		w.used.addTurn(clock.took(now-began), now)
+		took := clock.took(now - began)
+		if w.most > 0 {
+			took = min(took, w.most)
+		}
+		w.used.addTurn(took, now)
 		if w.requests.len() > 0 && w.requests.first().after > sh.ran {
 			early = append(early, w)
 		} else {

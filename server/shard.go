@@ -50,7 +50,7 @@ type shard struct {
 	clock        uint32          // the same in milliseconds; never 0
 	sliced       bool            // the last turn that the loop was woken for did not finish its work
 	pending      queue[audience] // audiences whose streams are not at their end
-	departed     queue[audience] // audiences that a subscriber has left, and whose topics do not know yet
+	departed     queue[Conn]     // that have left their topics and are in the audiences yet; written with mu held
 	writable     queue[Conn]     // connections whose sockets take bytes again
 	published    uint64          // messages to the streams of topics
 	caughtUp     int             // bytes for one connection that may have had to be compressed
@@ -63,6 +63,7 @@ type shard struct {
 	lost         error // why the connection that is being closed was aborted
 	decoder      codec.Decoder
 	buffers      codec.Buffers // of the decoders
+	rests        codec.Buffers // for input that waits
 	inflater     *codec.Inflater
 	request      Request
 	via          codec.Via // of the request
@@ -89,6 +90,7 @@ func newShard(s *Server, loop gnet.EventLoop) (*shard, error) {
 		sh.owner = sh.goroutine
 	}
 	sh.buffers.Max = maxBuffers
+	sh.rests.Max, sh.rests.Min = maxBuffers, largeRest
 	sh.decoder = sh.newDecoder()
 	for _, ep := range s.endpoints {
 		l := &local{sh: sh, src: &ep.source}
@@ -108,7 +110,8 @@ func newShard(s *Server, loop gnet.EventLoop) (*shard, error) {
 	return sh, err
 }
 
-// maxBuffers is how many bytes of buffers for large messages a loop keeps for the next ones.
+// maxBuffers is how many bytes of buffers for large messages a loop keeps for the next ones, and as many of those for
+// input that waits.
 const maxBuffers = 4 << 20
 
 func (sh *shard) newDecoder() codec.Decoder {
@@ -158,10 +161,16 @@ func (sh *shard) endSocketTurn() {
 		sh.runCommands()
 		sh.runQueued()
 	}
-	sh.round += sh.endTurn()
-	if sh.isCrowded() { // until the loop is woken, which begins the next round
+	sh.addToRound(sh.endTurn())
+}
+
+// addToRound counts time that was spent on a socket. What comes on the others, once that is enough, waits until the loop
+// is woken, which begins the next round.
+func (sh *shard) addToRound(d time.Duration) {
+	if sh.round += d; sh.isCrowded() {
 		sh.wake()
 	}
+	sh.interest.read(sh.isCrowded() || sh.run.isLong())
 }
 
 // endTurn ends a turn and returns how long it took. If something is left to do (new commands, work of connections,
@@ -188,6 +197,7 @@ func (sh *shard) wokenTurn() {
 	sh.beginTurn()
 	sh.histograms.Lag.Since(woken, sh.began)
 	sh.round = 0
+	sh.interest.read(sh.run.isLong())
 	if sh.sliced {
 		sh.sliced = false
 		sh.runCommands()

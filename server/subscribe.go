@@ -36,6 +36,7 @@ type extension struct {
 
 	// Owned by the loop.
 	caught uint64    // sh.published when the connection had caught up with all of its topics
+	left   stamp     // when the connection left its topics, while it is in sh.departed
 	stale  int       // subscriptions that are
 	work   *workload // what is to be done for the connection; nil for nothing
 
@@ -165,7 +166,7 @@ func (c *Conn) Unsubscribe(topic string, done func(error)) {
 func (c *Conn) Subscriptions() []string {
 	c.sh.mu.Lock()
 	defer c.sh.mu.Unlock()
-	if c.ext == nil {
+	if c.ext == nil || c.state.Load() != stateOpen { // it may have left them: see leaveTopics
 		return nil
 	}
 	names := make([]string, len(c.ext.subs))
@@ -426,44 +427,57 @@ func (src *source) unsubscribe(srv *Server) {
 	}
 }
 
-// leaveTopics ends all subscriptions of a connection that is closing. Its topics learn of it at once unless the loop
-// has been busy with closed connections for long enough: many may close together that have many subscriptions each.
+// leaveTopics ends all subscriptions of a connection that is closing, at once unless the loop has been busy for long
+// enough: many may close together that have many subscriptions each. Until then its places in the audiences stay, and
+// walks pass over them.
 func (c *Conn) leaveTopics() {
 	if c.ext == nil || len(c.ext.subs) == 0 {
 		return
 	}
 	sh := c.sh
-	missed := c.ext.stale
+	sh.stats.Drop(DropClosed, uint64(c.ext.stale))
+	c.ext.stale, c.ext.left = 0, sh.srv.stamp()
 	sh.mu.Lock()
-	for i := range c.ext.subs {
-		s := &c.ext.subs[i]
-		missed += int(s.audience.missed(s.slot))
-		s.audience.quit(s.slot)
-		sh.departed.push(s.audience)
-	}
-	c.ext.subs, c.ext.stale = nil, 0
+	sh.departed.push(c)
 	sh.mu.Unlock()
-	sh.stats.Drop(DropClosed, uint64(missed))
 	if !sh.isCrowded() {
-		sh.round += sh.settleDeparted(maxRound - sh.round)
+		sh.settleDeparted(maxRound - sh.round)
 	}
 	if sh.departed.len() > 0 {
 		sh.wake()
 	}
 }
 
-// settleDeparted tells topics which subscribers have gone, until a time is over, and returns how long it took.
-func (sh *shard) settleDeparted(limit time.Duration) (took time.Duration) {
+// settleDeparted takes connections that have left out of their audiences, and tells the topics, until a time is over.
+func (sh *shard) settleDeparted(limit time.Duration) {
+	if sh.departed.len() == 0 {
+		return
+	}
 	for begin := sh.srv.uptime(); sh.departed.len() > 0; {
-		for range min(sh.departed.len(), 8) {
-			a := sh.departed.pop()
+		c := sh.departed.first()
+		var some [8]*audience // few, so that the lock is held for microseconds
+		n, missed := min(len(c.ext.subs), len(some)), 0
+		sh.mu.Lock()
+		for i := range n {
+			last := len(c.ext.subs) - 1
+			s := c.ext.subs[last]
+			missed += s.audience.missedUntil(s.slot, c.ext.left)
+			s.audience.quit(s.slot)
+			some[i], c.ext.subs = s.audience, c.ext.subs[:last]
+		}
+		if len(c.ext.subs) == 0 {
+			c.ext.subs = nil
+			sh.departed.pop()
+		}
+		sh.mu.Unlock()
+		sh.stats.Drop(DropClosed, uint64(missed))
+		for _, a := range some[:n] {
 			a.local.left(a)
 		}
-		if took = sh.srv.uptime() - begin; took > limit {
+		if sh.srv.uptime()-begin > limit {
 			break
 		}
 	}
-	return took
 }
 
 // catchUpTopics gives the connection what its topics' streams have for it. It looks at the subscriptions once for all

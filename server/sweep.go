@@ -29,6 +29,7 @@ const sweepLooks = 8192
 func (sh *shard) beginSweep() {
 	sh.shedExcess()
 	sh.buffers.Trim()
+	sh.rests.Trim()
 	if !sh.sweep.running && !sh.stoodStill() {
 		sh.sweep = sweep{running: true, stalled: len(sh.stalled), table: len(sh.tables), schedule: sh.srv.schedule.Load()}
 		if p := sh.sweep.schedule; p != nil {

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"carillon/server/stats"
 	"carillon/server/topic"
@@ -433,7 +434,11 @@ func TestTopicsOfClosedConnectionsAreLeftInSlices(t *testing.T) {
 				c.abort(errStopped)
 			}
 		}
-		left <- sh.departed.len()
+		n := 0
+		for i := range sh.departed.len() {
+			n += len(sh.departed.list[sh.departed.head+i].ext.subs)
+		}
+		left <- n
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -450,5 +455,79 @@ func TestTopicsOfClosedConnectionsAreLeftInSlices(t *testing.T) {
 	eventually(t, "the others are forgotten", func() bool { return int(s.hub.count.Load()) == 1 })
 	if n := len(s.Subscribers("t.7")); n != 1 {
 		t.Errorf("%d subscribers are left, want one", n)
+	}
+}
+
+// A walk passes over connections that have closed and are in the audience yet, whose descriptors may be others' by now.
+// What was published before they closed is counted, and nothing else.
+func TestWalksPassOverClosedConnections(t *testing.T) {
+	opts := topics()
+	opts.Loops = 1
+	s := start(t, opts)
+	alice, bob := dial(t, s, "/ws?topic=a&topic=b", speakJSON), dial(t, s, "/ws?topic=a", speakJSON)
+	alice.said()
+	alice.said()
+	bob.said()
+	conn := s.Subscribers("b")[0]
+	dropped, delivered := s.Stats().Drops[DropClosed], s.Stats().Deliveries
+	done := make(chan struct{})
+	if err := conn.Do(func() {
+		defer close(done)
+		sh := conn.sh
+		mustPublish(t, s, "a", "early")
+		sh.runCommands()
+		sh.round = maxRound + 1 // so that nothing is settled at once
+		conn.abort(errStopped)
+		time.Sleep(time.Millisecond)
+		mustPublish(t, s, "a", "late")
+		sh.runCommands()
+		sh.walk()
+		a := s.hub.find("a")
+		defer a.mu.Unlock()
+		if n := len(a.locals[0].audiences[framingEnvelope].members); n != 2 || sh.departed.len() != 1 {
+			t.Errorf("%d members before it is settled, want 2", n)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	<-done
+	if n := len(s.Subscribers("a")) + len(s.Subscribers("b")); n != 1 {
+		t.Errorf("%d subscribers, want one", n)
+	}
+	for _, want := range []string{"early", "late"} {
+		if m := bob.said(); !strings.Contains(m.text, want) {
+			t.Errorf("bob got %s, want %s", m.text, want)
+		}
+	}
+	eventually(t, "the topics know", func() bool { return int(s.hub.count.Load()) == 1 && s.Stats().Deliveries == delivered+2 })
+	if n := s.Stats().Drops[DropClosed] - dropped; n != 1 {
+		t.Errorf("%d messages are counted as lost, want the one that was published before", n)
+	}
+}
+
+// Sockets are read in small pieces while others have waited for long enough, and in whole ones after that.
+func TestReadsAreSmallInACrowd(t *testing.T) {
+	s := start(t, Options{Loops: 1, Endpoints: echoAndBroadcast()})
+	c := dial(t, s, "/echo")
+	conn := onlyConn(t, s, "/echo")
+	sizes := make(chan [2]int, 1)
+	if err := conn.Do(func() {
+		sh := conn.sh
+		all := len(*sh.interest.buffer)
+		sh.addToRound(2 * maxRound)
+		sizes <- [2]int{all, len(*sh.interest.buffer)}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-sizes; got != [2]int{64 << 10, crowdedRead} {
+		t.Errorf("%d bytes are read at a time", got)
+	}
+	c.send("hello")
+	c.want("hello")
+	if err := conn.Do(func() { sizes <- [2]int{len(*conn.sh.interest.buffer)} }); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-sizes; got[0] != 64<<10 {
+		t.Errorf("%d bytes are read at a time after the round", got[0])
 	}
 }

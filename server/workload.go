@@ -29,11 +29,12 @@ type workload struct {
 	index     int           // in the heap, -1 while it is not there
 	tag       time.Duration // the lowest is served first
 	order     uint64        // of those with the same tag
-	notBefore time.Duration // no tag is lower
+	notBefore time.Duration // no tag is lower, in the queue's time
 	used      usage         // of the loop
 	offloaded usage         // of the offload queue
 	listed    bool          // in runQueue.charged
 	served    bool          // it is the connection's turn now
+	most      time.Duration // what that turn is charged for at most; 0 for no such limit
 
 	inflates  bool          // the input begins with a message that waits for others to be decompressed
 	suspended bool          // input waits in conn.in, or in the session, and the socket is not read
@@ -130,19 +131,14 @@ func (c *Conn) postpone(b []byte) {
 	if c.in.at > 0 {
 		c.in.rest, c.in.at = append(c.in.rest[:0], c.in.rest[c.in.at:]...), 0
 	}
-	if n := len(c.in.rest) + len(b); n > cap(c.in.rest) && n >= largeRest {
-		rest := append(c.sh.buffers.Get(max(n, 2*largeRest)), c.in.rest...)
-		c.sh.buffers.Put(c.in.rest)
-		c.in.rest = rest
-	}
-	c.in.rest = append(c.in.rest, b...)
+	c.in.rest = c.sh.hold(c.in.rest, b)
 	c.wait()
 }
 
 // wait has what has come wait for the connection's turn.
 func (c *Conn) wait() {
 	if c.state.Load() == stateHandshake {
-		c.needWorkload().notBefore = c.sh.began + handshakeDelay
+		c.needWorkload().notBefore = c.sh.run.now(c.sh.began) + handshakeDelay
 	}
 	c.suspend()
 }

@@ -22,7 +22,7 @@ import (
 func browser(t *testing.T, page string, args ...string) (stdout, stderr string) {
 	t.Helper()
 	path := testenv.Program(t, "chromium")
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	dir := t.TempDir()
 	args = append([]string{"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
