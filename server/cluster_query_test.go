@@ -77,8 +77,8 @@ func TestClusterSubscribers(t *testing.T) {
 	if got := string(call(t, list[0], "GET", "/v1/topics/room", "").is(t, 200).body); !strings.Contains(got, `"subscribers":3`) || !strings.Contains(got, `"complete":false`) {
 		t.Error(got)
 	}
-	if m := scrape(t, list[0]); m["carillon_cluster_asks_total"] != 10 || m["carillon_cluster_asks_partial_total"] != 5 {
-		t.Errorf("%v questions, %v not answered by all", m["carillon_cluster_asks_total"], m["carillon_cluster_asks_partial_total"])
+	if m := scrape(t, list[0]); m["carillon_cluster_queries_total"] != 10 || m["carillon_cluster_queries_partial_total"] != 5 {
+		t.Errorf("%v questions, %v not answered by all", m["carillon_cluster_queries_total"], m["carillon_cluster_queries_partial_total"])
 	}
 }
 

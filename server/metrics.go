@@ -90,14 +90,19 @@ var singles = []single{
 	{"tls_handshakes_waiting", "TLS handshakes waiting to start: see limits.max_tls_handshakes.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { _, n := s.tlsTable.counts(); return float64(n) }},
 	{"cluster_up", "1 if this server exchanges messages with the cluster; 0 if not, or without a cluster.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.hub.remote.isUp()) }},
 	{"cluster_publish_errors_total", "Messages that the cluster refused or did not acknowledge.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().failures.Load()) }},
-	{"cluster_holes_total", "Gaps detected in the messages from other servers.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().holes.Load()) }},
+	{"cluster_sequence_gaps_total", "Gaps detected in the messages from other servers.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().holes.Load()) }},
 	{"cluster_gaps_total", "Gaps reported to subscribers because messages could not be loaded.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().gaps.Load()) }},
 	{"cluster_loads_total", "Loads of persistent topics.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().loads.Load()) }},
 	{"cluster_load_errors_total", "Failed loads of persistent topics.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().loadFailures.Load()) }},
 	{"cluster_resyncs_total", "Reloads of all persistent topics.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().resyncs.Load()) }},
-	{"cluster_asks_total", "Queries to other servers.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().asks.Load()) }},
-	{"cluster_asks_partial_total", "Queries to other servers that some did not answer in time.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().partial.Load()) }},
+	{"cluster_queries_total", "Queries to other servers.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().asks.Load()) }},
+	{"cluster_queries_partial_total", "Queries to other servers that some did not answer in time.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().partial.Load()) }},
 	{"log_events_omitted_total", "Per-connection log events omitted by sampling.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.omitted()) }},
+
+	// Names that go with the next release.
+	{"cluster_holes_total", "Deprecated: use carillon_cluster_sequence_gaps_total.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().holes.Load()) }},
+	{"cluster_asks_total", "Deprecated: use carillon_cluster_queries_total.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().asks.Load()) }},
+	{"cluster_asks_partial_total", "Deprecated: use carillon_cluster_queries_partial_total.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().partial.Load()) }},
 }
 
 const (
@@ -116,7 +121,8 @@ const (
 	metricTurn
 	metricLag
 	metricReloads
-	metricCluster
+	metricRelayed
+	metricRelayedOld
 	metricBuild
 	numLabelled
 )
@@ -141,7 +147,8 @@ var labelled = [numLabelled]struct {
 	metricLag:          {"loop_lag_seconds", "Delay between waking a loop and the start of its turn.", nil},
 	metricReloads:      {"config_reloads_total", "Reloads of the options, by result.", []string{"result"}},
 	metricBuild:        {"build_info", "Always 1; the labels describe the build.", []string{"version", "revision", "go_version"}},
-	metricCluster:      {"cluster_messages_total", "Messages sent to other servers or received from the cluster.", []string{"direction", "kind"}},
+	metricRelayed:      {"cluster_relayed_total", "Messages sent to other servers or received from the cluster.", []string{"direction", "kind"}},
+	metricRelayedOld:   {"cluster_messages_total", "Deprecated: use carillon_cluster_relayed_total.", []string{"direction", "kind"}},
 }
 
 const namespace = "carillon"
@@ -231,13 +238,15 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 	}
 	cl := s.hub.remote.counts()
 	for _, one := range []struct {
-		direction, kind string
-		count           *atomic.Uint64
+		direction, kind, before string
+		count                   *atomic.Uint64
 	}{
-		{"out", "kept", &cl.keptOut}, {"out", "passing", &cl.passingOut}, {"out", "broadcast", &cl.broadcastsOut},
-		{"in", "kept", &cl.keptIn}, {"in", "passing", &cl.passingIn}, {"in", "broadcast", &cl.broadcastsIn},
+		{"out", "persistent", "kept", &cl.keptOut}, {"out", "transient", "passing", &cl.passingOut}, {"out", "broadcast", "broadcast", &cl.broadcastsOut},
+		{"in", "persistent", "kept", &cl.keptIn}, {"in", "transient", "passing", &cl.passingIn}, {"in", "broadcast", "broadcast", &cl.broadcastsIn},
 	} {
-		m.send(to, metricCluster, prometheus.CounterValue, float64(one.count.Load()), one.direction, one.kind)
+		n := float64(one.count.Load())
+		m.send(to, metricRelayed, prometheus.CounterValue, n, one.direction, one.kind)
+		m.send(to, metricRelayedOld, prometheus.CounterValue, n, one.direction, one.before)
 	}
 	m.send(to, metricBuild, prometheus.GaugeValue, 1, m.build...)
 }

@@ -163,14 +163,15 @@ func expressions(t *testing.T) (list []string) {
 
 // The dashboard shows every metric and no other, and the alerts are about metrics that exist.
 func TestDashboardAndAlerts(t *testing.T) {
-	shown := strings.Join(expressions(t), "\n")
+	shown, docs := strings.Join(expressions(t), "\n"), readFile(t, "docs/metrics.md")
 	wantMetricNames(t, "deploy/grafana.json", shown)
 	for name, kind := range ourMetrics(t) {
 		if strings.HasPrefix(kind, "histogram") {
 			name += "_bucket"
 		}
-		if !regexp.MustCompile(`\b` + name + `\b`).MatchString(shown) {
-			t.Errorf("no panel shows %s", name)
+		deprecated := regexp.MustCompile("(?m)^\\| `" + name + "` .*\\| Deprecated: ").MatchString(docs)
+		if regexp.MustCompile(`\b`+name+`\b`).MatchString(shown) == deprecated {
+			t.Errorf("%s, which is deprecated: %v, is in a panel: %v", name, deprecated, deprecated)
 		}
 	}
 	for _, m := range regexp.MustCompile("(?m)^\\| `(carillon_nats_[a-z_]+)` \\|").FindAllStringSubmatch(readFile(t, "docs/cluster.md"), -1) {
