@@ -40,8 +40,8 @@ func (q *runQueue) quantum() time.Duration {
 	return max(min(quantum, runRound/time.Duration(max(len(q.heap), 1))), leastQuantum)
 }
 
-// isLong reports whether very many connections wait.
-func (q *runQueue) isLong() bool { return q.quantum() < quantum }
+// isLong reports whether so many connections wait that each is served for less than a quantum.
+func (q *runQueue) isLong() bool { return len(q.heap) > int(runRound/quantum) }
 
 // turnEnd is until when a connection is served at once, without the run queue.
 func (sh *shard) turnEnd() time.Duration { return sh.began + sh.run.quantum() }
