@@ -109,7 +109,7 @@ func TestClusterPresenceIsAskedOnceForMany(t *testing.T) {
 		q := &list[0].hub.remote.(*follower).presence
 		q.mu.Lock()
 		defer q.mu.Unlock()
-		return len(q.waiting["room"]) == len(conns)-1
+		return len(q.waiting.Get("room")) == len(conns)-1
 	})
 	n.set(func() { n.holdAnswers = nil })
 	close(hold)
@@ -125,7 +125,7 @@ func TestClusterPresenceIsAskedOnceForMany(t *testing.T) {
 		q := &list[0].hub.remote.(*follower).presence
 		q.mu.Lock()
 		defer q.mu.Unlock()
-		return len(q.waiting) == 0
+		return q.waiting.Len() == 0
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"carillon/internal/shrink"
 	"carillon/server/internal/envelope"
 )
 
@@ -79,22 +80,19 @@ func (p *presence) AppendTo(b []byte) []byte {
 // and many who ask cost no more than one. Its zero value is ready.
 type presenceQueries struct {
 	mu      sync.Mutex
-	waiting map[string][]func(*presence) // guarded by mu: by topic, while a question is under way
+	waiting shrink.Map[string, []func(*presence)] // guarded by mu: by topic, while a question is under way
 }
 
 // enter has done wait for the next answer about a topic, or returns false when none is under way: then the caller asks.
 func (q *presenceQueries) enter(topic string, done func(*presence)) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	list, underWay := q.waiting[topic]
+	list, underWay := q.waiting.Lookup(topic)
 	if !underWay {
-		if q.waiting == nil {
-			q.waiting = map[string][]func(*presence){}
-		}
-		q.waiting[topic] = nil
+		q.waiting.Set(topic, nil)
 		return false
 	}
-	q.waiting[topic] = append(list, done)
+	q.waiting.Set(topic, append(list, done))
 	return true
 }
 
@@ -102,9 +100,11 @@ func (q *presenceQueries) enter(topic string, done func(*presence)) bool {
 func (q *presenceQueries) next(topic string) []func(*presence) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	list := q.waiting[topic]
-	if q.waiting[topic] = nil; len(list) == 0 {
-		delete(q.waiting, topic)
+	list := q.waiting.Get(topic)
+	if len(list) == 0 {
+		q.waiting.Delete(topic)
+	} else {
+		q.waiting.Set(topic, nil)
 	}
 	return list
 }

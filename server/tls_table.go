@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"carillon/internal/shrink"
 	"carillon/server/internal/limit"
 )
 
@@ -30,16 +31,16 @@ type tlsTable struct {
 	unread atomic.Int64 // bytes that came for all handshakes and were not read
 
 	mu       sync.Mutex
-	grace    time.Duration           // guarded by mu: tlsGrace, but in tests
-	idle     int                     // guarded by mu: processors that compute no handshake and may
-	open     int                     // guarded by mu: handshakes that have begun
-	waiting  int                     // guarded by mu: handshakes that have not
-	peers    map[limit.Key]*tlsPeer  // guarded by mu: those that have handshakes
-	turns    [numTLSQueues]list.List // guarded by mu: of *tlsPeer that have a handshake in that queue
-	crowded  indexedHeap[*tlsPeer]   // guarded by mu: those with silent handshakes
-	silent   list.List               // guarded by mu: of *tlsHandshake, the one that has been silent for longest first
-	suspects tlsSuspects             // guarded by mu
-	timer    *time.Timer             // guarded by mu: dispatches when the grace of a handshake ends; nil if unset
+	grace    time.Duration                   // guarded by mu: tlsGrace, but in tests
+	idle     int                             // guarded by mu: processors that compute no handshake and may
+	open     int                             // guarded by mu: handshakes that have begun
+	waiting  int                             // guarded by mu: handshakes that have not
+	peers    shrink.Map[limit.Key, *tlsPeer] // guarded by mu: those that have handshakes
+	turns    [numTLSQueues]list.List         // guarded by mu: of *tlsPeer that have a handshake in that queue
+	crowded  indexedHeap[*tlsPeer]           // guarded by mu: those with silent handshakes
+	silent   list.List                       // guarded by mu: of *tlsHandshake, the one that has been silent for longest first
+	suspects tlsSuspects                     // guarded by mu
+	timer    *time.Timer                     // guarded by mu: dispatches when the grace of a handshake ends; nil if unset
 }
 
 // tlsGrace is how long a client has to answer while the table is full and its address has no more handshakes in it
@@ -97,17 +98,17 @@ func (p *tlsPeer) before(other *tlsPeer) bool {
 func (p *tlsPeer) place() *int { return &p.slot }
 
 func newTLSTable(s *Server) *tlsTable {
-	return &tlsTable{srv: s, grace: tlsGrace, idle: max(1, runtime.GOMAXPROCS(0)-1), peers: map[limit.Key]*tlsPeer{}}
+	return &tlsTable{srv: s, grace: tlsGrace, idle: max(1, runtime.GOMAXPROCS(0)-1)}
 }
 
 // enter takes a handshake in. It begins as soon as it can.
 func (t *tlsTable) enter(h *tlsHandshake, from limit.Key) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	p := t.peers[from]
+	p := t.peers.Get(from)
 	if p == nil {
 		p = &tlsPeer{key: from, suspect: t.suspects.has(from, t.srv.uptime())}
-		t.peers[from] = p
+		t.peers.Set(from, p)
 	}
 	h.peer = p
 	t.waiting++
@@ -256,7 +257,7 @@ func (t *tlsTable) unsilence(h *tlsHandshake) {
 // forget drops a peer that has nothing left in the table. The caller holds mu.
 func (t *tlsTable) forget(p *tlsPeer) {
 	if p.open == 0 && p.queues[tlsNewcomers].Len()+p.queues[tlsBehind].Len() == 0 {
-		delete(t.peers, p.key)
+		t.peers.Delete(p.key)
 	}
 }
 

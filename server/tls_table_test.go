@@ -119,7 +119,7 @@ func TestTLSHalfOpen(t *testing.T) {
 func (t *tlsTable) size() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return len(t.peers) + len(t.crowded) + t.turns[tlsResumed].Len() + t.turns[tlsNewcomers].Len() + t.turns[tlsBehind].Len()
+	return t.peers.Len() + len(t.crowded) + t.turns[tlsResumed].Len() + t.turns[tlsNewcomers].Len() + t.turns[tlsBehind].Len()
 }
 
 // fullTable is a server whose table has room for so many handshakes.

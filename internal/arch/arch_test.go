@@ -35,7 +35,7 @@ var arrows = map[string][]string{
 	"loadtest/internal/generator": {"loadtest/internal/wsclient"},
 	"loadtest/internal/report":    {},
 	"loadtest/internal/wsclient":  {},
-	"internal/patterns":           {},
+	"internal/patterns":           {"internal/shrink"},
 	"internal/redact":             {},
 	"internal/shrink":             {},
 	"internal/arch":               {}, // this and the next two are for tests

@@ -1,7 +1,11 @@
 // Package patterns finds which of very many patterns of topics match a topic, or cover another pattern.
 package patterns
 
-import "strings"
+import (
+	"strings"
+
+	"carillon/internal/shrink"
+)
 
 // Index is a set of patterns with a value for each. It is a radix tree over levels, so it has at most two nodes for
 // each pattern, however long that is. A topic of n levels meets at most 2^(n+1) nodes, and only those of patterns that
@@ -11,10 +15,10 @@ type Index[T any] struct{ root node[T] }
 
 // node stands for the levels from the root to the end of its label.
 type node[T any] struct {
-	label string              // one level or more, wildcards included, without the > at the end of a pattern
-	kids  map[string]*node[T] // by the first level of their labels
-	exact *T                  // the value of the pattern that ends here
-	rest  *T                  // the value of the pattern that goes on with > here
+	label string                       // one level or more, wildcards included, without the > at the end of a pattern
+	kids  shrink.Map[string, *node[T]] // by the first level of their labels
+	exact *T                           // the value of the pattern that ends here
+	rest  *T                           // the value of the pattern that goes on with > here
 }
 
 // Add puts a pattern in, or changes its value, which is not nil.
@@ -56,7 +60,7 @@ func cut(pattern string) (levels string, rest bool) {
 func (n *node[T]) grow(levels string) *node[T] {
 	for levels != "" {
 		first, _, _ := strings.Cut(levels, ".")
-		kid := n.kids[first]
+		kid := n.kids.Get(first)
 		if kid == nil {
 			kid = &node[T]{label: levels}
 			n.adopt(kid)
@@ -76,11 +80,8 @@ func (n *node[T]) grow(levels string) *node[T] {
 }
 
 func (n *node[T]) adopt(kid *node[T]) {
-	if n.kids == nil {
-		n.kids = map[string]*node[T]{}
-	}
 	first, _, _ := strings.Cut(kid.label, ".")
-	n.kids[first] = kid
+	n.kids.Set(first, kid)
 }
 
 // prune takes out a pattern, and the nodes that are not needed without it.
@@ -88,16 +89,16 @@ func (n *node[T]) prune(levels string, rest bool) {
 	switch {
 	case levels != "":
 		first, _, _ := strings.Cut(levels, ".")
-		kid := n.kids[first]
+		kid := n.kids.Get(first)
 		kid.prune(strings.TrimPrefix(levels[len(kid.label):], "."), rest)
 		switch {
 		case kid.exact != nil || kid.rest != nil:
-		case len(kid.kids) == 0:
-			if delete(n.kids, first); len(n.kids) == 0 {
-				n.kids = nil
+		case kid.kids.Len() == 0:
+			if n.kids.Delete(first); n.kids.Len() == 0 {
+				n.kids.Clear()
 			}
-		case len(kid.kids) == 1:
-			for _, only := range kid.kids {
+		case kid.kids.Len() == 1:
+			for _, only := range kid.kids.All() {
 				only.label = kid.label + "." + only.label
 				n.adopt(only)
 			}
@@ -134,12 +135,12 @@ func (n *node[T]) match(topic string, list []*T) []*T {
 	if n.rest != nil {
 		list = append(list, n.rest)
 	}
-	if n.kids == nil {
+	if n.kids.Len() == 0 {
 		return list
 	}
 	first, _, _ := strings.Cut(topic, ".")
 	for _, key := range [...]string{first, "*"} {
-		if kid := n.kids[key]; kid != nil {
+		if kid := n.kids.Get(key); kid != nil {
 			if behind, ok := cutLevels(topic, kid.label); ok {
 				list = kid.match(behind, list)
 			}
@@ -156,11 +157,11 @@ func (n *node[T]) covers(name string, same bool) bool {
 		return n.exact != nil && !same
 	case n.rest != nil && !(same && name == ">"):
 		return true
-	case n.kids == nil || name == ">":
+	case n.kids.Len() == 0 || name == ">":
 		return false
 	}
 	first, _, _ := strings.Cut(name, ".")
-	if kid := n.kids[first]; kid != nil {
+	if kid := n.kids.Get(first); kid != nil {
 		if behind, ok := cutLevels(name, kid.label); ok && kid.covers(behind, same && strings.HasPrefix(name, kid.label)) {
 			return true
 		}
@@ -168,7 +169,7 @@ func (n *node[T]) covers(name string, same bool) bool {
 	if first == "*" {
 		return false // they are the same
 	}
-	if kid := n.kids["*"]; kid != nil {
+	if kid := n.kids.Get("*"); kid != nil {
 		if behind, ok := cutLevels(name, kid.label); ok {
 			return kid.covers(behind, false)
 		}

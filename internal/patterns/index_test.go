@@ -3,6 +3,7 @@ package patterns
 import (
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -99,7 +100,7 @@ func TestIndexAgainstEach(t *testing.T) {
 	for p := range live {
 		index.Remove(p)
 	}
-	if n := index.root.nodes(); n != 1 || index.root.kids != nil {
+	if n := index.root.nodes(); n != 1 || index.root.kids.Len() != 0 {
 		t.Errorf("%d nodes are left", n)
 	}
 }
@@ -107,10 +108,39 @@ func TestIndexAgainstEach(t *testing.T) {
 // nodes counts a node and what is below it.
 func (n *node[T]) nodes() int {
 	count := 1
-	for _, kid := range n.kids {
+	for _, kid := range n.kids.All() {
 		count += kid.nodes()
 	}
 	return count
+}
+
+// A crowd of patterns gives its memory back though two that came with it stay, at the root and below a node.
+func TestAnIndexGivesItsMemoryBack(t *testing.T) {
+	const n = 300_000
+	for _, format := range []string{"b%d.>", "a.b%d.*"} {
+		var index Index[int]
+		value, before := 1, heap()
+		for i := range n {
+			index.Add(fmt.Sprintf(format, i), &value)
+		}
+		full := heap() - before
+		for i := range n - 2 {
+			index.Remove(fmt.Sprintf(format, i))
+		}
+		if left := heap() - before; left > full/100 {
+			t.Errorf("%s: %d B are left of %d B", format, left, full)
+		}
+		if last := fmt.Sprintf(strings.TrimRight(format, ".*>")+".c", n-1); len(index.Match(last, nil)) != 1 {
+			t.Errorf("%s: the last one does not match %s", format, last)
+		}
+	}
+}
+
+func heap() int {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return int(m.HeapAlloc)
 }
 
 // BenchmarkCovers looks whether one of so many patterns of others covers a name.
