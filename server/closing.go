@@ -70,6 +70,9 @@ func (c *Conn) leave(why *CloseError) {
 	c.callClose(c.detach(why), why)
 }
 
+// closeBytes is about what a close takes in a socket: the frame, and twice as much with TLS and its end.
+const closeBytes = 256
+
 // flushed goes on with a close as far as it can. When our close frame is out and the peer's is in, our
 // side of the TCP connection is shut down; the socket is closed only after the peer's FIN, because
 // closing it while bytes come in makes the kernel reset the connection, and the peer might lose what
@@ -79,6 +82,7 @@ func (c *Conn) flushed() {
 		return
 	}
 	c.table.times[c.slot].read = c.sh.clock
+	c.noteLag(closeBytes)
 	if !c.is(markPeerDone) || !c.sayEnd() {
 		return
 	}
@@ -141,6 +145,7 @@ func (c *Conn) isDetached(err error) {
 		c.table.remove(c)
 	}
 	c.dropInput()
+	c.sh.lags.Delete(c)
 	c.setSession(nil)
 	c.state.Store(stateClosed)
 	c.sh.srv.release(c.remote, c.is(markCounted))

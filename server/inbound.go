@@ -42,6 +42,9 @@ func (c *Conn) heard() {
 	if c.table.debts != nil {
 		c.debts().relax(c.sh.clock - t.read)
 	}
+	if t.ping != 0 {
+		c.sh.lags.Delete(c)
+	}
 	t.read, t.ping = c.sh.clock, 0
 }
 

@@ -275,8 +275,9 @@ type Limits struct {
 	BodyTimeout time.Duration `yaml:"body_timeout"`
 
 	// CloseTimeout is how long a closing handshake (RFC 6455, section 7.1) may take before the socket
-	// is closed all the same. Default 5 s; it cannot be turned off. While something waits for a peer that has closed
-	// its side, WriteTimeout holds if that is longer.
+	// is closed all the same. It begins anew while a slow client still reads what was sent before. Default 5 s; it
+	// cannot be turned off. While something waits for a peer that has closed its side, WriteTimeout holds if that is
+	// longer.
 	CloseTimeout time.Duration `yaml:"close_timeout"`
 
 	// MaxBacklog is the number of bytes that Send and Broadcast may leave for one loop before it has looked at them;
@@ -364,7 +365,8 @@ type Ping struct {
 	Jitter float64 `yaml:"jitter"`
 
 	// Timeout is how long after a ping something must come, the pong or anything else; otherwise the
-	// connection is closed with 1001. Default 10 s; negative waits for ever.
+	// connection is closed with 1001. It begins anew while a slow client still reads what was sent before the ping.
+	// Default 10 s; negative waits for ever.
 	Timeout time.Duration `yaml:"timeout"`
 
 	// LBIdleTimeout is after how long a balancer before this server cuts a connection on which nothing is

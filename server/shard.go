@@ -56,6 +56,7 @@ type shard struct {
 	caughtUp     int             // bytes for one connection that may have had to be compressed
 	goingAway    bool            // the server shuts down: nobody may stay
 	stalled      []*Conn         // those that have an outbox
+	lags         lags            // clients that have something to take before they can answer
 	partials     []*inbound      // those that keep much of a message
 	entrances    []entrance      // see listenerOf
 	deadlines    deadlines

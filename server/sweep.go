@@ -151,7 +151,11 @@ func (g *table) closeDue(i int) bool {
 	if !timedOut(g.sh.clock, since, limit) {
 		return false
 	}
-	if !c.flushLate() {
+	switch {
+	case c.flushLate():
+	case c.out == nil && c.catchesUp():
+		g.times[i].read = g.sh.clock
+	default:
 		c.abort(errCloseTimeout)
 	}
 	return true
@@ -173,6 +177,10 @@ func (g *table) memberDue(i int) bool {
 		if !timedOut(now, t.ping, opts.Ping.Timeout) || g.members[i].conn.isSuspended() {
 			return false // or it may have answered, and it is the server that has not read it
 		}
+		if g.members[i].conn.catchesUp() {
+			t.ping = now
+			return true
+		}
 		g.sh.stats.Cut(CutPingTimeout)
 		g.members[i].conn.startClose(closeFail, codec.CloseGoingAway, fmt.Sprintf("no answer to a ping for %v", opts.Ping.Timeout))
 	case timedOut(now, t.read, opts.pingEarliest):
@@ -186,6 +194,7 @@ func (g *table) memberDue(i int) bool {
 			return true
 		}
 		t.ping = now
+		c.noteLag(0)
 		g.sh.control = codec.AppendFrame(g.sh.control[:0], codec.OpPing, nil)
 		c.sendControl(g.sh.control)
 	default:
