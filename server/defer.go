@@ -39,6 +39,8 @@ type deferred struct {
 	work func(context.Context, *Request) error
 	why  RefuseReason                                // of an error
 	then func(*Conn, *Request) (RefuseReason, error) // who decides next, on the loop; nil for nobody
+
+	takes time.Duration // of a processor, by work that waits for nothing: see offloadQueue; 0 if that is unknown
 }
 
 // pendingDecision is a request that waits for its decision. Owned by the loop, but for what its goroutine has.
@@ -76,10 +78,14 @@ func (c *Conn) awaitDecision(r *Request, head, rest []byte) {
 	default:
 		c.in.rest = append(c.in.rest[:0], rest...)
 	}
-	go func() {
-		err := c.callDeferred(ctx, d, u.request)
-		c.sh.postDo(c, 0, func() { c.decided(u, d, err) })
-	}()
+	end := func(err error) { c.sh.postDo(c, 0, func() { c.decided(u, d, err) }) }
+	work := func() { end(c.callDeferred(ctx, d, u.request)) }
+	if d.takes == 0 {
+		go work()
+		return
+	}
+	drop := func() { end(&auth.Refusal{Why: RefuseUndecided, Rejection: rejectUndecided}) }
+	c.sh.srv.tokenChecks.add(new(usage), c.sh.began, d.takes, &offloadJob{do: work, drop: drop, size: len(head), yields: handshakeDelay})
 }
 
 // callDeferred is called on the decision's own goroutine.

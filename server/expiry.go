@@ -1,6 +1,7 @@
 package server
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -71,19 +72,51 @@ var (
 // refreshPause keeps a client from having signatures checked without end.
 const refreshPause = time.Second
 
-func (c *Conn) doRefresh(token string) (any, error) {
+func (c *Conn) doRefresh(id json.RawMessage, token string) (what string, value any, err error) {
 	a, w := c.ep.now().auth, c.principal()
 	if !a.ChecksTokens() || w == nil {
-		return nil, errRenewal
+		return "", nil, errRenewal
 	}
 	if w.refreshed != 0 && !timedOut(c.sh.clock, w.refreshed, refreshPause) {
-		return nil, errTooOften
+		return "", nil, errTooOften
 	}
 	w.refreshed = c.sh.clock
-	renewed, err := a.Verify(token)
-	if err != nil {
-		return nil, err
+	if takes := a.VerifyCost(token); takes > 0 {
+		c.verifyElsewhere(a, id, token, takes)
+		return "", nil, nil
 	}
+	renewed, err := a.Verify(token)
+	if err == nil {
+		value, err = c.renew(renewed)
+	}
+	return "refreshed", value, err
+}
+
+// verifyElsewhere has a token checked on another goroutine. What the client asks for behind it waits.
+func (c *Conn) verifyElsewhere(a *auth.Authenticator, id json.RawMessage, token string, takes time.Duration) {
+	s := c.reserve(false)
+	answer := func(renewed auth.Identity, err error) {
+		c.resolve(s, true, func() {
+			var value any
+			if err == nil {
+				value, err = c.renew(renewed)
+			}
+			c.answerWith(id, "refreshed", value, err, c.sendReply)
+		})
+	}
+	drop := func() { answer(auth.Identity{}, fmt.Errorf("%w: too many tokens wait", c.sh.refuse())) }
+	c.sh.srv.tokenChecks.add(&c.workload().offloaded, c.sh.began, takes, &offloadJob{size: len(token), drop: drop, do: func() {
+		if c.state.Load() != stateOpen {
+			c.resolve(s, true, func() {}) // nobody waits for it
+			return
+		}
+		answer(a.Verify(token))
+	}})
+}
+
+// renew has a token that is good take the place of the one before.
+func (c *Conn) renew(renewed auth.Identity) (any, error) {
+	w := c.principal()
 	renewed = auth.Intersect(renewed, w.bound)
 	if renewed.Subject != w.subject {
 		return nil, fmt.Errorf("%w: its subject differs", errRenewal)

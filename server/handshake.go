@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"carillon/codec"
 	"carillon/server/internal/auth"
@@ -186,13 +187,45 @@ func (c *Conn) decide(r *Request, head []byte) (RefuseReason, error) {
 	if preflight {
 		return 0, errPreflight
 	}
-	id, err := now.auth.CheckToken(&r.Request)
+	if takes := now.auth.TokenCost(&r.Request); takes > 0 {
+		r.deferTokenCheck(now.auth, takes)
+		return 0, nil
+	}
+	if why, err := r.checkToken(now.auth); err != nil {
+		return why, err
+	}
+	return c.decideFurther(r)
+}
+
+// checkToken finds out who the client is.
+func (r *Request) checkToken(a *auth.Authenticator) (RefuseReason, error) {
+	id, err := a.CheckToken(&r.Request)
 	if err != nil {
 		return RefuseNoToken, err
 	}
 	r.token = id
+	return 0, nil
+}
+
+// deferTokenCheck has the token checked on another goroutine. Then it is the turn of those who decide next.
+func (r *Request) deferTokenCheck(a *auth.Authenticator, takes time.Duration) {
+	r.Defer(func(ctx context.Context, r *Request) error {
+		if ctx.Err() != nil { // nobody waits for it
+			return ctx.Err()
+		}
+		_, err := r.checkToken(a)
+		return err
+	})
+	r.deferred.why = RefuseNoToken
+	r.deferred.takes = takes
+	r.deferred.then = (*Conn).decideFurther
+}
+
+// decideFurther decides about a request whose token is good.
+func (c *Conn) decideFurther(r *Request) (RefuseReason, error) {
+	now := c.ep.now()
 	if c.ep.Mode == ModeTopics {
-		w, err := c.ep.parseTopicQuery(r, events)
+		w, err := c.ep.parseTopicQuery(r, wantsEvents(&r.Request))
 		if err != nil {
 			return RefuseTopic, err
 		}

@@ -1,20 +1,24 @@
 package server
 
 import (
+	"runtime"
 	"sync"
 	"time"
 )
 
 // offloadQueue has another goroutine do what would take too much of a loop's time in one piece: parse large requests,
-// and compress large replies. It does one thing at a time, on a goroutine that lives while there is any. Its order is
-// that of the run queues, so that clients that ask for much wait for each other and not the others for them.
+// compress large replies, check costly tokens. It does one thing at a time, or as many as it may, on goroutines that
+// live while there is any. Its order is that of the run queues, so that clients that ask for much wait for each other
+// and not the others for them.
 type offloadQueue struct {
+	most int // immutable: how many things it does at a time; 0 is one
+
 	mu      sync.Mutex
 	jobs    indexedHeap[*offloadJob]
 	bytes   int // of the jobs
 	time    virtualTime
 	orders  uint64
-	running bool
+	running int // goroutines
 }
 
 // offloadJob is done before those with a higher tag, and those that came later with the same.
@@ -25,6 +29,8 @@ type offloadJob struct {
 	size  int // bytes that it holds
 	do    func()
 	drop  func() // called instead of do when too much waits; nil for what must be done
+
+	yields time.Duration // for how long it gives way to those of clients that have used nothing
 }
 
 func (j *offloadJob) before(other *offloadJob) bool {
@@ -47,7 +53,7 @@ const (
 func (q *offloadQueue) add(used *usage, now, takes time.Duration, job *offloadJob) {
 	var dropped []*offloadJob
 	q.mu.Lock()
-	job.tag = q.time.at(now, len(q.jobs) == 0) + used.delay(now)
+	job.tag = q.time.at(now, len(q.jobs) == 0) + used.delay(now) + job.yields
 	used.addTurn(takes, now) // it cannot be interrupted
 	q.orders++
 	job.order = q.orders
@@ -62,8 +68,8 @@ func (q *offloadQueue) add(used *usage, now, takes time.Duration, job *offloadJo
 		q.bytes -= last.size
 		dropped = append(dropped, last)
 	}
-	if !q.running {
-		q.running = true
+	if q.running < max(q.most, 1) {
+		q.running++
 		go q.run()
 	}
 	q.mu.Unlock()
@@ -86,7 +92,7 @@ func (q *offloadQueue) run() {
 	for {
 		q.mu.Lock()
 		if len(q.jobs) == 0 {
-			q.running = false
+			q.running--
 			q.mu.Unlock()
 			return
 		}
@@ -95,5 +101,6 @@ func (q *offloadQueue) run() {
 		q.time.served(job.tag)
 		q.mu.Unlock()
 		job.do()
+		runtime.Gosched() // a loop may wait for the processor
 	}
 }

@@ -38,7 +38,7 @@ func TestOffloadQueue(t *testing.T) {
 	eventually(t, "the goroutine has ended", func() bool {
 		q.mu.Lock()
 		defer q.mu.Unlock()
-		return !q.running
+		return q.running == 0
 	})
 }
 
@@ -77,7 +77,7 @@ func TestOffloadQueueIsBounded(t *testing.T) {
 	eventually(t, "nothing is counted any more", func() bool {
 		q.mu.Lock()
 		defer q.mu.Unlock()
-		return !q.running && q.bytes == 0
+		return q.running == 0 && q.bytes == 0
 	})
 }
 

@@ -214,8 +214,7 @@ func (c *Conn) do(r *request) (what string, value any, err error) {
 	case r.History != nil:
 		return "", nil, c.doHistory(r.ID, r.History)
 	case r.Refresh != nil:
-		value, err = c.doRefresh(r.Refresh.Token)
-		return "refreshed", value, err
+		return c.doRefresh(r.ID, r.Refresh.Token)
 	case r.Presence != nil:
 		return c.doPresence(r.ID, r.Presence.Topic)
 	}

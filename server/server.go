@@ -7,6 +7,7 @@ import (
 	"iter"
 	"log"
 	"log/slog"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,7 +52,8 @@ type Server struct {
 	looping       chan struct{}    // closed when all loops listen
 	loopsEnded    chan struct{}    // closed when they have ended
 	offload       offloadQueue
-	checkOwner    bool // see goroutine
+	tokenChecks   offloadQueue // apart, so that who comes with costly tokens does not keep clients' requests
+	checkOwner    bool         // see goroutine
 	started       chan struct{}
 	empty         chan struct{} // has a value when the last socket closed while nobody comes in
 
@@ -171,6 +173,7 @@ func New(options Options) (*Server, error) {
 		s.byPath[e.Path] = ep
 	}
 	s.tlsTable = newTLSTable(s)
+	s.tokenChecks.most = max(1, runtime.GOMAXPROCS(0)-1)
 	if err := s.loadCertificates(); err != nil {
 		return nil, err
 	}

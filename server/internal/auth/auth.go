@@ -45,7 +45,7 @@ func New(j *JWT, h *Hook, config Config) (*Authenticator, error) {
 func (a *Authenticator) ChecksTokens() bool { return a.jwt != nil }
 
 // CheckToken returns who a client is by the token of its request, and the zero value if it needs none and has none. It
-// waits for nothing. The error is a *[Refusal].
+// waits for nothing, but may take as long as TokenCost says. The error is a *[Refusal].
 func (a *Authenticator) CheckToken(r *codec.Request) (Identity, error) {
 	if a.jwt == nil {
 		return Identity{}, nil
@@ -60,9 +60,27 @@ func (a *Authenticator) CheckToken(r *codec.Request) (Identity, error) {
 	return Identity{}, errNoToken
 }
 
-// Verify returns who the owner of a token is. It waits for nothing, and must not be called unless ChecksTokens. The
-// error is a *[Refusal].
+// TokenCost is about how long CheckToken takes, 0 if that is at most 100 us or so: the time that a check of one signature
+// takes with a key of the usual size.
+func (a *Authenticator) TokenCost(r *codec.Request) time.Duration {
+	if a.jwt == nil || !a.jwt.keys.costly.Load() {
+		return 0
+	}
+	token, _ := a.jwt.find(r)
+	return a.jwt.cost(token)
+}
+
+// Verify returns who the owner of a token is. It waits for nothing, but may take as long as VerifyCost says, and must not
+// be called unless ChecksTokens. The error is a *[Refusal].
 func (a *Authenticator) Verify(token string) (Identity, error) { return a.jwt.verify(token) }
+
+// VerifyCost is like TokenCost, for Verify.
+func (a *Authenticator) VerifyCost(token string) time.Duration {
+	if !a.jwt.keys.costly.Load() {
+		return 0
+	}
+	return a.jwt.cost(token)
+}
 
 // Keys returns the keys that tokens are checked with, nil unless ChecksTokens.
 func (a *Authenticator) Keys() *Keyring {

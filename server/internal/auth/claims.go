@@ -134,20 +134,31 @@ var protectedShape = strictjson.ShapeOf[protected](strictjson.Rules{Unknown: tru
 // checkHeader returns the name of the key that a token says it is signed with; "" if it does not. The parser has
 // decoded the header before, but forgives what may not decide anything. The error is a *Refusal.
 func checkHeader(t *jwt.Token) (key string, err error) {
-	first, _, _ := strings.Cut(t.Raw, ".")
-	text, err := base64.RawURLEncoding.Strict().DecodeString(first)
+	h, err := readHeader(t.Raw)
 	if err != nil {
-		return "", errTokenMalformed
+		return "", err
 	}
-	var h protected
-	err = protectedShape.Unmarshal(text, &h)
-	if e, ok := errors.AsType[*strictjson.Error](err); ok {
-		return "", badToken(stats.RefuseTokenMalformed, "the header of the token is invalid: "+e.Plain())
-	}
-	if err != nil || h.Critical != nil || h.Algorithm != t.Method.Alg() { // section 4.1.11: nothing of crit is understood here
+	if h.Critical != nil || h.Algorithm != t.Method.Alg() { // section 4.1.11: nothing of crit is understood here
 		return "", errTokenMalformed
 	}
 	return h.Key, nil
+}
+
+// readHeader reads the header of a token. The error is a *Refusal.
+func readHeader(token string) (h protected, err error) {
+	first, _, _ := strings.Cut(token, ".")
+	text, err := base64.RawURLEncoding.Strict().DecodeString(first)
+	if err != nil {
+		return h, errTokenMalformed
+	}
+	err = protectedShape.Unmarshal(text, &h)
+	if e, ok := errors.AsType[*strictjson.Error](err); ok {
+		return h, badToken(stats.RefuseTokenMalformed, "the header of the token is invalid: "+e.Plain())
+	}
+	if err != nil {
+		return h, errTokenMalformed
+	}
+	return h, nil
 }
 
 // maxSeconds is the largest whole number that every reader of JSON reads alike (RFC 8259, section 6). A time beyond it,

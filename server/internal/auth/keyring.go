@@ -29,18 +29,39 @@ type signatureKey struct {
 	key       any // []byte, *rsa.PublicKey, *ecdsa.PublicKey or ed25519.PublicKey
 }
 
-// maxTried is how many keys a token that does not name its own is tried with, since each costs up to 100 us
-// of the loop's time.
+// maxTried is how many keys a token that does not name its own is tried with.
 const maxTried = 8
+
+// A check with one key of the usual size takes about usualCheck: it is done at once. More keys, and longer ones, take a
+// multiple of that.
+const (
+	usualCheck = 100 * time.Microsecond
+	usualRSA   = 2048 // bits
+)
+
+// cost is about how long a check with the key takes. HS256 has only one key, so the little that it takes is no matter.
+func (k *signatureKey) cost() time.Duration {
+	if r, ok := k.key.(*rsa.PublicKey); ok {
+		n := time.Duration(r.N.BitLen())
+		return usualCheck * n * n / (usualRSA * usualRSA)
+	}
+	return usualCheck
+}
+
+// mayTry reports whether the key may have signed a token with this algorithm and kid.
+func (k *signatureKey) mayTry(algorithm, id string) bool {
+	return k.algorithm == algorithm && (k.id == id || k.id == "" || id == "")
+}
 
 // Keyring has the keys of an endpoint. Any goroutine may check tokens with it; Load, Refresh and Watch are for one at a
 // time.
 type Keyring struct {
-	opts *JWT
-	log  *slog.Logger
-	keys atomic.Pointer[[]signatureKey] // nil as long as none could be fetched
-	jwks *jwks                          // nil for a file
-	file os.FileInfo                    // what was read last; owned by the goroutine that refreshes
+	opts   *JWT
+	log    *slog.Logger
+	keys   atomic.Pointer[[]signatureKey] // nil as long as none could be fetched
+	costly atomic.Bool                    // some tokens take longer than a check with one usual key
+	jwks   *jwks                          // nil for a file
+	file   os.FileInfo                    // what was read last; owned by the goroutine that refreshes
 }
 
 // newKeyring fails for a file that cannot be used: that is a mistake which is better known at the start.
@@ -60,7 +81,7 @@ func (r *Keyring) find(algorithm, id string) (found jwt.VerificationKeySet, err 
 		return found, errNoKeys
 	}
 	for _, k := range *keys {
-		if k.algorithm == algorithm && (k.id == id || k.id == "" || id == "") && len(found.Keys) < maxTried {
+		if k.mayTry(algorithm, id) && len(found.Keys) < maxTried {
 			found.Keys = append(found.Keys, k.key)
 		}
 	}
@@ -71,6 +92,22 @@ func (r *Keyring) find(algorithm, id string) (found jwt.VerificationKeySet, err 
 		return found, errKeysFetched
 	}
 	return found, errTokenKey
+}
+
+// cost is about how long it takes to check a token with the keys that may have signed it, 0 if that is no longer than
+// a check with one usual key.
+func (r *Keyring) cost(algorithm, id string) (takes time.Duration) {
+	tried := 0
+	for _, k := range *r.keys.Load() {
+		if k.mayTry(algorithm, id) && tried < maxTried {
+			takes += k.cost()
+			tried++
+		}
+	}
+	if takes <= usualCheck {
+		return 0
+	}
+	return takes
 }
 
 // Load reads the keys anew. If it fails, the old keys stay.
@@ -97,6 +134,7 @@ func (r *Keyring) Refresh(ctx context.Context) bool {
 func (r *Keyring) replace(keys []signatureKey) {
 	keys = slices.DeleteFunc(keys, func(k signatureKey) bool { return !slices.Contains(r.opts.Algorithms, k.algorithm) })
 	r.keys.Store(&keys)
+	r.costly.Store(slices.ContainsFunc(keys, func(k signatureKey) bool { return r.cost(k.algorithm, "") > 0 }))
 	r.log.Debug("token keys loaded", "file", r.opts.KeyFile, "url", redact.URL(r.opts.JWKSURL), "keys", len(keys))
 }
 
