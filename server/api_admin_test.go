@@ -2,6 +2,8 @@ package server
 
 import (
 	"bufio"
+	"context"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -306,6 +308,50 @@ func TestAPIQueuedBytesOfABusyLoop(t *testing.T) {
 	a := call(t, s, "GET", "/v1/connections", "").is(t, 200)
 	if a.into(t, &page); len(page.Connections) != 1 || page.Connections[0].QueuedBytes != nil || !strings.Contains(string(a.body), `"queuedBytes":null`) {
 		t.Errorf("%s", a.body)
+	}
+}
+
+// A connection that closes by itself while an operator closes it is closed, and the operator is told so as long as it is
+// listed, twice if need be, or that it is not there. So is who asks about it.
+func TestAPICloseConnectionThatCloses(t *testing.T) {
+	blocked, release := make(chan struct{}), make(chan struct{})
+	s := withAPI(t, Options{Loops: 1, Endpoints: []Endpoint{{Path: "/block", Handler: Handler{Message: func(*Conn, Opcode, []byte) {
+		close(blocked)
+		<-release
+	}}}}})
+	one, other := dial(t, s, "/block"), dial(t, s, "/block")
+	listed := s.roster.find(s, 1)
+	call(t, s, "GET", "/v1/connections", "").is(t, 200) // the list is kept for a while, with connections that have closed
+	other.send("x")
+	<-blocked
+	one.write(masked(0x88, []byte{0x03, 0xe8})) // which the loop has not read
+	for range 2 {
+		call(t, s, "DELETE", "/v1/connections/1?code=4000", "").is(t, 204)
+	}
+	call(t, s, "GET", "/v1/connections/1", "").is(t, 200)
+	close(release)
+	if op, _, err := one.frame(); op != codec.OpClose || err != nil {
+		t.Errorf("got %v, %v; want a close frame", op, err)
+	}
+	eventually(t, "it is gone", func() bool { return s.Count() == 1 })
+	if err := listed.Close(4000, ""); err != nil { // found just before
+		t.Error(err)
+	}
+	for range 2 {
+		for _, method := range []string{"DELETE", "GET"} {
+			call(t, s, method, "/v1/connections/1", "").isProblem(t, 404, "no-such-connection", "")
+		}
+	}
+	list, more := backend{s}.Connections(0, 10)
+	if len(list) != 1 || list[0].ID != "2" || more {
+		t.Errorf("%+v are listed", list)
+	}
+	s.Shutdown(context.Background())
+	eventually(t, "it has stopped", func() bool { return s.allShards()[0].mail.isClosed() })
+	for _, id := range []uint64{1, 2} {
+		if err := (backend{s}).CloseConnection(context.Background(), id, 4000, ""); !errors.Is(err, admin.ErrNoConnection) {
+			t.Errorf("%d: %v", id, err)
+		}
 	}
 }
 
