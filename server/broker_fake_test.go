@@ -52,6 +52,7 @@ type fakeBroker struct {
 	away  bool
 	mute  bool // does not answer questions
 	asked int
+	still *[]func(error) // what waits while transient messages and broadcasts are not acknowledged; nil if they are
 }
 
 // fakeMail does one thing after the other on its own goroutine.
@@ -243,6 +244,10 @@ func (b *fakeBroker) PublishTransient(p Publication, incarnation, seq uint64, do
 			other.send(func() { other.node.Transient(b.id, incarnation, seq, p, at) }, false)
 		}
 	}
+	if b.still != nil {
+		*b.still = append(*b.still, done)
+		return
+	}
 	done(nil)
 }
 
@@ -258,6 +263,10 @@ func (b *fakeBroker) Broadcast(path string, op Opcode, payload []byte, seq uint6
 		if other != b {
 			other.send(func() { other.node.Broadcast(b.id, path, op, payload, seq) }, false)
 		}
+	}
+	if b.still != nil {
+		*b.still = append(*b.still, done)
+		return
 	}
 	b.mail.put(func() { done(nil) })
 }
@@ -377,6 +386,23 @@ func (b *fakeBroker) cut(away bool) {
 	b.net.set(func() { b.away = away })
 	if !away {
 		b.mail.put(func() { b.node.Resync("the cable is in again") })
+	}
+}
+
+// stall has the broker acknowledge no transient messages and broadcasts from now on. waiting is how many there have
+// been since; end acknowledges all.
+func (b *fakeBroker) stall() (waiting func() int, end func()) {
+	list := new([]func(error))
+	b.net.set(func() { b.still = list })
+	waiting = func() (n int) {
+		b.net.set(func() { n = len(*list) })
+		return n
+	}
+	return waiting, func() {
+		b.net.set(func() { b.still = nil })
+		for _, done := range *list {
+			done(nil)
+		}
 	}
 }
 

@@ -94,7 +94,7 @@ func (c *Conn) doRefresh(id json.RawMessage, token string) (what string, value a
 
 // verifyElsewhere has a token checked on another goroutine. What the client asks for behind it waits.
 func (c *Conn) verifyElsewhere(a *auth.Authenticator, id json.RawMessage, token string, takes time.Duration) {
-	s := c.reserve(false)
+	s := c.reserve()
 	answer := func(renewed auth.Identity, err error) {
 		c.resolve(s, true, func() {
 			var value any

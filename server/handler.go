@@ -145,7 +145,18 @@ func (s *Server) relay(c *Conn, op codec.Opcode, payload []byte) {
 	if !c.paysPublish() {
 		return
 	}
-	_, err := s.broadcast(codec.NewFrame(op, payload), nil, c.ep)
+	if s.opts().Broker == nil {
+		_, err := s.broadcast(codec.NewFrame(op, payload), nil, c.ep)
+		c.refused(err)
+		return
+	}
+	m := flight{bytes: flightCost + len(payload), transient: true}
+	c.beginPublishing(m)
+	sent := func(error) { c.sh.postDo(c, 0, func() { c.endPublishing(m) }) }
+	_, err := s.broadcast(codec.NewFrame(op, payload), sent, c.ep)
+	if err != nil { // it is not called
+		sent(err)
+	}
 	c.refused(err)
 }
 

@@ -72,7 +72,7 @@ const largeRequest = 32 << 10
 
 // parseElsewhere has a request parsed on another goroutine. What the client asks for behind it waits.
 func (c *Conn) parseElsewhere(payload []byte) {
-	s := c.reserve(false)
+	s := c.reserve()
 	s.cost += len(payload)
 	w := c.workload()
 	w.requests.bytes += len(payload)
@@ -115,13 +115,18 @@ func (c *Conn) requested(r *request, err error, n int) {
 			return
 		}
 	}
-	if err == nil && (c.waiting() || r.Ping == nil) {
+	if err == nil && r.Ping != nil && c.waiting() {
+		if err = c.replyInOrder(n, func() { c.answerRequest(r, c.sendReply) }); err == nil {
+			return
+		}
+	}
+	if err == nil && r.Ping == nil {
 		if err = c.afterPending(n, r.isQuick(), func() { c.answerRequest(r, c.sendReply) }); err == nil {
 			return
 		}
 	}
 	if err != nil {
-		if !c.waiting() || c.afterPending(n, true, func() { c.fail(r.ID, err, c.sendReply) }) != nil {
+		if !c.waiting() || c.replyInOrder(n, func() { c.fail(r.ID, err, c.sendReply) }) != nil {
 			c.fail(r.ID, err, c.reply) // also when too much waits: at once, whatever it overtakes
 		}
 		return
@@ -271,7 +276,7 @@ func (c *Conn) publication(r *envelope.Publish) (p publication, err error) {
 func (c *Conn) doPublish(id json.RawMessage, r *envelope.Publish, reply replier) {
 	p, err := c.publication(r)
 	var s *slot
-	wait := func() { s = c.reserve(true) }
+	wait := func() { s = c.reserveReply(c.flightOf(&p)) }
 	done := func(receipt Receipt, err error) {
 		c.resolve(s, true, func() {
 			c.answerWith(id, "published", publishReply{p.Topic, receipt}, err, c.sendReply)
@@ -419,7 +424,7 @@ func (c *Conn) doPresence(id json.RawMessage, topic string) (what string, value 
 		return "", nil, err
 	}
 	var s *slot
-	p, ready := c.sh.srv.hub.remote.present(topic, func() { s = c.reserve(false) }, func(p *presence) {
+	p, ready := c.sh.srv.hub.remote.present(topic, func() { s = c.reserve() }, func(p *presence) {
 		c.resolve(s, true, func() { c.answerWith(id, "present", p, nil, c.sendReply) })
 	})
 	if !ready {

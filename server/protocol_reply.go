@@ -81,7 +81,7 @@ const largeReply = 32 << 10
 // compressElsewhere has a reply compressed on another goroutine, and sends it in the place of what is done now. What
 // the client asks for behind it waits.
 func (c *Conn) compressElsewhere(text []byte) {
-	deflater, s := c.ep.now().deflater, c.reserve(false)
+	deflater, s := c.ep.now().deflater, c.reserve()
 	w := c.workload()
 	send := func(frame []byte) { c.resolve(s, true, func() { c.sendBytes(frame, itemAnswer) }) }
 	plain := func() { send(codec.AppendFrame(nil, codec.OpText, text)) }

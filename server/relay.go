@@ -53,6 +53,9 @@ func (f *follower) failed(err error) {
 func (f *follower) relay(src *source, p payload, sent func(error)) {
 	src.link.sent++
 	done := func(err error) {
+		if err == nil {
+			f.srv.inFlight.flows(f.srv.uptime())
+		}
 		if f.failed(err); sent != nil {
 			sent(err)
 		}

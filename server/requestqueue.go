@@ -13,15 +13,16 @@ import (
 
 // slot is something to do on a connection's loop when all before it in the request queue is done.
 type slot struct {
-	do      func()
-	cancel  func() // called instead of do if the connection has ended; may be nil
-	cost    int    // bytes that the slot holds, about
-	after   uint64 // commands that the loop must have run before
-	open    bool   // do is for an open connection only
-	drained bool   // do waits until the socket has taken all that was sent
-	pending bool   // the slot waits for an answer: do is not known yet
-	publish bool   // a message is on its way to the broker, and do is its reply: others may follow it
-	quick   bool   // do takes as little as a message
+	do       func()
+	cancel   func() // called instead of do if the connection has ended; may be nil
+	cost     int    // bytes that the slot holds, about
+	after    uint64 // commands that the loop must have run before
+	open     bool   // do is for an open connection only
+	drained  bool   // do waits until the socket has taken all that was sent
+	pending  bool   // the slot waits for an answer: do is not known yet
+	flight   flight // a message that is on its way to the broker, and do is its reply
+	passable bool   // messages for the broker may pass it: nothing else happens in it than a reply
+	quick    bool   // do takes as little as a message
 }
 
 // slotCost is about the memory of a slot besides what the client sent.
@@ -33,42 +34,12 @@ const (
 	maxSlotBytes = 1 << 20
 )
 
-// Messages of all connections go to the broker in one line. So one connection has few in it, and where many publish
-// each has its share of maxPublishingOfAll, but at least one.
-const (
-	maxPublishing      = 64
-	maxPublishingOfAll = 256
-)
-
-// publishingShare returns how many messages of one connection may be on their way to the broker.
-func (s *Server) publishingShare() int {
-	return max(min(maxPublishing, maxPublishingOfAll/max(int(s.publishers.Load()), 1)), 1)
-}
-
-// beginPublishing notes that a message of the client is on its way to the broker.
-func (c *Conn) beginPublishing() {
-	w := c.needWorkload()
-	if w.publishing++; w.publishing == 1 {
-		c.sh.srv.publishers.Add(1)
-	}
-}
-
-// endPublishing notes that the broker has one, or that it is lost.
-func (c *Conn) endPublishing() {
-	w := c.workload()
-	if w.publishing--; w.publishing == 0 {
-		c.sh.srv.publishers.Add(-1)
-	}
-	c.sh.run.schedule(w)
-	c.settleWorkload(w)
-}
-
 // requestQueue is the slots of a connection. Owned by the loop.
 type requestQueue struct {
 	slots  []*slot
 	head   int // where the first slot is; before it are none
 	bytes  int
-	others int // slots that are no messages on their way to the broker
+	others int // slots that messages for the broker may not pass
 
 	flushing bool // what is done now was the first slot
 }
@@ -108,7 +79,7 @@ func (q *requestQueue) pop() *slot {
 
 func (q *requestQueue) count(s *slot, n int) {
 	q.bytes += n * s.cost
-	if !s.publish {
+	if !s.passable {
 		q.others += n
 	}
 }
@@ -131,10 +102,10 @@ func (c *Conn) isFull() bool {
 
 // isFull is like that of the connection.
 func (w *workload) isFull() bool {
-	return w.requests.full() || w.publishing > 0 && w.publishing >= w.conn.sh.srv.publishingShare()
+	return w.requests.full() || w.flights.number > 0 && w.conn.sh.srv.holds(&w.flights)
 }
 
-// waitsForMore reports whether the client waits for anything but messages on their way to the broker.
+// waitsForMore reports whether the client waits for anything that a message for the broker may not pass.
 func (c *Conn) waitsForMore() bool {
 	return c.waiting() && (c.workload().requests.others > 0 || c.workload().isFull())
 }
@@ -161,22 +132,38 @@ func (c *Conn) perform(s *slot) {
 // for before, for a request of n bytes. What the client asks for next waits behind it. On a busy loop it gives way to
 // messages unless it is quick. It fails with [ErrOverloaded].
 func (c *Conn) afterPending(n int, quick bool, do func()) error {
+	return c.queueRequest(&slot{do: do, cost: n + slotCost, quick: quick})
+}
+
+func (c *Conn) queueRequest(s *slot) error {
 	c.sh.check()
 	if c.sh.backlog.Load() > c.sh.set.maxBacklog {
 		return ErrOverloaded
 	}
+	s.open, s.after = true, c.sh.mail.count()
 	w := c.needWorkload()
-	w.requests.push(&slot{do: do, cost: n + slotCost, open: true, after: c.sh.mail.count(), quick: quick})
+	w.requests.push(s)
 	c.sh.run.schedule(w)
 	return nil
 }
 
+// replyInOrder has a reply sent behind everything that was sent to the client before and everything that it asked for
+// before. What the client publishes next does not wait for it. It fails with [ErrOverloaded].
+func (c *Conn) replyInOrder(n int, reply func()) error {
+	return c.queueRequest(&slot{do: reply, cost: n + slotCost, quick: true, passable: true})
+}
+
 // reserve makes a slot for what is done now and ends later: the first one, unless it is not done in its turn.
-func (c *Conn) reserve(publish bool) *slot {
-	s := &slot{pending: true, publish: publish, cost: slotCost}
-	if publish {
-		c.beginPublishing()
-	}
+func (c *Conn) reserve() *slot {
+	s := &slot{pending: true, cost: slotCost}
+	c.queueFirst(s)
+	return s
+}
+
+// reserveReply is like reserve, for the reply to a message that is on its way to the broker.
+func (c *Conn) reserveReply(m flight) *slot {
+	s := &slot{pending: true, flight: m, passable: true, cost: slotCost}
+	c.beginPublishing(m)
 	c.queueFirst(s)
 	return s
 }
@@ -196,8 +183,8 @@ func (c *Conn) queueFirst(s *slot) {
 func (c *Conn) resolve(s *slot, open bool, do func()) {
 	c.sh.postDo(c, 0, func() {
 		s.do, s.open, s.pending = do, open, false
-		if s.publish {
-			c.endPublishing() // schedules, too
+		if s.flight != (flight{}) {
+			c.endPublishing(s.flight) // schedules, too
 			return
 		}
 		c.sh.run.schedule(c.workload())
@@ -229,7 +216,7 @@ func (c *Conn) closeInOrder(how closeHow, code codec.CloseCode, reason string) {
 // meanwhile overtakes it. On a connection that closes meanwhile it is called, too.
 func (c *Conn) topicReady(name string, from Start, reads bool, then func(error)) {
 	var s *slot
-	ready, err := c.sh.srv.hub.remote.ready(name, from, reads, func() { s = c.reserve(false) }, func(err error) {
+	ready, err := c.sh.srv.hub.remote.ready(name, from, reads, func() { s = c.reserve() }, func(err error) {
 		c.resolve(s, false, func() { then(err) })
 	})
 	if ready || err != nil {

@@ -18,6 +18,10 @@ type runQueue struct {
 	inflating inflating   // that are being decompressed
 	orders    uint64
 	relief    *time.Timer // looks again at those blocked
+
+	awaitStall []*workload   // that may go on if the broker stands still
+	stallLook  time.Duration // when these are looked at
+	stall      *time.Timer   // then
 }
 
 const (
@@ -222,6 +226,7 @@ func (sh *shard) lookForRelief() {
 // relieve lets connections go on that wait for fan-out, or were held back. Of those held back for long it lets one go
 // on: what it says may be as much again.
 func (sh *shard) relieve() {
+	sh.endStallWait()
 	q := &sh.run
 	if len(q.blocked) == 0 {
 		return

@@ -65,13 +65,13 @@ type Server struct {
 	watcher   *watcher
 	acceptors []*acceptor // of the unix sockets; Run's own
 
-	current    atomic.Pointer[settings]
-	reloads    reloads
-	running    atomic.Bool
-	draining   atomic.Bool // nobody new comes in
-	stopping   atomic.Bool // the engine has been told to end
-	sockets    atomic.Int64
-	publishers atomic.Int64 // connections that have messages on their way to the broker
+	current  atomic.Pointer[settings]
+	reloads  reloads
+	running  atomic.Bool
+	draining atomic.Bool // nobody new comes in
+	stopping atomic.Bool // the engine has been told to end
+	sockets  atomic.Int64
+	inFlight inFlight
 
 	acceptErrors atomic.Uint64 // of the unix sockets
 

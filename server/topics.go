@@ -271,8 +271,9 @@ func (c *Conn) publish(op codec.Opcode, payload []byte) {
 		format = FormatBinary
 	}
 	p := publication{Publication: Publication{Topic: topics[0].name(), Format: format, Payload: payload}}
-	_, ready, err := c.sh.srv.hub.remote.publish(p, c.beginPublishing, func(_ Receipt, err error) {
-		c.sh.postDo(c, 0, c.endPublishing)
+	m := c.flightOf(&p)
+	_, ready, err := c.sh.srv.hub.remote.publish(p, func() { c.beginPublishing(m) }, func(_ Receipt, err error) {
+		c.sh.postDo(c, 0, func() { c.endPublishing(m) })
 		c.refused(err)
 	})
 	if ready {

@@ -23,7 +23,7 @@ type workload struct {
 	requests requestQueue
 	mistakes mistakes
 
-	publishing int // messages that are on their way to the broker
+	flights flights // messages that are on their way to the broker
 
 	// The place in the run queue.
 	index     int           // in the heap, -1 while it is not there
@@ -42,6 +42,8 @@ type workload struct {
 	blockedAt time.Duration // since when the connection waits for fan-out that it has caused, or is held back; 0 if it does not
 	heldBack  bool          // it is held back with a large message
 	passes    bool          // it was for long enough
+
+	awaitsStall bool // listed in runQueue.awaitStall
 }
 
 func (w *workload) before(other *workload) bool {
@@ -75,7 +77,7 @@ func (c *Conn) needWorkload() *workload {
 // still to be remembered.
 func (c *Conn) settleWorkload(w *workload) {
 	switch {
-	case w.requests.len() > 0 || w.publishing > 0 || w.suspended || w.index >= 0:
+	case w.requests.len() > 0 || w.flights.number > 0 || w.suspended || w.index >= 0:
 	case w.used.isForgotten(c.sh.began) && w.offloaded.isForgotten(c.sh.began) && w.mistakes.none(c.sh.clock):
 		c.ext.work = nil
 	case !w.listed:
@@ -109,6 +111,7 @@ func (c *Conn) suspend() {
 			c.sh.interest.pause(c.fd)
 		}
 	}
+	c.sh.awaitStall(w)
 	c.sh.run.schedule(w)
 }
 

@@ -215,7 +215,7 @@ func TestPublishersShareTheLine(t *testing.T) {
 				for _, c := range clients {
 					c.write(message)
 				}
-				eventually(t, "all publish", func() bool { return int(s.publishers.Load()) == row.clients })
+				eventually(t, "all publish", func() bool { return int(s.inFlight.publishers.Load()) == row.clients })
 				for _, c := range clients {
 					c.write(repeat(message, 3*maxPublishing))
 				}
@@ -228,7 +228,7 @@ func TestPublishersShareTheLine(t *testing.T) {
 				clients[0].conn.Close()
 				close(hold)
 				eventually(t, "all is published", func() bool {
-					return s.publishers.Load() == 0 && s.Stats().MessagesIn >= uint64((row.clients-1)*(1+3*maxPublishing))
+					return s.inFlight.publishers.Load() == 0 && s.Stats().MessagesIn >= uint64((row.clients-1)*(1+3*maxPublishing))
 				})
 			})
 		}

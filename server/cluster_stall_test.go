@@ -1,0 +1,156 @@
+package server
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// noneInFlight waits until the broker has acknowledged all messages, and each connection's account is settled.
+func noneInFlight(t *testing.T, s *Server) {
+	t.Helper()
+	eventually(t, "nothing is in flight", func() bool {
+		l := &s.inFlight
+		return l.publishers.Load() == 0 && l.bytes.Load() == 0 && l.transient.Load() == 0
+	})
+}
+
+// The broker stands still. Mallory's fifty connections publish as much as they can, until they are not read from any
+// more. What alice publishes still reaches bob, who is at her server, at once. Her replies, and theirs, wait for the
+// broker, and come in order.
+func TestAStalledBrokerHoldsUpNobodyAtHome(t *testing.T) {
+	const attackers = 50
+	for _, row := range []struct {
+		how  string
+		size int
+		each int
+	}{{"JSON", 10, 3000}, {"raw", 10, 3000}, {"raw", 30_000, 60}} {
+		t.Run(fmt.Sprintf("%s, %d bytes", row.how, row.size), func(t *testing.T) {
+			s := clustered(t, newFakeNet(1), 1, topics(), unchanged)[0]
+			alice, bob := dial(t, s, "/ws", speakJSON), dial(t, s, "/ws", speakJSON)
+			bob.subscribed("room")
+			waiting, end := fakeOf(s).stall()
+			message, path, headers := text(strings.Repeat("x", row.size)), "/ws?topic=noise", []string(nil)
+			if row.how == "JSON" {
+				message, path, headers = text(fmt.Sprintf(`{"publish":{"topic":"noise","data":%q}}`, strings.Repeat("x", row.size))), "/ws", []string{speakJSON}
+			}
+			much := repeat(message, row.each)
+			var flood []*client
+			for range attackers {
+				c := dial(t, s, path, headers...)
+				flood = append(flood, c)
+				go func() { _, _ = c.conn.Write(much) }()
+			}
+			settled := func() bool {
+				before := waiting()
+				time.Sleep(2 * stallTime)
+				return waiting() == before
+			}
+			eventually(t, "all of them wait", func() bool { return s.inFlight.publishers.Load() == attackers && settled() })
+			if n := waiting(); n <= maxPublishingOfAll || n == attackers*row.each {
+				t.Errorf("%d messages wait", n)
+			}
+			free := int64(maxInFlight) - s.inFlight.bytes.Load()
+			if free < maxInFlight/4 {
+				t.Errorf("%d bytes are left to others", free)
+			}
+			for i := range 100 {
+				alice.send(fmt.Sprintf(`{"id":%d,"publish":{"topic":"room","data":%q}}`, i, words(i)))
+				bob.wants(words(i))
+			}
+			end()
+			for i := range 100 {
+				if m := alice.said(); string(m.ID) != fmt.Sprint(i) || m.Published == nil {
+					t.Fatalf("instead of reply %d: %s", i, m.text)
+				}
+			}
+			for _, c := range flood {
+				c.conn.Close()
+			}
+			noneInFlight(t, s)
+		})
+	}
+}
+
+// While the broker acknowledges messages, a connection has only its share in flight. When it no longer does, the loop
+// goes on with connections that had used their share before.
+func TestAStallIsNoticedByThoseThatWait(t *testing.T) {
+	s := clustered(t, newFakeNet(1), 1, topics(), unchanged)[0]
+	bob := dial(t, s, "/ws", speakJSON)
+	bob.subscribed("room")
+	waiting, end := fakeOf(s).stall()
+	defer end()
+	alice := dial(t, s, "/ws", speakJSON)
+	alice.send(`{"publish":{"topic":"room","data":"first"}}`)
+	bob.wants("first")
+	s.inFlight.flows(time.Hour) // it will not count as standing still until then
+	const all = 3 * maxPublishing
+	for i := range all {
+		alice.send(fmt.Sprintf(`{"publish":{"topic":"room","data":%q}}`, words(i)))
+	}
+	for i := range maxPublishing - 1 {
+		bob.wants(words(i))
+	}
+	time.Sleep(2 * stallTime)
+	if n := waiting(); n != maxPublishing {
+		t.Errorf("%d messages are in flight", n)
+	}
+	s.inFlight.flows(s.uptime())
+	for i := maxPublishing - 1; i < all; i++ {
+		bob.wants(words(i))
+	}
+}
+
+// What asks for nothing but a reply does not hold up what is published behind it.
+func TestRepliesDoNotHoldUpPublications(t *testing.T) {
+	s := clustered(t, newFakeNet(1), 1, topics(), unchanged)[0]
+	alice, bob := dial(t, s, "/ws", speakJSON), dial(t, s, "/ws", speakJSON)
+	bob.subscribed("room")
+	_, end := fakeOf(s).stall()
+	for i, request := range []string{`"publish":{"topic":"room","data":"one"}`, `"ping":{}`, `"publish":{"topic":"room","data":"two"}`, `"nonsense":1`, `"publish":{"topic":"room","data":"three"}`} {
+		alice.send(fmt.Sprintf(`{"id":%d,%s}`, i, request))
+	}
+	bob.wants("one", "two", "three")
+	end()
+	for i := range 5 {
+		m := alice.said()
+		if string(m.ID) != fmt.Sprint(i) || (m.Published != nil) != (i%2 == 0) || (m.Pong != nil) != (i == 1) || (m.Error != nil) != (i == 3) {
+			t.Errorf("instead of reply %d: %s", i, m.text)
+		}
+	}
+	noneInFlight(t, s)
+}
+
+// Broadcasts of clients count like messages for transient topics.
+func TestBroadcastsOfOneClientLeaveRoomForOthers(t *testing.T) {
+	s := clustered(t, newFakeNet(1), 1, Options{Endpoints: echoAndBroadcast()}, unchanged)[0]
+	waiting, end := fakeOf(s).stall()
+	mallory := dial(t, s, "/broadcast")
+	go func() {
+		for {
+			if _, _, err := mallory.frame(); err != nil {
+				return
+			}
+		}
+	}()
+	go func() { _, _ = mallory.conn.Write(repeat(text(strings.Repeat("x", 4<<10)), 10_000)) }()
+	before := -1
+	eventually(t, "she is not read from", func() bool {
+		last := before
+		before = waiting()
+		time.Sleep(2 * stallTime)
+		return before == last && before > maxPublishing
+	})
+	if n := s.inFlight.bytes.Load(); n > maxInFlight/partInFlight+10<<10 {
+		t.Errorf("%d bytes are in flight", n)
+	}
+	alice, bob := dial(t, s, "/broadcast"), dial(t, s, "/broadcast")
+	for i := range 10 {
+		alice.send(words(i))
+		bob.want(words(i))
+	}
+	mallory.conn.Close()
+	end()
+	noneInFlight(t, s)
+}
