@@ -237,18 +237,28 @@ func TestTooMuchAtOnceIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.ready.Store(true) // without the goroutine that writes
-	payload := make([]byte, 1<<20)
 	refused := make(chan error, 100)
-	for range 100 {
-		b.PublishTransient(topic.Publication{Topic: "a", Payload: payload}, 1, 1, func(err error) { refused <- err })
+	publish := func(size int) (taken bool) {
+		before := b.out.waiting
+		b.PublishTransient(topic.Publication{Topic: "a", Payload: make([]byte, size)}, 1, 1, func(err error) { refused <- err })
+		if taken = b.out.waiting > before; !taken {
+			if err := <-refused; err != topic.ErrOverloaded {
+				t.Fatalf("got %v", err)
+			}
+		}
+		return taken
 	}
-	for range 100 - maxWaitingBytes>>20 + 1 {
-		if err := <-refused; err != topic.ErrOverloaded {
-			t.Fatalf("got %v", err)
+	for _, size := range []int{1 << 20, 64 << 10, 1 << 10} { // each leaves three times its size
+		n := 0
+		for publish(size) {
+			n++
+		}
+		if left := maxWaitingBytes - b.out.bytes; n == 0 || left < 3*size || left > 5*(size+costOfWaiting) {
+			t.Errorf("after %d messages of %d bytes %d are left", n, size, left)
 		}
 	}
-	if n := len(b.out.take()); n != maxWaitingBytes>>20-1 {
-		t.Errorf("%d are waiting", n)
+	if !publish(16) {
+		t.Error("there is no room for a small message")
 	}
 }
 

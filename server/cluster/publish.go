@@ -18,7 +18,8 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// What may wait for NATS, or for its acknowledgement; more is refused as overload.
+// What may wait for NATS, or for its acknowledgement; more is refused as overload. A large message leaves room for
+// small ones: three times its size, or a quarter of all.
 const (
 	maxWaiting      = 100_000
 	maxWaitingBytes = 64 << 20
@@ -58,7 +59,7 @@ func (q *outbox) put(o *outgoing) error {
 	switch {
 	case q.closed:
 		return topic.ErrNoCluster
-	case q.waiting >= maxWaiting || q.bytes+o.size > maxWaitingBytes:
+	case q.waiting >= maxWaiting || q.bytes+o.size+min(3*o.size, maxWaitingBytes/4) > maxWaitingBytes:
 		return topic.ErrOverloaded
 	}
 	q.waiting++
