@@ -390,18 +390,18 @@ func (b *fakeBroker) cut(away bool) {
 }
 
 // stall has the broker acknowledge no transient messages and broadcasts from now on. waiting is how many there have
-// been since; end acknowledges all.
-func (b *fakeBroker) stall() (waiting func() int, end func()) {
+// been since; end says what becomes of all.
+func (b *fakeBroker) stall() (waiting func() int, end func(error)) {
 	list := new([]func(error))
 	b.net.set(func() { b.still = list })
 	waiting = func() (n int) {
 		b.net.set(func() { n = len(*list) })
 		return n
 	}
-	return waiting, func() {
+	return waiting, func(err error) {
 		b.net.set(func() { b.still = nil })
 		for _, done := range *list {
-			done(nil)
+			done(err)
 		}
 	}
 }

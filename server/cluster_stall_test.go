@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -59,7 +60,7 @@ func TestAStalledBrokerHoldsUpNobodyAtHome(t *testing.T) {
 				alice.send(fmt.Sprintf(`{"id":%d,"publish":{"topic":"room","data":%q}}`, i, words(i)))
 				bob.wants(words(i))
 			}
-			end()
+			end(nil)
 			for i := range 100 {
 				if m := alice.said(); string(m.ID) != fmt.Sprint(i) || m.Published == nil {
 					t.Fatalf("instead of reply %d: %s", i, m.text)
@@ -80,7 +81,7 @@ func TestAStallIsNoticedByThoseThatWait(t *testing.T) {
 	bob := dial(t, s, "/ws", speakJSON)
 	bob.subscribed("room")
 	waiting, end := fakeOf(s).stall()
-	defer end()
+	defer end(nil)
 	alice := dial(t, s, "/ws", speakJSON)
 	alice.send(`{"publish":{"topic":"room","data":"first"}}`)
 	bob.wants("first")
@@ -112,7 +113,7 @@ func TestRepliesDoNotHoldUpPublications(t *testing.T) {
 		alice.send(fmt.Sprintf(`{"id":%d,%s}`, i, request))
 	}
 	bob.wants("one", "two", "three")
-	end()
+	end(nil)
 	for i := range 5 {
 		m := alice.said()
 		if string(m.ID) != fmt.Sprint(i) || (m.Published != nil) != (i%2 == 0) || (m.Pong != nil) != (i == 1) || (m.Error != nil) != (i == 3) {
@@ -151,6 +152,36 @@ func TestBroadcastsOfOneClientLeaveRoomForOthers(t *testing.T) {
 		bob.want(words(i))
 	}
 	mallory.conn.Close()
-	end()
+	end(nil)
+	noneInFlight(t, s)
+}
+
+// The broker does not acknowledge what was published. Who waits for a reply learns that, in the JSON protocol; a raw
+// publisher, which has none, is closed. A sender of broadcasts is told nothing. All of them are counted.
+func TestUnacknowledgedMessagesAreReported(t *testing.T) {
+	opts := topics()
+	opts.Endpoints = append(opts.Endpoints, echoAndBroadcast()...)
+	opts.Internal.Listen = "127.0.0.1:0"
+	s := clustered(t, newFakeNet(1), 1, opts, unchanged)[0]
+	waiting, end := fakeOf(s).stall()
+	alice, raw, sender := dial(t, s, "/ws", speakJSON), dial(t, s, "/ws?topic=room"), dial(t, s, "/broadcast")
+	subscribers(t, s, "room", 1)
+	alice.send(`{"id":1,"publish":{"topic":"room","data":1}}`)
+	raw.want("1")
+	raw.send("2")
+	raw.want("2")
+	sender.send("3")
+	sender.want("3")
+	eventually(t, "all wait", func() bool { return waiting() == 3 })
+	end(errors.New("no response in time"))
+	if m := alice.said(); string(m.ID) != "1" || m.Error == nil || m.Error.Code != "uncertain" || !strings.Contains(m.Error.Message, "no response in time") {
+		t.Error(m.text)
+	}
+	raw.wantClose(1013, "message not acknowledged by the cluster")
+	sender.send("4")
+	sender.want("4")
+	if n := scrape(t, s)["carillon_cluster_publish_errors_total"]; n != 3 {
+		t.Errorf("%v errors are counted", n)
+	}
 	noneInFlight(t, s)
 }
