@@ -177,6 +177,7 @@ func TestRepliesAreNotDropped(t *testing.T) {
 // is published meanwhile counts alone.
 func TestLargeRepliesWaitForTheClient(t *testing.T) {
 	opts := topics(TopicRule{Match: "log", History: 1000})
+	opts.Limits.WriteTimeout, opts.Ping.Interval = -1, -1
 	opts.Endpoints[0].SlowConsumer = SlowConsumer{MaxQueue: 64 << 10}
 	s := start(t, opts)
 	for range 1000 {
@@ -206,6 +207,7 @@ func TestLargeRepliesWaitForTheClient(t *testing.T) {
 // askBehind is the story of cathy, for whom too much waits when she asks.
 func askBehind(t *testing.T, p Policy, fill func(*Server)) {
 	opts := topics()
+	opts.Limits.WriteTimeout, opts.Ping.Interval = -1, -1 // she reads late, on a busy machine very late
 	opts.Endpoints[0].SlowConsumer = SlowConsumer{Policy: p, MaxQueue: 64 << 10}
 	s := start(t, opts)
 	cathy := dialFrozen(t, s, "/ws?topic=fill", speakJSON)
