@@ -16,21 +16,21 @@ const refuseSlots = 32
 
 // shardOf finds the shard of a loop. gnet does not list its loops, so a shard is made when its loop
 // gets its first connection, on the loop.
-func (s *Server) shardOf(loop gnet.EventLoop) (*shard, error) {
-	for _, sh := range s.allShards() {
+func (e *engine) shardOf(loop gnet.EventLoop) (*shard, error) {
+	for _, sh := range e.allShards() {
 		if sh.loop == loop {
 			return sh, nil
 		}
 	}
-	sh, err := newShard(s, loop)
+	sh, err := newShard(e, loop)
 	if err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	shards := append(slices.Clone(s.allShards()), sh)
-	s.shards.Store(&shards)
-	if s.draining.Load() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	shards := append(slices.Clone(e.allShards()), sh)
+	e.shards.Store(&shards)
+	if e.draining.Load() {
 		sh.postGoAway()
 	}
 	return sh, nil
@@ -39,24 +39,24 @@ func (s *Server) shardOf(loop gnet.EventLoop) (*shard, error) {
 // accept begins the handshake of a connection that has come in at a listener, as the n-th of all sockets. It
 // returns false for one that is turned away.
 func (sh *shard) accept(gc gnet.Conn, l *listener, n int64) bool {
-	s := sh.srv
+	e := sh.engine
 	sh.readClock() // sockets are accepted outside turns, and the last one may have been long ago, or never
-	set := s.settings()
+	set := e.settings()
 	at := &set.listeners[l.index]
 	sh.stats.Accepted.Add(1)
 	reject, why := rejectFull, RefuseFull
-	if s.draining.Load() {
+	if e.draining.Load() {
 		reject, why = rejectDraining, RefuseDraining
 	}
 	isFull := n > int64(set.maxSockets)
 	isExcess := n > int64(set.maxSockets+refuseSlots)
 	if isFull && why == RefuseFull {
-		isFull = !sh.makeRoom() && (isExcess || s.plain == nil || !s.plain.evictIdle(evictGrace))
+		isFull = !sh.makeRoom() && (isExcess || !e.owner.evictIdle())
 	}
 	if why == RefuseDraining || isFull && isExcess {
 		sh.stats.Refusals[why].Add(1)
 		l.turnAway(gc, reject)
-		s.socketClosed()
+		e.socketClosed()
 		return false
 	}
 	remote, _ := gc.RemoteAddr().(*net.TCPAddr) // nil for a client of a unix socket
@@ -70,14 +70,14 @@ func (sh *shard) accept(gc gnet.Conn, l *listener, n int64) bool {
 	case isProxy: // the client's address is to be told
 	case at.proxy.Mode == ProxyRequired:
 		sh.stats.Refusals[RefuseProxyPeer].Add(1)
-		s.socketClosed()
+		e.socketClosed()
 		return false
 	default:
-		if isCounted, excess = s.claim(remote); excess > crowdSlots {
+		if isCounted, excess = e.claim(remote); excess > crowdSlots {
 			sh.stats.Refusals[RefuseAddressFull].Add(1)
 			l.turnAway(gc, rejectCrowded)
-			s.release(remote, isCounted)
-			s.socketClosed()
+			e.release(remote, isCounted)
+			e.socketClosed()
 			return false
 		}
 	}
@@ -102,21 +102,21 @@ func (sh *shard) admit(gc gnet.Conn, l *listener, remote *net.TCPAddr, isCounted
 		sh:     sh,
 		gc:     gc,
 		remote: remote,
-		id:     sh.srv.lastID.Add(1),
+		id:     sh.engine.lastID.Add(1),
 		fd:     int32(gc.Fd()),
-		opened: sh.srv.uptimeSeconds(),
+		opened: sh.engine.uptimeSeconds(),
 	}
 	c.mark(markCounted, isCounted)
 	gc.SetContext(c)
-	sh.handshaking.add(c, times{read: uint32(l.index), message: sh.clock, ping: uint32(sh.srv.stamp())})
+	sh.handshaking.add(c, times{read: uint32(l.index), message: sh.clock, ping: uint32(sh.engine.stamp())})
 	return c
 }
 
 // socketClosed tells a draining server when the last one is gone.
-func (s *Server) socketClosed() {
-	if s.sockets.Add(-1) == 0 && s.draining.Load() {
+func (e *engine) socketClosed() {
+	if e.sockets.Add(-1) == 0 && e.draining.Load() {
 		select {
-		case s.empty <- struct{}{}:
+		case e.empty <- struct{}{}:
 		default:
 		}
 	}

@@ -43,23 +43,23 @@ type arrival struct {
 type greeting struct{}
 
 // startAcceptors begins to accept on unix sockets, once the loops are known.
-func (s *Server) startAcceptors() {
-	for _, l := range s.listeners {
+func (e *engine) startAcceptors() {
+	for _, l := range e.listeners {
 		if l.socket != nil {
-			s.acceptors = append(s.acceptors, &acceptor{listener: l, moving: make(chan struct{}, maxArriving), closed: make(chan struct{})})
+			e.acceptors = append(e.acceptors, &acceptor{listener: l, moving: make(chan struct{}, maxArriving), closed: make(chan struct{})})
 		}
 	}
-	if len(s.acceptors) == 0 {
+	if len(e.acceptors) == 0 {
 		return
 	}
 	go func() {
-		if !s.meetLoops() {
-			for _, a := range s.acceptors {
+		if !e.meetLoops() {
+			for _, a := range e.acceptors {
 				close(a.closed)
 			}
 			return
 		}
-		for _, a := range s.acceptors {
+		for _, a := range e.acceptors {
 			go a.serve()
 		}
 	}()
@@ -67,10 +67,10 @@ func (s *Server) startAcceptors() {
 
 // meetLoops makes the shards of all loops, which would otherwise be made when a loop accepts its first
 // connection. It returns false when there will be none.
-func (s *Server) meetLoops() bool {
+func (e *engine) meetLoops() bool {
 	select {
-	case <-s.looping:
-	case <-s.loopsEnded:
+	case <-e.looping:
+	case <-e.loopsEnded:
 		return false
 	}
 	var ours []int
@@ -79,32 +79,32 @@ func (s *Server) meetLoops() bool {
 			_ = unix.Close(fd)
 		}
 	}()
-	for range s.opts().Loops { // each goes to the loop with the fewest connections, so to another
-		fd, err := s.greet()
+	for range e.opts().Loops { // each goes to the loop with the fewest connections, so to another
+		fd, err := e.greet()
 		if err != nil {
-			s.fail(fmt.Errorf("connect to the event loops: %w", err))
+			e.fail(fmt.Errorf("connect to the event loops: %w", err))
 			return false
 		}
 		ours = append(ours, fd)
 	}
-	if hidden := s.tcp[0]; hidden.hidden {
+	if hidden := e.tcp[0]; hidden.hidden {
 		if err := listen.StopListening(hidden.tcpAddr()); err != nil {
-			s.log.Warn("could not close the placeholder port", "address", hidden.addr.String(), "error", err)
+			e.log.Warn("could not close the placeholder port", "address", hidden.addr.String(), "error", err)
 		}
 	}
 	return true
 }
 
 // greet sends a loop one end of a pair of sockets, and returns the other.
-func (s *Server) greet() (fd int, err error) {
+func (e *engine) greet() (fd int, err error) {
 	end, fd, err := socketPair("greeting")
 	if err != nil {
 		return -1, err
 	}
 	ctx := gnet.NewContext(context.Background(), greeting{})
-	enrolled, err := s.engine.Register(gnet.NewNetConnContext(ctx, end))
+	enrolled, err := e.gnet.Register(gnet.NewNetConnContext(ctx, end))
 	if err == nil {
-		err = s.awaitEnrolled(enrolled)
+		err = e.awaitEnrolled(enrolled)
 	} else {
 		_ = end.Close()
 	}
@@ -119,7 +119,7 @@ func (s *Server) greet() (fd int, err error) {
 // there again.
 func (a *acceptor) serve() {
 	defer close(a.closed)
-	s, pause := a.listener.srv, time.Duration(0)
+	e, pause := a.listener.engine, time.Duration(0)
 	for turn := uint64(a.listener.index); ; turn++ {
 		a.moving <- struct{}{}
 		if a.ending.Load() {
@@ -128,8 +128,8 @@ func (a *acceptor) serve() {
 		conn, err := a.listener.socket.AcceptUnix()
 		if err == nil {
 			pause = 0
-			place := s.sockets.Add(1)
-			shards := s.allShards()
+			place := e.sockets.Add(1)
+			shards := e.allShards()
 			go a.move(conn, &arrival{sh: shards[turn%uint64(len(shards))], entered: a.listener, place: place})
 			continue
 		}
@@ -137,9 +137,9 @@ func (a *acceptor) serve() {
 		if errors.Is(err, net.ErrClosed) || a.ending.Load() {
 			return
 		}
-		s.acceptErrors.Add(1)
+		e.acceptErrors.Add(1)
 		if pause == 0 {
-			s.log.Warn("cannot accept connections", "address", a.listener.addr.String(), "error", err)
+			e.log.Warn("cannot accept connections", "address", a.listener.addr.String(), "error", err)
 		}
 		pause = min(max(2*pause, acceptPause), maxAcceptPause)
 		time.Sleep(pause)
@@ -157,8 +157,8 @@ const (
 
 // move returns when the loop has the connection, or never will.
 func (a *acceptor) move(conn *net.UnixConn, to *arrival) {
-	s := a.listener.srv
-	err := s.enroll(to.sh, to, conn)
+	e := a.listener.engine
+	err := e.enroll(to.sh, to, conn)
 	<-a.moving
 	if to.settled.Swap(true) {
 		return
@@ -166,8 +166,8 @@ func (a *acceptor) move(conn *net.UnixConn, to *arrival) {
 	_ = conn.Close()
 	to.sh.stats.Accepted.Add(1)
 	to.sh.stats.Refusals[lossReason(err)].Add(1)
-	s.logLoss("connection lost while being passed to a loop", (*net.TCPAddr)(nil).AddrPort(), err)
-	s.socketClosed()
+	e.logLoss("connection lost while being passed to a loop", (*net.TCPAddr)(nil).AddrPort(), err)
+	e.socketClosed()
 }
 
 // opened is called on the loop.
@@ -193,7 +193,7 @@ func (a *acceptor) close() {
 
 // enroll gives a connection to a loop. gnet duplicates the descriptor and closes the connection's own, when
 // OnOpen has been called; it also may not call it, and have no error to tell.
-func (s *Server) enroll(sh *shard, what any, conn net.Conn) error {
+func (e *engine) enroll(sh *shard, what any, conn net.Conn) error {
 	for _, addr := range []net.Addr{conn.LocalAddr(), conn.RemoteAddr()} {
 		if addr == nil {
 			return net.ErrClosed // the peer has reset the connection, and gnet would not expect that
@@ -206,15 +206,15 @@ func (s *Server) enroll(sh *shard, what any, conn net.Conn) error {
 	if err != nil {
 		return err
 	}
-	return s.awaitEnrolled(enrolled)
+	return e.awaitEnrolled(enrolled)
 }
 
 // awaitEnrolled waits for a loop to take a connection, or for the end of all loops.
-func (s *Server) awaitEnrolled(enrolled <-chan gnet.RegisteredResult) error {
+func (e *engine) awaitEnrolled(enrolled <-chan gnet.RegisteredResult) error {
 	select {
 	case result := <-enrolled:
 		return result.Err
-	case <-s.loopsEnded:
+	case <-e.loopsEnded:
 		return errStopped
 	}
 }

@@ -20,13 +20,13 @@ const crowdSlots = 8
 
 // claim counts a socket under its address, unless that is a proxy's, which many clients share: those are counted when
 // the request tells the client. A client of a unix socket has no address. excess is how many the address has too many.
-func (s *Server) claim(remote *net.TCPAddr) (counted bool, excess int) {
-	set := s.settings()
+func (e *engine) claim(remote *net.TCPAddr) (counted bool, excess int) {
+	set := e.settings()
 	most := set.Limits.MaxConnectionsPerAddress
 	if remote == nil || most < 0 && !set.addressShake.Limited() || set.proxies.contains(addrOf(remote)) {
 		return false, 0
 	}
-	return true, s.addresses.Add(limit.KeyOf(addrOf(remote)), most)
+	return true, e.addresses.Add(limit.KeyOf(addrOf(remote)), most)
 }
 
 // claim counts a connection whose address has become known after it was accepted. It returns false when
@@ -35,7 +35,7 @@ func (c *Conn) claim() bool {
 	if c.is(markCounted) {
 		return true
 	}
-	isCounted, excess := c.sh.srv.claim(c.remote)
+	isCounted, excess := c.sh.engine.claim(c.remote)
 	c.mark(markCounted, isCounted)
 	c.mark(markCrowd, excess > 0)
 	if excess <= crowdSlots {
@@ -51,9 +51,9 @@ func (c *Conn) claim() bool {
 }
 
 // release is called for each socket that closes, with what claim has noted.
-func (s *Server) release(remote *net.TCPAddr, counted bool) {
+func (e *engine) release(remote *net.TCPAddr, counted bool) {
 	if counted {
-		s.addresses.Remove(limit.KeyOf(addrOf(remote)))
+		e.addresses.Remove(limit.KeyOf(addrOf(remote)))
 	}
 }
 

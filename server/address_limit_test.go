@@ -62,7 +62,7 @@ func TestConnectionsPerAddress(t *testing.T) {
 	for _, c := range all {
 		_ = c.conn.Close()
 	}
-	eventually(t, "nobody is remembered", func() bool { return s.addresses.Len() == 0 })
+	eventually(t, "nobody is remembered", func() bool { return s.engine.addresses.Len() == 0 })
 }
 
 // Mallory opens many sockets and says nothing. Those beyond a few more than she may have are answered at
@@ -146,7 +146,7 @@ func TestConnectionsPerAddressBehindProxies(t *testing.T) {
 					}
 				}
 			}
-			if n := s.addresses.Len(); n != 3 {
+			if n := s.engine.addresses.Len(); n != 3 {
 				t.Errorf("%d addresses are known, want 3", n)
 			}
 		})
@@ -206,7 +206,7 @@ func TestConnectionsPerAddressWithPlainHTTP(t *testing.T) {
 	third.wantPage("GET /")
 	two.leave(s)
 	third.leave(s)
-	if n := s.addresses.Len(); n != 0 {
+	if n := s.engine.addresses.Len(); n != 0 {
 		t.Errorf("%d addresses are remembered", n)
 	}
 }
@@ -244,7 +244,7 @@ func TestHandshakesPerAddress(t *testing.T) {
 		t.Errorf("another path is answered %d", got)
 	}
 	eventually(t, "alice may come back", func() bool { return open("127.0.0.7", "/echo") == 101 })
-	eventually(t, "all are forgotten", func() bool { return s.addresses.Len() == 0 })
+	eventually(t, "all are forgotten", func() bool { return s.engine.addresses.Len() == 0 })
 }
 
 func TestHandshakesOverall(t *testing.T) {

@@ -263,12 +263,12 @@ func TestAPIConnectionsBetweenPages(t *testing.T) {
 		all := allConnections(t, s, 10, func() {})
 		return len(all) == 2 && all[1].ID == "3"
 	})
-	if time.Since(came) > rosterLife/2 {
+	if time.Since(came) > connIndexLife/2 {
 		t.Error("it took a new list only when the old one had been forgotten")
 	}
-	s.roster.made = s.roster.made.Add(-rosterLife)
-	s.roster.drop()
-	if s.roster.list != nil {
+	s.index.made = s.index.made.Add(-connIndexLife)
+	s.index.drop()
+	if s.index.list != nil {
 		t.Error("the list is kept for ever")
 	}
 }
@@ -311,8 +311,8 @@ func TestAPIQueuedBytesOfABusyLoop(t *testing.T) {
 	}
 }
 
-// A connection that closes by itself while an operator closes it is closed, and the operator is told so as long as it is
-// listed, twice if need be, or that it is not there. So is who asks about it.
+// A connection that closes by itself while an operator closes it is closed, and the operator is told so as long as it
+// is listed, twice if need be, or that it is not there. So is who asks about it.
 func TestAPICloseConnectionThatCloses(t *testing.T) {
 	blocked, release := make(chan struct{}), make(chan struct{})
 	s := withAPI(t, Options{Loops: 1, Endpoints: []Endpoint{{Path: "/block", Handler: Handler{Message: func(*Conn, Opcode, []byte) {
@@ -320,7 +320,7 @@ func TestAPICloseConnectionThatCloses(t *testing.T) {
 		<-release
 	}}}}})
 	one, other := dial(t, s, "/block"), dial(t, s, "/block")
-	listed := s.roster.find(s, 1)
+	listed := s.index.find(s, 1)
 	call(t, s, "GET", "/v1/connections", "").is(t, 200) // the list is kept for a while, with connections that have closed
 	other.send("x")
 	<-blocked
@@ -347,7 +347,7 @@ func TestAPICloseConnectionThatCloses(t *testing.T) {
 		t.Errorf("%+v are listed", list)
 	}
 	s.Shutdown(context.Background())
-	eventually(t, "it has stopped", func() bool { return s.allShards()[0].mail.isClosed() })
+	eventually(t, "it has stopped", func() bool { return s.engine.allShards()[0].mail.isClosed() })
 	for _, id := range []uint64{1, 2} {
 		if err := (backend{s}).CloseConnection(context.Background(), id, 4000, ""); !errors.Is(err, admin.ErrNoConnection) {
 			t.Errorf("%d: %v", id, err)

@@ -308,7 +308,7 @@ func serveAttacked() {
 		switch lines.Text() {
 		case "loops": // how many echo clients each loop has
 			counts := make([]int, 2)
-			shards := s.allShards()
+			shards := s.engine.allShards()
 			for c := range s.Conns() {
 				if i := slices.Index(shards, c.sh); i >= 0 && c.Path() == "/echo" {
 					counts[i]++

@@ -320,7 +320,7 @@ func (a *audience) serveSlow(c *Conn, sub int32, skip uint32) (bytes int) {
 // finish ends a pass and forgets its messages.
 func (a *audience) finish() {
 	n := int(a.pass.target - a.base)
-	now, flushed := a.sh.srv.stamp(), &a.sh.histograms.Flushed[a.kind]
+	now, flushed := a.sh.engine.stamp(), &a.sh.histograms.Flushed[a.kind]
 	for _, at := range a.stamps[:n] {
 		flushed.Observe(uint32(now - at))
 	}

@@ -13,7 +13,7 @@ import (
 )
 
 func (b backend) Connections(after uint64, limit int) (list []admin.Connection, more bool) {
-	conns, more := b.srv.roster.page(b.srv, after, limit)
+	conns, more := b.srv.index.page(b.srv, after, limit)
 	queued := queuedBytes(conns)
 	for i, c := range conns {
 		list = append(list, c.info(queued[i]))
@@ -22,14 +22,14 @@ func (b backend) Connections(after uint64, limit int) (list []admin.Connection, 
 }
 
 func (b backend) Connection(ctx context.Context, id uint64) (json.RawMessage, error) {
-	if c := b.srv.roster.find(b.srv, id); c != nil {
+	if c := b.srv.index.find(b.srv, id); c != nil {
 		return envelope.AppendJSON(nil, c.fullInfo()), nil
 	}
 	return b.elsewhere(ctx, askAboutConnection, askConnection{ID: id})
 }
 
 func (b backend) CloseConnection(ctx context.Context, id uint64, code codec.CloseCode, reason string) error {
-	if c := b.srv.roster.find(b.srv, id); c != nil {
+	if c := b.srv.index.find(b.srv, id); c != nil {
 		return c.Close(code, reason)
 	}
 	_, err := b.elsewhere(ctx, askToClose, askConnection{ID: id, Code: code, Reason: reason})
@@ -53,12 +53,12 @@ func (b backend) elsewhere(ctx context.Context, subject string, question askConn
 func (c *Conn) info(queued *int) admin.Connection {
 	info := admin.Connection{
 		ID:            strconv.FormatUint(c.id, 10),
-		Node:          c.sh.srv.hub.remote.nodeID(),
+		Node:          c.Server().hub.remote.nodeID(),
 		Address:       addressText(c.RemoteAddr()),
 		Path:          c.Path(),
 		Transport:     "websocket",
 		Subprotocol:   c.Subprotocol(),
-		Age:           c.sh.srv.uptimeSeconds() - c.opened,
+		Age:           c.sh.engine.uptimeSeconds() - c.opened,
 		QueuedBytes:   queued,
 		Subscriptions: c.subscriptions(),
 	}

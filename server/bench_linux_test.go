@@ -39,7 +39,7 @@ func descriptors(s *Server, path string) (fds []int32) {
 }
 
 func (s *Server) settled() {
-	for s.backlogBytes() != 0 {
+	for s.engine.backlogBytes() != 0 {
 		time.Sleep(100 * time.Microsecond)
 	}
 }
@@ -180,7 +180,7 @@ func BenchmarkHandshake(b *testing.B) {
 			runtime.ReadMemStats(&m)
 			allocs += m.Mallocs - before
 			w.end()
-			eventually(b, "all are gone", func() bool { return s.sockets.Load() == 0 })
+			eventually(b, "all are gone", func() bool { return s.engine.sockets.Load() == 0 })
 		}
 		b.ReportMetric(float64(used.Nanoseconds())/float64(b.N*conns), "cpu-ns/handshake")
 		b.ReportMetric(float64(allocs)/float64(b.N*conns), "allocs/handshake")

@@ -111,6 +111,6 @@ func (c *Conn) failInternally() {
 func (c *Conn) panicked(hook string, p any) *PanicError {
 	e := &PanicError{Hook: hook, Value: p, Stack: debug.Stack()}
 	c.sh.stats.Panics.Add(1)
-	c.sh.srv.logGrave("handler panicked", "hook", hook, "path", c.ep.Path, "remote", shownAddr(c.RemoteAddr()), "panic", logs.Shorten(fmt.Sprint(p)), "stack", string(e.Stack))
+	c.sh.engine.logGrave("handler panicked", "hook", hook, "path", c.ep.Path, "remote", shownAddr(c.RemoteAddr()), "panic", logs.Shorten(fmt.Sprint(p)), "stack", string(e.Stack))
 	return e
 }

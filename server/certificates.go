@@ -17,7 +17,7 @@ const lookEvery = 2 * time.Second
 // loadCertificates reads them for all listeners.
 func (s *Server) loadCertificates() (err error) {
 	o := s.opts()
-	for i, l := range s.listeners {
+	for i, l := range s.engine.listeners {
 		name, settings := "tls", &o.TLS
 		if i > 0 {
 			name, settings = fmt.Sprintf("listeners[%d].tls", i-1), &o.Listeners[i-1].TLS
@@ -41,7 +41,7 @@ func newCerts(name string, o *TLS, log *slog.Logger) (*certs.Store, error) {
 // allCerts are those of all listeners, nil for one without TLS, by the names that metrics have for them.
 func (s *Server) allCerts() iter.Seq2[string, *certs.Store] {
 	return func(yield func(string, *certs.Store) bool) {
-		for i, l := range s.listeners {
+		for i, l := range s.engine.listeners {
 			name := "public"
 			if i > 0 {
 				name = fmt.Sprintf("listeners[%d]", i-1)

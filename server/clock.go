@@ -8,16 +8,16 @@ import "time"
 type stamp uint32
 
 // uptime is the time since the server was made.
-func (s *Server) uptime() time.Duration { return time.Since(s.begin) }
+func (e *engine) uptime() time.Duration { return time.Since(e.begin) }
 
 // ageMillis is the same in milliseconds.
-func (s *Server) ageMillis() int64 { return s.uptime().Milliseconds() }
+func (e *engine) ageMillis() int64 { return e.uptime().Milliseconds() }
 
 // bornMillis is the age at which a message came to be whose time another clock has told, which says now.
-func (s *Server) bornMillis(t, now time.Time) int64 {
-	return s.ageMillis() - max(now.Sub(t), 0).Milliseconds()
+func (e *engine) bornMillis(t, now time.Time) int64 {
+	return e.ageMillis() - max(now.Sub(t), 0).Milliseconds()
 }
 
-func (s *Server) stamp() stamp { return stampOf(s.uptime()) }
+func (e *engine) stamp() stamp { return stampOf(e.uptime()) }
 
 func stampOf(d time.Duration) stamp { return stamp(d / time.Microsecond) }

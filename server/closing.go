@@ -64,8 +64,8 @@ func (c *Conn) leave(why *CloseError) {
 	c.state.Store(stateClosing)
 	c.sh.stats.Open.Add(-1)
 	c.sh.stats.Closed(why.Code)
-	if c.sh.srv.logsEvents() {
-		c.sh.srv.logEvent("connection closed", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "path", c.ep.Path, "code", int(why.Code), "by_peer", why.Remote, "reason", logs.Shorten(why.Reason))
+	if c.sh.engine.logsEvents() {
+		c.sh.engine.logEvent("connection closed", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "path", c.ep.Path, "code", int(why.Code), "by_peer", why.Remote, "reason", logs.Shorten(why.Reason))
 	}
 	c.callClose(c.detach(why), why)
 }
@@ -148,15 +148,15 @@ func (c *Conn) isDetached(err error) {
 	c.sh.lags.Delete(c)
 	c.setSession(nil)
 	c.state.Store(stateClosed)
-	c.sh.srv.release(c.remote, c.is(markCounted))
-	c.sh.srv.socketClosed()
+	c.sh.engine.release(c.remote, c.is(markCounted))
+	c.sh.engine.socketClosed()
 }
 
 func (c *Conn) dropReason(err error) DropReason {
 	switch {
 	case errors.Is(err, errWriteTimeout):
 		return DropWriteTimeout
-	case c.sh.srv.schedule.Load() != nil:
+	case c.sh.engine.schedule.Load() != nil:
 		return DropShutdown
 	}
 	return DropClosed

@@ -39,22 +39,22 @@ type follower struct {
 
 // clusterStats are counted since the server was made.
 type clusterStats struct {
-	keptIn, passingIn, broadcastsIn    atomic.Uint64
-	keptOut, passingOut, broadcastsOut atomic.Uint64
-	failures                           atomic.Uint64 // of what went out
-	holes                              atomic.Uint64 // messages, or places, that did not come as they should
-	lost                               atomic.Uint64 // messages that did not come at all
-	gaps                               atomic.Uint64 // of persistent topics that could not be filled
-	loads, loadFailures                atomic.Uint64
-	resyncs                            atomic.Uint64 // that were asked for
-	asks, partial                      atomic.Uint64
+	persistentIn, transientIn, broadcastsIn    atomic.Uint64
+	persistentOut, transientOut, broadcastsOut atomic.Uint64
+	failures                                   atomic.Uint64 // of what went out
+	sequenceGaps                               atomic.Uint64 // messages, or places, that did not come as they should
+	lost                                       atomic.Uint64 // messages that did not come at all
+	gaps                                       atomic.Uint64 // of persistent topics that could not be filled
+	loads, loadFailures                        atomic.Uint64
+	resyncs                                    atomic.Uint64 // that were asked for
+	queries, partial                           atomic.Uint64
 }
 
 // maxPaced is how many topics a resync looks at at once.
 const maxPaced = 32
 
 func newFollower(h *hub, b Broker) *follower {
-	h.srv.lastID.Store((1 + rand.Uint64N(1<<20-1)) << 32) // else ids would be those of other servers, too
+	h.srv.engine.lastID.Store((1 + rand.Uint64N(1<<20-1)) << 32) // else ids would be those of other servers, too
 	return &follower{srv: h.srv, hub: h, broker: b, paced: make(chan struct{}, maxPaced), unloads: logs.NewSampler(1)}
 }
 

@@ -671,10 +671,10 @@ func TestClusterOverload(t *testing.T) {
 	for i := range messages {
 		mustPublish(t, list[1], "log", fmt.Sprintf("%d %s", i, strings.Repeat("x", size)))
 	}
-	eventually(t, "all have come", func() bool { return list[0].hub.remote.counts().keptIn.Load() == messages })
+	eventually(t, "all have come", func() bool { return list[0].hub.remote.counts().persistentIn.Load() == messages })
 	loads := list[0].hub.remote.counts().loads.Load()
 	eventually(t, "it has tried again", func() bool { return list[0].hub.remote.counts().loads.Load() >= loads+3 })
-	if backlog := list[0].backlogBytes(); backlog > 80<<10 { // the topic and the pattern are looked at by themselves
+	if backlog := list[0].engine.backlogBytes(); backlog > 80<<10 { // the topic and the pattern are looked at by themselves
 		t.Errorf("%d bytes wait", backlog)
 	}
 	held.release()

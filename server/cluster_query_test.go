@@ -91,7 +91,7 @@ func TestClusterPresenceIsAskedOnceForMany(t *testing.T) {
 	for range 20 {
 		conns = append(conns, dial(t, list[0], "/ws", speakJSON))
 	}
-	asks := func() uint64 { return list[0].hub.remote.counts().asks.Load() }
+	asks := func() uint64 { return list[0].hub.remote.counts().queries.Load() }
 	hold := make(chan struct{})
 	n.set(func() { n.holdAnswers = hold })
 	conns[0].send(`{"id":1,"presence":{"topic":"room"}}`)

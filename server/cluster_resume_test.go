@@ -160,7 +160,7 @@ func TestClusterResumeUnderFaults(t *testing.T) {
 	}
 	st := list[0].hub.remote.counts()
 	t.Logf("%d messages published, %d delivered in %d lives, %d gaps; at one server %d holes, %d loads, %d of them failed, %d resyncs",
-		len(n.log("log")), messages, clients*lives, gaps, st.holes.Load(), st.loads.Load(), st.loadFailures.Load(), st.resyncs.Load())
+		len(n.log("log")), messages, clients*lives, gaps, st.sequenceGaps.Load(), st.loads.Load(), st.loadFailures.Load(), st.resyncs.Load())
 }
 
 // The application subscribes a connection and ends that again before the topic is there, and another one closes

@@ -12,7 +12,7 @@ import (
 func noneInFlight(t *testing.T, s *Server) {
 	t.Helper()
 	eventually(t, "nothing is in flight", func() bool {
-		l := &s.inFlight
+		l := &s.engine.inFlight
 		return l.publishers.Load() == 0 && l.bytes.Load() == 0 && l.transient.Load() == 0
 	})
 }
@@ -48,11 +48,11 @@ func TestAStalledBrokerHoldsUpNobodyAtHome(t *testing.T) {
 				time.Sleep(2 * stallTime)
 				return waiting() == before
 			}
-			eventually(t, "all of them wait", func() bool { return s.inFlight.publishers.Load() == attackers && settled() })
+			eventually(t, "all of them wait", func() bool { return s.engine.inFlight.publishers.Load() == attackers && settled() })
 			if n := waiting(); n <= maxPublishingOfAll || n == attackers*row.each {
 				t.Errorf("%d messages wait", n)
 			}
-			free := int64(maxInFlight) - s.inFlight.bytes.Load()
+			free := int64(maxInFlight) - s.engine.inFlight.bytes.Load()
 			if free < maxInFlight/4 {
 				t.Errorf("%d bytes are left to others", free)
 			}
@@ -85,7 +85,7 @@ func TestAStallIsNoticedByThoseThatWait(t *testing.T) {
 	alice := dial(t, s, "/ws", speakJSON)
 	alice.send(`{"publish":{"topic":"room","data":"first"}}`)
 	bob.wants("first")
-	s.inFlight.flows(time.Hour) // it will not count as standing still until then
+	s.engine.inFlight.flows(time.Hour) // it will not count as standing still until then
 	const all = 3 * maxPublishing
 	for i := range all {
 		alice.send(fmt.Sprintf(`{"publish":{"topic":"room","data":%q}}`, words(i)))
@@ -97,7 +97,7 @@ func TestAStallIsNoticedByThoseThatWait(t *testing.T) {
 	if n := waiting(); n != maxPublishing {
 		t.Errorf("%d messages are in flight", n)
 	}
-	s.inFlight.flows(s.uptime())
+	s.engine.inFlight.flows(s.engine.uptime())
 	for i := maxPublishing - 1; i < all; i++ {
 		bob.wants(words(i))
 	}
@@ -143,7 +143,7 @@ func TestBroadcastsOfOneClientLeaveRoomForOthers(t *testing.T) {
 		time.Sleep(2 * stallTime)
 		return before == last && before > maxPublishing
 	})
-	if n := s.inFlight.bytes.Load(); n > maxInFlight/partInFlight+10<<10 {
+	if n := s.engine.inFlight.bytes.Load(); n > maxInFlight/partInFlight+10<<10 {
 		t.Errorf("%d bytes are in flight", n)
 	}
 	alice, bob := dial(t, s, "/broadcast"), dial(t, s, "/broadcast")

@@ -34,7 +34,7 @@ func TestClusterPassing(t *testing.T) {
 	if len(got) != 3 {
 		t.Errorf("she got %v", got)
 	}
-	if in := list[2].hub.remote.counts().passingIn.Load(); in != 0 {
+	if in := list[2].hub.remote.counts().transientIn.Load(); in != 0 {
 		t.Errorf("the third server got %d messages", in)
 	}
 	alice.ask(`{"id":1,"unsubscribe":{"topic":"room.a"}}`)
@@ -137,7 +137,7 @@ func TestClusterPassingOutage(t *testing.T) {
 	eventually(t, "they are counted", func() bool { return missedAt(list[0]) == 4 })
 	eventually(t, "what could not be followed is", func() bool {
 		mustPublish(t, list[1], "other", "x")
-		return list[0].hub.remote.counts().passingIn.Load() > 2
+		return list[0].hub.remote.counts().transientIn.Load() > 2
 	})
 	late.wants("x")
 }

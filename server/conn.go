@@ -125,7 +125,7 @@ func (c *Conn) RemoteAddr() netip.AddrPort {
 }
 
 // Server is the server that the connection is one of.
-func (c *Conn) Server() *Server { return c.sh.srv }
+func (c *Conn) Server() *Server { return c.sh.engine.owner }
 
 // Path is the path of the endpoint that the connection was opened on.
 func (c *Conn) Path() string { return c.ep.Path }
@@ -205,11 +205,11 @@ func (e *CloseError) Unwrap() error { return e.Err }
 
 // Opened is when the client connected, to the second.
 func (c *Conn) Opened() time.Time {
-	return c.sh.srv.begin.Add(time.Duration(c.opened) * time.Second)
+	return c.sh.engine.begin.Add(time.Duration(c.opened) * time.Second)
 }
 
 // uptimeSeconds is the present one, counted from when the server was made.
-func (s *Server) uptimeSeconds() uint32 { return uint32(time.Since(s.begin) / time.Second) }
+func (e *engine) uptimeSeconds() uint32 { return uint32(time.Since(e.begin) / time.Second) }
 
 // subscriptions is how many topics and patterns the connection has.
 func (c *Conn) subscriptions() int {

@@ -59,7 +59,7 @@ func (c *Conn) awaitDecision(r *Request, head, rest []byte) {
 	u := &pendingDecision{request: &own, head: bytes.Clone(head)}
 	_ = own.Parse(u.head) // which went well before
 	u.asked = own
-	ctx, limit := context.Background(), c.sh.srv.opts().Limits.HandshakeTimeout
+	ctx, limit := context.Background(), c.sh.engine.opts().Limits.HandshakeTimeout
 	if limit >= 0 {
 		ctx, u.cancel = context.WithTimeout(ctx, limit)
 	} else {
@@ -85,7 +85,7 @@ func (c *Conn) awaitDecision(r *Request, head, rest []byte) {
 		return
 	}
 	drop := func() { end(&auth.Refusal{Why: RefuseUndecided, Rejection: rejectUndecided}) }
-	c.sh.srv.tokenChecks.add(new(usage), c.sh.began, d.takes, &offloadJob{do: work, drop: drop, size: len(head), yields: handshakeDelay})
+	c.sh.engine.tokenChecks.add(new(usage), c.sh.began, d.takes, &offloadJob{do: work, drop: drop, size: len(head), yields: handshakeDelay})
 }
 
 // callDeferred is called on the decision's own goroutine.
@@ -93,7 +93,7 @@ func (c *Conn) callDeferred(ctx context.Context, d *deferred, r *Request) (err e
 	defer func() {
 		if p := recover(); p != nil {
 			c.sh.stats.Panics.Add(1)
-			c.sh.srv.log.Error("deferred decision panicked", "path", c.ep.Path, "remote", shownAddr(r.RemoteAddr), "panic", p, "stack", string(debug.Stack()))
+			c.sh.engine.log.Error("deferred decision panicked", "path", c.ep.Path, "remote", shownAddr(r.RemoteAddr), "panic", p, "stack", string(debug.Stack()))
 			err = &auth.Refusal{Why: RefusePanic, Rejection: rejectPanic}
 		}
 	}()
@@ -135,7 +135,7 @@ func (c *Conn) bufferEarly(b []byte) {
 		c.in = c.sh.newInbound()
 		c.in.rest = c.in.rest[:0]
 	}
-	limit := c.sh.srv.opts().Limits.MaxHead
+	limit := c.sh.engine.opts().Limits.MaxHead
 	if len(c.in.rest)+len(b) > int(limit) {
 		c.refuse(RefuseEarly, rejectEarly(limit))
 		return

@@ -55,7 +55,7 @@ func (s *Server) drain(stopped context.Context) (ended bool) {
 	}
 	d.stopListening()
 	d.close()
-	if s.sockets.Load() > 0 {
+	if s.engine.sockets.Load() > 0 {
 		cut()
 	}
 	s.internal.shutdown(d.limit)()
@@ -104,25 +104,15 @@ func (d *drainer) stopListening() {
 	}
 	var sockets sync.WaitGroup
 	defer sockets.Wait()
-	for _, a := range d.srv.acceptors {
+	for _, a := range d.srv.engine.acceptors {
 		sockets.Go(a.close)
 	}
-	theirs := 0
-	for _, l := range d.srv.tcp {
-		theirs += listen.SteerAway(l.tcpAddr(), false, d.srv.log)
-	}
-	if theirs > 0 {
+	if theirs := d.srv.engine.steerAway(false); theirs > 0 {
 		d.srv.log.Info("new connections now go to the successor", "sockets", theirs)
 		d.wait(listen.HandoverTime)
-		for _, l := range d.srv.tcp {
-			listen.SteerAway(l.tcpAddr(), true, d.srv.log)
-		}
+		d.srv.engine.steerAway(true)
 	}
-	for _, l := range d.srv.tcp {
-		if err := listen.StopListening(l.tcpAddr()); err != nil {
-			d.srv.log.Warn("keeping the listening sockets open while connections close", "address", l.addr.String(), "error", err)
-		}
-	}
+	d.srv.engine.stopListening()
 }
 
 // close closes the connections by the schedule and waits until they are gone or time is up.
@@ -138,7 +128,7 @@ func (d *drainer) close() {
 	for {
 		now := time.Now()
 		d.closeDoor(now)
-		if s.sockets.Load() == 0 {
+		if s.engine.sockets.Load() == 0 {
 			return
 		}
 		if d.alone && p.over(now) {
@@ -151,52 +141,42 @@ func (d *drainer) close() {
 		}
 		d.progress(now)
 		select {
-		case <-s.empty:
+		case <-s.engine.empty:
 		case <-tick.C:
 		case <-d.hurried:
 			d.noteExpedite()
 			p = d.newSchedule()
 		case <-d.limit.Done():
-			s.log.Warn("cutting connections that did not close in time", "connections", s.sockets.Load())
+			s.log.Warn("cutting connections that did not close in time", "connections", s.engine.sockets.Load())
 			return
 		}
 	}
 }
 
 func (d *drainer) each(post func(*shard)) {
-	for _, sh := range d.srv.allShards() {
+	for _, sh := range d.srv.engine.allShards() {
 		post(sh)
 	}
 }
 
 func (d *drainer) newSchedule() *drainSchedule {
-	p := newDrainSchedule(d.srv, time.Now(), d.total, d.hurry)
+	p := newDrainSchedule(&d.srv.engine, time.Now(), d.total, d.hurry)
 	d.srv.drainState.planned(d.total, p.ends())
-	d.srv.schedule.Store(p)
+	d.srv.engine.schedule.Store(p)
 	return p
 }
 
 // closeDoor turns away those whose requests have still not come, and ends plain HTTP.
 func (d *drainer) closeDoor(now time.Time) {
 	s := d.srv
-	if d.alone || !d.hurry && now.Sub(d.began) < min(handshakeGrace, s.opts().Drain.Duration) && s.handshaking() {
+	if d.alone || !d.hurry && now.Sub(d.began) < min(handshakeGrace, s.opts().Drain.Duration) && s.engine.handshaking() {
 		return
 	}
 	d.alone = true
-	s.draining.Store(true)
+	s.engine.draining.Store(true)
 	if s.plain != nil {
 		go s.plain.drain(d.cutOff)
 	}
-}
-
-// handshaking reports whether any connection has not sent all of its request.
-func (s *Server) handshaking() bool {
-	for _, sh := range s.allShards() {
-		if sh.handshaking.count.Load() > 0 {
-			return true
-		}
-	}
-	return false
 }
 
 func (d *drainer) progress(now time.Time) {

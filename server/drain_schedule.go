@@ -36,8 +36,8 @@ const (
 	longestReturn  = time.Minute
 )
 
-func newDrainSchedule(s *Server, began time.Time, total int, hurry bool) *drainSchedule {
-	d := &s.opts().Drain
+func newDrainSchedule(e *engine, began time.Time, total int, hurry bool) *drainSchedule {
+	d := &e.opts().Drain
 	p := &drainSchedule{began: began, order: d.Order, code: codec.CloseCode(d.CloseCode)}
 	if !hurry {
 		p.pace = d.paceFor(total)
@@ -45,7 +45,7 @@ func newDrainSchedule(s *Server, began time.Time, total int, hurry bool) *drainS
 	p.back = min(max(time.Duration(total)*time.Second/returnRate-p.pace, shortestReturn), longestReturn)
 	if p.pace > 0 && p.order == OrderOldest {
 		var ids []uint64
-		for c := range s.Conns() {
+		for c := range e.conns() {
 			ids = append(ids, c.id)
 		}
 		slices.Sort(ids)
@@ -143,7 +143,7 @@ func retryOf(reason string) string {
 
 // tooOld reports whether a connection has reached its own maximum age.
 func (c *Conn) tooOld(second uint32) bool {
-	o := &c.sh.srv.opts().Connections
+	o := &c.sh.engine.opts().Connections
 	limit := o.MaxAge - time.Duration(c.share()*max(o.MaxAgeJitter, 0)*float64(o.MaxAge))
 	return time.Duration(second-c.opened)*time.Second >= limit
 }

@@ -4,234 +4,214 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
+	"log/slog"
+	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
-
-	"carillon/server/internal/listen"
-	"carillon/server/internal/logs"
 
 	"github.com/panjf2000/gnet/v2"
 	"github.com/panjf2000/gnet/v2/pkg/logging"
+
+	"carillon/server/internal/limit"
+	"carillon/server/internal/listen"
+	"carillon/server/internal/logs"
+	"carillon/server/stats"
 )
 
-// Run listens and serves until ctx ends, and then drains as [Options.Drain] says, as it does after
-// [Server.StartDrain]. It returns nil when that is done, and an error when it could not listen or the engine
-// ended by itself ([ErrEngine]). A server runs once.
-func (s *Server) Run(ctx context.Context) error {
-	if s.running.Swap(true) {
-		return ErrStarted
-	}
-	stopped, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	s.mu.Lock()
-	s.stop = stop
-	if s.shutdown != nil {
-		stop(nil) // Shutdown came before Run
-	}
-	s.mu.Unlock()
+// engine is what the event loops of a server share, and what starts, runs and stops them. A [Server] has one for as
+// long as it lives; it runs once, within [Server.Run]. Loops reach it as shard.engine. What they need of the rest of
+// the server they reach through owner: see owner.go.
+type engine struct {
+	// Immutable.
+	owner        *Server
+	log          *slog.Logger
+	listeners    []*listener      // Options.Listen, then Options.Listeners
+	begin        time.Time        // of the shards' clocks, which no change of the system's time moves
+	wall         func() time.Time // for what has a date: tokens, and what messages say of their time
+	started      chan struct{}    // closed when the loops are about to accept
+	looping      chan struct{}    // closed when all loops listen
+	loopsEnded   chan struct{}    // closed when they have ended
+	empty        chan struct{}    // has a value when the last socket closed while nobody comes in
+	checkOwner   bool             // see goroutine
+	addresses    *limit.Addresses
+	handshakes   *limit.SharedBucket
+	tlsTable     *tlsTable
+	events       *logs.Sampler // see logsample.go
+	grave        *logs.Sampler
+	blockedAfter time.Duration // a loop that is silent for so long is told of
 
-	if err := s.hub.remote.join(stopped); err != nil {
-		if stopped.Err() != nil {
-			return nil
-		}
-		return err
-	}
-	defer s.hub.remote.leave()
-	err := s.prepare()
-	if err != nil {
-		return err
-	}
-	defer s.drainState.stop()
-	defer s.watcher.close()
-	defer s.closeListeners()
-	defer s.fdReserve.close()
-	defer s.internal.close()
-	defer s.agent.close()
+	// Set before started is closed.
+	tcp       []*listener // those that the loops listen on
+	gnet      gnet.Engine
+	watcher   *watcher
+	acceptors []*acceptor // of the unix sockets; Run's own
 
-	s.warn(s.opts())
-	if s.plain != nil {
-		go s.plain.serve()
-		defer s.plain.close()
-	}
-	defer s.closeShards()
-	alive, dead := context.WithCancel(context.Background())
-	defer dead()
-	s.watchKeys(alive, stopped)
-	go s.keepTime(alive)
-	s.beginOps(alive)
-	s.startAcceptors()
-	go s.watchCertificates(alive)
-	ended := make(chan error, 1)
-	go func() {
-		err := s.runEngine()
-		close(s.loopsEnded)
-		s.drainState.expedite() // there is nobody left to wait for
-		ended <- err
-	}()
+	// Read often and written rarely.
+	current  atomic.Pointer[settings]      // in force
+	shards   atomic.Pointer[[]*shard]      // of the loops that have had a connection
+	schedule atomic.Pointer[drainSchedule] // who is closed when; nil until connections are closed
+	draining atomic.Bool                   // nobody new comes in
+	stopping atomic.Bool                   // gnet has been told to end
 
-	for over := false; !over; {
-		select {
-		case err = <-ended:
-			return s.engineError(err)
-		case <-stopped.Done():
-			s.startDrain(whyEnded(ctx), s.opts().Drain.Delay, true)
-		case <-s.drainState.asked:
-		}
-		select {
-		case err = <-ended:
-			return s.engineError(err)
-		case <-s.started: // before that there is no engine to stop
-		}
-		over = s.failed() != nil || s.drain(stopped)
-	}
-	select {
-	case err = <-ended: // it was faster than we were
-		return s.engineError(err)
-	default:
-	}
-	s.stopEngine()
-	if err = <-ended; err == nil {
-		err = s.failed()
-	}
-	if err != nil {
-		return s.engineError(err)
-	}
-	s.log.Info("stopped")
-	return nil
+	// Each guards itself.
+	memory      memoryGuard
+	fdReserve   fdReserve
+	offload     offloadQueue
+	tokenChecks offloadQueue // apart, so that costly tokens do not delay requests
+	inFlight    inFlight
+
+	unowned      stats.Counters // of what no shard knows of
+	sockets      atomic.Int64
+	acceptErrors atomic.Uint64 // of the unix sockets
+	lastID       atomic.Uint64
+
+	mu       sync.Mutex // guards what follows, and changes of shards
+	failure  error      // why the engine cannot go on
+	lastWord error      // what gnet complained about last
 }
 
-// whyEnded is what ended a context, as far as that is known.
-func whyEnded(ctx context.Context) string {
-	if why := context.Cause(ctx); why != nil && why != context.Canceled {
-		return why.Error()
-	}
-	return "the program is ending"
+// init prepares the engine of a server that is being made. It has no settings yet.
+func (e *engine) init(owner *Server) {
+	e.owner, e.log = owner, owner.log
+	e.begin, e.wall, e.checkOwner = time.Now(), time.Now, checkOwner
+	e.started, e.looping, e.loopsEnded = make(chan struct{}), make(chan struct{}), make(chan struct{})
+	e.empty = make(chan struct{}, 1)
+	e.fdReserve, e.memory = fdReserve{engine: e, fd: -1}, newMemoryGuard(e)
+	e.addresses, e.handshakes = limit.NewAddresses(e.begin), limit.NewSharedBucket(e.begin)
+	e.tlsTable = newTLSTable(e)
+	e.tokenChecks.most = max(1, runtime.GOMAXPROCS(0)-1)
+	e.events, e.grave = logs.NewSampler(maxEvents), logs.NewSampler(maxGrave)
+	e.blockedAfter = blockedAfter
+	e.shards.Store(&[]*shard{})
 }
 
-// Shutdown stops the server gracefully but without a delay: it accepts no new connections, sends every connection what
-// waits for it and a close frame, all at once, and waits for the closing handshakes until ctx ends; then the
-// rest is cut. A drain that is under way goes on in this way. Run returns when all is done. Shutdown does not
-// wait for that and returns at once. Only the first call counts.
-func (s *Server) Shutdown(ctx context.Context) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.shutdown == nil {
-		s.shutdown = ctx
+// allShards are those of the loops that have had a connection.
+func (e *engine) allShards() []*shard { return *e.shards.Load() }
+
+// conns are the open connections: see [Server.Conns].
+func (e *engine) conns() iter.Seq[*Conn] {
+	return func(yield func(*Conn) bool) {
+		for _, sh := range e.allShards() {
+			for _, c := range sh.members() {
+				if c.state.Load() == stateOpen && !yield(c) {
+					return
+				}
+			}
+		}
 	}
-	s.drainState.expedite()
-	if s.stop != nil {
-		s.stop(nil)
+}
+
+// count is the number of open connections.
+func (e *engine) count() int {
+	n := int64(0)
+	for _, sh := range e.allShards() {
+		n += sh.stats.Open.Load()
 	}
+	return int(n)
+}
+
+// handshaking reports whether any connection has not sent all of its request.
+func (e *engine) handshaking() bool {
+	for _, sh := range e.allShards() {
+		if sh.handshaking.count.Load() > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // fail ends the server because of an error that it cannot live with.
-func (s *Server) fail(err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.failure == nil {
-		s.failure = err
+func (e *engine) fail(err error) {
+	e.mu.Lock()
+	if e.failure == nil {
+		e.failure = err
 	}
-	s.drainState.expedite()
-	if s.stop != nil {
-		s.stop(err)
-	}
+	e.mu.Unlock()
+	e.owner.engineFailed(err)
 }
 
-func (s *Server) failed() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.failure
+func (e *engine) failed() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.failure
 }
 
-// engineError makes the most of what is known about the engine's end.
-func (s *Server) engineError(err error) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// endError makes the most of what is known about the engine's end.
+func (e *engine) endError(err error) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	why := []error{ErrEngine}
-	for _, e := range []error{s.failure, err, s.lastWord} {
-		if e != nil {
-			why = append(why, e)
+	for _, known := range []error{e.failure, err, e.lastWord} {
+		if known != nil {
+			why = append(why, known)
 			break
 		}
 	}
 	return errors.Join(why...)
 }
 
-// prepare finds out all that could make the engine fail, so that the user gets a clear word.
-func (s *Server) prepare() (err error) {
-	if err = s.measure(); err != nil {
-		return err
-	}
-	if err = s.openListeners(); err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			s.closeListeners()
-			s.internal.close()
-			s.agent.close()
-		}
-	}()
-	if s.internal, err = s.listenInternal(); err != nil {
-		return err
-	}
-	if s.agent, err = s.listenAgent(); err != nil {
-		return err
-	}
-	if s.watcher, err = newWatcher(); err != nil {
+// startWatcher begins to watch full sockets.
+func (e *engine) startWatcher() (err error) {
+	if e.watcher, err = newWatcher(); err != nil {
 		return fmt.Errorf("watch for writable sockets: %w", err)
 	}
 	return nil
 }
 
-// measure finds out how many connections there is room for.
-func (s *Server) measure() (err error) {
-	s.reloads.mu.Lock()
-	defer s.reloads.mu.Unlock()
-	set := *s.settings()
-	if s.reloads.room, err = roomFor(set.Loops, set.Internal.most()+set.Agent.most()+s.arriving()); err != nil {
-		return err
-	}
-	if set.maxSockets, err = s.reloads.room.sockets(set.Limits.MaxConnections); err == nil {
-		s.current.Store(&set)
-	}
-	return err
+// start does what goes on besides the loops, until ctx ends. Then run is called.
+func (e *engine) start(ctx context.Context) {
+	go e.keepTime(ctx)
+	e.beginChecks(ctx)
+	e.startAcceptors()
 }
 
-func (s *Server) runEngine() error {
+// run returns when the loops have ended.
+func (e *engine) run() error {
+	defer close(e.loopsEnded)
 	var addresses []string
-	for _, l := range s.tcp {
+	for _, l := range e.tcp {
 		addresses = append(addresses, l.engineAddress())
 	}
 	options := []gnet.Option{
-		gnet.WithNumEventLoop(s.opts().Loops),
+		gnet.WithNumEventLoop(e.opts().Loops),
 		gnet.WithReusePort(true), // each loop accepts its own connections
 		gnet.WithReuseAddr(true),
-		gnet.WithLogger(&engineLogger{s}),
+		gnet.WithLogger(&engineLogger{e}),
 	}
-	if s.arriving() > 0 { // see meetLoops
+	if e.arriving() > 0 { // see meetLoops
 		options = append(options, gnet.WithTicker(true), gnet.WithLoadBalancing(gnet.LeastConnections))
 	}
-	return gnet.Rotate(&gnetHandler{server: s}, addresses, options...)
+	return gnet.Rotate(&gnetHandler{engine: e}, addresses, options...)
 }
 
-// stopEngine asks gnet to end. Its own Stop would look only every half second whether it has.
-func (s *Server) stopEngine() {
-	s.stopping.Store(true)
+// stop asks gnet to end. Its own Stop would look only every half second whether it has.
+func (e *engine) stop() {
+	e.stopping.Store(true)
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	_ = s.engine.Stop(ctx)
+	_ = e.gnet.Stop(ctx)
 }
 
-func (s *Server) closeShards() {
-	for _, sh := range s.allShards() {
+// closeShards closes what wakes the loops, which have ended.
+func (e *engine) closeShards() {
+	for _, sh := range e.allShards() {
 		sh.mail.close()
 	}
 }
 
+// close gives up all but the shards.
+func (e *engine) close() {
+	e.fdReserve.close()
+	e.closeListeners()
+	e.watcher.close()
+}
+
 // keepTime has every shard look for time-outs.
-func (s *Server) keepTime(ctx context.Context) {
-	tick := s.settings().tick
+func (e *engine) keepTime(ctx context.Context) {
+	tick := e.settings().tick
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	for part := 0; ; part++ {
@@ -239,15 +219,38 @@ func (s *Server) keepTime(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-ticker.C:
-			if is := s.settings().tick; is != tick {
+			if is := e.settings().tick; is != tick {
 				tick = is
 				ticker.Reset(tick)
 			}
-			s.hub.sweep(now, part)
-			s.addresses.Sweep(part)
-			for _, sh := range s.allShards() {
+			e.owner.sweepTopics(now, part)
+			e.addresses.Sweep(part)
+			for _, sh := range e.allShards() {
 				sh.postTick()
 			}
+		}
+	}
+}
+
+// beginChecks begins to look after descriptors, memory and blocked loops, until ctx ends.
+func (e *engine) beginChecks(ctx context.Context) {
+	e.fdReserve.look()
+	e.memory.look()
+	go every(ctx, descriptorsEvery, func() { e.fdReserve.look() })
+	go e.memory.run(ctx)
+	go e.watchLoops(ctx)
+}
+
+// every calls a function again and again, for the first time after one period, until ctx ends.
+func every(ctx context.Context, period time.Duration, do func()) {
+	ticker := time.NewTicker(period)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			do()
 		}
 	}
 }
@@ -255,22 +258,25 @@ func (s *Server) keepTime(ctx context.Context) {
 // gnetHandler are gnet's callbacks.
 type gnetHandler struct {
 	gnet.BuiltinEventEngine
-	server *Server
+	engine *engine
 }
 
 func (e *gnetHandler) OnBoot(engine gnet.Engine) gnet.Action {
-	e.server.engine = engine
-	for _, l := range e.server.tcp {
-		if e.server.opts().Takeover {
+	e.engine.gnet = engine
+	for _, l := range e.engine.tcp {
+		if e.engine.opts().Takeover {
 			listen.ClearSteering(l.tcpAddr())
 		}
 		l.release() // the first loop listens, which holds the port for the others
 	}
-	if err := e.server.publishSockets(); err != nil {
-		e.server.fail(err)
+	err := e.engine.publishSockets()
+	if err == nil {
+		err = e.engine.owner.booted()
 	}
-	e.server.ops.settled.Store(int64(e.server.uptime()))
-	close(e.server.started)
+	if err != nil {
+		e.engine.fail(err)
+	}
+	close(e.engine.started)
 	return gnet.None
 }
 
@@ -283,26 +289,25 @@ func (e *gnetHandler) OnOpen(gc gnet.Conn) ([]byte, gnet.Action) {
 	case *arrival:
 		return nil, enrolled.opened(gc)
 	}
-	s := e.server
 	isAccepted := gc.Context() == nil
-	if isAccepted && !s.fdReserve.admits() {
-		s.refuseUnknown(gc.Fd(), RefuseDescriptors, rejectDescriptors)
+	if isAccepted && !e.engine.fdReserve.admits() {
+		e.engine.refuseUnknown(gc.Fd(), RefuseDescriptors, rejectDescriptors)
 		return nil, gnet.Close
 	}
-	sh, err := s.shardOf(gc.EventLoop())
+	sh, err := e.engine.shardOf(gc.EventLoop())
 	switch {
 	case isExhausted(err) && isAccepted:
-		s.refuseUnknown(gc.Fd(), RefuseDescriptors, rejectDescriptors)
+		e.engine.refuseUnknown(gc.Fd(), RefuseDescriptors, rejectDescriptors)
 		return nil, gnet.Close
 	case err != nil:
-		s.fail(err)
+		e.engine.fail(err)
 		return nil, gnet.Close
 	}
 	if gc.Context() == (greeting{}) {
 		return nil, gnet.None
 	}
 	l := sh.listenerOf(gc)
-	if l.hidden || !sh.accept(gc, l, s.sockets.Add(1)) {
+	if l.hidden || !sh.accept(gc, l, e.engine.sockets.Add(1)) {
 		return nil, gnet.Close
 	}
 	return nil, gnet.None
@@ -311,9 +316,9 @@ func (e *gnetHandler) OnOpen(gc gnet.Conn) ([]byte, gnet.Action) {
 // OnTick is called when all loops listen, and then hardly ever: see keepTime.
 func (e *gnetHandler) OnTick() (time.Duration, gnet.Action) {
 	select {
-	case <-e.server.looping:
+	case <-e.engine.looping:
 	default:
-		close(e.server.looping)
+		close(e.engine.looping)
 	}
 	return 24 * time.Hour, gnet.None
 }
@@ -335,12 +340,12 @@ func (e *gnetHandler) OnClose(gc gnet.Conn, err error) gnet.Action {
 	switch closed := gc.Context().(type) {
 	case *Conn:
 		sh := closed.sh
-		begin := sh.srv.uptime()
+		begin := sh.engine.uptime()
 		if !closed.outlive(err) {
 			closed.isDetached(err)
 		}
 		if sh.lost == nil { // else it is a part of a turn, which counts it
-			sh.addToRound(sh.srv.uptime() - begin)
+			sh.addToRound(sh.engine.uptime() - begin)
 		}
 	case *waker:
 		closed.sh.endHalfClosed()
@@ -350,7 +355,7 @@ func (e *gnetHandler) OnClose(gc gnet.Conn, err error) gnet.Action {
 
 // engineLogger hears what gnet has to say. Errors are kept, because gnet.Run returns nil for most of
 // its ends.
-type engineLogger struct{ s *Server }
+type engineLogger struct{ engine *engine }
 
 var _ logging.Logger = (*engineLogger)(nil)
 
@@ -363,14 +368,14 @@ func (l *engineLogger) Fatalf(format string, args ...any) { l.hear(format, args)
 func (l *engineLogger) hear(format string, args []any) {
 	word := fmt.Errorf(format, args...)
 	if err, ok := acceptError(format, args); ok {
-		defer l.s.acceptFailed(fmt.Errorf("accept: %w", err)) // on the loop, before it goes on
+		defer l.engine.acceptFailed(fmt.Errorf("accept: %w", err)) // on the loop, before it goes on
 	}
-	if l.s.logsEvents() {
-		l.s.logEvent("engine", "message", logs.Shorten(word.Error()))
+	if l.engine.logsEvents() {
+		l.engine.logEvent("engine", "message", logs.Shorten(word.Error()))
 	}
-	l.s.mu.Lock()
-	defer l.s.mu.Unlock()
-	l.s.lastWord = word
+	l.engine.mu.Lock()
+	defer l.engine.mu.Unlock()
+	l.engine.lastWord = word
 }
 
 // acceptError is what accept(2) has failed with, if gnet says so.

@@ -114,7 +114,7 @@ const nobodys limit.Key = 1
 // may be many clients, or there is none.
 func (c *Conn) sharer() limit.Key {
 	a := addrOf(c.remote)
-	if !a.IsValid() || c.is(markPreface) || c.sh.srv.settings().proxies.contains(a) {
+	if !a.IsValid() || c.is(markPreface) || c.sh.engine.settings().proxies.contains(a) {
 		return nobodys
 	}
 	return limit.KeyOf(a)
@@ -124,8 +124,8 @@ func (c *Conn) sharer() limit.Key {
 // one: to wait for the client's end would keep its place.
 func (c *Conn) evict(why RefuseReason, answer *codec.Rejection, err error) {
 	sh := c.sh
-	if sh.srv.logsEvents() {
-		sh.srv.logEvent("connection evicted", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "reason", why.String())
+	if sh.engine.logsEvents() {
+		sh.engine.logEvent("connection evicted", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "reason", why.String())
 	}
 	c.state.Store(stateClosing) // its end is accounted for
 	if answer != nil && c.canAnswer() && c.out == nil && !c.is(markPreface) {

@@ -42,7 +42,7 @@ func (d *deadlines) remove(c *Conn) {
 
 // expireNext closes one connection whose time is up, if there is one.
 func (sh *shard) expireNext() bool {
-	if sh.deadlines.heap.Len() == 0 || sh.srv.wall().UnixMilli() < sh.deadlines.heap[0].at {
+	if sh.deadlines.heap.Len() == 0 || sh.engine.wall().UnixMilli() < sh.deadlines.heap[0].at {
 		return false
 	}
 	c := sh.deadlines.heap[0].conn
@@ -105,7 +105,7 @@ func (c *Conn) verifyElsewhere(a *auth.Authenticator, id json.RawMessage, token 
 		})
 	}
 	drop := func() { answer(auth.Identity{}, fmt.Errorf("%w: too many tokens wait", c.sh.refuse())) }
-	c.sh.srv.tokenChecks.add(&c.workload().offloaded, c.sh.began, takes, &offloadJob{size: len(token), drop: drop, do: func() {
+	c.sh.engine.tokenChecks.add(&c.workload().offloaded, c.sh.began, takes, &offloadJob{size: len(token), drop: drop, do: func() {
 		if c.state.Load() != stateOpen {
 			c.resolve(s, true, func() {}) // nobody waits for it
 			return

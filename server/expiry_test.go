@@ -206,7 +206,7 @@ func TestDeadlinesInAnyOrder(t *testing.T) {
 		t.Errorf("%d expired, want %d", n, len(short))
 	}
 	done := make(chan int)
-	sh := s.allShards()[0]
+	sh := s.engine.allShards()[0]
 	sh.post(command{kind: commandDo, conn: &Conn{sh: sh}, do: func() { done <- sh.deadlines.heap.Len() }})
 	if n := <-done; n != 0 {
 		t.Errorf("%d deadlines are left", n)

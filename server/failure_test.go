@@ -112,7 +112,7 @@ func TestKilledWhileBroadcasting(t *testing.T) {
 func TestSendToKilled(t *testing.T) {
 	send := func(c *Conn) error { return c.Send(Binary, block(0)) }
 	frame := func(c *Conn) error { return c.SendFrame(codec.NewFrame(Binary, block(0))) }
-	broadcast := func(c *Conn) error { return c.sh.srv.Broadcast("/broadcast", Binary, block(0)) }
+	broadcast := func(c *Conn) error { return c.sh.engine.owner.Broadcast("/broadcast", Binary, block(0)) }
 	for name, order := range map[string][]func(*Conn) error{
 		"Send":                    {send, frame, send},
 		"SendFrame":               {frame, send, frame},
@@ -235,7 +235,7 @@ func TestHandlersThatAct(t *testing.T) {
 		},
 		Close: func(c *Conn, err error) {
 			ended <- errors.Join(c.Send(Text, []byte("farewell")), c.Close(codec.CloseNormal, ""))
-			ended <- c.sh.srv.Broadcast("/broadcast", Text, []byte("somebody left"))
+			ended <- c.sh.engine.owner.Broadcast("/broadcast", Text, []byte("somebody left"))
 		},
 	}})
 	s := start(t, Options{Endpoints: endpoints})
@@ -397,7 +397,7 @@ func TestEngineDeath(t *testing.T) {
 	eventually(t, "all are open", func() bool { return s.Count() == 10 })
 	conn := onlyConn(t, s, "/")
 	for fd := range 1024 { // an accept on a socket that is shut down fails
-		if listen.ListensOn(fd, s.listeners[0].tcpAddr()) {
+		if listen.ListensOn(fd, s.engine.listeners[0].tcpAddr()) {
 			if err := unix.Shutdown(fd, unix.SHUT_RDWR); err != nil {
 				t.Fatal(err)
 			}

@@ -18,7 +18,7 @@ import (
 // from being full: the application may open files until nothing is left. gnet ends its engine, and with it
 // every connection, when accept(2) fails. It tells its logger first and then compares the error that it
 // returns with this variable, so one that is equal to nothing keeps it alive, and what is to be done is
-// decided in [Server.acceptFailed]. Tests fail if a later gnet does it in another way.
+// decided in [engine.acceptFailed]. Tests fail if a later gnet does it in another way.
 func init() { gneterrors.ErrAcceptSocket = unequal{} }
 
 // unequal is an error that [errors.Is] does not find: its values cannot be compared.
@@ -27,18 +27,18 @@ type unequal struct{ _ []struct{} }
 func (unequal) Error() string { return "accept failed" }
 
 // acceptFailed is called on the loop whose accept has failed, which tries again when it returns.
-func (s *Server) acceptFailed(err error) {
+func (e *engine) acceptFailed(err error) {
 	switch {
 	case isExhausted(err):
-		if !s.fdReserve.turnAway() {
+		if !e.fdReserve.turnAway() {
 			time.Sleep(exhaustedPause)
 		}
 	case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
 		time.Sleep(exhaustedPause) // nothing can be freed here; the connection waits in the kernel
 	case isNetworkError(err):
 		// The connection was lost before it was accepted (accept(2), "Error handling").
-	case !s.stopping.Load():
-		s.fail(err)
+	case !e.stopping.Load():
+		e.fail(err)
 		time.Sleep(exhaustedPause)
 	}
 }
@@ -68,7 +68,7 @@ const exhaustedPause = 5 * time.Millisecond
 // fdReserve is one descriptor in hand, which is given up to accept a connection, to tell it that there is no
 // room, and to close it. A connection that stayed in the kernel's queue would wake its loop for ever.
 type fdReserve struct {
-	srv *Server
+	engine *engine
 
 	mu        sync.Mutex
 	fd        int   // guarded by mu; -1 when somebody else was faster
@@ -137,8 +137,8 @@ func (r *fdReserve) turnOneAway() bool {
 		}
 		_, _ = write(int32(conn), rejectDescriptors.AppendResponse(nil))
 		_ = unix.Close(conn)
-		r.srv.unowned.Accepted.Add(1)
-		r.srv.unowned.Refusals[RefuseDescriptors].Add(1)
+		r.engine.unowned.Accepted.Add(1)
+		r.engine.unowned.Refusals[RefuseDescriptors].Add(1)
 		return true
 	}
 	return false
@@ -149,7 +149,7 @@ func (r *fdReserve) sockets() []int {
 	if len(r.listening) == 0 {
 		limit, _ := listen.DescriptorLimit()
 		for fd := range min(limit, 1<<16) {
-			for _, l := range r.srv.tcp {
+			for _, l := range r.engine.tcp {
 				if listen.ListensOn(fd, l.tcpAddr()) {
 					r.listening = append(r.listening, fd)
 				}
@@ -182,9 +182,9 @@ func (r *fdReserve) setShort(short bool) {
 	}
 	r.short = short
 	if short {
-		r.srv.log.Warn("no file descriptors left; refusing new connections until some close")
+		r.engine.log.Warn("no file descriptors left; refusing new connections until some close")
 	} else {
-		r.srv.log.Info("file descriptors are available again")
+		r.engine.log.Info("file descriptors are available again")
 	}
 }
 
@@ -204,8 +204,8 @@ func (r *fdReserve) close() {
 }
 
 // refuseUnknown refuses a connection that no shard gets to know.
-func (s *Server) refuseUnknown(fd int, why RefuseReason, r *codec.Rejection) {
-	s.unowned.Accepted.Add(1)
-	s.unowned.Refusals[why].Add(1)
+func (e *engine) refuseUnknown(fd int, why RefuseReason, r *codec.Rejection) {
+	e.unowned.Accepted.Add(1)
+	e.unowned.Refusals[why].Add(1)
 	_, _ = write(int32(fd), r.AppendResponse(nil))
 }

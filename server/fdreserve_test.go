@@ -60,11 +60,11 @@ func serveBesideFiles() {
 			case "drop":
 				drop()
 			case "lose": // the descriptor in hand, as if a connection had come in while it was given up
-				s.fdReserve.mu.Lock()
-				s.fdReserve.away.Store(true)
-				_ = unix.Close(s.fdReserve.fd)
-				s.fdReserve.fd = -1
-				s.fdReserve.mu.Unlock()
+				s.engine.fdReserve.mu.Lock()
+				s.engine.fdReserve.away.Store(true)
+				_ = unix.Close(s.engine.fdReserve.fd)
+				s.engine.fdReserve.fd = -1
+				s.engine.fdReserve.mu.Unlock()
 			case "both": // all there are, and none, hundreds of times
 				for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
 					take()
@@ -132,10 +132,10 @@ func TestDescriptorExhaustion(t *testing.T) {
 	if _, err := fmt.Fscan(out, &address); err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{started: make(chan struct{})} // only its address is of interest
+	s := &Server{engine: engine{started: make(chan struct{})}} // only its address is of interest
 	at, _ := net.ResolveTCPAddr("tcp", address)
-	s.listeners = []*listener{{addr: at}}
-	close(s.started)
+	s.engine.listeners = []*listener{{addr: at}}
+	close(s.engine.started)
 	var heap, goroutines int
 	do := func(what string) (refused, unready int) {
 		t.Helper()

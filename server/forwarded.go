@@ -11,9 +11,9 @@ import (
 // locate finds out who has sent a request for an endpoint, when it came through a proxy, and whether
 // this client may make one more handshake.
 func (c *Conn) locate(r *Request) (RefuseReason, error) {
-	s := c.sh.srv
-	if proxies := s.settings().proxies; proxies.contains(addrOf(c.remote)) {
-		s.release(c.remote, c.is(markCounted)) // it was no proxy's when it was accepted
+	e := c.sh.engine
+	if proxies := e.settings().proxies; proxies.contains(addrOf(c.remote)) {
+		e.release(c.remote, c.is(markCounted)) // it was no proxy's when it was accepted
 		r.proxied = true
 		via := &c.sh.via
 		via.Reset()
@@ -25,7 +25,7 @@ func (c *Conn) locate(r *Request) (RefuseReason, error) {
 		if client != r.RemoteAddr {
 			r.RemoteAddr, c.remote = client, net.TCPAddrFromAddrPort(client)
 		}
-		isCounted, excess := s.claim(c.remote)
+		isCounted, excess := e.claim(c.remote)
 		c.mark(markCounted, isCounted)
 		if excess > 0 {
 			return RefuseAddressFull, rejectCrowded

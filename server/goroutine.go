@@ -31,3 +31,14 @@ func (g goroutine) check() {
 		panic(fmt.Sprintf("server: goroutine %d touches what the loop on goroutine %d owns", now, g))
 	}
 }
+
+// onLoop reports whether it is called on an event loop.
+func (e *engine) onLoop() bool {
+	now := currentGoroutine()
+	for _, sh := range e.allShards() {
+		if sh.goroutine == now {
+			return true
+		}
+	}
+	return false
+}

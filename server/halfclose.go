@@ -30,11 +30,11 @@ func (c *Conn) outlive(err error) bool {
 	if failed != nil {
 		return false
 	}
-	sh.srv.watcher.forget(c)
+	sh.engine.watcher.forget(c)
 	c.gc, c.fd = nil, int32(fd)
 	c.setPlainFD(c.plainFD())
 	if c.out != nil {
-		sh.srv.watcher.watch(c)
+		sh.engine.watcher.watch(c)
 	}
 	if c.state.Load() == stateHandshake { // goes on with what came before: see shaken
 		c.session().shake.endInput()

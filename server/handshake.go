@@ -25,7 +25,7 @@ func (c *Conn) shake(b []byte) {
 		c.bufferEarly(b)
 		return
 	}
-	limit := int(c.sh.srv.opts().Limits.MaxHead)
+	limit := int(c.sh.engine.opts().Limits.MaxHead)
 	scanned := 0
 	if c.in != nil {
 		scanned = len(c.in.rest)
@@ -55,7 +55,7 @@ func (c *Conn) shake(b []byte) {
 		c.answer(b[empty:empty+n], b[empty+n:])
 		spoil(b[empty : empty+n])
 	case len(b) >= limit:
-		c.refuse(RefuseHeadTooLong, &codec.Rejection{Status: 431, Reason: fmt.Sprintf("the request head is larger than %v", c.sh.srv.opts().Limits.MaxHead)})
+		c.refuse(RefuseHeadTooLong, &codec.Rejection{Status: 431, Reason: fmt.Sprintf("the request head is larger than %v", c.sh.engine.opts().Limits.MaxHead)})
 	default:
 		c.keepHead(b)
 	}
@@ -100,7 +100,7 @@ func (c *Conn) answer(head, rest []byte) {
 func (c *Conn) finish(r *Request, head, rest []byte, why RefuseReason, err error) {
 	sh := c.sh
 	if err == nil && r.deferred != nil {
-		if limit := sh.srv.opts().Limits.MaxHead; len(rest) > int(limit) {
+		if limit := sh.engine.opts().Limits.MaxHead; len(rest) > int(limit) {
 			why, err = RefuseEarly, rejectEarly(limit)
 		} else {
 			c.awaitDecision(r, head, rest)
@@ -127,12 +127,12 @@ func (c *Conn) finish(r *Request, head, rest []byte, why RefuseReason, err error
 	var named *auth.Refusal
 	if errors.As(err, &named) {
 		why = named.Why
-		sh.srv.log.Debug("handshake refused", "remote", shownAddr(r.RemoteAddr), "path", c.ep.Path, "reason", why.String(), "status", named.Status)
+		sh.engine.log.Debug("handshake refused", "remote", shownAddr(r.RemoteAddr), "path", c.ep.Path, "reason", why.String(), "status", named.Status)
 	}
 	if !errors.As(err, &rejection) {
 		rejection = &codec.Rejection{Status: 403, Reason: "forbidden"}
-		if sh.srv.logsEvents() {
-			sh.srv.logEvent("handshake refused", "id", c.id, "remote", shownAddr(r.RemoteAddr), "path", c.ep.Path, "error", logs.Shorten(err.Error()))
+		if sh.engine.logsEvents() {
+			sh.engine.logEvent("handshake refused", "id", c.id, "remote", shownAddr(r.RemoteAddr), "path", c.ep.Path, "error", logs.Shorten(err.Error()))
 		}
 	}
 	sh.control = c.withCORS(&r.Request, c.callRefused(r, why, err, rejection)).AppendResponse(sh.control[:0])
@@ -144,29 +144,29 @@ func (c *Conn) finish(r *Request, head, rest []byte, why RefuseReason, err error
 
 // decide decides about a request, in the order in which the answers are useful to the client.
 func (c *Conn) decide(r *Request, head []byte) (RefuseReason, error) {
-	srv := c.sh.srv
+	s, e := c.Server(), c.sh.engine
 	malformed := r.Parse(head)
-	c.ep = srv.byPath[string(r.Path)]
+	c.ep = s.byPath[string(r.Path)]
 	if malformed != nil && !r.HTTP10 {
 		return reasonOf(malformed), malformed
 	}
-	if srv.isHealthPath(string(r.Path)) {
+	if s.isHealthPath(string(r.Path)) {
 		return decideHealth(r)
 	}
 	if c.is(markFull) {
 		return RefuseFull, rejectFull
 	}
-	if srv.memory.refuses() {
+	if e.memory.refuses() {
 		return RefuseMemory, rejectMemory
 	}
 	if c.is(markCrowd) {
 		return RefuseAddressFull, rejectCrowded
 	}
-	if srv.draining.Load() {
+	if e.draining.Load() {
 		return RefuseDraining, rejectDraining
 	}
 	switch {
-	case c.ep == nil && srv.plain != nil:
+	case c.ep == nil && s.plain != nil:
 		return 0, errPlainHTTP
 	case c.ep == nil:
 		return RefuseNotFound, &codec.Rejection{Status: 404, Reason: "no endpoint at this path"}
@@ -181,7 +181,7 @@ func (c *Conn) decide(r *Request, head []byte) (RefuseReason, error) {
 	}
 	now := c.ep.now()
 	if !now.origins.Allow(&r.Request, auth.Transport{Scheme: r.scheme, TLS: r.tls, Proxied: r.proxied}) {
-		srv.logOrigin(c.ep.Path, r)
+		s.logOrigin(c.ep.Path, r)
 		return RefuseOrigin, rejectOrigin
 	}
 	if preflight {
@@ -319,10 +319,10 @@ func (c *Conn) enter(r *Request) {
 	sh.stats.Open.Add(1)
 	sh.stats.Opened.Add(1)
 	c.sendControl(sh.control)
-	if sh.srv.logsEvents() {
-		sh.srv.logEvent("connection opened", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "path", c.ep.Path, "subprotocol", c.Subprotocol())
+	if sh.engine.logsEvents() {
+		sh.engine.logEvent("connection opened", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "path", c.ep.Path, "subprotocol", c.Subprotocol())
 	}
-	sh.histograms.Handshake.Observe(uint32(sh.srv.stamp() - accepted))
+	sh.histograms.Handshake.Observe(uint32(sh.engine.stamp() - accepted))
 	if c.state.Load() == stateOpen {
 		c.callOpen()
 		if wish != nil {
@@ -343,8 +343,8 @@ func (c *Conn) refuse(why RefuseReason, r *codec.Rejection) {
 func (c *Conn) refuseWith(why RefuseReason, response []byte) {
 	sh := c.sh
 	sh.stats.Refusals[why].Add(1)
-	if sh.srv.logsEvents() {
-		sh.srv.logEvent("connection refused", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "reason", why.String())
+	if sh.engine.logsEvents() {
+		sh.engine.logEvent("connection refused", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "reason", why.String())
 	}
 	c.lastAnswer(response)
 }

@@ -75,7 +75,7 @@ func (s *Server) listenAgent() (*agent, error) {
 // the port is off.
 func (s *Server) AgentAddr() net.Addr {
 	select {
-	case <-s.started:
+	case <-s.engine.started:
 		if s.agent != nil {
 			return s.agent.listener.Addr()
 		}
@@ -147,10 +147,10 @@ func (s *Server) agentLine() string {
 	}
 	if weight > 0 {
 		most := int64(s.settings().maxSockets)
-		weight = int(max((most-s.sockets.Load())*100/most, 1))
+		weight = int(max((most-s.engine.sockets.Load())*100/most, 1))
 	}
 	line := "up "
-	if s.uptime()-time.Duration(s.ops.settled.Load()) < readyAfter {
+	if s.engine.uptime()-time.Duration(s.ops.settled.Load()) < readyAfter {
 		line = "ready up "
 	}
 	return line + strconv.Itoa(weight) + "%\n"

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -13,18 +12,14 @@ import (
 	"carillon/codec"
 	"carillon/server/internal/admin"
 	"carillon/server/internal/auth"
-	"carillon/server/internal/logs"
 )
 
 // ops is what operators see and set while the server runs.
 type ops struct {
 	// Immutable once the server runs.
-	stuckAfter   time.Duration // a loop that is silent for longer is stuck
-	blockedAfter time.Duration // and one that is silent for so long is told of
-	lookEvery    time.Duration // at the files of certificates
+	stuckAfter time.Duration // a loop that is silent for longer is stuck
+	lookEvery  time.Duration // at the files of certificates
 
-	events  *logs.Sampler
-	grave   *logs.Sampler
 	origins auth.OriginLog
 
 	maintenance atomic.Bool
@@ -36,30 +31,7 @@ type ops struct {
 const stuckAfter = 10 * time.Second
 
 func newOps() ops {
-	return ops{stuckAfter: stuckAfter, blockedAfter: blockedAfter, lookEvery: lookEvery, events: logs.NewSampler(maxEvents), grave: logs.NewSampler(maxGrave)}
-}
-
-// beginOps does what has to be done all the time, until ctx ends.
-func (s *Server) beginOps(ctx context.Context) {
-	s.fdReserve.look()
-	s.memory.look()
-	go every(ctx, descriptorsEvery, func() { s.fdReserve.look() })
-	go s.memory.run(ctx)
-	go s.watchLoops(ctx)
-}
-
-// every calls a function again and again, for the first time after one period, until ctx ends.
-func every(ctx context.Context, period time.Duration, do func()) {
-	ticker := time.NewTicker(period)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-			do()
-		}
-	}
+	return ops{stuckAfter: stuckAfter, lookEvery: lookEvery}
 }
 
 // unready says why the server should get no new connections now.
@@ -68,7 +40,7 @@ func (s *Server) unready() (list []admin.Condition) {
 		list = append(list, admin.Condition{Reason: reason, Detail: fmt.Sprintf(format, args...)})
 	}
 	select {
-	case <-s.started:
+	case <-s.engine.started:
 	default:
 		add("starting", "the server is not listening yet")
 		return list
@@ -84,37 +56,28 @@ func (s *Server) unready() (list []admin.Condition) {
 			add("cluster", "%v", err)
 		}
 	}
-	if n, most := s.sockets.Load(), s.settings().maxSockets; n >= int64(most) {
+	if n, most := s.engine.sockets.Load(), s.settings().maxSockets; n >= int64(most) {
 		add("full", "%d sockets are open: limits.max_connections is %d", n, most)
 	}
-	if s.fdReserve.isShort() {
+	if s.engine.fdReserve.isShort() {
 		add("descriptors", "no file descriptors left: something in this process opened too many")
 	}
-	if s.memory.refuses() {
+	if s.engine.memory.refuses() {
 		limit, source := s.MaxMemory()
-		add("memory", "low on memory: %v in use, limits.max_memory is %v (%s)", roundedSize(s.memory.used.Load()), limit, source)
+		add("memory", "low on memory: %v in use, limits.max_memory is %v (%s)", roundedSize(s.engine.memory.used.Load()), limit, source)
 	}
 	return list
 }
 
 // stuck names the loops that have been silent for too long.
 func (s *Server) stuck() (list []admin.Condition) {
-	now := s.uptime()
-	for i, sh := range s.allShards() {
+	now := s.engine.uptime()
+	for i, sh := range s.engine.allShards() {
 		if d := sh.mail.waits(now); d > s.ops.stuckAfter {
 			list = append(list, admin.Condition{Reason: "loop_stuck", Detail: fmt.Sprintf("loop %d has not responded for %v", i, d.Round(time.Millisecond))})
 		}
 	}
 	return list
-}
-
-// longestSilence is that of the loop that is worst off.
-func (s *Server) longestSilence() (longest time.Duration) {
-	now := s.uptime()
-	for _, sh := range s.allShards() {
-		longest = max(longest, sh.mail.waits(now))
-	}
-	return longest
 }
 
 // SetMaintenance tells balancers, by the health checks and the agent's port, to send no new clients here, or to do
@@ -123,7 +86,7 @@ func (s *Server) SetMaintenance(on bool) {
 	if s.ops.maintenance.Swap(on) == on {
 		return
 	}
-	s.ops.settled.Store(int64(s.uptime()))
+	s.ops.settled.Store(int64(s.engine.uptime()))
 	s.log.Info("maintenance", "on", on)
 }
 
@@ -168,7 +131,7 @@ func (s *Server) publicHealth() (status int, word string) {
 		return http.StatusServiceUnavailable, "draining\n"
 	}
 	// The check's own connection is one of the sockets.
-	if s.sockets.Load() > int64(s.settings().maxSockets) {
+	if s.engine.sockets.Load() > int64(s.settings().maxSockets) {
 		return http.StatusServiceUnavailable, "full\n"
 	}
 	for _, c := range s.unready() {
@@ -183,7 +146,7 @@ func (s *Server) publicHealth() (status int, word string) {
 func (c *Conn) tellHealth(method string) {
 	sh := c.sh
 	sh.stats.Checks.Add(1)
-	status, word := sh.srv.publicHealth()
+	status, word := c.Server().publicHealth()
 	b := append(sh.control[:0], "HTTP/1.1 "...)
 	b = strconv.AppendInt(b, int64(status), 10)
 	b = append(append(b, ' '), http.StatusText(status)...)

@@ -104,7 +104,7 @@ func (t *plainTurn) Accept() (net.Conn, error) {
 		case err == nil:
 			return c, nil
 		}
-		t.srv.logLoss("request refused", h.remote.AddrPort(), err)
+		t.srv.engine.logLoss("request refused", h.remote.AddrPort(), err)
 		t.refuse(h, RefuseDescriptors, rejectDescriptors)
 	}
 }
@@ -174,8 +174,8 @@ func (l *plainListener) refuse(h detachedConn, why RefuseReason, r *codec.Reject
 	}
 	_, _ = write(int32(h.fd), answer)
 	_ = unix.Close(h.fd)
-	l.srv.release(h.remote, h.counted)
-	l.srv.socketClosed()
+	l.srv.engine.release(h.remote, h.counted)
+	l.srv.engine.socketClosed()
 }
 
 // Close ends Accept for good. Those who wait for it came too late.
@@ -192,7 +192,7 @@ func (l *plainListener) Close() error {
 }
 
 // Addr is the first address that the server listens on.
-func (l *plainListener) Addr() net.Addr { return l.srv.listeners[0].addr }
+func (l *plainListener) Addr() net.Addr { return l.srv.engine.listeners[0].addr }
 
 func (l *plainListener) members() []*plainConn {
 	l.mu.Lock()
@@ -276,8 +276,8 @@ func (c *plainConn) skip(n int) {
 func (c *plainConn) Close() error {
 	err := c.streamConn.Close()
 	if c.listener.leave(c) {
-		c.listener.srv.release(c.remote, c.counted)
-		c.listener.srv.socketClosed()
+		c.listener.srv.engine.release(c.remote, c.counted)
+		c.listener.srv.engine.socketClosed()
 	}
 	return err
 }

@@ -31,7 +31,7 @@ func (p *plainHTTP) reattach(w http.ResponseWriter, r *http.Request) {
 	}
 	c, session, early := lowest(conn)
 	rest, _ := buffered.Reader.Peek(buffered.Reader.Buffered())
-	shards := p.srv.allShards()
+	shards := p.srv.engine.allShards()
 	back := &reattached{
 		sh:      shards[p.turn.Add(1)%uint64(len(shards))],
 		conn:    c,
@@ -39,16 +39,16 @@ func (p *plainHTTP) reattach(w http.ResponseWriter, r *http.Request) {
 		session: session,
 	}
 	p.moving <- struct{}{}
-	err = p.srv.enroll(back.sh, back, c.streamConn)
+	err = p.srv.engine.enroll(back.sh, back, c.streamConn)
 	<-p.moving
 	if !c.listener.leave(c) {
 		return
 	}
-	p.srv.logLoss("connection lost while being passed to a loop", c.remote.AddrPort(), err)
+	p.srv.engine.logLoss("connection lost while being passed to a loop", c.remote.AddrPort(), err)
 	back.sh.stats.Refusals[lossReason(err)].Add(1)
 	_ = c.streamConn.Close()
-	p.srv.release(c.remote, c.counted)
-	p.srv.socketClosed()
+	p.srv.engine.release(c.remote, c.counted)
+	p.srv.engine.socketClosed()
 }
 
 // opened is called on the loop. From here on the connection is like one that was accepted.

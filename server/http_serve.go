@@ -19,7 +19,7 @@ import (
 // endpoint, and gives those back on which one for an endpoint comes later.
 //
 // A socket moves as a duplicate of its descriptor: the side that gives closes its own, which does
-// nothing to the TCP connection while the duplicate is open. It counts in Server.sockets throughout.
+// nothing to the TCP connection while the duplicate is open. It counts in engine.sockets throughout.
 type plainHTTP struct {
 	srv      *Server
 	listener *plainListener
@@ -207,11 +207,11 @@ func (c *Conn) passToHTTP(head, rest []byte) {
 	}
 	fd, err := unix.FcntlInt(uintptr(c.fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		sh.srv.logLoss("request refused: no file descriptors left", c.RemoteAddr(), err)
+		sh.engine.logLoss("request refused: no file descriptors left", c.RemoteAddr(), err)
 		c.refuse(RefuseDescriptors, rejectDescriptors)
 		return
 	}
-	if !sh.srv.plain.listener.put(detachedConn{sh: sh, entered: c.entered(), fd: fd, remote: c.remote, counted: c.is(markCounted), early: slices.Concat(head, rest), session: s}) {
+	if !c.Server().plain.listener.put(detachedConn{sh: sh, entered: c.entered(), fd: fd, remote: c.remote, counted: c.is(markCounted), early: slices.Concat(head, rest), session: s}) {
 		_ = unix.Close(fd)
 		c.refuse(RefuseDraining, rejectDraining)
 		return

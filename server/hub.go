@@ -119,7 +119,7 @@ func (h *hub) make(name string) error {
 		h.count.Add(-1)
 		return ErrTooManyTopics
 	}
-	t := &topicState{hub: h, epoch: h.epochOf(name, *generation), used: h.srv.uptime()}
+	t := &topicState{hub: h, epoch: h.epochOf(name, *generation), used: h.srv.engine.uptime()}
 	t.name, t.topic = string([]byte(name)), t // the name may be a part of something large
 	t.rule = topic.RuleOf(o.Topics, name)
 	h.remote.attach(&t.source)
@@ -166,7 +166,7 @@ func (s *Server) Publish(p Publication) (Receipt, error) {
 	if !s.hub.remote.keeps(p.Topic) {
 		return s.hub.publish(&publication{Publication: p}, nil)
 	}
-	if s.onLoop() {
+	if s.engine.onLoop() {
 		return Receipt{}, fmt.Errorf("publish: %w", ErrOnLoop)
 	}
 	return s.hub.publishAndWait(context.Background(), p)
@@ -212,7 +212,7 @@ func (h *hub) enter(p *publication, sent func(error)) (Receipt, error) {
 	if err := h.remote.away(); err != nil {
 		return Receipt{}, err
 	}
-	at := h.srv.stamp()
+	at := h.srv.engine.stamp()
 	m := &message{format: p.Format, raw: codec.NewFrame(p.Format.Opcode(), p.Payload)}
 	t, err := h.open(p.Topic)
 	if err != nil {
@@ -223,8 +223,8 @@ func (h *hub) enter(p *publication, sent func(error)) (Receipt, error) {
 	if sh := h.overloaded(t, patterns, int64(len(m.raw.Plain()))); sh != nil {
 		return Receipt{}, sh.refuse()
 	}
-	t.used = h.srv.uptime()
-	m.topic, m.offset, m.time, m.born = t, t.offset+1, h.srv.wall().UnixMilli(), h.srv.ageMillis()
+	t.used = h.srv.engine.uptime()
+	m.topic, m.offset, m.time, m.born = t, t.offset+1, h.srv.engine.wall().UnixMilli(), h.srv.engine.ageMillis()
 	h.published.Add(1)
 	n := t.issue(m, at) + issueAll(patterns, m, at)
 	h.remote.relay(&t.source, m, sent)
@@ -270,11 +270,11 @@ const sweepParts = 64
 // sweep forgets topics that are not used any more, and history that is too old. Each time it looks at a part of the
 // topics for the latter.
 func (h *hub) sweep(now time.Time, round int) {
-	since := now.Sub(h.srv.begin)
+	since := now.Sub(h.srv.engine.begin)
 	for i := round % sweepParts; i < len(h.parts); i += sweepParts {
 		for t := range h.parts[i].all() {
 			t.mu.Lock()
-			t.expire(h.srv.ageMillis())
+			t.expire(h.srv.engine.ageMillis())
 			h.remote.sweepTopic(t, since)
 			h.forgetPatternsOf(t)
 			h.unlock(t)
@@ -327,7 +327,7 @@ func (h *hub) rule() {
 			t.mu.Lock()
 			t.rule = topic.RuleOf(h.srv.opts().Topics, t.name)
 			t.trim()
-			t.expire(h.srv.ageMillis())
+			t.expire(h.srv.engine.ageMillis())
 			t.mu.Unlock()
 		}
 	}
@@ -347,7 +347,7 @@ func (s *Server) Topics(pattern string) ([]TopicInfo, error) {
 			}
 			t.mu.Lock()
 			if !t.forgotten {
-				list = append(list, t.info(s.ageMillis()))
+				list = append(list, t.info(s.engine.ageMillis()))
 			}
 			t.mu.Unlock()
 		}
@@ -363,7 +363,7 @@ func (s *Server) Topic(name string) (TopicInfo, bool) {
 		return TopicInfo{}, false
 	}
 	defer t.mu.Unlock()
-	return t.info(s.ageMillis()), true
+	return t.info(s.engine.ageMillis()), true
 }
 
 // info describes the topic at an age of the server. The caller holds mu.
@@ -397,7 +397,7 @@ func (h *hub) waitFor(topic string, from Start) error {
 	if !h.remote.keeps(topic) {
 		return nil
 	}
-	if h.srv.onLoop() {
+	if h.srv.engine.onLoop() {
 		return fmt.Errorf("look up a topic: %w", ErrOnLoop)
 	}
 	done := make(chan error, 1)
@@ -418,7 +418,7 @@ func (h *hub) past(topic string, from Start, limit int) (past Past, list []*mess
 	defer t.mu.Unlock()
 	past.Position = t.position()
 	limit = max(limit, 0)
-	list, past.Recovered = t.since(from, h.srv.ageMillis(), limit)
+	list, past.Recovered = t.since(from, h.srv.engine.ageMillis(), limit)
 	return past, list[:min(len(list), limit)], nil
 }
 

@@ -36,7 +36,7 @@ type keyID [16]byte
 
 func (k *idempotency) init(s *Server) {
 	_, _ = rand.Read(k.secret[:]) // it never fails
-	k.seed, k.now = maphash.MakeSeed(), s.uptime
+	k.seed, k.now = maphash.MakeSeed(), s.engine.uptime
 	k.most = func() int64 { return int64(s.opts().Limits.MaxKeyMemory) }
 }
 

@@ -142,14 +142,14 @@ func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
 				heavy, wait = true, true
 				c.awaitInflater(d)
 			} else if isCut {
-				heavy, wait = true, sh.srv.uptime() >= deadline
+				heavy, wait = true, sh.engine.uptime() >= deadline
 				continue
 			}
 			break
 		}
 		c.handle(ev)
 		if varies || n&15 == 0 || len(ev.Payload) >= heavyPayload {
-			heavy, wait = true, len(b) > 0 && sh.srv.uptime() >= deadline
+			heavy, wait = true, len(b) > 0 && sh.engine.uptime() >= deadline
 		}
 		wait = wait || c.isFull()
 		wait = c.block(fanout) || wait
@@ -212,7 +212,7 @@ func (c *Conn) chargeInput(size, records int) {
 	if w := c.workload(); w != nil && w.served {
 		return
 	}
-	now := c.sh.srv.uptime()
+	now := c.sh.engine.uptime()
 	if used := min(now-c.sh.began, c.maxCharge(size, records)); used >= chargeFrom {
 		w := c.needWorkload()
 		w.used.addTurn(used, now)
@@ -226,7 +226,7 @@ func (c *Conn) chargeOutput(size int) {
 		return
 	}
 	w := c.needWorkload()
-	w.used.addTurn(time.Duration(size)*outputByte, c.sh.srv.uptime())
+	w.used.addTurn(time.Duration(size)*outputByte, c.sh.engine.uptime())
 	c.settleWorkload(w)
 }
 

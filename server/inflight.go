@@ -38,7 +38,7 @@ type flight struct {
 
 // flightOf is what a publication counts as in the line.
 func (c *Conn) flightOf(p *publication) flight {
-	return flight{bytes: flightCost + len(p.Topic) + len(p.Payload), transient: !c.sh.srv.hub.remote.keeps(p.Topic)}
+	return flight{bytes: flightCost + len(p.Topic) + len(p.Payload), transient: !c.Server().hub.remote.keeps(p.Topic)}
 }
 
 // flights are those of one connection.
@@ -78,22 +78,22 @@ func (l *inFlight) isStalled(uptime time.Duration) bool {
 }
 
 // holds reports whether a connection that has messages in the line has to wait with further ones.
-func (s *Server) holds(f *flights) bool {
-	l := &s.inFlight
+func (e *engine) holds(f *flights) bool {
+	l := &e.inFlight
 	if f.number >= maxSlots || int64(f.bytes) > (maxInFlight-l.bytes.Load())/partInFlight {
 		return true
 	}
 	share := l.share()
-	return f.number >= share && (f.number-f.transient >= share || !l.isStalled(s.uptime()))
+	return f.number >= share && (f.number-f.transient >= share || !l.isStalled(e.uptime()))
 }
 
 // beginPublishing notes that a message of the client is on its way to the broker.
 func (c *Conn) beginPublishing(m flight) {
-	w, l := c.needWorkload(), &c.sh.srv.inFlight
+	w, l := c.needWorkload(), &c.sh.engine.inFlight
 	w.flights.add(m, 1)
 	l.bytes.Add(int64(m.bytes))
 	if m.transient && l.transient.Add(1) == 1 {
-		l.flows(c.sh.srv.uptime())
+		l.flows(c.sh.engine.uptime())
 	}
 	if w.flights.number == 1 {
 		l.publishers.Add(1)
@@ -105,7 +105,7 @@ func (c *Conn) beginPublishing(m flight) {
 
 // endPublishing notes that the broker has one, or that it is lost.
 func (c *Conn) endPublishing(m flight) {
-	w, l := c.workload(), &c.sh.srv.inFlight
+	w, l := c.workload(), &c.sh.engine.inFlight
 	w.flights.add(m, -1)
 	l.bytes.Add(-int64(m.bytes))
 	if m.transient {
@@ -132,7 +132,7 @@ func (sh *shard) awaitStall(w *workload) {
 
 func (sh *shard) lookForStall() {
 	q := &sh.run
-	q.stallLook = sh.srv.uptime() + stallTime
+	q.stallLook = sh.engine.uptime() + stallTime
 	if q.stall == nil {
 		q.stall = time.AfterFunc(stallTime, sh.postRelief)
 		return
@@ -143,7 +143,7 @@ func (sh *shard) lookForStall() {
 // endStallWait lets connections go on that may, now that the broker stands still.
 func (sh *shard) endStallWait() {
 	q := &sh.run
-	if len(q.awaitStall) == 0 || sh.srv.uptime() < q.stallLook {
+	if len(q.awaitStall) == 0 || sh.engine.uptime() < q.stallLook {
 		return
 	}
 	rest := q.awaitStall[:0]

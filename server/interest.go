@@ -16,8 +16,8 @@ type interest struct {
 }
 
 // crowdedRead is how many bytes of a socket are read at a time while sockets have been served for long enough or very
-// many connections wait for their turns. What is read then only waits, and each 4 KiB of memory that it waits in may be a
-// page fault.
+// many connections wait for their turns. What is read then only waits, and each 4 KiB of memory that it waits in may be
+// a page fault.
 const crowdedRead = 8 << 10
 
 // newInterest finds the poller and the read buffer of a loop, which gnet keeps to itself.

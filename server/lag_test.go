@@ -117,8 +117,8 @@ func countLags(c *Conn) int {
 	return <-n
 }
 
-// A client that reads nothing is cut in its time though something stands before the ping. One that has read what did and
-// does not answer is cut a time-out later, whatever comes behind the ping, and however long it goes on to read.
+// A client that reads nothing is cut in its time though something stands before the ping. One that has read what did
+// and does not answer is cut a time-out later, whatever comes behind the ping, and however long it goes on to read.
 func TestPingThatIsNotAnswered(t *testing.T) {
 	limits, ping := off()
 	ping.Interval, ping.Timeout, ping.Jitter = 500*time.Millisecond, 4*time.Second, -1

@@ -175,10 +175,10 @@ func TestDescriptorLimitStorm(t *testing.T) {
 	if most < fewDescriptors/2 || most >= fewDescriptors {
 		t.Fatalf("%d connections allowed of %d descriptors", most, fewDescriptors)
 	}
-	s := &Server{started: make(chan struct{})} // only its address is of interest
+	s := &Server{engine: engine{started: make(chan struct{})}} // only its address is of interest
 	at, _ := net.ResolveTCPAddr("tcp", address)
-	s.listeners = []*listener{{addr: at}}
-	close(s.started)
+	s.engine.listeners = []*listener{{addr: at}}
+	close(s.engine.started)
 
 	alice := dial(t, s, "/echo")
 	storm := make(chan struct{})

@@ -16,9 +16,9 @@ import (
 // listener is one address that the server listens on, with its settings.
 type listener struct {
 	// Immutable.
-	srv    *Server
+	engine *engine
 	key    string       // of its address in the options
-	index  int          // among Server.listeners
+	index  int          // among engine.listeners
 	hidden bool         // nobody is told of it: see hide
 	certs  *certs.Store // nil without TLS
 
@@ -28,15 +28,15 @@ type listener struct {
 	socket  *listen.UnixSocket
 }
 
-func (s *Server) newListeners() {
-	o := s.opts()
+func (e *engine) newListeners() {
+	o := e.opts()
 	for i, address := range o.publicAddresses() {
-		s.listeners = append(s.listeners, &listener{srv: s, key: address.key, index: i, release: func() {}})
+		e.listeners = append(e.listeners, &listener{engine: e, key: address.key, index: i, release: func() {}})
 	}
 }
 
 // now are the listener's settings.
-func (l *listener) now() *listenerSettings { return &l.srv.settings().listeners[l.index] }
+func (l *listener) now() *listenerSettings { return &l.engine.settings().listeners[l.index] }
 
 // mayProxy reports whether a connection from there may begin with a PROXY header. The zero address is that of
 // clients of a unix socket.
@@ -45,31 +45,31 @@ func (at *listenerSettings) mayProxy(from netip.Addr) bool {
 }
 
 func (l *listener) address() (text string, mode FileMode) {
-	if o := l.srv.opts(); l.index > 0 {
+	if o := l.engine.opts(); l.index > 0 {
 		return o.Listeners[l.index-1].Listen, o.Listeners[l.index-1].Mode
 	}
-	return l.srv.opts().Listen, l.srv.opts().ListenMode
+	return l.engine.opts().Listen, l.engine.opts().ListenMode
 }
 
 // openListeners makes sure that all addresses can be listened on. The unix sockets are from then on; for the
 // others it is the loops who do.
-func (s *Server) openListeners() error {
-	for i, l := range s.listeners {
-		err := l.open(s.listeners[:i])
+func (e *engine) openListeners() error {
+	for i, l := range e.listeners {
+		err := l.open(e.listeners[:i])
 		if err != nil {
-			s.closeListeners()
+			e.closeListeners()
 			if _, ok := errors.AsType[*OptionError](err); !ok && i > 0 {
 				err = fmt.Errorf("%s: %w", l.key, err)
 			}
 			return err
 		}
 		if l.socket == nil {
-			s.tcp = append(s.tcp, l)
+			e.tcp = append(e.tcp, l)
 		}
 	}
-	if len(s.tcp) == 0 {
-		if err := s.hide(); err != nil {
-			s.closeListeners()
+	if len(e.tcp) == 0 {
+		if err := e.hide(); err != nil {
+			e.closeListeners()
 			return err
 		}
 	}
@@ -78,7 +78,7 @@ func (s *Server) openListeners() error {
 
 func (l *listener) open(before []*listener) (err error) {
 	text, mode := l.address()
-	takeover := l.srv.opts().Takeover
+	takeover := l.engine.opts().Takeover
 	if path, ok := unixPath(text); ok {
 		if l.socket, err = listen.ListenUnix(path, mode, takeover); err == nil {
 			l.addr = l.socket.Address
@@ -100,8 +100,8 @@ func (l *listener) open(before []*listener) (err error) {
 }
 
 // arriving is how many connections of unix sockets may be on their way to a loop.
-func (s *Server) arriving() (n int) {
-	for _, l := range s.listeners {
+func (e *engine) arriving() (n int) {
+	for _, l := range e.listeners {
 		if text, _ := l.address(); strings.HasPrefix(text, unixPrefix) {
 			n += maxArriving
 		}
@@ -110,8 +110,8 @@ func (s *Server) arriving() (n int) {
 }
 
 // publishSockets takes the places of a predecessor's unix sockets.
-func (s *Server) publishSockets() error {
-	for _, l := range s.listeners {
+func (e *engine) publishSockets() error {
+	for _, l := range e.listeners {
 		if l.socket == nil {
 			continue
 		}
@@ -119,35 +119,48 @@ func (s *Server) publishSockets() error {
 			return fmt.Errorf("%s: %w", l.key, err)
 		}
 	}
-	if s.internal != nil && s.internal.socket != nil {
-		if err := s.internal.socket.Publish(); err != nil {
-			return fmt.Errorf("internal.listen: %w", err)
-		}
-	}
 	return nil
 }
 
 // hide gives the loops a TCP address when there are only unix sockets, because gnet does not run without
 // any. It is given up when the loops are known.
-func (s *Server) hide() error {
+func (e *engine) hide() error {
 	addr, release, err := listen.Reserve("127.0.0.1:0", false)
 	if err != nil {
 		return fmt.Errorf("event engine: %w", err)
 	}
-	s.tcp = []*listener{{srv: s, addr: addr, release: release, hidden: true}}
+	e.tcp = []*listener{{engine: e, addr: addr, release: release, hidden: true}}
 	return nil
 }
 
 // closeListeners gives up what the loops do not have.
-func (s *Server) closeListeners() {
-	for _, l := range s.listeners {
+func (e *engine) closeListeners() {
+	for _, l := range e.listeners {
 		l.release()
 		if l.socket != nil {
 			l.socket.Discard()
 		}
 	}
-	for _, l := range s.tcp {
+	for _, l := range e.tcp {
 		l.release()
+	}
+}
+
+// steerAway has the kernel give new connections to a successor that listens on the same addresses, if there is one, and
+// returns how many sockets that has. It is called twice: see [listen.SteerAway].
+func (e *engine) steerAway(last bool) (sockets int) {
+	for _, l := range e.tcp {
+		sockets += listen.SteerAway(l.tcpAddr(), last, e.log)
+	}
+	return sockets
+}
+
+// stopListening gives up the addresses of the loops.
+func (e *engine) stopListening() {
+	for _, l := range e.tcp {
+		if err := listen.StopListening(l.tcpAddr()); err != nil {
+			e.log.Warn("keeping the listening sockets open while connections close", "address", l.addr.String(), "error", err)
+		}
 	}
 }
 
@@ -174,8 +187,8 @@ type entrance struct {
 
 // listenerOf says where a connection has come in that the loop has accepted.
 func (sh *shard) listenerOf(gc gnet.Conn) *listener {
-	if len(sh.srv.tcp) == 1 {
-		return sh.srv.tcp[0]
+	if len(sh.engine.tcp) == 1 {
+		return sh.engine.tcp[0]
 	}
 	at := gc.LocalAddr()
 	for i := range sh.entrances {
@@ -183,7 +196,7 @@ func (sh *shard) listenerOf(gc gnet.Conn) *listener {
 			return sh.entrances[i].listener
 		}
 	}
-	for _, l := range sh.srv.tcp {
+	for _, l := range sh.engine.tcp {
 		if l.isAt(at.(*net.TCPAddr)) {
 			sh.entrances = append(sh.entrances, entrance{at, l})
 			return l
@@ -201,21 +214,19 @@ func (l *listener) isAt(at *net.TCPAddr) bool {
 	return at.Port == addr.Port && at.IP.Equal(addr.IP) && at.Zone == addr.Zone
 }
 
-// Addr is the address that the server listens on: that of Options.Listen, a [*net.TCPAddr] or a
-// [*net.UnixAddr]. It is nil before Started.
-func (s *Server) Addr() net.Addr {
-	if all := s.Addrs(); len(all) > 0 {
+// addr is the first address that the server listens on, and nil before started.
+func (e *engine) addr() net.Addr {
+	if all := e.addrs(); len(all) > 0 {
 		return all[0]
 	}
 	return nil
 }
 
-// Addrs are all addresses that the server listens on: that of Options.Listen and then those of
-// Options.Listeners. There are none before Started.
-func (s *Server) Addrs() (all []net.Addr) {
+// addrs are those of all listeners: none before started.
+func (e *engine) addrs() (all []net.Addr) {
 	select {
-	case <-s.started:
-		for _, l := range s.listeners {
+	case <-e.started:
+		for _, l := range e.listeners {
 			all = append(all, l.addr)
 		}
 	default:

@@ -88,7 +88,7 @@ func TestEventsCostNothingWhenOff(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n := testing.AllocsPerRun(100, func() {
-		if s.logsEvents() {
+		if s.engine.logsEvents() {
 			t.Error("it logs events")
 		}
 	}); n != 0 {

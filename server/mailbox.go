@@ -90,7 +90,7 @@ func (m *mailbox) count() uint64 {
 // wake makes sure that the loop runs the commands. The caller holds mu.
 func (m *mailbox) wake() {
 	if !m.inTurn && !m.waking {
-		m.waking, m.woken = true, m.waker.sh.srv.uptime()
+		m.waking, m.woken = true, m.waker.sh.engine.uptime()
 		m.waker.wake()
 	}
 }
@@ -155,7 +155,15 @@ func (sh *shard) putBytes(kind commandKind, c *Conn, n int) {
 }
 
 // hasRoom reports whether the loop can take another n bytes to hand out.
-func (sh *shard) hasRoom(n int64) bool { return sh.backlog.Load()+n <= sh.srv.settings().maxBacklog }
+func (sh *shard) hasRoom(n int64) bool { return sh.backlog.Load()+n <= sh.engine.settings().maxBacklog }
+
+// backlogBytes is what the loops have not handed to connections.
+func (e *engine) backlogBytes() (n int64) {
+	for _, sh := range e.allShards() {
+		n += sh.backlog.Load()
+	}
+	return n
+}
 
 // refuse counts a message for which there is no room.
 func (sh *shard) refuse() error {

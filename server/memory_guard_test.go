@@ -29,9 +29,9 @@ func startGuarded(t *testing.T, max Size, system memorySystem, collect func()) *
 	g := &guarded{system: system}
 	endpoints := append(policy(SlowConsumer{MaxQueue: -1}), Endpoint{Path: "/echo", Mode: ModeEcho})
 	g.Server, g.log = startChanged(t, Options{Loops: 1, Endpoints: endpoints, Limits: Limits{MaxMemory: max}}, func(s *Server) {
-		s.memory.find = func() memorySystem { g.mu.Lock(); defer g.mu.Unlock(); return g.system }
-		s.memory.measure = func(*memoryLimit) memoryUse { g.mu.Lock(); defer g.mu.Unlock(); return g.use }
-		s.memory.collect = func(release bool) {
+		s.engine.memory.find = func() memorySystem { g.mu.Lock(); defer g.mu.Unlock(); return g.system }
+		s.engine.memory.measure = func(*memoryLimit) memoryUse { g.mu.Lock(); defer g.mu.Unlock(); return g.use }
+		s.engine.memory.collect = func(release bool) {
 			collect()
 			g.collected.Add(1)
 			if release {
@@ -45,7 +45,7 @@ func startGuarded(t *testing.T, max Size, system memorySystem, collect func()) *
 
 func (g *guarded) uses(u memoryUse) { g.mu.Lock(); defer g.mu.Unlock(); g.use = u }
 
-func (g *guarded) isOver() bool { return g.memory.over.Load() }
+func (g *guarded) isOver() bool { return g.engine.memory.over.Load() }
 
 // The internal interface says what the limit is, and why.
 func TestAPIMemory(t *testing.T) {
@@ -86,7 +86,7 @@ func TestTheCgroupIsNearlyFull(t *testing.T) {
 		t.Errorf("the limit is %v: %s", limit, source)
 	}
 	g.uses(memoryUse{used: 300 << 20, kept: 300 << 20, group: 890 << 20, other: 590 << 20})
-	eventually(t, "it has looked", func() bool { return g.memory.used.Load() == 300<<20 })
+	eventually(t, "it has looked", func() bool { return g.engine.memory.used.Load() == 300<<20 })
 	if g.isOver() {
 		t.Error("it refuses already at 89 %")
 	}
@@ -152,7 +152,7 @@ func begun(announced uint64, here int) []byte {
 func TestIncompleteMessagesAreShed(t *testing.T) {
 	g := startGuarded(t, 1000, memorySystem{}, func() {})
 	alice, bob, cathy, dave := dial(t, g.Server, "/echo"), dial(t, g.Server, "/echo"), dial(t, g.Server, "/echo"), dial(t, g.Server, "/echo")
-	held := func() int64 { return g.heldBytes() }
+	held := func() int64 { return g.engine.heldBytes() }
 	bob.write(begun(1<<20, 900<<10))
 	cathy.write(begun(1<<20, 300<<10))
 	dave.write(begun(70<<10, 5<<10))
@@ -183,13 +183,13 @@ func TestIncompleteMessagesAreCounted(t *testing.T) {
 	for range 3 {
 		alice.write(begun(200<<10, 100<<10))
 		bob.write(begun(200<<10, 100<<10))
-		eventually(t, "it is counted", func() bool { return g.heldBytes() >= 200<<10 })
+		eventually(t, "it is counted", func() bool { return g.engine.heldBytes() >= 200<<10 })
 		alice.write(make([]byte, 100<<10))
 		if _, payload, err := alice.frame(); len(payload) != 200<<10 || err != nil {
 			t.Fatalf("%d bytes, %v", len(payload), err)
 		}
 		bob.kill()
-		eventually(t, "nothing is", func() bool { return g.heldBytes() == 0 && g.Count() == 1 })
+		eventually(t, "nothing is", func() bool { return g.engine.heldBytes() == 0 && g.Count() == 1 })
 		bob = dial(t, g.Server, "/echo")
 	}
 }
@@ -197,8 +197,8 @@ func TestIncompleteMessagesAreCounted(t *testing.T) {
 // A container's limit changes while the server runs.
 func TestMaxMemoryFollowsTheCgroup(t *testing.T) {
 	g := startGuarded(t, 0, memorySystem{group: &cgroup{name: "/a", file: "memory.max", limit: 100 << 20}}, func() {})
-	m := newMemoryGuard(g.Server)
-	m.find = g.memory.find
+	m := newMemoryGuard(&g.Server.engine)
+	m.find = g.engine.memory.find
 	if l := m.limitNow(); l.mark != 80<<20 {
 		t.Errorf("it is %v", Size(l.mark))
 	}

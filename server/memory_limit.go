@@ -114,13 +114,3 @@ func limitRuntimeAgain(m memorySystem) {
 		_, _ = limitRuntime(m)
 	}
 }
-
-// MaxMemory is what Limits.MaxMemory comes to, and where the value comes from, for people. A negative size is
-// off. The default follows the cgroup's limit when that changes, within ten seconds.
-func (s *Server) MaxMemory() (Size, string) {
-	l := s.memory.limit.Load()
-	if l == nil || l.option != s.opts().Limits.MaxMemory {
-		l = s.memory.limitIn(s.memory.find())
-	}
-	return Size(l.mark), l.source
-}

@@ -16,15 +16,15 @@ const (
 
 // ask has the loops close connections that hold so many bytes, each of them its part.
 func (g *memoryGuard) ask(excess int64, u memoryUse) {
-	all := g.srv.heldBytes()
+	all := g.engine.heldBytes()
 	if all == 0 {
 		return
 	}
-	g.unsure, g.shed, g.shedUse = 1, g.srv.uptime(), u.used
+	g.unsure, g.shed, g.shedUse = 1, g.engine.uptime(), u.used
 	if g.collecting != nil { // that one does not find it
 		g.unsure++
 	}
-	for _, sh := range g.srv.allShards() {
+	for _, sh := range g.engine.allShards() {
 		if held := sh.held(); held > 0 {
 			sh.excess.Store(int64(float64(excess)*float64(held)/float64(all)) + 1)
 			sh.postTick()
@@ -34,13 +34,13 @@ func (g *memoryGuard) ask(excess int64, u memoryUse) {
 
 // isShedding reports whether a loop has not begun with what it was asked for.
 func (g *memoryGuard) isShedding() bool {
-	return slices.ContainsFunc(g.srv.allShards(), func(sh *shard) bool { return sh.excess.Load() > 0 })
+	return slices.ContainsFunc(g.engine.allShards(), func(sh *shard) bool { return sh.excess.Load() > 0 })
 }
 
 // heldBytes is what waits for slow consumers, counted for each of them, and what has come of large messages that
 // are not complete.
-func (s *Server) heldBytes() (n int64) {
-	for _, sh := range s.allShards() {
+func (e *engine) heldBytes() (n int64) {
+	for _, sh := range e.allShards() {
 		n += sh.held()
 	}
 	return n

@@ -63,7 +63,7 @@ var singles = []single{
 	{"sent_bytes_total", "Bytes sent, including handshakes and framing.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.BytesOut) }},
 	{"writes_total", "System calls made to send.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Writes) }},
 	{"outbox_bytes", "Bytes queued for slow consumers; a shared message counts in full for each.", prometheus.GaugeValue, func(_ *Server, st *Stats) float64 { return float64(st.QueuedBytes) }},
-	{"backlog_bytes", "Approximate bytes published or sent that the loops have not yet handed to connections.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.backlogBytes()) }},
+	{"backlog_bytes", "Approximate bytes published or sent that the loops have not yet handed to connections.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.engine.backlogBytes()) }},
 	{"handler_panics_total", "Panics in the application's handlers.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Panics) }},
 	{"requests_limited_total", "Requests of the JSON protocol refused as rate_limited.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Limited) }},
 	{"topics", "Existing topics.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.count.Load()) }},
@@ -73,10 +73,10 @@ var singles = []single{
 	{"history_bytes", "Payload bytes in the history of topics.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { _, n := s.hub.persistentCount(); return float64(n) }},
 	{"idempotency_keys", "Remembered idempotency keys.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.keys.count()) }},
 	{"idempotency_keys_evicted_total", "Idempotency keys evicted early because limits.max_key_memory was reached.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.keys.evicted.Load()) }},
-	{"loops", "Event loops that have had a connection.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(len(s.allShards())) }},
-	{"loop_silence_seconds", "Longest time that any loop has been busy with one turn, or has been due for one.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return s.longestSilence().Seconds() }},
+	{"loops", "Event loops that have had a connection.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(len(s.engine.allShards())) }},
+	{"loop_silence_seconds", "Longest time that any loop has been busy with one turn, or has been due for one.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return s.engine.longestSilence().Seconds() }},
 	{"loop_blocked_total", "Number of times an event loop was blocked for over a second.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Blocked) }},
-	{"memory_used_bytes", "Memory in use by the Go runtime; 0 if limits.max_memory is off.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.memory.used.Load()) }},
+	{"memory_used_bytes", "Memory in use by the Go runtime; 0 if limits.max_memory is off.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.engine.memory.used.Load()) }},
 	{"memory_limit_bytes", "Effective limits.max_memory, including the default; +Inf if off.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { n, _ := s.MaxMemory(); return orInfinite(int(n)) }},
 	{"log_lines_lost_total", "Log lines that could not be written.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.lostLines()) }},
 	{"ready", "1 if the server is ready for new connections, else 0: see /readyz.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(len(s.unready()) == 0) }},
@@ -86,22 +86,22 @@ var singles = []single{
 	{"config_last_reload_success_timestamp_seconds", "Unix time at which options were last applied, including at the start.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.reloads.goodAt.Load()) / 1000 }},
 	{"tls_handshakes_total", "Successful TLS handshakes.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.TLSHandshakes) }},
 	{"tls_resumed_total", "TLS handshakes that resumed a session.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.TLSResumed) }},
-	{"tls_handshakes_running", "TLS handshakes in progress.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { n, _ := s.tlsTable.counts(); return float64(n) }},
-	{"tls_handshakes_waiting", "TLS handshakes waiting to start: see limits.max_tls_handshakes.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { _, n := s.tlsTable.counts(); return float64(n) }},
+	{"tls_handshakes_running", "TLS handshakes in progress.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { n, _ := s.engine.tlsTable.counts(); return float64(n) }},
+	{"tls_handshakes_waiting", "TLS handshakes waiting to start: see limits.max_tls_handshakes.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { _, n := s.engine.tlsTable.counts(); return float64(n) }},
 	{"cluster_up", "1 if this server exchanges messages with the cluster; 0 if not, or without a cluster.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.hub.remote.isUp()) }},
 	{"cluster_publish_errors_total", "Messages that the cluster refused or did not acknowledge.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().failures.Load()) }},
-	{"cluster_sequence_gaps_total", "Gaps detected in the messages from other servers.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().holes.Load()) }},
+	{"cluster_sequence_gaps_total", "Gaps detected in the messages from other servers.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().sequenceGaps.Load()) }},
 	{"cluster_gaps_total", "Gaps reported to subscribers because messages could not be loaded.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().gaps.Load()) }},
 	{"cluster_loads_total", "Loads of persistent topics.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().loads.Load()) }},
 	{"cluster_load_errors_total", "Failed loads of persistent topics.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().loadFailures.Load()) }},
 	{"cluster_resyncs_total", "Reloads of all persistent topics.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().resyncs.Load()) }},
-	{"cluster_queries_total", "Queries to other servers.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().asks.Load()) }},
+	{"cluster_queries_total", "Queries to other servers.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().queries.Load()) }},
 	{"cluster_queries_partial_total", "Queries to other servers that some did not answer in time.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().partial.Load()) }},
 	{"log_events_omitted_total", "Per-connection log events omitted by sampling.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.omitted()) }},
 
 	// Names that go with the next release.
-	{"cluster_holes_total", "Deprecated: use carillon_cluster_sequence_gaps_total.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().holes.Load()) }},
-	{"cluster_asks_total", "Deprecated: use carillon_cluster_queries_total.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().asks.Load()) }},
+	{"cluster_holes_total", "Deprecated: use carillon_cluster_sequence_gaps_total.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().sequenceGaps.Load()) }},
+	{"cluster_asks_total", "Deprecated: use carillon_cluster_queries_total.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().queries.Load()) }},
 	{"cluster_asks_partial_total", "Deprecated: use carillon_cluster_queries_partial_total.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().partial.Load()) }},
 }
 
@@ -206,7 +206,7 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 		m.send(to, metricClosed, prometheus.CounterValue, float64(st.Closes[code]), strconv.Itoa(int(code)))
 	}
 	m.send(to, metricClosed, prometheus.CounterValue, float64(st.Closes[0]), "other")
-	shards := s.allShards()
+	shards := s.engine.allShards()
 	for i, ep := range s.endpoints {
 		ep.mu.Lock()
 		open := ep.subscribers
@@ -241,8 +241,8 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 		direction, kind, before string
 		count                   *atomic.Uint64
 	}{
-		{"out", "persistent", "kept", &cl.keptOut}, {"out", "transient", "passing", &cl.passingOut}, {"out", "broadcast", "broadcast", &cl.broadcastsOut},
-		{"in", "persistent", "kept", &cl.keptIn}, {"in", "transient", "passing", &cl.passingIn}, {"in", "broadcast", "broadcast", &cl.broadcastsIn},
+		{"out", "persistent", "kept", &cl.persistentOut}, {"out", "transient", "passing", &cl.transientOut}, {"out", "broadcast", "broadcast", &cl.broadcastsOut},
+		{"in", "persistent", "kept", &cl.persistentIn}, {"in", "transient", "passing", &cl.transientIn}, {"in", "broadcast", "broadcast", &cl.broadcastsIn},
 	} {
 		n := float64(one.count.Load())
 		m.send(to, metricRelayed, prometheus.CounterValue, n, one.direction, one.kind)
@@ -299,14 +299,6 @@ func (s *Server) plainOpen() float64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return float64(l.conns.Len())
-}
-
-// backlogBytes is what the loops have not handed to connections.
-func (s *Server) backlogBytes() (n int64) {
-	for _, sh := range s.allShards() {
-		n += sh.backlog.Load()
-	}
-	return n
 }
 
 func (h *hub) patternCount() int {

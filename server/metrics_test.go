@@ -194,7 +194,7 @@ func TestMetricsCountDropsByReason(t *testing.T) {
 		if err := s.Broadcast("/newest", Binary, message); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "it is handed out", func() bool { return s.backlogBytes() == 0 })
+		eventually(t, "it is handed out", func() bool { return s.engine.backlogBytes() == 0 })
 	}
 	waiting := s.Stats()
 	got := scrape(t, s)

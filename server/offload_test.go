@@ -90,14 +90,14 @@ func TestLargeRepliesAreCompressedElsewhere(t *testing.T) {
 		mustPublish(t, s, "log", strings.Repeat("x", 100))
 	}
 	hold := make(chan struct{})
-	s.offload.add(new(usage), 0, 0, &offloadJob{do: func() { <-hold }})
+	s.engine.offload.add(new(usage), 0, 0, &offloadJob{do: func() { <-hold }})
 	c := dial(t, s, "/ws", speakJSON, offerHeader)
 	c.send(`{"id":1,"history":{"topic":"log","limit":1000}}`)
 	c.send(`{"id":2,"history":{"topic":"log","limit":1}}`)
 	eventually(t, "it waits", func() bool {
-		s.offload.mu.Lock()
-		defer s.offload.mu.Unlock()
-		return len(s.offload.jobs) == 1
+		s.engine.offload.mu.Lock()
+		defer s.engine.offload.mu.Unlock()
+		return len(s.engine.offload.jobs) == 1
 	})
 	d := dial(t, s, "/ws", speakJSON)
 	if m := d.ask(`{"id":3,"ping":{}}`); m.Pong == nil {

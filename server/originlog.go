@@ -11,10 +11,10 @@ import (
 func (s *Server) logOrigin(path string, r *Request) {
 	text, _ := auth.OriginHeader(&r.Request)
 	origin := logs.Shorten(string(text))
-	ok, silent := s.ops.origins.Take(origin, s.uptime())
+	ok, silent := s.ops.origins.Take(origin, s.engine.uptime())
 	if !ok {
 		return
 	}
 	args := []any{"origin", origin, "path", path, "host", logs.Shorten(string(r.Host)), "remote", shownAddr(r.RemoteAddr)}
-	s.logSampled(slog.LevelInfo, "origin refused: add it to endpoints[].origins to allow it, or set public_url if it is this server's own", args, silent)
+	s.engine.logSampled(slog.LevelInfo, "origin refused: add it to endpoints[].origins to allow it, or set public_url if it is this server's own", args, silent)
 }

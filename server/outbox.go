@@ -396,7 +396,7 @@ func (c *Conn) stall() *outbox {
 	sh.stalled = append(sh.stalled, c)
 	c.out = o
 	c.setPlainFD(-1)
-	sh.srv.watcher.watch(c)
+	sh.engine.watcher.watch(c)
 	return o
 }
 
@@ -417,7 +417,7 @@ func (c *Conn) unstall() {
 	c.out = nil
 	c.dropPending()
 	sh.freeOutbox(o)
-	sh.srv.watcher.forget(c)
+	sh.engine.watcher.forget(c)
 	if c.table != nil {
 		c.setPlainFD(c.plainFD())
 	}
@@ -455,7 +455,7 @@ func (c *Conn) flushSome() (more bool) {
 			c.sh.stats.QueuedBytes.Add(int64(o.bytes - before))
 		}
 		if n < len(b) || c.isPending() {
-			c.sh.srv.watcher.watch(c)
+			c.sh.engine.watcher.watch(c)
 			c.sh.run.schedule(c.workload())
 			return false
 		}

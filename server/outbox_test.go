@@ -21,7 +21,7 @@ func queued(sh *shard, ep *endpoint) *Conn {
 
 func unitEndpoint(slow SlowConsumer) *endpoint {
 	s := &Server{}
-	s.current.Store(&settings{endpoints: []*endpointSettings{{Endpoint: &Endpoint{SlowConsumer: slow}}}})
+	s.engine.current.Store(&settings{endpoints: []*endpointSettings{{Endpoint: &Endpoint{SlowConsumer: slow}}}})
 	return &endpoint{srv: s}
 }
 
@@ -320,7 +320,7 @@ func (m *groupModel) walk() {
 func TestGroupWalk(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 2))
-		sh := &shard{srv: &Server{}, set: &settings{}, histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
+		sh := &shard{engine: &engine{}, set: &settings{}, histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
 		g := newTable(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
 		g.base = 1<<32 - 20 // it wraps
 		m := &groupModel{t: t, r: r, g: g, members: map[*Conn]uint32{}}
@@ -361,7 +361,7 @@ func TestGroupWalk(t *testing.T) {
 
 // The memory of a crowd that has left is given back.
 func TestGroupShrinks(t *testing.T) {
-	g := newTable(&shard{srv: &Server{}, set: &settings{}}, unitEndpoint(SlowConsumer{}))
+	g := newTable(&shard{engine: &engine{}, set: &settings{}}, unitEndpoint(SlowConsumer{}))
 	for range 50_000 {
 		g.add(queued(g.sh, g.ep), times{})
 	}
@@ -376,7 +376,7 @@ func TestGroupShrinks(t *testing.T) {
 // Messages leave the mailbox for the streams. Whoever looks at the backlog meanwhile finds each of them once: it
 // only grows here, by one message at a time.
 func TestBacklogKeepsWhatIsHandedOver(t *testing.T) {
-	sh := &shard{srv: &Server{}, set: &settings{}, histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
+	sh := &shard{engine: &engine{}, set: &settings{}, histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
 	ep := unitEndpoint(SlowConsumer{MaxQueue: -1})
 	g := newTable(sh, ep)
 	g.local = &local{sh: sh, src: &ep.source, audiences: [numFramings]*audience{&g.audience}}

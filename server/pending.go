@@ -54,7 +54,7 @@ func (c *Conn) pushPending() bool {
 	}
 	if n < len(s.pending) {
 		s.pending = s.pending[n:]
-		c.sh.srv.watcher.watch(c)
+		c.sh.engine.watcher.watch(c)
 		return false
 	}
 	s.pending, s.lost = nil, 0

@@ -134,7 +134,7 @@ func (f *follower) askPresence(topic string, list []func(*presence)) {
 				f.askPresence(topic, more)
 			}
 		}
-		f.srv.offload.add(new(usage), f.srv.uptime(), time.Duration(size)*parseByte, &offloadJob{size: size, do: read})
+		f.srv.engine.offload.add(new(usage), f.srv.engine.uptime(), time.Duration(size)*parseByte, &offloadJob{size: size, do: read})
 	})
 }
 

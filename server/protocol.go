@@ -79,7 +79,7 @@ func (c *Conn) parseElsewhere(payload []byte) {
 	drop := func() {
 		c.resolve(s, true, func() { c.fail(nil, fmt.Errorf("%w: too many large requests wait", c.sh.refuse()), c.sendReply) })
 	}
-	c.sh.srv.offload.add(&w.offloaded, c.sh.began, time.Duration(len(payload))*parseByte, &offloadJob{size: len(payload), drop: drop, do: func() {
+	c.sh.engine.offload.add(&w.offloaded, c.sh.began, time.Duration(len(payload))*parseByte, &offloadJob{size: len(payload), drop: drop, do: func() {
 		if c.state.Load() != stateOpen {
 			c.resolve(s, true, func() {}) // nobody waits for it
 			return
@@ -284,7 +284,7 @@ func (c *Conn) doPublish(id json.RawMessage, r *envelope.Publish, reply replier)
 	}
 	receipt, ready := Receipt{}, true
 	if err == nil {
-		receipt, ready, err = c.sh.srv.hub.remote.publish(p, wait, done)
+		receipt, ready, err = c.Server().hub.remote.publish(p, wait, done)
 	}
 	switch {
 	case !ready:
@@ -348,7 +348,7 @@ func (c *Conn) doHistory(id json.RawMessage, r *historyRequest) error {
 	c.topicReady(r.Topic, Start{Since: r.Since}, true, func(err error) {
 		var value any
 		if err == nil {
-			value, err = c.sh.srv.hub.historyReply(r.Topic, r.Since, r.limit())
+			value, err = c.Server().hub.historyReply(r.Topic, r.Since, r.limit())
 		}
 		c.answerWith(id, "history", value, err, c.sendReply)
 	})
@@ -424,7 +424,7 @@ func (c *Conn) doPresence(id json.RawMessage, topic string) (what string, value 
 		return "", nil, err
 	}
 	var s *slot
-	p, ready := c.sh.srv.hub.remote.present(topic, func() { s = c.reserve() }, func(p *presence) {
+	p, ready := c.Server().hub.remote.present(topic, func() { s = c.reserve() }, func(p *presence) {
 		c.resolve(s, true, func() { c.answerWith(id, "present", p, nil, c.sendReply) })
 	})
 	if !ready {

@@ -85,7 +85,7 @@ func (c *Conn) compressElsewhere(text []byte) {
 	w := c.workload()
 	send := func(frame []byte) { c.resolve(s, true, func() { c.sendBytes(frame, itemAnswer) }) }
 	plain := func() { send(codec.AppendFrame(nil, codec.OpText, text)) }
-	c.sh.srv.offload.add(&w.offloaded, c.sh.began, time.Duration(len(text))*compressByte, &offloadJob{size: len(text), drop: plain, do: func() {
+	c.sh.engine.offload.add(&w.offloaded, c.sh.began, time.Duration(len(text))*compressByte, &offloadJob{size: len(text), drop: plain, do: func() {
 		if c.state.Load() != stateOpen {
 			plain() // to nobody
 			return

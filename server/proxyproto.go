@@ -52,7 +52,7 @@ func (p *ProxyProtocol) resolve(c *checker, key string) {
 // entered is where a connection in its handshake has come in. The place is otherwise for the time of the last
 // read, which nobody asks for as long as there is no WebSocket.
 func (c *Conn) entered() *listener {
-	return c.sh.srv.listeners[c.sh.handshaking.times[c.slot].read]
+	return c.sh.engine.listeners[c.sh.handshaking.times[c.slot].read]
 }
 
 // readProxy reads the PROXY header, if there is one, and returns how many bytes of b it has. It returns
@@ -95,8 +95,8 @@ var errProxyTimeout = errors.New("the PROXY header did not arrive within proxy_p
 
 // cutOff ends a connection that cannot be given an answer, since who speaks on it is not known.
 func (c *Conn) cutOff(why RefuseReason, err error) {
-	if c.sh.srv.logsEvents() {
-		c.sh.srv.logEvent("connection cut off", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "reason", why.String(), "error", err)
+	if c.sh.engine.logsEvents() {
+		c.sh.engine.logEvent("connection cut off", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "reason", why.String(), "error", err)
 	}
 	c.refuseWith(why, nil)
 }

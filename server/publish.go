@@ -58,17 +58,6 @@ func (h *hub) publishAndWait(ctx context.Context, p Publication) (Receipt, error
 	}
 }
 
-// onLoop reports whether it is called on an event loop.
-func (s *Server) onLoop() bool {
-	now := currentGoroutine()
-	for _, sh := range s.allShards() {
-		if sh.goroutine == now {
-			return true
-		}
-	}
-	return false
-}
-
 func (f *follower) publish(p publication, wait func(), done func(Receipt, error)) (Receipt, bool, error) {
 	wait()
 	if rules := f.srv.opts().Topics; topic.RuleOf(rules, p.Topic).HasHistory() {
@@ -106,7 +95,7 @@ func (f *follower) publishPersistent(p *publication, rule int, done func(Receipt
 	}
 	topic := string([]byte(p.Topic)) // which may be a part of something large
 	out := Publication{Topic: topic, Format: p.Format, Payload: bytes.Clone(p.Payload), Key: p.Key, Publisher: p.Publisher}
-	f.stats.keptOut.Add(1)
+	f.stats.persistentOut.Add(1)
 	f.broker.PublishPersistent(out, rule, func(at Position, err error) {
 		f.failed(err)
 		switch {

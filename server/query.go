@@ -53,7 +53,7 @@ func (f *follower) answer(subject string, question []byte) []byte {
 		if json.Unmarshal(question, &conn) != nil {
 			return nil
 		}
-		c := f.srv.roster.find(f.srv, conn.ID)
+		c := f.srv.index.find(f.srv, conn.ID)
 		switch {
 		case c == nil:
 		case subject == askAboutConnection:
@@ -67,7 +67,7 @@ func (f *follower) answer(subject string, question []byte) []byte {
 
 // ask is answered by none without a broker that can be reached.
 func (f *follower) ask(subject string, question any, done func(answers []Answer, all *bool)) {
-	f.stats.asks.Add(1)
+	f.stats.queries.Add(1)
 	count := func(answers []Answer, all bool) {
 		if !all {
 			f.stats.partial.Add(1)
@@ -112,7 +112,7 @@ func (s *Server) nodeInfo() NodeInfo {
 	case len(s.unready()) > 0:
 		state = "unready"
 	}
-	return NodeInfo{Version: BuildInfo().Version, Started: s.begin, Connections: s.Count(), State: state}
+	return NodeInfo{Version: BuildInfo().Version, Started: s.engine.begin, Connections: s.Count(), State: state}
 }
 
 func (f *follower) nodes() []NodeInfo { return f.broker.Nodes() }

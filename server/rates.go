@@ -42,12 +42,12 @@ var (
 
 // mayShake reports whether there may be one more handshake, for all and for the client's address.
 func (c *Conn) mayShake() (RefuseReason, error) {
-	s := c.sh.srv
-	set := s.settings()
-	if p := set.addressShake; c.is(markCounted) && p.Limited() && !s.addresses.AllowHandshake(limit.KeyOf(addrOf(c.remote)), p) {
+	e := c.sh.engine
+	set := e.settings()
+	if p := set.addressShake; c.is(markCounted) && p.Limited() && !e.addresses.AllowHandshake(limit.KeyOf(addrOf(c.remote)), p) {
 		return RefuseAddressHandshakes, rejectAddressHandshakes
 	}
-	if p := set.handshakes; p.Limited() && !s.handshakes.Allow(p) {
+	if p := set.handshakes; p.Limited() && !e.handshakes.Allow(p) {
 		return RefuseHandshakes, rejectHandshakes
 	}
 	return 0, nil

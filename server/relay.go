@@ -54,7 +54,7 @@ func (f *follower) relay(src *source, p payload, sent func(error)) {
 	src.link.sent++
 	done := func(err error) {
 		if err == nil {
-			f.srv.inFlight.flows(f.srv.uptime())
+			f.srv.engine.inFlight.flows(f.srv.engine.uptime())
 		}
 		if f.failed(err); sent != nil {
 			sent(err)
@@ -62,7 +62,7 @@ func (f *follower) relay(src *source, p payload, sent func(error)) {
 	}
 	switch p := p.(type) {
 	case *message:
-		f.stats.passingOut.Add(1)
+		f.stats.transientOut.Add(1)
 		out := Publication{Topic: src.name, Format: p.format, Payload: p.raw.Payload()} // the key is good at this server
 		f.broker.PublishTransient(out, p.topic.epoch, src.link.sent, done)
 	case *broadcast:
@@ -73,7 +73,7 @@ func (f *follower) relay(src *source, p payload, sent func(error)) {
 
 // receiveTransient takes a message for a transient topic from another server.
 func (f *follower) receiveTransient(from string, incarnation, seq uint64, p *Publication, sent time.Time) {
-	f.stats.passingIn.Add(1)
+	f.stats.transientIn.Add(1)
 	t := f.taker(p.Topic)
 	if t == nil {
 		return
@@ -94,13 +94,13 @@ func (f *follower) receiveTransient(from string, incarnation, seq uint64, p *Pub
 	if !f.next(l, from, incarnation, seq) {
 		return
 	}
-	m := &message{topic: t, format: p.Format, offset: t.offset + 1, time: sent.UnixMilli(), born: f.srv.ageMillis(), raw: codec.NewFrame(p.Format.Opcode(), p.Payload)}
+	m := &message{topic: t, format: p.Format, offset: t.offset + 1, time: sent.UnixMilli(), born: f.srv.engine.ageMillis(), raw: codec.NewFrame(p.Format.Opcode(), p.Payload)}
 	if sh := f.hub.overloaded(t, patterns, int64(len(m.raw.Plain()))); sh != nil {
 		_ = sh.refuse()
 		return
 	}
-	t.used = f.srv.uptime()
-	at := f.srv.stamp()
+	t.used = f.srv.engine.uptime()
+	at := f.srv.engine.stamp()
 	t.issue(m, at)
 	issueAll(patterns, m, at)
 }
@@ -126,7 +126,7 @@ func (f *follower) next(l *link, from string, incarnation, seq uint64) bool {
 		return false
 	}
 	if n := seq - s.seq - 1; n > 0 {
-		f.stats.holes.Add(1)
+		f.stats.sequenceGaps.Add(1)
 		f.missed(n)
 	}
 	s.seq = seq
@@ -140,7 +140,7 @@ func (f *follower) broadcast(from, path string, op Opcode, payload []byte, seq u
 	if ep == nil {
 		return
 	}
-	frame, at := codec.NewFrame(op, payload), f.srv.stamp()
+	frame, at := codec.NewFrame(op, payload), f.srv.engine.stamp()
 	ep.mu.Lock()
 	defer ep.mu.Unlock()
 	if !f.next(ep.link, from, 0, seq) {

@@ -100,7 +100,7 @@ func (s *Server) reload(read func() (Options, error)) (Changes, error) {
 	if err != nil {
 		return Changes{}, err
 	}
-	s.current.Store(now)
+	s.engine.current.Store(now)
 	s.warn(&now.Options)
 	s.follow(before, now)
 	return changes, nil
@@ -209,7 +209,7 @@ func (s *Server) follow(before, now *settings) {
 	if s.plain != nil && (before.Limits.MaxHead != now.Limits.MaxHead || before.Limits.HandshakeTimeout != now.Limits.HandshakeTimeout) {
 		s.plain.renew()
 	}
-	for _, sh := range s.allShards() {
+	for _, sh := range s.engine.allShards() {
 		sh.postTick()
 	}
 }

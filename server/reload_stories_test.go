@@ -148,14 +148,14 @@ var limitStories = []reloadStory{
 			bob := dial(t, s, "/echo")
 			wantStatus(t, s, 429, "/echo")
 			bob.leave(s)
-			eventually(t, "only alice is left", func() bool { return s.sockets.Load() == 1 })
+			eventually(t, "only alice is left", func() bool { return s.engine.sockets.Load() == 1 })
 			bob = dial(t, s, "/echo")
 			reloaded(t, s, "limits.max_connections_per_address", func(o *Options) { o.Limits.MaxConnectionsPerAddress = -1 })
 			cathy := dial(t, s, "/echo")
 			for _, c := range []*client{alice, bob, cathy} {
 				c.leave(s)
 			}
-			eventually(t, "nobody is counted", func() bool { return s.addresses.Len() == 0 })
+			eventually(t, "nobody is counted", func() bool { return s.engine.addresses.Len() == 0 })
 		}
 	}, func(o *Options) { o.Limits.MaxConnectionsPerAddress = 1 }},
 	{"limits.handshakes_per_second", Options{}, func(t *testing.T, s *Server) func() {
@@ -208,11 +208,11 @@ var limitStories = []reloadStory{
 		}
 	}, func(o *Options) { o.Limits.DecompressedBytesPerSecond = 1 }},
 	{"limits.max_tls_handshakes", Options{TLS: TLS{Config: testTLS()}}, func(t *testing.T, s *Server) func() {
-		s.tlsTable.setGrace(time.Hour)
+		s.engine.tlsTable.setGrace(time.Hour)
 		hello := helloOf(t, &tls.Config{InsecureSkipVerify: true})
 		begin := func(running, waiting int) {
 			dialRaw(t, s).write(hello)
-			eventually(t, "it has begun", func() bool { r, w := s.tlsTable.counts(); return r == running && w == waiting })
+			eventually(t, "it has begun", func() bool { r, w := s.engine.tlsTable.counts(); return r == running && w == waiting })
 		}
 		begin(1, 0)
 		begin(2, 0)
@@ -284,7 +284,7 @@ var timeStories = []reloadStory{
 		dialFrozen(t, s, "/broadcast")
 		for i := 0; s.Stats().QueuedBytes == 0; i++ {
 			publish(t, s, "/broadcast", i)
-			eventually(t, "it was handed out", func() bool { return s.backlogBytes() == 0 })
+			eventually(t, "it was handed out", func() bool { return s.engine.backlogBytes() == 0 })
 		}
 		return func() {
 			eventually(t, "the frozen one is cut off", func() bool { return s.Stats().Drops[DropWriteTimeout] > 0 })
@@ -424,12 +424,12 @@ var clientStories = []reloadStory{
 				c.want("192.0.2.1:0")
 			}
 			wantStatus(t, s, 429, "/who", "X-Forwarded-For: 192.0.2.1")
-			if n := s.addresses.Len(); n != 1 {
+			if n := s.engine.addresses.Len(); n != 1 {
 				t.Errorf("%d addresses are counted", n)
 			}
 			early.leave(s)
 			late.leave(s)
-			eventually(t, "nobody is counted", func() bool { return s.addresses.Len() == 0 })
+			eventually(t, "nobody is counted", func() bool { return s.engine.addresses.Len() == 0 })
 		}
 	}, func(o *Options) { o.TrustedProxies = []string{"127.0.0.1"} }},
 	{"endpoints[0].origins", Options{}, func(t *testing.T, s *Server) func() {
@@ -610,7 +610,7 @@ var endStories = []reloadStory{
 	}, func(o *Options) { o.Drain.Deadline = 50 * time.Millisecond }},
 	{"drain.duration drain.deadline", Options{}, func(t *testing.T, s *Server) func() {
 		return func() {
-			if p := newDrainSchedule(s, time.Now(), 100_000, false); p.pace != time.Minute {
+			if p := newDrainSchedule(&s.engine, time.Now(), 100_000, false); p.pace != time.Minute {
 				t.Errorf("connections are closed over %v", p.pace)
 			}
 			s.Shutdown(t.Context())
@@ -618,7 +618,7 @@ var endStories = []reloadStory{
 	}, func(o *Options) { o.Drain.Duration, o.Drain.Deadline = time.Minute, 2*time.Minute }},
 	{"drain.order", Options{}, func(t *testing.T, s *Server) func() {
 		return func() {
-			if p := newDrainSchedule(s, time.Now(), 1, false); p.order != OrderRandom {
+			if p := newDrainSchedule(&s.engine, time.Now(), 1, false); p.order != OrderRandom {
 				t.Errorf("%+v", p)
 			}
 		}
@@ -649,6 +649,6 @@ func freezeUntilDropped(t testing.TB, s *Server, why DropReason) {
 			t.Fatal("nothing is dropped")
 		}
 		publish(t, s, "/broadcast", i)
-		eventually(t, "it was handed out", func() bool { return s.backlogBytes() == 0 })
+		eventually(t, "it was handed out", func() bool { return s.engine.backlogBytes() == 0 })
 	}
 }

@@ -443,7 +443,7 @@ func TestReloadsUnderLoad(t *testing.T) {
 	http.DefaultClient.CloseIdleConnections()
 	_ = watching.conn.Close()
 	eventually(t, "all are gone", func() bool { return s.Stats().Sockets == 0 })
-	if n := s.addresses.Len(); n != 0 {
+	if n := s.engine.addresses.Len(); n != 0 {
 		t.Errorf("%d addresses are still counted", n)
 	}
 }

@@ -63,7 +63,7 @@ func (r *replay) join() bool {
 	c, t := r.conn, r.topic
 	last := r.rest[len(r.rest)-1].offset
 	t.mu.Lock()
-	newer, recovered := t.since(Start{Since: &Position{Offset: last, Epoch: r.epoch}}, c.sh.srv.ageMillis(), maxReplay)
+	newer, recovered := t.since(Start{Since: &Position{Offset: last, Epoch: r.epoch}}, c.sh.engine.ageMillis(), maxReplay)
 	at := t.position()
 	if pieceOf(newer) < len(newer) {
 		t.mu.Unlock()
@@ -113,7 +113,7 @@ func (r *replay) release() {
 	r.topic.mu.Lock()
 	more := len(r.topic.historyAfter(r.rest[len(r.rest)-1].offset))
 	r.conn.sh.stats.Drop(DropClosed, uint64(len(r.rest)+more))
-	r.topic.unsubscribe(r.conn.sh.srv)
+	r.topic.unsubscribe(r.conn.Server().hub)
 }
 
 // sendHistory sends messages that a topic has kept.

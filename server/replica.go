@@ -76,7 +76,7 @@ func (k *replica) hold(m *message, prev uint64) {
 // may be missing; who reads waits for it. The caller holds mu.
 func (f *follower) awaitReplica(t *topicState, from Start, reads bool, done func(error)) (ready bool, err error) {
 	k := t.link.replica
-	t.link.wanted = f.srv.uptime()
+	t.link.wanted = f.srv.engine.uptime()
 	known := from.Since == nil || k.loaded && (from.Since.Epoch != k.epochText() || from.Since.Offset <= t.offset)
 	if k.loaded && known && !(reads && f.isIncomplete(k)) {
 		return true, nil
@@ -132,7 +132,7 @@ func (f *follower) beginLoad(t *topicState) {
 
 func (f *follower) loaded(t *topicState, number uint64, full bool, got *Kept, err error) {
 	if err != nil && f.awayFor(f.ruleOf(t)) == nil { // otherwise it is known, and has been said
-		f.srv.logSome(f.unloads, slog.LevelWarn, "could not load a persistent topic", []any{"topic", t.name, "error", err})
+		f.srv.engine.logSome(f.unloads, slog.LevelWarn, "could not load a persistent topic", []any{"topic", t.name, "error", err})
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -220,7 +220,7 @@ func (f *follower) giveUp(t *topicState) {
 // apply takes what was loaded, and delivers what is news of it. It returns false if it had to stop because of
 // overload. The caller holds mu.
 func (f *follower) apply(t *topicState, got *Kept, full bool) (whole bool) {
-	k, at := t.link.replica, f.srv.stamp()
+	k, at := t.link.replica, f.srv.engine.stamp()
 	patterns := f.hub.patternsOf(t)
 	fed := t.link.isCovered(patterns)
 	other := k.epoch != nil && *k.epoch != got.Epoch
@@ -245,7 +245,7 @@ func (f *follower) apply(t *topicState, got *Kept, full bool) (whole bool) {
 	}
 	now := got.Now
 	if now.IsZero() {
-		now = f.srv.wall()
+		now = f.srv.engine.wall()
 	}
 	for i := range got.Messages {
 		one := &got.Messages[i]
@@ -295,12 +295,12 @@ func (f *follower) missed(n uint64) { f.stats.lost.Add(n) }
 
 // persistentMessage is a message of the broker's, whose clock says now.
 func (t *topicState) persistentMessage(m *Message, epoch *string, now time.Time) *message {
-	return &message{topic: t, offset: m.Offset, time: m.Time.UnixMilli(), born: t.hub.srv.bornMillis(m.Time, now), format: m.Format, epoch: epoch, raw: codec.NewFrame(m.Format.Opcode(), m.Payload)}
+	return &message{topic: t, offset: m.Offset, time: m.Time.UnixMilli(), born: t.hub.srv.engine.bornMillis(m.Time, now), format: m.Format, epoch: epoch, raw: codec.NewFrame(m.Format.Opcode(), m.Payload)}
 }
 
 // deliver hands a message to the subscribers of its topic, of patterns, or both. The caller holds mu.
 func (f *follower) deliver(t *topicState, m *message, direct, pattern bool, patterns []*source, at stamp) {
-	t.used = f.srv.uptime()
+	t.used = f.srv.engine.uptime()
 	if direct {
 		t.issue(m, at)
 	}
@@ -312,7 +312,7 @@ func (f *follower) deliver(t *topicState, m *message, direct, pattern bool, patt
 
 // receivePersistent takes a message from the broker.
 func (f *follower) receivePersistent(got Message, epoch string, prev uint64) {
-	f.stats.keptIn.Add(1)
+	f.stats.persistentIn.Add(1)
 	t := f.taker(got.Topic)
 	if t == nil {
 		return
@@ -348,7 +348,7 @@ func (f *follower) receivePersistent(got Message, epoch string, prev uint64) {
 	// is no hole: every topic that was quiet for max_age would have one.
 	hole := direct && prev > t.offset || pattern && prev > k.fed
 	if hole {
-		f.stats.holes.Add(1)
+		f.stats.sequenceGaps.Add(1)
 	}
 	if hole || f.hub.overloaded(t, patterns, int64(len(m.raw.Plain()))) != nil {
 		k.hold(m, prev)
@@ -358,7 +358,7 @@ func (f *follower) receivePersistent(got Message, epoch string, prev uint64) {
 		f.load(t)
 		return
 	}
-	f.deliver(t, m, direct, pattern, patterns, f.srv.stamp())
+	f.deliver(t, m, direct, pattern, patterns, f.srv.engine.stamp())
 	if pending {
 		k.hold(t.persistentMessage(&got, k.epoch, got.Time), prev) // the other one is with the loops
 	}
@@ -392,7 +392,7 @@ func (f *follower) drain(t *topicState) (whole bool) {
 	}
 	slices.SortStableFunc(k.early, func(a, b early) int { return cmp.Compare(a.offset, b.offset) })
 	patterns := f.hub.patternsOf(t)
-	fed, at := t.link.isCovered(patterns), f.srv.stamp()
+	fed, at := t.link.isCovered(patterns), f.srv.engine.stamp()
 	n := 0
 	whole = true
 	for ; n < len(k.early); n++ {

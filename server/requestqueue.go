@@ -102,7 +102,7 @@ func (c *Conn) isFull() bool {
 
 // isFull is like that of the connection.
 func (w *workload) isFull() bool {
-	return w.requests.full() || w.flights.number > 0 && w.conn.sh.srv.holds(&w.flights)
+	return w.requests.full() || w.flights.number > 0 && w.conn.sh.engine.holds(&w.flights)
 }
 
 // waitsForMore reports whether the client waits for anything that a message for the broker may not pass.
@@ -216,7 +216,7 @@ func (c *Conn) closeInOrder(how closeHow, code codec.CloseCode, reason string) {
 // meanwhile overtakes it. On a connection that closes meanwhile it is called, too.
 func (c *Conn) topicReady(name string, from Start, reads bool, then func(error)) {
 	var s *slot
-	ready, err := c.sh.srv.hub.remote.ready(name, from, reads, func() { s = c.reserve() }, func(err error) {
+	ready, err := c.Server().hub.remote.ready(name, from, reads, func() { s = c.reserve() }, func(err error) {
 		c.resolve(s, false, func() { then(err) })
 	})
 	if ready || err != nil {

@@ -88,13 +88,13 @@ func (sh *shard) runQueued() {
 		return
 	}
 	clock := startWorkClock()
-	for start := sh.srv.uptime(); len(q.heap) > 0; {
+	for start := sh.engine.uptime(); len(q.heap) > 0; {
 		w := q.pop()
-		began := sh.srv.uptime()
+		began := sh.engine.uptime()
 		w.served, w.most = true, 0
 		w.conn.serve(w, began+q.quantum())
 		w.served = false
-		now := sh.srv.uptime()
+		now := sh.engine.uptime()
 		took := clock.took(now - began)
 		if w.most > 0 {
 			took = min(took, w.most)
@@ -142,9 +142,9 @@ const (
 const muchBacklog = 1 << 20
 
 // congested reports whether a loop has much to hand out.
-func (s *Server) congested() bool {
-	most := s.muchBacklog()
-	for _, sh := range s.allShards() {
+func (e *engine) congested() bool {
+	most := e.muchBacklog()
+	for _, sh := range e.allShards() {
 		if sh.backlog.Load() > most {
 			return true
 		}
@@ -152,13 +152,13 @@ func (s *Server) congested() bool {
 	return false
 }
 
-func (s *Server) muchBacklog() int64 { return min(s.settings().maxBacklog/16, muchBacklog) }
+func (e *engine) muchBacklog() int64 { return min(e.settings().maxBacklog/16, muchBacklog) }
 
-func (sh *shard) isCongested() bool { return sh.backlog.Load() > sh.srv.muchBacklog() }
+func (sh *shard) isCongested() bool { return sh.backlog.Load() > sh.engine.muchBacklog() }
 
 // fanout counts what was published to connections of this server.
-func (s *Server) fanout() (n uint64) {
-	for _, sh := range s.allShards() {
+func (e *engine) fanout() (n uint64) {
+	for _, sh := range e.allShards() {
 		n += sh.fanout.Load()
 	}
 	return n
@@ -169,16 +169,16 @@ const notCongested = ^uint64(0)
 
 // fanoutIfCongested counts what has been published, if a loop has much to hand out.
 func (sh *shard) fanoutIfCongested() uint64 {
-	if !sh.srv.congested() {
+	if !sh.engine.congested() {
 		return notCongested
 	}
-	return sh.srv.fanout()
+	return sh.engine.fanout()
 }
 
 // block has a connection wait if it has published something since fanout was counted.
 func (c *Conn) block(fanout uint64) bool {
 	sh := c.sh
-	if fanout == notCongested || sh.srv.fanout() == fanout {
+	if fanout == notCongested || sh.engine.fanout() == fanout {
 		return false
 	}
 	if w := c.needWorkload(); w.blockedAt == 0 {
@@ -210,7 +210,7 @@ func (c *Conn) holdBack(d *codec.Decoder) bool {
 }
 
 func (sh *shard) awaitRelief(w *workload) {
-	w.blockedAt = sh.srv.uptime()
+	w.blockedAt = sh.engine.uptime()
 	sh.run.blocked = append(sh.run.blocked, w)
 	sh.lookForRelief()
 }
@@ -231,7 +231,7 @@ func (sh *shard) relieve() {
 	if len(q.blocked) == 0 {
 		return
 	}
-	congested, busy, now, rest := sh.srv.congested(), sh.isCongested(), sh.srv.uptime(), q.blocked[:0]
+	congested, busy, now, rest := sh.engine.congested(), sh.isCongested(), sh.engine.uptime(), q.blocked[:0]
 	passed := false
 	for _, w := range q.blocked {
 		long := now-w.blockedAt >= relieveAtLast

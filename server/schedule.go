@@ -31,7 +31,7 @@ func (c *Conn) Do(f func()) error {
 	if !c.isOpen() {
 		return ErrClosed
 	}
-	if c.sh.backlog.Load()+commandCost+doCost > c.sh.srv.settings().maxBacklog {
+	if c.sh.backlog.Load()+commandCost+doCost > c.sh.engine.settings().maxBacklog {
 		return ErrOverloaded
 	}
 	c.sh.postDo(c, 0, func() {
@@ -59,12 +59,12 @@ func (c *Conn) After(d time.Duration, f func()) (*Timer, error) {
 		set.count.Add(-1)
 		return nil, ErrTooManyTimers
 	}
-	if c.sh.timers.bytes.Add(timerCost) > c.sh.srv.settings().maxBacklog {
+	if c.sh.timers.bytes.Add(timerCost) > c.sh.engine.settings().maxBacklog {
 		c.sh.timers.bytes.Add(-timerCost)
 		set.count.Add(-1)
 		return nil, ErrOverloaded
 	}
-	now := c.sh.srv.uptime()
+	now := c.sh.engine.uptime()
 	t := &Timer{conn: c, set: set, do: f, at: now + min(max(d, 0), math.MaxInt64-now), index: -1}
 	c.sh.postDo(c, 0, func() { c.sh.timers.begin(t) })
 	return t, nil
@@ -201,7 +201,7 @@ func (l *loopTimers) arm() {
 		return
 	}
 	l.set = max(l.heap[0].at, 1)
-	wait := l.set - l.sh.srv.uptime()
+	wait := l.set - l.sh.engine.uptime()
 	if l.alarm == nil {
 		l.alarm = time.AfterFunc(wait, l.sh.postTimers)
 	} else {
@@ -214,7 +214,7 @@ func (l *loopTimers) run() {
 	if !l.due {
 		return
 	}
-	start, now := time.Now(), l.sh.srv.uptime()
+	start, now := time.Now(), l.sh.engine.uptime()
 	for len(l.heap) > 0 && l.heap[0].at <= now {
 		if time.Since(start) > sliceTime {
 			return

@@ -45,14 +45,14 @@ func TestAfterDelaysInOrder(t *testing.T) {
 func wantNoTimers(t *testing.T, s *Server) {
 	t.Helper()
 	eventually(t, "all timers are gone", func() bool {
-		for _, sh := range s.allShards() {
+		for _, sh := range s.engine.allShards() {
 			if sh.timers.bytes.Load() != 0 {
 				return false
 			}
 		}
 		return true
 	})
-	eventually(t, "all work is done", func() bool { return s.backlogBytes() == 0 })
+	eventually(t, "all work is done", func() bool { return s.engine.backlogBytes() == 0 })
 }
 
 // What Do is given comes behind what was sent and before a close, on the loop's goroutine, from wherever it is asked.
@@ -143,7 +143,7 @@ func TestTimersEndWithTheConnection(t *testing.T) {
 				runtime.GC()
 				return collected.Load() == 1
 			})
-			if n := s.allShards()[0].timers.bytes.Load(); n != 10*timerCost {
+			if n := s.engine.allShards()[0].timers.bytes.Load(); n != 10*timerCost {
 				t.Errorf("timers of %d bytes are counted, want those of the other connection: %d", n, 10*timerCost)
 			}
 			_ = bystander.conn.Close()
@@ -263,8 +263,8 @@ func TestTimersEndWithTheServer(t *testing.T) {
 	}}}})
 	dial(t, s, "/")
 	s.Shutdown(t.Context())
-	<-s.loopsEnded
-	if l := &s.allShards()[0].timers; len(l.heap) != 0 || l.set != 0 {
+	<-s.engine.loopsEnded
+	if l := &s.engine.allShards()[0].timers; len(l.heap) != 0 || l.set != 0 {
 		t.Errorf("%d timers are left, and the alarm is set for %v", len(l.heap), l.set)
 	}
 }

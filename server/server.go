@@ -7,19 +7,15 @@ import (
 	"iter"
 	"log"
 	"log/slog"
-	"runtime"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/panjf2000/gnet/v2"
 
 	"carillon/codec"
 	"carillon/server/internal/admin"
 	"carillon/server/internal/auth"
 	"carillon/server/internal/certs"
-	"carillon/server/internal/limit"
-	"carillon/server/stats"
 )
 
 var (
@@ -35,62 +31,32 @@ var (
 
 // Server serves WebSockets. Its methods may be called from any goroutine, also from handlers.
 type Server struct {
+	engine engine // the event loops
+
 	// Immutable.
 	log           *slog.Logger
 	netLog        *log.Logger // for net/http
 	endpoints     []*endpoint
 	byPath        map[string]*endpoint
-	plain         *plainHTTP  // nil without Options.HTTP
-	listeners     []*listener // Options.Listen, then Options.Listeners
-	addresses     *limit.Addresses
-	internalCerts *certs.Store // nil without Options.Internal.TLS
-	tlsTable      *tlsTable
-	handshakes    *limit.SharedBucket
-	begin         time.Time        // of the shards' clocks, which no change of the system's time moves
-	wall          func() time.Time // for what has a date: tokens, and what messages say of their time
-	keyFetches    auth.FetchTimes  // of the keys of tokens; zero but in tests
-	looping       chan struct{}    // closed when all loops listen
-	loopsEnded    chan struct{}    // closed when they have ended
-	offload       offloadQueue
-	tokenChecks   offloadQueue // apart, so that who comes with costly tokens does not keep clients' requests
-	checkOwner    bool         // see goroutine
-	started       chan struct{}
-	empty         chan struct{} // has a value when the last socket closed while nobody comes in
+	plain         *plainHTTP      // nil without Options.HTTP
+	internalCerts *certs.Store    // nil without Options.Internal.TLS
+	keyFetches    auth.FetchTimes // of the keys of tokens; zero but in tests
 
 	// Set before started is closed.
-	tcp       []*listener // those that the loops listen on
-	internal  *internal   // nil when it is off
-	agent     *agent      // nil when it is off
-	engine    gnet.Engine
-	watcher   *watcher
-	acceptors []*acceptor // of the unix sockets; Run's own
+	internal *internal // nil when it is off
+	agent    *agent    // nil when it is off
 
-	current  atomic.Pointer[settings]
-	reloads  reloads
-	running  atomic.Bool
-	draining atomic.Bool // nobody new comes in
-	stopping atomic.Bool // the engine has been told to end
-	sockets  atomic.Int64
-	inFlight inFlight
+	reloads reloads
+	running atomic.Bool
 
-	acceptErrors atomic.Uint64 // of the unix sockets
-
-	lastID     atomic.Uint64
-	unowned    stats.Counters // of what no shard knows of
-	fdReserve  fdReserve
-	memory     memoryGuard
 	ops        ops
 	drainState drainState
-	schedule   atomic.Pointer[drainSchedule] // who is closed when; nil until connections are closed
-	hub        *hub                          // immutable
-	roster     connIndex
-	shards     atomic.Pointer[[]*shard]
+	hub        *hub // immutable
+	index      connIndex
 
-	mu       sync.Mutex // guards what follows, and changes of shards
+	mu       sync.Mutex // guards what follows
 	stop     context.CancelCauseFunc
 	shutdown context.Context // how long connections may take to close, once Shutdown has said so
-	failure  error           // why the engine cannot go on
-	lastWord error           // what the engine complained about last
 }
 
 // endpoint is an Endpoint that is being served: what of it stays as it is while the server runs, and see
@@ -123,27 +89,18 @@ func New(options Options) (*Server, error) {
 		log:        opts.Logger,
 		ops:        newOps(),
 		byPath:     map[string]*endpoint{},
-		checkOwner: checkOwner,
-		begin:      time.Now(),
-		wall:       time.Now,
-		started:    make(chan struct{}),
-		looping:    make(chan struct{}),
-		loopsEnded: make(chan struct{}),
-		empty:      make(chan struct{}, 1),
 		drainState: newDrainState(),
 	}
+	s.engine.init(s)
 	opts.Loops = loopsOf(&opts)
 	set, err := s.settle(opts, nil, nil)
 	if err != nil {
 		return nil, err
 	}
-	s.current.Store(set)
+	s.engine.current.Store(set)
 	s.reloads.begin(time.Now())
-	s.fdReserve = fdReserve{srv: s, fd: -1}
-	s.memory = newMemoryGuard(s)
-	s.netLog = log.New(netLog{s}, "", 0)
-	s.addresses, s.handshakes = limit.NewAddresses(s.begin), limit.NewSharedBucket(s.begin)
-	s.newListeners()
+	s.netLog = log.New(netLog{&s.engine}, "", 0)
+	s.engine.newListeners()
 	groups := 0
 	for i, e := range opts.Endpoints {
 		ep := &endpoint{
@@ -172,8 +129,6 @@ func New(options Options) (*Server, error) {
 		s.endpoints = append(s.endpoints, ep)
 		s.byPath[e.Path] = ep
 	}
-	s.tlsTable = newTLSTable(s)
-	s.tokenChecks.most = max(1, runtime.GOMAXPROCS(0)-1)
 	if err := s.loadCertificates(); err != nil {
 		return nil, err
 	}
@@ -181,7 +136,6 @@ func New(options Options) (*Server, error) {
 	for _, ep := range s.endpoints {
 		s.hub.remote.attach(&ep.source)
 	}
-	s.shards.Store(&[]*shard{})
 	if opts.HTTP != nil {
 		s.plain = newPlainHTTP(s)
 	}
@@ -189,16 +143,31 @@ func New(options Options) (*Server, error) {
 }
 
 // Started is closed when the server listens.
-func (s *Server) Started() <-chan struct{} { return s.started }
+func (s *Server) Started() <-chan struct{} { return s.engine.started }
 
 // MaxConnections is how many sockets may be open at once, 0 before Started.
 func (s *Server) MaxConnections() int {
 	select {
-	case <-s.started:
+	case <-s.engine.started:
 		return s.settings().maxSockets
 	default:
 		return 0
 	}
+}
+
+// Addr is the address that the server listens on: that of Options.Listen, a [*net.TCPAddr] or a
+// [*net.UnixAddr]. It is nil before Started.
+func (s *Server) Addr() net.Addr { return s.engine.addr() }
+
+// Addrs are all addresses that the server listens on: that of Options.Listen and then those of
+// Options.Listeners. There are none before Started.
+func (s *Server) Addrs() []net.Addr { return s.engine.addrs() }
+
+// MaxMemory is what Limits.MaxMemory comes to, and where the value comes from, for people. A negative size is
+// off. The default follows the cgroup's limit when that changes, within ten seconds.
+func (s *Server) MaxMemory() (Size, string) {
+	l := s.engine.memory.current()
+	return Size(l.mark), l.source
 }
 
 // Options returns the options that are in force, defaults filled in.
@@ -231,7 +200,7 @@ func (s *Server) BroadcastFrame(path string, f *codec.Frame) error {
 // It returns how many of this server's these are. sent, which may be nil, learns for each endpoint what became of the
 // message at the broker, if there is no error.
 func (s *Server) broadcast(f *codec.Frame, sent func(error), to ...*endpoint) (connections int, err error) {
-	at, n := s.stamp(), int64(len(f.Plain())*len(to))
+	at, n := s.engine.stamp(), int64(len(f.Plain())*len(to))
 	if err := s.hub.remote.away(); err != nil {
 		return 0, err
 	}
@@ -261,47 +230,9 @@ func (ep *endpoint) issue(f *codec.Frame, at stamp) (connections int) {
 	return ep.post(commandPublish, (*broadcast)(f), at)
 }
 
-// tablesOf are the tables of an endpoint, by framing.
-func (sh *shard) tablesOf(ep *endpoint) []*table {
-	return sh.tables[ep.firstTable : ep.firstTable+ep.framings]
-}
-
 // Conns walks over the open connections, in no order. Connections may open and close meanwhile: one
 // that stays open throughout is seen exactly once.
-func (s *Server) Conns() iter.Seq[*Conn] {
-	return func(yield func(*Conn) bool) {
-		for _, sh := range s.allShards() {
-			for _, c := range sh.members() {
-				if c.state.Load() == stateOpen && !yield(c) {
-					return
-				}
-			}
-		}
-	}
-}
-
-// members copies the list, so that nothing is locked while somebody looks at it.
-func (sh *shard) members() []*Conn {
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	var all []*Conn
-	for _, g := range sh.tables {
-		if g.ep != nil {
-			for i := range g.members { // not by value: the loop writes what else is in a member
-				all = append(all, g.members[i].conn)
-			}
-		}
-	}
-	return all
-}
+func (s *Server) Conns() iter.Seq[*Conn] { return s.engine.conns() }
 
 // Count is the number of open connections.
-func (s *Server) Count() int {
-	n := int64(0)
-	for _, sh := range s.allShards() {
-		n += sh.stats.Open.Load()
-	}
-	return int(n)
-}
-
-func (s *Server) allShards() []*shard { return *s.shards.Load() }
+func (s *Server) Count() int { return s.engine.count() }

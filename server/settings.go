@@ -48,13 +48,16 @@ type listenerSettings struct {
 }
 
 // settings are loaded with one atomic read.
-func (s *Server) settings() *settings { return s.current.Load() }
+func (e *engine) settings() *settings { return e.current.Load() }
 
 // opts are the options in force. Nobody changes what it points to.
-func (s *Server) opts() *Options { return &s.current.Load().Options }
+func (e *engine) opts() *Options { return &e.current.Load().Options }
+
+func (s *Server) settings() *settings { return s.engine.settings() }
+func (s *Server) opts() *Options      { return s.engine.opts() }
 
 // now are the endpoint's settings.
-func (ep *endpoint) now() *endpointSettings { return ep.srv.current.Load().endpoints[ep.index] }
+func (ep *endpoint) now() *endpointSettings { return ep.srv.settings().endpoints[ep.index] }
 
 // settle finds what follows from options that Resolve has checked. What they have in common with the
 // settings before, which may be nil, is taken over: the keys that authenticators have, and compressors. The error
@@ -148,7 +151,7 @@ func (s *Server) settleEndpoint(e *Endpoint, publicURL string, old *endpointSett
 	if old != nil && reflect.DeepEqual(old.Auth, e.Auth) {
 		now.auth = old.auth
 	} else {
-		now.auth, err = auth.New((*auth.JWT)(&e.Auth.JWT), (*auth.Hook)(&e.Auth.Hook), auth.Config{Log: s.log, Wall: func() time.Time { return s.wall() }, Fetch: &s.keyFetches})
+		now.auth, err = auth.New((*auth.JWT)(&e.Auth.JWT), (*auth.Hook)(&e.Auth.Hook), auth.Config{Log: s.log, Wall: func() time.Time { return s.engine.wall() }, Fetch: &s.keyFetches})
 	}
 	return now, err
 }

@@ -14,7 +14,7 @@ import (
 // shard is all that one event loop owns. It is made when the loop accepts its first connection.
 type shard struct {
 	// Immutable.
-	srv         *Server
+	engine      *engine
 	loop        gnet.EventLoop
 	interest    interest
 	tables      []*table  // those of the endpoints, see tablesOf, then the two below
@@ -83,17 +83,17 @@ type shard struct {
 // turnCounters is what a turn adds to the counters, all at once.
 type turnCounters struct{ deliveries, bytesOut, writes uint64 }
 
-func newShard(s *Server, loop gnet.EventLoop) (*shard, error) {
-	sh := &shard{srv: s, loop: loop, set: s.settings()}
+func newShard(e *engine, loop gnet.EventLoop) (*shard, error) {
+	sh := &shard{engine: e, loop: loop, set: e.settings()}
 	sh.timers.sh = sh
-	sh.histograms.Flushed = make([]stats.Histogram, 1+len(s.endpoints))
-	if sh.goroutine = currentGoroutine(); s.checkOwner {
+	sh.histograms.Flushed = make([]stats.Histogram, 1+len(e.owner.endpoints))
+	if sh.goroutine = currentGoroutine(); e.checkOwner {
 		sh.owner = sh.goroutine
 	}
 	sh.buffers.Max = maxBuffers
 	sh.rests.Max, sh.rests.Min = maxBuffers, largeRest
 	sh.decoder = sh.newDecoder()
-	for _, ep := range s.endpoints {
+	for _, ep := range e.owner.endpoints {
 		l := &local{sh: sh, src: &ep.source}
 		for i := range ep.framings {
 			g := newTable(sh, ep)
@@ -116,7 +116,7 @@ func newShard(s *Server, loop gnet.EventLoop) (*shard, error) {
 const maxBuffers = 4 << 20
 
 func (sh *shard) newDecoder() codec.Decoder {
-	l := &sh.srv.opts().Limits
+	l := &sh.engine.opts().Limits
 	return codec.Decoder{MaxMessage: int64(l.MaxMessage), MaxFragments: l.MaxFragments, Buffers: &sh.buffers}
 }
 
@@ -131,7 +131,7 @@ func (sh *shard) check() {
 // looks.
 func (sh *shard) beginTurn() {
 	sh.check()
-	if set := sh.srv.settings(); set != sh.set {
+	if set := sh.engine.settings(); set != sh.set {
 		sh.follow(set)
 	}
 	sh.readClock()
@@ -141,7 +141,7 @@ func (sh *shard) beginTurn() {
 }
 
 func (sh *shard) readClock() {
-	sh.began = sh.srv.uptime()
+	sh.began = sh.engine.uptime()
 	sh.clock = max(uint32(sh.began.Milliseconds()), 1)
 }
 
@@ -165,8 +165,8 @@ func (sh *shard) endSocketTurn() {
 	sh.addToRound(sh.endTurn())
 }
 
-// addToRound counts time that was spent on a socket. What comes on the others, once that is enough, waits until the loop
-// is woken, which begins the next round.
+// addToRound counts time that was spent on a socket. What comes on the others, once that is enough, waits until the
+// loop is woken, which begins the next round.
 func (sh *shard) addToRound(d time.Duration) {
 	if sh.round += d; sh.isCrowded() {
 		sh.wake()
@@ -178,7 +178,7 @@ func (sh *shard) addToRound(d time.Duration) {
 // further slices of a walk or sweep), the loop is woken for another turn, after everything else that is ready on it.
 func (sh *shard) endTurn() (took time.Duration) {
 	sh.admitInflating()
-	ended := sh.srv.uptime()
+	ended := sh.engine.uptime()
 	sh.histograms.Turn.Since(sh.began, ended)
 	sh.publishCounters()
 	m := &sh.mail
@@ -262,4 +262,24 @@ func (sh *shard) publishCounters() {
 		sh.counters = turnCounters{}
 	}
 	sh.histograms.Publish()
+}
+
+// tablesOf are the tables of an endpoint, by framing.
+func (sh *shard) tablesOf(ep *endpoint) []*table {
+	return sh.tables[ep.firstTable : ep.firstTable+ep.framings]
+}
+
+// members copies the list, so that nothing is locked while somebody looks at it.
+func (sh *shard) members() []*Conn {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	var all []*Conn
+	for _, g := range sh.tables {
+		if g.ep != nil {
+			for i := range g.members { // not by value: the loop writes what else is in a member
+				all = append(all, g.members[i].conn)
+			}
+		}
+	}
+	return all
 }

@@ -26,7 +26,7 @@ func TestWhatClientsFillGivesItsMemoryBack(t *testing.T) {
 		addresses = limit.NewAddresses(time.Now())
 		waiting   watcher
 		due       deadlines
-		stalled   = &shard{srv: s}
+		stalled   = &shard{engine: &s.engine}
 		outboxes  = make([]outbox, count)
 		pending   queue[audience]
 		audiences = make([]audience, 1)

@@ -309,7 +309,7 @@ func TestFrozenReaderOfSends(t *testing.T) {
 				if err := conn.Send(Binary, block(published)); err != nil {
 					t.Fatal(err)
 				}
-				eventually(t, "the loop has seen it", func() bool { return s.allShards()[0].backlog.Load() == 0 })
+				eventually(t, "the loop has seen it", func() bool { return s.engine.allShards()[0].backlog.Load() == 0 })
 			}
 			held.take(holder)
 			for range 50 {
@@ -323,7 +323,7 @@ func TestFrozenReaderOfSends(t *testing.T) {
 				published += 2
 			}
 			held.release()
-			eventually(t, "the loop has seen it all", func() bool { return s.allShards()[0].backlog.Load() == 0 && dropsOf(s) > 0 })
+			eventually(t, "the loop has seen it all", func() bool { return s.engine.allShards()[0].backlog.Load() == 0 && dropsOf(s) > 0 })
 			dropped, arrived := dropsOf(s), 0
 			for arrived+dropped < published && cathy.block() >= 0 {
 				arrived++

@@ -9,10 +9,10 @@ type Stats = stats.Totals
 // together may be a message apart.
 func (s *Server) Stats() Stats {
 	st := stats.NewTotals()
-	st.Sockets, st.AcceptErrors = s.sockets.Load(), s.acceptErrors.Load()
-	st.Add(&s.unowned)
+	st.Sockets, st.AcceptErrors = s.engine.sockets.Load(), s.engine.acceptErrors.Load()
+	st.Add(&s.engine.unowned)
 	st.Drops[DropClusterGap] = s.hub.remote.counts().lost.Load()
-	for _, sh := range s.allShards() {
+	for _, sh := range s.engine.allShards() {
 		st.Add(&sh.stats)
 	}
 	return st

@@ -255,16 +255,16 @@ func (c *Conn) subscribe(w *wanted) (Subscribed, error) {
 	var missed []*message
 	var src *source
 	if pattern {
-		src = c.sh.srv.hub.openPattern(name)
+		src = c.Server().hub.openPattern(name)
 		s.Recovered = true
 	} else {
-		t, err := c.sh.srv.hub.open(name)
+		t, err := c.Server().hub.open(name)
 		if err != nil {
 			return s, err
 		}
 		src = &t.source
 		s.Position = t.position()
-		missed, s.Recovered = t.since(w.from, c.sh.srv.ageMillis(), maxReplay)
+		missed, s.Recovered = t.since(w.from, c.sh.engine.ageMillis(), maxReplay)
 		s.After = next(missed, s.Offset)
 	}
 	if !src.link.serves() {
@@ -403,27 +403,27 @@ func (l *local) left(a *audience) {
 			src.remove(l)
 		}
 	}
-	src.unsubscribe(l.sh.srv)
+	src.unsubscribe(l.sh.engine.owner.hub)
 }
 
 // unsubscribe counts one subscriber less. The caller holds mu, which is not held any more when it returns.
-func (src *source) unsubscribe(srv *Server) {
+func (src *source) unsubscribe(h *hub) {
 	src.subscribers--
-	last, now := src.subscribers == 0, srv.uptime()
+	last, now := src.subscribers == 0, h.srv.engine.uptime()
 	if last {
-		srv.hub.remote.left(src)
+		h.remote.left(src)
 	}
 	if t := src.topic; t != nil {
 		if last {
 			t.used = now
 			t.heard = t.heard || t.offset > 0 && t.link.replica == nil // the broker has kept ones' offsets
 		}
-		t.hub.unlock(t)
+		h.unlock(t)
 		return
 	}
 	src.mu.Unlock()
 	if last {
-		srv.hub.forgetPattern(src)
+		h.forgetPattern(src)
 	}
 }
 
@@ -436,7 +436,7 @@ func (c *Conn) leaveTopics() {
 	}
 	sh := c.sh
 	sh.stats.Drop(DropClosed, uint64(c.ext.stale))
-	c.ext.stale, c.ext.left = 0, sh.srv.stamp()
+	c.ext.stale, c.ext.left = 0, sh.engine.stamp()
 	sh.mu.Lock()
 	sh.departed.push(c)
 	sh.mu.Unlock()
@@ -453,7 +453,7 @@ func (sh *shard) settleDeparted(limit time.Duration) {
 	if sh.departed.len() == 0 {
 		return
 	}
-	for begin := sh.srv.uptime(); sh.departed.len() > 0; {
+	for begin := sh.engine.uptime(); sh.departed.len() > 0; {
 		c := sh.departed.first()
 		var some [8]*audience // few, so that the lock is held for microseconds
 		n, missed := min(len(c.ext.subs), len(some)), 0
@@ -474,7 +474,7 @@ func (sh *shard) settleDeparted(limit time.Duration) {
 		for _, a := range some[:n] {
 			a.local.left(a)
 		}
-		if sh.srv.uptime()-begin > limit {
+		if sh.engine.uptime()-begin > limit {
 			break
 		}
 	}

@@ -31,12 +31,12 @@ func (sh *shard) beginSweep() {
 	sh.buffers.Trim()
 	sh.rests.Trim()
 	if !sh.sweep.running && !sh.stoodStill() {
-		sh.sweep = sweep{running: true, stalled: len(sh.stalled), table: len(sh.tables), schedule: sh.srv.schedule.Load()}
+		sh.sweep = sweep{running: true, stalled: len(sh.stalled), table: len(sh.tables), schedule: sh.engine.schedule.Load()}
 		if p := sh.sweep.schedule; p != nil {
 			sh.sweep.reached = p.progress(time.Now())
 		}
-		if sh.srv.opts().Connections.MaxAge > 0 {
-			sh.sweep.second = sh.srv.uptimeSeconds()
+		if sh.engine.opts().Connections.MaxAge > 0 {
+			sh.sweep.second = sh.engine.uptimeSeconds()
 		}
 	}
 }
@@ -48,7 +48,7 @@ const lateSweep = 500 * time.Millisecond
 // a handler has blocked it, or the process was stopped. It leaves that round out, and reads. It does not leave out two
 // in a row, for a loop that is always late has to find those whose time is up as well.
 func (sh *shard) stoodStill() bool {
-	late := sh.began-sh.swept > sh.srv.settings().tick+lateSweep
+	late := sh.began-sh.swept > sh.engine.settings().tick+lateSweep
 	sh.swept = sh.began
 	sh.leftOut = late && !sh.leftOut && !sh.goingAway
 	return sh.leftOut
@@ -124,14 +124,14 @@ func (g *table) due(i int) bool {
 }
 
 func (g *table) handshakeDue(i int) bool {
-	srv, c := g.sh.srv, g.members[i].conn
+	e, c := g.sh.engine, g.members[i].conn
 	switch {
 	case c.is(markPreface) && timedOut(g.sh.clock, g.times[i].message, c.entered().now().proxy.Timeout):
 		c.prefaceDue()
-	case g.sh.goingAway || srv.draining.Load():
+	case g.sh.goingAway || e.draining.Load():
 		c.refuse(RefuseDraining, rejectDraining)
-	case timedOut(g.sh.clock, g.times[i].message, srv.opts().Limits.HandshakeTimeout):
-		c.refuse(c.lateHandshake(srv.opts().Limits.HandshakeTimeout))
+	case timedOut(g.sh.clock, g.times[i].message, e.opts().Limits.HandshakeTimeout):
+		c.refuse(c.lateHandshake(e.opts().Limits.HandshakeTimeout))
 	default:
 		return false
 	}
@@ -143,7 +143,7 @@ func (g *table) closeDue(i int) bool {
 	if c.out != nil && int32(c.out.since-since) > 0 {
 		since = c.out.since // still flushing: as long as the socket takes bytes, it may
 	}
-	limits := &g.sh.srv.opts().Limits
+	limits := &g.sh.engine.opts().Limits
 	limit := limits.CloseTimeout
 	if c.out != nil && c.is(markPeerDone) { // the peer is not waited for, only its socket
 		limit = max(limit, limits.WriteTimeout)
@@ -162,7 +162,7 @@ func (g *table) closeDue(i int) bool {
 }
 
 func (g *table) memberDue(i int) bool {
-	now, t, opts, w := g.sh.clock, &g.times[i], g.sh.srv.settings(), &g.sh.sweep
+	now, t, opts, w := g.sh.clock, &g.times[i], g.sh.engine.settings(), &g.sh.sweep
 	switch {
 	case w.schedule != nil && (g.sh.goingAway || w.schedule.position(g.members[i].conn.id) < w.reached):
 		g.members[i].conn.retire(w.schedule)
@@ -205,7 +205,7 @@ func (g *table) memberDue(i int) bool {
 
 // pingInterval is shortened by the connection's own share of the jitter.
 func (c *Conn) pingInterval() time.Duration {
-	p := &c.sh.srv.opts().Ping
+	p := &c.sh.engine.opts().Ping
 	return p.Interval - time.Duration(c.share()*max(p.Jitter, 0)*float64(p.Interval))
 }
 
@@ -216,7 +216,7 @@ func (c *Conn) share() float64 { return float64(c.id*0x9E3779B97F4A7C15>>40) / (
 // to be tried.
 func (c *Conn) stalledDue() bool {
 	sh := c.sh
-	if !timedOut(sh.clock, c.out.since, sh.srv.opts().Limits.WriteTimeout) {
+	if !timedOut(sh.clock, c.out.since, sh.engine.opts().Limits.WriteTimeout) {
 		return false
 	}
 	if !c.flushLate() {

@@ -64,7 +64,7 @@ func TestHandshakeTimeoutOfTheFirstClient(t *testing.T) {
 	eventually(t, "it is there", func() bool { return s.Stats().Accepted == 1 })
 	begun := time.Now()
 	for time.Since(begun) < timeout/4 {
-		for _, sh := range s.allShards() {
+		for _, sh := range s.engine.allShards() {
 			sh.postTick()
 		}
 		time.Sleep(10 * time.Millisecond)
@@ -226,7 +226,7 @@ func TestPingJitter(t *testing.T) {
 			width := (10*time.Second - row.least) / bins
 			var bin [bins]int
 			for id := range uint64(n) {
-				d := (&Conn{sh: &shard{srv: s}, id: id + 1}).pingInterval()
+				d := (&Conn{sh: &shard{engine: &s.engine}, id: id + 1}).pingInterval()
 				if d < row.least || d > 10*time.Second || d < s.settings().pingEarliest {
 					t.Fatalf("connection %d is pinged after %v, want %v to 10s", id, d, row.least)
 				}

@@ -94,7 +94,7 @@ func (s *session) LocalAddr() net.Addr {
 	if s.lower != nil {
 		return s.lower.LocalAddr()
 	}
-	return s.conn.sh.srv.Addr()
+	return s.conn.sh.engine.addr()
 }
 
 // RemoteAddr is like LocalAddr.
@@ -214,7 +214,7 @@ func (c *Conn) decryptUntil(deadline time.Duration, s *session, b []byte, own bo
 			c.consume(sh.clear[:n], deadline)
 		}
 		if err == nil {
-			if c.isSuspended() || sh.srv.uptime() >= deadline {
+			if c.isSuspended() || sh.engine.uptime() >= deadline {
 				break
 			}
 			continue
@@ -254,7 +254,7 @@ func (s *session) drain(b []byte, deadline time.Duration) (n int, err error) {
 		if empty := s.chargeEmpty(m > 0, sh.clock); empty != nil {
 			err = empty
 		}
-		if reads%recordsAtOnce == 0 && sh.srv.uptime() >= deadline {
+		if reads%recordsAtOnce == 0 && sh.engine.uptime() >= deadline {
 			break
 		}
 	}

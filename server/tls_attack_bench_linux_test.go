@@ -217,7 +217,7 @@ func BenchmarkTLSUnderAttack(b *testing.B) {
 						if bare {
 							continue
 						}
-						clear, err := net.Dial("tcp", plain.listeners[1].addr.String())
+						clear, err := net.Dial("tcp", plain.engine.listeners[1].addr.String())
 						if err != nil || !enter(clear, "/echo") {
 							b.Fatal("a client does not come in before the attack")
 						}

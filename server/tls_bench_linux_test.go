@@ -173,7 +173,7 @@ func BenchmarkTLSHandshake(b *testing.B) {
 			w := startSwarm(b, s, swarmOrder{Path: "/echo", Conns: conns, Discard: true, TLS: true})
 			used += cpuTime() - begin
 			w.end()
-			eventually(b, "all are gone", func() bool { return s.sockets.Load() == 0 })
+			eventually(b, "all are gone", func() bool { return s.engine.sockets.Load() == 0 })
 		}
 		b.ReportMetric(float64(used.Nanoseconds())/float64(b.N*conns), "cpu-ns/handshake")
 	})

@@ -94,7 +94,7 @@ func (c *Conn) greet(b []byte) {
 
 // hello is greet for all that has come so far.
 func (c *Conn) hello(b []byte) {
-	limit := max(maxHello, int(c.sh.srv.opts().Limits.MaxHead))
+	limit := max(maxHello, int(c.sh.engine.opts().Limits.MaxHead))
 	whole, err := certs.WholeHello(b[:min(len(b), limit)])
 	switch {
 	case err == certs.ErrPlainText:
@@ -112,10 +112,10 @@ func (c *Conn) hello(b []byte) {
 }
 
 func (c *Conn) beginTLS(b []byte) {
-	t := c.sh.srv.tlsTable
+	t := c.sh.engine.tlsTable
 	h := &tlsHandshake{
 		table:   t,
-		arrived: c.sh.srv.stamp(),
+		arrived: c.sh.engine.stamp(),
 		dead:    make(chan struct{}),
 		turn:    make(chan struct{}, 1),
 		in:      bytes.Clone(b),
@@ -295,7 +295,7 @@ func (s *session) handshake(h *tlsHandshake) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			s.conn.sh.stats.Panics.Add(1)
-			s.conn.sh.srv.logGrave("tls handshake panicked", "remote", s.conn.RemoteAddr(), "panic", logs.Shorten(fmt.Sprint(p)), "stack", string(debug.Stack()))
+			s.conn.sh.engine.logGrave("tls handshake panicked", "remote", s.conn.RemoteAddr(), "panic", logs.Shorten(fmt.Sprint(p)), "stack", string(debug.Stack()))
 			err = errPanicky
 		}
 	}()
@@ -312,8 +312,8 @@ func (c *Conn) shaken(s *session, err error) {
 		return
 	}
 	if err != nil {
-		if c.sh.srv.logsEvents() {
-			c.sh.srv.logEvent("tls handshake failed", "id", c.id, "remote", c.RemoteAddr(), "error", logs.Shorten(err.Error()))
+		if c.sh.engine.logsEvents() {
+			c.sh.engine.logEvent("tls handshake failed", "id", c.id, "remote", c.RemoteAddr(), "error", logs.Shorten(err.Error()))
 		}
 		c.refuseWith(reasonOfTLS(err), nil)
 		return
@@ -324,7 +324,7 @@ func (c *Conn) shaken(s *session, err error) {
 	if s.tls.ConnectionState().DidResume {
 		c.sh.stats.TLSResumed.Add(1)
 	}
-	c.sh.histograms.TLS.Observe(uint32(c.sh.srv.stamp() - h.arrived))
+	c.sh.histograms.TLS.Observe(uint32(c.sh.engine.stamp() - h.arrived))
 	h.cancel()
 	h.readOn(c)
 	c.decrypt(s, h.rest())

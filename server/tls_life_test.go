@@ -90,16 +90,16 @@ func TestTLSReload(t *testing.T) {
 
 	// Files that cannot be used change nothing, and are told once.
 	a.put(pair.CertFile, []byte("nonsense"))
-	eventually(t, "it was noticed", func() bool { return s.listeners[0].certs.Failures() > 0 })
+	eventually(t, "it was noticed", func() bool { return s.engine.listeners[0].certs.Failures() > 0 })
 	if err := s.ReloadTLS(); err == nil || !strings.Contains(err.Error(), pair.CertFile) {
 		t.Errorf("ReloadTLS: %v", err)
 	}
 	if got := name(shakeTLS(t, s, a.client())); got != "new.test" {
 		t.Error(got)
 	}
-	failures := s.listeners[0].certs.Failures()
+	failures := s.engine.listeners[0].certs.Failures()
 	time.Sleep(50 * time.Millisecond) // many looks
-	if now := s.listeners[0].certs.Failures(); now != failures {
+	if now := s.engine.listeners[0].certs.Failures(); now != failures {
 		t.Errorf("%d failures were counted for files that have not changed", now-failures)
 	}
 	if !strings.Contains(log.String(), "could not reload certificates") {
@@ -166,7 +166,7 @@ func TestTLSHandshakeTimeout(t *testing.T) {
 	if st := s.Stats(); st.Refusals[RefuseTLSTimeout] != 3 || st.Refusals[RefuseTimeout] != 1 {
 		t.Errorf("%d and %d refusals counted, want 3 and 1", st.Refusals[RefuseTLSTimeout], st.Refusals[RefuseTimeout])
 	}
-	eventually(t, "no goroutine is left", func() bool { running, waiting := s.tlsTable.counts(); return running+waiting == 0 })
+	eventually(t, "no goroutine is left", func() bool { running, waiting := s.engine.tlsTable.counts(); return running+waiting == 0 })
 	alice.send("a handshake that is done has no time-out")
 	alice.want("a handshake that is done has no time-out")
 }
@@ -189,7 +189,7 @@ func helloOf(t *testing.T, config *tls.Config) []byte {
 func TestTLSHandshakeLimit(t *testing.T) {
 	a := newAuthority(t)
 	s, _ := startChanged(t, a.overTLS(Options{Endpoints: echoAndBroadcast(), Limits: Limits{MaxTLSHandshakes: 2}}), func(s *Server) {
-		s.tlsTable.grace = time.Hour
+		s.engine.tlsTable.grace = time.Hour
 	})
 	hello := helloOf(t, a.client())
 	var stuck []*client
@@ -199,7 +199,7 @@ func TestTLSHandshakeLimit(t *testing.T) {
 		stuck = append(stuck, c)
 	}
 	counts := func(running, waiting int) func() bool {
-		return func() bool { r, w := s.tlsTable.counts(); return r == running && w == waiting }
+		return func() bool { r, w := s.engine.tlsTable.counts(); return r == running && w == waiting }
 	}
 	eventually(t, "two are under way", counts(2, 0))
 	gone := dialRaw(t, s)
@@ -227,21 +227,21 @@ func TestTLSHandshakeLimit(t *testing.T) {
 func TestTLSUnread(t *testing.T) {
 	a := newAuthority(t)
 	s, _ := startChanged(t, a.overTLS(Options{Endpoints: echoAndBroadcast(), Limits: Limits{MaxTLSHandshakes: 1}}), func(s *Server) {
-		s.tlsTable.grace = time.Hour
+		s.engine.tlsTable.grace = time.Hour
 	})
 	first, second := dialRaw(t, s), dialRaw(t, s)
 	hello := helloOf(t, a.client())
 	first.write(hello) // and keeps the line waiting
-	eventually(t, "it is under way", func() bool { n, _ := s.tlsTable.counts(); return n == 1 })
+	eventually(t, "it is under way", func() bool { n, _ := s.engine.tlsTable.counts(); return n == 1 })
 	go func() { _, _ = second.conn.Write(append(hello, make([]byte, 4<<20)...)) }()
-	eventually(t, "much has come", func() bool { return s.tlsTable.unread.Load() > maxUnread })
+	eventually(t, "much has come", func() bool { return s.engine.tlsTable.unread.Load() > maxUnread })
 	time.Sleep(100 * time.Millisecond)
-	if n := s.tlsTable.unread.Load(); n > maxUnread+clearSize {
+	if n := s.engine.tlsTable.unread.Load(); n > maxUnread+clearSize {
 		t.Errorf("%d bytes are kept", n)
 	}
 	_ = first.conn.Close()
 	eventually(t, "it is refused", func() bool { return s.Stats().Refusals[RefuseTLSHello] == 1 }) // zeros are no record
-	eventually(t, "nothing is kept", func() bool { return s.tlsTable.unread.Load() == 0 })
+	eventually(t, "nothing is kept", func() bool { return s.engine.tlsTable.unread.Load() == 0 })
 }
 
 // gathering keeps what is written, until it is let go.
@@ -296,7 +296,7 @@ func TestSealedInputWaits(t *testing.T) {
 					if row.crowded {
 						sh.round = 2 * maxRound
 					}
-					sh.began = s.uptime()
+					sh.began = s.engine.uptime()
 					conn.received(g.kept)
 					seen <- state{session.records.count - before, session.unread, conn.isSuspended()}
 				})

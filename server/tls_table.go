@@ -27,7 +27,7 @@ import (
 //
 // Its methods may be called from any goroutine.
 type tlsTable struct {
-	srv    *Server
+	engine *engine
 	unread atomic.Int64 // bytes that came for all handshakes and were not read
 
 	mu       sync.Mutex
@@ -97,8 +97,8 @@ func (p *tlsPeer) before(other *tlsPeer) bool {
 
 func (p *tlsPeer) place() *int { return &p.slot }
 
-func newTLSTable(s *Server) *tlsTable {
-	return &tlsTable{srv: s, grace: tlsGrace, idle: max(1, runtime.GOMAXPROCS(0)-1)}
+func newTLSTable(e *engine) *tlsTable {
+	return &tlsTable{engine: e, grace: tlsGrace, idle: max(1, runtime.GOMAXPROCS(0)-1)}
 }
 
 // enter takes a handshake in. It begins as soon as it can.
@@ -107,7 +107,7 @@ func (t *tlsTable) enter(h *tlsHandshake, from limit.Key) {
 	defer t.mu.Unlock()
 	p := t.peers.Get(from)
 	if p == nil {
-		p = &tlsPeer{key: from, suspect: t.suspects.has(from, t.srv.uptime())}
+		p = &tlsPeer{key: from, suspect: t.suspects.has(from, t.engine.uptime())}
 		t.peers.Set(from, p)
 	}
 	h.peer = p
@@ -129,7 +129,7 @@ func (t *tlsTable) pause(h *tlsHandshake) {
 	}
 	p := h.peer
 	t.idle++
-	h.state, h.since = tlsSilent, t.srv.uptime()
+	h.state, h.since = tlsSilent, t.engine.uptime()
 	h.place, h.silence = p.silent.PushBack(h), t.silent.PushBack(h)
 	if p.silent.Len() == 1 {
 		t.crowded.push(p)
@@ -201,7 +201,7 @@ func (t *tlsTable) remove(h *tlsHandshake) {
 
 // suspect is called when a client did not go on with its handshake. The caller holds mu.
 func (t *tlsTable) suspect(p *tlsPeer) {
-	t.suspects.add(p.key, t.srv.uptime())
+	t.suspects.add(p.key, t.engine.uptime())
 	t.setSuspect(p, true)
 }
 
@@ -314,7 +314,7 @@ func (t *tlsTable) next() *tlsHandshake {
 // makeRoom reports whether the table has room for a handshake of a peer that waits in a queue. If it is full, one is
 // evicted where that is fair. The caller holds mu.
 func (t *tlsTable) makeRoom(p *tlsPeer, q tlsQueue) bool {
-	most := t.srv.opts().Limits.MaxTLSHandshakes
+	most := t.engine.opts().Limits.MaxTLSHandshakes
 	if most < 0 || t.open < most {
 		return true
 	}
@@ -328,7 +328,7 @@ func (t *tlsTable) makeRoom(p *tlsPeer, q tlsQueue) bool {
 		return true
 	}
 	quietest := t.silent.Front().Value.(*tlsHandshake)
-	if left := quietest.since + t.grace - t.srv.uptime(); left > 0 {
+	if left := quietest.since + t.grace - t.engine.uptime(); left > 0 {
 		t.dispatchIn(left)
 		return false
 	}

@@ -88,7 +88,7 @@ func TestTLSHalfOpen(t *testing.T) {
 			most := s.opts().Limits.MaxTLSHandshakes
 			stop := halfOpen(t, s, strangers, helloOf(t, a.client()), from)
 			defer stop()
-			eventually(t, "the table is full", func() bool { n, _ := s.tlsTable.counts(); return n == most })
+			eventually(t, "the table is full", func() bool { n, _ := s.engine.tlsTable.counts(); return n == most })
 			var in atomic.Int64
 			var all sync.WaitGroup
 			for range newcomers {
@@ -108,8 +108,8 @@ func TestTLSHalfOpen(t *testing.T) {
 			}
 			stop()
 			eventually(t, "nothing is kept", func() bool {
-				open, waiting := s.tlsTable.counts()
-				return open+waiting == 0 && s.Stats().Sockets == 0 && s.tlsTable.size() == 0
+				open, waiting := s.engine.tlsTable.counts()
+				return open+waiting == 0 && s.Stats().Sockets == 0 && s.engine.tlsTable.size() == 0
 			})
 		})
 	}
@@ -132,7 +132,7 @@ type fullTable struct {
 func newFullTable(t *testing.T, most int) *fullTable {
 	a := newAuthority(t)
 	s, _ := startChanged(t, a.overTLS(Options{Endpoints: echoAndBroadcast(), Limits: Limits{MaxTLSHandshakes: most}}), func(s *Server) {
-		s.tlsTable.grace = time.Hour
+		s.engine.tlsTable.grace = time.Hour
 	})
 	return &fullTable{s, t, helloOf(t, a.client())}
 }
@@ -156,8 +156,8 @@ func (t *tlsTable) silentCount() int {
 func (f *fullTable) has(what string, open, waiting int, evicted uint64) {
 	f.t.Helper()
 	eventually(f.t, what, func() bool {
-		o, w := f.tlsTable.counts()
-		return o == open && w == waiting && f.tlsTable.silentCount() == open && f.Stats().Refusals[RefuseTLSEvicted] == evicted
+		o, w := f.engine.tlsTable.counts()
+		return o == open && w == waiting && f.engine.tlsTable.silentCount() == open && f.Stats().Refusals[RefuseTLSEvicted] == evicted
 	})
 }
 
@@ -188,7 +188,7 @@ func TestTLSEvictionAfterTheGrace(t *testing.T) {
 	}
 	f.begin("127.0.0.9")
 	f.has("it waits", 4, 1, 0)
-	f.tlsTable.setGrace(0)
+	f.engine.tlsTable.setGrace(0)
 	f.begin("127.0.0.10")
 	f.has("both have come in", 4, 0, 2)
 	for _, c := range all[:2] {
@@ -255,13 +255,13 @@ func TestTLSProcessorsGoRoundTheAddresses(t *testing.T) {
 		<-held
 		return &pair, nil
 	}}
-	s, _ := startChanged(t, Options{TLS: TLS{Config: config}, Endpoints: echoAndBroadcast()}, func(s *Server) { s.tlsTable.idle = 1 })
+	s, _ := startChanged(t, Options{TLS: TLS{Config: config}, Endpoints: echoAndBroadcast()}, func(s *Server) { s.engine.tlsTable.idle = 1 })
 	for i := range 9 {
 		dialFrom(t, s, "127.0.0.2").write(hello)
-		eventually(t, "it has come", func() bool { open, waiting := s.tlsTable.counts(); return open == 1 && waiting == i })
+		eventually(t, "it has come", func() bool { open, waiting := s.engine.tlsTable.counts(); return open == 1 && waiting == i })
 	}
 	dialFrom(t, s, "127.0.0.3").write(hello)
-	eventually(t, "the other has come", func() bool { _, waiting := s.tlsTable.counts(); return waiting == 9 })
+	eventually(t, "the other has come", func() bool { _, waiting := s.engine.tlsTable.counts(); return waiting == 9 })
 	close(held)
 	var got []string
 	for range 10 {

@@ -33,17 +33,17 @@ func (i *issuer) costly() Endpoint {
 // holdTokens has tokens wait that take long to check, until it is called off.
 func holdTokens(s *Server) (release func()) {
 	hold := make(chan struct{})
-	for range s.tokenChecks.most {
-		s.tokenChecks.add(new(usage), 0, 0, &offloadJob{do: func() { <-hold }})
+	for range s.engine.tokenChecks.most {
+		s.engine.tokenChecks.add(new(usage), 0, 0, &offloadJob{do: func() { <-hold }})
 	}
 	return func() { close(hold) }
 }
 
 // pendingTokens is how many tokens wait.
 func pendingTokens(s *Server) int {
-	s.tokenChecks.mu.Lock()
-	defer s.tokenChecks.mu.Unlock()
-	return len(s.tokenChecks.jobs)
+	s.engine.tokenChecks.mu.Lock()
+	defer s.engine.tokenChecks.mu.Unlock()
+	return len(s.engine.tokenChecks.jobs)
 }
 
 // Tokens that take long to check are not checked on the loop: it serves bob while alice, mallory, whose token is not
@@ -116,8 +116,8 @@ func TestCostlyTokenBeforeHookAndDefer(t *testing.T) {
 	}
 }
 
-// Who waits for a token to be checked has limits.handshake_timeout, and may leave. Those who come when too many wait are
-// told so.
+// Who waits for a token to be checked has limits.handshake_timeout, and may leave. Those who come when too many wait
+// are told so.
 func TestCostlyTokensThatWaitTooLong(t *testing.T) {
 	t.Parallel() // most of it is waiting
 	i := newIssuer(t)
@@ -132,15 +132,15 @@ func TestCostlyTokensThatWaitTooLong(t *testing.T) {
 	eventually(t, "two wait", func() bool { return pendingTokens(s) == 2 })
 	_ = gone.conn.Close()
 	late.wantRefusal(http.StatusServiceUnavailable, "not decided in time")
-	s.tokenChecks.mu.Lock()
-	s.tokenChecks.bytes += maxOffloaded
-	s.tokenChecks.mu.Unlock()
+	s.engine.tokenChecks.mu.Lock()
+	s.engine.tokenChecks.bytes += maxOffloaded
+	s.engine.tokenChecks.mu.Unlock()
 	tooMany := dialRaw(t, s)
 	tooMany.write(head)
 	tooMany.wantRefusal(http.StatusServiceUnavailable, "not decided in time")
-	s.tokenChecks.mu.Lock()
-	s.tokenChecks.bytes -= maxOffloaded
-	s.tokenChecks.mu.Unlock()
+	s.engine.tokenChecks.mu.Lock()
+	s.engine.tokenChecks.bytes -= maxOffloaded
+	s.engine.tokenChecks.mu.Unlock()
 	release()
 	eventually(t, "none wait", func() bool { return pendingTokens(s) == 0 })
 	if n := s.Stats().Refusals; n[RefuseLost] != 1 || n[RefuseUndecided] != 2 {
@@ -163,11 +163,11 @@ func TestCostlyRefresh(t *testing.T) {
 	c.send(`{"id":1,"refresh":{"token":"` + i.Token("ES256", jwt.MapClaims{"sub": "alice", "exp": expires}) + `"}}`)
 	c.send(`{"id":2,"ping":{}}`)
 	eventually(t, "both wait", func() bool { return pendingTokens(s) == 2 })
-	s.tokenChecks.mu.Lock()
-	if first := s.tokenChecks.jobs[0]; first.yields != 0 {
+	s.engine.tokenChecks.mu.Lock()
+	if first := s.engine.tokenChecks.jobs[0]; first.yields != 0 {
 		t.Error("the newcomer is the first")
 	}
-	s.tokenChecks.mu.Unlock()
+	s.engine.tokenChecks.mu.Unlock()
 	bob := dial(t, s, "/echo")
 	bob.send("hello")
 	bob.want("hello")

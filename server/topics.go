@@ -272,7 +272,7 @@ func (c *Conn) publish(op codec.Opcode, payload []byte) {
 	}
 	p := publication{Publication: Publication{Topic: topics[0].name(), Format: format, Payload: payload}}
 	m := c.flightOf(&p)
-	_, ready, err := c.sh.srv.hub.remote.publish(p, func() { c.beginPublishing(m) }, func(_ Receipt, err error) {
+	_, ready, err := c.Server().hub.remote.publish(p, func() { c.beginPublishing(m) }, func(_ Receipt, err error) {
 		c.sh.postDo(c, 0, func() { c.endPublishing(m) })
 		c.refused(err)
 	})

@@ -45,7 +45,7 @@ func newAudienceModel(t *testing.T, seed uint64) *audienceModel {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sh := &shard{srv: s, set: s.settings(), histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
+	sh := &shard{engine: &s.engine, set: s.settings(), histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
 	sh.mail.inTurn = true // it has no waker
 	g := newTable(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
 	g.ep.now().Topics.MaxSubscriptions, g.ep.now().Topics.MaxPatterns = 4, 4

@@ -25,7 +25,7 @@ func subscribeAll(t testing.TB, s *Server, conns []*Conn, each int, topic func(c
 			s.settled()
 		}
 	}
-	eventually(t, "all are subscribed", func() bool { return s.backlogBytes() == 0 })
+	eventually(t, "all are subscribed", func() bool { return s.engine.backlogBytes() == 0 })
 }
 
 // connsAt are the connections of an endpoint.
@@ -153,7 +153,7 @@ func TestPublishAllocations(t *testing.T) {
 	payload := numbered(0, 128)
 	publish := func() {
 		_, _ = s.Publish(Publication{Topic: "a", Format: FormatBinary, Payload: payload})
-		for s.backlogBytes() != 0 {
+		for s.engine.backlogBytes() != 0 {
 			time.Sleep(50 * time.Microsecond)
 		}
 	}

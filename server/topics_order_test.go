@@ -214,7 +214,7 @@ func TestTopicOverload(t *testing.T) {
 			t.Fatal(m.text)
 		}
 	}
-	eventually(t, "nothing is left", func() bool { return s.backlogBytes() == 0 && s.Stats().QueuedBytes == 0 })
+	eventually(t, "nothing is left", func() bool { return s.engine.backlogBytes() == 0 && s.Stats().QueuedBytes == 0 })
 }
 
 // A handler publishes on the loop of those who listen. The loop cannot look at it meanwhile, so that the

@@ -111,7 +111,7 @@ func TestUnixSocketsAreSpread(t *testing.T) {
 	for range 40 {
 		dialAt(t, "unix", path).upgrade("/echo")
 	}
-	shards := s.allShards()
+	shards := s.engine.allShards()
 	if len(shards) != 4 {
 		t.Fatalf("%d shards", len(shards))
 	}
@@ -120,7 +120,7 @@ func TestUnixSocketsAreSpread(t *testing.T) {
 			t.Errorf("a loop has %d connections, want 10", n)
 		}
 	}
-	if hidden := s.tcp[0].addr.String(); s.Addr().Network() != "unix" || len(s.Addrs()) != 1 {
+	if hidden := s.engine.tcp[0].addr.String(); s.Addr().Network() != "unix" || len(s.Addrs()) != 1 {
 		t.Errorf("it listens on %v", s.Addrs())
 	} else if conn, err := net.Dial("tcp", hidden); err == nil {
 		_ = conn.Close()
@@ -339,11 +339,11 @@ func TestArrivalWithoutDescriptors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &acceptor{listener: s.listeners[0], moving: make(chan struct{}, 1)}
+	a := &acceptor{listener: s.engine.listeners[0], moving: make(chan struct{}, 1)}
 	a.moving <- struct{}{}
 	restore := noDescriptors(t)
 	defer restore()
-	a.move(conn.(*net.UnixConn), &arrival{sh: s.allShards()[0], entered: a.listener, place: s.sockets.Add(1)})
+	a.move(conn.(*net.UnixConn), &arrival{sh: s.engine.allShards()[0], entered: a.listener, place: s.engine.sockets.Add(1)})
 	restore()
 	c.wantEOF()
 	if st := s.Stats(); st.Refusals[RefuseDescriptors] != 1 || st.Sockets != 1 || st.Accepted != 2 {

@@ -22,7 +22,7 @@ func (s *Server) URL(path string) string {
 	}
 	host, port := "", ""
 	scheme := "ws"
-	for i, l := range s.listeners {
+	for i, l := range s.engine.listeners {
 		text, _ := l.address()
 		if _, ok := unixPath(text); ok {
 			continue

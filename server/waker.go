@@ -79,7 +79,7 @@ func (w *waker) register(fd int) {
 			return
 		}
 		if !isExhausted(err) {
-			w.sh.srv.fail(fmt.Errorf("register a socket pair: %w", err))
+			w.sh.engine.fail(fmt.Errorf("register a socket pair: %w", err))
 			return
 		}
 		time.Sleep(exhaustedPause)
@@ -100,7 +100,7 @@ func (w *waker) enroll(fd int) error {
 		_ = end.Close()
 		return err
 	}
-	return w.sh.srv.awaitEnrolled(enrolled)
+	return w.sh.engine.awaitEnrolled(enrolled)
 }
 
 // wake never blocks: when the socket is full, the loop has been woken often enough.

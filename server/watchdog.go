@@ -68,27 +68,36 @@ const (
 )
 
 // watchLoops tells of loops that are blocked, and of those that are not any more, until ctx ends.
-func (s *Server) watchLoops(ctx context.Context) {
+func (e *engine) watchLoops(ctx context.Context) {
 	since := map[*shard]time.Duration{}
-	every(ctx, min(blockedLook, s.ops.blockedAfter/4), func() {
-		now := s.uptime()
-		for i, sh := range s.allShards() {
+	every(ctx, min(blockedLook, e.blockedAfter/4), func() {
+		now := e.uptime()
+		for i, sh := range e.allShards() {
 			silent := sh.mail.waits(now)
 			began, known := since[sh]
 			switch {
-			case !known && silent > s.ops.blockedAfter:
+			case !known && silent > e.blockedAfter:
 				since[sh] = now - silent
-				s.tellBlocked(i, sh, silent)
+				e.tellBlocked(i, sh, silent)
 			case known && now-silent > began: // it has come round since
 				delete(since, sh)
-				s.log.Warn("event loop is running again", "loop", i, "after", (now - silent - began).Round(time.Millisecond))
+				e.log.Warn("event loop is running again", "loop", i, "after", (now - silent - began).Round(time.Millisecond))
 			}
 		}
 	})
 }
 
+// longestSilence is that of the loop that is worst off.
+func (e *engine) longestSilence() (longest time.Duration) {
+	now := e.uptime()
+	for _, sh := range e.allShards() {
+		longest = max(longest, sh.mail.waits(now))
+	}
+	return longest
+}
+
 // tellBlocked logs what a loop does that does not come round.
-func (s *Server) tellBlocked(i int, sh *shard, silent time.Duration) {
+func (e *engine) tellBlocked(i int, sh *shard, silent time.Duration) {
 	sh.stats.Blocked.Add(1)
 	args := []any{"loop", i, "for", silent.Round(time.Millisecond)}
 	if site := sh.called.Load(); site != nil {
@@ -97,7 +106,7 @@ func (s *Server) tellBlocked(i int, sh *shard, silent time.Duration) {
 	if stack := stackOf(sh.goroutine); stack != "" {
 		args = append(args, "stack", stack)
 	}
-	s.log.Warn("event loop is blocked; its connections are waiting", args...)
+	e.log.Warn("event loop is blocked; its connections are waiting", args...)
 }
 
 // stackOf is the stack of a goroutine, or "" if it costs too much or is not found.

@@ -100,7 +100,7 @@ func TestBlockedHooksAreNamed(t *testing.T) {
 				Close: func(*Conn, error) { block("Close") },
 			}
 			s, log := startChanged(t, Options{Loops: 1, Endpoints: []Endpoint{{Path: "/here", Handler: handler}}}, func(s *Server) {
-				s.ops.blockedAfter = 100 * time.Millisecond
+				s.engine.blockedAfter = 100 * time.Millisecond
 			})
 			c := dialRaw(t, s)
 			c.write(append([]byte(upgradeHead("/here")), text("hello")...))

@@ -183,7 +183,7 @@ func (c *Conn) serve(w *workload, deadline time.Duration) {
 		default:
 			c.resumeInput(deadline)
 		}
-		if sh.srv.uptime() >= deadline {
+		if sh.engine.uptime() >= deadline {
 			return
 		}
 	}

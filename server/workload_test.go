@@ -215,7 +215,7 @@ func TestPublishersShareTheLine(t *testing.T) {
 				for _, c := range clients {
 					c.write(message)
 				}
-				eventually(t, "all publish", func() bool { return int(s.inFlight.publishers.Load()) == row.clients })
+				eventually(t, "all publish", func() bool { return int(s.engine.inFlight.publishers.Load()) == row.clients })
 				for _, c := range clients {
 					c.write(repeat(message, 3*maxPublishing))
 				}
@@ -228,7 +228,7 @@ func TestPublishersShareTheLine(t *testing.T) {
 				clients[0].conn.Close()
 				close(hold)
 				eventually(t, "all is published", func() bool {
-					return s.inFlight.publishers.Load() == 0 && s.Stats().MessagesIn >= uint64((row.clients-1)*(1+3*maxPublishing))
+					return s.engine.inFlight.publishers.Load() == 0 && s.Stats().MessagesIn >= uint64((row.clients-1)*(1+3*maxPublishing))
 				})
 			})
 		}
@@ -389,7 +389,7 @@ func TestRunQueueOrder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sh := &shard{srv: s, set: s.settings()}
+	sh := &shard{engine: &s.engine, set: s.settings()}
 	q := &sh.run
 	add := func(name uint64) *workload {
 		c := &Conn{sh: sh, id: name}
@@ -428,7 +428,7 @@ func TestRunQueueOfAnOverloadedLoop(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sh := &shard{srv: s, set: s.settings(), began: time.Minute}
+	sh := &shard{engine: &s.engine, set: s.settings(), began: time.Minute}
 	q := &sh.run
 	add := func(used time.Duration) *workload {
 		c := &Conn{sh: sh}
@@ -490,7 +490,7 @@ func TestRunQueueOfACrowd(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		sh := &shard{srv: s, set: s.settings()}
+		sh := &shard{engine: &s.engine, set: s.settings()}
 		q := &sh.run
 		const crowd, every = 1000, 50 * time.Millisecond
 		turns := map[*workload]int{}

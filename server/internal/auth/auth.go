@@ -60,8 +60,8 @@ func (a *Authenticator) CheckToken(r *codec.Request) (Identity, error) {
 	return Identity{}, errNoToken
 }
 
-// TokenCost is about how long CheckToken takes, 0 if that is at most 100 us or so: the time that a check of one signature
-// takes with a key of the usual size.
+// TokenCost is about how long CheckToken takes, 0 if that is at most 100 us or so: the time that a check of one
+// signature takes with a key of the usual size.
 func (a *Authenticator) TokenCost(r *codec.Request) time.Duration {
 	if a.jwt == nil || !a.jwt.keys.costly.Load() {
 		return 0
@@ -70,8 +70,8 @@ func (a *Authenticator) TokenCost(r *codec.Request) time.Duration {
 	return a.jwt.cost(token)
 }
 
-// Verify returns who the owner of a token is. It waits for nothing, but may take as long as VerifyCost says, and must not
-// be called unless ChecksTokens. The error is a *[Refusal].
+// Verify returns who the owner of a token is. It waits for nothing, but may take as long as VerifyCost says, and must
+// not be called unless ChecksTokens. The error is a *[Refusal].
 func (a *Authenticator) Verify(token string) (Identity, error) { return a.jwt.verify(token) }
 
 // VerifyCost is like TokenCost, for Verify.

@@ -168,8 +168,8 @@ func (v *verifier) verify(token string) (Identity, error) {
 	return id, nil
 }
 
-// cost is about how long verify takes for a token, 0 if that is no longer than a check with one usual key. It looks only
-// at the token's header.
+// cost is about how long verify takes for a token, 0 if that is no longer than a check with one usual key. It looks
+// only at the token's header.
 func (v *verifier) cost(token string) time.Duration {
 	if len(token) > maxToken {
 		return 0

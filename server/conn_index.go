@@ -26,8 +26,8 @@ type entry struct {
 // A list serves all pages for a while. A first page wants a new one, but making lists takes no more than
 // a small part of the time, however often somebody asks.
 const (
-	rosterLife = 10 * time.Second
-	rosterPart = 20
+	connIndexLife = 10 * time.Second
+	connIndexPart = 20
 )
 
 // page returns open connections with ids above after, and reports whether there are more. One that is open
@@ -36,7 +36,7 @@ func (r *connIndex) page(s *Server, after uint64, limit int) (conns []*Conn, mor
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	age, fresh := time.Since(r.made), after == 0 || after >= r.reached
-	if age > rosterLife || fresh && age > rosterPart*r.cost {
+	if age > connIndexLife || fresh && age > connIndexPart*r.cost {
 		r.make(s)
 	}
 	i, found := r.search(after)
@@ -64,7 +64,7 @@ func (r *connIndex) search(id uint64) (int, bool) {
 func (r *connIndex) make(s *Server) {
 	began := time.Now()
 	r.list = slices.Grow([]entry(nil), s.Count())
-	r.reached = s.lastID.Load()
+	r.reached = s.engine.lastID.Load()
 	for c := range s.Conns() {
 		r.list = append(r.list, entry{c.id, c})
 	}
@@ -72,9 +72,9 @@ func (r *connIndex) make(s *Server) {
 	r.made = time.Now()
 	r.cost = r.made.Sub(began)
 	if r.forget == nil {
-		r.forget = time.AfterFunc(rosterLife, r.drop)
+		r.forget = time.AfterFunc(connIndexLife, r.drop)
 	} else {
-		r.forget.Reset(rosterLife)
+		r.forget.Reset(connIndexLife)
 	}
 }
 
@@ -82,7 +82,7 @@ func (r *connIndex) make(s *Server) {
 func (r *connIndex) drop() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if time.Since(r.made) >= rosterLife {
+	if time.Since(r.made) >= connIndexLife {
 		r.list, r.made = nil, time.Time{}
 	}
 }
