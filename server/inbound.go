@@ -154,11 +154,13 @@ func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
 		wait = wait || c.isFull()
 		wait = c.block(fanout) || wait
 	}
-	if w := c.workload(); w != nil && w.served && !varies {
-		w.most = c.maxCharge(size, 0)
-	}
-	if (heavy || size >= heavyPayload) && c.session() == nil { // else decryptUntil does that
-		c.chargeInput(size, 0)
+	if c.session() == nil { // else decryptUntil charges, and records take time of their own
+		if w := c.workload(); w != nil && w.served && !varies {
+			w.maxTurn += c.maxCharge(size, 0)
+		}
+		if heavy || size >= heavyPayload {
+			c.chargeInput(size, 0)
+		}
 	}
 	d.Release()
 	if c.keep(d, b); wait && !c.is(markPeerDone) && c.state.Load() < stateLingering {
@@ -195,9 +197,9 @@ func (sh *shard) inflateBudget() int { return int(inflateBudget * sh.run.quantum
 // heavyPayload is the size in bytes of a message from which on the clock is looked at after each.
 const heavyPayload = 4 << 10
 
-// maxCharge bounds what a connection is charged for so many bytes of input, in so many TLS records, outside its
-// turns: what took longer was most likely the system, which ran something else in between. What an application's
-// handler takes is not known.
+// maxCharge bounds what a connection is charged for so many bytes of input, in so many TLS records, outside its turns,
+// and in those in which it only sends plain messages to be echoed or broadcast: what took longer was most likely the
+// system, which ran something else in between. What an application's handler takes is not known.
 func (c *Conn) maxCharge(size, records int) time.Duration {
 	base := 2 * quantum
 	if c.state.Load() == stateOpen && c.ep.Mode != "" && c.handler() == &c.ep.handler {

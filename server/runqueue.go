@@ -91,13 +91,13 @@ func (sh *shard) runQueued() {
 	for start := sh.engine.uptime(); len(q.heap) > 0; {
 		w := q.pop()
 		began := sh.engine.uptime()
-		w.served, w.most = true, 0
+		w.served, w.maxTurn = true, 0
 		w.conn.serve(w, began+q.quantum())
 		w.served = false
 		now := sh.engine.uptime()
 		took := clock.took(now - began)
-		if w.most > 0 {
-			took = min(took, w.most)
+		if w.maxTurn > 0 {
+			took = min(took, w.maxTurn)
 		}
 		w.used.addTurn(took, now)
 		if w.requests.len() > 0 && w.requests.first().after > sh.ran {

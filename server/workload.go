@@ -34,7 +34,7 @@ type workload struct {
 	offloaded usage         // of the offload queue
 	listed    bool          // in runQueue.charged
 	served    bool          // it is the connection's turn now
-	most      time.Duration // what that turn is charged for at most; 0 for no such limit
+	maxTurn   time.Duration // what that turn is charged for at most; 0 for no such limit
 
 	inflates  bool          // the input begins with a message that waits for others to be decompressed
 	suspended bool          // input waits in conn.in, or in the session, and the socket is not read

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"strings"
@@ -636,4 +637,50 @@ func theConn(t *testing.T, s *Server) (c *Conn) {
 		return false
 	})
 	return c
+}
+
+// A turn in which a client has only plain messages echoed is charged for no more than they take. Over TLS it is charged
+// for what it took: records cost time of their own.
+func TestOnlyPlainEchoesBoundWhatATurnCosts(t *testing.T) {
+	for _, row := range []struct {
+		path         string
+		tls, bounded bool
+	}{
+		{path: "/echo", bounded: true},
+		{path: "/echo", tls: true},
+		{path: "/ws?topic=a"},
+	} {
+		t.Run(fmt.Sprintf("%s, TLS: %v", row.path, row.tls), func(t *testing.T) {
+			if allOverTLS && row.bounded {
+				t.Skip("it is about plain connections")
+			}
+			opts := topics()
+			opts.Loops = 1
+			opts.Endpoints = append(opts.Endpoints, echoAndBroadcast()...)
+			if row.tls {
+				opts.TLS.Config = testTLS()
+			}
+			s := start(t, opts)
+			if row.tls {
+				dialTLS(t, s, &tls.Config{InsecureSkipVerify: true}, row.path)
+			} else {
+				dial(t, s, row.path)
+			}
+			path, _, _ := strings.Cut(row.path, "?")
+			conn := onlyConn(t, s, path)
+			limit := make(chan [2]time.Duration, 1)
+			_ = conn.Do(func() {
+				w := conn.needWorkload()
+				w.served, w.maxTurn = true, 0
+				conn.decode(text("hello"), maxDeadline)
+				once := w.maxTurn
+				conn.decode(text("hello"), maxDeadline)
+				w.served = false
+				limit <- [2]time.Duration{once, w.maxTurn}
+			})
+			if got := <-limit; (got[0] > 0) != row.bounded || got[1] != 2*got[0] {
+				t.Errorf("a turn with one and two messages costs at most %v", got)
+			}
+		})
+	}
 }
