@@ -40,8 +40,8 @@ func foundAttackRows() []attackRow {
 			}
 		}},
 		{name: "crowd-leaves,5000-topics-with-patterns", many: 1, fast: true, setup: topicsWithPatterns, run: leave},
-		{name: "crowd-leaves,128-topics-each", many: 1, fast: true, setup: crowdOf(1000, func(i int) string { return manyTopicsPath(fmt.Sprintf("own.%d.", i)) }), run: leave},
-		{name: "crowd-sends-1MiB", many: 16, fast: true, setup: crowdOf(500, func(int) string { return "/echo" }), run: func(w *assailant) {
+		{name: "crowd-leaves,128-topics-each", many: 1, fast: true, setup: opening(1000, func(i int) string { return manyTopicsPath(fmt.Sprintf("own.%d.", i)) }), run: leave},
+		{name: "crowd-sends-1MiB", many: 16, fast: true, setup: opening(500, func(int) string { return "/echo" }), run: func(w *assailant) {
 			message := masked(0x82, make([]byte, mib-1))
 			for i := w.number; i < len(crowdConns) && !w.over(); i += 16 {
 				_, _ = crowdConns[i].Write(message[:len(message)-10]) // so that nothing comes back
@@ -118,24 +118,6 @@ func foundAttackRows() []attackRow {
 			path := manyTopicsPath(fmt.Sprintf("%d.%d.", w.number, i))
 			return "GET " + path + " HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n"
 		})},
-	}
-}
-
-// crowdOf opens connections that read, for the attack to use.
-func crowdOf(n int, path func(i int) string) func(*attacker) {
-	return func(a *attacker) {
-		if a.Short {
-			n /= 10
-		}
-		w := &assailant{attacker: a, number: 200}
-		for i := range n {
-			conn, err := w.open(path(i))
-			if err != nil {
-				panic(err)
-			}
-			go func() { _, _ = io.Copy(io.Discard, conn) }()
-			crowdConns = append(crowdConns, conn)
-		}
 	}
 }
 

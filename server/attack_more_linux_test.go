@@ -207,13 +207,18 @@ func listening(head string) func(*attacker) {
 var crowdConns []net.Conn
 
 func leaving(path string, n int) func(*attacker) {
+	return opening(n, func(i int) string { return strings.ReplaceAll(path, "*.leaving", fmt.Sprintf("leaving.%d.*", i)) })
+}
+
+// opening opens connections for the run of a row, each with a path of its own.
+func opening(n int, path func(i int) string) func(*attacker) {
 	return func(a *attacker) {
 		if a.Short {
 			n /= 10
 		}
 		w := &assailant{attacker: a, number: 200}
 		for i := range n {
-			conn, err := w.open(strings.ReplaceAll(path, "*.leaving", fmt.Sprintf("leaving.%d.*", i)))
+			conn, err := w.open(path(i))
 			if err != nil {
 				panic(err)
 			}

@@ -396,6 +396,26 @@ func (a *audience) missed(slot int32) uint64 {
 // another connection's. It is for audiences of topics: a table's members leave it at once.
 func (m *member) hasLeft() bool { return m.conn.state.Load() != stateOpen }
 
+// appendMembers lists members that have not left, up to limit of the list, and counts all of them. The caller holds
+// sh.mu.
+func (a *audience) appendMembers(list []*Conn, limit int) (_ []*Conn, count int) {
+	if a.sh.departed.len() == 0 {
+		for i := range a.members[:min(len(a.members), limit-len(list))] { // the rest of a member is the loop's
+			list = append(list, a.members[i].conn)
+		}
+		return list, len(a.members)
+	}
+	for i := range a.members {
+		if a.members[i].hasLeft() {
+			continue
+		}
+		if count++; len(list) < limit {
+			list = append(list, a.members[i].conn)
+		}
+	}
+	return list, count
+}
+
 // missedUntil is how many messages of the stream a member has not got that were published before a moment.
 func (a *audience) missedUntil(slot int32, moment stamp) (n int) {
 	for i := int(int32(a.members[slot].seq - a.base)); i < len(a.stamps) && int32(a.stamps[i]-moment) <= 0; i++ {

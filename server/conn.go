@@ -215,8 +215,5 @@ func (e *engine) uptimeSeconds() uint32 { return uint32(time.Since(e.begin) / ti
 func (c *Conn) subscriptions() int {
 	c.sh.mu.Lock()
 	defer c.sh.mu.Unlock()
-	if c.ext == nil || c.state.Load() != stateOpen { // it may have left them: see leaveTopics
-		return 0
-	}
-	return len(c.ext.subs)
+	return len(c.openSubscriptions())
 }

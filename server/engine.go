@@ -82,7 +82,7 @@ func (e *engine) init(owner *Server) {
 	e.fdReserve, e.memory = fdReserve{engine: e, fd: -1}, newMemoryGuard(e)
 	e.addresses, e.handshakes = limit.NewAddresses(e.begin), limit.NewSharedBucket(e.begin)
 	e.tlsTable = newTLSTable(e)
-	e.tokenChecks.most = max(1, runtime.GOMAXPROCS(0)-1)
+	e.tokenChecks.parallel = max(1, runtime.GOMAXPROCS(0)-1)
 	e.events, e.grave = logs.NewSampler(maxEvents), logs.NewSampler(maxGrave)
 	e.blockedAfter = blockedAfter
 	e.shards.Store(&[]*shard{})

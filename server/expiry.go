@@ -94,24 +94,22 @@ func (c *Conn) doRefresh(id json.RawMessage, token string) (what string, value a
 
 // verifyElsewhere has a token checked on another goroutine. What the client asks for behind it waits.
 func (c *Conn) verifyElsewhere(a *auth.Authenticator, id json.RawMessage, token string, takes time.Duration) {
-	s := c.reserve()
 	answer := func(renewed auth.Identity, err error) {
-		c.resolve(s, true, func() {
-			var value any
-			if err == nil {
-				value, err = c.renew(renewed)
-			}
-			c.answerWith(id, "refreshed", value, err, c.sendReply)
-		})
-	}
-	drop := func() { answer(auth.Identity{}, fmt.Errorf("%w: too many tokens wait", c.sh.refuse())) }
-	c.sh.engine.tokenChecks.add(&c.workload().offloaded, c.sh.began, takes, &offloadJob{size: len(token), drop: drop, do: func() {
-		if c.state.Load() != stateOpen {
-			c.resolve(s, true, func() {}) // nobody waits for it
-			return
+		var value any
+		if err == nil {
+			value, err = c.renew(renewed)
 		}
-		answer(a.Verify(token))
-	}})
+		c.answerWith(id, "refreshed", value, err, c.sendReply)
+	}
+	c.offload(&c.sh.engine.tokenChecks, takes, len(token), func() func() {
+		if c.state.Load() != stateOpen {
+			return doNothing
+		}
+		renewed, err := a.Verify(token)
+		return func() { answer(renewed, err) }
+	}, func() {
+		answer(auth.Identity{}, fmt.Errorf("%w: too many tokens wait", c.sh.refuse()))
+	})
 }
 
 // renew has a token that is good take the place of the one before.

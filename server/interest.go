@@ -36,13 +36,13 @@ func newInterest(loop gnet.EventLoop) (in interest, err error) {
 	return interest{int(fd.Int()), (*[]byte)(unsafe.Pointer(buffer.UnsafeAddr()))}, nil
 }
 
-// read sets how much the loop reads of a socket at a time: little, or what its buffer takes.
-func (in interest) read(little bool) {
+// limitReads sets how much the loop reads of a socket at a time: crowdedRead, or all that its buffer takes.
+func (in interest) limitReads(crowded bool) {
 	if in.buffer == nil {
 		return
 	}
 	size := cap(*in.buffer)
-	if little {
+	if crowded {
 		size = min(crowdedRead, size)
 	}
 	*in.buffer = (*in.buffer)[:size]

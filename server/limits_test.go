@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -301,7 +300,7 @@ func TestAnnouncedBytesCostNothing(t *testing.T) {
 		for range 100 {
 			clients = append(clients, dial(t, s, "/echo"))
 		}
-		before, in := heapInUse(), s.Stats().BytesIn
+		before, in := testenv.HeapInUse(), s.Stats().BytesIn
 		for _, c := range clients {
 			c.write(append(header(0x82, 1<<30), "some"...))
 		}
@@ -312,19 +311,10 @@ func TestAnnouncedBytesCostNothing(t *testing.T) {
 		} else {
 			eventually(t, "all headers are in", func() bool { return s.Stats().BytesIn == in+100*18 })
 		}
-		if grown := int64(heapInUse()) - int64(before); grown > 4<<20 {
+		if grown := testenv.HeapInUse() - before; grown > 4<<20 {
 			t.Errorf("with max_message %v, 100 headers cost %d bytes", limit, grown)
 		}
 	}
-}
-
-// heapInUse is what is allocated after a collection.
-func heapInUse() uint64 {
-	runtime.GC()
-	runtime.GC()
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return m.HeapAlloc
 }
 
 func TestMaxFragments(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/internal/testenv"
 )
 
 // watchful has a server look at its memory often.
@@ -160,7 +161,7 @@ func TestSheddingFreesMemory(t *testing.T) {
 
 // The measure counts what is kept and not what is free.
 func TestMemoryUsed(t *testing.T) {
-	heapInUse()
+	testenv.HeapInUse()
 	before := memoryUsed()
 	ballast := make([]byte, 64<<20)
 	for i := range ballast {
@@ -171,7 +172,7 @@ func TestMemoryUsed(t *testing.T) {
 	}
 	runtime.KeepAlive(ballast)
 	ballast = nil
-	heapInUse()
+	testenv.HeapInUse()
 	if grown := memoryUsed() - before; grown > 16<<20 {
 		t.Errorf("%v stay when they are free", Size(grown))
 	}

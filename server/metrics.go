@@ -3,6 +3,7 @@ package server
 import (
 	"math"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"unicode/utf8"
@@ -47,7 +48,7 @@ type single struct {
 	read func(*Server, *Stats) float64
 }
 
-var singles = []single{
+var singles = withOldNames([]single{
 	{"connections_limit", "Maximum number of open sockets.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.MaxConnections()) }},
 	{"sockets_open", "Open sockets, including handshakes, closing connections and plain HTTP.", prometheus.GaugeValue, func(_ *Server, st *Stats) float64 { return float64(st.Sockets) }},
 	{"http_connections_open", "Connections that the plain HTTP handler holds.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return s.plainOpen() }},
@@ -98,12 +99,25 @@ var singles = []single{
 	{"cluster_queries_total", "Queries to other servers.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().queries.Load()) }},
 	{"cluster_queries_partial_total", "Queries to other servers that some did not answer in time.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().partial.Load()) }},
 	{"log_events_omitted_total", "Per-connection log events omitted by sampling.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.omitted()) }},
+})
 
-	// Names that go with the next release.
-	{"cluster_holes_total", "Deprecated: use carillon_cluster_sequence_gaps_total.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().sequenceGaps.Load()) }},
-	{"cluster_asks_total", "Deprecated: use carillon_cluster_queries_total.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().queries.Load()) }},
-	{"cluster_asks_partial_total", "Deprecated: use carillon_cluster_queries_partial_total.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().partial.Load()) }},
+// oldNames are names that singles had before, to be removed in the next release.
+var oldNames = []struct{ before, now string }{
+	{"cluster_holes_total", "cluster_sequence_gaps_total"},
+	{"cluster_asks_total", "cluster_queries_total"},
+	{"cluster_asks_partial_total", "cluster_queries_partial_total"},
 }
+
+func withOldNames(list []single) []single {
+	for _, name := range oldNames {
+		one := list[slices.IndexFunc(list, func(s single) bool { return s.name == name.now })]
+		one.name, one.help = name.before, deprecated(name.now)
+		list = append(list, one)
+	}
+	return list
+}
+
+func deprecated(now string) string { return "Deprecated: use " + namespace + "_" + now + "." }
 
 const (
 	metricOpen = iota
@@ -148,7 +162,7 @@ var labelled = [numLabelled]struct {
 	metricReloads:      {"config_reloads_total", "Reloads of the options, by result.", []string{"result"}},
 	metricBuild:        {"build_info", "Always 1; the labels describe the build.", []string{"version", "revision", "go_version"}},
 	metricRelayed:      {"cluster_relayed_total", "Messages sent to other servers or received from the cluster.", []string{"direction", "kind"}},
-	metricRelayedOld:   {"cluster_messages_total", "Deprecated: use carillon_cluster_relayed_total.", []string{"direction", "kind"}},
+	metricRelayedOld:   {"cluster_messages_total", deprecated("cluster_relayed_total"), []string{"direction", "kind"}},
 }
 
 const namespace = "carillon"

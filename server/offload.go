@@ -7,11 +7,11 @@ import (
 )
 
 // offloadQueue has another goroutine do what would take too much of a loop's time in one piece: parse large requests,
-// compress large replies, check costly tokens. It does one thing at a time, or as many as it may, on goroutines that
-// live while there is any. Its order is that of the run queues, so that clients that ask for much wait for each other
-// and not the others for them.
+// compress large replies, check costly tokens. It does one job at a time, or as many as parallel says, on goroutines
+// that live while there are jobs. Its order is that of the run queues, so that clients that ask for much wait for each
+// other and not the others for them.
 type offloadQueue struct {
-	most int // immutable: how many things it does at a time; 0 is one
+	parallel int // immutable: how many jobs it does at a time; 0 is one
 
 	mu      sync.Mutex
 	jobs    indexedHeap[*offloadJob]
@@ -68,7 +68,7 @@ func (q *offloadQueue) add(used *usage, now, takes time.Duration, job *offloadJo
 		q.bytes -= last.size
 		dropped = append(dropped, last)
 	}
-	if q.running < max(q.most, 1) {
+	if q.running < max(q.parallel, 1) {
 		q.running++
 		go q.run()
 	}
@@ -77,6 +77,21 @@ func (q *offloadQueue) add(used *usage, now, takes time.Duration, job *offloadJo
 		job.drop()
 	}
 }
+
+// offload has work done in a queue, and what it returns in the place of what is done now, on the loop. What the client
+// asks for behind it waits. If too much waits in the queue, drop is called instead, on the loop.
+func (c *Conn) offload(q *offloadQueue, takes time.Duration, size int, work func() (then func()), drop func()) *slot {
+	s := c.reserve()
+	q.add(&c.workload().offloaded, c.sh.began, takes, &offloadJob{
+		size: size,
+		do:   func() { c.resolve(s, true, work()) },
+		drop: func() { c.resolve(s, true, drop) },
+	})
+	return s
+}
+
+// doNothing is for a client that has closed: nobody waits for it.
+func doNothing() {}
 
 // last returns the last job that may be dropped, or nil. The caller holds mu.
 func (q *offloadQueue) last() (last *offloadJob) {

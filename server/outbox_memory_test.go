@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"carillon/codec"
+	"carillon/internal/testenv"
 )
 
 // filling is what makes the queue of a client long that does not read: one frame at a time, whose bytes are returned.
@@ -75,13 +76,13 @@ func TestQueueTakesWhatTheLimitSays(t *testing.T) {
 		for _, row := range fillings {
 			t.Run(fmt.Sprintf("%s/%s", p, row.name), func(t *testing.T) {
 				sh, ep := &shard{}, unitEndpoint(SlowConsumer{Policy: p, MaxQueue: limit})
-				before := heapInUse()
+				before := testenv.HeapInUse()
 				list := make([]*Conn, clients)
 				for i := range list {
 					list[i] = queued(sh, ep)
 					list[i].fill(row, limit)
 				}
-				grown, counted := int(int64(heapInUse())-int64(before))/clients, int(sh.stats.QueuedBytes.Load())/clients
+				grown, counted := int(testenv.HeapInUse()-before)/clients, int(sh.stats.QueuedBytes.Load())/clients
 				runtime.KeepAlive(list)
 				if grown > limit*5/4 {
 					t.Errorf("%d bytes of memory for each client, %d are counted, the limit is %d", grown, counted, limit)
@@ -139,13 +140,13 @@ func TestQueueGivesMemoryBack(t *testing.T) {
 			c.take(5000 * 102)
 		}},
 	} {
-		before := heapInUse()
+		before := testenv.HeapInUse()
 		list := make([]*Conn, clients)
 		for i := range list {
 			list[i] = c()
 			row.do(list[i])
 		}
-		if grown := int(int64(heapInUse())-int64(before)) / clients; grown > 16<<10 {
+		if grown := int(testenv.HeapInUse()-before) / clients; grown > 16<<10 {
 			t.Errorf("%s: %d bytes are kept", row.sentence, grown)
 		}
 		runtime.KeepAlive(list)

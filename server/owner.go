@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// What the engine and its loops need of the server that they belong to: this, its endpoints when a shard is made, its
-// hub when a subscriber has gone, and the functions of [Handler].
+// What the engine and its loops need of their server is in this file, except for three things: the endpoints for a new
+// shard, the hub for subscriptions and publications, and the functions of [Handler].
 
 // booted is called when the listeners are open, before the loops accept.
 func (s *Server) booted() error {

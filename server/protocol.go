@@ -72,21 +72,18 @@ const largeRequest = 32 << 10
 
 // parseElsewhere has a request parsed on another goroutine. What the client asks for behind it waits.
 func (c *Conn) parseElsewhere(payload []byte) {
-	s := c.reserve()
-	s.cost += len(payload)
-	w := c.workload()
-	w.requests.bytes += len(payload)
-	drop := func() {
-		c.resolve(s, true, func() { c.fail(nil, fmt.Errorf("%w: too many large requests wait", c.sh.refuse()), c.sendReply) })
-	}
-	c.sh.engine.offload.add(&w.offloaded, c.sh.began, time.Duration(len(payload))*parseByte, &offloadJob{size: len(payload), drop: drop, do: func() {
+	q, takes := &c.sh.engine.offload, time.Duration(len(payload))*parseByte
+	s := c.offload(q, takes, len(payload), func() func() {
 		if c.state.Load() != stateOpen {
-			c.resolve(s, true, func() {}) // nobody waits for it
-			return
+			return doNothing
 		}
 		r, err := parseRequest(payload)
-		c.resolve(s, true, func() { c.answerParsed(r, err) })
-	}})
+		return func() { c.answerParsed(r, err) }
+	}, func() {
+		c.fail(nil, fmt.Errorf("%w: too many large requests wait", c.sh.refuse()), c.sendReply)
+	})
+	s.cost += len(payload)
+	c.workload().requests.bytes += len(payload)
 }
 
 // answerParsed answers a request in its turn.
@@ -454,17 +451,9 @@ func (s *Server) subscribers(topic string, limit int) (list []*Conn, count int) 
 			if a == nil {
 				continue
 			}
-			count += len(a.members)
-			someLeft := l.sh.departed.len() > 0
-			for i := range a.members { // not by value: the rest of a member is the loop's
-				if someLeft && a.members[i].hasLeft() {
-					count--
-				} else if len(list) < limit {
-					list = append(list, a.members[i].conn)
-				} else if !someLeft {
-					break
-				}
-			}
+			n := 0
+			list, n = a.appendMembers(list, limit)
+			count += n
 		}
 		l.sh.mu.Unlock()
 	}

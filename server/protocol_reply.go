@@ -81,17 +81,16 @@ const largeReply = 32 << 10
 // compressElsewhere has a reply compressed on another goroutine, and sends it in the place of what is done now. What
 // the client asks for behind it waits.
 func (c *Conn) compressElsewhere(text []byte) {
-	deflater, s := c.ep.now().deflater, c.reserve()
-	w := c.workload()
-	send := func(frame []byte) { c.resolve(s, true, func() { c.sendBytes(frame, itemAnswer) }) }
-	plain := func() { send(codec.AppendFrame(nil, codec.OpText, text)) }
-	c.sh.engine.offload.add(&w.offloaded, c.sh.began, time.Duration(len(text))*compressByte, &offloadJob{size: len(text), drop: plain, do: func() {
+	q, takes := &c.sh.engine.offload, time.Duration(len(text))*compressByte
+	deflater := c.ep.now().deflater
+	plain := func() { c.sendBytes(codec.AppendFrame(nil, codec.OpText, text), itemAnswer) }
+	c.offload(q, takes, len(text), func() func() {
 		if c.state.Load() != stateOpen {
-			plain() // to nobody
-			return
+			return plain // to nobody, which counts
 		}
-		send(deflater.AppendFrameWithin(nil, codec.OpText, text, c.window))
-	}})
+		frame := deflater.AppendFrameWithin(nil, codec.OpText, text, c.window)
+		return func() { c.sendBytes(frame, itemAnswer) }
+	}, plain)
 }
 
 // keepReply is the size of a buffer for replies that a quiet loop keeps.

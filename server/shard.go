@@ -171,7 +171,7 @@ func (sh *shard) addToRound(d time.Duration) {
 	if sh.round += d; sh.isCrowded() {
 		sh.wake()
 	}
-	sh.interest.read(sh.isCrowded() || sh.run.isLong())
+	sh.interest.limitReads(sh.isCrowded() || sh.run.isLong())
 }
 
 // endTurn ends a turn and returns how long it took. If something is left to do (new commands, work of connections,
@@ -198,7 +198,7 @@ func (sh *shard) wokenTurn() {
 	sh.beginTurn()
 	sh.histograms.Lag.Since(woken, sh.began)
 	sh.round = 0
-	sh.interest.read(sh.run.isLong())
+	sh.interest.limitReads(sh.run.isLong())
 	if sh.sliced {
 		sh.sliced = false
 		sh.runCommands()

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"carillon/codec"
+	"carillon/internal/testenv"
 )
 
 // dialSmall opens a TCP connection whose socket has little room and which reads nothing by itself: the
@@ -436,7 +437,7 @@ func TestFrozenPinger(t *testing.T) {
 	for s.Stats().QueuedBytes == 0 {
 		cathy.write(crowd)
 	}
-	before := heapInUse()
+	before := testenv.HeapInUse()
 	const crowds = 800 // 50 MB
 	for range crowds {
 		cathy.write(crowd)
@@ -451,7 +452,7 @@ func TestFrozenPinger(t *testing.T) {
 	if n := s.Stats().QueuedBytes; n > 128<<10 {
 		t.Errorf("%d bytes are queued", n)
 	}
-	if grown := int64(heapInUse()) - int64(before); grown > 10<<20 {
+	if grown := testenv.HeapInUse() - before; grown > 10<<20 {
 		t.Errorf("%d bytes of memory for a client that sent %d", grown, crowds*len(crowd))
 	}
 	cathy.write(masked(0x88, []byte{0x03, 0xe8}))

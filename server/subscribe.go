@@ -166,14 +166,24 @@ func (c *Conn) Unsubscribe(topic string, done func(error)) {
 func (c *Conn) Subscriptions() []string {
 	c.sh.mu.Lock()
 	defer c.sh.mu.Unlock()
-	if c.ext == nil || c.state.Load() != stateOpen { // it may have left them: see leaveTopics
+	subs := c.openSubscriptions()
+	if len(subs) == 0 {
 		return nil
 	}
-	names := make([]string, len(c.ext.subs))
-	for i := range c.ext.subs {
-		names[i] = c.ext.subs[i].name()
+	names := make([]string, len(subs))
+	for i := range subs {
+		names[i] = subs[i].name()
 	}
 	return names
+}
+
+// openSubscriptions are those of an open connection. One that has closed may still have its places in the audiences:
+// see leaveTopics. The caller holds sh.mu.
+func (c *Conn) openSubscriptions() []subscription {
+	if c.ext == nil || c.state.Load() != stateOpen {
+		return nil
+	}
+	return c.ext.subs
 }
 
 // call runs what the mailbox held for a connection. The application may have a part in it.

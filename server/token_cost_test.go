@@ -33,7 +33,7 @@ func (i *issuer) costly() Endpoint {
 // holdTokens has tokens wait that take long to check, until it is called off.
 func holdTokens(s *Server) (release func()) {
 	hold := make(chan struct{})
-	for range s.engine.tokenChecks.most {
+	for range s.engine.tokenChecks.parallel {
 		s.engine.tokenChecks.add(new(usage), 0, 0, &offloadJob{do: func() { <-hold }})
 	}
 	return func() { close(hold) }

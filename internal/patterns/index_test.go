@@ -3,10 +3,11 @@ package patterns
 import (
 	"fmt"
 	"math/rand/v2"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
+
+	"carillon/internal/testenv"
 )
 
 // stands reports whether every topic that inner stands for matches outer, in the plainest words.
@@ -119,28 +120,21 @@ func TestAnIndexGivesItsMemoryBack(t *testing.T) {
 	const n = 300_000
 	for _, format := range []string{"b%d.>", "a.b%d.*"} {
 		var index Index[int]
-		value, before := 1, heap()
+		value, before := 1, testenv.HeapInUse()
 		for i := range n {
 			index.Add(fmt.Sprintf(format, i), &value)
 		}
-		full := heap() - before
+		full := testenv.HeapInUse() - before
 		for i := range n - 2 {
 			index.Remove(fmt.Sprintf(format, i))
 		}
-		if left := heap() - before; left > full/100 {
+		if left := testenv.HeapInUse() - before; left > full/100 {
 			t.Errorf("%s: %d B are left of %d B", format, left, full)
 		}
 		if last := fmt.Sprintf(strings.TrimRight(format, ".*>")+".c", n-1); len(index.Match(last, nil)) != 1 {
 			t.Errorf("%s: the last one does not match %s", format, last)
 		}
 	}
-}
-
-func heap() int {
-	var m runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&m)
-	return int(m.HeapAlloc)
 }
 
 // BenchmarkCovers looks whether one of so many patterns of others covers a name.

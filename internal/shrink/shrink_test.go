@@ -3,23 +3,18 @@ package shrink
 import (
 	"runtime"
 	"testing"
-)
 
-func heap() int {
-	var m runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&m)
-	return int(m.HeapAlloc)
-}
+	"carillon/internal/testenv"
+)
 
 func TestAMapGivesItsMemoryBack(t *testing.T) {
 	const n = 1_000_000
 	var m Map[int, [2]int]
-	before := heap()
+	before := testenv.HeapInUse()
 	for i := range n {
 		m.Set(i, [2]int{i, i})
 	}
-	full := heap() - before
+	full := testenv.HeapInUse() - before
 	for i := range n {
 		m.Delete(i)
 		if i%10_000 == 0 {
@@ -28,7 +23,7 @@ func TestAMapGivesItsMemoryBack(t *testing.T) {
 			}
 		}
 	}
-	if left := heap() - before; m.Len() != 0 || left > full/100 {
+	if left := testenv.HeapInUse() - before; m.Len() != 0 || left > full/100 {
 		t.Errorf("%d entries and %d B are left of %d B", m.Len(), left, full)
 	}
 	runtime.KeepAlive(&m)
@@ -101,7 +96,7 @@ func TestASliceGivesItsMemoryBack(t *testing.T) {
 
 func TestAQueueIsInOrderAndGivesItsMemoryBack(t *testing.T) {
 	var q Queue[int]
-	before, next, want := heap(), 0, 0
+	before, next, want := testenv.HeapInUse(), 0, 0
 	for range 3 {
 		for range 500_000 {
 			q.Push(next)
@@ -123,7 +118,7 @@ func TestAQueueIsInOrderAndGivesItsMemoryBack(t *testing.T) {
 	if _, ok := q.Front(); ok || want != next {
 		t.Errorf("%d of %d came out", want, next)
 	}
-	if left := heap() - before; left > 64<<10 {
+	if left := testenv.HeapInUse() - before; left > 64<<10 {
 		t.Errorf("%d B are left", left)
 	}
 	for i := range 300 { // and it goes on
