@@ -32,6 +32,8 @@ type fakeNet struct {
 	leaderless        bool    // nobody can take, or give, messages of persistent topics
 	largest           int     // payload that it takes; 0 is no limit
 	loads             int
+	behind            int           // so many loads
+	shown             uint64        // show nothing that comes after this offset
 	holdLoads         chan struct{} // they wait until it is closed
 	holdAnswers       chan struct{} // the same of answers to questions, which have been given
 }
@@ -313,7 +315,13 @@ func (b *fakeBroker) load(topic string, after uint64) (Kept, error) {
 	if found {
 		first++
 	}
-	return Kept{Epoch: n.epoch, Messages: slices.Clone(t.messages[first:]), Since: max(t.since, after), Last: n.offset, Now: time.Now()}, nil
+	kept := Kept{Epoch: n.epoch, Messages: slices.Clone(t.messages[first:]), Since: max(t.since, after), Last: n.offset, Now: time.Now()}
+	if n.behind > 0 {
+		n.behind--
+		kept.Last = max(n.shown, after)
+		kept.Messages = slices.DeleteFunc(kept.Messages, func(m Message) bool { return m.Offset > n.shown })
+	}
+	return kept, nil
 }
 
 func (b *fakeBroker) Nodes() (list []NodeInfo) {

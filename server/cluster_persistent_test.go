@@ -109,24 +109,38 @@ func TestClusterSinceAhead(t *testing.T) {
 	bob.wants("four")
 	alice.wants("four")
 
+	t.Run("the leader stood still", func(t *testing.T) {
+		n.set(func() { n.lost, n.behind, n.shown = 1, 3, r.Offset })
+		five := mustPublish(t, list[1], "log", "five")
+		six := mustPublish(t, list[1], "log", "six")
+		n.set(func() { n.lost = 0 })
+		fred := dial(t, list[0], "/ws", speakJSON)
+		if got := fred.since("log", position(five)); !*got.Subscribed.Recovered || *got.Subscribed.Offset != six.Offset {
+			t.Fatal(got.text)
+		}
+		fred.wants("six")
+		alice.wants("five", "six")
+		r = six
+	})
 	t.Run("nobody has been there", func(t *testing.T) {
 		cathy := dial(t, list[0], "/ws", speakJSON)
 		if got := cathy.since("log", Position{Offset: r.Offset + 1000, Epoch: r.Epoch}); *got.Subscribed.Recovered {
 			t.Fatal(got.text)
 		}
-		cathy.wants("one", "two", "three", "four")
+		cathy.wants("one", "two", "three", "four", "five", "six")
 	})
 	t.Run("another epoch", func(t *testing.T) {
 		dora := dial(t, list[0], "/ws", speakJSON)
 		if got := dora.since("log", Position{Offset: two.Offset, Epoch: "other"}); *got.Subscribed.Recovered {
 			t.Fatal(got.text)
 		}
-		dora.wants("one", "two", "three", "four")
+		dora.wants("one", "two", "three", "four", "five", "six")
 	})
 	t.Run("raw", func(t *testing.T) {
 		ed := dial(t, list[1], fmt.Sprintf("/ws?topic=log&since=%d&epoch=%s", two.Offset, two.Epoch))
-		ed.want("three")
-		ed.want("four")
+		for _, text := range []string{"three", "four", "five", "six"} {
+			ed.want(text)
+		}
 	})
 }
 

@@ -75,9 +75,19 @@ func (k *replica) hold(m *message, prev uint64) {
 // further than this server has was at another one, and waits for what that one had. Who subscribes gets later what
 // may be missing; who reads waits for it. The caller holds mu.
 func (f *follower) awaitReplica(t *topicState, from Start, reads bool, done func(error)) (ready bool, err error) {
+	return f.awaitPosition(t, from, reads, maxDoubts, done)
+}
+
+// maxDoubts is how often more is loaded for somebody who has been further in this epoch than a load shows: for 3 to 6
+// seconds. The leader of a stream that has stood still believes for a moment that it leads, and says what it had. That
+// is all that a client's word is worth: it may be a lie.
+const maxDoubts = 6
+
+// awaitPosition is awaitReplica, with so many loads that may turn out to be behind.
+func (f *follower) awaitPosition(t *topicState, from Start, reads bool, doubts int, done func(error)) (ready bool, err error) {
 	k := t.link.replica
 	t.link.wanted = f.srv.engine.uptime()
-	known := from.Since == nil || k.loaded && (from.Since.Epoch != k.epochText() || from.Since.Offset <= t.offset)
+	known := from.Since == nil || k.loaded && !t.isBehind(from)
 	if k.loaded && known && !(reads && f.isIncomplete(k)) {
 		return true, nil
 	}
@@ -88,6 +98,10 @@ func (f *follower) awaitReplica(t *topicState, from Start, reads bool, done func
 	if joined && known && k.loading && !k.stale && !f.isStale(k) {
 		number = k.loads
 	}
+	if !known && doubts > 0 {
+		then := done
+		done = func(err error) { f.doubt(t, from, reads, doubts-1, err, then) }
+	}
 	f.enlist(&t.source, &waiter{load: number, done: done})
 	switch {
 	case !joined:
@@ -97,6 +111,34 @@ func (f *follower) awaitReplica(t *topicState, from Start, reads bool, done func
 		f.load(t)
 	}
 	return false, nil
+}
+
+// isBehind reports whether somebody has been further than a topic is here. The caller holds mu.
+func (t *topicState) isBehind(from Start) bool {
+	return from.Since != nil && from.Since.Epoch == t.link.replica.epochText() && from.Since.Offset > t.offset
+}
+
+// doubt ends a wait, unless the topic is still behind: then it begins again after a while.
+func (f *follower) doubt(t *topicState, from Start, reads bool, doubts int, err error, done func(error)) {
+	t.mu.Lock()
+	behind := t.link.replica.loaded && t.isBehind(from)
+	t.mu.Unlock()
+	if err != nil || !behind {
+		done(err)
+		return
+	}
+	time.AfterFunc(backoff(maxDoubts-doubts), func() {
+		now, err := f.hub.open(t.name) // it may have been forgotten
+		if err != nil {
+			done(err)
+			return
+		}
+		ready, err := f.awaitPosition(now, from, reads, doubts, done)
+		now.mu.Unlock()
+		if ready || err != nil {
+			done(err)
+		}
+	})
 }
 
 // load has what this server may not have of a topic loaded. The caller holds mu.
