@@ -89,6 +89,7 @@ func TestClusterLoadsOnce(t *testing.T) {
 // Bob was at another server, and comes with a position that this one has not heard of: it lost the message. It looks,
 // and he gets nothing twice.
 func TestClusterSinceAhead(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	n := newFakeNet(1)
 	list := clustered(t, n, 2, topics(TopicRule{Match: "log", History: 10}), unchanged)
 	alice := dial(t, list[0], "/ws", speakJSON)

@@ -32,6 +32,7 @@ func TestReload(t *testing.T) {
 	for _, part := range [][]reloadStory{limitStories, timeStories, clientStories, endStories} {
 		for _, story := range part {
 			t.Run(story.keys, func(t *testing.T) {
+				t.Parallel() // most of it is waiting
 				s := withAPI(t, withoutPings(story.opts))
 				after := story.begin(t, s)
 				reloaded(t, s, story.keys, story.change)

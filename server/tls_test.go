@@ -89,6 +89,7 @@ func TestTLSEnds(t *testing.T) {
 		}
 		c.wantEOF()
 		heard.wantCloseNotify(t)
+		_ = c.conn.Close()
 
 		// A close frame and close_notify in one write: the answer still comes.
 		c = dialTLS(t, s, config, "/")
