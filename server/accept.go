@@ -7,6 +7,7 @@ import (
 	"github.com/panjf2000/gnet/v2"
 
 	"carillon/codec"
+	"carillon/server/stats"
 )
 
 // refuseSlots is how many sockets beyond the limit are accepted to read a request and to answer it
@@ -44,16 +45,16 @@ func (sh *shard) accept(gc gnet.Conn, l *listener, n int64) bool {
 	set := e.settings()
 	at := &set.listeners[l.index]
 	sh.stats.Accepted.Add(1)
-	reject, why := rejectFull, RefuseFull
+	reject, why := rejectFull, stats.RefuseFull
 	if e.draining.Load() {
-		reject, why = rejectDraining, RefuseDraining
+		reject, why = rejectDraining, stats.RefuseDraining
 	}
 	isFull := n > int64(set.maxSockets)
 	isExcess := n > int64(set.maxSockets+refuseSlots)
-	if isFull && why == RefuseFull {
+	if isFull && why == stats.RefuseFull {
 		isFull = !sh.makeRoom() && (isExcess || !e.owner.evictIdle())
 	}
-	if why == RefuseDraining || isFull && isExcess {
+	if why == stats.RefuseDraining || isFull && isExcess {
 		sh.stats.Refusals[why].Add(1)
 		l.turnAway(gc, reject)
 		e.socketClosed()
@@ -69,12 +70,12 @@ func (sh *shard) accept(gc gnet.Conn, l *listener, n int64) bool {
 	switch {
 	case isProxy: // the client's address is to be told
 	case at.proxy.Mode == ProxyRequired:
-		sh.stats.Refusals[RefuseProxyPeer].Add(1)
+		sh.stats.Refusals[stats.RefuseProxyPeer].Add(1)
 		e.socketClosed()
 		return false
 	default:
 		if isCounted, excess = e.claim(remote); excess > crowdSlots {
-			sh.stats.Refusals[RefuseAddressFull].Add(1)
+			sh.stats.Refusals[stats.RefuseAddressFull].Add(1)
 			l.turnAway(gc, rejectCrowded)
 			e.release(remote, isCounted)
 			e.socketClosed()

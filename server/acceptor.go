@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"carillon/server/internal/listen"
+	"carillon/server/stats"
 
 	"github.com/panjf2000/gnet/v2"
 	"golang.org/x/sys/unix"
@@ -221,9 +222,9 @@ func (e *engine) awaitEnrolled(enrolled <-chan gnet.RegisteredResult) error {
 
 // lossReason is how a connection counts that has not come to its loop. Nobody can be told, because gnet has
 // closed the socket.
-func lossReason(err error) RefuseReason {
+func lossReason(err error) stats.RefuseReason {
 	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
-		return RefuseDescriptors
+		return stats.RefuseDescriptors
 	}
-	return RefuseLost
+	return stats.RefuseLost
 }

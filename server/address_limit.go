@@ -8,6 +8,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/limit"
+	"carillon/server/stats"
 )
 
 var errCrowded = errors.New("the address has too many connections (limits.max_connections_per_address)")
@@ -41,7 +42,7 @@ func (c *Conn) claim() bool {
 	if excess <= crowdSlots {
 		return true
 	}
-	c.sh.stats.Refusals[RefuseAddressFull].Add(1)
+	c.sh.stats.Refusals[stats.RefuseAddressFull].Add(1)
 	c.state.Store(stateClosing) // its end is accounted for
 	if c.canAnswer() {
 		_, _ = c.put(rejectCrowded.AppendResponse(nil))

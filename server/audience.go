@@ -7,6 +7,7 @@ import (
 
 	"carillon/codec"
 	"carillon/internal/shrink"
+	"carillon/server/stats"
 )
 
 // audience is a dense list of a shard's connections that get the same messages: those of an endpoint, or
@@ -267,7 +268,7 @@ func (a *audience) serve(i int) (messages, bytes int) {
 		return 0, 0
 	}
 	if a.sh.departed.len() > 0 && !a.isTable() && m.hasLeft() {
-		a.sh.stats.Drop(DropClosed, uint64(a.missedUntil(int32(i), m.conn.ext.left)))
+		a.sh.stats.Drop(stats.DropClosed, uint64(a.missedUntil(int32(i), m.conn.ext.left)))
 		m.seq = p.target
 		return n, 0
 	}

@@ -9,6 +9,7 @@ import (
 	"carillon/codec"
 	"carillon/server/internal/envelope"
 	"carillon/server/internal/logs"
+	"carillon/server/stats"
 )
 
 // closeHow is who wants a connection closed.
@@ -56,7 +57,7 @@ func (c *Conn) beginClose(how closeHow, code codec.CloseCode, reason string) {
 
 // leave takes an open connection out of its endpoint and tells the application.
 func (c *Conn) leave(why *CloseError) {
-	c.sh.stats.Drop(DropClosed, c.table.missed(c.slot))
+	c.sh.stats.Drop(stats.DropClosed, c.table.missed(c.slot))
 	c.leaveTopics()
 	c.sh.deadlines.remove(c)
 	c.dropTimers()
@@ -137,7 +138,7 @@ func (c *Conn) isDetached(err error) {
 		ours := errors.Is(err, errWriteTimeout) || errors.Is(err, errStopped)
 		c.leave(&CloseError{Code: codec.CloseAbnormal, Reason: err.Error(), Remote: !ours, Err: err})
 	case stateHandshake:
-		c.sh.stats.Refusals[RefuseLost].Add(1)
+		c.sh.stats.Refusals[stats.RefuseLost].Add(1)
 		c.dropPendingDecision()
 		c.dropHandshake()
 		c.table.remove(c)
@@ -152,12 +153,12 @@ func (c *Conn) isDetached(err error) {
 	c.sh.engine.socketClosed()
 }
 
-func (c *Conn) dropReason(err error) DropReason {
+func (c *Conn) dropReason(err error) stats.DropReason {
 	switch {
 	case errors.Is(err, errWriteTimeout):
-		return DropWriteTimeout
+		return stats.DropWriteTimeout
 	case c.sh.engine.schedule.Load() != nil:
-		return DropShutdown
+		return stats.DropShutdown
 	}
-	return DropClosed
+	return stats.DropClosed
 }

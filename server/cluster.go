@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"carillon/server/internal/logs"
+	"carillon/server/topic"
 )
 
 // ErrOnLoop is returned by what would have to wait for the cluster and was called on an event loop.
@@ -21,7 +22,7 @@ type follower struct {
 	// Immutable.
 	srv    *Server
 	hub    *hub
-	broker Broker
+	broker topic.Broker
 	paced  chan struct{} // as many as loads of a resync may be under way
 
 	stats    clusterStats
@@ -53,7 +54,7 @@ type clusterStats struct {
 // maxPaced is how many topics a resync looks at at once.
 const maxPaced = 32
 
-func newFollower(h *hub, b Broker) *follower {
+func newFollower(h *hub, b topic.Broker) *follower {
 	h.srv.engine.lastID.Store((1 + rand.Uint64N(1<<20-1)) << 32) // else ids would be those of other servers, too
 	return &follower{srv: h.srv, hub: h, broker: b, paced: make(chan struct{}, maxPaced), unloads: logs.NewSampler(1)}
 }
@@ -98,26 +99,26 @@ func (f *follower) unready() error { return unreachable(f.broker.Ready()) }
 func (f *follower) awayFor(rule int) error { return unreachable(f.broker.PersistentErr(rule)) }
 
 func unreachable(err error) error {
-	if err != nil && !errors.Is(err, ErrNoCluster) {
-		return fmt.Errorf("%w: %v", ErrNoCluster, err)
+	if err != nil && !errors.Is(err, topic.ErrNoCluster) {
+		return fmt.Errorf("%w: %v", topic.ErrNoCluster, err)
 	}
 	return err
 }
 
 // uncertain is what a publisher is told when the broker did not say what became of a message.
 func uncertain(err error) error {
-	if errors.Is(err, ErrUncertain) {
+	if errors.Is(err, topic.ErrUncertain) {
 		return err
 	}
-	return fmt.Errorf("%w: %v", ErrUncertain, err)
+	return fmt.Errorf("%w: %v", topic.ErrUncertain, err)
 }
 
 // unavailable is what a client is told when something could not be had from the broker.
 func unavailable(err error) error {
-	if err == nil || errors.Is(err, ErrNoCluster) || errors.Is(err, ErrOverloaded) {
+	if err == nil || errors.Is(err, topic.ErrNoCluster) || errors.Is(err, topic.ErrOverloaded) {
 		return err
 	}
-	return fmt.Errorf("%w: %v", ErrNoCluster, err)
+	return fmt.Errorf("%w: %v", topic.ErrNoCluster, err)
 }
 
 // backoff is how long to wait after so many failures.
@@ -145,7 +146,7 @@ func (f *follower) leave() {
 // node is what the broker sees of the server.
 type node struct{ f *follower }
 
-func (n node) Transient(from string, incarnation, seq uint64, p Publication, at time.Time) {
+func (n node) Transient(from string, incarnation, seq uint64, p topic.Publication, at time.Time) {
 	n.f.receiveTransient(from, incarnation, seq, &p, at)
 }
 
@@ -153,11 +154,13 @@ func (n node) Broadcast(from, path string, op Opcode, payload []byte, seq uint64
 	n.f.broadcast(from, path, op, payload, seq)
 }
 
-func (n node) Persistent(m Message, epoch string, prev uint64) { n.f.receivePersistent(m, epoch, prev) }
-func (n node) Resync(why string)                               { n.f.resync(why) }
+func (n node) Persistent(m topic.Message, epoch string, prev uint64) {
+	n.f.receivePersistent(m, epoch, prev)
+}
+func (n node) Resync(why string) { n.f.resync(why) }
 func (n node) Answer(subject string, question []byte) []byte {
 	return n.f.answer(subject, question)
 }
-func (n node) Info() NodeInfo     { return n.f.info() }
-func (n node) Rules() []TopicRule { return slices.Clone(n.f.srv.opts().Topics) }
-func (n node) MaxMessage() int64  { return int64(n.f.srv.opts().Limits.MaxMessage) }
+func (n node) Info() topic.NodeInfo { return n.f.info() }
+func (n node) Rules() []topic.Rule  { return slices.Clone(n.f.srv.opts().Topics) }
+func (n node) MaxMessage() int64    { return int64(n.f.srv.opts().Limits.MaxMessage) }

@@ -291,13 +291,13 @@ func (e *gnetHandler) OnOpen(gc gnet.Conn) ([]byte, gnet.Action) {
 	}
 	isAccepted := gc.Context() == nil
 	if isAccepted && !e.engine.fdReserve.admits() {
-		e.engine.refuseUnknown(gc.Fd(), RefuseDescriptors, rejectDescriptors)
+		e.engine.refuseUnknown(gc.Fd(), stats.RefuseDescriptors, rejectDescriptors)
 		return nil, gnet.Close
 	}
 	sh, err := e.engine.shardOf(gc.EventLoop())
 	switch {
 	case isExhausted(err) && isAccepted:
-		e.engine.refuseUnknown(gc.Fd(), RefuseDescriptors, rejectDescriptors)
+		e.engine.refuseUnknown(gc.Fd(), stats.RefuseDescriptors, rejectDescriptors)
 		return nil, gnet.Close
 	case err != nil:
 		e.engine.fail(err)

@@ -7,6 +7,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/limit"
+	"carillon/server/stats"
 )
 
 // When Limits.MaxConnections is reached, a newcomer takes the place of a connection that the server need not keep:
@@ -96,7 +97,7 @@ func (sh *shard) evictShaking() bool {
 	if victim.conn == nil || most <= evictShare && victim.age < evictGrace {
 		return false
 	}
-	victim.conn.evict(RefuseEvicted, rejectEvicted, errEvicted)
+	victim.conn.evict(stats.RefuseEvicted, rejectEvicted, errEvicted)
 	return true
 }
 
@@ -122,7 +123,7 @@ func (c *Conn) sharer() limit.Key {
 
 // evict closes a connection in its handshake at once, after an answer, which may be nil, where its client can read
 // one: to wait for the client's end would keep its place.
-func (c *Conn) evict(why RefuseReason, answer *codec.Rejection, err error) {
+func (c *Conn) evict(why stats.RefuseReason, answer *codec.Rejection, err error) {
 	sh := c.sh
 	if sh.engine.logsEvents() {
 		sh.engine.logEvent("connection evicted", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "reason", why.String())

@@ -8,6 +8,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/auth"
+	"carillon/server/stats"
 )
 
 // closeExpired tells a client that its token, or whatever let it in, is good no more.
@@ -48,7 +49,7 @@ func (sh *shard) expireNext() bool {
 	c := sh.deadlines.heap[0].conn
 	sh.deadlines.remove(c)
 	if c.isOpen() {
-		sh.stats.Cut(CutExpired)
+		sh.stats.Cut(stats.CutExpired)
 	}
 	c.startClose(closeOwn, closeExpired, "token expired")
 	return true

@@ -12,6 +12,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/listen"
+	"carillon/server/stats"
 )
 
 // The table of descriptors belongs to the whole process, so limits.max_connections alone cannot keep it
@@ -138,7 +139,7 @@ func (r *fdReserve) turnOneAway() bool {
 		_, _ = write(int32(conn), rejectDescriptors.AppendResponse(nil))
 		_ = unix.Close(conn)
 		r.engine.unowned.Accepted.Add(1)
-		r.engine.unowned.Refusals[RefuseDescriptors].Add(1)
+		r.engine.unowned.Refusals[stats.RefuseDescriptors].Add(1)
 		return true
 	}
 	return false
@@ -204,7 +205,7 @@ func (r *fdReserve) close() {
 }
 
 // refuseUnknown refuses a connection that no shard gets to know.
-func (e *engine) refuseUnknown(fd int, why RefuseReason, r *codec.Rejection) {
+func (e *engine) refuseUnknown(fd int, why stats.RefuseReason, r *codec.Rejection) {
 	e.unowned.Accepted.Add(1)
 	e.unowned.Refusals[why].Add(1)
 	_, _ = write(int32(fd), r.AppendResponse(nil))

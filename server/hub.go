@@ -21,10 +21,10 @@ import (
 )
 
 var (
-	errTooLargeEncoded = fmt.Errorf("%w: encoded as JSON or as an event it would more than double in size", ErrTooLarge)
+	errTooLargeEncoded = fmt.Errorf("%w: encoded as JSON or as an event it would more than double in size", topic.ErrTooLarge)
 
 	// errTooDeep is an [ErrNotJSON], too: for most who would read it, it is none.
-	errTooDeep = fmt.Errorf("%w that all clients can read: it has more than %d levels", ErrNotJSON, envelope.MaxLevels)
+	errTooDeep = fmt.Errorf("%w that all clients can read: it has more than %d levels", topic.ErrNotJSON, envelope.MaxLevels)
 )
 
 // hub is the broker of this process: a message enters a topic here, where it gets its offset. It owns
@@ -117,7 +117,7 @@ func (h *hub) make(name string) error {
 	o := h.srv.opts()
 	if n := h.count.Add(1); o.Limits.MaxTopics >= 0 && n > int64(o.Limits.MaxTopics) {
 		h.count.Add(-1)
-		return ErrTooManyTopics
+		return topic.ErrTooMany
 	}
 	t := &topicState{hub: h, epoch: h.epochOf(name, *generation), used: h.srv.engine.uptime()}
 	t.name, t.topic = string([]byte(name)), t // the name may be a part of something large
@@ -142,7 +142,7 @@ func (h *hub) epochOf(name string, generation uint32) uint64 {
 
 // publication is a message for a topic, with what the server knows of it.
 type publication struct {
-	Publication
+	topic.Publication
 
 	address limit.Key // of an anonymous client
 	valid   bool      // the payload is known to be what Format says
@@ -162,21 +162,21 @@ type publication struct {
 // called on an event loop, as handlers are, and returns [ErrOnLoop] there: see [Server.PublishFunc]. If it returns
 // [ErrUncertain], the message may have been published or not. Subscribers of this server, too, get it when it comes
 // back from the broker. To any other topic it does not wait, nor say whether other servers get the message.
-func (s *Server) Publish(p Publication) (Receipt, error) {
+func (s *Server) Publish(p topic.Publication) (topic.Receipt, error) {
 	if !s.hub.remote.keeps(p.Topic) {
 		return s.hub.publish(&publication{Publication: p}, nil)
 	}
 	if s.engine.onLoop() {
-		return Receipt{}, fmt.Errorf("publish: %w", ErrOnLoop)
+		return topic.Receipt{}, fmt.Errorf("publish: %w", ErrOnLoop)
 	}
 	return s.hub.publishAndWait(context.Background(), p)
 }
 
 // publish gives the message to this server's subscribers. For other servers' it hands it over, which sent learns
 // the end of if it is not nil and there is no error.
-func (h *hub) publish(p *publication, sent func(error)) (Receipt, error) {
+func (h *hub) publish(p *publication, sent func(error)) (topic.Receipt, error) {
 	if err := h.check(p); err != nil {
-		return Receipt{}, err
+		return topic.Receipt{}, err
 	}
 	if p.Key == "" {
 		return h.enter(p, sent)
@@ -185,50 +185,50 @@ func (h *hub) publish(p *publication, sent func(error)) (Receipt, error) {
 }
 
 func (h *hub) check(p *publication) error {
-	if err := CheckTopic(p.Topic); err != nil {
+	if err := topic.Check(p.Topic); err != nil {
 		return err
 	}
 	limit := int64(h.srv.opts().Limits.MaxMessage)
 	switch {
 	case limit >= 0 && int64(len(p.Payload)) > limit:
-		return ErrTooLarge
-	case limit >= 0 && p.Format != FormatBinary && largestForm(p.Format, p.Payload, 2*limit) > 2*limit:
+		return topic.ErrTooLarge
+	case limit >= 0 && p.Format != topic.FormatBinary && largestForm(p.Format, p.Payload, 2*limit) > 2*limit:
 		return errTooLargeEncoded
-	case p.Format != FormatBinary && !p.valid && !utf8.Valid(p.Payload):
-		return ErrNotText
-	case p.Format == FormatJSON && !p.valid && !json.Valid(p.Payload):
-		return ErrNotJSON
-	case p.Format == FormatJSON && envelope.IsTooDeep(p.Payload):
+	case p.Format != topic.FormatBinary && !p.valid && !utf8.Valid(p.Payload):
+		return topic.ErrNotText
+	case p.Format == topic.FormatJSON && !p.valid && !json.Valid(p.Payload):
+		return topic.ErrNotJSON
+	case p.Format == topic.FormatJSON && envelope.IsTooDeep(p.Payload):
 		return errTooDeep
 	case len(p.Key) > topic.MaxKey:
-		return ErrKey
+		return topic.ErrKey
 	}
 	return nil
 }
 
 // enter gives a message its offset and hands it to the shards that have subscribers, all under the
 // topic's lock, so that every shard sees the same order.
-func (h *hub) enter(p *publication, sent func(error)) (Receipt, error) {
+func (h *hub) enter(p *publication, sent func(error)) (topic.Receipt, error) {
 	if err := h.remote.away(); err != nil {
-		return Receipt{}, err
+		return topic.Receipt{}, err
 	}
 	at := h.srv.engine.stamp()
 	m := &message{format: p.Format, raw: codec.NewFrame(p.Format.Opcode(), p.Payload)}
 	t, err := h.open(p.Topic)
 	if err != nil {
-		return Receipt{}, err
+		return topic.Receipt{}, err
 	}
 	defer h.unlock(t)
 	patterns := h.patternsOf(t)
 	if sh := h.overloaded(t, patterns, int64(len(m.raw.Plain()))); sh != nil {
-		return Receipt{}, sh.refuse()
+		return topic.Receipt{}, sh.refuse()
 	}
 	t.used = h.srv.engine.uptime()
 	m.topic, m.offset, m.time, m.born = t, t.offset+1, h.srv.engine.wall().UnixMilli(), h.srv.engine.ageMillis()
 	h.published.Add(1)
 	n := t.issue(m, at) + issueAll(patterns, m, at)
 	h.remote.relay(&t.source, m, sent)
-	return Receipt{Offset: t.offset, Epoch: t.ownEpoch(), Subscribers: n}, nil
+	return topic.Receipt{Offset: t.offset, Epoch: t.ownEpoch(), Subscribers: n}, nil
 }
 
 // issue makes a message the topic's next one, and says for how many subscribers it is. The caller holds mu.
@@ -335,11 +335,11 @@ func (h *hub) rule() {
 
 // Topics lists the topics whose names match a pattern, by name. They are as many as Limits.MaxTopics
 // allows, so this may take long.
-func (s *Server) Topics(pattern string) ([]TopicInfo, error) {
-	if err := CheckPattern(pattern); err != nil {
+func (s *Server) Topics(pattern string) ([]topic.Info, error) {
+	if err := topic.CheckPattern(pattern); err != nil {
 		return nil, err
 	}
-	var list []TopicInfo
+	var list []topic.Info
 	for i := range s.hub.parts {
 		for t := range s.hub.parts[i].all() {
 			if !topic.Matches(pattern, t.name) {
@@ -352,24 +352,24 @@ func (s *Server) Topics(pattern string) ([]TopicInfo, error) {
 			t.mu.Unlock()
 		}
 	}
-	slices.SortFunc(list, func(a, b TopicInfo) int { return cmp.Compare(a.Topic, b.Topic) })
+	slices.SortFunc(list, func(a, b topic.Info) int { return cmp.Compare(a.Topic, b.Topic) })
 	return list, nil
 }
 
 // Topic describes one topic, and reports whether it exists.
-func (s *Server) Topic(name string) (TopicInfo, bool) {
+func (s *Server) Topic(name string) (topic.Info, bool) {
 	t := s.hub.find(name)
 	if t == nil {
-		return TopicInfo{}, false
+		return topic.Info{}, false
 	}
 	defer t.mu.Unlock()
 	return t.info(s.engine.ageMillis()), true
 }
 
 // info describes the topic at an age of the server. The caller holds mu.
-func (t *topicState) info(now int64) TopicInfo {
+func (t *topicState) info(now int64) topic.Info {
 	t.expire(now)
-	i := TopicInfo{Topic: t.name, Position: t.position(), Subscribers: int(t.subscribers), History: t.history.len(), HistoryBytes: t.history.bytes}
+	i := topic.Info{Topic: t.name, Position: t.position(), Subscribers: int(t.subscribers), History: t.history.len(), HistoryBytes: t.history.bytes}
 	if i.History > 0 {
 		i.Oldest = int64(t.history.all()[0].offset)
 	}
@@ -381,39 +381,39 @@ func (t *topicState) info(now int64) TopicInfo {
 //
 // With [Options.Broker] it waits for the messages of a topic that the broker keeps, at most 10 seconds. Then it also
 // fails with [ErrNoCluster], and with [ErrOnLoop] on an event loop.
-func (s *Server) History(topic string, from Start, limit int) (Past, error) {
-	if err := s.hub.waitFor(topic, from); err != nil {
-		return Past{}, err
+func (s *Server) History(name string, from topic.Start, limit int) (topic.HistoryPage, error) {
+	if err := s.hub.waitFor(name, from); err != nil {
+		return topic.HistoryPage{}, err
 	}
-	past, list, err := s.hub.past(topic, from, limit)
+	past, list, err := s.hub.past(name, from, limit)
 	for _, m := range list {
-		past.Messages = append(past.Messages, Message{Topic: m.topic.name, Offset: m.offset, Time: time.UnixMilli(m.time), Format: m.format, Payload: m.raw.Payload()})
+		past.Messages = append(past.Messages, topic.Message{Topic: m.topic.name, Offset: m.offset, Time: time.UnixMilli(m.time), Format: m.format, Payload: m.raw.Payload()})
 	}
 	return past, err
 }
 
 // waitFor waits until a topic is up to date that the broker keeps; others it does not look at.
-func (h *hub) waitFor(topic string, from Start) error {
-	if !h.remote.keeps(topic) {
+func (h *hub) waitFor(name string, from topic.Start) error {
+	if !h.remote.keeps(name) {
 		return nil
 	}
 	if h.srv.engine.onLoop() {
 		return fmt.Errorf("look up a topic: %w", ErrOnLoop)
 	}
 	done := make(chan error, 1)
-	if ready, err := h.remote.ready(topic, from, true, nothing, func(err error) { done <- err }); ready || err != nil {
+	if ready, err := h.remote.ready(name, from, true, nothing, func(err error) { done <- err }); ready || err != nil {
 		return err
 	}
 	return <-done
 }
 
-func (h *hub) past(topic string, from Start, limit int) (past Past, list []*message, err error) {
-	if err := CheckTopic(topic); err != nil {
+func (h *hub) past(name string, from topic.Start, limit int) (past topic.HistoryPage, list []*message, err error) {
+	if err := topic.Check(name); err != nil {
 		return past, nil, err
 	}
-	t := h.find(topic)
+	t := h.find(name)
 	if t == nil {
-		return Past{Recovered: from.Since == nil}, nil, nil
+		return topic.HistoryPage{Recovered: from.Since == nil}, nil, nil
 	}
 	defer t.mu.Unlock()
 	past.Position = t.position()

@@ -13,6 +13,7 @@ import (
 
 	"carillon/internal/shrink"
 	"carillon/server/internal/limit"
+	"carillon/server/topic"
 )
 
 // keyLife is how long an idempotency key is remembered, unless Limits.MaxKeyMemory is reached.
@@ -78,7 +79,7 @@ type attempt struct {
 
 	mu      sync.Mutex // held while it is published, so that one that comes twice at once waits for the first
 	done    bool
-	receipt Receipt
+	receipt topic.Receipt
 	relay   *relay // nil when the broker has the message
 }
 
@@ -93,7 +94,7 @@ var errRelay = errors.New("the cluster did not acknowledge the first message wit
 
 // begin returns the receipt of an earlier publication and what its relay came to, or an attempt, which the caller
 // leaves.
-func (k *idempotency) begin(p *publication) (a *attempt, known Receipt, relayed error) {
+func (k *idempotency) begin(p *publication) (a *attempt, known topic.Receipt, relayed error) {
 	id, account, second := k.idOf(p), k.accountOf(p), k.second()
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -106,7 +107,7 @@ func (k *idempotency) begin(p *publication) (a *attempt, known Receipt, relayed 
 		k.attempts.Set(id, a)
 	}
 	a.users++
-	return a, Receipt{}, nil
+	return a, topic.Receipt{}, nil
 }
 
 func (a *attempt) leave() {
@@ -118,7 +119,7 @@ func (a *attempt) leave() {
 }
 
 // once publishes unless that was done before.
-func (a *attempt) once(publish func() (Receipt, error)) (Receipt, error) {
+func (a *attempt) once(publish func() (topic.Receipt, error)) (topic.Receipt, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.done {
@@ -134,7 +135,7 @@ func (a *attempt) once(publish func() (Receipt, error)) (Receipt, error) {
 
 // publishOnce publishes a message with a key, unless that was done before. sent, which may be nil, learns what became
 // of it, or of the first one, at the broker, if there is no error. It is called with nothing locked.
-func (h *hub) publishOnce(p *publication, sent func(error)) (Receipt, error) {
+func (h *hub) publishOnce(p *publication, sent func(error)) (topic.Receipt, error) {
 	a, receipt, relayed := h.keys.begin(p)
 	if a == nil {
 		if sent != nil {
@@ -144,7 +145,7 @@ func (h *hub) publishOnce(p *publication, sent func(error)) (Receipt, error) {
 	}
 	defer a.leave()
 	over := &relayAck{done: a.relayed}
-	receipt, err := a.once(func() (Receipt, error) {
+	receipt, err := a.once(func() (topic.Receipt, error) {
 		receipt, err := h.enter(p, over.end)
 		if err == nil {
 			a.relay = &relay{}
@@ -204,7 +205,7 @@ func (a *attempt) tell(sent func(error)) {
 func (k *idempotency) second() uint32 { return uint32(k.now() / time.Second) }
 
 // put remembers a receipt, and forgets others if there is no room for it.
-func (k *idempotency) put(id keyID, account uint64, r Receipt) {
+func (k *idempotency) put(id keyID, account uint64, r topic.Receipt) {
 	epoch, _ := strconv.ParseUint(r.Epoch, 36, 64) // as ownEpoch wrote it
 	e := keyEntry{id: id, account: account, offset: r.Offset, epoch: epoch, subscribers: uint32(r.Subscribers), second: k.second()}
 	most := k.most()

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"carillon/internal/shrink"
+	"carillon/server/topic"
 )
 
 // What the table takes up, in bytes: for a key, its part of the index included, and for an account.
@@ -57,8 +58,8 @@ func (a *keyAccount) place() *int                   { return &a.slot }
 
 func (e *keyEntry) isOld(second uint32) bool { return second-e.second > uint32(keyLife/time.Second) }
 
-func (e *keyEntry) receipt() Receipt {
-	return Receipt{Offset: e.offset, Epoch: strconv.FormatUint(e.epoch, 36), Subscribers: int(e.subscribers &^ keyFailed)}
+func (e *keyEntry) receipt() topic.Receipt {
+	return topic.Receipt{Offset: e.offset, Epoch: strconv.FormatUint(e.epoch, 36), Subscribers: int(e.subscribers &^ keyFailed)}
 }
 
 func (e *keyEntry) relayed() error {

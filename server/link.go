@@ -110,7 +110,7 @@ func (f *follower) enlist(src *source, w *waiter) {
 		switch {
 		case i < 0:
 		case src.link.replica != nil:
-			w.done(fmt.Errorf("%w: no response in time", ErrNoCluster))
+			w.done(fmt.Errorf("%w: no response in time", topic.ErrNoCluster))
 		default:
 			w.done(nil)
 		}

@@ -7,6 +7,8 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/envelope"
+	"carillon/server/stats"
+	"carillon/server/topic"
 )
 
 // mailbox holds the commands that goroutines, the loop itself included, post to a loop. Everything is sent in the order
@@ -167,8 +169,8 @@ func (e *engine) backlogBytes() (n int64) {
 
 // refuse counts a message for which there is no room.
 func (sh *shard) refuse() error {
-	sh.stats.Drop(DropOverloaded, 1)
-	return ErrOverloaded
+	sh.stats.Drop(stats.DropOverloaded, 1)
+	return topic.ErrOverloaded
 }
 
 func (sh *shard) postMessage(c *Conn, op codec.Opcode, payload []byte) error {

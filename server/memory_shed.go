@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"carillon/codec"
+	"carillon/server/stats"
 )
 
 const (
@@ -114,9 +115,9 @@ func (c *Conn) shed() {
 	}
 	switch state := c.state.Load(); {
 	case state == stateOpen:
-		c.sh.stats.Cut(CutMemory)
+		c.sh.stats.Cut(stats.CutMemory)
 		if c.out != nil {
-			c.discardWaiting(DropMemory)
+			c.discardWaiting(stats.DropMemory)
 		}
 		if how == closeFail {
 			c.dropInput()

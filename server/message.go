@@ -8,6 +8,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/envelope"
+	"carillon/server/topic"
 )
 
 // framing is how messages are written to a connection.
@@ -34,7 +35,7 @@ type message struct {
 	offset uint64
 	time   int64 // milliseconds since 1970
 	born   int64 // milliseconds after the server was made, by which it grows old
-	format Format
+	format topic.Format
 	gap    bool   // it says that messages before it are missing, and that the topic is now at offset
 	after  uint64 // of a gap: the offset before what follows
 	raw    *codec.Frame
@@ -105,7 +106,7 @@ func (m *message) appendHistory(b []byte) []byte {
 
 // largestForm is about the size of the largest form of a text message: a string in JSON, or an event in which each line
 // has a name. It may leave out to look where that is below a limit in any case.
-func largestForm(format Format, payload []byte, limit int64) int64 {
+func largestForm(format topic.Format, payload []byte, limit int64) int64 {
 	const most = 6 // bytes that one becomes at most, beside itself
 	n := int64(len(payload))
 	if n*(1+most) <= limit {
@@ -113,7 +114,7 @@ func largestForm(format Format, payload []byte, limit int64) int64 {
 	}
 	lines := bytes.Count(payload, []byte("\n")) + bytes.Count(payload, []byte("\r"))
 	event := n + int64(lines*len("data: "))
-	if format == FormatText {
+	if format == topic.FormatText {
 		return max(event, int64(envelope.TextSize(payload)))
 	}
 	return event
@@ -124,9 +125,9 @@ func (m *message) envelopeSize() int {
 	const around = 128
 	n := len(m.raw.Payload())
 	switch m.format {
-	case FormatText:
+	case topic.FormatText:
 		return envelope.TextSize(m.raw.Payload()) + len(m.topic.name) + around
-	case FormatBinary:
+	case topic.FormatBinary:
 		n = base64.StdEncoding.EncodedLen(n)
 	}
 	return n + len(m.topic.name) + around
@@ -146,11 +147,11 @@ func (m *message) appendEnvelope(b []byte) []byte {
 	b = append(b, `,"data":`...)
 	payload := m.raw.Payload()
 	switch m.format {
-	case FormatJSON:
+	case topic.FormatJSON:
 		b = append(b, payload...)
-	case FormatText:
+	case topic.FormatText:
 		b = envelope.AppendText(b, payload)
-	case FormatBinary:
+	case topic.FormatBinary:
 		b = append(b, '"')
 		b = base64.StdEncoding.AppendEncode(b, payload)
 		b = append(b, `","encoding":"base64"`...)

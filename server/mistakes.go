@@ -5,6 +5,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/limit"
+	"carillon/server/stats"
 )
 
 // mistakes bounds how often a client may ask for what makes no sense, or what it may not have: each time costs the loop
@@ -45,7 +46,7 @@ func (c *Conn) mayErr(code string) bool {
 		return true
 	}
 	if !c.asked.Swap(true) {
-		c.sh.stats.Cut(CutMistakes)
+		c.sh.stats.Cut(stats.CutMistakes)
 		c.mark(markPeerDone, true) // the rest is not read
 		c.closeInOrder(closeFail, codec.ClosePolicyViolation, "too many refused requests")
 	}

@@ -6,6 +6,7 @@ import (
 
 	"carillon/codec"
 	"carillon/internal/shrink"
+	"carillon/server/stats"
 )
 
 // outbox is what waits for a connection whose socket is full, in the order in which it leaves: references to frames
@@ -321,7 +322,7 @@ func (o *outbox) items() int {
 func (c *Conn) makeRoom(n int, kind itemKind) bool {
 	o, slow := c.out, &c.ep.now().SlowConsumer
 	if slow.Policy == PolicyLatest && kind == itemMessage {
-		c.dropWaiting(DropConflated, 0)
+		c.dropWaiting(stats.DropConflated, 0)
 		return true
 	}
 	if slow.MaxQueue < 0 || o.counted() == 0 || o.counted()+n <= int(slow.MaxQueue) {
@@ -329,13 +330,13 @@ func (c *Conn) makeRoom(n int, kind itemKind) bool {
 	}
 	switch slow.Policy {
 	case PolicyDropOldest:
-		c.dropWaiting(DropOldest, int(slow.MaxQueue)-n)
+		c.dropWaiting(stats.DropOldest, int(slow.MaxQueue)-n)
 	case PolicyDropNewest:
 		if kind == itemMessage {
-			c.sh.stats.Drop(DropNewest, 1)
+			c.sh.stats.Drop(stats.DropNewest, 1)
 			return false
 		}
-		c.dropWaiting(DropNewest, int(slow.MaxQueue)-n)
+		c.dropWaiting(stats.DropNewest, int(slow.MaxQueue)-n)
 	}
 	switch {
 	case slow.Policy == PolicyClose:
@@ -345,10 +346,10 @@ func (c *Conn) makeRoom(n int, kind itemKind) bool {
 		return true
 	}
 	if kind == itemMessage {
-		c.sh.stats.Drop(DropSlowConsumer, 1)
+		c.sh.stats.Drop(stats.DropSlowConsumer, 1)
 	}
-	c.discardWaiting(DropSlowConsumer)
-	c.sh.stats.Cut(CutSlowConsumer)
+	c.discardWaiting(stats.DropSlowConsumer)
+	c.sh.stats.Cut(stats.CutSlowConsumer)
 	c.beginClose(closeOwn, codec.CloseCode(slow.CloseCode), fmt.Sprintf("slow consumer: more than %v queued", slow.MaxQueue))
 	return false
 }
@@ -363,10 +364,10 @@ func (o *outbox) counted() int { return o.bytes - o.history - o.answers }
 
 // dropWaiting drops messages until the limit counts at most keep bytes: those that have waited longest, or, for
 // DropNewest, shortest. What has been written in part stays, and so does everything that is no message.
-func (c *Conn) dropWaiting(reason DropReason, keep int) {
+func (c *Conn) dropWaiting(reason stats.DropReason, keep int) {
 	o := c.out
 	before, dropped, drop := o.bytes, uint64(0), o.dropOldest
-	if reason == DropNewest {
+	if reason == stats.DropNewest {
 		drop = o.dropNewest
 	}
 	for o.counted() > keep {
@@ -382,7 +383,7 @@ func (c *Conn) dropWaiting(reason DropReason, keep int) {
 
 // discardWaiting drops all that waits before the connection is closed for it. What has been written in part stays,
 // and so do control frames, such as the answer to the handshake.
-func (c *Conn) discardWaiting(reason DropReason) {
+func (c *Conn) discardWaiting(reason stats.DropReason) {
 	before := c.out.bytes
 	c.sh.stats.Drop(reason, c.out.discard())
 	c.sh.stats.QueuedBytes.Add(int64(c.out.bytes - before))

@@ -8,6 +8,7 @@ import (
 
 	"carillon/internal/shrink"
 	"carillon/server/internal/envelope"
+	"carillon/server/topic"
 )
 
 // presence is who is subscribed to a topic.
@@ -119,19 +120,19 @@ func (f *follower) present(topic string, wait func(), done func(*presence)) (*pr
 
 // askPresence asks for all who wait. The answers are large, and the goroutine on which they come has those to
 // everything else that this server waits for, so they are read on another one, with the large requests.
-func (f *follower) askPresence(topic string, list []func(*presence)) {
-	f.ask(askAboutPresence, askTopic{topic}, func(answers []Answer, all *bool) {
+func (f *follower) askPresence(name string, list []func(*presence)) {
+	f.ask(askAboutPresence, askTopic{name}, func(answers []topic.Answer, all *bool) {
 		size := 0
 		for _, one := range answers {
 			size += len(one.Body)
 		}
 		read := func() {
-			p := f.srv.presentWith(topic, answers, all)
+			p := f.srv.presentWith(name, answers, all)
 			for _, done := range list {
 				done(p)
 			}
-			if more := f.presence.next(topic); len(more) > 0 {
-				f.askPresence(topic, more)
+			if more := f.presence.next(name); len(more) > 0 {
+				f.askPresence(name, more)
 			}
 		}
 		f.srv.engine.offload.add(new(usage), f.srv.engine.uptime(), time.Duration(size)*parseByte, &offloadJob{size: size, do: read})
@@ -139,7 +140,7 @@ func (f *follower) askPresence(topic string, list []func(*presence)) {
 }
 
 // presentWith lists this server's subscribers, and those in the answers of others.
-func (s *Server) presentWith(topic string, answers []Answer, all *bool) *presence {
+func (s *Server) presentWith(topic string, answers []topic.Answer, all *bool) *presence {
 	p := s.present(topic)
 	p.Complete = all
 	for _, one := range answers {

@@ -12,6 +12,7 @@ import (
 
 	"carillon/server/internal/envelope"
 	"carillon/server/internal/strictjson"
+	"carillon/server/topic"
 )
 
 // request is what a client of the JSON protocol asks for: see docs/protocol.md. Exactly one of the fields
@@ -30,7 +31,7 @@ type request struct {
 // isQuick reports whether a request costs no more than a message does.
 func (r *request) isQuick() bool {
 	if s := r.Subscribe; s != nil {
-		return s.Since == nil && s.Last == 0 && !IsPattern(s.Topic)
+		return s.Since == nil && s.Last == 0 && !topic.IsPattern(s.Topic)
 	}
 	return r.Unsubscribe != nil || r.Publish != nil || r.Ping != nil
 }
@@ -40,15 +41,15 @@ type topicRequest struct {
 }
 
 type subscribeRequest struct {
-	Topic string    `json:"topic"`
-	Since *Position `json:"since"`
-	Last  int       `json:"last"`
+	Topic string          `json:"topic"`
+	Since *topic.Position `json:"since"`
+	Last  int             `json:"last"`
 }
 
 type historyRequest struct {
-	Topic string    `json:"topic"`
-	Since *Position `json:"since"`
-	Limit *int      `json:"limit"`
+	Topic string          `json:"topic"`
+	Since *topic.Position `json:"since"`
+	Limit *int            `json:"limit"`
 }
 
 // Unknown members are ignored, and null stands for an absent one. But with a member that is there twice, or in other
@@ -227,9 +228,9 @@ func (c *Conn) doSubscribe(id json.RawMessage, r *subscribeRequest) error {
 	if err := c.checkRead(r.Topic); err != nil {
 		return err
 	}
-	from := Start{Since: r.Since, Last: r.Last}
+	from := topic.Start{Since: r.Since, Last: r.Last}
 	switch {
-	case IsPattern(r.Topic) && from != Start{}:
+	case topic.IsPattern(r.Topic) && from != topic.Start{}:
 		return envelope.BadRequest("%v", ErrNoPosition)
 	case r.Since != nil && r.Last != 0:
 		return envelope.BadRequest("since and last are mutually exclusive")
@@ -246,12 +247,12 @@ func (c *Conn) doSubscribe(id json.RawMessage, r *subscribeRequest) error {
 
 type publishReply struct {
 	Topic string `json:"topic"`
-	Receipt
+	topic.Receipt
 }
 
 // publication is what a client wants to publish, as far as it may.
 func (c *Conn) publication(r *envelope.Publish) (p publication, err error) {
-	if err := CheckTopic(r.Topic); err != nil {
+	if err := topic.Check(r.Topic); err != nil {
 		return p, err
 	}
 	if err := c.checkPublish(r.Topic); err != nil {
@@ -265,7 +266,7 @@ func (c *Conn) publication(r *envelope.Publish) (p publication, err error) {
 		p.Publisher, p.address = c.publisher()
 	}
 	p.Format, p.Payload, err = r.Message()
-	p.valid = p.Format == FormatJSON // or the request had not been JSON
+	p.valid = p.Format == topic.FormatJSON // or the request had not been JSON
 	return p, err
 }
 
@@ -274,12 +275,12 @@ func (c *Conn) doPublish(id json.RawMessage, r *envelope.Publish, reply replier)
 	p, err := c.publication(r)
 	var s *slot
 	wait := func() { s = c.reserveReply(c.flightOf(&p)) }
-	done := func(receipt Receipt, err error) {
+	done := func(receipt topic.Receipt, err error) {
 		c.resolve(s, true, func() {
 			c.answerWith(id, "published", publishReply{p.Topic, receipt}, err, c.sendReply)
 		})
 	}
-	receipt, ready := Receipt{}, true
+	receipt, ready := topic.Receipt{}, true
 	if err == nil {
 		receipt, ready, err = c.Server().hub.remote.publish(p, wait, done)
 	}
@@ -319,7 +320,7 @@ func (c *Conn) checkQuery(r *request) error {
 }
 
 func (c *Conn) checkHistory(r *historyRequest) error {
-	if err := CheckTopic(r.Topic); err != nil {
+	if err := topic.Check(r.Topic); err != nil {
 		return err
 	}
 	if err := c.checkRead(r.Topic); err != nil {
@@ -342,7 +343,7 @@ func (c *Conn) doHistory(id json.RawMessage, r *historyRequest) error {
 	if err := c.checkHistory(r); err != nil {
 		return err
 	}
-	c.topicReady(r.Topic, Start{Since: r.Since}, true, func(err error) {
+	c.topicReady(r.Topic, topic.Start{Since: r.Since}, true, func(err error) {
 		var value any
 		if err == nil {
 			value, err = c.Server().hub.historyReply(r.Topic, r.Since, r.limit())
@@ -356,17 +357,17 @@ func (c *Conn) doHistory(id json.RawMessage, r *historyRequest) error {
 // {"topic","offset","epoch","recovered","messages"}.
 type historyReply struct {
 	topic    string
-	past     Past // without its messages
+	past     topic.HistoryPage // without its messages
 	messages []*message
 }
 
-func (h *hub) historyReply(topic string, since *Position, limit int) (*historyReply, error) {
-	from := Start{Since: since}
+func (h *hub) historyReply(name string, since *topic.Position, limit int) (*historyReply, error) {
+	from := topic.Start{Since: since}
 	if since == nil {
 		from.Last = limit
 	}
-	past, list, err := h.past(topic, from, limit)
-	return &historyReply{topic: topic, past: past, messages: within(list, maxHistoryBytes, since == nil)}, err
+	past, list, err := h.past(name, from, limit)
+	return &historyReply{topic: name, past: past, messages: within(list, maxHistoryBytes, since == nil)}, err
 }
 
 // appendTo appends the reply as JSON.
@@ -406,14 +407,14 @@ func within(list []*message, bytes int, newest bool) []*message {
 	return list
 }
 
-func (c *Conn) checkPresence(topic string) error {
-	if err := CheckTopic(topic); err != nil {
+func (c *Conn) checkPresence(name string) error {
+	if err := topic.Check(name); err != nil {
 		return err
 	}
 	if !c.ep.now().Topics.Presence {
 		return errNoPresence
 	}
-	return c.checkRead(topic)
+	return c.checkRead(name)
 }
 
 func (c *Conn) doPresence(id json.RawMessage, topic string) (what string, value any, err error) {

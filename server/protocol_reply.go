@@ -9,6 +9,7 @@ import (
 	"carillon/codec"
 	"carillon/server/internal/auth"
 	"carillon/server/internal/envelope"
+	"carillon/server/topic"
 )
 
 // subscribedReply says where a subscription began.
@@ -115,14 +116,14 @@ func errorReplyOf(err error) errorReply {
 
 // errorCode is the name of a failure in the JSON protocol.
 func errorCode(err error) string {
-	var topic *TopicError
+	var name *topic.NameError
 	var request *envelope.RequestError
 	var token *auth.Refusal
 	var denied notAllowed
 	switch {
-	case errors.As(err, &topic):
+	case errors.As(err, &name):
 		return "invalid_topic"
-	case errors.As(err, &request), errors.Is(err, ErrNotJSON), errors.Is(err, ErrNotText), errors.Is(err, ErrKey):
+	case errors.As(err, &request), errors.Is(err, topic.ErrNotJSON), errors.Is(err, topic.ErrNotText), errors.Is(err, topic.ErrKey):
 		return "bad_request"
 	case errors.As(err, &denied), errors.Is(err, errRenewal):
 		return "not_allowed"
@@ -136,17 +137,17 @@ func errorCode(err error) string {
 		return "not_subscribed"
 	case errors.Is(err, ErrTooManySubscriptions):
 		return "too_many_subscriptions"
-	case errors.Is(err, ErrTooManyTopics):
+	case errors.Is(err, topic.ErrTooMany):
 		return "too_many_topics"
-	case errors.Is(err, ErrTooLarge):
+	case errors.Is(err, topic.ErrTooLarge):
 		return "too_large"
 	case err == errPublishRate, err == errRequestRate:
 		return "rate_limited"
-	case errors.Is(err, ErrOverloaded), errors.Is(err, errTooOften), token != nil:
+	case errors.Is(err, topic.ErrOverloaded), errors.Is(err, errTooOften), token != nil:
 		return "overloaded"
-	case errors.Is(err, ErrNoCluster):
+	case errors.Is(err, topic.ErrNoCluster):
 		return "unavailable"
-	case errors.Is(err, ErrUncertain):
+	case errors.Is(err, topic.ErrUncertain):
 		return "uncertain"
 	}
 	panic("server: an error without a code: " + err.Error())
@@ -169,7 +170,7 @@ func (c *Conn) failed(err error) {
 		return
 	}
 	code := codec.ClosePolicyViolation
-	if errors.Is(err, ErrTooManyTopics) || errors.Is(err, ErrOverloaded) || errors.Is(err, ErrNoCluster) {
+	if errors.Is(err, topic.ErrTooMany) || errors.Is(err, topic.ErrOverloaded) || errors.Is(err, topic.ErrNoCluster) {
 		code = codec.CloseTryAgainLater
 	}
 	_ = c.Close(code, err.Error())

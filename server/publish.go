@@ -17,7 +17,7 @@ import (
 // topic with history that goes to the broker again, and for others done gets what the first one came to.
 //
 // What one goroutine publishes to a topic gets its place in that order.
-func (s *Server) PublishFunc(p Publication, done func(Receipt, error)) {
+func (s *Server) PublishFunc(p topic.Publication, done func(topic.Receipt, error)) {
 	if receipt, ready, err := s.hub.remote.publish(publication{Publication: p}, nothing, done); ready {
 		done(receipt, err)
 	}
@@ -32,14 +32,14 @@ const sureTime = 15 * time.Second
 
 // published is what became of a message.
 type published struct {
-	receipt Receipt
+	receipt topic.Receipt
 	err     error
 }
 
 // publishAndWait waits until the broker has the message, if there is one.
-func (h *hub) publishAndWait(ctx context.Context, p Publication) (Receipt, error) {
+func (h *hub) publishAndWait(ctx context.Context, p topic.Publication) (topic.Receipt, error) {
 	sent := make(chan published, 1)
-	receipt, ready, err := h.remote.publish(publication{Publication: p}, nothing, func(r Receipt, err error) { sent <- published{r, err} })
+	receipt, ready, err := h.remote.publish(publication{Publication: p}, nothing, func(r topic.Receipt, err error) { sent <- published{r, err} })
 	if ready {
 		return receipt, err
 	}
@@ -54,22 +54,22 @@ func (h *hub) publishAndWait(ctx context.Context, p Publication) (Receipt, error
 	case got := <-sent:
 		return got.receipt, got.err
 	default:
-		return Receipt{}, fmt.Errorf("%w: no response in time", ErrUncertain)
+		return topic.Receipt{}, fmt.Errorf("%w: no response in time", topic.ErrUncertain)
 	}
 }
 
-func (f *follower) publish(p publication, wait func(), done func(Receipt, error)) (Receipt, bool, error) {
+func (f *follower) publish(p publication, wait func(), done func(topic.Receipt, error)) (topic.Receipt, bool, error) {
 	wait()
 	if rules := f.srv.opts().Topics; topic.RuleOf(rules, p.Topic).HasHistory() {
 		f.publishPersistent(&p, topic.RuleIndex(rules, p.Topic), done)
 	} else {
 		f.publishTransient(&p, done)
 	}
-	return Receipt{}, false, nil
+	return topic.Receipt{}, false, nil
 }
 
-func (f *follower) publishTransient(p *publication, done func(Receipt, error)) {
-	var receipt Receipt
+func (f *follower) publishTransient(p *publication, done func(topic.Receipt, error)) {
+	var receipt topic.Receipt
 	h := &relayAck{done: func(err error) {
 		if err != nil {
 			err = uncertain(err)
@@ -78,34 +78,34 @@ func (f *follower) publishTransient(p *publication, done func(Receipt, error)) {
 	}}
 	var err error
 	if receipt, err = f.hub.publish(p, h.end); err != nil {
-		done(Receipt{}, err)
+		done(topic.Receipt{}, err)
 		return
 	}
 	h.returns()
 }
 
-func (f *follower) publishPersistent(p *publication, rule int, done func(Receipt, error)) {
+func (f *follower) publishPersistent(p *publication, rule int, done func(topic.Receipt, error)) {
 	err := f.hub.check(p)
 	if err == nil {
 		err = f.awayFor(rule)
 	}
 	if err != nil {
-		done(Receipt{}, err)
+		done(topic.Receipt{}, err)
 		return
 	}
-	topic := string([]byte(p.Topic)) // which may be a part of something large
-	out := Publication{Topic: topic, Format: p.Format, Payload: bytes.Clone(p.Payload), Key: p.Key, Publisher: p.Publisher}
+	name := string([]byte(p.Topic)) // which may be a part of something large
+	out := topic.Publication{Topic: name, Format: p.Format, Payload: bytes.Clone(p.Payload), Key: p.Key, Publisher: p.Publisher}
 	f.stats.persistentOut.Add(1)
-	f.broker.PublishPersistent(out, rule, func(at Position, err error) {
+	f.broker.PublishPersistent(out, rule, func(at topic.Position, err error) {
 		f.failed(err)
 		switch {
 		case err == nil:
 			f.hub.published.Add(1)
-			done(Receipt{Offset: at.Offset, Epoch: at.Epoch, Subscribers: f.audienceOf(topic)}, nil)
-		case errors.Is(err, ErrNoCluster), errors.Is(err, ErrOverloaded), errors.Is(err, ErrTooLarge):
-			done(Receipt{}, err)
+			done(topic.Receipt{Offset: at.Offset, Epoch: at.Epoch, Subscribers: f.audienceOf(name)}, nil)
+		case errors.Is(err, topic.ErrNoCluster), errors.Is(err, topic.ErrOverloaded), errors.Is(err, topic.ErrTooLarge):
+			done(topic.Receipt{}, err)
 		default:
-			done(Receipt{}, uncertain(err))
+			done(topic.Receipt{}, uncertain(err))
 		}
 	})
 }

@@ -7,6 +7,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/envelope"
+	"carillon/server/topic"
 )
 
 // Servers of a cluster ask each other about what only one of them can know. The bodies are JSON; servers of other
@@ -66,9 +67,9 @@ func (f *follower) answer(subject string, question []byte) []byte {
 }
 
 // ask is answered by none without a broker that can be reached.
-func (f *follower) ask(subject string, question any, done func(answers []Answer, all *bool)) {
+func (f *follower) ask(subject string, question any, done func(answers []topic.Answer, all *bool)) {
 	f.stats.queries.Add(1)
-	count := func(answers []Answer, all bool) {
+	count := func(answers []topic.Answer, all bool) {
 		if !all {
 			f.stats.partial.Add(1)
 		}
@@ -84,15 +85,15 @@ func (f *follower) ask(subject string, question any, done func(answers []Answer,
 // answerTime is how long the answers of other servers are waited for at most.
 const answerTime = 3 * time.Second
 
-func (h *hub) askAndWait(ctx context.Context, subject string, question any) (answers []Answer, all *bool) {
+func (h *hub) askAndWait(ctx context.Context, subject string, question any) (answers []topic.Answer, all *bool) {
 	type outcome struct {
-		answers []Answer
+		answers []topic.Answer
 		all     *bool
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
 	got := make(chan outcome, 1)
-	h.remote.ask(subject, question, func(answers []Answer, all *bool) { got <- outcome{answers, all} })
+	h.remote.ask(subject, question, func(answers []topic.Answer, all *bool) { got <- outcome{answers, all} })
 	select {
 	case o := <-got:
 		return o.answers, o.all
@@ -102,9 +103,9 @@ func (h *hub) askAndWait(ctx context.Context, subject string, question any) (ans
 }
 
 // info is what other servers are told of this one.
-func (f *follower) info() NodeInfo { return f.srv.nodeInfo() }
+func (f *follower) info() topic.NodeInfo { return f.srv.nodeInfo() }
 
-func (s *Server) nodeInfo() NodeInfo {
+func (s *Server) nodeInfo() topic.NodeInfo {
 	state := "ready"
 	switch {
 	case s.drainState.current() != nil:
@@ -112,10 +113,10 @@ func (s *Server) nodeInfo() NodeInfo {
 	case len(s.unready()) > 0:
 		state = "unready"
 	}
-	return NodeInfo{Version: BuildInfo().Version, Started: s.engine.begin, Connections: s.Count(), State: state}
+	return topic.NodeInfo{Version: BuildInfo().Version, Started: s.engine.begin, Connections: s.Count(), State: state}
 }
 
-func (f *follower) nodes() []NodeInfo { return f.broker.Nodes() }
+func (f *follower) nodes() []topic.NodeInfo { return f.broker.Nodes() }
 
 // nodeID is the name of this server in its cluster.
 func (f *follower) nodeID() string {

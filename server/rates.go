@@ -5,6 +5,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/limit"
+	"carillon/server/stats"
 )
 
 // The largest rates that the options take. Above a handshake in 10 us there is nothing to protect.
@@ -41,14 +42,14 @@ var (
 )
 
 // mayShake reports whether there may be one more handshake, for all and for the client's address.
-func (c *Conn) mayShake() (RefuseReason, error) {
+func (c *Conn) mayShake() (stats.RefuseReason, error) {
 	e := c.sh.engine
 	set := e.settings()
 	if p := set.addressShake; c.is(markCounted) && p.Limited() && !e.addresses.AllowHandshake(limit.KeyOf(addrOf(c.remote)), p) {
-		return RefuseAddressHandshakes, rejectAddressHandshakes
+		return stats.RefuseAddressHandshakes, rejectAddressHandshakes
 	}
 	if p := set.handshakes; p.Limited() && !e.handshakes.Allow(p) {
-		return RefuseHandshakes, rejectHandshakes
+		return stats.RefuseHandshakes, rejectHandshakes
 	}
 	return 0, nil
 }
@@ -79,7 +80,7 @@ func (c *Conn) paysBytes(n int) bool {
 	if p := c.sh.set.bytes; !p.Limited() || c.state.Load() != stateOpen || p.Allow(&c.debts().bytes, n) {
 		return true
 	}
-	c.tooFast(CutByteRate, "limits.bytes_per_second exceeded")
+	c.tooFast(stats.CutByteRate, "limits.bytes_per_second exceeded")
 	return false
 }
 
@@ -90,7 +91,7 @@ func (c *Conn) paysDecompression(d *codec.Decoder) bool {
 	if n == 0 || !p.Limited() || c.state.Load() != stateOpen || p.Allow(&c.debts().decompressed, n) {
 		return true
 	}
-	c.tooFast(CutDecompressionRate, "limits.decompressed_bytes_per_second exceeded")
+	c.tooFast(stats.CutDecompressionRate, "limits.decompressed_bytes_per_second exceeded")
 	return false
 }
 
@@ -100,7 +101,7 @@ func (c *Conn) paysMessage() bool {
 	if !p.Limited() || p.Allow(&c.debts().messages, 1) {
 		return true
 	}
-	c.tooFast(CutMessageRate, "limits.messages_per_second exceeded")
+	c.tooFast(stats.CutMessageRate, "limits.messages_per_second exceeded")
 	return false
 }
 
@@ -110,7 +111,7 @@ func (c *Conn) paysPublish() bool {
 	if c.mayPublishNow() {
 		return true
 	}
-	c.tooFast(CutPublishRate, "limits.publishes_per_second exceeded")
+	c.tooFast(stats.CutPublishRate, "limits.publishes_per_second exceeded")
 	return false
 }
 
@@ -140,7 +141,7 @@ func (c *Conn) paysRequest(r *request) error {
 	return nil
 }
 
-func (c *Conn) tooFast(why CutReason, reason string) {
+func (c *Conn) tooFast(why stats.CutReason, reason string) {
 	c.sh.stats.Cut(why)
 	c.mark(markPeerDone, true) // nobody reads the rest
 	c.closeInOrder(closeFail, codec.ClosePolicyViolation, reason)

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/topic"
 )
 
 // Messages for transient topics, and broadcasts, are for this server's connections at once, and for those of other
@@ -63,7 +64,7 @@ func (f *follower) relay(src *source, p payload, sent func(error)) {
 	switch p := p.(type) {
 	case *message:
 		f.stats.transientOut.Add(1)
-		out := Publication{Topic: src.name, Format: p.format, Payload: p.raw.Payload()} // the key is good at this server
+		out := topic.Publication{Topic: src.name, Format: p.format, Payload: p.raw.Payload()} // the key is good at this server
 		f.broker.PublishTransient(out, p.topic.epoch, src.link.sent, done)
 	case *broadcast:
 		f.stats.broadcastsOut.Add(1)
@@ -72,7 +73,7 @@ func (f *follower) relay(src *source, p payload, sent func(error)) {
 }
 
 // receiveTransient takes a message for a transient topic from another server.
-func (f *follower) receiveTransient(from string, incarnation, seq uint64, p *Publication, sent time.Time) {
+func (f *follower) receiveTransient(from string, incarnation, seq uint64, p *topic.Publication, sent time.Time) {
 	f.stats.transientIn.Add(1)
 	t := f.taker(p.Topic)
 	if t == nil {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"os"
 	"time"
+
+	"carillon/server/topic"
 )
 
 // remote is what the hub has of the rest of the cluster. A server without a [Broker] is [alone]: everything is ready,
@@ -17,21 +19,21 @@ type remote interface {
 	unready() error // why new clients should go to another server
 	counts() *clusterStats
 
-	nodes() []NodeInfo // this server first
-	nodeID() string    // empty if there are no others
+	nodes() []topic.NodeInfo // this server first
+	nodeID() string          // empty if there are no others
 
 	// ask puts a question to all other servers. done gets their answers and whether all have answered, nil if there are
 	// no others.
-	ask(subject string, question any, done func(answers []Answer, all *bool))
+	ask(subject string, question any, done func(answers []topic.Answer, all *bool))
 
 	// The next three may have to wait. Then they call wait, for example to reserve a slot on the connection's loop, and
 	// later done, once, from any goroutine. Otherwise they return the outcome and true.
 
 	// ready prepares a topic or a pattern for a subscriber or, if reads is set, for a reader of its history.
-	ready(name string, from Start, reads bool, wait func(), done func(error)) (ready bool, err error)
+	ready(name string, from topic.Start, reads bool, wait func(), done func(error)) (ready bool, err error)
 
 	// publish is done when the broker has the message.
-	publish(p publication, wait func(), done func(Receipt, error)) (receipt Receipt, ready bool, err error)
+	publish(p publication, wait func(), done func(topic.Receipt, error)) (receipt topic.Receipt, ready bool, err error)
 
 	// present lists the subscribers of all servers. done must not change the list.
 	present(topic string, wait func(), done func(*presence)) (p *presence, ready bool)
@@ -54,7 +56,7 @@ type remote interface {
 	sweep(now time.Duration)
 }
 
-func newRemote(h *hub, b Broker) remote {
+func newRemote(h *hub, b topic.Broker) remote {
 	if b == nil {
 		return alone{h}
 	}
@@ -80,18 +82,18 @@ func (alone) unready() error             { return nil }
 func (alone) counts() *clusterStats      { return &noClusterStats }
 func (alone) nodeID() string             { return "" }
 
-func (a alone) nodes() []NodeInfo {
+func (a alone) nodes() []topic.NodeInfo {
 	own := a.hub.srv.nodeInfo()
 	own.ID, own.Heard = "self", time.Now()
 	own.Name, _ = os.Hostname()
-	return []NodeInfo{own}
+	return []topic.NodeInfo{own}
 }
 
-func (alone) ask(_ string, _ any, done func([]Answer, *bool)) { done(nil, nil) }
+func (alone) ask(_ string, _ any, done func([]topic.Answer, *bool)) { done(nil, nil) }
 
-func (alone) ready(string, Start, bool, func(), func(error)) (bool, error) { return true, nil }
+func (alone) ready(string, topic.Start, bool, func(), func(error)) (bool, error) { return true, nil }
 
-func (a alone) publish(p publication, _ func(), _ func(Receipt, error)) (Receipt, bool, error) {
+func (a alone) publish(p publication, _ func(), _ func(topic.Receipt, error)) (topic.Receipt, bool, error) {
 	receipt, err := a.hub.publish(&p, nil)
 	return receipt, true, err
 }

@@ -1,6 +1,10 @@
 package server
 
-import "carillon/codec"
+import (
+	"carillon/codec"
+	"carillon/server/stats"
+	"carillon/server/topic"
+)
 
 // replay is a topic's long history on its way to a new subscriber, in pieces: the loop has others to serve, and what a
 // slow subscriber has not read need not wait in its outbox. Live messages follow when the subscriber has all of the
@@ -63,7 +67,7 @@ func (r *replay) join() bool {
 	c, t := r.conn, r.topic
 	last := r.rest[len(r.rest)-1].offset
 	t.mu.Lock()
-	newer, recovered := t.since(Start{Since: &Position{Offset: last, Epoch: r.epoch}}, c.sh.engine.ageMillis(), maxReplay)
+	newer, recovered := t.since(topic.Start{Since: &topic.Position{Offset: last, Epoch: r.epoch}}, c.sh.engine.ageMillis(), maxReplay)
 	at := t.position()
 	if pieceOf(newer) < len(newer) {
 		t.mu.Unlock()
@@ -90,14 +94,14 @@ func (r *replay) join() bool {
 
 // tellGap tells the subscriber that messages are missing before those that follow: the topic dropped them from its
 // history before they could be sent.
-func (r *replay) tellGap(at Position, newer []*message, last uint64) {
+func (r *replay) tellGap(at topic.Position, newer []*message, last uint64) {
 	c := r.conn
 	first := at.Offset + 1
 	if len(newer) > 0 {
 		first = newer[0].offset
 	}
 	if at.Epoch == r.epoch && first > last {
-		c.sh.stats.Drop(DropHistory, first-last-1)
+		c.sh.stats.Drop(stats.DropHistory, first-last-1)
 	}
 	if r.kind == framingRaw {
 		c.startClose(closeOwn, closeGap, "gap")
@@ -112,7 +116,7 @@ func (r *replay) tellGap(at Position, newer []*message, last uint64) {
 func (r *replay) release() {
 	r.topic.mu.Lock()
 	more := len(r.topic.historyAfter(r.rest[len(r.rest)-1].offset))
-	r.conn.sh.stats.Drop(DropClosed, uint64(len(r.rest)+more))
+	r.conn.sh.stats.Drop(stats.DropClosed, uint64(len(r.rest)+more))
 	r.topic.unsubscribe(r.conn.Server().hub)
 }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/topic"
 )
 
 // replica is what a server knows of a topic whose messages the broker keeps. Its subscribers are served from what was
@@ -74,7 +75,7 @@ func (k *replica) hold(m *message, prev uint64) {
 // not with anything locked, or when it returns true, which means that there is nothing to wait for. Who has been
 // further than this server has was at another one, and waits for what that one had. Who subscribes gets later what
 // may be missing; who reads waits for it. The caller holds mu.
-func (f *follower) awaitReplica(t *topicState, from Start, reads bool, done func(error)) (ready bool, err error) {
+func (f *follower) awaitReplica(t *topicState, from topic.Start, reads bool, done func(error)) (ready bool, err error) {
 	return f.awaitPosition(t, from, reads, maxDoubts, done)
 }
 
@@ -84,7 +85,7 @@ func (f *follower) awaitReplica(t *topicState, from Start, reads bool, done func
 const maxDoubts = 6
 
 // awaitPosition is awaitReplica, with so many loads that may turn out to be behind.
-func (f *follower) awaitPosition(t *topicState, from Start, reads bool, doubts int, done func(error)) (ready bool, err error) {
+func (f *follower) awaitPosition(t *topicState, from topic.Start, reads bool, doubts int, done func(error)) (ready bool, err error) {
 	k := t.link.replica
 	t.link.wanted = f.srv.engine.uptime()
 	known := from.Since == nil || k.loaded && !t.isBehind(from)
@@ -114,12 +115,12 @@ func (f *follower) awaitPosition(t *topicState, from Start, reads bool, doubts i
 }
 
 // isBehind reports whether somebody has been further than a topic is here. The caller holds mu.
-func (t *topicState) isBehind(from Start) bool {
+func (t *topicState) isBehind(from topic.Start) bool {
 	return from.Since != nil && from.Since.Epoch == t.link.replica.epochText() && from.Since.Offset > t.offset
 }
 
 // doubt ends a wait, unless the topic is still behind: then it begins again after a while.
-func (f *follower) doubt(t *topicState, from Start, reads bool, doubts int, err error, done func(error)) {
+func (f *follower) doubt(t *topicState, from topic.Start, reads bool, doubts int, err error, done func(error)) {
 	t.mu.Lock()
 	behind := t.link.replica.loaded && t.isBehind(from)
 	t.mu.Unlock()
@@ -168,11 +169,11 @@ func (f *follower) beginLoad(t *topicState) {
 		after = t.offset
 	}
 	f.order(func() {
-		f.broker.Load(t.name, f.ruleOf(t), after, func(got Kept, err error) { f.loaded(t, number, full, &got, err) })
+		f.broker.Load(t.name, f.ruleOf(t), after, func(got topic.Snapshot, err error) { f.loaded(t, number, full, &got, err) })
 	})
 }
 
-func (f *follower) loaded(t *topicState, number uint64, full bool, got *Kept, err error) {
+func (f *follower) loaded(t *topicState, number uint64, full bool, got *topic.Snapshot, err error) {
 	if err != nil && f.awayFor(f.ruleOf(t)) == nil { // otherwise it is known, and has been said
 		f.srv.engine.logSome(f.unloads, slog.LevelWarn, "could not load a persistent topic", []any{"topic", t.name, "error", err})
 	}
@@ -255,13 +256,13 @@ func (f *follower) giveUp(t *topicState) {
 		to = k.early[0].prev // they are in order
 	}
 	k.useless, k.seen = 0, to
-	f.apply(t, &Kept{Epoch: k.epochText(), Since: to, Last: to}, false)
+	f.apply(t, &topic.Snapshot{Epoch: k.epochText(), Since: to, Last: to}, false)
 	f.drain(t)
 }
 
 // apply takes what was loaded, and delivers what is news of it. It returns false if it had to stop because of
 // overload. The caller holds mu.
-func (f *follower) apply(t *topicState, got *Kept, full bool) (whole bool) {
+func (f *follower) apply(t *topicState, got *topic.Snapshot, full bool) (whole bool) {
 	k, at := t.link.replica, f.srv.engine.stamp()
 	patterns := f.hub.patternsOf(t)
 	fed := t.link.isCovered(patterns)
@@ -320,7 +321,7 @@ func (f *follower) begin(t *topicState, since uint64) {
 
 // tellGap tells subscribers that something is missing before what follows. Who gets only the newest message of a
 // topic is not told. The caller holds mu.
-func (f *follower) tellGap(t *topicState, got *Kept, at stamp) {
+func (f *follower) tellGap(t *topicState, got *topic.Snapshot, at stamp) {
 	f.stats.gaps.Add(1)
 	if t.subscribers == 0 || t.latest() {
 		return
@@ -336,7 +337,7 @@ func (f *follower) tellGap(t *topicState, got *Kept, at stamp) {
 func (f *follower) missed(n uint64) { f.stats.lost.Add(n) }
 
 // persistentMessage is a message of the broker's, whose clock says now.
-func (t *topicState) persistentMessage(m *Message, epoch *string, now time.Time) *message {
+func (t *topicState) persistentMessage(m *topic.Message, epoch *string, now time.Time) *message {
 	return &message{topic: t, offset: m.Offset, time: m.Time.UnixMilli(), born: t.hub.srv.engine.bornMillis(m.Time, now), format: m.Format, epoch: epoch, raw: codec.NewFrame(m.Format.Opcode(), m.Payload)}
 }
 
@@ -353,7 +354,7 @@ func (f *follower) deliver(t *topicState, m *message, direct, pattern bool, patt
 }
 
 // receivePersistent takes a message from the broker.
-func (f *follower) receivePersistent(got Message, epoch string, prev uint64) {
+func (f *follower) receivePersistent(got topic.Message, epoch string, prev uint64) {
 	f.stats.persistentIn.Add(1)
 	t := f.taker(got.Topic)
 	if t == nil {

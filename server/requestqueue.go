@@ -138,7 +138,7 @@ func (c *Conn) afterPending(n int, quick bool, do func()) error {
 func (c *Conn) queueRequest(s *slot) error {
 	c.sh.check()
 	if c.sh.backlog.Load() > c.sh.set.maxBacklog {
-		return ErrOverloaded
+		return topic.ErrOverloaded
 	}
 	s.open, s.after = true, c.sh.mail.count()
 	w := c.needWorkload()
@@ -214,7 +214,7 @@ func (c *Conn) closeInOrder(how closeHow, code codec.CloseCode, reason string) {
 // topicReady calls then when a topic or a pattern can be subscribed to, or read, which may be at once, as it always is
 // without a broker. The error is of the kind of [ErrNoCluster] or [ErrTooManyTopics]. Nothing that is asked for
 // meanwhile overtakes it. On a connection that closes meanwhile it is called, too.
-func (c *Conn) topicReady(name string, from Start, reads bool, then func(error)) {
+func (c *Conn) topicReady(name string, from topic.Start, reads bool, then func(error)) {
 	var s *slot
 	ready, err := c.Server().hub.remote.ready(name, from, reads, func() { s = c.reserve() }, func(err error) {
 		c.resolve(s, false, func() { then(err) })
@@ -225,7 +225,7 @@ func (c *Conn) topicReady(name string, from Start, reads bool, then func(error))
 }
 
 // ready leaves names that are wrong to its callers. A topic that the broker does not keep is always ready for readers.
-func (f *follower) ready(name string, from Start, reads bool, wait func(), done func(error)) (ready bool, err error) {
+func (f *follower) ready(name string, from topic.Start, reads bool, wait func(), done func(error)) (ready bool, err error) {
 	pattern, err := topic.Parse(name)
 	if err != nil || reads && !f.keeps(name) {
 		return true, nil
@@ -253,4 +253,4 @@ func (f *follower) ready(name string, from Start, reads bool, wait func(), done 
 }
 
 // errNotLoaded is told to a subscriber whose topic was unloaded again before its turn came.
-var errNotLoaded = fmt.Errorf("%w: the topic was unloaded", ErrNoCluster)
+var errNotLoaded = fmt.Errorf("%w: the topic was unloaded", topic.ErrNoCluster)

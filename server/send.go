@@ -5,6 +5,7 @@ import (
 	"syscall"
 
 	"carillon/codec"
+	"carillon/server/stats"
 )
 
 // deflates reports whether permessage-deflate was negotiated.
@@ -79,7 +80,7 @@ func (c *Conn) sendBytes(b []byte, kind itemKind) {
 func (c *Conn) lose(b []byte, kind itemKind) {
 	for len(b) > 0 {
 		if max(kind, kindOf(b)) == itemMessage {
-			c.sh.stats.Drop(DropClosed, 1)
+			c.sh.stats.Drop(stats.DropClosed, 1)
 		}
 		b = b[codec.FrameLen(b):]
 	}
@@ -89,7 +90,7 @@ func (c *Conn) lose(b []byte, kind itemKind) {
 func (c *Conn) sendFrame(f *codec.Frame) {
 	c.sh.check()
 	if !c.ready() {
-		c.sh.stats.Drop(DropClosed, 1)
+		c.sh.stats.Drop(stats.DropClosed, 1)
 		return
 	}
 	c.sendEncoded(c.encoded(f), itemMessage)
@@ -107,7 +108,7 @@ func (c *Conn) sendEncoded(b []byte, kind itemKind) {
 		if written == len(b) {
 			return
 		} else if errno != 0 {
-			c.sh.stats.Drop(DropClosed, uint64(messagesOf(kind)))
+			c.sh.stats.Drop(stats.DropClosed, uint64(messagesOf(kind)))
 			return
 		}
 	}
@@ -142,7 +143,7 @@ func (c *Conn) sendFrames(a *audience, sub int32, frames []*codec.Frame) {
 		}
 		frames = frames[n:]
 	}
-	c.sh.stats.Drop(DropClosed, uint64(len(frames)))
+	c.sh.stats.Drop(stats.DropClosed, uint64(len(frames)))
 }
 
 // together puts frames into one piece of memory, and says how many.
@@ -162,7 +163,7 @@ func (c *Conn) together(frames []*codec.Frame) (b []byte, n int) {
 // wroteFrames goes on after a write of messages, as many of them as there are, ended early.
 func (c *Conn) wroteFrames(a *audience, sub int32, frames []*codec.Frame, written int, errno syscall.Errno) {
 	if errno != 0 {
-		c.sh.stats.Drop(DropClosed, uint64(len(frames)))
+		c.sh.stats.Drop(stats.DropClosed, uint64(len(frames)))
 		c.abort(os.NewSyscallError("write", errno))
 		return
 	}
@@ -186,7 +187,7 @@ func (c *Conn) queueFrames(a *audience, sub int32, frames []*codec.Frame) {
 	}
 	for i, f := range frames {
 		if c.state.Load() != stateOpen {
-			c.sh.stats.Drop(DropClosed, uint64(len(frames)-i))
+			c.sh.stats.Drop(stats.DropClosed, uint64(len(frames)-i))
 			return
 		}
 		c.enqueue(c.encoded(f), 0, kindFrom(a))

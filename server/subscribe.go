@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"carillon/server/stats"
 	"carillon/server/topic"
 )
 
@@ -67,7 +68,7 @@ func (c *Conn) extend() *extension {
 type SubscribeOptions struct {
 	// Start is where to begin. Its zero value begins with the next message, or, for a topic with
 	// [TopicRule.Latest], with the newest one.
-	Start
+	topic.Start
 
 	// Envelope delivers each message as the JSON object of docs/protocol.md, with topic, offset and time,
 	// instead of the bare payload. The first is the object "subscribed", which says where the
@@ -83,8 +84,8 @@ type SubscribeOptions struct {
 
 // Subscribed says where a subscription began.
 type Subscribed struct {
-	Topic    string
-	Position // of the topic at that moment; zero for a pattern
+	Topic          string
+	topic.Position // of the topic at that moment; zero for a pattern
 
 	// After is the offset before the first message that follows: Offset, unless messages of the history come
 	// first. With Epoch it is the position of a client that is gone before it has had a message.
@@ -225,7 +226,7 @@ func (a *audience) closeForGap(seq uint32) {
 // wanted is a subscription that is to be made.
 type wanted struct {
 	name  string
-	from  Start
+	from  topic.Start
 	kind  framing
 	asked bool             // by the client
 	reply func(Subscribed) // called before the first message is sent
@@ -233,7 +234,7 @@ type wanted struct {
 
 // subscribeReady subscribes once the topic or pattern can be subscribed to, or calls failed.
 func (c *Conn) subscribeReady(w *wanted, failed func(error)) {
-	if err := c.maySubscribe(w.name, IsPattern(w.name)); err != nil { // before the cluster follows it
+	if err := c.maySubscribe(w.name, topic.IsPattern(w.name)); err != nil { // before the cluster follows it
 		failed(err)
 		return
 	}
@@ -255,9 +256,9 @@ func (c *Conn) subscribe(w *wanted) (Subscribed, error) {
 	if !c.isOpen() || !c.ready() {
 		return s, ErrClosed
 	}
-	pattern := IsPattern(name)
+	pattern := topic.IsPattern(name)
 	if c.hoards() {
-		return s, fmt.Errorf("%w: read the messages of the previous subscriptions first", ErrOverloaded)
+		return s, fmt.Errorf("%w: read the messages of the previous subscriptions first", topic.ErrOverloaded)
 	}
 	if err := c.maySubscribe(name, pattern); err != nil {
 		return s, err
@@ -398,7 +399,7 @@ func (c *Conn) dropSubscription(i int) {
 	c.sh.mu.Unlock()
 	if s.stale {
 		c.ext.stale--
-		c.sh.stats.Drop(DropClosed, 1)
+		c.sh.stats.Drop(stats.DropClosed, 1)
 	}
 	s.audience.local.left(s.audience)
 }
@@ -445,7 +446,7 @@ func (c *Conn) leaveTopics() {
 		return
 	}
 	sh := c.sh
-	sh.stats.Drop(DropClosed, uint64(c.ext.stale))
+	sh.stats.Drop(stats.DropClosed, uint64(c.ext.stale))
 	c.ext.stale, c.ext.left = 0, sh.engine.stamp()
 	sh.mu.Lock()
 	sh.departed.push(c)
@@ -480,7 +481,7 @@ func (sh *shard) settleDeparted(limit time.Duration) {
 			sh.departed.pop()
 		}
 		sh.mu.Unlock()
-		sh.stats.Drop(DropClosed, uint64(missed))
+		sh.stats.Drop(stats.DropClosed, uint64(missed))
 		for _, a := range some[:n] {
 			a.local.left(a)
 		}
@@ -512,7 +513,7 @@ func (c *Conn) conflate(sub int32, n int) {
 		c.ext.stale++
 		n--
 	}
-	c.sh.stats.Drop(DropConflated, uint64(n))
+	c.sh.stats.Drop(stats.DropConflated, uint64(n))
 }
 
 // refresh sends the newest messages that waited until the socket takes bytes again; all of them, even if
@@ -526,7 +527,7 @@ func (c *Conn) refresh(all bool) {
 		s.stale = false
 		c.ext.stale--
 		a := s.audience
-		c.sh.stats.Drop(DropConflated, a.missed(s.slot))
+		c.sh.stats.Drop(stats.DropConflated, a.missed(s.slot))
 		a.members[s.slot].seq = a.end()
 		c.sendEncoded(c.encoded(a.newest), itemHistory) // one for each topic at most
 	}

@@ -6,6 +6,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/envelope"
+	"carillon/server/stats"
 )
 
 // sweep is the round that finds connections whose time is up, through all tables of a shard. Like a
@@ -129,7 +130,7 @@ func (g *table) handshakeDue(i int) bool {
 	case c.is(markPreface) && timedOut(g.sh.clock, g.times[i].message, c.entered().now().proxy.Timeout):
 		c.prefaceDue()
 	case g.sh.goingAway || e.draining.Load():
-		c.refuse(RefuseDraining, rejectDraining)
+		c.refuse(stats.RefuseDraining, rejectDraining)
 	case timedOut(g.sh.clock, g.times[i].message, e.opts().Limits.HandshakeTimeout):
 		c.refuse(c.lateHandshake(e.opts().Limits.HandshakeTimeout))
 	default:
@@ -168,10 +169,10 @@ func (g *table) memberDue(i int) bool {
 		g.members[i].conn.retire(w.schedule)
 	case w.second > 0 && g.members[i].conn.tooOld(w.second):
 		c := g.members[i].conn
-		g.sh.stats.Cut(CutMaxAge)
+		g.sh.stats.Cut(stats.CutMaxAge)
 		c.startClose(closeOwn, codec.CloseGoingAway, withRetry("connection has reached connections.max_age", c.retryAfter(shortestReturn)))
 	case timedOut(now, t.message, opts.Limits.IdleTimeout) && !g.members[i].conn.isEvents() && !g.members[i].conn.isSuspended():
-		g.sh.stats.Cut(CutIdle)
+		g.sh.stats.Cut(stats.CutIdle)
 		g.members[i].conn.startClose(closeOwn, codec.CloseGoingAway, fmt.Sprintf("no message for %v", opts.Limits.IdleTimeout))
 	case t.ping != 0:
 		if !timedOut(now, t.ping, opts.Ping.Timeout) || g.members[i].conn.isSuspended() {
@@ -181,7 +182,7 @@ func (g *table) memberDue(i int) bool {
 			t.ping = now
 			return true
 		}
-		g.sh.stats.Cut(CutPingTimeout)
+		g.sh.stats.Cut(stats.CutPingTimeout)
 		g.members[i].conn.startClose(closeFail, codec.CloseGoingAway, fmt.Sprintf("no answer to a ping for %v", opts.Ping.Timeout))
 	case timedOut(now, t.read, opts.pingEarliest):
 		c := g.members[i].conn
@@ -221,7 +222,7 @@ func (c *Conn) stalledDue() bool {
 	}
 	if !c.flushLate() {
 		if c.state.Load() == stateOpen {
-			sh.stats.Cut(CutWriteTimeout)
+			sh.stats.Cut(stats.CutWriteTimeout)
 		}
 		c.abort(errWriteTimeout)
 	}

@@ -7,6 +7,8 @@ import (
 	"net"
 	"syscall"
 	"time"
+
+	"carillon/server/stats"
 )
 
 // session is the TLS of one connection: crypto/tls as it is, on top of a net.Conn that is this session
@@ -292,10 +294,10 @@ func (c *Conn) unsealed(err error) {
 func (c *Conn) cutEmptyRecords() {
 	switch c.state.Load() {
 	case stateHandshake:
-		c.evict(RefuseTLSRecords, nil, errEmptyRecords)
+		c.evict(stats.RefuseTLSRecords, nil, errEmptyRecords)
 		return
 	case stateOpen:
-		c.sh.stats.Cut(CutTLSRecords)
+		c.sh.stats.Cut(stats.CutTLSRecords)
 	}
 	c.abort(errEmptyRecords)
 }

@@ -18,6 +18,7 @@ import (
 	"carillon/server/internal/certs"
 	"carillon/server/internal/limit"
 	"carillon/server/internal/logs"
+	"carillon/server/stats"
 )
 
 // A TLS handshake takes up to a millisecond of processor time, for which a loop must not stand still, and
@@ -99,13 +100,13 @@ func (c *Conn) hello(b []byte) {
 	switch {
 	case err == certs.ErrPlainText:
 		c.mark(markTLS, false)
-		c.refuse(RefusePlainText, rejectPlainText)
+		c.refuse(stats.RefusePlainText, rejectPlainText)
 	case err != nil:
-		c.cutOff(RefuseTLSHello, err)
+		c.cutOff(stats.RefuseTLSHello, err)
 	case whole:
 		c.beginTLS(b)
 	case len(b) >= limit:
-		c.cutOff(RefuseTLSHello, errHello)
+		c.cutOff(stats.RefuseTLSHello, errHello)
 	default:
 		c.keepHead(b)
 	}
@@ -148,7 +149,7 @@ func (c *Conn) feed(s *session, b []byte) {
 	h.holdUp(c)
 	h.mu.Unlock()
 	if unread > littleUnread && all > maxUnreadTotal {
-		c.cutOff(RefuseTLSUnread, errUnread)
+		c.cutOff(stats.RefuseTLSUnread, errUnread)
 	}
 }
 
@@ -357,28 +358,28 @@ func (c *Conn) evictTLS(h *tlsHandshake) {
 	if s == nil || s.shake != h || c.state.Load() != stateHandshake {
 		return
 	}
-	c.evict(RefuseTLSEvicted, nil, errTLSEvicted)
+	c.evict(stats.RefuseTLSEvicted, nil, errTLSEvicted)
 }
 
 // reasonOfTLS sorts what crypto/tls has to say about a handshake. Some of it only has a text.
-func reasonOfTLS(err error) RefuseReason {
+func reasonOfTLS(err error) stats.RefuseReason {
 	var certificate *tls.CertificateVerificationError
 	var record tls.RecordHeaderError
 	var op *net.OpError
 	text := err.Error()
 	switch {
 	case errors.Is(err, errPanicky):
-		return RefusePanic
+		return stats.RefusePanic
 	case errors.As(err, &certificate), strings.Contains(text, "didn't provide a certificate"):
-		return RefuseTLSCertificate
+		return stats.RefuseTLSCertificate
 	case errors.As(err, &op) && op.Op == "remote error":
-		return RefuseTLSAlert
+		return stats.RefuseTLSAlert
 	case errors.As(err, &record):
-		return RefuseTLSHello
+		return stats.RefuseTLSHello
 	case strings.Contains(text, "unsupported versions"), strings.Contains(text, "no cipher suite supported"), strings.Contains(text, "no supported elliptic curves"):
-		return RefuseTLSVersion
+		return stats.RefuseTLSVersion
 	case strings.Contains(text, "unsupported application protocols"):
-		return RefuseTLSProtocol
+		return stats.RefuseTLSProtocol
 	}
-	return RefuseTLSFailed
+	return stats.RefuseTLSFailed
 }

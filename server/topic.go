@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"carillon/server/topic"
 )
 
 // source is what connections receive messages from: a topic or a pattern that they are subscribed to, or their
@@ -102,7 +104,7 @@ type topicState struct {
 	epoch uint64
 
 	// Guarded by mu.
-	rule      *TopicRule    // nil when it keeps nothing
+	rule      *topic.Rule   // nil when it keeps nothing
 	offset    uint64        // of the last message
 	floor     uint64        // who has had all up to this offset misses nothing but what is in history
 	used      time.Duration // when it last had a message or a subscriber, after the server was made
@@ -130,7 +132,9 @@ func (t *topicState) epochText() string {
 // ownEpoch is the epoch of a topic whose offsets are this server's own.
 func (t *topicState) ownEpoch() string { return strconv.FormatUint(t.epoch, 36) }
 
-func (t *topicState) position() Position { return Position{Offset: t.offset, Epoch: t.epochText()} }
+func (t *topicState) position() topic.Position {
+	return topic.Position{Offset: t.offset, Epoch: t.epochText()}
+}
 
 // ring is the history of a topic, the oldest message first.
 type ring struct {
@@ -179,7 +183,7 @@ func (t *topicState) keep(m *message) {
 
 // trim drops what is too much for the rule. The caller holds mu.
 func (t *topicState) trim() {
-	var rule TopicRule
+	var rule topic.Rule
 	if t.rule != nil {
 		rule = *t.rule
 	}
@@ -209,7 +213,7 @@ func (t *topicState) dropOldest() {
 
 // since returns the messages that a subscriber gets before the live ones, and whether that is all that it has missed.
 // Of those after a position it returns at most limit, the oldest. The caller holds mu.
-func (t *topicState) since(from Start, now int64, limit int) (missed []*message, recovered bool) {
+func (t *topicState) since(from topic.Start, now int64, limit int) (missed []*message, recovered bool) {
 	t.expire(now)
 	kept := t.history.all()
 	switch {

@@ -37,7 +37,7 @@ type TopicAccess struct {
 
 func (a *TopicAccess) maySubscribe(name string) bool {
 	for _, p := range a.Subscribe {
-		if Covers(p, name) {
+		if topic.Covers(p, name) {
 			return true
 		}
 	}
@@ -61,7 +61,7 @@ type topicQuery struct {
 	events  bool // server-sent events
 	framing framing
 	topics  []string
-	from    Start
+	from    topic.Start
 	afresh  bool // it had a position, but none that can be gone on from
 }
 
@@ -88,8 +88,8 @@ func (ep *endpoint) parseTopicQuery(r *Request, events bool) (*topicQuery, error
 		}
 		if id := r.Header("Last-Event-ID"); len(id) > 0 {
 			since, ok := envelope.ParseEventID(string(id))
-			if ok && len(w.topics) == 1 && !IsPattern(w.topics[0]) {
-				w.from = Start{Since: &since}
+			if ok && len(w.topics) == 1 && !topic.IsPattern(w.topics[0]) {
+				w.from = topic.Start{Since: &since}
 			} else {
 				w.afresh = true
 			}
@@ -100,7 +100,7 @@ func (ep *endpoint) parseTopicQuery(r *Request, events bool) (*topicQuery, error
 	}
 	patterns := 0
 	for _, name := range w.topics {
-		if IsPattern(name) {
+		if topic.IsPattern(name) {
 			patterns++
 		}
 	}
@@ -120,10 +120,10 @@ func (ep *endpoint) checkTopicQuery(w *topicQuery) error {
 			}
 			return &codec.Rejection{Status: status, Reason: err.Error()}
 		}
-		if w.from.Since != nil && (len(w.topics) > 1 || IsPattern(name)) {
+		if w.from.Since != nil && (len(w.topics) > 1 || topic.IsPattern(name)) {
 			return &codec.Rejection{Status: 400, Reason: "since needs exactly one topic and no pattern"}
 		}
-		if w.from.Last > 0 && IsPattern(name) {
+		if w.from.Last > 0 && topic.IsPattern(name) {
 			return &codec.Rejection{Status: 400, Reason: "last needs topics and no patterns"}
 		}
 	}
@@ -146,7 +146,7 @@ func overlapIn(names []string) (a, b string, ok bool) {
 			return name, name, true
 		}
 		seen[name] = true
-		if IsPattern(name) {
+		if topic.IsPattern(name) {
 			patterns = append(patterns, name)
 		} else {
 			topics = append(topics, name)
@@ -204,7 +204,7 @@ const quickTopics = 4
 // subscribeInitial makes the subscriptions that the request asked for.
 func (c *Conn) subscribeInitial(w *topicQuery) {
 	for _, name := range w.topics {
-		quick := len(w.topics) <= quickTopics && w.from == Start{}
+		quick := len(w.topics) <= quickTopics && w.from == topic.Start{}
 		err := c.afterPending(0, quick, func() {
 			err := c.checkRead(name) // a token may have been renewed since
 			if err != nil {
@@ -266,13 +266,13 @@ func (c *Conn) publish(op codec.Opcode, payload []byte) {
 		_ = c.Close(codec.ClosePolicyViolation, err.Error())
 		return
 	}
-	format := FormatText
+	format := topic.FormatText
 	if op == codec.OpBinary {
-		format = FormatBinary
+		format = topic.FormatBinary
 	}
-	p := publication{Publication: Publication{Topic: topics[0].name(), Format: format, Payload: payload}}
+	p := publication{Publication: topic.Publication{Topic: topics[0].name(), Format: format, Payload: payload}}
 	m := c.flightOf(&p)
-	_, ready, err := c.Server().hub.remote.publish(p, func() { c.beginPublishing(m) }, func(_ Receipt, err error) {
+	_, ready, err := c.Server().hub.remote.publish(p, func() { c.beginPublishing(m) }, func(_ topic.Receipt, err error) {
 		c.sh.postDo(c, 0, func() { c.endPublishing(m) })
 		c.refused(err)
 	})
