@@ -210,10 +210,3 @@ func (c *Conn) Opened() time.Time {
 
 // uptimeSeconds is the present one, counted from when the server was made.
 func (e *engine) uptimeSeconds() uint32 { return uint32(time.Since(e.begin) / time.Second) }
-
-// subscriptions is how many topics and patterns the connection has.
-func (c *Conn) subscriptions() int {
-	c.sh.mu.Lock()
-	defer c.sh.mu.Unlock()
-	return len(c.openSubscriptions())
-}

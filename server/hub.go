@@ -2,7 +2,6 @@ package server
 
 import (
 	"cmp"
-	"context"
 	"encoding/json"
 	"fmt"
 	"hash/maphash"
@@ -146,30 +145,6 @@ type publication struct {
 
 	address limit.Key // of an anonymous client
 	valid   bool      // the payload is known to be what Format says
-}
-
-// Publish sends a message to the subscribers of a topic, on whatever endpoints they are. All of them get
-// the topic's messages in one order, that of their offsets.
-//
-// What one goroutine publishes to a topic and sends to a connection arrives there in that order, unless the
-// connection is too slow for a topic with [TopicRule.Latest]. Different topics do not wait for each other.
-//
-// Publish does not wait for delivery. It fails with a *[TopicError], [ErrTooLarge], [ErrNotText], [ErrNotJSON],
-// [ErrKey], [ErrTooManyTopics] or [ErrOverloaded]; then no subscriber gets the message.
-//
-// With [Options.Broker] it also fails with [ErrNoCluster]. A message for a topic that a [TopicRule] with history
-// matches then gets its place from the broker, and Publish waits for that, at most 15 seconds. So it must not be
-// called on an event loop, as handlers are, and returns [ErrOnLoop] there: see [Server.PublishFunc]. If it returns
-// [ErrUncertain], the message may have been published or not. Subscribers of this server, too, get it when it comes
-// back from the broker. To any other topic it does not wait, nor say whether other servers get the message.
-func (s *Server) Publish(p topic.Publication) (topic.Receipt, error) {
-	if !s.hub.remote.keeps(p.Topic) {
-		return s.hub.publish(&publication{Publication: p}, nil)
-	}
-	if s.engine.onLoop() {
-		return topic.Receipt{}, fmt.Errorf("publish: %w", ErrOnLoop)
-	}
-	return s.hub.publishAndWait(context.Background(), p)
 }
 
 // publish gives the message to this server's subscribers. For other servers' it hands it over, which sent learns
@@ -333,39 +308,6 @@ func (h *hub) rule() {
 	}
 }
 
-// Topics lists the topics whose names match a pattern, by name. They are as many as Limits.MaxTopics
-// allows, so this may take long.
-func (s *Server) Topics(pattern string) ([]topic.Info, error) {
-	if err := topic.CheckPattern(pattern); err != nil {
-		return nil, err
-	}
-	var list []topic.Info
-	for i := range s.hub.parts {
-		for t := range s.hub.parts[i].all() {
-			if !topic.Matches(pattern, t.name) {
-				continue
-			}
-			t.mu.Lock()
-			if !t.forgotten {
-				list = append(list, t.info(s.engine.ageMillis()))
-			}
-			t.mu.Unlock()
-		}
-	}
-	slices.SortFunc(list, func(a, b topic.Info) int { return cmp.Compare(a.Topic, b.Topic) })
-	return list, nil
-}
-
-// Topic describes one topic, and reports whether it exists.
-func (s *Server) Topic(name string) (topic.Info, bool) {
-	t := s.hub.find(name)
-	if t == nil {
-		return topic.Info{}, false
-	}
-	defer t.mu.Unlock()
-	return t.info(s.engine.ageMillis()), true
-}
-
 // info describes the topic at an age of the server. The caller holds mu.
 func (t *topicState) info(now int64) topic.Info {
 	t.expire(now)
@@ -374,22 +316,6 @@ func (t *topicState) info(now int64) topic.Info {
 		i.Oldest = int64(t.history.all()[0].offset)
 	}
 	return i
-}
-
-// History returns messages that a topic keeps, at most limit of them: the first ones after from.Since, or
-// the newest from.Last ones. A topic that does not exist has none. It fails with a *[TopicError].
-//
-// With [Options.Broker] it waits for the messages of a topic that the broker keeps, at most 10 seconds. Then it also
-// fails with [ErrNoCluster], and with [ErrOnLoop] on an event loop.
-func (s *Server) History(name string, from topic.Start, limit int) (topic.HistoryPage, error) {
-	if err := s.hub.waitFor(name, from); err != nil {
-		return topic.HistoryPage{}, err
-	}
-	past, list, err := s.hub.past(name, from, limit)
-	for _, m := range list {
-		past.Messages = append(past.Messages, topic.Message{Topic: m.topic.name, Offset: m.offset, Time: time.UnixMilli(m.time), Format: m.format, Payload: m.raw.Payload()})
-	}
-	return past, err
 }
 
 // waitFor waits until a topic is up to date that the broker keeps; others it does not look at.

@@ -237,3 +237,31 @@ func (l *link) isCovered(patterns []*source) bool {
 	l.coveringPattern = nil
 	return false
 }
+
+// ready leaves names that are wrong to its callers. A topic that the broker does not keep is always ready for readers.
+func (f *follower) ready(name string, from topic.Start, reads bool, wait func(), done func(error)) (ready bool, err error) {
+	pattern, err := topic.Parse(name)
+	if err != nil || reads && !f.keeps(name) {
+		return true, nil
+	}
+	var src *source
+	if pattern {
+		src = f.hub.openPattern(name)
+	} else {
+		t, err := f.hub.open(name)
+		if err != nil {
+			return false, err
+		}
+		src = &t.source
+	}
+	defer src.mu.Unlock() // before which done is not called
+	if src.link.replica != nil {
+		ready, err = f.awaitReplica(src.topic, from, reads, done)
+	} else {
+		ready = f.await(src, done)
+	}
+	if !ready && err == nil {
+		wait()
+	}
+	return ready, err
+}

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -429,12 +428,6 @@ func (c *Conn) doPresence(id json.RawMessage, topic string) (what string, value 
 		return "", nil, nil
 	}
 	return "present", p, nil
-}
-
-// Subscribers lists the connections that are subscribed to exactly this topic or pattern, in no order.
-func (s *Server) Subscribers(topic string) []*Conn {
-	list, _ := s.subscribers(topic, math.MaxInt)
-	return list
 }
 
 // subscribers lists at most so many of them, and counts all.

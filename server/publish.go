@@ -10,19 +10,6 @@ import (
 	"carillon/server/topic"
 )
 
-// PublishFunc publishes as [Server.Publish] does, and may be called on an event loop: it does not wait. done is
-// called once, from any goroutine and perhaps before PublishFunc returns, with what Publish would return, and must
-// not block. With [Options.Broker] that is when the broker has the message, for all topics: an error is then
-// [ErrUncertain] where this server's subscribers have got it. To publish the message again with its key is safe: for a
-// topic with history that goes to the broker again, and for others done gets what the first one came to.
-//
-// What one goroutine publishes to a topic gets its place in that order.
-func (s *Server) PublishFunc(p topic.Publication, done func(topic.Receipt, error)) {
-	if receipt, ready, err := s.hub.remote.publish(publication{Publication: p}, nothing, done); ready {
-		done(receipt, err)
-	}
-}
-
 func (f *follower) keeps(name string) bool {
 	return topic.RuleOf(f.srv.opts().Topics, name).HasHistory()
 }

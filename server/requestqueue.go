@@ -1,8 +1,6 @@
 package server
 
 import (
-	"fmt"
-
 	"carillon/codec"
 	"carillon/server/topic"
 )
@@ -210,47 +208,3 @@ func (c *Conn) closeInOrder(how closeHow, code codec.CloseCode, reason string) {
 	}
 	c.inOrder(func() { c.startClose(how, code, reason) })
 }
-
-// topicReady calls then when a topic or a pattern can be subscribed to, or read, which may be at once, as it always is
-// without a broker. The error is of the kind of [ErrNoCluster] or [ErrTooManyTopics]. Nothing that is asked for
-// meanwhile overtakes it. On a connection that closes meanwhile it is called, too.
-func (c *Conn) topicReady(name string, from topic.Start, reads bool, then func(error)) {
-	var s *slot
-	ready, err := c.Server().hub.remote.ready(name, from, reads, func() { s = c.reserve() }, func(err error) {
-		c.resolve(s, false, func() { then(err) })
-	})
-	if ready || err != nil {
-		then(err)
-	}
-}
-
-// ready leaves names that are wrong to its callers. A topic that the broker does not keep is always ready for readers.
-func (f *follower) ready(name string, from topic.Start, reads bool, wait func(), done func(error)) (ready bool, err error) {
-	pattern, err := topic.Parse(name)
-	if err != nil || reads && !f.keeps(name) {
-		return true, nil
-	}
-	var src *source
-	if pattern {
-		src = f.hub.openPattern(name)
-	} else {
-		t, err := f.hub.open(name)
-		if err != nil {
-			return false, err
-		}
-		src = &t.source
-	}
-	defer src.mu.Unlock() // before which done is not called
-	if src.link.replica != nil {
-		ready, err = f.awaitReplica(src.topic, from, reads, done)
-	} else {
-		ready = f.await(src, done)
-	}
-	if !ready && err == nil {
-		wait()
-	}
-	return ready, err
-}
-
-// errNotLoaded is told to a subscriber whose topic was unloaded again before its turn came.
-var errNotLoaded = fmt.Errorf("%w: the topic was unloaded", topic.ErrNoCluster)

@@ -4,98 +4,10 @@ import (
 	"cmp"
 	"slices"
 	"strconv"
-	"sync"
 	"time"
 
 	"carillon/server/topic"
 )
-
-// source is what connections receive messages from: a topic or a pattern that they are subscribed to, or their
-// endpoint. What is published to a topic goes through the patterns that match it too.
-type source struct {
-	name  string
-	topic *topicState // that this is a part of; nil for a pattern and an endpoint
-
-	mu sync.Mutex
-
-	// Guarded by mu.
-	seq         uint32   // of the last message: counts them for the audiences, and means nothing to clients
-	subscribers int32    // connections of an endpoint are subscribers of its source
-	locals      []*local // one for each shard with subscribers
-	link        *link    // to the cluster
-}
-
-// local is a shard's part of a source.
-type local struct {
-	// Immutable.
-	sh  *shard
-	src *source
-
-	// Guarded by src.mu; changed by the loop only, so that it reads without the lock. Those of an endpoint are its
-	// tables.
-	audiences [numFramings]*audience
-}
-
-// overloaded returns a shard with subscribers that has too much to do for another n bytes, or nil. The caller holds mu.
-func (src *source) overloaded(n int64) *shard {
-	for _, l := range src.locals {
-		if !l.sh.hasRoom(n) {
-			return l.sh
-		}
-	}
-	return nil
-}
-
-// post makes a message the next one of all shards that have subscribers, and returns how many these are. The caller
-// holds mu, so that all shards get the same order.
-func (src *source) post(kind commandKind, p payload, at stamp) (subscribers int) {
-	src.seq++
-	raw, latest := p.frame(framingRaw), src.latest()
-	for _, l := range src.locals {
-		l.sh.backlog.Add(int64(len(raw.Plain())))
-		l.sh.fanout.Add(1)
-		l.sh.post(command{kind: kind, local: l, frame: raw, payload: p, seq: src.seq, at: at, latest: latest})
-	}
-	return int(src.subscribers)
-}
-
-// members is how many connections are in the audiences. It is for the loop.
-func (l *local) members() (n int) {
-	for _, a := range l.audiences {
-		if a != nil {
-			n += len(a.members)
-		}
-	}
-	return n
-}
-
-// join notes that an endpoint has one connection more on this shard.
-func (l *local) join() {
-	src := l.src
-	src.mu.Lock()
-	defer src.mu.Unlock()
-	src.subscribers++
-	if l.members() == 1 {
-		src.locals = append(src.locals, l)
-	}
-}
-
-// leave notes that it has one less.
-func (l *local) leave() {
-	src := l.src
-	src.mu.Lock()
-	defer src.mu.Unlock()
-	src.subscribers--
-	if l.members() == 0 {
-		src.remove(l)
-	}
-}
-
-// remove takes out a shard that has no subscribers any more. The caller holds mu.
-func (src *source) remove(l *local) {
-	i := slices.Index(src.locals, l)
-	src.locals = slices.Delete(src.locals, i, i+1)
-}
 
 // topic is a named stream of messages.
 type topicState struct {
@@ -114,11 +26,6 @@ type topicState struct {
 	history   ring
 	patterns  []*source // that match it
 	version   uint64    // of the hub's patterns, when that was found out
-}
-
-// latest reports whether slow subscribers get only the newest message. The caller holds mu.
-func (src *source) latest() bool {
-	return src.topic != nil && src.topic.rule != nil && src.topic.rule.Latest
 }
 
 // epochText is for clients. The caller holds mu.
