@@ -26,7 +26,7 @@ import (
 // the server they reach through owner: see owner.go.
 type engine struct {
 	// Immutable.
-	owner        *Server
+	owner        owner
 	log          *slog.Logger
 	listeners    []*listener      // Options.Listen, then Options.Listeners
 	begin        time.Time        // of the shards' clocks, which no change of the system's time moves
@@ -74,8 +74,8 @@ type engine struct {
 }
 
 // init prepares the engine of a server that is being made. It has no settings yet.
-func (e *engine) init(owner *Server) {
-	e.owner, e.log = owner, owner.log
+func (e *engine) init(owner owner, log *slog.Logger) {
+	e.owner, e.log = owner, log
 	e.begin, e.wall, e.checkOwner = time.Now(), time.Now, checkOwner
 	e.started, e.looping, e.loopsEnded = make(chan struct{}), make(chan struct{}), make(chan struct{})
 	e.empty = make(chan struct{}, 1)

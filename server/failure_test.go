@@ -112,7 +112,7 @@ func TestKilledWhileBroadcasting(t *testing.T) {
 func TestSendToKilled(t *testing.T) {
 	send := func(c *Conn) error { return c.Send(Binary, block(0)) }
 	frame := func(c *Conn) error { return c.SendFrame(codec.NewFrame(Binary, block(0))) }
-	broadcast := func(c *Conn) error { return c.sh.engine.owner.Broadcast("/broadcast", Binary, block(0)) }
+	broadcast := func(c *Conn) error { return c.Server().Broadcast("/broadcast", Binary, block(0)) }
 	for name, order := range map[string][]func(*Conn) error{
 		"Send":                    {send, frame, send},
 		"SendFrame":               {frame, send, frame},
@@ -235,7 +235,7 @@ func TestHandlersThatAct(t *testing.T) {
 		},
 		Close: func(c *Conn, err error) {
 			ended <- errors.Join(c.Send(Text, []byte("farewell")), c.Close(codec.CloseNormal, ""))
-			ended <- c.sh.engine.owner.Broadcast("/broadcast", Text, []byte("somebody left"))
+			ended <- c.Server().Broadcast("/broadcast", Text, []byte("somebody left"))
 		},
 	}})
 	s := start(t, Options{Endpoints: endpoints})

@@ -331,6 +331,24 @@ func (c *Conn) enter(r *Request) {
 	}
 }
 
+// handshakeDue ends a handshake whose time is up, or that the server has no time for any more, and reports whether it
+// does.
+func (c *Conn) handshakeDue(since uint32) bool {
+	sh := c.sh
+	limit := sh.engine.opts().Limits.HandshakeTimeout
+	switch {
+	case c.is(markPreface) && timedOut(sh.clock, since, c.entered().now().proxy.Timeout):
+		c.prefaceDue()
+	case sh.goingAway || sh.engine.draining.Load():
+		c.refuse(RefuseDraining, rejectDraining)
+	case timedOut(sh.clock, since, limit):
+		c.refuse(c.lateHandshake(limit))
+	default:
+		return false
+	}
+	return true
+}
+
 // refuse answers a request with an error and ends the connection.
 func (c *Conn) refuse(why RefuseReason, r *codec.Rejection) {
 	if u := c.waitsFor(); u != nil {

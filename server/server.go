@@ -91,7 +91,7 @@ func New(options Options) (*Server, error) {
 		byPath:     map[string]*endpoint{},
 		drainState: newDrainState(),
 	}
-	s.engine.init(s)
+	s.engine.init(s, s.log)
 	opts.Loops = loopsOf(&opts)
 	set, err := s.settle(opts, nil, nil)
 	if err != nil {

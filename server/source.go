@@ -156,5 +156,5 @@ func (l *local) left(a *audience) {
 			src.remove(l)
 		}
 	}
-	src.unsubscribe(l.sh.engine.owner.hub)
+	l.sh.engine.owner.unsubscribed(src)
 }

@@ -117,26 +117,11 @@ func (sh *shard) occupied() bool {
 func (g *table) due(i int) bool {
 	switch {
 	case g == g.sh.handshaking:
-		return g.handshakeDue(i)
+		return g.sh.engine.owner.headDue(g.members[i].conn, g.times[i].message)
 	case g == g.sh.closing:
 		return g.closeDue(i)
 	}
 	return g.memberDue(i)
-}
-
-func (g *table) handshakeDue(i int) bool {
-	e, c := g.sh.engine, g.members[i].conn
-	switch {
-	case c.is(markPreface) && timedOut(g.sh.clock, g.times[i].message, c.entered().now().proxy.Timeout):
-		c.prefaceDue()
-	case g.sh.goingAway || e.draining.Load():
-		c.refuse(stats.RefuseDraining, rejectDraining)
-	case timedOut(g.sh.clock, g.times[i].message, e.opts().Limits.HandshakeTimeout):
-		c.refuse(c.lateHandshake(e.opts().Limits.HandshakeTimeout))
-	default:
-		return false
-	}
-	return true
 }
 
 func (g *table) closeDue(i int) bool {
