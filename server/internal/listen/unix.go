@@ -130,6 +130,7 @@ func (s *UnixSocket) listen(at string, mode option.FileMode) error {
 	if hasFile {
 		err = os.Chmod(at, os.FileMode(mode))
 	}
+	refuseDescriptors(fd)
 	if err == nil {
 		err = os.NewSyscallError("listen", unix.Listen(fd, unixBacklog))
 	}

@@ -1,0 +1,6 @@
+//go:build !linux
+
+package listen
+
+// refuseDescriptors is for Linux.
+func refuseDescriptors(int) {}
