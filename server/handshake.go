@@ -61,17 +61,6 @@ func (c *Conn) shake(b []byte) {
 	}
 }
 
-// keepHead keeps the start of a head, or of what comes before, which may lie in c.in already.
-func (c *Conn) keepHead(b []byte) {
-	if c.state.Load() != stateHandshake || len(b) == 0 && c.in == nil {
-		return
-	}
-	if c.in == nil {
-		c.in = c.sh.newInbound()
-	}
-	c.in.rest = append(c.in.rest[:0], b...)
-}
-
 // answer opens or refuses a connection. What follows the head are the first frames.
 func (c *Conn) answer(head, rest []byte) {
 	sh := c.sh
@@ -356,31 +345,4 @@ func (c *Conn) refuse(why RefuseReason, r *codec.Rejection) {
 	}
 	c.sh.control = r.AppendResponse(c.sh.control[:0])
 	c.refuseWith(why, c.sh.control)
-}
-
-func (c *Conn) refuseWith(why RefuseReason, response []byte) {
-	sh := c.sh
-	sh.stats.Refusals[why].Add(1)
-	if sh.engine.logsEvents() {
-		sh.engine.logEvent("connection refused", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "reason", why.String())
-	}
-	c.lastAnswer(response)
-}
-
-// lastAnswer answers a request and ends the connection.
-func (c *Conn) lastAnswer(response []byte) {
-	sh := c.sh
-	c.dropPendingDecision()
-	c.dropHandshake()
-	c.dropInput()
-	sh.handshaking.remove(c)
-	c.mark(markPeerDone, true)
-	c.state.Store(stateClosing)
-	sh.closing.add(c, times{read: sh.clock})
-	if len(response) > 0 && c.canAnswer() {
-		c.sendControl(response)
-	}
-	if c.state.Load() == stateClosing {
-		c.flushed()
-	}
 }

@@ -92,11 +92,3 @@ func (c *Conn) prefaceDue() {
 }
 
 var errProxyTimeout = errors.New("the PROXY header did not arrive within proxy_protocol.timeout")
-
-// cutOff ends a connection that cannot be given an answer, since who speaks on it is not known.
-func (c *Conn) cutOff(why RefuseReason, err error) {
-	if c.sh.engine.logsEvents() {
-		c.sh.engine.logEvent("connection cut off", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "reason", why.String(), "error", err)
-	}
-	c.refuseWith(why, nil)
-}
