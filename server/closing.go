@@ -145,7 +145,6 @@ func (c *Conn) isDetached(err error) {
 	default:
 		c.table.remove(c)
 	}
-	c.leaveUse()
 	c.dropInput()
 	c.sh.lags.Delete(c)
 	c.setSession(nil)

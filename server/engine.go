@@ -39,7 +39,6 @@ type engine struct {
 	addresses    *limit.Addresses
 	handshakes   *limit.SharedBucket
 	tlsTable     *tlsTable
-	past         pastUse
 	events       *logs.Sampler // see logsample.go
 	grave        *logs.Sampler
 	blockedAfter time.Duration // a loop that is silent for so long is told of
@@ -226,7 +225,6 @@ func (e *engine) keepTime(ctx context.Context) {
 			}
 			e.owner.sweepTopics(now, part)
 			e.addresses.Sweep(part)
-			e.past.sweep(e.uptime())
 			for _, sh := range e.allShards() {
 				sh.postTick()
 			}

@@ -217,7 +217,7 @@ func (c *Conn) chargeInput(size, records int) {
 	now := c.sh.engine.uptime()
 	if used := min(now-c.sh.began, c.maxCharge(size, records)); used >= chargeFrom {
 		w := c.needWorkload()
-		w.charge(used, now)
+		w.used.addTurn(used, now)
 		c.settleWorkload(w)
 	}
 }
@@ -228,7 +228,7 @@ func (c *Conn) chargeOutput(size int) {
 		return
 	}
 	w := c.needWorkload()
-	w.charge(time.Duration(size)*outputByte, c.sh.engine.uptime())
+	w.used.addTurn(time.Duration(size)*outputByte, c.sh.engine.uptime())
 	c.settleWorkload(w)
 }
 

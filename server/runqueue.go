@@ -99,7 +99,7 @@ func (sh *shard) runQueued() {
 		if w.maxTurn > 0 {
 			took = min(took, w.maxTurn)
 		}
-		w.charge(took, now)
+		w.used.addTurn(took, now)
 		if w.requests.len() > 0 && w.requests.first().after > sh.ran {
 			early = append(early, w)
 		} else {

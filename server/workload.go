@@ -32,7 +32,6 @@ type workload struct {
 	notBefore time.Duration // no tag is lower, in the queue's time
 	used      usage         // of the loop
 	offloaded usage         // of the offload queue
-	inherited bool          // see pastUse
 	listed    bool          // in runQueue.charged
 	served    bool          // it is the connection's turn now
 	maxTurn   time.Duration // what that turn is charged for at most; 0 for no such limit
