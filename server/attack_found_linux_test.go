@@ -49,17 +49,20 @@ func foundAttackRows() []attackRow {
 			}
 			<-w.stop
 		}},
-		{name: "returns-with-1MiB", many: 100, fast: true, run: func(w *assailant) {
-			conn, err := w.open("/echo")
-			if err != nil {
-				return
+		{name: "returns-with-1MiB", many: 100, fast: true, run: func() func(*assailant) {
+			message := masked(0x82, make([]byte, mib-10))
+			return func(w *assailant) {
+				conn, err := w.open("/echo")
+				if err != nil {
+					return
+				}
+				defer conn.Close()
+				go func() { _, _ = io.Copy(io.Discard, conn) }()
+				_, _ = conn.Write(message)
+				w.sleep(20 * time.Millisecond)
+				w.sent(1, 0)
 			}
-			defer conn.Close()
-			go func() { _, _ = io.Copy(io.Discard, conn) }()
-			_, _ = conn.Write(masked(0x82, make([]byte, mib-10)))
-			w.sleep(20 * time.Millisecond)
-			w.sent(1, 0)
-		}},
+		}()},
 		{name: "query-16-patterns,112-topics", dials: true, run: requestsOf(100, func(*assailant, int) string { return patternsHead() })},
 
 		// Slow consumers.

@@ -68,7 +68,7 @@ func (c *Conn) leave(why *CloseError) {
 	if c.sh.engine.logsEvents() {
 		c.sh.engine.logEvent("connection closed", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "path", c.ep.Path, "code", int(why.Code), "by_peer", why.Remote, "reason", logs.Shorten(why.Reason))
 	}
-	c.sh.engine.owner.hasClosed(c, why)
+	c.owner().hasClosed(c, why)
 }
 
 // closeBytes is about what a close takes in a socket: the frame, and twice as much with TLS and its end.
@@ -139,7 +139,7 @@ func (c *Conn) isDetached(err error) {
 		c.leave(&CloseError{Code: codec.CloseAbnormal, Reason: err.Error(), Remote: !ours, Err: err})
 	case stateHandshake:
 		c.sh.stats.Refusals[stats.RefuseLost].Add(1)
-		c.sh.engine.owner.stopDeciding(c)
+		c.owner().stopDeciding(c)
 		c.dropHandshake()
 		c.table.remove(c)
 	default:

@@ -125,7 +125,7 @@ func (c *Conn) RemoteAddr() netip.AddrPort {
 }
 
 // Server is the server that the connection is one of.
-func (c *Conn) Server() *Server { return c.sh.engine.owner.(*Server) }
+func (c *Conn) Server() *Server { return c.owner().(*Server) }
 
 // Path is the path of the endpoint that the connection was opened on.
 func (c *Conn) Path() string { return c.ep.Path }

@@ -106,7 +106,7 @@ func (sh *shard) since(t uint32) time.Duration { return time.Duration(sh.clock-t
 
 // isEvictable reports whether nothing but its client keeps a connection in its handshake. One that was accepted
 // beyond the limit makes no room.
-func (c *Conn) isEvictable() bool { return !c.is(markFull) && !c.sh.engine.owner.isDeciding(c) }
+func (c *Conn) isEvictable() bool { return !c.is(markFull) && !c.owner().isDeciding(c) }
 
 // nobodys stands for the address of a client that is not known. Nobody has 0:0:0:1::/64.
 const nobodys limit.Key = 1

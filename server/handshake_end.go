@@ -26,7 +26,7 @@ func (c *Conn) refuseWith(why stats.RefuseReason, response []byte) {
 // lastAnswer answers a request and ends the connection.
 func (c *Conn) lastAnswer(response []byte) {
 	sh := c.sh
-	sh.engine.owner.stopDeciding(c)
+	c.owner().stopDeciding(c)
 	c.dropHandshake()
 	c.dropInput()
 	sh.handshaking.remove(c)

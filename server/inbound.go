@@ -72,7 +72,7 @@ func (c *Conn) consume(b []byte, deadline time.Duration) {
 	switch {
 	case !c.listens():
 	case c.state.Load() == stateHandshake:
-		c.sh.engine.owner.takeHead(c, b)
+		c.owner().takeHead(c, b)
 	case !c.paysBytes(len(b)):
 		c.dropInput()
 	default:
@@ -279,7 +279,7 @@ func (c *Conn) handle(ev codec.Event) {
 		if open && !c.asked.Load() && c.paysMessage() {
 			c.table.times[c.slot].message = c.sh.clock
 			c.sh.stats.MessagesIn.Add(1)
-			c.sh.engine.owner.takeMessage(c, ev.Op, ev.Payload)
+			c.owner().takeMessage(c, ev.Op, ev.Payload)
 		}
 	}
 }
@@ -297,7 +297,7 @@ func (c *Conn) broke(err error) {
 		code, reason = rule.Code, rule.Rule
 	}
 	if !c.asked.Load() {
-		c.sh.engine.owner.brokeRule(c, err)
+		c.owner().brokeRule(c, err)
 	}
 	c.closeInOrder(closeFail, code, reason)
 }

@@ -93,14 +93,14 @@ func (f *follower) await(src *source, done func(error)) (ready bool) {
 	if f.broker.Err() != nil {
 		return true // at most once: it is joined when that is possible again
 	}
-	f.enlist(src, &waiter{done: done})
+	f.enlist(src, &waiter{done: done}, waitTime)
 	return false
 }
 
-// enlist has somebody wait, but not for ever. The caller holds mu.
-func (f *follower) enlist(src *source, w *waiter) {
+// enlist has somebody wait, for so long at most. The caller holds mu.
+func (f *follower) enlist(src *source, w *waiter, limit time.Duration) {
 	src.link.waiters = append(src.link.waiters, w)
-	w.late = time.AfterFunc(waitTime, func() {
+	w.late = time.AfterFunc(limit, func() {
 		src.mu.Lock()
 		i := slices.Index(src.link.waiters, w)
 		if i >= 0 {

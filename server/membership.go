@@ -68,7 +68,7 @@ func (c *Conn) hoards() bool {
 }
 
 // call runs what the mailbox held for a connection. The application may have a part in it.
-func (c *Conn) call(do func()) { c.sh.engine.owner.call(c, do) }
+func (c *Conn) call(do func()) { c.owner().call(c, do) }
 
 // join makes the connection a member, from a message on.
 func (c *Conn) join(a *audience, next uint32, asked bool) {

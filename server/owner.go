@@ -37,6 +37,8 @@ type owner interface {
 	call(c *Conn, do func()) // do may be the application's, or have it called
 }
 
+func (c *Conn) owner() owner { return c.sh.engine.owner }
+
 func (s *Server) booted() error {
 	if s.internal != nil && s.internal.socket != nil {
 		if err := s.internal.socket.Publish(); err != nil {

@@ -74,9 +74,18 @@ func (k *replica) hold(m *message, prev uint64) {
 // awaitReplica has the topic brought up to date, so that somebody can begin there, and calls done when that is so:
 // not with anything locked, or when it returns true, which means that there is nothing to wait for. Who has been
 // further than this server has was at another one, and waits for what that one had. Who subscribes gets later what
-// may be missing; who reads waits for it. The caller holds mu.
+// may be missing; who reads waits for it. Nobody waits for longer than waitTime. The caller holds mu.
 func (f *follower) awaitReplica(t *topicState, from topic.Start, reads bool, done func(error)) (ready bool, err error) {
-	return f.awaitPosition(t, from, reads, maxDoubts, done)
+	return f.awaitFor(t, visitor{from: from, reads: reads, until: f.srv.engine.uptime() + waitTime, done: done})
+}
+
+// visitor is somebody who begins in a topic.
+type visitor struct {
+	from   topic.Start
+	reads  bool
+	until  time.Duration // it waits, after the server was made
+	doubts int           // loads that have shown less than it has had
+	done   func(error)
 }
 
 // maxDoubts is how often more is loaded for somebody who has been further in this epoch than a load shows: for 3 to 6
@@ -84,12 +93,12 @@ func (f *follower) awaitReplica(t *topicState, from topic.Start, reads bool, don
 // is all that a client's word is worth: it may be a lie.
 const maxDoubts = 6
 
-// awaitPosition is awaitReplica, with so many loads that may turn out to be behind.
-func (f *follower) awaitPosition(t *topicState, from topic.Start, reads bool, doubts int, done func(error)) (ready bool, err error) {
-	k := t.link.replica
-	t.link.wanted = f.srv.engine.uptime()
-	known := from.Since == nil || k.loaded && !t.isBehind(from)
-	if k.loaded && known && !(reads && f.isIncomplete(k)) {
+// awaitFor is awaitReplica for a visitor.
+func (f *follower) awaitFor(t *topicState, v visitor) (ready bool, err error) {
+	k, now := t.link.replica, f.srv.engine.uptime()
+	t.link.wanted = now
+	known := v.from.Since == nil || k.loaded && !t.isBehind(v.from)
+	if k.loaded && known && !(v.reads && f.isIncomplete(k)) {
 		return true, nil
 	}
 	if err := f.awayFor(f.ruleOf(t)); err != nil {
@@ -99,11 +108,12 @@ func (f *follower) awaitPosition(t *topicState, from topic.Start, reads bool, do
 	if joined && known && k.loading && !k.stale && !f.isStale(k) {
 		number = k.loads
 	}
-	if !known && doubts > 0 {
-		then := done
-		done = func(err error) { f.doubt(t, from, reads, doubts-1, err, then) }
+	done := v.done
+	if !known && v.doubts < maxDoubts {
+		v.doubts++
+		done = func(err error) { f.doubt(t, v, err) }
 	}
-	f.enlist(&t.source, &waiter{load: number, done: done})
+	f.enlist(&t.source, &waiter{load: number, done: done}, v.until-now)
 	switch {
 	case !joined:
 		f.follow(&t.source)
@@ -119,25 +129,25 @@ func (t *topicState) isBehind(from topic.Start) bool {
 	return from.Since != nil && from.Since.Epoch == t.link.replica.epochText() && from.Since.Offset > t.offset
 }
 
-// doubt ends a wait, unless the topic is still behind: then it begins again after a while.
-func (f *follower) doubt(t *topicState, from topic.Start, reads bool, doubts int, err error, done func(error)) {
+// doubt ends a visitor's wait, unless the topic is still behind: then it begins again after a while.
+func (f *follower) doubt(t *topicState, v visitor, err error) {
 	t.mu.Lock()
-	behind := t.link.replica.loaded && t.isBehind(from)
+	behind := t.link.replica.loaded && t.isBehind(v.from)
 	t.mu.Unlock()
 	if err != nil || !behind {
-		done(err)
+		v.done(err)
 		return
 	}
-	time.AfterFunc(backoff(maxDoubts-doubts), func() {
+	time.AfterFunc(backoff(v.doubts), func() {
 		now, err := f.hub.open(t.name) // it may have been forgotten
 		if err != nil {
-			done(err)
+			v.done(err)
 			return
 		}
-		ready, err := f.awaitPosition(now, from, reads, doubts, done)
+		ready, err := f.awaitFor(now, v)
 		now.mu.Unlock()
 		if ready || err != nil {
-			done(err)
+			v.done(err)
 		}
 	})
 }

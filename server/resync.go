@@ -44,6 +44,6 @@ func (f *follower) resyncOne(t *topicState) {
 		return
 	}
 	k.resting, k.tries = false, 0
-	f.enlist(&t.source, &waiter{load: k.loads + 1, done: func(error) { <-f.paced }})
+	f.enlist(&t.source, &waiter{load: k.loads + 1, done: func(error) { <-f.paced }}, waitTime)
 	f.load(t)
 }

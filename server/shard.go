@@ -86,14 +86,15 @@ type turnCounters struct{ deliveries, bytesOut, writes uint64 }
 func newShard(e *engine, loop gnet.EventLoop) (*shard, error) {
 	sh := &shard{engine: e, loop: loop, set: e.settings()}
 	sh.timers.sh = sh
-	sh.histograms.Flushed = make([]stats.Histogram, 1+len(e.owner.allEndpoints()))
+	endpoints := e.owner.allEndpoints()
+	sh.histograms.Flushed = make([]stats.Histogram, 1+len(endpoints))
 	if sh.goroutine = currentGoroutine(); e.checkOwner {
 		sh.owner = sh.goroutine
 	}
 	sh.buffers.Max = maxBuffers
 	sh.rests.Max, sh.rests.Min = maxBuffers, largeRest
 	sh.decoder = sh.newDecoder()
-	for _, ep := range e.owner.allEndpoints() {
+	for _, ep := range endpoints {
 		l := &local{sh: sh, src: &ep.source}
 		for i := range ep.framings {
 			g := newTable(sh, ep)

@@ -16,20 +16,16 @@ import (
 	"testing"
 	"time"
 
+	"carillon/internal/testenv"
 	"carillon/server/internal/listen"
 
 	"golang.org/x/sys/unix"
 )
 
-// socketPath is a place for a unix socket. The names of directories for tests can be too long for one.
+// socketPath is a place for a unix socket.
 func socketPath(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "carillon")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return filepath.Join(dir, "s")
+	return filepath.Join(testenv.SocketDir(t), "s")
 }
 
 // A client of a unix socket has no address until a proxy tells one, and no limit for an address holds.

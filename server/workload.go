@@ -197,7 +197,7 @@ func (c *Conn) resumeInput(deadline time.Duration) {
 		c.in = nil
 		c.unsuspend()
 		if in != nil {
-			c.sh.engine.owner.takeHead(c, in.rest[in.at:])
+			c.owner().takeHead(c, in.rest[in.at:])
 			c.sh.freeInboundOf(in)
 		}
 	} else {

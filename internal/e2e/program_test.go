@@ -346,11 +346,7 @@ func TestATakenPortIsOneLine(t *testing.T) {
 
 // The program serves over a unix socket beside TCP, is managed over another, and leaves neither behind.
 func TestUnixSockets(t *testing.T) {
-	dir, err := os.MkdirTemp("", "carillon")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
+	dir := testenv.SocketDir(t)
 	public, internal := filepath.Join(dir, "public"), filepath.Join(dir, "internal")
 	p := start(t, []string{"CARILLON_LISTEN=unix:" + public, "CARILLON_LISTENERS=[{listen: '127.0.0.1:0'}]", "CARILLON_INTERNAL_LISTEN=unix:" + internal})
 	echo := p.url("/echo")

@@ -3,19 +3,16 @@ package listen
 import (
 	"errors"
 	"net"
-	"os"
 	"path/filepath"
 	"testing"
+
+	"carillon/internal/testenv"
 
 	"golang.org/x/sys/unix"
 )
 
 func TestClientsCannotPassDescriptors(t *testing.T) {
-	dir, err := os.MkdirTemp("", "carillon") // the name of t.TempDir may be too long for a socket
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
+	dir := testenv.SocketDir(t)
 	for _, path := range []string{filepath.Join(dir, "s"), "@" + filepath.Base(dir)} {
 		s, err := ListenUnix(path, 0o600, false)
 		if err != nil {
