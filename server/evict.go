@@ -67,8 +67,8 @@ func (sh *shard) evictLingering() bool {
 	return true
 }
 
-// evictShaking closes a connection that has not come to a request: the oldest of the address that most of the
-// sample have.
+// evictShaking closes a connection that has not come to a request: the oldest, which has the lowest id, of the
+// address that most of the sample have.
 func (sh *shard) evictShaking() bool {
 	type candidate struct {
 		conn *Conn
@@ -90,7 +90,7 @@ func (sh *shard) evictShaking() bool {
 				n++
 			}
 		}
-		if n > most || n == most && a.age >= victim.age {
+		if n > most || n == most && a.conn.id < victim.conn.id {
 			victim, most = a, n
 		}
 	}
