@@ -90,7 +90,7 @@ func (sh *shard) evictShaking() bool {
 				n++
 			}
 		}
-		if n > most || n == most && a.conn.id < victim.conn.id {
+		if victim.conn == nil || n > most || n == most && a.conn.id < victim.conn.id {
 			victim, most = a, n
 		}
 	}
