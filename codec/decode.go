@@ -253,7 +253,14 @@ func (d *Decoder) take(b []byte) (n int, err *ProtocolError) {
 	return len(b), nil
 }
 
-// arrived returns how many bytes of the message have come.
+// Arrived returns how many bytes have come of the message that is arriving.
+func (d *Decoder) Arrived() int {
+	if d.op == 0 {
+		return 0
+	}
+	return d.arrived()
+}
+
 func (d *Decoder) arrived() int { return len(d.parts)*maxRetained + len(d.message) }
 
 // grow makes room for n more bytes, or some of them, and returns for how many. A client pays for memory by sending: up

@@ -106,7 +106,7 @@ func (c *Conn) decodeInput(deadline time.Duration) {
 // decodeUntil hands out messages until none is whole, or until a time.
 func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
 	sh := c.sh
-	if deadline != maxDeadline && c.holdBack(d) {
+	if deadline != maxDeadline && (c.holdBack(d) || !c.collects(d)) {
 		c.keep(d, b)
 		c.suspend()
 		return
@@ -163,6 +163,7 @@ func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
 		}
 	}
 	d.Release()
+	wait = deadline != maxDeadline && !c.collects(d) || wait
 	if c.keep(d, b); wait && !c.is(markPeerDone) && c.state.Load() < stateLingering {
 		c.suspend()
 	} else {
@@ -303,6 +304,9 @@ func (c *Conn) broke(err error) {
 }
 
 func (c *Conn) dropInbound() {
+	if w := c.workload(); w != nil {
+		c.sh.leavePlace(w)
+	}
 	if c.in != nil {
 		c.sh.freeInboundOf(c.in)
 		c.in = nil

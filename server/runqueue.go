@@ -11,13 +11,14 @@ import (
 // other and not the others for them, and nobody waits for ever. While nobody else wants the loop, they have all of it.
 // Owned by the loop.
 type runQueue struct {
-	heap      indexedHeap[*workload]
-	time      virtualTime
-	charged   []*workload // that have nothing to do, and whose connection is remembered for what it has used
-	blocked   []*workload // that wait for fan-out
-	inflating inflating   // that are being decompressed
-	orders    uint64
-	relief    *time.Timer // looks again at those blocked
+	heap       indexedHeap[*workload]
+	time       virtualTime
+	charged    []*workload // that have nothing to do, and whose connection is remembered for what it has used
+	blocked    []*workload // that wait for fan-out
+	inflating  inflating   // that are being decompressed
+	collecting collecting  // of which large messages are arriving
+	orders     uint64
+	relief     *time.Timer // looks again at those blocked
 
 	awaitStall []*workload   // that may go on if the broker stands still
 	stallLook  time.Duration // when these are looked at
@@ -227,6 +228,7 @@ func (sh *shard) lookForRelief() {
 // on: what it says may be as much again.
 func (sh *shard) relieve() {
 	sh.endStallWait()
+	sh.movePlaces()
 	q := &sh.run
 	if len(q.blocked) == 0 {
 		return

@@ -44,6 +44,12 @@ type workload struct {
 	passes    bool          // it was for long enough
 
 	awaitsStall bool // listed in runQueue.awaitStall
+
+	collects    bool // it has a place in runQueue.collecting
+	awaitsPlace bool // it waits for one
+	lostPlace   bool // it has had one for the message that is arriving
+	collected   int  // how much of that message had come when it was last looked at
+	looks       int  // after how many more it leaves its place, if nothing comes
 }
 
 func (w *workload) before(other *workload) bool {
@@ -77,7 +83,7 @@ func (c *Conn) needWorkload() *workload {
 // still to be remembered.
 func (c *Conn) settleWorkload(w *workload) {
 	switch {
-	case w.requests.len() > 0 || w.flights.number > 0 || w.suspended || w.index >= 0:
+	case w.requests.len() > 0 || w.flights.number > 0 || w.suspended || w.collects || w.index >= 0:
 	case w.used.isForgotten(c.sh.began) && w.offloaded.isForgotten(c.sh.began) && w.mistakes.none(c.sh.clock):
 		c.ext.work = nil
 	case !w.listed:
@@ -119,6 +125,7 @@ func (c *Conn) suspend() {
 func (c *Conn) unsuspend() {
 	if w := c.workload(); w != nil && w.suspended {
 		w.suspended, w.inflates, w.blockedAt, w.heldBack, w.passes = false, false, 0, false, false
+		w.awaitsPlace = false
 		if c.gc != nil {
 			c.sh.interest.resume(c.fd)
 		}
@@ -154,7 +161,9 @@ func (w *workload) isRunnable() bool {
 	return w.blockedAt == 0 && (w.canAnswer() || w.hasInput())
 }
 
-func (w *workload) hasInput() bool { return w.suspended && !w.isFull() && !w.inflates }
+func (w *workload) hasInput() bool {
+	return w.suspended && !w.isFull() && !w.inflates && !w.awaitsPlace
+}
 
 // canAnswer reports whether the first request in the queue can be answered. While a client does not read a large reply
 // or the histories that it has asked for, a request waits whose reply may be large, too.

@@ -1,0 +1,160 @@
+package server
+
+import (
+	"slices"
+	"time"
+
+	"carillon/codec"
+)
+
+const (
+	// maxCollecting is how many messages of a loop may be in the midst of being collected when more than collectFrom
+	// bytes of each have come. The clients of others are not read. So it takes memory of maxCollecting large messages
+	// and not of all that have begun, and that memory is used again and again: new memory is a page fault each 4 KiB,
+	// which takes longer than to read that much.
+	maxCollecting = 8
+	collectFrom   = 32 << 10
+
+	// While others wait, the loop looks at those that have places after each placeLook. After maxLooks in between which
+	// too little has come of a message, its connection leaves its place, and gets another one in its turn: for two looks.
+	// It is looks that count because a loop that was kept from the processor has not read what has come.
+	placeLook = time.Millisecond
+	maxLooks  = 8
+	lookBytes = 8 << 10 // that must come from look to look
+)
+
+// collecting are the connections of which a large message is being collected, or waits for its place. Owned by the
+// loop.
+type collecting struct {
+	holders []*workload // at most maxCollecting
+	first   placeQueue  // those that have had no place yet for the message
+	again   placeQueue  // those that have lost one; they and the first take turns
+	turn    bool        // of those in again
+	look    *time.Timer // for holders that keep others waiting
+}
+
+// placeQueue are connections in the order in which they have come, and some that wait no longer.
+type placeQueue []*workload
+
+func (q *placeQueue) add(w *workload) { *q = append(*q, w) }
+
+// pop takes out the one that waits for longest, or nil.
+func (q *placeQueue) pop() *workload {
+	for len(*q) > 0 {
+		w := (*q)[0]
+		(*q)[0] = nil
+		*q = (*q)[1:]
+		if w.awaitsPlace && w.conn.workload() == w && w.conn.in != nil {
+			return w
+		}
+	}
+	return nil
+}
+
+// next takes out the one that is to have the next place, or nil.
+func (q *collecting) next() *workload {
+	now, other := &q.first, &q.again
+	if q.turn = !q.turn; q.turn {
+		now, other = other, now
+	}
+	if w := now.pop(); w != nil {
+		return w
+	}
+	return other.pop()
+}
+
+func (q *collecting) hasWaiting() bool { return len(q.first)+len(q.again) > 0 }
+
+// collects reports whether the connection may go on with the message that is arriving. If not, it waits for a place.
+func (c *Conn) collects(d *codec.Decoder) bool {
+	q, w := &c.sh.run.collecting, c.workload()
+	arrived := d.Arrived()
+	if arrived < collectFrom || d.Suspended() {
+		if w != nil {
+			w.lostPlace = false
+			c.sh.leavePlace(w)
+		}
+		return true
+	}
+	if w = c.needWorkload(); w.collects {
+		return true
+	}
+	if len(q.holders) < maxCollecting {
+		q.admit(w, arrived)
+		return true
+	}
+	if !w.awaitsPlace {
+		w.awaitsPlace = true
+		if w.lostPlace {
+			q.again.add(w)
+		} else {
+			q.first.add(w)
+		}
+		c.sh.lookForPlaces()
+	}
+	return false
+}
+
+// admit gives a connection a place.
+func (q *collecting) admit(w *workload, arrived int) {
+	w.looks = maxLooks
+	if w.lostPlace {
+		w.looks = 2
+	}
+	w.collects, w.awaitsPlace, w.collected = true, false, arrived
+	q.holders = append(q.holders, w)
+}
+
+// leavePlace takes the connection's place for the one that waits for longest.
+func (sh *shard) leavePlace(w *workload) {
+	if !w.collects {
+		return
+	}
+	q := &sh.run.collecting
+	w.collects = false
+	q.holders = slices.DeleteFunc(q.holders, func(h *workload) bool { return h == w })
+	for len(q.holders) < maxCollecting {
+		next := q.next()
+		if next == nil {
+			return
+		}
+		q.admit(next, next.conn.in.decoder.Arrived())
+		sh.run.schedule(next)
+	}
+}
+
+func (sh *shard) lookForPlaces() {
+	q := &sh.run.collecting
+	if q.look == nil {
+		q.look = time.AfterFunc(placeLook, sh.postRelief)
+		return
+	}
+	q.look.Reset(placeLook)
+}
+
+// movePlaces takes their places from connections of which nothing has come for a time, and gives them to others.
+func (sh *shard) movePlaces() {
+	q := &sh.run.collecting
+	if !q.hasWaiting() {
+		return
+	}
+	for _, w := range slices.Clone(q.holders) {
+		switch {
+		case w.conn.in == nil:
+			sh.leavePlace(w)
+			continue
+		case w.suspended: // something has come, and waits for its turn
+			continue
+		}
+		arrived := w.conn.in.decoder.Arrived()
+		w.looks = min(w.looks-1+(arrived-w.collected)/lookBytes, maxLooks)
+		w.collected = arrived
+		if w.looks <= 0 && q.hasWaiting() {
+			w.lostPlace = true
+			sh.leavePlace(w)
+		}
+	}
+	if q.hasWaiting() {
+		sh.lookForPlaces()
+	}
+}
