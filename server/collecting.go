@@ -15,9 +15,9 @@ const (
 	maxCollecting = 8
 	collectFrom   = 32 << 10
 
-	// While others wait, the loop looks at those that have places after each placeLook. After maxLooks in between which
-	// too little has come of a message, its connection leaves its place, and gets another one in its turn: for two looks.
-	// It is looks that count because a loop that was kept from the processor has not read what has come.
+	// While others wait, the loop looks at those that have places after each placeLook. After maxLooks in between
+	// which too little has come of a message, its connection leaves its place, and gets another one in its turn: for
+	// two looks. It is looks that count, because a loop that was kept from the processor has not read what has come.
 	placeLook = time.Millisecond
 	maxLooks  = 8
 	lookBytes = 8 << 10 // that must come from look to look
