@@ -2,7 +2,6 @@ package server
 
 import (
 	"slices"
-	"time"
 
 	"carillon/codec"
 )
@@ -15,10 +14,10 @@ const (
 	maxCollecting = 8
 	collectFrom   = 32 << 10
 
-	// While others wait, the loop looks at those that have places after each placeLook. After maxLooks in between
-	// which too little has come of a message, its connection leaves its place, and gets another one in its turn: for
-	// two looks. It is looks that count, because a loop that was kept from the processor has not read what has come.
-	placeLook = time.Millisecond
+	// While others wait, the loop looks at those that have places, as often as at blocked ones. After maxLooks in
+	// between which too little has come of a message, its connection leaves its place, and gets another one in its
+	// turn: for two looks. It is looks that count, because a loop that was kept from the processor has not read what
+	// has come.
 	maxLooks  = 8
 	lookBytes = 8 << 10 // that must come from look to look
 )
@@ -30,7 +29,6 @@ type collecting struct {
 	first   placeQueue  // those that have had no place yet for the message
 	again   placeQueue  // those that have lost one; they and the first take turns
 	turn    bool        // of those in again
-	look    *time.Timer // for holders that keep others waiting
 }
 
 // placeQueue are connections in the order in which they have come, and some that wait no longer.
@@ -90,7 +88,7 @@ func (c *Conn) collects(d *codec.Decoder) bool {
 		} else {
 			q.first.add(w)
 		}
-		c.sh.lookForPlaces()
+		c.sh.lookForRelief()
 	}
 	return false
 }
@@ -105,7 +103,7 @@ func (q *collecting) admit(w *workload, arrived int) {
 	q.holders = append(q.holders, w)
 }
 
-// leavePlace takes the connection's place for the one that waits for longest.
+// leavePlace gives the connection's place, if it has one, to one that waits.
 func (sh *shard) leavePlace(w *workload) {
 	if !w.collects {
 		return
@@ -123,27 +121,15 @@ func (sh *shard) leavePlace(w *workload) {
 	}
 }
 
-func (sh *shard) lookForPlaces() {
-	q := &sh.run.collecting
-	if q.look == nil {
-		q.look = time.AfterFunc(placeLook, sh.postRelief)
-		return
-	}
-	q.look.Reset(placeLook)
-}
-
-// movePlaces takes their places from connections of which nothing has come for a time, and gives them to others.
+// movePlaces takes the places of connections of which too little has come, or that wait for something else, such as a
+// broker, and gives them to others.
 func (sh *shard) movePlaces() {
 	q := &sh.run.collecting
 	if !q.hasWaiting() {
 		return
 	}
 	for _, w := range slices.Clone(q.holders) {
-		switch {
-		case w.conn.in == nil:
-			sh.leavePlace(w)
-			continue
-		case w.suspended: // something has come, and waits for its turn
+		if w.index >= 0 { // something has come, and waits for its turn
 			continue
 		}
 		arrived := w.conn.in.decoder.Arrived()
@@ -155,6 +141,6 @@ func (sh *shard) movePlaces() {
 		}
 	}
 	if q.hasWaiting() {
-		sh.lookForPlaces()
+		sh.lookForRelief()
 	}
 }

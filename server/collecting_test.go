@@ -57,11 +57,7 @@ func TestLargeMessagesTakePlaces(t *testing.T) {
 
 func enterEcho(t *testing.T, s *Server) net.Conn {
 	t.Helper()
-	conn, err := net.Dial("tcp", s.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = conn.Close() })
+	conn := dialRaw(t, s).conn
 	_ = conn.SetDeadline(time.Now().Add(patience))
 	if !enter(conn, "/echo") {
 		t.Fatal("it does not come in")

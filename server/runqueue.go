@@ -18,7 +18,8 @@ type runQueue struct {
 	inflating  inflating   // that are being decompressed
 	collecting collecting  // of which large messages are arriving
 	orders     uint64
-	relief     *time.Timer // looks again at those blocked
+	relief     *time.Timer // looks again at those blocked, and at those that collect while others wait
+	looks      bool        // relief is set
 
 	awaitStall []*workload   // that may go on if the broker stands still
 	stallLook  time.Duration // when these are looked at
@@ -216,20 +217,26 @@ func (sh *shard) awaitRelief(w *workload) {
 	sh.lookForRelief()
 }
 
+// lookForRelief has relieve called soon. Those that come meanwhile do not put it off.
 func (sh *shard) lookForRelief() {
-	if sh.run.relief == nil {
-		sh.run.relief = time.AfterFunc(relieveEvery, sh.postRelief)
+	switch q := &sh.run; {
+	case q.looks:
 		return
+	case q.relief == nil:
+		q.relief = time.AfterFunc(relieveEvery, sh.postRelief)
+	default:
+		q.relief.Reset(relieveEvery)
 	}
-	sh.run.relief.Reset(relieveEvery)
+	sh.run.looks = true
 }
 
 // relieve lets connections go on that wait for fan-out, or were held back. Of those held back for long it lets one go
 // on: what it says may be as much again.
 func (sh *shard) relieve() {
+	q := &sh.run
+	q.looks = false
 	sh.endStallWait()
 	sh.movePlaces()
-	q := &sh.run
 	if len(q.blocked) == 0 {
 		return
 	}

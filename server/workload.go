@@ -49,7 +49,7 @@ type workload struct {
 	awaitsPlace bool // it waits for one
 	lostPlace   bool // it has had one for the message that is arriving
 	collected   int  // how much of that message had come when it was last looked at
-	looks       int  // after how many more it leaves its place, if nothing comes
+	looks       int  // after how many more it leaves that place, if nothing comes
 }
 
 func (w *workload) before(other *workload) bool {
