@@ -10,6 +10,12 @@ import (
 	"carillon/server/stats"
 )
 
+var (
+	rejectDraining    = &codec.Rejection{Status: 503, Reason: "server is shutting down", Header: [][2]string{{"Retry-After", "1"}}}
+	rejectFull        = &codec.Rejection{Status: 503, Reason: "server is full", Header: [][2]string{{"Retry-After", "5"}}}
+	rejectDescriptors = &codec.Rejection{Status: 503, Reason: "server has no file descriptors left", Header: [][2]string{{"Retry-After", "5"}}}
+)
+
 // refuseSlots is how many sockets beyond the limit are accepted to read a request and to answer it
 // 503 as HTTP wants it. Beyond those the answer is written at once, and the kernel may reset the
 // connection before the client has read it.
@@ -66,10 +72,10 @@ func (sh *shard) accept(gc gnet.Conn, l *listener, n int64) bool {
 		copied.Zone = string([]byte(remote.Zone))
 		remote = &copied
 	}
-	isProxy, isCounted, excess := at.mayProxy(addrOf(remote)), false, 0
+	isProxy, isCounted, excess := at.balancers.Contains(addrOf(remote)), false, 0
 	switch {
 	case isProxy: // the client's address is to be told
-	case at.proxy.Mode == ProxyRequired:
+	case at.mustProxy:
 		sh.stats.Refusals[stats.RefuseProxyPeer].Add(1)
 		e.socketClosed()
 		return false
@@ -121,4 +127,10 @@ func (e *engine) socketClosed() {
 		default:
 		}
 	}
+}
+
+// entered is where a connection in its handshake has come in. The place is otherwise for the time of the last
+// read, which nobody asks for as long as there is no WebSocket.
+func (c *Conn) entered() *listener {
+	return c.sh.engine.listeners[c.sh.handshaking.times[c.slot].read]
 }

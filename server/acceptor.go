@@ -40,6 +40,11 @@ type arrival struct {
 	settled atomic.Bool // by the loop, or by who has found out that it does not come there
 }
 
+// enrollee is a connection that [engine.enroll] has given to a loop.
+type enrollee interface {
+	opened(gc gnet.Conn) gnet.Action // called on the loop
+}
+
 // greeting is a connection that makes a loop known.
 type greeting struct{}
 
@@ -80,7 +85,7 @@ func (e *engine) meetLoops() bool {
 			_ = unix.Close(fd)
 		}
 	}()
-	for range e.opts().Loops { // each goes to the loop with the fewest connections, so to another
+	for range e.settings().loops { // each goes to the loop with the fewest connections, so to another
 		fd, err := e.greet()
 		if err != nil {
 			e.fail(fmt.Errorf("connect to the event loops: %w", err))

@@ -8,6 +8,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/limit"
+	"carillon/server/internal/listen"
 	"carillon/server/stats"
 )
 
@@ -23,8 +24,8 @@ const crowdSlots = 8
 // the request tells the client. A client of a unix socket has no address. excess is how many the address has too many.
 func (e *engine) claim(remote *net.TCPAddr) (counted bool, excess int) {
 	set := e.settings()
-	most := set.Limits.MaxConnectionsPerAddress
-	if remote == nil || most < 0 && !set.addressShake.Limited() || set.proxies.contains(addrOf(remote)) {
+	most := set.maxPerAddress
+	if remote == nil || most < 0 && !set.addressShake.Limited() || set.trusted.Contains(addrOf(remote)) {
 		return false, 0
 	}
 	return true, e.addresses.Add(limit.KeyOf(addrOf(remote)), most)
@@ -71,10 +72,13 @@ func addrOf(remote *net.TCPAddr) netip.Addr {
 // nobody has told more.
 func addressText(a netip.AddrPort) string {
 	if !a.IsValid() {
-		return unixWord
+		return listen.UnixWord
 	}
 	return a.String()
 }
+
+// nobody is the address of a client of a unix socket, as net/http has it.
+var nobody = &net.UnixAddr{Net: "unix", Name: "@"}
 
 // shownAddr is an address in the log, where it becomes a text only if the line is written.
 type shownAddr netip.AddrPort

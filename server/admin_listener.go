@@ -61,7 +61,7 @@ func (i *Internal) resolve(c *checker, taken []namedAddress) {
 		i.Listen = optionOff
 		return
 	}
-	if _, ok := unixPath(i.Listen); ok {
+	if _, ok := listen.UnixPath(i.Listen); ok {
 		c.unixAddress("internal.listen", i.Listen)
 		c.distinct("internal.listen", i.Listen, taken)
 		return
@@ -165,7 +165,7 @@ func (s *Server) listenInternal() (*internal, error) {
 }
 
 func (i *internal) listen(o *Internal, takeover bool) (net.Listener, error) {
-	if path, ok := unixPath(o.Listen); ok {
+	if path, ok := listen.UnixPath(o.Listen); ok {
 		socket, err := listen.ListenUnix(path, o.Mode, takeover)
 		if err != nil {
 			return nil, err

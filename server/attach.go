@@ -6,7 +6,7 @@ import "context"
 // Immutable: a change replaces it as a whole, so that the loop reads it without a lock.
 type attachment struct {
 	value   any
-	handler *Handler    // in place of the endpoint's; nil for that, &detached when nothing is to be called any more
+	handler any         // in place of the endpoint's; nil for that, detached when nothing is to be called any more
 	life    *lifetime   // nil until somebody asks for the context
 	timers  *connTimers // nil until there is one
 }
@@ -17,12 +17,13 @@ type lifetime struct {
 	cancel context.CancelCauseFunc
 }
 
-// detached is the handler of a connection whose Close is called, and detachedAttachment what is attached to it when
-// nothing else is.
-var (
-	detached           Handler
-	detachedAttachment = &attachment{handler: &detached}
-)
+// detached is the handler of a connection whose Close is called.
+type detached struct{}
+
+// detachedAttachment is what is attached to such a connection when nothing else is.
+var detachedAttachment = &attachment{handler: detached{}}
+
+func (o *attachment) isDetached() bool { return o.handler == any(detached{}) }
 
 // attach changes a copy of what is attached and puts it in the place of the old one. The change may be
 // made more than once, when others come first.
@@ -40,25 +41,20 @@ func (c *Conn) attach(change func(*attachment)) (before, after attachment) {
 	}
 }
 
-// handler returns the one whose functions are called for the connection now.
-func (c *Conn) handler() *Handler {
-	if o := c.attachment.Load(); o != nil && o.handler != nil {
-		return o.handler
-	}
-	return &c.ep.handler
+// hasOwnHandler reports whether another handler than the endpoint's has been set.
+func (c *Conn) hasOwnHandler() bool {
+	o := c.attachment.Load()
+	return o != nil && o.handler != nil
 }
 
-// detach ends the context, and returns the handler whose Close is to be called. It is the last one.
-func (c *Conn) detach(why error) *Handler {
+// detach ends the context, and returns the handler that was attached, or nil. It is the last one.
+func (c *Conn) detach(why error) (handler any) {
 	if c.attachment.CompareAndSwap(nil, detachedAttachment) {
-		return &c.ep.handler
+		return nil
 	}
-	before, _ := c.attach(func(o *attachment) { o.handler = &detached })
+	before, _ := c.attach(func(o *attachment) { o.handler = detached{} })
 	if before.life != nil {
 		before.life.cancel(why)
-	}
-	if before.handler == nil {
-		return &c.ep.handler
 	}
 	return before.handler
 }
@@ -76,27 +72,6 @@ func (c *Conn) Value() any {
 // is attached.
 func (c *Conn) SetValue(v any) { c.attach(func(o *attachment) { o.value = v }) }
 
-// SetHandler has h handle this connection in place of the endpoint's [Handler], from the next call on:
-// in a handler, that is already the next message, even one that came in the same packet; from another
-// goroutine, a call that is under way is not disturbed. What h does not have is not called, and on an
-// endpoint with a [Mode] its Message takes the place of what the mode does. Upgrade and Open are past and
-// not called. With nil the endpoint's handler comes back.
-//
-// One Handler may serve any number of connections; it must not be changed once it is set. It fails with
-// [ErrClosed] when the Close of the handler before was called or is about to be; then nothing of h ever
-// is. So exactly one Close is called for each connection, that of its last handler.
-func (c *Conn) SetHandler(h *Handler) error {
-	before, _ := c.attach(func(o *attachment) {
-		if o.handler != &detached {
-			o.handler = h
-		}
-	})
-	if before.handler == &detached {
-		return ErrClosed
-	}
-	return nil
-}
-
 // Context returns a context that ends when the connection does, just before [Handler.Close]; its cause is
 // the same *[CloseError], or [ErrClosed] if it was asked for later than that. It is for goroutines that
 // work for a connection. Only connections whose context was asked for have one.
@@ -111,7 +86,7 @@ func (c *Conn) Context() context.Context {
 			o.life = l
 		}
 	})
-	if after.life == l && after.handler == &detached {
+	if after.life == l && after.isDetached() {
 		l.cancel(ErrClosed) // part has been here before
 	}
 	return after.life.ctx

@@ -347,7 +347,7 @@ func TestUnderAttack(t *testing.T) {
 			change: watchful,
 			run: func(t *testing.T, s *Server) {
 				flood(t, s, 8, func() bool { return s.Stats().Cuts[CutMemory] >= 8 })
-				eventually(t, "newcomers are welcome again", func() bool { return !s.engine.memory.over.Load() })
+				eventually(t, "newcomers are welcome again", func() bool { return !s.memory.over.Load() })
 			},
 			counted: cutFor(CutMemory), at: 8,
 		},

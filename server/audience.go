@@ -14,8 +14,8 @@ import (
 // those that are subscribed to a topic. It holds the stream of messages for them and walks its members to
 // hand them out.
 type audience struct {
-	sh    *shard
-	local *local // what it belongs to; nil for connections that get no messages
+	sh   *shard
+	feed feed // nil for connections that get no messages
 
 	// Guarded by sh.mu: only the loop writes, so the loop reads without the lock. What is in a member
 	// beside conn is owned by the loop.
@@ -37,6 +37,14 @@ type audience struct {
 	latest bool         // of a topic of which slow members get only the newest message
 	kind   uint32       // which of meters.flushed is for it: 0 is that of all topics
 	newest *codec.Frame // that message; nil until the topic has been of that kind
+}
+
+// feed is where an audience's messages come from. The loop calls it once for each message, never once for a receiver.
+type feed interface {
+	publish(p *command) (bytes int) // hands a message to the audiences; bytes is what [audience.publish] has returned
+	join()                          // a table has one member more
+	leave()                         // or one less
+	left(a *audience)               // an audience that is no table has one less
 }
 
 // member is a connection in an audience.
@@ -481,7 +489,7 @@ func (q *queue[T]) pop() *T {
 // sweep goes through them.
 type table struct {
 	audience
-	ep    *endpoint // nil for the handshake and the table of closing connections
+	ep    *loopEndpoint // nil for the handshake and the table of closing connections
 	count atomic.Int32
 }
 
@@ -493,7 +501,7 @@ type times struct {
 	ping    uint32 // an unanswered ping went out, 0 when there is none; in the table of handshakes: when it was accepted
 }
 
-func newTable(sh *shard, ep *endpoint) *table {
+func newTable(sh *shard, ep *loopEndpoint) *table {
 	g := &table{audience: audience{sh: sh, times: []times{}}, ep: ep}
 	if ep != nil {
 		g.kind = uint32(ep.index) + 1
@@ -503,7 +511,7 @@ func newTable(sh *shard, ep *endpoint) *table {
 }
 
 // charge keeps debts while a limit asks for them.
-func (g *table) charge(set *settings) {
+func (g *table) charge(set *loopSettings) {
 	switch limited := g.ep != nil && set.keepsDebts(g.ep); {
 	case !limited:
 		g.debts = nil
@@ -523,8 +531,8 @@ func (g *table) add(c *Conn, t times) {
 		g.debts = append(g.debts, debts{})
 	}
 	g.count.Add(1)
-	if g.local != nil {
-		g.local.join()
+	if g.feed != nil {
+		g.feed.join()
 	}
 }
 
@@ -534,7 +542,7 @@ func (g *table) remove(c *Conn) {
 	c.table = nil
 	g.sh.mu.Unlock()
 	g.count.Add(-1)
-	if g.local != nil {
-		g.local.leave()
+	if g.feed != nil {
+		g.feed.leave()
 	}
 }

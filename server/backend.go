@@ -45,7 +45,7 @@ func (b backend) Stuck() []admin.Condition   { return b.srv.stuck() }
 
 func (b backend) Memory() admin.Memory {
 	limit, source := b.srv.MaxMemory()
-	m := &b.srv.engine.memory
+	m := &b.srv.memory
 	return admin.Memory{Max: int64(limit), Source: source, Used: m.used.Load(), Held: b.srv.engine.heldBytes(), Refusing: m.refuses()}
 }
 

@@ -34,16 +34,16 @@ func (c *Conn) callUpgrade(r *Request) (why RefuseReason, err error) {
 		}
 	}()
 	c.calls(hookUpgrade)
-	return RefuseHandler, c.ep.handler.Upgrade(r)
+	return RefuseHandler, c.endpoint().handler.Upgrade(r)
 }
 
 func (c *Conn) callOpen() {
-	if c.ep.handler.Open == nil {
+	if c.endpoint().handler.Open == nil {
 		return
 	}
 	defer c.rescue("Open")
 	c.calls(hookOpen)
-	c.ep.handler.Open(c)
+	c.endpoint().handler.Open(c)
 }
 
 func (c *Conn) callMessage(op codec.Opcode, payload []byte) {

@@ -65,7 +65,7 @@ type Conn struct {
 	marks marks
 
 	// Immutable after the handshake.
-	ep *endpoint
+	ep *loopEndpoint
 
 	// Owned by the loop.
 	table *table     // the one table that it is a member of; nil once closed
@@ -123,9 +123,6 @@ func (c *Conn) RemoteAddr() netip.AddrPort {
 	a := c.remote.AddrPort() // the zero one of nil
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
-
-// Server is the server that the connection is one of.
-func (c *Conn) Server() *Server { return c.owner().(*Server) }
 
 // Path is the path of the endpoint that the connection was opened on.
 func (c *Conn) Path() string { return c.ep.Path }

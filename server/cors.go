@@ -54,7 +54,7 @@ func isPreflight(r *codec.Request) bool {
 func (c *Conn) answerPreflight(r *codec.Request) {
 	sh := c.sh
 	b := append(sh.control[:0], "HTTP/1.1 204 No Content\r\nConnection: close\r\n"...)
-	b = codec.AppendFields(b, corsFields(&c.ep.now().origins, r))
+	b = codec.AppendFields(b, corsFields(&c.endpoint().now().origins, r))
 	b = append(b, "Access-Control-Allow-Methods: GET\r\nAccess-Control-Max-Age: "+corsMaxAge+"\r\n"...)
 	if names := auth.JoinedHeader(r, "Access-Control-Request-Headers"); names != "" {
 		b = codec.AppendFields(b, [][2]string{{"Access-Control-Allow-Headers", names}, {"Vary", "Access-Control-Request-Headers"}})
@@ -65,10 +65,10 @@ func (c *Conn) answerPreflight(r *codec.Request) {
 
 // withCORS returns the rejection of an event stream with the headers that let a script read it.
 func (c *Conn) withCORS(r *codec.Request, rejection *codec.Rejection) *codec.Rejection {
-	if c.ep == nil || c.ep.Mode != ModeTopics || !wantsEvents(r) {
+	if c.ep == nil || c.endpoint().Mode != ModeTopics || !wantsEvents(r) {
 		return rejection
 	}
-	fields := corsFields(&c.ep.now().origins, r)
+	fields := corsFields(&c.endpoint().now().origins, r)
 	if fields == nil {
 		return rejection
 	}

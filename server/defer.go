@@ -59,14 +59,14 @@ func (c *Conn) awaitDecision(r *Request, head, rest []byte) {
 	u := &pendingDecision{request: &own, head: bytes.Clone(head)}
 	_ = own.Parse(u.head) // which went well before
 	u.asked = own
-	ctx, limit := context.Background(), c.sh.engine.opts().Limits.HandshakeTimeout
+	ctx, limit := context.Background(), c.Server().opts().Limits.HandshakeTimeout
 	if limit >= 0 {
 		ctx, u.cancel = context.WithTimeout(ctx, limit)
 	} else {
 		ctx, u.cancel = context.WithCancel(ctx)
 	}
 	c.sh.mu.Lock()
-	c.extend().pending = u
+	c.extendAbove().pending = u
 	c.sh.mu.Unlock()
 	c.table.times[c.slot].message = c.sh.clock
 	switch {
@@ -123,10 +123,10 @@ func (c *Conn) decided(u *pendingDecision, d *deferred, err error) {
 }
 
 func (c *Conn) waitsFor() *pendingDecision {
-	if c.ext == nil {
-		return nil
+	if x := c.above(); x != nil {
+		return x.pending
 	}
-	return c.ext.pending
+	return nil
 }
 
 // bufferEarly keeps what a client sends before its request is decided.
@@ -135,7 +135,7 @@ func (c *Conn) bufferEarly(b []byte) {
 		c.in = c.sh.newInbound()
 		c.in.rest = c.in.rest[:0]
 	}
-	limit := c.sh.engine.opts().Limits.MaxHead
+	limit := c.Server().opts().Limits.MaxHead
 	if len(c.in.rest)+len(b) > int(limit) {
 		c.refuse(RefuseEarly, rejectEarly(limit))
 		return
@@ -152,7 +152,7 @@ func (c *Conn) dropPendingDecision() {
 	if u := c.waitsFor(); u != nil {
 		u.cancel()
 		c.sh.mu.Lock()
-		if c.ext.pending = nil; c.ext.session == nil && c.ext.work == nil {
+		if c.ext.above = nil; c.ext.session == nil && c.ext.work == nil {
 			c.ext = nil // nothing else is in it during a handshake
 		}
 		c.sh.mu.Unlock()

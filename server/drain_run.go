@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"carillon/codec"
 	"carillon/server/internal/listen"
 )
 
@@ -159,8 +160,27 @@ func (d *drainer) each(post func(*shard)) {
 	}
 }
 
+// newDrainSchedule is the schedule for so many connections.
+func (s *Server) newDrainSchedule(began time.Time, total int, hurry bool) *drainSchedule {
+	d := &s.opts().Drain
+	p := &drainSchedule{began: began, random: d.Order == OrderRandom, code: codec.CloseCode(d.CloseCode)}
+	if !hurry {
+		p.pace = d.paceFor(total)
+	}
+	p.plan(&s.engine, total)
+	return p
+}
+
+// Fewer connections a second than this are not worth spreading.
+const leastPace = 100
+
+// paceFor is the time over which so many connections are closed.
+func (d *Drain) paceFor(connections int) time.Duration {
+	return min(max(d.Duration, 0), time.Duration(connections)*time.Second/leastPace)
+}
+
 func (d *drainer) newSchedule() *drainSchedule {
-	p := newDrainSchedule(&d.srv.engine, time.Now(), d.total, d.hurry)
+	p := d.srv.newDrainSchedule(time.Now(), d.total, d.hurry)
 	d.srv.drainState.planned(d.total, p.ends())
 	d.srv.engine.schedule.Store(p)
 	return p

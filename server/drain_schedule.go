@@ -16,17 +16,14 @@ import (
 type drainSchedule struct {
 	began     time.Time
 	pace      time.Duration // the time over which connections are closed; 0 is at once
-	order     DrainOrder
-	quantiles []uint64 // for OrderOldest: ids at equal steps through all that were open, ascending
+	random    bool          // the order; otherwise the oldest go first
+	quantiles []uint64      // for the oldest first: ids at equal steps through all that were open, ascending
 	code      codec.CloseCode
 	back      time.Duration // over which clients are asked to come back
 }
 
 // The number of marks between which the ids are taken to be evenly spread.
 const maxQuantiles = 4096
-
-// Fewer connections a second than this are not worth spreading.
-const leastPace = 100
 
 // Clients come back at up to this rate: where they are closed faster than that, they are asked to wait.
 const returnRate = 1000
@@ -36,14 +33,10 @@ const (
 	longestReturn  = time.Minute
 )
 
-func newDrainSchedule(e *engine, began time.Time, total int, hurry bool) *drainSchedule {
-	d := &e.opts().Drain
-	p := &drainSchedule{began: began, order: d.Order, code: codec.CloseCode(d.CloseCode)}
-	if !hurry {
-		p.pace = d.paceFor(total)
-	}
+// plan fills in what follows from the number of connections.
+func (p *drainSchedule) plan(e *engine, total int) {
 	p.back = min(max(time.Duration(total)*time.Second/returnRate-p.pace, shortestReturn), longestReturn)
-	if p.pace > 0 && p.order == OrderOldest {
+	if p.pace > 0 && !p.random {
 		var ids []uint64
 		for c := range e.conns() {
 			ids = append(ids, c.id)
@@ -51,12 +44,6 @@ func newDrainSchedule(e *engine, began time.Time, total int, hurry bool) *drainS
 		slices.Sort(ids)
 		p.quantiles = thin(ids, maxQuantiles)
 	}
-	return p
-}
-
-// paceFor is the time over which so many connections are closed.
-func (d *Drain) paceFor(connections int) time.Duration {
-	return min(max(d.Duration, 0), time.Duration(connections)*time.Second/leastPace)
 }
 
 // thin keeps at most so many values at equal steps, the first and the last among them.
@@ -83,7 +70,7 @@ func (p *drainSchedule) progress(now time.Time) uint64 {
 		return math.MaxUint64
 	}
 	part := float64(now.Sub(p.began)) / float64(p.pace)
-	if p.order == OrderRandom {
+	if p.random {
 		return uint64(part * (1 << 63) * 2)
 	}
 	if len(p.quantiles) == 0 {
@@ -100,7 +87,7 @@ func (p *drainSchedule) progress(now time.Time) uint64 {
 
 // position is where a connection stands in the order.
 func (p *drainSchedule) position(id uint64) uint64 {
-	if p.order == OrderRandom {
+	if p.random {
 		return mix(id)
 	}
 	return id
@@ -143,7 +130,7 @@ func retryOf(reason string) string {
 
 // tooOld reports whether a connection has reached its own maximum age.
 func (c *Conn) tooOld(second uint32) bool {
-	o := &c.sh.engine.opts().Connections
-	limit := o.MaxAge - time.Duration(c.share()*max(o.MaxAgeJitter, 0)*float64(o.MaxAge))
+	set := c.sh.engine.settings()
+	limit := set.maxAge - time.Duration(c.share()*set.maxAgeJitter*float64(set.maxAge))
 	return time.Duration(second-c.opened)*time.Second >= limit
 }

@@ -22,7 +22,7 @@ func TestPlanIsEven(t *testing.T) {
 				for i := range ids {
 					ids[i] = id(i)
 				}
-				p := &drainSchedule{began: time.Now(), pace: pace, order: order, quantiles: thin(slices.Clone(ids), maxQuantiles)}
+				p := &drainSchedule{began: time.Now(), pace: pace, random: order == OrderRandom, quantiles: thin(slices.Clone(ids), maxQuantiles)}
 				gone := 0
 				for second := 1; second <= 10; second++ {
 					reached := p.progress(p.began.Add(time.Duration(second) * time.Second))
@@ -48,7 +48,7 @@ func TestPlanIsEven(t *testing.T) {
 func TestPlanOfFew(t *testing.T) {
 	for _, n := range []int{0, 1, 2, 3} {
 		ids := []uint64{7, 8, 1000}[:n]
-		p := &drainSchedule{began: time.Now(), pace: time.Second, order: OrderOldest, quantiles: thin(ids, maxQuantiles)}
+		p := &drainSchedule{began: time.Now(), pace: time.Second, quantiles: thin(ids, maxQuantiles)}
 		before := uint64(0)
 		for at := time.Duration(0); at < p.pace; at += 10 * time.Millisecond {
 			if reached := p.progress(p.began.Add(at)); reached < before {

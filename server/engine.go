@@ -21,6 +21,9 @@ import (
 	"carillon/server/stats"
 )
 
+// ErrEngine is returned by Run when the event engine has ended by itself.
+var ErrEngine = errors.New("the event engine stopped unexpectedly")
+
 // engine is what the event loops of a server share, and what starts, runs and stops them. A [Server] has one for as
 // long as it lives; it runs once, within [Server.Run]. Loops reach it as shard.engine. What they need of the rest of
 // the server they reach through owner: see owner.go.
@@ -28,7 +31,8 @@ type engine struct {
 	// Immutable.
 	owner        owner
 	log          *slog.Logger
-	listeners    []*listener      // Options.Listen, then Options.Listeners
+	listeners    []*listener // Options.Listen, then Options.Listeners
+	endpoints    []*loopEndpoint
 	begin        time.Time        // of the shards' clocks, which no change of the system's time moves
 	wall         func() time.Time // for what has a date: tokens, and what messages say of their time
 	started      chan struct{}    // closed when the loops are about to accept
@@ -50,14 +54,13 @@ type engine struct {
 	acceptors []*acceptor // of the unix sockets; Run's own
 
 	// Read often and written rarely.
-	current  atomic.Pointer[settings]      // in force
+	current  atomic.Pointer[loopSettings]  // in force
 	shards   atomic.Pointer[[]*shard]      // of the loops that have had a connection
 	schedule atomic.Pointer[drainSchedule] // who is closed when; nil until connections are closed
 	draining atomic.Bool                   // nobody new comes in
 	stopping atomic.Bool                   // gnet has been told to end
 
 	// Each guards itself.
-	memory      memoryGuard
 	fdReserve   fdReserve
 	offload     offloadQueue
 	tokenChecks offloadQueue // apart, so that costly tokens do not delay requests
@@ -79,7 +82,7 @@ func (e *engine) init(owner owner, log *slog.Logger) {
 	e.begin, e.wall, e.checkOwner = time.Now(), time.Now, checkOwner
 	e.started, e.looping, e.loopsEnded = make(chan struct{}), make(chan struct{}), make(chan struct{})
 	e.empty = make(chan struct{}, 1)
-	e.fdReserve, e.memory = fdReserve{engine: e, fd: -1}, newMemoryGuard(e)
+	e.fdReserve = fdReserve{engine: e, fd: -1}
 	e.addresses, e.handshakes = limit.NewAddresses(e.begin), limit.NewSharedBucket(e.begin)
 	e.tlsTable = newTLSTable(e)
 	e.tokenChecks.parallel = max(1, runtime.GOMAXPROCS(0)-1)
@@ -176,7 +179,7 @@ func (e *engine) run() error {
 		addresses = append(addresses, l.engineAddress())
 	}
 	options := []gnet.Option{
-		gnet.WithNumEventLoop(e.opts().Loops),
+		gnet.WithNumEventLoop(e.settings().loops),
 		gnet.WithReusePort(true), // each loop accepts its own connections
 		gnet.WithReuseAddr(true),
 		gnet.WithLogger(&engineLogger{e}),
@@ -232,12 +235,10 @@ func (e *engine) keepTime(ctx context.Context) {
 	}
 }
 
-// beginChecks begins to look after descriptors, memory and blocked loops, until ctx ends.
+// beginChecks begins to look after descriptors and blocked loops, until ctx ends.
 func (e *engine) beginChecks(ctx context.Context) {
 	e.fdReserve.look()
-	e.memory.look()
 	go every(ctx, descriptorsEvery, func() { e.fdReserve.look() })
-	go e.memory.run(ctx)
 	go e.watchLoops(ctx)
 }
 
@@ -264,7 +265,7 @@ type gnetHandler struct {
 func (e *gnetHandler) OnBoot(engine gnet.Engine) gnet.Action {
 	e.engine.gnet = engine
 	for _, l := range e.engine.tcp {
-		if e.engine.opts().Takeover {
+		if e.engine.settings().takeover {
 			listen.ClearSteering(l.tcpAddr())
 		}
 		l.release() // the first loop listens, which holds the port for the others
@@ -284,9 +285,7 @@ func (e *gnetHandler) OnOpen(gc gnet.Conn) ([]byte, gnet.Action) {
 	switch enrolled := gc.Context().(type) {
 	case *waker:
 		return nil, gnet.None
-	case *reattached:
-		return nil, enrolled.opened(gc)
-	case *arrival:
+	case enrollee:
 		return nil, enrolled.opened(gc)
 	}
 	isAccepted := gc.Context() == nil

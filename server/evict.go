@@ -115,7 +115,7 @@ const nobodys limit.Key = 1
 // may be many clients, or there is none.
 func (c *Conn) sharer() limit.Key {
 	a := addrOf(c.remote)
-	if !a.IsValid() || c.is(markPreface) || c.sh.engine.settings().proxies.contains(a) {
+	if !a.IsValid() || c.is(markPreface) || c.sh.engine.settings().trusted.Contains(a) {
 		return nobodys
 	}
 	return limit.KeyOf(a)

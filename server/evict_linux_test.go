@@ -47,7 +47,7 @@ func TestSilentConnectionsMakeRoom(t *testing.T) {
 				return c
 			})()
 			if row.from(0) != row.from(1) {
-				time.Sleep(evictGrace + s.settings().tick)
+				time.Sleep(evictGrace + s.engine.settings().tick)
 			}
 			for i := range newcomers {
 				c := dial(t, s, "/echo")
@@ -125,7 +125,7 @@ func TestBusyConnectionsMakeNoRoom(t *testing.T) {
 		return c
 	})()
 	eventually(t, "all pages are asked for", func() bool { return s.Stats().PlainHTTP == 20 })
-	time.Sleep(evictGrace + s.settings().tick)
+	time.Sleep(evictGrace + s.engine.settings().tick)
 	c := dialRaw(t, s)
 	c.write([]byte(upgradeHead("/echo")))
 	wantFull(t, c)
@@ -150,7 +150,7 @@ func TestLingeringConnectionsMakeRoom(t *testing.T) {
 		}
 		return c
 	})()
-	time.Sleep(evictGrace + s.settings().tick)
+	time.Sleep(evictGrace + s.engine.settings().tick)
 	for i := range most / 4 {
 		dial(t, s, "/echo").echoes(words(i))
 	}

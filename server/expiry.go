@@ -14,45 +14,12 @@ import (
 // closeExpired tells a client that its token, or whatever let it in, is good no more.
 const closeExpired codec.CloseCode = 4401
 
-// deadlines are the connections of a shard that end at some time, as a heap: the sweep only looks at the
-// first. So a connection with a token has neither a timer, nor is it looked at before its time.
-type deadlines struct{ heap indexedHeap[deadline] }
-
-type deadline struct {
-	at   int64 // milliseconds since 1970
-	conn *Conn
-}
-
-func (d deadline) before(other deadline) bool { return d.at < other.at }
-func (d deadline) place() *int                { return &d.conn.ext.principal.deadline }
-
-// set enters a connection that has an identity, or moves it when the identity has changed.
-func (d *deadlines) set(c *Conn) {
-	d.remove(c)
-	w := c.principal()
-	if at := auth.ExpiryMillis(&w.inForce); at != 0 {
-		d.heap.push(deadline{at: at, conn: c})
-	}
-}
-
-func (d *deadlines) remove(c *Conn) {
-	if w := c.principal(); w != nil && w.deadline >= 0 {
-		d.heap.remove(deadline{conn: c})
-	}
-}
-
-// expireNext closes one connection whose time is up, if there is one.
-func (sh *shard) expireNext() bool {
-	if sh.deadlines.heap.Len() == 0 || sh.engine.wall().UnixMilli() < sh.deadlines.heap[0].at {
-		return false
-	}
-	c := sh.deadlines.heap[0].conn
-	sh.deadlines.remove(c)
+// expired closes a connection whose identity has expired.
+func (s *Server) expired(c *Conn) {
 	if c.isOpen() {
-		sh.stats.Cut(stats.CutExpired)
+		c.sh.stats.Cut(stats.CutExpired)
 	}
 	c.startClose(closeOwn, closeExpired, "token expired")
-	return true
 }
 
 // A client renews its token over the socket, so that its subscriptions go on.
@@ -74,7 +41,7 @@ var (
 const refreshPause = time.Second
 
 func (c *Conn) doRefresh(id json.RawMessage, token string) (what string, value any, err error) {
-	a, w := c.ep.now().auth, c.principal()
+	a, w := c.endpoint().now().auth, c.principal()
 	if !a.ChecksTokens() || w == nil {
 		return "", nil, errRenewal
 	}
@@ -123,11 +90,12 @@ func (c *Conn) renew(renewed auth.Identity) (any, error) {
 	for i := range c.ext.subs {
 		// What the client has and the new token does not allow would have to end without a word. The old
 		// token goes on instead, as long as it is good.
-		if s := &c.ext.subs[i]; s.asked && !auth.Allows(renewed.Subscribe, s.name()) {
-			return nil, fmt.Errorf("%w: %s", errHasMore, s.name())
+		if s := &c.ext.subs[i]; s.asked && !auth.Allows(renewed.Subscribe, nameOf(s)) {
+			return nil, fmt.Errorf("%w: %s", errHasMore, nameOf(s))
 		}
 	}
 	w.inForce = renewed
-	c.sh.deadlines.set(c)
-	return refreshedReply{Expires: auth.ExpiryMillis(&renewed)}, nil
+	expires := auth.ExpiryMillis(&renewed)
+	c.sh.deadlines.set(c, expires)
+	return refreshedReply{Expires: expires}, nil
 }

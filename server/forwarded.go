@@ -12,13 +12,13 @@ import (
 // this client may make one more handshake.
 func (c *Conn) locate(r *Request) (RefuseReason, error) {
 	e := c.sh.engine
-	if proxies := e.settings().proxies; proxies.contains(addrOf(c.remote)) {
+	if proxies := &e.settings().trusted; proxies.Contains(addrOf(c.remote)) {
 		e.release(c.remote, c.is(markCounted)) // it was no proxy's when it was accepted
 		r.proxied = true
-		via := &c.sh.via
+		via := &c.loopState().via
 		via.Reset()
 		r.AppendVia(via)
-		client, scheme := via.Client(r.RemoteAddr, proxies.contains)
+		client, scheme := via.Client(r.RemoteAddr, proxies.Contains)
 		if scheme != "" {
 			r.scheme, r.Secure = scheme, scheme == "https"
 		}
@@ -37,13 +37,13 @@ func (c *Conn) locate(r *Request) (RefuseReason, error) {
 // clientOf is the address of the client that has sent a request for Options.HTTP, when it came through a
 // proxy. One connection of a proxy carries the requests of many clients.
 func (s *Server) clientOf(r *http.Request) (client string, ok bool) {
-	proxies := s.settings().proxies
+	proxies := &s.settings().loops.trusted
 	peer, ok := peerAddr(r.RemoteAddr)
-	if !ok || !proxies.contains(peer.Addr()) {
+	if !ok || !proxies.Contains(peer.Addr()) {
 		return "", false
 	}
 	via := viaOf(r)
-	address, _ := via.Client(peer, proxies.contains)
+	address, _ := via.Client(peer, proxies.Contains)
 	return address.String(), address.IsValid()
 }
 
@@ -59,7 +59,7 @@ func (s *Server) originOf(r *http.Request) (scheme, host string) {
 		return "", ""
 	}
 	via := viaOf(r)
-	return via.Origin(peer, s.settings().proxies.contains)
+	return via.Origin(peer, s.settings().loops.trusted.Contains)
 }
 
 // peerAddr reads an address as net/http has it: the zero one is a client of a unix socket.

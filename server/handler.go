@@ -146,14 +146,14 @@ func (s *Server) relay(c *Conn, op codec.Opcode, payload []byte) {
 		return
 	}
 	if s.opts().Broker == nil {
-		_, err := s.broadcast(codec.NewFrame(op, payload), nil, c.ep)
+		_, err := s.broadcast(codec.NewFrame(op, payload), nil, c.endpoint())
 		c.refused(err)
 		return
 	}
 	m := flight{bytes: flightCost + len(payload), transient: true}
 	c.beginPublishing(m)
 	sent := func(error) { c.sh.postDo(c, 0, func() { c.endPublishing(m) }) }
-	_, err := s.broadcast(codec.NewFrame(op, payload), sent, c.ep)
+	_, err := s.broadcast(codec.NewFrame(op, payload), sent, c.endpoint())
 	if err != nil { // it is not called
 		sent(err)
 	}
@@ -175,4 +175,51 @@ func (c *Conn) refused(err error) {
 	case errors.Is(err, ErrUncertain):
 		_ = c.Close(codec.CloseTryAgainLater, ErrUncertain.Error())
 	}
+}
+
+// handler returns the one whose functions are called for the connection now.
+func (c *Conn) handler() *Handler {
+	if o := c.attachment.Load(); o != nil {
+		return c.handlerOr(o.handler)
+	}
+	return &c.endpoint().handler
+}
+
+// handlerOr returns the handler that is attached, or that of the endpoint.
+func (c *Conn) handlerOr(attached any) *Handler {
+	switch h := attached.(type) {
+	case nil:
+		return &c.endpoint().handler
+	case *Handler:
+		return h
+	}
+	return &noHandler
+}
+
+// noHandler is that of a connection whose Close is called.
+var noHandler Handler
+
+// SetHandler has h handle this connection in place of the endpoint's [Handler], from the next call on:
+// in a handler, that is already the next message, even one that came in the same packet; from another
+// goroutine, a call that is under way is not disturbed. What h does not have is not called, and on an
+// endpoint with a [Mode] its Message takes the place of what the mode does. Upgrade and Open are past and
+// not called. With nil the endpoint's handler comes back.
+//
+// One Handler may serve any number of connections; it must not be changed once it is set. It fails with
+// [ErrClosed] when the Close of the handler before was called or is about to be; then nothing of h ever
+// is. So exactly one Close is called for each connection, that of its last handler.
+func (c *Conn) SetHandler(h *Handler) error {
+	before, _ := c.attach(func(o *attachment) {
+		switch {
+		case o.isDetached():
+		case h == nil:
+			o.handler = nil
+		default:
+			o.handler = h
+		}
+	})
+	if before.isDetached() {
+		return ErrClosed
+	}
+	return nil
 }

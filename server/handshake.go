@@ -14,9 +14,7 @@ import (
 )
 
 var (
-	rejectDraining = &codec.Rejection{Status: 503, Reason: "server is shutting down", Header: [][2]string{{"Retry-After", "1"}}}
-	rejectOrigin   = &codec.Rejection{Status: 403, Reason: "origin not allowed"}
-	rejectFull     = &codec.Rejection{Status: 503, Reason: "server is full", Header: [][2]string{{"Retry-After", "5"}}}
+	rejectOrigin = &codec.Rejection{Status: 403, Reason: "origin not allowed"}
 )
 
 // shake takes bytes of a request head, and answers it once it is whole.
@@ -25,7 +23,7 @@ func (c *Conn) shake(b []byte) {
 		c.bufferEarly(b)
 		return
 	}
-	limit := int(c.sh.engine.opts().Limits.MaxHead)
+	limit := int(c.Server().opts().Limits.MaxHead)
 	scanned := 0
 	if c.in != nil {
 		scanned = len(c.in.rest)
@@ -55,7 +53,7 @@ func (c *Conn) shake(b []byte) {
 		c.answer(b[empty:empty+n], b[empty+n:])
 		spoil(b[empty : empty+n])
 	case len(b) >= limit:
-		c.refuse(RefuseHeadTooLong, &codec.Rejection{Status: 431, Reason: fmt.Sprintf("the request head is larger than %v", c.sh.engine.opts().Limits.MaxHead)})
+		c.refuse(RefuseHeadTooLong, &codec.Rejection{Status: 431, Reason: fmt.Sprintf("the request head is larger than %v", c.Server().opts().Limits.MaxHead)})
 	default:
 		c.keepHead(b)
 	}
@@ -63,8 +61,7 @@ func (c *Conn) shake(b []byte) {
 
 // answer opens or refuses a connection. What follows the head are the first frames.
 func (c *Conn) answer(head, rest []byte) {
-	sh := c.sh
-	r := &sh.request
+	r := &c.loopState().request
 	*r = Request{RemoteAddr: c.RemoteAddr(), Request: r.Request}
 	if s := c.session(); s != nil {
 		r.tls, r.scheme, r.Secure = s.tls, "https", true
@@ -89,7 +86,7 @@ func (c *Conn) answer(head, rest []byte) {
 func (c *Conn) finish(r *Request, head, rest []byte, why RefuseReason, err error) {
 	sh := c.sh
 	if err == nil && r.deferred != nil {
-		if limit := sh.engine.opts().Limits.MaxHead; len(rest) > int(limit) {
+		if limit := c.Server().opts().Limits.MaxHead; len(rest) > int(limit) {
 			why, err = RefuseEarly, rejectEarly(limit)
 		} else {
 			c.awaitDecision(r, head, rest)
@@ -105,7 +102,7 @@ func (c *Conn) finish(r *Request, head, rest []byte, why RefuseReason, err error
 	}
 	if err == nil {
 		var hs codec.Handshake
-		sh.control, hs, err = c.ep.upgrader.Upgrade(sh.control[:0], &r.Request, r.ResponseHeader)
+		sh.control, hs, err = c.endpoint().upgrader.Upgrade(sh.control[:0], &r.Request, r.ResponseHeader)
 		if err == nil {
 			c.open(hs, r, rest)
 			return
@@ -135,7 +132,9 @@ func (c *Conn) finish(r *Request, head, rest []byte, why RefuseReason, err error
 func (c *Conn) decide(r *Request, head []byte) (RefuseReason, error) {
 	s, e := c.Server(), c.sh.engine
 	malformed := r.Parse(head)
-	c.ep = s.byPath[string(r.Path)]
+	if ep := s.byPath[string(r.Path)]; ep != nil {
+		c.ep = &ep.loopEndpoint
+	}
 	if malformed != nil && !r.HTTP10 {
 		return reasonOf(malformed), malformed
 	}
@@ -145,7 +144,7 @@ func (c *Conn) decide(r *Request, head []byte) (RefuseReason, error) {
 	if c.is(markFull) {
 		return RefuseFull, rejectFull
 	}
-	if e.memory.refuses() {
+	if s.memory.refuses() {
 		return RefuseMemory, rejectMemory
 	}
 	if c.is(markCrowd) {
@@ -163,12 +162,12 @@ func (c *Conn) decide(r *Request, head []byte) (RefuseReason, error) {
 	if why, err := c.locate(r); err != nil {
 		return why, err
 	}
-	events := c.ep.Mode == ModeTopics && wantsEvents(&r.Request)
-	preflight := c.ep.Mode == ModeTopics && isPreflight(&r.Request)
+	events := c.endpoint().Mode == ModeTopics && wantsEvents(&r.Request)
+	preflight := c.endpoint().Mode == ModeTopics && isPreflight(&r.Request)
 	if err := r.CheckUpgrade(); err != nil && !events && !preflight {
 		return reasonOf(err), err
 	}
-	now := c.ep.now()
+	now := c.endpoint().now()
 	if !now.origins.Allow(&r.Request, auth.Transport{Scheme: r.scheme, TLS: r.tls, Proxied: r.proxied}) {
 		s.logOrigin(c.ep.Path, r)
 		return RefuseOrigin, rejectOrigin
@@ -212,9 +211,9 @@ func (r *Request) deferTokenCheck(a *auth.Authenticator, takes time.Duration) {
 
 // decideFurther decides about a request whose token is good.
 func (c *Conn) decideFurther(r *Request) (RefuseReason, error) {
-	now := c.ep.now()
-	if c.ep.Mode == ModeTopics {
-		w, err := c.ep.parseTopicQuery(r, wantsEvents(&r.Request))
+	now := c.endpoint().now()
+	if c.endpoint().Mode == ModeTopics {
+		w, err := c.endpoint().parseTopicQuery(r, wantsEvents(&r.Request))
 		if err != nil {
 			return RefuseTopic, err
 		}
@@ -242,7 +241,7 @@ func (r *Request) askHook(a *auth.Authenticator) {
 
 // askUpgrade lets the application decide.
 func (c *Conn) askUpgrade(r *Request) (RefuseReason, error) {
-	if c.ep.handler.Upgrade != nil {
+	if c.endpoint().handler.Upgrade != nil {
 		return c.callUpgrade(r)
 	}
 	return RefuseMalformed, nil
@@ -288,7 +287,7 @@ func (c *Conn) open(hs codec.Handshake, r *Request, rest []byte) {
 // openEvents makes a stream of server-sent events of the connection.
 func (c *Conn) openEvents(r *Request) {
 	c.framing, c.subprotocol = r.topicQuery.framing, noSubprotocol
-	c.sh.control = appendEventsHead(c.sh.control[:0], corsFields(&c.ep.now().origins, &r.Request), r.ResponseHeader)
+	c.sh.control = appendEventsHead(c.sh.control[:0], corsFields(&c.endpoint().now().origins, &r.Request), r.ResponseHeader)
 	c.dropInbound()
 	c.enter(r)
 }
@@ -324,9 +323,9 @@ func (c *Conn) enter(r *Request) {
 // does.
 func (c *Conn) handshakeDue(since uint32) bool {
 	sh := c.sh
-	limit := sh.engine.opts().Limits.HandshakeTimeout
+	limit := c.Server().opts().Limits.HandshakeTimeout
 	switch {
-	case c.is(markPreface) && timedOut(sh.clock, since, c.entered().now().proxy.Timeout):
+	case c.is(markPreface) && timedOut(sh.clock, since, c.entered().now().prefaceWithin):
 		c.prefaceDue()
 	case sh.goingAway || sh.engine.draining.Load():
 		c.refuse(RefuseDraining, rejectDraining)
@@ -343,6 +342,5 @@ func (c *Conn) refuse(why RefuseReason, r *codec.Rejection) {
 	if u := c.waitsFor(); u != nil {
 		r = c.callRefused(&u.asked, why, r, r)
 	}
-	c.sh.control = r.AppendResponse(c.sh.control[:0])
-	c.refuseWith(why, c.sh.control)
+	c.refuseAs(why, r)
 }

@@ -1,6 +1,9 @@
 package server
 
-import "carillon/server/stats"
+import (
+	"carillon/codec"
+	"carillon/server/stats"
+)
 
 // keepHead keeps the start of a head, or of what comes before, which may lie in c.in already.
 func (c *Conn) keepHead(b []byte) {
@@ -11,6 +14,12 @@ func (c *Conn) keepHead(b []byte) {
 		c.in = c.sh.newInbound()
 	}
 	c.in.rest = append(c.in.rest[:0], b...)
+}
+
+// refuseAs answers a request with an error and ends the connection.
+func (c *Conn) refuseAs(why stats.RefuseReason, r *codec.Rejection) {
+	c.sh.control = r.AppendResponse(c.sh.control[:0])
+	c.refuseWith(why, c.sh.control)
 }
 
 // refuseWith counts a refusal, answers it, and ends the connection.

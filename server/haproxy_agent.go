@@ -146,7 +146,7 @@ func (s *Server) agentLine() string {
 		}
 	}
 	if weight > 0 {
-		most := int64(s.settings().maxSockets)
+		most := int64(s.settings().loops.maxSockets)
 		weight = int(max((most-s.engine.sockets.Load())*100/most, 1))
 	}
 	line := "up "

@@ -83,7 +83,7 @@ func TestAgent(t *testing.T) {
 	wantAgent(t, s, "ready up 75%")
 	s.minutesLater()
 	eventually(t, "there is too much in memory", func() bool {
-		s.engine.memory.over.Store(true) // until it is looked at again
+		s.memory.over.Store(true) // until it is looked at again
 		return agentSays(t, s, "") == "up 0%\n"
 	})
 	s.Shutdown(context.Background())

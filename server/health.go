@@ -56,15 +56,15 @@ func (s *Server) unready() (list []admin.Condition) {
 			add("cluster", "%v", err)
 		}
 	}
-	if n, most := s.engine.sockets.Load(), s.settings().maxSockets; n >= int64(most) {
+	if n, most := s.engine.sockets.Load(), s.settings().loops.maxSockets; n >= int64(most) {
 		add("full", "%d sockets are open: limits.max_connections is %d", n, most)
 	}
 	if s.engine.fdReserve.isShort() {
 		add("descriptors", "no file descriptors left: something in this process opened too many")
 	}
-	if s.engine.memory.refuses() {
+	if s.memory.refuses() {
 		limit, source := s.MaxMemory()
-		add("memory", "low on memory: %v in use, limits.max_memory is %v (%s)", roundedSize(s.engine.memory.used.Load()), limit, source)
+		add("memory", "low on memory: %v in use, limits.max_memory is %v (%s)", roundedSize(s.memory.used.Load()), limit, source)
 	}
 	return list
 }
@@ -131,7 +131,7 @@ func (s *Server) publicHealth() (status int, word string) {
 		return http.StatusServiceUnavailable, "draining\n"
 	}
 	// The check's own connection is one of the sockets.
-	if s.engine.sockets.Load() > int64(s.settings().maxSockets) {
+	if s.engine.sockets.Load() > int64(s.settings().loops.maxSockets) {
 		return http.StatusServiceUnavailable, "full\n"
 	}
 	for _, c := range s.unready() {

@@ -227,9 +227,6 @@ type plainConn struct {
 	progress progress
 }
 
-// nobody is the address of a client of a unix socket, as net/http has it.
-var nobody = &net.UnixAddr{Net: "unix", Name: "@"}
-
 // RemoteAddr is the address at the other end.
 func (c *plainConn) RemoteAddr() net.Addr {
 	if c.remote == nil {

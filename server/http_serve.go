@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"carillon/codec"
+	"carillon/server/internal/logs"
 )
 
 // plainHTTP serves Options.HTTP, off the loops. It gets the connections whose first request is for no
@@ -52,8 +52,6 @@ const maxIdle = 1024
 const maxMoving = 16
 
 var errPlainHTTP = errors.New("a request for Options.HTTP")
-
-var rejectDescriptors = &codec.Rejection{Status: 503, Reason: "server has no file descriptors left", Header: [][2]string{{"Retry-After", "5"}}}
 
 func newPlainHTTP(s *Server) *plainHTTP {
 	return &plainHTTP{
@@ -226,4 +224,14 @@ func (c *Conn) passToHTTP(head, rest []byte) {
 	}
 	c.gc.SetContext(nil) // so that OnClose finds nobody to tell
 	_ = sh.loop.Close(c.gc)
+}
+
+// netLog takes what net/http has to say about connections: mostly panics, with their stacks.
+type netLog struct{ engine *engine }
+
+const maxNetworkLog = 8 << 10
+
+func (l netLog) Write(p []byte) (int, error) {
+	l.engine.logGrave("net/http", "says", logs.ShortenTo(string(p), maxNetworkLog))
+	return len(p), nil
 }

@@ -52,7 +52,6 @@ type principal struct {
 	// Owned by the loop.
 	inForce   auth.Identity // what holds now
 	bound     auth.Identity // what Identify was told, which no token can exceed
-	deadline  int           // where it stands in sh.deadlines; -1 when it never expires
 	refreshed uint32        // when a token was last sent, 0 for never
 }
 
@@ -63,16 +62,16 @@ func (c *Conn) identify(r *Request) {
 		return
 	}
 	c.sh.mu.Lock()
-	c.extend().principal = &principal{subject: id.Subject, inForce: id, bound: r.bound, deadline: -1}
+	c.extendAbove().principal = &principal{subject: id.Subject, inForce: id, bound: r.bound}
 	c.sh.mu.Unlock()
-	c.sh.deadlines.set(c)
+	c.sh.deadlines.set(c, auth.ExpiryMillis(&id))
 }
 
 func (c *Conn) principal() *principal {
-	if c.ext == nil {
-		return nil
+	if x := c.above(); x != nil {
+		return x.principal
 	}
-	return c.ext.principal
+	return nil
 }
 
 // Subject names the client, as its token, the connect hook or the application did; "" is unknown.
@@ -87,7 +86,7 @@ func (c *Conn) Subject() string {
 
 // checkRead reports whether the client may subscribe to a topic or pattern.
 func (c *Conn) checkRead(name string) error {
-	if err := c.ep.check(name); err != nil {
+	if err := c.endpoint().check(name); err != nil {
 		return err
 	}
 	if w := c.principal(); w != nil && !auth.Allows(w.inForce.Subscribe, name) {
@@ -98,7 +97,7 @@ func (c *Conn) checkRead(name string) error {
 
 // checkPublish reports why the client may not publish to a topic.
 func (c *Conn) checkPublish(topic string) error {
-	if !c.ep.now().Topics.mayPublish(topic) {
+	if !c.endpoint().now().Topics.mayPublish(topic) {
 		return errNoPublish
 	}
 	if w := c.principal(); w != nil && !auth.Allows(w.inForce.Publish, topic) {

@@ -119,7 +119,7 @@ func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
 	fanout, wait := sh.fanoutIfCongested(), false
 	// What a message costs varies if it is compressed, if an application handles it, and with the patterns of its
 	// topic.
-	varies := c.deflates() || c.ep.Mode != ModeEcho && c.ep.Mode != ModeBroadcast
+	varies := c.deflates() || !c.ep.isSteady
 	heavy, size := varies, 0
 	piece := len(b)
 	if deadline != maxDeadline && sh.run.isLong() {
@@ -203,7 +203,7 @@ const heavyPayload = 4 << 10
 // system, which ran something else in between. What an application's handler takes is not known.
 func (c *Conn) maxCharge(size, records int) time.Duration {
 	base := 2 * quantum
-	if c.state.Load() == stateOpen && c.ep.Mode != "" && c.handler() == &c.ep.handler {
+	if c.state.Load() == stateOpen && !c.ep.isOwn && !c.hasOwnHandler() {
 		base = 40 * time.Microsecond
 	}
 	return base + time.Duration(size)*20*time.Nanosecond + time.Duration(records)*2*time.Microsecond

@@ -36,11 +36,6 @@ type flight struct {
 	transient bool
 }
 
-// flightOf is what a publication counts as in the line.
-func (c *Conn) flightOf(p *publication) flight {
-	return flight{bytes: flightCost + len(p.Topic) + len(p.Payload), transient: !c.Server().hub.remote.keeps(p.Topic)}
-}
-
 // flights are those of one connection.
 type flights struct {
 	number    int

@@ -4,11 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
-	"strings"
 
 	"carillon/server/internal/certs"
 	"carillon/server/internal/listen"
+	"carillon/server/internal/option"
 
 	"github.com/panjf2000/gnet/v2"
 )
@@ -17,7 +16,6 @@ import (
 type listener struct {
 	// Immutable.
 	engine *engine
-	key    string       // of its address in the options
 	index  int          // among engine.listeners
 	hidden bool         // nobody is told of it: see hide
 	certs  *certs.Store // nil without TLS
@@ -29,27 +27,13 @@ type listener struct {
 }
 
 func (e *engine) newListeners() {
-	o := e.opts()
-	for i, address := range o.publicAddresses() {
-		e.listeners = append(e.listeners, &listener{engine: e, key: address.key, index: i, release: func() {}})
+	for i := range e.settings().listeners {
+		e.listeners = append(e.listeners, &listener{engine: e, index: i, release: func() {}})
 	}
 }
 
 // now are the listener's settings.
 func (l *listener) now() *listenerSettings { return &l.engine.settings().listeners[l.index] }
-
-// mayProxy reports whether a connection from there may begin with a PROXY header. The zero address is that of
-// clients of a unix socket.
-func (at *listenerSettings) mayProxy(from netip.Addr) bool {
-	return at.proxy.Mode != ProxyOff && at.balancers.contains(from)
-}
-
-func (l *listener) address() (text string, mode FileMode) {
-	if o := l.engine.opts(); l.index > 0 {
-		return o.Listeners[l.index-1].Listen, o.Listeners[l.index-1].Mode
-	}
-	return l.engine.opts().Listen, l.engine.opts().ListenMode
-}
 
 // openListeners makes sure that all addresses can be listened on. The unix sockets are from then on; for the
 // others it is the loops who do.
@@ -58,8 +42,8 @@ func (e *engine) openListeners() error {
 		err := l.open(e.listeners[:i])
 		if err != nil {
 			e.closeListeners()
-			if _, ok := errors.AsType[*OptionError](err); !ok && i > 0 {
-				err = fmt.Errorf("%s: %w", l.key, err)
+			if _, ok := errors.AsType[*option.Error](err); !ok && i > 0 {
+				err = fmt.Errorf("%s: %w", l.now().key, err)
 			}
 			return err
 		}
@@ -77,22 +61,21 @@ func (e *engine) openListeners() error {
 }
 
 func (l *listener) open(before []*listener) (err error) {
-	text, mode := l.address()
-	takeover := l.engine.opts().Takeover
-	if path, ok := unixPath(text); ok {
-		if l.socket, err = listen.ListenUnix(path, mode, takeover); err == nil {
+	at, takeover := l.now(), l.engine.settings().takeover
+	if path, ok := listen.UnixPath(at.address); ok {
+		if l.socket, err = listen.ListenUnix(path, at.mode, takeover); err == nil {
 			l.addr = l.socket.Address
 		}
 		return err
 	}
-	addr, release, err := listen.Reserve(text, takeover)
+	addr, release, err := listen.Reserve(at.address, takeover)
 	if err != nil {
 		return err
 	}
 	for _, other := range before { // whose host may be another name for the same address
 		if other.addr.Network() == "tcp" && other.addr.String() == addr.String() {
 			release()
-			return &OptionError{Key: l.key, Problem: fmt.Sprintf("%s is %s, which is already the address of %s: expected another one", text, addr, other.key)}
+			return &option.Error{Key: at.key, Problem: fmt.Sprintf("%s is %s, which is already the address of %s: expected another one", at.address, addr, other.now().key)}
 		}
 	}
 	l.addr, l.release = addr, release
@@ -102,7 +85,7 @@ func (l *listener) open(before []*listener) (err error) {
 // arriving is how many connections of unix sockets may be on their way to a loop.
 func (e *engine) arriving() (n int) {
 	for _, l := range e.listeners {
-		if text, _ := l.address(); strings.HasPrefix(text, unixPrefix) {
+		if _, ok := listen.UnixPath(l.now().address); ok {
 			n += maxArriving
 		}
 	}
@@ -116,7 +99,7 @@ func (e *engine) publishSockets() error {
 			continue
 		}
 		if err := l.socket.Publish(); err != nil {
-			return fmt.Errorf("%s: %w", l.key, err)
+			return fmt.Errorf("%s: %w", l.now().key, err)
 		}
 	}
 	return nil

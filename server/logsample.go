@@ -56,18 +56,3 @@ func (e *engine) logSampled(level slog.Level, what string, args []any, silent ui
 func (e *engine) logAt(level slog.Level, what string, args []any) {
 	e.log.Log(context.Background(), level, what, args...)
 }
-
-// omitted is how many lines were left out.
-func (s *Server) omitted() uint64 {
-	return s.engine.events.Omitted() + s.engine.grave.Omitted() + s.ops.origins.Omitted()
-}
-
-// netLog takes what net/http has to say about connections: mostly panics, with their stacks.
-type netLog struct{ engine *engine }
-
-const maxNetworkLog = 8 << 10
-
-func (l netLog) Write(p []byte) (int, error) {
-	l.engine.logGrave("net/http", "says", logs.ShortenTo(string(p), maxNetworkLog))
-	return len(p), nil
-}

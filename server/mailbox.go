@@ -38,7 +38,7 @@ const (
 	commandBytes    commandKind = iota // encoded frames for conn, in the arena
 	commandReply                       // the same, of replies to its requests
 	commandFrame                       // frame for conn
-	commandPublish                     // payload for the receivers in local
+	commandPublish                     // payload for the receivers of feed
 	commandGap                         // the same, and some learn of the gap only by a close: see closeForGap
 	commandClose                       // close conn; how, code and reason are in the arena
 	commandWritable                    // the socket of conn takes bytes again
@@ -48,11 +48,11 @@ const (
 type command struct {
 	conn    *Conn
 	frame   *codec.Frame // for conn, or the raw one of payload
-	local   *local
+	feed    feed
 	payload payload
 	do      func()
 	n       int    // bytes in the arena
-	seq     uint32 // of payload in local; what do counts for in the backlog
+	seq     uint32 // of payload in feed; what do counts for in the backlog
 	at      stamp  // when payload was published
 	latest  bool   // slow receivers need only the newest payload
 	kind    commandKind
@@ -195,7 +195,7 @@ func (sh *shard) postBytes(kind commandKind, c *Conn, op codec.Opcode, payload [
 		// Compression takes long, so it is not done under the lock.
 		buf := compressed.Get().(*[]byte)
 		defer compressed.Put(buf)
-		*buf = c.ep.now().deflater.AppendFrameWithin((*buf)[:0], op, payload, c.window)
+		*buf = c.settings().deflater.AppendFrameWithin((*buf)[:0], op, payload, c.window)
 		sh.postEncoded(kind, c, *buf)
 		return
 	}
@@ -364,7 +364,7 @@ func (sh *shard) execute(cmd *command, b []byte) {
 		cmd.conn.chargeOutput(len(cmd.frame.Plain()))
 		sh.backlog.Add(-int64(len(cmd.frame.Plain())))
 	case commandPublish, commandGap:
-		sh.backlog.Add(int64(cmd.local.publish(cmd) - len(cmd.frame.Plain())))
+		sh.backlog.Add(int64(cmd.feed.publish(cmd) - len(cmd.frame.Plain())))
 	case commandClose:
 		cmd.conn.startClose(closeHow(b[0]), codec.CloseCode(binary.BigEndian.Uint16(b[1:])), string(b[3:]))
 	case commandWritable:

@@ -15,18 +15,20 @@ type extension struct {
 	// Owned by the loop.
 	caught uint64    // sh.published when the connection had caught up with all of its topics
 	left   stamp     // when the connection left its topics, while it is in sh.departed
-	stale  int       // subscriptions that are
+	stale  int32     // subscriptions that are
 	work   *workload // what is to be done for the connection; nil for nothing
 
-	principal *principal       // guarded by sh.mu: only the loop writes
-	session   *session         // guarded by sh.mu: only the loop writes
-	pending   *pendingDecision // owned by the loop, during the handshake only
+	deadline int // where it stands in sh.deadlines; -1 when it is not there
+
+	// Guarded by sh.mu: only the loop writes.
+	session *session
+	above   any // the owner's
 }
 
 // extend returns c.ext, which is made if need be. The caller holds sh.mu.
 func (c *Conn) extend() *extension {
 	if c.ext == nil {
-		c.ext = &extension{}
+		c.ext = &extension{deadline: -1}
 	}
 	return c.ext
 }
@@ -38,10 +40,6 @@ type subscription struct {
 	stale    bool  // the newest message of the topic waits until the socket takes bytes again
 	asked    bool  // by the client, so that its rights have to cover it
 }
-
-func (s *subscription) name() string { return s.audience.local.src.name }
-
-func (s *subscription) isPattern() bool { return s.audience.local.src.topic == nil }
 
 // openSubscriptions are those of an open connection. One that has closed may still have its places in the audiences:
 // see leaveTopics. The caller holds sh.mu.
@@ -63,12 +61,12 @@ func (c *Conn) subscriptions() int {
 // subscriptions: without this, one that subscribes and unsubscribes in turn could queue any amount, since
 // history does not count for SlowConsumer.MaxQueue.
 func (c *Conn) hoards() bool {
-	limit := c.ep.now().SlowConsumer.MaxQueue
-	return c.out != nil && limit >= 0 && c.out.history > int(limit) && c.out.batches > len(c.ext.subs)
+	limit := c.settings().slow.maxQueue
+	return c.out != nil && limit >= 0 && c.out.history > limit && c.out.batches > len(c.ext.subs)
 }
 
 // call runs what the mailbox held for a connection. The application may have a part in it.
-func (c *Conn) call(do func()) { c.owner().call(c, do) }
+func (c *Conn) call(do func()) { c.owner().call(c, hookDone, do) }
 
 // join makes the connection a member, from a message on.
 func (c *Conn) join(a *audience, next uint32, asked bool) {
@@ -102,7 +100,7 @@ func (c *Conn) dropSubscription(i int) {
 		c.ext.stale--
 		c.sh.stats.Drop(stats.DropClosed, 1)
 	}
-	s.audience.local.left(s.audience)
+	s.audience.feed.left(s.audience)
 }
 
 // leaveTopics ends all subscriptions of a connection that is closing, at once unless the loop has been busy for long
@@ -150,7 +148,7 @@ func (sh *shard) settleDeparted(limit time.Duration) {
 		sh.mu.Unlock()
 		sh.stats.Drop(stats.DropClosed, uint64(missed))
 		for _, a := range some[:n] {
-			a.local.left(a)
+			a.feed.left(a)
 		}
 		if sh.engine.uptime()-begin > limit {
 			break

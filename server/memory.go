@@ -22,7 +22,7 @@ import (
 // To free frames that many receivers share, all of those have to go. So it looks again after each batch instead
 // of counting what it thinks it has freed.
 type memoryGuard struct {
-	engine  *engine
+	srv     *Server
 	find    func() memorySystem
 	measure func(*memoryLimit) memoryUse
 	collect func(release bool) // garbage, and give back what is free
@@ -85,8 +85,8 @@ const (
 	collectUrgentShare = 2
 )
 
-func newMemoryGuard(e *engine) memoryGuard {
-	return memoryGuard{engine: e, find: func() memorySystem { return findMemory("") }, measure: measureMemory,
+func newMemoryGuard(s *Server) memoryGuard {
+	return memoryGuard{srv: s, find: func() memorySystem { return findMemory("") }, measure: measureMemory,
 		collect: collectGarbage, every: memoryEvery, collected: -collectRarely}
 }
 
@@ -145,13 +145,13 @@ func (l *memoryLimit) room(u memoryUse) int64 {
 }
 
 // refuses reports whether new connections are refused. A limit that was turned off counts at once.
-func (g *memoryGuard) refuses() bool { return g.over.Load() && g.engine.opts().Limits.MaxMemory >= 0 }
+func (g *memoryGuard) refuses() bool { return g.over.Load() && g.srv.opts().Limits.MaxMemory >= 0 }
 
 // limitNow is the limit in force. The environment is read again every now and then: limits of cgroups change while
 // processes run.
 func (g *memoryGuard) limitNow() *memoryLimit {
-	now, was := g.engine.uptime(), g.limit.Load()
-	if was != nil && was.option == g.engine.opts().Limits.MaxMemory && now-g.refreshed < memoryRefresh {
+	now, was := g.srv.engine.uptime(), g.limit.Load()
+	if was != nil && was.option == g.srv.opts().Limits.MaxMemory && now-g.refreshed < memoryRefresh {
 		return was
 	}
 	g.refreshed = now
@@ -161,9 +161,9 @@ func (g *memoryGuard) limitNow() *memoryLimit {
 	g.limit.Store(l)
 	switch {
 	case was == nil: // applications that want to tell have MaxMemory
-		g.engine.log.Debug("memory limit", "max_memory", Size(l.mark), "source", l.source)
+		g.srv.log.Debug("memory limit", "max_memory", Size(l.mark), "source", l.source)
 	case l.mark != was.mark:
-		g.engine.log.Info("memory limit changed", "max_memory", Size(l.mark), "source", l.source)
+		g.srv.log.Info("memory limit changed", "max_memory", Size(l.mark), "source", l.source)
 	}
 	return l
 }
@@ -171,14 +171,14 @@ func (g *memoryGuard) limitNow() *memoryLimit {
 // current is the limit in force, for who does not look after the memory.
 func (g *memoryGuard) current() *memoryLimit {
 	l := g.limit.Load()
-	if l == nil || l.option != g.engine.opts().Limits.MaxMemory {
+	if l == nil || l.option != g.srv.opts().Limits.MaxMemory {
 		l = g.limitIn(g.find())
 	}
 	return l
 }
 
 func (g *memoryGuard) limitIn(system memorySystem) *memoryLimit {
-	l := &memoryLimit{option: g.engine.opts().Limits.MaxMemory, source: explicitMemory, group: system.group, hard: system.physical}
+	l := &memoryLimit{option: g.srv.opts().Limits.MaxMemory, source: explicitMemory, group: system.group, hard: system.physical}
 	if l.mark = int64(l.option); l.option == 0 {
 		mark, source := system.defaultLimit()
 		l.mark, l.source = int64(mark), source
@@ -226,9 +226,9 @@ func (g *memoryGuard) look() time.Duration {
 	case tooMuch > l.mark/16 || tooMuch > 0 && g.over.Load():
 		g.setOver(true, l, u)
 		if g.unsure == 0 {
-			g.ask(min(tooMuch, g.engine.heldBytes()/2+1), u) // what is counted may be less than what it takes
+			g.ask(min(tooMuch, g.srv.engine.heldBytes()/2+1), u) // what is counted may be less than what it takes
 		}
-	case tooMuch <= 0 && g.engine.uptime()-g.overSince >= g.every:
+	case tooMuch <= 0 && g.srv.engine.uptime()-g.overSince >= g.every:
 		g.setOver(false, l, u)
 	}
 	if room < 0 || g.over.Load() {
@@ -246,14 +246,14 @@ func (g *memoryGuard) pause(room int64) time.Duration {
 // collectSoon begins to collect garbage, unless that was done only just now.
 func (g *memoryGuard) collectSoon(urgent, release bool) {
 	pause, share := collectRarely, time.Duration(collectShare)
-	if g.engine.heldBytes() > 0 {
+	if g.srv.engine.heldBytes() > 0 {
 		pause = 0
 	}
 	if urgent || g.unsure > 0 {
 		pause, share = 0, collectUrgentShare
 	}
-	now := g.engine.uptime()
-	if g.collecting != nil || now-g.collected < max(pause, (share-1)*g.took) || g.isShedding() && now-g.shed < shedPatience {
+	now := g.srv.engine.uptime()
+	if g.collecting != nil || now-g.collected < max(pause, (share-1)*g.took) || g.srv.engine.isShedding() && now-g.shed < shedPatience {
 		return
 	}
 	done := make(chan struct{})
@@ -269,16 +269,27 @@ func (g *memoryGuard) endCollection() {
 	select {
 	case <-g.collecting:
 		g.collecting = nil
-		g.collected = g.engine.uptime()
+		g.collected = g.srv.engine.uptime()
 		g.took = g.collected - g.began
 		g.unsure = max(g.unsure-1, 0)
 	default:
 	}
 }
 
+// ask has the loops close connections that hold so many bytes.
+func (g *memoryGuard) ask(excess int64, u memoryUse) {
+	if !g.srv.engine.shed(excess) {
+		return
+	}
+	g.unsure, g.shed, g.shedUse = 1, g.srv.engine.uptime(), u.used
+	if g.collecting != nil { // that one does not find it
+		g.unsure++
+	}
+}
+
 func (g *memoryGuard) setOver(over bool, l *memoryLimit, u memoryUse) {
 	if over {
-		g.overSince = g.engine.uptime()
+		g.overSince = g.srv.engine.uptime()
 	}
 	if g.over.Swap(over) == over {
 		return
@@ -288,9 +299,9 @@ func (g *memoryGuard) setOver(over bool, l *memoryLimit, u memoryUse) {
 		args = append(args, "cgroup_used", roundedSize(u.group), "cgroup_limit", roundedSize(l.group.limit))
 	}
 	if over {
-		g.engine.log.Warn("limits.max_memory reached; refusing new connections", args...)
+		g.srv.log.Warn("limits.max_memory reached; refusing new connections", args...)
 	} else {
-		g.engine.log.Info("memory below limits.max_memory again", args...)
+		g.srv.log.Info("memory below limits.max_memory again", args...)
 	}
 }
 

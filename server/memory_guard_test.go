@@ -29,9 +29,9 @@ func startGuarded(t *testing.T, max Size, system memorySystem, collect func()) *
 	g := &guarded{system: system}
 	endpoints := append(policy(SlowConsumer{MaxQueue: -1}), Endpoint{Path: "/echo", Mode: ModeEcho})
 	g.Server, g.log = startChanged(t, Options{Loops: 1, Endpoints: endpoints, Limits: Limits{MaxMemory: max}}, func(s *Server) {
-		s.engine.memory.find = func() memorySystem { g.mu.Lock(); defer g.mu.Unlock(); return g.system }
-		s.engine.memory.measure = func(*memoryLimit) memoryUse { g.mu.Lock(); defer g.mu.Unlock(); return g.use }
-		s.engine.memory.collect = func(release bool) {
+		s.memory.find = func() memorySystem { g.mu.Lock(); defer g.mu.Unlock(); return g.system }
+		s.memory.measure = func(*memoryLimit) memoryUse { g.mu.Lock(); defer g.mu.Unlock(); return g.use }
+		s.memory.collect = func(release bool) {
 			collect()
 			g.collected.Add(1)
 			if release {
@@ -45,7 +45,7 @@ func startGuarded(t *testing.T, max Size, system memorySystem, collect func()) *
 
 func (g *guarded) uses(u memoryUse) { g.mu.Lock(); defer g.mu.Unlock(); g.use = u }
 
-func (g *guarded) isOver() bool { return g.engine.memory.over.Load() }
+func (g *guarded) isOver() bool { return g.memory.over.Load() }
 
 // The internal interface says what the limit is, and why.
 func TestAPIMemory(t *testing.T) {
@@ -86,7 +86,7 @@ func TestTheCgroupIsNearlyFull(t *testing.T) {
 		t.Errorf("the limit is %v: %s", limit, source)
 	}
 	g.uses(memoryUse{used: 300 << 20, kept: 300 << 20, group: 890 << 20, other: 590 << 20})
-	eventually(t, "it has looked", func() bool { return g.engine.memory.used.Load() == 300<<20 })
+	eventually(t, "it has looked", func() bool { return g.memory.used.Load() == 300<<20 })
 	if g.isOver() {
 		t.Error("it refuses already at 89 %")
 	}
@@ -197,8 +197,8 @@ func TestIncompleteMessagesAreCounted(t *testing.T) {
 // A container's limit changes while the server runs.
 func TestMaxMemoryFollowsTheCgroup(t *testing.T) {
 	g := startGuarded(t, 0, memorySystem{group: &cgroup{name: "/a", file: "memory.max", limit: 100 << 20}}, func() {})
-	m := newMemoryGuard(&g.Server.engine)
-	m.find = g.engine.memory.find
+	m := newMemoryGuard(g.Server)
+	m.find = g.memory.find
 	if l := m.limitNow(); l.mark != 80<<20 {
 		t.Errorf("it is %v", Size(l.mark))
 	}

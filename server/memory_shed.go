@@ -15,27 +15,25 @@ const (
 	shedLeast = 16 << 10
 )
 
-// ask has the loops close connections that hold so many bytes, each of them its part.
-func (g *memoryGuard) ask(excess int64, u memoryUse) {
-	all := g.engine.heldBytes()
+// shed has the loops close connections that hold so many bytes, each of them its part, and reports whether there are
+// any.
+func (e *engine) shed(excess int64) bool {
+	all := e.heldBytes()
 	if all == 0 {
-		return
+		return false
 	}
-	g.unsure, g.shed, g.shedUse = 1, g.engine.uptime(), u.used
-	if g.collecting != nil { // that one does not find it
-		g.unsure++
-	}
-	for _, sh := range g.engine.allShards() {
+	for _, sh := range e.allShards() {
 		if held := sh.held(); held > 0 {
 			sh.excess.Store(int64(float64(excess)*float64(held)/float64(all)) + 1)
 			sh.postTick()
 		}
 	}
+	return true
 }
 
 // isShedding reports whether a loop has not begun with what it was asked for.
-func (g *memoryGuard) isShedding() bool {
-	return slices.ContainsFunc(g.engine.allShards(), func(sh *shard) bool { return sh.excess.Load() > 0 })
+func (e *engine) isShedding() bool {
+	return slices.ContainsFunc(e.allShards(), func(sh *shard) bool { return sh.excess.Load() > 0 })
 }
 
 // heldBytes is what waits for slow consumers, counted for each of them, and what has come of large messages that

@@ -12,7 +12,7 @@ import (
 )
 
 // watchful has a server look at its memory often.
-func watchful(s *Server) { s.engine.memory.every = 20 * time.Millisecond }
+func watchful(s *Server) { s.memory.every = 20 * time.Millisecond }
 
 // fakeUse has all that is used be in use.
 func fakeUse(used *atomic.Int64) func(*memoryLimit) memoryUse {
@@ -24,7 +24,7 @@ func fakeUse(used *atomic.Int64) func(*memoryLimit) memoryUse {
 func TestMemoryAboveTheMark(t *testing.T) {
 	var used atomic.Int64
 	s, log := startChanged(t, Options{Endpoints: echoAndBroadcast(), Limits: Limits{MaxMemory: 1000}}, func(s *Server) {
-		s.engine.memory.measure, s.engine.memory.collect = fakeUse(&used), func(bool) {}
+		s.memory.measure, s.memory.collect = fakeUse(&used), func(bool) {}
 		watchful(s)
 	})
 	alice := dial(t, s, "/echo")
@@ -41,7 +41,7 @@ func TestMemoryAboveTheMark(t *testing.T) {
 	} {
 		t.Run(row.sentence, func(t *testing.T) {
 			used.Store(row.used)
-			eventually(t, row.sentence, func() bool { return s.engine.memory.used.Load() == row.used && s.engine.memory.over.Load() == row.over })
+			eventually(t, row.sentence, func() bool { return s.memory.used.Load() == row.used && s.memory.over.Load() == row.over })
 			if c := dialRaw(t, s); row.over {
 				wantReasons(t, s, "/readyz", "memory")
 				wantHealth(t, s, 503, "memory")
@@ -72,7 +72,7 @@ func TestTheSlowestAreShed(t *testing.T) {
 	var used atomic.Int64
 	endpoints := policy(SlowConsumer{MaxQueue: -1})
 	s, _ := startChanged(t, Options{Loops: 1, Endpoints: endpoints, Limits: Limits{MaxMemory: 1000}}, func(s *Server) {
-		s.engine.memory.measure, s.engine.memory.collect = fakeUse(&used), func(bool) {
+		s.memory.measure, s.memory.collect = fakeUse(&used), func(bool) {
 			if s.Stats().Cuts[CutMemory] > 0 {
 				used.Store(500)
 			}
@@ -100,7 +100,7 @@ func TestTheSlowestAreShed(t *testing.T) {
 	used.Store(1001)
 	eventually(t, "cathy is shed", func() bool { return s.Stats().Cuts[CutMemory] == 1 })
 	cathy.readUntilClose(codec.CloseTryAgainLater, "server is low on memory")
-	eventually(t, "it is over", func() bool { return !s.engine.memory.over.Load() })
+	eventually(t, "it is over", func() bool { return !s.memory.over.Load() })
 	alice.write(masked(0x81, []byte("still here")))
 	alice.want("still here")
 	if s.Count() != 2 || s.Stats().Cuts[CutMemory] != 1 || s.Stats().Drops[DropMemory] == 0 {
@@ -144,11 +144,11 @@ func TestSheddingFreesMemory(t *testing.T) {
 		}
 		alice.send("and I")
 		alice.want("and I")
-		if s.engine.memory.over.Load() {
+		if s.memory.over.Load() {
 			eventually(t, "somebody is shed", func() bool { return s.Stats().Cuts[CutMemory] > 0 })
 		}
 	}
-	eventually(t, "memory is below the mark", func() bool { return !s.engine.memory.over.Load() && s.Stats().Cuts[CutMemory] == 10 })
+	eventually(t, "memory is below the mark", func() bool { return !s.memory.over.Load() && s.Stats().Cuts[CutMemory] == 10 })
 	eventually(t, "it is so by the heap, too", func() bool { // what else is in this process may be garbage
 		runtime.GC()
 		return memoryUsed() <= mark

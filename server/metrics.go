@@ -77,7 +77,7 @@ var singles = withOldNames([]single{
 	{"loops", "Event loops that have had a connection.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(len(s.engine.allShards())) }},
 	{"loop_silence_seconds", "Longest time that any loop has been busy with one turn, or has been due for one.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return s.engine.longestSilence().Seconds() }},
 	{"loop_blocked_total", "Number of times an event loop was blocked for over a second.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Blocked) }},
-	{"memory_used_bytes", "Memory in use by the Go runtime; 0 if limits.max_memory is off.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.engine.memory.used.Load()) }},
+	{"memory_used_bytes", "Memory in use by the Go runtime; 0 if limits.max_memory is off.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.memory.used.Load()) }},
 	{"memory_limit_bytes", "Effective limits.max_memory, including the default; +Inf if off.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { n, _ := s.MaxMemory(); return orInfinite(int(n)) }},
 	{"log_lines_lost_total", "Log lines that could not be written.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.lostLines()) }},
 	{"ready", "1 if the server is ready for new connections, else 0: see /readyz.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(len(s.unready()) == 0) }},

@@ -32,17 +32,9 @@ type Listener struct {
 type FileMode = option.FileMode
 
 const (
-	unixPrefix = "unix:"
-
 	publicMode   = 0o660
 	internalMode = 0o600
-
-	// unixWord, in a list of networks, means every client of a unix socket.
-	unixWord = "unix"
 )
-
-// unixPath is the path of a unix socket's address, or its abstract name, which begins with @.
-func unixPath(address string) (path string, ok bool) { return strings.CutPrefix(address, unixPrefix) }
 
 func (o *Options) resolveListeners(c *checker) {
 	if o.Listen == "" {
@@ -66,12 +58,38 @@ func (o *Options) resolveListeners(c *checker) {
 // namedAddress is an address with the key that says it.
 type namedAddress struct{ key, text string }
 
-func (o *Options) publicAddresses() []namedAddress {
-	all := []namedAddress{{"listen", o.Listen}}
+// publicListener is where clients connect.
+type publicListener struct {
+	namedAddress
+	mode  FileMode
+	proxy *ProxyProtocol
+}
+
+// publicListeners are that of Listen and those of Listeners.
+func (o *Options) publicListeners() []publicListener {
+	all := []publicListener{{namedAddress{"listen", o.Listen}, o.ListenMode, &o.ProxyProtocol}}
 	for i := range o.Listeners {
-		all = append(all, namedAddress{fmt.Sprintf("listeners[%d].listen", i), o.Listeners[i].Listen})
+		l := &o.Listeners[i]
+		all = append(all, publicListener{namedAddress{fmt.Sprintf("listeners[%d].listen", i), l.Listen}, l.Mode, &l.ProxyProtocol})
 	}
 	return all
+}
+
+func (o *Options) publicAddresses() (all []namedAddress) {
+	for _, l := range o.publicListeners() {
+		all = append(all, l.namedAddress)
+	}
+	return all
+}
+
+// settings is what event loops need of it.
+func (l *publicListener) settings() listenerSettings {
+	set := listenerSettings{key: l.key, address: l.text, mode: l.mode}
+	if l.proxy.Mode != ProxyOff {
+		set.balancers, set.mustProxy = listen.NewNetworks(l.proxy.From), l.proxy.Mode == ProxyRequired
+		set.prefaceWithin = l.proxy.Timeout
+	}
+	return set
 }
 
 // distinct complains about an address that another key has already.
@@ -86,7 +104,7 @@ func (c *checker) distinct(key, address string, taken []namedAddress) {
 
 // publicAddress checks an address that clients connect to, and fills in the mode of a unix socket.
 func (c *checker) publicAddress(key, address string, mode *FileMode, modeKey string) {
-	if _, ok := unixPath(address); ok {
+	if _, ok := listen.UnixPath(address); ok {
 		c.unixAddress(key, address)
 	} else {
 		c.Address(key, address, ":8080, 127.0.0.1:8080 or unix:/path")
@@ -95,7 +113,7 @@ func (c *checker) publicAddress(key, address string, mode *FileMode, modeKey str
 }
 
 func (c *checker) unixAddress(key, address string) {
-	switch path, _ := unixPath(address); {
+	switch path, _ := listen.UnixPath(address); {
 	case strings.HasPrefix(path, "@"):
 		if runtime.GOOS != "linux" || len(path) == 1 {
 			c.Add(key, "%q is not a unix socket: expected unix:/path, or on Linux unix:@name", address)
@@ -103,7 +121,7 @@ func (c *checker) unixAddress(key, address string) {
 	case !filepath.IsAbs(path):
 		c.Add(key, "%q is not a unix socket: expected unix:/path, with a path from the root", address)
 	case path != filepath.Clean(path):
-		c.Add(key, "%q is not a clean path: expected %s%s", address, unixPrefix, filepath.Clean(path))
+		c.Add(key, "%q is not a clean path: expected %s%s", address, listen.UnixPrefix, filepath.Clean(path))
 	case len(path) > listen.MaxUnixPath:
 		c.Add(key, "%q is too long: expected a path of at most %d bytes", address, listen.MaxUnixPath)
 	}
@@ -111,8 +129,8 @@ func (c *checker) unixAddress(key, address string) {
 
 // sameAddress reports whether two addresses cannot both be listened on.
 func sameAddress(a, b string) bool {
-	pathA, unixA := unixPath(a)
-	pathB, unixB := unixPath(b)
+	pathA, unixA := listen.UnixPath(a)
+	pathB, unixB := listen.UnixPath(b)
 	if unixA || unixB {
 		return unixA && unixB && pathA == pathB
 	}
@@ -135,4 +153,12 @@ func spans(host, other string) bool {
 		return err != nil || its.Unmap().Is4()
 	}
 	return true
+}
+
+func (c *checker) networks(key string, list []string) {
+	for i, text := range list {
+		if err := listen.CheckNetwork(text); err != nil {
+			c.Add(fmt.Sprintf("%s[%d]", key, i), "%v", err)
+		}
+	}
 }

@@ -18,3 +18,8 @@ func (s *Server) logOrigin(path string, r *Request) {
 	args := []any{"origin", origin, "path", path, "host", logs.Shorten(string(r.Host)), "remote", shownAddr(r.RemoteAddr)}
 	s.engine.logSampled(slog.LevelInfo, "origin refused: add it to endpoints[].origins to allow it, or set public_url if it is this server's own", args, silent)
 }
+
+// omitted is how many lines were left out.
+func (s *Server) omitted() uint64 {
+	return s.engine.events.Omitted() + s.engine.grave.Omitted() + s.ops.origins.Omitted()
+}

@@ -6,6 +6,7 @@ import (
 
 	"carillon/codec"
 	"carillon/internal/shrink"
+	"carillon/server/internal/option"
 	"carillon/server/stats"
 )
 
@@ -317,32 +318,48 @@ func (o *outbox) items() int {
 	return n
 }
 
+// slowConsumer says what becomes of messages for a connection that does not read as fast as it is sent to.
+type slowConsumer struct {
+	policy    slowPolicy
+	maxQueue  int // bytes; negative is off
+	closeCode codec.CloseCode
+}
+
+type slowPolicy uint8
+
+const (
+	closeSlow slowPolicy = iota
+	dropOldest
+	dropNewest
+	keepLatest
+)
+
 // makeRoom applies the slow-consumer policy to a message or reply that takes n bytes of memory, and reports whether
 // it may wait.
 func (c *Conn) makeRoom(n int, kind itemKind) bool {
-	o, slow := c.out, &c.ep.now().SlowConsumer
-	if slow.Policy == PolicyLatest && kind == itemMessage {
+	o, slow := c.out, &c.settings().slow
+	if slow.policy == keepLatest && kind == itemMessage {
 		c.dropWaiting(stats.DropConflated, 0)
 		return true
 	}
-	if slow.MaxQueue < 0 || o.counted() == 0 || o.counted()+n <= int(slow.MaxQueue) {
+	if slow.maxQueue < 0 || o.counted() == 0 || o.counted()+n <= slow.maxQueue {
 		return true
 	}
-	switch slow.Policy {
-	case PolicyDropOldest:
-		c.dropWaiting(stats.DropOldest, int(slow.MaxQueue)-n)
-	case PolicyDropNewest:
+	switch slow.policy {
+	case dropOldest:
+		c.dropWaiting(stats.DropOldest, slow.maxQueue-n)
+	case dropNewest:
 		if kind == itemMessage {
 			c.sh.stats.Drop(stats.DropNewest, 1)
 			return false
 		}
-		c.dropWaiting(stats.DropNewest, int(slow.MaxQueue)-n)
+		c.dropWaiting(stats.DropNewest, slow.maxQueue-n)
 	}
 	switch {
-	case slow.Policy == PolicyClose:
+	case slow.policy == closeSlow:
 	case kind == itemMessage:
 		return true
-	case o.roomForReply(n, int(slow.MaxQueue)):
+	case o.roomForReply(n, slow.maxQueue):
 		return true
 	}
 	if kind == itemMessage {
@@ -350,7 +367,7 @@ func (c *Conn) makeRoom(n int, kind itemKind) bool {
 	}
 	c.discardWaiting(stats.DropSlowConsumer)
 	c.sh.stats.Cut(stats.CutSlowConsumer)
-	c.beginClose(closeOwn, codec.CloseCode(slow.CloseCode), fmt.Sprintf("slow consumer: more than %v queued", slow.MaxQueue))
+	c.beginClose(closeOwn, slow.closeCode, fmt.Sprintf("slow consumer: more than %v queued", option.Size(slow.maxQueue)))
 	return false
 }
 

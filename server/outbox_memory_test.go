@@ -98,8 +98,8 @@ func TestQueueTakesWhatTheLimitSays(t *testing.T) {
 
 // fill sends twice what the limit allows, or nearly all of it where more would close the connection.
 func (c *Conn) fill(row filling, limit int) {
-	closes, largest, most := c.ep.now().SlowConsumer.Policy == PolicyClose, 33<<10, 2*limit
-	if c.ep.now().SlowConsumer.Policy == PolicyLatest {
+	closes, largest, most := c.settings().slow.policy == closeSlow, 33<<10, 2*limit
+	if c.settings().slow.policy == keepLatest {
 		most = limit / 2 // nothing gets full
 	}
 	for i, sent := 0, 0; sent < most; i++ {

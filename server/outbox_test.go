@@ -13,16 +13,16 @@ import (
 )
 
 // queued makes a connection that was stalled already, so that all it is sent waits in its outbox.
-func queued(sh *shard, ep *endpoint) *Conn {
+func queued(sh *shard, ep *loopEndpoint) *Conn {
 	c := &Conn{sh: sh, ep: ep, fd: -1, out: &outbox{}}
 	c.state.Store(stateOpen)
 	return c
 }
 
-func unitEndpoint(slow SlowConsumer) *endpoint {
-	s := &Server{}
-	s.engine.current.Store(&settings{endpoints: []*endpointSettings{{Endpoint: &Endpoint{SlowConsumer: slow}}}})
-	return &endpoint{srv: s}
+func unitEndpoint(slow SlowConsumer) *loopEndpoint {
+	e := &engine{}
+	e.current.Store(&loopSettings{endpoints: []loopEndpointSettings{{slow: slowConsumerOf(&slow)}}})
+	return &loopEndpoint{engine: e}
 }
 
 // modelItem is a frame as a simple queue would keep it.
@@ -320,7 +320,7 @@ func (m *groupModel) walk() {
 func TestGroupWalk(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 2))
-		sh := &shard{engine: &engine{}, set: &settings{}, histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
+		sh := &shard{engine: &engine{}, set: &loopSettings{}, histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
 		g := newTable(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
 		g.base = 1<<32 - 20 // it wraps
 		m := &groupModel{t: t, r: r, g: g, members: map[*Conn]uint32{}}
@@ -361,7 +361,7 @@ func TestGroupWalk(t *testing.T) {
 
 // The memory of a crowd that has left is given back.
 func TestGroupShrinks(t *testing.T) {
-	g := newTable(&shard{engine: &engine{}, set: &settings{}}, unitEndpoint(SlowConsumer{}))
+	g := newTable(&shard{engine: &engine{}, set: &loopSettings{}}, unitEndpoint(SlowConsumer{}))
 	for range 50_000 {
 		g.add(queued(g.sh, g.ep), times{})
 	}
@@ -376,10 +376,10 @@ func TestGroupShrinks(t *testing.T) {
 // Messages leave the mailbox for the streams. Whoever looks at the backlog meanwhile finds each of them once: it
 // only grows here, by one message at a time.
 func TestBacklogKeepsWhatIsHandedOver(t *testing.T) {
-	sh := &shard{engine: &engine{}, set: &settings{}, histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
+	sh := &shard{engine: &engine{}, set: &loopSettings{}, histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
 	ep := unitEndpoint(SlowConsumer{MaxQueue: -1})
 	g := newTable(sh, ep)
-	g.local = &local{sh: sh, src: &ep.source, audiences: [numFramings]*audience{&g.audience}}
+	g.feed = &local{sh: sh, src: &source{}, audiences: [numFramings]*audience{&g.audience}}
 	g.add(queued(sh, ep), times{})
 	f := codec.NewFrame(Binary, make([]byte, 100))
 	size := int64(len(f.Plain()))
@@ -400,7 +400,7 @@ func TestBacklogKeepsWhatIsHandedOver(t *testing.T) {
 	}()
 	for range 20_000 {
 		sh.backlog.Add(size)
-		sh.execute(&command{kind: commandPublish, local: g.local, frame: f, payload: (*broadcast)(f)}, nil)
+		sh.execute(&command{kind: commandPublish, feed: g.feed, frame: f, payload: (*broadcast)(f)}, nil)
 		posted.Add(cost)
 	}
 	<-looked
@@ -479,7 +479,7 @@ func (f *flow) run() {
 			f.c.take(n)
 		}
 		checkCounts(f.t, f.c)
-		if policy := f.c.ep.now().SlowConsumer.Policy; policy != PolicyLatest && o.bytes > 20_000+itemCost+maxPong+2*smallFrame {
+		if policy := f.c.settings().slow.policy; policy != keepLatest && o.bytes > 20_000+itemCost+maxPong+2*smallFrame {
 			f.t.Fatalf("%d bytes wait", o.bytes)
 		}
 	}

@@ -410,7 +410,7 @@ func (c *Conn) checkPresence(name string) error {
 	if err := topic.Check(name); err != nil {
 		return err
 	}
-	if !c.ep.now().Topics.Presence {
+	if !c.endpoint().now().Topics.Presence {
 		return errNoPresence
 	}
 	return c.checkRead(name)
@@ -452,4 +452,24 @@ func (s *Server) subscribers(topic string, limit int) (list []*Conn, count int) 
 		l.sh.mu.Unlock()
 	}
 	return list, count
+}
+
+var (
+	errPublishRate = errors.New("limits.publishes_per_second exceeded")
+	errRequestRate = errors.New("limits.requests_per_second exceeded")
+)
+
+// paysRequest charges for a request of the JSON protocol, which is refused when it fails.
+func (c *Conn) paysRequest(r *request) error {
+	switch {
+	case r.Ping != nil:
+		return nil
+	case r.Publish != nil && !c.mayPublishNow():
+		c.sh.stats.Limited.Add(1)
+		return errPublishRate
+	case r.Publish == nil && !c.mayRequestNow():
+		c.sh.stats.Limited.Add(1)
+		return errRequestRate
+	}
+	return nil
 }

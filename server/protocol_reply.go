@@ -65,7 +65,7 @@ func (c *Conn) sendReply(id json.RawMessage, what string, value any) {
 		return
 	}
 	if c.deflates() {
-		sh.reply = c.ep.now().deflater.AppendFrameWithin(sh.reply[:0], codec.OpText, sh.text, c.window)
+		sh.reply = c.settings().deflater.AppendFrameWithin(sh.reply[:0], codec.OpText, sh.text, c.window)
 	} else {
 		sh.reply = codec.AppendFrame(sh.reply[:0], codec.OpText, sh.text)
 	}
@@ -83,7 +83,7 @@ const largeReply = 32 << 10
 // the client asks for behind it waits.
 func (c *Conn) compressElsewhere(text []byte) {
 	q, takes := &c.sh.engine.offload, time.Duration(len(text))*compressByte
-	deflater := c.ep.now().deflater
+	deflater := c.settings().deflater
 	plain := func() { c.sendBytes(codec.AppendFrame(nil, codec.OpText, text), itemAnswer) }
 	c.offload(q, takes, len(text), func() func() {
 		if c.state.Load() != stateOpen {
@@ -92,16 +92,6 @@ func (c *Conn) compressElsewhere(text []byte) {
 		frame := deflater.AppendFrameWithin(nil, codec.OpText, text, c.window)
 		return func() { c.sendBytes(frame, itemAnswer) }
 	}, plain)
-}
-
-// keepReply is the size of a buffer for replies that a quiet loop keeps.
-const keepReply = 16 << 10
-
-// dropReplies lets go of buffers that large replies have left behind.
-func (sh *shard) dropReplies() {
-	if cap(sh.text) > keepReply || cap(sh.reply) > keepReply {
-		sh.text, sh.reply = nil, nil
-	}
 }
 
 // errorReply is what a client learns of a failure.

@@ -49,17 +49,11 @@ func (p *ProxyProtocol) resolve(c *checker, key string) {
 	}
 }
 
-// entered is where a connection in its handshake has come in. The place is otherwise for the time of the last
-// read, which nobody asks for as long as there is no WebSocket.
-func (c *Conn) entered() *listener {
-	return c.sh.engine.listeners[c.sh.handshaking.times[c.slot].read]
-}
-
 // readProxy reads the PROXY header, if there is one, and returns how many bytes of b it has. It returns
 // false when there is nothing to go on with: more must come, or the connection has been refused.
 func (c *Conn) readProxy(b []byte) (size int, ok bool) {
 	header, size, err := codec.ParseProxy(b)
-	required := c.entered().now().proxy.Mode == ProxyRequired
+	required := c.entered().now().mustProxy
 	switch {
 	case errors.Is(err, codec.ErrNoProxyHeader) && required:
 		c.cutOff(RefuseProxyMissing, err)
@@ -82,7 +76,7 @@ func (c *Conn) readProxy(b []byte) (size int, ok bool) {
 // prefaceDue ends the wait for a PROXY header.
 func (c *Conn) prefaceDue() {
 	switch {
-	case c.entered().now().proxy.Mode == ProxyRequired:
+	case c.entered().now().mustProxy:
 		c.cutOff(RefuseProxyMissing, errProxyTimeout)
 	case c.in != nil: // it has begun
 		c.cutOff(RefuseProxyMalformed, errProxyTimeout)

@@ -113,3 +113,8 @@ func (f *follower) audienceOf(topic string) (n int) {
 	}
 	return n
 }
+
+// flightOf is what a publication counts as in the line.
+func (c *Conn) flightOf(p *publication) flight {
+	return flight{bytes: flightCost + len(p.Topic) + len(p.Payload), transient: !c.Server().hub.remote.keeps(p.Topic)}
+}

@@ -1,38 +1,10 @@
 package server
 
 import (
-	"errors"
-
 	"carillon/codec"
 	"carillon/server/internal/limit"
 	"carillon/server/stats"
 )
-
-// The largest rates that the options take. Above a handshake in 10 us there is nothing to protect.
-const (
-	maxHandshakes = 100_000
-	maxMessages   = 1_000_000
-	maxBytes      = Size(100 << 30)
-)
-
-func (l *Limits) resolveRates(c *checker) {
-	c.Rate("limits.max_connections_per_address", &l.MaxConnectionsPerAddress, 1<<30)
-	c.Rate("limits.handshakes_per_second", &l.HandshakesPerSecond, maxHandshakes)
-	c.Rate("limits.handshakes_per_second_per_address", &l.HandshakesPerSecondPerAddress, maxHandshakes)
-	c.Rate("limits.messages_per_second", &l.MessagesPerSecond, maxMessages)
-	c.Rate("limits.publishes_per_second", &l.PublishesPerSecond, maxMessages)
-	c.Rate("limits.requests_per_second", &l.RequestsPerSecond, maxMessages)
-	c.Size("limits.bytes_per_second", &l.BytesPerSecond, -1, true)
-	c.Size("limits.decompressed_bytes_per_second", &l.DecompressedBytesPerSecond, 1<<20, true)
-	c.byteRate("limits.bytes_per_second", l.BytesPerSecond)
-	c.byteRate("limits.decompressed_bytes_per_second", l.DecompressedBytesPerSecond)
-}
-
-func (c *checker) byteRate(key string, n Size) {
-	if n > maxBytes {
-		c.Add(key, "%v is out of range: expected 1B to %v, or off", n, maxBytes)
-	}
-}
 
 var (
 	rejectHandshakes = &codec.Rejection{Status: 503, Reason: "too many handshakes per second",
@@ -56,12 +28,6 @@ func (c *Conn) mayShake() (stats.RefuseReason, error) {
 
 // debts are what a connection has sent lately and may soon send again. Owned by the loop.
 type debts struct{ messages, bytes, publishes, requests, decompressed uint32 }
-
-// keepsDebts reports whether a limit asks for them on an endpoint.
-func (s *settings) keepsDebts(ep *endpoint) bool {
-	return s.messages.Limited() || s.bytes.Limited() || s.publishes.Limited() || s.requests.Limited() ||
-		ep.upgrader.Deflate && s.decompressed.Limited()
-}
 
 // debts are there while a limit asks for them.
 func (c *Conn) debts() *debts { return &c.table.debts[c.slot] }
@@ -120,25 +86,9 @@ func (c *Conn) mayPublishNow() bool {
 	return !p.Limited() || p.Allow(&c.debts().publishes, 1)
 }
 
-var (
-	errPublishRate = errors.New("limits.publishes_per_second exceeded")
-	errRequestRate = errors.New("limits.requests_per_second exceeded")
-)
-
-// paysRequest is for a request of the JSON protocol, which is refused when it fails.
-func (c *Conn) paysRequest(r *request) error {
+func (c *Conn) mayRequestNow() bool {
 	p := c.sh.set.requests
-	switch {
-	case r.Ping != nil:
-		return nil
-	case r.Publish != nil && !c.mayPublishNow():
-		c.sh.stats.Limited.Add(1)
-		return errPublishRate
-	case r.Publish == nil && p.Limited() && !p.Allow(&c.debts().requests, 1):
-		c.sh.stats.Limited.Add(1)
-		return errRequestRate
-	}
-	return nil
+	return !p.Limited() || p.Allow(&c.debts().requests, 1)
 }
 
 func (c *Conn) tooFast(why stats.CutReason, reason string) {

@@ -100,7 +100,7 @@ func (s *Server) reload(read func() (Options, error)) (Changes, error) {
 	if err != nil {
 		return Changes{}, err
 	}
-	s.engine.current.Store(now)
+	s.putInForce(now)
 	s.warn(&now.Options)
 	s.follow(before, now)
 	return changes, nil
@@ -184,7 +184,7 @@ func (s *Server) fits(now *settings) error {
 	var problems []error
 	if s.reloads.room.total > 0 {
 		var err error
-		if now.maxSockets, err = s.reloads.room.sockets(now.Limits.MaxConnections); err != nil {
+		if now.loops.maxSockets, err = s.reloads.room.sockets(now.Limits.MaxConnections); err != nil {
 			problems = append(problems, err)
 		}
 	}

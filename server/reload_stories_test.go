@@ -331,11 +331,11 @@ var timeStories = []reloadStory{
 	{"ping.jitter", Options{Ping: Ping{Interval: time.Hour, Jitter: -1}}, func(t *testing.T, s *Server) func() {
 		dial(t, s, "/echo")
 		c := onlyConn(t, s, "/echo")
-		if d := c.pingInterval(); d != time.Hour || s.settings().pingEarliest != time.Hour {
+		if d := c.pingInterval(); d != time.Hour || s.engine.settings().pingEarliest != time.Hour {
 			t.Error(d)
 		}
 		return func() {
-			if d := c.pingInterval(); d >= time.Hour || s.settings().pingEarliest != 0 {
+			if d := c.pingInterval(); d >= time.Hour || s.engine.settings().pingEarliest != 0 {
 				t.Error(d)
 			}
 		}
@@ -613,7 +613,7 @@ var endStories = []reloadStory{
 	}, func(o *Options) { o.Drain.Deadline = 50 * time.Millisecond }},
 	{"drain.duration drain.deadline", Options{}, func(t *testing.T, s *Server) func() {
 		return func() {
-			if p := newDrainSchedule(&s.engine, time.Now(), 100_000, false); p.pace != time.Minute {
+			if p := s.newDrainSchedule(time.Now(), 100_000, false); p.pace != time.Minute {
 				t.Errorf("connections are closed over %v", p.pace)
 			}
 			s.Shutdown(t.Context())
@@ -621,7 +621,7 @@ var endStories = []reloadStory{
 	}, func(o *Options) { o.Drain.Duration, o.Drain.Deadline = time.Minute, 2*time.Minute }},
 	{"drain.order", Options{}, func(t *testing.T, s *Server) func() {
 		return func() {
-			if p := newDrainSchedule(&s.engine, time.Now(), 1, false); p.order != OrderRandom {
+			if p := s.newDrainSchedule(time.Now(), 1, false); !p.random {
 				t.Errorf("%+v", p)
 			}
 		}

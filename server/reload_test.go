@@ -72,7 +72,7 @@ func TestReloadOfTheSame(t *testing.T) {
 			t.Errorf("endpoint %d was made anew", i)
 		}
 	}
-	if now.maxSockets != before.maxSockets || s.MaxConnections() == 0 || len(s.reloads.watched) != 1 {
+	if now.loops.maxSockets != before.loops.maxSockets || s.MaxConnections() == 0 || len(s.reloads.watched) != 1 {
 		t.Errorf("%d connections, %d keyrings", s.MaxConnections(), len(s.reloads.watched))
 	}
 	if info, _ := s.Topic("a"); info.History != 1 {

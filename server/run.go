@@ -43,6 +43,8 @@ func (s *Server) Run(ctx context.Context) error {
 	alive, dead := context.WithCancel(context.Background())
 	defer dead()
 	s.watchKeys(alive, stopped)
+	s.memory.look()
+	go s.memory.run(alive)
 	s.engine.start(alive)
 	go s.watchCertificates(alive)
 	ended := make(chan error, 1)
@@ -139,8 +141,8 @@ func (s *Server) measure() (err error) {
 	if s.reloads.room, err = roomFor(set.Loops, set.Internal.most()+set.Agent.most()+s.engine.arriving()); err != nil {
 		return err
 	}
-	if set.maxSockets, err = s.reloads.room.sockets(set.Limits.MaxConnections); err == nil {
-		s.engine.current.Store(&set)
+	if set.loops.maxSockets, err = s.reloads.room.sockets(set.Limits.MaxConnections); err == nil {
+		s.putInForce(&set)
 	}
 	return err
 }

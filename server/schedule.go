@@ -5,6 +5,8 @@ import (
 	"math"
 	"sync/atomic"
 	"time"
+
+	"carillon/server/topic"
 )
 
 // maxTimers is how many timers a connection may have that have not run.
@@ -32,11 +34,11 @@ func (c *Conn) Do(f func()) error {
 		return ErrClosed
 	}
 	if c.sh.backlog.Load()+commandCost+doCost > c.sh.engine.settings().maxBacklog {
-		return ErrOverloaded
+		return topic.ErrOverloaded
 	}
 	c.sh.postDo(c, 0, func() {
 		if c.state.Load() == stateOpen {
-			c.callFunc(hookDo, f)
+			c.owner().call(c, hookDo, f)
 		}
 	})
 	return nil
@@ -62,7 +64,7 @@ func (c *Conn) After(d time.Duration, f func()) (*Timer, error) {
 	if c.sh.timers.bytes.Add(timerCost) > c.sh.engine.settings().maxBacklog {
 		c.sh.timers.bytes.Add(-timerCost)
 		set.count.Add(-1)
-		return nil, ErrOverloaded
+		return nil, topic.ErrOverloaded
 	}
 	now := c.sh.engine.uptime()
 	t := &Timer{conn: c, set: set, do: f, at: now + min(max(d, 0), math.MaxInt64-now), index: -1}
@@ -223,7 +225,7 @@ func (l *loopTimers) run() {
 		do := t.do
 		l.remove(t)
 		if c := t.conn; !t.over.Swap(true) && c.isOpen() {
-			c.callFunc(hookAfter, do)
+			c.owner().call(c, hookAfter, do)
 		}
 	}
 	l.due, l.set = false, 0

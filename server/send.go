@@ -14,7 +14,7 @@ func (c *Conn) deflates() bool { return c.window > 0 }
 // encoded is the form of a frame that this connection negotiated.
 func (c *Conn) encoded(f *codec.Frame) []byte {
 	if c.deflates() {
-		return f.DeflatedWithin(c.ep.now().deflater, c.window)
+		return f.DeflatedWithin(c.settings().deflater, c.window)
 	}
 	return f.Plain()
 }

@@ -22,9 +22,6 @@ var (
 	// ErrNoEndpoint is returned by Broadcast for a path that no endpoint has.
 	ErrNoEndpoint = admin.ErrNoEndpoint
 
-	// ErrEngine is returned by Run when the event engine has ended by itself.
-	ErrEngine = errors.New("the event engine stopped unexpectedly")
-
 	// ErrStarted is returned by a second Run.
 	ErrStarted = errors.New("the server was already run")
 )
@@ -53,6 +50,7 @@ type Server struct {
 	drainState drainState
 	hub        *hub // immutable
 	index      connIndex
+	memory     memoryGuard
 
 	mu       sync.Mutex // guards what follows
 	stop     context.CancelCauseFunc
@@ -63,17 +61,11 @@ type Server struct {
 // now for the rest. Immutable, but for the source of its broadcasts and published.
 type endpoint struct {
 	source
-	srv          *Server
-	Path         string
-	Mode         Mode
-	Subprotocols []string
-
-	index      int // its place among the endpoints
-	firstTable int // the first of its tables in every shard: there is one for each framing
-	framings   int // that it serves: the raw one, or all
-	handler    Handler
-	upgrader   codec.Upgrader
-	sites      [numHooks]callSite
+	loopEndpoint
+	srv      *Server
+	Mode     Mode
+	handler  Handler
+	upgrader codec.Upgrader
 
 	published atomic.Uint64
 }
@@ -92,30 +84,36 @@ func New(options Options) (*Server, error) {
 		drainState: newDrainState(),
 	}
 	s.engine.init(s, s.log)
+	s.memory = newMemoryGuard(s)
 	opts.Loops = loopsOf(&opts)
 	set, err := s.settle(opts, nil, nil)
 	if err != nil {
 		return nil, err
 	}
-	s.engine.current.Store(set)
+	s.putInForce(set)
 	s.reloads.begin(time.Now())
 	s.netLog = log.New(netLog{&s.engine}, "", 0)
 	s.engine.newListeners()
 	groups := 0
 	for i, e := range opts.Endpoints {
 		ep := &endpoint{
-			source:       source{name: e.Path},
-			srv:          s,
-			Path:         e.Path,
-			Mode:         e.Mode,
-			Subprotocols: e.Subprotocols,
-
-			index:      i,
-			firstTable: groups,
-			framings:   1,
-			handler:    e.Handler,
-			upgrader:   codec.Upgrader{Subprotocols: e.Subprotocols, Deflate: e.Compression.Enabled},
-			sites:      sitesOf(e.Path),
+			source: source{name: e.Path},
+			loopEndpoint: loopEndpoint{
+				Path:         e.Path,
+				Subprotocols: e.Subprotocols,
+				engine:       &s.engine,
+				index:        i,
+				firstTable:   groups,
+				framings:     1,
+				deflates:     e.Compression.Enabled,
+				sites:        sitesOf(e.Path),
+				isOwn:        e.Mode == "",
+				isSteady:     e.Mode == ModeEcho || e.Mode == ModeBroadcast,
+			},
+			srv:      s,
+			Mode:     e.Mode,
+			handler:  e.Handler,
+			upgrader: codec.Upgrader{Subprotocols: e.Subprotocols, Deflate: e.Compression.Enabled},
 		}
 		if message := e.Mode.message(s); message != nil {
 			ep.handler.Message = message
@@ -127,6 +125,7 @@ func New(options Options) (*Server, error) {
 		}
 		groups += ep.framings
 		s.endpoints = append(s.endpoints, ep)
+		s.engine.endpoints = append(s.engine.endpoints, &ep.loopEndpoint)
 		s.byPath[e.Path] = ep
 	}
 	if err := s.loadCertificates(); err != nil {
@@ -149,7 +148,7 @@ func (s *Server) Started() <-chan struct{} { return s.engine.started }
 func (s *Server) MaxConnections() int {
 	select {
 	case <-s.engine.started:
-		return s.settings().maxSockets
+		return s.settings().loops.maxSockets
 	default:
 		return 0
 	}
@@ -166,7 +165,7 @@ func (s *Server) Addrs() []net.Addr { return s.engine.addrs() }
 // MaxMemory is what Limits.MaxMemory comes to, and where the value comes from, for people. A negative size is
 // off. The default follows the cgroup's limit when that changes, within ten seconds.
 func (s *Server) MaxMemory() (Size, string) {
-	l := s.engine.memory.current()
+	l := s.memory.current()
 	return Size(l.mark), l.source
 }
 

@@ -11,26 +11,15 @@ import (
 	"carillon/codec"
 	"carillon/server/internal/auth"
 	"carillon/server/internal/limit"
+	"carillon/server/internal/listen"
 )
 
 // settings are the options in force and all that follows from them. Immutable: a reload puts others in
 // their place, so that whoever loads them once sees one state.
 type settings struct {
 	Options
-	listeners    []listenerSettings
-	proxies      networks          // TrustedProxies
-	handshakes   limit.TokenBucket // of all
-	addressShake limit.TokenBucket // handshakes of each address
-	messages     limit.TokenBucket // of each connection
-	bytes        limit.TokenBucket
-	decompressed limit.TokenBucket
-	publishes    limit.TokenBucket
-	requests     limit.TokenBucket
-	maxSockets   int // that may be open at once; 0 before the server runs
-	maxBacklog   int64
-	pingEarliest time.Duration // no connection's ping interval is shorter
-	tick         time.Duration // of the shards' sweeps
-	endpoints    []*endpointSettings
+	loops     loopSettings
+	endpoints []*endpointSettings
 }
 
 // endpointSettings are those of one endpoint.
@@ -41,20 +30,20 @@ type endpointSettings struct {
 	auth     *auth.Authenticator
 }
 
-// listenerSettings are those of one listener.
-type listenerSettings struct {
-	proxy     *ProxyProtocol
-	balancers networks // proxy.From
-}
-
 // settings are loaded with one atomic read.
-func (e *engine) settings() *settings { return e.current.Load() }
+func (s *Server) settings() *settings { return s.engine.settings().above.(*settings) }
 
 // opts are the options in force. Nobody changes what it points to.
-func (e *engine) opts() *Options { return &e.current.Load().Options }
+func (s *Server) opts() *Options { return &s.settings().Options }
 
-func (s *Server) settings() *settings { return s.engine.settings() }
-func (s *Server) opts() *Options      { return s.engine.opts() }
+// putInForce has set take the place of the settings before.
+func (s *Server) putInForce(set *settings) {
+	set.loops.above = set
+	s.engine.current.Store(&set.loops)
+}
+
+// endpoint is that of a connection whose request has named one.
+func (c *Conn) endpoint() *endpoint { return c.Server().endpoints[c.ep.index] }
 
 // now are the endpoint's settings.
 func (ep *endpoint) now() *endpointSettings { return ep.srv.settings().endpoints[ep.index] }
@@ -65,31 +54,7 @@ func (ep *endpoint) now() *endpointSettings { return ep.srv.settings().endpoints
 // and nil that all are in order.
 func (s *Server) settle(o Options, before *settings, places []int) (*settings, error) {
 	o = o.clone()
-	set := &settings{
-		Options:      o,
-		proxies:      networksOf(o.TrustedProxies),
-		handshakes:   limit.NewTokenBucket(int64(o.Limits.HandshakesPerSecond), handshakeBurst),
-		addressShake: limit.NewTokenBucket(int64(o.Limits.HandshakesPerSecondPerAddress), handshakeBurst),
-		messages:     limit.NewTokenBucket(int64(o.Limits.MessagesPerSecond), messageBurst),
-		bytes:        limit.NewTokenBucket(int64(o.Limits.BytesPerSecond), messageBurst),
-		decompressed: limit.NewTokenBucket(int64(o.Limits.DecompressedBytesPerSecond), messageBurst),
-		publishes:    limit.NewTokenBucket(int64(o.Limits.PublishesPerSecond), messageBurst),
-		requests:     limit.NewTokenBucket(int64(o.Limits.RequestsPerSecond), messageBurst),
-		maxBacklog:   int64(o.Limits.MaxBacklog),
-		pingEarliest: o.Ping.Interval,
-		tick:         tickOf(&o),
-	}
-	set.listeners = append(set.listeners, listenerSettings{&set.ProxyProtocol, networksOf(set.ProxyProtocol.From)})
-	for i := range set.Listeners {
-		p := &set.Listeners[i].ProxyProtocol
-		set.listeners = append(set.listeners, listenerSettings{p, networksOf(p.From)})
-	}
-	if set.maxBacklog < 0 {
-		set.maxBacklog = math.MaxInt64 / 2
-	}
-	if set.pingEarliest >= 0 {
-		set.pingEarliest -= time.Duration(max(o.Ping.Jitter, 0) * float64(o.Ping.Interval))
-	}
+	set := &settings{Options: o, loops: loopSettingsOf(&o)}
 	var problems []error
 	for i := range o.Endpoints {
 		var old *endpointSettings
@@ -105,8 +70,69 @@ func (s *Server) settle(o Options, before *settings, places []int) (*settings, e
 			problems = append(problems, &OptionError{Key: fmt.Sprintf("endpoints[%d].auth.jwt.key_file", place), Problem: err.Error()})
 		}
 		set.endpoints = append(set.endpoints, e)
+		set.loops.endpoints = append(set.loops.endpoints, loopEndpointSettings{deflater: e.deflater, slow: slowConsumerOf(&e.SlowConsumer)})
 	}
 	return set, errors.Join(problems...)
+}
+
+// loopSettingsOf is what event loops need of the options, but for the endpoints.
+func loopSettingsOf(o *Options) loopSettings {
+	set := loopSettings{
+		loops:      o.Loops,
+		takeover:   o.Takeover,
+		trusted:    listen.NewNetworks(o.TrustedProxies),
+		handshakes: limit.NewTokenBucket(int64(o.Limits.HandshakesPerSecond), handshakeBurst),
+
+		maxPerAddress: o.Limits.MaxConnectionsPerAddress,
+		addressShake:  limit.NewTokenBucket(int64(o.Limits.HandshakesPerSecondPerAddress), handshakeBurst),
+
+		messages:     limit.NewTokenBucket(int64(o.Limits.MessagesPerSecond), messageBurst),
+		bytes:        limit.NewTokenBucket(int64(o.Limits.BytesPerSecond), messageBurst),
+		decompressed: limit.NewTokenBucket(int64(o.Limits.DecompressedBytesPerSecond), messageBurst),
+		publishes:    limit.NewTokenBucket(int64(o.Limits.PublishesPerSecond), messageBurst),
+		requests:     limit.NewTokenBucket(int64(o.Limits.RequestsPerSecond), messageBurst),
+
+		maxBacklog:       int64(o.Limits.MaxBacklog),
+		maxHead:          int(o.Limits.MaxHead),
+		maxMessage:       int64(o.Limits.MaxMessage),
+		maxFragments:     o.Limits.MaxFragments,
+		maxTLSHandshakes: o.Limits.MaxTLSHandshakes,
+
+		idleTimeout:  o.Limits.IdleTimeout,
+		writeTimeout: o.Limits.WriteTimeout,
+		closeTimeout: o.Limits.CloseTimeout,
+		pingInterval: o.Ping.Interval,
+		pingEarliest: o.Ping.Interval,
+		pingTimeout:  o.Ping.Timeout,
+		pingJitter:   max(o.Ping.Jitter, 0),
+		maxAge:       max(o.Connections.MaxAge, 0),
+		maxAgeJitter: max(o.Connections.MaxAgeJitter, 0),
+		tick:         tickOf(o),
+	}
+	for _, l := range o.publicListeners() {
+		set.listeners = append(set.listeners, l.settings())
+	}
+	if set.maxBacklog < 0 {
+		set.maxBacklog = math.MaxInt64 / 2
+	}
+	if set.pingEarliest >= 0 {
+		set.pingEarliest -= time.Duration(set.pingJitter * float64(set.pingInterval))
+	}
+	return set
+}
+
+// slowConsumerOf is the same for those of an endpoint's connections that do not read.
+func slowConsumerOf(o *SlowConsumer) slowConsumer {
+	slow := slowConsumer{maxQueue: int(o.MaxQueue), closeCode: codec.CloseCode(o.CloseCode)}
+	switch o.Policy {
+	case PolicyDropOldest:
+		slow.policy = dropOldest
+	case PolicyDropNewest:
+		slow.policy = dropNewest
+	case PolicyLatest:
+		slow.policy = keepLatest
+	}
+	return slow
 }
 
 // loopsOf is the number of loops, also where it is the default.

@@ -22,6 +22,8 @@ type shard struct {
 	closing     *table    // connections that are no members of an endpoint any more
 	goroutine   goroutine // the loop's
 
+	above any // the owner's; immutable
+
 	mail       mailbox
 	backlog    atomic.Int64  // bytes of messages that were posted and have not been handed to connections
 	fanout     atomic.Uint64 // messages that were posted for many
@@ -36,8 +38,8 @@ type shard struct {
 
 	// Owned by the loop.
 	owner        goroutine
-	set          *settings // at the beginning of this turn
-	site         *callSite // as in called
+	set          *loopSettings // at the beginning of this turn
+	site         *callSite     // as in called
 	counters     turnCounters
 	reading      inbox
 	ran          uint64 // commands, ever
@@ -66,8 +68,6 @@ type shard struct {
 	buffers      codec.Buffers // of the decoders
 	rests        codec.Buffers // for input that waits
 	inflater     *codec.Inflater
-	request      Request
-	via          codec.Via // of the request
 	freeInbound  []*inbound
 	freeOutboxes []*outbox
 	freePasses   []*pass
@@ -86,22 +86,19 @@ type turnCounters struct{ deliveries, bytesOut, writes uint64 }
 func newShard(e *engine, loop gnet.EventLoop) (*shard, error) {
 	sh := &shard{engine: e, loop: loop, set: e.settings()}
 	sh.timers.sh = sh
-	endpoints := e.owner.allEndpoints()
-	sh.histograms.Flushed = make([]stats.Histogram, 1+len(endpoints))
+	sh.histograms.Flushed = make([]stats.Histogram, 1+len(e.endpoints))
 	if sh.goroutine = currentGoroutine(); e.checkOwner {
 		sh.owner = sh.goroutine
 	}
 	sh.buffers.Max = maxBuffers
 	sh.rests.Max, sh.rests.Min = maxBuffers, largeRest
 	sh.decoder = sh.newDecoder()
-	for _, ep := range endpoints {
-		l := &local{sh: sh, src: &ep.source}
-		for i := range ep.framings {
-			g := newTable(sh, ep)
-			g.local, l.audiences[i] = l, &g.audience
-			sh.tables = append(sh.tables, g)
+	for _, ep := range e.endpoints {
+		for range ep.framings {
+			sh.tables = append(sh.tables, newTable(sh, ep))
 		}
 	}
+	e.owner.newShard(sh)
 	sh.handshaking, sh.closing = newTable(sh, nil), newTable(sh, nil)
 	sh.tables = append(sh.tables, sh.handshaking, sh.closing)
 	var err error
@@ -117,8 +114,8 @@ func newShard(e *engine, loop gnet.EventLoop) (*shard, error) {
 const maxBuffers = 4 << 20
 
 func (sh *shard) newDecoder() codec.Decoder {
-	l := &sh.engine.opts().Limits
-	return codec.Decoder{MaxMessage: int64(l.MaxMessage), MaxFragments: l.MaxFragments, Buffers: &sh.buffers}
+	set := sh.engine.settings()
+	return codec.Decoder{MaxMessage: set.maxMessage, MaxFragments: set.maxFragments, Buffers: &sh.buffers}
 }
 
 // check panics in tests when it is called on another goroutine than the loop's.
@@ -148,7 +145,7 @@ func (sh *shard) readClock() {
 
 // follow does what new settings ask of a shard that had others. Messages that have begun to come keep the
 // limits with which they began.
-func (sh *shard) follow(set *settings) {
+func (sh *shard) follow(set *loopSettings) {
 	sh.set = set
 	sh.decoder = sh.newDecoder()
 	for _, g := range sh.tables {
@@ -265,8 +262,18 @@ func (sh *shard) publishCounters() {
 	sh.histograms.Publish()
 }
 
+// keepReply is the size of a buffer for replies that a quiet loop keeps.
+const keepReply = 16 << 10
+
+// dropReplies lets go of buffers that large replies have left behind.
+func (sh *shard) dropReplies() {
+	if cap(sh.text) > keepReply || cap(sh.reply) > keepReply {
+		sh.text, sh.reply = nil, nil
+	}
+}
+
 // tablesOf are the tables of an endpoint, by framing.
-func (sh *shard) tablesOf(ep *endpoint) []*table {
+func (sh *shard) tablesOf(ep *loopEndpoint) []*table {
 	return sh.tables[ep.firstTable : ep.firstTable+ep.framings]
 }
 

@@ -20,7 +20,7 @@ func TestWhatClientsFillGivesItsMemoryBack(t *testing.T) {
 	s := start(t, topics(TopicRule{Match: "log", History: 1_000_000, MaxBytes: -1}))
 	conns := make([]Conn, count) // which are not counted
 	for i := range conns {
-		conns[i].fd, conns[i].ext = int32(i), &extension{principal: &principal{deadline: -1}}
+		conns[i].fd, conns[i].ext = int32(i), &extension{deadline: -1}
 	}
 	var (
 		addresses = limit.NewAddresses(time.Now())
@@ -49,8 +49,7 @@ func TestWhatClientsFillGivesItsMemoryBack(t *testing.T) {
 		{"addresses", func(i int) { addresses.Add(address(i), -1) }, func(i int) { addresses.Remove(address(i)) }, 16},
 		{"sockets that are watched", func(i int) { waiting.waiting.Set(conns[i].fd, &conns[i]) }, func(i int) { waiting.forget(&conns[i]) }, 12},
 		{"deadlines", func(i int) {
-			conns[i].ext.principal.inForce.Expires = time.Now().Add(time.Hour + time.Duration(i)*time.Second)
-			due.set(&conns[i])
+			due.set(&conns[i], time.Now().UnixMilli()+int64(i))
 		}, func(i int) { due.remove(&conns[i]) }, 16},
 		{"connections that stall", func(i int) {
 			outboxes[i].slot = len(stalled.stalled)

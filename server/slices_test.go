@@ -18,7 +18,7 @@ func unitShard(t *testing.T) *shard {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &shard{engine: &s.engine, set: s.settings(), clock: 1}
+	return &shard{engine: &s.engine, set: s.engine.settings(), clock: 1}
 }
 
 // stalledConns are n connections of a shard for each of which so many frames of 64 KiB wait, and whose sockets take
@@ -81,7 +81,7 @@ func TestWriteTimeoutsAreCutIntoSlices(t *testing.T) {
 	const conns, frames = 5000, 10
 	sh := unitShard(t)
 	list := stalledConns(t, sh, conns, frames)
-	sh.clock += uint32(sh.engine.opts().Limits.WriteTimeout.Milliseconds())
+	sh.clock += uint32(sh.engine.settings().writeTimeout.Milliseconds())
 	sh.sweep = sweep{running: true, stalled: len(sh.stalled)}
 	turns := 0
 	for sh.sweep.stalled > 0 {

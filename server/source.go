@@ -31,6 +31,14 @@ type local struct {
 	audiences [numFramings]*audience
 }
 
+// sourceOf is what a connection is subscribed to.
+func sourceOf(s *subscription) *source { return s.audience.feed.(*local).src }
+
+// nameOf is its name.
+func nameOf(s *subscription) string { return sourceOf(s).name }
+
+func isPattern(s *subscription) bool { return sourceOf(s).topic == nil }
+
 // latest reports whether slow subscribers get only the newest message. The caller holds mu.
 func (src *source) latest() bool {
 	return src.topic != nil && src.topic.rule != nil && src.topic.rule.Latest
@@ -54,7 +62,7 @@ func (src *source) post(kind commandKind, p payload, at stamp) (subscribers int)
 	for _, l := range src.locals {
 		l.sh.backlog.Add(int64(len(raw.Plain())))
 		l.sh.fanout.Add(1)
-		l.sh.post(command{kind: kind, local: l, frame: raw, payload: p, seq: src.seq, at: at, latest: latest})
+		l.sh.post(command{kind: kind, feed: l, frame: raw, payload: p, seq: src.seq, at: at, latest: latest})
 	}
 	return int(src.subscribers)
 }
@@ -70,7 +78,7 @@ func (src *source) audience(sh *shard, kind framing) *audience {
 	l := src.locals[i]
 	if l.audiences[kind] == nil {
 		// It begins behind this offset: what is on its way to the shard with one up to it is old.
-		l.audiences[kind] = &audience{sh: sh, local: l, base: src.seq + 1, latest: src.latest()}
+		l.audiences[kind] = &audience{sh: sh, feed: l, base: src.seq + 1, latest: src.latest()}
 	}
 	return l.audiences[kind]
 }
@@ -156,5 +164,5 @@ func (l *local) left(a *audience) {
 			src.remove(l)
 		}
 	}
-	l.sh.engine.owner.unsubscribed(src)
+	src.unsubscribe(hubOf(l.sh))
 }

@@ -5,15 +5,11 @@ import (
 	"strings"
 
 	"carillon/codec"
-	"carillon/server/internal/envelope"
 )
 
 // Server-sent events (HTML, section 9.2) are the way in for clients that a proxy keeps from WebSockets. A
 // connection that carries them is a Conn like any other: one loop, one outbox, the same limits. It only
 // differs in its framing, and in that nothing is expected from the client.
-
-// isEvents reports whether the connection carries server-sent events.
-func (c *Conn) isEvents() bool { return c.framing >= framingEvent }
 
 // wantsEvents reports whether a request asks for server-sent events.
 func wantsEvents(r *codec.Request) bool {
@@ -51,9 +47,4 @@ func ownedByEvents(name string) bool {
 		}
 	}
 	return false
-}
-
-// event is a message as a server-sent event without an id.
-func event(op codec.Opcode, payload []byte) *codec.Frame {
-	return codec.Opaque(envelope.AppendMessageEvent(nil, "", op, payload))
 }

@@ -117,22 +117,22 @@ func (c *Conn) maySubscribe(name string, pattern bool) error {
 	if c.ext == nil {
 		return nil
 	}
-	if limit := c.ep.now().Topics.MaxSubscriptions; limit >= 0 && len(c.ext.subs) >= limit {
+	if limit := c.endpoint().now().Topics.MaxSubscriptions; limit >= 0 && len(c.ext.subs) >= limit {
 		return fmt.Errorf("%w: topics.max_subscriptions of the endpoint is %d", ErrTooManySubscriptions, limit)
 	}
 	patterns := 0
 	for i := range c.ext.subs {
-		if c.ext.subs[i].isPattern() {
+		if isPattern(&c.ext.subs[i]) {
 			patterns++
 		}
-		switch other := c.ext.subs[i].name(); {
+		switch other := nameOf(&c.ext.subs[i]); {
 		case other == name:
 			return ErrSubscribed
-		case (pattern || c.ext.subs[i].isPattern()) && topic.Overlaps(other, name):
+		case (pattern || isPattern(&c.ext.subs[i])) && topic.Overlaps(other, name):
 			return fmt.Errorf("%w: %s", ErrOverlap, other)
 		}
 	}
-	if limit := c.ep.now().Topics.MaxPatterns; pattern && limit >= 0 && patterns >= limit {
+	if limit := c.endpoint().now().Topics.MaxPatterns; pattern && limit >= 0 && patterns >= limit {
 		return fmt.Errorf("%w: topics.max_patterns of the endpoint is %d", ErrTooManySubscriptions, limit)
 	}
 	return nil
@@ -146,7 +146,7 @@ func (c *Conn) unsubscribe(name string) error {
 	if c.ext == nil {
 		return ErrNotSubscribed
 	}
-	i := slices.IndexFunc(c.ext.subs, func(s subscription) bool { return s.name() == name })
+	i := slices.IndexFunc(c.ext.subs, func(s subscription) bool { return nameOf(&s) == name })
 	if i < 0 {
 		return ErrNotSubscribed
 	}

@@ -102,7 +102,7 @@ func (c *Conn) Subscriptions() []string {
 	}
 	names := make([]string, len(subs))
 	for i := range subs {
-		names[i] = subs[i].name()
+		names[i] = nameOf(&subs[i])
 	}
 	return names
 }

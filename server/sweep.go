@@ -36,7 +36,7 @@ func (sh *shard) beginSweep() {
 		if p := sh.sweep.schedule; p != nil {
 			sh.sweep.reached = p.progress(time.Now())
 		}
-		if sh.engine.opts().Connections.MaxAge > 0 {
+		if sh.engine.settings().maxAge > 0 {
 			sh.sweep.second = sh.engine.uptimeSeconds()
 		}
 	}
@@ -129,10 +129,9 @@ func (g *table) closeDue(i int) bool {
 	if c.out != nil && int32(c.out.since-since) > 0 {
 		since = c.out.since // still flushing: as long as the socket takes bytes, it may
 	}
-	limits := &g.sh.engine.opts().Limits
-	limit := limits.CloseTimeout
+	limit := g.sh.engine.settings().closeTimeout
 	if c.out != nil && c.is(markPeerDone) { // the peer is not waited for, only its socket
-		limit = max(limit, limits.WriteTimeout)
+		limit = max(limit, g.sh.engine.settings().writeTimeout)
 	}
 	if !timedOut(g.sh.clock, since, limit) {
 		return false
@@ -148,7 +147,7 @@ func (g *table) closeDue(i int) bool {
 }
 
 func (g *table) memberDue(i int) bool {
-	now, t, opts, w := g.sh.clock, &g.times[i], g.sh.engine.settings(), &g.sh.sweep
+	now, t, set, w := g.sh.clock, &g.times[i], g.sh.engine.settings(), &g.sh.sweep
 	switch {
 	case w.schedule != nil && (g.sh.goingAway || w.schedule.position(g.members[i].conn.id) < w.reached):
 		g.members[i].conn.retire(w.schedule)
@@ -156,11 +155,11 @@ func (g *table) memberDue(i int) bool {
 		c := g.members[i].conn
 		g.sh.stats.Cut(stats.CutMaxAge)
 		c.startClose(closeOwn, codec.CloseGoingAway, withRetry("connection has reached connections.max_age", c.retryAfter(shortestReturn)))
-	case timedOut(now, t.message, opts.Limits.IdleTimeout) && !g.members[i].conn.isEvents() && !g.members[i].conn.isSuspended():
+	case timedOut(now, t.message, set.idleTimeout) && !g.members[i].conn.isEvents() && !g.members[i].conn.isSuspended():
 		g.sh.stats.Cut(stats.CutIdle)
-		g.members[i].conn.startClose(closeOwn, codec.CloseGoingAway, fmt.Sprintf("no message for %v", opts.Limits.IdleTimeout))
+		g.members[i].conn.startClose(closeOwn, codec.CloseGoingAway, fmt.Sprintf("no message for %v", set.idleTimeout))
 	case t.ping != 0:
-		if !timedOut(now, t.ping, opts.Ping.Timeout) || g.members[i].conn.isSuspended() {
+		if !timedOut(now, t.ping, set.pingTimeout) || g.members[i].conn.isSuspended() {
 			return false // or it may have answered, and it is the server that has not read it
 		}
 		if g.members[i].conn.catchesUp() {
@@ -168,8 +167,8 @@ func (g *table) memberDue(i int) bool {
 			return true
 		}
 		g.sh.stats.Cut(stats.CutPingTimeout)
-		g.members[i].conn.startClose(closeFail, codec.CloseGoingAway, fmt.Sprintf("no answer to a ping for %v", opts.Ping.Timeout))
-	case timedOut(now, t.read, opts.pingEarliest):
+		g.members[i].conn.startClose(closeFail, codec.CloseGoingAway, fmt.Sprintf("no answer to a ping for %v", set.pingTimeout))
+	case timedOut(now, t.read, set.pingEarliest):
 		c := g.members[i].conn
 		if !timedOut(now, t.read, c.pingInterval()) || c.out != nil {
 			return false // a socket that takes nothing is the write time-out's
@@ -191,8 +190,8 @@ func (g *table) memberDue(i int) bool {
 
 // pingInterval is shortened by the connection's own share of the jitter.
 func (c *Conn) pingInterval() time.Duration {
-	p := &c.sh.engine.opts().Ping
-	return p.Interval - time.Duration(c.share()*max(p.Jitter, 0)*float64(p.Interval))
+	set := c.sh.engine.settings()
+	return set.pingInterval - time.Duration(c.share()*set.pingJitter*float64(set.pingInterval))
 }
 
 // share is the connection's own part of what is jittered: 0 to 1, spread evenly over the ids.
@@ -202,7 +201,7 @@ func (c *Conn) share() float64 { return float64(c.id*0x9E3779B97F4A7C15>>40) / (
 // to be tried.
 func (c *Conn) stalledDue() bool {
 	sh := c.sh
-	if !timedOut(sh.clock, c.out.since, sh.engine.opts().Limits.WriteTimeout) {
+	if !timedOut(sh.clock, c.out.since, sh.engine.settings().writeTimeout) {
 		return false
 	}
 	if !c.flushLate() {

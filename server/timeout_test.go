@@ -227,7 +227,7 @@ func TestPingJitter(t *testing.T) {
 			var bin [bins]int
 			for id := range uint64(n) {
 				d := (&Conn{sh: &shard{engine: &s.engine}, id: id + 1}).pingInterval()
-				if d < row.least || d > 10*time.Second || d < s.settings().pingEarliest {
+				if d < row.least || d > 10*time.Second || d < s.engine.settings().pingEarliest {
 					t.Fatalf("connection %d is pinged after %v, want %v to 10s", id, d, row.least)
 				}
 				if row.spread {

@@ -95,12 +95,12 @@ func (c *Conn) greet(b []byte) {
 
 // hello is greet for all that has come so far.
 func (c *Conn) hello(b []byte) {
-	limit := max(maxHello, int(c.sh.engine.opts().Limits.MaxHead))
+	limit := max(maxHello, c.sh.engine.settings().maxHead)
 	whole, err := certs.WholeHello(b[:min(len(b), limit)])
 	switch {
 	case err == certs.ErrPlainText:
 		c.mark(markTLS, false)
-		c.refuse(stats.RefusePlainText, rejectPlainText)
+		c.refuseAs(stats.RefusePlainText, rejectPlainText)
 	case err != nil:
 		c.cutOff(stats.RefuseTLSHello, err)
 	case whole:

@@ -314,7 +314,7 @@ func (t *tlsTable) next() *tlsHandshake {
 // makeRoom reports whether the table has room for a handshake of a peer that waits in a queue. If it is full, one is
 // evicted where that is fair. The caller holds mu.
 func (t *tlsTable) makeRoom(p *tlsPeer, q tlsQueue) bool {
-	most := t.engine.opts().Limits.MaxTLSHandshakes
+	most := t.engine.settings().maxTLSHandshakes
 	if most < 0 || t.open < most {
 		return true
 	}

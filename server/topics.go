@@ -259,8 +259,8 @@ func (c *Conn) publish(op codec.Opcode, payload []byte) {
 		topics = c.ext.subs
 	}
 	err := error(errNotOneTopic)
-	if len(topics) == 1 && !topics[0].isPattern() {
-		err = c.checkPublish(topics[0].name())
+	if len(topics) == 1 && !isPattern(&topics[0]) {
+		err = c.checkPublish(nameOf(&topics[0]))
 	}
 	if err != nil {
 		_ = c.Close(codec.ClosePolicyViolation, err.Error())
@@ -270,7 +270,7 @@ func (c *Conn) publish(op codec.Opcode, payload []byte) {
 	if op == codec.OpBinary {
 		format = topic.FormatBinary
 	}
-	p := publication{Publication: topic.Publication{Topic: topics[0].name(), Format: format, Payload: payload}}
+	p := publication{Publication: topic.Publication{Topic: nameOf(&topics[0]), Format: format, Payload: payload}}
 	m := c.flightOf(&p)
 	_, ready, err := c.Server().hub.remote.publish(p, func() { c.beginPublishing(m) }, func(_ topic.Receipt, err error) {
 		c.sh.postDo(c, 0, func() { c.endPublishing(m) })

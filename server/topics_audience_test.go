@@ -41,14 +41,14 @@ var modelTopics = []string{"a", "b", "c", "p.a", "p.b", latestTopic}
 const latestTopic = "l"
 
 func newAudienceModel(t *testing.T, seed uint64) *audienceModel {
-	s, err := New(Options{Topics: []TopicRule{{Match: "b", History: 5}, {Match: "p.a", History: 5}, {Match: latestTopic, Latest: true}}})
+	s, err := New(Options{Endpoints: []Endpoint{{Path: "/", Mode: ModeTopics, SlowConsumer: SlowConsumer{MaxQueue: -1}, Topics: TopicAccess{MaxSubscriptions: 4, MaxPatterns: 4}}}, Topics: []TopicRule{{Match: "b", History: 5}, {Match: "p.a", History: 5}, {Match: latestTopic, Latest: true}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	sh := &shard{engine: &s.engine, set: s.settings(), histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
+	sh := &shard{engine: &s.engine, set: s.engine.settings(), histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
 	sh.mail.inTurn = true // it has no waker
-	g := newTable(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
-	g.ep.now().Topics.MaxSubscriptions, g.ep.now().Topics.MaxPatterns = 4, 4
+	sh.above = &loopState{hub: s.hub}
+	g := newTable(sh, &s.endpoints[0].loopEndpoint)
 	return &audienceModel{t: t, r: rand.New(rand.NewPCG(seed, 7)), s: s, sh: sh, g: g, offsets: map[string]uint64{}}
 }
 
@@ -140,7 +140,7 @@ func (m *audienceModel) account(who *modelMember) {
 	who.c.ready()
 	m.look(who)
 	for _, s := range who.c.ext.subscriptions() {
-		if s.name() == latestTopic {
+		if nameOf(&s) == latestTopic {
 			left := uint64(s.audience.members[s.slot].seq) - who.first - who.came
 			if s.stale {
 				left--
@@ -155,7 +155,7 @@ func (m *audienceModel) refresh(who *modelMember) {
 	m.t.Helper()
 	m.look(who)
 	for _, s := range who.c.ext.subscriptions() {
-		if s.name() == latestTopic && s.stale {
+		if nameOf(&s) == latestTopic && s.stale {
 			who.c.refresh(true)
 			m.look(who)
 			if next := who.next[latestTopic]; next != uint64(s.audience.end()) {
@@ -231,7 +231,7 @@ func (m *audienceModel) check() {
 				stale++
 			}
 		}
-		if who.c.ext != nil && who.c.ext.stale != stale {
+		if who.c.ext != nil && int(who.c.ext.stale) != stale {
 			m.t.Fatalf("%d subscriptions are stale, not %d", stale, who.c.ext.stale)
 		}
 	}
@@ -262,7 +262,7 @@ func (m *audienceModel) check() {
 				}
 				for slot, e := range a.members {
 					if s := e.conn.ext.subs[e.sub]; s.audience != a || int(s.slot) != slot {
-						m.t.Fatalf("member %d of %s is at slot %d of %s", slot, name, s.slot, s.name())
+						m.t.Fatalf("member %d of %s is at slot %d of %s", slot, name, s.slot, nameOf(&s))
 					}
 				}
 				n += len(a.members)

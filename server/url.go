@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"carillon/server/internal/auth"
+	"carillon/server/internal/listen"
 )
 
 // URL is where clients find an endpoint with this path: below Options.PublicURL or, without that, at
@@ -23,8 +24,8 @@ func (s *Server) URL(path string) string {
 	host, port := "", ""
 	scheme := "ws"
 	for i, l := range s.engine.listeners {
-		text, _ := l.address()
-		if _, ok := unixPath(text); ok {
+		text := l.now().address
+		if _, ok := listen.UnixPath(text); ok {
 			continue
 		}
 		if host, port, _ = net.SplitHostPort(text); l.certs != nil {

@@ -390,7 +390,7 @@ func TestRunQueueOrder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sh := &shard{engine: &s.engine, set: s.settings()}
+	sh := &shard{engine: &s.engine, set: s.engine.settings()}
 	q := &sh.run
 	add := func(name uint64) *workload {
 		c := &Conn{sh: sh, id: name}
@@ -429,7 +429,7 @@ func TestRunQueueOfAnOverloadedLoop(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sh := &shard{engine: &s.engine, set: s.settings(), began: time.Minute}
+	sh := &shard{engine: &s.engine, set: s.engine.settings(), began: time.Minute}
 	q := &sh.run
 	add := func(used time.Duration) *workload {
 		c := &Conn{sh: sh}
@@ -491,7 +491,7 @@ func TestRunQueueOfACrowd(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		sh := &shard{engine: &s.engine, set: s.settings()}
+		sh := &shard{engine: &s.engine, set: s.engine.settings()}
 		q := &sh.run
 		const crowd, every = 1000, 50 * time.Millisecond
 		turns := map[*workload]int{}

@@ -1,0 +1,100 @@
+package server
+
+import (
+	"fmt"
+	"time"
+
+	"carillon/codec"
+)
+
+// What the event loops need of the server: see owner.
+
+func (s *Server) booted() error {
+	if s.internal != nil && s.internal.socket != nil {
+		if err := s.internal.socket.Publish(); err != nil {
+			return fmt.Errorf("internal.listen: %w", err)
+		}
+	}
+	s.ops.settled.Store(int64(s.engine.uptime()))
+	return nil
+}
+
+func (s *Server) engineFailed(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.drainState.expedite()
+	if s.stop != nil {
+		s.stop(err)
+	}
+}
+
+// loopState is what a server keeps for each loop. Owned by the loop.
+type loopState struct {
+	hub     *hub // immutable
+	request Request
+	via     codec.Via // of the request
+}
+
+func (s *Server) newShard(sh *shard) {
+	sh.above = &loopState{hub: s.hub}
+	for _, ep := range s.endpoints {
+		l := &local{sh: sh, src: &ep.source}
+		for i, g := range sh.tablesOf(&ep.loopEndpoint) {
+			g.feed, l.audiences[i] = l, &g.audience
+		}
+	}
+}
+
+// Server is the server that the connection is one of.
+func (c *Conn) Server() *Server { return c.owner().(*Server) }
+
+func (c *Conn) loopState() *loopState { return c.sh.above.(*loopState) }
+
+// hubOf is the hub whose messages a loop hands out.
+func hubOf(sh *shard) *hub { return sh.above.(*loopState).hub }
+
+func (s *Server) sweepTopics(now time.Time, part int) { s.hub.sweep(now, part) }
+
+func (s *Server) evictIdle() bool { return s.plain != nil && s.plain.evictIdle(evictGrace) }
+
+func (s *Server) takeHead(c *Conn, b []byte) { c.shake(b) }
+
+func (s *Server) headDue(c *Conn, since uint32) bool { return c.handshakeDue(since) }
+
+func (s *Server) isDeciding(c *Conn) bool { return c.waitsFor() != nil }
+
+func (s *Server) stopDeciding(c *Conn) { c.dropPendingDecision() }
+
+func (s *Server) takeMessage(c *Conn, op codec.Opcode, payload []byte) { c.callMessage(op, payload) }
+
+func (s *Server) brokeRule(c *Conn, err error) { c.callError(c.handler(), err) }
+
+func (s *Server) hasClosed(c *Conn, why *CloseError) { c.callClose(c.handlerOr(c.detach(why)), why) }
+
+func (s *Server) call(c *Conn, hook hookKind, do func()) { c.callFunc(hook, do) }
+
+// connState is what the server keeps for the few connections that have any of it. The pointers are guarded by sh.mu:
+// only the loop writes.
+type connState struct {
+	principal *principal
+	pending   *pendingDecision // during the handshake only; owned by the loop
+}
+
+// above returns what the server keeps for a connection, or nil.
+func (c *Conn) above() *connState {
+	if c.ext == nil {
+		return nil
+	}
+	x, _ := c.ext.above.(*connState)
+	return x
+}
+
+// extendAbove returns the same, which is made if need be. The caller holds sh.mu.
+func (c *Conn) extendAbove() *connState {
+	if x := c.above(); x != nil {
+		return x
+	}
+	x := &connState{}
+	c.extend().above = x
+	return x
+}
