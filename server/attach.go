@@ -87,7 +87,7 @@ func (c *Conn) Context() context.Context {
 		}
 	})
 	if after.life == l && after.isDetached() {
-		l.cancel(ErrClosed) // part has been here before
+		l.cancel(ErrClosed) // detach has been here before
 	}
 	return after.life.ctx
 }

@@ -66,7 +66,7 @@ func (c *Conn) awaitDecision(r *Request, head, rest []byte) {
 		ctx, u.cancel = context.WithCancel(ctx)
 	}
 	c.sh.mu.Lock()
-	c.extendAbove().pending = u
+	c.needConnState().pending = u
 	c.sh.mu.Unlock()
 	c.table.times[c.slot].message = c.sh.clock
 	switch {
@@ -123,7 +123,7 @@ func (c *Conn) decided(u *pendingDecision, d *deferred, err error) {
 }
 
 func (c *Conn) waitsFor() *pendingDecision {
-	if x := c.above(); x != nil {
+	if x := c.connState(); x != nil {
 		return x.pending
 	}
 	return nil
@@ -152,7 +152,7 @@ func (c *Conn) dropPendingDecision() {
 	if u := c.waitsFor(); u != nil {
 		u.cancel()
 		c.sh.mu.Lock()
-		if c.ext.above = nil; c.ext.session == nil && c.ext.work == nil {
+		if c.ext.ownerData = nil; c.ext.session == nil && c.ext.work == nil {
 			c.ext = nil // nothing else is in it during a handshake
 		}
 		c.sh.mu.Unlock()

@@ -132,5 +132,5 @@ func retryOf(reason string) string {
 func (c *Conn) tooOld(second uint32) bool {
 	set := c.sh.engine.settings()
 	limit := set.maxAge - time.Duration(c.share()*set.maxAgeJitter*float64(set.maxAge))
-	return time.Duration(second-c.opened)*time.Second >= limit
+	return set.maxAge > 0 && time.Duration(second-c.opened)*time.Second >= limit // a reload may have turned it off since the sweep began
 }

@@ -179,10 +179,11 @@ func (c *Conn) refused(err error) {
 
 // handler returns the one whose functions are called for the connection now.
 func (c *Conn) handler() *Handler {
+	var attached any
 	if o := c.attachment.Load(); o != nil {
-		return c.handlerOr(o.handler)
+		attached = o.handler
 	}
-	return &c.endpoint().handler
+	return c.handlerOr(attached)
 }
 
 // handlerOr returns the handler that is attached, or that of the endpoint.

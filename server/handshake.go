@@ -13,9 +13,7 @@ import (
 	"carillon/server/internal/logs"
 )
 
-var (
-	rejectOrigin = &codec.Rejection{Status: 403, Reason: "origin not allowed"}
-)
+var rejectOrigin = &codec.Rejection{Status: 403, Reason: "origin not allowed"}
 
 // shake takes bytes of a request head, and answers it once it is whole.
 func (c *Conn) shake(b []byte) {
@@ -132,7 +130,8 @@ func (c *Conn) finish(r *Request, head, rest []byte, why RefuseReason, err error
 func (c *Conn) decide(r *Request, head []byte) (RefuseReason, error) {
 	s, e := c.Server(), c.sh.engine
 	malformed := r.Parse(head)
-	if ep := s.byPath[string(r.Path)]; ep != nil {
+	ep := s.byPath[string(r.Path)]
+	if ep != nil {
 		c.ep = &ep.loopEndpoint
 	}
 	if malformed != nil && !r.HTTP10 {
@@ -154,20 +153,20 @@ func (c *Conn) decide(r *Request, head []byte) (RefuseReason, error) {
 		return RefuseDraining, rejectDraining
 	}
 	switch {
-	case c.ep == nil && s.plain != nil:
+	case ep == nil && s.plain != nil:
 		return 0, errPlainHTTP
-	case c.ep == nil:
+	case ep == nil:
 		return RefuseNotFound, &codec.Rejection{Status: 404, Reason: "no endpoint at this path"}
 	}
 	if why, err := c.locate(r); err != nil {
 		return why, err
 	}
-	events := c.endpoint().Mode == ModeTopics && wantsEvents(&r.Request)
-	preflight := c.endpoint().Mode == ModeTopics && isPreflight(&r.Request)
+	events := ep.Mode == ModeTopics && wantsEvents(&r.Request)
+	preflight := ep.Mode == ModeTopics && isPreflight(&r.Request)
 	if err := r.CheckUpgrade(); err != nil && !events && !preflight {
 		return reasonOf(err), err
 	}
-	now := c.endpoint().now()
+	now := ep.now()
 	if !now.origins.Allow(&r.Request, auth.Transport{Scheme: r.scheme, TLS: r.tls, Proxied: r.proxied}) {
 		s.logOrigin(c.ep.Path, r)
 		return RefuseOrigin, rejectOrigin
@@ -211,9 +210,10 @@ func (r *Request) deferTokenCheck(a *auth.Authenticator, takes time.Duration) {
 
 // decideFurther decides about a request whose token is good.
 func (c *Conn) decideFurther(r *Request) (RefuseReason, error) {
-	now := c.endpoint().now()
-	if c.endpoint().Mode == ModeTopics {
-		w, err := c.endpoint().parseTopicQuery(r, wantsEvents(&r.Request))
+	ep := c.endpoint()
+	now := ep.now()
+	if ep.Mode == ModeTopics {
+		w, err := ep.parseTopicQuery(r, wantsEvents(&r.Request))
 		if err != nil {
 			return RefuseTopic, err
 		}
@@ -325,7 +325,7 @@ func (c *Conn) handshakeDue(since uint32) bool {
 	sh := c.sh
 	limit := c.Server().opts().Limits.HandshakeTimeout
 	switch {
-	case c.is(markPreface) && timedOut(sh.clock, since, c.entered().now().prefaceWithin):
+	case c.is(markPreface) && timedOut(sh.clock, since, c.entered().now().prefaceTimeout):
 		c.prefaceDue()
 	case sh.goingAway || sh.engine.draining.Load():
 		c.refuse(RefuseDraining, rejectDraining)

@@ -62,13 +62,13 @@ func (c *Conn) identify(r *Request) {
 		return
 	}
 	c.sh.mu.Lock()
-	c.extendAbove().principal = &principal{subject: id.Subject, inForce: id, bound: r.bound}
+	c.needConnState().principal = &principal{subject: id.Subject, inForce: id, bound: r.bound}
 	c.sh.mu.Unlock()
 	c.sh.deadlines.set(c, auth.ExpiryMillis(&id))
 }
 
 func (c *Conn) principal() *principal {
-	if x := c.above(); x != nil {
+	if x := c.connState(); x != nil {
 		return x.principal
 	}
 	return nil

@@ -203,7 +203,7 @@ const heavyPayload = 4 << 10
 // system, which ran something else in between. What an application's handler takes is not known.
 func (c *Conn) maxCharge(size, records int) time.Duration {
 	base := 2 * quantum
-	if c.state.Load() == stateOpen && !c.ep.isOwn && !c.hasOwnHandler() {
+	if c.state.Load() == stateOpen && !c.ep.isCustom && !c.hasOwnHandler() {
 		base = 40 * time.Microsecond
 	}
 	return base + time.Duration(size)*20*time.Nanosecond + time.Duration(records)*2*time.Microsecond

@@ -13,7 +13,7 @@ type loopEndpoint struct {
 	sites      [numHooks]callSite
 
 	// What is known of the time that a message takes.
-	isOwn    bool // nothing: the application handles it
+	isCustom bool // nothing: the application handles it
 	isSteady bool // that it is always the same, for messages that are not compressed
 }
 

@@ -12,7 +12,7 @@ import (
 // loopSettings are what event loops need of the options in force. Immutable: a reload puts others in their place, so
 // that whoever loads them once sees one state.
 type loopSettings struct {
-	above any // the settings of the server that these are a part of
+	ownerData any // the settings of the server that these are a part of
 
 	loops      int
 	takeover   bool
@@ -60,12 +60,15 @@ type loopEndpointSettings struct {
 
 // listenerSettings are those of one listener.
 type listenerSettings struct {
-	key           string // of the address in the options
-	address       string
-	mode          option.FileMode // of a unix socket
-	balancers     listen.Networks // that may send a PROXY header; none where there are no such headers
-	mustProxy     bool            // each connection begins with a PROXY header
-	prefaceWithin time.Duration   // after the connection was accepted
+	key       string // of the address in the options
+	address   string
+	mode      option.FileMode // of a unix socket
+	balancers listen.Networks // that may send a PROXY header; none where there are no such headers
+	mustProxy bool            // each connection begins with a PROXY header
+
+	// From accept to the end of that header. It also holds for connections that were accepted while there were such
+	// headers.
+	prefaceTimeout time.Duration
 }
 
 // keepsDebts reports whether a limit asks for them on an endpoint.

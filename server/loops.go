@@ -36,7 +36,7 @@ type loopState struct {
 }
 
 func (s *Server) newShard(sh *shard) {
-	sh.above = &loopState{hub: s.hub}
+	sh.ownerData = &loopState{hub: s.hub}
 	for _, ep := range s.endpoints {
 		l := &local{sh: sh, src: &ep.source}
 		for i, g := range sh.tablesOf(&ep.loopEndpoint) {
@@ -48,10 +48,10 @@ func (s *Server) newShard(sh *shard) {
 // Server is the server that the connection is one of.
 func (c *Conn) Server() *Server { return c.owner().(*Server) }
 
-func (c *Conn) loopState() *loopState { return c.sh.above.(*loopState) }
+func (c *Conn) loopState() *loopState { return c.sh.ownerData.(*loopState) }
 
 // hubOf is the hub whose messages a loop hands out.
-func hubOf(sh *shard) *hub { return sh.above.(*loopState).hub }
+func hubOf(sh *shard) *hub { return sh.ownerData.(*loopState).hub }
 
 func (s *Server) sweepTopics(now time.Time, part int) { s.hub.sweep(now, part) }
 
@@ -80,21 +80,21 @@ type connState struct {
 	pending   *pendingDecision // during the handshake only; owned by the loop
 }
 
-// above returns what the server keeps for a connection, or nil.
-func (c *Conn) above() *connState {
+// connState returns what the server keeps for a connection, or nil.
+func (c *Conn) connState() *connState {
 	if c.ext == nil {
 		return nil
 	}
-	x, _ := c.ext.above.(*connState)
+	x, _ := c.ext.ownerData.(*connState)
 	return x
 }
 
-// extendAbove returns the same, which is made if need be. The caller holds sh.mu.
-func (c *Conn) extendAbove() *connState {
-	if x := c.above(); x != nil {
+// needConnState returns the same, which is made if need be. The caller holds sh.mu.
+func (c *Conn) needConnState() *connState {
+	if x := c.connState(); x != nil {
 		return x
 	}
 	x := &connState{}
-	c.extend().above = x
+	c.extend().ownerData = x
 	return x
 }

@@ -21,8 +21,8 @@ type extension struct {
 	deadline int // where it stands in sh.deadlines; -1 when it is not there
 
 	// Guarded by sh.mu: only the loop writes.
-	session *session
-	above   any // the owner's
+	session   *session
+	ownerData any // what the owner keeps for the connection
 }
 
 // extend returns c.ext, which is made if need be. The caller holds sh.mu.

@@ -84,10 +84,9 @@ func (o *Options) publicAddresses() (all []namedAddress) {
 
 // settings is what event loops need of it.
 func (l *publicListener) settings() listenerSettings {
-	set := listenerSettings{key: l.key, address: l.text, mode: l.mode}
+	set := listenerSettings{key: l.key, address: l.text, mode: l.mode, prefaceTimeout: l.proxy.Timeout}
 	if l.proxy.Mode != ProxyOff {
 		set.balancers, set.mustProxy = listen.NewNetworks(l.proxy.From), l.proxy.Mode == ProxyRequired
-		set.prefaceWithin = l.proxy.Timeout
 	}
 	return set
 }

@@ -11,7 +11,7 @@ import (
 type owner interface {
 	booted() error          // called when the listeners are open, before the loops accept
 	engineFailed(err error) // ends the server; may be called more than once
-	newShard(sh *shard)     // before its first connection: sets above, and the feeds of tables
+	newShard(sh *shard)     // before its first connection: sets ownerData, and the feeds of tables
 
 	// sweepTopics is called with every tick, of which part is the number.
 	sweepTopics(now time.Time, part int)

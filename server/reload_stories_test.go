@@ -391,6 +391,20 @@ var clientStories = []reloadStory{
 			}
 		}
 	}, func(o *Options) { o.ProxyProtocol.Mode, o.ProxyProtocol.From = ProxyRequired, []string{"127.0.0.1"} }},
+	// A header that has begun when there are no more such headers has its time nevertheless.
+	{"proxy_protocol.mode", Options{ProxyProtocol: ProxyProtocol{Mode: ProxyOptional, From: []string{"127.0.0.1"}}, Endpoints: []Endpoint{whoAmI()}}, func(t *testing.T, s *Server) func() {
+		early := dialRaw(t, s)
+		early.write([]byte(aliceV1[:20]))
+		eventually(t, "it is accepted", func() bool { return s.Stats().Accepted == 1 })
+		return func() {
+			time.Sleep(4 * s.engine.settings().tick) // the sweeps look at it
+			early.write([]byte(aliceV1[20:] + upgradeHead("/who")))
+			if resp := early.response(); resp.StatusCode != 101 {
+				t.Fatal(resp.Status)
+			}
+			early.want(aliceAt)
+		}
+	}, func(o *Options) { o.ProxyProtocol.Mode = ProxyOff }},
 	{"proxy_protocol.from", Options{ProxyProtocol: ProxyProtocol{Mode: ProxyRequired, From: []string{"127.0.0.1"}}}, func(t *testing.T, s *Server) func() {
 		c := dialRaw(t, s)
 		c.write([]byte(aliceV1 + upgradeHead("/echo")))

@@ -107,7 +107,7 @@ func New(options Options) (*Server, error) {
 				framings:     1,
 				deflates:     e.Compression.Enabled,
 				sites:        sitesOf(e.Path),
-				isOwn:        e.Mode == "",
+				isCustom:     e.Mode == "",
 				isSteady:     e.Mode == ModeEcho || e.Mode == ModeBroadcast,
 			},
 			srv:      s,

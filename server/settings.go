@@ -31,14 +31,14 @@ type endpointSettings struct {
 }
 
 // settings are loaded with one atomic read.
-func (s *Server) settings() *settings { return s.engine.settings().above.(*settings) }
+func (s *Server) settings() *settings { return s.engine.settings().ownerData.(*settings) }
 
 // opts are the options in force. Nobody changes what it points to.
 func (s *Server) opts() *Options { return &s.settings().Options }
 
 // putInForce has set take the place of the settings before.
 func (s *Server) putInForce(set *settings) {
-	set.loops.above = set
+	set.loops.ownerData = set
 	s.engine.current.Store(&set.loops)
 }
 

@@ -22,7 +22,7 @@ type shard struct {
 	closing     *table    // connections that are no members of an endpoint any more
 	goroutine   goroutine // the loop's
 
-	above any // the owner's; immutable
+	ownerData any // what the owner keeps for the loop; immutable
 
 	mail       mailbox
 	backlog    atomic.Int64  // bytes of messages that were posted and have not been handed to connections

@@ -34,9 +34,10 @@ type local struct {
 // sourceOf is what a connection is subscribed to.
 func sourceOf(s *subscription) *source { return s.audience.feed.(*local).src }
 
-// nameOf is its name.
+// nameOf is the name of the topic or pattern.
 func nameOf(s *subscription) string { return sourceOf(s).name }
 
+// isPattern reports whether it is a pattern.
 func isPattern(s *subscription) bool { return sourceOf(s).topic == nil }
 
 // latest reports whether slow subscribers get only the newest message. The caller holds mu.

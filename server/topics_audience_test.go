@@ -47,7 +47,7 @@ func newAudienceModel(t *testing.T, seed uint64) *audienceModel {
 	}
 	sh := &shard{engine: &s.engine, set: s.engine.settings(), histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
 	sh.mail.inTurn = true // it has no waker
-	sh.above = &loopState{hub: s.hub}
+	sh.ownerData = &loopState{hub: s.hub}
 	g := newTable(sh, &s.endpoints[0].loopEndpoint)
 	return &audienceModel{t: t, r: rand.New(rand.NewPCG(seed, 7)), s: s, sh: sh, g: g, offsets: map[string]uint64{}}
 }
