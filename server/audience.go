@@ -14,8 +14,7 @@ import (
 // those that are subscribed to a topic. It holds the stream of messages for them and walks its members to
 // hand them out.
 type audience struct {
-	sh   *shard
-	feed feed // nil for connections that get no messages
+	sh *shard
 
 	// Guarded by sh.mu: only the loop writes, so the loop reads without the lock. What is in a member
 	// beside conn is owned by the loop.
@@ -37,6 +36,8 @@ type audience struct {
 	latest bool         // of a topic of which slow members get only the newest message
 	kind   uint32       // which of meters.flushed is for it: 0 is that of all topics
 	newest *codec.Frame // that message; nil until the topic has been of that kind
+
+	feed feed // immutable; nil for connections that get no messages
 }
 
 // feed is where an audience's messages come from. The loop calls it once for each message, never once for a receiver.
