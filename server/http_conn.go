@@ -225,6 +225,7 @@ type plainConn struct {
 	counted  bool         // as in Conn
 	early    []byte       // what the loop has read; owned by whoever reads
 	progress progress
+	turn     httpTurn
 }
 
 // RemoteAddr is the address at the other end.

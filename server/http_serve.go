@@ -26,6 +26,7 @@ type plainHTTP struct {
 	served   chan struct{} // closed when the http.Server accepts no more
 	moving   chan struct{} // has a value for each connection on its way back: see maxMoving
 	turn     atomic.Uint64 // for choosing the loop of one that comes back
+	turns    *httpTurns
 	idle     idleConns
 
 	mu       sync.Mutex
@@ -59,6 +60,7 @@ func newPlainHTTP(s *Server) *plainHTTP {
 		listener: newPlainListener(s),
 		served:   make(chan struct{}),
 		moving:   make(chan struct{}, maxMoving),
+		turns:    newHTTPTurns(),
 	}
 }
 
@@ -97,6 +99,10 @@ func (p *plainHTTP) next() *plainServer {
 			server.open.Add(1)
 		case http.StateHijacked, http.StateClosed:
 			server.open.Add(-1)
+		}
+		if state != http.StateNew && state != http.StateActive {
+			plain, _, _ := lowest(conn)
+			p.turns.leave(&plain.turn)
 		}
 		p.follow(conn, state == http.StateIdle)
 	}
@@ -167,8 +173,9 @@ func (p *plainHTTP) close() {
 
 // ServeHTTP is the http.Server's handler.
 func (p *plainHTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	yieldToLoops() // pipelined requests come without a read between them
 	c := servedOn(r)
+	p.turns.take(&c.plain.turn)
+	yieldToLoops() // pipelined requests come without a read between them
 	c.tellTLS(r)
 	if r.ContentLength != 0 {
 		c.plain.limitBody()
