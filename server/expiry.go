@@ -15,7 +15,7 @@ import (
 const closeExpired codec.CloseCode = 4401
 
 // expired closes a connection whose identity has expired.
-func (s *Server) expired(c *Conn) {
+func (o *loopsOwner) expired(c *Conn) {
 	if c.isOpen() {
 		c.sh.stats.Cut(stats.CutExpired)
 	}

@@ -7,9 +7,13 @@ import (
 	"carillon/codec"
 )
 
-// What the event loops need of the server: see owner.
+// loopsOwner is the server as its event loops see it: see owner.
+type loopsOwner Server
 
-func (s *Server) booted() error {
+func (o *loopsOwner) server() *Server { return (*Server)(o) }
+
+func (o *loopsOwner) booted() error {
+	s := o.server()
 	if s.internal != nil && s.internal.socket != nil {
 		if err := s.internal.socket.Publish(); err != nil {
 			return fmt.Errorf("internal.listen: %w", err)
@@ -19,7 +23,8 @@ func (s *Server) booted() error {
 	return nil
 }
 
-func (s *Server) engineFailed(err error) {
+func (o *loopsOwner) engineFailed(err error) {
+	s := o.server()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.drainState.expedite()
@@ -35,7 +40,8 @@ type loopState struct {
 	via     codec.Via // of the request
 }
 
-func (s *Server) newShard(sh *shard) {
+func (o *loopsOwner) newShard(sh *shard) {
+	s := o.server()
 	sh.ownerData = &loopState{hub: s.hub}
 	for _, ep := range s.endpoints {
 		l := &local{sh: sh, src: &ep.source}
@@ -46,32 +52,32 @@ func (s *Server) newShard(sh *shard) {
 }
 
 // Server is the server that the connection is one of.
-func (c *Conn) Server() *Server { return c.owner().(*Server) }
+func (c *Conn) Server() *Server { return c.owner().(*loopsOwner).server() }
 
 func (c *Conn) loopState() *loopState { return c.sh.ownerData.(*loopState) }
 
 // hubOf is the hub whose messages a loop hands out.
 func hubOf(sh *shard) *hub { return sh.ownerData.(*loopState).hub }
 
-func (s *Server) sweepTopics(now time.Time, part int) { s.hub.sweep(now, part) }
+func (o *loopsOwner) sweepTopics(now time.Time, part int) { o.hub.sweep(now, part) }
 
-func (s *Server) evictIdle() bool { return s.plain != nil && s.plain.evictIdle(evictGrace) }
+func (o *loopsOwner) evictIdle() bool { return o.plain != nil && o.plain.evictIdle(evictGrace) }
 
-func (s *Server) takeHead(c *Conn, b []byte) { c.shake(b) }
+func (o *loopsOwner) takeHead(c *Conn, b []byte) { c.shake(b) }
 
-func (s *Server) headDue(c *Conn, since uint32) bool { return c.handshakeDue(since) }
+func (o *loopsOwner) headDue(c *Conn, since uint32) bool { return c.handshakeDue(since) }
 
-func (s *Server) isDeciding(c *Conn) bool { return c.waitsFor() != nil }
+func (o *loopsOwner) isDeciding(c *Conn) bool { return c.waitsFor() != nil }
 
-func (s *Server) stopDeciding(c *Conn) { c.dropPendingDecision() }
+func (o *loopsOwner) stopDeciding(c *Conn) { c.dropPendingDecision() }
 
-func (s *Server) takeMessage(c *Conn, op codec.Opcode, payload []byte) { c.callMessage(op, payload) }
+func (o *loopsOwner) takeMessage(c *Conn, op codec.Opcode, payload []byte) { c.callMessage(op, payload) }
 
-func (s *Server) brokeRule(c *Conn, err error) { c.callError(c.handler(), err) }
+func (o *loopsOwner) brokeRule(c *Conn, err error) { c.callError(c.handler(), err) }
 
-func (s *Server) hasClosed(c *Conn, why *CloseError) { c.callClose(c.handlerOr(c.detach(why)), why) }
+func (o *loopsOwner) hasClosed(c *Conn, why *CloseError) { c.callClose(c.handlerOr(c.detach(why)), why) }
 
-func (s *Server) call(c *Conn, hook hookKind, do func()) { c.callFunc(hook, do) }
+func (o *loopsOwner) call(c *Conn, hook hookKind, do func()) { c.callFunc(hook, do) }
 
 // connState is what the server keeps for the few connections that have any of it. The pointers are guarded by sh.mu:
 // only the loop writes.

@@ -83,7 +83,7 @@ func New(options Options) (*Server, error) {
 		byPath:     map[string]*endpoint{},
 		drainState: newDrainState(),
 	}
-	s.engine.init(s, s.log)
+	s.engine.init((*loopsOwner)(s), s.log)
 	s.memory = newMemoryGuard(s)
 	opts.Loops = loopsOf(&opts)
 	set, err := s.settle(opts, nil, nil)

@@ -101,7 +101,7 @@ func (l *local) publish(p *command) (bytes int) {
 			continue
 		}
 		if p.kind == commandGap && framing(kind) == framingRaw {
-			a.closeForGap(p.seq)
+			closeForGap(a, p.seq)
 		}
 		a.latest = p.latest
 		bytes += a.publish(p.payload.frame(framing(kind)), p.at)
@@ -111,7 +111,7 @@ func (l *local) publish(p *command) (bytes int) {
 
 // closeForGap tells members who have no other way to learn it that messages are missing, but not those who have joined
 // behind the gap.
-func (a *audience) closeForGap(seq uint32) {
+func closeForGap(a *audience, seq uint32) {
 	var conns []*Conn
 	for i := range a.members {
 		if int32(a.members[i].seq-seq) <= 0 {

@@ -16,7 +16,7 @@ import (
 )
 
 // setGrace changes how long a silent handshake may stay in a full table.
-func (t *tlsTable) setGrace(d time.Duration) {
+func setGrace(t *tlsTable, d time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.grace = d
@@ -109,14 +109,14 @@ func TestTLSHalfOpen(t *testing.T) {
 			stop()
 			eventually(t, "nothing is kept", func() bool {
 				open, waiting := s.engine.tlsTable.counts()
-				return open+waiting == 0 && s.Stats().Sockets == 0 && s.engine.tlsTable.size() == 0
+				return open+waiting == 0 && s.Stats().Sockets == 0 && sizeOf(s.engine.tlsTable) == 0
 			})
 		})
 	}
 }
 
-// size is how many places of the table are used.
-func (t *tlsTable) size() int {
+// sizeOf is how many places of the table are used.
+func sizeOf(t *tlsTable) int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.peers.Len() + len(t.crowded) + t.turns[tlsResumed].Len() + t.turns[tlsNewcomers].Len() + t.turns[tlsBehind].Len()
@@ -145,7 +145,7 @@ func (f *fullTable) begin(from string) *client {
 }
 
 // silentCount is how many handshakes wait for their clients.
-func (t *tlsTable) silentCount() int {
+func silentCount(t *tlsTable) int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.silent.Len()
@@ -157,7 +157,7 @@ func (f *fullTable) has(what string, open, waiting int, evicted uint64) {
 	f.t.Helper()
 	eventually(f.t, what, func() bool {
 		o, w := f.engine.tlsTable.counts()
-		return o == open && w == waiting && f.engine.tlsTable.silentCount() == open && f.Stats().Refusals[RefuseTLSEvicted] == evicted
+		return o == open && w == waiting && silentCount(f.engine.tlsTable) == open && f.Stats().Refusals[RefuseTLSEvicted] == evicted
 	})
 }
 
@@ -188,7 +188,7 @@ func TestTLSEvictionAfterTheGrace(t *testing.T) {
 	}
 	f.begin("127.0.0.9")
 	f.has("it waits", 4, 1, 0)
-	f.engine.tlsTable.setGrace(0)
+	setGrace(f.engine.tlsTable, 0)
 	f.begin("127.0.0.10")
 	f.has("both have come in", 4, 0, 2)
 	for _, c := range all[:2] {

@@ -139,7 +139,7 @@ func (m *audienceModel) account(who *modelMember) {
 	m.t.Helper()
 	who.c.ready()
 	m.look(who)
-	for _, s := range who.c.ext.subscriptions() {
+	for _, s := range subscriptionsOf(who.c.ext) {
 		if nameOf(&s) == latestTopic {
 			left := uint64(s.audience.members[s.slot].seq) - who.first - who.came
 			if s.stale {
@@ -154,7 +154,7 @@ func (m *audienceModel) account(who *modelMember) {
 func (m *audienceModel) refresh(who *modelMember) {
 	m.t.Helper()
 	m.look(who)
-	for _, s := range who.c.ext.subscriptions() {
+	for _, s := range subscriptionsOf(who.c.ext) {
 		if nameOf(&s) == latestTopic && s.stale {
 			who.c.refresh(true)
 			m.look(who)
@@ -222,7 +222,7 @@ func (m *audienceModel) check() {
 	members := 0
 	for _, who := range m.members {
 		stale := 0
-		for i, s := range who.c.ext.subscriptions() {
+		for i, s := range subscriptionsOf(who.c.ext) {
 			if e := s.audience.members[s.slot]; e.conn != who.c || int(e.sub) != i {
 				m.t.Fatalf("subscription %d at slot %d is another's: %+v", i, s.slot, e)
 			}
@@ -278,7 +278,7 @@ func (m *audienceModel) check() {
 	}
 }
 
-func (m *extension) subscriptions() []subscription {
+func subscriptionsOf(m *extension) []subscription {
 	if m == nil {
 		return nil
 	}
