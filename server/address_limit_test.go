@@ -10,6 +10,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/limit"
+	"carillon/server/internal/reactor"
 )
 
 // handshakeFrom opens a WebSocket from an address, or returns the status that refused it.
@@ -62,7 +63,7 @@ func TestConnectionsPerAddress(t *testing.T) {
 	for _, c := range all {
 		_ = c.conn.Close()
 	}
-	eventually(t, "nobody is remembered", func() bool { return s.engine.addresses.Len() == 0 })
+	eventually(t, "nobody is remembered", func() bool { return s.engine.Addresses.Len() == 0 })
 }
 
 // Mallory opens many sockets and says nothing. Those beyond a few more than she may have are answered at
@@ -71,10 +72,10 @@ func TestAStormFromOneAddress(t *testing.T) {
 	const most = 3
 	s := start(t, Options{Endpoints: echoAndBroadcast(), Limits: Limits{MaxConnectionsPerAddress: most}})
 	var all []*client
-	for range most + crowdSlots {
+	for range most + reactor.CrowdSlots {
 		all = append(all, dialFrom(t, s, "127.0.0.7"))
 	}
-	eventually(t, "they are accepted", func() bool { return s.Stats().Sockets == most+crowdSlots })
+	eventually(t, "they are accepted", func() bool { return s.Stats().Sockets == most+reactor.CrowdSlots })
 	for range 20 {
 		c := dialFrom(t, s, "127.0.0.7")
 		c.wantRefusal(429, "this address")
@@ -92,7 +93,7 @@ func TestAStormFromOneAddress(t *testing.T) {
 			t.Errorf("answered %d", got)
 		}
 	}
-	if st := s.Stats(); st.Opened != most || st.Refusals[RefuseAddressFull] != 20+crowdSlots {
+	if st := s.Stats(); st.Opened != most || st.Refusals[RefuseAddressFull] != 20+reactor.CrowdSlots {
 		t.Errorf("%d were opened, want %d; refused %v", st.Opened, most, st.Refusals)
 	}
 	dialFrom(t, s, "127.0.0.8").handshake("/echo")
@@ -146,7 +147,7 @@ func TestConnectionsPerAddressBehindProxies(t *testing.T) {
 					}
 				}
 			}
-			if n := s.engine.addresses.Len(); n != 3 {
+			if n := s.engine.Addresses.Len(); n != 3 {
 				t.Errorf("%d addresses are known, want 3", n)
 			}
 		})
@@ -206,7 +207,7 @@ func TestConnectionsPerAddressWithPlainHTTP(t *testing.T) {
 	third.wantPage("GET /")
 	two.leave(s)
 	third.leave(s)
-	if n := s.engine.addresses.Len(); n != 0 {
+	if n := s.engine.Addresses.Len(); n != 0 {
 		t.Errorf("%d addresses are remembered", n)
 	}
 }
@@ -244,7 +245,7 @@ func TestHandshakesPerAddress(t *testing.T) {
 		t.Errorf("another path is answered %d", got)
 	}
 	eventually(t, "alice may come back", func() bool { return open("127.0.0.7", "/echo") == 101 })
-	eventually(t, "all are forgotten", func() bool { return s.engine.addresses.Len() == 0 })
+	eventually(t, "all are forgotten", func() bool { return s.engine.Addresses.Len() == 0 })
 }
 
 func TestHandshakesOverall(t *testing.T) {
@@ -346,9 +347,9 @@ func TestMessagesAtTheRateAreTaken(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	for conn := range s.Conns() {
-		done := make(chan debts, 1)
-		conn.sh.postDo(conn, 0, func() { done <- *conn.debts() })
-		if d := <-done; d.messages > uint32(time.Second/limit.Unit) || d.bytes > uint32(time.Second/limit.Unit) {
+		done := make(chan reactor.Debts, 1)
+		conn.shard().PostDo(conn.core(), 0, func() { done <- *conn.core().Debts() })
+		if d := <-done; d.Messages > uint32(time.Second/limit.Unit) || d.Bytes > uint32(time.Second/limit.Unit) {
 			t.Errorf("its debts grow: %+v", d)
 		}
 	}

@@ -158,7 +158,7 @@ func (s *Server) listenInternal() (*internal, error) {
 	}
 	go func() {
 		if err := i.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			s.engine.fail(fmt.Errorf("internal.listen: %w", err))
+			s.engine.Fail(fmt.Errorf("internal.listen: %w", err))
 		}
 	}()
 	return i, nil
@@ -240,7 +240,7 @@ func (s *Server) localOnly(next http.Handler) http.Handler {
 // when the interface is off.
 func (s *Server) InternalAddr() net.Addr {
 	select {
-	case <-s.engine.started:
+	case <-s.engine.Started:
 		if s.internal != nil {
 			return s.internal.addr
 		}

@@ -122,7 +122,7 @@ func TestInternalPortTaken(t *testing.T) {
 		t.Error("it says that it has started")
 	default:
 	}
-	public, err := net.Listen("tcp", s.engine.listeners[0].addr.String())
+	public, err := net.Listen("tcp", s.engine.Listeners[0].Addr.String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +208,7 @@ func TestInternalEndsWithTheServer(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(t.Context()) }()
 	<-s.Started()
-	s.engine.fail(errors.New("broken"))
+	s.engine.Fail(errors.New("broken"))
 	if err := <-ended; err == nil || !strings.Contains(err.Error(), "broken") {
 		t.Errorf("it ends with %v", err)
 	}

@@ -347,7 +347,7 @@ func TestAPICloseConnectionThatCloses(t *testing.T) {
 		t.Errorf("%+v are listed", list)
 	}
 	s.Shutdown(context.Background())
-	eventually(t, "it has stopped", func() bool { return s.engine.allShards()[0].mail.isClosed() })
+	eventually(t, "it has stopped", func() bool { return s.engine.AllShards()[0].Mail.IsClosed() })
 	for _, id := range []uint64{1, 2} {
 		if err := (backend{s}).CloseConnection(context.Background(), id, 4000, ""); !errors.Is(err, admin.ErrNoConnection) {
 			t.Errorf("%d: %v", id, err)

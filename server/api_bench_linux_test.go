@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"carillon/internal/testenv"
+	"carillon/server/internal/reactor"
 )
 
 // publishers are HTTP clients in another process. They send one request again and again, each on a
@@ -111,7 +112,7 @@ func publishAll(conn net.Conn, request []byte, n int) (took []time.Duration) {
 // that with a handler that only reads the body, on the same net/http. Times are processor time of the
 // server, since the clients share the processors.
 func BenchmarkPublishHTTP(b *testing.B) {
-	checkOwner = false
+	reactor.CheckOwner = false
 	for _, conns := range []int{1, 16, 64} {
 		const subscribers, size = 100, 128
 		b.Run(fmt.Sprintf("conns=%d/subscribers=%d/size=%d", conns, subscribers, size), func(b *testing.B) {

@@ -13,6 +13,7 @@ import (
 	"unsafe"
 
 	"carillon/codec"
+	"carillon/server/internal/reactor"
 )
 
 // A handler that is set takes over with the very next message, be it in the same packet, and is the one
@@ -191,8 +192,8 @@ func TestAttachAtOnce(t *testing.T) {
 		all.Go(func() { conn.Context() })
 	}
 	all.Wait()
-	if _, ok := conn.Value().(int); !ok || conn.handler() != h || conn.attachment.Load().life == nil {
-		t.Errorf("%+v is attached", conn.attachment.Load())
+	if _, ok := conn.Value().(int); !ok || conn.handler() != h || conn.core().Attached().Life == nil {
+		t.Errorf("%+v is attached", conn.core().Attached())
 	}
 }
 
@@ -281,9 +282,9 @@ func TestConnSize(t *testing.T) {
 	if size := unsafe.Sizeof(Conn{}); unsafe.Sizeof(uintptr(0)) == 8 && size > 112 {
 		t.Errorf("a Conn takes %d B, want at most 112", size)
 	}
-	c := &Conn{ep: &loopEndpoint{}}
+	c := reactor.Assemble(reactor.Parts{Endpoint: &reactor.LoopEndpoint{}})
 	why := errors.New("test")
-	if n := testing.AllocsPerRun(100, func() { c.attachment.Store(nil); c.detach(why) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { c.ResetAttachment(); c.Detach(why) }); n != 0 {
 		t.Errorf("with nothing attached a life takes %v allocations", n)
 	}
 }
@@ -293,8 +294,8 @@ func TestAllocationsWithSetHandler(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
 	}
-	checkOwner = false
-	defer func() { checkOwner = true }()
+	reactor.CheckOwner = false
+	defer func() { reactor.CheckOwner = true }()
 	own := &Handler{Message: echo, Error: func(_ *Conn, err error) { panic(fmt.Sprint("unexpected: ", err)) }}
 	for _, row := range []struct {
 		name     string

@@ -308,9 +308,9 @@ func serveAttacked() {
 		switch lines.Text() {
 		case "loops": // how many echo clients each loop has
 			counts := make([]int, 2)
-			shards := s.engine.allShards()
+			shards := s.engine.AllShards()
 			for c := range s.Conns() {
-				if i := slices.Index(shards, c.sh); i >= 0 && c.Path() == "/echo" {
+				if i := slices.Index(shards, c.shard()); i >= 0 && c.Path() == "/echo" {
 					counts[i]++
 				}
 			}

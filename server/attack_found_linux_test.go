@@ -1,6 +1,7 @@
 package server
 
 import (
+	"carillon/server/internal/reactor"
 	"errors"
 	"fmt"
 	"io"
@@ -232,7 +233,7 @@ func fillingQueues(n int) func(*attacker) {
 			panic(err)
 		}
 		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
-		const large, small = 16 << 10, itemCost + 1
+		const large, small = 16 << 10, reactor.ItemCost + 1
 		go func() {
 			for range 12 {
 				_, _ = conn.Write(masked(0x82, make([]byte, large)))

@@ -251,7 +251,7 @@ func TestUnderAttack(t *testing.T) {
 						return
 					}
 					for c := range s.Conns() { // the kernel would take millions of them
-						_ = unix.SetsockoptInt(int(c.fd), unix.SOL_SOCKET, unix.SO_SNDBUF, 8192)
+						_ = unix.SetsockoptInt(int(c.core().FD()), unix.SOL_SOCKET, unix.SO_SNDBUF, 8192)
 					}
 					pour(conn, repeat(masked(0x81, []byte("x")), 1000), 64<<20)
 				})

@@ -46,7 +46,7 @@ func (b backend) Stuck() []admin.Condition   { return b.srv.stuck() }
 func (b backend) Memory() admin.Memory {
 	limit, source := b.srv.MaxMemory()
 	m := &b.srv.memory
-	return admin.Memory{Max: int64(limit), Source: source, Used: m.used.Load(), Held: b.srv.engine.heldBytes(), Refusing: m.refuses()}
+	return admin.Memory{Max: int64(limit), Source: source, Used: m.used.Load(), Held: b.srv.engine.HeldBytes(), Refusing: m.refuses()}
 }
 
 func (backend) Build() admin.Build { return admin.Build(BuildInfo()) }
@@ -68,4 +68,4 @@ func (b backend) SetLogLevel(ctx context.Context, level slog.Level) {
 	b.srv.log.Log(ctx, max(was, level), "log level", "was", was.String(), "is", level.String())
 }
 
-func (b backend) LogError(what string, args ...any) { b.srv.engine.logGrave(what, args...) }
+func (b backend) LogError(what string, args ...any) { b.srv.engine.LogGrave(what, args...) }

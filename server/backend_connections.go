@@ -10,6 +10,7 @@ import (
 	"carillon/codec"
 	"carillon/server/internal/admin"
 	"carillon/server/internal/envelope"
+	"carillon/server/internal/reactor"
 )
 
 func (b backend) Connections(after uint64, limit int) (list []admin.Connection, more bool) {
@@ -52,17 +53,17 @@ func (b backend) elsewhere(ctx context.Context, subject string, question askConn
 
 func (c *Conn) info(queued *int) admin.Connection {
 	info := admin.Connection{
-		ID:            strconv.FormatUint(c.id, 10),
+		ID:            strconv.FormatUint(c.ID(), 10),
 		Node:          c.Server().hub.remote.nodeID(),
-		Address:       addressText(c.RemoteAddr()),
+		Address:       reactor.AddressText(c.RemoteAddr()),
 		Path:          c.Path(),
 		Transport:     "websocket",
 		Subprotocol:   c.Subprotocol(),
-		Age:           c.sh.engine.uptimeSeconds() - c.opened,
+		Age:           c.shard().Engine.UptimeSeconds() - c.core().OpenedAt(),
 		QueuedBytes:   queued,
-		Subscriptions: c.subscriptions(),
+		Subscriptions: c.core().SubscriptionCount(),
 	}
-	if c.isEvents() {
+	if c.core().IsEvents() {
 		info.Transport = "sse"
 	}
 	return info
@@ -85,18 +86,18 @@ const queueTime = time.Second
 // queuedBytes asks the loops how many bytes wait for connections: nobody else can know. It is nil for those
 // whose loop has too much to do to answer in time.
 func queuedBytes(conns []*Conn) []*int {
-	ofShard := map[*shard][]int{}
+	ofShard := map[*reactor.Shard][]int{}
 	for i, c := range conns {
-		ofShard[c.sh] = append(ofShard[c.sh], i)
+		ofShard[c.shard()] = append(ofShard[c.shard()], i)
 	}
 	type answer struct{ at, bytes []int }
 	answers := make(chan answer, len(ofShard)) // so that a late one does not hold the loop up
 	for _, at := range ofShard {
-		conns[at[0]].sh.postDo(conns[at[0]], 0, func() {
+		conns[at[0]].core().Shard().PostDo(conns[at[0]].core(), 0, func() {
 			bytes := make([]int, len(at))
 			for i, n := range at {
-				if o := conns[n].out; o != nil {
-					bytes[i] = o.bytes
+				if o := conns[n].core().Outbox(); o != nil {
+					bytes[i] = o.Bytes
 				}
 			}
 			answers <- answer{at, bytes}

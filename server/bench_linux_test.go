@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/reactor"
 )
 
 // quiet are options under which nothing but the benchmark happens.
@@ -32,14 +33,14 @@ func samples() int {
 func descriptors(s *Server, path string) (fds []int32) {
 	for c := range s.Conns() {
 		if c.Path() == path {
-			fds = append(fds, c.fd)
+			fds = append(fds, c.core().FD())
 		}
 	}
 	return fds
 }
 
 func (s *Server) settled() {
-	for s.engine.backlogBytes() != 0 {
+	for s.engine.BacklogBytes() != 0 {
 		time.Sleep(100 * time.Microsecond)
 	}
 }
@@ -47,7 +48,7 @@ func (s *Server) settled() {
 // BenchmarkBroadcast compares a broadcast with a bare loop of write(2) over the same sockets, in
 // turn. Times are processor time, because the clients share the processors.
 func BenchmarkBroadcast(b *testing.B) {
-	checkOwner = false
+	reactor.CheckOwner = false
 	for _, loops := range []int{1, 2} {
 		const conns, size = 4000, 128
 		b.Run(fmt.Sprintf("conns=%d/size=%d/loops=%d", conns, size, loops), func(b *testing.B) {
@@ -66,7 +67,7 @@ func BenchmarkBroadcast(b *testing.B) {
 
 				begin = cpuTime()
 				for _, fd := range fds {
-					if n, errno := write(fd, frame.Plain()); n != len(frame.Plain()) {
+					if n, errno := reactor.Write(fd, frame.Plain()); n != len(frame.Plain()) {
 						b.Fatal(errno)
 					}
 				}
@@ -84,7 +85,7 @@ func BenchmarkBroadcast(b *testing.B) {
 // BenchmarkCoalescing publishes many messages at once and compares the deliveries per second with a
 // bare write(2) for each.
 func BenchmarkCoalescing(b *testing.B) {
-	checkOwner = false
+	reactor.CheckOwner = false
 	const conns, messages, size = 2000, 1000, 128
 	b.Run(fmt.Sprintf("conns=%d/messages=%d/size=%d", conns, messages, size), func(b *testing.B) {
 		s := start(b, quiet(2))
@@ -106,7 +107,7 @@ func BenchmarkCoalescing(b *testing.B) {
 			begin = time.Now()
 			for range bareMessages {
 				for _, fd := range fds {
-					if n, errno := write(fd, frame.Plain()); n != len(frame.Plain()) {
+					if n, errno := reactor.Write(fd, frame.Plain()); n != len(frame.Plain()) {
 						b.Fatal(errno)
 					}
 				}
@@ -125,7 +126,7 @@ func BenchmarkCoalescing(b *testing.B) {
 // BenchmarkEcho gives the allocations of the server, whose process holds the clients too: those send
 // and read without allocating.
 func BenchmarkEcho(b *testing.B) {
-	checkOwner = false
+	reactor.CheckOwner = false
 	for _, depth := range []int{1, 32} {
 		b.Run(fmt.Sprintf("size=128/depth=%d", depth), func(b *testing.B) {
 			s := start(b, quiet(1))
@@ -148,7 +149,7 @@ func BenchmarkEcho(b *testing.B) {
 
 // BenchmarkIdle gives the heap that connections cost which do nothing.
 func BenchmarkIdle(b *testing.B) {
-	checkOwner = false
+	reactor.CheckOwner = false
 	const conns = 15000
 	b.Run(fmt.Sprintf("conns=%d", conns), func(b *testing.B) {
 		for b.Loop() {
@@ -165,7 +166,7 @@ func BenchmarkIdle(b *testing.B) {
 // BenchmarkHandshake gives the processor time and the allocations of a handshake, those of gnet and of
 // the kernel included.
 func BenchmarkHandshake(b *testing.B) {
-	checkOwner = false
+	reactor.CheckOwner = false
 	const conns = 2000
 	b.Run(fmt.Sprintf("conns=%d", conns), func(b *testing.B) {
 		s := start(b, quiet(2))
@@ -180,7 +181,7 @@ func BenchmarkHandshake(b *testing.B) {
 			runtime.ReadMemStats(&m)
 			allocs += m.Mallocs - before
 			w.end()
-			eventually(b, "all are gone", func() bool { return s.engine.sockets.Load() == 0 })
+			eventually(b, "all are gone", func() bool { return s.engine.Sockets.Load() == 0 })
 		}
 		b.ReportMetric(float64(used.Nanoseconds())/float64(b.N*conns), "cpu-ns/handshake")
 		b.ReportMetric(float64(allocs)/float64(b.N*conns), "allocs/handshake")
@@ -194,7 +195,7 @@ func BenchmarkHandshake(b *testing.B) {
 // figure is that of the kernel's scheduler: a client that is ready waits for the next clock tick, up
 // to 4 ms, because the server's loops do not sleep.
 func BenchmarkEchoBesideBroadcast(b *testing.B) {
-	checkOwner = false
+	reactor.CheckOwner = false
 	processors := runtime.NumCPU()
 	if processors < 2 {
 		b.Skip("needs two processors")

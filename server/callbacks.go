@@ -6,6 +6,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/logs"
+	"carillon/server/internal/reactor"
 )
 
 // The calls into the application. A panic there is the application's, and ends no more than the
@@ -33,7 +34,7 @@ func (c *Conn) callUpgrade(r *Request) (why RefuseReason, err error) {
 			why, err = RefusePanic, &codec.Rejection{Status: 500, Reason: "internal server error"}
 		}
 	}()
-	c.calls(hookUpgrade)
+	c.core().Calls(reactor.HookUpgrade)
 	return RefuseHandler, c.endpoint().handler.Upgrade(r)
 }
 
@@ -42,7 +43,7 @@ func (c *Conn) callOpen() {
 		return
 	}
 	defer c.rescue("Open")
-	c.calls(hookOpen)
+	c.core().Calls(reactor.HookOpen)
 	c.endpoint().handler.Open(c)
 }
 
@@ -52,15 +53,15 @@ func (c *Conn) callMessage(op codec.Opcode, payload []byte) {
 		return
 	}
 	defer c.rescue("Message")
-	c.calls(hookMessage)
+	c.core().Calls(reactor.HookMessage)
 	h.Message(c, op, payload)
-	spoil(payload)
+	reactor.Spoil(payload)
 }
 
 // callFunc calls a function that the application has passed along, or one that ends in such a call.
-func (c *Conn) callFunc(hook hookKind, do func()) {
-	defer c.rescue(hookNames[hook])
-	c.calls(hook)
+func (c *Conn) callFunc(hook reactor.HookKind, do func()) {
+	defer c.rescue(reactor.HookNames[hook])
+	c.core().Calls(hook)
 	do()
 }
 
@@ -74,7 +75,7 @@ func (c *Conn) callClose(h *Handler, why *CloseError) {
 			c.callError(h, c.panicked("Close", p))
 		}
 	}()
-	c.calls(hookClose)
+	c.core().Calls(reactor.HookClose)
 	h.Close(c, why)
 }
 
@@ -90,27 +91,27 @@ func (c *Conn) callError(h *Handler, err error) {
 			c.failInternally()
 		}
 	}()
-	c.calls(hookError)
+	c.core().Calls(reactor.HookError)
 	h.Error(c, err)
 }
 
 // rescue is deferred around calls for a connection that is open.
 func (c *Conn) rescue(hook string) {
 	if p := recover(); p != nil {
-		c.mark(markPeerDone, true) // what it has sent after this message stays unread
+		c.core().Mark(reactor.MarkPeerDone, true) // what it has sent after this message stays unread
 		c.callError(c.handler(), c.panicked(hook, p))
 		c.failInternally()
 	}
 }
 
 func (c *Conn) failInternally() {
-	c.mark(markPeerDone, true)
-	c.sh.postClose(c, closeFail, codec.CloseInternalError, "internal server error")
+	c.core().Mark(reactor.MarkPeerDone, true)
+	c.shard().PostClose(c.core(), reactor.CloseFail, codec.CloseInternalError, "internal server error")
 }
 
 func (c *Conn) panicked(hook string, p any) *PanicError {
 	e := &PanicError{Hook: hook, Value: p, Stack: debug.Stack()}
-	c.sh.stats.Panics.Add(1)
-	c.sh.engine.logGrave("handler panicked", "hook", hook, "path", c.ep.Path, "remote", shownAddr(c.RemoteAddr()), "panic", logs.Shorten(fmt.Sprint(p)), "stack", string(e.Stack))
+	c.shard().Stats.Panics.Add(1)
+	c.shard().Engine.LogGrave("handler panicked", "hook", hook, "path", c.core().Endpoint().Path, "remote", reactor.ShownAddr(c.RemoteAddr()), "panic", logs.Shorten(fmt.Sprint(p)), "stack", string(e.Stack))
 	return e
 }

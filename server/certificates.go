@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"carillon/server/internal/certs"
+	"carillon/server/internal/reactor"
 )
 
 // lookEvery is how often the files of certificates are looked at.
@@ -17,12 +18,12 @@ const lookEvery = 2 * time.Second
 // loadCertificates reads them for all listeners.
 func (s *Server) loadCertificates() (err error) {
 	o := s.opts()
-	for i, l := range s.engine.listeners {
+	for i, l := range s.engine.Listeners {
 		name, settings := "tls", &o.TLS
 		if i > 0 {
 			name, settings = fmt.Sprintf("listeners[%d].tls", i-1), &o.Listeners[i-1].TLS
 		}
-		if l.certs, err = newCerts(name, settings, s.log); err != nil {
+		if l.Certs, err = newCerts(name, settings, s.log); err != nil {
 			return err
 		}
 	}
@@ -41,12 +42,12 @@ func newCerts(name string, o *TLS, log *slog.Logger) (*certs.Store, error) {
 // allCerts are those of all listeners, nil for one without TLS, by the names that metrics have for them.
 func (s *Server) allCerts() iter.Seq2[string, *certs.Store] {
 	return func(yield func(string, *certs.Store) bool) {
-		for i, l := range s.engine.listeners {
+		for i, l := range s.engine.Listeners {
 			name := "public"
 			if i > 0 {
 				name = fmt.Sprintf("listeners[%d]", i-1)
 			}
-			if !yield(name, l.certs) {
+			if !yield(name, l.Certs) {
 				return
 			}
 		}
@@ -69,7 +70,7 @@ func (s *Server) watchCertificates(ctx context.Context) {
 	if !s.speaksTLS() {
 		return
 	}
-	every(ctx, s.ops.lookEvery, func() {
+	reactor.Every(ctx, s.ops.lookEvery, func() {
 		for _, one := range s.allCerts() {
 			if one != nil {
 				_ = one.Reload(false) // says itself what is wrong

@@ -142,7 +142,7 @@ type footprint struct {
 
 func footprintOf(s *Server) footprint {
 	st := s.Stats()
-	return footprint{heapBytes(), goroutines(), st.Sockets, st.QueuedBytes, s.engine.backlogBytes()}
+	return footprint{heapBytes(), goroutines(), st.Sockets, st.QueuedBytes, s.engine.BacklogBytes()}
 }
 
 // Pools of the server and of gnet, which are bounded, may have grown for good.

@@ -16,7 +16,7 @@ func (c *clock) jump(d time.Duration) { c.ahead.Add(int64(d)) }
 
 func startAt(t *testing.T, c *clock, opts Options) *Server {
 	t.Helper()
-	s, _ := startChanged(t, opts, func(s *Server) { s.engine.wall = c.now })
+	s, _ := startChanged(t, opts, func(s *Server) { s.engine.Wall = c.now })
 	return s
 }
 
@@ -99,7 +99,7 @@ func TestClocksOfAClusterDiffer(t *testing.T) {
 		right := clustered(t, n, 1, opts, unchanged)[0]
 		wall := &clock{}
 		wall.jump(off)
-		list := clustered(t, n, 2, opts, func(s *Server) { s.engine.wall = wall.now })
+		list := clustered(t, n, 2, opts, func(s *Server) { s.engine.Wall = wall.now })
 		live := dial(t, list[0], "/ws", speakJSON)
 		live.subscribed("log")
 		first := mustPublish(t, right, "log", "1")

@@ -55,7 +55,7 @@ type clusterStats struct {
 const maxPaced = 32
 
 func newFollower(h *hub, b topic.Broker) *follower {
-	h.srv.engine.lastID.Store((1 + rand.Uint64N(1<<20-1)) << 32) // else ids would be those of other servers, too
+	h.srv.engine.LastID.Store((1 + rand.Uint64N(1<<20-1)) << 32) // else ids would be those of other servers, too
 	return &follower{srv: h.srv, hub: h, broker: b, paced: make(chan struct{}, maxPaced), unloads: logs.NewSampler(1)}
 }
 

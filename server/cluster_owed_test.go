@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/reactor"
 )
 
 // followedByPattern is two servers that forget what nobody wants, and a client that follows log.* at the first. It has
@@ -171,11 +172,11 @@ func TestClusterGapConcernsWhoWasThere(t *testing.T) {
 	room := s.hub.find("room")
 	room.seq++ // the gap's
 	l := room.locals[0]
-	gap := &command{kind: commandGap, seq: room.seq, payload: &message{topic: room, gap: true, epoch: new(string), raw: codec.NewFrame(codec.OpText, nil)}}
+	gap := &reactor.Command{Kind: reactor.CommandGap, Seq: room.seq, Payload: &message{topic: room, gap: true, epoch: new(string), raw: codec.NewFrame(codec.OpText, nil)}}
 	room.mu.Unlock()
 	since := dial(t, s, "/ws?topic=room")
 	subscribers(t, s, "room", 2)
-	l.sh.postDo(c, 0, func() { l.publish(gap) })
+	l.sh.PostDo(c.core(), 0, func() { l.Publish(gap) })
 	before.wantClose(4010, "gap")
 	mustPublish(t, s, "room", "two")
 	since.want("two")

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"carillon/server/internal/reactor"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -232,8 +233,8 @@ func TestClusterFailuresInOrder(t *testing.T) {
 		what, request string
 		most          uint64
 	}{
-		{"publications", `{"id":1,"publish":{"topic":"log","data":1}}`, maxPublishing},
-		{"other requests", `{"id":1,"presence":{"topic":"log"}}`, maxSlots},
+		{"publications", `{"id":1,"publish":{"topic":"log","data":1}}`, reactor.MaxPublishing},
+		{"other requests", `{"id":1,"presence":{"topic":"log"}}`, reactor.MaxSlots},
 	} {
 		t.Run("too many wait: "+test.what, func(t *testing.T) {
 			hold := make(chan struct{})
@@ -241,7 +242,7 @@ func TestClusterFailuresInOrder(t *testing.T) {
 			n.set(func() { n.holdAnswers = hold })
 			c := dial(t, s, "/ws", speakJSON)
 			before := s.Stats().MessagesIn
-			c.write(repeat(text(test.request), 2*maxSlots))
+			c.write(repeat(text(test.request), 2*reactor.MaxSlots))
 			c.write(text(`{"id":2,"ping":{}}`))
 			eventually(t, "the queue is full", func() bool { return s.Stats().MessagesIn-before >= test.most })
 			time.Sleep(100 * time.Millisecond)
@@ -250,7 +251,7 @@ func TestClusterFailuresInOrder(t *testing.T) {
 			}
 			n.set(func() { n.holdAnswers = nil })
 			close(hold)
-			for range 2 * maxSlots {
+			for range 2 * reactor.MaxSlots {
 				if m := c.said(); string(m.ID) != "1" {
 					t.Fatal(m.text)
 				}
@@ -291,7 +292,7 @@ func TestClusterPublishesInARow(t *testing.T) {
 	s := clustered(t, n, 1, topics(TopicRule{Match: "log", History: 2000}), unchanged)[0]
 	b := fakeOf(s)
 	b.mail.put(func() { // no answer before they are all there
-		eventually(t, "many are published", func() bool { return len(n.log("log")) == maxPublishing })
+		eventually(t, "many are published", func() bool { return len(n.log("log")) == reactor.MaxPublishing })
 	})
 	c := dial(t, s, "/ws", speakJSON)
 	for i := range 1000 {
@@ -689,7 +690,7 @@ func TestClusterOverload(t *testing.T) {
 	eventually(t, "all have come", func() bool { return list[0].hub.remote.counts().persistentIn.Load() == messages })
 	loads := list[0].hub.remote.counts().loads.Load()
 	eventually(t, "it has tried again", func() bool { return list[0].hub.remote.counts().loads.Load() >= loads+3 })
-	if backlog := list[0].engine.backlogBytes(); backlog > 80<<10 { // the topic and the pattern are looked at by themselves
+	if backlog := list[0].engine.BacklogBytes(); backlog > 80<<10 { // the topic and the pattern are looked at by themselves
 		t.Errorf("%d bytes wait", backlog)
 	}
 	held.release()

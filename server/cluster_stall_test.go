@@ -1,6 +1,7 @@
 package server
 
 import (
+	"carillon/server/internal/reactor"
 	"errors"
 	"fmt"
 	"strings"
@@ -12,8 +13,8 @@ import (
 func noneInFlight(t *testing.T, s *Server) {
 	t.Helper()
 	eventually(t, "nothing is in flight", func() bool {
-		l := &s.engine.inFlight
-		return l.publishers.Load() == 0 && l.bytes.Load() == 0 && l.transient.Load() == 0
+		l := &s.engine.InFlight
+		return l.Publishers.Load() == 0 && l.Bytes.Load() == 0 && l.Transient.Load() == 0
 	})
 }
 
@@ -45,15 +46,15 @@ func TestAStalledBrokerHoldsUpNobodyAtHome(t *testing.T) {
 			}
 			settled := func() bool {
 				before := waiting()
-				time.Sleep(2 * stallTime)
+				time.Sleep(2 * reactor.StallTime)
 				return waiting() == before
 			}
-			eventually(t, "all of them wait", func() bool { return s.engine.inFlight.publishers.Load() == attackers && settled() })
-			if n := waiting(); n <= maxPublishingOfAll || n == attackers*row.each {
+			eventually(t, "all of them wait", func() bool { return s.engine.InFlight.Publishers.Load() == attackers && settled() })
+			if n := waiting(); n <= reactor.MaxPublishingOfAll || n == attackers*row.each {
 				t.Errorf("%d messages wait", n)
 			}
-			free := int64(maxInFlight) - s.engine.inFlight.bytes.Load()
-			if free < maxInFlight/4 {
+			free := int64(reactor.MaxInFlight) - s.engine.InFlight.Bytes.Load()
+			if free < reactor.MaxInFlight/4 {
 				t.Errorf("%d bytes are left to others", free)
 			}
 			for i := range 100 {
@@ -85,20 +86,20 @@ func TestAStallIsNoticedByThoseThatWait(t *testing.T) {
 	alice := dial(t, s, "/ws", speakJSON)
 	alice.send(`{"publish":{"topic":"room","data":"first"}}`)
 	bob.wants("first")
-	s.engine.inFlight.flows(time.Hour) // it will not count as standing still until then
-	const all = 3 * maxPublishing
+	s.engine.InFlight.Flows(time.Hour) // it will not count as standing still until then
+	const all = 3 * reactor.MaxPublishing
 	for i := range all {
 		alice.send(fmt.Sprintf(`{"publish":{"topic":"room","data":%q}}`, words(i)))
 	}
-	for i := range maxPublishing - 1 {
+	for i := range reactor.MaxPublishing - 1 {
 		bob.wants(words(i))
 	}
-	time.Sleep(2 * stallTime)
-	if n := waiting(); n != maxPublishing {
+	time.Sleep(2 * reactor.StallTime)
+	if n := waiting(); n != reactor.MaxPublishing {
 		t.Errorf("%d messages are in flight", n)
 	}
-	s.engine.inFlight.flows(s.engine.uptime())
-	for i := maxPublishing - 1; i < all; i++ {
+	s.engine.InFlight.Flows(s.engine.Uptime())
+	for i := reactor.MaxPublishing - 1; i < all; i++ {
 		bob.wants(words(i))
 	}
 }
@@ -140,10 +141,10 @@ func TestBroadcastsOfOneClientLeaveRoomForOthers(t *testing.T) {
 	eventually(t, "she is not read from", func() bool {
 		last := before
 		before = waiting()
-		time.Sleep(2 * stallTime)
-		return before == last && before > maxPublishing
+		time.Sleep(2 * reactor.StallTime)
+		return before == last && before > reactor.MaxPublishing
 	})
-	if n := s.engine.inFlight.bytes.Load(); n > maxInFlight/partInFlight+10<<10 {
+	if n := s.engine.InFlight.Bytes.Load(); n > reactor.MaxInFlight/reactor.PartInFlight+10<<10 {
 		t.Errorf("%d bytes are in flight", n)
 	}
 	alice, bob := dial(t, s, "/broadcast"), dial(t, s, "/broadcast")

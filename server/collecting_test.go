@@ -1,6 +1,7 @@
 package server
 
 import (
+	"carillon/server/internal/reactor"
 	"io"
 	"net"
 	"sync"
@@ -10,7 +11,7 @@ import (
 
 // A loop collects few large messages at a time, and those that stand still keep no place from others.
 func TestLargeMessagesTakePlaces(t *testing.T) {
-	const strangers = 3 * maxCollecting
+	const strangers = 3 * reactor.MaxCollecting
 	s := start(t, Options{Loops: 1, Endpoints: besieged(), Logger: silent()})
 	whole := append(header(0x82, 1<<20), make([]byte, 4+1<<20)...) // of which the first four are its mask
 	var all sync.WaitGroup
@@ -27,14 +28,14 @@ func TestLargeMessagesTakePlaces(t *testing.T) {
 		all.Go(func() { wantEcho(t, conn) })
 	}
 
-	sh := s.engine.allShards()[0]
+	sh := s.engine.AllShards()[0]
 	most := 0
 	look := func() { // on the loop
 		done := make(chan struct{})
 		for c := range s.Conns() {
 			if err := c.Do(func() {
 				defer close(done)
-				most = max(most, len(sh.run.collecting.holders))
+				most = max(most, len(sh.Run.Collecting.Holders))
 			}); err != nil {
 				t.Fatal(err)
 			}
@@ -42,7 +43,7 @@ func TestLargeMessagesTakePlaces(t *testing.T) {
 			return
 		}
 	}
-	eventually(t, "the places are taken", func() bool { look(); return most >= maxCollecting })
+	eventually(t, "the places are taken", func() bool { look(); return most >= reactor.MaxCollecting })
 	late := enterEcho(t, s)
 	all.Go(func() { _, _ = late.Write(whole) })
 	wantEcho(t, late)
@@ -50,8 +51,8 @@ func TestLargeMessagesTakePlaces(t *testing.T) {
 	close(goOn)
 	eventually(t, "all messages are echoed", func() bool { return s.Stats().MessagesIn == strangers+1 })
 	all.Wait()
-	if look(); most > maxCollecting {
-		t.Errorf("%d messages were collected at a time, want at most %d", most, maxCollecting)
+	if look(); most > reactor.MaxCollecting {
+		t.Errorf("%d messages were collected at a time, want at most %d", most, reactor.MaxCollecting)
 	}
 }
 

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"carillon/server/internal/reactor"
 	"cmp"
 	"slices"
 	"sync"
@@ -45,7 +46,7 @@ func (r *connIndex) page(s *Server, after uint64, limit int) (conns []*Conn, mor
 	}
 	for ; i < len(r.list); i++ {
 		c := r.list[i].conn
-		if c.state.Load() != stateOpen {
+		if c.core().State().Load() != reactor.StateOpen {
 			continue
 		}
 		if len(conns) == limit {
@@ -64,9 +65,9 @@ func (r *connIndex) search(id uint64) (int, bool) {
 func (r *connIndex) make(s *Server) {
 	began := time.Now()
 	r.list = slices.Grow([]entry(nil), s.Count())
-	r.reached = s.engine.lastID.Load()
+	r.reached = s.engine.LastID.Load()
 	for c := range s.Conns() {
-		r.list = append(r.list, entry{c.id, c})
+		r.list = append(r.list, entry{c.ID(), c})
 	}
 	slices.SortFunc(r.list, func(a, b entry) int { return cmp.Compare(a.id, b.id) })
 	r.made = time.Now()
@@ -91,13 +92,13 @@ func (r *connIndex) drop() {
 func (r *connIndex) find(s *Server, id uint64) *Conn {
 	r.mu.Lock()
 	i, found := r.search(id)
-	if found && r.list[i].conn.state.Load() == stateOpen {
+	if found && r.list[i].conn.core().State().Load() == reactor.StateOpen {
 		defer r.mu.Unlock()
 		return r.list[i].conn
 	}
 	r.mu.Unlock()
 	for c := range s.Conns() {
-		if c.id == id {
+		if c.ID() == id {
 			return c
 		}
 	}

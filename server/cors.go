@@ -52,20 +52,20 @@ func isPreflight(r *codec.Request) bool {
 // answerPreflight allows a script to send any header: they are checked when the request itself comes. The origin has
 // been checked.
 func (c *Conn) answerPreflight(r *codec.Request) {
-	sh := c.sh
-	b := append(sh.control[:0], "HTTP/1.1 204 No Content\r\nConnection: close\r\n"...)
+	sh := c.shard()
+	b := append(sh.Control[:0], "HTTP/1.1 204 No Content\r\nConnection: close\r\n"...)
 	b = codec.AppendFields(b, corsFields(&c.endpoint().now().origins, r))
 	b = append(b, "Access-Control-Allow-Methods: GET\r\nAccess-Control-Max-Age: "+corsMaxAge+"\r\n"...)
 	if names := auth.JoinedHeader(r, "Access-Control-Request-Headers"); names != "" {
 		b = codec.AppendFields(b, [][2]string{{"Access-Control-Allow-Headers", names}, {"Vary", "Access-Control-Request-Headers"}})
 	}
-	sh.control = append(b, "\r\n"...)
-	c.lastAnswer(sh.control)
+	sh.Control = append(b, "\r\n"...)
+	c.core().LastAnswer(sh.Control)
 }
 
 // withCORS returns the rejection of an event stream with the headers that let a script read it.
 func (c *Conn) withCORS(r *codec.Request, rejection *codec.Rejection) *codec.Rejection {
-	if c.ep == nil || c.endpoint().Mode != ModeTopics || !wantsEvents(r) {
+	if c.core().Endpoint() == nil || c.endpoint().Mode != ModeTopics || !wantsEvents(r) {
 		return rejection
 	}
 	fields := corsFields(&c.endpoint().now().origins, r)

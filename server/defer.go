@@ -10,6 +10,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/auth"
+	"carillon/server/internal/reactor"
 )
 
 // Some decisions about a handshake need somebody who is not in this process: a database, another server.
@@ -40,7 +41,7 @@ type deferred struct {
 	why  RefuseReason                                // of an error
 	then func(*Conn, *Request) (RefuseReason, error) // who decides next, on the loop; nil for nobody
 
-	takes time.Duration // of a processor, by work that waits for nothing: see offloadQueue; 0 if that is unknown
+	takes time.Duration // of a processor, by work that waits for nothing: see reactor.OffloadQueue; 0 if that is unknown
 }
 
 // pendingDecision is a request that waits for its decision. Owned by the loop, but for what its goroutine has.
@@ -65,35 +66,33 @@ func (c *Conn) awaitDecision(r *Request, head, rest []byte) {
 	} else {
 		ctx, u.cancel = context.WithCancel(ctx)
 	}
-	c.sh.mu.Lock()
+	c.shard().Mu.Lock()
 	c.needConnState().pending = u
-	c.sh.mu.Unlock()
-	c.table.times[c.slot].message = c.sh.clock
+	c.shard().Mu.Unlock()
+	c.core().Table().Times[c.core().Slot()].Message = c.shard().Clock
 	switch {
 	case len(rest) == 0:
-		c.dropInbound()
-	case c.in == nil:
-		c.in = c.sh.newInbound()
-		fallthrough
+		c.core().DropInbound()
 	default:
-		c.in.rest = append(c.in.rest[:0], rest...)
+		in := c.core().NeedInbound()
+		in.Rest = append(in.Rest[:0], rest...)
 	}
-	end := func(err error) { c.sh.postDo(c, 0, func() { c.decided(u, d, err) }) }
+	end := func(err error) { c.shard().PostDo(c.core(), 0, func() { c.decided(u, d, err) }) }
 	work := func() { end(c.callDeferred(ctx, d, u.request)) }
 	if d.takes == 0 {
 		go work()
 		return
 	}
 	drop := func() { end(&auth.Refusal{Why: RefuseUndecided, Rejection: rejectUndecided}) }
-	c.sh.engine.tokenChecks.add(new(usage), c.sh.began, d.takes, &offloadJob{do: work, drop: drop, size: len(head), yields: handshakeDelay})
+	c.shard().Engine.TokenChecks.Add(new(reactor.Usage), c.shard().Began, d.takes, &reactor.OffloadJob{Do: work, Drop: drop, Size: len(head), Yields: reactor.HandshakeDelay})
 }
 
 // callDeferred is called on the decision's own goroutine.
 func (c *Conn) callDeferred(ctx context.Context, d *deferred, r *Request) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			c.sh.stats.Panics.Add(1)
-			c.sh.engine.log.Error("deferred decision panicked", "path", c.ep.Path, "remote", shownAddr(r.RemoteAddr), "panic", p, "stack", string(debug.Stack()))
+			c.shard().Stats.Panics.Add(1)
+			c.shard().Engine.Log.Error("deferred decision panicked", "path", c.core().Endpoint().Path, "remote", reactor.ShownAddr(r.RemoteAddr), "panic", p, "stack", string(debug.Stack()))
 			err = &auth.Refusal{Why: RefusePanic, Rejection: rejectPanic}
 		}
 	}()
@@ -116,8 +115,8 @@ func (c *Conn) decided(u *pendingDecision, d *deferred, err error) {
 		why, err = d.then(c, r)
 	}
 	var rest []byte
-	if c.in != nil {
-		rest = c.in.rest
+	if c.core().Inbound() != nil {
+		rest = c.core().Inbound().Rest
 	}
 	c.finish(r, u.head, rest, why, err)
 }
@@ -131,16 +130,17 @@ func (c *Conn) waitsFor() *pendingDecision {
 
 // bufferEarly keeps what a client sends before its request is decided.
 func (c *Conn) bufferEarly(b []byte) {
-	if c.in == nil {
-		c.in = c.sh.newInbound()
-		c.in.rest = c.in.rest[:0]
+	isNew := c.core().Inbound() == nil
+	in := c.core().NeedInbound()
+	if isNew {
+		in.Rest = in.Rest[:0]
 	}
 	limit := c.Server().opts().Limits.MaxHead
-	if len(c.in.rest)+len(b) > int(limit) {
+	if len(in.Rest)+len(b) > int(limit) {
 		c.refuse(RefuseEarly, rejectEarly(limit))
 		return
 	}
-	c.in.rest = append(c.in.rest, b...)
+	in.Rest = append(in.Rest, b...)
 }
 
 func rejectEarly(limit Size) *codec.Rejection {
@@ -151,11 +151,10 @@ func rejectEarly(limit Size) *codec.Rejection {
 func (c *Conn) dropPendingDecision() {
 	if u := c.waitsFor(); u != nil {
 		u.cancel()
-		c.sh.mu.Lock()
-		if c.ext.ownerData = nil; c.ext.session == nil && c.ext.work == nil {
-			c.ext = nil // nothing else is in it during a handshake
-		}
-		c.sh.mu.Unlock()
+		c.shard().Mu.Lock()
+		c.core().Extension().OwnerData = nil
+		c.core().DropExtension()
+		c.shard().Mu.Unlock()
 	}
 }
 
@@ -164,7 +163,7 @@ func (c *Conn) lateHandshake(limit time.Duration) (RefuseReason, *codec.Rejectio
 	if c.waitsFor() != nil {
 		return RefuseUndecided, rejectUndecided
 	}
-	if !c.canAnswer() {
+	if !c.core().CanAnswer() {
 		return RefuseTLSTimeout, rejectUndecided
 	}
 	return RefuseTimeout, &codec.Rejection{Status: 408, Reason: fmt.Sprintf("the request head did not arrive within %v", limit)}

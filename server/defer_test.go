@@ -159,9 +159,9 @@ func TestDeferredRefusals(t *testing.T) {
 			t.Error(resp.Status)
 		}
 		conn := onlyConn(t, s, "/echo")
-		conn.sh.mu.Lock()
-		defer conn.sh.mu.Unlock()
-		if conn.ext != nil {
+		conn.shard().Mu.Lock()
+		defer conn.shard().Mu.Unlock()
+		if conn.core().Extension() != nil {
 			t.Error("a connection without an identity keeps what it needed in its handshake")
 		}
 	})

@@ -136,7 +136,7 @@ func (s *Server) Drain() DrainStatus {
 	st := DrainStatus{State: StateServing, Listening: true, Remaining: s.Count()}
 	st.Total = st.Remaining
 	select {
-	case <-s.engine.started:
+	case <-s.engine.Started:
 	default:
 		st.State, st.Listening = StateStarting, false
 	}

@@ -7,6 +7,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/listen"
+	"carillon/server/internal/reactor"
 )
 
 // drainer does one drain, on Run's goroutine.
@@ -56,7 +57,7 @@ func (s *Server) drain(stopped context.Context) (ended bool) {
 	}
 	d.stopListening()
 	d.close()
-	if s.engine.sockets.Load() > 0 {
+	if s.engine.Sockets.Load() > 0 {
 		cut()
 	}
 	s.internal.shutdown(d.limit)()
@@ -105,15 +106,15 @@ func (d *drainer) stopListening() {
 	}
 	var sockets sync.WaitGroup
 	defer sockets.Wait()
-	for _, a := range d.srv.engine.acceptors {
-		sockets.Go(a.close)
+	for _, a := range d.srv.engine.Acceptors {
+		sockets.Go(a.Close)
 	}
-	if theirs := d.srv.engine.steerAway(false); theirs > 0 {
+	if theirs := d.srv.engine.SteerAway(false); theirs > 0 {
 		d.srv.log.Info("new connections now go to the successor", "sockets", theirs)
 		d.wait(listen.HandoverTime)
-		d.srv.engine.steerAway(true)
+		d.srv.engine.SteerAway(true)
 	}
-	d.srv.engine.stopListening()
+	d.srv.engine.StopListening()
 }
 
 // close closes the connections by the schedule and waits until they are gone or time is up.
@@ -122,52 +123,52 @@ func (d *drainer) close() {
 	d.began, d.total = time.Now(), s.Count()
 	d.told = d.began
 	p := d.newSchedule()
-	s.log.Info("closing connections", "connections", d.total, "over", p.pace, "deadline", d.limitText())
-	tick := time.NewTicker(min(max(p.pace/20, drainMinTick), drainTick))
+	s.log.Info("closing connections", "connections", d.total, "over", p.Pace, "deadline", d.limitText())
+	tick := time.NewTicker(min(max(p.Pace/20, drainMinTick), drainTick))
 	defer tick.Stop()
 	gone := false
 	for {
 		now := time.Now()
 		d.closeDoor(now)
-		if s.engine.sockets.Load() == 0 {
+		if s.engine.Sockets.Load() == 0 {
 			return
 		}
-		if d.alone && p.over(now) {
+		if d.alone && p.Over(now) {
 			if !gone {
 				gone = true
-				d.each((*shard).postGoAway)
+				d.each((*reactor.Shard).PostGoAway)
 			}
 		} else {
-			d.each((*shard).postTick)
+			d.each((*reactor.Shard).PostTick)
 		}
 		d.progress(now)
 		select {
-		case <-s.engine.empty:
+		case <-s.engine.Empty:
 		case <-tick.C:
 		case <-d.hurried:
 			d.noteExpedite()
 			p = d.newSchedule()
 		case <-d.limit.Done():
-			s.log.Warn("cutting connections that did not close in time", "connections", s.engine.sockets.Load())
+			s.log.Warn("cutting connections that did not close in time", "connections", s.engine.Sockets.Load())
 			return
 		}
 	}
 }
 
-func (d *drainer) each(post func(*shard)) {
-	for _, sh := range d.srv.engine.allShards() {
+func (d *drainer) each(post func(*reactor.Shard)) {
+	for _, sh := range d.srv.engine.AllShards() {
 		post(sh)
 	}
 }
 
 // newDrainSchedule is the schedule for so many connections.
-func (s *Server) newDrainSchedule(began time.Time, total int, hurry bool) *drainSchedule {
+func (s *Server) newDrainSchedule(began time.Time, total int, hurry bool) *reactor.DrainSchedule {
 	d := &s.opts().Drain
-	p := &drainSchedule{began: began, random: d.Order == OrderRandom, code: codec.CloseCode(d.CloseCode)}
+	p := &reactor.DrainSchedule{Began: began, Random: d.Order == OrderRandom, Code: codec.CloseCode(d.CloseCode)}
 	if !hurry {
-		p.pace = d.paceFor(total)
+		p.Pace = d.paceFor(total)
 	}
-	p.plan(&s.engine, total)
+	p.Plan(&s.engine, total)
 	return p
 }
 
@@ -179,21 +180,21 @@ func (d *Drain) paceFor(connections int) time.Duration {
 	return min(max(d.Duration, 0), time.Duration(connections)*time.Second/leastPace)
 }
 
-func (d *drainer) newSchedule() *drainSchedule {
+func (d *drainer) newSchedule() *reactor.DrainSchedule {
 	p := d.srv.newDrainSchedule(time.Now(), d.total, d.hurry)
-	d.srv.drainState.planned(d.total, p.ends())
-	d.srv.engine.schedule.Store(p)
+	d.srv.drainState.planned(d.total, p.Ends())
+	d.srv.engine.Schedule.Store(p)
 	return p
 }
 
 // closeDoor turns away those whose requests have still not come, and ends plain HTTP.
 func (d *drainer) closeDoor(now time.Time) {
 	s := d.srv
-	if d.alone || !d.hurry && now.Sub(d.began) < min(handshakeGrace, s.opts().Drain.Duration) && s.engine.handshaking() {
+	if d.alone || !d.hurry && now.Sub(d.began) < min(handshakeGrace, s.opts().Drain.Duration) && s.engine.Handshaking() {
 		return
 	}
 	d.alone = true
-	s.engine.draining.Store(true)
+	s.engine.Draining.Store(true)
 	if s.plain != nil {
 		go s.plain.drain(d.cutOff)
 	}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"carillon/server/internal/reactor"
 	"slices"
 	"testing"
 	"time"
@@ -22,13 +23,13 @@ func TestPlanIsEven(t *testing.T) {
 				for i := range ids {
 					ids[i] = id(i)
 				}
-				p := &drainSchedule{began: time.Now(), pace: pace, random: order == OrderRandom, quantiles: thin(slices.Clone(ids), maxQuantiles)}
+				p := &reactor.DrainSchedule{Began: time.Now(), Pace: pace, Random: order == OrderRandom, Quantiles: reactor.Thin(slices.Clone(ids), reactor.MaxQuantiles)}
 				gone := 0
 				for second := 1; second <= 10; second++ {
-					reached := p.progress(p.began.Add(time.Duration(second) * time.Second))
+					reached := p.Progress(p.Began.Add(time.Duration(second) * time.Second))
 					now := 0
 					for _, id := range ids {
-						if p.position(id) < reached {
+						if p.Position(id) < reached {
 							now++
 						}
 					}
@@ -48,10 +49,10 @@ func TestPlanIsEven(t *testing.T) {
 func TestPlanOfFew(t *testing.T) {
 	for _, n := range []int{0, 1, 2, 3} {
 		ids := []uint64{7, 8, 1000}[:n]
-		p := &drainSchedule{began: time.Now(), pace: time.Second, quantiles: thin(ids, maxQuantiles)}
+		p := &reactor.DrainSchedule{Began: time.Now(), Pace: time.Second, Quantiles: reactor.Thin(ids, reactor.MaxQuantiles)}
 		before := uint64(0)
-		for at := time.Duration(0); at < p.pace; at += 10 * time.Millisecond {
-			if reached := p.progress(p.began.Add(at)); reached < before {
+		for at := time.Duration(0); at < p.Pace; at += 10 * time.Millisecond {
+			if reached := p.Progress(p.Began.Add(at)); reached < before {
 				t.Fatalf("of %d: %d after %d", n, reached, before)
 			} else {
 				before = reached
@@ -60,7 +61,7 @@ func TestPlanOfFew(t *testing.T) {
 		if before > 1000 {
 			t.Errorf("of %d: all have gone before the end", n)
 		}
-		if p.progress(p.ends()) != ^uint64(0) {
+		if p.Progress(p.Ends()) != ^uint64(0) {
 			t.Errorf("of %d: not everybody goes", n)
 		}
 	}
@@ -75,14 +76,14 @@ func TestPlanOfFew(t *testing.T) {
 // A client reads the hint of every reason that has one, and no other.
 func TestRetryOf(t *testing.T) {
 	for reason, want := range map[string]string{
-		withRetry("bye", 3200*time.Millisecond): "3200",
-		"bye; retry=5":                          "5",
-		"bye; retry=":                           "",
-		"bye; retry=soon":                       "",
-		"bye; retry=5\ndata: forged":            "",
-		"bye":                                   "",
+		reactor.WithRetry("bye", 3200*time.Millisecond): "3200",
+		"bye; retry=5":               "5",
+		"bye; retry=":                "",
+		"bye; retry=soon":            "",
+		"bye; retry=5\ndata: forged": "",
+		"bye":                        "",
 	} {
-		if got := retryOf(reason); got != want {
+		if got := reactor.RetryOf(reason); got != want {
 			t.Errorf("%q asks for %q, want %q", reason, got, want)
 		}
 	}

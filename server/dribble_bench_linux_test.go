@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"carillon/internal/testenv"
+	"carillon/server/internal/reactor"
 
 	"golang.org/x/sys/unix"
 )
@@ -98,7 +99,7 @@ func startDribblers(b *testing.B, s *Server, n, rate int) (end func()) {
 // them and they are begun anew.
 // The clients have a processor to themselves: see BenchmarkEchoBesideBroadcast.
 func BenchmarkEchoBesideDribblers(b *testing.B) {
-	checkOwner = false
+	reactor.CheckOwner = false
 	processors := runtime.NumCPU()
 	if processors < 2 {
 		b.Skip("needs two processors")

@@ -119,7 +119,7 @@ func TestPanicErrorUnwraps(t *testing.T) {
 	if err := conn.SetHandler(&Handler{Message: func(*Conn, Opcode, []byte) { empty[0]++ }, Error: func(_ *Conn, err error) { heard <- err }}); err != nil {
 		t.Fatal(err)
 	}
-	conn.sh.postDo(conn, 0, func() { conn.callMessage(Text, nil) })
+	conn.shard().PostDo(conn.core(), 0, func() { conn.callMessage(Text, nil) })
 	var of runtime.Error
 	if err := <-heard; !errors.As(err, &of) {
 		t.Errorf("Error got %v, want a runtime error inside", err)

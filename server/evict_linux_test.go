@@ -1,6 +1,7 @@
 package server
 
 import (
+	"carillon/server/internal/reactor"
 	"context"
 	"fmt"
 	"io"
@@ -47,7 +48,7 @@ func TestSilentConnectionsMakeRoom(t *testing.T) {
 				return c
 			})()
 			if row.from(0) != row.from(1) {
-				time.Sleep(evictGrace + s.engine.settings().tick)
+				time.Sleep(reactor.EvictGrace + s.engine.Settings().Tick)
 			}
 			for i := range newcomers {
 				c := dial(t, s, "/echo")
@@ -125,7 +126,7 @@ func TestBusyConnectionsMakeNoRoom(t *testing.T) {
 		return c
 	})()
 	eventually(t, "all pages are asked for", func() bool { return s.Stats().PlainHTTP == 20 })
-	time.Sleep(evictGrace + s.engine.settings().tick)
+	time.Sleep(reactor.EvictGrace + s.engine.Settings().Tick)
 	c := dialRaw(t, s)
 	c.write([]byte(upgradeHead("/echo")))
 	wantFull(t, c)
@@ -150,7 +151,7 @@ func TestLingeringConnectionsMakeRoom(t *testing.T) {
 		}
 		return c
 	})()
-	time.Sleep(evictGrace + s.engine.settings().tick)
+	time.Sleep(reactor.EvictGrace + s.engine.Settings().Tick)
 	for i := range most / 4 {
 		dial(t, s, "/echo").echoes(words(i))
 	}
@@ -171,7 +172,7 @@ func TestIdlePagesMakeRoom(t *testing.T) {
 		all = append(all, c)
 		return c
 	})()
-	time.Sleep(evictGrace)
+	time.Sleep(reactor.EvictGrace)
 	for i := range most / 4 {
 		dial(t, s, "/echo").echoes(words(i))
 	}
@@ -206,17 +207,17 @@ func TestTooManyIdlePages(t *testing.T) {
 
 // A sample has each member at most once.
 func TestSampleOfAGroup(t *testing.T) {
-	for _, n := range []int{0, 1, 2, evictSamples - 1, evictSamples, evictSamples + 1, 1000} {
-		g := &table{audience: audience{members: make([]member, n)}}
+	for _, n := range []int{0, 1, 2, reactor.EvictSamples - 1, reactor.EvictSamples, reactor.EvictSamples + 1, 1000} {
+		g := &reactor.Table{Audience: reactor.Audience{Members: make([]reactor.Member, n)}}
 		for range 50 {
 			seen := map[int]bool{}
-			for _, i := range g.sample() {
+			for _, i := range g.Sample() {
 				if i < 0 || i >= n || seen[i] {
 					t.Fatalf("of %d: %d is none, or is there twice", n, i)
 				}
 				seen[i] = true
 			}
-			if len(seen) != min(n, evictSamples) {
+			if len(seen) != min(n, reactor.EvictSamples) {
 				t.Fatalf("of %d: %d", n, len(seen))
 			}
 		}

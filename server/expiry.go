@@ -8,18 +8,19 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/auth"
+	"carillon/server/internal/reactor"
 	"carillon/server/stats"
 )
 
 // closeExpired tells a client that its token, or whatever let it in, is good no more.
 const closeExpired codec.CloseCode = 4401
 
-// expired closes a connection whose identity has expired.
-func (o *loopsOwner) expired(c *Conn) {
-	if c.isOpen() {
-		c.sh.stats.Cut(stats.CutExpired)
+// Expired closes a connection whose identity has expired.
+func (o *loopsOwner) Expired(c *reactor.Conn) {
+	if c.IsOpen() {
+		c.Shard().Stats.Cut(stats.CutExpired)
 	}
-	c.startClose(closeOwn, closeExpired, "token expired")
+	c.StartClose(reactor.CloseOwn, closeExpired, "token expired")
 }
 
 // A client renews its token over the socket, so that its subscriptions go on.
@@ -45,10 +46,10 @@ func (c *Conn) doRefresh(id json.RawMessage, token string) (what string, value a
 	if !a.ChecksTokens() || w == nil {
 		return "", nil, errRenewal
 	}
-	if w.refreshed != 0 && !timedOut(c.sh.clock, w.refreshed, refreshPause) {
+	if w.refreshed != 0 && !reactor.TimedOut(c.shard().Clock, w.refreshed, refreshPause) {
 		return "", nil, errTooOften
 	}
-	w.refreshed = c.sh.clock
+	w.refreshed = c.shard().Clock
 	if takes := a.VerifyCost(token); takes > 0 {
 		c.verifyElsewhere(a, id, token, takes)
 		return "", nil, nil
@@ -69,14 +70,14 @@ func (c *Conn) verifyElsewhere(a *auth.Authenticator, id json.RawMessage, token 
 		}
 		c.answerWith(id, "refreshed", value, err, c.sendReply)
 	}
-	c.offload(&c.sh.engine.tokenChecks, takes, len(token), func() func() {
-		if c.state.Load() != stateOpen {
-			return doNothing
+	c.core().Offload(&c.shard().Engine.TokenChecks, takes, len(token), func() func() {
+		if c.core().State().Load() != reactor.StateOpen {
+			return reactor.DoNothing
 		}
 		renewed, err := a.Verify(token)
 		return func() { answer(renewed, err) }
 	}, func() {
-		answer(auth.Identity{}, fmt.Errorf("%w: too many tokens wait", c.sh.refuse()))
+		answer(auth.Identity{}, fmt.Errorf("%w: too many tokens wait", c.shard().Refuse()))
 	})
 }
 
@@ -87,15 +88,15 @@ func (c *Conn) renew(renewed auth.Identity) (any, error) {
 	if renewed.Subject != w.subject {
 		return nil, fmt.Errorf("%w: its subject differs", errRenewal)
 	}
-	for i := range c.ext.subs {
+	for i := range c.core().Extension().Subs {
 		// What the client has and the new token does not allow would have to end without a word. The old
 		// token goes on instead, as long as it is good.
-		if s := &c.ext.subs[i]; s.asked && !auth.Allows(renewed.Subscribe, nameOf(s)) {
+		if s := &c.core().Extension().Subs[i]; s.Asked && !auth.Allows(renewed.Subscribe, nameOf(s)) {
 			return nil, fmt.Errorf("%w: %s", errHasMore, nameOf(s))
 		}
 	}
 	w.inForce = renewed
 	expires := auth.ExpiryMillis(&renewed)
-	c.sh.deadlines.set(c, expires)
+	c.shard().Deadlines.Set(c.core(), expires)
 	return refreshedReply{Expires: expires}, nil
 }

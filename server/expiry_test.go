@@ -2,6 +2,7 @@ package server
 
 import (
 	"bufio"
+	"carillon/server/internal/reactor"
 	"fmt"
 	"io"
 	"maps"
@@ -206,8 +207,8 @@ func TestDeadlinesInAnyOrder(t *testing.T) {
 		t.Errorf("%d expired, want %d", n, len(short))
 	}
 	done := make(chan int)
-	sh := s.engine.allShards()[0]
-	sh.post(command{kind: commandDo, conn: &Conn{sh: sh}, do: func() { done <- sh.deadlines.heap.Len() }})
+	sh := s.engine.AllShards()[0]
+	sh.Post(reactor.Command{Kind: reactor.CommandDo, Conn: reactor.Assemble(reactor.Parts{Shard: sh}), Do: func() { done <- sh.Deadlines.Heap.Len() }})
 	if n := <-done; n != 0 {
 		t.Errorf("%d deadlines are left", n)
 	}

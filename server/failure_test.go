@@ -148,7 +148,7 @@ func TestSendToKilled(t *testing.T) {
 func awaitReset(t *testing.T, c *Conn) {
 	t.Helper()
 	eventually(t, "the reset has arrived", func() bool {
-		fds := []unix.PollFd{{Fd: c.fd, Events: unix.POLLIN}}
+		fds := []unix.PollFd{{Fd: c.core().FD(), Events: unix.POLLIN}}
 		n, err := unix.Poll(fds, 0)
 		return err == nil && n == 1 && fds[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
 	})
@@ -265,8 +265,8 @@ func TestUseAfterClose(t *testing.T) {
 	gone.kill()
 	eventually(t, "it is gone", func() bool { return s.Stats().Sockets == 0 })
 	alice := dial(t, s, "/echo")
-	if heir := onlyConn(t, s, "/echo"); heir.fd != conn.fd {
-		t.Logf("descriptor %d went to nobody", conn.fd)
+	if heir := onlyConn(t, s, "/echo"); heir.core().FD() != conn.core().FD() {
+		t.Logf("descriptor %d went to nobody", conn.core().FD())
 	}
 	for range 10 {
 		if err := conn.Send(Text, []byte("stray")); err != ErrClosed {
@@ -397,7 +397,7 @@ func TestEngineDeath(t *testing.T) {
 	eventually(t, "all are open", func() bool { return s.Count() == 10 })
 	conn := onlyConn(t, s, "/")
 	for fd := range 1024 { // an accept on a socket that is shut down fails
-		if listen.ListensOn(fd, s.engine.listeners[0].tcpAddr()) {
+		if listen.ListensOn(fd, s.engine.Listeners[0].TCPAddr()) {
 			if err := unix.Shutdown(fd, unix.SHUT_RDWR); err != nil {
 				t.Fatal(err)
 			}

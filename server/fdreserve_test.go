@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"carillon/internal/testenv"
+	"carillon/server/internal/reactor"
 
 	"golang.org/x/sys/unix"
 )
@@ -60,11 +61,11 @@ func serveBesideFiles() {
 			case "drop":
 				drop()
 			case "lose": // the descriptor in hand, as if a connection had come in while it was given up
-				s.engine.fdReserve.mu.Lock()
-				s.engine.fdReserve.away.Store(true)
-				_ = unix.Close(s.engine.fdReserve.fd)
-				s.engine.fdReserve.fd = -1
-				s.engine.fdReserve.mu.Unlock()
+				s.engine.FDReserve.Mu.Lock()
+				s.engine.FDReserve.Away.Store(true)
+				_ = unix.Close(s.engine.FDReserve.FD)
+				s.engine.FDReserve.FD = -1
+				s.engine.FDReserve.Mu.Unlock()
 			case "both": // all there are, and none, hundreds of times
 				for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
 					take()
@@ -132,10 +133,10 @@ func TestDescriptorExhaustion(t *testing.T) {
 	if _, err := fmt.Fscan(out, &address); err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{engine: engine{started: make(chan struct{})}} // only its address is of interest
+	s := &Server{engine: reactor.Engine{Started: make(chan struct{})}} // only its address is of interest
 	at, _ := net.ResolveTCPAddr("tcp", address)
-	s.engine.listeners = []*listener{{addr: at}}
-	close(s.engine.started)
+	s.engine.Listeners = []*reactor.Listener{{Addr: at}}
+	close(s.engine.Started)
 	var heap, goroutines int
 	do := func(what string) (refused, unready int) {
 		t.Helper()

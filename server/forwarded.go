@@ -6,14 +6,15 @@ import (
 	"net/netip"
 
 	"carillon/codec"
+	"carillon/server/internal/reactor"
 )
 
 // locate finds out who has sent a request for an endpoint, when it came through a proxy, and whether
 // this client may make one more handshake.
 func (c *Conn) locate(r *Request) (RefuseReason, error) {
-	e := c.sh.engine
-	if proxies := &e.settings().trusted; proxies.Contains(addrOf(c.remote)) {
-		e.release(c.remote, c.is(markCounted)) // it was no proxy's when it was accepted
+	e := c.shard().Engine
+	if proxies := &e.Settings().Trusted; proxies.Contains(reactor.AddrOf(c.core().Remote())) {
+		e.Release(c.core().Remote(), c.core().Is(reactor.MarkCounted)) // it was no proxy's when it was accepted
 		r.proxied = true
 		via := &c.loopState().via
 		via.Reset()
@@ -23,21 +24,22 @@ func (c *Conn) locate(r *Request) (RefuseReason, error) {
 			r.scheme, r.Secure = scheme, scheme == "https"
 		}
 		if client != r.RemoteAddr {
-			r.RemoteAddr, c.remote = client, net.TCPAddrFromAddrPort(client)
+			r.RemoteAddr = client
+			c.core().SetRemote(net.TCPAddrFromAddrPort(client))
 		}
-		isCounted, excess := e.claim(c.remote)
-		c.mark(markCounted, isCounted)
+		isCounted, excess := e.Claim(c.core().Remote())
+		c.core().Mark(reactor.MarkCounted, isCounted)
 		if excess > 0 {
-			return RefuseAddressFull, rejectCrowded
+			return RefuseAddressFull, reactor.RejectCrowded
 		}
 	}
-	return c.mayShake()
+	return c.core().MayShake()
 }
 
 // clientOf is the address of the client that has sent a request for Options.HTTP, when it came through a
 // proxy. One connection of a proxy carries the requests of many clients.
 func (s *Server) clientOf(r *http.Request) (client string, ok bool) {
-	proxies := &s.settings().loops.trusted
+	proxies := &s.settings().loops.Trusted
 	peer, ok := peerAddr(r.RemoteAddr)
 	if !ok || !proxies.Contains(peer.Addr()) {
 		return "", false
@@ -59,12 +61,12 @@ func (s *Server) originOf(r *http.Request) (scheme, host string) {
 		return "", ""
 	}
 	via := viaOf(r)
-	return via.Origin(peer, s.settings().loops.trusted.Contains)
+	return via.Origin(peer, s.settings().loops.Trusted.Contains)
 }
 
 // peerAddr reads an address as net/http has it: the zero one is a client of a unix socket.
 func peerAddr(text string) (peer netip.AddrPort, ok bool) {
-	if text == nobody.Name {
+	if text == reactor.Nobody.Name {
 		return peer, true
 	}
 	peer, err := netip.ParseAddrPort(text)

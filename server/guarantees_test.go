@@ -17,7 +17,7 @@ func fallBehind(t *testing.T, s *Server, topic string, enough func() bool) {
 			t.Fatal("it is never enough")
 		}
 		mustPublish(t, s, topic, strings.Repeat("x", 10<<10))
-		eventually(t, "it was handed out", func() bool { return s.engine.backlogBytes() == 0 })
+		eventually(t, "it was handed out", func() bool { return s.engine.BacklogBytes() == 0 })
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/auth"
+	"carillon/server/internal/reactor"
 )
 
 // Handler is what an application does with the connections of an endpoint. Any function may be nil.
@@ -142,7 +143,7 @@ func echo(c *Conn, op codec.Opcode, payload []byte) {
 }
 
 func (s *Server) relay(c *Conn, op codec.Opcode, payload []byte) {
-	if !c.paysPublish() {
+	if !c.core().PaysPublish() {
 		return
 	}
 	if s.opts().Broker == nil {
@@ -150,9 +151,9 @@ func (s *Server) relay(c *Conn, op codec.Opcode, payload []byte) {
 		c.refused(err)
 		return
 	}
-	m := flight{bytes: flightCost + len(payload), transient: true}
-	c.beginPublishing(m)
-	sent := func(error) { c.sh.postDo(c, 0, func() { c.endPublishing(m) }) }
+	m := reactor.Flight{Bytes: reactor.FlightCost + len(payload), Transient: true}
+	c.core().BeginPublishing(m)
+	sent := func(error) { c.shard().PostDo(c.core(), 0, func() { c.core().EndPublishing(m) }) }
 	_, err := s.broadcast(codec.NewFrame(op, payload), sent, c.endpoint())
 	if err != nil { // it is not called
 		sent(err)
@@ -180,8 +181,8 @@ func (c *Conn) refused(err error) {
 // handler returns the one whose functions are called for the connection now.
 func (c *Conn) handler() *Handler {
 	var attached any
-	if o := c.attachment.Load(); o != nil {
-		attached = o.handler
+	if o := c.core().Attached(); o != nil {
+		attached = o.Handler
 	}
 	return c.handlerOr(attached)
 }
@@ -210,16 +211,16 @@ var noHandler Handler
 // [ErrClosed] when the Close of the handler before was called or is about to be; then nothing of h ever
 // is. So exactly one Close is called for each connection, that of its last handler.
 func (c *Conn) SetHandler(h *Handler) error {
-	before, _ := c.attach(func(o *attachment) {
+	before, _ := c.core().Attach(func(o *reactor.Attachment) {
 		switch {
-		case o.isDetached():
+		case o.IsDetached():
 		case h == nil:
-			o.handler = nil
+			o.Handler = nil
 		default:
-			o.handler = h
+			o.Handler = h
 		}
 	})
-	if before.isDetached() {
+	if before.IsDetached() {
 		return ErrClosed
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"carillon/server/internal/auth"
 	"carillon/server/internal/certs"
 	"carillon/server/internal/logs"
+	"carillon/server/internal/reactor"
 )
 
 var rejectOrigin = &codec.Rejection{Status: 403, Reason: "origin not allowed"}
@@ -23,25 +24,25 @@ func (c *Conn) shake(b []byte) {
 	}
 	limit := int(c.Server().opts().Limits.MaxHead)
 	scanned := 0
-	if c.in != nil {
-		scanned = len(c.in.rest)
-		c.in.rest = append(c.in.rest, b...)
-		b = c.in.rest
+	if c.core().Inbound() != nil {
+		scanned = len(c.core().Inbound().Rest)
+		c.core().Inbound().Rest = append(c.core().Inbound().Rest, b...)
+		b = c.core().Inbound().Rest
 	}
-	if c.is(markPreface) {
+	if c.core().Is(reactor.MarkPreface) {
 		size, ok := c.readProxy(b)
 		if !ok {
-			c.keepHead(b)
+			c.core().KeepHead(b)
 			return
 		}
 		b, scanned = b[size:], 0
-		if c.is(markTLS) {
-			c.hello(b)
+		if c.core().Is(reactor.MarkTLS) {
+			c.core().Hello(b)
 			return
 		}
 	}
-	if certs.IsTLS(b) && !c.is(markTLS) {
-		c.refuse(RefuseTLS, rejectTLS)
+	if certs.IsTLS(b) && !c.core().Is(reactor.MarkTLS) {
+		c.refuse(RefuseTLS, reactor.RejectTLS)
 		return
 	}
 	empty := codec.EmptyLines(b)
@@ -49,11 +50,11 @@ func (c *Conn) shake(b []byte) {
 	switch {
 	case n > 0:
 		c.answer(b[empty:empty+n], b[empty+n:])
-		spoil(b[empty : empty+n])
+		reactor.Spoil(b[empty : empty+n])
 	case len(b) >= limit:
 		c.refuse(RefuseHeadTooLong, &codec.Rejection{Status: 431, Reason: fmt.Sprintf("the request head is larger than %v", c.Server().opts().Limits.MaxHead)})
 	default:
-		c.keepHead(b)
+		c.core().KeepHead(b)
 	}
 }
 
@@ -61,8 +62,8 @@ func (c *Conn) shake(b []byte) {
 func (c *Conn) answer(head, rest []byte) {
 	r := &c.loopState().request
 	*r = Request{RemoteAddr: c.RemoteAddr(), Request: r.Request}
-	if s := c.session(); s != nil {
-		r.tls, r.scheme, r.Secure = s.tls, "https", true
+	if s := c.core().Session(); s != nil {
+		r.tls, r.scheme, r.Secure = s.TLS, "https", true
 	}
 	why, err := c.decide(r, head)
 	if err == errHealth {
@@ -82,7 +83,7 @@ func (c *Conn) answer(head, rest []byte) {
 
 // finish opens or refuses a connection after all who had to be asked, or waits for one of them.
 func (c *Conn) finish(r *Request, head, rest []byte, why RefuseReason, err error) {
-	sh := c.sh
+	sh := c.shard()
 	if err == nil && r.deferred != nil {
 		if limit := c.Server().opts().Limits.MaxHead; len(rest) > int(limit) {
 			why, err = RefuseEarly, rejectEarly(limit)
@@ -100,7 +101,7 @@ func (c *Conn) finish(r *Request, head, rest []byte, why RefuseReason, err error
 	}
 	if err == nil {
 		var hs codec.Handshake
-		sh.control, hs, err = c.endpoint().upgrader.Upgrade(sh.control[:0], &r.Request, r.ResponseHeader)
+		sh.Control, hs, err = c.endpoint().upgrader.Upgrade(sh.Control[:0], &r.Request, r.ResponseHeader)
 		if err == nil {
 			c.open(hs, r, rest)
 			return
@@ -111,28 +112,28 @@ func (c *Conn) finish(r *Request, head, rest []byte, why RefuseReason, err error
 	var named *auth.Refusal
 	if errors.As(err, &named) {
 		why = named.Why
-		sh.engine.log.Debug("handshake refused", "remote", shownAddr(r.RemoteAddr), "path", c.ep.Path, "reason", why.String(), "status", named.Status)
+		sh.Engine.Log.Debug("handshake refused", "remote", reactor.ShownAddr(r.RemoteAddr), "path", c.core().Endpoint().Path, "reason", why.String(), "status", named.Status)
 	}
 	if !errors.As(err, &rejection) {
 		rejection = &codec.Rejection{Status: 403, Reason: "forbidden"}
-		if sh.engine.logsEvents() {
-			sh.engine.logEvent("handshake refused", "id", c.id, "remote", shownAddr(r.RemoteAddr), "path", c.ep.Path, "error", logs.Shorten(err.Error()))
+		if sh.Engine.LogsEvents() {
+			sh.Engine.LogEvent("handshake refused", "id", c.core().ID(), "remote", reactor.ShownAddr(r.RemoteAddr), "path", c.core().Endpoint().Path, "error", logs.Shorten(err.Error()))
 		}
 	}
-	sh.control = c.withCORS(&r.Request, c.callRefused(r, why, err, rejection)).AppendResponse(sh.control[:0])
+	sh.Control = c.withCORS(&r.Request, c.callRefused(r, why, err, rejection)).AppendResponse(sh.Control[:0])
 	if bytes.HasPrefix(head, []byte("HEAD ")) { // an answer without its body (RFC 9110, section 9.3.2)
-		sh.control = sh.control[:bytes.Index(sh.control, []byte("\r\n\r\n"))+4]
+		sh.Control = sh.Control[:bytes.Index(sh.Control, []byte("\r\n\r\n"))+4]
 	}
-	c.refuseWith(why, sh.control)
+	c.core().RefuseWith(why, sh.Control)
 }
 
 // decide decides about a request, in the order in which the answers are useful to the client.
 func (c *Conn) decide(r *Request, head []byte) (RefuseReason, error) {
-	s, e := c.Server(), c.sh.engine
+	s, e := c.Server(), c.shard().Engine
 	malformed := r.Parse(head)
 	ep := s.byPath[string(r.Path)]
 	if ep != nil {
-		c.ep = &ep.loopEndpoint
+		c.core().SetEndpoint(&ep.LoopEndpoint)
 	}
 	if malformed != nil && !r.HTTP10 {
 		return reasonOf(malformed), malformed
@@ -140,17 +141,17 @@ func (c *Conn) decide(r *Request, head []byte) (RefuseReason, error) {
 	if s.isHealthPath(string(r.Path)) {
 		return decideHealth(r)
 	}
-	if c.is(markFull) {
-		return RefuseFull, rejectFull
+	if c.core().Is(reactor.MarkFull) {
+		return RefuseFull, reactor.RejectFull
 	}
 	if s.memory.refuses() {
 		return RefuseMemory, rejectMemory
 	}
-	if c.is(markCrowd) {
-		return RefuseAddressFull, rejectCrowded
+	if c.core().Is(reactor.MarkCrowd) {
+		return RefuseAddressFull, reactor.RejectCrowded
 	}
-	if e.draining.Load() {
-		return RefuseDraining, rejectDraining
+	if e.Draining.Load() {
+		return RefuseDraining, reactor.RejectDraining
 	}
 	switch {
 	case ep == nil && s.plain != nil:
@@ -168,7 +169,7 @@ func (c *Conn) decide(r *Request, head []byte) (RefuseReason, error) {
 	}
 	now := ep.now()
 	if !now.origins.Allow(&r.Request, auth.Transport{Scheme: r.scheme, TLS: r.tls, Proxied: r.proxied}) {
-		s.logOrigin(c.ep.Path, r)
+		s.logOrigin(c.core().Endpoint().Path, r)
 		return RefuseOrigin, rejectOrigin
 	}
 	if preflight {
@@ -229,7 +230,7 @@ func (c *Conn) decideFurther(r *Request) (RefuseReason, error) {
 // askHook defers the decision until the connect hook has answered. Then it is the application's turn.
 func (r *Request) askHook(a *auth.Authenticator) {
 	r.Defer(func(ctx context.Context, r *Request) error {
-		id, err := a.AskHook(ctx, &r.Request, addressText(r.RemoteAddr), r.token.Subject)
+		id, err := a.AskHook(ctx, &r.Request, reactor.AddressText(r.RemoteAddr), r.token.Subject)
 		if err != nil {
 			return err
 		}
@@ -264,54 +265,53 @@ func reasonOf(err error) RefuseReason {
 
 // open makes a WebSocket of the connection.
 func (c *Conn) open(hs codec.Handshake, r *Request, rest []byte) {
-	c.window = hs.Window
-	c.subprotocol = noSubprotocol
+	framing, subprotocol := reactor.FramingRaw, uint8(reactor.NoSubprotocol)
 	if hs.Subprotocol >= 0 {
-		c.subprotocol = uint8(hs.Subprotocol)
+		subprotocol = uint8(hs.Subprotocol)
+		if r.topicQuery != nil && c.core().Endpoint().Subprotocols[subprotocol] == subprotocolJSON {
+			framing = reactor.FramingEnvelope
+			r.topicQuery.framing = framing
+		}
 	}
-	if r.topicQuery != nil && c.Subprotocol() == subprotocolJSON {
-		r.topicQuery.framing = framingEnvelope
-		c.framing = framingEnvelope
-	}
-	in := c.in // rest may lie in it
-	c.in = nil
+	c.core().Negotiated(framing, hs.Window, subprotocol)
+	in := c.core().TakeInbound() // rest may lie in it
 	c.enter(r)
-	if len(rest) > 0 && c.state.Load() == stateOpen {
-		c.decode(rest, c.sh.turnEnd())
+	if len(rest) > 0 && c.core().State().Load() == reactor.StateOpen {
+		c.core().Decode(rest, c.shard().TurnEnd())
 	}
 	if in != nil {
-		c.sh.freeInboundOf(in)
+		c.shard().FreeInboundOf(in)
 	}
 }
 
 // openEvents makes a stream of server-sent events of the connection.
 func (c *Conn) openEvents(r *Request) {
-	c.framing, c.subprotocol = r.topicQuery.framing, noSubprotocol
-	c.sh.control = appendEventsHead(c.sh.control[:0], corsFields(&c.endpoint().now().origins, &r.Request), r.ResponseHeader)
-	c.dropInbound()
+	c.core().Negotiated(r.topicQuery.framing, 0, reactor.NoSubprotocol)
+	c.shard().Control = appendEventsHead(c.shard().Control[:0], corsFields(&c.endpoint().now().origins, &r.Request), r.ResponseHeader)
+	c.core().DropInbound()
 	c.enter(r)
 }
 
 // enter opens the connection in its table, with the answer that lies in sh.control.
 func (c *Conn) enter(r *Request) {
-	sh, wish := c.sh, r.topicQuery
+	sh, wish := c.shard(), r.topicQuery
 	if r.Value != nil {
 		c.SetValue(r.Value)
 	}
 	c.identify(r)
-	accepted := stamp(sh.handshaking.times[c.slot].ping)
-	sh.handshaking.remove(c)
-	now := sh.clock
-	sh.tablesOf(c.ep)[c.framing].add(c, times{read: now, message: now})
-	c.state.Store(stateOpen)
-	sh.stats.Open.Add(1)
-	sh.stats.Opened.Add(1)
-	c.sendControl(sh.control)
-	if sh.engine.logsEvents() {
-		sh.engine.logEvent("connection opened", "id", c.id, "remote", shownAddr(c.RemoteAddr()), "path", c.ep.Path, "subprotocol", c.Subprotocol())
+	accepted := reactor.Stamp(sh.Handshaking.Times[c.core().Slot()].Ping)
+	sh.Handshaking.Remove(c.core())
+	now := sh.Clock
+	sh.TablesOf(c.core().Endpoint())[c.core().Framing()].Add(c.core(), reactor.Times{Read: now, Message: now})
+	c.core().State().Store(reactor.StateOpen)
+	sh.Stats.Open.Add(1)
+	sh.Stats.Opened.Add(1)
+	c.core().SendControl(sh.Control)
+	if sh.Engine.LogsEvents() {
+		sh.Engine.LogEvent("connection opened", "id", c.core().ID(), "remote", reactor.ShownAddr(c.RemoteAddr()), "path", c.core().Endpoint().Path, "subprotocol", c.Subprotocol())
 	}
-	sh.histograms.Handshake.Observe(uint32(sh.engine.stamp() - accepted))
-	if c.state.Load() == stateOpen {
+	sh.Histograms.Handshake.Observe(uint32(sh.Engine.Stamp() - accepted))
+	if c.core().State().Load() == reactor.StateOpen {
 		c.callOpen()
 		if wish != nil {
 			c.subscribeInitial(wish)
@@ -322,14 +322,14 @@ func (c *Conn) enter(r *Request) {
 // handshakeDue ends a handshake whose time is up, or that the server has no time for any more, and reports whether it
 // does.
 func (c *Conn) handshakeDue(since uint32) bool {
-	sh := c.sh
+	sh := c.shard()
 	limit := c.Server().opts().Limits.HandshakeTimeout
 	switch {
-	case c.is(markPreface) && timedOut(sh.clock, since, c.entered().now().prefaceTimeout):
+	case c.core().Is(reactor.MarkPreface) && reactor.TimedOut(sh.Clock, since, c.core().Entered().Now().PrefaceTimeout):
 		c.prefaceDue()
-	case sh.goingAway || sh.engine.draining.Load():
-		c.refuse(RefuseDraining, rejectDraining)
-	case timedOut(sh.clock, since, limit):
+	case sh.GoingAway || sh.Engine.Draining.Load():
+		c.refuse(RefuseDraining, reactor.RejectDraining)
+	case reactor.TimedOut(sh.Clock, since, limit):
 		c.refuse(c.lateHandshake(limit))
 	default:
 		return false
@@ -342,5 +342,5 @@ func (c *Conn) refuse(why RefuseReason, r *codec.Rejection) {
 	if u := c.waitsFor(); u != nil {
 		r = c.callRefused(&u.asked, why, r, r)
 	}
-	c.refuseAs(why, r)
+	c.core().RefuseAs(why, r)
 }

@@ -75,7 +75,7 @@ func (s *Server) listenAgent() (*agent, error) {
 // the port is off.
 func (s *Server) AgentAddr() net.Addr {
 	select {
-	case <-s.engine.started:
+	case <-s.engine.Started:
 		if s.agent != nil {
 			return s.agent.listener.Addr()
 		}
@@ -146,11 +146,11 @@ func (s *Server) agentLine() string {
 		}
 	}
 	if weight > 0 {
-		most := int64(s.settings().loops.maxSockets)
-		weight = int(max((most-s.engine.sockets.Load())*100/most, 1))
+		most := int64(s.settings().loops.MaxSockets)
+		weight = int(max((most-s.engine.Sockets.Load())*100/most, 1))
 	}
 	line := "up "
-	if s.engine.uptime()-time.Duration(s.ops.settled.Load()) < readyAfter {
+	if s.engine.Uptime()-time.Duration(s.ops.settled.Load()) < readyAfter {
 		line = "ready up "
 	}
 	return line + strconv.Itoa(weight) + "%\n"

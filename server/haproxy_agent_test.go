@@ -57,7 +57,7 @@ func wantAgent(t *testing.T, s *Server, want string) {
 }
 
 // minutesLater makes the server as old as one that "ready" has been said of for long enough.
-func (s *Server) minutesLater() { s.ops.settled.Store(int64(s.engine.uptime() - 2*readyAfter)) }
+func (s *Server) minutesLater() { s.ops.settled.Store(int64(s.engine.Uptime() - 2*readyAfter)) }
 
 // A server's life, as HAProxy sees it.
 func TestAgent(t *testing.T) {
@@ -87,7 +87,7 @@ func TestAgent(t *testing.T) {
 		return agentSays(t, s, "") == "up 0%\n"
 	})
 	s.Shutdown(context.Background())
-	eventually(t, "it drains", s.engine.draining.Load)
+	eventually(t, "it drains", s.engine.Draining.Load)
 	wantAgent(t, s, "drain")
 	alice.wantClose(1001, "")
 	_ = alice.conn.Close()
@@ -109,12 +109,12 @@ func TestAgentRoundsUp(t *testing.T) {
 		sockets int64
 		want    string
 	}{{0, "up 100%"}, {1, "up 99%"}, {130, "up 87%"}, {999, "up 1%"}, {1000, "up 0%"}, {1010, "up 0%"}} {
-		s.engine.sockets.Store(row.sockets)
+		s.engine.Sockets.Store(row.sockets)
 		if got := s.agentLine(); got != row.want+"\n" {
 			t.Errorf("%d sockets: %q, want %q", row.sockets, got, row.want)
 		}
 	}
-	s.engine.sockets.Store(0)
+	s.engine.Sockets.Store(0)
 }
 
 func TestAgentBeforeTheStart(t *testing.T) {

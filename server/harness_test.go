@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/reactor"
 )
 
 // With swarmEnv set, the test program is a swarm of clients: see swarm_linux_test.go.
@@ -44,7 +45,7 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
-	checkOwner = os.Getenv("CARILLON_TEST_NO_OWNER_CHECK") == ""
+	reactor.CheckOwner = os.Getenv("CARILLON_TEST_NO_OWNER_CHECK") == ""
 	flag.Parse()
 	if n := flag.Lookup("test.parallel"); n.Value.String() == n.DefValue {
 		_ = n.Value.Set("8") // those that call t.Parallel wait most of the time

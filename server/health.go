@@ -40,7 +40,7 @@ func (s *Server) unready() (list []admin.Condition) {
 		list = append(list, admin.Condition{Reason: reason, Detail: fmt.Sprintf(format, args...)})
 	}
 	select {
-	case <-s.engine.started:
+	case <-s.engine.Started:
 	default:
 		add("starting", "the server is not listening yet")
 		return list
@@ -56,10 +56,10 @@ func (s *Server) unready() (list []admin.Condition) {
 			add("cluster", "%v", err)
 		}
 	}
-	if n, most := s.engine.sockets.Load(), s.settings().loops.maxSockets; n >= int64(most) {
+	if n, most := s.engine.Sockets.Load(), s.settings().loops.MaxSockets; n >= int64(most) {
 		add("full", "%d sockets are open: limits.max_connections is %d", n, most)
 	}
-	if s.engine.fdReserve.isShort() {
+	if s.engine.FDReserve.IsShort() {
 		add("descriptors", "no file descriptors left: something in this process opened too many")
 	}
 	if s.memory.refuses() {
@@ -71,9 +71,9 @@ func (s *Server) unready() (list []admin.Condition) {
 
 // stuck names the loops that have been silent for too long.
 func (s *Server) stuck() (list []admin.Condition) {
-	now := s.engine.uptime()
-	for i, sh := range s.engine.allShards() {
-		if d := sh.mail.waits(now); d > s.ops.stuckAfter {
+	now := s.engine.Uptime()
+	for i, sh := range s.engine.AllShards() {
+		if d := sh.Mail.Waits(now); d > s.ops.stuckAfter {
 			list = append(list, admin.Condition{Reason: "loop_stuck", Detail: fmt.Sprintf("loop %d has not responded for %v", i, d.Round(time.Millisecond))})
 		}
 	}
@@ -86,7 +86,7 @@ func (s *Server) SetMaintenance(on bool) {
 	if s.ops.maintenance.Swap(on) == on {
 		return
 	}
-	s.ops.settled.Store(int64(s.engine.uptime()))
+	s.ops.settled.Store(int64(s.engine.Uptime()))
 	s.log.Info("maintenance", "on", on)
 }
 
@@ -131,7 +131,7 @@ func (s *Server) publicHealth() (status int, word string) {
 		return http.StatusServiceUnavailable, "draining\n"
 	}
 	// The check's own connection is one of the sockets.
-	if s.engine.sockets.Load() > int64(s.settings().loops.maxSockets) {
+	if s.engine.Sockets.Load() > int64(s.settings().loops.MaxSockets) {
 		return http.StatusServiceUnavailable, "full\n"
 	}
 	for _, c := range s.unready() {
@@ -144,10 +144,10 @@ func (s *Server) publicHealth() (status int, word string) {
 
 // tellHealth answers a health check and ends its connection.
 func (c *Conn) tellHealth(method string) {
-	sh := c.sh
-	sh.stats.Checks.Add(1)
+	sh := c.shard()
+	sh.Stats.Checks.Add(1)
 	status, word := c.Server().publicHealth()
-	b := append(sh.control[:0], "HTTP/1.1 "...)
+	b := append(sh.Control[:0], "HTTP/1.1 "...)
 	b = strconv.AppendInt(b, int64(status), 10)
 	b = append(append(b, ' '), http.StatusText(status)...)
 	b = append(b, "\r\nContent-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\nConnection: close\r\nContent-Length: "...)
@@ -156,8 +156,8 @@ func (c *Conn) tellHealth(method string) {
 	if method != http.MethodHead {
 		b = append(b, word...)
 	}
-	sh.control = b
-	c.lastAnswer(b)
+	sh.Control = b
+	c.core().LastAnswer(b)
 }
 
 // serveHealth answers a health check on a connection that net/http has, because another request came

@@ -98,7 +98,7 @@ func TestReadiness(t *testing.T) {
 
 	// Alice does not answer the close frame, so that the drain lasts.
 	s.Shutdown(context.Background())
-	eventually(t, "it drains", s.engine.draining.Load)
+	eventually(t, "it drains", s.engine.Draining.Load)
 	wantReasons(t, s, "/readyz", "draining")
 	wantReasons(t, s, "/livez")
 	alice.wantClose(1001, "")

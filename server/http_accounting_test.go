@@ -41,7 +41,7 @@ func TestNothingIsLeftOfPlainConnections(t *testing.T) {
 	opts := withPages(mirror)
 	opts.Loops = 2
 	s := start(t, opts)
-	for len(s.engine.allShards()) < 2 { // so that every part of the server is there
+	for len(s.engine.AllShards()) < 2 { // so that every part of the server is there
 		dial(t, s, "/echo").wantGone(s)
 	}
 	before := openFiles(t)
@@ -263,8 +263,8 @@ func TestAVisitorWhoComesTooLate(t *testing.T) {
 	}
 	_ = file.Close()
 
-	s.engine.sockets.Add(1)
-	h := detachedConn{sh: s.engine.allShards()[0], fd: fd, remote: late.LocalAddr().(*net.TCPAddr)}
+	s.engine.Sockets.Add(1)
+	h := detachedConn{sh: s.engine.AllShards()[0], fd: fd, remote: late.LocalAddr().(*net.TCPAddr)}
 	if !l.put(h) {
 		t.Fatal("refused")
 	}

@@ -13,17 +13,18 @@ import (
 
 	"carillon/codec"
 	"carillon/internal/shrink"
+	"carillon/server/internal/reactor"
 )
 
 // detachedConn is a connection on its way from a loop to the http.Server.
 type detachedConn struct {
-	sh      *shard
-	entered *listener
-	fd      int          // a duplicate
-	remote  *net.TCPAddr // as in Conn
-	counted bool         // as in Conn
-	early   []byte       // what the loop has read, decrypted if there is a session
-	session *session     // nil without TLS
+	sh      *reactor.Shard
+	entered *reactor.Listener
+	fd      int              // a duplicate
+	remote  *net.TCPAddr     // as in Conn
+	counted bool             // as in Conn
+	early   []byte           // what the loop has read, decrypted if there is a session
+	session *reactor.Session // nil without TLS
 }
 
 // plainListener is what the http.Server accepts from: the loops put connections in, and never wait.
@@ -104,8 +105,8 @@ func (t *plainTurn) Accept() (net.Conn, error) {
 		case err == nil:
 			return c, nil
 		}
-		t.srv.engine.logLoss("request refused", h.remote.AddrPort(), err)
-		t.refuse(h, RefuseDescriptors, rejectDescriptors)
+		t.srv.engine.LogLoss("request refused", h.remote.AddrPort(), err)
+		t.refuse(h, RefuseDescriptors, reactor.RejectDescriptors)
 	}
 }
 
@@ -137,7 +138,7 @@ func (l *plainListener) open(h detachedConn) (*plainConn, error) {
 	l.mu.Lock()
 	l.conns.Set(c, struct{}{})
 	l.mu.Unlock()
-	h.sh.stats.PlainHTTP.Add(1)
+	h.sh.Stats.PlainHTTP.Add(1)
 	return c, nil
 }
 
@@ -167,15 +168,15 @@ func streamOf(fd int) (streamConn, error) {
 // refuse answers at once, as accept does when there are too many: the kernel may reset the connection
 // before the client has read the answer.
 func (l *plainListener) refuse(h detachedConn, why RefuseReason, r *codec.Rejection) {
-	h.sh.stats.Refusals[why].Add(1)
+	h.sh.Stats.Refusals[why].Add(1)
 	answer := r.AppendResponse(nil)
 	if h.session != nil {
-		answer = h.session.closeWith(answer)
+		answer = h.session.CloseWith(answer)
 	}
-	_, _ = write(int32(h.fd), answer)
+	_, _ = reactor.Write(int32(h.fd), answer)
 	_ = unix.Close(h.fd)
-	l.srv.engine.release(h.remote, h.counted)
-	l.srv.engine.socketClosed()
+	l.srv.engine.Release(h.remote, h.counted)
+	l.srv.engine.SocketClosed()
 }
 
 // Close ends Accept for good. Those who wait for it came too late.
@@ -186,13 +187,13 @@ func (l *plainListener) Close() error {
 	l.filled.Broadcast()
 	l.mu.Unlock()
 	for _, h := range late {
-		l.refuse(h, RefuseDraining, rejectDraining)
+		l.refuse(h, RefuseDraining, reactor.RejectDraining)
 	}
 	return nil
 }
 
 // Addr is the first address that the server listens on.
-func (l *plainListener) Addr() net.Addr { return l.srv.engine.listeners[0].addr }
+func (l *plainListener) Addr() net.Addr { return l.srv.engine.Listeners[0].Addr }
 
 func (l *plainListener) members() []*plainConn {
 	l.mu.Lock()
@@ -219,8 +220,8 @@ func (l *plainListener) leave(c *plainConn) bool {
 type plainConn struct {
 	streamConn
 	listener *plainListener
-	sh       *shard // where it was accepted
-	entered  *listener
+	sh       *reactor.Shard // where it was accepted
+	entered  *reactor.Listener
 	remote   *net.TCPAddr // still known when the peer is gone; as in Conn
 	counted  bool         // as in Conn
 	early    []byte       // what the loop has read; owned by whoever reads
@@ -231,7 +232,7 @@ type plainConn struct {
 // RemoteAddr is the address at the other end.
 func (c *plainConn) RemoteAddr() net.Addr {
 	if c.remote == nil {
-		return nobody
+		return reactor.Nobody
 	}
 	return c.remote
 }
@@ -274,8 +275,8 @@ func (c *plainConn) skip(n int) {
 func (c *plainConn) Close() error {
 	err := c.streamConn.Close()
 	if c.listener.leave(c) {
-		c.listener.srv.engine.release(c.remote, c.counted)
-		c.listener.srv.engine.socketClosed()
+		c.listener.srv.engine.Release(c.remote, c.counted)
+		c.listener.srv.engine.SocketClosed()
 	}
 	return err
 }

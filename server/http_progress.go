@@ -112,7 +112,7 @@ func (c *plainConn) readBody(b []byte) (int, error) {
 	}
 	if n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
 		p.body = 0 // the deadline of the socket stays: whatever reads on gets the same
-		c.sh.stats.CutHTTP(PlainCutBodyTimeout)
+		c.sh.Stats.CutHTTP(PlainCutBodyTimeout)
 		return 0, errBodyTimeout
 	}
 	p.bodyLeft = min(p.bodyLeft-time.Since(began)+time.Duration(n)*time.Second/progressRate, p.body)
@@ -130,7 +130,7 @@ func (c *plainConn) stall() error {
 	c.progress.mu.Lock()
 	defer c.progress.mu.Unlock()
 	c.progress.stalled = true
-	c.sh.stats.CutHTTP(PlainCutWriteTimeout)
+	c.sh.Stats.CutHTTP(PlainCutWriteTimeout)
 	return errWriteStalled
 }
 

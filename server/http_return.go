@@ -7,7 +7,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/panjf2000/gnet/v2"
+	"carillon/server/internal/reactor"
 )
 
 // A proxy that keeps its connections sends whatever comes next on any of them: after some pages, a
@@ -16,10 +16,10 @@ import (
 
 // reattached is a connection on its way back from the http.Server to a loop.
 type reattached struct {
-	sh      *shard
+	sh      *reactor.Shard
 	conn    *plainConn
-	bytes   []byte   // the request's head and what has been read behind it
-	session *session // nil without TLS
+	bytes   []byte           // the request's head and what has been read behind it
+	session *reactor.Session // nil without TLS
 }
 
 // reattach waits until the loop has the connection, and forgets it if the loop does not take it.
@@ -31,7 +31,7 @@ func (p *plainHTTP) reattach(w http.ResponseWriter, r *http.Request) {
 	}
 	c, session, early := lowest(conn)
 	rest, _ := buffered.Reader.Peek(buffered.Reader.Buffered())
-	shards := p.srv.engine.allShards()
+	shards := p.srv.engine.AllShards()
 	back := &reattached{
 		sh:      shards[p.turn.Add(1)%uint64(len(shards))],
 		conn:    c,
@@ -39,40 +39,28 @@ func (p *plainHTTP) reattach(w http.ResponseWriter, r *http.Request) {
 		session: session,
 	}
 	p.moving <- struct{}{}
-	err = p.srv.engine.enroll(back.sh, back, c.streamConn)
+	err = p.srv.engine.Enroll(back.sh, back, c.streamConn)
 	<-p.moving
 	if !c.listener.leave(c) {
 		return
 	}
-	p.srv.engine.logLoss("connection lost while being passed to a loop", c.remote.AddrPort(), err)
-	back.sh.stats.Refusals[lossReason(err)].Add(1)
+	p.srv.engine.LogLoss("connection lost while being passed to a loop", c.remote.AddrPort(), err)
+	back.sh.Stats.Refusals[reactor.LossReason(err)].Add(1)
 	_ = c.streamConn.Close()
-	p.srv.engine.release(c.remote, c.counted)
-	p.srv.engine.socketClosed()
+	p.srv.engine.Release(c.remote, c.counted)
+	p.srv.engine.SocketClosed()
 }
 
-// opened is called on the loop. From here on the connection is like one that was accepted.
-func (r *reattached) opened(gc gnet.Conn) gnet.Action {
+// Opened is called on the loop. From here on the connection is like one that was accepted.
+func (r *reattached) Opened(s reactor.Socket) bool {
 	if !r.conn.listener.leave(r.conn) {
-		return gnet.Close // it has been closed meanwhile, and counted
+		return false // it has been closed meanwhile, and counted
 	}
-	sh := r.sh
-	sh.beginTurn()
-	sh.stats.Returned.Add(1)
-	c := sh.admit(gc, r.conn.entered, r.conn.remote, r.conn.counted)
-	if s := r.session; s != nil {
-		s.conn, s.lower, s.out, s.charged = c, nil, &sh.sealed, s.records.count
-		c.mark(markTLS, true)
-		c.setSession(s)
-		c.plaintext(r.bytes)
-		if c.session() == s {
-			c.decrypt(s, s.in)
-		}
-	} else {
-		c.received(r.bytes)
-	}
-	sh.endSocketTurn()
-	return gnet.None
+	r.sh.BeginTurn()
+	r.sh.Stats.Returned.Add(1)
+	r.sh.Admit(s, r.conn.entered, r.conn.remote, r.conn.counted).Continue(r.session, r.bytes)
+	r.sh.EndSocketTurn()
+	return true
 }
 
 // headOf rebuilds a request's head. What net/http does not keep is lost: the order and the case of

@@ -173,7 +173,7 @@ func TestReturnsAreSpread(t *testing.T) {
 	opts := withPages(mirror)
 	opts.Loops = 2
 	s := start(t, opts)
-	for len(s.engine.allShards()) < 2 {
+	for len(s.engine.AllShards()) < 2 {
 		dial(t, s, "/echo")
 	}
 	before := s.Count()
@@ -188,8 +188,8 @@ func TestReturnsAreSpread(t *testing.T) {
 	if n := s.Count() - before; n != 10 {
 		t.Errorf("%d are open, want 10", n)
 	}
-	for _, sh := range s.engine.allShards() {
-		if n := sh.stats.Returned.Load(); n != 5 {
+	for _, sh := range s.engine.AllShards() {
+		if n := sh.Stats.Returned.Load(); n != 5 {
 			t.Errorf("%d came back to one loop, want 5", n)
 		}
 	}
@@ -199,8 +199,8 @@ func TestReturnsAreSpread(t *testing.T) {
 func TestAConnectionIsLostOnItsWayBack(t *testing.T) {
 	s := start(t, withPages(mirror))
 	dial(t, s, "/echo").wantGone(s)
-	back := &reattached{sh: s.engine.allShards()[0], conn: &plainConn{streamConn: &net.TCPConn{}, listener: s.plain.listener}}
-	if err := s.engine.enroll(back.sh, back, back.conn.streamConn); !errors.Is(err, net.ErrClosed) {
+	back := &reattached{sh: s.engine.AllShards()[0], conn: &plainConn{streamConn: &net.TCPConn{}, listener: s.plain.listener}}
+	if err := s.engine.Enroll(back.sh, back, back.conn.streamConn); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("enroll: %v", err)
 	}
 }
@@ -216,8 +216,8 @@ func TestAZoneIsCopied(t *testing.T) {
 	for _, addr := range []net.Addr{plain.streamConn.RemoteAddr(), plain.LocalAddr()} {
 		addr.(*net.TCPAddr).Zone = shared
 	}
-	back := &reattached{sh: s.engine.allShards()[0], conn: plain}
-	_ = s.engine.enroll(back.sh, back, back.conn.streamConn) // gnet cannot make sense of the zone, which comes after our part
+	back := &reattached{sh: s.engine.AllShards()[0], conn: plain}
+	_ = s.engine.Enroll(back.sh, back, back.conn.streamConn) // gnet cannot make sense of the zone, which comes after our part
 	for _, addr := range []net.Addr{plain.streamConn.RemoteAddr(), plain.LocalAddr()} {
 		if zone := addr.(*net.TCPAddr).Zone; zone != shared || unsafe.StringData(zone) == unsafe.StringData(shared) {
 			t.Errorf("zone %q is shared", zone)

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"carillon/server/internal/logs"
+	"carillon/server/internal/reactor"
 )
 
 // plainHTTP serves Options.HTTP, off the loops. It gets the connections whose first request is for no
@@ -134,7 +135,7 @@ func (p *plainHTTP) evictIdle(atLeast time.Duration) bool {
 		return false
 	}
 	plain, _, _ := lowest(conn)
-	plain.sh.stats.CutHTTP(PlainCutIdle)
+	plain.sh.Stats.CutHTTP(PlainCutIdle)
 	go conn.Close() // waits for the goroutine that reads from it
 	return true
 }
@@ -201,44 +202,35 @@ func (p *plainHTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // passToHTTP gives the connection, with what was read from it, to Options.HTTP. For the loop it is gone:
 // gnet closes its own descriptor, and nothing is written, shut down or counted as lost.
 func (c *Conn) passToHTTP(head, rest []byte) {
-	sh, s := c.sh, c.session()
+	sh, s := c.shard(), c.core().Session()
 	if s != nil {
-		if c.out != nil { // its client does not even read the handshake
-			c.abort(errPlainHTTP)
+		if c.core().Outbox() != nil { // its client does not even read the handshake
+			c.core().Abort(errPlainHTTP)
 			return
 		}
-		s.in = slices.Concat(s.in, s.waiting)
-		s.dropWaiting()
+		s.In = slices.Concat(s.In, s.Waiting)
+		s.DropWaiting()
 	}
-	fd, err := unix.FcntlInt(uintptr(c.fd), unix.F_DUPFD_CLOEXEC, 0)
+	fd, err := unix.FcntlInt(uintptr(c.core().FD()), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		sh.engine.logLoss("request refused: no file descriptors left", c.RemoteAddr(), err)
-		c.refuse(RefuseDescriptors, rejectDescriptors)
+		sh.Engine.LogLoss("request refused: no file descriptors left", c.RemoteAddr(), err)
+		c.refuse(RefuseDescriptors, reactor.RejectDescriptors)
 		return
 	}
-	if !c.Server().plain.listener.put(detachedConn{sh: sh, entered: c.entered(), fd: fd, remote: c.remote, counted: c.is(markCounted), early: slices.Concat(head, rest), session: s}) {
+	if !c.Server().plain.listener.put(detachedConn{sh: sh, entered: c.core().Entered(), fd: fd, remote: c.core().Remote(), counted: c.core().Is(reactor.MarkCounted), early: slices.Concat(head, rest), session: s}) {
 		_ = unix.Close(fd)
-		c.refuse(RefuseDraining, rejectDraining)
+		c.refuse(RefuseDraining, reactor.RejectDraining)
 		return
 	}
-	c.table.remove(c)
-	c.dropInbound()
-	c.setSession(nil)
-	c.state.Store(stateClosed)
-	if c.gc == nil {
-		_ = unix.Close(int(c.fd))
-		return
-	}
-	c.gc.SetContext(nil) // so that OnClose finds nobody to tell
-	_ = sh.loop.Close(c.gc)
+	c.core().LeaveLoop()
 }
 
 // netLog takes what net/http has to say about connections: mostly panics, with their stacks.
-type netLog struct{ engine *engine }
+type netLog struct{ engine *reactor.Engine }
 
 const maxNetworkLog = 8 << 10
 
 func (l netLog) Write(p []byte) (int, error) {
-	l.engine.logGrave("net/http", "says", logs.ShortenTo(string(p), maxNetworkLog))
+	l.engine.LogGrave("net/http", "says", logs.ShortenTo(string(p), maxNetworkLog))
 	return len(p), nil
 }

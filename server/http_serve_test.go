@@ -56,7 +56,7 @@ func browser(t *testing.T) *http.Client {
 }
 
 func (s *Server) page(path string) string {
-	if s.engine.listeners[0].certs != nil {
+	if s.engine.Listeners[0].Certs != nil {
 		return "https://" + s.Addr().String() + path
 	}
 	return "http://" + s.Addr().String() + path

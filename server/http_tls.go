@@ -1,6 +1,7 @@
 package server
 
 import (
+	"carillon/server/internal/reactor"
 	"context"
 	"crypto/tls"
 	"net"
@@ -12,16 +13,16 @@ import (
 // for a *tls.Conn, which could not have read what the loop has.
 type secureConn struct {
 	*tls.Conn
-	session *session
+	session *reactor.Session
 	plain   *plainConn
 	early   []byte // what the loop has decrypted; owned by whoever reads
 }
 
 // secured puts the session that a loop had on top of the connection.
-func (c *plainConn) secured(s *session) *secureConn {
-	secured := &secureConn{Conn: s.tls, session: s, plain: c, early: c.early}
+func (c *plainConn) secured(s *reactor.Session) *secureConn {
+	secured := &secureConn{Conn: s.TLS, session: s, plain: c, early: c.early}
 	c.early = nil
-	s.conn, s.lower = nil, c
+	s.Conn, s.Lower = nil, c
 	return secured
 }
 
@@ -65,7 +66,7 @@ func (c *servedConn) tellTLS(r *http.Request) {
 }
 
 // lowest is the TCP connection of one that the http.Server has, and the session on it, if there is one.
-func lowest(conn net.Conn) (plain *plainConn, s *session, early []byte) {
+func lowest(conn net.Conn) (plain *plainConn, s *reactor.Session, early []byte) {
 	if c, ok := conn.(*secureConn); ok {
 		return c.plain, c.session, c.early
 	}

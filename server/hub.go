@@ -16,6 +16,7 @@ import (
 	"carillon/internal/shrink"
 	"carillon/server/internal/envelope"
 	"carillon/server/internal/limit"
+	"carillon/server/internal/reactor"
 	"carillon/server/topic"
 )
 
@@ -118,7 +119,7 @@ func (h *hub) make(name string) error {
 		h.count.Add(-1)
 		return topic.ErrTooMany
 	}
-	t := &topicState{hub: h, epoch: h.epochOf(name, *generation), used: h.srv.engine.uptime()}
+	t := &topicState{hub: h, epoch: h.epochOf(name, *generation), used: h.srv.engine.Uptime()}
 	t.name, t.topic = string([]byte(name)), t // the name may be a part of something large
 	t.rule = topic.RuleOf(o.Topics, name)
 	h.remote.attach(&t.source)
@@ -187,7 +188,7 @@ func (h *hub) enter(p *publication, sent func(error)) (topic.Receipt, error) {
 	if err := h.remote.away(); err != nil {
 		return topic.Receipt{}, err
 	}
-	at := h.srv.engine.stamp()
+	at := h.srv.engine.Stamp()
 	m := &message{format: p.Format, raw: codec.NewFrame(p.Format.Opcode(), p.Payload)}
 	t, err := h.open(p.Topic)
 	if err != nil {
@@ -196,10 +197,10 @@ func (h *hub) enter(p *publication, sent func(error)) (topic.Receipt, error) {
 	defer h.unlock(t)
 	patterns := h.patternsOf(t)
 	if sh := h.overloaded(t, patterns, int64(len(m.raw.Plain()))); sh != nil {
-		return topic.Receipt{}, sh.refuse()
+		return topic.Receipt{}, sh.Refuse()
 	}
-	t.used = h.srv.engine.uptime()
-	m.topic, m.offset, m.time, m.born = t, t.offset+1, h.srv.engine.wall().UnixMilli(), h.srv.engine.ageMillis()
+	t.used = h.srv.engine.Uptime()
+	m.topic, m.offset, m.time, m.born = t, t.offset+1, h.srv.engine.Wall().UnixMilli(), h.srv.engine.AgeMillis()
 	h.published.Add(1)
 	n := t.issue(m, at) + issueAll(patterns, m, at)
 	h.remote.relay(&t.source, m, sent)
@@ -207,24 +208,24 @@ func (h *hub) enter(p *publication, sent func(error)) (topic.Receipt, error) {
 }
 
 // issue makes a message the topic's next one, and says for how many subscribers it is. The caller holds mu.
-func (t *topicState) issue(m *message, at stamp) int {
+func (t *topicState) issue(m *message, at reactor.Stamp) int {
 	t.offset = m.offset
 	t.keep(m)
-	return t.post(commandPublish, m, at)
+	return t.post(reactor.CommandPublish, m, at)
 }
 
 // issueAll makes a message the next one of the patterns that match its topic. The caller holds the topic's mu.
-func issueAll(patterns []*source, m *message, at stamp) (n int) {
+func issueAll(patterns []*source, m *message, at reactor.Stamp) (n int) {
 	for _, p := range patterns {
 		p.mu.Lock()
-		n += p.post(commandPublish, m, at)
+		n += p.post(reactor.CommandPublish, m, at)
 		p.mu.Unlock()
 	}
 	return n
 }
 
 // overloaded returns a shard that has too much to do for another n bytes, or nil.
-func (h *hub) overloaded(t *topicState, patterns []*source, n int64) *shard {
+func (h *hub) overloaded(t *topicState, patterns []*source, n int64) *reactor.Shard {
 	if sh := t.overloaded(n); sh != nil {
 		return sh
 	}
@@ -245,11 +246,11 @@ const sweepParts = 64
 // sweep forgets topics that are not used any more, and history that is too old. Each time it looks at a part of the
 // topics for the latter.
 func (h *hub) sweep(now time.Time, round int) {
-	since := now.Sub(h.srv.engine.begin)
+	since := now.Sub(h.srv.engine.Begin)
 	for i := round % sweepParts; i < len(h.parts); i += sweepParts {
 		for t := range h.parts[i].all() {
 			t.mu.Lock()
-			t.expire(h.srv.engine.ageMillis())
+			t.expire(h.srv.engine.AgeMillis())
 			h.remote.sweepTopic(t, since)
 			h.forgetPatternsOf(t)
 			h.unlock(t)
@@ -302,7 +303,7 @@ func (h *hub) rule() {
 			t.mu.Lock()
 			t.rule = topic.RuleOf(h.srv.opts().Topics, t.name)
 			t.trim()
-			t.expire(h.srv.engine.ageMillis())
+			t.expire(h.srv.engine.AgeMillis())
 			t.mu.Unlock()
 		}
 	}
@@ -323,7 +324,7 @@ func (h *hub) waitFor(name string, from topic.Start) error {
 	if !h.remote.keeps(name) {
 		return nil
 	}
-	if h.srv.engine.onLoop() {
+	if h.srv.engine.OnLoop() {
 		return fmt.Errorf("look up a topic: %w", ErrOnLoop)
 	}
 	done := make(chan error, 1)
@@ -344,7 +345,7 @@ func (h *hub) past(name string, from topic.Start, limit int) (past topic.History
 	defer t.mu.Unlock()
 	past.Position = t.position()
 	limit = max(limit, 0)
-	list, past.Recovered = t.since(from, h.srv.engine.ageMillis(), limit)
+	list, past.Recovered = t.since(from, h.srv.engine.AgeMillis(), limit)
 	return past, list[:min(len(list), limit)], nil
 }
 

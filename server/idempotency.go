@@ -13,6 +13,7 @@ import (
 
 	"carillon/internal/shrink"
 	"carillon/server/internal/limit"
+	"carillon/server/internal/reactor"
 	"carillon/server/topic"
 )
 
@@ -37,7 +38,7 @@ type keyID [16]byte
 
 func (k *idempotency) init(s *Server) {
 	_, _ = rand.Read(k.secret[:]) // it never fails
-	k.seed, k.now = maphash.MakeSeed(), s.engine.uptime
+	k.seed, k.now = maphash.MakeSeed(), s.engine.Uptime
 	k.most = func() int64 { return int64(s.opts().Limits.MaxKeyMemory) }
 }
 
@@ -63,11 +64,11 @@ func (k *idempotency) accountOf(p *publication) uint64 {
 // publisher is the namespace of a client's keys, and for an anonymous client the address that their memory is charged
 // to.
 func (c *Conn) publisher() (name string, address limit.Key) {
-	name = "client:" + c.ep.Path
+	name = "client:" + c.core().Endpoint().Path
 	if w := c.principal(); w != nil && w.subject != "" {
 		return name + "#" + w.subject, 0
 	}
-	return name, limit.KeyOf(addrOf(c.remote))
+	return name, limit.KeyOf(reactor.AddrOf(c.core().Remote()))
 }
 
 // attempt is a publication with a key that is under way, or whose end at the broker is not known yet.

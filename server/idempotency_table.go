@@ -4,6 +4,7 @@ import (
 	"strconv"
 	"time"
 
+	"carillon/internal/indexheap"
 	"carillon/internal/shrink"
 	"carillon/server/topic"
 )
@@ -26,7 +27,7 @@ type keyTable struct {
 	oldest   uint32
 	newest   uint32
 	accounts shrink.Map[uint64, *keyAccount]
-	largest  indexedHeap[*keyAccount]
+	largest  indexheap.Heap[*keyAccount]
 }
 
 const chunkKeys = 256
@@ -53,8 +54,8 @@ type keyAccount struct {
 	slot           int // in keyTable.largest
 }
 
-func (a *keyAccount) before(other *keyAccount) bool { return a.count > other.count }
-func (a *keyAccount) place() *int                   { return &a.slot }
+func (a *keyAccount) Before(other *keyAccount) bool { return a.count > other.count }
+func (a *keyAccount) Place() *int                   { return &a.slot }
 
 func (e *keyEntry) isOld(second uint32) bool { return second-e.second > uint32(keyLife/time.Second) }
 
@@ -95,7 +96,7 @@ func (t *keyTable) add(e keyEntry) {
 	if a == nil {
 		a = &keyAccount{id: e.account}
 		t.accounts.Set(e.account, a)
-		t.largest.push(a)
+		t.largest.Insert(a)
 	}
 	t.n++
 	if int(t.n) > len(t.chunks)*chunkKeys {
@@ -107,7 +108,7 @@ func (t *keyTable) add(e keyEntry) {
 	t.part(e.id).Set(e.id, place)
 	t.relink(place, a)
 	a.count++
-	t.largest.moved(a)
+	t.largest.Moved(a)
 }
 
 // relink has the neighbours of an entry point to its place.
@@ -162,10 +163,10 @@ func (t *keyTable) remove(place uint32) {
 	}
 	t.part(e.id).Delete(e.id)
 	if a.count--; a.count == 0 {
-		t.largest.remove(a)
+		t.largest.Remove(a)
 		t.accounts.Delete(a.id)
 	} else {
-		t.largest.moved(a)
+		t.largest.Moved(a)
 	}
 	if place != t.n {
 		last := *t.at(t.n)

@@ -61,10 +61,10 @@ func (c *Conn) identify(r *Request) {
 	if auth.IsUnknown(&id) {
 		return
 	}
-	c.sh.mu.Lock()
+	c.shard().Mu.Lock()
 	c.needConnState().principal = &principal{subject: id.Subject, inForce: id, bound: r.bound}
-	c.sh.mu.Unlock()
-	c.sh.deadlines.set(c, auth.ExpiryMillis(&id))
+	c.shard().Mu.Unlock()
+	c.shard().Deadlines.Set(c.core(), auth.ExpiryMillis(&id))
 }
 
 func (c *Conn) principal() *principal {
@@ -76,8 +76,8 @@ func (c *Conn) principal() *principal {
 
 // Subject names the client, as its token, the connect hook or the application did; "" is unknown.
 func (c *Conn) Subject() string {
-	c.sh.mu.Lock()
-	defer c.sh.mu.Unlock()
+	c.shard().Mu.Lock()
+	defer c.shard().Mu.Unlock()
 	if w := c.principal(); w != nil {
 		return w.subject
 	}

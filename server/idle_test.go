@@ -48,7 +48,7 @@ func TestATopicWithoutAMessageIsGoneAtOnce(t *testing.T) {
 		t.Errorf("a message was missed: %s", got.text)
 	}
 	c.ask(`{"id":1,"unsubscribe":{"topic":"room"}}`)
-	s.hub.forgetIdle(s.engine.uptime() + 1)
+	s.hub.forgetIdle(s.engine.Uptime() + 1)
 	gone("forgotten")
 	if got := c.since("room", told); *got.Subscribed.Recovered {
 		t.Errorf("a message was missed that the topic was forgotten with: %s", got.text)

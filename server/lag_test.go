@@ -113,7 +113,7 @@ func TestPingBehindWhatASlowReaderReads(t *testing.T) {
 // countLags is how many clients of a connection's loop lag.
 func countLags(c *Conn) int {
 	n := make(chan int)
-	c.sh.postDo(c, 0, func() { n <- c.sh.lags.Len() })
+	c.shard().PostDo(c.core(), 0, func() { n <- c.shard().Lags.Len() })
 	return <-n
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"carillon/codec"
 	"carillon/internal/testenv"
+	"carillon/server/internal/reactor"
 )
 
 func wantFull(t *testing.T, c *client) {
@@ -174,10 +175,10 @@ func TestDescriptorLimitStorm(t *testing.T) {
 	if most < fewDescriptors/2 || most >= fewDescriptors {
 		t.Fatalf("%d connections allowed of %d descriptors", most, fewDescriptors)
 	}
-	s := &Server{engine: engine{started: make(chan struct{})}} // only its address is of interest
+	s := &Server{engine: reactor.Engine{Started: make(chan struct{})}} // only its address is of interest
 	at, _ := net.ResolveTCPAddr("tcp", address)
-	s.engine.listeners = []*listener{{addr: at}}
-	close(s.engine.started)
+	s.engine.Listeners = []*reactor.Listener{{Addr: at}}
+	close(s.engine.Started)
 
 	alice := dial(t, s, "/echo")
 	storm := make(chan struct{})
@@ -344,7 +345,7 @@ func TestMaxFragments(t *testing.T) {
 func TestMaxBacklog(t *testing.T) {
 	held := newHold()
 	endpoints := append(echoAndBroadcast(), held.endpoint())
-	s := start(t, Options{Loops: 1, Endpoints: endpoints, Limits: Limits{MaxBacklog: 10 * (1000 + commandCost)}})
+	s := start(t, Options{Loops: 1, Endpoints: endpoints, Limits: Limits{MaxBacklog: 10 * (1000 + reactor.CommandCost)}})
 	alice := dial(t, s, "/hold")
 	listener := dial(t, s, "/broadcast")
 	c := onlyConn(t, s, "/hold")

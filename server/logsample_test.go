@@ -10,6 +10,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/logs"
+	"carillon/server/internal/reactor"
 )
 
 func silent() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
@@ -66,10 +67,10 @@ func TestEventsAreSampled(t *testing.T) {
 	time.Sleep(20 * time.Millisecond) // its line is written after it is counted
 	seconds := int(time.Since(begin)/time.Second) + 2
 	text := log.String()
-	if n := strings.Count(text, "handler panicked"); n == 0 || n > maxGrave*seconds {
+	if n := strings.Count(text, "handler panicked"); n == 0 || n > reactor.MaxGrave*seconds {
 		t.Errorf("%d panics are logged in %d seconds", n, seconds)
 	}
-	if n := strings.Count(text, "msg=\"connection "); n == 0 || n > maxEvents*seconds {
+	if n := strings.Count(text, "msg=\"connection "); n == 0 || n > reactor.MaxEvents*seconds {
 		t.Errorf("%d events are logged in %d seconds", n, seconds)
 	}
 	if strings.Contains(text, strings.Repeat("x", logs.MaxText+1)) {
@@ -88,7 +89,7 @@ func TestEventsCostNothingWhenOff(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n := testing.AllocsPerRun(100, func() {
-		if s.engine.logsEvents() {
+		if s.engine.LogsEvents() {
 			t.Error("it logs events")
 		}
 	}); n != 0 {

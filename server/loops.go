@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/reactor"
 )
 
 // loopsOwner is the server as its event loops see it: see owner.
@@ -12,18 +13,18 @@ type loopsOwner Server
 
 func (o *loopsOwner) server() *Server { return (*Server)(o) }
 
-func (o *loopsOwner) booted() error {
+func (o *loopsOwner) Booted() error {
 	s := o.server()
 	if s.internal != nil && s.internal.socket != nil {
 		if err := s.internal.socket.Publish(); err != nil {
 			return fmt.Errorf("internal.listen: %w", err)
 		}
 	}
-	s.ops.settled.Store(int64(s.engine.uptime()))
+	s.ops.settled.Store(int64(s.engine.Uptime()))
 	return nil
 }
 
-func (o *loopsOwner) engineFailed(err error) {
+func (o *loopsOwner) EngineFailed(err error) {
 	s := o.server()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -40,44 +41,54 @@ type loopState struct {
 	via     codec.Via // of the request
 }
 
-func (o *loopsOwner) newShard(sh *shard) {
+func (o *loopsOwner) NewShard(sh *reactor.Shard) {
 	s := o.server()
-	sh.ownerData = &loopState{hub: s.hub}
+	sh.OwnerData = &loopState{hub: s.hub}
 	for _, ep := range s.endpoints {
 		l := &local{sh: sh, src: &ep.source}
-		for i, g := range sh.tablesOf(&ep.loopEndpoint) {
-			g.feed, l.audiences[i] = l, &g.audience
+		for i, g := range sh.TablesOf(&ep.LoopEndpoint) {
+			g.Feed, l.audiences[i] = l, &g.Audience
 		}
 	}
 }
 
 // Server is the server that the connection is one of.
-func (c *Conn) Server() *Server { return c.owner().(*loopsOwner).server() }
+func (c *Conn) Server() *Server { return c.core().Owner().(*loopsOwner).server() }
 
-func (c *Conn) loopState() *loopState { return c.sh.ownerData.(*loopState) }
+func (c *Conn) loopState() *loopState { return c.shard().OwnerData.(*loopState) }
 
 // hubOf is the hub whose messages a loop hands out.
-func hubOf(sh *shard) *hub { return sh.ownerData.(*loopState).hub }
+func hubOf(sh *reactor.Shard) *hub { return sh.OwnerData.(*loopState).hub }
 
-func (o *loopsOwner) sweepTopics(now time.Time, part int) { o.hub.sweep(now, part) }
+func (o *loopsOwner) SweepTopics(now time.Time, part int) { o.hub.sweep(now, part) }
 
-func (o *loopsOwner) evictIdle() bool { return o.plain != nil && o.plain.evictIdle(evictGrace) }
+func (o *loopsOwner) EvictIdle() bool { return o.plain != nil && o.plain.evictIdle(reactor.EvictGrace) }
 
-func (o *loopsOwner) takeHead(c *Conn, b []byte) { c.shake(b) }
+func (o *loopsOwner) TakeHead(c *reactor.Conn, b []byte) { (*Conn)(c).shake(b) }
 
-func (o *loopsOwner) headDue(c *Conn, since uint32) bool { return c.handshakeDue(since) }
+func (o *loopsOwner) HeadDue(c *reactor.Conn, since uint32) bool {
+	return (*Conn)(c).handshakeDue(since)
+}
 
-func (o *loopsOwner) isDeciding(c *Conn) bool { return c.waitsFor() != nil }
+func (o *loopsOwner) IsDeciding(c *reactor.Conn) bool { return (*Conn)(c).waitsFor() != nil }
 
-func (o *loopsOwner) stopDeciding(c *Conn) { c.dropPendingDecision() }
+func (o *loopsOwner) StopDeciding(c *reactor.Conn) { (*Conn)(c).dropPendingDecision() }
 
-func (o *loopsOwner) takeMessage(c *Conn, op codec.Opcode, payload []byte) { c.callMessage(op, payload) }
+func (o *loopsOwner) TakeMessage(c *reactor.Conn, op codec.Opcode, payload []byte) {
+	(*Conn)(c).callMessage(op, payload)
+}
 
-func (o *loopsOwner) brokeRule(c *Conn, err error) { c.callError(c.handler(), err) }
+func (o *loopsOwner) BrokeRule(c *reactor.Conn, err error) {
+	(*Conn)(c).callError((*Conn)(c).handler(), err)
+}
 
-func (o *loopsOwner) hasClosed(c *Conn, why *CloseError) { c.callClose(c.handlerOr(c.detach(why)), why) }
+func (o *loopsOwner) HasClosed(c *reactor.Conn, why *CloseError) {
+	(*Conn)(c).callClose((*Conn)(c).handlerOr(c.Detach(why)), why)
+}
 
-func (o *loopsOwner) call(c *Conn, hook hookKind, do func()) { c.callFunc(hook, do) }
+func (o *loopsOwner) Call(c *reactor.Conn, hook reactor.HookKind, do func()) {
+	(*Conn)(c).callFunc(hook, do)
+}
 
 // connState is what the server keeps for the few connections that have any of it. The pointers are guarded by sh.mu:
 // only the loop writes.
@@ -88,10 +99,10 @@ type connState struct {
 
 // connState returns what the server keeps for a connection, or nil.
 func (c *Conn) connState() *connState {
-	if c.ext == nil {
+	if c.core().Extension() == nil {
 		return nil
 	}
-	x, _ := c.ext.ownerData.(*connState)
+	x, _ := c.core().Extension().OwnerData.(*connState)
 	return x
 }
 
@@ -101,6 +112,6 @@ func (c *Conn) needConnState() *connState {
 		return x
 	}
 	x := &connState{}
-	c.extend().ownerData = x
+	c.core().Extend().OwnerData = x
 	return x
 }

@@ -150,7 +150,7 @@ func (g *memoryGuard) refuses() bool { return g.over.Load() && g.srv.opts().Limi
 // limitNow is the limit in force. The environment is read again every now and then: limits of cgroups change while
 // processes run.
 func (g *memoryGuard) limitNow() *memoryLimit {
-	now, was := g.srv.engine.uptime(), g.limit.Load()
+	now, was := g.srv.engine.Uptime(), g.limit.Load()
 	if was != nil && was.option == g.srv.opts().Limits.MaxMemory && now-g.refreshed < memoryRefresh {
 		return was
 	}
@@ -226,9 +226,9 @@ func (g *memoryGuard) look() time.Duration {
 	case tooMuch > l.mark/16 || tooMuch > 0 && g.over.Load():
 		g.setOver(true, l, u)
 		if g.unsure == 0 {
-			g.ask(min(tooMuch, g.srv.engine.heldBytes()/2+1), u) // what is counted may be less than what it takes
+			g.ask(min(tooMuch, g.srv.engine.HeldBytes()/2+1), u) // what is counted may be less than what it takes
 		}
-	case tooMuch <= 0 && g.srv.engine.uptime()-g.overSince >= g.every:
+	case tooMuch <= 0 && g.srv.engine.Uptime()-g.overSince >= g.every:
 		g.setOver(false, l, u)
 	}
 	if room < 0 || g.over.Load() {
@@ -246,14 +246,14 @@ func (g *memoryGuard) pause(room int64) time.Duration {
 // collectSoon begins to collect garbage, unless that was done only just now.
 func (g *memoryGuard) collectSoon(urgent, release bool) {
 	pause, share := collectRarely, time.Duration(collectShare)
-	if g.srv.engine.heldBytes() > 0 {
+	if g.srv.engine.HeldBytes() > 0 {
 		pause = 0
 	}
 	if urgent || g.unsure > 0 {
 		pause, share = 0, collectUrgentShare
 	}
-	now := g.srv.engine.uptime()
-	if g.collecting != nil || now-g.collected < max(pause, (share-1)*g.took) || g.srv.engine.isShedding() && now-g.shed < shedPatience {
+	now := g.srv.engine.Uptime()
+	if g.collecting != nil || now-g.collected < max(pause, (share-1)*g.took) || g.srv.engine.IsShedding() && now-g.shed < shedPatience {
 		return
 	}
 	done := make(chan struct{})
@@ -269,7 +269,7 @@ func (g *memoryGuard) endCollection() {
 	select {
 	case <-g.collecting:
 		g.collecting = nil
-		g.collected = g.srv.engine.uptime()
+		g.collected = g.srv.engine.Uptime()
 		g.took = g.collected - g.began
 		g.unsure = max(g.unsure-1, 0)
 	default:
@@ -278,10 +278,10 @@ func (g *memoryGuard) endCollection() {
 
 // ask has the loops close connections that hold so many bytes.
 func (g *memoryGuard) ask(excess int64, u memoryUse) {
-	if !g.srv.engine.shed(excess) {
+	if !g.srv.engine.Shed(excess) {
 		return
 	}
-	g.unsure, g.shed, g.shedUse = 1, g.srv.engine.uptime(), u.used
+	g.unsure, g.shed, g.shedUse = 1, g.srv.engine.Uptime(), u.used
 	if g.collecting != nil { // that one does not find it
 		g.unsure++
 	}
@@ -289,7 +289,7 @@ func (g *memoryGuard) ask(excess int64, u memoryUse) {
 
 func (g *memoryGuard) setOver(over bool, l *memoryLimit, u memoryUse) {
 	if over {
-		g.overSince = g.srv.engine.uptime()
+		g.overSince = g.srv.engine.Uptime()
 	}
 	if g.over.Swap(over) == over {
 		return

@@ -152,7 +152,7 @@ func begun(announced uint64, here int) []byte {
 func TestIncompleteMessagesAreShed(t *testing.T) {
 	g := startGuarded(t, 1000, memorySystem{}, func() {})
 	alice, bob, cathy, dave := dial(t, g.Server, "/echo"), dial(t, g.Server, "/echo"), dial(t, g.Server, "/echo"), dial(t, g.Server, "/echo")
-	held := func() int64 { return g.engine.heldBytes() }
+	held := func() int64 { return g.engine.HeldBytes() }
 	bob.write(begun(1<<20, 900<<10))
 	cathy.write(begun(1<<20, 300<<10))
 	dave.write(begun(70<<10, 5<<10))
@@ -183,13 +183,13 @@ func TestIncompleteMessagesAreCounted(t *testing.T) {
 	for range 3 {
 		alice.write(begun(200<<10, 100<<10))
 		bob.write(begun(200<<10, 100<<10))
-		eventually(t, "it is counted", func() bool { return g.engine.heldBytes() >= 200<<10 })
+		eventually(t, "it is counted", func() bool { return g.engine.HeldBytes() >= 200<<10 })
 		alice.write(make([]byte, 100<<10))
 		if _, payload, err := alice.frame(); len(payload) != 200<<10 || err != nil {
 			t.Fatalf("%d bytes, %v", len(payload), err)
 		}
 		bob.kill()
-		eventually(t, "nothing is", func() bool { return g.engine.heldBytes() == 0 && g.Count() == 1 })
+		eventually(t, "nothing is", func() bool { return g.engine.HeldBytes() == 0 && g.Count() == 1 })
 		bob = dial(t, g.Server, "/echo")
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"carillon/codec"
 	"carillon/internal/testenv"
+	"carillon/server/internal/reactor"
 )
 
 // watchful has a server look at its memory often.
@@ -95,7 +96,7 @@ func TestTheSlowestAreShed(t *testing.T) {
 	eventually(t, "dave is there", func() bool { return s.Count() == 3 })
 	more(func() bool { // both have a queue, and cathy's is the longer one
 		lens := queues(s)
-		return len(lens) == 2 && min(lens[0], lens[1]) > shedLeast
+		return len(lens) == 2 && min(lens[0], lens[1]) > reactor.ShedLeast
 	})
 	used.Store(1001)
 	eventually(t, "cathy is shed", func() bool { return s.Stats().Cuts[CutMemory] == 1 })
@@ -113,9 +114,9 @@ func TestTheSlowestAreShed(t *testing.T) {
 func queues(s *Server) (list []int) {
 	done := make(chan struct{})
 	for c := range s.Conns() {
-		c.sh.postDo(c, 0, func() {
-			for _, other := range c.sh.stalled {
-				list = append(list, other.out.bytes)
+		c.shard().PostDo(c.core(), 0, func() {
+			for _, other := range c.shard().Stalled {
+				list = append(list, other.Outbox().Bytes)
 			}
 			close(done)
 		})
@@ -180,27 +181,27 @@ func TestMemoryUsed(t *testing.T) {
 
 // Of many slow consumers those are shed for which most waits, and few of them are sorted at once.
 func TestTheSlowestOfMany(t *testing.T) {
-	sh := &shard{}
+	sh := &reactor.Shard{}
 	const many = 5000
 	for i := range many {
 		c := queued(sh, nil)
-		c.out.bytes = shedLeast - 100 + (i*2311)%many // each once
-		sh.stalled = append(sh.stalled, c)
+		c.core().Outbox().Bytes = reactor.ShedLeast - 100 + (i*2311)%many // each once
+		sh.Stalled = append(sh.Stalled, c.core())
 	}
-	list, more := sh.largest()
-	if len(list) != maxShed || cap(list) > 2*maxShed || !more {
-		t.Fatalf("%d of %d, want %d of %d", len(list), cap(list), maxShed, 2*maxShed)
+	list, more := sh.Largest()
+	if len(list) != reactor.MaxShed || cap(list) > 2*reactor.MaxShed || !more {
+		t.Fatalf("%d of %d, want %d of %d", len(list), cap(list), reactor.MaxShed, 2*reactor.MaxShed)
 	}
 	for i, one := range list {
-		if want := shedLeast - 100 + many - 1 - i; one.bytes != want || one.conn.out.bytes != want {
-			t.Fatalf("number %d has %d bytes, want %d", i, one.bytes, want)
+		if want := reactor.ShedLeast - 100 + many - 1 - i; one.Bytes != want || one.Conn.Outbox().Bytes != want {
+			t.Fatalf("number %d has %d bytes, want %d", i, one.Bytes, want)
 		}
 	}
-	sh.stalled = sh.stalled[:300]
-	for i, c := range sh.stalled {
-		c.out.bytes = shedLeast - 100 + i
+	sh.Stalled = sh.Stalled[:300]
+	for i, c := range sh.Stalled {
+		c.Outbox().Bytes = reactor.ShedLeast - 100 + i
 	}
-	if list, more = sh.largest(); more || len(list) != 200 || list[199].bytes != shedLeast {
+	if list, more = sh.Largest(); more || len(list) != 200 || list[199].Bytes != reactor.ShedLeast {
 		t.Errorf("%d have much waiting, want 200", len(list))
 	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/envelope"
+	"carillon/server/internal/reactor"
 	"carillon/server/topic"
 )
 
@@ -25,12 +26,12 @@ type message struct {
 	epoch  *string // of the offset; nil for that of the topic itself
 
 	mu    sync.Mutex
-	other [numFramings - 1]*codec.Frame // guarded by mu
+	other [reactor.NumFramings - 1]*codec.Frame // guarded by mu
 }
 
-// frame returns the message as it is written to connections of a framing.
-func (m *message) frame(f framing) *codec.Frame {
-	if f == framingRaw {
+// Frame returns the message as it is written to connections of a framing.
+func (m *message) Frame(f reactor.Framing) *codec.Frame {
+	if f == reactor.FramingRaw {
 		return m.raw
 	}
 	m.mu.Lock()
@@ -46,8 +47,8 @@ func (m *message) frame(f framing) *codec.Frame {
 // one costs more than to encode it.
 var envelopes = sync.Pool{New: func() any { return new([]byte) }}
 
-func (m *message) encode(f framing) *codec.Frame {
-	if f == framingEnvelope {
+func (m *message) encode(f reactor.Framing) *codec.Frame {
+	if f == reactor.FramingEnvelope {
 		buf := envelopes.Get().(*[]byte)
 		defer envelopes.Put(buf)
 		*buf = m.appendEnvelope((*buf)[:0])
@@ -57,7 +58,7 @@ func (m *message) encode(f framing) *codec.Frame {
 		return codec.Opaque(m.gapReply().appendEvent(nil))
 	}
 	id := envelope.EventID(m.epochText(), m.offset)
-	if f == framingEventWrapped {
+	if f == reactor.FramingEventWrapped {
 		return codec.Opaque(envelope.AppendEvent(nil, "", id, m.appendEnvelope(nil)))
 	}
 	return codec.Opaque(envelope.AppendMessageEvent(nil, id, m.format.Opcode(), m.raw.Payload()))
@@ -79,7 +80,7 @@ func (m *message) gapReply() *subscribedReply {
 // next time: a history is large.
 func (m *message) appendHistory(b []byte) []byte {
 	m.mu.Lock()
-	f := m.other[framingEnvelope-1]
+	f := m.other[reactor.FramingEnvelope-1]
 	m.mu.Unlock()
 	if f != nil {
 		return append(b, f.Payload()...)
@@ -147,14 +148,14 @@ type broadcast codec.Frame
 
 func (b *broadcast) raw() *codec.Frame { return (*codec.Frame)(b) }
 
-func (b *broadcast) frame(to framing) *codec.Frame {
+func (b *broadcast) Frame(to reactor.Framing) *codec.Frame {
 	f := b.raw()
 	switch to {
-	case framingEnvelope:
+	case reactor.FramingEnvelope:
 		return codec.NewFrame(codec.OpText, envelope.AppendBroadcast(nil, f))
-	case framingEvent:
-		return event(f.Opcode(), f.Payload())
-	case framingEventWrapped:
+	case reactor.FramingEvent:
+		return reactor.Event(f.Opcode(), f.Payload())
+	case reactor.FramingEventWrapped:
 		return codec.Opaque(envelope.AppendEvent(nil, "broadcast", "", envelope.AppendBroadcast(nil, f)))
 	}
 	return f

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"carillon/codec"
+	"carillon/server/internal/reactor"
 	"carillon/server/stats"
 )
 
@@ -64,7 +65,7 @@ var singles = withOldNames([]single{
 	{"sent_bytes_total", "Bytes sent, including handshakes and framing.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.BytesOut) }},
 	{"writes_total", "System calls made to send.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Writes) }},
 	{"outbox_bytes", "Bytes queued for slow consumers; a shared message counts in full for each.", prometheus.GaugeValue, func(_ *Server, st *Stats) float64 { return float64(st.QueuedBytes) }},
-	{"backlog_bytes", "Approximate bytes published or sent that the loops have not yet handed to connections.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.engine.backlogBytes()) }},
+	{"backlog_bytes", "Approximate bytes published or sent that the loops have not yet handed to connections.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.engine.BacklogBytes()) }},
 	{"handler_panics_total", "Panics in the application's handlers.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Panics) }},
 	{"requests_limited_total", "Requests of the JSON protocol refused as rate_limited.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Limited) }},
 	{"topics", "Existing topics.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.count.Load()) }},
@@ -74,8 +75,8 @@ var singles = withOldNames([]single{
 	{"history_bytes", "Payload bytes in the history of topics.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { _, n := s.hub.persistentCount(); return float64(n) }},
 	{"idempotency_keys", "Remembered idempotency keys.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.keys.count()) }},
 	{"idempotency_keys_evicted_total", "Idempotency keys evicted early because limits.max_key_memory was reached.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.keys.evicted.Load()) }},
-	{"loops", "Event loops that have had a connection.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(len(s.engine.allShards())) }},
-	{"loop_silence_seconds", "Longest time that any loop has been busy with one turn, or has been due for one.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return s.engine.longestSilence().Seconds() }},
+	{"loops", "Event loops that have had a connection.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(len(s.engine.AllShards())) }},
+	{"loop_silence_seconds", "Longest time that any loop has been busy with one turn, or has been due for one.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return s.engine.LongestSilence().Seconds() }},
 	{"loop_blocked_total", "Number of times an event loop was blocked for over a second.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Blocked) }},
 	{"memory_used_bytes", "Memory in use by the Go runtime; 0 if limits.max_memory is off.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.memory.used.Load()) }},
 	{"memory_limit_bytes", "Effective limits.max_memory, including the default; +Inf if off.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { n, _ := s.MaxMemory(); return orInfinite(int(n)) }},
@@ -87,8 +88,8 @@ var singles = withOldNames([]single{
 	{"config_last_reload_success_timestamp_seconds", "Unix time at which options were last applied, including at the start.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.reloads.goodAt.Load()) / 1000 }},
 	{"tls_handshakes_total", "Successful TLS handshakes.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.TLSHandshakes) }},
 	{"tls_resumed_total", "TLS handshakes that resumed a session.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.TLSResumed) }},
-	{"tls_handshakes_running", "TLS handshakes in progress.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { n, _ := s.engine.tlsTable.counts(); return float64(n) }},
-	{"tls_handshakes_waiting", "TLS handshakes waiting to start: see limits.max_tls_handshakes.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { _, n := s.engine.tlsTable.counts(); return float64(n) }},
+	{"tls_handshakes_running", "TLS handshakes in progress.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { n, _ := s.engine.TLSTable.Counts(); return float64(n) }},
+	{"tls_handshakes_waiting", "TLS handshakes waiting to start: see limits.max_tls_handshakes.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { _, n := s.engine.TLSTable.Counts(); return float64(n) }},
 	{"cluster_up", "1 if this server exchanges messages with the cluster; 0 if not, or without a cluster.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.hub.remote.isUp()) }},
 	{"cluster_publish_errors_total", "Messages that the cluster refused or did not acknowledge.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().failures.Load()) }},
 	{"cluster_sequence_gaps_total", "Gaps detected in the messages from other servers.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().sequenceGaps.Load()) }},
@@ -220,19 +221,19 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 		m.send(to, metricClosed, prometheus.CounterValue, float64(st.Closes[code]), strconv.Itoa(int(code)))
 	}
 	m.send(to, metricClosed, prometheus.CounterValue, float64(st.Closes[0]), "other")
-	shards := s.engine.allShards()
+	shards := s.engine.AllShards()
 	for i, ep := range s.endpoints {
 		ep.mu.Lock()
 		open := ep.subscribers
 		ep.mu.Unlock()
 		m.send(to, metricOpen, prometheus.GaugeValue, float64(open), m.paths[i])
 		m.send(to, metricPublished, prometheus.CounterValue, float64(ep.published.Load()), m.paths[i])
-		m.sum(to, metricFlushed, shards, func(sh *shard) *stats.Histogram { return &sh.histograms.Flushed[i+1] }, m.paths[i])
+		m.sum(to, metricFlushed, shards, func(sh *reactor.Shard) *stats.Histogram { return &sh.Histograms.Flushed[i+1] }, m.paths[i])
 	}
 	m.send(to, metricPublished, prometheus.CounterValue, float64(s.hub.published.Load()), topicsLabel)
-	m.sum(to, metricFlushed, shards, func(sh *shard) *stats.Histogram { return &sh.histograms.Flushed[0] }, topicsLabel)
-	m.sum(to, metricHandshake, shards, func(sh *shard) *stats.Histogram { return &sh.histograms.Handshake })
-	m.sum(to, metricTLS, shards, func(sh *shard) *stats.Histogram { return &sh.histograms.TLS })
+	m.sum(to, metricFlushed, shards, func(sh *reactor.Shard) *stats.Histogram { return &sh.Histograms.Flushed[0] }, topicsLabel)
+	m.sum(to, metricHandshake, shards, func(sh *reactor.Shard) *stats.Histogram { return &sh.Histograms.Handshake })
+	m.sum(to, metricTLS, shards, func(sh *reactor.Shard) *stats.Histogram { return &sh.Histograms.TLS })
 	var certificates, failures uint64
 	for name, one := range s.allCerts() {
 		var expires int64
@@ -245,8 +246,8 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 	}
 	m.send(to, metricCertificates, prometheus.CounterValue, float64(certificates), "ok")
 	m.send(to, metricCertificates, prometheus.CounterValue, float64(failures), "failed")
-	m.sum(to, metricTurn, shards, func(sh *shard) *stats.Histogram { return &sh.histograms.Turn })
-	m.sum(to, metricLag, shards, func(sh *shard) *stats.Histogram { return &sh.histograms.Lag })
+	m.sum(to, metricTurn, shards, func(sh *reactor.Shard) *stats.Histogram { return &sh.Histograms.Turn })
+	m.sum(to, metricLag, shards, func(sh *reactor.Shard) *stats.Histogram { return &sh.Histograms.Lag })
 	for i, result := range reloadResults {
 		m.send(to, metricReloads, prometheus.CounterValue, float64(s.reloads.done[i].Load()), result)
 	}
@@ -273,7 +274,7 @@ func (m *metrics) send(to chan<- prometheus.Metric, which int, kind prometheus.V
 }
 
 // sum adds up a histogram of all loops.
-func (m *metrics) sum(to chan<- prometheus.Metric, which int, shards []*shard, of func(*shard) *stats.Histogram, labels ...string) {
+func (m *metrics) sum(to chan<- prometheus.Metric, which int, shards []*reactor.Shard, of func(*reactor.Shard) *stats.Histogram, labels ...string) {
 	var count, us uint64
 	cumulative := make(map[float64]uint64, len(stats.Bounds))
 	for i := range stats.Buckets {

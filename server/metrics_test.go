@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"carillon/server/internal/reactor"
 	"errors"
 	"fmt"
 	"io"
@@ -194,7 +195,7 @@ func TestMetricsCountDropsByReason(t *testing.T) {
 		if err := s.Broadcast("/newest", Binary, message); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "it is handed out", func() bool { return s.engine.backlogBytes() == 0 })
+		eventually(t, "it is handed out", func() bool { return s.engine.BacklogBytes() == 0 })
 	}
 	waiting := s.Stats()
 	got := scrape(t, s)
@@ -289,7 +290,7 @@ func TestStampsWrap(t *testing.T) {
 	const day = 24 * time.Hour
 	for _, d := range []time.Duration{0, time.Microsecond, time.Second, 70 * time.Minute} {
 		for _, from := range []time.Duration{0, time.Hour, 71*time.Minute + 34*time.Second, 72 * time.Minute, 100 * day} {
-			if got := time.Duration(stampOf(from+d)-stampOf(from)) * time.Microsecond; got != d {
+			if got := time.Duration(reactor.StampOf(from+d)-reactor.StampOf(from)) * time.Microsecond; got != d {
 				t.Errorf("from %v, %v became %v", from, d, got)
 			}
 		}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"carillon/server/internal/reactor"
 	"slices"
 	"strings"
 	"testing"
@@ -9,14 +10,14 @@ import (
 
 // Requests of a connection that has had many parsed come after those of others, however many wait.
 func TestOffloadQueue(t *testing.T) {
-	var q offloadQueue
+	var q reactor.OffloadQueue
 	began, hold, done := make(chan struct{}), make(chan struct{}), make(chan string, 100)
-	parse := func(used *usage, n int, do func()) {
-		q.add(used, 0, time.Duration(n)*parseByte, &offloadJob{size: n, do: do})
+	parse := func(used *reactor.Usage, n int, do func()) {
+		q.Add(used, 0, time.Duration(n)*reactor.ParseByte, &reactor.OffloadJob{Size: n, Do: do})
 	}
-	parse(new(usage), 1, func() { close(began); <-hold })
+	parse(new(reactor.Usage), 1, func() { close(began); <-hold })
 	<-began
-	var much, little usage
+	var much, little reactor.Usage
 	for range 5 {
 		parse(&much, 100_000, func() { done <- "much" })
 	}
@@ -31,53 +32,53 @@ func TestOffloadQueue(t *testing.T) {
 	if want := []string{"much", "little", "little", "much", "much", "much", "much"}; !slices.Equal(got, want) {
 		t.Errorf("parsed in the order %v, want %v", got, want)
 	}
-	one := 100_000 * parseByte
-	if got := much.lately(0); got != 5*(one+overrunWeight*(one-quantum)) {
+	one := 100_000 * reactor.ParseByte
+	if got := much.Lately(0); got != 5*(one+reactor.OverrunWeight*(one-reactor.Quantum)) {
 		t.Errorf("five requests take %v", got)
 	}
 	eventually(t, "the goroutine has ended", func() bool {
-		q.mu.Lock()
-		defer q.mu.Unlock()
-		return q.running == 0
+		q.Mu.Lock()
+		defer q.Mu.Unlock()
+		return q.Running == 0
 	})
 }
 
 // When too much waits, the jobs that would be done last are dropped, but for those that must be done.
 func TestOffloadQueueIsBounded(t *testing.T) {
-	var q offloadQueue
+	var q reactor.OffloadQueue
 	began, hold, done := make(chan struct{}), make(chan struct{}), make(chan string, 100)
-	q.add(new(usage), 0, 0, &offloadJob{do: func() { close(began); <-hold }})
+	q.Add(new(reactor.Usage), 0, 0, &reactor.OffloadJob{Do: func() { close(began); <-hold }})
 	<-began
-	var much, little usage
+	var much, little reactor.Usage
 	dropped := map[string]int{}
-	add := func(name string, used *usage, size int, mayDrop bool) {
-		job := &offloadJob{size: size, do: func() { done <- name }}
+	add := func(name string, used *reactor.Usage, size int, mayDrop bool) {
+		job := &reactor.OffloadJob{Size: size, Do: func() { done <- name }}
 		if mayDrop {
-			job.drop = func() { dropped[name]++ }
+			job.Drop = func() { dropped[name]++ }
 		}
-		q.add(used, 0, time.Millisecond, job)
+		q.Add(used, 0, time.Millisecond, job)
 	}
-	add("must", new(usage), maxOffloaded, false)
-	add("first", new(usage), 1, true) // too much, and the only one that may be dropped
-	q.bytes -= maxOffloaded - 1<<20
+	add("must", new(reactor.Usage), reactor.MaxOffloaded, false)
+	add("first", new(reactor.Usage), 1, true) // too much, and the only one that may be dropped
+	q.Bytes -= reactor.MaxOffloaded - 1<<20
 	for range 3 {
-		add("much", &much, maxOffloaded/4, true)
+		add("much", &much, reactor.MaxOffloaded/4, true)
 	}
-	add("little", &little, maxOffloaded/4, true)
+	add("little", &little, reactor.MaxOffloaded/4, true)
 	if dropped["first"] != 1 || dropped["much"] != 1 || dropped["little"] != 0 {
 		t.Errorf("dropped were %v, want first and one of much", dropped)
 	}
-	q.mu.Lock()
-	q.bytes += maxOffloaded - 1<<20
-	q.mu.Unlock()
+	q.Mu.Lock()
+	q.Bytes += reactor.MaxOffloaded - 1<<20
+	q.Mu.Unlock()
 	close(hold)
 	for range 4 {
 		<-done
 	}
 	eventually(t, "nothing is counted any more", func() bool {
-		q.mu.Lock()
-		defer q.mu.Unlock()
-		return q.running == 0 && q.bytes == 0
+		q.Mu.Lock()
+		defer q.Mu.Unlock()
+		return q.Running == 0 && q.Bytes == 0
 	})
 }
 
@@ -90,14 +91,14 @@ func TestLargeRepliesAreCompressedElsewhere(t *testing.T) {
 		mustPublish(t, s, "log", strings.Repeat("x", 100))
 	}
 	hold := make(chan struct{})
-	s.engine.offload.add(new(usage), 0, 0, &offloadJob{do: func() { <-hold }})
+	s.engine.Offload.Add(new(reactor.Usage), 0, 0, &reactor.OffloadJob{Do: func() { <-hold }})
 	c := dial(t, s, "/ws", speakJSON, offerHeader)
 	c.send(`{"id":1,"history":{"topic":"log","limit":1000}}`)
 	c.send(`{"id":2,"history":{"topic":"log","limit":1}}`)
 	eventually(t, "it waits", func() bool {
-		s.engine.offload.mu.Lock()
-		defer s.engine.offload.mu.Unlock()
-		return len(s.engine.offload.jobs) == 1
+		s.engine.Offload.Mu.Lock()
+		defer s.engine.Offload.Mu.Unlock()
+		return len(s.engine.Offload.Jobs) == 1
 	})
 	d := dial(t, s, "/ws", speakJSON)
 	if m := d.ask(`{"id":3,"ping":{}}`); m.Pong == nil {

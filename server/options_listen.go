@@ -11,6 +11,7 @@ import (
 
 	"carillon/server/internal/listen"
 	"carillon/server/internal/option"
+	"carillon/server/internal/reactor"
 )
 
 // Listener is a further address to serve on, besides Options.Listen, with settings of its own. All listeners
@@ -83,10 +84,10 @@ func (o *Options) publicAddresses() (all []namedAddress) {
 }
 
 // settings is what event loops need of it.
-func (l *publicListener) settings() listenerSettings {
-	set := listenerSettings{key: l.key, address: l.text, mode: l.mode, prefaceTimeout: l.proxy.Timeout}
+func (l *publicListener) settings() reactor.ListenerSettings {
+	set := reactor.ListenerSettings{Key: l.key, Address: l.text, Mode: l.mode, PrefaceTimeout: l.proxy.Timeout}
 	if l.proxy.Mode != ProxyOff {
-		set.balancers, set.mustProxy = listen.NewNetworks(l.proxy.From), l.proxy.Mode == ProxyRequired
+		set.Balancers, set.MustProxy = listen.NewNetworks(l.proxy.From), l.proxy.Mode == ProxyRequired
 	}
 	return set
 }

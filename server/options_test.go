@@ -207,7 +207,7 @@ func TestTick(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := s.engine.settings().tick; got != row.tick {
+		if got := s.engine.Settings().Tick; got != row.tick {
 			t.Errorf("close_timeout %v and write_timeout %v: tick %v, want %v", row.close, row.write, got, row.tick)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 
 	"carillon/codec"
 	"carillon/internal/testenv"
+	"carillon/server/internal/reactor"
 )
 
 // filling is what makes the queue of a client long that does not read: one frame at a time, whose bytes are returned.
@@ -16,50 +17,50 @@ type filling struct {
 	send func(c *Conn, i int) int
 }
 
-func sendCopy(c *Conn, size int, kind itemKind) int {
+func sendCopy(c *Conn, size int, kind reactor.ItemKind) int {
 	return sendCopyOf(c, codec.OpBinary, size, kind)
 }
 
-func sendCopyOf(c *Conn, op codec.Opcode, size int, kind itemKind) int {
-	b := c.sh.control[:0]
+func sendCopyOf(c *Conn, op codec.Opcode, size int, kind reactor.ItemKind) int {
+	b := c.shard().Control[:0]
 	b = codec.AppendFrame(b, op, make([]byte, size))
-	c.sh.control = b
-	c.sendBytes(b, kind)
+	c.shard().Control = b
+	c.core().SendBytes(b, kind)
 	return len(b)
 }
 
 // sendShared sends a frame that no other receiver keeps any more.
 func sendShared(c *Conn, size int) int {
 	b := codec.NewFrame(Binary, make([]byte, size)).Plain()
-	c.sendEncoded(b, itemMessage)
-	if len(b) <= itemCost { // copied
+	c.core().SendEncoded(b, reactor.ItemMessage)
+	if len(b) <= reactor.ItemCost { // copied
 		return len(b)
 	}
-	return itemCost + len(b)
+	return reactor.ItemCost + len(b)
 }
 
 var fillings = []filling{
-	{"one-byte echoes", func(c *Conn, _ int) int { return sendCopy(c, 1, itemMessage) }},
-	{"100 B echoes", func(c *Conn, _ int) int { return sendCopy(c, 100, itemMessage) }},
-	{"2 KB echoes", func(c *Conn, _ int) int { return sendCopy(c, 2050, itemMessage) }},
-	{"33 KB echoes", func(c *Conn, _ int) int { return sendCopy(c, 32<<10, itemMessage) }},
+	{"one-byte echoes", func(c *Conn, _ int) int { return sendCopy(c, 1, reactor.ItemMessage) }},
+	{"100 B echoes", func(c *Conn, _ int) int { return sendCopy(c, 100, reactor.ItemMessage) }},
+	{"2 KB echoes", func(c *Conn, _ int) int { return sendCopy(c, 2050, reactor.ItemMessage) }},
+	{"33 KB echoes", func(c *Conn, _ int) int { return sendCopy(c, 32<<10, reactor.ItemMessage) }},
 	{"one-byte broadcasts", func(c *Conn, _ int) int { return sendShared(c, 1) }},
 	{"100 B broadcasts", func(c *Conn, _ int) int { return sendShared(c, 100) }},
-	{"replies", func(c *Conn, _ int) int { return sendCopy(c, 40, itemReply) }},
+	{"replies", func(c *Conn, _ int) int { return sendCopy(c, 40, reactor.ItemReply) }},
 	{"echoes and replies in turn", func(c *Conn, i int) int {
-		return sendCopy(c, 1, []itemKind{itemMessage, itemReply}[i%2])
+		return sendCopy(c, 1, []reactor.ItemKind{reactor.ItemMessage, reactor.ItemReply}[i%2])
 	}},
 	{"a reply behind each 2 KB of echoes", func(c *Conn, i int) int {
 		if i%20 == 0 {
-			return sendCopy(c, 2, itemReply)
+			return sendCopy(c, 2, reactor.ItemReply)
 		}
-		return sendCopy(c, 100, itemMessage)
+		return sendCopy(c, 100, reactor.ItemMessage)
 	}},
 	{"echoes and pongs of all sizes in turn", func(c *Conn, i int) int {
 		if i%2 == 0 {
-			return sendCopy(c, 1, itemMessage)
+			return sendCopy(c, 1, reactor.ItemMessage)
 		}
-		sendCopyOf(c, codec.OpPong, i%126, itemMessage)
+		sendCopyOf(c, codec.OpPong, i%126, reactor.ItemMessage)
 		return 0
 	}},
 }
@@ -75,14 +76,14 @@ func TestQueueTakesWhatTheLimitSays(t *testing.T) {
 	for _, p := range []Policy{PolicyClose, PolicyDropOldest, PolicyDropNewest, PolicyLatest} {
 		for _, row := range fillings {
 			t.Run(fmt.Sprintf("%s/%s", p, row.name), func(t *testing.T) {
-				sh, ep := &shard{}, unitEndpoint(SlowConsumer{Policy: p, MaxQueue: limit})
+				sh, ep := &reactor.Shard{}, unitEndpoint(SlowConsumer{Policy: p, MaxQueue: limit})
 				before := testenv.HeapInUse()
 				list := make([]*Conn, clients)
 				for i := range list {
 					list[i] = queued(sh, ep)
 					list[i].fill(row, limit)
 				}
-				grown, counted := int(testenv.HeapInUse()-before)/clients, int(sh.stats.QueuedBytes.Load())/clients
+				grown, counted := int(testenv.HeapInUse()-before)/clients, int(sh.Stats.QueuedBytes.Load())/clients
 				runtime.KeepAlive(list)
 				if grown > limit*5/4 {
 					t.Errorf("%d bytes of memory for each client, %d are counted, the limit is %d", grown, counted, limit)
@@ -98,12 +99,12 @@ func TestQueueTakesWhatTheLimitSays(t *testing.T) {
 
 // fill sends twice what the limit allows, or nearly all of it where more would close the connection.
 func (c *Conn) fill(row filling, limit int) {
-	closes, largest, most := c.settings().slow.policy == closeSlow, 33<<10, 2*limit
-	if c.settings().slow.policy == keepLatest {
+	closes, largest, most := c.core().Settings().Slow.Policy == reactor.CloseSlow, 33<<10, 2*limit
+	if c.core().Settings().Slow.Policy == reactor.KeepLatest {
 		most = limit / 2 // nothing gets full
 	}
 	for i, sent := 0, 0; sent < most; i++ {
-		if closes && c.out.counted() > limit-largest || c.out.replies > limit-largest {
+		if closes && c.core().Outbox().Counted() > limit-largest || c.core().Outbox().Replies > limit-largest {
 			return
 		}
 		sent += row.send(c, i)
@@ -115,7 +116,7 @@ func (c *Conn) fill(row filling, limit int) {
 func TestQueueGivesMemoryBack(t *testing.T) {
 	const clients = 50
 	c := func() *Conn {
-		return queued(&shard{}, unitEndpoint(SlowConsumer{Policy: PolicyLatest, MaxQueue: 1 << 20}))
+		return queued(&reactor.Shard{}, unitEndpoint(SlowConsumer{Policy: PolicyLatest, MaxQueue: 1 << 20}))
 	}
 	for _, row := range []struct {
 		sentence string
@@ -128,14 +129,14 @@ func TestQueueGivesMemoryBack(t *testing.T) {
 		}},
 		{"a message that was half written before the others were dropped", func(c *Conn) {
 			for range 5000 {
-				c.sendEncoded(codec.NewFrame(Binary, make([]byte, 100)).Plain(), itemHistory)
+				c.core().SendEncoded(codec.NewFrame(Binary, make([]byte, 100)).Plain(), reactor.ItemHistory)
 			}
-			sendCopy(c, 200, itemMessage)
+			sendCopy(c, 200, reactor.ItemMessage)
 			c.take(5000*102 + 10)
 		}},
 		{"nothing", func(c *Conn) {
 			for range 5000 {
-				sendCopy(c, 100, itemReply)
+				sendCopy(c, 100, reactor.ItemReply)
 			}
 			c.take(5000 * 102)
 		}},
@@ -155,20 +156,20 @@ func TestQueueGivesMemoryBack(t *testing.T) {
 
 func (c *Conn) fillOne(reply bool) {
 	if reply {
-		sendCopy(c, 2, itemReply)
+		sendCopy(c, 2, reactor.ItemReply)
 		return
 	}
-	sendCopy(c, 100, itemMessage)
+	sendCopy(c, 100, reactor.ItemMessage)
 }
 
 // waitingFrames are queues of n items that no policy drops, with nothing else in between.
 func waitingFrames(policy Policy, n int) *Conn {
-	c := queued(&shard{}, unitEndpoint(SlowConsumer{Policy: policy, MaxQueue: 64 << 10}))
+	c := queued(&reactor.Shard{}, unitEndpoint(SlowConsumer{Policy: policy, MaxQueue: 64 << 10}))
 	f := codec.NewFrame(Binary, make([]byte, 100)).Plain()
 	for i := range n {
-		c.enqueue(f, 0, itemHistory)
+		c.core().Enqueue(f, 0, reactor.ItemHistory)
 		if i%100 == 0 {
-			sendCopy(c, 2, itemReply)
+			sendCopy(c, 2, reactor.ItemReply)
 		}
 	}
 	return c
@@ -176,39 +177,39 @@ func waitingFrames(policy Policy, n int) *Conn {
 
 // forbidden takes away what is kept while something is done that must not look at it: whoever looks finds nothing.
 func forbidden(c *Conn, do func()) {
-	kept := c.out.kept
-	c.out.kept = frameQueue{}
+	kept := c.core().Outbox().Kept
+	c.core().Outbox().Kept = reactor.FrameQueue{}
 	do()
-	kept.len += c.out.kept.len
-	c.out.kept = kept
+	kept.Len += c.core().Outbox().Kept.Len
+	c.core().Outbox().Kept = kept
 }
 
 // Only the latest ping of a client that does not read is answered, and finding the answer that it replaces looks at
 // nothing else that waits.
 func TestPongsLookAtNothing(t *testing.T) {
 	c := waitingFrames(PolicyClose, 1000)
-	sendCopyOf(c, codec.OpPong, 3, itemMessage)
+	sendCopyOf(c, codec.OpPong, 3, reactor.ItemMessage)
 	for range 1000 {
-		c.enqueue(codec.NewFrame(Binary, nil).Plain(), 0, itemHistory)
+		c.core().Enqueue(codec.NewFrame(Binary, nil).Plain(), 0, reactor.ItemHistory)
 	}
-	items, bytesBefore := c.out.items(), c.out.bytes
+	items, bytesBefore := c.core().Outbox().Items(), c.core().Outbox().Bytes
 	pong := codec.AppendFrame(nil, codec.OpPong, []byte("the latest"))
 	forbidden(c, func() {
-		if n := testing.AllocsPerRun(100, func() { c.sendBytes(pong, itemMessage) }); n > 0 {
+		if n := testing.AllocsPerRun(100, func() { c.core().SendBytes(pong, reactor.ItemMessage) }); n > 0 {
 			t.Errorf("%v allocations for a pong", n)
 		}
-		sendCopyOf(c, codec.OpPong, 125, itemMessage)
-		c.sendBytes(pong, itemMessage)
+		sendCopyOf(c, codec.OpPong, 125, reactor.ItemMessage)
+		c.core().SendBytes(pong, reactor.ItemMessage)
 	})
-	if c.out.items() != items || c.out.bytes != bytesBefore {
-		t.Errorf("%d items wait, %d bytes; want %d, %d", c.out.items(), c.out.bytes, items, bytesBefore)
+	if c.core().Outbox().Items() != items || c.core().Outbox().Bytes != bytesBefore {
+		t.Errorf("%d items wait, %d bytes; want %d, %d", c.core().Outbox().Items(), c.core().Outbox().Bytes, items, bytesBefore)
 	}
 	checkCounts(t, c)
 	pongs := 0
-	for it := range c.out.all {
-		if it.kind == itemPong {
-			if pongs++; !bytes.Equal(it.b, pong) {
-				t.Errorf("the pong that waits is %q", it.b)
+	for it := range c.core().Outbox().All {
+		if it.Kind == reactor.ItemPong {
+			if pongs++; !bytes.Equal(it.B, pong) {
+				t.Errorf("the pong that waits is %q", it.B)
 			}
 		}
 	}
@@ -223,16 +224,16 @@ func TestDropsLookAtNothingElse(t *testing.T) {
 		c := waitingFrames(p, 10_000)
 		forbidden(c, func() {
 			for range 3000 {
-				sendCopy(c, 100, itemMessage)
+				sendCopy(c, 100, reactor.ItemMessage)
 				sendShared(c, 30)
 			}
 		})
 		checkCounts(t, c)
 		dropped := 0
-		for i := range c.sh.stats.Drops {
-			dropped += int(c.sh.stats.Drops[i].Load())
+		for i := range c.shard().Stats.Drops {
+			dropped += int(c.shard().Stats.Drops[i].Load())
 		}
-		if got := dropped + int(c.out.waitingMessages()) - 10_000; got != 6000 || dropped < 5000 {
+		if got := dropped + int(c.core().Outbox().WaitingMessages()) - 10_000; got != 6000 || dropped < 5000 {
 			t.Errorf("%s: %d of 6000 messages are accounted for, %d dropped", p, got, dropped)
 		}
 	}
@@ -247,10 +248,10 @@ func BenchmarkFullQueue(b *testing.B) {
 		policy Policy
 		send   func(c *Conn, i int)
 	}{
-		{"pings of two sizes", PolicyClose, func(c *Conn, i int) { sendCopyOf(c, codec.OpPong, i%2, itemMessage) }},
-		{"ping", PolicyClose, func(c *Conn, _ int) { c.sendBytes(pong, itemMessage) }},
-		{"echo", PolicyDropOldest, func(c *Conn, _ int) { c.sendBytes(echo, itemMessage) }},
-		{"echo", PolicyLatest, func(c *Conn, _ int) { c.sendBytes(echo, itemMessage) }},
+		{"pings of two sizes", PolicyClose, func(c *Conn, i int) { sendCopyOf(c, codec.OpPong, i%2, reactor.ItemMessage) }},
+		{"ping", PolicyClose, func(c *Conn, _ int) { c.core().SendBytes(pong, reactor.ItemMessage) }},
+		{"echo", PolicyDropOldest, func(c *Conn, _ int) { c.core().SendBytes(echo, reactor.ItemMessage) }},
+		{"echo", PolicyLatest, func(c *Conn, _ int) { c.core().SendBytes(echo, reactor.ItemMessage) }},
 	} {
 		for _, n := range []int{10, 1000, 100_000} {
 			b.Run(fmt.Sprintf("%s/policy=%s/waiting=%d", row.name, row.policy, n), func(b *testing.B) {

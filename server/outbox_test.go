@@ -9,27 +9,28 @@ import (
 	"testing"
 
 	"carillon/codec"
+	"carillon/server/internal/reactor"
 	"carillon/server/stats"
 )
 
 // queued makes a connection that was stalled already, so that all it is sent waits in its outbox.
-func queued(sh *shard, ep *loopEndpoint) *Conn {
-	c := &Conn{sh: sh, ep: ep, fd: -1, out: &outbox{}}
-	c.state.Store(stateOpen)
+func queued(sh *reactor.Shard, ep *reactor.LoopEndpoint) *Conn {
+	c := (*Conn)(reactor.Assemble(reactor.Parts{Shard: sh, Endpoint: ep, FD: -1, Outbox: &reactor.Outbox{}}))
+	c.core().State().Store(reactor.StateOpen)
 	return c
 }
 
-func unitEndpoint(slow SlowConsumer) *loopEndpoint {
-	e := &engine{}
-	e.current.Store(&loopSettings{endpoints: []loopEndpointSettings{{slow: slowConsumerOf(&slow)}}})
-	return &loopEndpoint{engine: e}
+func unitEndpoint(slow SlowConsumer) *reactor.LoopEndpoint {
+	e := &reactor.Engine{}
+	e.Current.Store(&reactor.LoopSettings{Endpoints: []reactor.LoopEndpointSettings{{Slow: slowConsumerOf(&slow)}}})
+	return &reactor.LoopEndpoint{Engine: e}
 }
 
 // modelItem is a frame as a simple queue would keep it.
 type modelItem struct {
 	b       []byte
 	memory  int // that b keeps
-	kind    itemKind
+	kind    reactor.ItemKind
 	partial bool
 }
 
@@ -39,7 +40,7 @@ const modelLimit = 3000
 // modelDrop is dropWaiting in the plainest words.
 func modelDrop(items []modelItem, keep int) (kept []modelItem, dropped int) {
 	for i, it := range items {
-		if it.kind == itemMessage && !it.partial && modelCounted(kept)+modelCounted(items[i:]) > keep {
+		if it.kind == reactor.ItemMessage && !it.partial && modelCounted(kept)+modelCounted(items[i:]) > keep {
 			dropped++
 			continue
 		}
@@ -52,7 +53,7 @@ func modelDrop(items []modelItem, keep int) (kept []modelItem, dropped int) {
 func modelDropNewest(items []modelItem, keep int) (kept []modelItem, dropped int) {
 	kept = slices.Clone(items)
 	for i := len(kept) - 1; i >= 0 && modelCounted(kept) > keep; i-- {
-		if kept[i].kind == itemMessage && !kept[i].partial {
+		if kept[i].kind == reactor.ItemMessage && !kept[i].partial {
 			kept = slices.Delete(kept, i, i+1)
 			dropped++
 		}
@@ -63,8 +64,8 @@ func modelDropNewest(items []modelItem, keep int) (kept []modelItem, dropped int
 // modelCounted leaves history out, which does not count.
 func modelCounted(items []modelItem) (n int) {
 	for _, it := range items {
-		if it.kind != itemHistory {
-			n += itemCost + it.memory
+		if it.kind != reactor.ItemHistory {
+			n += reactor.ItemCost + it.memory
 		}
 	}
 	return n
@@ -72,8 +73,8 @@ func modelCounted(items []modelItem) (n int) {
 
 func modelReplies(items []modelItem) (n int) {
 	for _, it := range items {
-		if it.kind == itemReply {
-			n += itemCost + it.memory
+		if it.kind == reactor.ItemReply {
+			n += reactor.ItemCost + it.memory
 		}
 	}
 	return n
@@ -81,13 +82,13 @@ func modelReplies(items []modelItem) (n int) {
 
 // modelEnqueue applies a policy. Replies are in nobody's way but their own, and only the latest ping is answered.
 func modelEnqueue(items []modelItem, policy Policy, it modelItem) (_ []modelItem, dropped int) {
-	need := itemCost + len(it.b)
+	need := reactor.ItemCost + len(it.b)
 	switch full := modelCounted(items)+need > modelLimit && modelCounted(items) > 0; {
-	case it.kind == itemReply && full && policy == PolicyDropOldest:
+	case it.kind == reactor.ItemReply && full && policy == PolicyDropOldest:
 		items, dropped = modelDrop(items, modelLimit-need)
-	case it.kind == itemReply && full && policy == PolicyDropNewest:
+	case it.kind == reactor.ItemReply && full && policy == PolicyDropNewest:
 		items, dropped = modelDropNewest(items, modelLimit-need)
-	case it.kind != itemMessage:
+	case it.kind != reactor.ItemMessage:
 	case policy == PolicyLatest:
 		items, dropped = modelDrop(items, 0)
 	case full && policy == PolicyDropOldest:
@@ -95,10 +96,10 @@ func modelEnqueue(items []modelItem, policy Policy, it modelItem) (_ []modelItem
 	case full && policy == PolicyDropNewest:
 		return items, 1
 	}
-	if it.kind == itemPong {
-		it.memory = maxPong
+	if it.kind == reactor.ItemPong {
+		it.memory = reactor.MaxPong
 		for i := range items {
-			if items[i].kind == itemPong && !items[i].partial {
+			if items[i].kind == reactor.ItemPong && !items[i].partial {
 				items[i].b = it.b
 				return items, dropped
 			}
@@ -129,31 +130,31 @@ func TestOutboxAgainstModel(t *testing.T) {
 		t.Run(string(policy), func(t *testing.T) {
 			for seed := range uint64(200) {
 				r := rand.New(rand.NewPCG(seed, 1))
-				sh := &shard{}
+				sh := &reactor.Shard{}
 				c := queued(sh, unitEndpoint(SlowConsumer{Policy: policy, MaxQueue: modelLimit}))
 				var model []modelItem
 				drops := 0
 				for step := range 300 {
 					if r.IntN(3) > 0 {
 						op := ops[r.IntN(len(ops))]
-						size := itemCost + r.IntN(80) // what is smaller is copied: see TestOutboxOfCopies
+						size := reactor.ItemCost + r.IntN(80) // what is smaller is copied: see TestOutboxOfCopies
 						if op == codec.OpBinary && r.IntN(20) == 0 {
 							size = 4000 // larger than the queue
 						}
 						b := codec.AppendFrame(nil, op, bytes.Repeat([]byte{byte(step)}, size))
 						var n int
-						kind := kindOf(b)
-						if kind == itemMessage {
-							kind = []itemKind{itemMessage, itemMessage, itemMessage, itemMessage, itemHistory, itemReply}[r.IntN(6)]
+						kind := reactor.KindOf(b)
+						if kind == reactor.ItemMessage {
+							kind = []reactor.ItemKind{reactor.ItemMessage, reactor.ItemMessage, reactor.ItemMessage, reactor.ItemMessage, reactor.ItemHistory, reactor.ItemReply}[r.IntN(6)]
 						}
-						if n := modelReplies(model); kind == itemReply && n > 0 && n+itemCost+len(b) > modelLimit {
+						if n := modelReplies(model); kind == reactor.ItemReply && n > 0 && n+reactor.ItemCost+len(b) > modelLimit {
 							continue // it would be closed
 						}
 						model, n = modelEnqueue(model, policy, modelItem{b: b, memory: cap(b), kind: kind})
 						drops += n
-						c.enqueue(b, 0, kind)
+						c.core().Enqueue(b, 0, kind)
 					} else if len(model) > 0 {
-						taken := r.IntN(len(c.out.gather(&sh.chunk)) + 1)
+						taken := r.IntN(len(c.core().Outbox().Gather(&sh.Chunk)) + 1)
 						model = modelWrote(model, taken)
 						c.take(taken)
 					}
@@ -170,29 +171,29 @@ func checkOutbox(t *testing.T, c *Conn, model []modelItem, drops int) {
 	messages := 0
 	for _, it := range model {
 		want = append(want, it.b...)
-		if it.kind == itemMessage || it.kind == itemHistory {
+		if it.kind == reactor.ItemMessage || it.kind == reactor.ItemHistory {
 			messages++
 		}
 	}
-	for it := range c.out.all {
-		got = append(got, it.b...)
+	for it := range c.core().Outbox().All {
+		got = append(got, it.B...)
 	}
 	if !bytes.Equal(got, want) {
 		t.Fatalf("%d bytes wait, want %d", len(got), len(want))
 	}
 	checkCounts(t, c)
-	if n := modelCounted(model); c.out.counted() != n {
-		t.Fatalf("%d bytes count, want %d", c.out.counted(), n)
+	if n := modelCounted(model); c.core().Outbox().Counted() != n {
+		t.Fatalf("%d bytes count, want %d", c.core().Outbox().Counted(), n)
 	}
-	if n := modelReplies(model); c.out.replies != n {
-		t.Fatalf("%d bytes of replies wait, want %d", c.out.replies, n)
+	if n := modelReplies(model); c.core().Outbox().Replies != n {
+		t.Fatalf("%d bytes of replies wait, want %d", c.core().Outbox().Replies, n)
 	}
-	if n := c.out.waitingMessages(); n != uint64(messages) {
+	if n := c.core().Outbox().WaitingMessages(); n != uint64(messages) {
 		t.Fatalf("%d messages wait, want %d", n, messages)
 	}
 	total := 0
-	for i := range c.sh.stats.Drops {
-		total += int(c.sh.stats.Drops[i].Load())
+	for i := range c.shard().Stats.Drops {
+		total += int(c.shard().Stats.Drops[i].Load())
 	}
 	if total != drops {
 		t.Fatalf("%d drops counted, want %d", total, drops)
@@ -201,33 +202,33 @@ func checkOutbox(t *testing.T, c *Conn, model []modelItem, drops int) {
 
 // take has the socket take n bytes.
 func (c *Conn) take(n int) {
-	before := c.out.bytes
-	c.out.wrote(n)
-	c.sh.stats.QueuedBytes.Add(int64(c.out.bytes - before))
+	before := c.core().Outbox().Bytes
+	c.core().Outbox().Wrote(n)
+	c.shard().Stats.QueuedBytes.Add(int64(c.core().Outbox().Bytes - before))
 }
 
 // checkCounts compares what an outbox counts with what is in it.
 func checkCounts(t *testing.T, c *Conn) {
 	t.Helper()
-	o, all, history, replies, waiting := c.out, 0, 0, 0, uint64(0)
-	for it := range o.all {
-		waiting += it.messages()
-		switch all += it.cost(); it.kind {
-		case itemHistory:
-			history += it.cost()
-		case itemReply:
-			replies += it.cost()
+	o, all, history, replies, waiting := c.core().Outbox(), 0, 0, 0, uint64(0)
+	for it := range o.All {
+		waiting += it.Messages()
+		switch all += it.Cost(); it.Kind {
+		case reactor.ItemHistory:
+			history += it.Cost()
+		case reactor.ItemReply:
+			replies += it.Cost()
 		}
 	}
-	if o.bytes != all || o.history != history || o.replies != replies || c.sh.stats.QueuedBytes.Load() != int64(all) {
-		t.Fatalf("%d bytes are counted, %d of history, %d of replies, %d in all queues; want %d, %d, %d", o.bytes, o.history, o.replies, c.sh.stats.QueuedBytes.Load(), all, history, replies)
+	if o.Bytes != all || o.History != history || o.Replies != replies || c.shard().Stats.QueuedBytes.Load() != int64(all) {
+		t.Fatalf("%d bytes are counted, %d of history, %d of replies, %d in all queues; want %d, %d, %d", o.Bytes, o.History, o.Replies, c.shard().Stats.QueuedBytes.Load(), all, history, replies)
 	}
-	if o.waitingMessages() != waiting {
-		t.Fatalf("%d messages are counted, %d wait", o.waitingMessages(), waiting)
+	if o.WaitingMessages() != waiting {
+		t.Fatalf("%d messages are counted, %d wait", o.WaitingMessages(), waiting)
 	}
-	for _, q := range []*frameQueue{&o.messages, &o.kept} {
-		for i := range q.head {
-			if q.first.items[i].b != nil {
+	for _, q := range []*reactor.FrameQueue{&o.Messages, &o.Kept} {
+		for i := range q.Head {
+			if q.First.Items[i].B != nil {
 				t.Fatal("the outbox holds on to what is gone")
 			}
 		}
@@ -237,20 +238,20 @@ func checkCounts(t *testing.T, c *Conn) {
 // Dropping the oldest of many costs no more than dropping the oldest of few: the rest stays where it
 // is.
 func TestOutboxDropOldestMovesNothing(t *testing.T) {
-	c := queued(&shard{}, unitEndpoint(SlowConsumer{Policy: PolicyDropOldest, MaxQueue: 1 << 20}))
-	b := codec.AppendFrame(nil, codec.OpBinary, make([]byte, 2*itemCost))
-	for c.sh.stats.Drops[DropOldest].Load() == 0 {
-		c.enqueue(b, 0, itemMessage)
+	c := queued(&reactor.Shard{}, unitEndpoint(SlowConsumer{Policy: PolicyDropOldest, MaxQueue: 1 << 20}))
+	b := codec.AppendFrame(nil, codec.OpBinary, make([]byte, 2*reactor.ItemCost))
+	for c.shard().Stats.Drops[DropOldest].Load() == 0 {
+		c.core().Enqueue(b, 0, reactor.ItemMessage)
 	}
-	newest := c.out.messages.back()
-	allocs := testing.AllocsPerRun(1000, func() { c.enqueue(b, 0, itemMessage) })
+	newest := c.core().Outbox().Messages.Back()
+	allocs := testing.AllocsPerRun(1000, func() { c.core().Enqueue(b, 0, reactor.ItemMessage) })
 	if allocs > 0 {
 		t.Errorf("%v allocations for a message that takes the place of another", allocs)
 	}
-	if n := c.sh.stats.Drops[DropOldest].Load(); n != 1002 {
+	if n := c.shard().Stats.Drops[DropOldest].Load(); n != 1002 {
 		t.Errorf("%d drops, want 1002", n)
 	}
-	if newest.b == nil || newest.seq != c.out.seq-1002 {
+	if newest.B == nil || newest.Seq != c.core().Outbox().Seq-1002 {
 		t.Error("an item that was not dropped has moved")
 	}
 }
@@ -259,20 +260,20 @@ func TestOutboxDropOldestMovesNothing(t *testing.T) {
 type groupModel struct {
 	t       *testing.T
 	r       *rand.Rand
-	g       *table
+	g       *reactor.Table
 	members map[*Conn]uint32 // the first message that concerns it
 	next    uint32
 }
 
 func (m *groupModel) join() {
-	c := queued(m.g.sh, m.g.ep)
-	m.g.add(c, times{})
+	c := queued(m.g.Shard, m.g.Endpoint)
+	m.g.Add(c.core(), reactor.Times{})
 	m.members[c] = m.next
 }
 
 func (m *groupModel) leave() {
-	if len(m.g.members) > 0 {
-		m.check(m.g.members[m.r.IntN(len(m.g.members))].conn, false)
+	if len(m.g.Members) > 0 {
+		m.check((*Conn)(m.g.Members[m.r.IntN(len(m.g.Members))].Conn), false)
 	}
 }
 
@@ -280,14 +281,14 @@ func (m *groupModel) leave() {
 func (m *groupModel) check(c *Conn, stays bool) {
 	m.t.Helper()
 	want := m.members[c]
-	for it := range c.out.all {
-		if got := binary.BigEndian.Uint32(it.b[2:]); got != want {
+	for it := range c.core().Outbox().All {
+		if got := binary.BigEndian.Uint32(it.B[2:]); got != want {
 			m.t.Fatalf("got message %d, want %d", got, want)
 		}
 		want++
 	}
-	if seq := m.g.members[c.slot].seq; m.g.members[c.slot].conn != c || want != seq-m.g.base+m.next-uint32(len(m.g.stream)) {
-		m.t.Fatalf("it has messages up to %d, but the group thinks up to %d of %d", want, seq-m.g.base, m.next)
+	if seq := m.g.Members[c.core().Slot()].Seq; m.g.Members[c.core().Slot()].Conn != c.core() || want != seq-m.g.Base+m.next-uint32(len(m.g.Stream)) {
+		m.t.Fatalf("it has messages up to %d, but the group thinks up to %d of %d", want, seq-m.g.Base, m.next)
 	}
 	if stays {
 		if want != m.next {
@@ -296,21 +297,21 @@ func (m *groupModel) check(c *Conn, stays bool) {
 		return
 	}
 	delete(m.members, c)
-	m.g.remove(c)
+	m.g.Remove(c.core())
 }
 
 // walk goes on for some steps, and stops anywhere.
 func (m *groupModel) walk() {
 	for range m.r.IntN(100) {
 		switch g := m.g; {
-		case len(g.stream) == 0:
+		case len(g.Stream) == 0:
 			return
-		case g.pass == nil:
-			g.begin()
-		case g.pass.cursor < len(g.members):
-			g.serve(g.pass.cursor)
+		case g.Pass == nil:
+			g.Begin()
+		case g.Pass.Cursor < len(g.Members):
+			g.Serve(g.Pass.Cursor)
 		default:
-			g.finish()
+			g.Finish()
 		}
 	}
 }
@@ -320,15 +321,15 @@ func (m *groupModel) walk() {
 func TestGroupWalk(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 2))
-		sh := &shard{engine: &engine{}, set: &loopSettings{}, histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
-		g := newTable(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
-		g.base = 1<<32 - 20 // it wraps
+		sh := &reactor.Shard{Engine: &reactor.Engine{}, Set: &reactor.LoopSettings{}, Histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
+		g := reactor.NewTable(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
+		g.Base = 1<<32 - 20 // it wraps
 		m := &groupModel{t: t, r: r, g: g, members: map[*Conn]uint32{}}
 		for range 400 {
 			switch r.IntN(6) {
 			case 0, 1:
 				payload := binary.BigEndian.AppendUint32(nil, m.next)
-				g.publish(codec.NewFrame(Binary, append(payload, make([]byte, itemCost)...)), 0) // smaller ones share memory
+				g.Publish(codec.NewFrame(Binary, append(payload, make([]byte, reactor.ItemCost)...)), 0) // smaller ones share memory
 				m.next++
 			case 2, 3:
 				m.walk()
@@ -340,18 +341,18 @@ func TestGroupWalk(t *testing.T) {
 					m.join()
 				}
 			case 5:
-				if len(g.members) > 0 {
-					c := g.members[r.IntN(len(g.members))].conn
-					g.catchUp(c.slot)
+				if len(g.Members) > 0 {
+					c := (*Conn)(g.Members[r.IntN(len(g.Members))].Conn)
+					g.CatchUp(c.core().Slot())
 					m.check(c, true)
 				}
 			}
 		}
-		for len(g.stream) > 0 {
-			g.walk(&slice{time: sliceTime})
+		for len(g.Stream) > 0 {
+			g.Walk(&reactor.Slice{Time: reactor.SliceTime})
 		}
-		if len(g.stream) > 0 || int(g.count.Load()) != len(m.members) || len(g.members) != len(m.members) {
-			t.Fatalf("%d messages are left; %d members, want %d", len(g.stream), len(g.members), len(m.members))
+		if len(g.Stream) > 0 || int(g.Count.Load()) != len(m.members) || len(g.Members) != len(m.members) {
+			t.Fatalf("%d messages are left; %d members, want %d", len(g.Stream), len(g.Members), len(m.members))
 		}
 		for c := range m.members {
 			m.check(c, true)
@@ -361,14 +362,14 @@ func TestGroupWalk(t *testing.T) {
 
 // The memory of a crowd that has left is given back.
 func TestGroupShrinks(t *testing.T) {
-	g := newTable(&shard{engine: &engine{}, set: &loopSettings{}}, unitEndpoint(SlowConsumer{}))
+	g := reactor.NewTable(&reactor.Shard{Engine: &reactor.Engine{}, Set: &reactor.LoopSettings{}}, unitEndpoint(SlowConsumer{}))
 	for range 50_000 {
-		g.add(queued(g.sh, g.ep), times{})
+		g.Add(queued(g.Shard, g.Endpoint).core(), reactor.Times{})
 	}
-	for len(g.members) > 10 {
-		g.remove(g.members[0].conn)
+	for len(g.Members) > 10 {
+		g.Remove(g.Members[0].Conn)
 	}
-	if n := cap(g.members); n > 4096 || cap(g.times) > 4096 {
+	if n := cap(g.Members); n > 4096 || cap(g.Times) > 4096 {
 		t.Errorf("10 members have room for %d", n)
 	}
 }
@@ -376,21 +377,21 @@ func TestGroupShrinks(t *testing.T) {
 // Messages leave the mailbox for the streams. Whoever looks at the backlog meanwhile finds each of them once: it
 // only grows here, by one message at a time.
 func TestBacklogKeepsWhatIsHandedOver(t *testing.T) {
-	sh := &shard{engine: &engine{}, set: &loopSettings{}, histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
+	sh := &reactor.Shard{Engine: &reactor.Engine{}, Set: &reactor.LoopSettings{}, Histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
 	ep := unitEndpoint(SlowConsumer{MaxQueue: -1})
-	g := newTable(sh, ep)
-	g.feed = &local{sh: sh, src: &source{}, audiences: [numFramings]*audience{&g.audience}}
-	g.add(queued(sh, ep), times{})
+	g := reactor.NewTable(sh, ep)
+	g.Feed = &local{sh: sh, src: &source{}, audiences: [reactor.NumFramings]*reactor.Audience{&g.Audience}}
+	g.Add(queued(sh, ep).core(), reactor.Times{})
 	f := codec.NewFrame(Binary, make([]byte, 100))
 	size := int64(len(f.Plain()))
-	cost := size + streamCost
+	cost := size + reactor.StreamCost
 	var posted atomic.Int64
 	looked := make(chan bool)
 	go func() {
 		defer close(looked)
 		for last := int64(0); posted.Load() < 20_000*cost; {
 			before := posted.Load()
-			n := sh.backlog.Load()
+			n := sh.Backlog.Load()
 			if n < last || n < before || n > posted.Load()+cost {
 				t.Errorf("%d bytes in the backlog after %d, of %d that were posted", n, last, before)
 				return
@@ -399,8 +400,8 @@ func TestBacklogKeepsWhatIsHandedOver(t *testing.T) {
 		}
 	}()
 	for range 20_000 {
-		sh.backlog.Add(size)
-		sh.execute(&command{kind: commandPublish, feed: g.feed, frame: f, payload: (*broadcast)(f)}, nil)
+		sh.Backlog.Add(size)
+		sh.Execute(&reactor.Command{Kind: reactor.CommandPublish, Feed: g.Feed, Frame: f, Payload: (*broadcast)(f)}, nil)
 		posted.Add(cost)
 	}
 	<-looked
@@ -412,15 +413,15 @@ type flow struct {
 	r     *rand.Rand
 	c     *Conn
 	sent  [][]byte // frames that have not arrived, by their kinds
-	kinds []itemKind
+	kinds []reactor.ItemKind
 }
 
 // send sends some frames of one kind at once, each with a number of its own.
-func (f *flow) send(n int, kind itemKind) {
+func (f *flow) send(n int, kind reactor.ItemKind) {
 	var together []byte
 	for range n {
 		op := codec.OpBinary
-		if kind == itemPong {
+		if kind == reactor.ItemPong {
 			op = codec.OpPong
 		}
 		size := 4 + f.r.IntN(20)
@@ -430,16 +431,16 @@ func (f *flow) send(n int, kind itemKind) {
 		case 1:
 			size = 100
 		}
-		size = min(size, maxPong-2)
-		if kind != itemPong && f.r.IntN(20) == 0 {
-			size = smallFrame + f.r.IntN(300)
+		size = min(size, reactor.MaxPong-2)
+		if kind != reactor.ItemPong && f.r.IntN(20) == 0 {
+			size = reactor.SmallFrame + f.r.IntN(300)
 		}
 		payload := binary.BigEndian.AppendUint32(nil, uint32(len(f.sent)))
 		b := codec.AppendFrame(nil, op, append(payload, make([]byte, size-4)...))
 		f.sent, f.kinds = append(f.sent, b), append(f.kinds, kind)
 		together = append(together, b...)
 	}
-	f.c.sendBytes(together, kind)
+	f.c.core().SendBytes(together, kind)
 	for i := range together {
 		together[i] = 0xff // the memory is used again
 	}
@@ -451,7 +452,7 @@ func TestOutboxOfCopies(t *testing.T) {
 	for _, policy := range []Policy{PolicyDropOldest, PolicyDropNewest, PolicyLatest} {
 		t.Run(string(policy), func(t *testing.T) {
 			for seed := range uint64(30) {
-				f := &flow{t: t, r: rand.New(rand.NewPCG(seed, 3)), c: queued(&shard{}, unitEndpoint(SlowConsumer{Policy: policy, MaxQueue: 20_000}))}
+				f := &flow{t: t, r: rand.New(rand.NewPCG(seed, 3)), c: queued(&reactor.Shard{}, unitEndpoint(SlowConsumer{Policy: policy, MaxQueue: 20_000}))}
 				f.run()
 			}
 		})
@@ -461,30 +462,30 @@ func TestOutboxOfCopies(t *testing.T) {
 func (f *flow) run() {
 	f.t.Helper()
 	var arrived []byte
-	o := f.c.out
+	o := f.c.core().Outbox()
 	for range 400 {
 		switch f.r.IntN(8) {
 		case 0, 1, 2:
-			f.send(1+f.r.IntN(60), itemMessage)
+			f.send(1+f.r.IntN(60), reactor.ItemMessage)
 		case 3:
-			if o.replies < 10_000 {
-				f.send(1+f.r.IntN(8), itemReply)
+			if o.Replies < 10_000 {
+				f.send(1+f.r.IntN(8), reactor.ItemReply)
 			}
 		case 4:
-			f.send(1+f.r.IntN(3), itemPong)
+			f.send(1+f.r.IntN(3), reactor.ItemPong)
 		default:
-			b := o.gather(&f.c.sh.chunk)
+			b := o.Gather(&f.c.shard().Chunk)
 			n := f.r.IntN(min(len(b), 400) + 1)
 			arrived = append(arrived, b[:n]...)
 			f.c.take(n)
 		}
 		checkCounts(f.t, f.c)
-		if policy := f.c.settings().slow.policy; policy != keepLatest && o.bytes > 20_000+itemCost+maxPong+2*smallFrame {
-			f.t.Fatalf("%d bytes wait", o.bytes)
+		if policy := f.c.core().Settings().Slow.Policy; policy != reactor.KeepLatest && o.Bytes > 20_000+reactor.ItemCost+reactor.MaxPong+2*reactor.SmallFrame {
+			f.t.Fatalf("%d bytes wait", o.Bytes)
 		}
 	}
-	for o.items() > 0 {
-		b := o.gather(&f.c.sh.chunk)
+	for o.Items() > 0 {
+		b := o.Gather(&f.c.shard().Chunk)
 		arrived = append(arrived, b...)
 		f.c.take(len(b))
 	}
@@ -494,7 +495,7 @@ func (f *flow) run() {
 func (f *flow) check(arrived []byte) {
 	f.t.Helper()
 	came := map[uint32]bool{}
-	next := [itemPong + 1]uint32{} // within a kind the order is that of sending
+	next := [reactor.ItemPong + 1]uint32{} // within a kind the order is that of sending
 	for len(arrived) > 0 {
 		b := arrived[:codec.FrameLen(arrived)]
 		arrived = arrived[len(b):]
@@ -516,17 +517,17 @@ func (f *flow) check(arrived []byte) {
 	for i, kind := range f.kinds {
 		switch {
 		case came[uint32(i)]:
-		case kind == itemMessage:
+		case kind == reactor.ItemMessage:
 			lost++
-		case kind == itemPong:
+		case kind == reactor.ItemPong:
 			replaced++
 		default:
 			f.t.Fatalf("reply %d is lost", i)
 		}
 	}
 	dropped := 0
-	for i := range f.c.sh.stats.Drops {
-		dropped += int(f.c.sh.stats.Drops[i].Load())
+	for i := range f.c.shard().Stats.Drops {
+		dropped += int(f.c.shard().Stats.Drops[i].Load())
 	}
 	if lost != dropped || lost == 0 || replaced == 0 {
 		f.t.Fatalf("%d messages are lost and %d were counted, %d pongs replaced", lost, dropped, replaced)

@@ -8,6 +8,7 @@ import (
 
 	"carillon/internal/shrink"
 	"carillon/server/internal/envelope"
+	"carillon/server/internal/reactor"
 	"carillon/server/topic"
 )
 
@@ -37,7 +38,7 @@ func (s *Server) present(topic string) *presence {
 	some, count := s.subscribers(topic, maxPresent)
 	p := &presence{Topic: topic, Count: count, Connections: []presentee{}}
 	for _, c := range some {
-		if !p.add(presentee{strconv.FormatUint(c.id, 10), c.Subject()}) {
+		if !p.add(presentee{strconv.FormatUint(c.ID(), 10), (*Conn)(c).Subject()}) {
 			break
 		}
 	}
@@ -135,7 +136,7 @@ func (f *follower) askPresence(name string, list []func(*presence)) {
 				f.askPresence(name, more)
 			}
 		}
-		f.srv.engine.offload.add(new(usage), f.srv.engine.uptime(), time.Duration(size)*parseByte, &offloadJob{size: size, do: read})
+		f.srv.engine.Offload.Add(new(reactor.Usage), f.srv.engine.Uptime(), time.Duration(size)*reactor.ParseByte, &reactor.OffloadJob{Size: size, Do: read})
 	})
 }
 

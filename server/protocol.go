@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"carillon/server/internal/envelope"
+	"carillon/server/internal/reactor"
 	"carillon/server/internal/strictjson"
 	"carillon/server/topic"
 )
@@ -72,18 +73,18 @@ const largeRequest = 32 << 10
 
 // parseElsewhere has a request parsed on another goroutine. What the client asks for behind it waits.
 func (c *Conn) parseElsewhere(payload []byte) {
-	q, takes := &c.sh.engine.offload, time.Duration(len(payload))*parseByte
-	s := c.offload(q, takes, len(payload), func() func() {
-		if c.state.Load() != stateOpen {
-			return doNothing
+	q, takes := &c.shard().Engine.Offload, time.Duration(len(payload))*reactor.ParseByte
+	s := c.core().Offload(q, takes, len(payload), func() func() {
+		if c.core().State().Load() != reactor.StateOpen {
+			return reactor.DoNothing
 		}
 		r, err := parseRequest(payload)
 		return func() { c.answerParsed(r, err) }
 	}, func() {
-		c.fail(nil, fmt.Errorf("%w: too many large requests wait", c.sh.refuse()), c.sendReply)
+		c.fail(nil, fmt.Errorf("%w: too many large requests wait", c.shard().Refuse()), c.sendReply)
 	})
-	s.cost += len(payload)
-	c.workload().requests.bytes += len(payload)
+	s.Cost += len(payload)
+	c.core().Workload().Requests.Bytes += len(payload)
 }
 
 // answerParsed answers a request in its turn.
@@ -103,7 +104,7 @@ func (c *Conn) requested(r *request, err error, n int) {
 	if err == nil {
 		err = c.paysRequest(r)
 	}
-	if err == nil && r.Publish != nil && !c.waitsForMore() {
+	if err == nil && r.Publish != nil && !c.core().WaitsForMore() {
 		c.doPublish(r.ID, r.Publish, c.reply)
 		return
 	}
@@ -112,18 +113,18 @@ func (c *Conn) requested(r *request, err error, n int) {
 			return
 		}
 	}
-	if err == nil && r.Ping != nil && c.waiting() {
-		if err = c.replyInOrder(n, func() { c.answerRequest(r, c.sendReply) }); err == nil {
+	if err == nil && r.Ping != nil && c.core().Waiting() {
+		if err = c.core().ReplyInOrder(n, func() { c.answerRequest(r, c.sendReply) }); err == nil {
 			return
 		}
 	}
 	if err == nil && r.Ping == nil {
-		if err = c.afterPending(n, r.isQuick(), func() { c.answerRequest(r, c.sendReply) }); err == nil {
+		if err = c.core().AfterPending(n, r.isQuick(), func() { c.answerRequest(r, c.sendReply) }); err == nil {
 			return
 		}
 	}
 	if err != nil {
-		if !c.waiting() || c.replyInOrder(n, func() { c.fail(r.ID, err, c.sendReply) }) != nil {
+		if !c.core().Waiting() || c.core().ReplyInOrder(n, func() { c.fail(r.ID, err, c.sendReply) }) != nil {
 			c.fail(r.ID, err, c.reply) // also when too much waits: at once, whatever it overtakes
 		}
 		return
@@ -236,7 +237,7 @@ func (c *Conn) doSubscribe(id json.RawMessage, r *subscribeRequest) error {
 	case r.Last < 0 || r.Last > envelope.MaxLast:
 		return envelope.BadRequest("last is %d: expected 0 to %d", r.Last, envelope.MaxLast)
 	}
-	c.subscribeReady(&wanted{name: r.Topic, from: from, kind: framingEnvelope, asked: true, reply: func(s Subscribed) {
+	c.subscribeReady(&wanted{name: r.Topic, from: from, kind: reactor.FramingEnvelope, asked: true, reply: func(s Subscribed) {
 		if len(id) > 0 {
 			c.sendSubscribed(id, s, from.Since != nil)
 		}
@@ -272,10 +273,10 @@ func (c *Conn) publication(r *envelope.Publish) (p publication, err error) {
 // doPublish publishes a message of a client, and replies when the broker has it, in the order of the requests.
 func (c *Conn) doPublish(id json.RawMessage, r *envelope.Publish, reply replier) {
 	p, err := c.publication(r)
-	var s *slot
-	wait := func() { s = c.reserveReply(c.flightOf(&p)) }
+	var s *reactor.Slot
+	wait := func() { s = c.core().ReserveReply(c.flightOf(&p)) }
 	done := func(receipt topic.Receipt, err error) {
-		c.resolve(s, true, func() {
+		c.core().Resolve(s, true, func() {
 			c.answerWith(id, "published", publishReply{p.Topic, receipt}, err, c.sendReply)
 		})
 	}
@@ -285,7 +286,7 @@ func (c *Conn) doPublish(id json.RawMessage, r *envelope.Publish, reply replier)
 	}
 	switch {
 	case !ready:
-	case c.waiting() && !c.workload().requests.flushing: // behind messages that are on their way to the broker
+	case c.core().Waiting() && !c.core().Workload().Requests.Flushing: // behind messages that are on their way to the broker
 		wait()
 		done(receipt, err)
 	default:
@@ -420,9 +421,9 @@ func (c *Conn) doPresence(id json.RawMessage, topic string) (what string, value 
 	if err := c.checkPresence(topic); err != nil {
 		return "", nil, err
 	}
-	var s *slot
-	p, ready := c.Server().hub.remote.present(topic, func() { s = c.reserve() }, func(p *presence) {
-		c.resolve(s, true, func() { c.answerWith(id, "present", p, nil, c.sendReply) })
+	var s *reactor.Slot
+	p, ready := c.Server().hub.remote.present(topic, func() { s = c.core().Reserve() }, func(p *presence) {
+		c.core().Resolve(s, true, func() { c.answerWith(id, "present", p, nil, c.sendReply) })
 	})
 	if !ready {
 		return "", nil, nil
@@ -431,7 +432,7 @@ func (c *Conn) doPresence(id json.RawMessage, topic string) (what string, value 
 }
 
 // subscribers lists at most so many of them, and counts all.
-func (s *Server) subscribers(topic string, limit int) (list []*Conn, count int) {
+func (s *Server) subscribers(topic string, limit int) (list []*reactor.Conn, count int) {
 	var src *source
 	if t := s.hub.find(topic); t != nil {
 		src = &t.source
@@ -440,16 +441,16 @@ func (s *Server) subscribers(topic string, limit int) (list []*Conn, count int) 
 	}
 	defer src.mu.Unlock()
 	for _, l := range src.locals {
-		l.sh.mu.Lock()
+		l.sh.Mu.Lock()
 		for _, a := range l.audiences {
 			if a == nil {
 				continue
 			}
 			n := 0
-			list, n = a.appendMembers(list, limit)
+			list, n = a.AppendMembers(list, limit)
 			count += n
 		}
-		l.sh.mu.Unlock()
+		l.sh.Mu.Unlock()
 	}
 	return list, count
 }
@@ -464,11 +465,11 @@ func (c *Conn) paysRequest(r *request) error {
 	switch {
 	case r.Ping != nil:
 		return nil
-	case r.Publish != nil && !c.mayPublishNow():
-		c.sh.stats.Limited.Add(1)
+	case r.Publish != nil && !c.core().MayPublishNow():
+		c.shard().Stats.Limited.Add(1)
 		return errPublishRate
-	case r.Publish == nil && !c.mayRequestNow():
-		c.sh.stats.Limited.Add(1)
+	case r.Publish == nil && !c.core().MayRequestNow():
+		c.shard().Stats.Limited.Add(1)
 		return errRequestRate
 	}
 	return nil

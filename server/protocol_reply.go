@@ -9,6 +9,7 @@ import (
 	"carillon/codec"
 	"carillon/server/internal/auth"
 	"carillon/server/internal/envelope"
+	"carillon/server/internal/reactor"
 	"carillon/server/topic"
 )
 
@@ -42,8 +43,8 @@ func (c *Conn) sendSubscribed(id json.RawMessage, s Subscribed, since bool) {
 	if since {
 		r.Recovered = &s.Recovered
 	}
-	if c.isEvents() {
-		c.sendEncoded(r.appendEvent(nil), itemReply)
+	if c.core().IsEvents() {
+		c.core().SendEncoded(r.appendEvent(nil), reactor.ItemReply)
 		return
 	}
 	c.sendReply(id, "subscribed", r)
@@ -51,29 +52,29 @@ func (c *Conn) sendSubscribed(id json.RawMessage, s Subscribed, since bool) {
 
 // reply leaves a reply in the mailbox.
 func (c *Conn) reply(id json.RawMessage, what string, value any) {
-	if c.isOpen() {
-		c.sh.postBytes(commandReply, c, codec.OpText, envelope.AppendReply(nil, id, what, value))
+	if c.core().IsOpen() {
+		c.shard().PostBytes(reactor.CommandReply, c.core(), codec.OpText, envelope.AppendReply(nil, id, what, value))
 	}
 }
 
 // sendReply sends a reply at once.
 func (c *Conn) sendReply(id json.RawMessage, what string, value any) {
-	sh := c.sh
-	sh.text = envelope.AppendReply(sh.text[:0], id, what, value)
-	if c.deflates() && len(sh.text) > largeReply {
-		c.compressElsewhere(bytes.Clone(sh.text))
+	sh := c.shard()
+	sh.Text = envelope.AppendReply(sh.Text[:0], id, what, value)
+	if c.core().Deflates() && len(sh.Text) > largeReply {
+		c.compressElsewhere(bytes.Clone(sh.Text))
 		return
 	}
-	if c.deflates() {
-		sh.reply = c.settings().deflater.AppendFrameWithin(sh.reply[:0], codec.OpText, sh.text, c.window)
+	if c.core().Deflates() {
+		sh.Reply = c.core().Settings().Deflater.AppendFrameWithin(sh.Reply[:0], codec.OpText, sh.Text, c.core().Window())
 	} else {
-		sh.reply = codec.AppendFrame(sh.reply[:0], codec.OpText, sh.text)
+		sh.Reply = codec.AppendFrame(sh.Reply[:0], codec.OpText, sh.Text)
 	}
-	kind := itemReply
-	if len(sh.reply) >= envelope.LargeText {
-		kind = itemAnswer
+	kind := reactor.ItemReply
+	if len(sh.Reply) >= envelope.LargeText {
+		kind = reactor.ItemAnswer
 	}
-	c.sendBytes(sh.reply, kind)
+	c.core().SendBytes(sh.Reply, kind)
 }
 
 // largeReply is the size in bytes of a reply from which on it takes too much of a loop's time to compress it.
@@ -82,15 +83,15 @@ const largeReply = 32 << 10
 // compressElsewhere has a reply compressed on another goroutine, and sends it in the place of what is done now. What
 // the client asks for behind it waits.
 func (c *Conn) compressElsewhere(text []byte) {
-	q, takes := &c.sh.engine.offload, time.Duration(len(text))*compressByte
-	deflater := c.settings().deflater
-	plain := func() { c.sendBytes(codec.AppendFrame(nil, codec.OpText, text), itemAnswer) }
-	c.offload(q, takes, len(text), func() func() {
-		if c.state.Load() != stateOpen {
+	q, takes := &c.shard().Engine.Offload, time.Duration(len(text))*reactor.CompressByte
+	deflater := c.core().Settings().Deflater
+	plain := func() { c.core().SendBytes(codec.AppendFrame(nil, codec.OpText, text), reactor.ItemAnswer) }
+	c.core().Offload(q, takes, len(text), func() func() {
+		if c.core().State().Load() != reactor.StateOpen {
 			return plain // to nobody, which counts
 		}
-		frame := deflater.AppendFrameWithin(nil, codec.OpText, text, c.window)
-		return func() { c.sendBytes(frame, itemAnswer) }
+		frame := deflater.AppendFrameWithin(nil, codec.OpText, text, c.core().Window())
+		return func() { c.core().SendBytes(frame, reactor.ItemAnswer) }
 	}, plain)
 }
 
@@ -148,14 +149,14 @@ func (c *Conn) fail(id json.RawMessage, err error, reply replier) {
 	if errors.Is(err, ErrClosed) {
 		return
 	}
-	if r := errorReplyOf(err); c.mayErr(r.Code) {
+	if r := errorReplyOf(err); c.core().MayErr(r.Code) {
 		reply(id, "error", r)
 	}
 }
 
 // failed tells a client that what its request line asked for failed.
 func (c *Conn) failed(err error) {
-	if c.framing == framingEnvelope {
+	if c.core().Framing() == reactor.FramingEnvelope {
 		c.fail(nil, err, c.sendReply)
 		return
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/reactor"
 )
 
 // The tests of this file draw the bytes that a client sends. testMask is the masking key of the
@@ -240,7 +241,7 @@ func TestClosingHandshakeOfTheServer(t *testing.T) {
 	more := join(text("but I wanted to say"), masked(0x89, []byte("are you there?")))
 	alice.write(more)
 	s.arrived(t, len(upgradeHead("/"))+len(more))
-	if state := (<-opened).state.Load(); state != stateClosing || s.Count() != 0 {
+	if state := (<-opened).core().State().Load(); state != reactor.StateClosing || s.Count() != 0 {
 		t.Errorf("her connection is in state %d, want that the server has left it and waits for her close frame", state)
 	}
 	alice.write(masked(0x88, []byte{0x0f, 0xa1}))

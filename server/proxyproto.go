@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/reactor"
 )
 
 // ProxyProtocol is about the PROXY header (HAProxy's proxy-protocol.txt, versions 1 and 2), with which a
@@ -53,35 +54,35 @@ func (p *ProxyProtocol) resolve(c *checker, key string) {
 // false when there is nothing to go on with: more must come, or the connection has been refused.
 func (c *Conn) readProxy(b []byte) (size int, ok bool) {
 	header, size, err := codec.ParseProxy(b)
-	required := c.entered().now().mustProxy
+	required := c.core().Entered().Now().MustProxy
 	switch {
 	case errors.Is(err, codec.ErrNoProxyHeader) && required:
-		c.cutOff(RefuseProxyMissing, err)
+		c.core().CutOff(RefuseProxyMissing, err)
 		return 0, false
 	case errors.Is(err, codec.ErrNoProxyHeader):
 	case err != nil:
-		c.cutOff(RefuseProxyMalformed, err)
+		c.core().CutOff(RefuseProxyMalformed, err)
 		return 0, false
 	case size == 0:
 		return 0, false
 	}
-	c.mark(markPreface, false)
+	c.core().Mark(reactor.MarkPreface, false)
 	if !header.Source.IsValid() {
 		return size, true // it stays the balancer's, which is exempt from the limits for each address
 	}
-	c.remote = net.TCPAddrFromAddrPort(header.Source)
-	return size, c.claim()
+	c.core().SetRemote(net.TCPAddrFromAddrPort(header.Source))
+	return size, c.core().Claim()
 }
 
 // prefaceDue ends the wait for a PROXY header.
 func (c *Conn) prefaceDue() {
 	switch {
-	case c.entered().now().mustProxy:
-		c.cutOff(RefuseProxyMissing, errProxyTimeout)
-	case c.in != nil: // it has begun
-		c.cutOff(RefuseProxyMalformed, errProxyTimeout)
+	case c.core().Entered().Now().MustProxy:
+		c.core().CutOff(RefuseProxyMissing, errProxyTimeout)
+	case c.core().Inbound() != nil: // it has begun
+		c.core().CutOff(RefuseProxyMalformed, errProxyTimeout)
 	default: // whoever has said nothing by now may still send a request
-		c.mark(markPreface, false)
+		c.core().Mark(reactor.MarkPreface, false)
 	}
 }
 

@@ -234,7 +234,7 @@ func TestProxyHeaderLeavesNothingBehind(t *testing.T) {
 	for conn := range s.Conns() {
 		_ = conn.Send(Text, []byte("later"))
 		c.want("later")
-		if conn.in != nil {
+		if conn.core().Inbound() != nil {
 			t.Error("the connection still has its head")
 		}
 	}

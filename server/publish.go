@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"carillon/server/internal/reactor"
 	"carillon/server/topic"
 )
 
@@ -115,6 +116,6 @@ func (f *follower) audienceOf(topic string) (n int) {
 }
 
 // flightOf is what a publication counts as in the line.
-func (c *Conn) flightOf(p *publication) flight {
-	return flight{bytes: flightCost + len(p.Topic) + len(p.Payload), transient: !c.Server().hub.remote.keeps(p.Topic)}
+func (c *Conn) flightOf(p *publication) reactor.Flight {
+	return reactor.Flight{Bytes: reactor.FlightCost + len(p.Topic) + len(p.Payload), Transient: !c.Server().hub.remote.keeps(p.Topic)}
 }

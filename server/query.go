@@ -113,7 +113,7 @@ func (s *Server) nodeInfo() topic.NodeInfo {
 	case len(s.unready()) > 0:
 		state = "unready"
 	}
-	return topic.NodeInfo{Version: BuildInfo().Version, Started: s.engine.begin, Connections: s.Count(), State: state}
+	return topic.NodeInfo{Version: BuildInfo().Version, Started: s.engine.Begin, Connections: s.Count(), State: state}
 }
 
 func (f *follower) nodes() []topic.NodeInfo { return f.broker.Nodes() }

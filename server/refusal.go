@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"carillon/codec"
+	"carillon/server/internal/reactor"
 )
 
 // Refusal is a request that is answered with an error; [Handler.Refused] gets it. It is valid until Refused returns.
@@ -23,7 +24,7 @@ type Refusal struct {
 // callRefused returns the answer to a request that is refused, as the application words it. The request may be
 // malformed: then it has what was read before the mistake.
 func (c *Conn) callRefused(r *Request, why RefuseReason, err error, answer *codec.Rejection) (worded *codec.Rejection) {
-	if c.ep == nil || c.endpoint().handler.Refused == nil {
+	if c.core().Endpoint() == nil || c.endpoint().handler.Refused == nil {
 		return answer
 	}
 	defer func() {
@@ -34,7 +35,7 @@ func (c *Conn) callRefused(r *Request, why RefuseReason, err error, answer *code
 	}()
 	refusal := &Refusal{Reason: why, Err: err, Response: *answer}
 	refusal.Response.Header = slices.Clone(answer.Header) // that of others, too
-	c.calls(hookRefused)
+	c.core().Calls(reactor.HookRefused)
 	c.endpoint().handler.Refused(r, refusal)
 	if s := refusal.Response.Status; s < 300 || s > 599 {
 		refusal.Response.Status = answer.Status

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/reactor"
 	"carillon/server/topic"
 )
 
@@ -51,11 +52,11 @@ func (f *follower) failed(err error) {
 
 // relay hands a message to the broker that this server's connections have. sent may be nil. The caller holds the
 // source's mu.
-func (f *follower) relay(src *source, p payload, sent func(error)) {
+func (f *follower) relay(src *source, p reactor.Payload, sent func(error)) {
 	src.link.sent++
 	done := func(err error) {
 		if err == nil {
-			f.srv.engine.inFlight.flows(f.srv.engine.uptime())
+			f.srv.engine.InFlight.Flows(f.srv.engine.Uptime())
 		}
 		if f.failed(err); sent != nil {
 			sent(err)
@@ -95,13 +96,13 @@ func (f *follower) receiveTransient(from string, incarnation, seq uint64, p *top
 	if !f.next(l, from, incarnation, seq) {
 		return
 	}
-	m := &message{topic: t, format: p.Format, offset: t.offset + 1, time: sent.UnixMilli(), born: f.srv.engine.ageMillis(), raw: codec.NewFrame(p.Format.Opcode(), p.Payload)}
+	m := &message{topic: t, format: p.Format, offset: t.offset + 1, time: sent.UnixMilli(), born: f.srv.engine.AgeMillis(), raw: codec.NewFrame(p.Format.Opcode(), p.Payload)}
 	if sh := f.hub.overloaded(t, patterns, int64(len(m.raw.Plain()))); sh != nil {
-		_ = sh.refuse()
+		_ = sh.Refuse()
 		return
 	}
-	t.used = f.srv.engine.uptime()
-	at := f.srv.engine.stamp()
+	t.used = f.srv.engine.Uptime()
+	at := f.srv.engine.Stamp()
 	t.issue(m, at)
 	issueAll(patterns, m, at)
 }
@@ -141,14 +142,14 @@ func (f *follower) broadcast(from, path string, op Opcode, payload []byte, seq u
 	if ep == nil {
 		return
 	}
-	frame, at := codec.NewFrame(op, payload), f.srv.engine.stamp()
+	frame, at := codec.NewFrame(op, payload), f.srv.engine.Stamp()
 	ep.mu.Lock()
 	defer ep.mu.Unlock()
 	if !f.next(ep.link, from, 0, seq) {
 		return
 	}
 	if sh := ep.overloaded(int64(len(frame.Plain()))); sh != nil {
-		_ = sh.refuse()
+		_ = sh.Refuse()
 		return
 	}
 	ep.issue(frame, at)

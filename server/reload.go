@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"carillon/server/internal/auth"
+	"carillon/server/internal/reactor"
 )
 
 // ErrDraining is returned by Reload while the server drains: it ends with the options that it has.
@@ -182,9 +183,9 @@ func (ch *Changes) merge(running, wanted reflect.Value, prefix string) {
 // fits checks new settings against what the server has found when it began to listen.
 func (s *Server) fits(now *settings) error {
 	var problems []error
-	if s.reloads.room.total > 0 {
+	if s.reloads.room.Total > 0 {
 		var err error
-		if now.loops.maxSockets, err = s.reloads.room.sockets(now.Limits.MaxConnections); err != nil {
+		if now.loops.MaxSockets, err = s.reloads.room.Sockets(now.Limits.MaxConnections); err != nil {
 			problems = append(problems, err)
 		}
 	}
@@ -209,8 +210,8 @@ func (s *Server) follow(before, now *settings) {
 	if s.plain != nil && (before.Limits.MaxHead != now.Limits.MaxHead || before.Limits.HandshakeTimeout != now.Limits.HandshakeTimeout) {
 		s.plain.renew()
 	}
-	for _, sh := range s.engine.allShards() {
-		sh.postTick()
+	for _, sh := range s.engine.AllShards() {
+		sh.PostTick()
 	}
 }
 
@@ -220,7 +221,7 @@ type reloads struct {
 
 	alive   context.Context // for as long as it lasts keys are watched; nil before the server runs
 	watched map[*auth.Keyring]context.CancelFunc
-	room    room
+	room    reactor.Room
 	exposed bool // internal.listen can be reached from other machines
 
 	// Written under mu, read by anyone.

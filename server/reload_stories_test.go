@@ -149,14 +149,14 @@ var limitStories = []reloadStory{
 			bob := dial(t, s, "/echo")
 			wantStatus(t, s, 429, "/echo")
 			bob.leave(s)
-			eventually(t, "only alice is left", func() bool { return s.engine.sockets.Load() == 1 })
+			eventually(t, "only alice is left", func() bool { return s.engine.Sockets.Load() == 1 })
 			bob = dial(t, s, "/echo")
 			reloaded(t, s, "limits.max_connections_per_address", func(o *Options) { o.Limits.MaxConnectionsPerAddress = -1 })
 			cathy := dial(t, s, "/echo")
 			for _, c := range []*client{alice, bob, cathy} {
 				c.leave(s)
 			}
-			eventually(t, "nobody is counted", func() bool { return s.engine.addresses.Len() == 0 })
+			eventually(t, "nobody is counted", func() bool { return s.engine.Addresses.Len() == 0 })
 		}
 	}, func(o *Options) { o.Limits.MaxConnectionsPerAddress = 1 }},
 	{"limits.handshakes_per_second", Options{}, func(t *testing.T, s *Server) func() {
@@ -209,11 +209,11 @@ var limitStories = []reloadStory{
 		}
 	}, func(o *Options) { o.Limits.DecompressedBytesPerSecond = 1 }},
 	{"limits.max_tls_handshakes", Options{TLS: TLS{Config: testTLS()}}, func(t *testing.T, s *Server) func() {
-		setGrace(s.engine.tlsTable, time.Hour)
+		setGrace(s.engine.TLSTable, time.Hour)
 		hello := helloOf(t, &tls.Config{InsecureSkipVerify: true})
 		begin := func(running, waiting int) {
 			dialRaw(t, s).write(hello)
-			eventually(t, "it has begun", func() bool { r, w := s.engine.tlsTable.counts(); return r == running && w == waiting })
+			eventually(t, "it has begun", func() bool { r, w := s.engine.TLSTable.Counts(); return r == running && w == waiting })
 		}
 		begin(1, 0)
 		begin(2, 0)
@@ -285,7 +285,7 @@ var timeStories = []reloadStory{
 		dialFrozen(t, s, "/broadcast")
 		for i := 0; s.Stats().QueuedBytes == 0; i++ {
 			publish(t, s, "/broadcast", i)
-			eventually(t, "it was handed out", func() bool { return s.engine.backlogBytes() == 0 })
+			eventually(t, "it was handed out", func() bool { return s.engine.BacklogBytes() == 0 })
 		}
 		return func() {
 			eventually(t, "the frozen one is cut off", func() bool { return s.Stats().Drops[DropWriteTimeout] > 0 })
@@ -331,11 +331,11 @@ var timeStories = []reloadStory{
 	{"ping.jitter", Options{Ping: Ping{Interval: time.Hour, Jitter: -1}}, func(t *testing.T, s *Server) func() {
 		dial(t, s, "/echo")
 		c := onlyConn(t, s, "/echo")
-		if d := c.pingInterval(); d != time.Hour || s.engine.settings().pingEarliest != time.Hour {
+		if d := c.core().PingInterval(); d != time.Hour || s.engine.Settings().PingEarliest != time.Hour {
 			t.Error(d)
 		}
 		return func() {
-			if d := c.pingInterval(); d >= time.Hour || s.engine.settings().pingEarliest != 0 {
+			if d := c.core().PingInterval(); d >= time.Hour || s.engine.Settings().PingEarliest != 0 {
 				t.Error(d)
 			}
 		}
@@ -347,12 +347,12 @@ var timeStories = []reloadStory{
 	{"connections.max_age_jitter", Options{Connections: Connections{MaxAge: 100 * time.Hour, MaxAgeJitter: -1}}, func(t *testing.T, s *Server) func() {
 		dial(t, s, "/echo")
 		c := onlyConn(t, s, "/echo")
-		later := c.opened + 99*3600
-		if c.tooOld(later) {
+		later := c.core().OpenedAt() + 99*3600
+		if c.core().TooOld(later) {
 			t.Error("too old already")
 		}
 		return func() {
-			if !c.tooOld(later) {
+			if !c.core().TooOld(later) {
 				t.Error("its age is not shorter")
 			}
 		}
@@ -397,7 +397,7 @@ var clientStories = []reloadStory{
 		early.write([]byte(aliceV1[:20]))
 		eventually(t, "it is accepted", func() bool { return s.Stats().Accepted == 1 })
 		return func() {
-			time.Sleep(4 * s.engine.settings().tick) // the sweeps look at it
+			time.Sleep(4 * s.engine.Settings().Tick) // the sweeps look at it
 			early.write([]byte(aliceV1[20:] + upgradeHead("/who")))
 			if resp := early.response(); resp.StatusCode != 101 {
 				t.Fatal(resp.Status)
@@ -441,12 +441,12 @@ var clientStories = []reloadStory{
 				c.want("192.0.2.1:0")
 			}
 			wantStatus(t, s, 429, "/who", "X-Forwarded-For: 192.0.2.1")
-			if n := s.engine.addresses.Len(); n != 1 {
+			if n := s.engine.Addresses.Len(); n != 1 {
 				t.Errorf("%d addresses are counted", n)
 			}
 			early.leave(s)
 			late.leave(s)
-			eventually(t, "nobody is counted", func() bool { return s.engine.addresses.Len() == 0 })
+			eventually(t, "nobody is counted", func() bool { return s.engine.Addresses.Len() == 0 })
 		}
 	}, func(o *Options) { o.TrustedProxies = []string{"127.0.0.1"} }},
 	{"endpoints[0].origins", Options{}, func(t *testing.T, s *Server) func() {
@@ -627,15 +627,15 @@ var endStories = []reloadStory{
 	}, func(o *Options) { o.Drain.Deadline = 50 * time.Millisecond }},
 	{"drain.duration drain.deadline", Options{}, func(t *testing.T, s *Server) func() {
 		return func() {
-			if p := s.newDrainSchedule(time.Now(), 100_000, false); p.pace != time.Minute {
-				t.Errorf("connections are closed over %v", p.pace)
+			if p := s.newDrainSchedule(time.Now(), 100_000, false); p.Pace != time.Minute {
+				t.Errorf("connections are closed over %v", p.Pace)
 			}
 			s.Shutdown(t.Context())
 		}
 	}, func(o *Options) { o.Drain.Duration, o.Drain.Deadline = time.Minute, 2*time.Minute }},
 	{"drain.order", Options{}, func(t *testing.T, s *Server) func() {
 		return func() {
-			if p := s.newDrainSchedule(time.Now(), 1, false); !p.random {
+			if p := s.newDrainSchedule(time.Now(), 1, false); !p.Random {
 				t.Errorf("%+v", p)
 			}
 		}
@@ -666,6 +666,6 @@ func freezeUntilDropped(t testing.TB, s *Server, why DropReason) {
 			t.Fatal("nothing is dropped")
 		}
 		publish(t, s, "/broadcast", i)
-		eventually(t, "it was handed out", func() bool { return s.engine.backlogBytes() == 0 })
+		eventually(t, "it was handed out", func() bool { return s.engine.BacklogBytes() == 0 })
 	}
 }

@@ -72,7 +72,7 @@ func TestReloadOfTheSame(t *testing.T) {
 			t.Errorf("endpoint %d was made anew", i)
 		}
 	}
-	if now.loops.maxSockets != before.loops.maxSockets || s.MaxConnections() == 0 || len(s.reloads.watched) != 1 {
+	if now.loops.MaxSockets != before.loops.MaxSockets || s.MaxConnections() == 0 || len(s.reloads.watched) != 1 {
 		t.Errorf("%d connections, %d keyrings", s.MaxConnections(), len(s.reloads.watched))
 	}
 	if info, _ := s.Topic("a"); info.History != 1 {
@@ -443,7 +443,7 @@ func TestReloadsUnderLoad(t *testing.T) {
 	http.DefaultClient.CloseIdleConnections()
 	_ = watching.conn.Close()
 	eventually(t, "all are gone", func() bool { return s.Stats().Sockets == 0 })
-	if n := s.engine.addresses.Len(); n != 0 {
+	if n := s.engine.Addresses.Len(); n != 0 {
 		t.Errorf("%d addresses are still counted", n)
 	}
 }

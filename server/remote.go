@@ -5,6 +5,7 @@ import (
 	"os"
 	"time"
 
+	"carillon/server/internal/reactor"
 	"carillon/server/topic"
 )
 
@@ -46,10 +47,10 @@ type remote interface {
 	attach(src *source) // prepares a new source
 	left(src *source)   // notes that the last subscriber has gone
 	unfollow(src *source)
-	relay(src *source, p payload, sent func(error)) // sent, which may be nil, learns what became of the message
-	uses(t *topicState) bool                        // the topic must not be forgotten
-	knows(t *topicState) bool                       // clients may have a position in the topic
-	lingers(p *source) bool                         // a pattern without subscribers lingers; the caller holds hub.mu, too
+	relay(src *source, p reactor.Payload, sent func(error)) // sent, which may be nil, learns what became of the message
+	uses(t *topicState) bool                                // the topic must not be forgotten
+	knows(t *topicState) bool                               // clients may have a position in the topic
+	lingers(p *source) bool                                 // a pattern without subscribers lingers; the caller holds hub.mu, too
 
 	// sweepTopic lets go of a topic that has not been used for long. So does sweep of patterns, with nothing locked.
 	sweepTopic(t *topicState, now time.Duration)
@@ -108,7 +109,7 @@ func (alone) attach(src *source) { src.link = untied }
 func (alone) left(*source)       {}
 func (alone) unfollow(*source)   {}
 
-func (alone) relay(_ *source, _ payload, sent func(error)) {
+func (alone) relay(_ *source, _ reactor.Payload, sent func(error)) {
 	if sent != nil {
 		sent(nil)
 	}

@@ -2,6 +2,7 @@ package server
 
 import (
 	"carillon/codec"
+	"carillon/server/internal/reactor"
 	"carillon/server/stats"
 	"carillon/server/topic"
 )
@@ -12,7 +13,7 @@ import (
 type replay struct {
 	conn  *Conn
 	topic *topicState
-	kind  framing
+	kind  reactor.Framing
 	asked bool       // by the client
 	epoch string     // of the messages
 	rest  []*message // what is to be sent next; never empty
@@ -44,7 +45,7 @@ func pieceOf(list []*message) (n int) {
 // step sends the next piece, or all that is left.
 func (r *replay) step() {
 	c := r.conn
-	if !c.ready() {
+	if !c.core().Ready() {
 		r.release()
 		return
 	}
@@ -53,12 +54,12 @@ func (r *replay) step() {
 	}
 	n := pieceOf(r.rest)
 	c.sendHistory(r.rest[:n], r.kind)
-	if !c.isOpen() {
+	if !c.core().IsOpen() {
 		r.release()
 		return
 	}
 	r.rest = r.rest[n:]
-	c.queueFirst(&slot{do: r.step, cancel: r.release, cost: slotCost, open: true, drained: true})
+	c.core().QueueFirst(&reactor.Slot{Do: r.step, Cancel: r.release, Cost: reactor.SlotCost, Open: true, Drained: true})
 }
 
 // join sends what is left and makes the connection a subscriber of what comes next, or takes more from the history and
@@ -67,7 +68,7 @@ func (r *replay) join() bool {
 	c, t := r.conn, r.topic
 	last := r.rest[len(r.rest)-1].offset
 	t.mu.Lock()
-	newer, recovered := t.since(topic.Start{Since: &topic.Position{Offset: last, Epoch: r.epoch}}, c.sh.engine.ageMillis(), maxReplay)
+	newer, recovered := t.since(topic.Start{Since: &topic.Position{Offset: last, Epoch: r.epoch}}, c.shard().Engine.AgeMillis(), maxReplay)
 	at := t.position()
 	if pieceOf(newer) < len(newer) {
 		t.mu.Unlock()
@@ -80,10 +81,10 @@ func (r *replay) join() bool {
 		r.rest, r.epoch = newer, at.Epoch
 		return false
 	}
-	a, next := t.audience(c.sh, r.kind), t.seq+1
+	a, next := t.audience(c.shard(), r.kind), t.seq+1
 	t.mu.Unlock()
 
-	c.join(a, next, r.asked)
+	c.core().Join(a, next, r.asked)
 	c.sendHistory(r.rest, r.kind)
 	if !recovered {
 		r.tellGap(at, newer, last)
@@ -101,13 +102,13 @@ func (r *replay) tellGap(at topic.Position, newer []*message, last uint64) {
 		first = newer[0].offset
 	}
 	if at.Epoch == r.epoch && first > last {
-		c.sh.stats.Drop(stats.DropHistory, first-last-1)
+		c.shard().Stats.Drop(stats.DropHistory, first-last-1)
 	}
-	if r.kind == framingRaw {
-		c.startClose(closeOwn, closeGap, "gap")
+	if r.kind == reactor.FramingRaw {
+		c.core().StartClose(reactor.CloseOwn, closeGap, "gap")
 		return
 	}
-	if c.isOpen() {
+	if c.core().IsOpen() {
 		c.sendSubscribed(nil, Subscribed{Topic: r.topic.name, Position: at, After: next(newer, at.Offset)}, true)
 	}
 }
@@ -116,22 +117,22 @@ func (r *replay) tellGap(at topic.Position, newer []*message, last uint64) {
 func (r *replay) release() {
 	r.topic.mu.Lock()
 	more := len(r.topic.historyAfter(r.rest[len(r.rest)-1].offset))
-	r.conn.sh.stats.Drop(stats.DropClosed, uint64(len(r.rest)+more))
+	r.conn.shard().Stats.Drop(stats.DropClosed, uint64(len(r.rest)+more))
 	r.topic.unsubscribe(r.conn.Server().hub)
 }
 
 // sendHistory sends messages that a topic has kept.
-func (c *Conn) sendHistory(list []*message, kind framing) {
-	if len(list) == 0 || c.state.Load() != stateOpen {
+func (c *Conn) sendHistory(list []*message, kind reactor.Framing) {
+	if len(list) == 0 || c.core().State().Load() != reactor.StateOpen {
 		return
 	}
 	frames := make([]*codec.Frame, len(list))
 	for i, m := range list {
-		frames[i] = m.frame(kind)
+		frames[i] = m.Frame(kind)
 	}
-	c.sh.counters.deliveries += uint64(len(frames))
-	c.sendFrames(nil, 0, frames)
-	if c.out != nil && c.out.history > 0 {
-		c.out.batches++
+	c.shard().Counters.Deliveries += uint64(len(frames))
+	c.core().SendFrames(nil, 0, frames)
+	if c.core().Outbox() != nil && c.core().Outbox().History > 0 {
+		c.core().Outbox().Batches++
 	}
 }

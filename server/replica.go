@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/reactor"
 	"carillon/server/topic"
 )
 
@@ -76,7 +77,7 @@ func (k *replica) hold(m *message, prev uint64) {
 // further than this server has was at another one, and waits for what that one had. Who subscribes gets later what
 // may be missing; who reads waits for it. Nobody waits for longer than waitTime. The caller holds mu.
 func (f *follower) awaitReplica(t *topicState, from topic.Start, reads bool, done func(error)) (ready bool, err error) {
-	return f.awaitFor(t, visitor{from: from, reads: reads, until: f.srv.engine.uptime() + waitTime, done: done})
+	return f.awaitFor(t, visitor{from: from, reads: reads, until: f.srv.engine.Uptime() + waitTime, done: done})
 }
 
 // visitor is somebody who begins in a topic.
@@ -95,7 +96,7 @@ const maxDoubts = 6
 
 // awaitFor is awaitReplica for a visitor.
 func (f *follower) awaitFor(t *topicState, v visitor) (ready bool, err error) {
-	k, now := t.link.replica, f.srv.engine.uptime()
+	k, now := t.link.replica, f.srv.engine.Uptime()
 	t.link.wanted = now
 	known := v.from.Since == nil || k.loaded && !t.isBehind(v.from)
 	if k.loaded && known && !(v.reads && f.isIncomplete(k)) {
@@ -185,7 +186,7 @@ func (f *follower) beginLoad(t *topicState) {
 
 func (f *follower) loaded(t *topicState, number uint64, full bool, got *topic.Snapshot, err error) {
 	if err != nil && f.awayFor(f.ruleOf(t)) == nil { // otherwise it is known, and has been said
-		f.srv.engine.logSome(f.unloads, slog.LevelWarn, "could not load a persistent topic", []any{"topic", t.name, "error", err})
+		f.srv.engine.LogSome(f.unloads, slog.LevelWarn, "could not load a persistent topic", []any{"topic", t.name, "error", err})
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -273,7 +274,7 @@ func (f *follower) giveUp(t *topicState) {
 // apply takes what was loaded, and delivers what is news of it. It returns false if it had to stop because of
 // overload. The caller holds mu.
 func (f *follower) apply(t *topicState, got *topic.Snapshot, full bool) (whole bool) {
-	k, at := t.link.replica, f.srv.engine.stamp()
+	k, at := t.link.replica, f.srv.engine.Stamp()
 	patterns := f.hub.patternsOf(t)
 	fed := t.link.isCovered(patterns)
 	other := k.epoch != nil && *k.epoch != got.Epoch
@@ -298,7 +299,7 @@ func (f *follower) apply(t *topicState, got *topic.Snapshot, full bool) (whole b
 	}
 	now := got.Now
 	if now.IsZero() {
-		now = f.srv.engine.wall()
+		now = f.srv.engine.Wall()
 	}
 	for i := range got.Messages {
 		one := &got.Messages[i]
@@ -331,7 +332,7 @@ func (f *follower) begin(t *topicState, since uint64) {
 
 // tellGap tells subscribers that something is missing before what follows. Who gets only the newest message of a
 // topic is not told. The caller holds mu.
-func (f *follower) tellGap(t *topicState, got *topic.Snapshot, at stamp) {
+func (f *follower) tellGap(t *topicState, got *topic.Snapshot, at reactor.Stamp) {
 	f.stats.gaps.Add(1)
 	if t.subscribers == 0 || t.latest() {
 		return
@@ -340,7 +341,7 @@ func (f *follower) tellGap(t *topicState, got *topic.Snapshot, at stamp) {
 	if n := len(got.Messages); n > 0 {
 		last = max(last, got.Messages[n-1].Offset)
 	}
-	t.post(commandGap, &message{topic: t, gap: true, offset: last, after: got.Since, epoch: t.link.replica.epoch, raw: codec.NewFrame(codec.OpText, nil)}, at)
+	t.post(reactor.CommandGap, &message{topic: t, gap: true, offset: last, after: got.Since, epoch: t.link.replica.epoch, raw: codec.NewFrame(codec.OpText, nil)}, at)
 }
 
 // missed counts messages that nobody here gets although they were for somebody.
@@ -348,12 +349,12 @@ func (f *follower) missed(n uint64) { f.stats.lost.Add(n) }
 
 // persistentMessage is a message of the broker's, whose clock says now.
 func (t *topicState) persistentMessage(m *topic.Message, epoch *string, now time.Time) *message {
-	return &message{topic: t, offset: m.Offset, time: m.Time.UnixMilli(), born: t.hub.srv.engine.bornMillis(m.Time, now), format: m.Format, epoch: epoch, raw: codec.NewFrame(m.Format.Opcode(), m.Payload)}
+	return &message{topic: t, offset: m.Offset, time: m.Time.UnixMilli(), born: t.hub.srv.engine.BornMillis(m.Time, now), format: m.Format, epoch: epoch, raw: codec.NewFrame(m.Format.Opcode(), m.Payload)}
 }
 
 // deliver hands a message to the subscribers of its topic, of patterns, or both. The caller holds mu.
-func (f *follower) deliver(t *topicState, m *message, direct, pattern bool, patterns []*source, at stamp) {
-	t.used = f.srv.engine.uptime()
+func (f *follower) deliver(t *topicState, m *message, direct, pattern bool, patterns []*source, at reactor.Stamp) {
+	t.used = f.srv.engine.Uptime()
 	if direct {
 		t.issue(m, at)
 	}
@@ -411,7 +412,7 @@ func (f *follower) receivePersistent(got topic.Message, epoch string, prev uint6
 		f.load(t)
 		return
 	}
-	f.deliver(t, m, direct, pattern, patterns, f.srv.engine.stamp())
+	f.deliver(t, m, direct, pattern, patterns, f.srv.engine.Stamp())
 	if pending {
 		k.hold(t.persistentMessage(&got, k.epoch, got.Time), prev) // the other one is with the loops
 	}
@@ -445,7 +446,7 @@ func (f *follower) drain(t *topicState) (whole bool) {
 	}
 	slices.SortStableFunc(k.early, func(a, b early) int { return cmp.Compare(a.offset, b.offset) })
 	patterns := f.hub.patternsOf(t)
-	fed, at := t.link.isCovered(patterns), f.srv.engine.stamp()
+	fed, at := t.link.isCovered(patterns), f.srv.engine.Stamp()
 	n := 0
 	whole = true
 	for ; n < len(k.early); n++ {

@@ -1,6 +1,9 @@
 package server
 
-import "context"
+import (
+	"carillon/server/internal/reactor"
+	"context"
+)
 
 // Run listens and serves until ctx ends, and then drains as [Options.Drain] says, as it does after
 // [Server.StartDrain]. It returns nil when that is done, and an error when it could not listen or the engine
@@ -30,7 +33,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	defer s.drainState.stop()
-	defer s.engine.close()
+	defer s.engine.Close()
 	defer s.internal.close()
 	defer s.agent.close()
 
@@ -39,17 +42,17 @@ func (s *Server) Run(ctx context.Context) error {
 		go s.plain.serve()
 		defer s.plain.close()
 	}
-	defer s.engine.closeShards()
+	defer s.engine.CloseShards()
 	alive, dead := context.WithCancel(context.Background())
 	defer dead()
 	s.watchKeys(alive, stopped)
 	s.memory.look()
 	go s.memory.run(alive)
-	s.engine.start(alive)
+	s.engine.Start(alive)
 	go s.watchCertificates(alive)
 	ended := make(chan error, 1)
 	go func() {
-		err := s.engine.run()
+		err := s.engine.Run()
 		s.drainState.expedite() // there is nobody left to wait for
 		ended <- err
 	}()
@@ -57,29 +60,29 @@ func (s *Server) Run(ctx context.Context) error {
 	for over := false; !over; {
 		select {
 		case err = <-ended:
-			return s.engine.endError(err)
+			return s.engine.EndError(err)
 		case <-stopped.Done():
 			s.startDrain(whyEnded(ctx), s.opts().Drain.Delay, true)
 		case <-s.drainState.asked:
 		}
 		select {
 		case err = <-ended:
-			return s.engine.endError(err)
-		case <-s.engine.started: // before that there is no engine to stop
+			return s.engine.EndError(err)
+		case <-s.engine.Started: // before that there is no engine to stop
 		}
-		over = s.engine.failed() != nil || s.drain(stopped)
+		over = s.engine.Failed() != nil || s.drain(stopped)
 	}
 	select {
 	case err = <-ended: // it was faster than we were
-		return s.engine.endError(err)
+		return s.engine.EndError(err)
 	default:
 	}
-	s.engine.stop()
+	s.engine.Stop()
 	if err = <-ended; err == nil {
-		err = s.engine.failed()
+		err = s.engine.Failed()
 	}
 	if err != nil {
-		return s.engine.endError(err)
+		return s.engine.EndError(err)
 	}
 	s.log.Info("stopped")
 	return nil
@@ -114,12 +117,12 @@ func (s *Server) prepare() (err error) {
 	if err = s.measure(); err != nil {
 		return err
 	}
-	if err = s.engine.openListeners(); err != nil {
+	if err = s.engine.OpenListeners(); err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			s.engine.closeListeners()
+			s.engine.CloseListeners()
 			s.internal.close()
 			s.agent.close()
 		}
@@ -130,7 +133,7 @@ func (s *Server) prepare() (err error) {
 	if s.agent, err = s.listenAgent(); err != nil {
 		return err
 	}
-	return s.engine.startWatcher()
+	return s.engine.StartWatcher()
 }
 
 // measure finds out how many connections there is room for.
@@ -138,10 +141,10 @@ func (s *Server) measure() (err error) {
 	s.reloads.mu.Lock()
 	defer s.reloads.mu.Unlock()
 	set := *s.settings()
-	if s.reloads.room, err = roomFor(set.Loops, set.Internal.most()+set.Agent.most()+s.engine.arriving()); err != nil {
+	if s.reloads.room, err = reactor.RoomFor(set.Loops, set.Internal.most()+set.Agent.most()+s.engine.Arriving()); err != nil {
 		return err
 	}
-	if set.loops.maxSockets, err = s.reloads.room.sockets(set.Limits.MaxConnections); err == nil {
+	if set.loops.MaxSockets, err = s.reloads.room.Sockets(set.Limits.MaxConnections); err == nil {
 		s.putInForce(&set)
 	}
 	return err

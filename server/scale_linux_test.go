@@ -1,6 +1,7 @@
 package server
 
 import (
+	"carillon/server/internal/reactor"
 	"context"
 	"fmt"
 	"io"
@@ -40,7 +41,7 @@ func TestCrowd(t *testing.T) {
 		if err := s.Broadcast("/broadcast", Binary, numbered(m, 128)); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "it was handed out", func() bool { return s.engine.backlogBytes() == 0 })
+		eventually(t, "it was handed out", func() bool { return s.engine.BacklogBytes() == 0 })
 	}
 	for m := range burst {
 		if err := s.Broadcast("/broadcast", Binary, numbered(paced+m, 128)); err != nil {
@@ -53,7 +54,7 @@ func TestCrowd(t *testing.T) {
 	if r.Wrong > 0 || r.Incomplete > 0 || r.Messages != crowd*(paced+burst) || r.Cut > 0 || r.Closed > 0 {
 		t.Errorf("the clients report %+v", r)
 	}
-	eventually(t, "all are gone", func() bool { return s.engine.sockets.Load() == 1 && s.Count() == 1 })
+	eventually(t, "all are gone", func() bool { return s.engine.Sockets.Load() == 1 && s.Count() == 1 })
 	// gnet's map of connections keeps its size, about 40 B for each that there was.
 	var left int64
 	defer func() { t.Logf("%d B of heap are left of each connection", left/crowd) }()
@@ -75,7 +76,7 @@ func TestCrowdShutsDown(t *testing.T) {
 	defer cancel()
 	s.Shutdown(ctx)
 	w.wait("complete")
-	eventually(t, "all are gone", func() bool { return s.engine.sockets.Load() == 0 })
+	eventually(t, "all are gone", func() bool { return s.engine.Sockets.Load() == 0 })
 	if r := w.end(); r.Closed != conns || r.Incomplete > 0 || r.Wrong > 0 {
 		t.Errorf("the clients report %+v", r)
 	}
@@ -109,8 +110,8 @@ func (d *evenDrain) run(t *testing.T) (uneven string) {
 	w := startSwarm(t, s, swarmOrder{Path: "/broadcast", Conns: d.conns})
 	echoes := echoUntilTheEnd(dial(t, s, "/echo"))
 	s.StartDrain("a test", 0)
-	eventually(t, "connections are closed", func() bool { return s.engine.schedule.Load() != nil })
-	began := s.engine.schedule.Load().began
+	eventually(t, "connections are closed", func() bool { return s.engine.Schedule.Load() != nil })
+	began := s.engine.Schedule.Load().Began
 	due := func(passed time.Duration) int { return int(int64(d.conns) * int64(passed) / int64(d.over)) }
 	var last time.Duration
 	closed, slack := 0, d.conns/d.parts/d.share
@@ -126,7 +127,7 @@ func (d *evenDrain) run(t *testing.T) (uneven string) {
 		}
 		closed, last = now, passed
 	}
-	eventually(t, "all are gone", func() bool { return s.engine.sockets.Load() == 0 })
+	eventually(t, "all are gone", func() bool { return s.engine.Sockets.Load() == 0 })
 	all := <-echoes
 	if len(all) == 0 {
 		t.Fatal("nobody was served meanwhile")
@@ -185,8 +186,8 @@ func TestAllocations(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
 	}
-	checkOwner = false
-	defer func() { checkOwner = true }()
+	reactor.CheckOwner = false
+	defer func() { reactor.CheckOwner = true }()
 	s := start(t, Options{Loops: 1, Endpoints: echoAndBroadcast(), Ping: Ping{Interval: -1}})
 
 	c := dial(t, s, "/echo")
@@ -209,7 +210,7 @@ func TestAllocations(t *testing.T) {
 	payload := numbered(0, 128)
 	broadcast := func() {
 		_ = s.Broadcast("/broadcast", Binary, payload)
-		for s.engine.backlogBytes() != 0 {
+		for s.engine.BacklogBytes() != 0 {
 			time.Sleep(50 * time.Microsecond)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/reactor"
 )
 
 // A delayed echo, with a copy of each payload: every client gets its own messages, in order, and none before its time.
@@ -45,14 +46,14 @@ func TestAfterDelaysInOrder(t *testing.T) {
 func wantNoTimers(t *testing.T, s *Server) {
 	t.Helper()
 	eventually(t, "all timers are gone", func() bool {
-		for _, sh := range s.engine.allShards() {
-			if sh.timers.bytes.Load() != 0 {
+		for _, sh := range s.engine.AllShards() {
+			if sh.Timers.Bytes.Load() != 0 {
 				return false
 			}
 		}
 		return true
 	})
-	eventually(t, "all work is done", func() bool { return s.engine.backlogBytes() == 0 })
+	eventually(t, "all work is done", func() bool { return s.engine.BacklogBytes() == 0 })
 }
 
 // What Do is given comes behind what was sent and before a close, on the loop's goroutine, from wherever it is asked.
@@ -63,7 +64,7 @@ func TestDoTakesItsTurn(t *testing.T) {
 				ask := func() {
 					_ = c.Send(op, []byte("before"))
 					if err := c.Do(func() {
-						c.sh.check()
+						c.shard().Check()
 						_ = c.Send(op, []byte("in Do"))
 					}); err != nil {
 						t.Error(err)
@@ -138,13 +139,13 @@ func TestTimersEndWithTheConnection(t *testing.T) {
 			conn := onlyConn(t, s, "/")
 			bystander := dial(t, s, "/")
 			end.do(c, conn)
-			eventually(t, "it is closed", func() bool { return conn.state.Load() == stateClosed })
+			eventually(t, "it is closed", func() bool { return conn.core().State().Load() == reactor.StateClosed })
 			eventually(t, "its timers are collected", func() bool {
 				runtime.GC()
 				return collected.Load() == 1
 			})
-			if n := s.engine.allShards()[0].timers.bytes.Load(); n != 10*timerCost {
-				t.Errorf("timers of %d bytes are counted, want those of the other connection: %d", n, 10*timerCost)
+			if n := s.engine.AllShards()[0].Timers.Bytes.Load(); n != 10*reactor.TimerCost {
+				t.Errorf("timers of %d bytes are counted, want those of the other connection: %d", n, 10*reactor.TimerCost)
 			}
 			_ = bystander.conn.Close()
 			wantNoTimers(t, s)
@@ -167,7 +168,7 @@ func TestTimerStop(t *testing.T) {
 		ran, _ = c.After(time.Millisecond, func() { result <- ran.Stop() })
 	}}}}})
 	c := dial(t, s, "/")
-	for range maxTimers + 1 { // more than there may be at once
+	for range reactor.MaxTimers + 1 { // more than there may be at once
 		c.send("go")
 		if first, second, late := <-result, <-result, <-result; !first || second || late {
 			t.Fatalf("Stop returns %v, %v, and %v in the function itself", first, second, late)
@@ -178,13 +179,13 @@ func TestTimerStop(t *testing.T) {
 
 // Both are bounded, and say by what.
 func TestTimersAreBounded(t *testing.T) {
-	s := start(t, Options{Loops: 1, Limits: Limits{MaxBacklog: 4000 * timerCost}, Endpoints: []Endpoint{{Path: "/", Handler: Handler{}, Mode: ModeEcho}}})
+	s := start(t, Options{Loops: 1, Limits: Limits{MaxBacklog: 4000 * reactor.TimerCost}, Endpoints: []Endpoint{{Path: "/", Handler: Handler{}, Mode: ModeEcho}}})
 	errorsOf := map[error]int{}
 	for range 5 {
 		dial(t, s, "/")
 	}
 	for c := range s.Conns() {
-		for range maxTimers + 1 {
+		for range reactor.MaxTimers + 1 {
 			timer, err := c.After(time.Hour, func() {})
 			if errorsOf[err]++; (timer == nil) != (err != nil) {
 				t.Fatalf("%v and %v", timer, err)
@@ -198,7 +199,7 @@ func TestTimersAreBounded(t *testing.T) {
 
 func TestDoIsBounded(t *testing.T) {
 	free, entered := make(chan struct{}), make(chan struct{}, 1)
-	s := start(t, Options{Loops: 1, Limits: Limits{MaxBacklog: 64 * (commandCost + doCost)}, Endpoints: []Endpoint{{Path: "/", Handler: Handler{
+	s := start(t, Options{Loops: 1, Limits: Limits{MaxBacklog: 64 * (reactor.CommandCost + reactor.DoCost)}, Endpoints: []Endpoint{{Path: "/", Handler: Handler{
 		Message: func(*Conn, Opcode, []byte) { entered <- struct{}{}; <-free },
 	}}}})
 	c := dial(t, s, "/")
@@ -246,11 +247,11 @@ func TestTimersOfDifferentLengths(t *testing.T) {
 	}
 	var ran atomic.Int32
 	for _, c := range conns[1:] {
-		for range maxTimers {
+		for range reactor.MaxTimers {
 			_, _ = c.After(time.Millisecond, func() { ran.Add(1) })
 		}
 	}
-	eventually(t, "all run", func() bool { return ran.Load() == 7*maxTimers })
+	eventually(t, "all run", func() bool { return ran.Load() == 7*reactor.MaxTimers })
 	if _, err := conns[0].After(1<<63-1, func() { t.Error("it runs") }); err != nil {
 		t.Error(err)
 	}
@@ -263,8 +264,8 @@ func TestTimersEndWithTheServer(t *testing.T) {
 	}}}})
 	dial(t, s, "/")
 	s.Shutdown(t.Context())
-	<-s.engine.loopsEnded
-	if l := &s.engine.allShards()[0].timers; len(l.heap) != 0 || l.set != 0 {
-		t.Errorf("%d timers are left, and the alarm is set for %v", len(l.heap), l.set)
+	<-s.engine.LoopsEnded
+	if l := &s.engine.AllShards()[0].Timers; len(l.Heap) != 0 || l.Set != 0 {
+		t.Errorf("%d timers are left, and the alarm is set for %v", len(l.Heap), l.Set)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"carillon/server/internal/admin"
 	"carillon/server/internal/auth"
 	"carillon/server/internal/certs"
+	"carillon/server/internal/reactor"
 )
 
 var (
@@ -28,7 +29,7 @@ var (
 
 // Server serves WebSockets. Its methods may be called from any goroutine, also from handlers.
 type Server struct {
-	engine engine // the event loops
+	engine reactor.Engine // the event loops
 
 	// Immutable.
 	log           *slog.Logger
@@ -61,7 +62,7 @@ type Server struct {
 // now for the rest. Immutable, but for the source of its broadcasts and published.
 type endpoint struct {
 	source
-	loopEndpoint
+	reactor.LoopEndpoint
 	srv      *Server
 	Mode     Mode
 	handler  Handler
@@ -83,7 +84,7 @@ func New(options Options) (*Server, error) {
 		byPath:     map[string]*endpoint{},
 		drainState: newDrainState(),
 	}
-	s.engine.init((*loopsOwner)(s), s.log)
+	s.engine.Init((*loopsOwner)(s), s.log)
 	s.memory = newMemoryGuard(s)
 	opts.Loops = loopsOf(&opts)
 	set, err := s.settle(opts, nil, nil)
@@ -93,22 +94,22 @@ func New(options Options) (*Server, error) {
 	s.putInForce(set)
 	s.reloads.begin(time.Now())
 	s.netLog = log.New(netLog{&s.engine}, "", 0)
-	s.engine.newListeners()
+	s.engine.NewListeners()
 	groups := 0
 	for i, e := range opts.Endpoints {
 		ep := &endpoint{
 			source: source{name: e.Path},
-			loopEndpoint: loopEndpoint{
+			LoopEndpoint: reactor.LoopEndpoint{
 				Path:         e.Path,
 				Subprotocols: e.Subprotocols,
-				engine:       &s.engine,
-				index:        i,
-				firstTable:   groups,
-				framings:     1,
-				deflates:     e.Compression.Enabled,
-				sites:        sitesOf(e.Path),
-				isCustom:     e.Mode == "",
-				isSteady:     e.Mode == ModeEcho || e.Mode == ModeBroadcast,
+				Engine:       &s.engine,
+				Index:        i,
+				FirstTable:   groups,
+				Framings:     1,
+				Deflates:     e.Compression.Enabled,
+				Sites:        reactor.SitesOf(e.Path),
+				IsCustom:     e.Mode == "",
+				IsSteady:     e.Mode == ModeEcho || e.Mode == ModeBroadcast,
 			},
 			srv:      s,
 			Mode:     e.Mode,
@@ -121,11 +122,11 @@ func New(options Options) (*Server, error) {
 		if e.Mode == ModeTopics {
 			ep.upgrader.Subprotocols = append([]string{subprotocolJSON}, ep.Subprotocols...)
 			ep.Subprotocols = ep.upgrader.Subprotocols
-			ep.framings = int(numFramings)
+			ep.Framings = int(reactor.NumFramings)
 		}
-		groups += ep.framings
+		groups += ep.Framings
 		s.endpoints = append(s.endpoints, ep)
-		s.engine.endpoints = append(s.engine.endpoints, &ep.loopEndpoint)
+		s.engine.Endpoints = append(s.engine.Endpoints, &ep.LoopEndpoint)
 		s.byPath[e.Path] = ep
 	}
 	if err := s.loadCertificates(); err != nil {
@@ -142,13 +143,13 @@ func New(options Options) (*Server, error) {
 }
 
 // Started is closed when the server listens.
-func (s *Server) Started() <-chan struct{} { return s.engine.started }
+func (s *Server) Started() <-chan struct{} { return s.engine.Started }
 
 // MaxConnections is how many sockets may be open at once, 0 before Started.
 func (s *Server) MaxConnections() int {
 	select {
-	case <-s.engine.started:
-		return s.settings().loops.maxSockets
+	case <-s.engine.Started:
+		return s.settings().loops.MaxSockets
 	default:
 		return 0
 	}
@@ -156,11 +157,11 @@ func (s *Server) MaxConnections() int {
 
 // Addr is the address that the server listens on: that of Options.Listen, a [*net.TCPAddr] or a
 // [*net.UnixAddr]. It is nil before Started.
-func (s *Server) Addr() net.Addr { return s.engine.addr() }
+func (s *Server) Addr() net.Addr { return s.engine.Addr() }
 
 // Addrs are all addresses that the server listens on: that of Options.Listen and then those of
 // Options.Listeners. There are none before Started.
-func (s *Server) Addrs() []net.Addr { return s.engine.addrs() }
+func (s *Server) Addrs() []net.Addr { return s.engine.Addrs() }
 
 // MaxMemory is what Limits.MaxMemory comes to, and where the value comes from, for people. A negative size is
 // off. The default follows the cgroup's limit when that changes, within ten seconds.
@@ -199,7 +200,7 @@ func (s *Server) BroadcastFrame(path string, f *codec.Frame) error {
 // It returns how many of this server's these are. sent, which may be nil, learns for each endpoint what became of the
 // message at the broker, if there is no error.
 func (s *Server) broadcast(f *codec.Frame, sent func(error), to ...*endpoint) (connections int, err error) {
-	at, n := s.engine.stamp(), int64(len(f.Plain())*len(to))
+	at, n := s.engine.Stamp(), int64(len(f.Plain())*len(to))
 	if err := s.hub.remote.away(); err != nil {
 		return 0, err
 	}
@@ -213,7 +214,7 @@ func (s *Server) broadcast(f *codec.Frame, sent func(error), to ...*endpoint) (c
 	}()
 	for _, ep := range to {
 		if sh := ep.overloaded(n); sh != nil {
-			return 0, sh.refuse()
+			return 0, sh.Refuse()
 		}
 	}
 	for _, ep := range to {
@@ -224,14 +225,22 @@ func (s *Server) broadcast(f *codec.Frame, sent func(error), to ...*endpoint) (c
 }
 
 // issue hands a message to this server's connections. The caller holds mu.
-func (ep *endpoint) issue(f *codec.Frame, at stamp) (connections int) {
+func (ep *endpoint) issue(f *codec.Frame, at reactor.Stamp) (connections int) {
 	ep.published.Add(1)
-	return ep.post(commandPublish, (*broadcast)(f), at)
+	return ep.post(reactor.CommandPublish, (*broadcast)(f), at)
 }
 
 // Conns walks over the open connections, in no order. Connections may open and close meanwhile: one
 // that stays open throughout is seen exactly once.
-func (s *Server) Conns() iter.Seq[*Conn] { return s.engine.conns() }
+func (s *Server) Conns() iter.Seq[*Conn] {
+	return func(yield func(*Conn) bool) {
+		for c := range s.engine.Conns() {
+			if !yield((*Conn)(c)) {
+				return
+			}
+		}
+	}
+}
 
 // Count is the number of open connections.
-func (s *Server) Count() int { return s.engine.count() }
+func (s *Server) Count() int { return s.engine.Count() }

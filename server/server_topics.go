@@ -29,7 +29,7 @@ func (s *Server) Publish(p Publication) (Receipt, error) {
 	if !s.hub.remote.keeps(p.Topic) {
 		return s.hub.publish(&publication{Publication: p}, nil)
 	}
-	if s.engine.onLoop() {
+	if s.engine.OnLoop() {
 		return Receipt{}, fmt.Errorf("publish: %w", ErrOnLoop)
 	}
 	return s.hub.publishAndWait(context.Background(), p)
@@ -62,7 +62,7 @@ func (s *Server) Topics(pattern string) ([]TopicInfo, error) {
 			}
 			t.mu.Lock()
 			if !t.forgotten {
-				list = append(list, t.info(s.engine.ageMillis()))
+				list = append(list, t.info(s.engine.AgeMillis()))
 			}
 			t.mu.Unlock()
 		}
@@ -78,7 +78,7 @@ func (s *Server) Topic(name string) (TopicInfo, bool) {
 		return TopicInfo{}, false
 	}
 	defer t.mu.Unlock()
-	return t.info(s.engine.ageMillis()), true
+	return t.info(s.engine.AgeMillis()), true
 }
 
 // History returns messages that a topic keeps, at most limit of them: the first ones after from.Since, or
@@ -99,6 +99,10 @@ func (s *Server) History(name string, from Start, limit int) (Past, error) {
 
 // Subscribers lists the connections that are subscribed to exactly this topic or pattern, in no order.
 func (s *Server) Subscribers(topic string) []*Conn {
-	list, _ := s.subscribers(topic, math.MaxInt)
+	found, _ := s.subscribers(topic, math.MaxInt)
+	var list []*Conn
+	for _, c := range found {
+		list = append(list, (*Conn)(c))
+	}
 	return list
 }

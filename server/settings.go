@@ -12,13 +12,14 @@ import (
 	"carillon/server/internal/auth"
 	"carillon/server/internal/limit"
 	"carillon/server/internal/listen"
+	"carillon/server/internal/reactor"
 )
 
 // settings are the options in force and all that follows from them. Immutable: a reload puts others in
 // their place, so that whoever loads them once sees one state.
 type settings struct {
 	Options
-	loops     loopSettings
+	loops     reactor.LoopSettings
 	endpoints []*endpointSettings
 }
 
@@ -31,22 +32,22 @@ type endpointSettings struct {
 }
 
 // settings are loaded with one atomic read.
-func (s *Server) settings() *settings { return s.engine.settings().ownerData.(*settings) }
+func (s *Server) settings() *settings { return s.engine.Settings().OwnerData.(*settings) }
 
 // opts are the options in force. Nobody changes what it points to.
 func (s *Server) opts() *Options { return &s.settings().Options }
 
 // putInForce has set take the place of the settings before.
 func (s *Server) putInForce(set *settings) {
-	set.loops.ownerData = set
-	s.engine.current.Store(&set.loops)
+	set.loops.OwnerData = set
+	s.engine.Current.Store(&set.loops)
 }
 
 // endpoint is that of a connection whose request has named one.
-func (c *Conn) endpoint() *endpoint { return c.Server().endpoints[c.ep.index] }
+func (c *Conn) endpoint() *endpoint { return c.Server().endpoints[c.core().Endpoint().Index] }
 
 // now are the endpoint's settings.
-func (ep *endpoint) now() *endpointSettings { return ep.srv.settings().endpoints[ep.index] }
+func (ep *endpoint) now() *endpointSettings { return ep.srv.settings().endpoints[ep.Index] }
 
 // settle finds what follows from options that Resolve has checked. What they have in common with the
 // settings before, which may be nil, is taken over: the keys that authenticators have, and compressors. The error
@@ -70,67 +71,67 @@ func (s *Server) settle(o Options, before *settings, places []int) (*settings, e
 			problems = append(problems, &OptionError{Key: fmt.Sprintf("endpoints[%d].auth.jwt.key_file", place), Problem: err.Error()})
 		}
 		set.endpoints = append(set.endpoints, e)
-		set.loops.endpoints = append(set.loops.endpoints, loopEndpointSettings{deflater: e.deflater, slow: slowConsumerOf(&e.SlowConsumer)})
+		set.loops.Endpoints = append(set.loops.Endpoints, reactor.LoopEndpointSettings{Deflater: e.deflater, Slow: slowConsumerOf(&e.SlowConsumer)})
 	}
 	return set, errors.Join(problems...)
 }
 
 // loopSettingsOf is what event loops need of the options, but for the endpoints.
-func loopSettingsOf(o *Options) loopSettings {
-	set := loopSettings{
-		loops:      o.Loops,
-		takeover:   o.Takeover,
-		trusted:    listen.NewNetworks(o.TrustedProxies),
-		handshakes: limit.NewTokenBucket(int64(o.Limits.HandshakesPerSecond), handshakeBurst),
+func loopSettingsOf(o *Options) reactor.LoopSettings {
+	set := reactor.LoopSettings{
+		Loops:      o.Loops,
+		Takeover:   o.Takeover,
+		Trusted:    listen.NewNetworks(o.TrustedProxies),
+		Handshakes: limit.NewTokenBucket(int64(o.Limits.HandshakesPerSecond), handshakeBurst),
 
-		maxPerAddress: o.Limits.MaxConnectionsPerAddress,
-		addressShake:  limit.NewTokenBucket(int64(o.Limits.HandshakesPerSecondPerAddress), handshakeBurst),
+		MaxPerAddress: o.Limits.MaxConnectionsPerAddress,
+		AddressShake:  limit.NewTokenBucket(int64(o.Limits.HandshakesPerSecondPerAddress), handshakeBurst),
 
-		messages:     limit.NewTokenBucket(int64(o.Limits.MessagesPerSecond), messageBurst),
-		bytes:        limit.NewTokenBucket(int64(o.Limits.BytesPerSecond), messageBurst),
-		decompressed: limit.NewTokenBucket(int64(o.Limits.DecompressedBytesPerSecond), messageBurst),
-		publishes:    limit.NewTokenBucket(int64(o.Limits.PublishesPerSecond), messageBurst),
-		requests:     limit.NewTokenBucket(int64(o.Limits.RequestsPerSecond), messageBurst),
+		Messages:     limit.NewTokenBucket(int64(o.Limits.MessagesPerSecond), messageBurst),
+		Bytes:        limit.NewTokenBucket(int64(o.Limits.BytesPerSecond), messageBurst),
+		Decompressed: limit.NewTokenBucket(int64(o.Limits.DecompressedBytesPerSecond), messageBurst),
+		Publishes:    limit.NewTokenBucket(int64(o.Limits.PublishesPerSecond), messageBurst),
+		Requests:     limit.NewTokenBucket(int64(o.Limits.RequestsPerSecond), messageBurst),
 
-		maxBacklog:       int64(o.Limits.MaxBacklog),
-		maxHead:          int(o.Limits.MaxHead),
-		maxMessage:       int64(o.Limits.MaxMessage),
-		maxFragments:     o.Limits.MaxFragments,
-		maxTLSHandshakes: o.Limits.MaxTLSHandshakes,
+		MaxBacklog:       int64(o.Limits.MaxBacklog),
+		MaxHead:          int(o.Limits.MaxHead),
+		MaxMessage:       int64(o.Limits.MaxMessage),
+		MaxFragments:     o.Limits.MaxFragments,
+		MaxTLSHandshakes: o.Limits.MaxTLSHandshakes,
 
-		idleTimeout:  o.Limits.IdleTimeout,
-		writeTimeout: o.Limits.WriteTimeout,
-		closeTimeout: o.Limits.CloseTimeout,
-		pingInterval: o.Ping.Interval,
-		pingEarliest: o.Ping.Interval,
-		pingTimeout:  o.Ping.Timeout,
-		pingJitter:   max(o.Ping.Jitter, 0),
-		maxAge:       max(o.Connections.MaxAge, 0),
-		maxAgeJitter: max(o.Connections.MaxAgeJitter, 0),
-		tick:         tickOf(o),
+		IdleTimeout:  o.Limits.IdleTimeout,
+		WriteTimeout: o.Limits.WriteTimeout,
+		CloseTimeout: o.Limits.CloseTimeout,
+		PingInterval: o.Ping.Interval,
+		PingEarliest: o.Ping.Interval,
+		PingTimeout:  o.Ping.Timeout,
+		PingJitter:   max(o.Ping.Jitter, 0),
+		MaxAge:       max(o.Connections.MaxAge, 0),
+		MaxAgeJitter: max(o.Connections.MaxAgeJitter, 0),
+		Tick:         tickOf(o),
 	}
 	for _, l := range o.publicListeners() {
-		set.listeners = append(set.listeners, l.settings())
+		set.Listeners = append(set.Listeners, l.settings())
 	}
-	if set.maxBacklog < 0 {
-		set.maxBacklog = math.MaxInt64 / 2
+	if set.MaxBacklog < 0 {
+		set.MaxBacklog = math.MaxInt64 / 2
 	}
-	if set.pingEarliest >= 0 {
-		set.pingEarliest -= time.Duration(set.pingJitter * float64(set.pingInterval))
+	if set.PingEarliest >= 0 {
+		set.PingEarliest -= time.Duration(set.PingJitter * float64(set.PingInterval))
 	}
 	return set
 }
 
 // slowConsumerOf is the same for those of an endpoint's connections that do not read.
-func slowConsumerOf(o *SlowConsumer) slowConsumer {
-	slow := slowConsumer{maxQueue: int(o.MaxQueue), closeCode: codec.CloseCode(o.CloseCode)}
+func slowConsumerOf(o *SlowConsumer) reactor.SlowConsumer {
+	slow := reactor.SlowConsumer{MaxQueue: int(o.MaxQueue), CloseCode: codec.CloseCode(o.CloseCode)}
 	switch o.Policy {
 	case PolicyDropOldest:
-		slow.policy = dropOldest
+		slow.Policy = reactor.DropOldest
 	case PolicyDropNewest:
-		slow.policy = dropNewest
+		slow.Policy = reactor.DropNewest
 	case PolicyLatest:
-		slow.policy = keepLatest
+		slow.Policy = reactor.KeepLatest
 	}
 	return slow
 }
@@ -177,7 +178,7 @@ func (s *Server) settleEndpoint(e *Endpoint, publicURL string, old *endpointSett
 	if old != nil && reflect.DeepEqual(old.Auth, e.Auth) {
 		now.auth = old.auth
 	} else {
-		now.auth, err = auth.New((*auth.JWT)(&e.Auth.JWT), (*auth.Hook)(&e.Auth.Hook), auth.Config{Log: s.log, Wall: func() time.Time { return s.engine.wall() }, Fetch: &s.keyFetches})
+		now.auth, err = auth.New((*auth.JWT)(&e.Auth.JWT), (*auth.Hook)(&e.Auth.Hook), auth.Config{Log: s.log, Wall: func() time.Time { return s.engine.Wall() }, Fetch: &s.keyFetches})
 	}
 	return now, err
 }

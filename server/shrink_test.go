@@ -9,6 +9,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/limit"
+	"carillon/server/internal/reactor"
 )
 
 // Whatever clients fill, and leave again, gives its memory back: all but a small part of what it took.
@@ -18,23 +19,23 @@ func TestWhatClientsFillGivesItsMemoryBack(t *testing.T) {
 		count = 2000 // to see that it works; the race detector changes what memory costs
 	}
 	s := start(t, topics(TopicRule{Match: "log", History: 1_000_000, MaxBytes: -1}))
-	conns := make([]Conn, count) // which are not counted
-	for i := range conns {
-		conns[i].fd, conns[i].ext = int32(i), &extension{deadline: -1}
-	}
 	var (
 		addresses = limit.NewAddresses(time.Now())
-		waiting   watcher
-		due       deadlines
-		stalled   = &shard{engine: &s.engine}
-		outboxes  = make([]outbox, count)
-		pending   queue[audience]
-		audiences = make([]audience, 1)
+		waiting   reactor.Watcher
+		due       reactor.Deadlines
+		stalled   = &reactor.Shard{Engine: &s.engine}
+		conns     = make([]*reactor.Conn, count) // which are not counted
+		pending   reactor.Queue[reactor.Audience]
+		audiences = make([]reactor.Audience, 1)
 		index     patternIndex
 		sources   = make([]source, count)
 		history   ring
 		kept      = &message{raw: codec.NewFrame(codec.OpText, []byte("x"))}
 	)
+	for i := range conns {
+		conns[i] = reactor.Assemble(reactor.Parts{
+			Shard: stalled, FD: int32(i), Outbox: &reactor.Outbox{}, Extension: &reactor.Extension{Deadline: -1}})
+	}
 	for i := range sources {
 		sources[i].name = fmt.Sprintf("p.%d.*", i)
 	}
@@ -47,16 +48,15 @@ func TestWhatClientsFillGivesItsMemoryBack(t *testing.T) {
 		least       int // bytes that one takes when it is full
 	}{
 		{"addresses", func(i int) { addresses.Add(address(i), -1) }, func(i int) { addresses.Remove(address(i)) }, 16},
-		{"sockets that are watched", func(i int) { waiting.waiting.Set(conns[i].fd, &conns[i]) }, func(i int) { waiting.forget(&conns[i]) }, 12},
+		{"sockets that are watched", func(i int) { waiting.Waiting.Set(conns[i].FD(), conns[i]) }, func(i int) { waiting.Forget(conns[i]) }, 12},
 		{"deadlines", func(i int) {
-			due.set(&conns[i], time.Now().UnixMilli()+int64(i))
-		}, func(i int) { due.remove(&conns[i]) }, 16},
+			due.Set(conns[i], time.Now().UnixMilli()+int64(i))
+		}, func(i int) { due.Remove(conns[i]) }, 16},
 		{"connections that stall", func(i int) {
-			outboxes[i].slot = len(stalled.stalled)
-			conns[i].out, conns[i].sh = &outboxes[i], stalled
-			stalled.stalled = append(stalled.stalled, &conns[i])
-		}, func(i int) { stalled.unlist(conns[i].out) }, 8},
-		{"audiences with messages", func(int) { pending.push(&audiences[0]) }, func(int) { pending.pop() }, 8},
+			conns[i].Outbox().Slot = len(stalled.Stalled)
+			stalled.Stalled = append(stalled.Stalled, conns[i])
+		}, func(i int) { stalled.Unlist(conns[i].Outbox()) }, 8},
+		{"audiences with messages", func(int) { pending.Push(&audiences[0]) }, func(int) { pending.Pop() }, 8},
 		{"patterns", func(i int) { index.add(&sources[i]) }, func(i int) { index.remove(&sources[i]) }, 64},
 		{"histories", func(int) { history.push(kept) }, func(int) { history.dropOldest() }, 8},
 	} {
@@ -82,5 +82,5 @@ func TestWhatClientsFillGivesItsMemoryBack(t *testing.T) {
 			}
 		})
 	}
-	runtime.KeepAlive([]any{addresses, &waiting, &due, stalled, &pending, &index, &history, conns, outboxes})
+	runtime.KeepAlive([]any{addresses, &waiting, &due, stalled, &pending, &index, &history, conns})
 }

@@ -9,21 +9,22 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/reactor"
 )
 
 // unitShard is a shard without a loop.
-func unitShard(t *testing.T) *shard {
+func unitShard(t *testing.T) *reactor.Shard {
 	t.Helper()
 	s, err := New(Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &shard{engine: &s.engine, set: s.engine.settings(), clock: 1}
+	return &reactor.Shard{Engine: &s.engine, Set: s.engine.Settings(), Clock: 1}
 }
 
 // stalledConns are n connections of a shard for each of which so many frames of 64 KiB wait, and whose sockets take
 // everything.
-func stalledConns(t *testing.T, sh *shard, n, frames int) (list []*Conn) {
+func stalledConns(t *testing.T, sh *reactor.Shard, n, frames int) (list []*Conn) {
 	t.Helper()
 	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 	if err != nil {
@@ -33,10 +34,11 @@ func stalledConns(t *testing.T, sh *shard, n, frames int) (list []*Conn) {
 	frame := codec.NewFrame(Binary, make([]byte, 64<<10)).Plain()
 	for range n {
 		c := queued(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
-		c.fd, c.out.slot = int32(null.Fd()), len(sh.stalled)
-		sh.stalled = append(sh.stalled, c)
+		c.core().Reassemble(reactor.Parts{FD: int32(null.Fd())})
+		c.core().Outbox().Slot = len(sh.Stalled)
+		sh.Stalled = append(sh.Stalled, c.core())
 		for range frames {
-			c.enqueue(frame, 0, itemMessage)
+			c.core().Enqueue(frame, 0, reactor.ItemMessage)
 		}
 		list = append(list, c)
 	}
@@ -46,33 +48,34 @@ func stalledConns(t *testing.T, sh *shard, n, frames int) (list []*Conn) {
 // itemsOf is how many items wait for each connection.
 func itemsOf(list []*Conn) (items []int) {
 	for _, c := range list {
-		items = append(items, c.out.items())
+		items = append(items, c.core().Outbox().Items())
 	}
 	return items
 }
 
-// Sockets that take bytes again are served in turn, by maxFlush each, and the loop looks at others after a slice.
+// Sockets that take bytes again are served in turn, by reactor.MaxFlush each, and the loop looks at others after a
+// slice.
 func TestWritableSocketsHaveTurns(t *testing.T) {
 	const frames = 20_000
 	sh := unitShard(t)
 	list := stalledConns(t, sh, 4, frames)
 	for _, c := range list {
-		sh.writable.push(c)
+		sh.Writable.Push(c.core())
 	}
 	for end := time.Now().Add(patience); slices.Max(itemsOf(list)) == frames; {
 		if time.Now().After(end) {
 			t.Fatalf("of %d frames each wait %v", frames, itemsOf(list))
 		}
-		sh.flushWritable()
+		sh.FlushWritable()
 	}
-	items, turn := itemsOf(list), maxFlush/(64<<10)+1
+	items, turn := itemsOf(list), reactor.MaxFlush/(64<<10)+1
 	if least, most := slices.Min(items), slices.Max(items); most-least > turn {
 		t.Errorf("of %d frames each wait %v: not in turn", frames, items)
 	} else if least < frames/2 {
 		t.Errorf("of %d frames each wait only %v after a slice", frames, items)
 	}
-	if sh.writable.len() != len(list) || !sh.busy() {
-		t.Errorf("%d sockets wait for another turn", sh.writable.len())
+	if sh.Writable.Len() != len(list) || !sh.Busy() {
+		t.Errorf("%d sockets wait for another turn", sh.Writable.Len())
 	}
 }
 
@@ -81,25 +84,25 @@ func TestWriteTimeoutsAreCutIntoSlices(t *testing.T) {
 	const conns, frames = 5000, 10
 	sh := unitShard(t)
 	list := stalledConns(t, sh, conns, frames)
-	sh.clock += uint32(sh.engine.settings().writeTimeout.Milliseconds())
-	sh.sweep = sweep{running: true, stalled: len(sh.stalled)}
+	sh.Clock += uint32(sh.Engine.Settings().WriteTimeout.Milliseconds())
+	sh.Sweep = reactor.Sweep{Running: true, Stalled: len(sh.Stalled)}
 	turns := 0
-	for sh.sweep.stalled > 0 {
-		before := sh.sweep.stalled
-		sh.sweepOn()
-		seen := before - sh.sweep.stalled
-		if seen < 1 || seen > sweepSends {
+	for sh.Sweep.Stalled > 0 {
+		before := sh.Sweep.Stalled
+		sh.SweepOn()
+		seen := before - sh.Sweep.Stalled
+		if seen < 1 || seen > reactor.SweepSends {
 			t.Fatalf("turn %d has seen %d connections of %d", turns, seen, conns)
 		}
 		turns++
 	}
 	for i, items := range itemsOf(list) {
-		if want := frames - maxFlush/(64<<10); items != want && items != want-1 {
+		if want := frames - reactor.MaxFlush/(64<<10); items != want && items != want-1 {
 			t.Fatalf("connection %d has %d frames that wait, of %d", i, items, frames)
 		}
 	}
-	if turns < conns/sweepSends || sh.writable.len() != conns {
-		t.Errorf("%d turns, %d connections go on", turns, sh.writable.len())
+	if turns < conns/reactor.SweepSends || sh.Writable.Len() != conns {
+		t.Errorf("%d turns, %d connections go on", turns, sh.Writable.Len())
 	}
 }
 
@@ -109,44 +112,44 @@ func TestWaitingMessagesLooksAtNothing(t *testing.T) {
 	for range 300 {
 		sendShared(c, 100)
 	}
-	before, messages := c.out.waitingMessages(), c.out.messages
+	before, messages := c.core().Outbox().WaitingMessages(), c.core().Outbox().Messages
 	forbidden(c, func() {
-		c.out.messages = frameQueue{}
-		if got := c.out.waitingMessages(); got != before || got != 1300 {
+		c.core().Outbox().Messages = reactor.FrameQueue{}
+		if got := c.core().Outbox().WaitingMessages(); got != before || got != 1300 {
 			t.Errorf("%d messages wait, %d if it may not look", before, got)
 		}
-		c.out.messages = messages
+		c.core().Outbox().Messages = messages
 	})
 }
 
 // A slice looks at the clock after one member that got many messages or bytes, and a pass has a bounded number of them.
 func TestSlicesCountMessages(t *testing.T) {
-	long := slice{start: time.Now().Add(-time.Hour), time: sliceTime}
-	for range sliceWork - 1 {
-		if long.serve(1, 100); long.over() {
+	long := reactor.Slice{Start: time.Now().Add(-time.Hour), Time: reactor.SliceTime}
+	for range reactor.SliceWork - 1 {
+		if long.Serve(1, 100); long.Over() {
 			t.Fatal("it looks at the clock after each member that got one message")
 		}
 	}
-	long = slice{start: time.Now().Add(-time.Hour), time: sliceTime}
-	if long.serve(sliceWork*sliceWork, 100); !long.over() {
+	long = reactor.Slice{Start: time.Now().Add(-time.Hour), Time: reactor.SliceTime}
+	if long.Serve(reactor.SliceWork*reactor.SliceWork, 100); !long.Over() {
 		t.Error("it does not look at the clock after a member that got many messages")
 	}
-	long = slice{start: time.Now().Add(-time.Hour), time: sliceTime}
-	if long.serve(1, sliceWork*sliceBytes); !long.over() {
+	long = reactor.Slice{Start: time.Now().Add(-time.Hour), Time: reactor.SliceTime}
+	if long.Serve(1, reactor.SliceWork*reactor.SliceBytes); !long.Over() {
 		t.Error("it does not look at the clock after a member that got many bytes")
 	}
 
-	a := &audience{sh: unitShard(t)}
+	a := &reactor.Audience{Shard: unitShard(t)}
 	f := codec.NewFrame(Binary, []byte("x"))
-	for range 2*maxPass + 1 {
-		a.stream = append(a.stream, f)
+	for range 2*reactor.MaxPass + 1 {
+		a.Stream = append(a.Stream, f)
 	}
-	if a.begin(); a.pass.target != maxPass {
-		t.Errorf("a pass has %d messages", a.pass.target)
+	if a.Begin(); a.Pass.Target != reactor.MaxPass {
+		t.Errorf("a pass has %d messages", a.Pass.Target)
 	}
-	a.stream = slices.Repeat([]*codec.Frame{codec.NewFrame(Binary, make([]byte, maxBatch/4))}, 10)
-	if a.begin(); a.pass.target != 3 {
-		t.Errorf("a pass has %d messages of %d bytes", a.pass.target, maxBatch/4)
+	a.Stream = slices.Repeat([]*codec.Frame{codec.NewFrame(Binary, make([]byte, reactor.MaxBatch/4))}, 10)
+	if a.Begin(); a.Pass.Target != 3 {
+		t.Errorf("a pass has %d messages of %d bytes", a.Pass.Target, reactor.MaxBatch/4)
 	}
 }
 
@@ -154,21 +157,21 @@ func TestSlicesCountMessages(t *testing.T) {
 // used much, and only the one of them that has used most leaves its place.
 func TestInflatingYieldsToThoseWithoutDebt(t *testing.T) {
 	sh := unitShard(t)
-	sh.began = time.Minute
+	sh.Began = time.Minute
 	bomb := deflated(t, strings.Repeat("x", 500_000))
 	begin := func(used time.Duration) *Conn {
-		in := &inbound{}
-		in.decoder = codec.Decoder{MaxMessage: 1 << 20, Inflater: sh.inflate(), Budget: 5000}
-		c := &Conn{sh: sh, in: in}
-		c.ext = &extension{work: &workload{conn: c, index: -1, used: usage{used, sh.began}, suspended: true}}
-		if _, _, ok, err := in.decoder.Next(masked(0xc1, bomb)); ok || err != nil || !in.decoder.Suspended() {
+		in := &reactor.Inbound{}
+		in.Decoder = codec.Decoder{MaxMessage: 1 << 20, Inflater: sh.Inflate(), Budget: 5000}
+		c := (*Conn)(reactor.Assemble(reactor.Parts{Shard: sh, Inbound: in}))
+		c.core().Reassemble(reactor.Parts{Extension: &reactor.Extension{Work: &reactor.Workload{Conn: c.core(), Index: -1, Used: reactor.Usage{Sum: used, At: sh.Began}, Suspended: true}}})
+		if _, _, ok, err := in.Decoder.Next(masked(0xc1, bomb)); ok || err != nil || !in.Decoder.Suspended() {
 			t.Fatal(ok, err)
 		}
-		c.awaitInflater(&in.decoder)
+		c.core().AwaitInflater(&in.Decoder)
 		return c
 	}
 	var holders []*Conn
-	for i := range maxInflating {
+	for i := range reactor.MaxInflating {
 		used := 50 * time.Millisecond
 		if i == 3 {
 			used = 80 * time.Millisecond
@@ -177,7 +180,7 @@ func TestInflatingYieldsToThoseWithoutDebt(t *testing.T) {
 	}
 	holding := func() (list []int) {
 		for i, c := range holders {
-			if c.in.decoder.InProgress() {
+			if c.core().Inbound().Decoder.InProgress() {
 				list = append(list, i)
 			}
 		}
@@ -197,15 +200,15 @@ func TestInflatingYieldsToThoseWithoutDebt(t *testing.T) {
 	if got := holding(); !slices.Equal(got, []int{0, 1, 2, 4, 5, 6, 7}) {
 		t.Errorf("%v hold places after one came that has used nothing", got)
 	}
-	sh.admitInflating()
-	if w := light.workload(); w.index < 0 || w.inflates {
+	sh.AdmitInflating()
+	if w := light.core().Workload(); w.Index < 0 || w.Inflates {
 		t.Error("the one that has used nothing is not let in first")
 	}
-	light.in.decoder.Budget = 5000
-	if _, _, ok, err := light.in.decoder.Next(nil); ok || err != nil || !light.in.decoder.InProgress() {
+	light.core().Inbound().Decoder.Budget = 5000
+	if _, _, ok, err := light.core().Inbound().Decoder.Next(nil); ok || err != nil || !light.core().Inbound().Decoder.InProgress() {
 		t.Error("it has no place", ok, err)
 	}
-	if !slices.Contains(sh.run.inflating.waiting, holders[3].workload()) {
+	if !slices.Contains(sh.Run.Inflating.Waiting, holders[3].core().Workload()) {
 		t.Error("the one that has left its place is forgotten")
 	}
 }
@@ -213,7 +216,7 @@ func TestInflatingYieldsToThoseWithoutDebt(t *testing.T) {
 // A connection that is given all that waits for it has so much of it compressed at once, and the rest goes out as it
 // is.
 func TestCatchingUpCompressesSoMuch(t *testing.T) {
-	text := []byte(strings.Repeat("compresses well ", catchUpBytes/64))
+	text := []byte(strings.Repeat("compresses well ", reactor.CatchUpBytes/64))
 	d := codec.NewDeflater(1, 1)
 	plain := func(list []*codec.Frame) (n int) {
 		for _, f := range list {
@@ -230,27 +233,27 @@ func TestCatchingUpCompressesSoMuch(t *testing.T) {
 		return list
 	}
 	c := queued(unitShard(t), unitEndpoint(SlowConsumer{}))
-	c.window = 9
+	c.core().Negotiated(reactor.FramingRaw, 9, 0)
 	quarters := frames(6, text)
-	c.boundCompression(quarters[:3])
-	c.boundCompression(quarters[3:]) // of another topic
+	c.core().BoundCompression(quarters[:3])
+	c.core().BoundCompression(quarters[3:]) // of another topic
 	if n := plain(quarters); n != 2 {
 		t.Errorf("%d of six quarters are plain", n)
 	}
-	c.sh.caughtUp = 0
+	c.shard().CaughtUp = 0
 	large := frames(2, []byte(strings.Repeat(string(text), 8)))
-	c.boundCompression(large)
+	c.core().BoundCompression(large)
 	if n := plain(large); n != 1 {
 		t.Errorf("%d of two large messages are plain", n)
 	}
 	compressed := frames(8, text)
 	plain(compressed)
-	c.boundCompression(compressed)
+	c.core().BoundCompression(compressed)
 	if n := plain(compressed); n != 0 {
 		t.Errorf("%d messages are plain that had been compressed", n)
 	}
-	c.window = 0
-	c.boundCompression(compressed)
+	c.core().Negotiated(reactor.FramingRaw, 0, 0)
+	c.core().BoundCompression(compressed)
 }
 
 // Messages that wait for a connection, more than are compressed at once, come whole and before what is sent to it
@@ -265,7 +268,7 @@ func TestCatchingUpSendsAll(t *testing.T) {
 	for conn = range s.Conns() {
 	}
 	const messages = 6
-	text := strings.Repeat("compresses well ", catchUpBytes/64)
+	text := strings.Repeat("compresses well ", reactor.CatchUpBytes/64)
 	blocked, goOn := make(chan struct{}), make(chan struct{})
 	_ = conn.Do(func() { close(blocked); <-goOn })
 	<-blocked

@@ -18,6 +18,7 @@ import (
 
 	"carillon/codec"
 	"carillon/internal/testenv"
+	"carillon/server/internal/reactor"
 )
 
 // dialSmall opens a TCP connection whose socket has little room and which reads nothing by itself: the
@@ -284,7 +285,7 @@ func TestFrozenReaderGetsTimeToClose(t *testing.T) {
 	for ; s.Stats().QueuedBytes < 5*blockSize; published++ {
 		publish(t, s, "/broadcast", published)
 		eventually(t, "it was cathy's turn", func() bool { return s.Stats().Deliveries == uint64(published+1) })
-		conn.sh.post(command{kind: commandWritable, conn: conn}) // until the kernel takes nothing more
+		conn.shard().Post(reactor.Command{Kind: reactor.CommandWritable, Conn: conn.core()}) // until the kernel takes nothing more
 	}
 	time.Sleep(limits.CloseTimeout * 5 / 4)
 	for ; s.Count() == 1; published++ {
@@ -310,7 +311,7 @@ func TestFrozenReaderOfSends(t *testing.T) {
 				if err := conn.Send(Binary, block(published)); err != nil {
 					t.Fatal(err)
 				}
-				eventually(t, "the loop has seen it", func() bool { return s.engine.allShards()[0].backlog.Load() == 0 })
+				eventually(t, "the loop has seen it", func() bool { return s.engine.AllShards()[0].Backlog.Load() == 0 })
 			}
 			held.take(holder)
 			for range 50 {
@@ -324,7 +325,7 @@ func TestFrozenReaderOfSends(t *testing.T) {
 				published += 2
 			}
 			held.release()
-			eventually(t, "the loop has seen it all", func() bool { return s.engine.allShards()[0].backlog.Load() == 0 && dropsOf(s) > 0 })
+			eventually(t, "the loop has seen it all", func() bool { return s.engine.AllShards()[0].Backlog.Load() == 0 && dropsOf(s) > 0 })
 			dropped, arrived := dropsOf(s), 0
 			for arrived+dropped < published && cathy.block() >= 0 {
 				arrived++

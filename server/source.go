@@ -1,6 +1,7 @@
 package server
 
 import (
+	"carillon/server/internal/reactor"
 	"slices"
 	"sync"
 )
@@ -23,22 +24,22 @@ type source struct {
 // local is a shard's part of a source.
 type local struct {
 	// Immutable.
-	sh  *shard
+	sh  *reactor.Shard
 	src *source
 
 	// Guarded by src.mu; changed by the loop only, so that it reads without the lock. Those of an endpoint are its
 	// tables.
-	audiences [numFramings]*audience
+	audiences [reactor.NumFramings]*reactor.Audience
 }
 
 // sourceOf is what a connection is subscribed to.
-func sourceOf(s *subscription) *source { return s.audience.feed.(*local).src }
+func sourceOf(s *reactor.Subscription) *source { return s.Audience.Feed.(*local).src }
 
 // nameOf is the name of the topic or pattern.
-func nameOf(s *subscription) string { return sourceOf(s).name }
+func nameOf(s *reactor.Subscription) string { return sourceOf(s).name }
 
 // isPattern reports whether it is a pattern.
-func isPattern(s *subscription) bool { return sourceOf(s).topic == nil }
+func isPattern(s *reactor.Subscription) bool { return sourceOf(s).topic == nil }
 
 // latest reports whether slow subscribers get only the newest message. The caller holds mu.
 func (src *source) latest() bool {
@@ -46,9 +47,9 @@ func (src *source) latest() bool {
 }
 
 // overloaded returns a shard with subscribers that has too much to do for another n bytes, or nil. The caller holds mu.
-func (src *source) overloaded(n int64) *shard {
+func (src *source) overloaded(n int64) *reactor.Shard {
 	for _, l := range src.locals {
-		if !l.sh.hasRoom(n) {
+		if !l.sh.HasRoom(n) {
 			return l.sh
 		}
 	}
@@ -57,20 +58,20 @@ func (src *source) overloaded(n int64) *shard {
 
 // post makes a message the next one of all shards that have subscribers, and returns how many these are. The caller
 // holds mu, so that all shards get the same order.
-func (src *source) post(kind commandKind, p payload, at stamp) (subscribers int) {
+func (src *source) post(kind reactor.CommandKind, p reactor.Payload, at reactor.Stamp) (subscribers int) {
 	src.seq++
-	raw, latest := p.frame(framingRaw), src.latest()
+	raw, latest := p.Frame(reactor.FramingRaw), src.latest()
 	for _, l := range src.locals {
-		l.sh.backlog.Add(int64(len(raw.Plain())))
-		l.sh.fanout.Add(1)
-		l.sh.post(command{kind: kind, feed: l, frame: raw, payload: p, seq: src.seq, at: at, latest: latest})
+		l.sh.Backlog.Add(int64(len(raw.Plain())))
+		l.sh.Fanout.Add(1)
+		l.sh.Post(reactor.Command{Kind: kind, Feed: l, Frame: raw, Payload: p, Seq: src.seq, At: at, Latest: latest})
 	}
 	return int(src.subscribers)
 }
 
 // audience returns the part of a shard's audience that has a framing, which is made if need be. The caller
 // holds mu.
-func (src *source) audience(sh *shard, kind framing) *audience {
+func (src *source) audience(sh *reactor.Shard, kind reactor.Framing) *reactor.Audience {
 	i := slices.IndexFunc(src.locals, func(l *local) bool { return l.sh == sh })
 	if i < 0 {
 		i = len(src.locals)
@@ -79,7 +80,7 @@ func (src *source) audience(sh *shard, kind framing) *audience {
 	l := src.locals[i]
 	if l.audiences[kind] == nil {
 		// It begins behind this offset: what is on its way to the shard with one up to it is old.
-		l.audiences[kind] = &audience{sh: sh, feed: l, base: src.seq + 1, latest: src.latest()}
+		l.audiences[kind] = &reactor.Audience{Shard: sh, Feed: l, Base: src.seq + 1, Latest: src.latest()}
 	}
 	return l.audiences[kind]
 }
@@ -90,36 +91,36 @@ func (src *source) remove(l *local) {
 	src.locals = slices.Delete(src.locals, i, i+1)
 }
 
-// publish hands a message to the subscribers of this shard, as [audience.publish] does.
-func (l *local) publish(p *command) (bytes int) {
+// Publish hands a message to the subscribers of this shard, as [reactor.Audience.Publish] does.
+func (l *local) Publish(p *reactor.Command) (bytes int) {
 	for kind, a := range l.audiences {
-		if a == nil || !a.isTable() && int32(p.seq-a.end()) < 0 { // it was there before the audience
+		if a == nil || !a.IsTable() && int32(p.Seq-a.End()) < 0 { // it was there before the audience
 			continue
 		}
-		if len(a.members) == 0 && len(a.stream) == 0 {
-			a.base++ // it has no receivers
+		if len(a.Members) == 0 && len(a.Stream) == 0 {
+			a.Base++ // it has no receivers
 			continue
 		}
-		if p.kind == commandGap && framing(kind) == framingRaw {
-			closeForGap(a, p.seq)
+		if p.Kind == reactor.CommandGap && reactor.Framing(kind) == reactor.FramingRaw {
+			closeForGap(a, p.Seq)
 		}
-		a.latest = p.latest
-		bytes += a.publish(p.payload.frame(framing(kind)), p.at)
+		a.Latest = p.Latest
+		bytes += a.Publish(p.Payload.Frame(reactor.Framing(kind)), p.At)
 	}
 	return bytes
 }
 
 // closeForGap tells members who have no other way to learn it that messages are missing, but not those who have joined
 // behind the gap.
-func closeForGap(a *audience, seq uint32) {
+func closeForGap(a *reactor.Audience, seq uint32) {
 	var conns []*Conn
-	for i := range a.members {
-		if int32(a.members[i].seq-seq) <= 0 {
-			conns = append(conns, a.members[i].conn)
+	for i := range a.Members {
+		if int32(a.Members[i].Seq-seq) <= 0 {
+			conns = append(conns, (*Conn)(a.Members[i].Conn))
 		}
 	}
 	for _, c := range conns {
-		c.startClose(closeOwn, closeGap, "gap")
+		c.core().StartClose(reactor.CloseOwn, closeGap, "gap")
 	}
 }
 
@@ -127,14 +128,14 @@ func closeForGap(a *audience, seq uint32) {
 func (l *local) members() (n int) {
 	for _, a := range l.audiences {
 		if a != nil {
-			n += len(a.members)
+			n += len(a.Members)
 		}
 	}
 	return n
 }
 
-// join notes that an endpoint has one connection more on this shard.
-func (l *local) join() {
+// Join notes that an endpoint has one connection more on this shard.
+func (l *local) Join() {
 	src := l.src
 	src.mu.Lock()
 	defer src.mu.Unlock()
@@ -144,8 +145,8 @@ func (l *local) join() {
 	}
 }
 
-// leave notes that it has one less.
-func (l *local) leave() {
+// Leave notes that it has one less.
+func (l *local) Leave() {
 	src := l.src
 	src.mu.Lock()
 	defer src.mu.Unlock()
@@ -155,13 +156,13 @@ func (l *local) leave() {
 	}
 }
 
-// left notes that one subscriber has gone.
-func (l *local) left(a *audience) {
+// Left notes that one subscriber has gone.
+func (l *local) Left(a *reactor.Audience) {
 	src := l.src
 	src.mu.Lock()
-	if i := slices.Index(l.audiences[:], a); i >= 0 && len(a.members) == 0 {
+	if i := slices.Index(l.audiences[:], a); i >= 0 && len(a.Members) == 0 {
 		l.audiences[i] = nil
-		if l.audiences == [numFramings]*audience{} {
+		if l.audiences == [reactor.NumFramings]*reactor.Audience{} {
 			src.remove(l)
 		}
 	}

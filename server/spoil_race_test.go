@@ -5,6 +5,8 @@ package server
 import (
 	"strings"
 	"testing"
+
+	"carillon/server/internal/reactor"
 )
 
 // Bytes that a handler keeps are overwritten where the race detector watches, so that a test of the application sees
@@ -24,7 +26,7 @@ func TestKeptBytesAreSpoiled(t *testing.T) {
 			}}}}})
 			c := dial(t, s, row.path)
 			c.write(row.frames)
-			c.want((spoiled + spoiled)[:len("hello, this is a secret")])
+			c.want((reactor.Spoiled + reactor.Spoiled)[:len("hello, this is a secret")])
 		})
 	}
 	t.Run("a request", func(t *testing.T) {
@@ -36,7 +38,7 @@ func TestKeptBytesAreSpoiled(t *testing.T) {
 		c := dial(t, s, "/", "X-Secret: 123")
 		c.send("well?")
 		op, b, err := c.frame()
-		if err != nil || op != Text || len(b) != 3 || !strings.Contains(spoiled+spoiled, string(b)) {
+		if err != nil || op != Text || len(b) != 3 || !strings.Contains(reactor.Spoiled+reactor.Spoiled, string(b)) {
 			t.Errorf("it is still %q, %v", b, err)
 		}
 	})

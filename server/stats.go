@@ -9,11 +9,11 @@ type Stats = stats.Totals
 // together may be a message apart.
 func (s *Server) Stats() Stats {
 	st := stats.NewTotals()
-	st.Sockets, st.AcceptErrors = s.engine.sockets.Load(), s.engine.acceptErrors.Load()
-	st.Add(&s.engine.unowned)
+	st.Sockets, st.AcceptErrors = s.engine.Sockets.Load(), s.engine.AcceptErrors.Load()
+	st.Add(&s.engine.Unowned)
 	st.Drops[DropClusterGap] = s.hub.remote.counts().lost.Load()
-	for _, sh := range s.engine.allShards() {
-		st.Add(&sh.stats)
+	for _, sh := range s.engine.AllShards() {
+		st.Add(&sh.Stats)
 	}
 	return st
 }

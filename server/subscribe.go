@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"carillon/server/internal/reactor"
 	"carillon/server/topic"
 )
 
@@ -40,7 +41,7 @@ func next(missed []*message, offset uint64) uint64 {
 type wanted struct {
 	name  string
 	from  topic.Start
-	kind  framing
+	kind  reactor.Framing
 	asked bool             // by the client
 	reply func(Subscribed) // called before the first message is sent
 }
@@ -64,13 +65,13 @@ func (c *Conn) subscribeReady(w *wanted, failed func(error)) {
 // subscribe makes a subscription, or, where the history is long, begins with that.
 func (c *Conn) subscribe(w *wanted) (Subscribed, error) {
 	name := w.name
-	c.sh.check()
+	c.shard().Check()
 	s := Subscribed{Topic: name}
-	if !c.isOpen() || !c.ready() {
+	if !c.core().IsOpen() || !c.core().Ready() {
 		return s, ErrClosed
 	}
 	pattern := topic.IsPattern(name)
-	if c.hoards() {
+	if c.core().Hoards() {
 		return s, fmt.Errorf("%w: read the messages of the previous subscriptions first", topic.ErrOverloaded)
 	}
 	if err := c.maySubscribe(name, pattern); err != nil {
@@ -88,7 +89,7 @@ func (c *Conn) subscribe(w *wanted) (Subscribed, error) {
 		}
 		src = &t.source
 		s.Position = t.position()
-		missed, s.Recovered = t.since(w.from, c.sh.engine.ageMillis(), maxReplay)
+		missed, s.Recovered = t.since(w.from, c.shard().Engine.AgeMillis(), maxReplay)
 		s.After = next(missed, s.Offset)
 	}
 	if !src.link.serves() {
@@ -102,11 +103,11 @@ func (c *Conn) subscribe(w *wanted) (Subscribed, error) {
 		(&replay{conn: c, topic: src.topic, kind: w.kind, asked: w.asked, epoch: s.Epoch, rest: missed}).step()
 		return s, nil
 	}
-	a := src.audience(c.sh, w.kind)
+	a := src.audience(c.shard(), w.kind)
 	next := src.seq + 1
 	src.mu.Unlock()
 
-	c.join(a, next, w.asked)
+	c.core().Join(a, next, w.asked)
 	w.reply(s)
 	c.sendHistory(missed, w.kind)
 	return s, nil
@@ -114,21 +115,21 @@ func (c *Conn) subscribe(w *wanted) (Subscribed, error) {
 
 // maySubscribe checks what is the same for everybody who asks.
 func (c *Conn) maySubscribe(name string, pattern bool) error {
-	if c.ext == nil {
+	if c.core().Extension() == nil {
 		return nil
 	}
-	if limit := c.endpoint().now().Topics.MaxSubscriptions; limit >= 0 && len(c.ext.subs) >= limit {
+	if limit := c.endpoint().now().Topics.MaxSubscriptions; limit >= 0 && len(c.core().Extension().Subs) >= limit {
 		return fmt.Errorf("%w: topics.max_subscriptions of the endpoint is %d", ErrTooManySubscriptions, limit)
 	}
 	patterns := 0
-	for i := range c.ext.subs {
-		if isPattern(&c.ext.subs[i]) {
+	for i := range c.core().Extension().Subs {
+		if isPattern(&c.core().Extension().Subs[i]) {
 			patterns++
 		}
-		switch other := nameOf(&c.ext.subs[i]); {
+		switch other := nameOf(&c.core().Extension().Subs[i]); {
 		case other == name:
 			return ErrSubscribed
-		case (pattern || isPattern(&c.ext.subs[i])) && topic.Overlaps(other, name):
+		case (pattern || isPattern(&c.core().Extension().Subs[i])) && topic.Overlaps(other, name):
 			return fmt.Errorf("%w: %s", ErrOverlap, other)
 		}
 	}
@@ -139,19 +140,19 @@ func (c *Conn) maySubscribe(name string, pattern bool) error {
 }
 
 func (c *Conn) unsubscribe(name string) error {
-	c.sh.check()
-	if !c.isOpen() {
+	c.shard().Check()
+	if !c.core().IsOpen() {
 		return ErrClosed
 	}
-	if c.ext == nil {
+	if c.core().Extension() == nil {
 		return ErrNotSubscribed
 	}
-	i := slices.IndexFunc(c.ext.subs, func(s subscription) bool { return nameOf(&s) == name })
+	i := slices.IndexFunc(c.core().Extension().Subs, func(s reactor.Subscription) bool { return nameOf(&s) == name })
 	if i < 0 {
 		return ErrNotSubscribed
 	}
-	if c.ready() { // what was published before is still delivered
-		c.dropSubscription(i)
+	if c.core().Ready() { // what was published before is still delivered
+		c.core().DropSubscription(i)
 	}
 	return nil
 }
@@ -159,7 +160,7 @@ func (c *Conn) unsubscribe(name string) error {
 // unsubscribe counts one subscriber less. The caller holds mu, which is not held any more when it returns.
 func (src *source) unsubscribe(h *hub) {
 	src.subscribers--
-	last, now := src.subscribers == 0, h.srv.engine.uptime()
+	last, now := src.subscribers == 0, h.srv.engine.Uptime()
 	if last {
 		h.remote.left(src)
 	}
@@ -181,9 +182,9 @@ func (src *source) unsubscribe(h *hub) {
 // without a broker. The error is of the kind of [ErrNoCluster] or [ErrTooManyTopics]. Nothing that is asked for
 // meanwhile overtakes it. On a connection that closes meanwhile it is called, too.
 func (c *Conn) topicReady(name string, from topic.Start, reads bool, then func(error)) {
-	var s *slot
-	ready, err := c.Server().hub.remote.ready(name, from, reads, func() { s = c.reserve() }, func(err error) {
-		c.resolve(s, false, func() { then(err) })
+	var s *reactor.Slot
+	ready, err := c.Server().hub.remote.ready(name, from, reads, func() { s = c.core().Reserve() }, func(err error) {
+		c.core().Resolve(s, false, func() { then(err) })
 	})
 	if ready || err != nil {
 		then(err)

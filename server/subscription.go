@@ -1,6 +1,9 @@
 package server
 
-import "carillon/server/topic"
+import (
+	"carillon/server/internal/reactor"
+	"carillon/server/topic"
+)
 
 // SubscribeOptions say how a subscription begins.
 type SubscribeOptions struct {
@@ -45,22 +48,22 @@ func (c *Conn) Subscribe(name string, o SubscribeOptions) error {
 	if pattern && (o.Since != nil || o.Last > 0) {
 		return ErrNoPosition
 	}
-	kind := c.framing
-	if o.Envelope && (kind == framingRaw || kind == framingEvent) {
+	kind := c.core().Framing()
+	if o.Envelope && (kind == reactor.FramingRaw || kind == reactor.FramingEvent) {
 		kind++ // the same with a JSON object
 	}
 	if o.Since != nil {
 		since := *o.Since
 		o.Since = &since // the caller may use it again
 	}
-	c.sh.postDo(c, 0, func() {
-		c.queueSlot(&slot{do: func() { c.subscribeFor(name, kind, &o) }, cost: slotCost})
+	c.shard().PostDo(c.core(), 0, func() {
+		c.core().QueueSlot(&reactor.Slot{Do: func() { c.subscribeFor(name, kind, &o) }, Cost: reactor.SlotCost})
 	})
 	return nil
 }
 
 // subscribeFor subscribes for the application.
-func (c *Conn) subscribeFor(topic string, kind framing, o *SubscribeOptions) {
+func (c *Conn) subscribeFor(topic string, kind reactor.Framing, o *SubscribeOptions) {
 	var reply func(Subscribed)
 	if o.Envelope {
 		reply = func(s Subscribed) { c.sendSubscribed(nil, s, o.Since != nil) }
@@ -82,8 +85,8 @@ func (c *Conn) subscribeFor(topic string, kind framing, o *SubscribeOptions) {
 // Unsubscribe ends a subscription; it must be the same name. Done, which may be nil, is called on the
 // connection's loop with nil, [ErrNotSubscribed] or [ErrClosed]; after that no message of it is sent.
 func (c *Conn) Unsubscribe(topic string, done func(error)) {
-	c.sh.postDo(c, 0, func() {
-		c.queueSlot(&slot{cost: slotCost, do: func() {
+	c.shard().PostDo(c.core(), 0, func() {
+		c.core().QueueSlot(&reactor.Slot{Cost: reactor.SlotCost, Do: func() {
 			err := c.unsubscribe(topic)
 			if done != nil {
 				done(err)
@@ -94,9 +97,9 @@ func (c *Conn) Unsubscribe(topic string, done func(error)) {
 
 // Subscriptions lists the topics and patterns of the connection.
 func (c *Conn) Subscriptions() []string {
-	c.sh.mu.Lock()
-	defer c.sh.mu.Unlock()
-	subs := c.openSubscriptions()
+	c.shard().Mu.Lock()
+	defer c.shard().Mu.Unlock()
+	subs := c.core().OpenSubscriptions()
 	if len(subs) == 0 {
 		return nil
 	}

@@ -39,7 +39,7 @@ func runGeneration() {
 	ctx, drain := context.WithCancel(context.Background())
 	go func() {
 		<-s.Started()
-		for len(s.engine.allShards()) < loops { // each loop has accepted something, so all of them listen
+		for len(s.engine.AllShards()) < loops { // each loop has accepted something, so all of them listen
 			if conn, err := net.Dial("tcp", address); err == nil {
 				_ = conn.Close()
 			}
@@ -185,7 +185,7 @@ func TestTakeover(t *testing.T) {
 	for _, host := range []string{"", "127.0.0.1", "[::1]", "localhost"} {
 		heir := start(t, Options{Listen: host + ":" + testenv.Port(t, "127.0.0.1"), Takeover: true, Endpoints: echoAndBroadcast()})
 		eventually(t, "each loop's socket is found", func() bool {
-			n, err := listen.CountListeners(heir.engine.listeners[0].tcpAddr())
+			n, err := listen.CountListeners(heir.engine.Listeners[0].TCPAddr())
 			return err == nil && n == heir.opts().Loops
 		})
 	}

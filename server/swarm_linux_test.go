@@ -20,6 +20,7 @@ import (
 	"unsafe"
 
 	"carillon/internal/testenv"
+	"carillon/server/internal/reactor"
 
 	"golang.org/x/sys/unix"
 )
@@ -199,7 +200,7 @@ func (st *swarmState) probe(address *net.TCPAddr) {
 	runtime.LockOSThread()
 	for i := range took {
 		begin := time.Now()
-		if _, errno := write(int32(c.fd), request); errno != 0 {
+		if _, errno := reactor.Write(int32(c.fd), request); errno != 0 {
 			panic(errno)
 		}
 		for got := 0; got < 132; {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/reactor"
 )
 
 // off is every time-out that can be off.
@@ -64,8 +65,8 @@ func TestHandshakeTimeoutOfTheFirstClient(t *testing.T) {
 	eventually(t, "it is there", func() bool { return s.Stats().Accepted == 1 })
 	begun := time.Now()
 	for time.Since(begun) < timeout/4 {
-		for _, sh := range s.engine.allShards() {
-			sh.postTick()
+		for _, sh := range s.engine.AllShards() {
+			sh.PostTick()
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
@@ -226,8 +227,8 @@ func TestPingJitter(t *testing.T) {
 			width := (10*time.Second - row.least) / bins
 			var bin [bins]int
 			for id := range uint64(n) {
-				d := (&Conn{sh: &shard{engine: &s.engine}, id: id + 1}).pingInterval()
-				if d < row.least || d > 10*time.Second || d < s.engine.settings().pingEarliest {
+				d := reactor.Assemble(reactor.Parts{Shard: &reactor.Shard{Engine: &s.engine}, ID: id + 1}).PingInterval()
+				if d < row.least || d > 10*time.Second || d < s.engine.Settings().PingEarliest {
 					t.Fatalf("connection %d is pinged after %v, want %v to 10s", id, d, row.least)
 				}
 				if row.spread {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"carillon/internal/testenv"
+	"carillon/server/internal/reactor"
 )
 
 func init() { childMains["tls attackers"] = tlsAttackers }
@@ -171,7 +172,7 @@ func askEvery(b *testing.B, conn net.Conn, request []byte, answer int, stop chan
 // within 5 s. The certificate's key is RSA, of 2048 bits. The attack "none" is the machine as it is, and bare/ is a
 // server of crypto/tls and a goroutine for each connection, under the same attack.
 func BenchmarkTLSUnderAttack(b *testing.B) {
-	checkOwner = false
+	reactor.CheckOwner = false
 	const clients, lasting = 10, 6 * time.Second
 	client := &tls.Config{InsecureSkipVerify: true}
 	for _, row := range []struct {
@@ -217,7 +218,7 @@ func BenchmarkTLSUnderAttack(b *testing.B) {
 						if bare {
 							continue
 						}
-						clear, err := net.Dial("tcp", plain.engine.listeners[1].addr.String())
+						clear, err := net.Dial("tcp", plain.engine.Listeners[1].Addr.String())
 						if err != nil || !enter(clear, "/echo") {
 							b.Fatal("a client does not come in before the attack")
 						}

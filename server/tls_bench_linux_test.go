@@ -15,6 +15,7 @@ import (
 	"github.com/gorilla/websocket"
 
 	"carillon/codec"
+	"carillon/server/internal/reactor"
 )
 
 // gorillas is the server that one would write with net/http and gorilla/websocket: a goroutine for each
@@ -74,7 +75,7 @@ func (g *gorillas) broadcast(payload []byte) {
 // BenchmarkTLSBroadcast gives the processor time of a delivery over TLS and without, in turn on two servers with
 // as many sockets, and beside both that of net/http with gorilla/websocket.
 func BenchmarkTLSBroadcast(b *testing.B) {
-	checkOwner = false
+	reactor.CheckOwner = false
 	for _, loops := range []int{1, 2} {
 		const conns, size = 4000, 128
 		b.Run(fmt.Sprintf("conns=%d/size=%d/loops=%d", conns, size, loops), func(b *testing.B) {
@@ -125,7 +126,7 @@ func BenchmarkTLSBroadcast(b *testing.B) {
 // BenchmarkTLSIdle gives the heap that a connection over TLS costs above a plain one, when it does nothing, and
 // what it does with net/http and gorilla/websocket.
 func BenchmarkTLSIdle(b *testing.B) {
-	checkOwner = false
+	reactor.CheckOwner = false
 	const conns = 4000
 	b.Run(fmt.Sprintf("conns=%d", conns), func(b *testing.B) {
 		each := func(connect func() *swarm) float64 {
@@ -161,7 +162,7 @@ func BenchmarkTLSIdle(b *testing.B) {
 // BenchmarkTLSHandshake gives the processor time of a TLS handshake and the upgrade behind it. The certificate's
 // key is on P-256.
 func BenchmarkTLSHandshake(b *testing.B) {
-	checkOwner = false
+	reactor.CheckOwner = false
 	const conns = 500
 	b.Run(fmt.Sprintf("conns=%d", conns), func(b *testing.B) {
 		opts := quiet(2)
@@ -173,7 +174,7 @@ func BenchmarkTLSHandshake(b *testing.B) {
 			w := startSwarm(b, s, swarmOrder{Path: "/echo", Conns: conns, Discard: true, TLS: true})
 			used += cpuTime() - begin
 			w.end()
-			eventually(b, "all are gone", func() bool { return s.engine.sockets.Load() == 0 })
+			eventually(b, "all are gone", func() bool { return s.engine.Sockets.Load() == 0 })
 		}
 		b.ReportMetric(float64(used.Nanoseconds())/float64(b.N*conns), "cpu-ns/handshake")
 	})
@@ -181,7 +182,7 @@ func BenchmarkTLSHandshake(b *testing.B) {
 
 // BenchmarkTLSEcho gives what a round trip takes; the client is crypto/tls too.
 func BenchmarkTLSEcho(b *testing.B) {
-	checkOwner = false
+	reactor.CheckOwner = false
 	for _, size := range []int{128, 16 << 10, 1 << 20} {
 		b.Run(fmt.Sprintf("size=%d", size), func(b *testing.B) {
 			opts := quiet(1)

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"carillon/server/internal/reactor"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
@@ -128,7 +129,7 @@ func TestTLSFloodOfRecordsWithoutData(t *testing.T) {
 				sent += 12
 			}
 			eventually(t, "it is cut off", func() bool { return s.Stats().Cuts[CutTLSRecords] == 1 })
-			if sent < emptyRecords-12 {
+			if sent < reactor.EmptyRecords-12 {
 				t.Errorf("it is cut off after %d", sent)
 			}
 			if queued := s.Stats().QueuedBytes; queued != 0 {

@@ -13,6 +13,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/certs"
+	"carillon/server/internal/reactor"
 )
 
 // What is true of connections is true of those over TLS. These are the tests of what could be different:
@@ -90,16 +91,16 @@ func TestTLSReload(t *testing.T) {
 
 	// Files that cannot be used change nothing, and are told once.
 	a.put(pair.CertFile, []byte("nonsense"))
-	eventually(t, "it was noticed", func() bool { return s.engine.listeners[0].certs.Failures() > 0 })
+	eventually(t, "it was noticed", func() bool { return s.engine.Listeners[0].Certs.Failures() > 0 })
 	if err := s.ReloadTLS(); err == nil || !strings.Contains(err.Error(), pair.CertFile) {
 		t.Errorf("ReloadTLS: %v", err)
 	}
 	if got := name(shakeTLS(t, s, a.client())); got != "new.test" {
 		t.Error(got)
 	}
-	failures := s.engine.listeners[0].certs.Failures()
+	failures := s.engine.Listeners[0].Certs.Failures()
 	time.Sleep(50 * time.Millisecond) // many looks
-	if now := s.engine.listeners[0].certs.Failures(); now != failures {
+	if now := s.engine.Listeners[0].Certs.Failures(); now != failures {
 		t.Errorf("%d failures were counted for files that have not changed", now-failures)
 	}
 	if !strings.Contains(log.String(), "could not reload certificates") {
@@ -166,7 +167,7 @@ func TestTLSHandshakeTimeout(t *testing.T) {
 	if st := s.Stats(); st.Refusals[RefuseTLSTimeout] != 3 || st.Refusals[RefuseTimeout] != 1 {
 		t.Errorf("%d and %d refusals counted, want 3 and 1", st.Refusals[RefuseTLSTimeout], st.Refusals[RefuseTimeout])
 	}
-	eventually(t, "no goroutine is left", func() bool { running, waiting := s.engine.tlsTable.counts(); return running+waiting == 0 })
+	eventually(t, "no goroutine is left", func() bool { running, waiting := s.engine.TLSTable.Counts(); return running+waiting == 0 })
 	alice.send("a handshake that is done has no time-out")
 	alice.want("a handshake that is done has no time-out")
 }
@@ -189,7 +190,7 @@ func helloOf(t *testing.T, config *tls.Config) []byte {
 func TestTLSHandshakeLimit(t *testing.T) {
 	a := newAuthority(t)
 	s, _ := startChanged(t, a.overTLS(Options{Endpoints: echoAndBroadcast(), Limits: Limits{MaxTLSHandshakes: 2}}), func(s *Server) {
-		s.engine.tlsTable.grace = time.Hour
+		s.engine.TLSTable.Grace = time.Hour
 	})
 	hello := helloOf(t, a.client())
 	var stuck []*client
@@ -199,7 +200,7 @@ func TestTLSHandshakeLimit(t *testing.T) {
 		stuck = append(stuck, c)
 	}
 	counts := func(running, waiting int) func() bool {
-		return func() bool { r, w := s.engine.tlsTable.counts(); return r == running && w == waiting }
+		return func() bool { r, w := s.engine.TLSTable.Counts(); return r == running && w == waiting }
 	}
 	eventually(t, "two are under way", counts(2, 0))
 	gone := dialRaw(t, s)
@@ -227,21 +228,21 @@ func TestTLSHandshakeLimit(t *testing.T) {
 func TestTLSUnread(t *testing.T) {
 	a := newAuthority(t)
 	s, _ := startChanged(t, a.overTLS(Options{Endpoints: echoAndBroadcast(), Limits: Limits{MaxTLSHandshakes: 1}}), func(s *Server) {
-		s.engine.tlsTable.grace = time.Hour
+		s.engine.TLSTable.Grace = time.Hour
 	})
 	first, second := dialRaw(t, s), dialRaw(t, s)
 	hello := helloOf(t, a.client())
 	first.write(hello) // and keeps the line waiting
-	eventually(t, "it is under way", func() bool { n, _ := s.engine.tlsTable.counts(); return n == 1 })
+	eventually(t, "it is under way", func() bool { n, _ := s.engine.TLSTable.Counts(); return n == 1 })
 	go func() { _, _ = second.conn.Write(append(hello, make([]byte, 4<<20)...)) }()
-	eventually(t, "much has come", func() bool { return s.engine.tlsTable.unread.Load() > maxUnread })
+	eventually(t, "much has come", func() bool { return s.engine.TLSTable.Unread.Load() > reactor.MaxUnread })
 	time.Sleep(100 * time.Millisecond)
-	if n := s.engine.tlsTable.unread.Load(); n > maxUnread+clearSize {
+	if n := s.engine.TLSTable.Unread.Load(); n > reactor.MaxUnread+reactor.ClearSize {
 		t.Errorf("%d bytes are kept", n)
 	}
 	_ = first.conn.Close()
 	eventually(t, "it is refused", func() bool { return s.Stats().Refusals[RefuseTLSHello] == 1 }) // zeros are no record
-	eventually(t, "nothing is kept", func() bool { return s.engine.tlsTable.unread.Load() == 0 })
+	eventually(t, "nothing is kept", func() bool { return s.engine.TLSTable.Unread.Load() == 0 })
 }
 
 // gathering keeps what is written, until it is let go.
@@ -291,14 +292,14 @@ func TestSealedInputWaits(t *testing.T) {
 				}
 				seen := make(chan state, 1)
 				_ = conn.Do(func() {
-					sh, session := conn.sh, conn.session()
-					before := session.records.count
+					sh, session := conn.shard(), conn.core().Session()
+					before := session.Records.Count
 					if row.crowded {
-						sh.round = 2 * maxRound
+						sh.Round = 2 * reactor.MaxRound
 					}
-					sh.began = s.engine.uptime()
-					conn.received(g.kept)
-					seen <- state{session.records.count - before, session.unread, conn.isSuspended()}
+					sh.Began = s.engine.Uptime()
+					conn.core().Received(g.kept)
+					seen <- state{session.Records.Count - before, session.Unread, conn.core().IsSuspended()}
 				})
 				st := <-seen
 				if !st.waits || !st.suspends || st.records >= 4*messages || row.crowded && st.records > 0 {
@@ -308,7 +309,7 @@ func TestSealedInputWaits(t *testing.T) {
 					raw.want(fmt.Sprint(i))
 				}
 				left := make(chan bool, 1)
-				_ = conn.Do(func() { left <- conn.session().unread || conn.session().waiting != nil })
+				_ = conn.Do(func() { left <- conn.core().Session().Unread || conn.core().Session().Waiting != nil })
 				if <-left {
 					t.Error("something waits still")
 				}
@@ -509,8 +510,8 @@ func TestTLSAllocations(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
 	}
-	checkOwner = false
-	defer func() { checkOwner = true }()
+	reactor.CheckOwner = false
+	defer func() { reactor.CheckOwner = true }()
 	a := newAuthority(t)
 	s := start(t, a.overTLS(Options{Loops: 1, Endpoints: echoAndBroadcast(), Ping: Ping{Interval: -1}}))
 	c := dialTLS(t, s, a.client(), "/echo")

@@ -13,13 +13,14 @@ import (
 	"time"
 
 	"carillon/server/internal/limit"
+	"carillon/server/internal/reactor"
 )
 
 // setGrace changes how long a silent handshake may stay in a full table.
-func setGrace(t *tlsTable, d time.Duration) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.grace = d
+func setGrace(t *reactor.TLSTable, d time.Duration) {
+	t.Mu.Lock()
+	defer t.Mu.Unlock()
+	t.Grace = d
 }
 
 // halfOpen keeps n TLS handshakes open that never go on, from the addresses that a function tells, until stop is
@@ -88,7 +89,7 @@ func TestTLSHalfOpen(t *testing.T) {
 			most := s.opts().Limits.MaxTLSHandshakes
 			stop := halfOpen(t, s, strangers, helloOf(t, a.client()), from)
 			defer stop()
-			eventually(t, "the table is full", func() bool { n, _ := s.engine.tlsTable.counts(); return n == most })
+			eventually(t, "the table is full", func() bool { n, _ := s.engine.TLSTable.Counts(); return n == most })
 			var in atomic.Int64
 			var all sync.WaitGroup
 			for range newcomers {
@@ -108,18 +109,18 @@ func TestTLSHalfOpen(t *testing.T) {
 			}
 			stop()
 			eventually(t, "nothing is kept", func() bool {
-				open, waiting := s.engine.tlsTable.counts()
-				return open+waiting == 0 && s.Stats().Sockets == 0 && sizeOf(s.engine.tlsTable) == 0
+				open, waiting := s.engine.TLSTable.Counts()
+				return open+waiting == 0 && s.Stats().Sockets == 0 && sizeOf(s.engine.TLSTable) == 0
 			})
 		})
 	}
 }
 
 // sizeOf is how many places of the table are used.
-func sizeOf(t *tlsTable) int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.peers.Len() + len(t.crowded) + t.turns[tlsResumed].Len() + t.turns[tlsNewcomers].Len() + t.turns[tlsBehind].Len()
+func sizeOf(t *reactor.TLSTable) int {
+	t.Mu.Lock()
+	defer t.Mu.Unlock()
+	return t.Peers.Len() + len(t.Crowded) + t.Turns[reactor.TLSResumed].Len() + t.Turns[reactor.TLSNewcomers].Len() + t.Turns[reactor.TLSBehind].Len()
 }
 
 // fullTable is a server whose table has room for so many handshakes.
@@ -132,7 +133,7 @@ type fullTable struct {
 func newFullTable(t *testing.T, most int) *fullTable {
 	a := newAuthority(t)
 	s, _ := startChanged(t, a.overTLS(Options{Endpoints: echoAndBroadcast(), Limits: Limits{MaxTLSHandshakes: most}}), func(s *Server) {
-		s.engine.tlsTable.grace = time.Hour
+		s.engine.TLSTable.Grace = time.Hour
 	})
 	return &fullTable{s, t, helloOf(t, a.client())}
 }
@@ -145,10 +146,10 @@ func (f *fullTable) begin(from string) *client {
 }
 
 // silentCount is how many handshakes wait for their clients.
-func silentCount(t *tlsTable) int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.silent.Len()
+func silentCount(t *reactor.TLSTable) int {
+	t.Mu.Lock()
+	defer t.Mu.Unlock()
+	return t.Silent.Len()
 }
 
 // has waits until so many handshakes are open, all of which wait for their clients, others wait to begin, and so many
@@ -156,8 +157,8 @@ func silentCount(t *tlsTable) int {
 func (f *fullTable) has(what string, open, waiting int, evicted uint64) {
 	f.t.Helper()
 	eventually(f.t, what, func() bool {
-		o, w := f.engine.tlsTable.counts()
-		return o == open && w == waiting && silentCount(f.engine.tlsTable) == open && f.Stats().Refusals[RefuseTLSEvicted] == evicted
+		o, w := f.engine.TLSTable.Counts()
+		return o == open && w == waiting && silentCount(f.engine.TLSTable) == open && f.Stats().Refusals[RefuseTLSEvicted] == evicted
 	})
 }
 
@@ -188,7 +189,7 @@ func TestTLSEvictionAfterTheGrace(t *testing.T) {
 	}
 	f.begin("127.0.0.9")
 	f.has("it waits", 4, 1, 0)
-	setGrace(f.engine.tlsTable, 0)
+	setGrace(f.engine.TLSTable, 0)
 	f.begin("127.0.0.10")
 	f.has("both have come in", 4, 0, 2)
 	for _, c := range all[:2] {
@@ -217,26 +218,26 @@ func TestTLSEvictionOfSuspects(t *testing.T) {
 
 // An address is suspect until a handshake of it succeeds or its time is over, and only so many are.
 func TestTLSSuspects(t *testing.T) {
-	var s tlsSuspects
-	s.add(1, 0)
-	s.add(2, time.Second)
-	s.add(1, 2*time.Second) // once more
-	s.remove(3)
-	if !s.has(1, 3*time.Second) || !s.has(2, 3*time.Second) || s.has(3, 3*time.Second) {
+	var s reactor.TLSSuspects
+	s.Add(1, 0)
+	s.Add(2, time.Second)
+	s.Add(1, 2*time.Second) // once more
+	s.Remove(3)
+	if !s.Has(1, 3*time.Second) || !s.Has(2, 3*time.Second) || s.Has(3, 3*time.Second) {
 		t.Error("one and two are suspect, three is not")
 	}
-	if s.has(2, time.Second+suspectFor) || !s.has(1, time.Second+suspectFor) {
+	if s.Has(2, time.Second+reactor.SuspectFor) || !s.Has(1, time.Second+reactor.SuspectFor) {
 		t.Error("the time of two is over, and that of one is not")
 	}
-	s.remove(1)
-	if s.has(1, 3*time.Second) || s.order.Len() != 0 {
+	s.Remove(1)
+	if s.Has(1, 3*time.Second) || s.Order.Len() != 0 {
 		t.Error("none is left")
 	}
-	for i := range 2 * maxSuspects {
-		s.add(limit.Key(i), 0)
+	for i := range 2 * reactor.MaxSuspects {
+		s.Add(limit.Key(i), 0)
 	}
-	if len(s.at) != maxSuspects || s.order.Len() != maxSuspects || s.has(0, 0) || !s.has(2*maxSuspects-1, 0) {
-		t.Errorf("%d are kept, and those are to be the last", len(s.at))
+	if len(s.At) != reactor.MaxSuspects || s.Order.Len() != reactor.MaxSuspects || s.Has(0, 0) || !s.Has(2*reactor.MaxSuspects-1, 0) {
+		t.Errorf("%d are kept, and those are to be the last", len(s.At))
 	}
 }
 
@@ -255,13 +256,13 @@ func TestTLSProcessorsGoRoundTheAddresses(t *testing.T) {
 		<-held
 		return &pair, nil
 	}}
-	s, _ := startChanged(t, Options{TLS: TLS{Config: config}, Endpoints: echoAndBroadcast()}, func(s *Server) { s.engine.tlsTable.idle = 1 })
+	s, _ := startChanged(t, Options{TLS: TLS{Config: config}, Endpoints: echoAndBroadcast()}, func(s *Server) { s.engine.TLSTable.Idle = 1 })
 	for i := range 9 {
 		dialFrom(t, s, "127.0.0.2").write(hello)
-		eventually(t, "it has come", func() bool { open, waiting := s.engine.tlsTable.counts(); return open == 1 && waiting == i })
+		eventually(t, "it has come", func() bool { open, waiting := s.engine.TLSTable.Counts(); return open == 1 && waiting == i })
 	}
 	dialFrom(t, s, "127.0.0.3").write(hello)
-	eventually(t, "the other has come", func() bool { _, waiting := s.engine.tlsTable.counts(); return waiting == 9 })
+	eventually(t, "the other has come", func() bool { _, waiting := s.engine.TLSTable.Counts(); return waiting == 9 })
 	close(held)
 	var got []string
 	for range 10 {
@@ -282,28 +283,28 @@ func TestTLSRecords(t *testing.T) {
 	}
 	for _, piece := range []int{1, 2, 5, 6, 100, len(stream)} {
 		t.Run(fmt.Sprintf("in pieces of %d", piece), func(t *testing.T) {
-			var r records
+			var r reactor.Records
 			var in []byte
 			rest, taken := stream, 0
 			for len(rest) > 0 || len(in) > 0 {
 				n := min(piece, len(rest))
 				in, rest = append(in, rest[:n]...), rest[n:]
-				whole := r.isWhole(in)
-				before := r.count
-				b := in[:r.limit(in)]
-				r.advance(b)
+				whole := r.IsWhole(in)
+				before := r.Count
+				b := in[:r.Limit(in)]
+				r.Advance(b)
 				taken += len(b)
 				in = in[len(b):]
-				if got := r.count - before; whole && got != 1 || !whole && got != 0 {
+				if got := r.Count - before; whole && got != 1 || !whole && got != 0 {
 					t.Fatalf("after %d bytes: whole is %v, and %d records have come to their end", taken, whole, got)
 				}
 			}
-			if int(r.count) != len(sizes) || taken != len(stream) {
-				t.Errorf("%d records of %d bytes, want %d of %d", r.count, taken, len(sizes), len(stream))
+			if int(r.Count) != len(sizes) || taken != len(stream) {
+				t.Errorf("%d records of %d bytes, want %d of %d", r.Count, taken, len(sizes), len(stream))
 			}
 		})
 	}
-	if huge := []byte{23, 3, 3, 0xff, 0xff}; !(&records{}).isWhole(huge) {
+	if huge := []byte{23, 3, 3, 0xff, 0xff}; !(&reactor.Records{}).IsWhole(huge) {
 		t.Error("a record that is too large is waited for")
 	}
 }

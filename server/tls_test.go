@@ -13,6 +13,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/certs"
+	"carillon/server/internal/reactor"
 )
 
 // A WebSocket over TLS is one like any other.
@@ -260,7 +261,7 @@ func TestTLSOrNot(t *testing.T) {
 		c.write([]byte(garbage))
 		c.wantEOF()
 	}
-	huge := append([]byte{22, 3, 1, 0x40, 0, 1, 0, 0xff, 0xff}, make([]byte, maxHello)...)
+	huge := append([]byte{22, 3, 1, 0x40, 0, 1, 0, 0xff, 0xff}, make([]byte, reactor.MaxHello)...)
 	c = dialRaw(t, s)
 	c.write(huge)
 	c.wantEOF()

@@ -21,6 +21,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 
 	"carillon/internal/testenv"
+	"carillon/server/internal/reactor"
 )
 
 // costly is an endpoint whose tokens are checked with two keys, as they name neither.
@@ -33,17 +34,17 @@ func (i *issuer) costly() Endpoint {
 // holdTokens has tokens wait that take long to check, until it is called off.
 func holdTokens(s *Server) (release func()) {
 	hold := make(chan struct{})
-	for range s.engine.tokenChecks.parallel {
-		s.engine.tokenChecks.add(new(usage), 0, 0, &offloadJob{do: func() { <-hold }})
+	for range s.engine.TokenChecks.Parallel {
+		s.engine.TokenChecks.Add(new(reactor.Usage), 0, 0, &reactor.OffloadJob{Do: func() { <-hold }})
 	}
 	return func() { close(hold) }
 }
 
 // pendingTokens is how many tokens wait.
 func pendingTokens(s *Server) int {
-	s.engine.tokenChecks.mu.Lock()
-	defer s.engine.tokenChecks.mu.Unlock()
-	return len(s.engine.tokenChecks.jobs)
+	s.engine.TokenChecks.Mu.Lock()
+	defer s.engine.TokenChecks.Mu.Unlock()
+	return len(s.engine.TokenChecks.Jobs)
 }
 
 // Tokens that take long to check are not checked on the loop: it serves bob while alice, mallory, whose token is not
@@ -132,15 +133,15 @@ func TestCostlyTokensThatWaitTooLong(t *testing.T) {
 	eventually(t, "two wait", func() bool { return pendingTokens(s) == 2 })
 	_ = gone.conn.Close()
 	late.wantRefusal(http.StatusServiceUnavailable, "not decided in time")
-	s.engine.tokenChecks.mu.Lock()
-	s.engine.tokenChecks.bytes += maxOffloaded
-	s.engine.tokenChecks.mu.Unlock()
+	s.engine.TokenChecks.Mu.Lock()
+	s.engine.TokenChecks.Bytes += reactor.MaxOffloaded
+	s.engine.TokenChecks.Mu.Unlock()
 	tooMany := dialRaw(t, s)
 	tooMany.write(head)
 	tooMany.wantRefusal(http.StatusServiceUnavailable, "not decided in time")
-	s.engine.tokenChecks.mu.Lock()
-	s.engine.tokenChecks.bytes -= maxOffloaded
-	s.engine.tokenChecks.mu.Unlock()
+	s.engine.TokenChecks.Mu.Lock()
+	s.engine.TokenChecks.Bytes -= reactor.MaxOffloaded
+	s.engine.TokenChecks.Mu.Unlock()
 	release()
 	eventually(t, "none wait", func() bool { return pendingTokens(s) == 0 })
 	if n := s.Stats().Refusals; n[RefuseLost] != 1 || n[RefuseUndecided] != 2 {
@@ -163,11 +164,11 @@ func TestCostlyRefresh(t *testing.T) {
 	c.send(`{"id":1,"refresh":{"token":"` + i.Token("ES256", jwt.MapClaims{"sub": "alice", "exp": expires}) + `"}}`)
 	c.send(`{"id":2,"ping":{}}`)
 	eventually(t, "both wait", func() bool { return pendingTokens(s) == 2 })
-	s.engine.tokenChecks.mu.Lock()
-	if first := s.engine.tokenChecks.jobs[0]; first.yields != 0 {
+	s.engine.TokenChecks.Mu.Lock()
+	if first := s.engine.TokenChecks.Jobs[0]; first.Yields != 0 {
 		t.Error("the newcomer is the first")
 	}
-	s.engine.tokenChecks.mu.Unlock()
+	s.engine.TokenChecks.Mu.Unlock()
 	bob := dial(t, s, "/echo")
 	bob.send("hello")
 	bob.want("hello")

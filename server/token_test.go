@@ -190,9 +190,9 @@ func TestOptionalToken(t *testing.T) {
 	refused(t, s, 401, RefuseTokenSignature, "/ws", withToken(newIssuer(t).Token("HS256", alice())))
 	c := dial(t, s, "/ws", speakJSON)
 	conn := onlyConn(t, s, "/ws")
-	conn.sh.mu.Lock()
-	more := conn.ext
-	conn.sh.mu.Unlock()
+	conn.shard().Mu.Lock()
+	more := conn.core().Extension()
+	conn.shard().Mu.Unlock()
 	if conn.Subject() != "" || more != nil {
 		t.Error("somebody without a token has an identity")
 	}

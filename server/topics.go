@@ -8,6 +8,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/envelope"
+	"carillon/server/internal/reactor"
 	"carillon/server/topic"
 )
 
@@ -59,7 +60,7 @@ const subprotocolJSON = "carillon.v1.json"
 // topicQuery is what a request to an endpoint with topics asks for.
 type topicQuery struct {
 	events  bool // server-sent events
-	framing framing
+	framing reactor.Framing
 	topics  []string
 	from    topic.Start
 	afresh  bool // it had a position, but none that can be gone on from
@@ -79,9 +80,9 @@ func (ep *endpoint) parseTopicQuery(r *Request, events bool) (*topicQuery, error
 		return bad("%v", err)
 	}
 	if events {
-		w.framing = framingEvent
+		w.framing = reactor.FramingEvent
 		if query.Get("envelope") == "true" {
-			w.framing = framingEventWrapped
+			w.framing = reactor.FramingEventWrapped
 		}
 		if len(w.topics) == 0 {
 			return bad("topic is missing: expected ?topic=NAME")
@@ -205,18 +206,18 @@ const quickTopics = 4
 func (c *Conn) subscribeInitial(w *topicQuery) {
 	for _, name := range w.topics {
 		quick := len(w.topics) <= quickTopics && w.from == topic.Start{}
-		err := c.afterPending(0, quick, func() {
+		err := c.core().AfterPending(0, quick, func() {
 			err := c.checkRead(name) // a token may have been renewed since
 			if err != nil {
 				c.failed(err)
 				return
 			}
 			c.subscribeReady(&wanted{name: name, from: w.from, kind: w.framing, asked: true, reply: func(s Subscribed) {
-				if w.framing != framingRaw {
+				if w.framing != reactor.FramingRaw {
 					s.Recovered = s.Recovered && !w.afresh
 					c.sendSubscribed(nil, s, w.from.Since != nil || w.afresh)
 				} else if w.from.Since != nil && !s.Recovered {
-					c.startClose(closeOwn, closeGap, "gap")
+					c.core().StartClose(reactor.CloseOwn, closeGap, "gap")
 				}
 			}}, c.failed)
 		})
@@ -231,32 +232,32 @@ const closeGap codec.CloseCode = 4010
 
 // onMessage handles a message of a client on an endpoint with topics.
 func (c *Conn) onMessage(op codec.Opcode, payload []byte) {
-	if c.framing == framingEnvelope {
+	if c.core().Framing() == reactor.FramingEnvelope {
 		if op != codec.OpText {
-			if !c.asked.Swap(true) {
-				c.closeInOrder(closeOwn, codec.CloseUnsupported, "expected JSON text messages")
+			if !c.core().CloseAsked().Swap(true) {
+				c.core().CloseInOrder(reactor.CloseOwn, codec.CloseUnsupported, "expected JSON text messages")
 			}
 			return
 		}
 		c.request(payload)
 		return
 	}
-	if !c.paysPublish() {
+	if !c.core().PaysPublish() {
 		return
 	}
-	if !c.waiting() {
+	if !c.core().Waiting() {
 		c.publish(op, payload)
 		return
 	}
 	payload = bytes.Clone(payload) // its subscription has not been made
-	c.refused(c.afterPending(len(payload), true, func() { c.publish(op, payload) }))
+	c.refused(c.core().AfterPending(len(payload), true, func() { c.publish(op, payload) }))
 }
 
 // publish publishes what came on a raw connection to its topic.
 func (c *Conn) publish(op codec.Opcode, payload []byte) {
-	var topics []subscription
-	if c.ext != nil {
-		topics = c.ext.subs
+	var topics []reactor.Subscription
+	if c.core().Extension() != nil {
+		topics = c.core().Extension().Subs
 	}
 	err := error(errNotOneTopic)
 	if len(topics) == 1 && !isPattern(&topics[0]) {
@@ -272,8 +273,8 @@ func (c *Conn) publish(op codec.Opcode, payload []byte) {
 	}
 	p := publication{Publication: topic.Publication{Topic: nameOf(&topics[0]), Format: format, Payload: payload}}
 	m := c.flightOf(&p)
-	_, ready, err := c.Server().hub.remote.publish(p, func() { c.beginPublishing(m) }, func(_ topic.Receipt, err error) {
-		c.sh.postDo(c, 0, func() { c.endPublishing(m) })
+	_, ready, err := c.Server().hub.remote.publish(p, func() { c.core().BeginPublishing(m) }, func(_ topic.Receipt, err error) {
+		c.shard().PostDo(c.core(), 0, func() { c.core().EndPublishing(m) })
 		c.refused(err)
 	})
 	if ready {

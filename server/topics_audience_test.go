@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"carillon/server/internal/reactor"
 	"carillon/server/stats"
 	"carillon/server/topic"
 )
@@ -20,8 +21,8 @@ type audienceModel struct {
 	t       *testing.T
 	r       *rand.Rand
 	s       *Server
-	sh      *shard
-	g       *table
+	sh      *reactor.Shard
+	g       *reactor.Table
 	members []*modelMember
 	offsets map[string]uint64 // of what was published
 	left    uint64            // messages of the topic with latest that were left out
@@ -45,26 +46,26 @@ func newAudienceModel(t *testing.T, seed uint64) *audienceModel {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sh := &shard{engine: &s.engine, set: s.engine.settings(), histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
-	sh.mail.inTurn = true // it has no waker
-	sh.ownerData = &loopState{hub: s.hub}
-	g := newTable(sh, &s.endpoints[0].loopEndpoint)
+	sh := &reactor.Shard{Engine: &s.engine, Set: s.engine.Settings(), Histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
+	sh.Mail.InTurn = true // it has no waker
+	sh.OwnerData = &loopState{hub: s.hub}
+	g := reactor.NewTable(sh, &s.endpoints[0].LoopEndpoint)
 	return &audienceModel{t: t, r: rand.New(rand.NewPCG(seed, 7)), s: s, sh: sh, g: g, offsets: map[string]uint64{}}
 }
 
 func (m *audienceModel) publish() {
 	topic := modelTopics[m.r.IntN(len(modelTopics))]
 	m.offsets[topic]++
-	r, err := m.s.Publish(Publication{Topic: topic, Payload: fmt.Appendf(nil, "%s:%d;%*s", topic, m.offsets[topic], itemCost, "")}) // smaller ones share memory
+	r, err := m.s.Publish(Publication{Topic: topic, Payload: fmt.Appendf(nil, "%s:%d;%*s", topic, m.offsets[topic], reactor.ItemCost, "")}) // smaller ones share memory
 	if err != nil || r.Offset != m.offsets[topic] {
 		m.t.Fatal(r, err)
 	}
 }
 
 func (m *audienceModel) join() {
-	c := queued(m.sh, m.g.ep)
-	c.framing = []framing{framingRaw, framingEvent}[m.r.IntN(2)]
-	m.g.add(c, times{})
+	c := queued(m.sh, m.g.Endpoint)
+	c.core().Negotiated([]reactor.Framing{reactor.FramingRaw, reactor.FramingEvent}[m.r.IntN(2)], 0, reactor.NoSubprotocol)
+	m.g.Add(c.core(), reactor.Times{})
 	m.members = append(m.members, &modelMember{c: c, next: map[string]uint64{}})
 }
 
@@ -81,7 +82,7 @@ func (m *audienceModel) subscribe(who *modelMember) {
 		taken = taken || topic.Overlaps(other, name)
 	}
 	m.look(who) // what comes now comes after it
-	s, err := who.c.subscribe(&wanted{name: name, from: from, kind: who.c.framing, reply: func(Subscribed) {}})
+	s, err := who.c.subscribe(&wanted{name: name, from: from, kind: who.c.core().Framing(), reply: func(Subscribed) {}})
 	if (err != nil) != taken {
 		m.t.Fatalf("subscribe to %s beside %v: %v", name, had, err)
 	}
@@ -128,8 +129,8 @@ func (m *audienceModel) unsubscribe(who *modelMember) {
 func (m *audienceModel) leave(i int) {
 	who := m.members[i]
 	m.account(who)
-	who.c.leaveTopics()
-	m.g.remove(who.c)
+	who.c.core().LeaveTopics()
+	m.g.Remove(who.c.core())
 	m.members[i] = m.members[len(m.members)-1]
 	m.members = m.members[:len(m.members)-1]
 }
@@ -137,12 +138,12 @@ func (m *audienceModel) leave(i int) {
 // account adds up what a member has missed of the topic with latest until now.
 func (m *audienceModel) account(who *modelMember) {
 	m.t.Helper()
-	who.c.ready()
+	who.c.core().Ready()
 	m.look(who)
-	for _, s := range subscriptionsOf(who.c.ext) {
+	for _, s := range subscriptionsOf(who.c.core().Extension()) {
 		if nameOf(&s) == latestTopic {
-			left := uint64(s.audience.members[s.slot].seq) - who.first - who.came
-			if s.stale {
+			left := uint64(s.Audience.Members[s.Slot].Seq) - who.first - who.came
+			if s.Stale {
 				left--
 			}
 			m.left += left
@@ -154,12 +155,12 @@ func (m *audienceModel) account(who *modelMember) {
 func (m *audienceModel) refresh(who *modelMember) {
 	m.t.Helper()
 	m.look(who)
-	for _, s := range subscriptionsOf(who.c.ext) {
-		if nameOf(&s) == latestTopic && s.stale {
-			who.c.refresh(true)
+	for _, s := range subscriptionsOf(who.c.core().Extension()) {
+		if nameOf(&s) == latestTopic && s.Stale {
+			who.c.core().Refresh(true)
 			m.look(who)
-			if next := who.next[latestTopic]; next != uint64(s.audience.end()) {
-				m.t.Fatalf("the newest message is %d, but %d came", s.audience.end()-1, next-1)
+			if next := who.next[latestTopic]; next != uint64(s.Audience.End()) {
+				m.t.Fatalf("the newest message is %d, but %d came", s.Audience.End()-1, next-1)
 			}
 		}
 	}
@@ -169,11 +170,11 @@ func (m *audienceModel) refresh(who *modelMember) {
 func (m *audienceModel) look(who *modelMember) {
 	m.t.Helper()
 	taken := 0
-	for it := range who.c.out.all {
-		b := it.b
+	for it := range who.c.core().Outbox().All {
+		b := it.B
 		taken += len(b)
 		text := string(b[:bytes.LastIndexByte(b, ';')])
-		if who.c.framing == framingRaw {
+		if who.c.core().Framing() == reactor.FramingRaw {
 			text = text[2:]
 		} else {
 			text = text[strings.Index(text, "data: ")+len("data: "):]
@@ -187,31 +188,31 @@ func (m *audienceModel) look(who *modelMember) {
 			who.came++
 		}
 	}
-	who.c.out.wrote(taken)
+	who.c.core().Outbox().Wrote(taken)
 }
 
 // walk goes on with any of the streams for some steps, and stops anywhere.
 func (m *audienceModel) readAll() {
-	for m.sh.runCommands(); !m.sh.reading.done(); m.sh.runCommands() {
+	for m.sh.RunCommands(); !m.sh.Reading.Done(); m.sh.RunCommands() {
 	}
 }
 
 func (m *audienceModel) walk() {
-	waiting := m.sh.pending.list[m.sh.pending.head:]
+	waiting := m.sh.Pending.List[m.sh.Pending.Head:]
 	if len(waiting) == 0 {
 		return
 	}
 	a := waiting[m.r.IntN(len(waiting))]
 	for range m.r.IntN(30) {
 		switch {
-		case len(a.stream) == 0:
+		case len(a.Stream) == 0:
 			return
-		case a.pass == nil:
-			a.begin()
-		case a.pass.cursor < len(a.members):
-			a.serve(a.pass.cursor)
+		case a.Pass == nil:
+			a.Begin()
+		case a.Pass.Cursor < len(a.Members):
+			a.Serve(a.Pass.Cursor)
 		default:
-			a.finish()
+			a.Finish()
 		}
 	}
 }
@@ -222,17 +223,17 @@ func (m *audienceModel) check() {
 	members := 0
 	for _, who := range m.members {
 		stale := 0
-		for i, s := range subscriptionsOf(who.c.ext) {
-			if e := s.audience.members[s.slot]; e.conn != who.c || int(e.sub) != i {
-				m.t.Fatalf("subscription %d at slot %d is another's: %+v", i, s.slot, e)
+		for i, s := range subscriptionsOf(who.c.core().Extension()) {
+			if e := s.Audience.Members[s.Slot]; e.Conn != who.c.core() || int(e.Sub) != i {
+				m.t.Fatalf("subscription %d at slot %d is another's: %+v", i, s.Slot, e)
 			}
 			members++
-			if s.stale {
+			if s.Stale {
 				stale++
 			}
 		}
-		if who.c.ext != nil && int(who.c.ext.stale) != stale {
-			m.t.Fatalf("%d subscriptions are stale, not %d", stale, who.c.ext.stale)
+		if who.c.core().Extension() != nil && int(who.c.core().Extension().Stale) != stale {
+			m.t.Fatalf("%d subscriptions are stale, not %d", stale, who.c.core().Extension().Stale)
 		}
 	}
 	sources := map[string]*source{}
@@ -250,22 +251,22 @@ func (m *audienceModel) check() {
 	for name, src := range sources {
 		n := 0
 		for _, l := range src.locals {
-			if l.audiences == [numFramings]*audience{} {
+			if l.audiences == [reactor.NumFramings]*reactor.Audience{} {
 				m.t.Fatalf("%s has a local without audiences", name)
 			}
 			for _, a := range l.audiences {
 				if a == nil {
 					continue
 				}
-				if len(a.members) == 0 {
+				if len(a.Members) == 0 {
 					m.t.Fatalf("%s has an audience without members", name)
 				}
-				for slot, e := range a.members {
-					if s := e.conn.ext.subs[e.sub]; s.audience != a || int(s.slot) != slot {
-						m.t.Fatalf("member %d of %s is at slot %d of %s", slot, name, s.slot, nameOf(&s))
+				for slot, e := range a.Members {
+					if s := e.Conn.Extension().Subs[e.Sub]; s.Audience != a || int(s.Slot) != slot {
+						m.t.Fatalf("member %d of %s is at slot %d of %s", slot, name, s.Slot, nameOf(&s))
 					}
 				}
-				n += len(a.members)
+				n += len(a.Members)
 			}
 		}
 		if int32(n) != src.subscribers {
@@ -278,11 +279,11 @@ func (m *audienceModel) check() {
 	}
 }
 
-func subscriptionsOf(m *extension) []subscription {
+func subscriptionsOf(m *reactor.Extension) []reactor.Subscription {
 	if m == nil {
 		return nil
 	}
-	return m.subs
+	return m.Subs
 }
 
 // Connections with several subscriptions each subscribe, unsubscribe, catch up and leave between the
@@ -312,7 +313,7 @@ func TestAudienceWalk(t *testing.T) {
 			case 7:
 				m.unsubscribe(who)
 			case 8:
-				if who.c.ready(); m.r.IntN(4) == 0 {
+				if who.c.core().Ready(); m.r.IntN(4) == 0 {
 					m.leave(m.r.IntN(len(m.members)))
 					m.join()
 				}
@@ -322,8 +323,8 @@ func TestAudienceWalk(t *testing.T) {
 			m.check()
 		}
 		m.readAll()
-		for m.sh.pending.len() > 0 {
-			m.sh.walk()
+		for m.sh.Pending.Len() > 0 {
+			m.sh.Walk()
 		}
 		for len(m.members) > 0 {
 			who := m.members[0]
@@ -336,10 +337,10 @@ func TestAudienceWalk(t *testing.T) {
 			m.leave(0)
 			m.check()
 		}
-		if n := m.sh.stats.Drops[DropConflated].Load(); n != m.left {
+		if n := m.sh.Stats.Drops[DropConflated].Load(); n != m.left {
 			t.Fatalf("%d messages were left out, but %d are counted", m.left, n)
 		}
-		if n := m.sh.backlog.Load(); n != 0 || m.s.hub.patterns.names.Len() > 0 {
+		if n := m.sh.Backlog.Load(); n != 0 || m.s.hub.patterns.names.Len() > 0 {
 			t.Fatalf("%d bytes of backlog and %d patterns are left", n, m.s.hub.patterns.names.Len())
 		}
 	}
@@ -347,26 +348,26 @@ func TestAudienceWalk(t *testing.T) {
 
 // A line of audiences keeps its order and gives its memory back.
 func TestAudienceQueue(t *testing.T) {
-	var q queue[audience]
-	var all [1000]audience
+	var q reactor.Queue[reactor.Audience]
+	var all [1000]reactor.Audience
 	next := 0
 	for i := range all {
-		q.push(&all[i])
+		q.Push(&all[i])
 		if i%3 > 0 {
-			if q.pop() != &all[next] {
+			if q.Pop() != &all[next] {
 				t.Fatalf("number %d is another", next)
 			}
 			next++
 		}
 	}
-	for q.len() > 0 {
-		if q.pop() != &all[next] {
+	for q.Len() > 0 {
+		if q.Pop() != &all[next] {
 			t.Fatalf("number %d is another", next)
 		}
 		next++
 	}
-	if next != len(all) || cap(q.list) > len(all) {
-		t.Errorf("%d came out, and there is room for %d", next, cap(q.list))
+	if next != len(all) || cap(q.List) > len(all) {
+		t.Errorf("%d came out, and there is room for %d", next, cap(q.List))
 	}
 }
 
@@ -382,23 +383,23 @@ func TestCatchingUpLooksOnce(t *testing.T) {
 		}
 	}
 	publish := func() {
-		if _, err := m.s.Publish(Publication{Topic: "b", Payload: make([]byte, itemCost)}); err != nil {
+		if _, err := m.s.Publish(Publication{Topic: "b", Payload: make([]byte, reactor.ItemCost)}); err != nil {
 			t.Fatal(err)
 		}
 		m.readAll()
 	}
 	publish()
-	who.c.ready()
-	if n := who.c.out.items(); n != 1 || m.sh.pending.len() != 1 {
-		t.Fatalf("%d messages came, and %d audiences are pending", n, m.sh.pending.len())
+	who.c.core().Ready()
+	if n := who.c.core().Outbox().Items(); n != 1 || m.sh.Pending.Len() != 1 {
+		t.Fatalf("%d messages came, and %d audiences are pending", n, m.sh.Pending.Len())
 	}
-	subs := who.c.ext.subs
-	who.c.ext.subs = make([]subscription, len(subs)) // whoever looks panics
-	who.c.ready()
-	who.c.ext.subs = subs
+	subs := who.c.core().Extension().Subs
+	who.c.core().Extension().Subs = make([]reactor.Subscription, len(subs)) // whoever looks panics
+	who.c.core().Ready()
+	who.c.core().Extension().Subs = subs
 	publish()
-	who.c.ready()
-	if n := who.c.out.items(); n != 2 {
+	who.c.core().Ready()
+	if n := who.c.core().Outbox().Items(); n != 2 {
 		t.Errorf("%d messages came, want 2", n)
 	}
 }
@@ -427,16 +428,16 @@ func TestTopicsOfClosedConnectionsAreLeftInSlices(t *testing.T) {
 		conns = append(conns, c)
 	}
 	if err := conns[0].Do(func() {
-		sh := conns[0].sh
-		sh.round = maxRound + 1
+		sh := conns[0].core().Shard()
+		sh.Round = reactor.MaxRound + 1
 		for _, c := range conns {
-			if c.subscriptions() > 0 {
-				c.abort(errStopped)
+			if c.core().SubscriptionCount() > 0 {
+				c.core().Abort(reactor.ErrStopped)
 			}
 		}
 		n := 0
-		for i := range sh.departed.len() {
-			n += len(sh.departed.list[sh.departed.head+i].ext.subs)
+		for i := range sh.Departed.Len() {
+			n += len(sh.Departed.List[sh.Departed.Head+i].Extension().Subs)
 		}
 		left <- n
 	}); err != nil {
@@ -473,18 +474,18 @@ func TestWalksPassOverClosedConnections(t *testing.T) {
 	done := make(chan struct{})
 	if err := conn.Do(func() {
 		defer close(done)
-		sh := conn.sh
+		sh := conn.shard()
 		mustPublish(t, s, "a", "early")
-		sh.runCommands()
-		sh.round = maxRound + 1 // so that nothing is settled at once
-		conn.abort(errStopped)
+		sh.RunCommands()
+		sh.Round = reactor.MaxRound + 1 // so that nothing is settled at once
+		conn.core().Abort(reactor.ErrStopped)
 		time.Sleep(time.Millisecond)
 		mustPublish(t, s, "a", "late")
-		sh.runCommands()
-		sh.walk()
+		sh.RunCommands()
+		sh.Walk()
 		a := s.hub.find("a")
 		defer a.mu.Unlock()
-		if n := len(a.locals[0].audiences[framingEnvelope].members); n != 2 || sh.departed.len() != 1 {
+		if n := len(a.locals[0].audiences[reactor.FramingEnvelope].Members); n != 2 || sh.Departed.Len() != 1 {
 			t.Errorf("%d members before it is settled, want 2", n)
 		}
 	}); err != nil {
@@ -512,19 +513,19 @@ func TestReadsAreSmallInACrowd(t *testing.T) {
 	conn := onlyConn(t, s, "/echo")
 	sizes := make(chan [2]int, 1)
 	if err := conn.Do(func() {
-		sh := conn.sh
-		all := len(*sh.interest.buffer)
-		sh.addToRound(2 * maxRound)
-		sizes <- [2]int{all, len(*sh.interest.buffer)}
+		sh := conn.shard()
+		all := len(*sh.Interest.Buffer)
+		sh.AddToRound(2 * reactor.MaxRound)
+		sizes <- [2]int{all, len(*sh.Interest.Buffer)}
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if got := <-sizes; got != [2]int{64 << 10, crowdedRead} {
+	if got := <-sizes; got != [2]int{64 << 10, reactor.CrowdedRead} {
 		t.Errorf("%d bytes are read at a time", got)
 	}
 	c.send("hello")
 	c.want("hello")
-	if err := conn.Do(func() { sizes <- [2]int{len(*conn.sh.interest.buffer)} }); err != nil {
+	if err := conn.Do(func() { sizes <- [2]int{len(*conn.shard().Interest.Buffer)} }); err != nil {
 		t.Fatal(err)
 	}
 	if got := <-sizes; got[0] != 64<<10 {

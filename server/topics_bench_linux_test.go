@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/reactor"
 )
 
 // subscribeAll lets connections have topics, chosen by their number, and waits until it is done.
@@ -25,7 +26,7 @@ func subscribeAll(t testing.TB, s *Server, conns []*Conn, each int, topic func(c
 			s.settled()
 		}
 	}
-	eventually(t, "all are subscribed", func() bool { return s.engine.backlogBytes() == 0 })
+	eventually(t, "all are subscribed", func() bool { return s.engine.BacklogBytes() == 0 })
 }
 
 // connsAt are the connections of an endpoint.
@@ -45,7 +46,7 @@ func connsAt(s *Server, path string) (list []*Conn) {
 // the broadcast. It also gives the heap that a topic costs, a subscription that is the first of its topic on its loop
 // or nearly so, and one beside many others.
 func BenchmarkTopicPublish(b *testing.B) {
-	checkOwner = false
+	reactor.CheckOwner = false
 	const conns, hot, topicCount, each, size = 18000, 1000, 100_000, 10, 128
 	needDescriptors(b, conns+hot)
 	b.Run(fmt.Sprintf("conns=%d/topics=%d/subscribers=%d/size=%d", conns, topicCount, hot, size), func(b *testing.B) {
@@ -81,7 +82,7 @@ func BenchmarkTopicPublish(b *testing.B) {
 		write := func(conns []*Conn) func() {
 			return func() {
 				for _, c := range conns {
-					_, _ = write(c.fd, frame)
+					_, _ = reactor.Write(c.core().FD(), frame)
 				}
 			}
 		}
@@ -142,8 +143,8 @@ func TestPublishAllocations(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
 	}
-	checkOwner = false
-	defer func() { checkOwner = true }()
+	reactor.CheckOwner = false
+	defer func() { reactor.CheckOwner = true }()
 	const conns = 1000
 	opts := topics()
 	opts.Loops = 1
@@ -153,7 +154,7 @@ func TestPublishAllocations(t *testing.T) {
 	payload := numbered(0, 128)
 	publish := func() {
 		_, _ = s.Publish(Publication{Topic: "a", Format: FormatBinary, Payload: payload})
-		for s.engine.backlogBytes() != 0 {
+		for s.engine.BacklogBytes() != 0 {
 			time.Sleep(50 * time.Microsecond)
 		}
 	}

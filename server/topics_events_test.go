@@ -81,7 +81,7 @@ func TestEvents(t *testing.T) {
 	c.wantEOF()
 	_ = c.conn.Close()
 	eventually(t, "it is gone", func() bool { return s.Stats().Sockets == 0 })
-	if st := s.Stats(); st.Open != 0 || dropsOf(s) != 0 || st.QueuedBytes != 0 || s.engine.backlogBytes() != 0 {
+	if st := s.Stats(); st.Open != 0 || dropsOf(s) != 0 || st.QueuedBytes != 0 || s.engine.BacklogBytes() != 0 {
 		t.Errorf("%+v", st)
 	}
 }
@@ -349,7 +349,7 @@ func TestSlowEvents(t *testing.T) {
 	for s.Count() == 1 {
 		mustPublish(t, s, "a", payload)
 		published++
-		eventually(t, "it was her turn", func() bool { return s.engine.backlogBytes() == 0 })
+		eventually(t, "it was her turn", func() bool { return s.engine.BacklogBytes() == 0 })
 		if n := s.Stats().QueuedBytes; n > 300<<10 {
 			t.Fatalf("%d bytes are queued", n)
 		}

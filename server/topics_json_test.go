@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"carillon/codec"
+	"carillon/server/internal/reactor"
 )
 
 var (
@@ -353,7 +354,7 @@ func FuzzRequest(f *testing.F) {
 		if strings.ToValidUTF8(request, "") != request || len(request) > 1<<20 || strings.Contains(request, "that is all") {
 			return // the connection would be closed, and rightly
 		}
-		if strings.Count(request, "\n") >= mistakeBurst {
+		if strings.Count(request, "\n") >= reactor.MistakeBurst {
 			return // so it would be for too many mistakes, for which each input has a connection of its own
 		}
 		c := dial(t, s, "/ws", speakJSON)

@@ -15,7 +15,7 @@ func freezeOn(t *testing.T, s *Server, topic string) (n int) {
 	for s.Stats().QueuedBytes < 8<<10 { // the client's side may take some more
 		mustPublish(t, s, topic, filler)
 		n++
-		eventually(t, "it was handed out", func() bool { return s.engine.backlogBytes() == 0 })
+		eventually(t, "it was handed out", func() bool { return s.engine.BacklogBytes() == 0 })
 	}
 	return n
 }
@@ -114,7 +114,7 @@ func thawLatest(t *testing.T, compressed bool) {
 			}
 		}
 	}
-	eventually(t, "it was cathy's turn", func() bool { return s.engine.backlogBytes() == 0 })
+	eventually(t, "it was cathy's turn", func() bool { return s.engine.BacklogBytes() == 0 })
 	// The newest of each are kept twice, as they were published and in the envelope; ten rounds of them
 	// would be ten times as much.
 	if grown := heapBytes() - before; !raceEnabled && grown > 3*prices*10_000+1<<20 {

@@ -51,8 +51,8 @@ func TestNothingIsLeftOfTopics(t *testing.T) {
 		}
 	}
 	st := s.Stats()
-	if st.Open != 0 || st.QueuedBytes != 0 || s.engine.backlogBytes() != 0 || st.Panics != 0 {
-		t.Errorf("%+v, and %d bytes of backlog", st, s.engine.backlogBytes())
+	if st.Open != 0 || st.QueuedBytes != 0 || s.engine.BacklogBytes() != 0 || st.Panics != 0 {
+		t.Errorf("%+v, and %d bytes of backlog", st, s.engine.BacklogBytes())
 	}
 	if !raceEnabled {
 		eventually(t, "the memory is given back", func() bool { return heapBytes()-before <= 2<<20 })
@@ -191,7 +191,7 @@ func TestLargeRepliesWaitForTheClient(t *testing.T) {
 	for range published {
 		mustPublish(t, s, "news", strings.Repeat("x", 100))
 	}
-	eventually(t, "they are posted", func() bool { return s.engine.backlogBytes() == 0 })
+	eventually(t, "they are posted", func() bool { return s.engine.BacklogBytes() == 0 })
 	if n := s.Stats().QueuedBytes; n > 512<<10 {
 		t.Errorf("%d B wait, want one reply and %d messages", n, published)
 	}
@@ -225,7 +225,7 @@ func askBehind(t *testing.T, p Policy, fill func(*Server)) {
 			mustPublish(t, s, "fill", strings.Repeat("x", 10<<10))
 		}
 	}
-	eventually(t, "it was her turn", func() bool { return s.engine.backlogBytes() == 0 })
+	eventually(t, "it was her turn", func() bool { return s.engine.BacklogBytes() == 0 })
 	if dropsOf(s) == 0 {
 		t.Fatal("nothing was dropped")
 	}
@@ -275,7 +275,7 @@ func TestRequestsAreBounded(t *testing.T) {
 		if _, reply, err := eager.frame(); err != nil || !strings.HasPrefix(string(reply), `{"id":1,"history":`) {
 			t.Fatalf("%.100s, %v", reply, err)
 		}
-		most = max(most, s.engine.backlogBytes())
+		most = max(most, s.engine.BacklogBytes())
 	}
 	if most > 512<<10 {
 		t.Errorf("%d bytes were in the mailbox", most)

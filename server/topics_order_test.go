@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"carillon/codec"
+	"carillon/server/internal/reactor"
 )
 
 // holding is a server with one loop, which the test can hold, so that what is posted meanwhile is done at
@@ -38,8 +39,8 @@ func TestOrderOfPublishAndSend(t *testing.T) {
 	subscribers(t, s, "a", 303)
 	var last [4]*Conn // those who came last, by id
 	for c := range s.Conns() {
-		if c.id > 300 {
-			last[c.id-300] = c
+		if c.ID() > 300 {
+			last[c.ID()-300] = c
 		}
 	}
 	const n = 300
@@ -214,7 +215,7 @@ func TestTopicOverload(t *testing.T) {
 			t.Fatal(m.text)
 		}
 	}
-	eventually(t, "nothing is left", func() bool { return s.engine.backlogBytes() == 0 && s.Stats().QueuedBytes == 0 })
+	eventually(t, "nothing is left", func() bool { return s.engine.BacklogBytes() == 0 && s.Stats().QueuedBytes == 0 })
 }
 
 // A handler publishes on the loop of those who listen. The loop cannot look at it meanwhile, so that the
@@ -232,14 +233,14 @@ func TestOverloadIsTold(t *testing.T) {
 		}
 		// The clients' own messages are next, in the same turn.
 		for c := range s.Conns() {
-			if c.Path() == "/ws" && c.framing == framingEnvelope {
+			if c.Path() == "/ws" && c.core().Framing() == reactor.FramingEnvelope {
 				c.onMessage(Text, []byte(`{"id":1,"publish":{"topic":"a","data":"xxxxxx"}}`))
 				c.onMessage(Text, []byte(`{"id":2,"ping":{}}`))
 				c.onMessage(Text, []byte(`{"id":3,"subscribe":{"topic":"b"}}`))
 			}
 		}
 		for c := range s.Conns() {
-			if c.Path() == "/ws" && c.framing == framingRaw {
+			if c.Path() == "/ws" && c.core().Framing() == reactor.FramingRaw {
 				c.onMessage(Text, []byte("xxxxxx"))
 			}
 		}

@@ -181,7 +181,7 @@ func TestPatternsComeAndGo(t *testing.T) {
 	if names := s.patternNames(); len(names) > 0 {
 		t.Errorf("the patterns %v are left", names)
 	}
-	eventually(t, "the loops have done it all", func() bool { return s.engine.backlogBytes() == 0 })
+	eventually(t, "the loops have done it all", func() bool { return s.engine.BacklogBytes() == 0 })
 	for part := range s.hub.parts {
 		for name, topic := range s.hub.parts[part].topics.All() {
 			if len(topic.locals) > 0 || topic.subscribers > 0 {

@@ -278,7 +278,7 @@ func TestHistoryIsNoWayAroundMaxQueue(t *testing.T) {
 	most := int64(0)
 	eventually(t, "all is done", func() bool {
 		most = max(most, s.Stats().QueuedBytes)
-		return s.Stats().MessagesIn == 2*rounds && s.engine.backlogBytes() == 0
+		return s.Stats().MessagesIn == 2*rounds && s.engine.BacklogBytes() == 0
 	})
 	if most > 5*messages*size {
 		t.Errorf("%d bytes were queued", most)

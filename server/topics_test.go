@@ -281,7 +281,7 @@ func TestRawPublishIsRefused(t *testing.T) {
 	} {
 		t.Run(target, func(t *testing.T) {
 			c := dial(t, s, target)
-			eventually(t, "its subscriptions have been made", func() bool { return s.engine.backlogBytes() == 0 })
+			eventually(t, "its subscriptions have been made", func() bool { return s.engine.BacklogBytes() == 0 })
 			c.send("hello")
 			c.wantClose(codec.ClosePolicyViolation, why.Error())
 		})

@@ -18,6 +18,7 @@ import (
 
 	"carillon/internal/testenv"
 	"carillon/server/internal/listen"
+	"carillon/server/internal/reactor"
 
 	"golang.org/x/sys/unix"
 )
@@ -107,16 +108,16 @@ func TestUnixSocketsAreSpread(t *testing.T) {
 	for range 40 {
 		dialAt(t, "unix", path).upgrade("/echo")
 	}
-	shards := s.engine.allShards()
+	shards := s.engine.AllShards()
 	if len(shards) != 4 {
 		t.Fatalf("%d shards", len(shards))
 	}
 	for _, sh := range shards {
-		if n := sh.stats.Open.Load(); n != 10 {
+		if n := sh.Stats.Open.Load(); n != 10 {
 			t.Errorf("a loop has %d connections, want 10", n)
 		}
 	}
-	if hidden := s.engine.tcp[0].addr.String(); s.Addr().Network() != "unix" || len(s.Addrs()) != 1 {
+	if hidden := s.engine.TCP[0].Addr.String(); s.Addr().Network() != "unix" || len(s.Addrs()) != 1 {
 		t.Errorf("it listens on %v", s.Addrs())
 	} else if conn, err := net.Dial("tcp", hidden); err == nil {
 		_ = conn.Close()
@@ -175,7 +176,7 @@ func TestStormOverAUnixSocket(t *testing.T) {
 // Whoever has connected when a drain gives up a unix socket is served, although no loop had time for it so far:
 // those that were accepted, and those that are still in the kernel's queue.
 func TestDrainServesTheQueueOfAUnixSocket(t *testing.T) {
-	for _, waiting := range []int{maxArriving / 2, 2 * maxArriving} {
+	for _, waiting := range []int{reactor.MaxArriving / 2, 2 * reactor.MaxArriving} {
 		path, held := socketPath(t), newHold()
 		s := start(t, Options{Listen: "unix:" + path, Loops: 1, Endpoints: append(echoAndBroadcast(), held.endpoint()),
 			Drain: Drain{Duration: time.Hour, Deadline: 2 * time.Hour}})
@@ -191,7 +192,7 @@ func TestDrainServesTheQueueOfAUnixSocket(t *testing.T) {
 			_, err := os.Lstat(path)
 			return os.IsNotExist(err)
 		})
-		time.Sleep(3 * lastCall) // a server that does not wait for them would go on meanwhile
+		time.Sleep(3 * reactor.LastCall) // a server that does not wait for them would go on meanwhile
 		held.release()
 		for _, c := range clients {
 			if resp := c.response(); resp.StatusCode != http.StatusSwitchingProtocols {
@@ -335,11 +336,11 @@ func TestArrivalWithoutDescriptors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &acceptor{listener: s.engine.listeners[0], moving: make(chan struct{}, 1)}
-	a.moving <- struct{}{}
+	a := &reactor.Acceptor{Listener: s.engine.Listeners[0], Moving: make(chan struct{}, 1)}
+	a.Moving <- struct{}{}
 	restore := noDescriptors(t)
 	defer restore()
-	a.move(conn.(*net.UnixConn), &arrival{sh: s.engine.allShards()[0], entered: a.listener, place: s.engine.sockets.Add(1)})
+	a.Move(conn.(*net.UnixConn), &reactor.Arrival{Shard: s.engine.AllShards()[0], Entered: a.Listener, Place: s.engine.Sockets.Add(1)})
 	restore()
 	c.wantEOF()
 	if st := s.Stats(); st.Refusals[RefuseDescriptors] != 1 || st.Sockets != 1 || st.Accepted != 2 {

@@ -23,12 +23,12 @@ func (s *Server) URL(path string) string {
 	}
 	host, port := "", ""
 	scheme := "ws"
-	for i, l := range s.engine.listeners {
-		text := l.now().address
+	for i, l := range s.engine.Listeners {
+		text := l.Now().Address
 		if _, ok := listen.UnixPath(text); ok {
 			continue
 		}
-		if host, port, _ = net.SplitHostPort(text); l.certs != nil {
+		if host, port, _ = net.SplitHostPort(text); l.Certs != nil {
 			scheme = "wss"
 		}
 		if all := s.Addrs(); len(all) > 0 {

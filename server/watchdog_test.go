@@ -1,6 +1,7 @@
 package server
 
 import (
+	"carillon/server/internal/reactor"
 	"slices"
 	"strings"
 	"testing"
@@ -15,10 +16,10 @@ func TestAHandlerThatBlocks(t *testing.T) {
 	}})})
 	// The kernel chooses the loop of each connection.
 	var blocker *client
-	var shard *shard
+	var shard *reactor.Shard
 	for shard == nil {
 		blocker = dial(t, s, "/block")
-		shard = onlyConn(t, s, "/block").sh
+		shard = onlyConn(t, s, "/block").core().Shard()
 	}
 	z := settleApart(t, s, shard)
 	before := footprintOf(s)
@@ -33,7 +34,7 @@ func TestAHandlerThatBlocks(t *testing.T) {
 			t.Errorf("the log does not say %q but\n%s", word, line)
 		}
 	}
-	time.Sleep(2 * blockedLook)
+	time.Sleep(2 * reactor.BlockedLook)
 	if n := len(told()); n != 1 {
 		t.Errorf("it is told %d times", n)
 	}
@@ -49,13 +50,13 @@ func TestAHandlerThatBlocks(t *testing.T) {
 func waitHere(free chan struct{}) { <-free }
 
 // settleApart settles a citizen none of whose connections is on a loop.
-func settleApart(t testing.TB, s *Server, apart *shard) *citizen {
+func settleApart(t testing.TB, s *Server, apart *reactor.Shard) *citizen {
 	t.Helper()
 	for range 200 {
 		z := settle(t, s)
 		near := false
 		for c := range s.Conns() {
-			near = near || c.sh == apart && c.Path() != "/block"
+			near = near || c.shard() == apart && c.Path() != "/block"
 		}
 		if !near {
 			return z
@@ -100,7 +101,7 @@ func TestBlockedHooksAreNamed(t *testing.T) {
 				Close: func(*Conn, error) { block("Close") },
 			}
 			s, log := startChanged(t, Options{Loops: 1, Endpoints: []Endpoint{{Path: "/here", Handler: handler}}}, func(s *Server) {
-				s.engine.blockedAfter = 100 * time.Millisecond
+				s.engine.BlockedAfter = 100 * time.Millisecond
 			})
 			c := dialRaw(t, s)
 			c.write(append([]byte(upgradeHead("/here")), text("hello")...))

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"carillon/server/internal/reactor"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -97,8 +98,8 @@ func TestRequestsOfAGoneClientAreDropped(t *testing.T) {
 	hold := make(chan struct{})
 	fakeOf(s).mail.put(func() { <-hold })
 	c := dial(t, s, "/ws", speakJSON)
-	c.write(repeat(text(`{"id":1,"publish":{"topic":"log","data":1}}`), maxSlots+100))
-	eventually(t, "they wait", func() bool { return s.Stats().MessagesIn >= maxPublishing })
+	c.write(repeat(text(`{"id":1,"publish":{"topic":"log","data":1}}`), reactor.MaxSlots+100))
+	eventually(t, "they wait", func() bool { return s.Stats().MessagesIn >= reactor.MaxPublishing })
 	_ = c.conn.Close()
 	close(hold)
 	eventually(t, "nobody is there", func() bool { return s.Count() == 0 })
@@ -114,15 +115,15 @@ func TestLargeMessagesAreHeldBack(t *testing.T) {
 	s := start(t, Options{Loops: 1, Endpoints: echoAndBroadcast()})
 	alice := dial(t, s, "/echo")
 	conn := theConn(t, s)
-	onLoop := func(f func(sh *shard)) {
+	onLoop := func(f func(sh *reactor.Shard)) {
 		done := make(chan struct{})
-		if err := conn.Do(func() { f(conn.sh); close(done) }); err != nil {
+		if err := conn.Do(func() { f(conn.shard()); close(done) }); err != nil {
 			t.Fatal(err)
 		}
 		<-done
 	}
-	const much = 2 * muchBacklog
-	onLoop(func(sh *shard) { sh.backlog.Add(much) })
+	const much = 2 * reactor.MuchBacklog
+	onLoop(func(sh *reactor.Shard) { sh.Backlog.Add(much) })
 	large := strings.Repeat("x", 1<<20-100)
 	var all sync.WaitGroup
 	var back atomic.Int64
@@ -139,9 +140,9 @@ func TestLargeMessagesAreHeldBack(t *testing.T) {
 		})
 	}
 	eventually(t, "some are held back", func() (held bool) {
-		onLoop(func(sh *shard) {
-			for _, w := range sh.run.blocked {
-				held = held || w.heldBack
+		onLoop(func(sh *reactor.Shard) {
+			for _, w := range sh.Run.Blocked {
+				held = held || w.HeldBack
 			}
 		})
 		return held || back.Load() == 5
@@ -154,9 +155,9 @@ func TestLargeMessagesAreHeldBack(t *testing.T) {
 		alice.want("hello")
 	}
 	all.Wait()
-	onLoop(func(sh *shard) { sh.backlog.Add(-much) })
+	onLoop(func(sh *reactor.Shard) { sh.Backlog.Add(-much) })
 	eventually(t, "nobody waits", func() (none bool) {
-		onLoop(func(sh *shard) { none = len(sh.run.blocked) == 0 })
+		onLoop(func(sh *reactor.Shard) { none = len(sh.Run.Blocked) == 0 })
 		return none
 	})
 }
@@ -173,12 +174,12 @@ func TestHeldBackInputOfAGoneClient(t *testing.T) {
 	}
 	seen := make(chan state, 1)
 	if err := conn.Do(func() {
-		conn.sh.backlog.Add(2 * muchBacklog)
-		conn.received(bytes.Clone(message[:200<<10]))
-		conn.received(bytes.Clone(message[200<<10:]))
-		held := conn.workload().heldBack
-		conn.finishInput(io.EOF)
-		conn.sh.backlog.Add(-2 * muchBacklog)
+		conn.shard().Backlog.Add(2 * reactor.MuchBacklog)
+		conn.core().Received(bytes.Clone(message[:200<<10]))
+		conn.core().Received(bytes.Clone(message[200<<10:]))
+		held := conn.core().Workload().HeldBack
+		conn.core().FinishInput(io.EOF)
+		conn.shard().Backlog.Add(-2 * reactor.MuchBacklog)
 		seen <- state{held, s.Stats().MessagesIn}
 	}); err != nil {
 		t.Fatal(err)
@@ -191,7 +192,7 @@ func TestHeldBackInputOfAGoneClient(t *testing.T) {
 // Messages of all clients go to the broker in one line. Where many publish, each has its share of it, whichever way it
 // publishes, and gives it back.
 func TestPublishersShareTheLine(t *testing.T) {
-	for _, row := range []struct{ clients, each int }{{1, maxPublishing}, {8, maxPublishingOfAll / 8}, {2 * maxPublishingOfAll / 3, 1}} {
+	for _, row := range []struct{ clients, each int }{{1, reactor.MaxPublishing}, {8, reactor.MaxPublishingOfAll / 8}, {2 * reactor.MaxPublishingOfAll / 3, 1}} {
 		for _, how := range []string{"raw", "JSON"} {
 			t.Run(fmt.Sprintf("%d %s", row.clients, how), func(t *testing.T) {
 				n := newFakeNet(1)
@@ -216,9 +217,9 @@ func TestPublishersShareTheLine(t *testing.T) {
 				for _, c := range clients {
 					c.write(message)
 				}
-				eventually(t, "all publish", func() bool { return int(s.engine.inFlight.publishers.Load()) == row.clients })
+				eventually(t, "all publish", func() bool { return int(s.engine.InFlight.Publishers.Load()) == row.clients })
 				for _, c := range clients {
-					c.write(repeat(message, 3*maxPublishing))
+					c.write(repeat(message, 3*reactor.MaxPublishing))
 				}
 				want := uint64(row.clients * row.each)
 				eventually(t, "they have their shares", func() bool { return s.Stats().MessagesIn >= want })
@@ -229,7 +230,7 @@ func TestPublishersShareTheLine(t *testing.T) {
 				clients[0].conn.Close()
 				close(hold)
 				eventually(t, "all is published", func() bool {
-					return s.engine.inFlight.publishers.Load() == 0 && s.Stats().MessagesIn >= uint64((row.clients-1)*(1+3*maxPublishing))
+					return s.engine.InFlight.Publishers.Load() == 0 && s.Stats().MessagesIn >= uint64((row.clients-1)*(1+3*reactor.MaxPublishing))
 				})
 			})
 		}
@@ -265,13 +266,13 @@ func TestPingTimeoutSparesInputThatWaits(t *testing.T) {
 	hold := make(chan struct{})
 	fakeOf(s).mail.put(func() { <-hold })
 	bob := dial(t, s, "/ws", speakJSON)
-	bob.write(repeat(text(`{"id":1,"publish":{"topic":"log","data":1}}`), maxSlots+10))
+	bob.write(repeat(text(`{"id":1,"publish":{"topic":"log","data":1}}`), reactor.MaxSlots+10))
 	time.Sleep(time.Second)
 	if s.Count() != 1 || s.Stats().Cuts[CutPingTimeout] != 0 {
 		t.Errorf("%d connections, %+v", s.Count(), s.Stats().Cuts)
 	}
 	close(hold)
-	for range maxSlots + 10 {
+	for range reactor.MaxSlots + 10 {
 		if err := hearPublished(bob); err != nil {
 			t.Fatal(err)
 		}
@@ -390,34 +391,34 @@ func TestRunQueueOrder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sh := &shard{engine: &s.engine, set: s.engine.settings()}
-	q := &sh.run
-	add := func(name uint64) *workload {
-		c := &Conn{sh: sh, id: name}
-		w := &workload{conn: c, index: -1, suspended: true}
-		c.ext = &extension{work: w}
+	sh := &reactor.Shard{Engine: &s.engine, Set: s.engine.Settings()}
+	q := &sh.Run
+	add := func(name uint64) *reactor.Workload {
+		c := (*Conn)(reactor.Assemble(reactor.Parts{Shard: sh, ID: name}))
+		w := &reactor.Workload{Conn: c.core(), Index: -1, Suspended: true}
+		c.core().Reassemble(reactor.Parts{Extension: &reactor.Extension{Work: w}})
 		return w
 	}
 	heavy, light := add(1), add(2)
 	now := time.Second
-	sh.began = now
-	heavy.used.add(10*time.Millisecond, now)
-	light.used.add(30*time.Microsecond, now)
-	q.schedule(heavy)
-	q.schedule(light)
+	sh.Began = now
+	heavy.Used.Add(10*time.Millisecond, now)
+	light.Used.Add(30*time.Microsecond, now)
+	q.Schedule(heavy)
+	q.Schedule(light)
 	newcomer := add(3)
-	q.schedule(newcomer)
+	q.Schedule(newcomer)
 	var order []uint64
-	for len(q.heap) > 0 {
-		order = append(order, q.heap.pop().conn.id)
+	for len(q.Heap) > 0 {
+		order = append(order, q.Heap.TakeFirst().Conn.ID())
 	}
 	if fmt.Sprint(order) != "[3 2 1]" {
 		t.Errorf("served in the order %v", order)
 	}
 	for range 10_000 {
-		heavy.used.add(time.Second, now)
+		heavy.Used.Add(time.Second, now)
 	}
-	if delay := heavy.used.delay(now); delay != maxDelay {
+	if delay := heavy.Used.Delay(now); delay != reactor.MaxDelay {
 		t.Errorf("it comes after those that come %v later", delay)
 	}
 }
@@ -429,18 +430,18 @@ func TestRunQueueOfAnOverloadedLoop(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sh := &shard{engine: &s.engine, set: s.engine.settings(), began: time.Minute}
-	q := &sh.run
-	add := func(used time.Duration) *workload {
-		c := &Conn{sh: sh}
-		w := &workload{conn: c, index: -1, suspended: true, used: usage{sum: used, at: time.Hour}} // which is not forgotten
-		c.ext = &extension{work: w}
-		q.schedule(w)
+	sh := &reactor.Shard{Engine: &s.engine, Set: s.engine.Settings(), Began: time.Minute}
+	q := &sh.Run
+	add := func(used time.Duration) *reactor.Workload {
+		c := (*Conn)(reactor.Assemble(reactor.Parts{Shard: sh}))
+		w := &reactor.Workload{Conn: c.core(), Index: -1, Suspended: true, Used: reactor.Usage{Sum: used, At: time.Hour}} // which is not forgotten
+		c.core().Reassemble(reactor.Parts{Extension: &reactor.Extension{Work: w}})
+		q.Schedule(w)
 		return w
 	}
-	place := func(w *workload) (n int) {
-		for ; w.index >= 0; n++ {
-			q.pop()
+	place := func(w *reactor.Workload) (n int) {
+		for ; w.Index >= 0; n++ {
+			q.Pop()
 		}
 		return n
 	}
@@ -448,14 +449,14 @@ func TestRunQueueOfAnOverloadedLoop(t *testing.T) {
 	for range crowd {
 		add(10 * time.Millisecond)
 	}
-	var much *workload
+	var much *reactor.Workload
 	served := false
 	serveAll := func() {
 		for range crowd {
-			w := q.pop()
+			w := q.Pop()
 			served = served || w == much
-			sh.began += 1500 * time.Microsecond // so nobody has a turn before 150 ms have passed
-			q.schedule(w)
+			sh.Began += 1500 * time.Microsecond // so nobody has a turn before 150 ms have passed
+			q.Schedule(w)
 		}
 	}
 	for range 3 {
@@ -464,18 +465,18 @@ func TestRunQueueOfAnOverloadedLoop(t *testing.T) {
 	if n := place(add(time.Millisecond)); n > crowd/3 {
 		t.Errorf("who has used little is served as the %dth of %d", n, crowd)
 	}
-	for len(q.heap) < crowd {
+	for len(q.Heap) < crowd {
 		add(10 * time.Millisecond)
 	}
 	serveAll()
 	much, served = add(time.Second), false
-	begin := sh.began
+	begin := sh.Began
 	for range crowd {
 		if serveAll(); served {
 			break
 		}
 	}
-	if waited := sh.began - begin; !served || waited < maxDelay/2 {
+	if waited := sh.Began - begin; !served || waited < reactor.MaxDelay/2 {
 		t.Errorf("who has used much waited for %v, and has had a turn: %t", waited, served)
 	}
 }
@@ -491,40 +492,40 @@ func TestRunQueueOfACrowd(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		sh := &shard{engine: &s.engine, set: s.engine.settings()}
-		q := &sh.run
+		sh := &reactor.Shard{Engine: &s.engine, Set: s.engine.Settings()}
+		q := &sh.Run
 		const crowd, every = 1000, 50 * time.Millisecond
-		turns := map[*workload]int{}
-		add := func() *workload {
-			c := &Conn{sh: sh}
-			w := &workload{conn: c, index: -1, suspended: true}
-			c.ext = &extension{work: w}
+		turns := map[*reactor.Workload]int{}
+		add := func() *reactor.Workload {
+			c := (*Conn)(reactor.Assemble(reactor.Parts{Shard: sh}))
+			w := &reactor.Workload{Conn: c.core(), Index: -1, Suspended: true}
+			c.core().Reassemble(reactor.Parts{Extension: &reactor.Extension{Work: w}})
 			return w
 		}
-		sh.began = time.Second
+		sh.Began = time.Second
 		good := add()
 		for range crowd {
-			q.schedule(add())
+			q.Schedule(add())
 		}
 		var arrived, longest time.Duration
-		due, end := sh.began+every/10, sh.began+5*time.Second
-		for sh.began < end {
-			if good.index < 0 && sh.began >= due {
-				arrived, due = sh.began, sh.began+every
-				q.schedule(good)
+		due, end := sh.Began+every/10, sh.Began+5*time.Second
+		for sh.Began < end {
+			if good.Index < 0 && sh.Began >= due {
+				arrived, due = sh.Began, sh.Began+every
+				q.Schedule(good)
 			}
-			w := q.pop()
+			w := q.Pop()
 			turns[w]++
-			took := q.quantum()
+			took := q.Quantum()
 			if w == good {
-				if took = test.needs; sh.began > 2*time.Second { // what everybody uses is known
-					longest = max(longest, sh.began-arrived)
+				if took = test.needs; sh.Began > 2*time.Second { // what everybody uses is known
+					longest = max(longest, sh.Began-arrived)
 				}
 			}
-			sh.began += took
-			w.used.addTurn(took, sh.began)
+			sh.Began += took
+			w.Used.AddTurn(took, sh.Began)
 			if w != good {
-				q.schedule(w)
+				q.Schedule(w)
 			}
 		}
 		if longest > test.most {
@@ -542,21 +543,21 @@ func TestRunQueueOfACrowd(t *testing.T) {
 	}
 }
 
-// What was used is forgotten by half in usageHalf, and costs a delay meanwhile.
+// What was used is forgotten by half in reactor.UsageHalf, and costs a delay meanwhile.
 func TestUsage(t *testing.T) {
-	var u usage
-	if !u.isForgotten(0) || u.delay(time.Hour) != 0 {
+	var u reactor.Usage
+	if !u.IsForgotten(0) || u.Delay(time.Hour) != 0 {
 		t.Error("nothing was used")
 	}
-	u.add(100*time.Millisecond, time.Second)
+	u.Add(100*time.Millisecond, time.Second)
 	for _, test := range []struct{ after, want time.Duration }{
-		{0, 100 * time.Millisecond}, {usageHalf / 2, 75 * time.Millisecond}, {usageHalf, 50 * time.Millisecond}, {3 * usageHalf, 12500 * time.Microsecond}, {100 * usageHalf, 0},
+		{0, 100 * time.Millisecond}, {reactor.UsageHalf / 2, 75 * time.Millisecond}, {reactor.UsageHalf, 50 * time.Millisecond}, {3 * reactor.UsageHalf, 12500 * time.Microsecond}, {100 * reactor.UsageHalf, 0},
 	} {
-		if got := u.lately(time.Second + test.after); got != test.want {
+		if got := u.Lately(time.Second + test.after); got != test.want {
 			t.Errorf("after %v %v were used lately, want %v", test.after, got, test.want)
 		}
 	}
-	if got := u.lately(0); got != 100*time.Millisecond {
+	if got := u.Lately(0); got != 100*time.Millisecond {
 		t.Errorf("%v before that", got)
 	}
 	for _, test := range []struct{ used, want time.Duration }{
@@ -565,21 +566,21 @@ func TestUsage(t *testing.T) {
 		{8 * time.Millisecond, 8 * time.Millisecond},
 		{12 * time.Millisecond, 72 * time.Millisecond},
 		{50 * time.Millisecond, 136*time.Millisecond + 34*64*time.Millisecond},
-		{time.Second, maxDelay},
+		{time.Second, reactor.MaxDelay},
 	} {
-		if got := (&usage{sum: test.used}).delay(0); got != test.want {
+		if got := (&reactor.Usage{Sum: test.used}).Delay(0); got != test.want {
 			t.Errorf("%v cost a delay of %v, want %v", test.used, got, test.want)
 		}
 	}
-	var long usage
-	long.addTurn(quantum+time.Millisecond, 0)
-	if got := long.lately(0); got != quantum+(1+overrunWeight)*time.Millisecond {
+	var long reactor.Usage
+	long.AddTurn(reactor.Quantum+time.Millisecond, 0)
+	if got := long.Lately(0); got != reactor.Quantum+(1+reactor.OverrunWeight)*time.Millisecond {
 		t.Errorf("a turn that could not be interrupted counts as %v", got)
 	}
 	for i := range 100 {
-		u.add(time.Second, time.Duration(i)*time.Second)
+		u.Add(time.Second, time.Duration(i)*time.Second)
 	}
-	if got := u.delay(99 * time.Second); got != maxDelay {
+	if got := u.Delay(99 * time.Second); got != reactor.MaxDelay {
 		t.Errorf("a delay of %v at most", got)
 	}
 }
@@ -591,10 +592,10 @@ func TestLargeMessagesAreCharged(t *testing.T) {
 	conn := theConn(t, s)
 	used := func() time.Duration {
 		done := make(chan time.Duration, 1)
-		conn.sh.postDo(conn, 0, func() {
+		conn.shard().PostDo(conn.core(), 0, func() {
 			var sum time.Duration
-			if w := conn.workload(); w != nil {
-				sum = w.used.sum
+			if w := conn.core().Workload(); w != nil {
+				sum = w.Used.Sum
 			}
 			done <- sum
 		})
@@ -607,7 +608,7 @@ func TestLargeMessagesAreCharged(t *testing.T) {
 	eventually(t, "the part that has come is charged", func() bool { return used() > 0 })
 	c.write([]byte(frame[size/2:]))
 	c.want(message)
-	least := time.Duration(size) * outputByte
+	least := time.Duration(size) * reactor.OutputByte
 	eventually(t, "the echo is charged", func() bool { return used() >= least })
 	eventually(t, "it is counted once", func() bool { return s.Stats().Deliveries == 1 })
 }
@@ -623,7 +624,7 @@ func TestWorkloadsAreLetGo(t *testing.T) {
 	conn := theConn(t, s)
 	eventually(t, "it is let go", func() bool {
 		gone := make(chan bool, 1)
-		conn.sh.postDo(conn, 0, func() { gone <- conn.ext.work == nil })
+		conn.shard().PostDo(conn.core(), 0, func() { gone <- conn.core().Extension().Work == nil })
 		return <-gone
 	})
 }
@@ -670,13 +671,13 @@ func TestOnlyPlainEchoesBoundWhatATurnCosts(t *testing.T) {
 			conn := onlyConn(t, s, path)
 			limit := make(chan [2]time.Duration, 1)
 			_ = conn.Do(func() {
-				w := conn.needWorkload()
-				w.served, w.maxTurn = true, 0
-				conn.decode(text("hello"), maxDeadline)
-				once := w.maxTurn
-				conn.decode(text("hello"), maxDeadline)
-				w.served = false
-				limit <- [2]time.Duration{once, w.maxTurn}
+				w := conn.core().NeedWorkload()
+				w.Served, w.MaxTurn = true, 0
+				conn.core().Decode(text("hello"), reactor.MaxDeadline)
+				once := w.MaxTurn
+				conn.core().Decode(text("hello"), reactor.MaxDeadline)
+				w.Served = false
+				limit <- [2]time.Duration{once, w.MaxTurn}
 			})
 			if got := <-limit; (got[0] > 0) != row.bounded || got[1] != 2*got[0] {
 				t.Errorf("a turn with one and two messages costs at most %v", got)

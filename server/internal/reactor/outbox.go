@@ -1,0 +1,522 @@
+package reactor
+
+import (
+	"bytes"
+	"fmt"
+
+	"carillon/codec"
+	"carillon/internal/shrink"
+	"carillon/server/internal/option"
+	"carillon/server/stats"
+)
+
+// Outbox is what waits for a connection whose socket is full, in the order in which it leaves: references to frames
+// that other receivers share, and copies of what is for this connection alone. A connection has one only while it
+// needs it. Owned by the loop.
+//
+// Nothing that is done for one message looks at all that waits: messages, which a policy may drop, are apart from
+// what is kept, the latest pong is remembered, and small copies stand together in runs.
+type Outbox struct {
+	partial  item       // what is left of a frame that the socket has taken in part; it leaves first
+	Messages FrameQueue // items of the kind ItemMessage
+	Kept     FrameQueue // items of all other kinds
+	Seq      uint32     // of the next item in either queue
+	pong     *item      // the one that waits in kept, or nil
+
+	waiting int    // messages
+	Bytes   int    // memory of all items, see item.cost
+	History int    // memory of history, which the limit does not count
+	Replies int    // memory of replies that it counts
+	answers int    // memory of large replies, of which one waits at most: see workload.canAnswer
+	Batches int    // subscriptions whose history waits, ended ones included
+	since   uint32 // when the socket last took a byte, in milliseconds of the shard's clock
+	Slot    int    // where the connection stands in shard.stalled
+}
+
+type ItemKind uint8
+
+const (
+	ItemMessage ItemKind = iota
+	ItemHistory          // a message from a topic's history: it is kept anyway, so that no policy drops it
+	ItemReply            // to a request of the client: counts as a message does, but no policy drops it; see roomForReply
+	ItemAnswer           // a large reply: it does not count either, and no policy drops it
+	itemControl          // ping, close, or the answer to a handshake: never dropped
+	ItemPong             // never dropped, but replaced by a later one
+)
+
+// KindOf reads the opcode of an encoded frame.
+func KindOf(frame []byte) ItemKind {
+	switch op := codec.Opcode(frame[0] & 15); {
+	case op == codec.OpPong:
+		return ItemPong
+	case op >= codec.OpClose:
+		return itemControl
+	}
+	return ItemMessage
+}
+
+// flushChunk is how much of an outbox is put together for one write.
+const flushChunk = 128 << 10
+
+// Enqueue puts a frame, of which some bytes have been written, behind what waits, within the limit and by the
+// policy of the endpoint. Nobody changes the memory of b.
+func (c *Conn) Enqueue(b []byte, written int, kind ItemKind) { c.addWaiting(b, written, kind, false) }
+
+// enqueueCopy is enqueue for a frame whose memory is used again.
+func (c *Conn) enqueueCopy(b []byte, written int, kind ItemKind) {
+	c.addWaiting(b, written, kind, true)
+}
+
+func (c *Conn) addWaiting(b []byte, written int, kind ItemKind, copied bool) {
+	o := c.out
+	if o == nil {
+		o = c.stall()
+	}
+	copied = copied || len(b) <= ItemCost && messagesOf(kind) > 0 && !c.IsEvents() // less memory than a reference to it
+	if (kind == ItemMessage || kind == ItemReply) && written == 0 && !c.makeRoom(ItemCost+len(b), kind) {
+		return
+	}
+	before := o.Bytes
+	if written > 0 {
+		o.putPartial(b[written:], kind, copied)
+	} else {
+		o.put(b, kind, copied)
+	}
+	c.sh.Stats.QueuedBytes.Add(int64(o.Bytes - before))
+}
+
+// count notes that n bytes of memory more wait, or less.
+func (o *Outbox) count(kind ItemKind, n int) {
+	o.Bytes += n
+	switch kind {
+	case ItemHistory:
+		o.History += n
+	case ItemReply:
+		o.Replies += n
+	case ItemAnswer:
+		o.answers += n
+	}
+}
+
+// put adds a frame behind what waits. If copied is set, the caller uses the memory of b again.
+func (o *Outbox) put(b []byte, kind ItemKind, copied bool) {
+	if kind == ItemPong {
+		o.putPong(b)
+		return
+	}
+	q := &o.Kept
+	if kind == ItemMessage {
+		q = &o.Messages
+	}
+	it := item{B: b, Seq: o.Seq, Kind: kind}
+	switch {
+	case !copied:
+	case kind == itemControl || len(b) > SmallFrame:
+		it.B = bytes.Clone(b)
+	case q.join(b, kind, o.Seq):
+		o.count(kind, len(b))
+		o.waiting += messagesOf(kind)
+		return
+	default:
+		it.B, it.frames = q.copySmall(b), 1
+	}
+	q.push(it)
+	o.Seq++
+	o.count(kind, it.Cost())
+	o.waiting += messagesOf(kind)
+}
+
+// MaxPong is the size of the longest pong: the header and 125 bytes.
+const MaxPong = 127
+
+// putPong answers only the latest ping of a client that does not read (RFC 6455, section 5.5.3). The answer keeps
+// the place of the one that it replaces.
+func (o *Outbox) putPong(b []byte) {
+	if o.pong == nil {
+		o.pong = o.Kept.push(item{B: make([]byte, 0, MaxPong), Seq: o.Seq, Kind: ItemPong})
+		o.Seq++
+		o.count(ItemPong, o.pong.Cost())
+	}
+	o.pong.B = append(o.pong.B[:0], b...)
+}
+
+// putPartial adds a frame of which the socket has taken a part, so that the rest must follow. Nothing else waits.
+func (o *Outbox) putPartial(b []byte, kind ItemKind, copied bool) {
+	if copied {
+		b = bytes.Clone(b)
+	}
+	o.partial = item{B: b, Kind: kind}
+	o.count(kind, o.partial.Cost())
+	o.waiting += messagesOf(kind)
+}
+
+// pop removes the front item of one of the two queues.
+func (o *Outbox) pop(q *FrameQueue) {
+	it := q.front()
+	if it.Kind == ItemPong {
+		o.pong = nil
+	}
+	o.count(it.Kind, -it.Cost())
+	o.waiting -= int(it.Messages())
+	q.pop()
+}
+
+// cut removes the first frame of a run, of n bytes.
+func (o *Outbox) cut(q *FrameQueue, n int) {
+	it := q.front()
+	if it.frames <= 1 {
+		o.pop(q)
+		return
+	}
+	it.B = it.B[n:]
+	it.frames--
+	o.count(it.Kind, -n)
+	o.waiting -= messagesOf(it.Kind)
+}
+
+// DropOldest removes the message that has waited longest, or a whole run that costs no more than the excess. It
+// returns the number of messages, 0 if none waits that may be dropped.
+func (o *Outbox) dropOldest(excess int) uint64 {
+	it := o.Messages.front()
+	if it == nil {
+		return 0
+	}
+	if it.frames > 1 && it.Cost() > excess {
+		o.cut(&o.Messages, codec.FrameLen(it.B))
+		return 1
+	}
+	n := it.Messages()
+	o.pop(&o.Messages)
+	return n
+}
+
+// DropNewest is DropOldest from the other end. Of a run it removes as little as it must.
+func (o *Outbox) dropNewest(excess int) uint64 {
+	it := o.Messages.Back()
+	if it == nil {
+		return 0
+	}
+	if it.frames > 1 {
+		stay, frames := 0, 0
+		for end := codec.FrameLen(it.B); end <= len(it.B)-excess; end += codec.FrameLen(it.B[end:]) {
+			stay, frames = end, frames+1
+		}
+		if frames > 0 {
+			n := uint64(int(it.frames) - frames)
+			o.count(ItemMessage, stay-len(it.B))
+			o.waiting -= int(n)
+			o.Messages.trim(stay, frames)
+			return n
+		}
+	}
+	n := it.Messages()
+	o.count(ItemMessage, -it.Cost())
+	o.waiting -= int(n)
+	o.Messages.popBack()
+	return n
+}
+
+// discard removes everything but what has been written in part and control frames, for a connection that is closed
+// next. It returns the number of messages.
+func (o *Outbox) discard() (messages uint64) {
+	kept, waiting := o.Kept, o.waiting
+	o.Messages, o.Kept, o.pong = FrameQueue{}, FrameQueue{}, nil
+	o.Bytes, o.History, o.Replies, o.answers, o.Batches, o.waiting = 0, 0, 0, 0, 0, 0
+	if len(o.partial.B) > 0 {
+		o.count(o.partial.Kind, o.partial.Cost())
+		o.waiting = messagesOf(o.partial.Kind)
+	}
+	for it := range kept.all {
+		if it.Kind == itemControl {
+			o.Kept.push(*it)
+			o.count(itemControl, it.Cost())
+		}
+	}
+	return uint64(waiting - o.waiting)
+}
+
+// Wrote removes n bytes from the front. What the socket has taken in part cannot be dropped any more.
+func (o *Outbox) Wrote(n int) {
+	if p := &o.partial; len(p.B) > 0 {
+		taken := min(n, len(p.B))
+		o.count(p.Kind, -taken)
+		if p.B, n = p.B[taken:], n-taken; len(p.B) == 0 {
+			o.count(p.Kind, -p.Cost())
+			o.waiting -= messagesOf(p.Kind)
+			*p = item{}
+		}
+	}
+	for n > 0 {
+		q := o.next()
+		it := q.front()
+		size := len(it.B)
+		if it.frames > 1 && n < size {
+			size = codec.FrameLen(it.B)
+		}
+		if n < size {
+			o.begin(q, n, size)
+			break
+		}
+		n -= size
+		if size == len(it.B) {
+			o.pop(q)
+		} else {
+			o.cut(q, size)
+		}
+	}
+	if o.History == 0 {
+		o.Batches = 0
+	}
+}
+
+// begin takes the first frame of a queue, of size bytes, out of it: the socket has taken n of them.
+func (o *Outbox) begin(q *FrameQueue, n, size int) {
+	it := q.front()
+	p := item{B: it.B[n:], Kind: it.Kind}
+	if size < len(it.B) {
+		p.B = it.B[n:size:size]
+	}
+	o.cut(q, size)
+	o.partial = p
+	o.count(p.Kind, p.Cost())
+	o.waiting += messagesOf(p.Kind)
+}
+
+// next returns the queue whose front item leaves first, if any waits.
+func (o *Outbox) next() *FrameQueue {
+	m, k := o.Messages.front(), o.Kept.front()
+	if k == nil || m != nil && int32(m.Seq-k.Seq) < 0 {
+		return &o.Messages
+	}
+	return &o.Kept
+}
+
+// All yields everything that waits in the order in which it leaves.
+func (o *Outbox) All(yield func(*item) bool) {
+	if len(o.partial.B) > 0 && !yield(&o.partial) {
+		return
+	}
+	m, k := o.Messages.cursor(), o.Kept.cursor()
+	for m.left+k.left > 0 {
+		from := &k
+		if k.left == 0 || m.left > 0 && int32(m.item().Seq-k.item().Seq) < 0 {
+			from = &m
+		}
+		if !yield(from.item()) {
+			return
+		}
+		from.advance()
+	}
+}
+
+// Items returns the number of items that wait.
+func (o *Outbox) Items() int {
+	n := o.Messages.Len + o.Kept.Len
+	if len(o.partial.B) > 0 {
+		n++
+	}
+	return n
+}
+
+// SlowConsumer says what becomes of messages for a connection that does not read as fast as it is sent to.
+type SlowConsumer struct {
+	Policy    slowPolicy
+	MaxQueue  int // bytes; negative is off
+	CloseCode codec.CloseCode
+}
+
+type slowPolicy uint8
+
+const (
+	CloseSlow slowPolicy = iota
+	DropOldest
+	DropNewest
+	KeepLatest
+)
+
+// makeRoom applies the slow-consumer policy to a message or reply that takes n bytes of memory, and reports whether
+// it may wait.
+func (c *Conn) makeRoom(n int, kind ItemKind) bool {
+	o, slow := c.out, &c.Settings().Slow
+	if slow.Policy == KeepLatest && kind == ItemMessage {
+		c.dropWaiting(stats.DropConflated, 0)
+		return true
+	}
+	if slow.MaxQueue < 0 || o.Counted() == 0 || o.Counted()+n <= slow.MaxQueue {
+		return true
+	}
+	switch slow.Policy {
+	case DropOldest:
+		c.dropWaiting(stats.DropOldest, slow.MaxQueue-n)
+	case DropNewest:
+		if kind == ItemMessage {
+			c.sh.Stats.Drop(stats.DropNewest, 1)
+			return false
+		}
+		c.dropWaiting(stats.DropNewest, slow.MaxQueue-n)
+	}
+	switch {
+	case slow.Policy == CloseSlow:
+	case kind == ItemMessage:
+		return true
+	case o.roomForReply(n, slow.MaxQueue):
+		return true
+	}
+	if kind == ItemMessage {
+		c.sh.Stats.Drop(stats.DropSlowConsumer, 1)
+	}
+	c.discardWaiting(stats.DropSlowConsumer)
+	c.sh.Stats.Cut(stats.CutSlowConsumer)
+	c.beginClose(CloseOwn, slow.CloseCode, fmt.Sprintf("slow consumer: more than %v queued", option.Size(slow.MaxQueue)))
+	return false
+}
+
+// roomForReply reports whether a reply may wait although the queue is full. Where a policy drops messages, replies
+// have only each other to be too many for: messages that nothing can be dropped of, such as one that is half
+// written or the newest, are no fault of a client that asks. One that reads no replies either is closed.
+func (o *Outbox) roomForReply(n, limit int) bool { return o.Replies == 0 || o.Replies+n <= limit }
+
+// Counted returns the bytes of memory that the limit counts.
+func (o *Outbox) Counted() int { return o.Bytes - o.History - o.answers }
+
+// dropWaiting drops messages until the limit counts at most keep bytes: those that have waited longest, or, for
+// DropNewest, shortest. What has been written in part stays, and so does everything that is no message.
+func (c *Conn) dropWaiting(reason stats.DropReason, keep int) {
+	o := c.out
+	before, dropped, drop := o.Bytes, uint64(0), o.dropOldest
+	if reason == stats.DropNewest {
+		drop = o.dropNewest
+	}
+	for o.Counted() > keep {
+		n := drop(o.Counted() - keep)
+		if n == 0 {
+			break
+		}
+		dropped += n
+	}
+	c.sh.Stats.Drop(reason, dropped)
+	c.sh.Stats.QueuedBytes.Add(int64(o.Bytes - before))
+}
+
+// discardWaiting drops all that waits before the connection is closed for it. What has been written in part stays,
+// and so do control frames, such as the answer to the handshake.
+func (c *Conn) discardWaiting(reason stats.DropReason) {
+	before := c.out.Bytes
+	c.sh.Stats.Drop(reason, c.out.discard())
+	c.sh.Stats.QueuedBytes.Add(int64(c.out.Bytes - before))
+}
+
+// stall gives the connection an outbox and asks to be told when the socket takes bytes again.
+func (c *Conn) stall() *Outbox {
+	sh := c.sh
+	o := sh.newOutbox()
+	o.since, o.Slot = sh.Clock, len(sh.Stalled)
+	sh.Stalled = append(sh.Stalled, c)
+	c.out = o
+	c.setPlainFD(-1)
+	sh.Engine.watcher.watch(c)
+	return o
+}
+
+// Unlist takes an outbox's connection out of the list of those that stall.
+func (sh *Shard) Unlist(o *Outbox) {
+	last := len(sh.Stalled) - 1
+	sh.Stalled[o.Slot] = sh.Stalled[last]
+	sh.Stalled[o.Slot].out.Slot = o.Slot
+	sh.Stalled[last] = nil
+	sh.Stalled = shrink.Slice(sh.Stalled[:last])
+}
+
+// unstall takes the outbox away. What is still in it was counted by the caller.
+func (c *Conn) unstall() {
+	sh, o := c.sh, c.out
+	sh.Unlist(o)
+	sh.Stats.QueuedBytes.Add(-int64(o.Bytes))
+	c.out = nil
+	c.dropPending()
+	sh.freeOutbox(o)
+	sh.Engine.watcher.Forget(c)
+	if c.table != nil {
+		c.setPlainFD(c.plainFD())
+	}
+}
+
+// MaxFlush is about how many bytes are written to a socket before others have their turn.
+const MaxFlush = 512 << 10
+
+// flushSome writes what waits, as much as the socket takes, and reports whether the connection needs another turn.
+func (c *Conn) flushSome() (more bool) {
+	o := c.out
+	if o == nil {
+		return false // the news that the socket is writable came late
+	}
+	if !c.pushPending() {
+		return false
+	}
+	for left := MaxFlush; o.Items() > 0; {
+		if left <= 0 {
+			return true
+		}
+		b := o.Gather(&c.sh.Chunk)
+		n, errno := c.write(b)
+		if errno != 0 {
+			return false
+		}
+		left -= n
+		if n > 0 {
+			o.since = c.sh.Clock
+			if c.Is(MarkTLS) {
+				c.countPending(n, o.sizes())
+			}
+			before := o.Bytes
+			o.Wrote(n)
+			c.sh.Stats.QueuedBytes.Add(int64(o.Bytes - before))
+		}
+		if n < len(b) || c.isPending() {
+			c.sh.Engine.watcher.watch(c)
+			c.sh.Run.Schedule(c.Workload())
+			return false
+		}
+	}
+	c.unstall()
+	c.flushed()
+	c.Refresh(false)
+	c.sh.Run.Schedule(c.Workload())
+	return false
+}
+
+// Gather returns what to write: the first item where it lies if it is large, else several together.
+func (o *Outbox) Gather(chunk *[]byte) []byte {
+	b, alone := (*chunk)[:0], o.Items() == 1
+	for it := range o.All {
+		if len(b) == 0 && (alone || len(it.B) >= flushChunk/2) {
+			return it.B
+		}
+		if len(b)+len(it.B) > flushChunk {
+			break
+		}
+		b = append(b, it.B...)
+	}
+	*chunk = b
+	return b
+}
+
+// WaitingMessages returns the number of messages that are lost if the connection ends now.
+func (o *Outbox) WaitingMessages() uint64 { return uint64(o.waiting) }
+
+func (sh *Shard) newOutbox() *Outbox {
+	if last := len(sh.freeOutboxes) - 1; last >= 0 {
+		o := sh.freeOutboxes[last]
+		sh.freeOutboxes = sh.freeOutboxes[:last]
+		return o
+	}
+	return &Outbox{}
+}
+
+// freeOutbox keeps up to 64 outboxes for later, each with at most 2 KiB of room for messages.
+func (sh *Shard) freeOutbox(o *Outbox) {
+	if len(sh.freeOutboxes) < 64 {
+		*o = Outbox{Messages: o.Messages.reuse()}
+		sh.freeOutboxes = append(sh.freeOutboxes, o)
+	}
+}

@@ -1,0 +1,32 @@
+package reactor
+
+import (
+	"runtime"
+	"testing"
+	"time"
+)
+
+// A turn during which the system runs something else is charged what it took itself.
+func TestWorkClockLeavesOutWhatOthersTook(t *testing.T) {
+	if _, _, known := threadTime(); !known {
+		t.Skip("the processor time of a thread is not known here")
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	clock := startWorkClock()
+	start := time.Now()
+	time.Sleep(20 * time.Millisecond)
+	if wall := time.Since(start); clock.took(wall) > wall/4 {
+		t.Errorf("sleep of %v is charged", wall)
+	}
+	start = time.Now()
+	_, before, _ := threadTime()
+	for now := before; now-before < 10*time.Millisecond; _, now, _ = threadTime() {
+	}
+	if got := clock.took(time.Since(start)); got < 5*time.Millisecond {
+		t.Errorf("%v of work are charged of %v", got, time.Since(start))
+	}
+	if got := clock.took(Quantum / 2); got != Quantum/2 {
+		t.Errorf("a short turn is charged %v", got)
+	}
+}

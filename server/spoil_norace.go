@@ -1,6 +1,0 @@
-//go:build !race
-
-package server
-
-// spoil does nothing without the race detector.
-func spoil([]byte) {}
