@@ -50,6 +50,7 @@ type pendingDecision struct {
 	asked   Request  // as it came, for the loop
 	head    []byte   // that both are views of
 	cancel  context.CancelFunc
+	plain   bool // it waits for Options.HTTP: see httpEntrance
 }
 
 // awaitDecision begins what was deferred. What follows the head are the client's first frames.
@@ -60,23 +61,9 @@ func (c *Conn) awaitDecision(r *Request, head, rest []byte) {
 	u := &pendingDecision{request: &own, head: bytes.Clone(head)}
 	_ = own.Parse(u.head) // which went well before
 	u.asked = own
-	ctx, limit := context.Background(), c.Server().opts().Limits.HandshakeTimeout
-	if limit >= 0 {
-		ctx, u.cancel = context.WithTimeout(ctx, limit)
-	} else {
-		ctx, u.cancel = context.WithCancel(ctx)
-	}
-	c.shard().Mu.Lock()
-	c.needConnState().pending = u
-	c.shard().Mu.Unlock()
-	c.core().Table().Times[c.core().Slot()].Message = c.shard().Clock
-	switch {
-	case len(rest) == 0:
-		c.core().DropInbound()
-	default:
-		in := c.core().NeedInbound()
-		in.Rest = append(in.Rest[:0], rest...)
-	}
+	var ctx context.Context
+	ctx, u.cancel = c.decisionContext()
+	c.setPending(u, rest)
 	end := func(err error) { c.shard().PostDo(c.core(), 0, func() { c.decided(u, d, err) }) }
 	work := func() { end(c.callDeferred(ctx, d, u.request)) }
 	if d.takes == 0 {
@@ -85,6 +72,28 @@ func (c *Conn) awaitDecision(r *Request, head, rest []byte) {
 	}
 	drop := func() { end(&auth.Refusal{Why: RefuseUndecided, Rejection: rejectUndecided}) }
 	c.shard().Engine.TokenChecks.Add(new(reactor.Usage), c.shard().Began, d.takes, &reactor.OffloadJob{Do: work, Drop: drop, Size: len(head), Yields: reactor.HandshakeDelay})
+}
+
+// decisionContext ends when a decision comes too late.
+func (c *Conn) decisionContext() (context.Context, context.CancelFunc) {
+	if limit := c.Server().opts().Limits.HandshakeTimeout; limit >= 0 {
+		return context.WithTimeout(context.Background(), limit)
+	}
+	return context.WithCancel(context.Background())
+}
+
+// setPending has what comes next wait behind a request. The time-out of the handshake begins anew.
+func (c *Conn) setPending(u *pendingDecision, rest []byte) {
+	c.shard().Mu.Lock()
+	c.needConnState().pending = u
+	c.shard().Mu.Unlock()
+	c.core().Table().Times[c.core().Slot()].Message = c.shard().Clock
+	if len(rest) == 0 {
+		c.core().DropInbound()
+		return
+	}
+	in := c.core().NeedInbound()
+	in.Rest = append(in.Rest[:0], rest...)
 }
 
 // callDeferred is called on the decision's own goroutine.
@@ -137,6 +146,12 @@ func (c *Conn) bufferEarly(b []byte) {
 	}
 	limit := c.Server().opts().Limits.MaxHead
 	if len(in.Rest)+len(b) > int(limit) {
+		if u := c.waitsFor(); u.plain {
+			c.dropPendingDecision()
+			c.Server().plain.entrance.force()
+			c.handOver(u.head, append(in.Rest, b...))
+			return
+		}
 		c.refuse(RefuseEarly, rejectEarly(limit))
 		return
 	}

@@ -117,7 +117,7 @@ func (c *Conn) finish(r *Request, head, rest []byte, why RefuseReason, err error
 	if !errors.As(err, &rejection) {
 		rejection = &codec.Rejection{Status: 403, Reason: "forbidden"}
 		if sh.Engine.LogsEvents() {
-			sh.Engine.LogEvent("handshake refused", "id", c.core().ID(), "remote", reactor.ShownAddr(r.RemoteAddr), "path", c.core().Endpoint().Path, "error", logs.Shorten(err.Error()))
+			sh.Engine.LogEvent("handshake refused", "id", c.ID(), "remote", reactor.ShownAddr(r.RemoteAddr), "path", c.core().Endpoint().Path, "error", logs.Shorten(err.Error()))
 		}
 	}
 	sh.Control = c.withCORS(&r.Request, c.callRefused(r, why, err, rejection)).AppendResponse(sh.Control[:0])
@@ -155,6 +155,9 @@ func (c *Conn) decide(r *Request, head []byte) (RefuseReason, error) {
 	}
 	switch {
 	case ep == nil && s.plain != nil:
+		if why, err := c.core().AddressMayShake(); err != nil {
+			return why, err
+		}
 		return 0, errPlainHTTP
 	case ep == nil:
 		return RefuseNotFound, &codec.Rejection{Status: 404, Reason: "no endpoint at this path"}
@@ -308,7 +311,7 @@ func (c *Conn) enter(r *Request) {
 	sh.Stats.Opened.Add(1)
 	c.core().SendControl(sh.Control)
 	if sh.Engine.LogsEvents() {
-		sh.Engine.LogEvent("connection opened", "id", c.core().ID(), "remote", reactor.ShownAddr(c.RemoteAddr()), "path", c.core().Endpoint().Path, "subprotocol", c.Subprotocol())
+		sh.Engine.LogEvent("connection opened", "id", c.ID(), "remote", reactor.ShownAddr(c.RemoteAddr()), "path", c.core().Endpoint().Path, "subprotocol", c.Subprotocol())
 	}
 	sh.Histograms.Handshake.Observe(uint32(sh.Engine.Stamp() - accepted))
 	if c.core().State().Load() == reactor.StateOpen {

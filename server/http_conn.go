@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -175,6 +176,7 @@ func (l *plainListener) refuse(h detachedConn, why RefuseReason, r *codec.Reject
 	}
 	_, _ = reactor.Write(int32(h.fd), answer)
 	_ = unix.Close(h.fd)
+	l.srv.plain.entrance.leave()
 	l.srv.engine.Release(h.remote, h.counted)
 	l.srv.engine.SocketClosed()
 }
@@ -227,6 +229,7 @@ type plainConn struct {
 	early    []byte       // what the loop has read; owned by whoever reads
 	progress progress
 	turn     httpTurn
+	isIn     atomic.Bool // its place at the entrance has been given back
 }
 
 // RemoteAddr is the address at the other end.
@@ -274,6 +277,7 @@ func (c *plainConn) skip(n int) {
 // Close closes the socket, which from then on does not count.
 func (c *plainConn) Close() error {
 	err := c.streamConn.Close()
+	c.enters()
 	if c.listener.leave(c) {
 		c.listener.srv.engine.Release(c.remote, c.counted)
 		c.listener.srv.engine.SocketClosed()

@@ -28,6 +28,7 @@ type plainHTTP struct {
 	moving   chan struct{} // has a value for each connection on its way back: see maxMoving
 	turn     atomic.Uint64 // for choosing the loop of one that comes back
 	turns    *httpTurns
+	entrance httpEntrance
 	idle     idleConns
 
 	mu       sync.Mutex
@@ -176,6 +177,7 @@ func (p *plainHTTP) close() {
 func (p *plainHTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := servedOn(r)
 	p.turns.take(&c.plain.turn)
+	c.plain.enters()
 	yieldToLoops() // pipelined requests come without a read between them
 	c.tellTLS(r)
 	if r.ContentLength != 0 {
@@ -199,13 +201,25 @@ func (p *plainHTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.srv.opts().HTTP.ServeHTTP(w, r)
 }
 
-// passToHTTP gives the connection, with what was read from it, to Options.HTTP. For the loop it is gone:
-// gnet closes its own descriptor, and nothing is written, shut down or counted as lost.
+// passToHTTP gives the connection, with what was read from it, to Options.HTTP, when there is a place for it.
 func (c *Conn) passToHTTP(head, rest []byte) {
+	entrance := &c.Server().plain.entrance
+	if !entrance.enter() {
+		entrance.wait(c, c.awaitTurn(head, rest))
+		return
+	}
+	c.handOver(head, rest)
+}
+
+// handOver gives the connection, which has a place, to Options.HTTP. For the loop it is gone: gnet closes its own
+// descriptor, and nothing is written, shut down or counted as lost.
+func (c *Conn) handOver(head, rest []byte) {
+	entrance := &c.Server().plain.entrance
 	sh, s := c.shard(), c.core().Session()
 	if s != nil {
 		if c.core().Outbox() != nil { // its client does not even read the handshake
 			c.core().Abort(errPlainHTTP)
+			entrance.leave()
 			return
 		}
 		s.In = slices.Concat(s.In, s.Waiting)
@@ -215,11 +229,13 @@ func (c *Conn) passToHTTP(head, rest []byte) {
 	if err != nil {
 		sh.Engine.LogLoss("request refused: no file descriptors left", c.RemoteAddr(), err)
 		c.refuse(RefuseDescriptors, reactor.RejectDescriptors)
+		entrance.leave()
 		return
 	}
 	if !c.Server().plain.listener.put(detachedConn{sh: sh, entered: c.core().Entered(), fd: fd, remote: c.core().Remote(), counted: c.core().Is(reactor.MarkCounted), early: slices.Concat(head, rest), session: s}) {
 		_ = unix.Close(fd)
 		c.refuse(RefuseDraining, reactor.RejectDraining)
+		entrance.leave()
 		return
 	}
 	c.core().LeaveLoop()

@@ -15,13 +15,21 @@ var (
 
 // MayShake reports whether there may be one more handshake, for all and for the client's address.
 func (c *Conn) MayShake() (stats.RefuseReason, error) {
-	e := c.sh.Engine
-	set := e.Settings()
-	if p := set.AddressShake; c.Is(MarkCounted) && p.Limited() && !e.Addresses.AllowHandshake(limit.KeyOf(AddrOf(c.remote)), p) {
-		return stats.RefuseAddressHandshakes, rejectAddressHandshakes
+	if why, err := c.AddressMayShake(); err != nil {
+		return why, err
 	}
-	if p := set.Handshakes; p.Limited() && !e.handshakes.Allow(p) {
+	e := c.sh.Engine
+	if p := e.Settings().Handshakes; p.Limited() && !e.handshakes.Allow(p) {
 		return stats.RefuseHandshakes, rejectHandshakes
+	}
+	return 0, nil
+}
+
+// AddressMayShake reports whether the client's address may have one more handshake, or connection of plain HTTP.
+func (c *Conn) AddressMayShake() (stats.RefuseReason, error) {
+	e := c.sh.Engine
+	if p := e.Settings().AddressShake; c.Is(MarkCounted) && p.Limited() && !e.Addresses.AllowHandshake(limit.KeyOf(AddrOf(c.remote)), p) {
+		return stats.RefuseAddressHandshakes, rejectAddressHandshakes
 	}
 	return 0, nil
 }
