@@ -42,10 +42,10 @@ import (
 	"testing"
 	"time"
 
-	"carillon/internal/testenv"
-
 	"github.com/golang-jwt/jwt/v5"
 	"golang.org/x/sys/unix"
+
+	"carillon/internal/testenv"
 )
 
 const attackEnv = "CARILLON_TEST_ATTACK_ORDER"

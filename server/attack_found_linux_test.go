@@ -1,7 +1,6 @@
 package server
 
 import (
-	"carillon/server/internal/reactor"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"carillon/server/internal/reactor"
 )
 
 // foundAttackRows are attacks in which each message is cheap for the attacker and meets many of what others hold:

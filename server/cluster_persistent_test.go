@@ -1,7 +1,6 @@
 package server
 
 import (
-	"carillon/server/internal/reactor"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"carillon/server/internal/reactor"
 )
 
 // quickly has servers of a test forget what nobody wants.

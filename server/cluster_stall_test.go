@@ -1,12 +1,13 @@
 package server
 
 import (
-	"carillon/server/internal/reactor"
 	"errors"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
+
+	"carillon/server/internal/reactor"
 )
 
 // noneInFlight waits until the broker has acknowledged all messages, and each connection's account is settled.

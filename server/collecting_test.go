@@ -1,12 +1,13 @@
 package server
 
 import (
-	"carillon/server/internal/reactor"
 	"io"
 	"net"
 	"sync"
 	"testing"
 	"time"
+
+	"carillon/server/internal/reactor"
 )
 
 // A loop collects few large messages at a time, and those that stand still keep no place from others.

@@ -1,11 +1,12 @@
 package server
 
 import (
-	"carillon/server/internal/reactor"
 	"cmp"
 	"slices"
 	"sync"
 	"time"
+
+	"carillon/server/internal/reactor"
 )
 
 // connIndex is a list of the open connections by id, made when somebody pages through them. Connections

@@ -1,10 +1,11 @@
 package server
 
 import (
-	"carillon/server/internal/reactor"
 	"slices"
 	"testing"
 	"time"
+
+	"carillon/server/internal/reactor"
 )
 
 // Whatever ids are left, and in whatever order they go, about as many go in one part of the time as in

@@ -11,10 +11,10 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"carillon/internal/testenv"
 	"carillon/server/internal/reactor"
-
-	"golang.org/x/sys/unix"
 )
 
 func init() { childMains["dribblers"] = dribble5000 }

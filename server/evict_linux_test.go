@@ -1,13 +1,14 @@
 package server
 
 import (
-	"carillon/server/internal/reactor"
 	"context"
 	"fmt"
 	"io"
 	"net/http"
 	"testing"
 	"time"
+
+	"carillon/server/internal/reactor"
 )
 
 // fillWith opens connections on a server until its limit is reached, and returns what closes them.

@@ -2,7 +2,6 @@ package server
 
 import (
 	"bufio"
-	"carillon/server/internal/reactor"
 	"fmt"
 	"io"
 	"maps"
@@ -12,6 +11,8 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+
+	"carillon/server/internal/reactor"
 )
 
 // A token runs out on a raw, a JSON and an events connection. Each is told, within a second or so, and not

@@ -1,11 +1,12 @@
 package server
 
 import (
-	"carillon/server/internal/reactor"
 	"context"
 	"crypto/tls"
 	"net"
 	"net/http"
+
+	"carillon/server/internal/reactor"
 )
 
 // secureConn is a connection with TLS that the http.Server serves, or the application when it has hijacked

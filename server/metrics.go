@@ -1,16 +1,24 @@
 package server
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
 	"math"
+	"net"
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	dto "github.com/prometheus/client_model/go"
 
 	"carillon/codec"
 	"carillon/server/internal/reactor"
@@ -29,7 +37,35 @@ func (s *Server) metricsHandler() http.Handler {
 	if c, ok := s.opts().Broker.(prometheus.Collector); ok {
 		r.MustRegister(c)
 	}
-	return promhttp.HandlerFor(r, promhttp.HandlerOpts{ErrorLog: s.netLog})
+	return promhttp.HandlerFor(&serialGatherer{Gatherer: r}, promhttp.HandlerOpts{ErrorLog: scrapeLog{s.engine.Log}})
+}
+
+// serialGatherer gathers for one request at a time: each walks over all loops and topics, and the processors are for
+// the loops.
+type serialGatherer struct {
+	prometheus.Gatherer
+	mu sync.Mutex
+}
+
+func (g *serialGatherer) Gather() ([]*dto.MetricFamily, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.Gatherer.Gather()
+}
+
+// scrapeLog takes what goes wrong with a request for metrics.
+type scrapeLog struct{ log *slog.Logger }
+
+func (l scrapeLog) Println(v ...any) {
+	level := slog.LevelError
+	for _, one := range v {
+		if err, ok := one.(error); ok {
+			if _, ok := errors.AsType[net.Error](err); ok || errors.Is(err, http.ErrHandlerTimeout) {
+				level = slog.LevelDebug // whoever asked has gone
+			}
+		}
+	}
+	l.log.Log(context.Background(), level, "metrics request failed", "error", strings.TrimSpace(fmt.Sprintln(v...)))
 }
 
 // metrics reads the server's counters when Prometheus asks. Every value of a label is of a closed set or

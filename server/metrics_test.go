@@ -2,20 +2,27 @@ package server
 
 import (
 	"bytes"
-	"carillon/server/internal/reactor"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+
+	"carillon/server/internal/reactor"
 )
 
 // scraped is what GET /metrics says: the value of each series, by its name and labels as they are written,
@@ -310,3 +317,34 @@ func TestLostLinesAreMetrics(t *testing.T) {
 type brokenWriter struct{}
 
 func (brokenWriter) Write([]byte) (int, error) { return 0, errors.New("no space left on device") }
+
+// Requests for metrics are gathered for one after the other, whatever number comes, and a client that goes is no error.
+func TestMetricsAreGatheredOneAtATime(t *testing.T) {
+	var running, most atomic.Int64
+	g := &serialGatherer{Gatherer: prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) {
+		if n := running.Add(1); n > most.Load() {
+			most.Store(n)
+		}
+		time.Sleep(time.Millisecond)
+		running.Add(-1)
+		return nil, nil
+	})}
+	var all sync.WaitGroup
+	for range 10 {
+		all.Go(func() { _, _ = g.Gather() })
+	}
+	all.Wait()
+	if n := most.Load(); n != 1 {
+		t.Errorf("%d were gathered for at once", n)
+	}
+	var log strings.Builder
+	l := scrapeLog{slog.New(slog.NewTextHandler(&log, nil))}
+	l.Println("error encoding and sending metric family:", &net.OpError{Op: "write", Err: syscall.EPIPE})
+	if log.Len() > 0 {
+		t.Errorf("a client that has gone is logged: %s", log.String())
+	}
+	l.Println("error gathering metrics:", errors.New("broken"))
+	if !strings.Contains(log.String(), "level=ERROR") || !strings.Contains(log.String(), "broken") {
+		t.Errorf("an error is logged as %q", log.String())
+	}
+}

@@ -1,11 +1,12 @@
 package server
 
 import (
-	"carillon/server/internal/reactor"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"carillon/server/internal/reactor"
 )
 
 // Requests of a connection that has had many parsed come after those of others, however many wait.

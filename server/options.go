@@ -317,7 +317,8 @@ type Limits struct {
 	// time from taking the processor away from those that are there.
 	HandshakesPerSecond int `yaml:"handshakes_per_second"`
 
-	// HandshakesPerSecondPerAddress is the same for one client address, which is answered 429.
+	// HandshakesPerSecondPerAddress is the same for one client address, which is answered 429. Connections that begin
+	// with a request for Options.HTTP count, too.
 	HandshakesPerSecondPerAddress int `yaml:"handshakes_per_second_per_address"`
 
 	// MessagesPerSecond is how many messages and pings a WebSocket may send; more close it with 1008. What

@@ -1,8 +1,9 @@
 package server
 
 import (
-	"carillon/server/internal/reactor"
 	"context"
+
+	"carillon/server/internal/reactor"
 )
 
 // Run listens and serves until ctx ends, and then drains as [Options.Drain] says, as it does after

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"carillon/server/internal/reactor"
 	"context"
 	"fmt"
 	"io"
@@ -10,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"carillon/server/internal/reactor"
 )
 
 // crowd is as many connections as a test opens: 15,000, but a third of them under the race detector. It leaves room

@@ -1,9 +1,10 @@
 package server
 
 import (
-	"carillon/server/internal/reactor"
 	"slices"
 	"sync"
+
+	"carillon/server/internal/reactor"
 )
 
 // source is what connections receive messages from: a topic or a pattern that they are subscribed to, or their

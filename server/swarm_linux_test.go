@@ -19,10 +19,10 @@ import (
 	"time"
 	"unsafe"
 
+	"golang.org/x/sys/unix"
+
 	"carillon/internal/testenv"
 	"carillon/server/internal/reactor"
-
-	"golang.org/x/sys/unix"
 )
 
 // A swarm is another process with thousands of clients on one epoll loop: this process holds the

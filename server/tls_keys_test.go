@@ -2,7 +2,6 @@ package server
 
 import (
 	"bytes"
-	"carillon/server/internal/reactor"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
@@ -13,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"carillon/server/internal/reactor"
 )
 
 // rekeyer writes records of TLS 1.3 as a client that changes its keys, which crypto/tls cannot be asked to do.

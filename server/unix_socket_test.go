@@ -16,11 +16,11 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"carillon/internal/testenv"
 	"carillon/server/internal/listen"
 	"carillon/server/internal/reactor"
-
-	"golang.org/x/sys/unix"
 )
 
 // socketPath is a place for a unix socket.

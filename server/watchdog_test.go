@@ -1,11 +1,12 @@
 package server
 
 import (
-	"carillon/server/internal/reactor"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"carillon/server/internal/reactor"
 )
 
 // A handler blocks its loop. The other one goes on, and so does the citizen whose connections are there.

@@ -2,7 +2,6 @@ package server
 
 import (
 	"bytes"
-	"carillon/server/internal/reactor"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -11,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"carillon/server/internal/reactor"
 )
 
 // A client sends more in one go than a turn is for. All of it is answered in its order, and what it sends last before

@@ -9,11 +9,11 @@ import (
 	"sync/atomic"
 	"time"
 
-	"carillon/server/internal/listen"
-	"carillon/server/stats"
-
 	"github.com/panjf2000/gnet/v2"
 	"golang.org/x/sys/unix"
+
+	"carillon/server/internal/listen"
+	"carillon/server/stats"
 )
 
 // gnet listens on a unix socket anew for each loop and removes the file of the one before, so that only its

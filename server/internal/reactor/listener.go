@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"net"
 
+	"github.com/panjf2000/gnet/v2"
+
 	"carillon/server/internal/certs"
 	"carillon/server/internal/listen"
 	"carillon/server/internal/option"
-
-	"github.com/panjf2000/gnet/v2"
 )
 
 // Listener is one address that the server listens on, with its settings.

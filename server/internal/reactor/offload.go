@@ -1,10 +1,11 @@
 package reactor
 
 import (
-	"carillon/internal/indexheap"
 	"runtime"
 	"sync"
 	"time"
+
+	"carillon/internal/indexheap"
 )
 
 // OffloadQueue has another goroutine do what would take too much of a loop's time in one piece: parse large requests,
