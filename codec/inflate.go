@@ -45,7 +45,7 @@ func (f *Inflater) resume(s *inflation) {
 	f.suspended--
 }
 
-// abandon takes back a message that nobody waits for.
+// abandon takes back a message whose connection has gone.
 func (f *Inflater) abandon(s *inflation) {
 	f.keep(s)
 	f.suspended--

@@ -83,7 +83,7 @@ const maxNames = 1000
 // queueTime is how long a loop may take to say what waits for its connections.
 const queueTime = time.Second
 
-// queuedBytes asks the loops how many bytes wait for connections: nobody else can know. It is nil for those
+// queuedBytes asks the loops how many bytes wait for connections: only they know. It is nil for those
 // whose loop has too much to do to answer in time.
 func queuedBytes(conns []*Conn) []*int {
 	ofShard := map[*reactor.Shard][]int{}

@@ -121,7 +121,7 @@ func unavailable(err error) error {
 	return fmt.Errorf("%w: %v", topic.ErrNoCluster, err)
 }
 
-// backoff is how long to wait after so many failures.
+// backoff is how long to wait after a number of failures.
 func backoff(tries int) time.Duration {
 	longest := min(50*time.Millisecond<<min(tries, 7), 5*time.Second)
 	return longest/2 + rand.N(longest/2)

@@ -9,8 +9,8 @@ import (
 	"carillon/server/internal/reactor"
 )
 
-// connIndex is a list of the open connections by id, made when somebody pages through them. Connections
-// themselves are in no order, so each page would otherwise look at all of them.
+// connIndex is a list of the open connections by id, made when a client of the internal interface pages through them.
+// Connections themselves are in no order, so each page would otherwise look at all of them.
 type connIndex struct {
 	mu      sync.Mutex
 	list    []entry
@@ -26,7 +26,7 @@ type entry struct {
 }
 
 // A list serves all pages for a while. A first page wants a new one, but making lists takes no more than
-// a small part of the time, however often somebody asks.
+// a small part of the time, however often it is asked for.
 const (
 	connIndexLife = 10 * time.Second
 	connIndexPart = 20

@@ -13,7 +13,7 @@ import (
 	"carillon/server/internal/reactor"
 )
 
-// Some decisions about a handshake need somebody who is not in this process: a database, another server.
+// Some decisions about a handshake need something outside of this process: a database, another server.
 // A loop cannot wait for them, so such a decision is deferred: the connection stays in its handshake, a
 // goroutine decides, and the loop learns of it through its mailbox.
 
@@ -39,7 +39,7 @@ func (r *Request) Defer(work func(ctx context.Context, r *Request) error) {
 type deferred struct {
 	work func(context.Context, *Request) error
 	why  RefuseReason                                // of an error
-	then func(*Conn, *Request) (RefuseReason, error) // who decides next, on the loop; nil for nobody
+	then func(*Conn, *Request) (RefuseReason, error) // the next decision, made on the loop; nil for none
 
 	takes time.Duration // of a processor, by work that waits for nothing: see reactor.OffloadQueue; 0 if that is unknown
 }

@@ -23,13 +23,13 @@ type drainer struct {
 	began  time.Time
 	total  int
 	told   time.Time // of the last line in the log
-	alone  bool      // nobody new comes in
+	alone  bool      // new connections are refused
 	cutOff context.Context
 }
 
 const (
 	// handshakeGrace is how long requests may still take to arrive that were under way when the listening
-	// socket was given up. Their clients had nobody else to go to.
+	// socket was given up. Their clients had no other server to go to.
 	handshakeGrace = time.Second
 
 	// drainTick is how often those are closed whose turn it is.
@@ -161,7 +161,7 @@ func (d *drainer) each(post func(*reactor.Shard)) {
 	}
 }
 
-// newDrainSchedule is the schedule for so many connections.
+// newDrainSchedule is the schedule for a number of connections.
 func (s *Server) newDrainSchedule(began time.Time, total int, hurry bool) *reactor.DrainSchedule {
 	d := &s.opts().Drain
 	p := &reactor.DrainSchedule{Began: began, Random: d.Order == OrderRandom, Code: codec.CloseCode(d.CloseCode)}
@@ -175,7 +175,7 @@ func (s *Server) newDrainSchedule(began time.Time, total int, hurry bool) *react
 // Fewer connections a second than this are not worth spreading.
 const leastPace = 100
 
-// paceFor is the time over which so many connections are closed.
+// paceFor is the time over which a number of connections are closed.
 func (d *Drain) paceFor(connections int) time.Duration {
 	return min(max(d.Duration, 0), time.Duration(connections)*time.Second/leastPace)
 }

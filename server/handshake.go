@@ -201,7 +201,7 @@ func (r *Request) checkToken(a *auth.Authenticator) (RefuseReason, error) {
 // deferTokenCheck has the token checked on another goroutine. Then it is the turn of those who decide next.
 func (r *Request) deferTokenCheck(a *auth.Authenticator, takes time.Duration) {
 	r.Defer(func(ctx context.Context, r *Request) error {
-		if ctx.Err() != nil { // nobody waits for it
+		if ctx.Err() != nil { // the client has gone
 			return ctx.Err()
 		}
 		_, err := r.checkToken(a)

@@ -84,7 +84,7 @@ func (t *plainTurn) over() bool {
 	return t.turn != t.mine
 }
 
-// Close ends all of it, unless somebody else's turn has come: an http.Server that goes closes its listener.
+// Close ends all of it, unless it is another server's turn: an http.Server that goes closes its listener.
 func (t *plainTurn) Close() error {
 	if t.over() {
 		return nil
@@ -226,7 +226,7 @@ type plainConn struct {
 	entered  *reactor.Listener
 	remote   *net.TCPAddr // still known when the peer is gone; as in Conn
 	counted  bool         // as in Conn
-	early    []byte       // what the loop has read; owned by whoever reads
+	early    []byte       // what the loop has read; owned by the reader
 	progress progress
 	turn     httpTurn
 	isIn     atomic.Bool // its place at the entrance has been given back
@@ -264,7 +264,7 @@ func (c *plainConn) WriteTo(w io.Writer) (int64, error) {
 			return early, err
 		}
 	}
-	n, err := io.Copy(w, c.streamConn) // which knows TCPConn.WriteTo; only who has hijacked it does that
+	n, err := io.Copy(w, c.streamConn) // which knows TCPConn.WriteTo; only a handler that hijacked it calls this
 	return early + n, err
 }
 

@@ -10,7 +10,7 @@ import (
 
 // httpEntrance bounds how many connections are on their way to Options.HTTP: handed over, but with a first request that
 // has not begun. Of more, those that wait stay on their loops, which notice at once when a client has gone. So a client
-// that connects, asks and resets, again and again, does not fill the server with sockets that nobody holds any more.
+// that connects, asks and resets, again and again, does not fill the server with sockets that it has left.
 type httpEntrance struct {
 	mu      sync.Mutex
 	inside  int                       // that have a place

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// net/http lets a request take its time: a body that never ends, and an answer that nobody reads, keep a goroutine,
+// net/http lets a request take its time: a body that never ends, and an answer that is never read, keep a goroutine,
 // 22 KB and a socket for ever. Its own time-outs are for a whole request and a whole answer, and so would end long
 // uploads, downloads and streams. What is bounded here is the time without progress.
 //

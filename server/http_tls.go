@@ -16,7 +16,7 @@ type secureConn struct {
 	*tls.Conn
 	session *reactor.Session
 	plain   *plainConn
-	early   []byte // what the loop has decrypted; owned by whoever reads
+	early   []byte // what the loop has decrypted; owned by the reader
 }
 
 // secured puts the session that a loop had on top of the connection.

@@ -8,7 +8,7 @@ import (
 )
 
 // Identity is who a client is and what it may do. It comes from a token, from a connect hook, or from the
-// application: see [Request.Identify]. Its zero value is somebody unknown, who may do what the endpoint
+// application: see [Request.Identify]. Its zero value is an unknown client, which may do what the endpoint
 // allows everybody.
 type Identity struct {
 	// Subject names the client, as a token's "sub" does. Empty is unknown.

@@ -13,7 +13,7 @@ type link struct {
 	state   linkState
 	follows uint64        // how often it was followed, so that late answers are known
 	tries   int           // that failed, since the last that did not
-	wanted  time.Duration // when somebody asked for it last, or the last subscriber went, after the server was made
+	wanted  time.Duration // when it was last asked for, or the last subscriber went, after the server was made
 	waiters []*waiter
 
 	// Of transient topics and endpoints.
@@ -64,7 +64,7 @@ func (f *follower) ruleOf(t *topicState) int { return topic.RuleIndex(f.srv.opts
 
 func (f *follower) left(src *source) { src.link.wanted = f.srv.engine.Uptime() }
 
-// uses reports whether somebody waits for the topic, or patterns may lack messages of it.
+// uses reports whether anything waits for the topic, or patterns may lack messages of it.
 func (f *follower) uses(t *topicState) bool { return len(t.link.waiters) > 0 || f.mayOwe(t) }
 
 // knows is always true: a client may have its position from another server, or from before messages were missed here.
@@ -79,7 +79,7 @@ func (f *follower) lingers(p *source) bool {
 	return len(p.link.waiters) > 0 || f.hub.patterns.names.Len() <= maxIdlePatterns
 }
 
-// waitTime is how long somebody waits for the cluster before he is told that it does not answer.
+// waitTime is how long a request waits for the cluster before it fails.
 const waitTime = 10 * time.Second
 
 // await has the source followed, and calls done when that is so: not with anything locked, or when it returns
@@ -97,7 +97,7 @@ func (f *follower) await(src *source, done func(error)) (ready bool) {
 	return false
 }
 
-// enlist has somebody wait, for so long at most. The caller holds mu.
+// enlist adds a waiter, which waits for the given time at most. The caller holds mu.
 func (f *follower) enlist(src *source, w *waiter, limit time.Duration) {
 	src.link.waiters = append(src.link.waiters, w)
 	w.late = time.AfterFunc(limit, func() {
@@ -166,7 +166,7 @@ func (f *follower) followed(src *source, number uint64, err error) {
 	f.release(src, 0, nil)
 }
 
-// unfollowed tries again later, as long as somebody is there who wants it. The caller holds mu.
+// unfollowed tries again later, as long as it is wanted. The caller holds mu.
 func (f *follower) unfollowed(src *source, err error) {
 	l := src.link
 	l.state = linkFailed
@@ -209,7 +209,7 @@ func (f *follower) sweepTopic(t *topicState, now time.Duration) {
 	}
 }
 
-// sweep forgets patterns that nobody has wanted for long.
+// sweep forgets patterns that have not been wanted for long.
 func (f *follower) sweep(now time.Duration) {
 	h := f.hub
 	h.mu.Lock()

@@ -39,7 +39,7 @@ type memoryGuard struct {
 	collected  time.Duration // when the last one ended
 	began      time.Duration
 	took       time.Duration
-	unsure     int           // so many collections have to end until it is known what shedding has freed
+	unsure     int           // collections that have to end before it is known what shedding has freed
 	shed       time.Duration // when loops were last asked to close connections
 	shedUse    int64         // bytes that were used then
 }
@@ -77,7 +77,7 @@ const (
 	// shedPatience is how long a collection waits for loops that have not closed yet whom they were asked to close.
 	shedPatience = 100 * time.Millisecond
 
-	// collectRarely is how often garbage is collected above the mark when nobody could be closed anyway, and
+	// collectRarely is how often garbage is collected above the mark when no connection could be closed anyway, and
 	// collectShare the part of the time that it may take, whatever the heap's size; it may take more when connections
 	// were closed and it is not known what that has freed.
 	collectRarely      = 10 * time.Second
@@ -276,7 +276,7 @@ func (g *memoryGuard) endCollection() {
 	}
 }
 
-// ask has the loops close connections that hold so many bytes.
+// ask has the loops close connections until they have freed the given number of bytes.
 func (g *memoryGuard) ask(excess int64, u memoryUse) {
 	if !g.srv.engine.Shed(excess) {
 		return

@@ -31,7 +31,7 @@ func findMemory(root string) memorySystem {
 	return m
 }
 
-// defaultLimit is what Limits.MaxMemory is when nobody has set it, and why; -1 is off.
+// defaultLimit is what Limits.MaxMemory is when it is not set, and why; -1 is off.
 func (m *memorySystem) defaultLimit() (Size, string) {
 	lowest, source := int64(math.MaxInt64), ""
 	consider := func(limit int64, what string) {

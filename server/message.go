@@ -12,7 +12,7 @@ import (
 	"carillon/server/topic"
 )
 
-// message is what was published to a topic, encoded once for each framing that somebody needs.
+// message is what was published to a topic, encoded once for each framing in use.
 type message struct {
 	// Immutable.
 	topic  *topicState

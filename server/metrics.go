@@ -61,7 +61,7 @@ func (l scrapeLog) Println(v ...any) {
 	for _, one := range v {
 		if err, ok := one.(error); ok {
 			if _, ok := errors.AsType[net.Error](err); ok || errors.Is(err, http.ErrHandlerTimeout) {
-				level = slog.LevelDebug // whoever asked has gone
+				level = slog.LevelDebug // the client has gone
 			}
 		}
 	}

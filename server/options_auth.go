@@ -37,7 +37,7 @@ type JWT struct {
 	// Sec-WebSocket-Protocol. The first place that has one counts. Default: header, subprotocol.
 	From []string `yaml:"from"`
 
-	// Optional lets clients in that have no token, as somebody unknown. A wrong token is refused all
+	// Optional lets clients in that have no token, as unknown clients. A wrong token is refused all
 	// the same.
 	Optional bool `yaml:"optional"`
 }

@@ -7,7 +7,7 @@ import (
 	"carillon/internal/shrink"
 )
 
-// patternIndex is the patterns that somebody is subscribed to. A topic meets only those that begin as it does, about 50
+// patternIndex is the patterns that have subscribers. A topic meets only those that begin as it does, about 50
 // ns for each, which is why TopicAccess.MaxPatterns bounds them. Its zero value is empty.
 type patternIndex struct {
 	index patterns.Index[source]

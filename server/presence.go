@@ -12,7 +12,7 @@ import (
 	"carillon/server/topic"
 )
 
-// presence is who is subscribed to a topic.
+// presence lists the subscribers of a topic.
 type presence struct {
 	Topic       string      `json:"topic"`
 	Count       int         `json:"count"`
@@ -98,7 +98,7 @@ func (q *presenceQueries) enter(topic string, done func(*presence)) bool {
 	return true
 }
 
-// next ends a question and returns who waits for another one. If that is nobody, none is under way.
+// next ends a query and returns those that wait for another one. Without any, none is under way.
 func (q *presenceQueries) next(topic string) []func(*presence) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -431,7 +431,7 @@ func (c *Conn) doPresence(id json.RawMessage, topic string) (what string, value 
 	return "present", p, nil
 }
 
-// subscribers lists at most so many of them, and counts all.
+// subscribers lists subscribers, up to a limit, and counts all of them.
 func (s *Server) subscribers(topic string, limit int) (list []*reactor.Conn, count int) {
 	var src *source
 	if t := s.hub.find(topic); t != nil {

@@ -88,7 +88,7 @@ func (c *Conn) compressElsewhere(text []byte) {
 	plain := func() { c.core().SendBytes(codec.AppendFrame(nil, codec.OpText, text), reactor.ItemAnswer) }
 	c.core().Offload(q, takes, len(text), func() func() {
 		if c.core().State().Load() != reactor.StateOpen {
-			return plain // to nobody, which counts
+			return plain // to no connection, which counts
 		}
 		frame := deflater.AppendFrameWithin(nil, codec.OpText, text, c.core().Window())
 		return func() { c.core().SendBytes(frame, reactor.ItemAnswer) }

@@ -81,7 +81,7 @@ func (c *Conn) prefaceDue() {
 		c.core().CutOff(RefuseProxyMissing, errProxyTimeout)
 	case c.core().Inbound() != nil: // it has begun
 		c.core().CutOff(RefuseProxyMalformed, errProxyTimeout)
-	default: // whoever has said nothing by now may still send a request
+	default: // a client that has sent nothing so far may still send a request
 		c.core().Mark(reactor.MarkPreface, false)
 	}
 }

@@ -88,7 +88,7 @@ func (f *follower) receiveTransient(from string, incarnation, seq uint64, p *top
 	}
 	patterns := f.hub.patternsOf(t)
 	if l.state == linkNone && !l.isCovered(patterns) {
-		clear(l.senders) // nobody here has listened
+		clear(l.senders) // there are no subscribers here
 		if len(patterns) > 0 {
 			l.coveringPattern = patterns[0]
 		}

@@ -195,7 +195,7 @@ func (s *Server) fits(now *settings) error {
 	return errors.Join(problems...)
 }
 
-// follow does what new settings ask for that nobody does who only reads them.
+// follow does what new settings require beyond being read.
 func (s *Server) follow(before, now *settings) {
 	s.watchNow(now)
 	_ = s.ReloadTLS() // says itself what is wrong

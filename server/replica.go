@@ -46,7 +46,7 @@ const (
 	maxEarlyBytes = 1 << 20
 )
 
-// maxFruitless is how many loads may fail to fill a hole before it is taken for one that nobody can fill.
+// maxFruitless is how many loads may fail to fill a hole before it is considered permanent.
 const maxFruitless = 8
 
 // isIncomplete reports whether something may be missing, which is to be loaded.
@@ -72,15 +72,15 @@ func (k *replica) hold(m *message, prev uint64) {
 	}
 }
 
-// awaitReplica has the topic brought up to date, so that somebody can begin there, and calls done when that is so:
+// awaitReplica brings the topic up to date, so that a subscription can begin, and calls done when that is so:
 // not with anything locked, or when it returns true, which means that there is nothing to wait for. Who has been
 // further than this server has was at another one, and waits for what that one had. Who subscribes gets later what
-// may be missing; who reads waits for it. Nobody waits for longer than waitTime. The caller holds mu.
+// may be missing; history reads wait for it, for waitTime at most. The caller holds mu.
 func (f *follower) awaitReplica(t *topicState, from topic.Start, reads bool, done func(error)) (ready bool, err error) {
 	return f.awaitFor(t, visitor{from: from, reads: reads, until: f.srv.engine.Uptime() + waitTime, done: done})
 }
 
-// visitor is somebody who begins in a topic.
+// visitor is a client that begins in a topic.
 type visitor struct {
 	from   topic.Start
 	reads  bool
@@ -89,7 +89,7 @@ type visitor struct {
 	done   func(error)
 }
 
-// maxDoubts is how often more is loaded for somebody who has been further in this epoch than a load shows: for 3 to 6
+// maxDoubts is how often more is loaded for a client that has been further in this epoch than a load shows: for 3 to 6
 // seconds. The leader of a stream that has stood still believes for a moment that it leads, and says what it had. That
 // is all that a client's word is worth: it may be a lie.
 const maxDoubts = 6
@@ -125,7 +125,7 @@ func (f *follower) awaitFor(t *topicState, v visitor) (ready bool, err error) {
 	return false, nil
 }
 
-// isBehind reports whether somebody has been further than a topic is here. The caller holds mu.
+// isBehind reports whether a client has been further than the topic's copy here. The caller holds mu.
 func (t *topicState) isBehind(from topic.Start) bool {
 	return from.Since != nil && from.Since.Epoch == t.link.replica.epochText() && from.Since.Offset > t.offset
 }
@@ -199,7 +199,7 @@ func (f *follower) loaded(t *topicState, number uint64, full bool, got *topic.Sn
 		f.stats.loadFailures.Add(1)
 		k.whole = k.whole || full && k.loaded
 		f.release(&t.source, number, unavailable(err))
-		f.backOff(t) // also when nobody is there: who comes next must not get what is left for the whole
+		f.backOff(t) // even without subscribers: the next one must not take a partial history for all of it
 		return
 	}
 	if !full && k.epochText() != got.Epoch { // an offset of another epoch was asked for
@@ -252,7 +252,7 @@ func (f *follower) backOff(t *topicState) {
 	time.AfterFunc(backoff(k.tries), func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		if k.loads == number { // otherwise somebody did not wait, and there is another timer if that was of no use
+		if k.loads == number { // otherwise a load did not wait, and there is another timer if that was of no use
 			k.resting = false
 			f.beginLoad(t)
 		}
@@ -322,7 +322,8 @@ func (f *follower) apply(t *topicState, got *topic.Snapshot, full bool) (whole b
 	return true
 }
 
-// begin empties a topic, which is complete from now on for who has had all up to an offset. The caller holds mu.
+// begin empties a topic, which is complete from now on for clients that have everything up to an offset. The
+// caller holds mu.
 func (f *follower) begin(t *topicState, since uint64) {
 	for t.history.len() > 0 {
 		t.dropOldest()
@@ -344,7 +345,7 @@ func (f *follower) tellGap(t *topicState, got *topic.Snapshot, at reactor.Stamp)
 	t.post(reactor.CommandGap, &message{topic: t, gap: true, offset: last, after: got.Since, epoch: t.link.replica.epoch, raw: codec.NewFrame(codec.OpText, nil)}, at)
 }
 
-// missed counts messages that nobody here gets although they were for somebody.
+// missed counts messages with receivers here that did not get them.
 func (f *follower) missed(n uint64) { f.stats.lost.Add(n) }
 
 // persistentMessage is a message of the broker's, whose clock says now.
@@ -373,7 +374,7 @@ func (f *follower) receivePersistent(got topic.Message, epoch string, prev uint6
 	}
 	defer t.mu.Unlock()
 	k := t.link.replica
-	if k == nil { // by the rules of this server nobody keeps it
+	if k == nil { // by the rules of this server it is not kept
 		f.missed(1)
 		return
 	}
@@ -421,7 +422,7 @@ func (f *follower) receivePersistent(got topic.Message, epoch string, prev uint6
 	}
 }
 
-// taker returns the topic that takes a message from elsewhere, locked, or nil if nobody wants it.
+// taker returns, locked, the topic that takes a message from another node, or nil if there is none.
 func (f *follower) taker(name string) *topicState {
 	if t := f.hub.find(name); t != nil {
 		return t

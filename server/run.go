@@ -54,7 +54,7 @@ func (s *Server) Run(ctx context.Context) error {
 	ended := make(chan error, 1)
 	go func() {
 		err := s.engine.Run()
-		s.drainState.expedite() // there is nobody left to wait for
+		s.drainState.expedite() // nothing is left to wait for
 		ended <- err
 	}()
 

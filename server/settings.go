@@ -16,7 +16,7 @@ import (
 )
 
 // settings are the options in force and all that follows from them. Immutable: a reload puts others in
-// their place, so that whoever loads them once sees one state.
+// their place, so that loading them once gives one consistent state.
 type settings struct {
 	Options
 	loops     reactor.LoopSettings
@@ -34,7 +34,7 @@ type endpointSettings struct {
 // settings are loaded with one atomic read.
 func (s *Server) settings() *settings { return s.engine.Settings().OwnerData.(*settings) }
 
-// opts are the options in force. Nobody changes what it points to.
+// opts are the options in force. What it points to is immutable.
 func (s *Server) opts() *Options { return &s.settings().Options }
 
 // putInForce has set take the place of the settings before.
@@ -144,7 +144,7 @@ func loopsOf(o *Options) int {
 	return o.Loops
 }
 
-// clone copies all lists, so that nobody else can change what is in force.
+// clone copies all lists, so that the caller cannot change what is in force.
 func (o Options) clone() Options {
 	cloneLists(reflect.ValueOf(&o).Elem())
 	return o

@@ -18,7 +18,7 @@ type topicState struct {
 	// Guarded by mu.
 	rule      *topic.Rule   // nil when it keeps nothing
 	offset    uint64        // of the last message
-	floor     uint64        // who has had all up to this offset misses nothing but what is in history
+	floor     uint64        // a client that has everything up to this offset misses only what is in history
 	used      time.Duration // when it last had a message or a subscriber, after the server was made
 	forgotten bool          // it is not in the hub any more
 	idle      bool          // it is in one of the hub's lists of idle topics

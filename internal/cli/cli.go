@@ -240,7 +240,7 @@ type service struct {
 func serve(file string, c config, out io.Writer) error {
 	c.LogLevel = new(slog.LevelVar)
 	lines := server.NewLogWriter(os.Stderr, func(lost uint64) { c.Logger.Warn("log lines lost", "lines", lost) })
-	defer func() { _ = lines.Close(logPatience) }() // whoever does not read by then has lost the rest
+	defer func() { _ = lines.Close(logPatience) }() // what has not been read by then is lost
 	c.Logger, c.LogLost = newLogger(c.Log, c.LogLevel, lines), lines.Lost
 	c.Internal.Debug = profiles()
 	if limit, source := server.LimitRuntimeMemory(); limit > 0 {
@@ -263,7 +263,7 @@ func (p *service) run() error {
 	defer signal.Stop(signals)
 	hangups, hadTerminal := notifyHangups(), hasTerminal()
 	defer signal.Stop(hangups)
-	signal.Ignore(syscall.SIGPIPE) // whoever reads our output may go away, the connections stay
+	signal.Ignore(syscall.SIGPIPE) // the reader of our output may go away; the connections stay
 
 	ended := make(chan error, 1)
 	go func() { ended <- p.srv.Run(ctx) }()

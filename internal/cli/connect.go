@@ -98,7 +98,7 @@ func connectCommand(std streams) *cobra.Command {
 	return cmd
 }
 
-// interruptible is a context that Ctrl-C ends. A second one ends the program as if nobody caught it.
+// interruptible is a context that Ctrl-C ends. A second one ends the program at once.
 func interruptible() (context.Context, context.CancelFunc) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)
@@ -148,7 +148,7 @@ func connect(ctx context.Context, o connectOptions, std streams) error {
 	go func() { c.said <- c.send(std.in) }()
 	wait := o.wait
 	if std.inTerminal {
-		wait = 0 // whoever typed has seen the answers
+		wait = 0 // the user has seen the answers
 	}
 	return c.until(ctx, wait)
 }

@@ -165,7 +165,7 @@ type handshake struct {
 type refused struct {
 	status     int
 	text       string
-	retryAfter time.Duration // at least so long nobody should come back; 0 if the answer says nothing about it
+	retryAfter time.Duration // from Retry-After; 0 without one
 }
 
 func (r *refused) Error() string { return r.text }

@@ -84,7 +84,7 @@ func (s *screen) received(kind websocket.MessageType, payload []byte) error {
 	return s.line("< ", text)
 }
 
-// sending shows a line of a file or a pipe, since nobody has seen it.
+// sending shows a line of a file or a pipe, since it has not been seen.
 func (s *screen) sending(line []byte) error {
 	if !s.terminal || s.typed {
 		return nil

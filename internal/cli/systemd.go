@@ -44,7 +44,7 @@ func (p *service) ready(also string) {
 	warn(p.log, notify("READY=1", fmt.Sprintf("STATUS=listening on %s%s", addressList(p.srv.Addrs()), also)))
 }
 
-// tellEnding tells systemd that the server ends and for how long that may take, whoever has asked for it.
+// tellEnding tells systemd that the server ends and for how long that may take.
 func (p *service) tellEnding() {
 	p.told = true
 	warn(p.log, notify("STOPPING=1", fmt.Sprintf("STATUS=draining, %d connections", p.srv.Count()),

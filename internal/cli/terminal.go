@@ -15,8 +15,8 @@ import (
 type streams struct {
 	in          io.Reader
 	out, err    io.Writer
-	inTerminal  bool // somebody types
-	outTerminal bool // somebody looks; otherwise another program reads
+	inTerminal  bool // input comes from a terminal
+	outTerminal bool // output goes to a terminal, not to another program
 }
 
 func standardStreams() streams {

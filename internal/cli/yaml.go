@@ -206,7 +206,7 @@ func plainName(k reflect.Kind) string {
 	return "number"
 }
 
-// kindOf names what a node is to somebody who expected something else.
+// kindOf names the kind of a node, for errors.
 func kindOf(n ast.Node) string {
 	switch n.(type) {
 	case *ast.NullNode:

@@ -39,7 +39,7 @@ const (
 	maxText      = 2000     // characters
 	maxPayload   = 16 << 10 // bytes of JSON, which are parsed on an event loop
 	maxTokens    = 64       // in it, see isSimple; a join has 12
-	history      = 50       // messages that somebody new gets to see
+	history      = 50       // messages that a new guest sees
 	burst        = 5        // messages at once
 	maxStrikes   = 50       // messages in a row that are refused: no person sends so many
 	maxWaiting   = 256      // connections that have not joined
@@ -257,7 +257,7 @@ func (r *room) admit(c *server.Conn, name, session string) (w welcome, err error
 	return w, nil
 }
 
-// announce tells everybody that somebody has come or gone. The caller holds mu, so that this is heard in the order in
+// announce tells all guests that one has come or gone. The caller holds mu, so that this is heard in the order in
 // which it is so.
 func (r *room) announce(e event, now time.Time) error {
 	r.news.add(e)

@@ -19,7 +19,7 @@ import (
 
 // Options are what can be set. The zero value is good.
 type Options struct {
-	// Idle is how long somebody in the chat may say nothing before the connection is closed. Default 5m.
+	// Idle is how long a guest of the chat may say nothing before the connection is closed. Default 5m.
 	Idle time.Duration
 }
 
@@ -63,7 +63,7 @@ func (d *Demo) Topics() []server.TopicRule {
 	return []server.TopicRule{
 		{Match: chatTopic, History: 500, MaxAge: time.Hour},
 		{Match: boardTopic, History: boardSeconds, MaxAge: boardSeconds * time.Second},
-		{Match: probeTopics}, // nobody comes back for a probe
+		{Match: probeTopics}, // a probe needs no history
 	}
 }
 

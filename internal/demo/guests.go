@@ -69,7 +69,7 @@ func (gs *guests) remove(g *guest) {
 	delete(gs.byKey, g.key)
 }
 
-// noteHeard notes that somebody who has joined has said something.
+// noteHeard notes that a guest has said something.
 func (gs *guests) noteHeard(g *guest, now time.Time) {
 	g.heard = now
 	gs.silence.MoveToBack(g.place)
@@ -83,7 +83,7 @@ func first(l *list.List) *guest {
 	return nil
 }
 
-// freeName returns a name that nobody has, and its key: the one that is asked for, or that with a number.
+// freeName returns a name that is free, and its key: the one that is asked for, or that with a number.
 func (gs *guests) freeName(name string) (free, key string) {
 	return freeName(name, func(key string) bool { return gs.byKey[key] != nil })
 }

@@ -14,10 +14,10 @@ const (
 	probeTopics  = "demo.probe.>" // each page publishes to one of its own, and measures how long that takes
 )
 
-// board publishes once a second what the server does, while somebody looks. Owned by its goroutine.
+// board publishes once a second what the server does, while the page is open. Owned by its goroutine.
 type board struct {
 	before server.Stats
-	at     time.Time // of before; zero when nobody looked
+	at     time.Time // of before; zero while the page was closed
 }
 
 // sample is one second on the board.
@@ -25,7 +25,7 @@ type sample struct {
 	Connections int64 `json:"connections"`
 	Memory      int64 `json:"memory"` // bytes
 
-	// Each second; nil in the first one that somebody looks at.
+	// Each second; nil in the first second that the page is open.
 	In       *float64 `json:"in,omitempty"`  // messages
 	Out      *float64 `json:"out,omitempty"` // deliveries
 	BytesOut *float64 `json:"bytesOut,omitempty"`

@@ -336,7 +336,7 @@ func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2) }
 
 func parseID(id string) (uint64, error) { return strconv.ParseUint(id, 16, 64) }
 
-// workers do jobs, at most so many at once, the others wait in their order.
+// workers run jobs, a limited number at once; the others wait in order.
 type workers struct {
 	most int
 

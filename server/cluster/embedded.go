@@ -21,7 +21,7 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// startEmbedded runs a NATS server in this process. Nobody can reach it but this node, by a pipe, the other
+// startEmbedded runs a NATS server in this process. Only this node can reach it, by a pipe, the other
 // embedded servers by its routes, and clients of NATS if Listen allows them.
 func (b *Broker) startEmbedded(ctx context.Context) error {
 	options, err := b.embeddedOptions()
@@ -84,7 +84,7 @@ func (b *Broker) embeddedOptions() (*natsserver.Options, error) {
 	}
 	if n.RoutesListen != off {
 		if n.Listen == off {
-			// The NATS server begins with routes only when it listens for clients, too. Nobody knows this password.
+			// The NATS server begins with routes only when it listens for clients, too. This password is kept secret.
 			o.DontListen, o.Host, o.Port = false, "127.0.0.1", natsserver.RANDOM_PORT
 			o.Username, o.Password = "carillon", rand.Text()
 		}

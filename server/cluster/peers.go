@@ -96,7 +96,7 @@ func (b *Broker) beat(leaving bool) {
 	text, err := json.Marshal(heartbeat{Wire: wireVersion, Info: b.self(), Count: p.count, Server: *b.serverID.Load(), Rules: b.rules(), Leaving: leaving, SharedKeys: &shared,
 		Streams: b.claims()})
 	if err == nil {
-		_ = b.nc.Publish(b.names.heartbeats(), text) // without a connection nobody can hear it
+		_ = b.nc.Publish(b.names.heartbeats(), text) // without a connection it cannot be heard
 	}
 }
 

@@ -39,7 +39,7 @@ type outgoing struct {
 	held time.Time // since when it has waited for the stream to be beyond doubt; zero if it has not
 }
 
-// outbox is the queue of the goroutine that writes to NATS, so that nobody else waits for a socket.
+// outbox is the queue of the goroutine that writes to NATS, so that no other goroutine waits for a socket.
 type outbox struct {
 	wake chan struct{} // immutable
 

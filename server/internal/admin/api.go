@@ -66,7 +66,7 @@ var routes = []route{
 	{"GET", readyPath, (*api).ready},
 }
 
-// The probes of whoever starts and stops servers bring no token, and learn nothing that needs one.
+// The probes of orchestrators and balancers bring no token, and learn nothing that needs one.
 const (
 	livePath  = "/livez"
 	readyPath = "/readyz"
@@ -163,7 +163,7 @@ func (a *api) failed(w http.ResponseWriter, r *http.Request, err error) {
 	p := problemOf(err)
 	if p == nil {
 		if r.Context().Err() != nil {
-			return // nobody is there to hear it
+			return // the client has gone
 		}
 		a.backend.LogError("internal interface: unexpected error", "method", logs.Shorten(r.Method), "path", logs.Shorten(r.URL.Path), "error", logs.Shorten(err.Error()))
 		p = problemInternal

@@ -44,7 +44,7 @@ func newHook(opts *Hook, log *slog.Logger) *hook {
 	h.client = http.Client{
 		Transport: transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error {
-			return http.ErrUseLastResponse // cookies and tokens go to nobody but the one who is named
+			return http.ErrUseLastResponse // cookies and tokens go only to the configured server
 		},
 	}
 	if opts.MaxInFlight > 0 {

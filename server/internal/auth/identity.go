@@ -15,7 +15,7 @@ type Identity struct {
 	Expires            time.Time
 }
 
-// IsUnknown reports whether an identity is the zero value: somebody unknown.
+// IsUnknown reports whether an identity is the zero value: an unknown client.
 func IsUnknown(id *Identity) bool {
 	return id.Subject == "" && id.Subscribe == nil && id.Publish == nil && id.Expires.IsZero()
 }

@@ -54,7 +54,7 @@ func newJWKS(url string, times *FetchTimes) *jwks {
 }
 
 // ask has the keys fetched soon because one is not known, and reports whether that is worth coming back for.
-// Whoever sends names of keys that do not exist causes one fetch in each pause.
+// Names of keys that do not exist cause one fetch in each pause.
 func (j *jwks) ask() bool {
 	if last := j.last.Load(); last > 0 && j.now()-last < cmp.Or(j.times.Pause, jwksPause).Milliseconds() {
 		return false

@@ -20,7 +20,7 @@ import (
 const tokenProtocol = "carillon.token."
 
 // find returns the token of a request and whether there is one. A token that is empty or garbled is one, too: a client
-// that tried to say its name is not let in as somebody unknown.
+// that tried to say its name is not let in as an unknown client.
 func (v *verifier) find(r *codec.Request) (token string, found bool) {
 	for _, from := range v.opts.From {
 		switch from {

@@ -22,7 +22,7 @@ func BadRequest(format string, args ...any) error {
 	return &RequestError{fmt.Sprintf(format, args...)}
 }
 
-// Publish is a message that somebody publishes, in a request of the JSON protocol or a line of a batch.
+// Publish is a message to publish, in a request of the JSON protocol or a line of a batch.
 type Publish struct {
 	Topic    string          `json:"topic"`
 	Data     json.RawMessage `json:"data"`

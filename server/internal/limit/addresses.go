@@ -34,7 +34,7 @@ type address struct {
 }
 
 // Key stands for an IPv4 address or, since that is what one customer gets, a network of 64 bits of
-// IPv6. The two do not meet: 0:1::/32 is nobody's.
+// IPv6. The two do not meet: 0:1::/32 is not assigned.
 type Key uint64
 
 // KeyOf returns the key of an address.

@@ -20,7 +20,7 @@ func UnixPath(address string) (path string, ok bool) { return strings.CutPrefix(
 // Networks is a list of networks, as options have it. The zero value contains nothing.
 type Networks struct {
 	prefixes []netip.Prefix
-	unix     bool // whoever connects to a unix socket
+	unix     bool // all clients of unix sockets
 }
 
 // NewNetworks reads a list that [CheckNetwork] has found nothing wrong with.

@@ -51,7 +51,7 @@ func Reserve(address string, takeover bool) (addr *net.TCPAddr, release func(), 
 }
 
 // reserveShared makes sure that an address can be listened on beside a server that does already. It must not
-// listen for that, not even for a moment: the kernel would give it connections, which nobody would serve.
+// listen for that, not even for a moment: the kernel would give it connections that would not be served.
 func reserveShared(address string) (*net.TCPAddr, error) {
 	if _, port, _ := net.SplitHostPort(address); port == "0" {
 		return nil, &option.Error{Key: "listen", Problem: "port 0 cannot be taken over: expected the port of the previous server"}

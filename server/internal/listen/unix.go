@@ -96,7 +96,7 @@ func livesAt(path string) (bool, error) {
 			return false, listenError(path, err)
 		}
 		return false, nil
-	default: // a socket of another kind, or one of somebody else
+	default: // a socket of another kind, or of another user
 		return false, listenError(path, os.NewSyscallError("connect", err))
 	}
 }
@@ -148,7 +148,7 @@ func (s *UnixSocket) listen(at string, mode option.FileMode) error {
 	return nil
 }
 
-// Publish takes the place of the predecessor's socket: whoever connects from now on comes here.
+// Publish takes the place of the predecessor's socket: clients that connect from now on come here.
 func (s *UnixSocket) Publish() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -167,7 +167,7 @@ func (s *UnixSocket) Publish() error {
 	return nil
 }
 
-// Unpublish removes the file, unless it is a successor's. Whoever has connected can still be accepted.
+// Unpublish removes the file, unless it is a successor's. Clients that have connected can still be accepted.
 func (s *UnixSocket) Unpublish() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

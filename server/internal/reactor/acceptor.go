@@ -37,7 +37,7 @@ type Arrival struct {
 	Shard   *Shard
 	Entered *Listener
 	Place   int64       // among all sockets when it was accepted
-	settled atomic.Bool // by the loop, or by who has found out that it does not come there
+	settled atomic.Bool // by the loop, or by the goroutine that finds out that it does not come there
 }
 
 // Enrollee is a connection that [Engine.Enroll] gives to a loop.

@@ -68,8 +68,7 @@ func AddrOf(remote *net.TCPAddr) netip.Addr {
 	return a.Unmap()
 }
 
-// AddressText is an address as people and programs are shown it: "unix" for a client of a unix socket of whom
-// nobody has told more.
+// AddressText is an address for people and programs: "unix" for a client of a unix socket whose address is not known.
 func AddressText(a netip.AddrPort) string {
 	if !a.IsValid() {
 		return listen.UnixWord

@@ -7,7 +7,7 @@ import "context"
 type Attachment struct {
 	value   any
 	Handler any         // in place of the endpoint's; nil for that, detached when nothing is to be called any more
-	Life    *lifetime   // nil until somebody asks for the context
+	Life    *lifetime   // nil until the context is asked for
 	timers  *connTimers // nil until there is one
 }
 

@@ -96,7 +96,7 @@ const (
 	StateOpen                    // messages flow
 	StateClosing                 // our close frame is queued or sent
 	stateLingering               // we have shut down our side and wait for the peer's FIN
-	StateClosed                  // the descriptor belongs to somebody else
+	StateClosed                  // the descriptor may be reused
 )
 
 const NoSubprotocol = 255

@@ -46,7 +46,7 @@ func (p *DrainSchedule) Plan(e *Engine, total int) {
 	}
 }
 
-// Thin keeps at most so many values at equal steps, the first and the last among them.
+// Thin keeps a limited number of values at equal steps, the first and the last among them.
 func Thin(sorted []uint64, most int) []uint64 {
 	if len(sorted) <= most {
 		return sorted

@@ -38,7 +38,7 @@ type Engine struct {
 	Started      chan struct{}    // closed when the loops are about to accept
 	looping      chan struct{}    // closed when all loops listen
 	LoopsEnded   chan struct{}    // closed when they have ended
-	Empty        chan struct{}    // has a value when the last socket closed while nobody comes in
+	Empty        chan struct{}    // has a value when the last socket closed in a drain
 	checkOwner   bool             // see goroutine
 	Addresses    *limit.Addresses
 	handshakes   *limit.SharedBucket
@@ -56,8 +56,8 @@ type Engine struct {
 	// Read often and written rarely.
 	Current  atomic.Pointer[LoopSettings]  // in force
 	shards   atomic.Pointer[[]*Shard]      // of the loops that have had a connection
-	Schedule atomic.Pointer[DrainSchedule] // who is closed when; nil until connections are closed
-	Draining atomic.Bool                   // nobody new comes in
+	Schedule atomic.Pointer[DrainSchedule] // when each connection is closed; nil until connections are closed
+	Draining atomic.Bool                   // new connections are refused
 	stopping atomic.Bool                   // gnet has been told to end
 
 	// Each guards itself.

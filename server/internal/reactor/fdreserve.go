@@ -72,7 +72,7 @@ type fdReserve struct {
 	engine *Engine
 
 	Mu        sync.Mutex
-	FD        int   // guarded by mu; -1 when somebody else was faster
+	FD        int   // guarded by mu; -1 when another goroutine was faster
 	listening []int // guarded by mu; the sockets of all loops, once they were needed
 	short     bool  // guarded by mu; there was no other descriptor when we looked last
 
@@ -134,7 +134,7 @@ func (r *fdReserve) turnOneAway() bool {
 	for _, fd := range r.sockets() {
 		conn, _, err := unix.Accept(fd)
 		if err != nil {
-			continue // nobody is there, or somebody has taken the descriptor
+			continue // no connection waits, or the descriptor has been taken
 		}
 		_, _ = Write(int32(conn), RejectDescriptors.AppendResponse(nil))
 		_ = unix.Close(conn)

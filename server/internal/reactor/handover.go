@@ -21,7 +21,7 @@ func (c *Conn) LeaveLoop() {
 		_ = unix.Close(int(c.fd))
 		return
 	}
-	c.gc.SetContext(nil) // so that OnClose finds nobody to tell
+	c.gc.SetContext(nil) // so that OnClose does nothing
 	_ = c.sh.loop.Close(c.gc)
 }
 

@@ -6,7 +6,7 @@ import (
 )
 
 // Messages of all connections go to the broker in one line. While it flows, one connection has few messages in it, and
-// where many publish each has its share, so that nobody's message waits behind many of others.
+// where many publish each has its share, so that no message waits behind many of others.
 //
 // Messages for transient topics, and broadcasts, are handed to this server's connections when they are published: only
 // the acknowledgement waits for the broker. So while the broker stands still, a connection that has used its share

@@ -17,7 +17,7 @@ type Listener struct {
 	// Immutable.
 	engine *Engine
 	index  int          // among engine.listeners
-	hidden bool         // nobody is told of it: see hide
+	hidden bool         // not announced: see hide
 	Certs  *certs.Store // nil without TLS
 
 	// Set before the server has started.

@@ -10,7 +10,7 @@ import (
 )
 
 // LoopSettings are what event loops need of the options in force. Immutable: a reload puts others in their place, so
-// that whoever loads them once sees one state.
+// that loading them once gives one consistent state.
 type LoopSettings struct {
 	OwnerData any // the settings of the server that these are a part of
 

@@ -92,7 +92,7 @@ func (c *Conn) Offload(q *OffloadQueue, takes time.Duration, size int, work func
 	return s
 }
 
-// DoNothing is for a client that has closed: nobody waits for it.
+// DoNothing is for a client that has closed.
 func DoNothing() {}
 
 // last returns the last job that may be dropped, or nil. The caller holds mu.

@@ -59,7 +59,7 @@ func KindOf(frame []byte) ItemKind {
 const flushChunk = 128 << 10
 
 // Enqueue puts a frame, of which some bytes have been written, behind what waits, within the limit and by the
-// policy of the endpoint. Nobody changes the memory of b.
+// policy of the endpoint. The memory of b is immutable.
 func (c *Conn) Enqueue(b []byte, written int, kind ItemKind) { c.addWaiting(b, written, kind, false) }
 
 // enqueueCopy is enqueue for a frame whose memory is used again.

@@ -101,6 +101,6 @@ func (c *Conn) MayRequestNow() bool {
 
 func (c *Conn) tooFast(why stats.CutReason, reason string) {
 	c.sh.Stats.Cut(why)
-	c.Mark(MarkPeerDone, true) // nobody reads the rest
+	c.Mark(MarkPeerDone, true) // the rest is not read
 	c.CloseInOrder(CloseFail, codec.ClosePolicyViolation, reason)
 }

@@ -96,7 +96,7 @@ func (c *Conn) sendFrame(f *codec.Frame) {
 	c.SendEncoded(c.encoded(f), ItemMessage)
 }
 
-// SendEncoded sends a frame whose memory nobody changes.
+// SendEncoded sends a frame whose memory is immutable.
 func (c *Conn) SendEncoded(b []byte, kind ItemKind) {
 	written := 0
 	if c.out == nil {

@@ -56,7 +56,7 @@ type Shard struct {
 	Writable     Queue[Conn]     // connections whose sockets take bytes again
 	published    uint64          // messages to the streams of topics
 	CaughtUp     int             // bytes for one connection that may have had to be compressed
-	GoingAway    bool            // the server shuts down: nobody may stay
+	GoingAway    bool            // the server shuts down: no connection may stay
 	Stalled      []*Conn         // those that have an outbox
 	Lags         lags            // clients that have something to take before they can answer
 	partials     []*Inbound      // those that keep much of a message
@@ -277,7 +277,7 @@ func (sh *Shard) TablesOf(ep *LoopEndpoint) []*Table {
 	return sh.tables[ep.FirstTable : ep.FirstTable+ep.Framings]
 }
 
-// members copies the list, so that nothing is locked while somebody looks at it.
+// members copies the list, so that nothing is locked while the caller reads it.
 func (sh *Shard) members() []*Conn {
 	sh.Mu.Lock()
 	defer sh.Mu.Unlock()

@@ -35,7 +35,7 @@ type tlsHandshake struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	arrived Stamp         // owned by the loop
-	dead    chan struct{} // closed when nobody waits for it any more
+	dead    chan struct{} // closed when the client has gone
 	turn    chan struct{} // has a value when it has been given a processor
 
 	mu     sync.Mutex
@@ -334,7 +334,7 @@ func (c *Conn) shaken(s *Session, err error) {
 	}
 }
 
-// dropHandshake ends a handshake that nobody waits for any more. Its session goes, too, unless a last alert is
+// dropHandshake ends a handshake whose client has gone. Its session goes, too, unless a last alert is
 // still to be written: a client that does not close its end would hold that memory for the closing handshake.
 func (c *Conn) dropHandshake() {
 	s := c.Session()

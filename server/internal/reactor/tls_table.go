@@ -155,7 +155,7 @@ func (t *TLSTable) resume(h *tlsHandshake) {
 	}
 }
 
-// leave takes a handshake out that nobody waits for any more. One that has begun leaves when its goroutine ends.
+// leave takes a handshake out whose client has gone. One that has begun leaves when its goroutine ends.
 func (t *TLSTable) leave(h *tlsHandshake) {
 	t.Mu.Lock()
 	defer t.Mu.Unlock()
@@ -345,7 +345,7 @@ func (t *TLSTable) evict(h *tlsHandshake) {
 	c.sh.PostDo(c, 0, func() { c.evictTLS(h) })
 }
 
-// dispatchIn has somebody look again. The caller holds mu.
+// dispatchIn schedules another look. The caller holds mu.
 func (t *TLSTable) dispatchIn(d time.Duration) {
 	if t.timer != nil {
 		return

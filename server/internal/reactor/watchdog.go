@@ -10,7 +10,7 @@ import (
 	"carillon/server/internal/logs"
 )
 
-// A handler that blocks stops a whole loop, and the loop cannot say so. Somebody else looks, and writes
+// A handler that blocks stops a whole loop, and the loop cannot say so. The watchdog looks, and writes
 // down which loop it is, what it has called last and where it stands.
 
 // HookKind is a function of the application that a loop calls.

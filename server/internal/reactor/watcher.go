@@ -38,7 +38,7 @@ func (w *Watcher) watch(c *Conn) {
 	}
 }
 
-// Forget must be called before the descriptor is closed: its number may then be somebody else's. An
+// Forget must be called before the descriptor is closed: its number may then be reused. An
 // event that is already under way at worst tells that other connection what it will find untrue.
 func (w *Watcher) Forget(c *Conn) {
 	w.mu.Lock()
