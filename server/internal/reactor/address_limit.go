@@ -14,6 +14,7 @@ import (
 
 var errCrowded = errors.New("the address has too many connections (limits.max_connections_per_address)")
 
+// RejectCrowded is the answer to connections above limits.max_connections_per_address.
 var RejectCrowded = &codec.Rejection{Status: 429, Reason: "too many connections from this address", Header: [][2]string{{"Retry-After", "5"}}}
 
 // CrowdSlots is how many connections of an address beyond its limit are still given time to send their

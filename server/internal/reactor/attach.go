@@ -23,6 +23,7 @@ type detached struct{}
 // detachedAttachment is what is attached to such a connection when nothing else is.
 var detachedAttachment = &Attachment{Handler: detached{}}
 
+// IsDetached reports whether no handler of the connection is called any more.
 func (o *Attachment) IsDetached() bool { return o.Handler == any(detached{}) }
 
 // Attach changes a copy of what is attached and puts it in the place of the old one. The change may be

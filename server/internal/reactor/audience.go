@@ -98,6 +98,7 @@ const (
 // IsTable reports whether the audience is a table.
 func (a *Audience) IsTable() bool { return a.Times != nil }
 
+// End is the number of the next message of the stream.
 func (a *Audience) End() uint32 { return a.Base + uint32(len(a.Stream)) }
 
 // join makes c a member, for whom the message seq is the first. The caller holds sh.mu.
@@ -240,6 +241,7 @@ const (
 	SliceTime  = 150 * time.Microsecond
 )
 
+// Over reports whether the slice is used up. It reads the clock only now and then.
 func (s *Slice) Over() bool {
 	if s.work < SliceWork {
 		return false
@@ -464,12 +466,15 @@ type Queue[T any] struct {
 	Head int
 }
 
+// Len is the number of elements.
 func (q *Queue[T]) Len() int { return len(q.List) - q.Head }
 
+// Push appends an element.
 func (q *Queue[T]) Push(a *T) { q.List = append(q.List, a) }
 
 func (q *Queue[T]) first() *T { return q.List[q.Head] }
 
+// Pop removes and returns the first element. There must be one.
 func (q *Queue[T]) Pop() *T {
 	a := q.List[q.Head]
 	q.List[q.Head] = nil
@@ -502,6 +507,7 @@ type Times struct {
 	Ping    uint32 // an unanswered ping went out, 0 when there is none; in the table of handshakes: when it was accepted
 }
 
+// NewTable makes the table of an endpoint, or without one that of handshakes or of closing connections.
 func NewTable(sh *Shard, ep *LoopEndpoint) *Table {
 	g := &Table{Audience: Audience{Shard: sh, Times: []Times{}}, Endpoint: ep}
 	if ep != nil {
@@ -537,6 +543,7 @@ func (g *Table) Add(c *Conn, t Times) {
 	}
 }
 
+// Remove takes a connection out of the table.
 func (g *Table) Remove(c *Conn) {
 	g.Shard.Mu.Lock()
 	g.quit(c.slot)

@@ -18,6 +18,8 @@ func (e *Engine) BornMillis(t, now time.Time) int64 {
 	return e.AgeMillis() - max(now.Sub(t), 0).Milliseconds()
 }
 
+// Stamp is the present moment.
 func (e *Engine) Stamp() Stamp { return StampOf(e.Uptime()) }
 
+// StampOf is the moment at an uptime. It wraps after 71 minutes.
 func StampOf(d time.Duration) Stamp { return Stamp(d / time.Microsecond) }

@@ -81,8 +81,10 @@ const (
 	MarkPreface // a PROXY header may or must come before the request
 )
 
+// Is reports whether a mark is set. It may be called on the loop only.
 func (c *Conn) Is(m marks) bool { return c.marks&m != 0 }
 
+// Mark sets or clears a mark, on the loop.
 func (c *Conn) Mark(m marks, on bool) {
 	c.marks &^= m
 	if on {
@@ -99,6 +101,7 @@ const (
 	StateClosed                  // the descriptor may be reused
 )
 
+// NoSubprotocol is the index of no subprotocol.
 const NoSubprotocol = 255
 
 // ID is that of the public connection.

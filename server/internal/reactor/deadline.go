@@ -22,6 +22,7 @@ func (d *Deadlines) Set(c *Conn, at int64) {
 	}
 }
 
+// Remove takes a connection out, if it is in.
 func (d *Deadlines) Remove(c *Conn) {
 	if c.ext != nil && c.ext.Deadline >= 0 {
 		d.Heap.Remove(deadline{conn: c})

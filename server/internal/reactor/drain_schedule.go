@@ -115,6 +115,7 @@ func (c *Conn) retryAfter(within time.Duration) time.Duration {
 // retryMark begins what the server asks of the client at the end of a close reason: see docs/protocol.md.
 const retryMark = "; retry="
 
+// WithRetry appends to a close reason when the client shall connect again.
 func WithRetry(reason string, after time.Duration) string {
 	return reason + retryMark + strconv.FormatInt(after.Milliseconds(), 10)
 }

@@ -136,6 +136,7 @@ func (e *Engine) Fail(err error) {
 	e.owner.EngineFailed(err)
 }
 
+// Failed is the error given to Fail first, or nil.
 func (e *Engine) Failed() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -189,6 +189,7 @@ func (r *fdReserve) setShort(short bool) {
 	}
 }
 
+// IsShort reports whether the process has no file descriptor left.
 func (r *fdReserve) IsShort() bool {
 	r.Mu.Lock()
 	defer r.Mu.Unlock()

@@ -11,6 +11,7 @@ type item struct {
 // ItemCost is the memory of an item without its bytes: its 32 B, and what the allocator adds to small frames.
 const ItemCost = 40
 
+// Cost is the memory of the item, in bytes.
 func (it *item) Cost() int { return ItemCost + cap(it.B) }
 
 // Messages returns the number of messages that are lost with the item.

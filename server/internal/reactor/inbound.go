@@ -303,6 +303,7 @@ func (c *Conn) broke(err error) {
 	c.CloseInOrder(CloseFail, code, reason)
 }
 
+// DropInbound forgets what has come but is not complete.
 func (c *Conn) DropInbound() {
 	if w := c.Workload(); w != nil {
 		c.sh.leavePlace(w)
@@ -348,6 +349,7 @@ func (sh *Shard) newInbound() *Inbound {
 	return &Inbound{}
 }
 
+// FreeInboundOf takes an Inbound back that its connection does not need any more.
 func (sh *Shard) FreeInboundOf(in *Inbound) {
 	in.Decoder.Reset() // a message may be suspended
 	sh.unweigh(in)
@@ -363,6 +365,7 @@ func (sh *Shard) FreeInboundOf(in *Inbound) {
 	sh.freeInbound = append(sh.freeInbound, in)
 }
 
+// Inflate returns the inflater of the loop.
 func (sh *Shard) Inflate() *codec.Inflater {
 	if sh.inflater == nil {
 		sh.inflater = codec.NewInflater()

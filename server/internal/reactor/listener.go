@@ -26,6 +26,7 @@ type Listener struct {
 	socket  *listen.UnixSocket
 }
 
+// NewListeners makes the listeners of the settings, which do not listen yet.
 func (e *Engine) NewListeners() {
 	for i := range e.Settings().Listeners {
 		e.Listeners = append(e.Listeners, &Listener{engine: e, index: i, release: func() {}})
@@ -160,6 +161,7 @@ func (l *Listener) engineAddress() string {
 	return "tcp://" + addr.String()
 }
 
+// TCPAddr is the address of a TCP listener; it panics for a unix socket.
 func (l *Listener) TCPAddr() *net.TCPAddr { return l.Addr.(*net.TCPAddr) }
 
 // entrance is a listening socket of one loop: gnet has an address of its own for each.

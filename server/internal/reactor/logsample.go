@@ -39,6 +39,7 @@ func (e *Engine) LogGrave(what string, args ...any) {
 	e.LogSome(e.Grave, slog.LevelError, what, args)
 }
 
+// LogSome logs an event, unless the sampler has had too many.
 func (e *Engine) LogSome(from *logs.Sampler, level slog.Level, what string, args []any) {
 	if ok, silent := from.Take(e.Uptime()); ok {
 		e.LogSampled(level, what, args, silent)

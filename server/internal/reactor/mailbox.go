@@ -32,6 +32,7 @@ type mailbox struct {
 	posted uint64 // commands, ever
 }
 
+// CommandKind says what a loop does with a command.
 type CommandKind uint8
 
 const (
@@ -45,6 +46,7 @@ const (
 	CommandDo                          // call do for conn
 )
 
+// Command is an item of a mailbox.
 type Command struct {
 	Conn    *Conn
 	Frame   *codec.Frame // for conn, or the raw one of payload
@@ -137,6 +139,7 @@ func (m *mailbox) close() {
 	m.waker.close()
 }
 
+// IsClosed reports whether the loop has ended.
 func (m *mailbox) IsClosed() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -240,6 +243,7 @@ func (sh *Shard) postFrame(c *Conn, f *codec.Frame) error {
 	return nil
 }
 
+// PostClose has the loop begin a close. The reason is copied.
 func (sh *Shard) PostClose(c *Conn, how closeHow, code codec.CloseCode, reason string) {
 	m := &sh.Mail
 	m.mu.Lock()
@@ -249,6 +253,7 @@ func (sh *Shard) PostClose(c *Conn, how closeHow, code codec.CloseCode, reason s
 	sh.put(Command{Kind: commandClose, Conn: c, n: 3 + len(reason)})
 }
 
+// Post leaves a command for the loop, and wakes it. It may be called from any goroutine.
 func (sh *Shard) Post(cmd Command) {
 	sh.Mail.mu.Lock()
 	defer sh.Mail.mu.Unlock()
@@ -283,6 +288,7 @@ type inbox struct {
 	goAway   bool
 }
 
+// Done reports whether all commands have been run.
 func (r *inbox) Done() bool { return r.ran == len(r.commands) }
 
 // DoCost is about what a function takes in memory, in bytes.

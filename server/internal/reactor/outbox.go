@@ -33,6 +33,7 @@ type Outbox struct {
 	Slot    int    // where the connection stands in shard.stalled
 }
 
+// ItemKind says what an item of an outbox is, which decides whether a policy may drop it.
 type ItemKind uint8
 
 const (

@@ -89,11 +89,13 @@ func (c *Conn) PaysPublish() bool {
 	return false
 }
 
+// MayPublishNow charges for a message to publish, and reports whether limits.publishes_per_second allows it.
 func (c *Conn) MayPublishNow() bool {
 	p := c.sh.Set.Publishes
 	return !p.Limited() || p.Allow(&c.Debts().publishes, 1)
 }
 
+// MayRequestNow does the same for a request and limits.requests_per_second.
 func (c *Conn) MayRequestNow() bool {
 	p := c.sh.Set.Requests
 	return !p.Limited() || p.Allow(&c.Debts().requests, 1)

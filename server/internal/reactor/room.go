@@ -12,6 +12,7 @@ import (
 // the internal interface, and for the files of the application.
 type Room struct{ Total, most int }
 
+// RoomFor computes the room for connections, beside the given number of loops and of internal connections.
 func RoomFor(loops, internal int) (r Room, err error) {
 	if r.Total, err = listen.DescriptorLimit(); err != nil {
 		return r, err

@@ -247,6 +247,7 @@ func (sh *Shard) FlushWritable() {
 	}
 }
 
+// Busy reports whether the loop has work left, so that it must not wait for events.
 func (sh *Shard) Busy() bool {
 	return !sh.Reading.Done() || sh.Sweep.Running || sh.Pending.Len() > 0 || sh.Writable.Len() > 0 || sh.Departed.Len() > 0 || len(sh.Run.Heap) > 0 ||
 		sh.Timers.due || sh.GoingAway && sh.occupied()

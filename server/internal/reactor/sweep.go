@@ -21,6 +21,7 @@ type Sweep struct {
 	second   uint32         // the server's, if connections have a maximum age
 }
 
+// SweepSends bounds the connections to which one slice of a sweep sends something.
 const SweepSends = 256
 
 // sweepLooks bounds a slice in which each look goes to the connection itself, which is likely to be in no

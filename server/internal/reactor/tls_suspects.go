@@ -26,6 +26,7 @@ const (
 	MaxSuspects = 16 << 10 // 150 B each
 )
 
+// Add makes an address a suspect for SuspectFor from now on.
 func (s *TLSSuspects) Add(key limit.Key, now time.Duration) {
 	if s.At == nil {
 		s.At = map[limit.Key]*list.Element{}
@@ -37,6 +38,7 @@ func (s *TLSSuspects) Add(key limit.Key, now time.Duration) {
 	s.At[key] = s.Order.PushBack(suspect{key, now + SuspectFor})
 }
 
+// Remove clears an address.
 func (s *TLSSuspects) Remove(key limit.Key) {
 	if e, ok := s.At[key]; ok {
 		s.Order.Remove(e)

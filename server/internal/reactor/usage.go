@@ -41,6 +41,7 @@ func (u *Usage) Lately(now time.Duration) time.Duration {
 	return sum - sum*(passed%UsageHalf)/(2*UsageHalf)
 }
 
+// Add adds time that was used up to now.
 func (u *Usage) Add(used, now time.Duration) {
 	u.Sum = min(u.Lately(now)+used, time.Second)
 	u.At = max(now, u.At)

@@ -29,6 +29,7 @@ const (
 	numHooks
 )
 
+// HookNames are the names of hooks in logs and metrics.
 var HookNames = [numHooks]string{"Upgrade", "Open", "Message", "Error", "Close", "Done", "Do", "After", "Refused"}
 
 // callSite is what a loop calls: one for each hook of an endpoint.
@@ -37,6 +38,7 @@ type callSite struct {
 	hook string
 }
 
+// SitesOf are the call sites of the endpoint at a path.
 func SitesOf(path string) (sites [numHooks]callSite) {
 	for h, name := range HookNames {
 		sites[h] = callSite{path, name}

@@ -229,4 +229,5 @@ func (c *Conn) FinishInput(err error) {
 	}
 }
 
+// MaxDeadline is later than any moment of an engine.
 const MaxDeadline = time.Duration(1<<63 - 1)
