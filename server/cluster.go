@@ -55,7 +55,7 @@ type clusterStats struct {
 const maxPaced = 32
 
 func newFollower(h *hub, b topic.Broker) *follower {
-	h.srv.engine.LastID.Store((1 + rand.Uint64N(1<<20-1)) << 32) // else ids would be those of other servers, too
+	h.engine.LastID.Store((1 + rand.Uint64N(1<<20-1)) << 32) // else ids would be those of other servers, too
 	return &follower{srv: h.srv, hub: h, broker: b, paced: make(chan struct{}, maxPaced), unloads: logs.NewSampler(1)}
 }
 
@@ -162,5 +162,5 @@ func (n node) Answer(subject string, question []byte) []byte {
 	return n.f.answer(subject, question)
 }
 func (n node) Info() topic.NodeInfo { return n.f.info() }
-func (n node) Rules() []topic.Rule  { return slices.Clone(n.f.srv.opts().Topics) }
-func (n node) MaxMessage() int64    { return int64(n.f.srv.opts().Limits.MaxMessage) }
+func (n node) Rules() []topic.Rule  { return slices.Clone(n.f.hub.settings().rules) }
+func (n node) MaxMessage() int64    { return n.f.hub.settings().maxMessage }

@@ -31,10 +31,12 @@ var (
 // epochs, offsets and histories.
 type hub struct {
 	// Immutable.
-	srv    *Server
-	seed   maphash.Seed
-	epochs maphash.Seed  // of which clients see what comes out
-	linger time.Duration // how long a topic is remembered that has neither subscribers nor history
+	srv      *Server
+	engine   *reactor.Engine
+	settings func() *hubSettings // those in force
+	seed     maphash.Seed
+	epochs   maphash.Seed  // of which clients see what comes out
+	linger   time.Duration // how long a topic is remembered that has neither subscribers nor history
 
 	maxUnheard int
 
@@ -55,6 +57,14 @@ type hub struct {
 	version  atomic.Uint64 // of patterns, changed under mu
 }
 
+// hubSettings are what a hub needs of the options in force. Immutable.
+type hubSettings struct {
+	rules        []topic.Rule
+	maxTopics    int   // negative is off
+	maxMessage   int64 // negative is off
+	maxKeyMemory int64 // negative is off
+}
+
 // hubPart is a part of the topics. All of it is guarded by mu.
 type hubPart struct {
 	mu          sync.Mutex
@@ -63,8 +73,9 @@ type hubPart struct {
 }
 
 func newHub(s *Server) *hub {
-	h := &hub{srv: s, seed: maphash.MakeSeed(), epochs: maphash.MakeSeed(), linger: linger, maxUnheard: maxUnheard}
-	h.keys.init(s)
+	h := &hub{srv: s, engine: &s.engine, settings: func() *hubSettings { return &s.settings().hub },
+		seed: maphash.MakeSeed(), epochs: maphash.MakeSeed(), linger: linger, maxUnheard: maxUnheard}
+	h.keys.init(h)
 	h.remote = newRemote(h, s.opts().Broker)
 	return h
 }
@@ -114,14 +125,14 @@ func (h *hub) make(name string) error {
 	if p.topics.Get(name) != nil {
 		return nil
 	}
-	o := h.srv.opts()
-	if n := h.count.Add(1); o.Limits.MaxTopics >= 0 && n > int64(o.Limits.MaxTopics) {
+	set := h.settings()
+	if n := h.count.Add(1); set.maxTopics >= 0 && n > int64(set.maxTopics) {
 		h.count.Add(-1)
 		return topic.ErrTooMany
 	}
-	t := &topicState{hub: h, epoch: h.epochOf(name, *generation), used: h.srv.engine.Uptime()}
+	t := &topicState{hub: h, epoch: h.epochOf(name, *generation), used: h.engine.Uptime()}
 	t.name, t.topic = string([]byte(name)), t // the name may be a part of something large
-	t.rule = topic.RuleOf(o.Topics, name)
+	t.rule = topic.RuleOf(set.rules, name)
 	h.remote.attach(&t.source)
 	p.topics.Set(t.name, t)
 	return nil
@@ -164,7 +175,7 @@ func (h *hub) check(p *publication) error {
 	if err := topic.Check(p.Topic); err != nil {
 		return err
 	}
-	limit := int64(h.srv.opts().Limits.MaxMessage)
+	limit := h.settings().maxMessage
 	switch {
 	case limit >= 0 && int64(len(p.Payload)) > limit:
 		return topic.ErrTooLarge
@@ -188,7 +199,7 @@ func (h *hub) enter(p *publication, sent func(error)) (topic.Receipt, error) {
 	if err := h.remote.away(); err != nil {
 		return topic.Receipt{}, err
 	}
-	at := h.srv.engine.Stamp()
+	at := h.engine.Stamp()
 	m := &message{format: p.Format, raw: codec.NewFrame(p.Format.Opcode(), p.Payload)}
 	t, err := h.open(p.Topic)
 	if err != nil {
@@ -199,8 +210,8 @@ func (h *hub) enter(p *publication, sent func(error)) (topic.Receipt, error) {
 	if sh := h.overloaded(t, patterns, int64(len(m.raw.Plain()))); sh != nil {
 		return topic.Receipt{}, sh.Refuse()
 	}
-	t.used = h.srv.engine.Uptime()
-	m.topic, m.offset, m.time, m.born = t, t.offset+1, h.srv.engine.Wall().UnixMilli(), h.srv.engine.AgeMillis()
+	t.used = h.engine.Uptime()
+	m.topic, m.offset, m.time, m.born = t, t.offset+1, h.engine.Wall().UnixMilli(), h.engine.AgeMillis()
 	h.published.Add(1)
 	n := t.issue(m, at) + issueAll(patterns, m, at)
 	h.remote.relay(&t.source, m, sent)
@@ -246,11 +257,11 @@ const sweepParts = 64
 // sweep forgets topics that are not used any more, and history that is too old. Each time it looks at a part of the
 // topics for the latter.
 func (h *hub) sweep(now time.Time, round int) {
-	since := now.Sub(h.srv.engine.Begin)
+	since := now.Sub(h.engine.Begin)
 	for i := round % sweepParts; i < len(h.parts); i += sweepParts {
 		for t := range h.parts[i].all() {
 			t.mu.Lock()
-			t.expire(h.srv.engine.AgeMillis())
+			t.expire(h.engine.AgeMillis())
 			h.remote.sweepTopic(t, since)
 			h.forgetPatternsOf(t)
 			h.unlock(t)
@@ -301,9 +312,9 @@ func (h *hub) rule() {
 	for i := range h.parts {
 		for t := range h.parts[i].all() {
 			t.mu.Lock()
-			t.rule = topic.RuleOf(h.srv.opts().Topics, t.name)
+			t.rule = topic.RuleOf(h.settings().rules, t.name)
 			t.trim()
-			t.expire(h.srv.engine.AgeMillis())
+			t.expire(h.engine.AgeMillis())
 			t.mu.Unlock()
 		}
 	}
@@ -324,7 +335,7 @@ func (h *hub) waitFor(name string, from topic.Start) error {
 	if !h.remote.keeps(name) {
 		return nil
 	}
-	if h.srv.engine.OnLoop() {
+	if h.engine.OnLoop() {
 		return fmt.Errorf("look up a topic: %w", ErrOnLoop)
 	}
 	done := make(chan error, 1)
@@ -345,7 +356,7 @@ func (h *hub) past(name string, from topic.Start, limit int) (past topic.History
 	defer t.mu.Unlock()
 	past.Position = t.position()
 	limit = max(limit, 0)
-	list, past.Recovered = t.since(from, h.srv.engine.AgeMillis(), limit)
+	list, past.Recovered = t.since(from, h.engine.AgeMillis(), limit)
 	return past, list[:min(len(list), limit)], nil
 }
 

@@ -36,10 +36,10 @@ type idempotency struct {
 // keyID stands for a publisher, a topic and a key.
 type keyID [16]byte
 
-func (k *idempotency) init(s *Server) {
+func (k *idempotency) init(h *hub) {
 	_, _ = rand.Read(k.secret[:]) // it never fails
-	k.seed, k.now = maphash.MakeSeed(), s.engine.Uptime
-	k.most = func() int64 { return int64(s.opts().Limits.MaxKeyMemory) }
+	k.seed, k.now = maphash.MakeSeed(), h.engine.Uptime
+	k.most = func() int64 { return h.settings().maxKeyMemory }
 }
 
 func (k *idempotency) idOf(p *publication) (id keyID) {

@@ -16,7 +16,7 @@ import (
 // keysOf makes a table of keys with a clock of its own.
 func keysOf(s *Server, most int64) (k *idempotency, clock *time.Duration) {
 	k, clock = &idempotency{}, new(time.Duration)
-	k.init(s)
+	k.init(s.hub)
 	k.now, k.most = func() time.Duration { return *clock }, func() int64 { return most }
 	return k, clock
 }

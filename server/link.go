@@ -50,7 +50,7 @@ type sender struct {
 func (l *link) serves() bool { return l.state != linkNone && (l.replica == nil || l.replica.loaded) }
 
 func (f *follower) attach(src *source) {
-	src.link = &link{wanted: f.srv.engine.Uptime()}
+	src.link = &link{wanted: f.hub.engine.Uptime()}
 	if src.topic != nil && src.topic.isPersistent() {
 		src.link.replica = &replica{}
 	}
@@ -60,9 +60,9 @@ func (f *follower) attach(src *source) {
 func (t *topicState) isPersistent() bool { return t.rule.HasHistory() }
 
 // ruleOf is the number of the rule by which a topic is kept.
-func (f *follower) ruleOf(t *topicState) int { return topic.RuleIndex(f.srv.opts().Topics, t.name) }
+func (f *follower) ruleOf(t *topicState) int { return topic.RuleIndex(f.hub.settings().rules, t.name) }
 
-func (f *follower) left(src *source) { src.link.wanted = f.srv.engine.Uptime() }
+func (f *follower) left(src *source) { src.link.wanted = f.hub.engine.Uptime() }
 
 // uses reports whether anything waits for the topic, or patterns may lack messages of it.
 func (f *follower) uses(t *topicState) bool { return len(t.link.waiters) > 0 || f.mayOwe(t) }
@@ -85,7 +85,7 @@ const waitTime = 10 * time.Second
 // await has the source followed, and calls done when that is so: not with anything locked, or when it returns
 // true, which means that there is nothing to wait for. The caller holds mu.
 func (f *follower) await(src *source, done func(error)) (ready bool) {
-	src.link.wanted = f.srv.engine.Uptime()
+	src.link.wanted = f.hub.engine.Uptime()
 	if src.link.state == linkJoined {
 		return true
 	}

@@ -136,7 +136,7 @@ func (f *follower) askPresence(name string, list []func(*presence)) {
 				f.askPresence(name, more)
 			}
 		}
-		f.srv.engine.Offload.Add(new(reactor.Usage), f.srv.engine.Uptime(), time.Duration(size)*reactor.ParseByte, &reactor.OffloadJob{Size: size, Do: read})
+		f.hub.engine.Offload.Add(new(reactor.Usage), f.hub.engine.Uptime(), time.Duration(size)*reactor.ParseByte, &reactor.OffloadJob{Size: size, Do: read})
 	})
 }
 

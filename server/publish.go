@@ -12,7 +12,7 @@ import (
 )
 
 func (f *follower) keeps(name string) bool {
-	return topic.RuleOf(f.srv.opts().Topics, name).HasHistory()
+	return topic.RuleOf(f.hub.settings().rules, name).HasHistory()
 }
 
 // sureTime is how long a publisher waits at most until the broker has its message.
@@ -48,7 +48,7 @@ func (h *hub) publishAndWait(ctx context.Context, p topic.Publication) (topic.Re
 
 func (f *follower) publish(p publication, wait func(), done func(topic.Receipt, error)) (topic.Receipt, bool, error) {
 	wait()
-	if rules := f.srv.opts().Topics; topic.RuleOf(rules, p.Topic).HasHistory() {
+	if rules := f.hub.settings().rules; topic.RuleOf(rules, p.Topic).HasHistory() {
 		f.publishPersistent(&p, topic.RuleIndex(rules, p.Topic), done)
 	} else {
 		f.publishTransient(&p, done)

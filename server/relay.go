@@ -56,7 +56,7 @@ func (f *follower) relay(src *source, p reactor.Payload, sent func(error)) {
 	src.link.sent++
 	done := func(err error) {
 		if err == nil {
-			f.srv.engine.InFlight.Flows(f.srv.engine.Uptime())
+			f.hub.engine.InFlight.Flows(f.hub.engine.Uptime())
 		}
 		if f.failed(err); sent != nil {
 			sent(err)
@@ -96,13 +96,13 @@ func (f *follower) receiveTransient(from string, incarnation, seq uint64, p *top
 	if !f.next(l, from, incarnation, seq) {
 		return
 	}
-	m := &message{topic: t, format: p.Format, offset: t.offset + 1, time: sent.UnixMilli(), born: f.srv.engine.AgeMillis(), raw: codec.NewFrame(p.Format.Opcode(), p.Payload)}
+	m := &message{topic: t, format: p.Format, offset: t.offset + 1, time: sent.UnixMilli(), born: f.hub.engine.AgeMillis(), raw: codec.NewFrame(p.Format.Opcode(), p.Payload)}
 	if sh := f.hub.overloaded(t, patterns, int64(len(m.raw.Plain()))); sh != nil {
 		_ = sh.Refuse()
 		return
 	}
-	t.used = f.srv.engine.Uptime()
-	at := f.srv.engine.Stamp()
+	t.used = f.hub.engine.Uptime()
+	at := f.hub.engine.Stamp()
 	t.issue(m, at)
 	issueAll(patterns, m, at)
 }
@@ -142,7 +142,7 @@ func (f *follower) broadcast(from, path string, op Opcode, payload []byte, seq u
 	if ep == nil {
 		return
 	}
-	frame, at := codec.NewFrame(op, payload), f.srv.engine.Stamp()
+	frame, at := codec.NewFrame(op, payload), f.hub.engine.Stamp()
 	ep.mu.Lock()
 	defer ep.mu.Unlock()
 	if !f.next(ep.link, from, 0, seq) {

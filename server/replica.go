@@ -77,7 +77,7 @@ func (k *replica) hold(m *message, prev uint64) {
 // further than this server has was at another one, and waits for what that one had. Who subscribes gets later what
 // may be missing; history reads wait for it, for waitTime at most. The caller holds mu.
 func (f *follower) awaitReplica(t *topicState, from topic.Start, reads bool, done func(error)) (ready bool, err error) {
-	return f.awaitFor(t, visitor{from: from, reads: reads, until: f.srv.engine.Uptime() + waitTime, done: done})
+	return f.awaitFor(t, visitor{from: from, reads: reads, until: f.hub.engine.Uptime() + waitTime, done: done})
 }
 
 // visitor is a client that begins in a topic.
@@ -96,7 +96,7 @@ const maxDoubts = 6
 
 // awaitFor is awaitReplica for a visitor.
 func (f *follower) awaitFor(t *topicState, v visitor) (ready bool, err error) {
-	k, now := t.link.replica, f.srv.engine.Uptime()
+	k, now := t.link.replica, f.hub.engine.Uptime()
 	t.link.wanted = now
 	known := v.from.Since == nil || k.loaded && !t.isBehind(v.from)
 	if k.loaded && known && !(v.reads && f.isIncomplete(k)) {
@@ -186,7 +186,7 @@ func (f *follower) beginLoad(t *topicState) {
 
 func (f *follower) loaded(t *topicState, number uint64, full bool, got *topic.Snapshot, err error) {
 	if err != nil && f.awayFor(f.ruleOf(t)) == nil { // otherwise it is known, and has been said
-		f.srv.engine.LogSome(f.unloads, slog.LevelWarn, "could not load a persistent topic", []any{"topic", t.name, "error", err})
+		f.hub.engine.LogSome(f.unloads, slog.LevelWarn, "could not load a persistent topic", []any{"topic", t.name, "error", err})
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -274,7 +274,7 @@ func (f *follower) giveUp(t *topicState) {
 // apply takes what was loaded, and delivers what is news of it. It returns false if it had to stop because of
 // overload. The caller holds mu.
 func (f *follower) apply(t *topicState, got *topic.Snapshot, full bool) (whole bool) {
-	k, at := t.link.replica, f.srv.engine.Stamp()
+	k, at := t.link.replica, f.hub.engine.Stamp()
 	patterns := f.hub.patternsOf(t)
 	fed := t.link.isCovered(patterns)
 	other := k.epoch != nil && *k.epoch != got.Epoch
@@ -299,7 +299,7 @@ func (f *follower) apply(t *topicState, got *topic.Snapshot, full bool) (whole b
 	}
 	now := got.Now
 	if now.IsZero() {
-		now = f.srv.engine.Wall()
+		now = f.hub.engine.Wall()
 	}
 	for i := range got.Messages {
 		one := &got.Messages[i]
@@ -350,12 +350,12 @@ func (f *follower) missed(n uint64) { f.stats.lost.Add(n) }
 
 // persistentMessage is a message of the broker's, whose clock says now.
 func (t *topicState) persistentMessage(m *topic.Message, epoch *string, now time.Time) *message {
-	return &message{topic: t, offset: m.Offset, time: m.Time.UnixMilli(), born: t.hub.srv.engine.BornMillis(m.Time, now), format: m.Format, epoch: epoch, raw: codec.NewFrame(m.Format.Opcode(), m.Payload)}
+	return &message{topic: t, offset: m.Offset, time: m.Time.UnixMilli(), born: t.hub.engine.BornMillis(m.Time, now), format: m.Format, epoch: epoch, raw: codec.NewFrame(m.Format.Opcode(), m.Payload)}
 }
 
 // deliver hands a message to the subscribers of its topic, of patterns, or both. The caller holds mu.
 func (f *follower) deliver(t *topicState, m *message, direct, pattern bool, patterns []*source, at reactor.Stamp) {
-	t.used = f.srv.engine.Uptime()
+	t.used = f.hub.engine.Uptime()
 	if direct {
 		t.issue(m, at)
 	}
@@ -413,7 +413,7 @@ func (f *follower) receivePersistent(got topic.Message, epoch string, prev uint6
 		f.load(t)
 		return
 	}
-	f.deliver(t, m, direct, pattern, patterns, f.srv.engine.Stamp())
+	f.deliver(t, m, direct, pattern, patterns, f.hub.engine.Stamp())
 	if pending {
 		k.hold(t.persistentMessage(&got, k.epoch, got.Time), prev) // the other one is with the loops
 	}
@@ -447,7 +447,7 @@ func (f *follower) drain(t *topicState) (whole bool) {
 	}
 	slices.SortStableFunc(k.early, func(a, b early) int { return cmp.Compare(a.offset, b.offset) })
 	patterns := f.hub.patternsOf(t)
-	fed, at := t.link.isCovered(patterns), f.srv.engine.Stamp()
+	fed, at := t.link.isCovered(patterns), f.hub.engine.Stamp()
 	n := 0
 	whole = true
 	for ; n < len(k.early); n++ {

@@ -3,7 +3,7 @@ package server
 // resync looks at all persistent topics again.
 func (f *follower) resync(why string) {
 	f.stats.resyncs.Add(1)
-	f.srv.log.Info("reloading all persistent topics", "why", why)
+	f.hub.engine.Log.Info("reloading all persistent topics", "why", why)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.resyncing {

@@ -20,6 +20,7 @@ import (
 type settings struct {
 	Options
 	loops     reactor.LoopSettings
+	hub       hubSettings
 	endpoints []*endpointSettings
 }
 
@@ -55,7 +56,7 @@ func (ep *endpoint) now() *endpointSettings { return ep.srv.settings().endpoints
 // and nil that all are in order.
 func (s *Server) settle(o Options, before *settings, places []int) (*settings, error) {
 	o = o.clone()
-	set := &settings{Options: o, loops: loopSettingsOf(&o)}
+	set := &settings{Options: o, loops: loopSettingsOf(&o), hub: hubSettingsOf(&o)}
 	var problems []error
 	for i := range o.Endpoints {
 		var old *endpointSettings
@@ -74,6 +75,16 @@ func (s *Server) settle(o Options, before *settings, places []int) (*settings, e
 		set.loops.Endpoints = append(set.loops.Endpoints, reactor.LoopEndpointSettings{Deflater: e.deflater, Slow: slowConsumerOf(&e.SlowConsumer)})
 	}
 	return set, errors.Join(problems...)
+}
+
+// hubSettingsOf is what the hub needs of the options.
+func hubSettingsOf(o *Options) hubSettings {
+	return hubSettings{
+		rules:        o.Topics,
+		maxTopics:    o.Limits.MaxTopics,
+		maxMessage:   int64(o.Limits.MaxMessage),
+		maxKeyMemory: int64(o.Limits.MaxKeyMemory),
+	}
 }
 
 // loopSettingsOf is what event loops need of the options, but for the endpoints.

@@ -160,7 +160,7 @@ func (c *Conn) unsubscribe(name string) error {
 // unsubscribe counts one subscriber less. The caller holds mu, which is not held any more when it returns.
 func (src *source) unsubscribe(h *hub) {
 	src.subscribers--
-	last, now := src.subscribers == 0, h.srv.engine.Uptime()
+	last, now := src.subscribers == 0, h.engine.Uptime()
 	if last {
 		h.remote.left(src)
 	}
