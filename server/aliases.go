@@ -38,6 +38,9 @@ type Start = topic.Start
 // Past is a part of a topic's history.
 type Past = topic.HistoryPage
 
+// Subscribed says where a subscription began.
+type Subscribed = topic.Subscribed
+
 // TopicInfo describes a topic at one moment.
 type TopicInfo = topic.Info
 

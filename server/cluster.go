@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"carillon/codec"
 	"carillon/server/internal/logs"
 	"carillon/server/topic"
 )
@@ -150,7 +151,7 @@ func (n node) Transient(from string, incarnation, seq uint64, p topic.Publicatio
 	n.f.receiveTransient(from, incarnation, seq, &p, at)
 }
 
-func (n node) Broadcast(from, path string, op Opcode, payload []byte, seq uint64) {
+func (n node) Broadcast(from, path string, op codec.Opcode, payload []byte, seq uint64) {
 	n.f.broadcast(from, path, op, payload, seq)
 }
 

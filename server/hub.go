@@ -63,6 +63,13 @@ type hubSettings struct {
 	maxTopics    int   // negative is off
 	maxMessage   int64 // negative is off
 	maxKeyMemory int64 // negative is off
+	endpoints    []hubEndpointSettings
+}
+
+// hubEndpointSettings are those of connections of one endpoint.
+type hubEndpointSettings struct {
+	maxSubscriptions int // negative is off
+	maxPatterns      int // negative is off
 }
 
 // hubPart is a part of the topics. All of it is guarded by mu.

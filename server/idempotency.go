@@ -13,7 +13,6 @@ import (
 
 	"carillon/internal/shrink"
 	"carillon/server/internal/limit"
-	"carillon/server/internal/reactor"
 	"carillon/server/topic"
 )
 
@@ -59,16 +58,6 @@ func (k *idempotency) accountOf(p *publication) uint64 {
 		publisher string
 		address   limit.Key
 	}{p.Publisher, p.address})
-}
-
-// publisher is the namespace of a client's keys, and for an anonymous client the address that their memory is charged
-// to.
-func (c *Conn) publisher() (name string, address limit.Key) {
-	name = "client:" + c.core().Endpoint().Path
-	if w := c.principal(); w != nil && w.subject != "" {
-		return name + "#" + w.subject, 0
-	}
-	return name, limit.KeyOf(reactor.AddrOf(c.core().Remote()))
 }
 
 // attempt is a publication with a key that is under way, or whose end at the broker is not known yet.

@@ -5,6 +5,8 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/auth"
+	"carillon/server/internal/limit"
+	"carillon/server/internal/reactor"
 )
 
 // Identity is who a client is and what it may do. It comes from a token, from a connect hook, or from the
@@ -118,4 +120,14 @@ func (r *Request) checkRights() error {
 		}
 	}
 	return nil
+}
+
+// publisher is the namespace of a client's keys, and for an anonymous client the address that their memory is charged
+// to.
+func (c *Conn) publisher() (name string, address limit.Key) {
+	name = "client:" + c.core().Endpoint().Path
+	if w := c.principal(); w != nil && w.subject != "" {
+		return name + "#" + w.subject, 0
+	}
+	return name, limit.KeyOf(reactor.AddrOf(c.core().Remote()))
 }

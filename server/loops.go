@@ -57,6 +57,9 @@ func (c *Conn) Server() *Server { return c.core().Owner().(*loopsOwner).server()
 
 func (c *Conn) loopState() *loopState { return c.shard().OwnerData.(*loopState) }
 
+// hub is that of the connection's server.
+func (c *Conn) hub() *hub { return hubOf(c.shard()) }
+
 // hubOf is the hub whose messages a loop hands out.
 func hubOf(sh *reactor.Shard) *hub { return sh.OwnerData.(*loopState).hub }
 

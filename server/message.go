@@ -55,7 +55,7 @@ func (m *message) encode(f reactor.Framing) *codec.Frame {
 		return codec.NewFrame(codec.OpText, *buf)
 	}
 	if m.gap {
-		return codec.Opaque(m.gapReply().appendEvent(nil))
+		return codec.Opaque(m.gapReply().AppendEvent(nil))
 	}
 	id := envelope.EventID(m.epochText(), m.offset)
 	if f == reactor.FramingEventWrapped {
@@ -72,8 +72,8 @@ func (m *message) epochText() string {
 }
 
 // gapReply begins the subscription anew, for those who have it.
-func (m *message) gapReply() *subscribedReply {
-	return &subscribedReply{Topic: m.topic.name, Offset: &m.offset, Epoch: m.epochText(), After: &m.after, Recovered: new(bool)}
+func (m *message) gapReply() *envelope.Subscribed {
+	return &envelope.Subscribed{Topic: m.topic.name, Offset: &m.offset, Epoch: m.epochText(), After: &m.after, Recovered: new(bool)}
 }
 
 // appendHistory appends the message as the JSON protocol has it. Unlike that of frame, the result is not kept for the

@@ -210,7 +210,7 @@ func (c *Conn) do(r *request) (what string, value any, err error) {
 	case r.Subscribe != nil:
 		return "", nil, c.doSubscribe(r.ID, r.Subscribe)
 	case r.Unsubscribe != nil:
-		return "unsubscribed", r.Unsubscribe, c.unsubscribe(r.Unsubscribe.Topic)
+		return "unsubscribed", r.Unsubscribe, unsubscribe(c.core(), r.Unsubscribe.Topic)
 	case r.Publish != nil:
 		c.doPublish(r.ID, r.Publish, c.sendReply)
 		return "", nil, nil
@@ -237,7 +237,7 @@ func (c *Conn) doSubscribe(id json.RawMessage, r *subscribeRequest) error {
 	case r.Last < 0 || r.Last > envelope.MaxLast:
 		return envelope.BadRequest("last is %d: expected 0 to %d", r.Last, envelope.MaxLast)
 	}
-	c.subscribeReady(&wanted{name: r.Topic, from: from, kind: reactor.FramingEnvelope, asked: true, reply: func(s Subscribed) {
+	c.hub().subscribeReady(c.core(), &wanted{name: r.Topic, from: from, kind: reactor.FramingEnvelope, asked: true, told: c.tellGap, reply: func(s Subscribed) {
 		if len(id) > 0 {
 			c.sendSubscribed(id, s, from.Since != nil)
 		}
@@ -274,7 +274,7 @@ func (c *Conn) publication(r *envelope.Publish) (p publication, err error) {
 func (c *Conn) doPublish(id json.RawMessage, r *envelope.Publish, reply replier) {
 	p, err := c.publication(r)
 	var s *reactor.Slot
-	wait := func() { s = c.core().ReserveReply(c.flightOf(&p)) }
+	wait := func() { s = c.core().ReserveReply(c.hub().flightOf(&p)) }
 	done := func(receipt topic.Receipt, err error) {
 		c.core().Resolve(s, true, func() {
 			c.answerWith(id, "published", publishReply{p.Topic, receipt}, err, c.sendReply)
@@ -343,7 +343,7 @@ func (c *Conn) doHistory(id json.RawMessage, r *historyRequest) error {
 	if err := c.checkHistory(r); err != nil {
 		return err
 	}
-	c.topicReady(r.Topic, topic.Start{Since: r.Since}, true, func(err error) {
+	c.hub().topicReady(c.core(), r.Topic, topic.Start{Since: r.Since}, true, func(err error) {
 		var value any
 		if err == nil {
 			value, err = c.Server().hub.historyReply(r.Topic, r.Since, r.limit())

@@ -13,30 +13,13 @@ import (
 	"carillon/server/topic"
 )
 
-// subscribedReply says where a subscription began.
-type subscribedReply struct {
-	Topic     string  `json:"topic"`
-	Offset    *uint64 `json:"offset,omitempty"`
-	Epoch     string  `json:"epoch,omitempty"`
-	After     *uint64 `json:"after,omitempty"` // the offset before what follows
-	Recovered *bool   `json:"recovered,omitempty"`
-}
-
-// appendEvent appends the reply as a server-sent event. Its id is the position from which an EventSource goes on that
-// has had no message when it comes back. A pattern has none, but an EventSource that sends any id learns that messages
-// may be missing.
-func (r *subscribedReply) appendEvent(b []byte) []byte {
-	id := envelope.NoEventID
-	if r.After != nil {
-		id = envelope.EventID(r.Epoch, *r.After)
-	}
-	return envelope.AppendEvent(b, "subscribed", id, envelope.AppendJSON(nil, r))
-}
+// tellGap tells a subscriber that messages are missing.
+func (c *Conn) tellGap(s Subscribed) { c.sendSubscribed(nil, s, true) }
 
 // sendSubscribed sends the reply to a subscription at once: the messages follow. A subscription of the
 // request line or of the application has no id.
 func (c *Conn) sendSubscribed(id json.RawMessage, s Subscribed, since bool) {
-	r := subscribedReply{Topic: s.Topic, Epoch: s.Epoch}
+	r := envelope.Subscribed{Topic: s.Topic, Epoch: s.Epoch}
 	if s.Epoch != "" {
 		r.Offset, r.After = &s.Offset, &s.After
 	}
@@ -44,7 +27,7 @@ func (c *Conn) sendSubscribed(id json.RawMessage, s Subscribed, since bool) {
 		r.Recovered = &s.Recovered
 	}
 	if c.core().IsEvents() {
-		c.core().SendEncoded(r.appendEvent(nil), reactor.ItemReply)
+		c.core().SendEncoded(r.AppendEvent(nil), reactor.ItemReply)
 		return
 	}
 	c.sendReply(id, "subscribed", r)

@@ -116,6 +116,6 @@ func (f *follower) audienceOf(topic string) (n int) {
 }
 
 // flightOf is what a publication counts as in the line.
-func (c *Conn) flightOf(p *publication) reactor.Flight {
-	return reactor.Flight{Bytes: reactor.FlightCost + len(p.Topic) + len(p.Payload), Transient: !c.Server().hub.remote.keeps(p.Topic)}
+func (h *hub) flightOf(p *publication) reactor.Flight {
+	return reactor.Flight{Bytes: reactor.FlightCost + len(p.Topic) + len(p.Payload), Transient: !h.remote.keeps(p.Topic)}
 }

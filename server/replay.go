@@ -11,7 +11,9 @@ import (
 // slow subscriber has not read need not wait in its outbox. Live messages follow when the subscriber has all of the
 // history. It counts as a subscriber from the beginning, so that the topic lives on. Owned by the loop.
 type replay struct {
-	conn  *Conn
+	hub   *hub
+	conn  *reactor.Conn
+	told  func(topic.Subscribed) // of a gap
 	topic *topicState
 	kind  reactor.Framing
 	asked bool       // by the client
@@ -45,7 +47,7 @@ func pieceOf(list []*message) (n int) {
 // step sends the next piece, or all that is left.
 func (r *replay) step() {
 	c := r.conn
-	if !c.core().Ready() {
+	if !c.Ready() {
 		r.release()
 		return
 	}
@@ -53,13 +55,13 @@ func (r *replay) step() {
 		return
 	}
 	n := pieceOf(r.rest)
-	c.sendHistory(r.rest[:n], r.kind)
-	if !c.core().IsOpen() {
+	sendHistory(c, r.rest[:n], r.kind)
+	if !c.IsOpen() {
 		r.release()
 		return
 	}
 	r.rest = r.rest[n:]
-	c.core().QueueFirst(&reactor.Slot{Do: r.step, Cancel: r.release, Cost: reactor.SlotCost, Open: true, Drained: true})
+	c.QueueFirst(&reactor.Slot{Do: r.step, Cancel: r.release, Cost: reactor.SlotCost, Open: true, Drained: true})
 }
 
 // join sends what is left and makes the connection a subscriber of what comes next, or takes more from the history and
@@ -68,7 +70,7 @@ func (r *replay) join() bool {
 	c, t := r.conn, r.topic
 	last := r.rest[len(r.rest)-1].offset
 	t.mu.Lock()
-	newer, recovered := t.since(topic.Start{Since: &topic.Position{Offset: last, Epoch: r.epoch}}, c.shard().Engine.AgeMillis(), maxReplay)
+	newer, recovered := t.since(topic.Start{Since: &topic.Position{Offset: last, Epoch: r.epoch}}, c.Shard().Engine.AgeMillis(), maxReplay)
 	at := t.position()
 	if pieceOf(newer) < len(newer) {
 		t.mu.Unlock()
@@ -76,20 +78,20 @@ func (r *replay) join() bool {
 			r.rest = append(r.rest[:len(r.rest):len(r.rest)], newer...)
 			return false
 		}
-		c.sendHistory(r.rest, r.kind)
+		sendHistory(c, r.rest, r.kind)
 		r.tellGap(at, newer, last)
 		r.rest, r.epoch = newer, at.Epoch
 		return false
 	}
-	a, next := t.audience(c.shard(), r.kind), t.seq+1
+	a, next := t.audience(c.Shard(), r.kind), t.seq+1
 	t.mu.Unlock()
 
-	c.core().Join(a, next, r.asked)
-	c.sendHistory(r.rest, r.kind)
+	c.Join(a, next, r.asked)
+	sendHistory(c, r.rest, r.kind)
 	if !recovered {
 		r.tellGap(at, newer, last)
 	}
-	c.sendHistory(newer, r.kind)
+	sendHistory(c, newer, r.kind)
 	return true
 }
 
@@ -102,14 +104,14 @@ func (r *replay) tellGap(at topic.Position, newer []*message, last uint64) {
 		first = newer[0].offset
 	}
 	if at.Epoch == r.epoch && first > last {
-		c.shard().Stats.Drop(stats.DropHistory, first-last-1)
+		c.Shard().Stats.Drop(stats.DropHistory, first-last-1)
 	}
 	if r.kind == reactor.FramingRaw {
-		c.core().StartClose(reactor.CloseOwn, closeGap, "gap")
+		c.StartClose(reactor.CloseOwn, closeGap, "gap")
 		return
 	}
-	if c.core().IsOpen() {
-		c.sendSubscribed(nil, Subscribed{Topic: r.topic.name, Position: at, After: next(newer, at.Offset)}, true)
+	if c.IsOpen() {
+		r.told(topic.Subscribed{Topic: r.topic.name, Position: at, After: next(newer, at.Offset)})
 	}
 }
 
@@ -117,22 +119,22 @@ func (r *replay) tellGap(at topic.Position, newer []*message, last uint64) {
 func (r *replay) release() {
 	r.topic.mu.Lock()
 	more := len(r.topic.historyAfter(r.rest[len(r.rest)-1].offset))
-	r.conn.shard().Stats.Drop(stats.DropClosed, uint64(len(r.rest)+more))
-	r.topic.unsubscribe(r.conn.Server().hub)
+	r.conn.Shard().Stats.Drop(stats.DropClosed, uint64(len(r.rest)+more))
+	r.topic.unsubscribe(r.hub)
 }
 
 // sendHistory sends messages that a topic has kept.
-func (c *Conn) sendHistory(list []*message, kind reactor.Framing) {
-	if len(list) == 0 || c.core().State().Load() != reactor.StateOpen {
+func sendHistory(c *reactor.Conn, list []*message, kind reactor.Framing) {
+	if len(list) == 0 || c.State().Load() != reactor.StateOpen {
 		return
 	}
 	frames := make([]*codec.Frame, len(list))
 	for i, m := range list {
 		frames[i] = m.Frame(kind)
 	}
-	c.shard().Counters.Deliveries += uint64(len(frames))
-	c.core().SendFrames(nil, 0, frames)
-	if c.core().Outbox() != nil && c.core().Outbox().History > 0 {
-		c.core().Outbox().Batches++
+	c.Shard().Counters.Deliveries += uint64(len(frames))
+	c.SendFrames(nil, 0, frames)
+	if c.Outbox() != nil && c.Outbox().History > 0 {
+		c.Outbox().Batches++
 	}
 }

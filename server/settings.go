@@ -79,12 +79,17 @@ func (s *Server) settle(o Options, before *settings, places []int) (*settings, e
 
 // hubSettingsOf is what the hub needs of the options.
 func hubSettingsOf(o *Options) hubSettings {
-	return hubSettings{
+	set := hubSettings{
 		rules:        o.Topics,
 		maxTopics:    o.Limits.MaxTopics,
 		maxMessage:   int64(o.Limits.MaxMessage),
 		maxKeyMemory: int64(o.Limits.MaxKeyMemory),
 	}
+	for i := range o.Endpoints {
+		t := &o.Endpoints[i].Topics
+		set.endpoints = append(set.endpoints, hubEndpointSettings{maxSubscriptions: t.MaxSubscriptions, maxPatterns: t.MaxPatterns})
+	}
+	return set
 }
 
 // loopSettingsOf is what event loops need of the options, but for the endpoints.

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"sync"
 
+	"carillon/codec"
 	"carillon/server/internal/reactor"
 )
 
@@ -111,17 +112,20 @@ func (l *local) Publish(p *reactor.Command) (bytes int) {
 	return bytes
 }
 
+// closeGap tells a client without any other way to learn it that messages are missing.
+const closeGap codec.CloseCode = 4010
+
 // closeForGap tells members who have no other way to learn it that messages are missing, but not those who have joined
 // behind the gap.
 func closeForGap(a *reactor.Audience, seq uint32) {
-	var conns []*Conn
+	var conns []*reactor.Conn
 	for i := range a.Members {
 		if int32(a.Members[i].Seq-seq) <= 0 {
-			conns = append(conns, (*Conn)(a.Members[i].Conn))
+			conns = append(conns, a.Members[i].Conn)
 		}
 	}
 	for _, c := range conns {
-		c.core().StartClose(reactor.CloseOwn, closeGap, "gap")
+		c.StartClose(reactor.CloseOwn, closeGap, "gap")
 	}
 }
 

@@ -42,19 +42,20 @@ type wanted struct {
 	name  string
 	from  topic.Start
 	kind  reactor.Framing
-	asked bool             // by the client
-	reply func(Subscribed) // called before the first message is sent
+	asked bool                   // by the client
+	reply func(topic.Subscribed) // called before the first message is sent
+	told  func(topic.Subscribed) // called where a long history has lost messages before they could be sent
 }
 
 // subscribeReady subscribes once the topic or pattern can be subscribed to, or calls failed.
-func (c *Conn) subscribeReady(w *wanted, failed func(error)) {
-	if err := c.maySubscribe(w.name, topic.IsPattern(w.name)); err != nil { // before the cluster follows it
+func (h *hub) subscribeReady(c *reactor.Conn, w *wanted, failed func(error)) {
+	if err := h.maySubscribe(c, w.name, topic.IsPattern(w.name)); err != nil { // before the cluster follows it
 		failed(err)
 		return
 	}
-	c.topicReady(w.name, w.from, false, func(err error) {
+	h.topicReady(c, w.name, w.from, false, func(err error) {
 		if err == nil {
-			_, err = c.subscribe(w)
+			_, err = h.subscribe(c, w)
 		}
 		if err != nil {
 			failed(err)
@@ -63,33 +64,33 @@ func (c *Conn) subscribeReady(w *wanted, failed func(error)) {
 }
 
 // subscribe makes a subscription, or, where the history is long, begins with that.
-func (c *Conn) subscribe(w *wanted) (Subscribed, error) {
+func (h *hub) subscribe(c *reactor.Conn, w *wanted) (topic.Subscribed, error) {
 	name := w.name
-	c.shard().Check()
-	s := Subscribed{Topic: name}
-	if !c.core().IsOpen() || !c.core().Ready() {
-		return s, ErrClosed
+	c.Shard().Check()
+	s := topic.Subscribed{Topic: name}
+	if !c.IsOpen() || !c.Ready() {
+		return s, reactor.ErrClosed
 	}
 	pattern := topic.IsPattern(name)
-	if c.core().Hoards() {
+	if c.Hoards() {
 		return s, fmt.Errorf("%w: read the messages of the previous subscriptions first", topic.ErrOverloaded)
 	}
-	if err := c.maySubscribe(name, pattern); err != nil {
+	if err := h.maySubscribe(c, name, pattern); err != nil {
 		return s, err
 	}
 	var missed []*message
 	var src *source
 	if pattern {
-		src = c.Server().hub.openPattern(name)
+		src = h.openPattern(name)
 		s.Recovered = true
 	} else {
-		t, err := c.Server().hub.open(name)
+		t, err := h.open(name)
 		if err != nil {
 			return s, err
 		}
 		src = &t.source
 		s.Position = t.position()
-		missed, s.Recovered = t.since(w.from, c.shard().Engine.AgeMillis(), maxReplay)
+		missed, s.Recovered = t.since(w.from, c.Shard().Engine.AgeMillis(), maxReplay)
 		s.After = next(missed, s.Offset)
 	}
 	if !src.link.serves() {
@@ -100,59 +101,61 @@ func (c *Conn) subscribe(w *wanted) (Subscribed, error) {
 	if pieceOf(missed) < len(missed) {
 		src.mu.Unlock()
 		w.reply(s)
-		(&replay{conn: c, topic: src.topic, kind: w.kind, asked: w.asked, epoch: s.Epoch, rest: missed}).step()
+		(&replay{hub: h, conn: c, told: w.told, topic: src.topic, kind: w.kind, asked: w.asked, epoch: s.Epoch, rest: missed}).step()
 		return s, nil
 	}
-	a := src.audience(c.shard(), w.kind)
+	a := src.audience(c.Shard(), w.kind)
 	next := src.seq + 1
 	src.mu.Unlock()
 
-	c.core().Join(a, next, w.asked)
+	c.Join(a, next, w.asked)
 	w.reply(s)
-	c.sendHistory(missed, w.kind)
+	sendHistory(c, missed, w.kind)
 	return s, nil
 }
 
 // maySubscribe checks what is the same for everybody who asks.
-func (c *Conn) maySubscribe(name string, pattern bool) error {
-	if c.core().Extension() == nil {
+func (h *hub) maySubscribe(c *reactor.Conn, name string, pattern bool) error {
+	if c.Extension() == nil {
 		return nil
 	}
-	if limit := c.endpoint().now().Topics.MaxSubscriptions; limit >= 0 && len(c.core().Extension().Subs) >= limit {
+	limits := &h.settings().endpoints[c.Endpoint().Index]
+	if limit := limits.maxSubscriptions; limit >= 0 && len(c.Extension().Subs) >= limit {
 		return fmt.Errorf("%w: topics.max_subscriptions of the endpoint is %d", ErrTooManySubscriptions, limit)
 	}
 	patterns := 0
-	for i := range c.core().Extension().Subs {
-		if isPattern(&c.core().Extension().Subs[i]) {
+	for i := range c.Extension().Subs {
+		if isPattern(&c.Extension().Subs[i]) {
 			patterns++
 		}
-		switch other := nameOf(&c.core().Extension().Subs[i]); {
+		switch other := nameOf(&c.Extension().Subs[i]); {
 		case other == name:
 			return ErrSubscribed
-		case (pattern || isPattern(&c.core().Extension().Subs[i])) && topic.Overlaps(other, name):
+		case (pattern || isPattern(&c.Extension().Subs[i])) && topic.Overlaps(other, name):
 			return fmt.Errorf("%w: %s", ErrOverlap, other)
 		}
 	}
-	if limit := c.endpoint().now().Topics.MaxPatterns; pattern && limit >= 0 && patterns >= limit {
+	if limit := limits.maxPatterns; pattern && limit >= 0 && patterns >= limit {
 		return fmt.Errorf("%w: topics.max_patterns of the endpoint is %d", ErrTooManySubscriptions, limit)
 	}
 	return nil
 }
 
-func (c *Conn) unsubscribe(name string) error {
-	c.shard().Check()
-	if !c.core().IsOpen() {
-		return ErrClosed
+// unsubscribe ends a subscription of a connection, on its loop.
+func unsubscribe(c *reactor.Conn, name string) error {
+	c.Shard().Check()
+	if !c.IsOpen() {
+		return reactor.ErrClosed
 	}
-	if c.core().Extension() == nil {
+	if c.Extension() == nil {
 		return ErrNotSubscribed
 	}
-	i := slices.IndexFunc(c.core().Extension().Subs, func(s reactor.Subscription) bool { return nameOf(&s) == name })
+	i := slices.IndexFunc(c.Extension().Subs, func(s reactor.Subscription) bool { return nameOf(&s) == name })
 	if i < 0 {
 		return ErrNotSubscribed
 	}
-	if c.core().Ready() { // what was published before is still delivered
-		c.core().DropSubscription(i)
+	if c.Ready() { // what was published before is still delivered
+		c.DropSubscription(i)
 	}
 	return nil
 }
@@ -181,10 +184,10 @@ func (src *source) unsubscribe(h *hub) {
 // topicReady calls then when a topic or a pattern can be subscribed to, or read, which may be at once, as it always is
 // without a broker. The error is of the kind of [ErrNoCluster] or [ErrTooManyTopics]. Nothing that is asked for
 // meanwhile overtakes it. On a connection that closes meanwhile it is called, too.
-func (c *Conn) topicReady(name string, from topic.Start, reads bool, then func(error)) {
+func (h *hub) topicReady(c *reactor.Conn, name string, from topic.Start, reads bool, then func(error)) {
 	var s *reactor.Slot
-	ready, err := c.Server().hub.remote.ready(name, from, reads, func() { s = c.core().Reserve() }, func(err error) {
-		c.core().Resolve(s, false, func() { then(err) })
+	ready, err := h.remote.ready(name, from, reads, func() { s = c.Reserve() }, func(err error) {
+		c.Resolve(s, false, func() { then(err) })
 	})
 	if ready || err != nil {
 		then(err)

@@ -23,17 +23,6 @@ type SubscribeOptions struct {
 	Done func(Subscribed, error)
 }
 
-// Subscribed says where a subscription began.
-type Subscribed struct {
-	Topic    string
-	Position // of the topic at that moment; zero for a pattern
-
-	// After is the offset before the first message that follows: Offset, unless messages of the history come
-	// first. With Epoch it is the position of a client that is gone before it has had a message.
-	After     uint64
-	Recovered bool // nothing is missing after Start.Since
-}
-
 // Subscribe lets a connection get the messages of a topic, or of all topics that match a pattern. It takes
 // its turn behind what was sent before, so it does not fail because of the connection's state: see
 // [SubscribeOptions.Done]. It fails with a *[TopicError] or [ErrNoPosition].
@@ -68,7 +57,7 @@ func (c *Conn) subscribeFor(topic string, kind reactor.Framing, o *SubscribeOpti
 	if o.Envelope {
 		reply = func(s Subscribed) { c.sendSubscribed(nil, s, o.Since != nil) }
 	}
-	c.subscribeReady(&wanted{name: topic, from: o.Start, kind: kind, reply: func(s Subscribed) {
+	c.hub().subscribeReady(c.core(), &wanted{name: topic, from: o.Start, kind: kind, told: c.tellGap, reply: func(s Subscribed) {
 		if reply != nil {
 			reply(s)
 		}
@@ -87,7 +76,7 @@ func (c *Conn) subscribeFor(topic string, kind reactor.Framing, o *SubscribeOpti
 func (c *Conn) Unsubscribe(topic string, done func(error)) {
 	c.shard().PostDo(c.core(), 0, func() {
 		c.core().QueueSlot(&reactor.Slot{Cost: reactor.SlotCost, Do: func() {
-			err := c.unsubscribe(topic)
+			err := unsubscribe(c.core(), topic)
 			if done != nil {
 				done(err)
 			}

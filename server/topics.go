@@ -212,7 +212,7 @@ func (c *Conn) subscribeInitial(w *topicQuery) {
 				c.failed(err)
 				return
 			}
-			c.subscribeReady(&wanted{name: name, from: w.from, kind: w.framing, asked: true, reply: func(s Subscribed) {
+			c.hub().subscribeReady(c.core(), &wanted{name: name, from: w.from, kind: w.framing, asked: true, told: c.tellGap, reply: func(s Subscribed) {
 				if w.framing != reactor.FramingRaw {
 					s.Recovered = s.Recovered && !w.afresh
 					c.sendSubscribed(nil, s, w.from.Since != nil || w.afresh)
@@ -226,9 +226,6 @@ func (c *Conn) subscribeInitial(w *topicQuery) {
 		}
 	}
 }
-
-// closeGap tells a client without any other way to learn it that messages are missing.
-const closeGap codec.CloseCode = 4010
 
 // onMessage handles a message of a client on an endpoint with topics.
 func (c *Conn) onMessage(op codec.Opcode, payload []byte) {
@@ -272,7 +269,7 @@ func (c *Conn) publish(op codec.Opcode, payload []byte) {
 		format = topic.FormatBinary
 	}
 	p := publication{Publication: topic.Publication{Topic: nameOf(&topics[0]), Format: format, Payload: payload}}
-	m := c.flightOf(&p)
+	m := c.hub().flightOf(&p)
 	_, ready, err := c.Server().hub.remote.publish(p, func() { c.core().BeginPublishing(m) }, func(_ topic.Receipt, err error) {
 		c.shard().PostDo(c.core(), 0, func() { c.core().EndPublishing(m) })
 		c.refused(err)

@@ -82,7 +82,7 @@ func (m *audienceModel) subscribe(who *modelMember) {
 		taken = taken || topic.Overlaps(other, name)
 	}
 	m.look(who) // what comes now comes after it
-	s, err := who.c.subscribe(&wanted{name: name, from: from, kind: who.c.core().Framing(), reply: func(Subscribed) {}})
+	s, err := m.s.hub.subscribe(who.c.core(), &wanted{name: name, from: from, kind: who.c.core().Framing(), reply: func(Subscribed) {}})
 	if (err != nil) != taken {
 		m.t.Fatalf("subscribe to %s beside %v: %v", name, had, err)
 	}
@@ -115,7 +115,7 @@ func (m *audienceModel) unsubscribe(who *modelMember) {
 	if name == latestTopic {
 		m.account(who)
 	}
-	if err := who.c.unsubscribe(name); err != nil {
+	if err := unsubscribe(who.c.core(), name); err != nil {
 		m.t.Fatal(err)
 	}
 	m.look(who)
@@ -378,7 +378,7 @@ func TestCatchingUpLooksOnce(t *testing.T) {
 	m.join()
 	who := m.members[0]
 	for _, name := range []string{"a", "b", "c"} {
-		if _, err := who.c.subscribe(&wanted{name: name, reply: func(Subscribed) {}}); err != nil {
+		if _, err := m.s.hub.subscribe(who.c.core(), &wanted{name: name, reply: func(Subscribed) {}}); err != nil {
 			t.Fatal(err)
 		}
 	}
