@@ -21,7 +21,6 @@ var ErrOnLoop = errors.New("called on an event loop, which must not wait for the
 // follower is the remote of a server with a [Broker].
 type follower struct {
 	// Immutable.
-	srv    *Server
 	hub    *hub
 	broker topic.Broker
 	paced  chan struct{} // as many as loads of a resync may be under way
@@ -57,7 +56,7 @@ const maxPaced = 32
 
 func newFollower(h *hub, b topic.Broker) *follower {
 	h.engine.LastID.Store((1 + rand.Uint64N(1<<20-1)) << 32) // else ids would be those of other servers, too
-	return &follower{srv: h.srv, hub: h, broker: b, paced: make(chan struct{}, maxPaced), unloads: logs.NewSampler(1)}
+	return &follower{hub: h, broker: b, paced: make(chan struct{}, maxPaced), unloads: logs.NewSampler(1)}
 }
 
 // order has the broker told something, behind what was ordered before. It may be called with anything locked;

@@ -31,7 +31,7 @@ var (
 // epochs, offsets and histories.
 type hub struct {
 	// Immutable.
-	srv      *Server
+	owner    hubOwner
 	engine   *reactor.Engine
 	settings func() *hubSettings // those in force
 	seed     maphash.Seed
@@ -79,11 +79,20 @@ type hubPart struct {
 	generations [64]uint32 // of epochs, by the hash of the name; see epochOf
 }
 
-func newHub(s *Server) *hub {
-	h := &hub{srv: s, engine: &s.engine, settings: func() *hubSettings { return &s.settings().hub },
+// hubOwner is the server as its hub sees it.
+type hubOwner interface {
+	nodeInfo() topic.NodeInfo                      // what other servers of the cluster are told of this one
+	answer(subject string, question []byte) []byte // to another server's question; nil if there is no answer
+	endpointSource(path string) *endpointSource    // nil if there is no such endpoint
+	subject(c *reactor.Conn) string                // the name of the client, or ""
+}
+
+// newHub makes a hub. broker may be nil.
+func newHub(owner hubOwner, engine *reactor.Engine, settings func() *hubSettings, broker topic.Broker) *hub {
+	h := &hub{owner: owner, engine: engine, settings: settings,
 		seed: maphash.MakeSeed(), epochs: maphash.MakeSeed(), linger: linger, maxUnheard: maxUnheard}
 	h.keys.init(h)
-	h.remote = newRemote(h, s.opts().Broker)
+	h.remote = newRemote(h, broker)
 	return h
 }
 

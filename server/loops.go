@@ -41,6 +41,8 @@ type loopState struct {
 	via     codec.Via // of the request
 }
 
+func (l *loopState) theHub() *hub { return l.hub }
+
 func (o *loopsOwner) NewShard(sh *reactor.Shard) {
 	s := o.server()
 	sh.OwnerData = &loopState{hub: s.hub}
@@ -59,9 +61,6 @@ func (c *Conn) loopState() *loopState { return c.shard().OwnerData.(*loopState) 
 
 // hub is that of the connection's server.
 func (c *Conn) hub() *hub { return hubOf(c.shard()) }
-
-// hubOf is the hub whose messages a loop hands out.
-func hubOf(sh *reactor.Shard) *hub { return sh.OwnerData.(*loopState).hub }
 
 func (o *loopsOwner) SweepTopics(now time.Time, part int) { o.hub.sweep(now, part) }
 

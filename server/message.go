@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"carillon/codec"
 	"carillon/server/internal/envelope"
@@ -143,7 +144,19 @@ func (m *message) appendEnvelope(b []byte) []byte {
 	return append(b, '}')
 }
 
-// broadcast is a message for everybody at an endpoint, as its raw frame.
+// endpointSource is the source of a broadcast endpoint.
+type endpointSource struct {
+	source
+	published atomic.Uint64
+}
+
+// issue hands a message to this server's connections. The caller holds mu.
+func (src *endpointSource) issue(f *codec.Frame, at reactor.Stamp) (connections int) {
+	src.published.Add(1)
+	return src.post(reactor.CommandPublish, (*broadcast)(f), at)
+}
+
+// broadcast is a message for all connections of an endpoint, as its raw frame.
 type broadcast codec.Frame
 
 func (b *broadcast) raw() *codec.Frame { return (*codec.Frame)(b) }

@@ -33,12 +33,36 @@ const (
 	maxPresentBytes = 256 << 10
 )
 
-// present lists this server's subscribers.
-func (s *Server) present(topic string) *presence {
-	some, count := s.subscribers(topic, maxPresent)
+// subscribers lists subscribers, up to a limit, and counts all of them.
+func (h *hub) subscribers(topic string, limit int) (list []*reactor.Conn, count int) {
+	var src *source
+	if t := h.find(topic); t != nil {
+		src = &t.source
+	} else if src = h.findPattern(topic); src == nil {
+		return nil, 0
+	}
+	defer src.mu.Unlock()
+	for _, l := range src.locals {
+		l.sh.Mu.Lock()
+		for _, a := range l.audiences {
+			if a == nil {
+				continue
+			}
+			n := 0
+			list, n = a.AppendMembers(list, limit)
+			count += n
+		}
+		l.sh.Mu.Unlock()
+	}
+	return list, count
+}
+
+// presentHere lists this server's subscribers.
+func (h *hub) presentHere(topic string) *presence {
+	some, count := h.subscribers(topic, maxPresent)
 	p := &presence{Topic: topic, Count: count, Connections: []presentee{}}
 	for _, c := range some {
-		if !p.add(presentee{strconv.FormatUint(c.ID(), 10), (*Conn)(c).Subject()}) {
+		if !p.add(presentee{strconv.FormatUint(c.ID(), 10), h.owner.subject(c)}) {
 			break
 		}
 	}
@@ -128,7 +152,7 @@ func (f *follower) askPresence(name string, list []func(*presence)) {
 			size += len(one.Body)
 		}
 		read := func() {
-			p := f.srv.presentWith(name, answers, all)
+			p := f.hub.presentWith(name, answers, all)
 			for _, done := range list {
 				done(p)
 			}
@@ -141,8 +165,8 @@ func (f *follower) askPresence(name string, list []func(*presence)) {
 }
 
 // presentWith lists this server's subscribers, and those in the answers of others.
-func (s *Server) presentWith(topic string, answers []topic.Answer, all *bool) *presence {
-	p := s.present(topic)
+func (h *hub) presentWith(topic string, answers []topic.Answer, all *bool) *presence {
+	p := h.presentHere(topic)
 	p.Complete = all
 	for _, one := range answers {
 		var more presence

@@ -431,30 +431,6 @@ func (c *Conn) doPresence(id json.RawMessage, topic string) (what string, value 
 	return "present", p, nil
 }
 
-// subscribers lists subscribers, up to a limit, and counts all of them.
-func (s *Server) subscribers(topic string, limit int) (list []*reactor.Conn, count int) {
-	var src *source
-	if t := s.hub.find(topic); t != nil {
-		src = &t.source
-	} else if src = s.hub.findPattern(topic); src == nil {
-		return nil, 0
-	}
-	defer src.mu.Unlock()
-	for _, l := range src.locals {
-		l.sh.Mu.Lock()
-		for _, a := range l.audiences {
-			if a == nil {
-				continue
-			}
-			n := 0
-			list, n = a.AppendMembers(list, limit)
-			count += n
-		}
-		l.sh.Mu.Unlock()
-	}
-	return list, count
-}
-
 var (
 	errPublishRate = errors.New("limits.publishes_per_second exceeded")
 	errRequestRate = errors.New("limits.requests_per_second exceeded")

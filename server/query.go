@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"encoding/json"
 	"time"
 
 	"carillon/codec"
@@ -31,39 +30,6 @@ type askConnection struct {
 	ID     uint64          `json:"id"`
 	Code   codec.CloseCode `json:"code,omitempty"`
 	Reason string          `json:"reason,omitempty"`
-}
-
-// answer answers a question of another server.
-func (f *follower) answer(subject string, question []byte) []byte {
-	var topic askTopic
-	var conn askConnection
-	switch subject {
-	case askAboutTopic:
-		if json.Unmarshal(question, &topic) != nil {
-			return nil
-		}
-		if info, exists := f.srv.Topic(topic.Topic); exists {
-			return envelope.AppendJSON(nil, info)
-		}
-	case askAboutPresence:
-		if json.Unmarshal(question, &topic) != nil {
-			return nil
-		}
-		return f.srv.present(topic.Topic).AppendTo(nil)
-	case askAboutConnection, askToClose:
-		if json.Unmarshal(question, &conn) != nil {
-			return nil
-		}
-		c := f.srv.index.find(f.srv, conn.ID)
-		switch {
-		case c == nil:
-		case subject == askAboutConnection:
-			return envelope.AppendJSON(nil, c.fullInfo())
-		case c.Close(conn.Code, conn.Reason) == nil:
-			return []byte("{}")
-		}
-	}
-	return nil
 }
 
 // ask is answered by none without a broker that can be reached.
@@ -103,17 +69,11 @@ func (h *hub) askAndWait(ctx context.Context, subject string, question any) (ans
 }
 
 // info is what other servers are told of this one.
-func (f *follower) info() topic.NodeInfo { return f.srv.nodeInfo() }
+func (f *follower) info() topic.NodeInfo { return f.hub.owner.nodeInfo() }
 
-func (s *Server) nodeInfo() topic.NodeInfo {
-	state := "ready"
-	switch {
-	case s.drainState.current() != nil:
-		state = "draining"
-	case len(s.unready()) > 0:
-		state = "unready"
-	}
-	return topic.NodeInfo{Version: BuildInfo().Version, Started: s.engine.Begin, Connections: s.Count(), State: state}
+// answer answers a question of another server.
+func (f *follower) answer(subject string, question []byte) []byte {
+	return f.hub.owner.answer(subject, question)
 }
 
 func (f *follower) nodes() []topic.NodeInfo { return f.broker.Nodes() }

@@ -138,7 +138,7 @@ func (f *follower) next(l *link, from string, incarnation, seq uint64) bool {
 // broadcast takes a message for an endpoint from another server.
 func (f *follower) broadcast(from, path string, op codec.Opcode, payload []byte, seq uint64) {
 	f.stats.broadcastsIn.Add(1)
-	ep := f.srv.byPath[path]
+	ep := f.hub.owner.endpointSource(path)
 	if ep == nil {
 		return
 	}

@@ -84,7 +84,7 @@ func (alone) counts() *clusterStats      { return &noClusterStats }
 func (alone) nodeID() string             { return "" }
 
 func (a alone) nodes() []topic.NodeInfo {
-	own := a.hub.srv.nodeInfo()
+	own := a.hub.owner.nodeInfo()
 	own.ID, own.Heard = "self", time.Now()
 	own.Name, _ = os.Hostname()
 	return []topic.NodeInfo{own}
@@ -100,7 +100,7 @@ func (a alone) publish(p publication, _ func(), _ func(topic.Receipt, error)) (t
 }
 
 func (a alone) present(topic string, _ func(), _ func(*presence)) (*presence, bool) {
-	return a.hub.srv.present(topic), true
+	return a.hub.presentHere(topic), true
 }
 
 func (alone) keeps(string) bool { return false }

@@ -61,14 +61,12 @@ type Server struct {
 // endpoint is an Endpoint that is being served: what of it stays as it is while the server runs, and see
 // now for the rest. Immutable, but for the source of its broadcasts and published.
 type endpoint struct {
-	source
+	endpointSource
 	reactor.LoopEndpoint
 	srv      *Server
 	Mode     Mode
 	handler  Handler
 	upgrader codec.Upgrader
-
-	published atomic.Uint64
 }
 
 // New makes a server that does not listen yet. The error, if any, joins one [OptionError] for each
@@ -98,7 +96,7 @@ func New(options Options) (*Server, error) {
 	groups := 0
 	for i, e := range opts.Endpoints {
 		ep := &endpoint{
-			source: source{name: e.Path},
+			endpointSource: endpointSource{source: source{name: e.Path}},
 			LoopEndpoint: reactor.LoopEndpoint{
 				Path:         e.Path,
 				Subprotocols: e.Subprotocols,
@@ -132,7 +130,7 @@ func New(options Options) (*Server, error) {
 	if err := s.loadCertificates(); err != nil {
 		return nil, err
 	}
-	s.hub = newHub(s)
+	s.hub = newHub((*hubServer)(s), &s.engine, func() *hubSettings { return &s.settings().hub }, s.opts().Broker)
 	for _, ep := range s.endpoints {
 		s.hub.remote.attach(&ep.source)
 	}
@@ -222,12 +220,6 @@ func (s *Server) broadcast(f *codec.Frame, sent func(error), to ...*endpoint) (c
 		s.hub.remote.relay(&ep.source, (*broadcast)(f), sent)
 	}
 	return connections, nil
-}
-
-// issue hands a message to this server's connections. The caller holds mu.
-func (ep *endpoint) issue(f *codec.Frame, at reactor.Stamp) (connections int) {
-	ep.published.Add(1)
-	return ep.post(reactor.CommandPublish, (*broadcast)(f), at)
 }
 
 // Conns walks over the open connections, in no order. Connections may open and close meanwhile: one

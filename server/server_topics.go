@@ -99,7 +99,7 @@ func (s *Server) History(name string, from Start, limit int) (Past, error) {
 
 // Subscribers lists the connections that are subscribed to exactly this topic or pattern, in no order.
 func (s *Server) Subscribers(topic string) []*Conn {
-	found, _ := s.subscribers(topic, math.MaxInt)
+	found, _ := s.hub.subscribers(topic, math.MaxInt)
 	var list []*Conn
 	for _, c := range found {
 		list = append(list, (*Conn)(c))

@@ -23,6 +23,12 @@ type source struct {
 	link        *link    // to the cluster
 }
 
+// hubHolder is what a shard's OwnerData has to be.
+type hubHolder interface{ theHub() *hub }
+
+// hubOf is the hub whose messages a loop hands out.
+func hubOf(sh *reactor.Shard) *hub { return sh.OwnerData.(hubHolder).theHub() }
+
 // local is a shard's part of a source.
 type local struct {
 	// Immutable.
