@@ -364,8 +364,9 @@ func TestSlowEvents(t *testing.T) {
 	cathy.wantEOF()
 	_ = cathy.conn.Close()
 	eventually(t, "she is gone", func() bool { st := s.Stats(); return st.Sockets == 0 && st.QueuedBytes == 0 })
-	if dropped < 7 || dropsOf(s) != dropped {
-		t.Errorf("%d are dropped: %v", dropped, s.Stats().Drops)
+	// Of 8 messages that fill the queue one is partly written, and with TLS another one is encrypted.
+	if least := 6; dropped < least || dropsOf(s) != dropped {
+		t.Errorf("%d are dropped, want at least %d: %v", dropped, least, s.Stats().Drops)
 	}
 }
 
