@@ -1,6 +1,9 @@
 package server
 
-import "carillon/server/topic"
+import (
+	"carillon/server/internal/hub"
+	"carillon/server/topic"
+)
 
 // Broker joins servers to a cluster.
 type Broker = topic.Broker
@@ -88,6 +91,26 @@ var (
 	// ErrUncertain means that the broker did not acknowledge the message in time, or not all of it. It may or may not
 	// have been stored.
 	ErrUncertain = topic.ErrUncertain
+
+	// ErrSubscribed is returned for a topic that the connection has.
+	ErrSubscribed = hub.ErrSubscribed
+
+	// ErrOverlap is returned for a subscription that would bring messages which another one of the
+	// connection brings already.
+	ErrOverlap = hub.ErrOverlap
+
+	// ErrNotSubscribed is returned when there is nothing to unsubscribe from.
+	ErrNotSubscribed = hub.ErrNotSubscribed
+
+	// ErrTooManySubscriptions is returned when the connection has as many as its endpoint allows.
+	ErrTooManySubscriptions = hub.ErrTooManySubscriptions
+
+	// ErrNoPosition is returned when a subscription to a pattern asks for a start: positions belong to
+	// single topics.
+	ErrNoPosition = hub.ErrNoPosition
+
+	// ErrOnLoop is returned by what would have to wait for the cluster and was called on an event loop.
+	ErrOnLoop = hub.ErrOnLoop
 )
 
 // CheckTopic reports what is wrong with the name of a topic: it has levels of at least one allowed character,

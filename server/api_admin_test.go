@@ -13,6 +13,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/admin"
+	"carillon/server/internal/hub"
 )
 
 // dialInternal opens a TCP connection to the internal interface.
@@ -81,16 +82,16 @@ func TestAPITopics(t *testing.T) {
 func TestFirstOf(t *testing.T) {
 	for most := 1; most < 6; most++ {
 		for turn := range 40 {
-			f := firstOf[int]{most: most}
+			f := hub.FirstOf[int]{Most: most}
 			for i := range 40 {
-				f.add((i*7 + turn) % 40)
-				if len(f.list) > 2*most {
-					t.Fatalf("keeps %d for %d", len(f.list), most)
+				f.Add((i*7 + turn) % 40)
+				if len(f.List) > 2*most {
+					t.Fatalf("keeps %d for %d", len(f.List), most)
 				}
 			}
-			for i, v := range f.sorted() {
-				if v != i || len(f.list) != most {
-					t.Fatalf("the first %d are %v", most, f.list)
+			for i, v := range f.Sorted() {
+				if v != i || len(f.List) != most {
+					t.Fatalf("the first %d are %v", most, f.List)
 				}
 			}
 		}

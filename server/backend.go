@@ -22,7 +22,7 @@ type backend struct{ srv *Server }
 func (b backend) Token() string     { return string(b.srv.opts().Internal.Token) }
 func (b backend) MaxMessage() int64 { return int64(b.srv.opts().Limits.MaxMessage) }
 
-func (b backend) Nodes() []NodeInfo { return b.srv.hub.remote.nodes() }
+func (b backend) Nodes() []NodeInfo { return b.srv.hub.Remote.Nodes() }
 
 func (b backend) Drain() admin.Drain {
 	st := b.srv.Drain()

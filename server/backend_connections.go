@@ -10,6 +10,7 @@ import (
 	"carillon/codec"
 	"carillon/server/internal/admin"
 	"carillon/server/internal/envelope"
+	"carillon/server/internal/hub"
 	"carillon/server/internal/reactor"
 )
 
@@ -26,20 +27,20 @@ func (b backend) Connection(ctx context.Context, id uint64) (json.RawMessage, er
 	if c := b.srv.index.find(b.srv, id); c != nil {
 		return envelope.AppendJSON(nil, c.fullInfo()), nil
 	}
-	return b.elsewhere(ctx, askAboutConnection, askConnection{ID: id})
+	return b.elsewhere(ctx, hub.AskAboutConnection, hub.AskConnection{ID: id})
 }
 
 func (b backend) CloseConnection(ctx context.Context, id uint64, code codec.CloseCode, reason string) error {
 	if c := b.srv.index.find(b.srv, id); c != nil {
 		return c.Close(code, reason)
 	}
-	_, err := b.elsewhere(ctx, askToClose, askConnection{ID: id, Code: code, Reason: reason})
+	_, err := b.elsewhere(ctx, hub.AskToClose, hub.AskConnection{ID: id, Code: code, Reason: reason})
 	return err
 }
 
 // elsewhere asks other servers about a connection that is not open here. It returns the answer of the one that has it.
-func (b backend) elsewhere(ctx context.Context, subject string, question askConnection) ([]byte, error) {
-	answers, all := b.srv.hub.askAndWait(ctx, subject, question)
+func (b backend) elsewhere(ctx context.Context, subject string, question hub.AskConnection) ([]byte, error) {
+	answers, all := b.srv.hub.AskAndWait(ctx, subject, question)
 	for _, one := range answers {
 		if len(one.Body) > 0 {
 			return one.Body, nil
@@ -54,7 +55,7 @@ func (b backend) elsewhere(ctx context.Context, subject string, question askConn
 func (c *Conn) info(queued *int) admin.Connection {
 	info := admin.Connection{
 		ID:            strconv.FormatUint(c.ID(), 10),
-		Node:          c.Server().hub.remote.nodeID(),
+		Node:          c.Server().hub.Remote.NodeID(),
 		Address:       reactor.AddressText(c.RemoteAddr()),
 		Path:          c.Path(),
 		Transport:     "websocket",

@@ -7,10 +7,11 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/admin"
+	"carillon/server/internal/hub"
 )
 
 func (b backend) Publish(ctx context.Context, p Publication) (Receipt, error) {
-	return b.srv.hub.publishAndWait(ctx, p)
+	return b.srv.hub.PublishAndWait(ctx, p)
 }
 
 func (b backend) PublishFunc(p Publication, done func(Receipt, error)) { b.srv.PublishFunc(p, done) }
@@ -31,13 +32,13 @@ func (b backend) Broadcast(ctx context.Context, path string, f *codec.Frame) (co
 	if err != nil {
 		return 0, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, sureTime)
+	ctx, cancel := context.WithTimeout(ctx, hub.SureTime)
 	defer cancel()
 	for range to {
 		select {
 		case wrong := <-sent:
 			if wrong != nil {
-				err = uncertain(wrong)
+				err = hub.Uncertain(wrong)
 			}
 		case <-ctx.Done():
 			return 0, fmt.Errorf("%w: no response in time", ErrUncertain)
@@ -47,7 +48,7 @@ func (b backend) Broadcast(ctx context.Context, path string, f *codec.Frame) (co
 }
 
 func (b backend) Topics(pattern, after string, limit int) (list []TopicInfo, next string) {
-	names, more := b.srv.hub.names(pattern, after, limit)
+	names, more := b.srv.hub.Names(pattern, after, limit)
 	for _, name := range names {
 		if info, exists := b.srv.Topic(name); exists {
 			list = append(list, info)
@@ -62,12 +63,12 @@ func (b backend) Topics(pattern, after string, limit int) (list []TopicInfo, nex
 // Topic adds up the subscribers of all servers. What else is known of the topic is this server's, if it
 // has the topic. That a topic is not there is said only when all servers have said so, and the broker, if it keeps it.
 func (b backend) Topic(ctx context.Context, name string) (t admin.Topic, err error) {
-	keeps := b.srv.hub.remote.keeps(name)
-	notLoaded := b.srv.hub.waitFor(name, Start{}) // what the broker keeps; else what is known here
+	keeps := b.srv.hub.Remote.Keeps(name)
+	notLoaded := b.srv.hub.WaitFor(name, Start{}) // what the broker keeps; else what is known here
 	known, exists := b.srv.Topic(name)
 	exists = exists && (!keeps || known.Subscribers > 0 || known.History > 0) // and not only because it was asked for
 	t.Info = known
-	answers, all := b.srv.hub.askAndWait(ctx, askAboutTopic, askTopic{name})
+	answers, all := b.srv.hub.AskAndWait(ctx, hub.AskAboutTopic, hub.AskTopic{Topic: name})
 	for _, one := range answers {
 		if len(one.Body) == 0 { // it does not have the topic
 			continue
@@ -96,8 +97,8 @@ func (b backend) Topic(ctx context.Context, name string) (t admin.Topic, err err
 }
 
 func (b backend) History(name string, since *Position, limit int) (json.Marshaler, error) {
-	if err := b.srv.hub.waitFor(name, Start{Since: since}); err != nil {
+	if err := b.srv.hub.WaitFor(name, Start{Since: since}); err != nil {
 		return nil, err
 	}
-	return b.srv.hub.historyReply(name, since, limit)
+	return newHistoryReply(b.srv.hub, name, since, limit)
 }

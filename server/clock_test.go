@@ -36,7 +36,7 @@ func TestClockJumps(t *testing.T) {
 	for _, jump := range []time.Duration{48 * time.Hour, -96 * time.Hour, 365 * 24 * time.Hour, -365 * 24 * time.Hour} {
 		wall.jump(jump)
 		mustPublish(t, s, "kept", jump.String())
-		s.hub.sweepAll()
+		sweepAll(s.hub)
 		z.serves(20)
 	}
 	slow.write([]byte(head[20:]))
@@ -65,7 +65,7 @@ func TestHistoryGrowsOldWithoutTheClock(t *testing.T) {
 	s := startAt(t, wall, topics(TopicRule{Match: "kept", History: 10, MaxAge: 100 * time.Millisecond}))
 	mustPublish(t, s, "kept", "one")
 	wall.jump(-24 * time.Hour) // by the system's time it will be young for a day
-	eventually(t, "it is too old", func() bool { s.hub.sweepAll(); i, _ := s.Topic("kept"); return i.History == 0 })
+	eventually(t, "it is too old", func() bool { sweepAll(s.hub); i, _ := s.Topic("kept"); return i.History == 0 })
 }
 
 // A token names a time of the system, so this is what counts: when that jumps beyond it, the connection is
@@ -106,13 +106,13 @@ func TestClocksOfAClusterDiffer(t *testing.T) {
 		mustPublish(t, right, "log", "2")
 		live.wants("1", "2")
 		for i, s := range list { // one has heard it, the other loads it
-			s.hub.sweepAll()
+			sweepAll(s.hub)
 			c := dial(t, s, "/ws", speakJSON)
 			if got := c.since("log", position(first)); got.Subscribed == nil || !*got.Subscribed.Recovered {
 				t.Errorf("%v off, server %d: %s", off, i, got.text)
 			}
 			c.wants("2")
-			s.hub.sweepAll()
+			sweepAll(s.hub)
 			if past, err := s.History("log", Start{Last: 10}, 10); err != nil || len(past.Messages) != 2 {
 				t.Errorf("%v off, server %d keeps %d, %v", off, i, len(past.Messages), err)
 			}

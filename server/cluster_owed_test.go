@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/hub"
 	"carillon/server/internal/reactor"
 )
 
@@ -29,11 +30,11 @@ func TestClusterPatternAfterALongOutage(t *testing.T) {
 	fakeOf(list[0]).cut(true)
 	mustPublish(t, list[1], "log.a", "1")
 	time.Sleep(50 * time.Millisecond)
-	list[0].hub.sweepAll()
+	sweepAll(list[0].hub)
 	fakeOf(list[0]).cut(false)
 	c.wants("1")
 	eventually(t, "and then it is forgotten", func() bool {
-		list[0].hub.sweepAll()
+		sweepAll(list[0].hub)
 		_, exists := list[0].Topic("log.a")
 		return !exists
 	})
@@ -52,13 +53,13 @@ func TestClusterHoleWhileATopicIsLetGoOf(t *testing.T) {
 	n.set(func() { n.lost = 0 })
 	mustPublish(t, list[1], "log.a", "2")
 	eventually(t, "it is let go of", func() bool {
-		s.hub.sweepAll()
-		a := s.hub.find("log.a")
+		sweepAll(s.hub)
+		a := s.hub.Find("log.a")
 		if a == nil {
 			t.Fatal("it is forgotten")
 		}
-		defer a.mu.Unlock()
-		return a.link.state == linkNone
+		defer a.Mu.Unlock()
+		return a.Link.State == hub.LinkNone
 	})
 	n.set(func() { n.failing = 0 })
 	c.wants("1", "2")
@@ -102,10 +103,10 @@ func TestClusterResyncDuringTheFirstLoad(t *testing.T) {
 	n.set(func() { n.lost = 0 })
 	b.node.Resync("messages were lost")
 	eventually(t, "all has been looked at", func() bool {
-		f := s.hub.remote.(*follower)
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		return !f.resyncing
+		f := s.hub.Remote.(*hub.Follower)
+		f.Mu.Lock()
+		defer f.Mu.Unlock()
+		return !f.Resyncing
 	})
 	close(b.hand)
 	if m := c.said(); m.Subscribed == nil {
@@ -148,15 +149,15 @@ func TestClusterReadersDoNotMultiplyLoads(t *testing.T) {
 	}
 	n.set(func() { n.failing = 1 })
 	fakeOf(s).node.Resync("it has to be looked at")
-	eventually(t, "it is tried", func() bool { return s.hub.remote.counts().loadFailures.Load() > 0 })
+	eventually(t, "it is tried", func() bool { return s.hub.Remote.Counts().LoadFailures.Load() > 0 })
 	for range readers {
 		if _, err := s.History("log", Start{}, 1); !errors.Is(err, ErrNoCluster) {
 			t.Fatal(err)
 		}
 	}
-	before := s.hub.remote.counts().loads.Load()
+	before := s.hub.Remote.Counts().Loads.Load()
 	time.Sleep(6 * time.Second) // by when each has been tried again
-	if more := s.hub.remote.counts().loads.Load() - before; more > 10 {
+	if more := s.hub.Remote.Counts().Loads.Load() - before; more > 10 {
 		t.Errorf("%d loads when nobody reads", more)
 	}
 }
@@ -169,14 +170,14 @@ func TestClusterGapConcernsWhoWasThere(t *testing.T) {
 	before := dial(t, s, "/ws?topic=room")
 	c := onlyConn(t, s, "/ws")
 	subscribers(t, s, "room", 1)
-	room := s.hub.find("room")
-	room.seq++ // the gap's
-	l := room.locals[0]
-	gap := &reactor.Command{Kind: reactor.CommandGap, Seq: room.seq, Payload: &message{topic: room, gap: true, epoch: new(string), raw: codec.NewFrame(codec.OpText, nil)}}
-	room.mu.Unlock()
+	room := s.hub.Find("room")
+	room.Seq++ // the gap's
+	l := room.Locals[0]
+	gap := &reactor.Command{Kind: reactor.CommandGap, Seq: room.Seq, Payload: &hub.Message{Topic: room, Gap: true, Epoch: new(string), Raw: codec.NewFrame(codec.OpText, nil)}}
+	room.Mu.Unlock()
 	since := dial(t, s, "/ws?topic=room")
 	subscribers(t, s, "room", 2)
-	l.sh.PostDo(c.core(), 0, func() { l.Publish(gap) })
+	l.Sh.PostDo(c.core(), 0, func() { l.Publish(gap) })
 	before.wantClose(4010, "gap")
 	mustPublish(t, s, "room", "two")
 	since.want("two")
@@ -200,8 +201,8 @@ func TestClusterTopicThatWasQuiet(t *testing.T) {
 		n.expire("log.b")
 	}
 	for i, s := range list {
-		if st := s.hub.remote.counts(); st.gaps.Load()+st.sequenceGaps.Load()+st.lost.Load() != 0 {
-			t.Errorf("server %d has counted %d gaps, %d holes and %d lost messages", i, st.gaps.Load(), st.sequenceGaps.Load(), st.lost.Load())
+		if st := s.hub.Remote.Counts(); st.Gaps.Load()+st.SequenceGaps.Load()+st.Lost.Load() != 0 {
+			t.Errorf("server %d has counted %d gaps, %d holes and %d lost messages", i, st.Gaps.Load(), st.SequenceGaps.Load(), st.Lost.Load())
 		}
 	}
 }

@@ -10,11 +10,12 @@ import (
 	"testing"
 	"time"
 
+	"carillon/server/internal/hub"
 	"carillon/server/internal/reactor"
 )
 
 // quickly has servers of a test forget what nobody wants.
-func quickly(s *Server) { s.hub.linger = 20 * time.Millisecond }
+func quickly(s *Server) { s.hub.Linger = 20 * time.Millisecond }
 
 func unchanged(*Server) {}
 
@@ -418,7 +419,7 @@ func TestClusterReadsTheWhole(t *testing.T) {
 	other.wants("three")
 
 	t.Run("before its turn", func(t *testing.T) {
-		const number = 2 * maxPaced
+		const number = 2 * hub.MaxPaced
 		read := func(i int) Past {
 			past, err := s.History(fmt.Sprint("log.", i), Start{Last: 10}, 10)
 			if err != nil {
@@ -436,7 +437,7 @@ func TestClusterReadsTheWhole(t *testing.T) {
 		}
 		begun, release := n.hold()
 		fakeOf(s).cut(false)
-		eventually(t, "as many are being loaded as may be", func() bool { return begun() == maxPaced })
+		eventually(t, "as many are being loaded as may be", func() bool { return begun() == hub.MaxPaced })
 		var readers sync.WaitGroup
 		for i := range number {
 			readers.Go(func() {
@@ -606,7 +607,7 @@ func TestClusterPatterns(t *testing.T) {
 	all.ask(`{"id":1,"unsubscribe":{"topic":"log.*"}}`)
 	one.ask(`{"id":1,"unsubscribe":{"topic":"log.a"}}`)
 	eventually(t, "nothing is followed", func() bool {
-		list[0].hub.sweepAll()
+		sweepAll(list[0].hub)
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		return len(fakeOf(list[0]).names) == 0
@@ -618,10 +619,10 @@ func TestClusterPatterns(t *testing.T) {
 	all.wants("again")
 	eventually(t, "the topics are forgotten", func() bool {
 		all.ask(`{"id":1,"unsubscribe":{"topic":"log.*"}}`)
-		list[0].hub.sweepAll()
-		return list[0].hub.count.Load() == 0
+		sweepAll(list[0].hub)
+		return list[0].hub.Count.Load() == 0
 	})
-	if messages, bytes := list[0].hub.persistentCount(); messages != 0 || bytes != 0 {
+	if messages, bytes := list[0].hub.MessageCount(); messages != 0 || bytes != 0 {
 		t.Errorf("%d messages of %d bytes are kept", messages, bytes)
 	}
 }
@@ -688,9 +689,9 @@ func TestClusterOverload(t *testing.T) {
 	for i := range messages {
 		mustPublish(t, list[1], "log", fmt.Sprintf("%d %s", i, strings.Repeat("x", size)))
 	}
-	eventually(t, "all have come", func() bool { return list[0].hub.remote.counts().persistentIn.Load() == messages })
-	loads := list[0].hub.remote.counts().loads.Load()
-	eventually(t, "it has tried again", func() bool { return list[0].hub.remote.counts().loads.Load() >= loads+3 })
+	eventually(t, "all have come", func() bool { return list[0].hub.Remote.Counts().PersistentIn.Load() == messages })
+	loads := list[0].hub.Remote.Counts().Loads.Load()
+	eventually(t, "it has tried again", func() bool { return list[0].hub.Remote.Counts().Loads.Load() >= loads+3 })
 	if backlog := list[0].engine.BacklogBytes(); backlog > 80<<10 { // the topic and the pattern are looked at by themselves
 		t.Errorf("%d bytes wait", backlog)
 	}
@@ -719,9 +720,9 @@ func TestClusterResyncIsPaced(t *testing.T) {
 	}
 	begun, release := n.hold()
 	fakeOf(list[0]).cut(false)
-	eventually(t, "it begins", func() bool { return begun() == maxPaced })
+	eventually(t, "it begins", func() bool { return begun() == hub.MaxPaced })
 	time.Sleep(50 * time.Millisecond)
-	if now := begun(); now != maxPaced {
+	if now := begun(); now != hub.MaxPaced {
 		t.Errorf("%d topics are looked at at once", now)
 	}
 	release()

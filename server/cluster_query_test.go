@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"carillon/server/internal/admin"
+	"carillon/server/internal/hub"
 )
 
 func internalOf(opts Options) Options {
@@ -91,7 +92,7 @@ func TestClusterPresenceIsAskedOnceForMany(t *testing.T) {
 	for range 20 {
 		conns = append(conns, dial(t, list[0], "/ws", speakJSON))
 	}
-	asks := func() uint64 { return list[0].hub.remote.counts().queries.Load() }
+	asks := func() uint64 { return list[0].hub.Remote.Counts().Queries.Load() }
 	hold := make(chan struct{})
 	n.set(func() { n.holdAnswers = hold })
 	conns[0].send(`{"id":1,"presence":{"topic":"room"}}`)
@@ -106,10 +107,10 @@ func TestClusterPresenceIsAskedOnceForMany(t *testing.T) {
 		c.send(`{"id":1,"presence":{"topic":"room"}}`)
 	}
 	eventually(t, "the others wait", func() bool {
-		q := &list[0].hub.remote.(*follower).presence
-		q.mu.Lock()
-		defer q.mu.Unlock()
-		return len(q.waiting.Get("room")) == len(conns)-1
+		q := &list[0].hub.Remote.(*hub.Follower).Presence
+		q.Mu.Lock()
+		defer q.Mu.Unlock()
+		return len(q.Waiting.Get("room")) == len(conns)-1
 	})
 	n.set(func() { n.holdAnswers = nil })
 	close(hold)
@@ -122,10 +123,10 @@ func TestClusterPresenceIsAskedOnceForMany(t *testing.T) {
 		t.Errorf("%d questions for %d clients", n, len(conns))
 	}
 	eventually(t, "nothing is kept", func() bool {
-		q := &list[0].hub.remote.(*follower).presence
-		q.mu.Lock()
-		defer q.mu.Unlock()
-		return q.waiting.Len() == 0
+		q := &list[0].hub.Remote.(*hub.Follower).Presence
+		q.Mu.Lock()
+		defer q.Mu.Unlock()
+		return q.Waiting.Len() == 0
 	})
 }
 

@@ -158,9 +158,9 @@ func TestClusterResumeUnderFaults(t *testing.T) {
 	if gaps == 0 || gaps > clients*lives/2 || messages < clients*lives {
 		t.Errorf("%d gaps and %d messages in %d lives: the test is not what it should be", gaps, messages, clients*lives)
 	}
-	st := list[0].hub.remote.counts()
+	st := list[0].hub.Remote.Counts()
 	t.Logf("%d messages published, %d delivered in %d lives, %d gaps; at one server %d holes, %d loads, %d of them failed, %d resyncs",
-		len(n.log("log")), messages, clients*lives, gaps, st.sequenceGaps.Load(), st.loads.Load(), st.loadFailures.Load(), st.resyncs.Load())
+		len(n.log("log")), messages, clients*lives, gaps, st.SequenceGaps.Load(), st.Loads.Load(), st.LoadFailures.Load(), st.Resyncs.Load())
 }
 
 // The application subscribes a connection and ends that again before the topic is there, and another one closes

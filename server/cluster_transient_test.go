@@ -1,6 +1,7 @@
 package server
 
 import (
+	"carillon/server/internal/hub"
 	"errors"
 	"fmt"
 	"strings"
@@ -34,13 +35,13 @@ func TestClusterPassing(t *testing.T) {
 	if len(got) != 3 {
 		t.Errorf("she got %v", got)
 	}
-	if in := list[2].hub.remote.counts().transientIn.Load(); in != 0 {
+	if in := list[2].hub.Remote.Counts().TransientIn.Load(); in != 0 {
 		t.Errorf("the third server got %d messages", in)
 	}
 	alice.ask(`{"id":1,"unsubscribe":{"topic":"room.a"}}`)
 	eventually(t, "nobody follows the room", func() bool {
 		mustPublish(t, list[0], "room.a", "own") // so that the topic lives on
-		list[0].hub.sweepAll()
+		sweepAll(list[0].hub)
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		return len(fakeOf(list[0]).names) == 0
@@ -137,7 +138,7 @@ func TestClusterPassingOutage(t *testing.T) {
 	eventually(t, "they are counted", func() bool { return missedAt(list[0]) == 4 })
 	eventually(t, "what could not be followed is", func() bool {
 		mustPublish(t, list[1], "other", "x")
-		return list[0].hub.remote.counts().transientIn.Load() > 2
+		return list[0].hub.Remote.Counts().TransientIn.Load() > 2
 	})
 	late.wants("x")
 }
@@ -285,13 +286,13 @@ func TestClusterKeyOfPassing(t *testing.T) {
 	for _, end := range []error{errors.New("the connection was lost"), nil} {
 		for _, waits := range []bool{true, false} {
 			p := Publication{Topic: "room", Payload: []byte("x"), Key: fmt.Sprint(end, waits)}
-			outcomes := make(chan published, 10)
+			outcomes := make(chan hub.Published, 10)
 			publish := func() {
 				s.PublishFunc(p, func(r Receipt, err error) {
 					if again, err := s.Publish(p); err != nil || again != r { // nothing is locked
 						t.Errorf("%+v, %v, and then %+v", r, err, again)
 					}
-					outcomes <- published{r, err}
+					outcomes <- hub.Published{Receipt: r, Err: err}
 				})
 			}
 			want := 3
@@ -311,7 +312,7 @@ func TestClusterKeyOfPassing(t *testing.T) {
 			(<-b.ends)(end)
 			publish()
 			for range want {
-				if got := <-outcomes; errors.Is(got.err, ErrUncertain) != (end != nil) || got.receipt != first {
+				if got := <-outcomes; errors.Is(got.Err, ErrUncertain) != (end != nil) || got.Receipt != first {
 					t.Errorf("%+v, after %+v whose end was %v", got, first, end)
 				}
 			}
@@ -325,7 +326,7 @@ func TestClusterKeyOfPassing(t *testing.T) {
 	}
 	mustPublish(t, s, "room", "end")
 	c.want("end") // each came once
-	if n := s.hub.remote.counts().failures.Load(); n != failures {
+	if n := s.hub.Remote.Counts().Failures.Load(); n != failures {
 		t.Errorf("%d failures are counted, want %d", n, failures)
 	}
 

@@ -8,6 +8,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/auth"
+	"carillon/server/internal/hub"
 	"carillon/server/internal/reactor"
 	"carillon/server/stats"
 )
@@ -91,8 +92,8 @@ func (c *Conn) renew(renewed auth.Identity) (any, error) {
 	for i := range c.core().Extension().Subs {
 		// What the client has and the new token does not allow would have to end without a word. The old
 		// token goes on instead, as long as it is good.
-		if s := &c.core().Extension().Subs[i]; s.Asked && !auth.Allows(renewed.Subscribe, nameOf(s)) {
-			return nil, fmt.Errorf("%w: %s", errHasMore, nameOf(s))
+		if s := &c.core().Extension().Subs[i]; s.Asked && !auth.Allows(renewed.Subscribe, hub.NameOf(s)) {
+			return nil, fmt.Errorf("%w: %s", errHasMore, hub.NameOf(s))
 		}
 	}
 	w.inForce = renewed

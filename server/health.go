@@ -52,7 +52,7 @@ func (s *Server) unready() (list []admin.Condition) {
 		add("maintenance", "maintenance is on")
 	}
 	if !s.opts().ClusterOptional {
-		if err := s.hub.remote.unready(); err != nil {
+		if err := s.hub.Remote.Unready(); err != nil {
 			add("cluster", "%v", err)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 
 	"carillon/server/internal/envelope"
+	"carillon/server/internal/hub"
 	"carillon/server/internal/reactor"
 	"carillon/server/topic"
 )
@@ -13,7 +14,7 @@ type hubServer Server
 
 func (o *hubServer) server() *Server { return (*Server)(o) }
 
-func (o *hubServer) nodeInfo() topic.NodeInfo {
+func (o *hubServer) NodeInfo() topic.NodeInfo {
 	s := o.server()
 	state := "ready"
 	switch {
@@ -25,32 +26,32 @@ func (o *hubServer) nodeInfo() topic.NodeInfo {
 	return topic.NodeInfo{Version: BuildInfo().Version, Started: s.engine.Begin, Connections: s.Count(), State: state}
 }
 
-// answer answers a question of another server.
-func (o *hubServer) answer(subject string, question []byte) []byte {
+// Answer answers a question of another server.
+func (o *hubServer) Answer(subject string, question []byte) []byte {
 	s := o.server()
-	var topic askTopic
-	var conn askConnection
+	var topic hub.AskTopic
+	var conn hub.AskConnection
 	switch subject {
-	case askAboutTopic:
+	case hub.AskAboutTopic:
 		if json.Unmarshal(question, &topic) != nil {
 			return nil
 		}
 		if info, exists := s.Topic(topic.Topic); exists {
 			return envelope.AppendJSON(nil, info)
 		}
-	case askAboutPresence:
+	case hub.AskAboutPresence:
 		if json.Unmarshal(question, &topic) != nil {
 			return nil
 		}
-		return s.hub.presentHere(topic.Topic).AppendTo(nil)
-	case askAboutConnection, askToClose:
+		return s.hub.PresentHere(topic.Topic).AppendTo(nil)
+	case hub.AskAboutConnection, hub.AskToClose:
 		if json.Unmarshal(question, &conn) != nil {
 			return nil
 		}
 		c := s.index.find(s, conn.ID)
 		switch {
 		case c == nil:
-		case subject == askAboutConnection:
+		case subject == hub.AskAboutConnection:
 			return envelope.AppendJSON(nil, c.fullInfo())
 		case c.Close(conn.Code, conn.Reason) == nil:
 			return []byte("{}")
@@ -59,11 +60,11 @@ func (o *hubServer) answer(subject string, question []byte) []byte {
 	return nil
 }
 
-func (o *hubServer) endpointSource(path string) *endpointSource {
+func (o *hubServer) EndpointSource(path string) *hub.EndpointSource {
 	if ep := o.byPath[path]; ep != nil {
-		return &ep.endpointSource
+		return &ep.EndpointSource
 	}
 	return nil
 }
 
-func (o *hubServer) subject(c *reactor.Conn) string { return (*Conn)(c).Subject() }
+func (o *hubServer) Subject(c *reactor.Conn) string { return (*Conn)(c).Subject() }

@@ -10,25 +10,26 @@ import (
 	"time"
 	"unsafe"
 
+	"carillon/server/internal/hub"
 	"carillon/server/internal/limit"
 )
 
 // keysOf makes a table of keys with a clock of its own.
-func keysOf(s *Server, most int64) (k *idempotency, clock *time.Duration) {
-	k, clock = &idempotency{}, new(time.Duration)
-	k.init(s.hub)
-	k.now, k.most = func() time.Duration { return *clock }, func() int64 { return most }
+func keysOf(s *Server, most int64) (k *hub.Idempotency, clock *time.Duration) {
+	k, clock = &hub.Idempotency{}, new(time.Duration)
+	k.Init(s.hub)
+	k.Now, k.Most = func() time.Duration { return *clock }, func() int64 { return most }
 	return k, clock
 }
 
 // use publishes with a key, and reports whether it was used before.
-func (k *idempotency) use(publisher, key string) (again bool) {
-	a, _, _ := k.begin(&publication{Publication: Publication{Publisher: publisher, Topic: "t", Key: key}})
+func use(k *hub.Idempotency, publisher, key string) (again bool) {
+	a, _, _ := k.Begin(&hub.Publication{Publication: Publication{Publisher: publisher, Topic: "t", Key: key}})
 	if a == nil {
 		return true
 	}
-	defer a.leave()
-	_, _ = a.once(func() (Receipt, error) { return Receipt{Offset: 1, Epoch: "z"}, nil })
+	defer a.Leave()
+	_, _ = a.Once(func() (Receipt, error) { return Receipt{Offset: 1, Epoch: "z"}, nil })
 	return false
 }
 
@@ -44,65 +45,65 @@ func TestKeysAreBoundedInBytes(t *testing.T) {
 	before := heapBytes()
 	k, clock := keysOf(s, most)
 	for i := range keys {
-		k.use(fmt.Sprint("publisher", i%8), fmt.Sprint(i))
+		use(k, fmt.Sprint("publisher", i%8), fmt.Sprint(i))
 	}
 	if full := heapBytes() - before; full > most*11/10 && !raceEnabled {
 		t.Errorf("the keys take up %d B", full)
 	}
-	known := k.count()
-	if want := int(most / keyCost); known < want*9/10 || k.evicted.Load() != uint64(keys-known) {
-		t.Errorf("%d keys are known, want about %d, and %d were evicted", known, want, k.evicted.Load())
+	known := k.Count()
+	if want := int(most / hub.KeyCost); known < want*9/10 || k.Evicted.Load() != uint64(keys-known) {
+		t.Errorf("%d keys are known, want about %d, and %d were evicted", known, want, k.Evicted.Load())
 	}
 	for i := keys - known*9/10; i < keys; i += 997 {
-		if !k.use(fmt.Sprint("publisher", i%8), fmt.Sprint(i)) {
+		if !use(k, fmt.Sprint("publisher", i%8), fmt.Sprint(i)) {
 			t.Fatalf("key %d is forgotten", i)
 		}
 	}
-	*clock += keyLife + 2*time.Second
-	k.expire()
-	if left := heapBytes() - before; k.count() != 0 || left > 200<<10 {
-		t.Errorf("%d keys and %d B are left", k.count(), left)
+	*clock += hub.KeyLife + 2*time.Second
+	k.Expire()
+	if left := heapBytes() - before; k.Count() != 0 || left > 200<<10 {
+		t.Errorf("%d keys and %d B are left", k.Count(), left)
 	}
 	runtime.KeepAlive(k)
 }
 
 // One publisher that uses very many keys loses its own. Those of others stay, however many others there are.
 func TestAPublishersKeysEvictItsOwn(t *testing.T) {
-	k, _ := keysOf(start(t, topics()), 1000*(keyCost+publisherCost))
+	k, _ := keysOf(start(t, topics()), 1000*(hub.KeyCost+hub.PublisherCost))
 	for i := range 100 {
-		k.use(fmt.Sprint("quiet", i), "first")
+		use(k, fmt.Sprint("quiet", i), "first")
 	}
 	for i := range 10_000 {
-		k.use("loud", fmt.Sprint(i))
+		use(k, "loud", fmt.Sprint(i))
 	}
 	for i := range 50 {
-		k.use(fmt.Sprint("late", i), "one")
+		use(k, fmt.Sprint("late", i), "one")
 	}
 	for i := range 100 {
-		if !k.use(fmt.Sprint("quiet", i), "first") {
+		if !use(k, fmt.Sprint("quiet", i), "first") {
 			t.Fatalf("a key of publisher %d is forgotten", i)
 		}
 	}
 	for i := range 50 {
-		if !k.use(fmt.Sprint("late", i), "one") {
+		if !use(k, fmt.Sprint("late", i), "one") {
 			t.Fatalf("a key of late publisher %d is forgotten", i)
 		}
 	}
-	if k.use("loud", "1") || !k.use("loud", "9999") {
+	if use(k, "loud", "1") || !use(k, "loud", "9999") {
 		t.Error("the loud publisher keeps the oldest keys and not the newest")
 	}
 }
 
 // Anonymous clients share a namespace, and each address pays for its own keys.
 func TestAnAddressEvictsItsOwnKeys(t *testing.T) {
-	k, _ := keysOf(start(t, topics()), 100*(keyCost+publisherCost))
+	k, _ := keysOf(start(t, topics()), 100*(hub.KeyCost+hub.PublisherCost))
 	use := func(address limit.Key, key string) (again bool) {
-		a, _, _ := k.begin(&publication{Publication: Publication{Publisher: "client:/ws", Topic: "t", Key: key}, address: address})
+		a, _, _ := k.Begin(&hub.Publication{Publication: Publication{Publisher: "client:/ws", Topic: "t", Key: key}, Address: address})
 		if a == nil {
 			return true
 		}
-		defer a.leave()
-		_, _ = a.once(func() (Receipt, error) { return Receipt{}, nil })
+		defer a.Leave()
+		_, _ = a.Once(func() (Receipt, error) { return Receipt{}, nil })
 		return false
 	}
 	use(1, "mine")
@@ -116,10 +117,10 @@ func TestAnAddressEvictsItsOwnKeys(t *testing.T) {
 
 // The table is what a map and a list would be, whatever is done to it.
 func TestKeyTableAgainstAMap(t *testing.T) {
-	var table keyTable
+	var table hub.KeyTable
 	r := rand.New(rand.NewPCG(1, 2))
-	var order []keyID // the oldest first
-	known := map[keyID]keyEntry{}
+	var order []hub.KeyID // the oldest first
+	known := map[hub.KeyID]hub.KeyEntry{}
 	drop := func(i int) {
 		delete(known, order[i])
 		order = append(order[:i], order[i+1:]...)
@@ -128,59 +129,59 @@ func TestKeyTableAgainstAMap(t *testing.T) {
 		grows := step/4000%2 == 0
 		switch {
 		case len(order) == 0 || r.IntN(3) > 0 == grows:
-			id := keyID{byte(r.IntN(256)), byte(step), byte(step >> 8), byte(step >> 16)}
-			e := keyEntry{id: id, account: uint64(r.IntN(5)), offset: uint64(step)}
-			table.add(e)
+			id := hub.KeyID{byte(r.IntN(256)), byte(step), byte(step >> 8), byte(step >> 16)}
+			e := hub.KeyEntry{ID: id, Account: uint64(r.IntN(5)), Offset: uint64(step)}
+			table.Add(e)
 			known[id] = e
 			order = append(order, id)
 		case r.IntN(2) == 0:
-			table.remove(table.oldest)
+			table.Remove(table.Oldest)
 			drop(0)
 		default:
 			i := r.IntN(len(order))
-			table.remove(table.index(order[i]))
+			table.Remove(table.Index(order[i]))
 			drop(i)
 		}
 		if step%500 != 0 {
 			continue
 		}
 		counts := map[uint64]uint32{}
-		place := table.oldest
+		place := table.Oldest
 		for i, id := range order {
-			e := table.at(place)
-			if e.id != id || e.offset != known[id].offset || table.find(id) != e {
-				t.Fatalf("step %d: entry %d is %v, want %v", step, i, e.id, id)
+			e := table.At(place)
+			if e.ID != id || e.Offset != known[id].Offset || table.Find(id) != e {
+				t.Fatalf("step %d: entry %d is %v, want %v", step, i, e.ID, id)
 			}
-			counts[e.account]++
-			place = e.newer
+			counts[e.Account]++
+			place = e.Newer
 		}
-		if place != 0 || int(table.n) != len(order) || table.accounts.Len() != len(counts) {
-			t.Fatalf("step %d: %d entries of %d accounts, want %d of %d", step, table.n, table.accounts.Len(), len(order), len(counts))
+		if place != 0 || int(table.N) != len(order) || table.Accounts.Len() != len(counts) {
+			t.Fatalf("step %d: %d entries of %d accounts, want %d of %d", step, table.N, table.Accounts.Len(), len(order), len(counts))
 		}
 		for account, n := range counts {
-			if a := table.accounts.Get(account); a.count != n || table.largest[0].count < n || table.largest[a.slot] != a {
+			if a := table.Accounts.Get(account); a.Count != n || table.Largest[0].Count < n || table.Largest[a.Slot] != a {
 				t.Fatalf("step %d: account %d has %+v, want %d", step, account, a, n)
 			}
 		}
 	}
-	if size := unsafe.Sizeof(keyEntry{}); size != 64 {
+	if size := unsafe.Sizeof(hub.KeyEntry{}); size != 64 {
 		t.Errorf("an entry has %d B", size)
 	}
 }
 
 func TestAKeyIsGoodForFiveMinutes(t *testing.T) {
 	k, clock := keysOf(start(t, topics()), -1)
-	k.use("a", "k")
+	use(k, "a", "k")
 	*clock += 5 * time.Minute
-	if k.expire(); !k.use("a", "k") {
+	if k.Expire(); !use(k, "a", "k") {
 		t.Error("it is forgotten after five minutes")
 	}
 	*clock += 2 * time.Second
-	if k.use("a", "k") {
+	if use(k, "a", "k") {
 		t.Error("it is known after more than five minutes")
 	}
-	if !k.use("a", "k") || k.count() != 1 {
-		t.Errorf("it is not known again, or there are %d", k.count())
+	if !use(k, "a", "k") || k.Count() != 1 {
+		t.Errorf("it is not known again, or there are %d", k.Count())
 	}
 }
 
@@ -253,7 +254,7 @@ func TestAKeyWhoseRelayFailed(t *testing.T) {
 	if err := <-ends; !errors.Is(err, ErrUncertain) {
 		t.Fatal(err)
 	}
-	if n := s.hub.keys.attempts.Len(); n != 0 {
+	if n := s.hub.Keys.Attempts.Len(); n != 0 {
 		t.Fatalf("%d attempts are left", n)
 	}
 	s.PublishFunc(p, func(_ Receipt, err error) { ends <- err })
@@ -270,6 +271,6 @@ func BenchmarkKeys(b *testing.B) {
 	k, _ := keysOf(s, 64<<20)
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
-		k.use("publisher", fmt.Sprint(i))
+		use(k, "publisher", fmt.Sprint(i))
 	}
 }

@@ -1,13 +1,14 @@
 package server
 
 import (
+	"carillon/server/internal/hub"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
 )
 
-func idleAfter(linger time.Duration) func(*Server) { return func(s *Server) { s.hub.linger = linger } }
+func idleAfter(linger time.Duration) func(*Server) { return func(s *Server) { s.hub.Linger = linger } }
 
 // A topic that never had a message is gone with its last subscriber, however that goes. A client that comes back goes
 // on from the position that it was told, unless there was a message.
@@ -15,7 +16,7 @@ func TestATopicWithoutAMessageIsGoneAtOnce(t *testing.T) {
 	s, _ := startChanged(t, topics(), idleAfter(time.Hour))
 	gone := func(how string) {
 		t.Helper()
-		eventually(t, how+": no topic is left", func() bool { return s.hub.count.Load() == 0 })
+		eventually(t, how+": no topic is left", func() bool { return s.hub.Count.Load() == 0 })
 	}
 	c := dial(t, s, "/ws", speakJSON)
 	var told Position
@@ -48,7 +49,7 @@ func TestATopicWithoutAMessageIsGoneAtOnce(t *testing.T) {
 		t.Errorf("a message was missed: %s", got.text)
 	}
 	c.ask(`{"id":1,"unsubscribe":{"topic":"room"}}`)
-	s.hub.forgetIdle(s.engine.Uptime() + 1)
+	s.hub.ForgetIdle(s.engine.Uptime() + 1)
 	gone("forgotten")
 	if got := c.since("room", told); *got.Subscribed.Recovered {
 		t.Errorf("a message was missed that the topic was forgotten with: %s", got.text)
@@ -78,7 +79,7 @@ func TestIdleTopicsMakeRoom(t *testing.T) {
 	for i := range 100 { // and topics that nobody hears
 		mustPublish(t, s, fmt.Sprint("unheard.", i), "x")
 	}
-	if n := s.hub.count.Load(); n != 10 {
+	if n := s.hub.Count.Load(); n != 10 {
 		t.Errorf("there are %d topics", n)
 	}
 	for i, at := range heard { // for which those that were heard have not gone
@@ -115,7 +116,7 @@ func TestIdleTopicsMakeRoom(t *testing.T) {
 
 // Topics that are published to and that no subscriber hears are bounded. One that is used all the time goes on.
 func TestTopicsThatNobodyHears(t *testing.T) {
-	s, _ := startChanged(t, topics(), func(s *Server) { s.hub.maxUnheard = 100 })
+	s, _ := startChanged(t, topics(), func(s *Server) { s.hub.MaxUnheard = 100 })
 	var last Receipt
 	for i := range 5000 {
 		mustPublish(t, s, fmt.Sprint("one.", i), "x")
@@ -123,7 +124,7 @@ func TestTopicsThatNobodyHears(t *testing.T) {
 			last = mustPublish(t, s, "often", "x")
 		}
 	}
-	if n := s.hub.count.Load(); n > 110 {
+	if n := s.hub.Count.Load(); n > 110 {
 		t.Errorf("%d topics are left", n)
 	}
 	if last.Offset != 250 {
@@ -135,7 +136,7 @@ func TestTopicsThatNobodyHears(t *testing.T) {
 		mustPublish(t, s, fmt.Sprint("two.", i), "x")
 		c.want("x")
 	}
-	if n := s.hub.count.Load(); n < 500 {
+	if n := s.hub.Count.Load(); n < 500 {
 		t.Errorf("%d topics are left", n)
 	}
 }
@@ -146,7 +147,7 @@ func TestClusterIdleTopicsAreBounded(t *testing.T) {
 	n := newFakeNet(1)
 	opts := topics(TopicRule{Match: "log.>", History: 5})
 	opts.Limits.MaxTopics = 50
-	s := clustered(t, n, 1, opts, func(s *Server) { s.hub.linger, s.hub.maxUnheard = time.Hour, 10 })[0]
+	s := clustered(t, n, 1, opts, func(s *Server) { s.hub.Linger, s.hub.MaxUnheard = time.Hour, 10 })[0]
 	c := dial(t, s, "/ws", speakJSON)
 	for _, name := range []string{"a.%d", "log.%d"} {
 		for i := range 100 {
@@ -155,7 +156,7 @@ func TestClusterIdleTopicsAreBounded(t *testing.T) {
 			c.ask(`{"id":1,"unsubscribe":{"topic":%q}}`, topic)
 		}
 	}
-	if n := s.hub.count.Load(); n > 20 {
+	if n := s.hub.Count.Load(); n > 20 {
 		t.Errorf("%d topics are left", n)
 	}
 	eventually(t, "the others are not followed", func() bool {
@@ -175,11 +176,11 @@ func TestClusterIdlePatternsAreBounded(t *testing.T) {
 	opts := topics()
 	s := clustered(t, newFakeNet(1), 1, opts, unchanged)[0]
 	c := dial(t, s, "/ws", speakJSON)
-	for i := range maxIdlePatterns + 200 {
+	for i := range hub.MaxIdlePatterns + 200 {
 		c.subscribed(fmt.Sprintf("p.%d.*", i))
 		c.ask(`{"id":1,"unsubscribe":{"topic":"p.%d.*"}}`, i)
 	}
-	if n := len(s.patternNames()); n > maxIdlePatterns+1 {
+	if n := len(s.patternNames()); n > hub.MaxIdlePatterns+1 {
 		t.Errorf("%d patterns are left", n)
 	}
 	c.subscribed("x.*")
@@ -193,7 +194,7 @@ func TestTopicsThatAreGoneLeaveNoMemory(t *testing.T) {
 	if raceEnabled {
 		count = 20_000
 	}
-	s, _ := startChanged(t, topics(), func(s *Server) { s.hub.linger, s.hub.maxUnheard = time.Hour, count })
+	s, _ := startChanged(t, topics(), func(s *Server) { s.hub.Linger, s.hub.MaxUnheard = time.Hour, count })
 	before := heapBytes()
 	names := strings.Repeat("n", 10)
 	for i := range count {
@@ -201,10 +202,10 @@ func TestTopicsThatAreGoneLeaveNoMemory(t *testing.T) {
 	}
 	full := heapBytes() - before
 	eventually(t, "no topic is left", func() bool {
-		for part := range s.hub.parts {
-			s.hub.sweep(time.Now().Add(2*time.Hour), part)
+		for part := range s.hub.Parts {
+			s.hub.Sweep(time.Now().Add(2*time.Hour), part)
 		}
-		return s.hub.count.Load() == 0
+		return s.hub.Count.Load() == 0
 	})
 	if left := heapBytes() - before; left > full/50 && !raceEnabled {
 		t.Errorf("%d B are left of %d B", left, full)

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/hub"
 	"carillon/server/internal/reactor"
 )
 
@@ -36,20 +37,20 @@ func (o *loopsOwner) EngineFailed(err error) {
 
 // loopState is what a server keeps for each loop. Owned by the loop.
 type loopState struct {
-	hub     *hub // immutable
+	hub     *hub.Hub // immutable
 	request Request
 	via     codec.Via // of the request
 }
 
-func (l *loopState) theHub() *hub { return l.hub }
+func (l *loopState) Hub() *hub.Hub { return l.hub }
 
 func (o *loopsOwner) NewShard(sh *reactor.Shard) {
 	s := o.server()
 	sh.OwnerData = &loopState{hub: s.hub}
 	for _, ep := range s.endpoints {
-		l := &local{sh: sh, src: &ep.source}
+		l := &hub.Local{Sh: sh, Src: &ep.Source}
 		for i, g := range sh.TablesOf(&ep.LoopEndpoint) {
-			g.Feed, l.audiences[i] = l, &g.Audience
+			g.Feed, l.Audiences[i] = l, &g.Audience
 		}
 	}
 }
@@ -60,9 +61,9 @@ func (c *Conn) Server() *Server { return c.core().Owner().(*loopsOwner).server()
 func (c *Conn) loopState() *loopState { return c.shard().OwnerData.(*loopState) }
 
 // hub is that of the connection's server.
-func (c *Conn) hub() *hub { return hubOf(c.shard()) }
+func (c *Conn) hub() *hub.Hub { return hub.Of(c.shard()) }
 
-func (o *loopsOwner) SweepTopics(now time.Time, part int) { o.hub.sweep(now, part) }
+func (o *loopsOwner) SweepTopics(now time.Time, part int) { o.hub.Sweep(now, part) }
 
 func (o *loopsOwner) EvictIdle() bool { return o.plain != nil && o.plain.evictIdle(reactor.EvictGrace) }
 

@@ -104,13 +104,13 @@ var singles = withOldNames([]single{
 	{"backlog_bytes", "Approximate bytes published or sent that the loops have not yet handed to connections.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.engine.BacklogBytes()) }},
 	{"handler_panics_total", "Panics in the application's handlers.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Panics) }},
 	{"requests_limited_total", "Requests of the JSON protocol refused as rate_limited.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Limited) }},
-	{"topics", "Existing topics.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.count.Load()) }},
+	{"topics", "Existing topics.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.Count.Load()) }},
 	{"topics_limit", "Maximum number of topics; +Inf without a limit.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return orInfinite(s.opts().Limits.MaxTopics) }},
-	{"patterns", "Patterns with subscribers.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.patternCount()) }},
-	{"history_messages", "Messages in the history of topics.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { n, _ := s.hub.persistentCount(); return float64(n) }},
-	{"history_bytes", "Payload bytes in the history of topics.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { _, n := s.hub.persistentCount(); return float64(n) }},
-	{"idempotency_keys", "Remembered idempotency keys.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.keys.count()) }},
-	{"idempotency_keys_evicted_total", "Idempotency keys evicted early because limits.max_key_memory was reached.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.keys.evicted.Load()) }},
+	{"patterns", "Patterns with subscribers.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.PatternCount()) }},
+	{"history_messages", "Messages in the history of topics.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { n, _ := s.hub.MessageCount(); return float64(n) }},
+	{"history_bytes", "Payload bytes in the history of topics.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { _, n := s.hub.MessageCount(); return float64(n) }},
+	{"idempotency_keys", "Remembered idempotency keys.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.Keys.Count()) }},
+	{"idempotency_keys_evicted_total", "Idempotency keys evicted early because limits.max_key_memory was reached.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.Keys.Evicted.Load()) }},
 	{"loops", "Event loops that have had a connection.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return float64(len(s.engine.AllShards())) }},
 	{"loop_silence_seconds", "Longest time that any loop has been busy with one turn, or has been due for one.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return s.engine.LongestSilence().Seconds() }},
 	{"loop_blocked_total", "Number of times an event loop was blocked for over a second.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.Blocked) }},
@@ -126,15 +126,15 @@ var singles = withOldNames([]single{
 	{"tls_resumed_total", "TLS handshakes that resumed a session.", prometheus.CounterValue, func(_ *Server, st *Stats) float64 { return float64(st.TLSResumed) }},
 	{"tls_handshakes_running", "TLS handshakes in progress.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { n, _ := s.engine.TLSTable.Counts(); return float64(n) }},
 	{"tls_handshakes_waiting", "TLS handshakes waiting to start: see limits.max_tls_handshakes.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { _, n := s.engine.TLSTable.Counts(); return float64(n) }},
-	{"cluster_up", "1 if this server exchanges messages with the cluster; 0 if not, or without a cluster.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.hub.remote.isUp()) }},
-	{"cluster_publish_errors_total", "Messages that the cluster refused or did not acknowledge.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().failures.Load()) }},
-	{"cluster_sequence_gaps_total", "Gaps detected in the messages from other servers.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().sequenceGaps.Load()) }},
-	{"cluster_gaps_total", "Gaps reported to subscribers because messages could not be loaded.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().gaps.Load()) }},
-	{"cluster_loads_total", "Loads of persistent topics.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().loads.Load()) }},
-	{"cluster_load_errors_total", "Failed loads of persistent topics.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().loadFailures.Load()) }},
-	{"cluster_resyncs_total", "Reloads of all persistent topics.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().resyncs.Load()) }},
-	{"cluster_queries_total", "Queries to other servers.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().queries.Load()) }},
-	{"cluster_queries_partial_total", "Queries to other servers that some did not answer in time.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.remote.counts().partial.Load()) }},
+	{"cluster_up", "1 if this server exchanges messages with the cluster; 0 if not, or without a cluster.", prometheus.GaugeValue, func(s *Server, _ *Stats) float64 { return asNumber(s.hub.Remote.IsUp()) }},
+	{"cluster_publish_errors_total", "Messages that the cluster refused or did not acknowledge.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.Remote.Counts().Failures.Load()) }},
+	{"cluster_sequence_gaps_total", "Gaps detected in the messages from other servers.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.Remote.Counts().SequenceGaps.Load()) }},
+	{"cluster_gaps_total", "Gaps reported to subscribers because messages could not be loaded.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.Remote.Counts().Gaps.Load()) }},
+	{"cluster_loads_total", "Loads of persistent topics.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.Remote.Counts().Loads.Load()) }},
+	{"cluster_load_errors_total", "Failed loads of persistent topics.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.Remote.Counts().LoadFailures.Load()) }},
+	{"cluster_resyncs_total", "Reloads of all persistent topics.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.Remote.Counts().Resyncs.Load()) }},
+	{"cluster_queries_total", "Queries to other servers.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.Remote.Counts().Queries.Load()) }},
+	{"cluster_queries_partial_total", "Queries to other servers that some did not answer in time.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.hub.Remote.Counts().Partial.Load()) }},
 	{"log_events_omitted_total", "Per-connection log events omitted by sampling.", prometheus.CounterValue, func(s *Server, _ *Stats) float64 { return float64(s.omitted()) }},
 })
 
@@ -259,14 +259,14 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 	m.send(to, metricClosed, prometheus.CounterValue, float64(st.Closes[0]), "other")
 	shards := s.engine.AllShards()
 	for i, ep := range s.endpoints {
-		ep.mu.Lock()
-		open := ep.subscribers
-		ep.mu.Unlock()
+		ep.Mu.Lock()
+		open := ep.Subscribers
+		ep.Mu.Unlock()
 		m.send(to, metricOpen, prometheus.GaugeValue, float64(open), m.paths[i])
-		m.send(to, metricPublished, prometheus.CounterValue, float64(ep.published.Load()), m.paths[i])
+		m.send(to, metricPublished, prometheus.CounterValue, float64(ep.Published.Load()), m.paths[i])
 		m.sum(to, metricFlushed, shards, func(sh *reactor.Shard) *stats.Histogram { return &sh.Histograms.Flushed[i+1] }, m.paths[i])
 	}
-	m.send(to, metricPublished, prometheus.CounterValue, float64(s.hub.published.Load()), topicsLabel)
+	m.send(to, metricPublished, prometheus.CounterValue, float64(s.hub.Published.Load()), topicsLabel)
 	m.sum(to, metricFlushed, shards, func(sh *reactor.Shard) *stats.Histogram { return &sh.Histograms.Flushed[0] }, topicsLabel)
 	m.sum(to, metricHandshake, shards, func(sh *reactor.Shard) *stats.Histogram { return &sh.Histograms.Handshake })
 	m.sum(to, metricTLS, shards, func(sh *reactor.Shard) *stats.Histogram { return &sh.Histograms.TLS })
@@ -287,13 +287,13 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 	for i, result := range reloadResults {
 		m.send(to, metricReloads, prometheus.CounterValue, float64(s.reloads.done[i].Load()), result)
 	}
-	cl := s.hub.remote.counts()
+	cl := s.hub.Remote.Counts()
 	for _, one := range []struct {
 		direction, kind, before string
 		count                   *atomic.Uint64
 	}{
-		{"out", "persistent", "kept", &cl.persistentOut}, {"out", "transient", "passing", &cl.transientOut}, {"out", "broadcast", "broadcast", &cl.broadcastsOut},
-		{"in", "persistent", "kept", &cl.persistentIn}, {"in", "transient", "passing", &cl.transientIn}, {"in", "broadcast", "broadcast", &cl.broadcastsIn},
+		{"out", "persistent", "kept", &cl.PersistentOut}, {"out", "transient", "passing", &cl.TransientOut}, {"out", "broadcast", "broadcast", &cl.BroadcastsOut},
+		{"in", "persistent", "kept", &cl.PersistentIn}, {"in", "transient", "passing", &cl.TransientIn}, {"in", "broadcast", "broadcast", &cl.BroadcastsIn},
 	} {
 		n := float64(one.count.Load())
 		m.send(to, metricRelayed, prometheus.CounterValue, n, one.direction, one.kind)
@@ -351,23 +351,6 @@ func (s *Server) plainOpen() float64 {
 	defer l.mu.Unlock()
 	return float64(l.conns.Len())
 }
-
-func (h *hub) patternCount() int {
-	h.mu.RLock()
-	defer h.mu.RUnlock()
-	n := 0
-	for _, p := range h.patterns.names.All() { // in a cluster they linger
-		p.mu.Lock()
-		if p.subscribers > 0 {
-			n++
-		}
-		p.mu.Unlock()
-	}
-	return n
-}
-
-// persistentCount is what all topics keep, in messages and in bytes of payload.
-func (h *hub) persistentCount() (messages, bytes int64) { return h.messages.Load(), h.bytes.Load() }
 
 // lostLines is how many lines of the log could not be written, as far as that is known.
 func (s *Server) lostLines() uint64 {

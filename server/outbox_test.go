@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"carillon/codec"
+	"carillon/server/internal/hub"
 	"carillon/server/internal/reactor"
 	"carillon/server/stats"
 )
@@ -380,7 +381,7 @@ func TestBacklogKeepsWhatIsHandedOver(t *testing.T) {
 	sh := &reactor.Shard{Engine: &reactor.Engine{}, Set: &reactor.LoopSettings{}, Histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
 	ep := unitEndpoint(SlowConsumer{MaxQueue: -1})
 	g := reactor.NewTable(sh, ep)
-	g.Feed = &local{sh: sh, src: &source{}, audiences: [reactor.NumFramings]*reactor.Audience{&g.Audience}}
+	g.Feed = &hub.Local{Sh: sh, Src: &hub.Source{}, Audiences: [reactor.NumFramings]*reactor.Audience{&g.Audience}}
 	g.Add(queued(sh, ep).core(), reactor.Times{})
 	f := codec.NewFrame(Binary, make([]byte, 100))
 	size := int64(len(f.Plain()))
@@ -401,7 +402,7 @@ func TestBacklogKeepsWhatIsHandedOver(t *testing.T) {
 	}()
 	for range 20_000 {
 		sh.Backlog.Add(size)
-		sh.Execute(&reactor.Command{Kind: reactor.CommandPublish, Feed: g.Feed, Frame: f, Payload: (*broadcast)(f)}, nil)
+		sh.Execute(&reactor.Command{Kind: reactor.CommandPublish, Feed: g.Feed, Frame: f, Payload: (*hub.Broadcast)(f)}, nil)
 		posted.Add(cost)
 	}
 	<-looked

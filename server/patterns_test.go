@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+
+	"carillon/server/internal/hub"
 )
 
 // A pattern that comes or goes makes a topic look again, but not at the patterns of others, and a list that stays the
@@ -13,14 +15,14 @@ func TestPatternsOfOthersCostNothing(t *testing.T) {
 	dial(t, s, "/ws?topic=t.*")
 	subscribers(t, s, "t.*", 1)
 	mustPublish(t, s, "t.1", "x")
-	topic := s.hub.find("t.1")
-	defer topic.mu.Unlock()
-	other := &source{name: "other.*"}
+	topic := s.hub.Find("t.1")
+	defer topic.Mu.Unlock()
+	other := &hub.Source{Name: "other.*"}
 	allocations := testing.AllocsPerRun(100, func() {
-		s.hub.mu.Lock()
-		s.hub.version.Add(1)
-		s.hub.mu.Unlock()
-		if list := s.hub.patternsOf(topic); len(list) != 1 || list[0] == other {
+		s.hub.Mu.Lock()
+		s.hub.Version.Add(1)
+		s.hub.Mu.Unlock()
+		if list := s.hub.PatternsOf(topic); len(list) != 1 || list[0] == other {
 			t.Errorf("%v", list)
 		}
 	})
@@ -38,9 +40,9 @@ func TestTopicsLetGoOfPatterns(t *testing.T) {
 	dial(t, s, "/ws?topic=t.*")
 	subscribers(t, s, "t.*", 1)
 	mustPublish(t, s, "t.1", "x")
-	topic := s.hub.find("t.1")
-	list := topic.patterns
-	topic.mu.Unlock()
+	topic := s.hub.Find("t.1")
+	list := topic.Patterns
+	topic.Mu.Unlock()
 	if len(list) != 2 {
 		t.Fatalf("%d patterns", len(list))
 	}
@@ -50,15 +52,15 @@ func TestTopicsLetGoOfPatterns(t *testing.T) {
 	subscribers(t, s, "*.1", 1)
 	leaves.ask(`{"id":2,"unsubscribe":{"topic":"t.>"}}`)
 	subscribers(t, s, "t.>", 0)
-	s.hub.find("t.1")
-	defer topic.mu.Unlock()
-	if s.hub.forgetPatternsOf(topic); len(topic.patterns) != 1 || topic.patterns[0].name != "t.*" {
-		t.Errorf("%d patterns are left", len(topic.patterns))
+	s.hub.Find("t.1")
+	defer topic.Mu.Unlock()
+	if s.hub.ForgetPatternsOf(topic); len(topic.Patterns) != 1 || topic.Patterns[0].Name != "t.*" {
+		t.Errorf("%d patterns are left", len(topic.Patterns))
 	}
 	if !slices.Equal(list, before) {
 		t.Error("the list that was in use has changed")
 	}
-	if list := s.hub.patternsOf(topic); len(list) != 2 {
+	if list := s.hub.PatternsOf(topic); len(list) != 2 {
 		t.Errorf("a message goes to %d patterns", len(list))
 	}
 }
@@ -74,7 +76,7 @@ func BenchmarkPublishWhilePatternsChange(b *testing.B) {
 			}
 			h := s.hub
 			for i := range others {
-				h.openPattern(fmt.Sprintf("others.%d.*", i)).mu.Unlock()
+				h.OpenPattern(fmt.Sprintf("others.%d.*", i)).Mu.Unlock()
 			}
 			names := make([]string, 1000)
 			for i := range names {
@@ -82,9 +84,9 @@ func BenchmarkPublishWhilePatternsChange(b *testing.B) {
 			}
 			payload := []byte("x")
 			for i := 0; b.Loop(); i++ {
-				p := h.openPattern("mine.*")
-				p.mu.Unlock()
-				h.forgetPattern(p)
+				p := h.OpenPattern("mine.*")
+				p.Mu.Unlock()
+				h.ForgetPattern(p)
 				if _, err := s.Publish(Publication{Topic: names[i%1000], Payload: payload}); err != nil {
 					b.Fatal(err)
 				}

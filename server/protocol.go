@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"carillon/server/internal/envelope"
+	"carillon/server/internal/hub"
 	"carillon/server/internal/reactor"
 	"carillon/server/internal/strictjson"
 	"carillon/server/topic"
@@ -210,7 +211,7 @@ func (c *Conn) do(r *request) (what string, value any, err error) {
 	case r.Subscribe != nil:
 		return "", nil, c.doSubscribe(r.ID, r.Subscribe)
 	case r.Unsubscribe != nil:
-		return "unsubscribed", r.Unsubscribe, unsubscribe(c.core(), r.Unsubscribe.Topic)
+		return "unsubscribed", r.Unsubscribe, hub.Unsubscribe(c.core(), r.Unsubscribe.Topic)
 	case r.Publish != nil:
 		c.doPublish(r.ID, r.Publish, c.sendReply)
 		return "", nil, nil
@@ -237,7 +238,7 @@ func (c *Conn) doSubscribe(id json.RawMessage, r *subscribeRequest) error {
 	case r.Last < 0 || r.Last > envelope.MaxLast:
 		return envelope.BadRequest("last is %d: expected 0 to %d", r.Last, envelope.MaxLast)
 	}
-	c.hub().subscribeReady(c.core(), &wanted{name: r.Topic, from: from, kind: reactor.FramingEnvelope, asked: true, told: c.tellGap, reply: func(s Subscribed) {
+	c.hub().SubscribeReady(c.core(), &hub.Wanted{Name: r.Topic, From: from, Kind: reactor.FramingEnvelope, Asked: true, Told: c.tellGap, Reply: func(s Subscribed) {
 		if len(id) > 0 {
 			c.sendSubscribed(id, s, from.Since != nil)
 		}
@@ -251,7 +252,7 @@ type publishReply struct {
 }
 
 // publication is what a client wants to publish, as far as it may.
-func (c *Conn) publication(r *envelope.Publish) (p publication, err error) {
+func (c *Conn) publication(r *envelope.Publish) (p hub.Publication, err error) {
 	if err := topic.Check(r.Topic); err != nil {
 		return p, err
 	}
@@ -263,10 +264,10 @@ func (c *Conn) publication(r *envelope.Publish) (p publication, err error) {
 		if err := r.CheckKey(); err != nil {
 			return p, err
 		}
-		p.Publisher, p.address = c.publisher()
+		p.Publisher, p.Address = c.publisher()
 	}
 	p.Format, p.Payload, err = r.Message()
-	p.valid = p.Format == topic.FormatJSON // or the request had not been JSON
+	p.Valid = p.Format == topic.FormatJSON // or the request had not been JSON
 	return p, err
 }
 
@@ -274,7 +275,7 @@ func (c *Conn) publication(r *envelope.Publish) (p publication, err error) {
 func (c *Conn) doPublish(id json.RawMessage, r *envelope.Publish, reply replier) {
 	p, err := c.publication(r)
 	var s *reactor.Slot
-	wait := func() { s = c.core().ReserveReply(c.hub().flightOf(&p)) }
+	wait := func() { s = c.core().ReserveReply(c.hub().FlightOf(&p)) }
 	done := func(receipt topic.Receipt, err error) {
 		c.core().Resolve(s, true, func() {
 			c.answerWith(id, "published", publishReply{p.Topic, receipt}, err, c.sendReply)
@@ -282,7 +283,7 @@ func (c *Conn) doPublish(id json.RawMessage, r *envelope.Publish, reply replier)
 	}
 	receipt, ready := topic.Receipt{}, true
 	if err == nil {
-		receipt, ready, err = c.Server().hub.remote.publish(p, wait, done)
+		receipt, ready, err = c.Server().hub.Remote.Publish(p, wait, done)
 	}
 	switch {
 	case !ready:
@@ -343,10 +344,10 @@ func (c *Conn) doHistory(id json.RawMessage, r *historyRequest) error {
 	if err := c.checkHistory(r); err != nil {
 		return err
 	}
-	c.hub().topicReady(c.core(), r.Topic, topic.Start{Since: r.Since}, true, func(err error) {
+	c.hub().TopicReady(c.core(), r.Topic, topic.Start{Since: r.Since}, true, func(err error) {
 		var value any
 		if err == nil {
-			value, err = c.Server().hub.historyReply(r.Topic, r.Since, r.limit())
+			value, err = newHistoryReply(c.hub(), r.Topic, r.Since, r.limit())
 		}
 		c.answerWith(id, "history", value, err, c.sendReply)
 	})
@@ -358,15 +359,15 @@ func (c *Conn) doHistory(id json.RawMessage, r *historyRequest) error {
 type historyReply struct {
 	topic    string
 	past     topic.HistoryPage // without its messages
-	messages []*message
+	messages []*hub.Message
 }
 
-func (h *hub) historyReply(name string, since *topic.Position, limit int) (*historyReply, error) {
+func newHistoryReply(h *hub.Hub, name string, since *topic.Position, limit int) (*historyReply, error) {
 	from := topic.Start{Since: since}
 	if since == nil {
 		from.Last = limit
 	}
-	past, list, err := h.past(name, from, limit)
+	past, list, err := h.Past(name, from, limit)
 	return &historyReply{topic: name, past: past, messages: within(list, maxHistoryBytes, since == nil)}, err
 }
 
@@ -380,7 +381,7 @@ func (r *historyReply) AppendTo(b []byte) []byte {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = m.appendHistory(b)
+		b = m.AppendHistory(b)
 	}
 	return append(b, "]}"...)
 }
@@ -390,13 +391,13 @@ func (r *historyReply) MarshalJSON() ([]byte, error) { return r.AppendTo(nil), n
 
 // within returns as many of the oldest messages, or of the newest, as have at most so many bytes, and at
 // least one.
-func within(list []*message, bytes int, newest bool) []*message {
+func within(list []*hub.Message, bytes int, newest bool) []*hub.Message {
 	for n := range list {
 		i := n
 		if newest {
 			i = len(list) - 1 - n
 		}
-		if bytes -= list[i].envelopeSize(); bytes >= 0 || n == 0 {
+		if bytes -= list[i].EnvelopeSize(); bytes >= 0 || n == 0 {
 			continue
 		}
 		if newest {
@@ -422,7 +423,7 @@ func (c *Conn) doPresence(id json.RawMessage, topic string) (what string, value 
 		return "", nil, err
 	}
 	var s *reactor.Slot
-	p, ready := c.Server().hub.remote.present(topic, func() { s = c.core().Reserve() }, func(p *presence) {
+	p, ready := c.Server().hub.Remote.Present(topic, func() { s = c.core().Reserve() }, func(p *hub.Presence) {
 		c.core().Resolve(s, true, func() { c.answerWith(id, "present", p, nil, c.sendReply) })
 	})
 	if !ready {

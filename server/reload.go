@@ -205,7 +205,7 @@ func (s *Server) follow(before, now *settings) {
 		}
 	}
 	if !reflect.DeepEqual(before.Topics, now.Topics) {
-		s.hub.rule()
+		s.hub.Rule()
 	}
 	if s.plain != nil && (before.Limits.MaxHead != now.Limits.MaxHead || before.Limits.HandshakeTimeout != now.Limits.HandshakeTimeout) {
 		s.plain.renew()

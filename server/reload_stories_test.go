@@ -128,7 +128,7 @@ var limitStories = []reloadStory{
 			if third, again := publish("3"), publish("1"); third != 3 || again != 4 {
 				t.Error(third, again)
 			}
-			if n := s.hub.keys.evicted.Load(); n != 3 {
+			if n := s.hub.Keys.Evicted.Load(); n != 3 {
 				t.Errorf("%d keys were evicted", n)
 			}
 		}
@@ -565,7 +565,7 @@ var clientStories = []reloadStory{
 		}
 		return func() {
 			// What is there is trimmed at once. What was not kept does not come back.
-			if n, _ := s.hub.persistentCount(); n != 2 {
+			if n, _ := s.hub.MessageCount(); n != 2 {
 				t.Errorf("%d messages are kept", n)
 			}
 			mustPublish(t, s, "b", "6")

@@ -22,13 +22,13 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 
-	if err := s.hub.remote.join(stopped); err != nil {
+	if err := s.hub.Remote.Join(stopped); err != nil {
 		if stopped.Err() != nil {
 			return nil
 		}
 		return err
 	}
-	defer s.hub.remote.leave()
+	defer s.hub.Remote.Leave()
 	err := s.prepare()
 	if err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 	"carillon/server/internal/admin"
 	"carillon/server/internal/auth"
 	"carillon/server/internal/certs"
+	"carillon/server/internal/hub"
 	"carillon/server/internal/reactor"
 )
 
@@ -49,7 +50,7 @@ type Server struct {
 
 	ops        ops
 	drainState drainState
-	hub        *hub // immutable
+	hub        *hub.Hub // immutable
 	index      connIndex
 	memory     memoryGuard
 
@@ -61,7 +62,7 @@ type Server struct {
 // endpoint is an Endpoint that is being served: what of it stays as it is while the server runs, and see
 // now for the rest. Immutable, but for the source of its broadcasts and published.
 type endpoint struct {
-	endpointSource
+	hub.EndpointSource
 	reactor.LoopEndpoint
 	srv      *Server
 	Mode     Mode
@@ -96,7 +97,7 @@ func New(options Options) (*Server, error) {
 	groups := 0
 	for i, e := range opts.Endpoints {
 		ep := &endpoint{
-			endpointSource: endpointSource{source: source{name: e.Path}},
+			EndpointSource: hub.EndpointSource{Source: hub.Source{Name: e.Path}},
 			LoopEndpoint: reactor.LoopEndpoint{
 				Path:         e.Path,
 				Subprotocols: e.Subprotocols,
@@ -130,9 +131,9 @@ func New(options Options) (*Server, error) {
 	if err := s.loadCertificates(); err != nil {
 		return nil, err
 	}
-	s.hub = newHub((*hubServer)(s), &s.engine, func() *hubSettings { return &s.settings().hub }, s.opts().Broker)
+	s.hub = hub.New((*hubServer)(s), &s.engine, func() *hub.Settings { return &s.settings().hub }, s.opts().Broker)
 	for _, ep := range s.endpoints {
-		s.hub.remote.attach(&ep.source)
+		s.hub.Remote.Attach(&ep.Source)
 	}
 	if opts.HTTP != nil {
 		s.plain = newPlainHTTP(s)
@@ -199,25 +200,25 @@ func (s *Server) BroadcastFrame(path string, f *codec.Frame) error {
 // message at the broker, if there is no error.
 func (s *Server) broadcast(f *codec.Frame, sent func(error), to ...*endpoint) (connections int, err error) {
 	at, n := s.engine.Stamp(), int64(len(f.Plain())*len(to))
-	if err := s.hub.remote.away(); err != nil {
+	if err := s.hub.Remote.Away(); err != nil {
 		return 0, err
 	}
 	for _, ep := range to {
-		ep.mu.Lock()
+		ep.Mu.Lock()
 	}
 	defer func() {
 		for _, ep := range to {
-			ep.mu.Unlock()
+			ep.Mu.Unlock()
 		}
 	}()
 	for _, ep := range to {
-		if sh := ep.overloaded(n); sh != nil {
+		if sh := ep.Overloaded(n); sh != nil {
 			return 0, sh.Refuse()
 		}
 	}
 	for _, ep := range to {
-		connections += ep.issue(f, at)
-		s.hub.remote.relay(&ep.source, (*broadcast)(f), sent)
+		connections += ep.Issue(f, at)
+		s.hub.Remote.Relay(&ep.Source, (*hub.Broadcast)(f), sent)
 	}
 	return connections, nil
 }

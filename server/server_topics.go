@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"carillon/server/internal/hub"
 	"carillon/server/topic"
 )
 
@@ -26,13 +27,13 @@ import (
 // [ErrUncertain], the message may have been published or not. Subscribers of this server, too, get it when it comes
 // back from the broker. To any other topic it does not wait, nor say whether other servers get the message.
 func (s *Server) Publish(p Publication) (Receipt, error) {
-	if !s.hub.remote.keeps(p.Topic) {
-		return s.hub.publish(&publication{Publication: p}, nil)
+	if !s.hub.Remote.Keeps(p.Topic) {
+		return s.hub.Publish(&hub.Publication{Publication: p}, nil)
 	}
 	if s.engine.OnLoop() {
 		return Receipt{}, fmt.Errorf("publish: %w", ErrOnLoop)
 	}
-	return s.hub.publishAndWait(context.Background(), p)
+	return s.hub.PublishAndWait(context.Background(), p)
 }
 
 // PublishFunc publishes as [Server.Publish] does, and may be called on an event loop: it does not wait. done is
@@ -43,7 +44,7 @@ func (s *Server) Publish(p Publication) (Receipt, error) {
 //
 // What one goroutine publishes to a topic gets its place in that order.
 func (s *Server) PublishFunc(p Publication, done func(Receipt, error)) {
-	if receipt, ready, err := s.hub.remote.publish(publication{Publication: p}, nothing, done); ready {
+	if receipt, ready, err := s.hub.Remote.Publish(hub.Publication{Publication: p}, hub.Nothing, done); ready {
 		done(receipt, err)
 	}
 }
@@ -55,16 +56,16 @@ func (s *Server) Topics(pattern string) ([]TopicInfo, error) {
 		return nil, err
 	}
 	var list []TopicInfo
-	for i := range s.hub.parts {
-		for t := range s.hub.parts[i].all() {
-			if !topic.Matches(pattern, t.name) {
+	for i := range s.hub.Parts {
+		for t := range s.hub.Parts[i].All() {
+			if !topic.Matches(pattern, t.Name) {
 				continue
 			}
-			t.mu.Lock()
-			if !t.forgotten {
-				list = append(list, t.info(s.engine.AgeMillis()))
+			t.Mu.Lock()
+			if !t.Forgotten {
+				list = append(list, t.Info(s.engine.AgeMillis()))
 			}
-			t.mu.Unlock()
+			t.Mu.Unlock()
 		}
 	}
 	slices.SortFunc(list, func(a, b TopicInfo) int { return cmp.Compare(a.Topic, b.Topic) })
@@ -73,12 +74,12 @@ func (s *Server) Topics(pattern string) ([]TopicInfo, error) {
 
 // Topic describes one topic, and reports whether it exists.
 func (s *Server) Topic(name string) (TopicInfo, bool) {
-	t := s.hub.find(name)
+	t := s.hub.Find(name)
 	if t == nil {
 		return TopicInfo{}, false
 	}
-	defer t.mu.Unlock()
-	return t.info(s.engine.AgeMillis()), true
+	defer t.Mu.Unlock()
+	return t.Info(s.engine.AgeMillis()), true
 }
 
 // History returns messages that a topic keeps, at most limit of them: the first ones after from.Since, or
@@ -87,19 +88,19 @@ func (s *Server) Topic(name string) (TopicInfo, bool) {
 // With [Options.Broker] it waits for the messages of a topic that the broker keeps, at most 10 seconds. Then it also
 // fails with [ErrNoCluster], and with [ErrOnLoop] on an event loop.
 func (s *Server) History(name string, from Start, limit int) (Past, error) {
-	if err := s.hub.waitFor(name, from); err != nil {
+	if err := s.hub.WaitFor(name, from); err != nil {
 		return Past{}, err
 	}
-	past, list, err := s.hub.past(name, from, limit)
+	past, list, err := s.hub.Past(name, from, limit)
 	for _, m := range list {
-		past.Messages = append(past.Messages, Message{Topic: m.topic.name, Offset: m.offset, Time: time.UnixMilli(m.time), Format: m.format, Payload: m.raw.Payload()})
+		past.Messages = append(past.Messages, Message{Topic: m.Topic.Name, Offset: m.Offset, Time: time.UnixMilli(m.Time), Format: m.Format, Payload: m.Raw.Payload()})
 	}
 	return past, err
 }
 
 // Subscribers lists the connections that are subscribed to exactly this topic or pattern, in no order.
 func (s *Server) Subscribers(topic string) []*Conn {
-	found, _ := s.hub.subscribers(topic, math.MaxInt)
+	found, _ := s.hub.Subscribers(topic, math.MaxInt)
 	var list []*Conn
 	for _, c := range found {
 		list = append(list, (*Conn)(c))

@@ -10,6 +10,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/auth"
+	"carillon/server/internal/hub"
 	"carillon/server/internal/limit"
 	"carillon/server/internal/listen"
 	"carillon/server/internal/reactor"
@@ -20,7 +21,7 @@ import (
 type settings struct {
 	Options
 	loops     reactor.LoopSettings
-	hub       hubSettings
+	hub       hub.Settings
 	endpoints []*endpointSettings
 }
 
@@ -78,16 +79,16 @@ func (s *Server) settle(o Options, before *settings, places []int) (*settings, e
 }
 
 // hubSettingsOf is what the hub needs of the options.
-func hubSettingsOf(o *Options) hubSettings {
-	set := hubSettings{
-		rules:        o.Topics,
-		maxTopics:    o.Limits.MaxTopics,
-		maxMessage:   int64(o.Limits.MaxMessage),
-		maxKeyMemory: int64(o.Limits.MaxKeyMemory),
+func hubSettingsOf(o *Options) hub.Settings {
+	set := hub.Settings{
+		Rules:        o.Topics,
+		MaxTopics:    o.Limits.MaxTopics,
+		MaxMessage:   int64(o.Limits.MaxMessage),
+		MaxKeyMemory: int64(o.Limits.MaxKeyMemory),
 	}
 	for i := range o.Endpoints {
 		t := &o.Endpoints[i].Topics
-		set.endpoints = append(set.endpoints, hubEndpointSettings{maxSubscriptions: t.MaxSubscriptions, maxPatterns: t.MaxPatterns})
+		set.Endpoints = append(set.Endpoints, hub.EndpointSettings{MaxSubscriptions: t.MaxSubscriptions, MaxPatterns: t.MaxPatterns})
 	}
 	return set
 }

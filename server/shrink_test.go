@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/hub"
 	"carillon/server/internal/limit"
 	"carillon/server/internal/reactor"
 )
@@ -27,17 +28,17 @@ func TestWhatClientsFillGivesItsMemoryBack(t *testing.T) {
 		conns     = make([]*reactor.Conn, count) // which are not counted
 		pending   reactor.Queue[reactor.Audience]
 		audiences = make([]reactor.Audience, 1)
-		index     patternIndex
-		sources   = make([]source, count)
-		history   ring
-		kept      = &message{raw: codec.NewFrame(codec.OpText, []byte("x"))}
+		index     hub.PatternIndex
+		sources   = make([]hub.Source, count)
+		history   hub.Ring
+		kept      = &hub.Message{Raw: codec.NewFrame(codec.OpText, []byte("x"))}
 	)
 	for i := range conns {
 		conns[i] = reactor.Assemble(reactor.Parts{
 			Shard: stalled, FD: int32(i), Outbox: &reactor.Outbox{}, Extension: &reactor.Extension{Deadline: -1}})
 	}
 	for i := range sources {
-		sources[i].name = fmt.Sprintf("p.%d.*", i)
+		sources[i].Name = fmt.Sprintf("p.%d.*", i)
 	}
 	address := func(i int) limit.Key {
 		return limit.KeyOf(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}))
@@ -57,8 +58,8 @@ func TestWhatClientsFillGivesItsMemoryBack(t *testing.T) {
 			stalled.Stalled = append(stalled.Stalled, conns[i])
 		}, func(i int) { stalled.Unlist(conns[i].Outbox()) }, 8},
 		{"audiences with messages", func(int) { pending.Push(&audiences[0]) }, func(int) { pending.Pop() }, 8},
-		{"patterns", func(i int) { index.add(&sources[i]) }, func(i int) { index.remove(&sources[i]) }, 64},
-		{"histories", func(int) { history.push(kept) }, func(int) { history.dropOldest() }, 8},
+		{"patterns", func(i int) { index.Add(&sources[i]) }, func(i int) { index.Remove(&sources[i]) }, 64},
+		{"histories", func(int) { history.Push(kept) }, func(int) { history.DropOldest() }, 8},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			before := heapBytes()

@@ -11,7 +11,7 @@ func (s *Server) Stats() Stats {
 	st := stats.NewTotals()
 	st.Sockets, st.AcceptErrors = s.engine.Sockets.Load(), s.engine.AcceptErrors.Load()
 	st.Add(&s.engine.Unowned)
-	st.Drops[DropClusterGap] = s.hub.remote.counts().lost.Load()
+	st.Drops[DropClusterGap] = s.hub.Remote.Counts().Lost.Load()
 	for _, sh := range s.engine.AllShards() {
 		st.Add(&sh.Stats)
 	}

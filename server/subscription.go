@@ -1,6 +1,7 @@
 package server
 
 import (
+	"carillon/server/internal/hub"
 	"carillon/server/internal/reactor"
 	"carillon/server/topic"
 )
@@ -57,7 +58,7 @@ func (c *Conn) subscribeFor(topic string, kind reactor.Framing, o *SubscribeOpti
 	if o.Envelope {
 		reply = func(s Subscribed) { c.sendSubscribed(nil, s, o.Since != nil) }
 	}
-	c.hub().subscribeReady(c.core(), &wanted{name: topic, from: o.Start, kind: kind, told: c.tellGap, reply: func(s Subscribed) {
+	c.hub().SubscribeReady(c.core(), &hub.Wanted{Name: topic, From: o.Start, Kind: kind, Told: c.tellGap, Reply: func(s Subscribed) {
 		if reply != nil {
 			reply(s)
 		}
@@ -76,7 +77,7 @@ func (c *Conn) subscribeFor(topic string, kind reactor.Framing, o *SubscribeOpti
 func (c *Conn) Unsubscribe(topic string, done func(error)) {
 	c.shard().PostDo(c.core(), 0, func() {
 		c.core().QueueSlot(&reactor.Slot{Cost: reactor.SlotCost, Do: func() {
-			err := unsubscribe(c.core(), topic)
+			err := hub.Unsubscribe(c.core(), topic)
 			if done != nil {
 				done(err)
 			}
@@ -94,7 +95,7 @@ func (c *Conn) Subscriptions() []string {
 	}
 	names := make([]string, len(subs))
 	for i := range subs {
-		names[i] = nameOf(&subs[i])
+		names[i] = hub.NameOf(&subs[i])
 	}
 	return names
 }

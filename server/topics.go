@@ -8,6 +8,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/envelope"
+	"carillon/server/internal/hub"
 	"carillon/server/internal/reactor"
 	"carillon/server/topic"
 )
@@ -212,12 +213,12 @@ func (c *Conn) subscribeInitial(w *topicQuery) {
 				c.failed(err)
 				return
 			}
-			c.hub().subscribeReady(c.core(), &wanted{name: name, from: w.from, kind: w.framing, asked: true, told: c.tellGap, reply: func(s Subscribed) {
+			c.hub().SubscribeReady(c.core(), &hub.Wanted{Name: name, From: w.from, Kind: w.framing, Asked: true, Told: c.tellGap, Reply: func(s Subscribed) {
 				if w.framing != reactor.FramingRaw {
 					s.Recovered = s.Recovered && !w.afresh
 					c.sendSubscribed(nil, s, w.from.Since != nil || w.afresh)
 				} else if w.from.Since != nil && !s.Recovered {
-					c.core().StartClose(reactor.CloseOwn, closeGap, "gap")
+					c.core().StartClose(reactor.CloseOwn, hub.CloseGap, "gap")
 				}
 			}}, c.failed)
 		})
@@ -257,8 +258,8 @@ func (c *Conn) publish(op codec.Opcode, payload []byte) {
 		topics = c.core().Extension().Subs
 	}
 	err := error(errNotOneTopic)
-	if len(topics) == 1 && !isPattern(&topics[0]) {
-		err = c.checkPublish(nameOf(&topics[0]))
+	if len(topics) == 1 && !hub.IsPattern(&topics[0]) {
+		err = c.checkPublish(hub.NameOf(&topics[0]))
 	}
 	if err != nil {
 		_ = c.Close(codec.ClosePolicyViolation, err.Error())
@@ -268,9 +269,9 @@ func (c *Conn) publish(op codec.Opcode, payload []byte) {
 	if op == codec.OpBinary {
 		format = topic.FormatBinary
 	}
-	p := publication{Publication: topic.Publication{Topic: nameOf(&topics[0]), Format: format, Payload: payload}}
-	m := c.hub().flightOf(&p)
-	_, ready, err := c.Server().hub.remote.publish(p, func() { c.core().BeginPublishing(m) }, func(_ topic.Receipt, err error) {
+	p := hub.Publication{Publication: topic.Publication{Topic: hub.NameOf(&topics[0]), Format: format, Payload: payload}}
+	m := c.hub().FlightOf(&p)
+	_, ready, err := c.Server().hub.Remote.Publish(p, func() { c.core().BeginPublishing(m) }, func(_ topic.Receipt, err error) {
 		c.shard().PostDo(c.core(), 0, func() { c.core().EndPublishing(m) })
 		c.refused(err)
 	})

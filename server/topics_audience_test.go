@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"carillon/server/internal/hub"
 	"carillon/server/internal/reactor"
 	"carillon/server/stats"
 	"carillon/server/topic"
@@ -82,7 +83,7 @@ func (m *audienceModel) subscribe(who *modelMember) {
 		taken = taken || topic.Overlaps(other, name)
 	}
 	m.look(who) // what comes now comes after it
-	s, err := m.s.hub.subscribe(who.c.core(), &wanted{name: name, from: from, kind: who.c.core().Framing(), reply: func(Subscribed) {}})
+	s, err := m.s.hub.Subscribe(who.c.core(), &hub.Wanted{Name: name, From: from, Kind: who.c.core().Framing(), Reply: func(Subscribed) {}})
 	if (err != nil) != taken {
 		m.t.Fatalf("subscribe to %s beside %v: %v", name, had, err)
 	}
@@ -115,7 +116,7 @@ func (m *audienceModel) unsubscribe(who *modelMember) {
 	if name == latestTopic {
 		m.account(who)
 	}
-	if err := unsubscribe(who.c.core(), name); err != nil {
+	if err := hub.Unsubscribe(who.c.core(), name); err != nil {
 		m.t.Fatal(err)
 	}
 	m.look(who)
@@ -141,7 +142,7 @@ func (m *audienceModel) account(who *modelMember) {
 	who.c.core().Ready()
 	m.look(who)
 	for _, s := range subscriptionsOf(who.c.core().Extension()) {
-		if nameOf(&s) == latestTopic {
+		if hub.NameOf(&s) == latestTopic {
 			left := uint64(s.Audience.Members[s.Slot].Seq) - who.first - who.came
 			if s.Stale {
 				left--
@@ -156,7 +157,7 @@ func (m *audienceModel) refresh(who *modelMember) {
 	m.t.Helper()
 	m.look(who)
 	for _, s := range subscriptionsOf(who.c.core().Extension()) {
-		if nameOf(&s) == latestTopic && s.Stale {
+		if hub.NameOf(&s) == latestTopic && s.Stale {
 			who.c.core().Refresh(true)
 			m.look(who)
 			if next := who.next[latestTopic]; next != uint64(s.Audience.End()) {
@@ -236,25 +237,25 @@ func (m *audienceModel) check() {
 			m.t.Fatalf("%d subscriptions are stale, not %d", stale, who.c.core().Extension().Stale)
 		}
 	}
-	sources := map[string]*source{}
-	for i := range m.s.hub.parts {
-		for name, t := range m.s.hub.parts[i].topics.All() {
-			sources[name] = &t.source
+	sources := map[string]*hub.Source{}
+	for i := range m.s.hub.Parts {
+		for name, t := range m.s.hub.Parts[i].Topics.All() {
+			sources[name] = &t.Source
 		}
 	}
-	for name, p := range m.s.hub.patterns.names.All() {
+	for name, p := range m.s.hub.Patterns.Names.All() {
 		sources[name] = p
-		if p.subscribers == 0 {
+		if p.Subscribers == 0 {
 			m.t.Fatalf("the pattern %s has no subscribers", name)
 		}
 	}
 	for name, src := range sources {
 		n := 0
-		for _, l := range src.locals {
-			if l.audiences == [reactor.NumFramings]*reactor.Audience{} {
+		for _, l := range src.Locals {
+			if l.Audiences == [reactor.NumFramings]*reactor.Audience{} {
 				m.t.Fatalf("%s has a local without audiences", name)
 			}
-			for _, a := range l.audiences {
+			for _, a := range l.Audiences {
 				if a == nil {
 					continue
 				}
@@ -263,14 +264,14 @@ func (m *audienceModel) check() {
 				}
 				for slot, e := range a.Members {
 					if s := e.Conn.Extension().Subs[e.Sub]; s.Audience != a || int(s.Slot) != slot {
-						m.t.Fatalf("member %d of %s is at slot %d of %s", slot, name, s.Slot, nameOf(&s))
+						m.t.Fatalf("member %d of %s is at slot %d of %s", slot, name, s.Slot, hub.NameOf(&s))
 					}
 				}
 				n += len(a.Members)
 			}
 		}
-		if int32(n) != src.subscribers {
-			m.t.Fatalf("%s counts %d subscribers and has %d", name, src.subscribers, n)
+		if int32(n) != src.Subscribers {
+			m.t.Fatalf("%s counts %d subscribers and has %d", name, src.Subscribers, n)
 		}
 		members -= n
 	}
@@ -340,8 +341,8 @@ func TestAudienceWalk(t *testing.T) {
 		if n := m.sh.Stats.Drops[DropConflated].Load(); n != m.left {
 			t.Fatalf("%d messages were left out, but %d are counted", m.left, n)
 		}
-		if n := m.sh.Backlog.Load(); n != 0 || m.s.hub.patterns.names.Len() > 0 {
-			t.Fatalf("%d bytes of backlog and %d patterns are left", n, m.s.hub.patterns.names.Len())
+		if n := m.sh.Backlog.Load(); n != 0 || m.s.hub.Patterns.Names.Len() > 0 {
+			t.Fatalf("%d bytes of backlog and %d patterns are left", n, m.s.hub.Patterns.Names.Len())
 		}
 	}
 }
@@ -378,7 +379,7 @@ func TestCatchingUpLooksOnce(t *testing.T) {
 	m.join()
 	who := m.members[0]
 	for _, name := range []string{"a", "b", "c"} {
-		if _, err := m.s.hub.subscribe(who.c.core(), &wanted{name: name, reply: func(Subscribed) {}}); err != nil {
+		if _, err := m.s.hub.Subscribe(who.c.core(), &hub.Wanted{Name: name, Reply: func(Subscribed) {}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -421,7 +422,7 @@ func TestTopicsOfClosedConnectionsAreLeftInSlices(t *testing.T) {
 		bob.said()
 	}
 	cathy := dial(t, s, "/ws", speakJSON)
-	eventually(t, "all are there", func() bool { return s.Count() == 3 && int(s.hub.count.Load()) == each })
+	eventually(t, "all are there", func() bool { return s.Count() == 3 && int(s.hub.Count.Load()) == each })
 	left := make(chan int)
 	var conns []*Conn
 	for c := range s.Conns() {
@@ -453,7 +454,7 @@ func TestTopicsOfClosedConnectionsAreLeftInSlices(t *testing.T) {
 	if m := cathy.said(); m.Topic != "t.7" {
 		t.Fatal(m.text)
 	}
-	eventually(t, "the others are forgotten", func() bool { return int(s.hub.count.Load()) == 1 })
+	eventually(t, "the others are forgotten", func() bool { return int(s.hub.Count.Load()) == 1 })
 	if n := len(s.Subscribers("t.7")); n != 1 {
 		t.Errorf("%d subscribers are left, want one", n)
 	}
@@ -483,9 +484,9 @@ func TestWalksPassOverClosedConnections(t *testing.T) {
 		mustPublish(t, s, "a", "late")
 		sh.RunCommands()
 		sh.Walk()
-		a := s.hub.find("a")
-		defer a.mu.Unlock()
-		if n := len(a.locals[0].audiences[reactor.FramingEnvelope].Members); n != 2 || sh.Departed.Len() != 1 {
+		a := s.hub.Find("a")
+		defer a.Mu.Unlock()
+		if n := len(a.Locals[0].Audiences[reactor.FramingEnvelope].Members); n != 2 || sh.Departed.Len() != 1 {
 			t.Errorf("%d members before it is settled, want 2", n)
 		}
 	}); err != nil {
@@ -500,7 +501,7 @@ func TestWalksPassOverClosedConnections(t *testing.T) {
 			t.Errorf("bob got %s, want %s", m.text, want)
 		}
 	}
-	eventually(t, "the topics know", func() bool { return int(s.hub.count.Load()) == 1 && s.Stats().Deliveries == delivered+2 })
+	eventually(t, "the topics know", func() bool { return int(s.hub.Count.Load()) == 1 && s.Stats().Deliveries == delivered+2 })
 	if n := s.Stats().Drops[DropClosed] - dropped; n != 1 {
 		t.Errorf("%d messages are counted as lost, want the one that was published before", n)
 	}

@@ -52,7 +52,7 @@ func BenchmarkTopicPublish(b *testing.B) {
 	b.Run(fmt.Sprintf("conns=%d/topics=%d/subscribers=%d/size=%d", conns, topicCount, hot, size), func(b *testing.B) {
 		opts := quiet(2)
 		opts.Endpoints = append(opts.Endpoints, topicsEndpoint())
-		s, _ := startChanged(b, opts, func(s *Server) { s.hub.linger, s.hub.maxUnheard = time.Hour, topicCount })
+		s, _ := startChanged(b, opts, func(s *Server) { s.hub.Linger, s.hub.MaxUnheard = time.Hour, topicCount })
 		startSwarm(b, s, swarmOrder{Path: "/broadcast", Conns: hot, Discard: true})
 		startSwarm(b, s, swarmOrder{Path: "/ws", Conns: conns, Discard: true})
 		all := connsAt(s, "/ws")

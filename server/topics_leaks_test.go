@@ -29,7 +29,7 @@ func TestNothingIsLeftOfTopics(t *testing.T) {
 	opts.Endpoints[0].SlowConsumer = SlowConsumer{MaxQueue: 64 << 10}
 	opts.Ping = Ping{Interval: 50 * time.Millisecond, Timeout: patience}
 	opts.Limits.WriteTimeout = 500 * time.Millisecond
-	s, _ := startChanged(t, opts, func(s *Server) { s.hub.linger = 50 * time.Millisecond })
+	s, _ := startChanged(t, opts, func(s *Server) { s.hub.Linger = 50 * time.Millisecond })
 	storm := func(seed uint64) {
 		var all sync.WaitGroup
 		for n := range uint64(8) {
@@ -37,7 +37,7 @@ func TestNothingIsLeftOfTopics(t *testing.T) {
 		}
 		all.Wait()
 		eventually(t, "all connections are gone", func() bool { return s.Stats().Sockets == 0 })
-		eventually(t, "all topics are forgotten", func() bool { return s.hub.count.Load() == 0 })
+		eventually(t, "all topics are forgotten", func() bool { return s.hub.Count.Load() == 0 })
 	}
 	storm(1) // the memory that loops keep for themselves is there now
 	before := heapBytes()
@@ -45,8 +45,8 @@ func TestNothingIsLeftOfTopics(t *testing.T) {
 	if names := s.patternNames(); len(names) > 0 {
 		t.Errorf("the patterns %v are left", names)
 	}
-	for i := range s.hub.parts {
-		if n := s.hub.parts[i].topics.Len(); n > 0 {
+	for i := range s.hub.Parts {
+		if n := s.hub.Parts[i].Topics.Len(); n > 0 {
 			t.Errorf("%d topics are left that are not counted", n)
 		}
 	}

@@ -64,9 +64,9 @@ func TestPatterns(t *testing.T) {
 }
 
 func (s *Server) patternNames() (names []string) {
-	s.hub.mu.RLock()
-	defer s.hub.mu.RUnlock()
-	for name := range s.hub.patterns.names.All() {
+	s.hub.Mu.RLock()
+	defer s.hub.Mu.RUnlock()
+	for name := range s.hub.Patterns.Names.All() {
 		names = append(names, name)
 	}
 	return names
@@ -117,7 +117,7 @@ func TestPatternsComeAndGo(t *testing.T) {
 	opts := topics(TopicRule{Match: "t.>", History: 10})
 	opts.Loops = 3
 	opts.Endpoints[0].SlowConsumer = SlowConsumer{MaxQueue: -1}
-	s, _ := startChanged(t, opts, func(s *Server) { s.hub.linger = time.Millisecond })
+	s, _ := startChanged(t, opts, func(s *Server) { s.hub.Linger = time.Millisecond })
 	var stop atomic.Bool
 	var background, clients sync.WaitGroup
 	for p := range 3 {
@@ -134,7 +134,7 @@ func TestPatternsComeAndGo(t *testing.T) {
 	for _, look := range []func(){
 		func() { s.Subscribers("t.1.x"); s.Subscribers("t.>") },
 		func() { _, _ = s.Topics("t.>"); s.Topic("t.2.x"); s.Stats() },
-		func() { _, _ = s.History("t.3.x", Start{Last: 5}, 5); s.hub.sweepAll() },
+		func() { _, _ = s.History("t.3.x", Start{Last: 5}, 5); sweepAll(s.hub) },
 		func() {
 			for c := range s.Conns() {
 				c.Subscriptions()
@@ -182,10 +182,10 @@ func TestPatternsComeAndGo(t *testing.T) {
 		t.Errorf("the patterns %v are left", names)
 	}
 	eventually(t, "the loops have done it all", func() bool { return s.engine.BacklogBytes() == 0 })
-	for part := range s.hub.parts {
-		for name, topic := range s.hub.parts[part].topics.All() {
-			if len(topic.locals) > 0 || topic.subscribers > 0 {
-				t.Errorf("%s has %d locals and %d subscribers", name, len(topic.locals), topic.subscribers)
+	for part := range s.hub.Parts {
+		for name, topic := range s.hub.Parts[part].Topics.All() {
+			if len(topic.Locals) > 0 || topic.Subscribers > 0 {
+				t.Errorf("%s has %d locals and %d subscribers", name, len(topic.Locals), topic.Subscribers)
 			}
 		}
 	}

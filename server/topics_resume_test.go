@@ -1,6 +1,7 @@
 package server
 
 import (
+	"carillon/server/internal/hub"
 	"fmt"
 	"math/rand/v2"
 	"net/url"
@@ -126,20 +127,20 @@ func TestHistoryEnds(t *testing.T) {
 
 // A topic that was forgotten begins again in another epoch, and a subscriber that comes back is told.
 func TestATopicIsForgotten(t *testing.T) {
-	s, _ := startChanged(t, topics(), func(s *Server) { s.hub.linger = time.Millisecond })
+	s, _ := startChanged(t, topics(), func(s *Server) { s.hub.Linger = time.Millisecond })
 	c := dial(t, s, "/ws", speakJSON)
 	first := c.subscribed("a")
 	mustPublish(t, s, "a", "x")
 	c.said()
 	time.Sleep(5 * time.Millisecond)
-	s.hub.sweepAll()
+	sweepAll(s.hub)
 	if info, ok := s.Topic("a"); !ok || info.Epoch != first.Epoch || info.Offset != 1 {
 		t.Fatalf("it was forgotten with a subscriber: %+v", info)
 	}
 	c.ask(`{"id":1,"unsubscribe":{"topic":"a"}}`)
 	time.Sleep(5 * time.Millisecond)
-	s.hub.sweepAll()
-	if _, ok := s.Topic("a"); ok || s.hub.count.Load() != 0 {
+	sweepAll(s.hub)
+	if _, ok := s.Topic("a"); ok || s.hub.Count.Load() != 0 {
 		t.Fatal("it is still there")
 	}
 	got := c.ask(`{"id":1,"subscribe":{"topic":"a","since":{"offset":1,"epoch":%q}}}`, first.Epoch)
@@ -236,7 +237,7 @@ func TestResumeLargerThanQueue(t *testing.T) {
 				c.subscribed()
 				offset = func() (uint64, error) { e, err := c.event(); return e.offset(), err }
 			}
-			eventually(t, "much of it waits", func() bool { return s.Stats().QueuedBytes > replayBytes/2 })
+			eventually(t, "much of it waits", func() bool { return s.Stats().QueuedBytes > hub.ReplayBytes/2 })
 			for range 10 {
 				mustPublish(t, s, "log", "live")
 			}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/hub"
 )
 
 func topicsEndpoint() Endpoint {
@@ -314,8 +315,8 @@ func TestRawPublishWaitsForItsSubscription(t *testing.T) {
 }
 
 // sweepAll looks through all topics at once.
-func (h *hub) sweepAll() {
-	for part := range h.parts {
-		h.sweep(time.Now(), part)
+func sweepAll(h *hub.Hub) {
+	for part := range h.Parts {
+		h.Sweep(time.Now(), part)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"carillon/server/internal/hub"
 	"carillon/server/internal/reactor"
 )
 
@@ -243,17 +244,17 @@ func TestHistoryCopiesWhatIsAskedFor(t *testing.T) {
 	s := start(t, topics(TopicRule{Match: "log", History: 100_000, MaxBytes: -1}))
 	epoch := fill(t, s, "log", 10_000).Epoch
 	for limit := range 3 {
-		_, list, err := s.hub.past("log", Start{Since: &Position{Offset: 5, Epoch: epoch}}, limit)
+		_, list, err := s.hub.Past("log", Start{Since: &Position{Offset: 5, Epoch: epoch}}, limit)
 		if err != nil || len(list) != limit || cap(list) > 8 {
 			t.Errorf("%d of %d, %v", len(list), cap(list), err)
 		}
 	}
 	for _, known := range []string{epoch, "another"} {
-		topic := s.hub.find("log")
-		list, _ := topic.since(Start{Since: &Position{Epoch: known}}, 0, maxReplay)
-		topic.mu.Unlock()
-		if len(list) != maxReplay || list[0].offset != 1 {
-			t.Errorf("%d messages from %d on", len(list), list[0].offset)
+		topic := s.hub.Find("log")
+		list, _ := topic.Since(Start{Since: &Position{Epoch: known}}, 0, hub.MaxReplay)
+		topic.Mu.Unlock()
+		if len(list) != hub.MaxReplay || list[0].Offset != 1 {
+			t.Errorf("%d messages from %d on", len(list), list[0].Offset)
 		}
 	}
 }
@@ -300,7 +301,7 @@ func hearPublished(c *client) error {
 
 // Carol comes to a topic with a long history that grows while she is sent it. She gets all of it, once and in order.
 func TestLongHistory(t *testing.T) {
-	const before, meanwhile = 5*replayPiece + 7, 3000
+	const before, meanwhile = 5*hub.ReplayPiece + 7, 3000
 	s := start(t, topics(TopicRule{Match: "log", History: 100_000, MaxBytes: -1}))
 	epoch := fill(t, s, "log", before).Epoch
 	for _, row := range []struct{ name, path string }{
@@ -345,7 +346,7 @@ func TestLongHistory(t *testing.T) {
 // Dave reads a long history more slowly than the topic forgets. He is told that something is missing, and it is
 // counted.
 func TestLongHistoryWithAGap(t *testing.T) {
-	const kept, size = 3 * replayPiece, 1 << 10
+	const kept, size = 3 * hub.ReplayPiece, 1 << 10
 	s := start(t, topics(TopicRule{Match: "log", History: kept, MaxBytes: -1}))
 	payload := strings.Repeat("x", size)
 	publish := func(n int) {

@@ -1,4 +1,4 @@
-package server
+package hub
 
 import (
 	"sync"
@@ -44,16 +44,16 @@ func (h *relayAck) returns() {
 }
 
 // failed counts what the broker did not take.
-func (f *follower) failed(err error) {
+func (f *Follower) failed(err error) {
 	if err != nil {
-		f.stats.failures.Add(1)
+		f.stats.Failures.Add(1)
 	}
 }
 
-// relay hands a message to the broker that this server's connections have. sent may be nil. The caller holds the
+// Relay hands a message to the broker that this server's connections have. sent may be nil. The caller holds the
 // source's mu.
-func (f *follower) relay(src *source, p reactor.Payload, sent func(error)) {
-	src.link.sent++
+func (f *Follower) Relay(src *Source, p reactor.Payload, sent func(error)) {
+	src.Link.sent++
 	done := func(err error) {
 		if err == nil {
 			f.hub.engine.InFlight.Flows(f.hub.engine.Uptime())
@@ -63,31 +63,31 @@ func (f *follower) relay(src *source, p reactor.Payload, sent func(error)) {
 		}
 	}
 	switch p := p.(type) {
-	case *message:
-		f.stats.transientOut.Add(1)
-		out := topic.Publication{Topic: src.name, Format: p.format, Payload: p.raw.Payload()} // the key is good at this server
-		f.broker.PublishTransient(out, p.topic.epoch, src.link.sent, done)
-	case *broadcast:
-		f.stats.broadcastsOut.Add(1)
-		f.broker.Broadcast(src.name, p.raw().Opcode(), p.raw().Payload(), src.link.sent, done)
+	case *Message:
+		f.stats.TransientOut.Add(1)
+		out := topic.Publication{Topic: src.Name, Format: p.Format, Payload: p.Raw.Payload()} // the key is good at this server
+		f.broker.PublishTransient(out, p.Topic.epoch, src.Link.sent, done)
+	case *Broadcast:
+		f.stats.BroadcastsOut.Add(1)
+		f.broker.Broadcast(src.Name, p.raw().Opcode(), p.raw().Payload(), src.Link.sent, done)
 	}
 }
 
 // receiveTransient takes a message for a transient topic from another server.
-func (f *follower) receiveTransient(from string, incarnation, seq uint64, p *topic.Publication, sent time.Time) {
-	f.stats.transientIn.Add(1)
+func (f *Follower) receiveTransient(from string, incarnation, seq uint64, p *topic.Publication, sent time.Time) {
+	f.stats.TransientIn.Add(1)
 	t := f.taker(p.Topic)
 	if t == nil {
 		return
 	}
-	defer t.mu.Unlock()
-	l := t.link
+	defer t.Mu.Unlock()
+	l := t.Link
 	if l.replica != nil { // by the rules of this server the broker keeps it
 		f.missed(1)
 		return
 	}
-	patterns := f.hub.patternsOf(t)
-	if l.state == linkNone && !l.isCovered(patterns) {
+	patterns := f.hub.PatternsOf(t)
+	if l.State == LinkNone && !l.isCovered(patterns) {
 		clear(l.senders) // there are no subscribers here
 		if len(patterns) > 0 {
 			l.coveringPattern = patterns[0]
@@ -96,8 +96,8 @@ func (f *follower) receiveTransient(from string, incarnation, seq uint64, p *top
 	if !f.next(l, from, incarnation, seq) {
 		return
 	}
-	m := &message{topic: t, format: p.Format, offset: t.offset + 1, time: sent.UnixMilli(), born: f.hub.engine.AgeMillis(), raw: codec.NewFrame(p.Format.Opcode(), p.Payload)}
-	if sh := f.hub.overloaded(t, patterns, int64(len(m.raw.Plain()))); sh != nil {
+	m := &Message{Topic: t, Format: p.Format, Offset: t.offset + 1, Time: sent.UnixMilli(), born: f.hub.engine.AgeMillis(), Raw: codec.NewFrame(p.Format.Opcode(), p.Payload)}
+	if sh := f.hub.overloaded(t, patterns, int64(len(m.Raw.Plain()))); sh != nil {
 		_ = sh.Refuse()
 		return
 	}
@@ -112,7 +112,7 @@ const maxSenders = 1000
 
 // next notes that a message of another server came, and reports whether it is news. What is missing before it is
 // counted.
-func (f *follower) next(l *link, from string, incarnation, seq uint64) bool {
+func (f *Follower) next(l *link, from string, incarnation, seq uint64) bool {
 	s := l.senders[from]
 	switch {
 	case s == nil:
@@ -128,7 +128,7 @@ func (f *follower) next(l *link, from string, incarnation, seq uint64) bool {
 		return false
 	}
 	if n := seq - s.seq - 1; n > 0 {
-		f.stats.sequenceGaps.Add(1)
+		f.stats.SequenceGaps.Add(1)
 		f.missed(n)
 	}
 	s.seq = seq
@@ -136,21 +136,21 @@ func (f *follower) next(l *link, from string, incarnation, seq uint64) bool {
 }
 
 // broadcast takes a message for an endpoint from another server.
-func (f *follower) broadcast(from, path string, op codec.Opcode, payload []byte, seq uint64) {
-	f.stats.broadcastsIn.Add(1)
-	ep := f.hub.owner.endpointSource(path)
+func (f *Follower) broadcast(from, path string, op codec.Opcode, payload []byte, seq uint64) {
+	f.stats.BroadcastsIn.Add(1)
+	ep := f.hub.owner.EndpointSource(path)
 	if ep == nil {
 		return
 	}
 	frame, at := codec.NewFrame(op, payload), f.hub.engine.Stamp()
-	ep.mu.Lock()
-	defer ep.mu.Unlock()
-	if !f.next(ep.link, from, 0, seq) {
+	ep.Mu.Lock()
+	defer ep.Mu.Unlock()
+	if !f.next(ep.Link, from, 0, seq) {
 		return
 	}
-	if sh := ep.overloaded(int64(len(frame.Plain()))); sh != nil {
+	if sh := ep.Overloaded(int64(len(frame.Plain()))); sh != nil {
 		_ = sh.Refuse()
 		return
 	}
-	ep.issue(frame, at)
+	ep.Issue(frame, at)
 }

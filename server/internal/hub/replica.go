@@ -1,4 +1,4 @@
-package server
+package hub
 
 import (
 	"cmp"
@@ -36,7 +36,7 @@ type replica struct {
 
 // early is a message that cannot be delivered before others.
 type early struct {
-	*message
+	*Message
 	prev uint64
 }
 
@@ -50,12 +50,12 @@ const (
 const maxFruitless = 8
 
 // isIncomplete reports whether something may be missing, which is to be loaded.
-func (f *follower) isIncomplete(k *replica) bool {
+func (f *Follower) isIncomplete(k *replica) bool {
 	return k.loading || k.stale || f.isStale(k)
 }
 
 // isStale reports whether a resync has been asked for since the last load was begun.
-func (f *follower) isStale(k *replica) bool { return k.looked < f.stats.resyncs.Load() }
+func (f *Follower) isStale(k *replica) bool { return k.looked < f.stats.Resyncs.Load() }
 
 func (k *replica) epochText() string {
 	if k.epoch == nil {
@@ -64,8 +64,8 @@ func (k *replica) epochText() string {
 	return *k.epoch
 }
 
-func (k *replica) hold(m *message, prev uint64) {
-	n := len(m.raw.Payload())
+func (k *replica) hold(m *Message, prev uint64) {
+	n := len(m.Raw.Payload())
 	if len(k.early) < maxEarly && k.earlyBytes+n <= maxEarlyBytes {
 		k.early = append(k.early, early{m, prev})
 		k.earlyBytes += n
@@ -76,7 +76,7 @@ func (k *replica) hold(m *message, prev uint64) {
 // not with anything locked, or when it returns true, which means that there is nothing to wait for. Who has been
 // further than this server has was at another one, and waits for what that one had. Who subscribes gets later what
 // may be missing; history reads wait for it, for waitTime at most. The caller holds mu.
-func (f *follower) awaitReplica(t *topicState, from topic.Start, reads bool, done func(error)) (ready bool, err error) {
+func (f *Follower) awaitReplica(t *topicState, from topic.Start, reads bool, done func(error)) (ready bool, err error) {
 	return f.awaitFor(t, visitor{from: from, reads: reads, until: f.hub.engine.Uptime() + waitTime, done: done})
 }
 
@@ -95,9 +95,9 @@ type visitor struct {
 const maxDoubts = 6
 
 // awaitFor is awaitReplica for a visitor.
-func (f *follower) awaitFor(t *topicState, v visitor) (ready bool, err error) {
-	k, now := t.link.replica, f.hub.engine.Uptime()
-	t.link.wanted = now
+func (f *Follower) awaitFor(t *topicState, v visitor) (ready bool, err error) {
+	k, now := t.Link.replica, f.hub.engine.Uptime()
+	t.Link.wanted = now
 	known := v.from.Since == nil || k.loaded && !t.isBehind(v.from)
 	if k.loaded && known && !(v.reads && f.isIncomplete(k)) {
 		return true, nil
@@ -105,7 +105,7 @@ func (f *follower) awaitFor(t *topicState, v visitor) (ready bool, err error) {
 	if err := f.awayFor(f.ruleOf(t)); err != nil {
 		return false, err
 	}
-	joined, number := t.link.state == linkJoined, k.loads+1
+	joined, number := t.Link.State == linkJoined, k.loads+1
 	if joined && known && k.loading && !k.stale && !f.isStale(k) {
 		number = k.loads
 	}
@@ -114,10 +114,10 @@ func (f *follower) awaitFor(t *topicState, v visitor) (ready bool, err error) {
 		v.doubts++
 		done = func(err error) { f.doubt(t, v, err) }
 	}
-	f.enlist(&t.source, &waiter{load: number, done: done}, v.until-now)
+	f.enlist(&t.Source, &waiter{load: number, done: done}, v.until-now)
 	switch {
 	case !joined:
-		f.follow(&t.source)
+		f.follow(&t.Source)
 	case number > k.loads:
 		k.resting = false
 		f.load(t)
@@ -127,26 +127,26 @@ func (f *follower) awaitFor(t *topicState, v visitor) (ready bool, err error) {
 
 // isBehind reports whether a client has been further than the topic's copy here. The caller holds mu.
 func (t *topicState) isBehind(from topic.Start) bool {
-	return from.Since != nil && from.Since.Epoch == t.link.replica.epochText() && from.Since.Offset > t.offset
+	return from.Since != nil && from.Since.Epoch == t.Link.replica.epochText() && from.Since.Offset > t.offset
 }
 
 // doubt ends a visitor's wait, unless the topic is still behind: then it begins again after a while.
-func (f *follower) doubt(t *topicState, v visitor, err error) {
-	t.mu.Lock()
-	behind := t.link.replica.loaded && t.isBehind(v.from)
-	t.mu.Unlock()
+func (f *Follower) doubt(t *topicState, v visitor, err error) {
+	t.Mu.Lock()
+	behind := t.Link.replica.loaded && t.isBehind(v.from)
+	t.Mu.Unlock()
 	if err != nil || !behind {
 		v.done(err)
 		return
 	}
 	time.AfterFunc(backoff(v.doubts), func() {
-		now, err := f.hub.open(t.name) // it may have been forgotten
+		now, err := f.hub.open(t.Name) // it may have been forgotten
 		if err != nil {
 			v.done(err)
 			return
 		}
 		ready, err := f.awaitFor(now, v)
-		now.mu.Unlock()
+		now.Mu.Unlock()
 		if ready || err != nil {
 			v.done(err)
 		}
@@ -154,51 +154,51 @@ func (f *follower) doubt(t *topicState, v visitor, err error) {
 }
 
 // load has what this server may not have of a topic loaded. The caller holds mu.
-func (f *follower) load(t *topicState) {
-	t.link.replica.stale = true
+func (f *Follower) load(t *topicState) {
+	t.Link.replica.stale = true
 	f.beginLoad(t)
 }
 
-func (f *follower) beginLoad(t *topicState) {
-	k := t.link.replica
-	full := k.whole || !k.loaded && t.link.state == linkJoined
-	if k.loading || k.resting || !k.stale || t.forgotten || !k.loaded && t.link.state != linkJoined && t.link.coveringPattern == nil {
+func (f *Follower) beginLoad(t *topicState) {
+	k := t.Link.replica
+	full := k.whole || !k.loaded && t.Link.State == linkJoined
+	if k.loading || k.resting || !k.stale || t.Forgotten || !k.loaded && t.Link.State != linkJoined && t.Link.coveringPattern == nil {
 		return
 	}
 	k.loading, k.stale, k.whole = true, false, false
 	k.loads++
-	k.looked = f.stats.resyncs.Load()
-	f.stats.loads.Add(1)
+	k.looked = f.stats.Resyncs.Load()
+	f.stats.Loads.Add(1)
 	number, after := k.loads, uint64(0)
 	switch {
 	case full:
 	case !k.loaded:
 		after = k.fed
-	case t.link.coveringPattern != nil:
+	case t.Link.coveringPattern != nil:
 		after = min(k.fed, t.offset)
 	default:
 		after = t.offset
 	}
 	f.order(func() {
-		f.broker.Load(t.name, f.ruleOf(t), after, func(got topic.Snapshot, err error) { f.loaded(t, number, full, &got, err) })
+		f.broker.Load(t.Name, f.ruleOf(t), after, func(got topic.Snapshot, err error) { f.loaded(t, number, full, &got, err) })
 	})
 }
 
-func (f *follower) loaded(t *topicState, number uint64, full bool, got *topic.Snapshot, err error) {
+func (f *Follower) loaded(t *topicState, number uint64, full bool, got *topic.Snapshot, err error) {
 	if err != nil && f.awayFor(f.ruleOf(t)) == nil { // otherwise it is known, and has been said
-		f.hub.engine.LogSome(f.unloads, slog.LevelWarn, "could not load a persistent topic", []any{"topic", t.name, "error", err})
+		f.hub.engine.LogSome(f.unloads, slog.LevelWarn, "could not load a persistent topic", []any{"topic", t.Name, "error", err})
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	k := t.link.replica
+	t.Mu.Lock()
+	defer t.Mu.Unlock()
+	k := t.Link.replica
 	if !k.loading || k.loads != number {
 		return // the topic was let go of meanwhile
 	}
 	k.loading = false
 	if err != nil {
-		f.stats.loadFailures.Add(1)
+		f.stats.LoadFailures.Add(1)
 		k.whole = k.whole || full && k.loaded
-		f.release(&t.source, number, unavailable(err))
+		f.release(&t.Source, number, unavailable(err))
 		f.backOff(t) // even without subscribers: the next one must not take a partial history for all of it
 		return
 	}
@@ -231,27 +231,27 @@ func (f *follower) loaded(t *topicState, number uint64, full bool, got *topic.Sn
 	default:
 		k.tries, k.useless = 0, 0
 	}
-	f.release(&t.source, number, nil)
-	k.stale = k.stale || len(t.link.waiters) > 0
+	f.release(&t.Source, number, nil)
+	k.stale = k.stale || len(t.Link.waiters) > 0
 	f.beginLoad(t)
 }
 
 // postpone has all who wait go on waiting for the next load. The caller holds mu.
-func (f *follower) postpone(t *topicState) {
-	for _, w := range t.link.waiters {
-		w.load = max(w.load, t.link.replica.loads+1)
+func (f *Follower) postpone(t *topicState) {
+	for _, w := range t.Link.waiters {
+		w.load = max(w.load, t.Link.replica.loads+1)
 	}
 }
 
 // backOff has the next load wait, because the last one was of no use. The caller holds mu.
-func (f *follower) backOff(t *topicState) {
-	k := t.link.replica
+func (f *Follower) backOff(t *topicState) {
+	k := t.Link.replica
 	k.stale, k.resting = true, true
 	k.tries++
 	number := k.loads
 	time.AfterFunc(backoff(k.tries), func() {
-		t.mu.Lock()
-		defer t.mu.Unlock()
+		t.Mu.Lock()
+		defer t.Mu.Unlock()
 		if k.loads == number { // otherwise a load did not wait, and there is another timer if that was of no use
 			k.resting = false
 			f.beginLoad(t)
@@ -260,8 +260,8 @@ func (f *follower) backOff(t *topicState) {
 }
 
 // giveUp goes on behind a hole that the broker does not fill. The caller holds mu.
-func (f *follower) giveUp(t *topicState) {
-	k := t.link.replica
+func (f *Follower) giveUp(t *topicState) {
+	k := t.Link.replica
 	to := k.seen
 	if len(k.early) > 0 {
 		to = k.early[0].prev // they are in order
@@ -273,10 +273,10 @@ func (f *follower) giveUp(t *topicState) {
 
 // apply takes what was loaded, and delivers what is news of it. It returns false if it had to stop because of
 // overload. The caller holds mu.
-func (f *follower) apply(t *topicState, got *topic.Snapshot, full bool) (whole bool) {
-	k, at := t.link.replica, f.hub.engine.Stamp()
-	patterns := f.hub.patternsOf(t)
-	fed := t.link.isCovered(patterns)
+func (f *Follower) apply(t *topicState, got *topic.Snapshot, full bool) (whole bool) {
+	k, at := t.Link.replica, f.hub.engine.Stamp()
+	patterns := f.hub.PatternsOf(t)
+	fed := t.Link.isCovered(patterns)
 	other := k.epoch != nil && *k.epoch != got.Epoch
 	if other || k.epoch == nil {
 		epoch := got.Epoch
@@ -293,7 +293,7 @@ func (f *follower) apply(t *topicState, got *topic.Snapshot, full bool) (whole b
 	case k.loaded && (other || got.Since > t.offset):
 		f.begin(t, got.Since)
 		f.tellGap(t, got, at)
-	case full && !k.loaded && t.link.state == linkJoined:
+	case full && !k.loaded && t.Link.State == linkJoined:
 		f.begin(t, got.Since)
 		k.loaded = true
 	}
@@ -308,7 +308,7 @@ func (f *follower) apply(t *topicState, got *topic.Snapshot, full bool) (whole b
 			continue
 		}
 		m := t.persistentMessage(one, k.epoch, now)
-		if (pattern || t.subscribers > 0) && f.hub.overloaded(t, patterns, int64(len(m.raw.Plain()))) != nil {
+		if (pattern || t.Subscribers > 0) && f.hub.overloaded(t, patterns, int64(len(m.Raw.Plain()))) != nil {
 			return false
 		}
 		f.deliver(t, m, direct, pattern, patterns, at)
@@ -324,7 +324,7 @@ func (f *follower) apply(t *topicState, got *topic.Snapshot, full bool) (whole b
 
 // begin empties a topic, which is complete from now on for clients that have everything up to an offset. The
 // caller holds mu.
-func (f *follower) begin(t *topicState, since uint64) {
+func (f *Follower) begin(t *topicState, since uint64) {
 	for t.history.len() > 0 {
 		t.dropOldest()
 	}
@@ -333,54 +333,54 @@ func (f *follower) begin(t *topicState, since uint64) {
 
 // tellGap tells subscribers that something is missing before what follows. Who gets only the newest message of a
 // topic is not told. The caller holds mu.
-func (f *follower) tellGap(t *topicState, got *topic.Snapshot, at reactor.Stamp) {
-	f.stats.gaps.Add(1)
-	if t.subscribers == 0 || t.latest() {
+func (f *Follower) tellGap(t *topicState, got *topic.Snapshot, at reactor.Stamp) {
+	f.stats.Gaps.Add(1)
+	if t.Subscribers == 0 || t.latest() {
 		return
 	}
 	last := max(got.Last, got.Since)
 	if n := len(got.Messages); n > 0 {
 		last = max(last, got.Messages[n-1].Offset)
 	}
-	t.post(reactor.CommandGap, &message{topic: t, gap: true, offset: last, after: got.Since, epoch: t.link.replica.epoch, raw: codec.NewFrame(codec.OpText, nil)}, at)
+	t.post(reactor.CommandGap, &Message{Topic: t, Gap: true, Offset: last, after: got.Since, Epoch: t.Link.replica.epoch, Raw: codec.NewFrame(codec.OpText, nil)}, at)
 }
 
 // missed counts messages with receivers here that did not get them.
-func (f *follower) missed(n uint64) { f.stats.lost.Add(n) }
+func (f *Follower) missed(n uint64) { f.stats.Lost.Add(n) }
 
 // persistentMessage is a message of the broker's, whose clock says now.
-func (t *topicState) persistentMessage(m *topic.Message, epoch *string, now time.Time) *message {
-	return &message{topic: t, offset: m.Offset, time: m.Time.UnixMilli(), born: t.hub.engine.BornMillis(m.Time, now), format: m.Format, epoch: epoch, raw: codec.NewFrame(m.Format.Opcode(), m.Payload)}
+func (t *topicState) persistentMessage(m *topic.Message, epoch *string, now time.Time) *Message {
+	return &Message{Topic: t, Offset: m.Offset, Time: m.Time.UnixMilli(), born: t.hub.engine.BornMillis(m.Time, now), Format: m.Format, Epoch: epoch, Raw: codec.NewFrame(m.Format.Opcode(), m.Payload)}
 }
 
 // deliver hands a message to the subscribers of its topic, of patterns, or both. The caller holds mu.
-func (f *follower) deliver(t *topicState, m *message, direct, pattern bool, patterns []*source, at reactor.Stamp) {
+func (f *Follower) deliver(t *topicState, m *Message, direct, pattern bool, patterns []*Source, at reactor.Stamp) {
 	t.used = f.hub.engine.Uptime()
 	if direct {
 		t.issue(m, at)
 	}
 	if pattern {
 		issueAll(patterns, m, at)
-		t.link.replica.fed = m.offset
+		t.Link.replica.fed = m.Offset
 	}
 }
 
 // receivePersistent takes a message from the broker.
-func (f *follower) receivePersistent(got topic.Message, epoch string, prev uint64) {
-	f.stats.persistentIn.Add(1)
+func (f *Follower) receivePersistent(got topic.Message, epoch string, prev uint64) {
+	f.stats.PersistentIn.Add(1)
 	t := f.taker(got.Topic)
 	if t == nil {
 		return
 	}
-	defer t.mu.Unlock()
-	k := t.link.replica
+	defer t.Mu.Unlock()
+	k := t.Link.replica
 	if k == nil { // by the rules of this server it is not kept
 		f.missed(1)
 		return
 	}
-	patterns := f.hub.patternsOf(t)
-	fed := t.link.isCovered(patterns)
-	pending := !k.loaded && t.link.state != linkNone
+	patterns := f.hub.PatternsOf(t)
+	fed := t.Link.isCovered(patterns)
+	pending := !k.loaded && t.Link.State != LinkNone
 	if k.epoch == nil || *k.epoch != epoch && !k.loaded && !fed && !pending {
 		k.epoch, k.seen = &epoch, 0
 	}
@@ -392,7 +392,7 @@ func (f *follower) receivePersistent(got topic.Message, epoch string, prev uint6
 	}
 	k.seen = max(k.seen, got.Offset)
 	if !fed && len(patterns) > 0 {
-		t.link.coveringPattern, k.fed, fed = patterns[0], prev, true
+		t.Link.coveringPattern, k.fed, fed = patterns[0], prev, true
 	}
 	direct, pattern := k.loaded && got.Offset > t.offset, fed && got.Offset > k.fed
 	if !direct && !pattern && !pending {
@@ -403,9 +403,9 @@ func (f *follower) receivePersistent(got topic.Message, epoch string, prev uint6
 	// is no hole: every topic that was quiet for max_age would have one.
 	hole := direct && prev > t.offset || pattern && prev > k.fed
 	if hole {
-		f.stats.sequenceGaps.Add(1)
+		f.stats.SequenceGaps.Add(1)
 	}
-	if hole || f.hub.overloaded(t, patterns, int64(len(m.raw.Plain()))) != nil {
+	if hole || f.hub.overloaded(t, patterns, int64(len(m.Raw.Plain()))) != nil {
 		k.hold(m, prev)
 		if !hole && !k.loading && !k.resting {
 			f.backOff(t)
@@ -423,8 +423,8 @@ func (f *follower) receivePersistent(got topic.Message, epoch string, prev uint6
 }
 
 // taker returns, locked, the topic that takes a message from another node, or nil if there is none.
-func (f *follower) taker(name string) *topicState {
-	if t := f.hub.find(name); t != nil {
+func (f *Follower) taker(name string) *topicState {
+	if t := f.hub.Find(name); t != nil {
 		return t
 	}
 	if !f.hub.matched(name) {
@@ -440,36 +440,36 @@ func (f *follower) taker(name string) *topicState {
 
 // drain delivers what came early and is not any more. It returns false if it had to stop because of overload. The
 // caller holds mu.
-func (f *follower) drain(t *topicState) (whole bool) {
-	k := t.link.replica
-	if len(k.early) == 0 || !k.loaded && t.link.state != linkNone {
+func (f *Follower) drain(t *topicState) (whole bool) {
+	k := t.Link.replica
+	if len(k.early) == 0 || !k.loaded && t.Link.State != LinkNone {
 		return true
 	}
-	slices.SortStableFunc(k.early, func(a, b early) int { return cmp.Compare(a.offset, b.offset) })
-	patterns := f.hub.patternsOf(t)
-	fed, at := t.link.isCovered(patterns), f.hub.engine.Stamp()
+	slices.SortStableFunc(k.early, func(a, b early) int { return cmp.Compare(a.Offset, b.Offset) })
+	patterns := f.hub.PatternsOf(t)
+	fed, at := t.Link.isCovered(patterns), f.hub.engine.Stamp()
 	n := 0
 	whole = true
 	for ; n < len(k.early); n++ {
 		e := k.early[n]
-		if *e.epoch != *k.epoch {
+		if *e.Epoch != *k.epoch {
 			continue
 		}
-		direct, pattern := k.loaded && e.offset > t.offset, fed && e.offset > k.fed
+		direct, pattern := k.loaded && e.Offset > t.offset, fed && e.Offset > k.fed
 		if direct && e.prev > t.offset || pattern && e.prev > k.fed {
 			break
 		}
-		if whole = f.hub.overloaded(t, patterns, int64(len(e.raw.Plain()))) == nil; !whole {
+		if whole = f.hub.overloaded(t, patterns, int64(len(e.Raw.Plain()))) == nil; !whole {
 			break
 		}
 		if direct || pattern {
-			f.deliver(t, e.message, direct, pattern, patterns, at)
+			f.deliver(t, e.Message, direct, pattern, patterns, at)
 		}
 	}
 	k.early = slices.Delete(k.early, 0, n)
 	k.earlyBytes = 0
 	for _, e := range k.early {
-		k.earlyBytes += len(e.raw.Payload())
+		k.earlyBytes += len(e.Raw.Payload())
 	}
 	if len(k.early) == 0 {
 		k.early = nil
@@ -478,23 +478,23 @@ func (f *follower) drain(t *topicState) (whole bool) {
 }
 
 // unload forgets what was loaded of a topic that is not followed any more. The caller holds mu.
-func (f *follower) unload(t *topicState) {
-	k := t.link.replica
+func (f *Follower) unload(t *topicState) {
+	k := t.Link.replica
 	f.begin(t, 0)
-	owed := t.link.isCovered(f.hub.patternsOf(t)) && f.mustReload(k)
+	owed := t.Link.isCovered(f.hub.PatternsOf(t)) && f.mustReload(k)
 	k.loads++ // what is under way is not waited for
 	*k = replica{epoch: k.epoch, fed: k.fed, loads: k.loads, looked: k.looked, stale: owed}
-	if t.link.coveringPattern == nil {
+	if t.Link.coveringPattern == nil {
 		k.epoch = nil
 	}
 	f.beginLoad(t)
 }
 
 // mustReload reports whether something is to be loaded, or has come that cannot be delivered yet.
-func (f *follower) mustReload(k *replica) bool { return f.isIncomplete(k) || len(k.early) > 0 }
+func (f *Follower) mustReload(k *replica) bool { return f.isIncomplete(k) || len(k.early) > 0 }
 
 // mayOwe reports whether patterns may lack messages of a topic that only they have here: it must not be forgotten,
 // since what they have had would be. The caller holds mu.
-func (f *follower) mayOwe(t *topicState) bool {
-	return t.link.replica != nil && t.link.isCovered(f.hub.patternsOf(t)) && (f.mustReload(t.link.replica) || f.awayFor(f.ruleOf(t)) != nil)
+func (f *Follower) mayOwe(t *topicState) bool {
+	return t.Link.replica != nil && t.Link.isCovered(f.hub.PatternsOf(t)) && (f.mustReload(t.Link.replica) || f.awayFor(f.ruleOf(t)) != nil)
 }

@@ -1,4 +1,4 @@
-package server
+package hub
 
 import (
 	"math"
@@ -10,7 +10,7 @@ import (
 
 // A topic without subscribers and history is idle. It lingers for a while, so that its offsets go on when a client
 // comes back with a position in it, or goes at once if it never had a message: then there is nothing to go on from, and
-// [hub.epochOf] gives it the same epoch again. A client could make any number of idle topics, so they give way:
+// [Hub.epochOf] gives it the same epoch again. A client could make any number of idle topics, so they give way:
 //
 //   - to a new topic when Limits.MaxTopics is reached, the oldest first;
 //   - to each other as long as no subscriber can have a position in them: of these there are maxUnheard at most.
@@ -49,18 +49,18 @@ func (q *idleTopics) pop(most int, before time.Duration) (first idleTopic, ok bo
 }
 
 // unlock unlocks a topic that may not be in use any more. If so it lists it as idle, or forgets it.
-func (h *hub) unlock(t *topicState) {
-	if t.idle || t.forgotten || h.inUse(t) {
-		t.mu.Unlock()
+func (h *Hub) unlock(t *topicState) {
+	if t.idle || t.Forgotten || h.inUse(t) {
+		t.Mu.Unlock()
 		return
 	}
-	if !h.remote.knows(t) {
-		t.forgotten = true
-		t.mu.Unlock()
+	if !h.Remote.knows(t) {
+		t.Forgotten = true
+		t.Mu.Unlock()
 		h.remove(t)
 		return
 	}
-	t.heard = t.heard || len(t.patterns) > 0
+	t.heard = t.heard || len(t.Patterns) > 0
 	t.idle = true
 	used := t.lastUse()
 	queue := &h.unheard
@@ -68,40 +68,40 @@ func (h *hub) unlock(t *topicState) {
 		queue = &h.heard
 	}
 	queue.push(t, used)
-	t.mu.Unlock()
+	t.Mu.Unlock()
 }
 
 // inUse reports whether a topic must not be forgotten. What a server has of a persistent topic is a copy. The caller
 // holds mu.
-func (h *hub) inUse(t *topicState) bool {
-	return t.subscribers > 0 || t.link.replica == nil && t.history.len() > 0 || h.remote.uses(t)
+func (h *Hub) inUse(t *topicState) bool {
+	return t.Subscribers > 0 || t.Link.replica == nil && t.history.len() > 0 || h.Remote.uses(t)
 }
 
 // lastUse is when the topic last had a message or a subscriber, or was asked for. The caller holds mu.
 func (t *topicState) lastUse() time.Duration {
-	return max(t.used, t.link.wanted)
+	return max(t.used, t.Link.wanted)
 }
 
 // remove takes a topic out that is forgotten. Nothing is locked.
-func (h *hub) remove(t *topicState) {
-	p, generation := h.part(t.name)
+func (h *Hub) remove(t *topicState) {
+	p, generation := h.part(t.Name)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.topics.Delete(t.name)
-	if h.remote.knows(t) {
+	p.Topics.Delete(t.Name)
+	if h.Remote.knows(t) {
 		*generation++
 	}
-	h.count.Add(-1)
+	h.Count.Add(-1)
 }
 
 // revisit looks again at a topic that was taken out of a list, and reports whether it is forgotten now. If not it is
 // either in use or in a list again. One that was used meanwhile stays unless it has to go.
-func (h *hub) revisit(from *idleTopics, one idleTopic, hasToGo bool) (forgotten bool) {
+func (h *Hub) revisit(from *idleTopics, one idleTopic, hasToGo bool) (forgotten bool) {
 	t := one.topic
-	t.mu.Lock()
+	t.Mu.Lock()
 	t.idle = false
-	if t.forgotten || h.inUse(t) {
-		t.mu.Unlock()
+	if t.Forgotten || h.inUse(t) {
+		t.Mu.Unlock()
 		return false
 	}
 	used := t.lastUse()
@@ -113,19 +113,19 @@ func (h *hub) revisit(from *idleTopics, one idleTopic, hasToGo bool) (forgotten 
 		t.idle = true
 		from.push(t, used)
 	default:
-		h.remote.unfollow(&t.source)
-		t.forgotten = t.history.len() == 0
+		h.Remote.unfollow(&t.Source)
+		t.Forgotten = t.history.len() == 0
 	}
-	forgotten = t.forgotten
-	t.mu.Unlock()
+	forgotten = t.Forgotten
+	t.Mu.Unlock()
 	if forgotten {
 		h.remove(t)
 	}
 	return forgotten
 }
 
-// forgetIdle forgets the topics that have not been used since a time.
-func (h *hub) forgetIdle(since time.Duration) {
+// ForgetIdle forgets the topics that have not been used since a time.
+func (h *Hub) ForgetIdle(since time.Duration) {
 	for _, list := range []*idleTopics{&h.unheard, &h.heard} {
 		for one, ok := list.pop(math.MaxInt, since); ok; one, ok = list.pop(math.MaxInt, since) {
 			h.revisit(list, one, false)
@@ -135,9 +135,9 @@ func (h *hub) forgetIdle(since time.Duration) {
 
 // boundIdle forgets topics that are too many for those that no subscriber has heard of. It looks at a few, for each
 // topic that is made.
-func (h *hub) boundIdle() {
+func (h *Hub) boundIdle() {
 	for range 4 {
-		one, ok := h.unheard.pop(h.maxUnheard, math.MinInt64)
+		one, ok := h.unheard.pop(h.MaxUnheard, math.MinInt64)
 		if !ok {
 			return
 		}
@@ -146,7 +146,7 @@ func (h *hub) boundIdle() {
 }
 
 // makeRoom forgets an idle topic, and reports whether there was one.
-func (h *hub) makeRoom() bool {
+func (h *Hub) makeRoom() bool {
 	for _, list := range []*idleTopics{&h.unheard, &h.heard} {
 		for one, ok := list.pop(0, 0); ok; one, ok = list.pop(0, 0) {
 			if h.revisit(list, one, true) {

@@ -1,4 +1,4 @@
-package server
+package hub
 
 import (
 	"cmp"
@@ -11,8 +11,8 @@ import (
 
 // topic is a named stream of messages.
 type topicState struct {
-	source
-	hub   *hub
+	Source
+	hub   *Hub
 	epoch uint64
 
 	// Guarded by mu.
@@ -20,18 +20,18 @@ type topicState struct {
 	offset    uint64        // of the last message
 	floor     uint64        // a client that has everything up to this offset misses only what is in history
 	used      time.Duration // when it last had a message or a subscriber, after the server was made
-	forgotten bool          // it is not in the hub any more
+	Forgotten bool          // it is not in the hub any more
 	idle      bool          // it is in one of the hub's lists of idle topics
 	heard     bool          // a subscriber may have a position in it, or has seen an offset by a pattern
-	history   ring
-	patterns  []*source // that match it
+	history   Ring
+	Patterns  []*Source // that match it
 	version   uint64    // of the hub's patterns, when that was found out
 }
 
 // epochText is for clients. The caller holds mu.
 func (t *topicState) epochText() string {
-	if t.link.replica != nil {
-		return t.link.replica.epochText()
+	if t.Link.replica != nil {
+		return t.Link.replica.epochText()
 	}
 	return t.ownEpoch()
 }
@@ -43,47 +43,49 @@ func (t *topicState) position() topic.Position {
 	return topic.Position{Offset: t.offset, Epoch: t.epochText()}
 }
 
-// ring is the history of a topic, the oldest message first.
-type ring struct {
-	list  []*message
+// Ring is the history of a topic, the oldest message first.
+type Ring struct {
+	list  []*Message
 	head  int
 	bytes int
 }
 
-func (r *ring) len() int { return len(r.list) - r.head }
+func (r *Ring) len() int { return len(r.list) - r.head }
 
-func (r *ring) all() []*message { return r.list[r.head:] }
+func (r *Ring) all() []*Message { return r.list[r.head:] }
 
-func (r *ring) push(m *message) {
+// Push appends a message.
+func (r *Ring) Push(m *Message) {
 	if len(r.list) == cap(r.list) && r.head > len(r.list)/2 {
 		n := copy(r.list, r.list[r.head:])
 		clear(r.list[n:])
 		r.list, r.head = r.list[:n], 0
 	}
 	r.list = append(r.list, m)
-	r.bytes += len(m.raw.Payload())
+	r.bytes += len(m.Raw.Payload())
 }
 
-func (r *ring) dropOldest() {
-	r.bytes -= len(r.list[r.head].raw.Payload())
+// DropOldest removes the oldest message. There must be one.
+func (r *Ring) DropOldest() {
+	r.bytes -= len(r.list[r.head].Raw.Payload())
 	r.list[r.head] = nil
 	r.head++
 	if r.head == len(r.list) {
 		r.list, r.head = nil, 0
 	} else if cap(r.list) > 64 && r.len() < cap(r.list)/4 {
-		r.list, r.head = append(make([]*message, 0, cap(r.list)/2), r.all()...), 0
+		r.list, r.head = append(make([]*Message, 0, cap(r.list)/2), r.all()...), 0
 	}
 }
 
 // keep puts a message into the history, if there is one. The caller holds mu.
-func (t *topicState) keep(m *message) {
+func (t *topicState) keep(m *Message) {
 	if t.rule == nil {
-		t.floor = m.offset
+		t.floor = m.Offset
 		return
 	}
-	t.history.push(m)
-	t.hub.messages.Add(1)
-	t.hub.bytes.Add(int64(len(m.raw.Payload())))
+	t.history.Push(m)
+	t.hub.Messages.Add(1)
+	t.hub.Bytes.Add(int64(len(m.Raw.Payload())))
 	t.trim()
 	t.expire(m.born)
 }
@@ -112,15 +114,15 @@ func (t *topicState) expire(now int64) {
 
 func (t *topicState) dropOldest() {
 	before := t.history.bytes
-	t.floor = t.history.all()[0].offset
-	t.history.dropOldest()
-	t.hub.messages.Add(-1)
-	t.hub.bytes.Add(int64(t.history.bytes - before))
+	t.floor = t.history.all()[0].Offset
+	t.history.DropOldest()
+	t.hub.Messages.Add(-1)
+	t.hub.Bytes.Add(int64(t.history.bytes - before))
 }
 
-// since returns the messages that a subscriber gets before the live ones, and whether that is all that it has missed.
+// Since returns the messages that a subscriber gets before the live ones, and whether that is all that it has missed.
 // Of those after a position it returns at most limit, the oldest. The caller holds mu.
-func (t *topicState) since(from topic.Start, now int64, limit int) (missed []*message, recovered bool) {
+func (t *topicState) Since(from topic.Start, now int64, limit int) (missed []*Message, recovered bool) {
 	t.expire(now)
 	kept := t.history.all()
 	switch {
@@ -136,16 +138,16 @@ func (t *topicState) since(from topic.Start, now int64, limit int) (missed []*me
 
 // historyAfter returns the messages that are kept with later offsets. The caller holds mu, and copies what it needs for
 // longer.
-func (t *topicState) historyAfter(offset uint64) []*message {
+func (t *topicState) historyAfter(offset uint64) []*Message {
 	kept := t.history.all()
-	first, _ := slices.BinarySearchFunc(kept, offset+1, func(m *message, offset uint64) int {
-		return cmp.Compare(m.offset, offset)
+	first, _ := slices.BinarySearchFunc(kept, offset+1, func(m *Message, offset uint64) int {
+		return cmp.Compare(m.Offset, offset)
 	})
 	return kept[first:]
 }
 
-func oldest(kept []*message, n int) []*message { return slices.Clone(kept[:min(len(kept), n)]) }
+func oldest(kept []*Message, n int) []*Message { return slices.Clone(kept[:min(len(kept), n)]) }
 
-func newest(kept []*message, n int) []*message {
+func newest(kept []*Message, n int) []*Message {
 	return slices.Clone(kept[max(len(kept)-max(n, 0), 0):])
 }

@@ -1,4 +1,4 @@
-package server
+package hub
 
 import (
 	"context"
@@ -14,34 +14,34 @@ import (
 
 // The subjects of questions.
 const (
-	askAboutTopic      = "topic"
-	askAboutPresence   = "presence"
-	askAboutConnection = "connection"
-	askToClose         = "close"
+	AskAboutTopic      = "topic"
+	AskAboutPresence   = "presence"
+	AskAboutConnection = "connection"
+	AskToClose         = "close"
 )
 
-// askTopic is a question about a topic.
-type askTopic struct {
+// AskTopic is a question about a topic.
+type AskTopic struct {
 	Topic string `json:"topic"`
 }
 
-// askConnection is one about a connection, or asks for its end.
-type askConnection struct {
+// AskConnection is one about a connection, or asks for its end.
+type AskConnection struct {
 	ID     uint64          `json:"id"`
 	Code   codec.CloseCode `json:"code,omitempty"`
 	Reason string          `json:"reason,omitempty"`
 }
 
 // ask is answered by none without a broker that can be reached.
-func (f *follower) ask(subject string, question any, done func(answers []topic.Answer, all *bool)) {
-	f.stats.queries.Add(1)
+func (f *Follower) ask(subject string, question any, done func(answers []topic.Answer, all *bool)) {
+	f.stats.Queries.Add(1)
 	count := func(answers []topic.Answer, all bool) {
 		if !all {
-			f.stats.partial.Add(1)
+			f.stats.Partial.Add(1)
 		}
 		done(answers, &all)
 	}
-	if f.away() != nil {
+	if f.Away() != nil {
 		count(nil, false)
 		return
 	}
@@ -51,7 +51,8 @@ func (f *follower) ask(subject string, question any, done func(answers []topic.A
 // answerTime is how long the answers of other servers are waited for at most.
 const answerTime = 3 * time.Second
 
-func (h *hub) askAndWait(ctx context.Context, subject string, question any) (answers []topic.Answer, all *bool) {
+// AskAndWait asks all other servers and waits for answerTime at most. It must not be called on a loop.
+func (h *Hub) AskAndWait(ctx context.Context, subject string, question any) (answers []topic.Answer, all *bool) {
 	type outcome struct {
 		answers []topic.Answer
 		all     *bool
@@ -59,7 +60,7 @@ func (h *hub) askAndWait(ctx context.Context, subject string, question any) (ans
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
 	got := make(chan outcome, 1)
-	h.remote.ask(subject, question, func(answers []topic.Answer, all *bool) { got <- outcome{answers, all} })
+	h.Remote.ask(subject, question, func(answers []topic.Answer, all *bool) { got <- outcome{answers, all} })
 	select {
 	case o := <-got:
 		return o.answers, o.all
@@ -69,17 +70,17 @@ func (h *hub) askAndWait(ctx context.Context, subject string, question any) (ans
 }
 
 // info is what other servers are told of this one.
-func (f *follower) info() topic.NodeInfo { return f.hub.owner.nodeInfo() }
+func (f *Follower) info() topic.NodeInfo { return f.hub.owner.NodeInfo() }
 
 // answer answers a question of another server.
-func (f *follower) answer(subject string, question []byte) []byte {
-	return f.hub.owner.answer(subject, question)
+func (f *Follower) answer(subject string, question []byte) []byte {
+	return f.hub.owner.Answer(subject, question)
 }
 
-func (f *follower) nodes() []topic.NodeInfo { return f.broker.Nodes() }
+func (f *Follower) Nodes() []topic.NodeInfo { return f.broker.Nodes() }
 
-// nodeID is the name of this server in its cluster.
-func (f *follower) nodeID() string {
+// NodeID is the name of this server in its cluster.
+func (f *Follower) NodeID() string {
 	if id := f.id.Load(); id != nil {
 		return *id
 	}

@@ -1,4 +1,4 @@
-package server
+package hub
 
 import (
 	"fmt"
@@ -10,7 +10,7 @@ import (
 
 // link ties a source to the cluster. Guarded by the source's mu. That of a server without one is [untied].
 type link struct {
-	state   linkState
+	State   linkState
 	follows uint64        // how often it was followed, so that late answers are known
 	tries   int           // that failed, since the last that did not
 	wanted  time.Duration // when it was last asked for, or the last subscriber went, after the server was made
@@ -20,14 +20,14 @@ type link struct {
 	sent    uint64 // messages that went out
 	senders map[string]*sender
 
-	coveringPattern *source  // the pattern by which messages of the topic come: as long as it is followed, none is missed
+	coveringPattern *Source  // the pattern by which messages of the topic come: as long as it is followed, none is missed
 	replica         *replica // nil for transient topics and patterns
 }
 
 type linkState uint8
 
 const (
-	linkNone   linkState = iota // not followed
+	LinkNone   linkState = iota // not followed
 	linkAsked                   // it has been asked for
 	linkFailed                  // that failed, and is tried again later
 	linkJoined                  // messages come
@@ -47,12 +47,12 @@ type sender struct {
 }
 
 // serves reports whether a source can be subscribed to.
-func (l *link) serves() bool { return l.state != linkNone && (l.replica == nil || l.replica.loaded) }
+func (l *link) serves() bool { return l.State != LinkNone && (l.replica == nil || l.replica.loaded) }
 
-func (f *follower) attach(src *source) {
-	src.link = &link{wanted: f.hub.engine.Uptime()}
+func (f *Follower) Attach(src *Source) {
+	src.Link = &link{wanted: f.hub.engine.Uptime()}
 	if src.topic != nil && src.topic.isPersistent() {
-		src.link.replica = &replica{}
+		src.Link.replica = &replica{}
 	}
 }
 
@@ -60,23 +60,23 @@ func (f *follower) attach(src *source) {
 func (t *topicState) isPersistent() bool { return t.rule.HasHistory() }
 
 // ruleOf is the number of the rule by which a topic is kept.
-func (f *follower) ruleOf(t *topicState) int { return topic.RuleIndex(f.hub.settings().rules, t.name) }
+func (f *Follower) ruleOf(t *topicState) int { return topic.RuleIndex(f.hub.settings().Rules, t.Name) }
 
-func (f *follower) left(src *source) { src.link.wanted = f.hub.engine.Uptime() }
+func (f *Follower) left(src *Source) { src.Link.wanted = f.hub.engine.Uptime() }
 
 // uses reports whether anything waits for the topic, or patterns may lack messages of it.
-func (f *follower) uses(t *topicState) bool { return len(t.link.waiters) > 0 || f.mayOwe(t) }
+func (f *Follower) uses(t *topicState) bool { return len(t.Link.waiters) > 0 || f.mayOwe(t) }
 
 // knows is always true: a client may have its position from another server, or from before messages were missed here.
-func (f *follower) knows(*topicState) bool { return true }
+func (f *Follower) knows(*topicState) bool { return true }
 
-// maxIdlePatterns is how many patterns there may be for one that has lost its last subscriber to linger.
-const maxIdlePatterns = 4096
+// MaxIdlePatterns is how many patterns there may be for one that has lost its last subscriber to linger.
+const MaxIdlePatterns = 4096
 
 // lingers reports whether a pattern without subscribers lingers, since it may be wanted again soon: sweep forgets it.
 // One client could have any number of them linger, so they do only while there are few.
-func (f *follower) lingers(p *source) bool {
-	return len(p.link.waiters) > 0 || f.hub.patterns.names.Len() <= maxIdlePatterns
+func (f *Follower) lingers(p *Source) bool {
+	return len(p.Link.waiters) > 0 || f.hub.Patterns.Names.Len() <= MaxIdlePatterns
 }
 
 // waitTime is how long a request waits for the cluster before it fails.
@@ -84,9 +84,9 @@ const waitTime = 10 * time.Second
 
 // await has the source followed, and calls done when that is so: not with anything locked, or when it returns
 // true, which means that there is nothing to wait for. The caller holds mu.
-func (f *follower) await(src *source, done func(error)) (ready bool) {
-	src.link.wanted = f.hub.engine.Uptime()
-	if src.link.state == linkJoined {
+func (f *Follower) await(src *Source, done func(error)) (ready bool) {
+	src.Link.wanted = f.hub.engine.Uptime()
+	if src.Link.State == linkJoined {
 		return true
 	}
 	f.follow(src)
@@ -98,18 +98,18 @@ func (f *follower) await(src *source, done func(error)) (ready bool) {
 }
 
 // enlist adds a waiter, which waits for the given time at most. The caller holds mu.
-func (f *follower) enlist(src *source, w *waiter, limit time.Duration) {
-	src.link.waiters = append(src.link.waiters, w)
+func (f *Follower) enlist(src *Source, w *waiter, limit time.Duration) {
+	src.Link.waiters = append(src.Link.waiters, w)
 	w.late = time.AfterFunc(limit, func() {
-		src.mu.Lock()
-		i := slices.Index(src.link.waiters, w)
+		src.Mu.Lock()
+		i := slices.Index(src.Link.waiters, w)
 		if i >= 0 {
-			src.link.waiters = slices.Delete(src.link.waiters, i, i+1)
+			src.Link.waiters = slices.Delete(src.Link.waiters, i, i+1)
 		}
-		src.mu.Unlock()
+		src.Mu.Unlock()
 		switch {
 		case i < 0:
-		case src.link.replica != nil:
+		case src.Link.replica != nil:
 			w.done(fmt.Errorf("%w: no response in time", topic.ErrNoCluster))
 		default:
 			w.done(nil)
@@ -118,8 +118,8 @@ func (f *follower) enlist(src *source, w *waiter, limit time.Duration) {
 }
 
 // release ends the wait of those whom a load up to this number is enough for. The caller holds mu.
-func (f *follower) release(src *source, load uint64, err error) {
-	src.link.waiters = slices.DeleteFunc(src.link.waiters, func(w *waiter) bool {
+func (f *Follower) release(src *Source, load uint64, err error) {
+	src.Link.waiters = slices.DeleteFunc(src.Link.waiters, func(w *waiter) bool {
 		if w.load > load {
 			return false
 		}
@@ -127,38 +127,38 @@ func (f *follower) release(src *source, load uint64, err error) {
 		f.order(func() { w.done(err) }) // in its order, and with nothing locked
 		return true
 	})
-	if len(src.link.waiters) == 0 {
-		src.link.waiters = nil
+	if len(src.Link.waiters) == 0 {
+		src.Link.waiters = nil
 	}
 }
 
 // follow has the messages of a source come. The caller holds mu.
-func (f *follower) follow(src *source) {
-	l := src.link
-	if l.state == linkJoined || l.state == linkAsked {
+func (f *Follower) follow(src *Source) {
+	l := src.Link
+	if l.State == linkJoined || l.State == linkAsked {
 		return
 	}
-	l.state = linkAsked
+	l.State = linkAsked
 	l.follows++
 	number := l.follows
 	clear(l.senders) // what was missed meanwhile is no hole
 	f.order(func() {
-		f.broker.Follow(src.name, func(err error) { f.followed(src, number, err) })
+		f.broker.Follow(src.Name, func(err error) { f.followed(src, number, err) })
 	})
 }
 
-func (f *follower) followed(src *source, number uint64, err error) {
-	src.mu.Lock()
-	defer src.mu.Unlock()
-	l := src.link
-	if l.follows != number || l.state != linkAsked {
+func (f *Follower) followed(src *Source, number uint64, err error) {
+	src.Mu.Lock()
+	defer src.Mu.Unlock()
+	l := src.Link
+	if l.follows != number || l.State != linkAsked {
 		return
 	}
 	if err != nil {
 		f.unfollowed(src, err)
 		return
 	}
-	l.state, l.tries = linkJoined, 0
+	l.State, l.tries = linkJoined, 0
 	if l.replica != nil {
 		f.load(src.topic)
 		return
@@ -167,9 +167,9 @@ func (f *follower) followed(src *source, number uint64, err error) {
 }
 
 // unfollowed tries again later, as long as it is wanted. The caller holds mu.
-func (f *follower) unfollowed(src *source, err error) {
-	l := src.link
-	l.state = linkFailed
+func (f *Follower) unfollowed(src *Source, err error) {
+	l := src.Link
+	l.State = linkFailed
 	l.tries++
 	if l.replica != nil {
 		f.release(src, ^uint64(0), unavailable(err))
@@ -178,31 +178,31 @@ func (f *follower) unfollowed(src *source, err error) {
 	}
 	number := l.follows
 	time.AfterFunc(backoff(l.tries), func() {
-		src.mu.Lock()
-		defer src.mu.Unlock()
-		if l.follows == number && l.state == linkFailed {
+		src.Mu.Lock()
+		defer src.Mu.Unlock()
+		if l.follows == number && l.State == linkFailed {
 			f.follow(src)
 		}
 	})
 }
 
 // unfollow ends that the messages of a source come. The caller holds mu.
-func (f *follower) unfollow(src *source) {
-	l := src.link
-	if l.state == linkNone {
+func (f *Follower) unfollow(src *Source) {
+	l := src.Link
+	if l.State == LinkNone {
 		return
 	}
-	l.state = linkNone
+	l.State = LinkNone
 	l.follows++
-	f.order(func() { f.broker.Unfollow(src.name) })
+	f.order(func() { f.broker.Unfollow(src.Name) })
 	if l.replica != nil {
 		f.unload(src.topic)
 	}
 }
 
-func (f *follower) sweepTopic(t *topicState, now time.Duration) {
-	if t.subscribers == 0 && len(t.link.waiters) == 0 && now-t.link.wanted > f.hub.linger {
-		f.unfollow(&t.source)
+func (f *Follower) sweepTopic(t *topicState, now time.Duration) {
+	if t.Subscribers == 0 && len(t.Link.waiters) == 0 && now-t.Link.wanted > f.hub.Linger {
+		f.unfollow(&t.Source)
 	}
 	if f.mayOwe(t) {
 		t.used = now
@@ -210,27 +210,27 @@ func (f *follower) sweepTopic(t *topicState, now time.Duration) {
 }
 
 // sweep forgets patterns that have not been wanted for long.
-func (f *follower) sweep(now time.Duration) {
+func (f *Follower) sweep(now time.Duration) {
 	h := f.hub
-	h.mu.Lock()
-	defer h.mu.Unlock()
+	h.Mu.Lock()
+	defer h.Mu.Unlock()
 	looked := 0
-	for _, p := range h.patterns.names.All() {
-		p.mu.Lock()
-		if p.subscribers == 0 && len(p.link.waiters) == 0 && now-p.link.wanted > h.linger && h.patterns.names.Get(p.name) == p {
+	for _, p := range h.Patterns.Names.All() {
+		p.Mu.Lock()
+		if p.Subscribers == 0 && len(p.Link.waiters) == 0 && now-p.Link.wanted > h.Linger && h.Patterns.Names.Get(p.Name) == p {
 			h.removePattern(p)
 		}
-		p.mu.Unlock()
+		p.Mu.Unlock()
 		if looked++; looked%lookSlice == 0 {
-			h.mu.Unlock()
-			h.mu.Lock()
+			h.Mu.Unlock()
+			h.Mu.Lock()
 		}
 	}
 }
 
 // isCovered reports whether messages of a topic come by a pattern without interruption since it was said last. The
 // caller holds the topic's mu.
-func (l *link) isCovered(patterns []*source) bool {
+func (l *link) isCovered(patterns []*Source) bool {
 	if l.coveringPattern != nil && slices.Contains(patterns, l.coveringPattern) {
 		return true
 	}
@@ -239,23 +239,23 @@ func (l *link) isCovered(patterns []*source) bool {
 }
 
 // ready leaves names that are wrong to its callers. A topic that the broker does not keep is always ready for readers.
-func (f *follower) ready(name string, from topic.Start, reads bool, wait func(), done func(error)) (ready bool, err error) {
+func (f *Follower) ready(name string, from topic.Start, reads bool, wait func(), done func(error)) (ready bool, err error) {
 	pattern, err := topic.Parse(name)
-	if err != nil || reads && !f.keeps(name) {
+	if err != nil || reads && !f.Keeps(name) {
 		return true, nil
 	}
-	var src *source
+	var src *Source
 	if pattern {
-		src = f.hub.openPattern(name)
+		src = f.hub.OpenPattern(name)
 	} else {
 		t, err := f.hub.open(name)
 		if err != nil {
 			return false, err
 		}
-		src = &t.source
+		src = &t.Source
 	}
-	defer src.mu.Unlock() // before which done is not called
-	if src.link.replica != nil {
+	defer src.Mu.Unlock() // before which done is not called
+	if src.Link.replica != nil {
 		ready, err = f.awaitReplica(src.topic, from, reads, done)
 	} else {
 		ready = f.await(src, done)

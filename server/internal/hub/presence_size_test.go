@@ -1,4 +1,4 @@
-package server
+package hub
 
 import (
 	"strings"
@@ -8,17 +8,17 @@ import (
 // A reply about presence has a size that one loop can encode at once, whatever subjects tokens have.
 func TestPresenceHasABound(t *testing.T) {
 	for name, subject := range map[string]string{"none": "", "ASCII": strings.Repeat("x", 5000), "escaped": strings.Repeat("\u2028", 1800)} {
-		p := presence{Topic: "a", Count: 5000}
+		p := Presence{Topic: "a", Count: 5000}
 		for range p.Count {
-			if !p.add(presentee{"18446744073709551615", subject}) {
+			if !p.Add(Presentee{ID: "18446744073709551615", Subject: subject}) {
 				break
 			}
 		}
 		n := len(p.AppendTo(nil))
-		if n > maxPresentBytes+100 || len(p.Connections) > maxPresent || len(p.Connections) == 0 {
+		if n > MaxPresentBytes+100 || len(p.Connections) > MaxPresent || len(p.Connections) == 0 {
 			t.Errorf("%s: %d bytes list %d connections", name, n, len(p.Connections))
 		}
-		if p.add(presentee{ID: "1"}) {
+		if p.Add(Presentee{ID: "1"}) {
 			t.Errorf("%s: a list that was full takes another one", name)
 		}
 	}

@@ -1,4 +1,4 @@
-package server
+package hub
 
 import (
 	"errors"
@@ -30,32 +30,32 @@ var (
 
 // next returns the offset before what a subscriber gets next: messages of the history, or else what is published after
 // offset.
-func next(missed []*message, offset uint64) uint64 {
+func next(missed []*Message, offset uint64) uint64 {
 	if len(missed) > 0 {
-		return missed[0].offset - 1
+		return missed[0].Offset - 1
 	}
 	return offset
 }
 
-// wanted is a subscription that is to be made.
-type wanted struct {
-	name  string
-	from  topic.Start
-	kind  reactor.Framing
-	asked bool                   // by the client
-	reply func(topic.Subscribed) // called before the first message is sent
-	told  func(topic.Subscribed) // called where a long history has lost messages before they could be sent
+// Wanted is a subscription that is to be made.
+type Wanted struct {
+	Name  string
+	From  topic.Start
+	Kind  reactor.Framing
+	Asked bool                   // by the client
+	Reply func(topic.Subscribed) // called before the first message is sent
+	Told  func(topic.Subscribed) // called where a long history has lost messages before they could be sent
 }
 
-// subscribeReady subscribes once the topic or pattern can be subscribed to, or calls failed.
-func (h *hub) subscribeReady(c *reactor.Conn, w *wanted, failed func(error)) {
-	if err := h.maySubscribe(c, w.name, topic.IsPattern(w.name)); err != nil { // before the cluster follows it
+// SubscribeReady subscribes once the topic or pattern can be subscribed to, or calls failed.
+func (h *Hub) SubscribeReady(c *reactor.Conn, w *Wanted, failed func(error)) {
+	if err := h.maySubscribe(c, w.Name, topic.IsPattern(w.Name)); err != nil { // before the cluster follows it
 		failed(err)
 		return
 	}
-	h.topicReady(c, w.name, w.from, false, func(err error) {
+	h.TopicReady(c, w.Name, w.From, false, func(err error) {
 		if err == nil {
-			_, err = h.subscribe(c, w)
+			_, err = h.Subscribe(c, w)
 		}
 		if err != nil {
 			failed(err)
@@ -63,9 +63,9 @@ func (h *hub) subscribeReady(c *reactor.Conn, w *wanted, failed func(error)) {
 	})
 }
 
-// subscribe makes a subscription, or, where the history is long, begins with that.
-func (h *hub) subscribe(c *reactor.Conn, w *wanted) (topic.Subscribed, error) {
-	name := w.name
+// Subscribe makes a subscription, or, where the history is long, begins with that.
+func (h *Hub) Subscribe(c *reactor.Conn, w *Wanted) (topic.Subscribed, error) {
+	name := w.Name
 	c.Shard().Check()
 	s := topic.Subscribed{Topic: name}
 	if !c.IsOpen() || !c.Ready() {
@@ -78,71 +78,71 @@ func (h *hub) subscribe(c *reactor.Conn, w *wanted) (topic.Subscribed, error) {
 	if err := h.maySubscribe(c, name, pattern); err != nil {
 		return s, err
 	}
-	var missed []*message
-	var src *source
+	var missed []*Message
+	var src *Source
 	if pattern {
-		src = h.openPattern(name)
+		src = h.OpenPattern(name)
 		s.Recovered = true
 	} else {
 		t, err := h.open(name)
 		if err != nil {
 			return s, err
 		}
-		src = &t.source
+		src = &t.Source
 		s.Position = t.position()
-		missed, s.Recovered = t.since(w.from, c.Shard().Engine.AgeMillis(), maxReplay)
+		missed, s.Recovered = t.Since(w.From, c.Shard().Engine.AgeMillis(), MaxReplay)
 		s.After = next(missed, s.Offset)
 	}
-	if !src.link.serves() {
-		src.mu.Unlock()
+	if !src.Link.serves() {
+		src.Mu.Unlock()
 		return s, errNotLoaded
 	}
-	src.subscribers++
-	if pieceOf(missed) < len(missed) {
-		src.mu.Unlock()
-		w.reply(s)
-		(&replay{hub: h, conn: c, told: w.told, topic: src.topic, kind: w.kind, asked: w.asked, epoch: s.Epoch, rest: missed}).step()
+	src.Subscribers++
+	if PieceOf(missed) < len(missed) {
+		src.Mu.Unlock()
+		w.Reply(s)
+		(&replay{hub: h, conn: c, told: w.Told, topic: src.topic, kind: w.Kind, asked: w.Asked, epoch: s.Epoch, rest: missed}).step()
 		return s, nil
 	}
-	a := src.audience(c.Shard(), w.kind)
-	next := src.seq + 1
-	src.mu.Unlock()
+	a := src.audience(c.Shard(), w.Kind)
+	next := src.Seq + 1
+	src.Mu.Unlock()
 
-	c.Join(a, next, w.asked)
-	w.reply(s)
-	sendHistory(c, missed, w.kind)
+	c.Join(a, next, w.Asked)
+	w.Reply(s)
+	sendHistory(c, missed, w.Kind)
 	return s, nil
 }
 
 // maySubscribe checks what is the same for everybody who asks.
-func (h *hub) maySubscribe(c *reactor.Conn, name string, pattern bool) error {
+func (h *Hub) maySubscribe(c *reactor.Conn, name string, pattern bool) error {
 	if c.Extension() == nil {
 		return nil
 	}
-	limits := &h.settings().endpoints[c.Endpoint().Index]
-	if limit := limits.maxSubscriptions; limit >= 0 && len(c.Extension().Subs) >= limit {
+	limits := &h.settings().Endpoints[c.Endpoint().Index]
+	if limit := limits.MaxSubscriptions; limit >= 0 && len(c.Extension().Subs) >= limit {
 		return fmt.Errorf("%w: topics.max_subscriptions of the endpoint is %d", ErrTooManySubscriptions, limit)
 	}
 	patterns := 0
 	for i := range c.Extension().Subs {
-		if isPattern(&c.Extension().Subs[i]) {
+		if IsPattern(&c.Extension().Subs[i]) {
 			patterns++
 		}
-		switch other := nameOf(&c.Extension().Subs[i]); {
+		switch other := NameOf(&c.Extension().Subs[i]); {
 		case other == name:
 			return ErrSubscribed
-		case (pattern || isPattern(&c.Extension().Subs[i])) && topic.Overlaps(other, name):
+		case (pattern || IsPattern(&c.Extension().Subs[i])) && topic.Overlaps(other, name):
 			return fmt.Errorf("%w: %s", ErrOverlap, other)
 		}
 	}
-	if limit := limits.maxPatterns; pattern && limit >= 0 && patterns >= limit {
+	if limit := limits.MaxPatterns; pattern && limit >= 0 && patterns >= limit {
 		return fmt.Errorf("%w: topics.max_patterns of the endpoint is %d", ErrTooManySubscriptions, limit)
 	}
 	return nil
 }
 
-// unsubscribe ends a subscription of a connection, on its loop.
-func unsubscribe(c *reactor.Conn, name string) error {
+// Unsubscribe ends a subscription of a connection, on its loop.
+func Unsubscribe(c *reactor.Conn, name string) error {
 	c.Shard().Check()
 	if !c.IsOpen() {
 		return reactor.ErrClosed
@@ -150,7 +150,7 @@ func unsubscribe(c *reactor.Conn, name string) error {
 	if c.Extension() == nil {
 		return ErrNotSubscribed
 	}
-	i := slices.IndexFunc(c.Extension().Subs, func(s reactor.Subscription) bool { return nameOf(&s) == name })
+	i := slices.IndexFunc(c.Extension().Subs, func(s reactor.Subscription) bool { return NameOf(&s) == name })
 	if i < 0 {
 		return ErrNotSubscribed
 	}
@@ -161,32 +161,32 @@ func unsubscribe(c *reactor.Conn, name string) error {
 }
 
 // unsubscribe counts one subscriber less. The caller holds mu, which is not held any more when it returns.
-func (src *source) unsubscribe(h *hub) {
-	src.subscribers--
-	last, now := src.subscribers == 0, h.engine.Uptime()
+func (src *Source) unsubscribe(h *Hub) {
+	src.Subscribers--
+	last, now := src.Subscribers == 0, h.engine.Uptime()
 	if last {
-		h.remote.left(src)
+		h.Remote.left(src)
 	}
 	if t := src.topic; t != nil {
 		if last {
 			t.used = now
-			t.heard = t.heard || t.offset > 0 && t.link.replica == nil // the broker has kept ones' offsets
+			t.heard = t.heard || t.offset > 0 && t.Link.replica == nil // the broker has kept ones' offsets
 		}
 		h.unlock(t)
 		return
 	}
-	src.mu.Unlock()
+	src.Mu.Unlock()
 	if last {
-		h.forgetPattern(src)
+		h.ForgetPattern(src)
 	}
 }
 
-// topicReady calls then when a topic or a pattern can be subscribed to, or read, which may be at once, as it always is
+// TopicReady calls then when a topic or a pattern can be subscribed to, or read, which may be at once, as it always is
 // without a broker. The error is of the kind of [ErrNoCluster] or [ErrTooManyTopics]. Nothing that is asked for
 // meanwhile overtakes it. On a connection that closes meanwhile it is called, too.
-func (h *hub) topicReady(c *reactor.Conn, name string, from topic.Start, reads bool, then func(error)) {
+func (h *Hub) TopicReady(c *reactor.Conn, name string, from topic.Start, reads bool, then func(error)) {
 	var s *reactor.Slot
-	ready, err := h.remote.ready(name, from, reads, func() { s = c.Reserve() }, func(err error) {
+	ready, err := h.Remote.ready(name, from, reads, func() { s = c.Reserve() }, func(err error) {
 		c.Resolve(s, false, func() { then(err) })
 	})
 	if ready || err != nil {

@@ -1,4 +1,4 @@
-package server
+package hub
 
 import (
 	"carillon/codec"
@@ -11,32 +11,32 @@ import (
 // slow subscriber has not read need not wait in its outbox. Live messages follow when the subscriber has all of the
 // history. It counts as a subscriber from the beginning, so that the topic lives on. Owned by the loop.
 type replay struct {
-	hub   *hub
+	hub   *Hub
 	conn  *reactor.Conn
 	told  func(topic.Subscribed) // of a gap
 	topic *topicState
 	kind  reactor.Framing
 	asked bool       // by the client
 	epoch string     // of the messages
-	rest  []*message // what is to be sent next; never empty
+	rest  []*Message // what is to be sent next; never empty
 }
 
-// maxReplay is how many messages are taken from a history at once. There may be millions, of which a client gets few if
+// MaxReplay is how many messages are taken from a history at once. There may be millions, of which a client gets few if
 // it goes away or does not read.
-const maxReplay = 4 * replayPiece
+const MaxReplay = 4 * ReplayPiece
 
-// replayPiece is how many messages of a history are sent in one go, and replayBytes about how many bytes of payloads:
+// ReplayPiece is how many messages of a history are sent in one go, and ReplayBytes about how many bytes of payloads:
 // they may have to be encoded and compressed first.
 const (
-	replayPiece = 1024
-	replayBytes = 256 << 10
+	ReplayPiece = 1024
+	ReplayBytes = 256 << 10
 )
 
-// pieceOf returns how many of the messages are sent in one go: one at least, if there is any.
-func pieceOf(list []*message) (n int) {
+// PieceOf returns how many of the messages are sent in one go: one at least, if there is any.
+func PieceOf(list []*Message) (n int) {
 	size := 0
-	for n < min(len(list), replayPiece) {
-		if size += len(list[n].raw.Payload()); n > 0 && size > replayBytes {
+	for n < min(len(list), ReplayPiece) {
+		if size += len(list[n].Raw.Payload()); n > 0 && size > ReplayBytes {
 			break
 		}
 		n++
@@ -51,10 +51,10 @@ func (r *replay) step() {
 		r.release()
 		return
 	}
-	if pieceOf(r.rest) == len(r.rest) && r.join() {
+	if PieceOf(r.rest) == len(r.rest) && r.join() {
 		return
 	}
-	n := pieceOf(r.rest)
+	n := PieceOf(r.rest)
 	sendHistory(c, r.rest[:n], r.kind)
 	if !c.IsOpen() {
 		r.release()
@@ -68,12 +68,12 @@ func (r *replay) step() {
 // returns false if that is much.
 func (r *replay) join() bool {
 	c, t := r.conn, r.topic
-	last := r.rest[len(r.rest)-1].offset
-	t.mu.Lock()
-	newer, recovered := t.since(topic.Start{Since: &topic.Position{Offset: last, Epoch: r.epoch}}, c.Shard().Engine.AgeMillis(), maxReplay)
+	last := r.rest[len(r.rest)-1].Offset
+	t.Mu.Lock()
+	newer, recovered := t.Since(topic.Start{Since: &topic.Position{Offset: last, Epoch: r.epoch}}, c.Shard().Engine.AgeMillis(), MaxReplay)
 	at := t.position()
-	if pieceOf(newer) < len(newer) {
-		t.mu.Unlock()
+	if PieceOf(newer) < len(newer) {
+		t.Mu.Unlock()
 		if recovered {
 			r.rest = append(r.rest[:len(r.rest):len(r.rest)], newer...)
 			return false
@@ -83,8 +83,8 @@ func (r *replay) join() bool {
 		r.rest, r.epoch = newer, at.Epoch
 		return false
 	}
-	a, next := t.audience(c.Shard(), r.kind), t.seq+1
-	t.mu.Unlock()
+	a, next := t.audience(c.Shard(), r.kind), t.Seq+1
+	t.Mu.Unlock()
 
 	c.Join(a, next, r.asked)
 	sendHistory(c, r.rest, r.kind)
@@ -97,34 +97,34 @@ func (r *replay) join() bool {
 
 // tellGap tells the subscriber that messages are missing before those that follow: the topic dropped them from its
 // history before they could be sent.
-func (r *replay) tellGap(at topic.Position, newer []*message, last uint64) {
+func (r *replay) tellGap(at topic.Position, newer []*Message, last uint64) {
 	c := r.conn
 	first := at.Offset + 1
 	if len(newer) > 0 {
-		first = newer[0].offset
+		first = newer[0].Offset
 	}
 	if at.Epoch == r.epoch && first > last {
 		c.Shard().Stats.Drop(stats.DropHistory, first-last-1)
 	}
 	if r.kind == reactor.FramingRaw {
-		c.StartClose(reactor.CloseOwn, closeGap, "gap")
+		c.StartClose(reactor.CloseOwn, CloseGap, "gap")
 		return
 	}
 	if c.IsOpen() {
-		r.told(topic.Subscribed{Topic: r.topic.name, Position: at, After: next(newer, at.Offset)})
+		r.told(topic.Subscribed{Topic: r.topic.Name, Position: at, After: next(newer, at.Offset)})
 	}
 }
 
 // release ends the subscription before it has begun: the connection is gone.
 func (r *replay) release() {
-	r.topic.mu.Lock()
-	more := len(r.topic.historyAfter(r.rest[len(r.rest)-1].offset))
+	r.topic.Mu.Lock()
+	more := len(r.topic.historyAfter(r.rest[len(r.rest)-1].Offset))
 	r.conn.Shard().Stats.Drop(stats.DropClosed, uint64(len(r.rest)+more))
 	r.topic.unsubscribe(r.hub)
 }
 
 // sendHistory sends messages that a topic has kept.
-func sendHistory(c *reactor.Conn, list []*message, kind reactor.Framing) {
+func sendHistory(c *reactor.Conn, list []*Message, kind reactor.Framing) {
 	if len(list) == 0 || c.State().Load() != reactor.StateOpen {
 		return
 	}

@@ -1,4 +1,4 @@
-package server
+package hub
 
 import (
 	"encoding/json"
@@ -12,16 +12,17 @@ import (
 	"carillon/server/topic"
 )
 
-// presence lists the subscribers of a topic.
-type presence struct {
+// Presence lists the subscribers of a topic.
+type Presence struct {
 	Topic       string      `json:"topic"`
 	Count       int         `json:"count"`
-	Connections []presentee `json:"connections"`
+	Connections []Presentee `json:"connections"`
 	Complete    *bool       `json:"complete,omitempty"` // in a cluster: whether all servers have told of theirs
 	bytes       int         // of Connections in JSON, about
 }
 
-type presentee struct {
+// Presentee is a subscriber on the list.
+type Presentee struct {
 	ID      string `json:"id"`
 	Subject string `json:"subject,omitempty"`
 }
@@ -29,22 +30,22 @@ type presentee struct {
 // What a reply about presence lists at most: so many connections, and about so many bytes of JSON. A loop encodes them
 // in one step, and one server's answer to another has to fit into a message.
 const (
-	maxPresent      = 1000
-	maxPresentBytes = 256 << 10
+	MaxPresent      = 1000
+	MaxPresentBytes = 256 << 10
 )
 
-// subscribers lists subscribers, up to a limit, and counts all of them.
-func (h *hub) subscribers(topic string, limit int) (list []*reactor.Conn, count int) {
-	var src *source
-	if t := h.find(topic); t != nil {
-		src = &t.source
+// Subscribers lists subscribers, up to a limit, and counts all of them.
+func (h *Hub) Subscribers(topic string, limit int) (list []*reactor.Conn, count int) {
+	var src *Source
+	if t := h.Find(topic); t != nil {
+		src = &t.Source
 	} else if src = h.findPattern(topic); src == nil {
 		return nil, 0
 	}
-	defer src.mu.Unlock()
-	for _, l := range src.locals {
-		l.sh.Mu.Lock()
-		for _, a := range l.audiences {
+	defer src.Mu.Unlock()
+	for _, l := range src.Locals {
+		l.Sh.Mu.Lock()
+		for _, a := range l.Audiences {
 			if a == nil {
 				continue
 			}
@@ -52,28 +53,28 @@ func (h *hub) subscribers(topic string, limit int) (list []*reactor.Conn, count 
 			list, n = a.AppendMembers(list, limit)
 			count += n
 		}
-		l.sh.Mu.Unlock()
+		l.Sh.Mu.Unlock()
 	}
 	return list, count
 }
 
-// presentHere lists this server's subscribers.
-func (h *hub) presentHere(topic string) *presence {
-	some, count := h.subscribers(topic, maxPresent)
-	p := &presence{Topic: topic, Count: count, Connections: []presentee{}}
+// PresentHere lists this server's subscribers.
+func (h *Hub) PresentHere(topic string) *Presence {
+	some, count := h.Subscribers(topic, MaxPresent)
+	p := &Presence{Topic: topic, Count: count, Connections: []Presentee{}}
 	for _, c := range some {
-		if !p.add(presentee{strconv.FormatUint(c.ID(), 10), h.owner.subject(c)}) {
+		if !p.Add(Presentee{strconv.FormatUint(c.ID(), 10), h.owner.Subject(c)}) {
 			break
 		}
 	}
 	return p
 }
 
-// add puts a subscriber on the list, unless that is long enough.
-func (p *presence) add(one presentee) bool {
+// Add puts a subscriber on the list, unless that is long enough.
+func (p *Presence) Add(one Presentee) bool {
 	const around = len(`{"id":"","subject":""},`)
 	p.bytes += around + len(one.ID) + envelope.TextSize(one.Subject)
-	if len(p.Connections) == maxPresent || p.bytes > maxPresentBytes {
+	if len(p.Connections) == MaxPresent || p.bytes > MaxPresentBytes {
 		return false
 	}
 	p.Connections = append(p.Connections, one)
@@ -81,7 +82,7 @@ func (p *presence) add(one presentee) bool {
 }
 
 // appendTo appends the list as JSON, as encoding/json would in more time.
-func (p *presence) AppendTo(b []byte) []byte {
+func (p *Presence) AppendTo(b []byte) []byte {
 	b = append(envelope.AppendText(append(b, `{"topic":`...), p.Topic), `,"count":`...)
 	b = append(strconv.AppendInt(b, int64(p.Count), 10), `,"connections":[`...)
 	for i, one := range p.Connections {
@@ -105,48 +106,48 @@ func (p *presence) AppendTo(b []byte) []byte {
 // about each topic: whoever asks meanwhile shares the next one, so that everybody's answer was given after they asked,
 // and many who ask cost no more than one. Its zero value is ready.
 type presenceQueries struct {
-	mu      sync.Mutex
-	waiting shrink.Map[string, []func(*presence)] // guarded by mu: by topic, while a question is under way
+	Mu      sync.Mutex
+	Waiting shrink.Map[string, []func(*Presence)] // guarded by mu: by topic, while a question is under way
 }
 
 // enter has done wait for the next answer about a topic, or returns false when none is under way: then the caller asks.
-func (q *presenceQueries) enter(topic string, done func(*presence)) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	list, underWay := q.waiting.Lookup(topic)
+func (q *presenceQueries) enter(topic string, done func(*Presence)) bool {
+	q.Mu.Lock()
+	defer q.Mu.Unlock()
+	list, underWay := q.Waiting.Lookup(topic)
 	if !underWay {
-		q.waiting.Set(topic, nil)
+		q.Waiting.Set(topic, nil)
 		return false
 	}
-	q.waiting.Set(topic, append(list, done))
+	q.Waiting.Set(topic, append(list, done))
 	return true
 }
 
 // next ends a query and returns those that wait for another one. Without any, none is under way.
-func (q *presenceQueries) next(topic string) []func(*presence) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	list := q.waiting.Get(topic)
+func (q *presenceQueries) next(topic string) []func(*Presence) {
+	q.Mu.Lock()
+	defer q.Mu.Unlock()
+	list := q.Waiting.Get(topic)
 	if len(list) == 0 {
-		q.waiting.Delete(topic)
+		q.Waiting.Delete(topic)
 	} else {
-		q.waiting.Set(topic, nil)
+		q.Waiting.Set(topic, nil)
 	}
 	return list
 }
 
-func (f *follower) present(topic string, wait func(), done func(*presence)) (*presence, bool) {
+func (f *Follower) Present(topic string, wait func(), done func(*Presence)) (*Presence, bool) {
 	wait()
-	if !f.presence.enter(topic, done) {
-		f.askPresence(topic, []func(*presence){done})
+	if !f.Presence.enter(topic, done) {
+		f.askPresence(topic, []func(*Presence){done})
 	}
 	return nil, false
 }
 
 // askPresence asks for all who wait. The answers are large, and the goroutine on which they come has those to
 // everything else that this server waits for, so they are read on another one, with the large requests.
-func (f *follower) askPresence(name string, list []func(*presence)) {
-	f.ask(askAboutPresence, askTopic{name}, func(answers []topic.Answer, all *bool) {
+func (f *Follower) askPresence(name string, list []func(*Presence)) {
+	f.ask(AskAboutPresence, AskTopic{name}, func(answers []topic.Answer, all *bool) {
 		size := 0
 		for _, one := range answers {
 			size += len(one.Body)
@@ -156,7 +157,7 @@ func (f *follower) askPresence(name string, list []func(*presence)) {
 			for _, done := range list {
 				done(p)
 			}
-			if more := f.presence.next(name); len(more) > 0 {
+			if more := f.Presence.next(name); len(more) > 0 {
 				f.askPresence(name, more)
 			}
 		}
@@ -165,18 +166,18 @@ func (f *follower) askPresence(name string, list []func(*presence)) {
 }
 
 // presentWith lists this server's subscribers, and those in the answers of others.
-func (h *hub) presentWith(topic string, answers []topic.Answer, all *bool) *presence {
-	p := h.presentHere(topic)
+func (h *Hub) presentWith(topic string, answers []topic.Answer, all *bool) *Presence {
+	p := h.PresentHere(topic)
 	p.Complete = all
 	for _, one := range answers {
-		var more presence
+		var more Presence
 		if json.Unmarshal(one.Body, &more) != nil {
 			*all = false
 			continue
 		}
 		p.Count += more.Count
 		for _, one := range more.Connections {
-			if !p.add(one) {
+			if !p.Add(one) {
 				break
 			}
 		}

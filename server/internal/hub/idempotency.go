@@ -1,4 +1,4 @@
-package server
+package hub
 
 import (
 	"crypto/rand"
@@ -16,32 +16,33 @@ import (
 	"carillon/server/topic"
 )
 
-// keyLife is how long an idempotency key is remembered, unless Limits.MaxKeyMemory is reached.
-const keyLife = 5 * time.Minute
+// KeyLife is how long an idempotency key is remembered, unless Limits.MaxKeyMemory is reached.
+const KeyLife = 5 * time.Minute
 
-// idempotency remembers the receipts of publications that have a key.
-type idempotency struct {
+// Idempotency remembers the receipts of publications that have a key.
+type Idempotency struct {
 	secret  [32]byte // immutable; keeps clients from making two keys that are taken for one
 	seed    maphash.Seed
-	now     func() time.Duration // since the server was made
-	most    func() int64         // Limits.MaxKeyMemory, negative for no limit
-	evicted atomic.Uint64        // keys that were forgotten before their time
+	Now     func() time.Duration // since the server was made
+	Most    func() int64         // Limits.MaxKeyMemory, negative for no limit
+	Evicted atomic.Uint64        // keys that were forgotten before their time
 
 	mu       sync.Mutex
-	attempts shrink.Map[keyID, *attempt] // guarded by mu: publications that are under way
-	table    keyTable                    // guarded by mu
+	Attempts shrink.Map[KeyID, *attempt] // guarded by mu: publications that are under way
+	table    KeyTable                    // guarded by mu
 }
 
-// keyID stands for a publisher, a topic and a key.
-type keyID [16]byte
+// KeyID stands for a publisher, a topic and a key.
+type KeyID [16]byte
 
-func (k *idempotency) init(h *hub) {
+// Init prepares the keys of a hub.
+func (k *Idempotency) Init(h *Hub) {
 	_, _ = rand.Read(k.secret[:]) // it never fails
-	k.seed, k.now = maphash.MakeSeed(), h.engine.Uptime
-	k.most = func() int64 { return h.settings().maxKeyMemory }
+	k.seed, k.Now = maphash.MakeSeed(), h.engine.Uptime
+	k.Most = func() int64 { return h.settings().MaxKeyMemory }
 }
 
-func (k *idempotency) idOf(p *publication) (id keyID) {
+func (k *Idempotency) idOf(p *Publication) (id KeyID) {
 	b := make([]byte, 0, 512)
 	b = append(b, k.secret[:]...)
 	for _, part := range [...]string{p.Publisher, p.Topic, p.Key} {
@@ -49,21 +50,21 @@ func (k *idempotency) idOf(p *publication) (id keyID) {
 		b = append(b, part...)
 	}
 	sum := sha256.Sum256(b)
-	return keyID(sum[:])
+	return KeyID(sum[:])
 }
 
 // accountOf is what the memory for a publication's key is charged to.
-func (k *idempotency) accountOf(p *publication) uint64 {
+func (k *Idempotency) accountOf(p *Publication) uint64 {
 	return maphash.Comparable(k.seed, struct {
 		publisher string
 		address   limit.Key
-	}{p.Publisher, p.address})
+	}{p.Publisher, p.Address})
 }
 
 // attempt is a publication with a key that is under way, or whose end at the broker is not known yet.
 type attempt struct {
-	keys    *idempotency
-	id      keyID
+	keys    *Idempotency
+	id      KeyID
 	account uint64
 	users   int // guarded by keys.mu
 
@@ -82,34 +83,35 @@ type relay struct {
 // errRelay is what the relay of an earlier publication came to.
 var errRelay = errors.New("the cluster did not acknowledge the first message with this key")
 
-// begin returns the receipt of an earlier publication and what its relay came to, or an attempt, which the caller
+// Begin returns the receipt of an earlier publication and what its relay came to, or an attempt, which the caller
 // leaves.
-func (k *idempotency) begin(p *publication) (a *attempt, known topic.Receipt, relayed error) {
+func (k *Idempotency) Begin(p *Publication) (a *attempt, known topic.Receipt, relayed error) {
 	id, account, second := k.idOf(p), k.accountOf(p), k.second()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	a = k.attempts.Get(id)
+	a = k.Attempts.Get(id)
 	if a == nil {
-		if e := k.table.find(id); e != nil && !e.isOld(second) {
+		if e := k.table.Find(id); e != nil && !e.isOld(second) {
 			return nil, e.receipt(), e.relayed()
 		}
 		a = &attempt{keys: k, id: id, account: account}
-		k.attempts.Set(id, a)
+		k.Attempts.Set(id, a)
 	}
 	a.users++
 	return a, topic.Receipt{}, nil
 }
 
-func (a *attempt) leave() {
+// Leave ends the use of an attempt that Begin has returned.
+func (a *attempt) Leave() {
 	a.keys.mu.Lock()
 	defer a.keys.mu.Unlock()
 	if a.users--; a.users == 0 {
-		a.keys.attempts.Delete(a.id)
+		a.keys.Attempts.Delete(a.id)
 	}
 }
 
-// once publishes unless that was done before.
-func (a *attempt) once(publish func() (topic.Receipt, error)) (topic.Receipt, error) {
+// Once publishes unless that was done before.
+func (a *attempt) Once(publish func() (topic.Receipt, error)) (topic.Receipt, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.done {
@@ -125,17 +127,17 @@ func (a *attempt) once(publish func() (topic.Receipt, error)) (topic.Receipt, er
 
 // publishOnce publishes a message with a key, unless that was done before. sent, which may be nil, learns what became
 // of it, or of the first one, at the broker, if there is no error. It is called with nothing locked.
-func (h *hub) publishOnce(p *publication, sent func(error)) (topic.Receipt, error) {
-	a, receipt, relayed := h.keys.begin(p)
+func (h *Hub) publishOnce(p *Publication, sent func(error)) (topic.Receipt, error) {
+	a, receipt, relayed := h.Keys.Begin(p)
 	if a == nil {
 		if sent != nil {
 			sent(relayed)
 		}
 		return receipt, nil
 	}
-	defer a.leave()
+	defer a.Leave()
 	over := &relayAck{done: a.relayed}
-	receipt, err := a.once(func() (topic.Receipt, error) {
+	receipt, err := a.Once(func() (topic.Receipt, error) {
 		receipt, err := h.enter(p, over.end)
 		if err == nil {
 			a.relay = &relay{}
@@ -151,7 +153,7 @@ func (h *hub) publishOnce(p *publication, sent func(error)) (topic.Receipt, erro
 }
 
 // join keeps an attempt until its relay has ended.
-func (k *idempotency) join(a *attempt) {
+func (k *Idempotency) join(a *attempt) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	a.users++
@@ -170,7 +172,7 @@ func (a *attempt) relayed(err error) {
 	for _, sent := range waiting {
 		sent(err)
 	}
-	a.leave()
+	a.Leave()
 }
 
 // tell calls sent, which may be nil, when it is known what became of the message, which may be at once.
@@ -192,66 +194,66 @@ func (a *attempt) tell(sent func(error)) {
 }
 
 // second is the time in the table's unit.
-func (k *idempotency) second() uint32 { return uint32(k.now() / time.Second) }
+func (k *Idempotency) second() uint32 { return uint32(k.Now() / time.Second) }
 
 // put remembers a receipt, and forgets others if there is no room for it.
-func (k *idempotency) put(id keyID, account uint64, r topic.Receipt) {
+func (k *Idempotency) put(id KeyID, account uint64, r topic.Receipt) {
 	epoch, _ := strconv.ParseUint(r.Epoch, 36, 64) // as ownEpoch wrote it
-	e := keyEntry{id: id, account: account, offset: r.Offset, epoch: epoch, subscribers: uint32(r.Subscribers), second: k.second()}
-	most := k.most()
+	e := KeyEntry{ID: id, Account: account, Offset: r.Offset, epoch: epoch, subscribers: uint32(r.Subscribers), second: k.second()}
+	most := k.Most()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.table.remove(k.table.index(id)) // one that is old
+	k.table.Remove(k.table.Index(id)) // one that is old
 	if most >= 0 {
-		k.shorten(most-keyCost-publisherCost, account)
+		k.shorten(most-KeyCost-PublisherCost, account)
 	}
-	k.table.add(e)
+	k.table.Add(e)
 }
 
 // shorten forgets keys until the others take up no more than so many bytes, and reports whether that is still to be
 // done after a slice of them. The caller holds mu.
-func (k *idempotency) shorten(bytes int64, account uint64) (more bool) {
+func (k *Idempotency) shorten(bytes int64, account uint64) (more bool) {
 	for range lookSlice {
-		if k.table.bytes() <= bytes || k.table.n == 0 {
+		if k.table.bytes() <= bytes || k.table.N == 0 {
 			return false
 		}
 		k.table.evict(account)
-		k.evicted.Add(1)
+		k.Evicted.Add(1)
 	}
 	return true
 }
 
 // failed notes that a message was relayed without success.
-func (k *idempotency) failed(id keyID) {
+func (k *Idempotency) failed(id KeyID) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if e := k.table.find(id); e != nil {
+	if e := k.table.Find(id); e != nil {
 		e.subscribers |= keyFailed
 	}
 }
 
-// expire forgets keys whose time is over, a slice of them at a time.
-func (k *idempotency) expire() {
+// Expire forgets keys whose time is over, a slice of them at a time.
+func (k *Idempotency) Expire() {
 	for k.expireSome() {
 	}
 }
 
-func (k *idempotency) expireSome() (more bool) {
-	second, most := k.second(), k.most()
+func (k *Idempotency) expireSome() (more bool) {
+	second, most := k.second(), k.Most()
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for range lookSlice {
-		if k.table.n == 0 || !k.table.at(k.table.oldest).isOld(second) {
+		if k.table.N == 0 || !k.table.At(k.table.Oldest).isOld(second) {
 			return most >= 0 && k.shorten(most, 0)
 		}
-		k.table.remove(k.table.oldest)
+		k.table.Remove(k.table.Oldest)
 	}
 	return true
 }
 
-// count is how many keys are remembered.
-func (k *idempotency) count() int {
+// Count is how many keys are remembered.
+func (k *Idempotency) Count() int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return int(k.table.n)
+	return int(k.table.N)
 }

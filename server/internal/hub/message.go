@@ -1,4 +1,4 @@
-package server
+package hub
 
 import (
 	"bytes"
@@ -13,27 +13,27 @@ import (
 	"carillon/server/topic"
 )
 
-// message is what was published to a topic, encoded once for each framing in use.
-type message struct {
+// Message is what was published to a topic, encoded once for each framing in use.
+type Message struct {
 	// Immutable.
-	topic  *topicState
-	offset uint64
-	time   int64 // milliseconds since 1970
+	Topic  *topicState
+	Offset uint64
+	Time   int64 // milliseconds since 1970
 	born   int64 // milliseconds after the server was made, by which it grows old
-	format topic.Format
-	gap    bool   // it says that messages before it are missing, and that the topic is now at offset
+	Format topic.Format
+	Gap    bool   // it says that messages before it are missing, and that the topic is now at offset
 	after  uint64 // of a gap: the offset before what follows
-	raw    *codec.Frame
-	epoch  *string // of the offset; nil for that of the topic itself
+	Raw    *codec.Frame
+	Epoch  *string // of the offset; nil for that of the topic itself
 
 	mu    sync.Mutex
 	other [reactor.NumFramings - 1]*codec.Frame // guarded by mu
 }
 
 // Frame returns the message as it is written to connections of a framing.
-func (m *message) Frame(f reactor.Framing) *codec.Frame {
+func (m *Message) Frame(f reactor.Framing) *codec.Frame {
 	if f == reactor.FramingRaw {
-		return m.raw
+		return m.Raw
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -48,38 +48,38 @@ func (m *message) Frame(f reactor.Framing) *codec.Frame {
 // one costs more than to encode it.
 var envelopes = sync.Pool{New: func() any { return new([]byte) }}
 
-func (m *message) encode(f reactor.Framing) *codec.Frame {
+func (m *Message) encode(f reactor.Framing) *codec.Frame {
 	if f == reactor.FramingEnvelope {
 		buf := envelopes.Get().(*[]byte)
 		defer envelopes.Put(buf)
 		*buf = m.appendEnvelope((*buf)[:0])
 		return codec.NewFrame(codec.OpText, *buf)
 	}
-	if m.gap {
+	if m.Gap {
 		return codec.Opaque(m.gapReply().AppendEvent(nil))
 	}
-	id := envelope.EventID(m.epochText(), m.offset)
+	id := envelope.EventID(m.epochText(), m.Offset)
 	if f == reactor.FramingEventWrapped {
 		return codec.Opaque(envelope.AppendEvent(nil, "", id, m.appendEnvelope(nil)))
 	}
-	return codec.Opaque(envelope.AppendMessageEvent(nil, id, m.format.Opcode(), m.raw.Payload()))
+	return codec.Opaque(envelope.AppendMessageEvent(nil, id, m.Format.Opcode(), m.Raw.Payload()))
 }
 
-func (m *message) epochText() string {
-	if m.epoch != nil {
-		return *m.epoch
+func (m *Message) epochText() string {
+	if m.Epoch != nil {
+		return *m.Epoch
 	}
-	return m.topic.ownEpoch()
+	return m.Topic.ownEpoch()
 }
 
 // gapReply begins the subscription anew, for those who have it.
-func (m *message) gapReply() *envelope.Subscribed {
-	return &envelope.Subscribed{Topic: m.topic.name, Offset: &m.offset, Epoch: m.epochText(), After: &m.after, Recovered: new(bool)}
+func (m *Message) gapReply() *envelope.Subscribed {
+	return &envelope.Subscribed{Topic: m.Topic.Name, Offset: &m.Offset, Epoch: m.epochText(), After: &m.after, Recovered: new(bool)}
 }
 
-// appendHistory appends the message as the JSON protocol has it. Unlike that of frame, the result is not kept for the
+// AppendHistory appends the message as the JSON protocol has it. Unlike that of frame, the result is not kept for the
 // next time: a history is large.
-func (m *message) appendHistory(b []byte) []byte {
+func (m *Message) AppendHistory(b []byte) []byte {
 	m.mu.Lock()
 	f := m.other[reactor.FramingEnvelope-1]
 	m.mu.Unlock()
@@ -105,33 +105,33 @@ func largestForm(format topic.Format, payload []byte, limit int64) int64 {
 	return event
 }
 
-// envelopeSize is at least as much as the message takes in the JSON protocol.
-func (m *message) envelopeSize() int {
+// EnvelopeSize is at least as much as the message takes in the JSON protocol.
+func (m *Message) EnvelopeSize() int {
 	const around = 128
-	n := len(m.raw.Payload())
-	switch m.format {
+	n := len(m.Raw.Payload())
+	switch m.Format {
 	case topic.FormatText:
-		return envelope.TextSize(m.raw.Payload()) + len(m.topic.name) + around
+		return envelope.TextSize(m.Raw.Payload()) + len(m.Topic.Name) + around
 	case topic.FormatBinary:
 		n = base64.StdEncoding.EncodedLen(n)
 	}
-	return n + len(m.topic.name) + around
+	return n + len(m.Topic.Name) + around
 }
 
 // appendEnvelope appends the message as the JSON protocol has it.
-func (m *message) appendEnvelope(b []byte) []byte {
-	if m.gap {
+func (m *Message) appendEnvelope(b []byte) []byte {
+	if m.Gap {
 		return envelope.AppendReply(b, nil, "subscribed", m.gapReply())
 	}
 	b = append(b, `{"topic":`...)
-	b = envelope.AppendText(b, m.topic.name)
+	b = envelope.AppendText(b, m.Topic.Name)
 	b = append(b, `,"offset":`...)
-	b = strconv.AppendUint(b, m.offset, 10)
+	b = strconv.AppendUint(b, m.Offset, 10)
 	b = append(b, `,"time":`...)
-	b = strconv.AppendInt(b, m.time, 10)
+	b = strconv.AppendInt(b, m.Time, 10)
 	b = append(b, `,"data":`...)
-	payload := m.raw.Payload()
-	switch m.format {
+	payload := m.Raw.Payload()
+	switch m.Format {
 	case topic.FormatJSON:
 		b = append(b, payload...)
 	case topic.FormatText:
@@ -144,24 +144,24 @@ func (m *message) appendEnvelope(b []byte) []byte {
 	return append(b, '}')
 }
 
-// endpointSource is the source of a broadcast endpoint.
-type endpointSource struct {
-	source
-	published atomic.Uint64
+// EndpointSource is the source of a broadcast endpoint.
+type EndpointSource struct {
+	Source
+	Published atomic.Uint64
 }
 
-// issue hands a message to this server's connections. The caller holds mu.
-func (src *endpointSource) issue(f *codec.Frame, at reactor.Stamp) (connections int) {
-	src.published.Add(1)
-	return src.post(reactor.CommandPublish, (*broadcast)(f), at)
+// Issue hands a message to this server's connections. The caller holds mu.
+func (src *EndpointSource) Issue(f *codec.Frame, at reactor.Stamp) (connections int) {
+	src.Published.Add(1)
+	return src.post(reactor.CommandPublish, (*Broadcast)(f), at)
 }
 
-// broadcast is a message for all connections of an endpoint, as its raw frame.
-type broadcast codec.Frame
+// Broadcast is a message for all connections of an endpoint, as its raw frame.
+type Broadcast codec.Frame
 
-func (b *broadcast) raw() *codec.Frame { return (*codec.Frame)(b) }
+func (b *Broadcast) raw() *codec.Frame { return (*codec.Frame)(b) }
 
-func (b *broadcast) Frame(to reactor.Framing) *codec.Frame {
+func (b *Broadcast) Frame(to reactor.Framing) *codec.Frame {
 	f := b.raw()
 	switch to {
 	case reactor.FramingEnvelope:

@@ -1,4 +1,4 @@
-package server
+package hub
 
 import (
 	"context"
@@ -18,15 +18,15 @@ import (
 // ErrOnLoop is returned by what would have to wait for the cluster and was called on an event loop.
 var ErrOnLoop = errors.New("called on an event loop, which must not wait for the cluster")
 
-// follower is the remote of a server with a [Broker].
-type follower struct {
+// Follower is the remote of a server with a [topic.Broker].
+type Follower struct {
 	// Immutable.
-	hub    *hub
+	hub    *Hub
 	broker topic.Broker
 	paced  chan struct{} // as many as loads of a resync may be under way
 
 	stats    clusterStats
-	presence presenceQueries
+	Presence presenceQueries
 	unloads  *logs.Sampler          // of lines about loads that failed
 	id       atomic.Pointer[string] // of this server, once the broker has told it
 
@@ -34,34 +34,34 @@ type follower struct {
 	list   []func()
 	busy   bool // a goroutine works on the list
 
-	mu        sync.Mutex
-	resyncing bool // guarded by mu
+	Mu        sync.Mutex
+	Resyncing bool // guarded by mu
 }
 
 // clusterStats are counted since the server was made.
 type clusterStats struct {
-	persistentIn, transientIn, broadcastsIn    atomic.Uint64
-	persistentOut, transientOut, broadcastsOut atomic.Uint64
-	failures                                   atomic.Uint64 // of what went out
-	sequenceGaps                               atomic.Uint64 // messages, or places, that did not come as they should
-	lost                                       atomic.Uint64 // messages that did not come at all
-	gaps                                       atomic.Uint64 // of persistent topics that could not be filled
-	loads, loadFailures                        atomic.Uint64
-	resyncs                                    atomic.Uint64 // that were asked for
-	queries, partial                           atomic.Uint64
+	PersistentIn, TransientIn, BroadcastsIn    atomic.Uint64
+	PersistentOut, TransientOut, BroadcastsOut atomic.Uint64
+	Failures                                   atomic.Uint64 // of what went out
+	SequenceGaps                               atomic.Uint64 // messages, or places, that did not come as they should
+	Lost                                       atomic.Uint64 // messages that did not come at all
+	Gaps                                       atomic.Uint64 // of persistent topics that could not be filled
+	Loads, LoadFailures                        atomic.Uint64
+	Resyncs                                    atomic.Uint64 // that were asked for
+	Queries, Partial                           atomic.Uint64
 }
 
-// maxPaced is how many topics a resync looks at at once.
-const maxPaced = 32
+// MaxPaced is how many topics a resync looks at at once.
+const MaxPaced = 32
 
-func newFollower(h *hub, b topic.Broker) *follower {
+func newFollower(h *Hub, b topic.Broker) *Follower {
 	h.engine.LastID.Store((1 + rand.Uint64N(1<<20-1)) << 32) // else ids would be those of other servers, too
-	return &follower{hub: h, broker: b, paced: make(chan struct{}, maxPaced), unloads: logs.NewSampler(1)}
+	return &Follower{hub: h, broker: b, paced: make(chan struct{}, MaxPaced), unloads: logs.NewSampler(1)}
 }
 
 // order has the broker told something, behind what was ordered before. It may be called with anything locked;
 // no lock is held while it is done.
-func (f *follower) order(do func()) {
+func (f *Follower) order(do func()) {
 	f.orders.Lock()
 	defer f.orders.Unlock()
 	f.list = append(f.list, do)
@@ -71,7 +71,7 @@ func (f *follower) order(do func()) {
 	}
 }
 
-func (f *follower) work() {
+func (f *Follower) work() {
 	for {
 		f.orders.Lock()
 		list := f.list
@@ -87,16 +87,16 @@ func (f *follower) work() {
 	}
 }
 
-func (f *follower) counts() *clusterStats { return &f.stats }
+func (f *Follower) Counts() *clusterStats { return &f.stats }
 
-// away says why the broker cannot be reached, or nil.
-func (f *follower) away() error { return unreachable(f.broker.Err()) }
+// Away says why the broker cannot be reached, or nil.
+func (f *Follower) Away() error { return unreachable(f.broker.Err()) }
 
-func (f *follower) isUp() bool     { return f.away() == nil }
-func (f *follower) unready() error { return unreachable(f.broker.Ready()) }
+func (f *Follower) IsUp() bool     { return f.Away() == nil }
+func (f *Follower) Unready() error { return unreachable(f.broker.Ready()) }
 
 // awayFor says why the broker cannot take, or give, messages of a persistent topic, or nil.
-func (f *follower) awayFor(rule int) error { return unreachable(f.broker.PersistentErr(rule)) }
+func (f *Follower) awayFor(rule int) error { return unreachable(f.broker.PersistentErr(rule)) }
 
 func unreachable(err error) error {
 	if err != nil && !errors.Is(err, topic.ErrNoCluster) {
@@ -105,8 +105,8 @@ func unreachable(err error) error {
 	return err
 }
 
-// uncertain is what a publisher is told when the broker did not say what became of a message.
-func uncertain(err error) error {
+// Uncertain is what a publisher is told when the broker did not say what became of a message.
+func Uncertain(err error) error {
 	if errors.Is(err, topic.ErrUncertain) {
 		return err
 	}
@@ -127,7 +127,7 @@ func backoff(tries int) time.Duration {
 	return longest/2 + rand.N(longest/2)
 }
 
-func (f *follower) join(ctx context.Context) error {
+func (f *Follower) Join(ctx context.Context) error {
 	if err := f.broker.Start(ctx, node{f}); err != nil {
 		return fmt.Errorf("join the cluster: %w", err)
 	}
@@ -137,14 +137,14 @@ func (f *follower) join(ctx context.Context) error {
 // leaveTime is how long a server may take to leave its cluster.
 const leaveTime = 5 * time.Second
 
-func (f *follower) leave() {
+func (f *Follower) Leave() {
 	ctx, cancel := context.WithTimeout(context.Background(), leaveTime)
 	defer cancel()
 	f.broker.Stop(ctx)
 }
 
 // node is what the broker sees of the server.
-type node struct{ f *follower }
+type node struct{ f *Follower }
 
 func (n node) Transient(from string, incarnation, seq uint64, p topic.Publication, at time.Time) {
 	n.f.receiveTransient(from, incarnation, seq, &p, at)
@@ -162,5 +162,5 @@ func (n node) Answer(subject string, question []byte) []byte {
 	return n.f.answer(subject, question)
 }
 func (n node) Info() topic.NodeInfo { return n.f.info() }
-func (n node) Rules() []topic.Rule  { return slices.Clone(n.f.hub.settings().rules) }
-func (n node) MaxMessage() int64    { return n.f.hub.settings().maxMessage }
+func (n node) Rules() []topic.Rule  { return slices.Clone(n.f.hub.settings().Rules) }
+func (n node) MaxMessage() int64    { return n.f.hub.settings().MaxMessage }
