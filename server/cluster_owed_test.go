@@ -177,7 +177,7 @@ func TestClusterGapConcernsWhoWasThere(t *testing.T) {
 	room.Mu.Unlock()
 	since := dial(t, s, "/ws?topic=room")
 	subscribers(t, s, "room", 2)
-	l.Sh.PostDo(c.core(), 0, func() { l.Publish(gap) })
+	l.Shard.PostDo(c.core(), 0, func() { l.Publish(gap) })
 	before.wantClose(4010, "gap")
 	mustPublish(t, s, "room", "two")
 	since.want("two")

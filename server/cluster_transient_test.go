@@ -1,13 +1,14 @@
 package server
 
 import (
-	"carillon/server/internal/hub"
 	"errors"
 	"fmt"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"carillon/server/internal/hub"
 )
 
 // missedAt is how many messages of other servers a server has not had.

@@ -139,11 +139,7 @@ func (c *Conn) waitsFor() *pendingDecision {
 
 // bufferEarly keeps what a client sends before its request is decided.
 func (c *Conn) bufferEarly(b []byte) {
-	isNew := c.core().Inbound() == nil
 	in := c.core().NeedInbound()
-	if isNew {
-		in.Rest = in.Rest[:0]
-	}
 	limit := c.Server().opts().Limits.MaxHead
 	if len(in.Rest)+len(b) > int(limit) {
 		if u := c.waitsFor(); u.plain {

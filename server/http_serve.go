@@ -20,7 +20,7 @@ import (
 // endpoint, and gives those back on which one for an endpoint comes later.
 //
 // A socket moves as a duplicate of its descriptor: the side that gives closes its own, which does
-// nothing to the TCP connection while the duplicate is open. It counts in engine.sockets throughout.
+// nothing to the TCP connection while the duplicate is open. It counts in Engine.Sockets throughout.
 type plainHTTP struct {
 	srv      *Server
 	listener *plainListener

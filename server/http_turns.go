@@ -5,6 +5,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"carillon/internal/shrink"
 )
 
 // httpTurns bounds how many requests of plain HTTP are served at once while many others wait. Go's scheduler serves
@@ -17,9 +19,9 @@ type httpTurns struct {
 	mu      sync.Mutex
 	most    int // turns at once
 	time    time.Duration
-	held    []*httpTurn // those that count, in the order in which they began
-	waiting []*httpTurn // in the order in which they came
-	timer   *time.Timer // set while any wait
+	held    []*httpTurn             // those that count, in the order in which they began
+	waiting shrink.Queue[*httpTurn] // in the order in which they came
+	timer   *time.Timer             // set while any wait
 }
 
 // httpTurn is that of a connection, which has one request at a time.
@@ -48,7 +50,7 @@ func (h *httpTurns) take(t *httpTurn) {
 	if t.granted == nil {
 		t.granted = make(chan struct{}, 1)
 	}
-	h.waiting = append(h.waiting, t)
+	h.waiting.Push(t)
 	h.next()
 	h.mu.Unlock()
 	<-t.granted
@@ -88,15 +90,10 @@ func (h *httpTurns) grant(t *httpTurn) {
 
 // next begins the turns that may begin. The caller holds mu.
 func (h *httpTurns) next() {
-	for len(h.waiting) > 0 && len(h.held) < h.most {
-		t := h.waiting[0]
-		h.waiting[0] = nil
-		if h.waiting = h.waiting[1:]; len(h.waiting) == 0 {
-			h.waiting = nil
-		}
-		h.grant(t)
+	for h.waiting.Len() > 0 && len(h.held) < h.most {
+		h.grant(h.waiting.Pop())
 	}
-	if len(h.waiting) > 0 {
+	if h.waiting.Len() > 0 {
 		h.setTimer()
 	}
 }
@@ -115,7 +112,7 @@ func (h *httpTurns) setTimer() {
 func (h *httpTurns) expire() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for len(h.waiting) > 0 && len(h.held) > 0 && time.Since(h.held[0].began) >= h.time {
+	for h.waiting.Len() > 0 && len(h.held) > 0 && time.Since(h.held[0].began) >= h.time {
 		h.held = append(h.held[:0], h.held[1:]...)
 		h.next()
 	}

@@ -41,8 +41,8 @@ func TestHTTPTurnsAreBounded(t *testing.T) {
 	if n := seen.Load(); n > most {
 		t.Errorf("%d requests were served at once, %d may be", n, most)
 	}
-	if h.requests.Load() != 0 || len(h.held) > 0 || len(h.waiting) > 0 {
-		t.Errorf("%d requests, %d turns are held, %d wait", h.requests.Load(), len(h.held), len(h.waiting))
+	if h.requests.Load() != 0 || len(h.held) > 0 || h.waiting.Len() > 0 {
+		t.Errorf("%d requests, %d turns are held, %d wait", h.requests.Load(), len(h.held), h.waiting.Len())
 	}
 }
 
@@ -73,7 +73,7 @@ func TestHTTPTurnsAreLeft(t *testing.T) {
 	eventually(t, "none is left", func() bool {
 		turns.mu.Lock()
 		defer turns.mu.Unlock()
-		return turns.requests.Load() == 0 && len(turns.held) == 0 && len(turns.waiting) == 0
+		return turns.requests.Load() == 0 && len(turns.held) == 0 && turns.waiting.Len() == 0
 	})
 }
 
@@ -103,7 +103,7 @@ func TestHTTPTurnsOfThoseThatWaitEnd(t *testing.T) {
 		}
 	}
 	h.leave(&quick) // once more changes nothing
-	if len(h.held) > 0 || len(h.waiting) > 0 {
-		t.Errorf("%d turns are held, %d wait", len(h.held), len(h.waiting))
+	if len(h.held) > 0 || h.waiting.Len() > 0 {
+		t.Errorf("%d turns are held, %d wait", len(h.held), h.waiting.Len())
 	}
 }

@@ -9,7 +9,7 @@ import (
 	"carillon/server/topic"
 )
 
-// hubServer is the server as its hub sees it: see hubOwner.
+// hubServer is the server as its hub sees it: see [hub.Owner].
 type hubServer Server
 
 func (o *hubServer) server() *Server { return (*Server)(o) }

@@ -1,11 +1,12 @@
 package server
 
 import (
-	"carillon/server/internal/hub"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
+
+	"carillon/server/internal/hub"
 )
 
 func idleAfter(linger time.Duration) func(*Server) { return func(s *Server) { s.hub.Linger = linger } }

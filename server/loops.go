@@ -9,7 +9,7 @@ import (
 	"carillon/server/internal/reactor"
 )
 
-// loopsOwner is the server as its event loops see it: see owner.
+// loopsOwner is the server as its event loops see it: see [reactor.Owner].
 type loopsOwner Server
 
 func (o *loopsOwner) server() *Server { return (*Server)(o) }
@@ -48,7 +48,7 @@ func (o *loopsOwner) NewShard(sh *reactor.Shard) {
 	s := o.server()
 	sh.OwnerData = &loopState{hub: s.hub}
 	for _, ep := range s.endpoints {
-		l := &hub.Local{Sh: sh, Src: &ep.Source}
+		l := &hub.Local{Shard: sh, Source: &ep.Source}
 		for i, g := range sh.TablesOf(&ep.LoopEndpoint) {
 			g.Feed, l.Audiences[i] = l, &g.Audience
 		}

@@ -1,10 +1,8 @@
 package server
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math"
 	"net"
 	"net/http"
@@ -37,7 +35,7 @@ func (s *Server) metricsHandler() http.Handler {
 	if c, ok := s.opts().Broker.(prometheus.Collector); ok {
 		r.MustRegister(c)
 	}
-	return promhttp.HandlerFor(&serialGatherer{Gatherer: r}, promhttp.HandlerOpts{ErrorLog: scrapeLog{s.engine.Log}})
+	return promhttp.HandlerFor(&serialGatherer{Gatherer: r}, promhttp.HandlerOpts{ErrorLog: scrapeLog{&s.engine}})
 }
 
 // serialGatherer gathers for one request at a time: each walks over all loops and topics, and the processors are for
@@ -54,18 +52,18 @@ func (g *serialGatherer) Gather() ([]*dto.MetricFamily, error) {
 }
 
 // scrapeLog takes what goes wrong with a request for metrics.
-type scrapeLog struct{ log *slog.Logger }
+type scrapeLog struct{ engine *reactor.Engine }
 
 func (l scrapeLog) Println(v ...any) {
-	level := slog.LevelError
+	log := l.engine.LogGrave
 	for _, one := range v {
 		if err, ok := one.(error); ok {
-			if _, ok := errors.AsType[net.Error](err); ok || errors.Is(err, http.ErrHandlerTimeout) {
-				level = slog.LevelDebug // the client has gone
+			if _, ok := errors.AsType[net.Error](err); ok {
+				log = l.engine.Log.Debug // the client has gone
 			}
 		}
 	}
-	l.log.Log(context.Background(), level, "metrics request failed", "error", strings.TrimSpace(fmt.Sprintln(v...)))
+	log("metrics request failed", "error", strings.TrimSpace(fmt.Sprintln(v...)))
 }
 
 // metrics reads the server's counters when Prometheus asks. Every value of a label is of a closed set or

@@ -338,7 +338,9 @@ func TestMetricsAreGatheredOneAtATime(t *testing.T) {
 		t.Errorf("%d were gathered for at once", n)
 	}
 	var log strings.Builder
-	l := scrapeLog{slog.New(slog.NewTextHandler(&log, nil))}
+	var e reactor.Engine
+	e.Init(nil, slog.New(slog.NewTextHandler(&log, nil)))
+	l := scrapeLog{&e}
 	l.Println("error encoding and sending metric family:", &net.OpError{Op: "write", Err: syscall.EPIPE})
 	if log.Len() > 0 {
 		t.Errorf("a client that has gone is logged: %s", log.String())

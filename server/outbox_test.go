@@ -381,7 +381,7 @@ func TestBacklogKeepsWhatIsHandedOver(t *testing.T) {
 	sh := &reactor.Shard{Engine: &reactor.Engine{}, Set: &reactor.LoopSettings{}, Histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
 	ep := unitEndpoint(SlowConsumer{MaxQueue: -1})
 	g := reactor.NewTable(sh, ep)
-	g.Feed = &hub.Local{Sh: sh, Src: &hub.Source{}, Audiences: [reactor.NumFramings]*reactor.Audience{&g.Audience}}
+	g.Feed = &hub.Local{Shard: sh, Source: &hub.Source{}, Audiences: [reactor.NumFramings]*reactor.Audience{&g.Audience}}
 	g.Add(queued(sh, ep).core(), reactor.Times{})
 	f := codec.NewFrame(Binary, make([]byte, 100))
 	size := int64(len(f.Plain()))

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"carillon/server/internal/hub"
 	"fmt"
 	"math/rand/v2"
 	"net/url"
@@ -10,6 +9,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"carillon/server/internal/hub"
 )
 
 // fill publishes "1" to "n".

@@ -44,7 +44,7 @@ func (h *Hub) Subscribers(topic string, limit int) (list []*reactor.Conn, count 
 	}
 	defer src.Mu.Unlock()
 	for _, l := range src.Locals {
-		l.Sh.Mu.Lock()
+		l.Shard.Mu.Lock()
 		for _, a := range l.Audiences {
 			if a == nil {
 				continue
@@ -53,7 +53,7 @@ func (h *Hub) Subscribers(topic string, limit int) (list []*reactor.Conn, count 
 			list, n = a.AppendMembers(list, limit)
 			count += n
 		}
-		l.Sh.Mu.Unlock()
+		l.Shard.Mu.Unlock()
 	}
 	return list, count
 }

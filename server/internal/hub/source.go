@@ -32,8 +32,8 @@ func Of(sh *reactor.Shard) *Hub { return sh.OwnerData.(Holder).Hub() }
 // Local is a shard's part of a source.
 type Local struct {
 	// Immutable.
-	Sh  *reactor.Shard
-	Src *Source
+	Shard  *reactor.Shard
+	Source *Source
 
 	// Guarded by src.mu; changed by the loop only, so that it reads without the lock. Those of an endpoint are its
 	// tables.
@@ -41,7 +41,7 @@ type Local struct {
 }
 
 // sourceOf is what a connection is subscribed to.
-func sourceOf(s *reactor.Subscription) *Source { return s.Audience.Feed.(*Local).Src }
+func sourceOf(s *reactor.Subscription) *Source { return s.Audience.Feed.(*Local).Source }
 
 // NameOf is the name of the topic or pattern.
 func NameOf(s *reactor.Subscription) string { return sourceOf(s).Name }
@@ -57,8 +57,8 @@ func (src *Source) latest() bool {
 // Overloaded returns a shard with subscribers that has too much to do for another n bytes, or nil. The caller holds mu.
 func (src *Source) Overloaded(n int64) *reactor.Shard {
 	for _, l := range src.Locals {
-		if !l.Sh.HasRoom(n) {
-			return l.Sh
+		if !l.Shard.HasRoom(n) {
+			return l.Shard
 		}
 	}
 	return nil
@@ -70,9 +70,9 @@ func (src *Source) post(kind reactor.CommandKind, p reactor.Payload, at reactor.
 	src.Seq++
 	raw, latest := p.Frame(reactor.FramingRaw), src.latest()
 	for _, l := range src.Locals {
-		l.Sh.Backlog.Add(int64(len(raw.Plain())))
-		l.Sh.Fanout.Add(1)
-		l.Sh.Post(reactor.Command{Kind: kind, Feed: l, Frame: raw, Payload: p, Seq: src.Seq, At: at, Latest: latest})
+		l.Shard.Backlog.Add(int64(len(raw.Plain())))
+		l.Shard.Fanout.Add(1)
+		l.Shard.Post(reactor.Command{Kind: kind, Feed: l, Frame: raw, Payload: p, Seq: src.Seq, At: at, Latest: latest})
 	}
 	return int(src.Subscribers)
 }
@@ -80,10 +80,10 @@ func (src *Source) post(kind reactor.CommandKind, p reactor.Payload, at reactor.
 // audience returns the part of a shard's audience that has a framing, which is made if need be. The caller
 // holds mu.
 func (src *Source) audience(sh *reactor.Shard, kind reactor.Framing) *reactor.Audience {
-	i := slices.IndexFunc(src.Locals, func(l *Local) bool { return l.Sh == sh })
+	i := slices.IndexFunc(src.Locals, func(l *Local) bool { return l.Shard == sh })
 	if i < 0 {
 		i = len(src.Locals)
-		src.Locals = append(src.Locals, &Local{Sh: sh, Src: src})
+		src.Locals = append(src.Locals, &Local{Shard: sh, Source: src})
 	}
 	l := src.Locals[i]
 	if l.Audiences[kind] == nil {
@@ -147,7 +147,7 @@ func (l *Local) members() (n int) {
 
 // Join notes that an endpoint has one connection more on this shard.
 func (l *Local) Join() {
-	src := l.Src
+	src := l.Source
 	src.Mu.Lock()
 	defer src.Mu.Unlock()
 	src.Subscribers++
@@ -158,7 +158,7 @@ func (l *Local) Join() {
 
 // Leave notes that it has one less.
 func (l *Local) Leave() {
-	src := l.Src
+	src := l.Source
 	src.Mu.Lock()
 	defer src.Mu.Unlock()
 	src.Subscribers--
@@ -169,7 +169,7 @@ func (l *Local) Leave() {
 
 // Left notes that one subscriber has gone.
 func (l *Local) Left(a *reactor.Audience) {
-	src := l.Src
+	src := l.Source
 	src.Mu.Lock()
 	if i := slices.Index(l.Audiences[:], a); i >= 0 && len(a.Members) == 0 {
 		l.Audiences[i] = nil
@@ -177,5 +177,5 @@ func (l *Local) Left(a *reactor.Audience) {
 			src.remove(l)
 		}
 	}
-	src.unsubscribe(Of(l.Sh))
+	src.unsubscribe(Of(l.Shard))
 }

@@ -33,7 +33,7 @@ func (c *Conn) StartClose(how closeHow, code codec.CloseCode, reason string) {
 	}
 }
 
-// beginClose is startClose for a connection that shall get nothing more.
+// beginClose is StartClose for a connection that shall get nothing more.
 func (c *Conn) beginClose(how closeHow, code codec.CloseCode, reason string) {
 	c.leave(&codec.CloseError{Code: code, Reason: reason, Remote: how == closeReply})
 	c.Mark(MarkPeerDone, c.Is(MarkPeerDone) || how != CloseOwn || c.IsEvents())

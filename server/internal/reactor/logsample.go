@@ -16,7 +16,7 @@ const (
 	MaxGrave  = 10
 )
 
-// LogsEvents reports whether logEvent would write anything, so that its arguments need not be made for
+// LogsEvents reports whether LogEvent would write anything, so that its arguments need not be made for
 // nothing.
 func (e *Engine) LogsEvents() bool {
 	return e.Log.Enabled(context.Background(), slog.LevelDebug)

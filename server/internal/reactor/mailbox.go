@@ -260,7 +260,7 @@ func (sh *Shard) Post(cmd Command) {
 	sh.put(cmd)
 }
 
-// PostTick, postRelief, postTimers and postGoAway leave a mark rather than a command, so that they cannot pile up.
+// PostTick, postRelief, postTimers and PostGoAway leave a mark rather than a command, so that they cannot pile up.
 func (sh *Shard) PostTick()   { sh.postMark(&sh.Mail.tick) }
 func (sh *Shard) postRelief() { sh.postMark(&sh.Mail.relief) }
 func (sh *Shard) postTimers() { sh.postMark(&sh.Mail.timers) }

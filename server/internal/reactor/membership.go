@@ -42,7 +42,7 @@ type Subscription struct {
 }
 
 // OpenSubscriptions are those of an open connection. One that has closed may still have its places in the audiences:
-// see leaveTopics. The caller holds sh.mu.
+// see LeaveTopics. The caller holds sh.mu.
 func (c *Conn) OpenSubscriptions() []Subscription {
 	if c.ext == nil || c.state.Load() != StateOpen {
 		return nil

@@ -17,7 +17,7 @@ type Shard struct {
 	Engine      *Engine
 	loop        gnet.EventLoop
 	Interest    interest
-	tables      []*Table  // those of the endpoints, see tablesOf, then the two below
+	tables      []*Table  // those of the endpoints, see TablesOf, then the two below
 	Handshaking *Table    // connections whose handshake is not complete
 	closing     *Table    // connections that are no members of an endpoint any more
 	goroutine   goroutine // the loop's
