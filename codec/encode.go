@@ -62,6 +62,9 @@ func appendHeader(dst []byte, b0 byte, length int) []byte {
 	return binary.BigEndian.AppendUint64(dst, uint64(length))
 }
 
+// maxHeader is the size of the longest header that appendHeader writes.
+const maxHeader = 10
+
 // headerLen returns the size of the header that appendHeader writes.
 func headerLen(length int) int {
 	switch {
@@ -70,7 +73,7 @@ func headerLen(length int) int {
 	case length <= 0xFFFF:
 		return 4
 	}
-	return 10
+	return maxHeader
 }
 
 // FrameLen returns the size, header included, of the unmasked frame at the start of b. Of b only the

@@ -46,6 +46,10 @@ func TestAppendFrame(t *testing.T) {
 			if !bytes.Equal(f.Plain(), frame) || !bytes.Equal(f.Payload(), payload) || f.Opcode() != tt.op {
 				t.Errorf("NewFrame differs: %.40q", f.Plain())
 			}
+			f = NewFrameOf(tt.op, func(dst []byte) []byte { return append(dst, payload...) })
+			if !bytes.Equal(f.Plain(), frame) || !bytes.Equal(f.Payload(), payload) || f.Opcode() != tt.op {
+				t.Errorf("NewFrameOf differs: %.40q", f.Plain())
+			}
 		})
 	}
 	t.Run("a control frame is cut to what it may hold", func(t *testing.T) {
@@ -54,6 +58,10 @@ func TestAppendFrame(t *testing.T) {
 			t.Errorf("% x", got[:2])
 		}
 		if f := NewFrame(OpPong, long); len(f.Payload()) != 125 || FrameLen(f.Plain()) != 127 {
+			t.Errorf("% x", f.Plain()[:2])
+		}
+		f := NewFrameOf(OpPong, func(dst []byte) []byte { return append(dst, long...) })
+		if len(f.Payload()) != 125 || FrameLen(f.Plain()) != 127 {
 			t.Errorf("% x", f.Plain()[:2])
 		}
 	})

@@ -35,6 +35,20 @@ func NewFrame(op Opcode, payload []byte) *Frame {
 	return &Frame{op: op, head: uint8(head), plain: AppendFrame(plain, op, payload)}
 }
 
+// NewFrameOf is like [NewFrame] for a large payload that is yet to be encoded: it calls appendPayload once, which
+// appends the payload to dst, and keeps what that returns without a copy.
+func NewFrameOf(op Opcode, appendPayload func(dst []byte) []byte) *Frame {
+	b := appendPayload(make([]byte, maxHeader))
+	length := len(b) - maxHeader
+	if op.isControl() && length > maxControl {
+		length = maxControl
+	}
+	head := headerLen(length)
+	b = b[maxHeader-head : maxHeader+length]
+	appendHeader(b[:0], bitFin|byte(op), length)
+	return &Frame{op: op, head: uint8(head), plain: b}
+}
+
 // Opcode returns what the frame carries.
 func (f *Frame) Opcode() Opcode { return f.op }
 

@@ -164,6 +164,32 @@ func TestLargeMessagesAreHeldBack(t *testing.T) {
 	})
 }
 
+// On a loop that has much to hand out, publishers that have used little of it go on before one that has used much.
+func TestPublishersThatUseLittleGoFirst(t *testing.T) {
+	s := start(t, Options{Loops: 1, Endpoints: echoAndBroadcast()})
+	alice := dial(t, s, "/broadcast")
+	conn := theConn(t, s)
+	bob := dial(t, s, "/broadcast")
+	done := make(chan struct{})
+	if err := conn.Do(func() {
+		conn.shard().Backlog.Add(2 * reactor.MuchBacklog)
+		conn.core().NeedWorkload().Used.AddTurn(time.Second, conn.shard().Engine.Uptime())
+		close(done)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	<-done
+	alice.write(append(text("alice 1"), text("alice 2")...))
+	bob.want("alice 1")
+	bob.write(append(append(text("bob 1"), text("bob 2")...), text("bob 3")...))
+	for _, want := range []string{"bob 1", "bob 2", "bob 3", "alice 2"} {
+		bob.want(want)
+	}
+	if err := conn.Do(func() { conn.shard().Backlog.Add(-2 * reactor.MuchBacklog) }); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // What a client has sent before it went away is handled, although the loop has much to hand out.
 func TestHeldBackInputOfAGoneClient(t *testing.T) {
 	s := start(t, Options{Loops: 1, Endpoints: echoAndBroadcast()})

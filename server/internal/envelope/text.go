@@ -22,6 +22,11 @@ func AppendText[T string | []byte](b []byte, text T) []byte {
 	if len(text) >= LargeText {
 		b = slices.Grow(b, TextSize(text))
 	}
+	return AppendTextWithin(b, text)
+}
+
+// AppendTextWithin is AppendText for a b that has room for [TextSize] bytes, or whose text is small.
+func AppendTextWithin[T string | []byte](b []byte, text T) []byte {
 	b = append(b, '"')
 	start := 0
 	for i := 0; i < len(text); {
@@ -44,7 +49,9 @@ func AppendText[T string | []byte](b []byte, text T) []byte {
 		case c >= ' ' && c != '"' && c != '\\':
 			i++
 		default:
-			b = append(b, text[start:i]...)
+			if start < i {
+				b = append(b, text[start:i]...)
+			}
 			if short := jsonEscapes[c]; short != 0 {
 				b = append(b, '\\', short)
 			} else {

@@ -3,6 +3,7 @@ package hub
 import (
 	"bytes"
 	"encoding/base64"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -44,12 +45,14 @@ func (m *Message) Frame(f reactor.Framing) *codec.Frame {
 	return *to
 }
 
-// envelopes are buffers for messages in JSON, which are copied behind the header of their frame: new memory for a large
-// one costs more than to encode it.
+// envelopes are buffers for messages in JSON that are not large, which are copied into a frame of their size.
 var envelopes = sync.Pool{New: func() any { return new([]byte) }}
 
 func (m *Message) encode(f reactor.Framing) *codec.Frame {
 	if f == reactor.FramingEnvelope {
+		if m.isLarge() {
+			return codec.NewFrameOf(codec.OpText, m.appendEnvelope)
+		}
 		buf := envelopes.Get().(*[]byte)
 		defer envelopes.Put(buf)
 		*buf = m.appendEnvelope((*buf)[:0])
@@ -105,6 +108,10 @@ func largestForm(format topic.Format, payload []byte, limit int64) int64 {
 	return event
 }
 
+// isLarge reports whether it is worth while to find out what size the message has in the JSON protocol, so that the
+// memory for it is taken once. That costs more than to encode it.
+func (m *Message) isLarge() bool { return len(m.Raw.Payload()) >= envelope.LargeText }
+
 // EnvelopeSize is at least as much as the message takes in the JSON protocol.
 func (m *Message) EnvelopeSize() int {
 	const around = 128
@@ -123,6 +130,9 @@ func (m *Message) appendEnvelope(b []byte) []byte {
 	if m.Gap {
 		return envelope.AppendReply(b, nil, "subscribed", m.gapReply())
 	}
+	if m.isLarge() {
+		b = slices.Grow(b, m.EnvelopeSize())
+	}
 	b = append(b, `{"topic":`...)
 	b = envelope.AppendText(b, m.Topic.Name)
 	b = append(b, `,"offset":`...)
@@ -135,7 +145,7 @@ func (m *Message) appendEnvelope(b []byte) []byte {
 	case topic.FormatJSON:
 		b = append(b, payload...)
 	case topic.FormatText:
-		b = envelope.AppendText(b, payload)
+		b = envelope.AppendTextWithin(b, payload)
 	case topic.FormatBinary:
 		b = append(b, '"')
 		b = base64.StdEncoding.AppendEncode(b, payload)

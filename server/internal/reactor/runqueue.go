@@ -134,11 +134,13 @@ func (q *runQueue) forget() {
 // Connections that publish faster than loops can hand out wait until the loops have caught up, so that TCP slows them
 // down and nothing has to be refused.
 
-// relieveEvery is how often a loop checks whether blocked connections may go on, and relieveAtLast when they may in any
-// case: the fan-out that keeps a loop busy can be that of others, which are told that the server is overloaded.
+// relieveEvery is how often a loop checks whether blocked connections may go on. They may in any case after
+// relieveAtLast, and as much later as they have used of the loop lately, up to relieveDelay: the fan-out that keeps a
+// loop busy can be that of others.
 const (
 	relieveEvery  = time.Millisecond
 	relieveAtLast = 10 * time.Millisecond
+	relieveDelay  = time.Second
 )
 
 // MuchBacklog is how many bytes a loop may have to hand out, at most, before publishers wait.
@@ -244,7 +246,7 @@ func (sh *Shard) relieve() {
 	congested, busy, now, rest := sh.Engine.congested(), sh.isCongested(), sh.Engine.Uptime(), q.Blocked[:0]
 	passed := false
 	for _, w := range q.Blocked {
-		long := now-w.blockedAt >= relieveAtLast
+		long := now-w.blockedAt >= relieveAtLast+min(w.Used.Delay(now), relieveDelay)
 		waits := w.blockedAt != 0 && congested && !long
 		if w.blockedAt != 0 && w.HeldBack {
 			waits = busy && (passed || !long)
