@@ -2,7 +2,6 @@
 package listen
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -10,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"sync"
 	"syscall"
 
 	"carillon/server/internal/option"
@@ -22,69 +22,102 @@ import (
 // port 0 it also chooses the port, and holds it until release is called. With takeover it is all right if a
 // second server listens there.
 func Reserve(address string, takeover bool) (addr *net.TCPAddr, release func(), err error) {
-	if takeover {
-		addr, err = reserveShared(address)
-		return addr, func() {}, err
-	}
-	config := net.ListenConfig{}
 	host, port, _ := net.SplitHostPort(address)
-	held := port == "0" && runtime.GOOS == "linux"
-	if held {
-		config.Control = sharePort
+	if takeover || port == "0" && runtime.GOOS == "linux" {
+		return reserveShared(address, takeover)
 	}
 	network := "tcp"
 	literal, _ := netip.ParseAddr(host)
 	if literal == netip.IPv4Unspecified() { // which Go takes for IPv6 as well
 		network = "tcp4"
 	}
-	l, err := config.Listen(context.Background(), network, address)
+	l, err := net.Listen(network, address)
 	if err != nil {
 		return nil, nil, err // "listen tcp :8080: bind: address already in use"
 	}
-	release = func() { _ = l.Close() }
-	if !held {
-		release()
-	}
+	_ = l.Close()
 	addr = l.Addr().(*net.TCPAddr)
 	addr.Zone = literal.Zone() // the kernel may not tell it
-	return addr, release, nil
+	return addr, func() {}, nil
 }
 
-// reserveShared makes sure that an address can be listened on beside a server that does already. It must not
-// listen for that, not even for a moment: the kernel would give it connections that would not be served.
-func reserveShared(address string) (*net.TCPAddr, error) {
-	if _, port, _ := net.SplitHostPort(address); port == "0" {
-		return nil, &option.Error{Key: "listen", Problem: "port 0 cannot be taken over: expected the port of the previous server"}
+// reserveShared makes sure that an address can be listened on: for port 0 one that is free and is held, else beside a
+// server that listens already. It must not listen for that, not even for a moment: the kernel would give it connections
+// that would not be served. A process that is forked meanwhile has the socket, too, until it runs its program.
+func reserveShared(address string, takeover bool) (_ *net.TCPAddr, release func(), err error) {
+	_, port, _ := net.SplitHostPort(address)
+	if takeover && port == "0" {
+		return nil, nil, &option.Error{Key: "listen", Problem: "port 0 cannot be taken over: expected the port of the previous server"}
 	}
 	addr, err := net.ResolveTCPAddr("tcp", address)
 	if err != nil {
-		return nil, fmt.Errorf("listen tcp %s: %w", address, err)
+		return nil, nil, fmt.Errorf("listen tcp: %w", err) // it names the host
+	}
+	options := []int{unix.SO_REUSEPORT}
+	if takeover {
+		options = append(options, unix.SO_REUSEADDR)
 	}
 	if addr.IP == nil { // every address of the machine
 		addr.IP = net.IPv6unspecified
-		if err = tryBind(addr); errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL) {
+		fd, err := bind(addr, options)
+		if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL) {
 			addr.IP = net.IPv4zero
 		}
-	}
-	if err = tryBind(addr); err != nil {
-		return nil, fmt.Errorf("listen tcp %s: %w", address, err)
-	}
-	return addr, nil
-}
-
-func tryBind(addr *net.TCPAddr) error {
-	family, to := sockaddr(addr)
-	fd, err := unix.Socket(family, unix.SOCK_STREAM, 0)
-	if err != nil {
-		return os.NewSyscallError("socket", err)
-	}
-	defer unix.Close(fd)
-	for _, option := range []int{unix.SO_REUSEADDR, unix.SO_REUSEPORT} {
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, 1); err != nil {
-			return os.NewSyscallError("setsockopt", err)
+		if err == nil {
+			_ = unix.Close(fd)
 		}
 	}
-	return os.NewSyscallError("bind", unix.Bind(fd, to))
+	fd, err := bind(addr, options)
+	if err != nil {
+		return nil, nil, fmt.Errorf("listen tcp %s: %w", address, err)
+	}
+	if takeover {
+		_ = unix.Close(fd)
+		return addr, func() {}, nil
+	}
+	release = sync.OnceFunc(func() { _ = unix.Close(fd) })
+	if addr.Port, err = portOf(fd); err != nil {
+		release()
+		return nil, nil, fmt.Errorf("listen tcp %s: %w", address, err)
+	}
+	return addr, release, nil
+}
+
+// bind makes a socket with an address, which does not listen.
+func bind(addr *net.TCPAddr, options []int) (fd int, err error) {
+	family, to := sockaddr(addr)
+	syscall.ForkLock.RLock()
+	fd, err = unix.Socket(family, unix.SOCK_STREAM, 0)
+	if err == nil {
+		unix.CloseOnExec(fd)
+	}
+	syscall.ForkLock.RUnlock()
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	for _, option := range options {
+		if err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, 1); err != nil {
+			_ = unix.Close(fd)
+			return -1, os.NewSyscallError("setsockopt", err)
+		}
+	}
+	if err = unix.Bind(fd, to); err != nil {
+		_ = unix.Close(fd)
+		return -1, os.NewSyscallError("bind", err)
+	}
+	return fd, nil
+}
+
+// portOf is the port that a socket is bound to.
+func portOf(fd int) (int, error) {
+	switch at, err := unix.Getsockname(fd); at := at.(type) {
+	case *unix.SockaddrInet4:
+		return at.Port, nil
+	case *unix.SockaddrInet6:
+		return at.Port, nil
+	default:
+		return 0, os.NewSyscallError("getsockname", err)
+	}
 }
 
 func sockaddr(addr *net.TCPAddr) (family int, to unix.Sockaddr) {
@@ -97,17 +130,6 @@ func sockaddr(addr *net.TCPAddr) (family int, to unix.Sockaddr) {
 		a.ZoneId = uint32(zone.Index)
 	}
 	return unix.AF_INET6, a
-}
-
-func sharePort(_, _ string, raw syscall.RawConn) error {
-	var failed error
-	err := raw.Control(func(fd uintptr) {
-		failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
-	})
-	if err == nil {
-		err = failed
-	}
-	return err
 }
 
 // StopListening refuses new connections while old ones live: gnet cannot stop accepting, so a socket
