@@ -46,9 +46,9 @@ func TestAppendFrame(t *testing.T) {
 			if !bytes.Equal(f.Plain(), frame) || !bytes.Equal(f.Payload(), payload) || f.Opcode() != tt.op {
 				t.Errorf("NewFrame differs: %.40q", f.Plain())
 			}
-			f = NewFrameOf(tt.op, func(dst []byte) []byte { return append(dst, payload...) })
+			f = NewFrameFunc(tt.op, func(dst []byte) []byte { return append(dst, payload...) })
 			if !bytes.Equal(f.Plain(), frame) || !bytes.Equal(f.Payload(), payload) || f.Opcode() != tt.op {
-				t.Errorf("NewFrameOf differs: %.40q", f.Plain())
+				t.Errorf("NewFrameFunc differs: %.40q", f.Plain())
 			}
 		})
 	}
@@ -60,7 +60,7 @@ func TestAppendFrame(t *testing.T) {
 		if f := NewFrame(OpPong, long); len(f.Payload()) != 125 || FrameLen(f.Plain()) != 127 {
 			t.Errorf("% x", f.Plain()[:2])
 		}
-		f := NewFrameOf(OpPong, func(dst []byte) []byte { return append(dst, long...) })
+		f := NewFrameFunc(OpPong, func(dst []byte) []byte { return append(dst, long...) })
 		if len(f.Payload()) != 125 || FrameLen(f.Plain()) != 127 {
 			t.Errorf("% x", f.Plain()[:2])
 		}

@@ -35,13 +35,13 @@ func NewFrame(op Opcode, payload []byte) *Frame {
 	return &Frame{op: op, head: uint8(head), plain: AppendFrame(plain, op, payload)}
 }
 
-// NewFrameOf is like [NewFrame] for a large payload that is yet to be encoded: it calls appendPayload once, which
-// appends the payload to dst, and keeps what that returns without a copy.
-func NewFrameOf(op Opcode, appendPayload func(dst []byte) []byte) *Frame {
+// NewFrameFunc is like [NewFrame] for a payload that is yet to be encoded. It calls appendPayload once, which has to
+// append the payload to dst. The slice that it returns belongs to the frame and is not copied.
+func NewFrameFunc(op Opcode, appendPayload func(dst []byte) []byte) *Frame {
 	b := appendPayload(make([]byte, maxHeader))
 	length := len(b) - maxHeader
-	if op.isControl() && length > maxControl {
-		length = maxControl
+	if op.isControl() {
+		length = min(length, maxControl)
 	}
 	head := headerLen(length)
 	b = b[maxHeader-head : maxHeader+length]

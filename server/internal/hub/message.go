@@ -48,15 +48,20 @@ func (m *Message) Frame(f reactor.Framing) *codec.Frame {
 // envelopes are buffers for messages in JSON that are not large, which are copied into a frame of their size.
 var envelopes = sync.Pool{New: func() any { return new([]byte) }}
 
+// envelopeFrame makes the frame of a message in JSON. A large one is encoded in the memory of its frame.
+func envelopeFrame(isLarge bool, appendEnvelope func(b []byte) []byte) *codec.Frame {
+	if isLarge {
+		return codec.NewFrameFunc(codec.OpText, appendEnvelope)
+	}
+	buf := envelopes.Get().(*[]byte)
+	defer envelopes.Put(buf)
+	*buf = appendEnvelope((*buf)[:0])
+	return codec.NewFrame(codec.OpText, *buf)
+}
+
 func (m *Message) encode(f reactor.Framing) *codec.Frame {
 	if f == reactor.FramingEnvelope {
-		if m.isLarge() {
-			return codec.NewFrameOf(codec.OpText, m.appendEnvelope)
-		}
-		buf := envelopes.Get().(*[]byte)
-		defer envelopes.Put(buf)
-		*buf = m.appendEnvelope((*buf)[:0])
-		return codec.NewFrame(codec.OpText, *buf)
+		return envelopeFrame(isLarge(m.Raw), m.appendEnvelope)
 	}
 	if m.Gap {
 		return codec.Opaque(m.gapReply().AppendEvent(nil))
@@ -108,9 +113,9 @@ func largestForm(format topic.Format, payload []byte, limit int64) int64 {
 	return event
 }
 
-// isLarge reports whether it is worth while to find out what size the message has in the JSON protocol, so that the
-// memory for it is taken once. That costs more than to encode it.
-func (m *Message) isLarge() bool { return len(m.Raw.Payload()) >= envelope.LargeText }
+// isLarge reports whether a message is so large that taking memory for its form in JSON costs more than encoding it.
+// That memory is taken once, in the size that is needed.
+func isLarge(raw *codec.Frame) bool { return len(raw.Payload()) >= envelope.LargeText }
 
 // EnvelopeSize is at least as much as the message takes in the JSON protocol.
 func (m *Message) EnvelopeSize() int {
@@ -130,7 +135,7 @@ func (m *Message) appendEnvelope(b []byte) []byte {
 	if m.Gap {
 		return envelope.AppendReply(b, nil, "subscribed", m.gapReply())
 	}
-	if m.isLarge() {
+	if isLarge(m.Raw) {
 		b = slices.Grow(b, m.EnvelopeSize())
 	}
 	b = append(b, `{"topic":`...)
@@ -175,7 +180,7 @@ func (b *Broadcast) Frame(to reactor.Framing) *codec.Frame {
 	f := b.raw()
 	switch to {
 	case reactor.FramingEnvelope:
-		return codec.NewFrame(codec.OpText, envelope.AppendBroadcast(nil, f))
+		return envelopeFrame(isLarge(f), func(b []byte) []byte { return envelope.AppendBroadcast(b, f) })
 	case reactor.FramingEvent:
 		return reactor.Event(f.Opcode(), f.Payload())
 	case reactor.FramingEventWrapped:

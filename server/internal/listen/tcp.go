@@ -57,17 +57,16 @@ func reserveShared(address string, takeover bool) (_ *net.TCPAddr, release func(
 	if takeover {
 		options = append(options, unix.SO_REUSEADDR)
 	}
+	hosts := []net.IP{addr.IP}
 	if addr.IP == nil { // every address of the machine
-		addr.IP = net.IPv6unspecified
-		fd, err := bind(addr, options)
-		if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL) {
-			addr.IP = net.IPv4zero
-		}
-		if err == nil {
-			_ = unix.Close(fd)
+		hosts = []net.IP{net.IPv6unspecified, net.IPv4zero}
+	}
+	var fd int
+	for _, addr.IP = range hosts {
+		if fd, err = bind(addr, options); !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			break
 		}
 	}
-	fd, err := bind(addr, options)
 	if err != nil {
 		return nil, nil, fmt.Errorf("listen tcp %s: %w", address, err)
 	}
@@ -86,25 +85,32 @@ func reserveShared(address string, takeover bool) (_ *net.TCPAddr, release func(
 // bind makes a socket with an address, which does not listen.
 func bind(addr *net.TCPAddr, options []int) (fd int, err error) {
 	family, to := sockaddr(addr)
-	syscall.ForkLock.RLock()
-	fd, err = unix.Socket(family, unix.SOCK_STREAM, 0)
-	if err == nil {
-		unix.CloseOnExec(fd)
-	}
-	syscall.ForkLock.RUnlock()
-	if err != nil {
-		return -1, os.NewSyscallError("socket", err)
+	if fd, err = newSocket(family); err != nil {
+		return -1, err
 	}
 	for _, option := range options {
-		if err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, 1); err != nil {
-			_ = unix.Close(fd)
-			return -1, os.NewSyscallError("setsockopt", err)
+		if err == nil {
+			err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, 1))
 		}
 	}
-	if err = unix.Bind(fd, to); err != nil {
-		_ = unix.Close(fd)
-		return -1, os.NewSyscallError("bind", err)
+	if err == nil {
+		err = os.NewSyscallError("bind", unix.Bind(fd, to))
 	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// newSocket makes a stream socket that programs which are started do not inherit.
+func newSocket(family int) (fd int, err error) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	if fd, err = unix.Socket(family, unix.SOCK_STREAM, 0); err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	unix.CloseOnExec(fd)
 	return fd, nil
 }
 
@@ -169,11 +175,10 @@ func listeningSockets(addr *net.TCPAddr) (fds []int, err error) {
 // decoyListener must listen and not block: an accept that is under way then finds nobody, while any
 // other error would end gnet.
 func decoyListener() (int, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	fd, err := newSocket(unix.AF_INET)
 	if err != nil {
-		return -1, os.NewSyscallError("socket", err)
+		return -1, err
 	}
-	unix.CloseOnExec(fd)
 	err = unix.SetNonblock(fd, true)
 	if err == nil {
 		err = os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))

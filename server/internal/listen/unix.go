@@ -103,11 +103,10 @@ func livesAt(path string) (bool, error) {
 
 // UnixStream makes a unix socket that does not block.
 func UnixStream() (int, error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	fd, err := newSocket(unix.AF_UNIX)
 	if err != nil {
-		return -1, os.NewSyscallError("socket", err)
+		return -1, err
 	}
-	unix.CloseOnExec(fd)
 	if err := unix.SetNonblock(fd, true); err != nil {
 		_ = unix.Close(fd)
 		return -1, os.NewSyscallError("fcntl", err)

@@ -85,12 +85,11 @@ const maxTurnedAway = 64
 // take gets the descriptor back. The caller holds mu.
 func (r *fdReserve) take() bool {
 	if r.FD < 0 {
-		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+		fd, err := listen.UnixStream()
 		if err != nil {
 			r.FD = -1
 			return false
 		}
-		unix.CloseOnExec(fd)
 		r.FD = fd
 	}
 	r.Away.Store(false)

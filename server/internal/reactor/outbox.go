@@ -27,7 +27,7 @@ type Outbox struct {
 	Bytes   int    // memory of all items, see item.cost
 	History int    // memory of history, which the limit does not count
 	Replies int    // memory of replies that it counts
-	answers int    // memory of large replies, of which one waits at most: see Conn.CanAnswer
+	answers int    // memory of large replies, of which one waits at most: see Workload.canAnswer
 	Batches int    // subscriptions whose history waits, ended ones included
 	since   uint32 // when the socket last took a byte, in milliseconds of the shard's clock
 	Slot    int    // where the connection stands in shard.stalled
