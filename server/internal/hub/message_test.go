@@ -28,6 +28,9 @@ func TestLargeMessagesInJSON(t *testing.T) {
 			if f.Opcode() != codec.OpText || codec.FrameLen(f.Plain()) != len(f.Plain()) {
 				t.Errorf("%v of %d bytes has the header % x", format, len(payload), f.Plain()[:10])
 			}
+			if len(payload) < envelope.LargeText {
+				continue // in memory of a sync.Pool, which the race detector empties at random
+			}
 			if n := testing.AllocsPerRun(10, func() { m.encode(reactor.FramingEnvelope) }); n > 4 { // 3 without the race detector
 				t.Errorf("%v of %d bytes takes %v allocations", format, len(payload), n)
 			}
