@@ -76,6 +76,6 @@ func TestClaimsLimitTopics(t *testing.T) {
 		s := start(t, Options{Endpoints: []Endpoint{ep}})
 		c := dial(t, s, "/ws?topic=a", token("alice", m{"publish": []string{"b"}}))
 		c.send("x")
-		c.wantClose(codec.ClosePolicyViolation, errNotYourOutput.Error())
+		c.wantClose(codec.ClosePolicyViolation, "not in publish of its token")
 	})
 }

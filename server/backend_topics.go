@@ -8,6 +8,7 @@ import (
 	"carillon/codec"
 	"carillon/server/internal/admin"
 	"carillon/server/internal/hub"
+	"carillon/server/internal/protocol"
 )
 
 func (b backend) Publish(ctx context.Context, p Publication) (Receipt, error) {
@@ -100,5 +101,5 @@ func (b backend) History(name string, since *Position, limit int) (json.Marshale
 	if err := b.srv.hub.WaitFor(name, Start{Since: since}); err != nil {
 		return nil, err
 	}
-	return newHistoryReply(b.srv.hub, name, since, limit)
+	return protocol.NewHistory(b.srv.hub, name, since, limit)
 }

@@ -72,7 +72,7 @@ func TestTokenIsRenewed(t *testing.T) {
 		renew := func() said { return c.ask(`{"id":9,"refresh":{"token":%q}}`, next) }
 		reply := renew()
 		for errorCodeOf(reply) == "overloaded" { // less than a second after the one before
-			time.Sleep(refreshPause / 10)
+			time.Sleep(100 * time.Millisecond)
 			reply = renew()
 		}
 		if want := fmt.Sprintf(`{"id":9,"refreshed":{"expires":%d}}`, expires*1000); reply.text != want {

@@ -2,7 +2,6 @@ package server
 
 import (
 	"crypto/tls"
-	"errors"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -10,6 +9,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/auth"
+	"carillon/server/internal/protocol"
 	"carillon/server/internal/reactor"
 )
 
@@ -84,10 +84,10 @@ type Request struct {
 	// What the answer says itself, such as Upgrade or the Content-Type of events, is left out.
 	ResponseHeader [][2]string
 
-	scheme     string      // http or https, "" when it is not known
-	tls        *tls.Conn   // nil without TLS
-	proxied    bool        // by one of Options.TrustedProxies
-	topicQuery *topicQuery // on an endpoint with topics
+	scheme     string          // http or https, "" when it is not known
+	tls        *tls.Conn       // nil without TLS
+	proxied    bool            // by one of Options.TrustedProxies
+	topicQuery *protocol.Query // on an endpoint with topics
 
 	token, bound auth.Identity // what the token says, and what Identify was told
 	deferred     *deferred     // what has to be done first
@@ -133,13 +133,13 @@ func (m Mode) message(s *Server) func(*Conn, codec.Opcode, []byte) {
 	case ModeBroadcast:
 		return s.relay
 	case ModeTopics:
-		return (*Conn).onMessage
+		return takeTopicMessage
 	}
 	return nil
 }
 
 func echo(c *Conn, op codec.Opcode, payload []byte) {
-	c.refused(c.Send(op, payload))
+	protocol.CloseRefused(c.core(), c.Send(op, payload))
 }
 
 func (s *Server) relay(c *Conn, op codec.Opcode, payload []byte) {
@@ -148,7 +148,7 @@ func (s *Server) relay(c *Conn, op codec.Opcode, payload []byte) {
 	}
 	if s.opts().Broker == nil {
 		_, err := s.broadcast(codec.NewFrame(op, payload), nil, c.endpoint())
-		c.refused(err)
+		protocol.CloseRefused(c.core(), err)
 		return
 	}
 	m := reactor.Flight{Bytes: reactor.FlightCost + len(payload), Transient: true}
@@ -158,24 +158,11 @@ func (s *Server) relay(c *Conn, op codec.Opcode, payload []byte) {
 	if err != nil { // it is not called
 		sent(err)
 	}
-	c.refused(err)
+	protocol.CloseRefused(c.core(), err)
 }
 
-// refused closes a sender whose message was not taken, or perhaps not, so that it knows: the rest is in the counters.
-// It may be called from any goroutine.
-func (c *Conn) refused(err error) {
-	switch {
-	case errors.Is(err, ErrOverloaded):
-		_ = c.Close(codec.CloseTryAgainLater, "server is overloaded")
-	case errors.Is(err, ErrStoreFull):
-		_ = c.Close(codec.CloseTryAgainLater, ErrStoreFull.Error())
-	case errors.Is(err, ErrNoCluster):
-		_ = c.Close(codec.CloseTryAgainLater, ErrNoCluster.Error())
-	case errors.Is(err, ErrTooLarge): // for the broker, or since the limit was changed
-		_ = c.Close(codec.CloseMessageTooBig, codec.ErrMessageTooBig.Rule)
-	case errors.Is(err, ErrUncertain):
-		_ = c.Close(codec.CloseTryAgainLater, ErrUncertain.Error())
-	}
+func takeTopicMessage(c *Conn, op codec.Opcode, payload []byte) {
+	protocol.Of(c.core()).TakeMessage(op, payload)
 }
 
 // handler returns the one whose functions are called for the connection now.

@@ -11,6 +11,7 @@ import (
 	"carillon/server/internal/auth"
 	"carillon/server/internal/certs"
 	"carillon/server/internal/logs"
+	"carillon/server/internal/protocol"
 	"carillon/server/internal/reactor"
 )
 
@@ -92,10 +93,11 @@ func (c *Conn) finish(r *Request, head, rest []byte, why RefuseReason, err error
 			return
 		}
 	}
-	if err == nil {
-		err = r.checkRights()
+	if err == nil && r.topicQuery != nil {
+		id := r.identity()
+		err = r.topicQuery.CheckRights(&id)
 	}
-	if err == nil && r.topicQuery != nil && r.topicQuery.events {
+	if err == nil && r.topicQuery != nil && r.topicQuery.Events {
 		c.openEvents(r)
 		return
 	}
@@ -217,7 +219,7 @@ func (c *Conn) decideFurther(r *Request) (RefuseReason, error) {
 	ep := c.endpoint()
 	now := ep.now()
 	if ep.Mode == ModeTopics {
-		w, err := ep.parseTopicQuery(r, wantsEvents(&r.Request))
+		w, err := now.protocol.Access.ParseQuery(&r.Request, wantsEvents(&r.Request))
 		if err != nil {
 			return RefuseTopic, err
 		}
@@ -271,9 +273,9 @@ func (c *Conn) open(hs codec.Handshake, r *Request, rest []byte) {
 	framing, subprotocol := reactor.FramingRaw, uint8(reactor.NoSubprotocol)
 	if hs.Subprotocol >= 0 {
 		subprotocol = uint8(hs.Subprotocol)
-		if r.topicQuery != nil && c.core().Endpoint().Subprotocols[subprotocol] == subprotocolJSON {
+		if r.topicQuery != nil && c.core().Endpoint().Subprotocols[subprotocol] == protocol.Subprotocol {
 			framing = reactor.FramingEnvelope
-			r.topicQuery.framing = framing
+			r.topicQuery.Framing = framing
 		}
 	}
 	c.core().Negotiated(framing, hs.Window, subprotocol)
@@ -289,7 +291,7 @@ func (c *Conn) open(hs codec.Handshake, r *Request, rest []byte) {
 
 // openEvents makes a stream of server-sent events of the connection.
 func (c *Conn) openEvents(r *Request) {
-	c.core().Negotiated(r.topicQuery.framing, 0, reactor.NoSubprotocol)
+	c.core().Negotiated(r.topicQuery.Framing, 0, reactor.NoSubprotocol)
 	c.shard().Control = appendEventsHead(c.shard().Control[:0], corsFields(&c.endpoint().now().origins, &r.Request), r.ResponseHeader)
 	c.core().DropInbound()
 	c.enter(r)
@@ -317,7 +319,7 @@ func (c *Conn) enter(r *Request) {
 	if c.core().State().Load() == reactor.StateOpen {
 		c.callOpen()
 		if wish != nil {
-			c.subscribeInitial(wish)
+			protocol.Of(c.core()).Subscribe(wish)
 		}
 	}
 }

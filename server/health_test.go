@@ -93,8 +93,8 @@ func TestReadiness(t *testing.T) {
 	alice.send("still here") // maintenance is for balancers only
 	alice.want("still here")
 	s.SetMaintenance(false)
-	wantReasons(t, s, "/readyz")
 	eventually(t, "the probe is gone", func() bool { return s.Stats().Sockets == 1 })
+	wantReasons(t, s, "/readyz")
 
 	// Alice does not answer the close frame, so that the drain lasts.
 	s.Shutdown(context.Background())

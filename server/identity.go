@@ -3,10 +3,8 @@ package server
 import (
 	"time"
 
-	"carillon/codec"
 	"carillon/server/internal/auth"
-	"carillon/server/internal/limit"
-	"carillon/server/internal/reactor"
+	"carillon/server/internal/protocol"
 )
 
 // Identity is who a client is and what it may do. It comes from a token, from a connect hook, or from the
@@ -47,16 +45,6 @@ func (r *Request) bind(id auth.Identity) error {
 	return nil
 }
 
-// principal is the identity of a connection, for those that have one.
-type principal struct {
-	subject string // immutable
-
-	// Owned by the loop.
-	inForce   auth.Identity // what holds now
-	bound     auth.Identity // what Identify was told, which no token can exceed
-	refreshed uint32        // when a token was last sent, 0 for never
-}
-
 // identify keeps what the handshake has found out.
 func (c *Conn) identify(r *Request) {
 	id := r.identity()
@@ -64,70 +52,17 @@ func (c *Conn) identify(r *Request) {
 		return
 	}
 	c.shard().Mu.Lock()
-	c.needConnState().principal = &principal{subject: id.Subject, inForce: id, bound: r.bound}
+	c.needConnState().principal = protocol.NewPrincipal(id, r.bound)
 	c.shard().Mu.Unlock()
 	c.shard().Deadlines.Set(c.core(), auth.ExpiryMillis(&id))
-}
-
-func (c *Conn) principal() *principal {
-	if x := c.connState(); x != nil {
-		return x.principal
-	}
-	return nil
 }
 
 // Subject names the client, as its token, the connect hook or the application did; "" is unknown.
 func (c *Conn) Subject() string {
 	c.shard().Mu.Lock()
 	defer c.shard().Mu.Unlock()
-	if w := c.principal(); w != nil {
-		return w.subject
+	if x := c.connState(); x != nil && x.principal != nil {
+		return x.principal.Subject
 	}
 	return ""
-}
-
-// checkRead reports whether the client may subscribe to a topic or pattern.
-func (c *Conn) checkRead(name string) error {
-	if err := c.endpoint().check(name); err != nil {
-		return err
-	}
-	if w := c.principal(); w != nil && !auth.Allows(w.inForce.Subscribe, name) {
-		return errNotYours
-	}
-	return nil
-}
-
-// checkPublish reports why the client may not publish to a topic.
-func (c *Conn) checkPublish(topic string) error {
-	if !c.endpoint().now().Topics.mayPublish(topic) {
-		return errNoPublish
-	}
-	if w := c.principal(); w != nil && !auth.Allows(w.inForce.Publish, topic) {
-		return errNotYourOutput
-	}
-	return nil
-}
-
-// checkRights reports whether the client may have the topics of its request line.
-func (r *Request) checkRights() error {
-	if r.topicQuery == nil {
-		return nil
-	}
-	id := r.identity()
-	for _, name := range r.topicQuery.topics {
-		if !auth.Allows(id.Subscribe, name) {
-			return &auth.Refusal{Why: RefuseTopic, Rejection: &codec.Rejection{Status: 403, Reason: errNotYours.Error()}}
-		}
-	}
-	return nil
-}
-
-// publisher is the namespace of a client's keys, and for an anonymous client the address that their memory is charged
-// to.
-func (c *Conn) publisher() (name string, address limit.Key) {
-	name = "client:" + c.core().Endpoint().Path
-	if w := c.principal(); w != nil && w.subject != "" {
-		return name + "#" + w.subject, 0
-	}
-	return name, limit.KeyOf(reactor.AddrOf(c.core().Remote()))
 }

@@ -6,7 +6,9 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/hub"
+	"carillon/server/internal/protocol"
 	"carillon/server/internal/reactor"
+	"carillon/server/stats"
 )
 
 // loopsOwner is the server as its event loops see it: see [reactor.Owner].
@@ -89,6 +91,17 @@ func (o *loopsOwner) HasClosed(c *reactor.Conn, why *CloseError) {
 	(*Conn)(c).callClose((*Conn)(c).handlerOr(c.Detach(why)), why)
 }
 
+// closeExpired tells a client that its token, or whatever let it in, is good no more.
+const closeExpired codec.CloseCode = 4401
+
+// Expired closes a connection whose identity has expired.
+func (o *loopsOwner) Expired(c *reactor.Conn) {
+	if c.IsOpen() {
+		c.Shard().Stats.Cut(stats.CutExpired)
+	}
+	c.StartClose(reactor.CloseOwn, closeExpired, "token expired")
+}
+
 func (o *loopsOwner) Call(c *reactor.Conn, hook reactor.HookKind, do func()) {
 	(*Conn)(c).callFunc(hook, do)
 }
@@ -96,9 +109,12 @@ func (o *loopsOwner) Call(c *reactor.Conn, hook reactor.HookKind, do func()) {
 // connState is what the server keeps for the few connections that have any of it. The pointers are guarded by sh.mu:
 // only the loop writes.
 type connState struct {
-	principal *principal
+	principal *protocol.Principal
 	pending   *pendingDecision // during the handshake only; owned by the loop
 }
+
+// Principal is the client's identity, or nil.
+func (x *connState) Principal() *protocol.Principal { return x.principal }
 
 // connState returns what the server keeps for a connection, or nil.
 func (c *Conn) connState() *connState {

@@ -481,7 +481,7 @@ var clientStories = []reloadStory{
 		return func() {
 			wantError(t, alice.ask(`{"id":1,"publish":{"topic":"a","data":1}}`), "not_allowed")
 			bob.send("mine")
-			bob.wantClose(codec.ClosePolicyViolation, errNoPublish.Error())
+			bob.wantClose(codec.ClosePolicyViolation, "not in topics.publish of the endpoint")
 		}
 	}, func(o *Options) { o.Endpoints[2].Topics.Publish = nil }},
 	{"endpoints[2].topics.patterns", Options{}, func(t *testing.T, s *Server) func() {

@@ -17,6 +17,7 @@ import (
 	"carillon/server/internal/auth"
 	"carillon/server/internal/certs"
 	"carillon/server/internal/hub"
+	"carillon/server/internal/protocol"
 	"carillon/server/internal/reactor"
 )
 
@@ -119,7 +120,7 @@ func New(options Options) (*Server, error) {
 			ep.handler.Message = message
 		}
 		if e.Mode == ModeTopics {
-			ep.upgrader.Subprotocols = append([]string{subprotocolJSON}, ep.Subprotocols...)
+			ep.upgrader.Subprotocols = append([]string{protocol.Subprotocol}, ep.Subprotocols...)
 			ep.Subprotocols = ep.upgrader.Subprotocols
 			ep.Framings = int(reactor.NumFramings)
 		}

@@ -13,6 +13,7 @@ import (
 	"carillon/server/internal/hub"
 	"carillon/server/internal/limit"
 	"carillon/server/internal/listen"
+	"carillon/server/internal/protocol"
 	"carillon/server/internal/reactor"
 )
 
@@ -31,6 +32,7 @@ type endpointSettings struct {
 	deflater *codec.Deflater
 	origins  auth.Origins
 	auth     *auth.Authenticator
+	protocol protocol.Settings
 }
 
 // settings are loaded with one atomic read.
@@ -73,7 +75,7 @@ func (s *Server) settle(o Options, before *settings, places []int) (*settings, e
 			problems = append(problems, &OptionError{Key: fmt.Sprintf("endpoints[%d].auth.jwt.key_file", place), Problem: err.Error()})
 		}
 		set.endpoints = append(set.endpoints, e)
-		set.loops.Endpoints = append(set.loops.Endpoints, reactor.LoopEndpointSettings{Deflater: e.deflater, Slow: slowConsumerOf(&e.SlowConsumer)})
+		set.loops.Endpoints = append(set.loops.Endpoints, reactor.LoopEndpointSettings{Deflater: e.deflater, Slow: slowConsumerOf(&e.SlowConsumer), OwnerData: &e.protocol})
 	}
 	return set, errors.Join(problems...)
 }
@@ -197,6 +199,7 @@ func (s *Server) settleEndpoint(e *Endpoint, publicURL string, old *endpointSett
 	} else {
 		now.auth, err = auth.New((*auth.JWT)(&e.Auth.JWT), (*auth.Hook)(&e.Auth.Hook), auth.Config{Log: s.log, Wall: func() time.Time { return s.engine.Wall() }, Fetch: &s.keyFetches})
 	}
+	now.protocol = protocol.Settings{Access: protocol.Access(e.Topics), Auth: now.auth}
 	return now, err
 }
 

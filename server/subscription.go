@@ -2,6 +2,7 @@ package server
 
 import (
 	"carillon/server/internal/hub"
+	"carillon/server/internal/protocol"
 	"carillon/server/internal/reactor"
 	"carillon/server/topic"
 )
@@ -56,9 +57,9 @@ func (c *Conn) Subscribe(name string, o SubscribeOptions) error {
 func (c *Conn) subscribeFor(topic string, kind reactor.Framing, o *SubscribeOptions) {
 	var reply func(Subscribed)
 	if o.Envelope {
-		reply = func(s Subscribed) { c.sendSubscribed(nil, s, o.Since != nil) }
+		reply = func(s Subscribed) { protocol.Of(c.core()).TellSubscribed(nil, s, o.Since != nil) }
 	}
-	c.hub().SubscribeReady(c.core(), &hub.Wanted{Name: topic, From: o.Start, Kind: kind, Told: c.tellGap, Reply: func(s Subscribed) {
+	c.hub().SubscribeReady(c.core(), &hub.Wanted{Name: topic, From: o.Start, Kind: kind, Told: protocol.Of(c.core()).TellGap, Reply: func(s Subscribed) {
 		if reply != nil {
 			reply(s)
 		}

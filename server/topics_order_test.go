@@ -234,14 +234,14 @@ func TestOverloadIsTold(t *testing.T) {
 		// The clients' own messages are next, in the same turn.
 		for c := range s.Conns() {
 			if c.Path() == "/ws" && c.core().Framing() == reactor.FramingEnvelope {
-				c.onMessage(Text, []byte(`{"id":1,"publish":{"topic":"a","data":"xxxxxx"}}`))
-				c.onMessage(Text, []byte(`{"id":2,"ping":{}}`))
-				c.onMessage(Text, []byte(`{"id":3,"subscribe":{"topic":"b"}}`))
+				takeTopicMessage(c, Text, []byte(`{"id":1,"publish":{"topic":"a","data":"xxxxxx"}}`))
+				takeTopicMessage(c, Text, []byte(`{"id":2,"ping":{}}`))
+				takeTopicMessage(c, Text, []byte(`{"id":3,"subscribe":{"topic":"b"}}`))
 			}
 		}
 		for c := range s.Conns() {
 			if c.Path() == "/ws" && c.core().Framing() == reactor.FramingRaw {
-				c.onMessage(Text, []byte("xxxxxx"))
+				takeTopicMessage(c, Text, []byte("xxxxxx"))
 			}
 		}
 	}}

@@ -56,6 +56,8 @@ type LoopSettings struct {
 type LoopEndpointSettings struct {
 	Deflater *codec.Deflater
 	Slow     SlowConsumer
+
+	OwnerData any // of the server
 }
 
 // ListenerSettings are those of one listener.

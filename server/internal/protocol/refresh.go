@@ -1,4 +1,4 @@
-package server
+package protocol
 
 import (
 	"encoding/json"
@@ -6,23 +6,10 @@ import (
 	"fmt"
 	"time"
 
-	"carillon/codec"
 	"carillon/server/internal/auth"
 	"carillon/server/internal/hub"
 	"carillon/server/internal/reactor"
-	"carillon/server/stats"
 )
-
-// closeExpired tells a client that its token, or whatever let it in, is good no more.
-const closeExpired codec.CloseCode = 4401
-
-// Expired closes a connection whose identity has expired.
-func (o *loopsOwner) Expired(c *reactor.Conn) {
-	if c.IsOpen() {
-		c.Shard().Stats.Cut(stats.CutExpired)
-	}
-	c.StartClose(reactor.CloseOwn, closeExpired, "token expired")
-}
 
 // A client renews its token over the socket, so that its subscriptions go on.
 
@@ -42,8 +29,8 @@ var (
 // refreshPause keeps a client from having signatures checked without end.
 const refreshPause = time.Second
 
-func (c *Conn) doRefresh(id json.RawMessage, token string) (what string, value any, err error) {
-	a, w := c.endpoint().now().auth, c.principal()
+func (c *Client) doRefresh(id json.RawMessage, token string) (what string, value any, err error) {
+	a, w := c.settings().Auth, c.principal()
 	if !a.ChecksTokens() || w == nil {
 		return "", nil, errRenewal
 	}
@@ -63,7 +50,7 @@ func (c *Conn) doRefresh(id json.RawMessage, token string) (what string, value a
 }
 
 // verifyElsewhere has a token checked on another goroutine. What the client asks for behind it waits.
-func (c *Conn) verifyElsewhere(a *auth.Authenticator, id json.RawMessage, token string, takes time.Duration) {
+func (c *Client) verifyElsewhere(a *auth.Authenticator, id json.RawMessage, token string, takes time.Duration) {
 	answer := func(renewed auth.Identity, err error) {
 		var value any
 		if err == nil {
@@ -83,10 +70,10 @@ func (c *Conn) verifyElsewhere(a *auth.Authenticator, id json.RawMessage, token 
 }
 
 // renew has a token that is good take the place of the one before.
-func (c *Conn) renew(renewed auth.Identity) (any, error) {
+func (c *Client) renew(renewed auth.Identity) (any, error) {
 	w := c.principal()
 	renewed = auth.Intersect(renewed, w.bound)
-	if renewed.Subject != w.subject {
+	if renewed.Subject != w.Subject {
 		return nil, fmt.Errorf("%w: its subject differs", errRenewal)
 	}
 	for i := range c.core().Extension().Subs {

@@ -1,4 +1,4 @@
-package server
+package protocol
 
 import (
 	"bytes"
@@ -9,16 +9,17 @@ import (
 	"carillon/codec"
 	"carillon/server/internal/auth"
 	"carillon/server/internal/envelope"
+	"carillon/server/internal/hub"
 	"carillon/server/internal/reactor"
 	"carillon/server/topic"
 )
 
-// tellGap tells a subscriber that messages are missing.
-func (c *Conn) tellGap(s Subscribed) { c.sendSubscribed(nil, s, true) }
+// TellGap tells a subscriber that messages are missing.
+func (c *Client) TellGap(s topic.Subscribed) { c.TellSubscribed(nil, s, true) }
 
-// sendSubscribed sends the reply to a subscription at once: the messages follow. A subscription of the
+// TellSubscribed sends the reply to a subscription at once: the messages follow. A subscription of the
 // request line or of the application has no id.
-func (c *Conn) sendSubscribed(id json.RawMessage, s Subscribed, since bool) {
+func (c *Client) TellSubscribed(id json.RawMessage, s topic.Subscribed, since bool) {
 	r := envelope.Subscribed{Topic: s.Topic, Epoch: s.Epoch}
 	if s.Epoch != "" {
 		r.Offset, r.After = &s.Offset, &s.After
@@ -34,14 +35,14 @@ func (c *Conn) sendSubscribed(id json.RawMessage, s Subscribed, since bool) {
 }
 
 // reply leaves a reply in the mailbox.
-func (c *Conn) reply(id json.RawMessage, what string, value any) {
+func (c *Client) reply(id json.RawMessage, what string, value any) {
 	if c.core().IsOpen() {
 		c.shard().PostBytes(reactor.CommandReply, c.core(), codec.OpText, envelope.AppendReply(nil, id, what, value))
 	}
 }
 
 // sendReply sends a reply at once.
-func (c *Conn) sendReply(id json.RawMessage, what string, value any) {
+func (c *Client) sendReply(id json.RawMessage, what string, value any) {
 	sh := c.shard()
 	sh.Text = envelope.AppendReply(sh.Text[:0], id, what, value)
 	if c.core().Deflates() && len(sh.Text) > largeReply {
@@ -65,7 +66,7 @@ const largeReply = 32 << 10
 
 // compressElsewhere has a reply compressed on another goroutine, and sends it in the place of what is done now. What
 // the client asks for behind it waits.
-func (c *Conn) compressElsewhere(text []byte) {
+func (c *Client) compressElsewhere(text []byte) {
 	q, takes := &c.shard().Engine.Offload, time.Duration(len(text))*reactor.CompressByte
 	deflater := c.core().Settings().Deflater
 	plain := func() { c.core().SendBytes(codec.AppendFrame(nil, codec.OpText, text), reactor.ItemAnswer) }
@@ -103,13 +104,13 @@ func errorCode(err error) string {
 		return "not_allowed"
 	case errors.As(err, &token) && token.Status == 401:
 		return "invalid_token"
-	case errors.Is(err, ErrSubscribed):
+	case errors.Is(err, hub.ErrSubscribed):
 		return "already_subscribed"
-	case errors.Is(err, ErrOverlap):
+	case errors.Is(err, hub.ErrOverlap):
 		return "overlap"
-	case errors.Is(err, ErrNotSubscribed):
+	case errors.Is(err, hub.ErrNotSubscribed):
 		return "not_subscribed"
-	case errors.Is(err, ErrTooManySubscriptions):
+	case errors.Is(err, hub.ErrTooManySubscriptions):
 		return "too_many_subscriptions"
 	case errors.Is(err, topic.ErrTooMany):
 		return "too_many_topics"
@@ -128,8 +129,8 @@ func errorCode(err error) string {
 }
 
 // fail tells a client that its request failed. If that is because the connection is closed, it knows.
-func (c *Conn) fail(id json.RawMessage, err error, reply replier) {
-	if errors.Is(err, ErrClosed) {
+func (c *Client) fail(id json.RawMessage, err error, reply replier) {
+	if errors.Is(err, reactor.ErrClosed) {
 		return
 	}
 	if r := errorReplyOf(err); c.core().MayErr(r.Code) {
@@ -138,7 +139,7 @@ func (c *Conn) fail(id json.RawMessage, err error, reply replier) {
 }
 
 // failed tells a client that what its request line asked for failed.
-func (c *Conn) failed(err error) {
+func (c *Client) failed(err error) {
 	if c.core().Framing() == reactor.FramingEnvelope {
 		c.fail(nil, err, c.sendReply)
 		return
@@ -147,5 +148,5 @@ func (c *Conn) failed(err error) {
 	if errors.Is(err, topic.ErrTooMany) || errors.Is(err, topic.ErrOverloaded) || errors.Is(err, topic.ErrNoCluster) {
 		code = codec.CloseTryAgainLater
 	}
-	_ = c.Close(code, err.Error())
+	_ = c.core().Close(code, err.Error())
 }
