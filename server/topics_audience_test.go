@@ -158,7 +158,7 @@ func (m *audienceModel) refresh(who *modelMember) {
 	m.look(who)
 	for _, s := range subscriptionsOf(who.c.core().Extension()) {
 		if hub.NameOf(&s) == latestTopic && s.Stale {
-			who.c.core().Refresh(true)
+			who.c.core().Refresh()
 			m.look(who)
 			if next := who.next[latestTopic]; next != uint64(s.Audience.End()) {
 				m.t.Fatalf("the newest message is %d, but %d came", s.Audience.End()-1, next-1)

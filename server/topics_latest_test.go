@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"carillon/server/internal/reactor"
 )
 
 // freezeOn has the server's side of a connection full with what is published to a topic that the client
@@ -189,6 +191,45 @@ func TestLatestBeforeAClose(t *testing.T) {
 	}
 	if n := dropsOf(s); n != int(s.Stats().Drops[DropConflated]) {
 		t.Errorf("drops: %v", s.Stats().Drops)
+	}
+}
+
+// Of what waited for one that is told to go, only as much is compressed at once as other clients can wait for.
+func TestLatestCompressesAFewAtOnce(t *testing.T) {
+	opts := topics(TopicRule{Match: ">", Latest: true})
+	opts.Endpoints[0].Compression = Compression{Enabled: true, Threshold: 100 << 10} // more than what eve is frozen with
+	s := start(t, opts)
+	const prices, size = 10, 400 << 10
+	query := "/ws?topic=fill"
+	for i := range prices {
+		query += fmt.Sprintf("&topic=price.%d", i)
+	}
+	eve := dialFrozen(t, s, query, "Sec-WebSocket-Extensions: permessage-deflate")
+	subscribers(t, s, fmt.Sprintf("price.%d", prices-1), 1)
+	filled := freezeOn(t, s, "fill")
+	for i := range prices {
+		mustPublish(t, s, fmt.Sprintf("price.%d", i), strings.Repeat("v", size))
+	}
+	_ = onlyConn(t, s, "/ws").Close(4001, "go")
+	compressed, plain := 0, 0
+	for op := Text; op == Text; {
+		var payload []byte
+		var err error
+		if op, payload, err = eve.frame(); err != nil {
+			t.Fatal(err)
+		}
+		switch n := len(payload); {
+		case op != Text || n == 64<<10:
+		case n < size/100:
+			compressed++
+		case n == size:
+			plain++
+		default:
+			t.Errorf("a message of %d bytes", n)
+		}
+	}
+	if want := reactor.CatchUpBytes / size; compressed != want || plain != prices-want {
+		t.Errorf("%d were compressed and %d were not, behind %d others; want %d", compressed, plain, filled, want)
 	}
 }
 

@@ -26,7 +26,7 @@ const (
 func (c *Conn) StartClose(how closeHow, code codec.CloseCode, reason string) {
 	c.sh.Check()
 	if c.Ready() && how == CloseOwn {
-		c.Refresh(true)
+		c.Refresh()
 	}
 	if c.state.Load() == StateOpen {
 		c.beginClose(how, code, reason)

@@ -112,7 +112,7 @@ func (c *Conn) end(err error) {
 		return
 	}
 	if c.Ready() {
-		c.Refresh(true)
+		c.Refresh()
 	}
 	if c.state.Load() == StateOpen {
 		c.leave(&codec.CloseError{Code: codec.CloseAbnormal, Reason: err.Error(), Remote: true, Err: err})

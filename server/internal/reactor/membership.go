@@ -3,6 +3,7 @@ package reactor
 import (
 	"time"
 
+	"carillon/codec"
 	"carillon/server/stats"
 )
 
@@ -181,10 +182,37 @@ func (c *Conn) conflate(sub int32, n int) {
 	c.sh.Stats.Drop(stats.DropConflated, uint64(n))
 }
 
-// Refresh sends the newest messages that waited until the socket takes bytes again; all of them, even if
-// it does not, when it is the last chance.
-func (c *Conn) Refresh(all bool) {
-	for i := 0; c.state.Load() == StateOpen && (all || c.out == nil) && c.ext != nil && c.ext.Stale > 0 && i < len(c.ext.Subs); i++ {
+// Refresh sends the newest messages that waited until the socket takes bytes again, since it is the last chance. Of
+// those that have not been compressed for others it compresses a few.
+func (c *Conn) Refresh() {
+	c.sh.CaughtUp = 0
+	c.eachStale(func(f *codec.Frame) bool {
+		c.BoundCompression([]*codec.Frame{f})
+		c.SendEncoded(c.encoded(f), ItemHistory) // one for each topic at most
+		return c.state.Load() == StateOpen
+	})
+}
+
+// queueNewest puts some of the newest messages that waited into an empty outbox, and reports whether there were any.
+// What may have to be compressed is taken from left.
+func (c *Conn) queueNewest(left *int) (some bool) {
+	c.eachStale(func(f *codec.Frame) bool {
+		some = true
+		if c.Deflates() {
+			*left -= len(f.Payload())
+		}
+		c.Enqueue(c.encoded(f), 0, ItemHistory)
+		return c.out.Bytes < flushChunk && *left > 0
+	})
+	return some
+}
+
+// eachStale calls send with the newest message of each topic that waits, until it returns false. They are sent then.
+func (c *Conn) eachStale(send func(*codec.Frame) bool) {
+	if c.ext == nil || c.state.Load() != StateOpen {
+		return
+	}
+	for i := 0; c.ext.Stale > 0 && i < len(c.ext.Subs); i++ {
 		s := &c.ext.Subs[i]
 		if !s.Stale {
 			continue
@@ -194,6 +222,8 @@ func (c *Conn) Refresh(all bool) {
 		a := s.Audience
 		c.sh.Stats.Drop(stats.DropConflated, a.missed(s.Slot))
 		a.Members[s.Slot].Seq = a.End()
-		c.SendEncoded(c.encoded(a.newest), ItemHistory) // one for each topic at most
+		if !send(a.newest) {
+			return
+		}
 	}
 }

@@ -445,7 +445,8 @@ func (c *Conn) unstall() {
 // MaxFlush is about how many bytes are written to a socket before others have their turn.
 const MaxFlush = 512 << 10
 
-// flushSome writes what waits, as much as the socket takes, and reports whether the connection needs another turn.
+// flushSome writes what waits, as much as the socket takes, and then the newest messages of topics that have left
+// others out meanwhile. It reports whether the connection needs another turn.
 func (c *Conn) flushSome() (more bool) {
 	o := c.out
 	if o == nil {
@@ -454,7 +455,7 @@ func (c *Conn) flushSome() (more bool) {
 	if !c.pushPending() {
 		return false
 	}
-	for left := MaxFlush; o.Items() > 0; {
+	for left := MaxFlush; o.Items() > 0 || c.queueNewest(&left); {
 		if left <= 0 {
 			return true
 		}
@@ -481,7 +482,6 @@ func (c *Conn) flushSome() (more bool) {
 	}
 	c.unstall()
 	c.flushed()
-	c.Refresh(false)
 	c.sh.Run.Schedule(c.Workload())
 	return false
 }
