@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"strings"
 	"testing"
+
+	"carillon/internal/testenv"
 )
 
 // Each claim of "no allocation" in the doc comments, measured.
 func TestAllocations(t *testing.T) {
-	if raceEnabled {
+	if testenv.Race {
 		t.Skip("the race detector drops pooled values")
 	}
 	const runs = 200

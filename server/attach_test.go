@@ -13,6 +13,7 @@ import (
 	"unsafe"
 
 	"carillon/codec"
+	"carillon/internal/testenv"
 	"carillon/server/internal/reactor"
 )
 
@@ -291,7 +292,7 @@ func TestConnSize(t *testing.T) {
 
 // A connection with a handler of its own is as cheap as any other: an echo allocates nothing.
 func TestAllocationsWithSetHandler(t *testing.T) {
-	if raceEnabled {
+	if testenv.Race {
 		t.Skip("the race detector allocates")
 	}
 	reactor.CheckOwner = false

@@ -126,6 +126,10 @@ func foundAttackRows() []attackRow {
 			}
 		}, run: same("/zws?topic=windows", deflating, true, masked(0x81, compressible(960)))},
 
+		// The newest messages of many topics, for one that has not read them and then does, or ends.
+		{name: "latest-128-topics,deflate", fast: true, run: latestAtOnce(false)},
+		{name: "latest-128-topics,deflate,half-close", fast: true, run: latestAtOnce(true)},
+
 		// Many topics of one connection.
 		{name: "publish-128-topics", setup: members(manyTopicsPath("busy."), 100), run: frames("/ws", jsonOnly, true, func(_ *assailant, i int) []byte {
 			return text(fmt.Sprintf(`{"publish":{"topic":"busy.%d","data":1}}`, i%128))
@@ -134,6 +138,40 @@ func foundAttackRows() []attackRow {
 			path := manyTopicsPath(fmt.Sprintf("%d.%d.", w.number, i))
 			return "GET " + path + " HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n"
 		})},
+	}
+}
+
+// latestAtOnce publishes the newest messages of many topics to itself while it does not read, each of 400 KB. Then it
+// ends its side, or reads all of them.
+func latestAtOnce(ends bool) func(*assailant) {
+	letters := noise(mib * 9 / 10)
+	for i := range letters {
+		letters[i] = 'a' + letters[i]%26
+	}
+	return func(w *assailant) {
+		path := strings.Replace(manyTopicsPath("latest."), "/ws", "/zws", 1)
+		var all []byte
+		for range 8 {
+			all = append(all, text(fmt.Sprintf(`{"publish":{"topic":"latest.0","data":"%s"}}`, letters))...)
+		}
+		for i := range 128 {
+			all = append(all, text(fmt.Sprintf(`{"publish":{"topic":"latest.%d","data":"%s"}}`, i, compressible(400_000)))...)
+		}
+		for !w.over() {
+			conn, err := w.open(path, append(deflating, speakJSON)...)
+			if err != nil {
+				return
+			}
+			_, _ = conn.Write(all)
+			w.sent(1, len(all))
+			if ends {
+				_ = conn.CloseWrite()
+			} else {
+				_ = conn.SetReadDeadline(time.Now().Add(time.Second))
+			}
+			_, _ = io.Copy(io.Discard, conn)
+			_ = conn.Close()
+		}
 	}
 }
 

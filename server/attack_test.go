@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"carillon/codec"
+	"carillon/internal/testenv"
 )
 
 // attack is one row of the tests below: what strangers do to a server while a citizen lives there.
@@ -118,7 +119,7 @@ const enough = 4 * time.Second
 
 // many is a fourth of a number under the race detector, which takes most of the processors' time.
 func many(n int) int {
-	if raceEnabled {
+	if testenv.Race {
 		return n / 4
 	}
 	return n

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/internal/testenv"
 )
 
 // Everybody on the path gets each message, the sender included, and nobody else does.
@@ -142,7 +143,7 @@ func TestSenderOrder(t *testing.T) {
 // one on, exactly once and in order.
 func TestMembersChangeDuringWalks(t *testing.T) {
 	stay, churners := 400, 40
-	if raceEnabled {
+	if testenv.Race {
 		stay, churners = 100, 10
 	}
 	limits, ping := off() // the walks leave little of a processor to those who come
@@ -291,7 +292,7 @@ func TestOneWriteForManyEchoes(t *testing.T) {
 		t.Fatalf("%d messages came", n)
 	}
 	most := uint64(1)
-	if raceEnabled { // it takes longer than a connection's turn
+	if testenv.Race { // it takes longer than a connection's turn
 		most = 3
 	}
 	if n := after.Writes - before.Writes; n > most {

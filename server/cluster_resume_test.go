@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"carillon/internal/testenv"
 )
 
 // nomad is a client that is cut off again and again, and comes back to any server with its last position.
@@ -75,7 +77,7 @@ func (w *nomad) begins(m said, first bool) {
 // again, whoever is subscribed gets the end.
 func TestClusterResumeUnderFaults(t *testing.T) {
 	lives := 150
-	if raceEnabled {
+	if testenv.Race {
 		lives = 60
 	}
 	const clients = 12

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/internal/testenv"
 	"carillon/server/internal/admin"
 )
 
@@ -271,7 +272,7 @@ func TestShutdownHurriesADrain(t *testing.T) {
 			}
 			wg.Wait()
 			wantEnd(t, ended)
-			if took := time.Since(began); took > 1500*time.Millisecond && !raceEnabled {
+			if took := time.Since(began); took > 1500*time.Millisecond && !testenv.Race {
 				t.Errorf("it took %v", took)
 			}
 		})
@@ -355,5 +356,14 @@ func TestMaxAge(t *testing.T) {
 	slices.Sort(ages)
 	if first, last := ages[0], ages[len(ages)-1]; first < 500*time.Millisecond || last-first < time.Second {
 		t.Errorf("they were closed after %v to %v", first, last)
+	}
+}
+
+func TestPaceOfADrain(t *testing.T) {
+	d := Drain{Duration: 10 * time.Second}
+	for connections, want := range map[int]time.Duration{0: 0, 1: 10 * time.Millisecond, 500: 5 * time.Second, 1_000_000: 10 * time.Second} {
+		if got := d.paceFor(connections); got != want {
+			t.Errorf("%d connections go in %v, want %v", connections, got, want)
+		}
 	}
 }

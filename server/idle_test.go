@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"carillon/internal/testenv"
 	"carillon/server/internal/hub"
 )
 
@@ -192,7 +193,7 @@ func TestClusterIdlePatternsAreBounded(t *testing.T) {
 // Of many topics at once nothing is left when they are gone, neither of their parts' lists nor of what queues them.
 func TestTopicsThatAreGoneLeaveNoMemory(t *testing.T) {
 	count := 300_000
-	if raceEnabled {
+	if testenv.Race {
 		count = 20_000
 	}
 	s, _ := startChanged(t, topics(), func(s *Server) { s.hub.Linger, s.hub.MaxUnheard = time.Hour, count })
@@ -208,7 +209,7 @@ func TestTopicsThatAreGoneLeaveNoMemory(t *testing.T) {
 		}
 		return s.hub.Count.Load() == 0
 	})
-	if left := heapBytes() - before; left > full/50 && !raceEnabled {
+	if left := heapBytes() - before; left > full/50 && !testenv.Race {
 		t.Errorf("%d B are left of %d B", left, full)
 	}
 	t.Logf("%d B for each topic", full/int64(count))

@@ -178,30 +178,3 @@ func TestMemoryUsed(t *testing.T) {
 		t.Errorf("%v stay when they are free", Size(grown))
 	}
 }
-
-// Of many slow consumers those are shed for which most waits, and few of them are sorted at once.
-func TestTheSlowestOfMany(t *testing.T) {
-	sh := &reactor.Shard{}
-	const many = 5000
-	for i := range many {
-		c := queued(sh, nil)
-		c.core().Outbox().Bytes = reactor.ShedLeast - 100 + (i*2311)%many // each once
-		sh.Stalled = append(sh.Stalled, c.core())
-	}
-	list, more := sh.Largest()
-	if len(list) != reactor.MaxShed || cap(list) > 2*reactor.MaxShed || !more {
-		t.Fatalf("%d of %d, want %d of %d", len(list), cap(list), reactor.MaxShed, 2*reactor.MaxShed)
-	}
-	for i, one := range list {
-		if want := reactor.ShedLeast - 100 + many - 1 - i; one.Bytes != want || one.Conn.Outbox().Bytes != want {
-			t.Fatalf("number %d has %d bytes, want %d", i, one.Bytes, want)
-		}
-	}
-	sh.Stalled = sh.Stalled[:300]
-	for i, c := range sh.Stalled {
-		c.Outbox().Bytes = reactor.ShedLeast - 100 + i
-	}
-	if list, more = sh.Largest(); more || len(list) != 200 || list[199].Bytes != reactor.ShedLeast {
-		t.Errorf("%d have much waiting, want 200", len(list))
-	}
-}

@@ -10,12 +10,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"carillon/internal/testenv"
 	"carillon/server/internal/reactor"
 )
 
 // crowd is as many connections as a test opens: 15,000, but a third of them under the race detector. It leaves room
 // below a descriptor limit of 20,000; where the limit is lower, the tests that need it say so.
-const crowd = 15000 / crowdPart
+const crowd = 15000 / testenv.RaceFactor
 
 func needDescriptors(t testing.TB, n int) {
 	t.Helper()
@@ -59,7 +60,7 @@ func TestCrowd(t *testing.T) {
 	// gnet's map of connections keeps its size, about 40 B for each that there was.
 	var left int64
 	defer func() { t.Logf("%d B of heap are left of each connection", left/crowd) }()
-	eventually(t, "their memory is given back", func() bool { left = heapBytes() - before; return left <= crowd*80*crowdPart })
+	eventually(t, "their memory is given back", func() bool { left = heapBytes() - before; return left <= crowd*80*testenv.RaceFactor })
 	lone.send("still here")
 	lone.want("still here")
 }
@@ -90,7 +91,7 @@ func TestCrowdDrainsEvenly(t *testing.T) {
 	needDescriptors(t, crowd)
 	d := evenDrain{parts: 5, over: 3 * time.Second, share: 10, longest: 200 * time.Millisecond}
 	smallest := 1
-	if raceEnabled { // the processors are not fast enough for it
+	if testenv.Race { // the processors are not fast enough for it
 		d.share, d.longest, smallest = 4, time.Second, 2
 	}
 	inFiveTries(t, func(try int) string {
@@ -169,7 +170,7 @@ func echoUntilTheEnd(c *client) <-chan []time.Duration {
 
 // The memory of a connection that does nothing, gnet's part included.
 func TestIdleMemory(t *testing.T) {
-	if raceEnabled {
+	if testenv.Race {
 		t.Skip("the race detector changes what memory costs")
 	}
 	needDescriptors(t, crowd)
@@ -184,7 +185,7 @@ func TestIdleMemory(t *testing.T) {
 
 // Neither echo nor broadcast allocates for a message or for a receiver.
 func TestAllocations(t *testing.T) {
-	if raceEnabled {
+	if testenv.Race {
 		t.Skip("the race detector allocates")
 	}
 	reactor.CheckOwner = false

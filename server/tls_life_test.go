@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/internal/testenv"
 	"carillon/server/internal/certs"
 	"carillon/server/internal/reactor"
 )
@@ -507,7 +508,7 @@ func (a *authority) together(name string) Certificate {
 // An echo over TLS allocates only what crypto/tls itself does to read a record, here and at the client: a reader
 // that knows how much is missing, and there twice.
 func TestTLSAllocations(t *testing.T) {
-	if raceEnabled {
+	if testenv.Race {
 		t.Skip("the race detector allocates")
 	}
 	reactor.CheckOwner = false

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"carillon/internal/testenv"
 	"carillon/server/internal/limit"
 	"carillon/server/internal/reactor"
 )
@@ -79,7 +80,7 @@ func comesIn(s *Server, config *tls.Config, limit time.Duration) bool {
 func TestTLSHalfOpen(t *testing.T) {
 	const newcomers = 120
 	strangers, limits, least := 1200, Limits{}, int64(newcomers*11/12)
-	if raceEnabled { // so many handshakes would take longer than they may, and the few may on a busy machine
+	if testenv.Race { // so many handshakes would take longer than they may, and the few may on a busy machine
 		strangers, limits.MaxTLSHandshakes, least = 150, 128, newcomers/2
 	}
 	a := newAuthority(t)

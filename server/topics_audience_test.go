@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"carillon/internal/testenv"
 	"carillon/server/internal/hub"
 	"carillon/server/internal/reactor"
 	"carillon/server/stats"
@@ -64,7 +65,8 @@ func (m *audienceModel) publish() {
 }
 
 func (m *audienceModel) join() {
-	c := queued(m.sh, m.g.Endpoint)
+	c := (*Conn)(reactor.Assemble(reactor.Parts{Shard: m.sh, Endpoint: m.g.Endpoint, FD: -1, Outbox: &reactor.Outbox{}}))
+	c.core().State().Store(reactor.StateOpen)
 	c.core().Negotiated([]reactor.Framing{reactor.FramingRaw, reactor.FramingEvent}[m.r.IntN(2)], 0, reactor.NoSubprotocol)
 	m.g.Add(c.core(), reactor.Times{})
 	m.members = append(m.members, &modelMember{c: c, next: map[string]uint64{}})
@@ -292,7 +294,7 @@ func subscriptionsOf(m *reactor.Extension) []reactor.Subscription {
 // did not ask for, and all the places that point to each other agree.
 func TestAudienceWalk(t *testing.T) {
 	seeds := uint64(60)
-	if raceEnabled {
+	if testenv.Race {
 		seeds = 15
 	}
 	for seed := range seeds {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/internal/testenv"
 	"carillon/server/internal/reactor"
 )
 
@@ -114,7 +115,7 @@ func BenchmarkTopicPublish(b *testing.B) {
 
 // A subscription to a topic that has others costs little beside the connection, and a topic does so too.
 func TestSubscriptionMemory(t *testing.T) {
-	if raceEnabled {
+	if testenv.Race {
 		t.Skip("the race detector changes what memory costs")
 	}
 	const conns, each, topicCount = 2000, 10, 20_000
@@ -140,7 +141,7 @@ func TestSubscriptionMemory(t *testing.T) {
 
 // A publish allocates for the message, not for its receivers.
 func TestPublishAllocations(t *testing.T) {
-	if raceEnabled {
+	if testenv.Race {
 		t.Skip("the race detector allocates")
 	}
 	reactor.CheckOwner = false

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"carillon/internal/testenv"
 	"carillon/server/internal/reactor"
 )
 
@@ -78,7 +79,7 @@ func TestLatestForAFrozenReader(t *testing.T) {
 func thawLatest(t *testing.T, compressed bool) {
 	const prices = 50
 	rounds := 200
-	if raceEnabled {
+	if testenv.Race {
 		rounds = 20
 	}
 	opts := topics(TopicRule{Match: "price.>", Latest: true}, TopicRule{Match: "fill", Latest: true})
@@ -119,7 +120,7 @@ func thawLatest(t *testing.T, compressed bool) {
 	eventually(t, "it was cathy's turn", func() bool { return s.engine.BacklogBytes() == 0 })
 	// The newest of each are kept twice, as they were published and in the envelope; ten rounds of them
 	// would be ten times as much.
-	if grown := heapBytes() - before; !raceEnabled && grown > 3*prices*10_000+1<<20 {
+	if grown := heapBytes() - before; !testenv.Race && grown > 3*prices*10_000+1<<20 {
 		t.Errorf("%d B of memory for one who does not read", grown)
 	}
 	if n := s.Stats().QueuedBytes; n > 1<<20 {

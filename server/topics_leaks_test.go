@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/internal/testenv"
 )
 
 // Thousands of random things happen at once, from clients and from the application: connections of all kinds
@@ -17,7 +18,7 @@ import (
 // of them: no topic, no pattern, no byte, no memory.
 func TestNothingIsLeftOfTopics(t *testing.T) {
 	steps := 1500
-	if raceEnabled {
+	if testenv.Race {
 		steps = 500
 	}
 	opts := topics(TopicRule{Match: "n.1.>", History: 20}, TopicRule{Match: "n.2.>", Latest: true}, TopicRule{Match: ">", History: 5, MaxAge: 50 * time.Millisecond})
@@ -54,7 +55,7 @@ func TestNothingIsLeftOfTopics(t *testing.T) {
 	if st.Open != 0 || st.QueuedBytes != 0 || s.engine.BacklogBytes() != 0 || st.Panics != 0 {
 		t.Errorf("%+v, and %d bytes of backlog", st, s.engine.BacklogBytes())
 	}
-	if !raceEnabled {
+	if !testenv.Race {
 		eventually(t, "the memory is given back", func() bool { return heapBytes()-before <= 2<<20 })
 	}
 }
@@ -261,7 +262,7 @@ func TestRequestsAreBounded(t *testing.T) {
 	fill(t, s, "log", 1000)
 	eager := dial(t, s, "/ws", speakJSON)
 	rounds := 10
-	if raceEnabled {
+	if testenv.Race {
 		rounds = 3
 	}
 	go func() {

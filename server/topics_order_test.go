@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"carillon/codec"
+	"carillon/internal/testenv"
 	"carillon/server/internal/reactor"
 )
 
@@ -271,7 +272,7 @@ func TestOverloadIsTold(t *testing.T) {
 // slows them down: nothing is refused and nothing is lost.
 func TestTopicPublishersOutrunTheWalk(t *testing.T) {
 	messages := 6000
-	if raceEnabled {
+	if testenv.Race {
 		messages = 2000
 	}
 	const publishers, subscribing = 3, 10

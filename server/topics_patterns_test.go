@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"carillon/internal/testenv"
 	"carillon/server/topic"
 )
 
@@ -150,7 +151,7 @@ func TestPatternsComeAndGo(t *testing.T) {
 	}
 	names := []string{"t.1.x", "t.2.x", "t.*.x", "t.>", "*.3.x", ">"}
 	rounds := 100
-	if raceEnabled {
+	if testenv.Race {
 		rounds = 40
 	}
 	for n := range 12 {

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"carillon/internal/testenv"
 	"carillon/server/internal/hub"
 )
 
@@ -384,7 +385,7 @@ func (f *resumer) follow(c *client) (next func() (said, error)) {
 // more than a quarter of the lives begin with a gap.
 func TestResumeUnderPublishing(t *testing.T) {
 	cuts := 60
-	if raceEnabled {
+	if testenv.Race {
 		cuts = 25
 	}
 	const clients, history = 20, 500

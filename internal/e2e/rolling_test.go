@@ -35,7 +35,7 @@ const (
 
 // rollingClients is how many take part. The race detector leaves no time for more than some.
 func rollingClients() int {
-	if raceEnabled {
+	if testenv.Race {
 		return 500
 	}
 	return 5000

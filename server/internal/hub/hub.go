@@ -42,7 +42,7 @@ type Hub struct {
 
 	Parts [256]hubPart // topics by the hash of their names
 	Count atomic.Int64
-	Keys  Idempotency
+	Keys  idempotency
 
 	unheard, heard idleTopics // topics that are not in use
 
@@ -53,7 +53,7 @@ type Hub struct {
 	Bytes     atomic.Int64 // of their payloads
 
 	Mu       sync.RWMutex
-	Patterns PatternIndex  // guarded by mu
+	Patterns patternIndex  // guarded by mu
 	Version  atomic.Uint64 // of patterns, changed under mu
 }
 
@@ -91,7 +91,7 @@ type Owner interface {
 func New(owner Owner, engine *reactor.Engine, settings func() *Settings, broker topic.Broker) *Hub {
 	h := &Hub{owner: owner, engine: engine, settings: settings,
 		seed: maphash.MakeSeed(), epochs: maphash.MakeSeed(), Linger: linger, MaxUnheard: maxUnheard}
-	h.Keys.Init(h)
+	h.Keys.init(h)
 	h.Remote = newRemote(h, broker)
 	return h
 }
@@ -285,7 +285,7 @@ func (h *Hub) Sweep(now time.Time, round int) {
 	}
 	h.ForgetIdle(since - h.Linger)
 	h.Remote.sweep(since)
-	h.Keys.Expire()
+	h.Keys.expire()
 }
 
 // lookSlice is how many entries are looked at while a lock is held.

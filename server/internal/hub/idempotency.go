@@ -16,33 +16,33 @@ import (
 	"carillon/server/topic"
 )
 
-// KeyLife is how long an idempotency key is remembered, unless Limits.MaxKeyMemory is reached.
-const KeyLife = 5 * time.Minute
+// keyLife is how long an idempotency key is remembered, unless Limits.MaxKeyMemory is reached.
+const keyLife = 5 * time.Minute
 
-// Idempotency remembers the receipts of publications that have a key.
-type Idempotency struct {
+// idempotency remembers the receipts of publications that have a key.
+type idempotency struct {
 	secret  [32]byte // immutable; keeps clients from making two keys that are taken for one
 	seed    maphash.Seed
-	Now     func() time.Duration // since the server was made
-	Most    func() int64         // Limits.MaxKeyMemory, negative for no limit
+	now     func() time.Duration // since the server was made
+	most    func() int64         // Limits.MaxKeyMemory, negative for no limit
 	Evicted atomic.Uint64        // keys that were forgotten before their time
 
 	mu       sync.Mutex
-	Attempts shrink.Map[KeyID, *attempt] // guarded by mu: publications that are under way
-	table    KeyTable                    // guarded by mu
+	Attempts shrink.Map[keyID, *attempt] // guarded by mu: publications that are under way
+	table    keyTable                    // guarded by mu
 }
 
-// KeyID stands for a publisher, a topic and a key.
-type KeyID [16]byte
+// keyID stands for a publisher, a topic and a key.
+type keyID [16]byte
 
-// Init prepares the keys of a hub.
-func (k *Idempotency) Init(h *Hub) {
+// init prepares the keys of a hub.
+func (k *idempotency) init(h *Hub) {
 	_, _ = rand.Read(k.secret[:]) // it never fails
-	k.seed, k.Now = maphash.MakeSeed(), h.engine.Uptime
-	k.Most = func() int64 { return h.settings().MaxKeyMemory }
+	k.seed, k.now = maphash.MakeSeed(), h.engine.Uptime
+	k.most = func() int64 { return h.settings().MaxKeyMemory }
 }
 
-func (k *Idempotency) idOf(p *Publication) (id KeyID) {
+func (k *idempotency) idOf(p *Publication) (id keyID) {
 	b := make([]byte, 0, 512)
 	b = append(b, k.secret[:]...)
 	for _, part := range [...]string{p.Publisher, p.Topic, p.Key} {
@@ -50,11 +50,11 @@ func (k *Idempotency) idOf(p *Publication) (id KeyID) {
 		b = append(b, part...)
 	}
 	sum := sha256.Sum256(b)
-	return KeyID(sum[:])
+	return keyID(sum[:])
 }
 
 // accountOf is what the memory for a publication's key is charged to.
-func (k *Idempotency) accountOf(p *Publication) uint64 {
+func (k *idempotency) accountOf(p *Publication) uint64 {
 	return maphash.Comparable(k.seed, struct {
 		publisher string
 		address   limit.Key
@@ -63,8 +63,8 @@ func (k *Idempotency) accountOf(p *Publication) uint64 {
 
 // attempt is a publication with a key that is under way, or whose end at the broker is not known yet.
 type attempt struct {
-	keys    *Idempotency
-	id      KeyID
+	keys    *idempotency
+	id      keyID
 	account uint64
 	users   int // guarded by keys.mu
 
@@ -83,15 +83,15 @@ type relay struct {
 // errRelay is what the relay of an earlier publication came to.
 var errRelay = errors.New("the cluster did not acknowledge the first message with this key")
 
-// Begin returns the receipt of an earlier publication and what its relay came to, or an attempt, which the caller
+// begin returns the receipt of an earlier publication and what its relay came to, or an attempt, which the caller
 // leaves.
-func (k *Idempotency) Begin(p *Publication) (a *attempt, known topic.Receipt, relayed error) {
+func (k *idempotency) begin(p *Publication) (a *attempt, known topic.Receipt, relayed error) {
 	id, account, second := k.idOf(p), k.accountOf(p), k.second()
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	a = k.Attempts.Get(id)
 	if a == nil {
-		if e := k.table.Find(id); e != nil && !e.isOld(second) {
+		if e := k.table.find(id); e != nil && !e.isOld(second) {
 			return nil, e.receipt(), e.relayed()
 		}
 		a = &attempt{keys: k, id: id, account: account}
@@ -110,8 +110,8 @@ func (a *attempt) Leave() {
 	}
 }
 
-// Once publishes unless that was done before.
-func (a *attempt) Once(publish func() (topic.Receipt, error)) (topic.Receipt, error) {
+// once publishes unless that was done before.
+func (a *attempt) once(publish func() (topic.Receipt, error)) (topic.Receipt, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.done {
@@ -128,7 +128,7 @@ func (a *attempt) Once(publish func() (topic.Receipt, error)) (topic.Receipt, er
 // publishOnce publishes a message with a key, unless that was done before. sent, which may be nil, learns what became
 // of it, or of the first one, at the broker, if there is no error. It is called with nothing locked.
 func (h *Hub) publishOnce(p *Publication, sent func(error)) (topic.Receipt, error) {
-	a, receipt, relayed := h.Keys.Begin(p)
+	a, receipt, relayed := h.Keys.begin(p)
 	if a == nil {
 		if sent != nil {
 			sent(relayed)
@@ -137,7 +137,7 @@ func (h *Hub) publishOnce(p *Publication, sent func(error)) (topic.Receipt, erro
 	}
 	defer a.Leave()
 	over := &relayAck{done: a.relayed}
-	receipt, err := a.Once(func() (topic.Receipt, error) {
+	receipt, err := a.once(func() (topic.Receipt, error) {
 		receipt, err := h.enter(p, over.end)
 		if err == nil {
 			a.relay = &relay{}
@@ -153,7 +153,7 @@ func (h *Hub) publishOnce(p *Publication, sent func(error)) (topic.Receipt, erro
 }
 
 // join keeps an attempt until its relay has ended.
-func (k *Idempotency) join(a *attempt) {
+func (k *idempotency) join(a *attempt) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	a.users++
@@ -194,27 +194,27 @@ func (a *attempt) tell(sent func(error)) {
 }
 
 // second is the time in the table's unit.
-func (k *Idempotency) second() uint32 { return uint32(k.Now() / time.Second) }
+func (k *idempotency) second() uint32 { return uint32(k.now() / time.Second) }
 
 // put remembers a receipt, and forgets others if there is no room for it.
-func (k *Idempotency) put(id KeyID, account uint64, r topic.Receipt) {
+func (k *idempotency) put(id keyID, account uint64, r topic.Receipt) {
 	epoch, _ := strconv.ParseUint(r.Epoch, 36, 64) // as ownEpoch wrote it
-	e := KeyEntry{ID: id, Account: account, Offset: r.Offset, epoch: epoch, subscribers: uint32(r.Subscribers), second: k.second()}
-	most := k.Most()
+	e := keyEntry{ID: id, account: account, offset: r.Offset, epoch: epoch, subscribers: uint32(r.Subscribers), second: k.second()}
+	most := k.most()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.table.Remove(k.table.Index(id)) // one that is old
+	k.table.remove(k.table.index(id)) // one that is old
 	if most >= 0 {
-		k.shorten(most-KeyCost-PublisherCost, account)
+		k.shorten(most-keyCost-publisherCost, account)
 	}
-	k.table.Add(e)
+	k.table.add(e)
 }
 
 // shorten forgets keys until the others take up no more than so many bytes, and reports whether that is still to be
 // done after a slice of them. The caller holds mu.
-func (k *Idempotency) shorten(bytes int64, account uint64) (more bool) {
+func (k *idempotency) shorten(bytes int64, account uint64) (more bool) {
 	for range lookSlice {
-		if k.table.bytes() <= bytes || k.table.N == 0 {
+		if k.table.bytes() <= bytes || k.table.n == 0 {
 			return false
 		}
 		k.table.evict(account)
@@ -224,36 +224,36 @@ func (k *Idempotency) shorten(bytes int64, account uint64) (more bool) {
 }
 
 // failed notes that a message was relayed without success.
-func (k *Idempotency) failed(id KeyID) {
+func (k *idempotency) failed(id keyID) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if e := k.table.Find(id); e != nil {
+	if e := k.table.find(id); e != nil {
 		e.subscribers |= keyFailed
 	}
 }
 
-// Expire forgets keys whose time is over, a slice of them at a time.
-func (k *Idempotency) Expire() {
+// expire forgets keys whose time is over, a slice of them at a time.
+func (k *idempotency) expire() {
 	for k.expireSome() {
 	}
 }
 
-func (k *Idempotency) expireSome() (more bool) {
-	second, most := k.second(), k.Most()
+func (k *idempotency) expireSome() (more bool) {
+	second, most := k.second(), k.most()
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for range lookSlice {
-		if k.table.N == 0 || !k.table.At(k.table.Oldest).isOld(second) {
+		if k.table.n == 0 || !k.table.at(k.table.oldest).isOld(second) {
 			return most >= 0 && k.shorten(most, 0)
 		}
-		k.table.Remove(k.table.Oldest)
+		k.table.remove(k.table.oldest)
 	}
 	return true
 }
 
 // Count is how many keys are remembered.
-func (k *Idempotency) Count() int {
+func (k *idempotency) Count() int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return int(k.table.N)
+	return int(k.table.n)
 }

@@ -11,34 +11,34 @@ import (
 
 // What the table takes up, in bytes: for a key, its part of the index included, and for an account.
 const (
-	KeyCost       = 112
-	PublisherCost = 128
+	keyCost       = 112
+	publisherCost = 128
 )
 
-// KeyTable has receipts by key. It has no pointers for the garbage collector to follow but those of accounts, and no
+// keyTable has receipts by key. It has no pointers for the garbage collector to follow but those of accounts, and no
 // more memory than it needs. Its zero value is empty.
 //
 // When it is full the oldest key of the account goes that has most of them. So one publisher that uses very many keys
 // loses its own, and others keep theirs.
-type KeyTable struct {
-	places   [64]shrink.Map[KeyID, uint32] // by the first bits of the id: where entries are
-	chunks   []*[chunkKeys]KeyEntry        // places 1 to n
-	N        uint32
-	Oldest   uint32
+type keyTable struct {
+	places   [64]shrink.Map[keyID, uint32] // by the first bits of the id: where entries are
+	chunks   []*[chunkKeys]keyEntry        // places 1 to n
+	n        uint32
+	oldest   uint32
 	newest   uint32
-	Accounts shrink.Map[uint64, *keyAccount]
-	Largest  indexheap.Heap[*keyAccount]
+	accounts shrink.Map[uint64, *keyAccount]
+	largest  indexheap.Heap[*keyAccount]
 }
 
 const chunkKeys = 256
 
-// KeyEntry is a receipt. Entries are linked by their places, 0 being none: all of them and those of each account, in
+// keyEntry is a receipt. Entries are linked by their places, 0 being none: all of them and those of each account, in
 // the order of time.
-type KeyEntry struct {
-	ID                 KeyID
-	Account            uint64
-	Offset, epoch      uint64
-	older, Newer       uint32
+type keyEntry struct {
+	ID                 keyID
+	account            uint64
+	offset, epoch      uint64
+	older, newer       uint32
 	ownOlder, ownNewer uint32
 	second             uint32 // when it was published
 	subscribers        uint32 // and keyFailed
@@ -51,143 +51,143 @@ type keyAccount struct {
 	id             uint64
 	oldest, newest uint32
 	Count          uint32
-	Slot           int // in KeyTable.largest
+	slot           int // in keyTable.largest
 }
 
 func (a *keyAccount) Before(other *keyAccount) bool { return a.Count > other.Count }
-func (a *keyAccount) Place() *int                   { return &a.Slot }
+func (a *keyAccount) Place() *int                   { return &a.slot }
 
-func (e *KeyEntry) isOld(second uint32) bool { return second-e.second > uint32(KeyLife/time.Second) }
+func (e *keyEntry) isOld(second uint32) bool { return second-e.second > uint32(keyLife/time.Second) }
 
-func (e *KeyEntry) receipt() topic.Receipt {
-	return topic.Receipt{Offset: e.Offset, Epoch: strconv.FormatUint(e.epoch, 36), Subscribers: int(e.subscribers &^ keyFailed)}
+func (e *keyEntry) receipt() topic.Receipt {
+	return topic.Receipt{Offset: e.offset, Epoch: strconv.FormatUint(e.epoch, 36), Subscribers: int(e.subscribers &^ keyFailed)}
 }
 
-func (e *KeyEntry) relayed() error {
+func (e *keyEntry) relayed() error {
 	if e.subscribers&keyFailed != 0 {
 		return errRelay
 	}
 	return nil
 }
 
-func (t *KeyTable) bytes() int64 {
-	return int64(t.N)*KeyCost + int64(t.Accounts.Len())*PublisherCost
+func (t *keyTable) bytes() int64 {
+	return int64(t.n)*keyCost + int64(t.accounts.Len())*publisherCost
 }
 
-// At is the entry at a place.
-func (t *KeyTable) At(place uint32) *KeyEntry {
+// at is the entry at a place.
+func (t *keyTable) at(place uint32) *keyEntry {
 	return &t.chunks[(place-1)/chunkKeys][(place-1)%chunkKeys]
 }
 
-func (t *KeyTable) part(id KeyID) *shrink.Map[KeyID, uint32] { return &t.places[id[0]%64] }
+func (t *keyTable) part(id keyID) *shrink.Map[keyID, uint32] { return &t.places[id[0]%64] }
 
-// Index is the place of a key, or 0.
-func (t *KeyTable) Index(id KeyID) uint32 { return t.part(id).Get(id) }
+// index is the place of a key, or 0.
+func (t *keyTable) index(id keyID) uint32 { return t.part(id).Get(id) }
 
-// Find returns the entry of a key, or nil.
-func (t *KeyTable) Find(id KeyID) *KeyEntry {
-	if place := t.Index(id); place > 0 {
-		return t.At(place)
+// find returns the entry of a key, or nil.
+func (t *keyTable) find(id keyID) *keyEntry {
+	if place := t.index(id); place > 0 {
+		return t.at(place)
 	}
 	return nil
 }
 
-// Add appends an entry as the newest one. Its key must not be there.
-func (t *KeyTable) Add(e KeyEntry) {
-	a := t.Accounts.Get(e.Account)
+// add appends an entry as the newest one. Its key must not be there.
+func (t *keyTable) add(e keyEntry) {
+	a := t.accounts.Get(e.account)
 	if a == nil {
-		a = &keyAccount{id: e.Account}
-		t.Accounts.Set(e.Account, a)
-		t.Largest.Insert(a)
+		a = &keyAccount{id: e.account}
+		t.accounts.Set(e.account, a)
+		t.largest.Insert(a)
 	}
-	t.N++
-	if int(t.N) > len(t.chunks)*chunkKeys {
-		t.chunks = append(t.chunks, new([chunkKeys]KeyEntry))
+	t.n++
+	if int(t.n) > len(t.chunks)*chunkKeys {
+		t.chunks = append(t.chunks, new([chunkKeys]keyEntry))
 	}
-	place := t.N
-	e.older, e.Newer, e.ownOlder, e.ownNewer = t.newest, 0, a.newest, 0
-	*t.At(place) = e
+	place := t.n
+	e.older, e.newer, e.ownOlder, e.ownNewer = t.newest, 0, a.newest, 0
+	*t.at(place) = e
 	t.part(e.ID).Set(e.ID, place)
 	t.relink(place, a)
 	a.Count++
-	t.Largest.Moved(a)
+	t.largest.Moved(a)
 }
 
 // relink has the neighbours of an entry point to its place.
-func (t *KeyTable) relink(place uint32, a *keyAccount) {
-	e := t.At(place)
+func (t *keyTable) relink(place uint32, a *keyAccount) {
+	e := t.at(place)
 	*t.newerOf(e.older) = place
-	*t.olderOf(e.Newer) = place
+	*t.olderOf(e.newer) = place
 	if e.ownOlder > 0 {
-		t.At(e.ownOlder).ownNewer = place
+		t.at(e.ownOlder).ownNewer = place
 	} else {
 		a.oldest = place
 	}
 	if e.ownNewer > 0 {
-		t.At(e.ownNewer).ownOlder = place
+		t.at(e.ownNewer).ownOlder = place
 	} else {
 		a.newest = place
 	}
 }
 
 // newerOf is what points from a place to the next newer one; from 0, to the oldest.
-func (t *KeyTable) newerOf(place uint32) *uint32 {
+func (t *keyTable) newerOf(place uint32) *uint32 {
 	if place == 0 {
-		return &t.Oldest
+		return &t.oldest
 	}
-	return &t.At(place).Newer
+	return &t.at(place).newer
 }
 
-func (t *KeyTable) olderOf(place uint32) *uint32 {
+func (t *keyTable) olderOf(place uint32) *uint32 {
 	if place == 0 {
 		return &t.newest
 	}
-	return &t.At(place).older
+	return &t.at(place).older
 }
 
-// Remove takes out what is at a place; 0 is nothing. The last entry moves to its place.
-func (t *KeyTable) Remove(place uint32) {
+// remove takes out what is at a place; 0 is nothing. The last entry moves to its place.
+func (t *keyTable) remove(place uint32) {
 	if place == 0 {
 		return
 	}
-	e := *t.At(place)
-	a := t.Accounts.Get(e.Account)
-	*t.newerOf(e.older), *t.olderOf(e.Newer) = e.Newer, e.older
+	e := *t.at(place)
+	a := t.accounts.Get(e.account)
+	*t.newerOf(e.older), *t.olderOf(e.newer) = e.newer, e.older
 	if e.ownOlder > 0 {
-		t.At(e.ownOlder).ownNewer = e.ownNewer
+		t.at(e.ownOlder).ownNewer = e.ownNewer
 	} else {
 		a.oldest = e.ownNewer
 	}
 	if e.ownNewer > 0 {
-		t.At(e.ownNewer).ownOlder = e.ownOlder
+		t.at(e.ownNewer).ownOlder = e.ownOlder
 	} else {
 		a.newest = e.ownOlder
 	}
 	t.part(e.ID).Delete(e.ID)
 	if a.Count--; a.Count == 0 {
-		t.Largest.Remove(a)
-		t.Accounts.Delete(a.id)
+		t.largest.Remove(a)
+		t.accounts.Delete(a.id)
 	} else {
-		t.Largest.Moved(a)
+		t.largest.Moved(a)
 	}
-	if place != t.N {
-		last := *t.At(t.N)
-		*t.At(place) = last
+	if place != t.n {
+		last := *t.at(t.n)
+		*t.at(place) = last
 		t.part(last.ID).Set(last.ID, place)
-		t.relink(place, t.Accounts.Get(last.Account))
+		t.relink(place, t.accounts.Get(last.account))
 	}
-	t.N--
-	if spare := len(t.chunks) - 1; spare > 0 && int(t.N) <= (spare-1)*chunkKeys {
+	t.n--
+	if spare := len(t.chunks) - 1; spare > 0 && int(t.n) <= (spare-1)*chunkKeys {
 		t.chunks[spare] = nil
 		t.chunks = shrink.Slice(t.chunks[:spare])
 	}
 }
 
 // evict takes out the oldest key of the account that has most, which is the one given if others have no more.
-func (t *KeyTable) evict(account uint64) {
-	most := t.Largest[0]
-	if own := t.Accounts.Get(account); own != nil && own.Count == most.Count {
+func (t *keyTable) evict(account uint64) {
+	most := t.largest[0]
+	if own := t.accounts.Get(account); own != nil && own.Count == most.Count {
 		most = own
 	}
-	t.Remove(most.oldest)
+	t.remove(most.oldest)
 }

@@ -7,27 +7,27 @@ import (
 	"carillon/internal/shrink"
 )
 
-// PatternIndex is the patterns that have subscribers. A topic meets only those that begin as it does, about 50
+// patternIndex is the patterns that have subscribers. A topic meets only those that begin as it does, about 50
 // ns for each, which is why TopicAccess.MaxPatterns bounds them. Its zero value is empty.
-type PatternIndex struct {
+type patternIndex struct {
 	index patterns.Index[Source]
 	Names shrink.Map[string, *Source]
 }
 
-// Add enters a pattern.
-func (x *PatternIndex) Add(p *Source) {
+// add enters a pattern.
+func (x *patternIndex) add(p *Source) {
 	x.Names.Set(p.Name, p)
 	x.index.Add(p.Name, p)
 }
 
-// Remove takes a pattern out.
-func (x *PatternIndex) Remove(p *Source) {
+// remove takes a pattern out.
+func (x *patternIndex) remove(p *Source) {
 	x.Names.Delete(p.Name)
 	x.index.Remove(p.Name)
 }
 
 // match appends the patterns that match a topic.
-func (x *PatternIndex) match(topic string, list []*Source) []*Source {
+func (x *patternIndex) match(topic string, list []*Source) []*Source {
 	return x.index.Match(topic, list)
 }
 
@@ -39,7 +39,7 @@ func (h *Hub) OpenPattern(name string) *Source {
 	if p == nil {
 		p = &Source{Name: string([]byte(name))}
 		h.Remote.Attach(p)
-		h.Patterns.Add(p)
+		h.Patterns.add(p)
 		h.Version.Add(1)
 	}
 	p.Mu.Lock() // under h.mu, so that it is not forgotten meanwhile
@@ -70,7 +70,7 @@ func (h *Hub) ForgetPattern(p *Source) {
 
 // removePattern takes a pattern out. The caller holds h.mu and p.mu.
 func (h *Hub) removePattern(p *Source) {
-	h.Patterns.Remove(p)
+	h.Patterns.remove(p)
 	h.Version.Add(1)
 	h.Remote.unfollow(p)
 }

@@ -30,8 +30,8 @@ type Presentee struct {
 // What a reply about presence lists at most: so many connections, and about so many bytes of JSON. A loop encodes them
 // in one step, and one server's answer to another has to fit into a message.
 const (
-	MaxPresent      = 1000
-	MaxPresentBytes = 256 << 10
+	maxPresent      = 1000
+	maxPresentBytes = 256 << 10
 )
 
 // Subscribers lists subscribers, up to a limit, and counts all of them.
@@ -60,28 +60,28 @@ func (h *Hub) Subscribers(topic string, limit int) (list []*reactor.Conn, count 
 
 // PresentHere lists this server's subscribers.
 func (h *Hub) PresentHere(topic string) *Presence {
-	some, count := h.Subscribers(topic, MaxPresent)
+	some, count := h.Subscribers(topic, maxPresent)
 	p := &Presence{Topic: topic, Count: count, Connections: []Presentee{}}
 	for _, c := range some {
-		if !p.Add(Presentee{strconv.FormatUint(c.ID(), 10), h.owner.Subject(c)}) {
+		if !p.add(Presentee{strconv.FormatUint(c.ID(), 10), h.owner.Subject(c)}) {
 			break
 		}
 	}
 	return p
 }
 
-// Add puts a subscriber on the list, unless that is long enough.
-func (p *Presence) Add(one Presentee) bool {
+// add puts a subscriber on the list, unless that is long enough.
+func (p *Presence) add(one Presentee) bool {
 	const around = len(`{"id":"","subject":""},`)
 	p.bytes += around + len(one.ID) + envelope.TextSize(one.Subject)
-	if len(p.Connections) == MaxPresent || p.bytes > MaxPresentBytes {
+	if len(p.Connections) == maxPresent || p.bytes > maxPresentBytes {
 		return false
 	}
 	p.Connections = append(p.Connections, one)
 	return true
 }
 
-// appendTo appends the list as JSON, as encoding/json would in more time.
+// AppendTo appends the list as JSON, as encoding/json would in more time.
 func (p *Presence) AppendTo(b []byte) []byte {
 	b = append(envelope.AppendText(append(b, `{"topic":`...), p.Topic), `,"count":`...)
 	b = append(strconv.AppendInt(b, int64(p.Count), 10), `,"connections":[`...)
@@ -177,7 +177,7 @@ func (h *Hub) presentWith(topic string, answers []topic.Answer, all *bool) *Pres
 		}
 		p.Count += more.Count
 		for _, one := range more.Connections {
-			if !p.Add(one) {
+			if !p.add(one) {
 				break
 			}
 		}

@@ -23,7 +23,7 @@ type topicState struct {
 	Forgotten bool          // it is not in the hub any more
 	idle      bool          // it is in one of the hub's lists of idle topics
 	heard     bool          // a subscriber may have a position in it, or has seen an offset by a pattern
-	history   Ring
+	history   ring
 	Patterns  []*Source // that match it
 	version   uint64    // of the hub's patterns, when that was found out
 }
@@ -43,19 +43,19 @@ func (t *topicState) position() topic.Position {
 	return topic.Position{Offset: t.offset, Epoch: t.epochText()}
 }
 
-// Ring is the history of a topic, the oldest message first.
-type Ring struct {
+// ring is the history of a topic, the oldest message first.
+type ring struct {
 	list  []*Message
 	head  int
 	bytes int
 }
 
-func (r *Ring) len() int { return len(r.list) - r.head }
+func (r *ring) len() int { return len(r.list) - r.head }
 
-func (r *Ring) all() []*Message { return r.list[r.head:] }
+func (r *ring) all() []*Message { return r.list[r.head:] }
 
-// Push appends a message.
-func (r *Ring) Push(m *Message) {
+// push appends a message.
+func (r *ring) push(m *Message) {
 	if len(r.list) == cap(r.list) && r.head > len(r.list)/2 {
 		n := copy(r.list, r.list[r.head:])
 		clear(r.list[n:])
@@ -65,8 +65,8 @@ func (r *Ring) Push(m *Message) {
 	r.bytes += len(m.Raw.Payload())
 }
 
-// DropOldest removes the oldest message. There must be one.
-func (r *Ring) DropOldest() {
+// dropOldest removes the oldest message. There must be one.
+func (r *ring) dropOldest() {
 	r.bytes -= len(r.list[r.head].Raw.Payload())
 	r.list[r.head] = nil
 	r.head++
@@ -83,7 +83,7 @@ func (t *topicState) keep(m *Message) {
 		t.floor = m.Offset
 		return
 	}
-	t.history.Push(m)
+	t.history.push(m)
 	t.hub.Messages.Add(1)
 	t.hub.Bytes.Add(int64(len(m.Raw.Payload())))
 	t.trim()
@@ -115,7 +115,7 @@ func (t *topicState) expire(now int64) {
 func (t *topicState) dropOldest() {
 	before := t.history.bytes
 	t.floor = t.history.all()[0].Offset
-	t.history.DropOldest()
+	t.history.dropOldest()
 	t.hub.Messages.Add(-1)
 	t.hub.Bytes.Add(int64(t.history.bytes - before))
 }

@@ -2,7 +2,11 @@ package limit
 
 import (
 	"net/netip"
+	"runtime"
 	"testing"
+	"time"
+
+	"carillon/internal/testenv"
 )
 
 func TestKey(t *testing.T) {
@@ -22,4 +26,14 @@ func TestKey(t *testing.T) {
 			t.Errorf("%s: %s and %s", test.sentence, test.a, test.b)
 		}
 	}
+}
+
+// Whatever clients fill, and leave again, gives its memory back.
+func TestAddressesGiveTheirMemoryBack(t *testing.T) {
+	a := NewAddresses(time.Now())
+	address := func(i int) Key {
+		return KeyOf(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}))
+	}
+	testenv.GivesMemoryBack(t, 16, func(i int) { a.Add(address(i), -1) }, func(i int) { a.Remove(address(i)) })
+	runtime.KeepAlive(a)
 }

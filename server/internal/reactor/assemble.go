@@ -6,14 +6,14 @@ type Parts struct {
 	Endpoint  *LoopEndpoint
 	ID        uint64
 	FD        int32
-	Inbound   *Inbound
+	inbound   *inbound
 	Outbox    *Outbox
 	Extension *Extension
 }
 
 // Assemble makes a connection that no engine knows, for tests of single functions.
 func Assemble(p Parts) *Conn {
-	return &Conn{sh: p.Shard, ep: p.Endpoint, id: p.ID, fd: p.FD, in: p.Inbound, out: p.Outbox, ext: p.Extension}
+	return &Conn{sh: p.Shard, ep: p.Endpoint, id: p.ID, fd: p.FD, in: p.inbound, out: p.Outbox, ext: p.Extension}
 }
 
 // Reassemble changes the same parts of such a connection, except for those that are zero.

@@ -59,7 +59,7 @@ type Member struct {
 // pass is one walk: members below cursor have everything up to target.
 type pass struct {
 	Cursor  int
-	Target  uint32
+	target  uint32
 	plain   batch
 	deflate batch            // for the window that nearly all have
 	narrow  map[uint8]*batch // for smaller ones, by their bits; nil until there is one
@@ -88,11 +88,11 @@ type batch struct {
 	own  []byte
 }
 
-// MaxBatch bounds what is copied together, in bytes: larger pieces gain nothing over the cost of a write. MaxPass
+// maxBatch bounds what is copied together, in bytes: larger pieces gain nothing over the cost of a write. maxPass
 // bounds the number of messages, each of which is put into the queue of a member that does not read.
 const (
-	MaxBatch = 256 << 10
-	MaxPass  = 4096
+	maxBatch = 256 << 10
+	maxPass  = 4096
 )
 
 // IsTable reports whether the audience is a table.
@@ -170,24 +170,24 @@ func (a *Audience) Publish(f *codec.Frame, at Stamp) (bytes int) {
 		a.queued = true
 		a.Shard.Pending.Push(a)
 	}
-	return len(f.Plain()) + StreamCost
+	return len(f.Plain()) + streamCost
 }
 
-// StreamCost is about what a place in a stream takes in memory, in bytes.
-const StreamCost = 16
+// streamCost is about what a place in a stream takes in memory, in bytes.
+const streamCost = 16
 
 // Begin fixes the messages of the next pass: all that wait, up to MaxBatch bytes and MaxPass messages.
 func (a *Audience) Begin() {
 	n, size := 0, 0
-	for n < min(len(a.Stream), MaxPass) {
+	for n < min(len(a.Stream), maxPass) {
 		size += len(a.Stream[n].Plain())
-		if n > 0 && size > MaxBatch {
+		if n > 0 && size > maxBatch {
 			break
 		}
 		n++
 	}
 	a.Pass = a.Shard.newPass()
-	a.Pass.Target = a.Base + uint32(n)
+	a.Pass.target = a.Base + uint32(n)
 	a.Pass.plain.build(a.Stream[:n], (*codec.Frame).Plain)
 }
 
@@ -215,52 +215,52 @@ func (b *batch) release() {
 	}
 }
 
-// Slice is a part of a turn that is given to walks. It is bounded by both measures, because one write costs from 2 us
+// slice is a part of a turn that is given to walks. It is bounded by both measures, because one write costs from 2 us
 // for a small message to 100 us for a full batch, and a batch may have to be compressed first, which takes up to 10 us
 // for each KiB. The clock is read once in sixteen, or more often where each of them gets many messages or many bytes.
-type Slice struct {
-	Start  time.Time
-	Time   time.Duration
+type slice struct {
+	start  time.Time
+	time   time.Duration
 	served int
 	work   int // since the clock was read: members, and what they got in sixteens of messages and pieces of SliceBytes
 }
 
 const (
-	SliceWork  = 16
-	SliceBytes = 16 << 10
+	sliceWork  = 16
+	sliceBytes = 16 << 10
 )
 
-// Serve notes that a member was served with so many messages, for which so many bytes were written or compressed.
-func (s *Slice) Serve(messages, bytes int) {
+// serve notes that a member was served with so many messages, for which so many bytes were written or compressed.
+func (s *slice) serve(messages, bytes int) {
 	s.served++
-	s.work += 1 + messages/SliceWork + bytes/SliceBytes
+	s.work += 1 + messages/sliceWork + bytes/sliceBytes
 }
 
 const (
 	sliceConns = 256
-	SliceTime  = 150 * time.Microsecond
+	sliceTime  = 150 * time.Microsecond
 )
 
-// Over reports whether the slice is used up. It reads the clock only now and then.
-func (s *Slice) Over() bool {
-	if s.work < SliceWork {
+// over reports whether the slice is used up. It reads the clock only now and then.
+func (s *slice) over() bool {
+	if s.work < sliceWork {
 		return false
 	}
 	s.work = 0
-	return s.served >= sliceConns && s.Time == SliceTime || time.Since(s.Start) > s.Time
+	return s.served >= sliceConns && s.time == sliceTime || time.Since(s.start) > s.time
 }
 
-// Walk hands out messages until the slice is over. It reports whether it came to the end of the stream.
-func (a *Audience) Walk(s *Slice) bool {
+// walk hands out messages until the slice is over. It reports whether it came to the end of the stream.
+func (a *Audience) walk(s *slice) bool {
 	for len(a.Stream) > 0 {
 		if a.Pass == nil {
 			a.Begin()
 		}
 		for a.Pass.Cursor < len(a.Members) {
 			if n, bytes := a.Serve(a.Pass.Cursor); n > 0 {
-				s.Serve(n, bytes)
+				s.serve(n, bytes)
 			}
-			if s.Over() {
+			if s.over() {
 				return false
 			}
 		}
@@ -274,17 +274,17 @@ func (a *Audience) Walk(s *Slice) bool {
 func (a *Audience) Serve(i int) (messages, bytes int) {
 	p, m := a.Pass, &a.Members[i]
 	p.Cursor++
-	n := int(int32(p.Target - m.Seq))
+	n := int(int32(p.target - m.Seq))
 	if n <= 0 {
 		return 0, 0
 	}
 	if a.Shard.Departed.Len() > 0 && !a.IsTable() && m.hasLeft() {
 		a.Shard.Stats.Drop(stats.DropClosed, uint64(a.missedUntil(int32(i), m.Conn.ext.left)))
-		m.Seq = p.Target
+		m.Seq = p.target
 		return n, 0
 	}
 	skip := m.Seq - a.Base
-	m.Seq = p.Target
+	m.Seq = p.target
 	a.Shard.Counters.Deliveries += uint64(n)
 	if m.fd < 0 {
 		return n, a.serveSlow(m.Conn, m.Sub, skip)
@@ -299,14 +299,14 @@ func (a *Audience) Serve(i int) (messages, bytes int) {
 	if errno == syscall.EAGAIN {
 		errno = 0
 	}
-	m.Conn.wroteFrames(a, m.Sub, a.Stream[skip:p.Target-a.Base], written, errno)
+	m.Conn.wroteFrames(a, m.Sub, a.Stream[skip:p.target-a.Base], written, errno)
 	return n, written
 }
 
 // serveSlow is serve for members that compress or encrypt, or whose socket is full.
 func (a *Audience) serveSlow(c *Conn, sub int32, skip uint32) (bytes int) {
 	p := a.Pass
-	frames := a.Stream[skip : p.Target-a.Base]
+	frames := a.Stream[skip : p.target-a.Base]
 	if c.out != nil {
 		c.queueFrames(a, sub, frames)
 		if c.Deflates() { // it may have been the first of its window
@@ -317,7 +317,7 @@ func (a *Audience) serveSlow(c *Conn, sub int32, skip uint32) (bytes int) {
 	all := &p.plain
 	if c.Deflates() {
 		if all = p.deflated(c.window); all.buf == nil {
-			all.build(a.Stream[:p.Target-a.Base], c.encoded)
+			all.build(a.Stream[:p.target-a.Base], c.encoded)
 			bytes = len(p.plain.buf)
 		}
 	}
@@ -331,7 +331,7 @@ func (a *Audience) serveSlow(c *Conn, sub int32, skip uint32) (bytes int) {
 
 // Finish ends a pass and forgets its messages.
 func (a *Audience) Finish() {
-	n := int(a.Pass.Target - a.Base)
+	n := int(a.Pass.target - a.Base)
 	now, flushed := a.Shard.Engine.Stamp(), &a.Shard.Histograms.Flushed[a.kind]
 	for _, at := range a.stamps[:n] {
 		flushed.Observe(uint32(now - at))
@@ -339,13 +339,13 @@ func (a *Audience) Finish() {
 	a.stamps = a.stamps[:copy(a.stamps, a.stamps[n:])]
 	bytes := 0
 	for _, f := range a.Stream[:n] {
-		bytes += len(f.Plain()) + StreamCost
+		bytes += len(f.Plain()) + streamCost
 	}
 	a.Shard.Backlog.Add(-int64(bytes))
 	rest := copy(a.Stream, a.Stream[n:])
 	clear(a.Stream[rest:])
 	a.Stream = a.Stream[:rest]
-	a.Base = a.Pass.Target
+	a.Base = a.Pass.target
 	a.Shard.freePass(a.Pass)
 	a.Pass = nil
 	if rest == 0 && (!a.IsTable() || cap(a.Stream) > keepCommands) {
@@ -353,9 +353,9 @@ func (a *Audience) Finish() {
 	}
 }
 
-// CatchUp gives a member the whole stream at once, so that what is sent to it alone comes after what was
+// catchUp gives a member the whole stream at once, so that what is sent to it alone comes after what was
 // published before.
-func (a *Audience) CatchUp(slot int32) {
+func (a *Audience) catchUp(slot int32) {
 	m := &a.Members[slot]
 	n := int32(a.End() - m.Seq)
 	if n <= 0 {
@@ -364,7 +364,7 @@ func (a *Audience) CatchUp(slot int32) {
 	m.Seq = a.End()
 	a.Shard.Counters.Deliveries += uint64(n)
 	frames := a.Stream[len(a.Stream)-int(n):]
-	m.Conn.BoundCompression(frames)
+	m.Conn.boundCompression(frames)
 	m.Conn.SendFrames(a, m.Sub, frames)
 }
 
@@ -372,20 +372,20 @@ func (a *Audience) CatchUp(slot int32) {
 // unless the first message is larger.
 const CatchUpBytes = 1 << 20
 
-// BoundCompression has messages go out as they are, to everybody with the same window, that would have to be compressed
+// boundCompression has messages go out as they are, to everybody with the same window, that would have to be compressed
 // behind others of which that is enough (RFC 7692, section 6, leaves the choice for each message). The walk compresses
 // any number, but stops after each.
-func (c *Conn) BoundCompression(frames []*codec.Frame) {
+func (c *Conn) boundCompression(frames []*codec.Frame) {
 	if !c.Deflates() {
 		return
 	}
 	for _, f := range frames {
-		n, left := len(f.Payload()), CatchUpBytes-c.sh.CaughtUp
-		if n > left && c.sh.CaughtUp > 0 {
+		n, left := len(f.Payload()), CatchUpBytes-c.sh.caughtUp
+		if n > left && c.sh.caughtUp > 0 {
 			f.LeavePlain(c.window)
 			continue
 		}
-		c.sh.CaughtUp += n
+		c.sh.caughtUp += n
 	}
 }
 
@@ -496,7 +496,7 @@ func (q *Queue[T]) Pop() *T {
 type Table struct {
 	Audience
 	Endpoint *LoopEndpoint // nil for the handshake and the table of closing connections
-	Count    atomic.Int32
+	count    atomic.Int32
 }
 
 // Times are milliseconds of the shard's clock; they wrap after 49 days, and so are only compared by
@@ -537,7 +537,7 @@ func (g *Table) Add(c *Conn, t Times) {
 	if g.debts != nil {
 		g.debts = append(g.debts, Debts{})
 	}
-	g.Count.Add(1)
+	g.count.Add(1)
 	if g.Feed != nil {
 		g.Feed.Join()
 	}
@@ -549,7 +549,7 @@ func (g *Table) Remove(c *Conn) {
 	g.quit(c.slot)
 	c.table = nil
 	g.Shard.Mu.Unlock()
-	g.Count.Add(-1)
+	g.count.Add(-1)
 	if g.Feed != nil {
 		g.Feed.Leave()
 	}

@@ -43,7 +43,7 @@ func (c *Conn) beginClose(how closeHow, code codec.CloseCode, reason string) {
 	}
 	b := c.sh.Control[:0]
 	if c.IsEvents() {
-		if retry := RetryOf(reason); retry != "" { // an EventSource does by itself what this says
+		if retry := retryOf(reason); retry != "" { // an EventSource does by itself what this says
 			b = append(append(append(b, "retry: "...), retry...), '\n')
 		}
 		b = envelope.AppendCloseEvent(b, code, reason)
@@ -59,7 +59,7 @@ func (c *Conn) beginClose(how closeHow, code codec.CloseCode, reason string) {
 func (c *Conn) leave(why *codec.CloseError) {
 	c.sh.Stats.Drop(stats.DropClosed, c.table.missed(c.slot))
 	c.LeaveTopics()
-	c.sh.Deadlines.Remove(c)
+	c.sh.Deadlines.remove(c)
 	c.dropTimers()
 	c.table.Remove(c)
 	c.state.Store(StateClosing)
@@ -130,7 +130,7 @@ func (c *Conn) isDetached(err error) {
 	}
 	c.FinishInput(err)
 	if c.out != nil {
-		c.sh.Stats.Drop(c.dropReason(err), c.out.WaitingMessages()+c.lostPending())
+		c.sh.Stats.Drop(c.dropReason(err), c.out.waitingMessages()+c.lostPending())
 		c.unstall()
 	}
 	switch c.state.Load() {

@@ -116,7 +116,7 @@ func (sh *Shard) leavePlace(w *Workload) {
 		if next == nil {
 			return
 		}
-		q.admit(next, next.Conn.in.Decoder.Arrived())
+		q.admit(next, next.Conn.in.decoder.Arrived())
 		sh.Run.Schedule(next)
 	}
 }
@@ -132,7 +132,7 @@ func (sh *Shard) movePlaces() {
 		if w.Index >= 0 { // something has come, and waits for its turn
 			continue
 		}
-		arrived := w.Conn.in.Decoder.Arrived()
+		arrived := w.Conn.in.decoder.Arrived()
 		w.looks = min(w.looks-1+(arrived-w.collected)/lookBytes, maxLooks)
 		w.collected = arrived
 		if w.looks <= 0 && q.hasWaiting() {

@@ -60,7 +60,7 @@ type Conn struct {
 	// Owned by the loop.
 	table *Table     // the one table that it is a member of; nil once closed
 	ext   *Extension // what few connections have; see there for who may use it
-	in    *Inbound   // what has come but is not complete; nil between messages
+	in    *inbound   // what has come but is not complete; nil between messages
 	out   *Outbox    // what the socket does not take; nil while it takes everything
 
 	// Written by anyone.

@@ -28,10 +28,10 @@ func (c *Conn) DropExtension() {
 }
 
 // Inbound is what has come but is not complete; nil between messages.
-func (c *Conn) Inbound() *Inbound { return c.in }
+func (c *Conn) Inbound() *inbound { return c.in }
 
 // NeedInbound is the same, which is made if need be.
-func (c *Conn) NeedInbound() *Inbound {
+func (c *Conn) NeedInbound() *inbound {
 	if c.in == nil {
 		c.in = c.sh.newInbound()
 	}
@@ -39,7 +39,7 @@ func (c *Conn) NeedInbound() *Inbound {
 }
 
 // TakeInbound returns what has come; it is the caller's.
-func (c *Conn) TakeInbound() *Inbound {
+func (c *Conn) TakeInbound() *inbound {
 	in := c.in
 	c.in = nil
 	return in

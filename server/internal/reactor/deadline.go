@@ -2,9 +2,9 @@ package reactor
 
 import "carillon/internal/indexheap"
 
-// Deadlines are the connections of a shard that end at some time, as a heap: the sweep only looks at the first. So such
+// deadlines are the connections of a shard that end at some time, as a heap: the sweep only looks at the first. So such
 // a connection has no timer, nor is it looked at before its time. Owned by the loop.
-type Deadlines struct{ Heap indexheap.Heap[deadline] }
+type deadlines struct{ Heap indexheap.Heap[deadline] }
 
 type deadline struct {
 	at   int64 // milliseconds since 1970
@@ -12,19 +12,19 @@ type deadline struct {
 }
 
 func (d deadline) Before(other deadline) bool { return d.at < other.at }
-func (d deadline) Place() *int                { return &d.conn.ext.Deadline }
+func (d deadline) Place() *int                { return &d.conn.ext.deadline }
 
 // Set enters a connection with an extension, or moves it. 0 is never.
-func (d *Deadlines) Set(c *Conn, at int64) {
-	d.Remove(c)
+func (d *deadlines) Set(c *Conn, at int64) {
+	d.remove(c)
 	if at != 0 {
 		d.Heap.Insert(deadline{at: at, conn: c})
 	}
 }
 
-// Remove takes a connection out, if it is in.
-func (d *Deadlines) Remove(c *Conn) {
-	if c.ext != nil && c.ext.Deadline >= 0 {
+// remove takes a connection out, if it is in.
+func (d *deadlines) remove(c *Conn) {
+	if c.ext != nil && c.ext.deadline >= 0 {
 		d.Heap.Remove(deadline{conn: c})
 	}
 }
@@ -35,7 +35,7 @@ func (sh *Shard) expireNext() bool {
 		return false
 	}
 	c := sh.Deadlines.Heap[0].conn
-	sh.Deadlines.Remove(c)
+	sh.Deadlines.remove(c)
 	c.Owner().Expired(c)
 	return true
 }

@@ -17,13 +17,13 @@ type DrainSchedule struct {
 	Began     time.Time
 	Pace      time.Duration // the time over which connections are closed; 0 is at once
 	Random    bool          // the order; otherwise the oldest go first
-	Quantiles []uint64      // for the oldest first: ids at equal steps through all that were open, ascending
+	quantiles []uint64      // for the oldest first: ids at equal steps through all that were open, ascending
 	Code      codec.CloseCode
 	back      time.Duration // over which clients are asked to come back
 }
 
 // The number of marks between which the ids are taken to be evenly spread.
-const MaxQuantiles = 4096
+const maxQuantiles = 4096
 
 // Clients come back at up to this rate: where they are closed faster than that, they are asked to wait.
 const returnRate = 1000
@@ -42,12 +42,12 @@ func (p *DrainSchedule) Plan(e *Engine, total int) {
 			ids = append(ids, c.id)
 		}
 		slices.Sort(ids)
-		p.Quantiles = Thin(ids, MaxQuantiles)
+		p.quantiles = thin(ids, maxQuantiles)
 	}
 }
 
-// Thin keeps a limited number of values at equal steps, the first and the last among them.
-func Thin(sorted []uint64, most int) []uint64 {
+// thin keeps a limited number of values at equal steps, the first and the last among them.
+func thin(sorted []uint64, most int) []uint64 {
 	if len(sorted) <= most {
 		return sorted
 	}
@@ -64,8 +64,8 @@ func (p *DrainSchedule) Over(now time.Time) bool { return now.Sub(p.Began) >= p.
 // Ends is when the last connection is asked to go.
 func (p *DrainSchedule) Ends() time.Time { return p.Began.Add(p.Pace) }
 
-// Progress is how far the schedule has come: it is the turn of all whose place is below that.
-func (p *DrainSchedule) Progress(now time.Time) uint64 {
+// progress is how far the schedule has come: it is the turn of all whose place is below that.
+func (p *DrainSchedule) progress(now time.Time) uint64 {
 	if p.Over(now) {
 		return math.MaxUint64
 	}
@@ -73,20 +73,20 @@ func (p *DrainSchedule) Progress(now time.Time) uint64 {
 	if p.Random {
 		return uint64(part * (1 << 63) * 2)
 	}
-	if len(p.Quantiles) == 0 {
+	if len(p.quantiles) == 0 {
 		return 0
 	}
-	at := part * float64(len(p.Quantiles)-1)
-	i := min(int(at), len(p.Quantiles)-2)
+	at := part * float64(len(p.quantiles)-1)
+	i := min(int(at), len(p.quantiles)-2)
 	if i < 0 { // there is one
-		return p.Quantiles[0]
+		return p.quantiles[0]
 	}
-	low, high := p.Quantiles[i], p.Quantiles[i+1]
+	low, high := p.quantiles[i], p.quantiles[i+1]
 	return low + uint64((at-float64(i))*float64(high-low))
 }
 
-// Position is where a connection stands in the order.
-func (p *DrainSchedule) Position(id uint64) uint64 {
+// position is where a connection stands in the order.
+func (p *DrainSchedule) position(id uint64) uint64 {
 	if p.Random {
 		return mix(id)
 	}
@@ -103,7 +103,7 @@ func mix(x uint64) uint64 {
 
 // retire closes a connection whose turn it is.
 func (c *Conn) retire(p *DrainSchedule) {
-	c.StartClose(CloseOwn, p.Code, WithRetry("server is shutting down", c.retryAfter(p.back)))
+	c.StartClose(CloseOwn, p.Code, withRetry("server is shutting down", c.retryAfter(p.back)))
 }
 
 // retryAfter is when a client that is closed shall connect again. It is drawn from other bits of the id than
@@ -115,13 +115,13 @@ func (c *Conn) retryAfter(within time.Duration) time.Duration {
 // retryMark begins what the server asks of the client at the end of a close reason: see docs/protocol.md.
 const retryMark = "; retry="
 
-// WithRetry appends to a close reason when the client shall connect again.
-func WithRetry(reason string, after time.Duration) string {
+// withRetry appends to a close reason when the client shall connect again.
+func withRetry(reason string, after time.Duration) string {
 	return reason + retryMark + strconv.FormatInt(after.Milliseconds(), 10)
 }
 
-// RetryOf is what WithRetry has put into a reason, as text, or "".
-func RetryOf(reason string) string {
+// retryOf is what withRetry has put into a reason, as text, or "".
+func retryOf(reason string) string {
 	_, retry, _ := strings.Cut(reason, retryMark)
 	if strings.Trim(retry, "0123456789") != "" {
 		return "" // the reason is the application's

@@ -50,7 +50,7 @@ type Engine struct {
 	// Set before started is closed.
 	TCP       []*Listener // those that the loops listen on
 	gnet      gnet.Engine
-	watcher   *Watcher
+	watcher   *watcher
 	Acceptors []*Acceptor // of the unix sockets; Run's own
 
 	// Read often and written rarely.
@@ -119,7 +119,7 @@ func (e *Engine) Count() int {
 // Handshaking reports whether any connection has not sent all of its request.
 func (e *Engine) Handshaking() bool {
 	for _, sh := range e.AllShards() {
-		if sh.Handshaking.Count.Load() > 0 {
+		if sh.Handshaking.count.Load() > 0 {
 			return true
 		}
 	}

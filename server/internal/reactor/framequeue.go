@@ -1,27 +1,27 @@
 package reactor
 
-// item is one entry of a FrameQueue: a frame, or a run of small frames that were copied one behind the other.
+// item is one entry of a frameQueue: a frame, or a run of small frames that were copied one behind the other.
 type item struct {
 	B      []byte // the bytes that are left; its capacity is the memory that the item keeps
-	Seq    uint32 // position among everything that waits for the connection; wraps
+	seq    uint32 // position among everything that waits for the connection; wraps
 	frames uint16 // length of the run; 0 for a single frame
-	Kind   ItemKind
+	kind   itemKind
 }
 
 // ItemCost is the memory of an item without its bytes: its 32 B, and what the allocator adds to small frames.
 const ItemCost = 40
 
-// Cost is the memory of the item, in bytes.
-func (it *item) Cost() int { return ItemCost + cap(it.B) }
+// cost is the memory of the item, in bytes.
+func (it *item) cost() int { return ItemCost + cap(it.B) }
 
-// Messages returns the number of messages that are lost with the item.
-func (it *item) Messages() uint64 {
-	return uint64(messagesOf(it.Kind) * max(int(it.frames), 1))
+// messages returns the number of messages that are lost with the item.
+func (it *item) messages() uint64 {
+	return uint64(messagesOf(it.kind) * max(int(it.frames), 1))
 }
 
 // messagesOf returns the number of messages that are lost with one frame of a kind: 1 or 0.
-func messagesOf(kind ItemKind) int {
-	if kind == ItemMessage || kind == ItemHistory {
+func messagesOf(kind itemKind) int {
+	if kind == itemMessage || kind == itemHistory {
 		return 1
 	}
 	return 0
@@ -32,65 +32,65 @@ const (
 	chunkItems      = 63
 	firstChunkItems = 8
 
-	// SmallFrame is the size up to which copies share blocks, of up to blockMax. The end of a block that the next
+	// smallFrame is the size up to which copies share blocks, of up to blockMax. The end of a block that the next
 	// frame does not fit into is wasted: less than an eighth of it.
-	SmallFrame = 256
+	smallFrame = 256
 	blockMin   = 256
 	blockMax   = 2 << 10
 )
 
-// FrameQueue is a first-in, first-out list of items. It grows and shrinks by chunks, so that a long queue has no
+// frameQueue is a first-in, first-out list of items. It grows and shrinks by chunks, so that a long queue has no
 // unused half and items never move: a pointer to an item is valid until the item is popped. The zero value is an
 // empty queue. Owned by the loop.
-type FrameQueue struct {
-	First, last *itemChunk
+type frameQueue struct {
+	first, last *itemChunk
 	spare       *itemChunk // the chunk that was emptied last, so that a queue of constant length allocates nothing
-	Head        int        // index of the front item in first
-	Len         int
+	head        int        // index of the front item in first
+	len         int
 	block       []byte // small copies are appended here; a run at the back of the queue ends at the block's end
 }
 
 type itemChunk struct {
-	Items      []item
+	items      []item
 	prev, next *itemChunk
 }
 
 // front returns the oldest item, or nil.
-func (q *FrameQueue) front() *item {
-	if q.Len == 0 {
+func (q *frameQueue) front() *item {
+	if q.len == 0 {
 		return nil
 	}
-	return &q.First.Items[q.Head]
+	return &q.first.items[q.head]
 }
 
-// Back returns the newest item, or nil.
-func (q *FrameQueue) Back() *item {
-	if q.Len == 0 {
+// back returns the newest item, or nil.
+func (q *frameQueue) back() *item {
+	if q.len == 0 {
 		return nil
 	}
-	return &q.last.Items[len(q.last.Items)-1]
+	return &q.last.items[len(q.last.items)-1]
 }
 
-func (q *FrameQueue) push(it item) *item {
-	if q.last == nil || len(q.last.Items) == cap(q.last.Items) {
+func (q *frameQueue) push(it item) *item {
+	if q.last == nil || len(q.last.items) == cap(q.last.items) {
 		q.grow()
 	}
-	q.last.Items = append(q.last.Items, it)
-	q.Len++
-	return q.Back()
+	q.last.items = append(q.last.items, it)
+	q.len++
+	return q.back()
 }
 
-func (q *FrameQueue) grow() {
+func (q *frameQueue) grow() {
 	c := q.spare
 	if q.spare = nil; c == nil {
 		n := firstChunkItems
 		if q.last != nil {
-			n = min(2*cap(q.last.Items), chunkItems)
+			n = min(2*cap(q.last.items), chunkItems)
 		}
-		c = &itemChunk{Items: make([]item, 0, n)}
+		c = &itemChunk{items: make([]item, 0, n)}
 	}
 	if q.last == nil {
-		q.First = c
+		q.first = c
 	} else {
 		q.last.next, c.prev = c, q.last
 	}
@@ -98,30 +98,30 @@ func (q *FrameQueue) grow() {
 }
 
 // pop removes the front item.
-func (q *FrameQueue) pop() {
-	c := q.First
-	c.Items[q.Head] = item{}
-	q.Head++
-	q.Len--
-	if q.Head < len(c.Items) {
+func (q *frameQueue) pop() {
+	c := q.first
+	c.items[q.head] = item{}
+	q.head++
+	q.len--
+	if q.head < len(c.items) {
 		return
 	}
-	q.Head = 0
-	if c.Items = c.Items[:0]; c.next != nil {
-		q.First, c.next, q.spare = c.next, nil, c
-		q.First.prev = nil
+	q.head = 0
+	if c.items = c.items[:0]; c.next != nil {
+		q.first, c.next, q.spare = c.next, nil, c
+		q.first.prev = nil
 	}
 }
 
 // popBack removes the back item.
-func (q *FrameQueue) popBack() {
+func (q *frameQueue) popBack() {
 	c := q.last
-	n := len(c.Items) - 1
-	c.Items[n] = item{}
-	c.Items = c.Items[:n]
-	switch q.Len--; {
-	case q.Len == 0:
-		c.Items, q.Head = c.Items[:0], 0
+	n := len(c.items) - 1
+	c.items[n] = item{}
+	c.items = c.items[:n]
+	switch q.len--; {
+	case q.len == 0:
+		c.items, q.head = c.items[:0], 0
 	case n == 0:
 		q.last, c.prev, q.spare = c.prev, nil, c
 		q.last.next = nil
@@ -129,28 +129,28 @@ func (q *FrameQueue) popBack() {
 }
 
 // trim shortens the run at the back of the queue.
-func (q *FrameQueue) trim(bytes, frames int) {
-	it := q.Back()
+func (q *frameQueue) trim(bytes, frames int) {
+	it := q.back()
 	it.B, it.frames = it.B[:bytes:bytes], uint16(frames)
 	q.block = nil // the run does not end where the block does
 }
 
 // reuse returns an empty queue with the room of one chunk of this one.
-func (q *FrameQueue) reuse() FrameQueue {
-	c := q.First
+func (q *frameQueue) reuse() frameQueue {
+	c := q.first
 	if c == nil {
-		return FrameQueue{}
+		return frameQueue{}
 	}
-	clear(c.Items)
-	c.Items, c.prev, c.next = c.Items[:0], nil, nil
-	return FrameQueue{First: c, last: c}
+	clear(c.items)
+	c.items, c.prev, c.next = c.items[:0], nil, nil
+	return frameQueue{first: c, last: c}
 }
 
 // join appends a copy of a small frame to the run at the back of the queue. It reports whether it could: there must
 // be one of this kind, with nothing behind it, and room in the block.
-func (q *FrameQueue) join(b []byte, kind ItemKind, seq uint32) bool {
-	it := q.Back()
-	if it == nil || it.frames == 0 || it.Kind != kind || it.Seq+1 != seq || len(q.block)+len(b) > cap(q.block) {
+func (q *frameQueue) join(b []byte, kind itemKind, seq uint32) bool {
+	it := q.back()
+	if it == nil || it.frames == 0 || it.kind != kind || it.seq+1 != seq || len(q.block)+len(b) > cap(q.block) {
 		return false
 	}
 	begin := len(q.block) - len(it.B)
@@ -161,7 +161,7 @@ func (q *FrameQueue) join(b []byte, kind ItemKind, seq uint32) bool {
 }
 
 // copySmall copies a small frame into a block, for a new run.
-func (q *FrameQueue) copySmall(b []byte) []byte {
+func (q *frameQueue) copySmall(b []byte) []byte {
 	begin := len(q.block)
 	if begin+len(b) > cap(q.block) {
 		q.block, begin = make([]byte, 0, min(max(2*cap(q.block), blockMin), blockMax)), 0
@@ -171,7 +171,7 @@ func (q *FrameQueue) copySmall(b []byte) []byte {
 }
 
 // all yields the items from the front.
-func (q *FrameQueue) all(yield func(*item) bool) {
+func (q *frameQueue) all(yield func(*item) bool) {
 	at := q.cursor()
 	for it := at.item(); it != nil; it = at.item() {
 		if !yield(it) {
@@ -188,19 +188,19 @@ type queueCursor struct {
 	left  int
 }
 
-func (q *FrameQueue) cursor() queueCursor { return queueCursor{q.First, q.Head, q.Len} }
+func (q *frameQueue) cursor() queueCursor { return queueCursor{q.first, q.head, q.len} }
 
 // item returns the item at the cursor, or nil at the end.
 func (at *queueCursor) item() *item {
 	if at.left == 0 {
 		return nil
 	}
-	return &at.chunk.Items[at.i]
+	return &at.chunk.items[at.i]
 }
 
 func (at *queueCursor) advance() {
 	at.left--
-	if at.i++; at.i == len(at.chunk.Items) && at.left > 0 {
+	if at.i++; at.i == len(at.chunk.items) && at.left > 0 {
 		at.chunk, at.i = at.chunk.next, 0
 	}
 }

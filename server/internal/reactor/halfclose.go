@@ -30,7 +30,7 @@ func (c *Conn) outlive(err error) bool {
 	if failed != nil {
 		return false
 	}
-	sh.Engine.watcher.Forget(c)
+	sh.Engine.watcher.forget(c)
 	c.gc, c.fd = nil, int32(fd)
 	c.setPlainFD(c.plainFD())
 	if c.out != nil {

@@ -8,12 +8,12 @@ import (
 	"carillon/codec"
 )
 
-// Inbound is what has come on a connection and is not complete: part of a request head, or of a
+// inbound is what has come on a connection and is not complete: part of a request head, or of a
 // frame, or the first fragments of a message. Owned by the loop.
-type Inbound struct {
+type inbound struct {
 	Rest    []byte // not decoded yet, from at on
 	at      int
-	Decoder codec.Decoder
+	decoder codec.Decoder
 
 	// While much of a message is kept: see shard.weigh.
 	conn    *Conn
@@ -85,7 +85,7 @@ func (c *Conn) Decode(b []byte, deadline time.Duration) {
 	sh := c.sh
 	d := &sh.decoder
 	if c.in != nil {
-		d = &c.in.Decoder
+		d = &c.in.decoder
 		if len(c.in.Rest) > 0 {
 			sh.joined = append(append(sh.joined[:0], c.in.Rest...), b...)
 			b, c.in.Rest = sh.joined, c.in.Rest[:0]
@@ -100,7 +100,7 @@ func (c *Conn) decodeInput(deadline time.Duration) {
 		c.unsuspend()
 		return
 	}
-	c.decodeUntil(deadline, &c.in.Decoder, c.in.Rest[c.in.at:])
+	c.decodeUntil(deadline, &c.in.decoder, c.in.Rest[c.in.at:])
 }
 
 // decodeUntil hands out messages until none is whole, or until a time.
@@ -113,7 +113,7 @@ func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
 	}
 	d.Inflater = nil
 	if c.Deflates() {
-		d.Inflater = sh.Inflate()
+		d.Inflater = sh.inflate()
 	}
 	d.Budget = sh.inflateBudget()
 	fanout, wait := sh.fanoutIfCongested(), false
@@ -140,7 +140,7 @@ func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
 		if !ok {
 			if d.Suspended() {
 				heavy, wait = true, true
-				c.AwaitInflater(d)
+				c.awaitInflater(d)
 			} else if isCut {
 				heavy, wait = true, sh.Engine.Uptime() >= deadline
 				continue
@@ -177,7 +177,7 @@ func (c *Conn) decodeUntil(deadline time.Duration, d *codec.Decoder, b []byte) {
 const queuedPiece = 4 << 10
 
 // shrink lets go of the buffer in which input has waited.
-func (sh *Shard) shrink(in *Inbound) {
+func (sh *Shard) shrink(in *inbound) {
 	if in == nil || in.at == 0 && (len(in.Rest) > 0 || cap(in.Rest) <= keepRest) {
 		return
 	}
@@ -251,8 +251,8 @@ func (c *Conn) keep(d *codec.Decoder, rest []byte) {
 	if c.in == nil {
 		c.in = sh.newInbound()
 	}
-	if d != &c.in.Decoder {
-		c.in.Decoder, sh.decoder = sh.decoder, sh.newDecoder()
+	if d != &c.in.decoder {
+		c.in.decoder, sh.decoder = sh.decoder, sh.newDecoder()
 	}
 	if at := len(c.in.Rest) - len(rest); at > 0 && len(rest) > 0 && &c.in.Rest[at] == &rest[0] {
 		c.in.at = at // where it lies, since it may have to wait again
@@ -340,18 +340,18 @@ func (sh *Shard) hold(to, b []byte) []byte {
 	return append(to, b...)
 }
 
-func (sh *Shard) newInbound() *Inbound {
+func (sh *Shard) newInbound() *inbound {
 	if last := len(sh.freeInbound) - 1; last >= 0 {
 		in := sh.freeInbound[last]
 		sh.freeInbound = sh.freeInbound[:last]
 		return in
 	}
-	return &Inbound{}
+	return &inbound{}
 }
 
 // FreeInboundOf takes an Inbound back that its connection does not need any more.
-func (sh *Shard) FreeInboundOf(in *Inbound) {
-	in.Decoder.Reset() // a message may be suspended
+func (sh *Shard) FreeInboundOf(in *inbound) {
+	in.decoder.Reset() // a message may be suspended
 	sh.unweigh(in)
 	if len(sh.freeInbound) >= keepInbound {
 		return
@@ -361,15 +361,15 @@ func (sh *Shard) FreeInboundOf(in *Inbound) {
 		sh.rests.Put(rest)
 		rest = nil
 	}
-	*in = Inbound{Rest: rest}
+	*in = inbound{Rest: rest}
 	sh.freeInbound = append(sh.freeInbound, in)
 }
 
-// Inflate returns the inflater of the loop.
-func (sh *Shard) Inflate() *codec.Inflater {
+// inflate returns the inflater of the loop.
+func (sh *Shard) inflate() *codec.Inflater {
 	if sh.inflater == nil {
 		sh.inflater = codec.NewInflater()
-		sh.inflater.MaxSuspended = MaxInflating
+		sh.inflater.MaxSuspended = maxInflating
 	}
 	return sh.inflater
 }

@@ -8,10 +8,10 @@ import (
 )
 
 const (
-	// MaxInflating is how many messages of a loop may be in the midst of being decompressed. Each holds what it has
+	// maxInflating is how many messages of a loop may be in the midst of being decompressed. Each holds what it has
 	// become so far, up to limits.max_message; others wait as they came, which is about a thousandth of that for a
 	// compression bomb.
-	MaxInflating = 8
+	maxInflating = 8
 
 	// yieldFrom is by how much more than twice what another one has used a connection must have used its loop, so that
 	// its message leaves its place to that one's and begins anew later.
@@ -22,20 +22,20 @@ const (
 // Owned by the loop.
 type inflating struct {
 	begun   []*Workload // at most MaxInflating, and some that are done meanwhile
-	Waiting []*Workload
+	waiting []*Workload
 }
 
-// AwaitInflater has a connection wait while as many messages as may are being decompressed.
-func (c *Conn) AwaitInflater(d *codec.Decoder) {
-	w, q := c.NeedWorkload(), &c.sh.Run.Inflating
+// awaitInflater has a connection wait while as many messages as may are being decompressed.
+func (c *Conn) awaitInflater(d *codec.Decoder) {
+	w, q := c.NeedWorkload(), &c.sh.Run.inflating
 	switch {
 	case !d.PutOff():
 		if !slices.Contains(q.begun, w) {
 			q.begun = append(slices.DeleteFunc(q.begun, func(w *Workload) bool { return !w.inflatesNow() }), w)
 		}
-	case !w.Inflates:
-		w.Inflates = true
-		q.Waiting = append(q.Waiting, w)
+	case !w.inflates:
+		w.inflates = true
+		q.waiting = append(q.waiting, w)
 		q.yieldTo(w)
 	}
 }
@@ -43,7 +43,7 @@ func (c *Conn) AwaitInflater(d *codec.Decoder) {
 // inflatesNow reports whether a message of the connection is in the midst of being decompressed.
 func (w *Workload) inflatesNow() bool {
 	in := w.Conn.in
-	return in != nil && w.Conn.Workload() == w && in.Decoder.InProgress()
+	return in != nil && w.Conn.Workload() == w && in.decoder.InProgress()
 }
 
 // yieldTo has the message of the connection that has used most of the loop leave its place to one that has used much
@@ -60,25 +60,25 @@ func (q *inflating) yieldTo(w *Workload) {
 	if last == nil || most < 2*w.Used.Lately(now)+yieldFrom {
 		return
 	}
-	last.Conn.in.Decoder.Yield()
-	last.Inflates = true
-	q.Waiting = append(q.Waiting, last)
+	last.Conn.in.decoder.Yield()
+	last.inflates = true
+	q.waiting = append(q.waiting, last)
 }
 
-// AdmitInflating lets connections go on whose messages wait for others, those first that have used least of the loop.
-func (sh *Shard) AdmitInflating() {
-	q := &sh.Run.Inflating
-	for len(q.Waiting) > 0 && sh.inflater.Suspended() < MaxInflating {
+// admitInflating lets connections go on whose messages wait for others, those first that have used least of the loop.
+func (sh *Shard) admitInflating() {
+	q := &sh.Run.inflating
+	for len(q.waiting) > 0 && sh.inflater.Suspended() < maxInflating {
 		next := 0
-		for i, w := range q.Waiting {
-			if w.Used.Lately(sh.Began) < q.Waiting[next].Used.Lately(sh.Began) {
+		for i, w := range q.waiting {
+			if w.Used.Lately(sh.Began) < q.waiting[next].Used.Lately(sh.Began) {
 				next = i
 			}
 		}
-		w := q.Waiting[next]
-		q.Waiting = slices.Delete(q.Waiting, next, next+1)
-		if w.Inflates {
-			w.Inflates = false
+		w := q.waiting[next]
+		q.waiting = slices.Delete(q.waiting, next, next+1)
+		if w.inflates {
+			w.inflates = false
 			sh.Run.Schedule(w)
 			return
 		}

@@ -316,7 +316,7 @@ func (sh *Shard) RunCommands() {
 		r.ran++
 		sh.ran++
 		r.offset += cmd.n
-		sh.Execute(cmd, r.arena[at:r.offset])
+		sh.execute(cmd, r.arena[at:r.offset])
 		// While streams wait, a connection that is sent something has to catch up first, which takes longer.
 		if (r.ran&15 == 0 || sh.Pending.Len() > 0 || cmd.varies()) && time.Since(start) > limit {
 			return
@@ -354,12 +354,12 @@ func (sh *Shard) takeCommands() {
 	r.goAway = r.goAway || goAway
 }
 
-// Execute runs a command. Its bytes leave the backlog only when they are counted elsewhere, in one step, so that an
+// execute runs a command. Its bytes leave the backlog only when they are counted elsewhere, in one step, so that an
 // observer never sees them twice or not at all.
-func (sh *Shard) Execute(cmd *Command, b []byte) {
+func (sh *Shard) execute(cmd *Command, b []byte) {
 	switch cmd.Kind {
 	case commandBytes:
-		cmd.Conn.SendBytes(b, ItemMessage)
+		cmd.Conn.SendBytes(b, itemMessage)
 		sh.Backlog.Add(-int64(cmd.n))
 	case CommandReply:
 		cmd.Conn.SendBytes(b, ItemReply)
@@ -374,7 +374,7 @@ func (sh *Shard) Execute(cmd *Command, b []byte) {
 	case commandClose:
 		cmd.Conn.StartClose(closeHow(b[0]), codec.CloseCode(binary.BigEndian.Uint16(b[1:])), string(b[3:]))
 	case CommandWritable:
-		sh.Writable.Push(cmd.Conn)
+		sh.writable.Push(cmd.Conn)
 	case CommandDo:
 		sh.Backlog.Add(-int64(cmd.Seq)) // what it may publish takes the place of its bytes
 		cmd.Conn.call(cmd.Do)

@@ -19,7 +19,7 @@ type Extension struct {
 	Stale  int32     // subscriptions that are
 	Work   *Workload // what is to be done for the connection; nil for nothing
 
-	Deadline int // where it stands in sh.deadlines; -1 when it is not there
+	deadline int // where it stands in sh.deadlines; -1 when it is not there
 
 	// Guarded by sh.mu: only the loop writes.
 	session   *Session
@@ -29,7 +29,7 @@ type Extension struct {
 // Extend returns c.ext, which is made if need be. The caller holds sh.mu.
 func (c *Conn) Extend() *Extension {
 	if c.ext == nil {
-		c.ext = &Extension{Deadline: -1}
+		c.ext = &Extension{deadline: -1}
 	}
 	return c.ext
 }
@@ -166,7 +166,7 @@ func (c *Conn) catchUpTopics() {
 	c.ext.caught = c.sh.published
 	for i := 0; i < len(c.ext.Subs) && c.state.Load() == StateOpen; i++ {
 		if s := &c.ext.Subs[i]; s.Audience.queued {
-			s.Audience.CatchUp(s.Slot)
+			s.Audience.catchUp(s.Slot)
 		}
 	}
 }
@@ -185,10 +185,10 @@ func (c *Conn) conflate(sub int32, n int) {
 // Refresh sends the newest messages that waited until the socket takes bytes again, since it is the last chance. Of
 // those that have not been compressed for others it compresses a few.
 func (c *Conn) Refresh() {
-	c.sh.CaughtUp = 0
+	c.sh.caughtUp = 0
 	c.eachStale(func(f *codec.Frame) bool {
-		c.BoundCompression([]*codec.Frame{f})
-		c.SendEncoded(c.encoded(f), ItemHistory) // one for each topic at most
+		c.boundCompression([]*codec.Frame{f})
+		c.SendEncoded(c.encoded(f), itemHistory) // one for each topic at most
 		return c.state.Load() == StateOpen
 	})
 }
@@ -201,7 +201,7 @@ func (c *Conn) queueNewest(left *int) (some bool) {
 		if c.Deflates() {
 			*left -= len(f.Payload())
 		}
-		c.Enqueue(c.encoded(f), 0, ItemHistory)
+		c.enqueue(c.encoded(f), 0, itemHistory)
 		return c.out.Bytes < flushChunk && *left > 0
 	})
 	return some

@@ -9,9 +9,9 @@ import (
 )
 
 const (
-	// MaxShed is how many connections one loop closes in one turn, and ShedLeast what one must hold to be worth
+	// maxShed is how many connections one loop closes in one turn, and shedLeast what one must hold to be worth
 	// it.
-	MaxShed   = 256
+	maxShed   = 256
 	ShedLeast = 16 << 10
 )
 
@@ -54,13 +54,13 @@ func (sh *Shard) shedExcess() {
 	if excess <= 0 {
 		return
 	}
-	list, more := sh.Largest()
+	list, more := sh.largest()
 	for _, one := range list {
 		if excess <= 0 {
 			return
 		}
-		excess -= int64(one.Bytes)
-		one.Conn.shed()
+		excess -= int64(one.bytes)
+		one.conn.shed()
 	}
 	if excess > 0 && more {
 		sh.excess.CompareAndSwap(0, excess)
@@ -70,17 +70,17 @@ func (sh *Shard) shedExcess() {
 
 // holder is a connection and what it holds.
 type holder struct {
-	Conn  *Conn
-	Bytes int
+	conn  *Conn
+	bytes int
 }
 
-// Largest returns the MaxShed connections that hold most, the largest first, of those that hold enough to be closed for
+// largest returns the maxShed connections that hold most, the largest first, of those that hold enough to be closed for
 // it, and whether there are more. It never sorts more than twice as many at once: a loop that has 100,000 slow
 // consumers must not stand still for it.
-func (sh *Shard) Largest() (list []holder, more bool) {
-	list = make([]holder, 0, 2*MaxShed)
+func (sh *Shard) largest() (list []holder, more bool) {
+	list = make([]holder, 0, 2*maxShed)
 	least := ShedLeast
-	largestFirst := func(a, b holder) int { return cmp.Compare(b.Bytes, a.Bytes) }
+	largestFirst := func(a, b holder) int { return cmp.Compare(b.bytes, a.bytes) }
 	add := func(c *Conn, bytes int) {
 		if bytes < least {
 			more = more || bytes >= ShedLeast
@@ -88,8 +88,8 @@ func (sh *Shard) Largest() (list []holder, more bool) {
 		}
 		if list = append(list, holder{c, bytes}); len(list) == cap(list) {
 			slices.SortFunc(list, largestFirst)
-			list, more = list[:MaxShed], true
-			least = list[MaxShed-1].Bytes + 1
+			list, more = list[:maxShed], true
+			least = list[maxShed-1].bytes + 1
 		}
 	}
 	for _, c := range sh.Stalled {
@@ -101,7 +101,7 @@ func (sh *Shard) Largest() (list []holder, more bool) {
 		add(in.conn, in.counted)
 	}
 	slices.SortFunc(list, largestFirst)
-	return list[:min(len(list), MaxShed)], more || len(list) > MaxShed
+	return list[:min(len(list), maxShed)], more || len(list) > maxShed
 }
 
 // shed closes a connection because memory is short. One that has sent part of a large message is not listened to any
@@ -131,7 +131,7 @@ func (c *Conn) shed() {
 // weigh notes how much of an incomplete message is kept, if that is worth shedding.
 func (sh *Shard) weigh(c *Conn) {
 	in := c.in
-	size := cap(in.Rest) + in.Decoder.Buffered()
+	size := cap(in.Rest) + in.decoder.Buffered()
 	if size < ShedLeast {
 		sh.unweigh(in)
 		return
@@ -144,7 +144,7 @@ func (sh *Shard) weigh(c *Conn) {
 	in.counted = size
 }
 
-func (sh *Shard) unweigh(in *Inbound) {
+func (sh *Shard) unweigh(in *inbound) {
 	if in.counted == 0 {
 		return
 	}

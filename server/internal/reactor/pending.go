@@ -101,11 +101,11 @@ func (c *Conn) countPending(n int, frames iter.Seq2[int, bool]) {
 }
 
 // sizesOf are the sizes of frames, and whether each is a message.
-func sizesOf(b []byte, kind ItemKind) iter.Seq2[int, bool] {
+func sizesOf(b []byte, kind itemKind) iter.Seq2[int, bool] {
 	return func(yield func(int, bool) bool) {
 		for len(b) > 0 {
 			n := codec.FrameLen(b)
-			if !yield(n, max(kind, KindOf(b)) == ItemMessage) {
+			if !yield(n, max(kind, kindOf(b)) == itemMessage) {
 				return
 			}
 			b = b[n:]
@@ -132,7 +132,7 @@ func (c *Conn) putFrames(b []byte, frames []*codec.Frame) (int, syscall.Errno) {
 func (o *Outbox) sizes() iter.Seq2[int, bool] {
 	return func(yield func(int, bool) bool) {
 		for it := range o.All {
-			counts := it.Messages() > 0
+			counts := it.messages() > 0
 			if it.frames <= 1 {
 				if !yield(len(it.B), counts) {
 					return

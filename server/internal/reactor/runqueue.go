@@ -16,7 +16,7 @@ type runQueue struct {
 	time       virtualTime
 	charged    []*Workload // that have nothing to do, and whose connection is remembered for what it has used
 	Blocked    []*Workload // that wait for fan-out
-	Inflating  inflating   // that are being decompressed
+	inflating  inflating   // that are being decompressed
 	Collecting collecting  // of which large messages are arriving
 	orders     uint64
 	relief     *time.Timer // looks again at those blocked, and at those that collect while others wait
@@ -109,8 +109,8 @@ func (sh *Shard) runQueued() {
 			q.Schedule(w)
 		}
 		w.Conn.settleWorkload(w)
-		sh.AdmitInflating()
-		if now-start > SliceTime {
+		sh.admitInflating()
+		if now-start > sliceTime {
 			break
 		}
 	}

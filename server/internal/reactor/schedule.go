@@ -201,7 +201,7 @@ func (l *loopTimers) run() {
 	}
 	start, now := time.Now(), l.sh.Engine.Uptime()
 	for len(l.Heap) > 0 && l.Heap[0].at <= now {
-		if time.Since(start) > SliceTime {
+		if time.Since(start) > sliceTime {
 			return
 		}
 		t := l.Heap[0]

@@ -33,8 +33,8 @@ func (c *Conn) Ready() bool {
 		return false
 	}
 	if c.sh.Pending.Len() > 0 {
-		c.sh.CaughtUp = 0
-		c.table.CatchUp(c.slot)
+		c.sh.caughtUp = 0
+		c.table.catchUp(c.slot)
 		c.catchUpTopics()
 	}
 	return c.state.Load() == StateOpen
@@ -42,7 +42,7 @@ func (c *Conn) Ready() bool {
 
 // SendBytes sends whole frames whose memory is used again as soon as it returns. Those that are messages
 // are of the kind, a message or a reply.
-func (c *Conn) SendBytes(b []byte, kind ItemKind) {
+func (c *Conn) SendBytes(b []byte, kind itemKind) {
 	c.sh.Check()
 	if !c.Ready() {
 		c.lose(b, kind)
@@ -70,16 +70,16 @@ func (c *Conn) SendBytes(b []byte, kind ItemKind) {
 	b, written = b[start:], written-start
 	for len(b) > 0 && c.state.Load() == StateOpen {
 		n := codec.FrameLen(b)
-		c.enqueueCopy(b[:n], written, max(kind, KindOf(b))) // control frames stay what they are
+		c.enqueueCopy(b[:n], written, max(kind, kindOf(b))) // control frames stay what they are
 		b, written = b[n:], 0
 	}
 	c.lose(b, kind)
 }
 
 // lose counts the messages among frames that find the connection closed.
-func (c *Conn) lose(b []byte, kind ItemKind) {
+func (c *Conn) lose(b []byte, kind itemKind) {
 	for len(b) > 0 {
-		if max(kind, KindOf(b)) == ItemMessage {
+		if max(kind, kindOf(b)) == itemMessage {
 			c.sh.Stats.Drop(stats.DropClosed, 1)
 		}
 		b = b[codec.FrameLen(b):]
@@ -93,11 +93,11 @@ func (c *Conn) sendFrame(f *codec.Frame) {
 		c.sh.Stats.Drop(stats.DropClosed, 1)
 		return
 	}
-	c.SendEncoded(c.encoded(f), ItemMessage)
+	c.SendEncoded(c.encoded(f), itemMessage)
 }
 
 // SendEncoded sends a frame whose memory is immutable.
-func (c *Conn) SendEncoded(b []byte, kind ItemKind) {
+func (c *Conn) SendEncoded(b []byte, kind itemKind) {
 	written := 0
 	if c.out == nil {
 		var errno syscall.Errno
@@ -112,7 +112,7 @@ func (c *Conn) SendEncoded(b []byte, kind ItemKind) {
 			return
 		}
 	}
-	c.Enqueue(b, written, kind)
+	c.enqueue(b, written, kind)
 }
 
 // SendControl sends what no policy may drop: a close frame, a ping, the answer to a handshake. The
@@ -151,12 +151,12 @@ func (c *Conn) together(frames []*codec.Frame) (b []byte, n int) {
 	if len(frames) == 1 {
 		return c.encoded(frames[0]), 1
 	}
-	b = c.sh.Chunk[:0]
+	b = c.sh.chunk[:0]
 	for n < len(frames) && (n == 0 || len(b)+len(c.encoded(frames[n])) <= flushChunk) {
 		b = append(b, c.encoded(frames[n])...)
 		n++
 	}
-	c.sh.Chunk = b
+	c.sh.chunk = b
 	return b, n
 }
 
@@ -173,7 +173,7 @@ func (c *Conn) wroteFrames(a *Audience, sub int32, frames []*codec.Frame, writte
 			written -= len(b)
 			continue
 		}
-		c.Enqueue(b, written, kindFrom(a))
+		c.enqueue(b, written, kindFrom(a))
 		c.queueFrames(a, sub, frames[i+1:])
 		return
 	}
@@ -190,15 +190,15 @@ func (c *Conn) queueFrames(a *Audience, sub int32, frames []*codec.Frame) {
 			c.sh.Stats.Drop(stats.DropClosed, uint64(len(frames)-i))
 			return
 		}
-		c.Enqueue(c.encoded(f), 0, kindFrom(a))
+		c.enqueue(c.encoded(f), 0, kindFrom(a))
 	}
 }
 
-func kindFrom(a *Audience) ItemKind {
+func kindFrom(a *Audience) itemKind {
 	if a == nil {
-		return ItemHistory
+		return itemHistory
 	}
-	return ItemMessage
+	return itemMessage
 }
 
 // write is one write(2). It returns 0, 0 when the socket is full; on any other error the connection

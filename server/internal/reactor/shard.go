@@ -44,7 +44,7 @@ type Shard struct {
 	Reading      inbox
 	ran          uint64 // commands, ever
 	Run          runQueue
-	Sweep        Sweep
+	sweep        sweep
 	swept        time.Duration   // when the last sweep began, or was left out, after the server was made
 	leftOut      bool            // it was left out
 	Began        time.Duration   // of this turn, after the server was made
@@ -53,25 +53,25 @@ type Shard struct {
 	sliced       bool            // the last turn that the loop was woken for did not finish its work
 	Pending      Queue[Audience] // audiences whose streams are not at their end
 	Departed     Queue[Conn]     // that have left their topics and are in the audiences yet; written with mu held
-	Writable     Queue[Conn]     // connections whose sockets take bytes again
+	writable     Queue[Conn]     // connections whose sockets take bytes again
 	published    uint64          // messages to the streams of topics
-	CaughtUp     int             // bytes for one connection that may have had to be compressed
+	caughtUp     int             // bytes for one connection that may have had to be compressed
 	GoingAway    bool            // the server shuts down: no connection may stay
 	Stalled      []*Conn         // those that have an outbox
 	Lags         lags            // clients that have something to take before they can answer
-	partials     []*Inbound      // those that keep much of a message
+	partials     []*inbound      // those that keep much of a message
 	entrances    []entrance      // see listenerOf
-	Deadlines    Deadlines
+	Deadlines    deadlines
 	Timers       loopTimers
 	lost         error // why the connection that is being closed was aborted
 	decoder      codec.Decoder
 	buffers      codec.Buffers // of the decoders
 	rests        codec.Buffers // for input that waits
 	inflater     *codec.Inflater
-	freeInbound  []*Inbound
+	freeInbound  []*inbound
 	freeOutboxes []*Outbox
 	freePasses   []*pass
-	Chunk        []byte // for writing several waiting frames at once
+	chunk        []byte // for writing several waiting frames at once
 	joined       []byte // for reading on behind an incomplete frame
 	Control      []byte // for a control frame or an HTTP response
 	Text         []byte // for a reply
@@ -175,7 +175,7 @@ func (sh *Shard) AddToRound(d time.Duration) {
 // endTurn ends a turn and returns how long it took. If something is left to do (new commands, work of connections,
 // further slices of a walk or sweep), the loop is woken for another turn, after everything else that is ready on it.
 func (sh *Shard) endTurn() (took time.Duration) {
-	sh.AdmitInflating()
+	sh.admitInflating()
 	ended := sh.Engine.Uptime()
 	sh.Histograms.Turn.Since(sh.Began, ended)
 	sh.publishCounters()
@@ -183,7 +183,7 @@ func (sh *Shard) endTurn() (took time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.InTurn = false
-	if len(m.commands) > 0 || m.tick || m.goAway || m.relief || m.timers || sh.Busy() {
+	if len(m.commands) > 0 || m.tick || m.goAway || m.relief || m.timers || sh.busy() {
 		m.wake()
 	}
 	return ended - sh.Began
@@ -206,50 +206,50 @@ func (sh *Shard) wokenTurn() {
 	sh.relieve()
 	sh.RunCommands()
 	sh.Walk()
-	sh.FlushWritable()
+	sh.flushWritable()
 	sh.settleDeparted(sh.sliceTime())
-	sh.SweepOn()
+	sh.sweepOn()
 	sh.Timers.run()
 	sh.runQueued()
 	sh.RunCommands()
 	sh.endTurn()
-	sh.sliced = sh.Busy()
+	sh.sliced = sh.busy()
 }
 
-// SliceTime is how long a slice may take. A loop that has much to hand out does it in longer slices, which cost less.
+// sliceTime is how long a slice may take. A loop that has much to hand out does it in longer slices, which cost less.
 func (sh *Shard) sliceTime() time.Duration {
 	if sh.Backlog.Load() > sh.Set.MaxBacklog/16 {
-		return 4 * SliceTime
+		return 4 * sliceTime
 	}
-	return SliceTime
+	return sliceTime
 }
 
 // Walk hands out a slice of what was published, for the audiences in turn.
 func (sh *Shard) Walk() {
-	s := Slice{Start: time.Now(), Time: sh.sliceTime()}
+	s := slice{start: time.Now(), time: sh.sliceTime()}
 	for range sh.Pending.Len() {
 		a := sh.Pending.Pop()
-		if a.queued = !a.Walk(&s); a.queued {
+		if a.queued = !a.walk(&s); a.queued {
 			sh.Pending.Push(a)
 		}
-		if s.Over() {
+		if s.over() {
 			return
 		}
 	}
 }
 
-// FlushWritable writes what waits for sockets that take bytes again, for a slice, in turn.
-func (sh *Shard) FlushWritable() {
-	for start, limit := time.Now(), sh.sliceTime(); sh.Writable.Len() > 0 && time.Since(start) <= limit; {
-		if c := sh.Writable.Pop(); c.flushSome() {
-			sh.Writable.Push(c)
+// flushWritable writes what waits for sockets that take bytes again, for a slice, in turn.
+func (sh *Shard) flushWritable() {
+	for start, limit := time.Now(), sh.sliceTime(); sh.writable.Len() > 0 && time.Since(start) <= limit; {
+		if c := sh.writable.Pop(); c.flushSome() {
+			sh.writable.Push(c)
 		}
 	}
 }
 
-// Busy reports whether the loop has work left, so that it must not wait for events.
-func (sh *Shard) Busy() bool {
-	return !sh.Reading.Done() || sh.Sweep.Running || sh.Pending.Len() > 0 || sh.Writable.Len() > 0 || sh.Departed.Len() > 0 || len(sh.Run.Heap) > 0 ||
+// busy reports whether the loop has work left, so that it must not wait for events.
+func (sh *Shard) busy() bool {
+	return !sh.Reading.Done() || sh.sweep.running || sh.Pending.Len() > 0 || sh.writable.Len() > 0 || sh.Departed.Len() > 0 || len(sh.Run.Heap) > 0 ||
 		sh.Timers.due || sh.GoingAway && sh.occupied()
 }
 

@@ -9,11 +9,11 @@ import (
 	"carillon/server/stats"
 )
 
-// Sweep is the round that finds connections whose time is up, through all tables of a shard. Like a
+// sweep is the round that finds connections whose time is up, through all tables of a shard. Like a
 // walk it is cut into slices, by what it sends and not by what it looks at: looking costs 1 ns.
-type Sweep struct {
-	Running  bool
-	Stalled  int            // of the connections that stall, those below this are still to be seen
+type sweep struct {
+	running  bool
+	stalled  int            // of the connections that stall, those below this are still to be seen
 	table    int            // the one being swept
 	next     int            // its members below this are still to be seen
 	schedule *DrainSchedule // while the server drains
@@ -21,8 +21,8 @@ type Sweep struct {
 	second   uint32         // the server's, if connections have a maximum age
 }
 
-// SweepSends bounds the connections to which one slice of a sweep sends something.
-const SweepSends = 256
+// sweepSends bounds the connections to which one slice of a sweep sends something.
+const sweepSends = 256
 
 // sweepLooks bounds a slice in which each look goes to the connection itself, which is likely to be in no
 // cache.
@@ -32,13 +32,13 @@ func (sh *Shard) beginSweep() {
 	sh.shedExcess()
 	sh.buffers.Trim()
 	sh.rests.Trim()
-	if !sh.Sweep.Running && !sh.stoodStill() {
-		sh.Sweep = Sweep{Running: true, Stalled: len(sh.Stalled), table: len(sh.tables), schedule: sh.Engine.Schedule.Load()}
-		if p := sh.Sweep.schedule; p != nil {
-			sh.Sweep.reached = p.Progress(time.Now())
+	if !sh.sweep.running && !sh.stoodStill() {
+		sh.sweep = sweep{running: true, stalled: len(sh.Stalled), table: len(sh.tables), schedule: sh.Engine.Schedule.Load()}
+		if p := sh.sweep.schedule; p != nil {
+			sh.sweep.reached = p.progress(time.Now())
 		}
 		if sh.Engine.Settings().MaxAge > 0 {
-			sh.Sweep.second = sh.Engine.UptimeSeconds()
+			sh.sweep.second = sh.Engine.UptimeSeconds()
 		}
 	}
 }
@@ -56,34 +56,34 @@ func (sh *Shard) stoodStill() bool {
 	return sh.leftOut
 }
 
-// SweepOn goes on with the round. It goes through each table from the end, so that the member which
+// sweepOn goes on with the round. It goes through each table from the end, so that the member which
 // takes the place of one that leaves has been seen already.
-func (sh *Shard) SweepOn() {
-	w := &sh.Sweep
-	if sh.GoingAway && !w.Running && sh.occupied() {
+func (sh *Shard) sweepOn() {
+	w := &sh.sweep
+	if sh.GoingAway && !w.running && sh.occupied() {
 		sh.beginSweep()
 	}
 	start, sends, looks := time.Now(), 0, 0
 	over := func() bool {
-		return sends >= SweepSends || sends&3 == 3 && time.Since(start) > SliceTime
+		return sends >= sweepSends || sends&3 == 3 && time.Since(start) > sliceTime
 	}
-	for w.Running && !over() && sh.expireNext() {
+	for w.running && !over() && sh.expireNext() {
 		sends++
 	}
-	for ; w.Stalled > 0 && !over() && looks < sweepLooks; looks++ {
-		w.Stalled = min(w.Stalled, len(sh.Stalled)) - 1
-		if w.Stalled >= 0 && sh.Stalled[w.Stalled].stalledDue() {
+	for ; w.stalled > 0 && !over() && looks < sweepLooks; looks++ {
+		w.stalled = min(w.stalled, len(sh.Stalled)) - 1
+		if w.stalled >= 0 && sh.Stalled[w.stalled].stalledDue() {
 			sends++
 		}
 	}
-	if w.Stalled > 0 {
+	if w.stalled > 0 {
 		return
 	}
-	for w.Running && !over() {
+	for w.running && !over() {
 		if w.next == 0 {
 			w.table--
 			if w.table < 0 {
-				w.Running = false
+				w.running = false
 				return
 			}
 			w.next = len(sh.tables[w.table].Members)
@@ -148,14 +148,14 @@ func (g *Table) closeDue(i int) bool {
 }
 
 func (g *Table) memberDue(i int) bool {
-	now, t, set, w := g.Shard.Clock, &g.Times[i], g.Shard.Engine.Settings(), &g.Shard.Sweep
+	now, t, set, w := g.Shard.Clock, &g.Times[i], g.Shard.Engine.Settings(), &g.Shard.sweep
 	switch {
-	case w.schedule != nil && (g.Shard.GoingAway || w.schedule.Position(g.Members[i].Conn.id) < w.reached):
+	case w.schedule != nil && (g.Shard.GoingAway || w.schedule.position(g.Members[i].Conn.id) < w.reached):
 		g.Members[i].Conn.retire(w.schedule)
 	case w.second > 0 && g.Members[i].Conn.TooOld(w.second):
 		c := g.Members[i].Conn
 		g.Shard.Stats.Cut(stats.CutMaxAge)
-		c.StartClose(CloseOwn, codec.CloseGoingAway, WithRetry("connection has reached connections.max_age", c.retryAfter(shortestReturn)))
+		c.StartClose(CloseOwn, codec.CloseGoingAway, withRetry("connection has reached connections.max_age", c.retryAfter(shortestReturn)))
 	case TimedOut(now, t.Message, set.IdleTimeout) && !g.Members[i].Conn.IsEvents() && !g.Members[i].Conn.IsSuspended():
 		g.Shard.Stats.Cut(stats.CutIdle)
 		g.Members[i].Conn.StartClose(CloseOwn, codec.CloseGoingAway, fmt.Sprintf("no message for %v", set.IdleTimeout))
@@ -223,7 +223,7 @@ func (c *Conn) flushLate() bool {
 	}
 	before := c.sh.Counters.bytesOut
 	if c.flushSome() {
-		c.sh.Writable.Push(c)
+		c.sh.writable.Push(c)
 	}
 	return c.sh.Counters.bytesOut > before
 }

@@ -84,7 +84,7 @@ type tlsPeer struct {
 
 func (p *tlsPeer) quietest() *tlsHandshake { return p.silent.Front().Value.(*tlsHandshake) }
 
-// before has suspect peers evicted first, then the one with most silent handshakes, and of several the one with the
+// Before has suspect peers evicted first, then the one with most silent handshakes, and of several the one with the
 // quietest.
 func (p *tlsPeer) Before(other *tlsPeer) bool {
 	if p.suspect != other.suspect {

@@ -36,7 +36,7 @@ type Workload struct {
 	Served    bool          // it is the connection's turn now
 	MaxTurn   time.Duration // what that turn is charged for at most; 0 for no such limit
 
-	Inflates  bool          // the input begins with a message that waits for others to be decompressed
+	inflates  bool          // the input begins with a message that waits for others to be decompressed
 	Suspended bool          // input waits in conn.in, or in the session, and the socket is not read
 	ended     bool          // nothing comes after that input
 	blockedAt time.Duration // since when the connection waits for fan-out that it has caused, or is held back; 0 if it does not
@@ -124,7 +124,7 @@ func (c *Conn) suspend() {
 // unsuspend reads the socket again.
 func (c *Conn) unsuspend() {
 	if w := c.Workload(); w != nil && w.Suspended {
-		w.Suspended, w.Inflates, w.blockedAt, w.HeldBack, w.passes = false, false, 0, false, false
+		w.Suspended, w.inflates, w.blockedAt, w.HeldBack, w.passes = false, false, 0, false, false
 		w.awaitsPlace = false
 		if c.gc != nil {
 			c.sh.Interest.resume(c.fd)
@@ -136,7 +136,7 @@ func (c *Conn) unsuspend() {
 func (c *Conn) postpone(b []byte) {
 	if c.in == nil {
 		c.in = c.sh.newInbound()
-		c.in.Decoder = c.sh.newDecoder()
+		c.in.decoder = c.sh.newDecoder()
 	}
 	if c.in.at > 0 {
 		c.in.Rest, c.in.at = append(c.in.Rest[:0], c.in.Rest[c.in.at:]...), 0
@@ -162,7 +162,7 @@ func (w *Workload) isRunnable() bool {
 }
 
 func (w *Workload) hasInput() bool {
-	return w.Suspended && !w.isFull() && !w.Inflates && !w.awaitsPlace
+	return w.Suspended && !w.isFull() && !w.inflates && !w.awaitsPlace
 }
 
 // canAnswer reports whether the first request in the queue can be answered. While a client does not read a large reply

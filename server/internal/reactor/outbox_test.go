@@ -1,4 +1,4 @@
-package server
+package reactor
 
 import (
 	"bytes"
@@ -9,29 +9,27 @@ import (
 	"testing"
 
 	"carillon/codec"
-	"carillon/server/internal/hub"
-	"carillon/server/internal/reactor"
 	"carillon/server/stats"
 )
 
 // queued makes a connection that was stalled already, so that all it is sent waits in its outbox.
-func queued(sh *reactor.Shard, ep *reactor.LoopEndpoint) *Conn {
-	c := (*Conn)(reactor.Assemble(reactor.Parts{Shard: sh, Endpoint: ep, FD: -1, Outbox: &reactor.Outbox{}}))
-	c.core().State().Store(reactor.StateOpen)
+func queued(sh *Shard, ep *LoopEndpoint) *Conn {
+	c := Assemble(Parts{Shard: sh, Endpoint: ep, FD: -1, Outbox: &Outbox{}})
+	c.State().Store(StateOpen)
 	return c
 }
 
-func unitEndpoint(slow SlowConsumer) *reactor.LoopEndpoint {
-	e := &reactor.Engine{}
-	e.Current.Store(&reactor.LoopSettings{Endpoints: []reactor.LoopEndpointSettings{{Slow: slowConsumerOf(&slow)}}})
-	return &reactor.LoopEndpoint{Engine: e}
+func unitEndpoint(slow SlowConsumer) *LoopEndpoint {
+	e := &Engine{}
+	e.Current.Store(&LoopSettings{Endpoints: []LoopEndpointSettings{{Slow: slow}}})
+	return &LoopEndpoint{Engine: e}
 }
 
 // modelItem is a frame as a simple queue would keep it.
 type modelItem struct {
 	b       []byte
 	memory  int // that b keeps
-	kind    reactor.ItemKind
+	kind    itemKind
 	partial bool
 }
 
@@ -41,7 +39,7 @@ const modelLimit = 3000
 // modelDrop is dropWaiting in the plainest words.
 func modelDrop(items []modelItem, keep int) (kept []modelItem, dropped int) {
 	for i, it := range items {
-		if it.kind == reactor.ItemMessage && !it.partial && modelCounted(kept)+modelCounted(items[i:]) > keep {
+		if it.kind == itemMessage && !it.partial && modelCounted(kept)+modelCounted(items[i:]) > keep {
 			dropped++
 			continue
 		}
@@ -54,7 +52,7 @@ func modelDrop(items []modelItem, keep int) (kept []modelItem, dropped int) {
 func modelDropNewest(items []modelItem, keep int) (kept []modelItem, dropped int) {
 	kept = slices.Clone(items)
 	for i := len(kept) - 1; i >= 0 && modelCounted(kept) > keep; i-- {
-		if kept[i].kind == reactor.ItemMessage && !kept[i].partial {
+		if kept[i].kind == itemMessage && !kept[i].partial {
 			kept = slices.Delete(kept, i, i+1)
 			dropped++
 		}
@@ -65,8 +63,8 @@ func modelDropNewest(items []modelItem, keep int) (kept []modelItem, dropped int
 // modelCounted leaves history out, which does not count.
 func modelCounted(items []modelItem) (n int) {
 	for _, it := range items {
-		if it.kind != reactor.ItemHistory {
-			n += reactor.ItemCost + it.memory
+		if it.kind != itemHistory {
+			n += ItemCost + it.memory
 		}
 	}
 	return n
@@ -74,33 +72,33 @@ func modelCounted(items []modelItem) (n int) {
 
 func modelReplies(items []modelItem) (n int) {
 	for _, it := range items {
-		if it.kind == reactor.ItemReply {
-			n += reactor.ItemCost + it.memory
+		if it.kind == ItemReply {
+			n += ItemCost + it.memory
 		}
 	}
 	return n
 }
 
 // modelEnqueue applies a policy. Replies are in nobody's way but their own, and only the latest ping is answered.
-func modelEnqueue(items []modelItem, policy Policy, it modelItem) (_ []modelItem, dropped int) {
-	need := reactor.ItemCost + len(it.b)
+func modelEnqueue(items []modelItem, policy slowPolicy, it modelItem) (_ []modelItem, dropped int) {
+	need := ItemCost + len(it.b)
 	switch full := modelCounted(items)+need > modelLimit && modelCounted(items) > 0; {
-	case it.kind == reactor.ItemReply && full && policy == PolicyDropOldest:
+	case it.kind == ItemReply && full && policy == DropOldest:
 		items, dropped = modelDrop(items, modelLimit-need)
-	case it.kind == reactor.ItemReply && full && policy == PolicyDropNewest:
+	case it.kind == ItemReply && full && policy == DropNewest:
 		items, dropped = modelDropNewest(items, modelLimit-need)
-	case it.kind != reactor.ItemMessage:
-	case policy == PolicyLatest:
+	case it.kind != itemMessage:
+	case policy == KeepLatest:
 		items, dropped = modelDrop(items, 0)
-	case full && policy == PolicyDropOldest:
+	case full && policy == DropOldest:
 		items, dropped = modelDrop(items, modelLimit-need)
-	case full && policy == PolicyDropNewest:
+	case full && policy == DropNewest:
 		return items, 1
 	}
-	if it.kind == reactor.ItemPong {
-		it.memory = reactor.MaxPong
+	if it.kind == itemPong {
+		it.memory = maxPong
 		for i := range items {
-			if items[i].kind == reactor.ItemPong && !items[i].partial {
+			if items[i].kind == itemPong && !items[i].partial {
 				items[i].b = it.b
 				return items, dropped
 			}
@@ -127,35 +125,35 @@ func modelWrote(items []modelItem, n int) []modelItem {
 // and the same drops.
 func TestOutboxAgainstModel(t *testing.T) {
 	ops := []codec.Opcode{codec.OpBinary, codec.OpBinary, codec.OpBinary, codec.OpBinary, codec.OpPong, codec.OpPing}
-	for _, policy := range []Policy{PolicyDropOldest, PolicyDropNewest, PolicyLatest} {
+	for _, policy := range []slowPolicy{DropOldest, DropNewest, KeepLatest} {
 		t.Run(string(policy), func(t *testing.T) {
 			for seed := range uint64(200) {
 				r := rand.New(rand.NewPCG(seed, 1))
-				sh := &reactor.Shard{}
+				sh := &Shard{}
 				c := queued(sh, unitEndpoint(SlowConsumer{Policy: policy, MaxQueue: modelLimit}))
 				var model []modelItem
 				drops := 0
 				for step := range 300 {
 					if r.IntN(3) > 0 {
 						op := ops[r.IntN(len(ops))]
-						size := reactor.ItemCost + r.IntN(80) // what is smaller is copied: see TestOutboxOfCopies
+						size := ItemCost + r.IntN(80) // what is smaller is copied: see TestOutboxOfCopies
 						if op == codec.OpBinary && r.IntN(20) == 0 {
 							size = 4000 // larger than the queue
 						}
 						b := codec.AppendFrame(nil, op, bytes.Repeat([]byte{byte(step)}, size))
 						var n int
-						kind := reactor.KindOf(b)
-						if kind == reactor.ItemMessage {
-							kind = []reactor.ItemKind{reactor.ItemMessage, reactor.ItemMessage, reactor.ItemMessage, reactor.ItemMessage, reactor.ItemHistory, reactor.ItemReply}[r.IntN(6)]
+						kind := kindOf(b)
+						if kind == itemMessage {
+							kind = []itemKind{itemMessage, itemMessage, itemMessage, itemMessage, itemHistory, ItemReply}[r.IntN(6)]
 						}
-						if n := modelReplies(model); kind == reactor.ItemReply && n > 0 && n+reactor.ItemCost+len(b) > modelLimit {
+						if n := modelReplies(model); kind == ItemReply && n > 0 && n+ItemCost+len(b) > modelLimit {
 							continue // it would be closed
 						}
 						model, n = modelEnqueue(model, policy, modelItem{b: b, memory: cap(b), kind: kind})
 						drops += n
-						c.core().Enqueue(b, 0, kind)
+						c.enqueue(b, 0, kind)
 					} else if len(model) > 0 {
-						taken := r.IntN(len(c.core().Outbox().Gather(&sh.Chunk)) + 1)
+						taken := r.IntN(len(c.out.gather(&sh.chunk)) + 1)
 						model = modelWrote(model, taken)
 						c.take(taken)
 					}
@@ -172,29 +170,29 @@ func checkOutbox(t *testing.T, c *Conn, model []modelItem, drops int) {
 	messages := 0
 	for _, it := range model {
 		want = append(want, it.b...)
-		if it.kind == reactor.ItemMessage || it.kind == reactor.ItemHistory {
+		if it.kind == itemMessage || it.kind == itemHistory {
 			messages++
 		}
 	}
-	for it := range c.core().Outbox().All {
+	for it := range c.out.All {
 		got = append(got, it.B...)
 	}
 	if !bytes.Equal(got, want) {
 		t.Fatalf("%d bytes wait, want %d", len(got), len(want))
 	}
 	checkCounts(t, c)
-	if n := modelCounted(model); c.core().Outbox().Counted() != n {
-		t.Fatalf("%d bytes count, want %d", c.core().Outbox().Counted(), n)
+	if n := modelCounted(model); c.out.counted() != n {
+		t.Fatalf("%d bytes count, want %d", c.out.counted(), n)
 	}
-	if n := modelReplies(model); c.core().Outbox().Replies != n {
-		t.Fatalf("%d bytes of replies wait, want %d", c.core().Outbox().Replies, n)
+	if n := modelReplies(model); c.out.replies != n {
+		t.Fatalf("%d bytes of replies wait, want %d", c.out.replies, n)
 	}
-	if n := c.core().Outbox().WaitingMessages(); n != uint64(messages) {
+	if n := c.out.waitingMessages(); n != uint64(messages) {
 		t.Fatalf("%d messages wait, want %d", n, messages)
 	}
 	total := 0
-	for i := range c.shard().Stats.Drops {
-		total += int(c.shard().Stats.Drops[i].Load())
+	for i := range c.sh.Stats.Drops {
+		total += int(c.sh.Stats.Drops[i].Load())
 	}
 	if total != drops {
 		t.Fatalf("%d drops counted, want %d", total, drops)
@@ -203,33 +201,33 @@ func checkOutbox(t *testing.T, c *Conn, model []modelItem, drops int) {
 
 // take has the socket take n bytes.
 func (c *Conn) take(n int) {
-	before := c.core().Outbox().Bytes
-	c.core().Outbox().Wrote(n)
-	c.shard().Stats.QueuedBytes.Add(int64(c.core().Outbox().Bytes - before))
+	before := c.out.Bytes
+	c.out.Wrote(n)
+	c.sh.Stats.QueuedBytes.Add(int64(c.out.Bytes - before))
 }
 
 // checkCounts compares what an outbox counts with what is in it.
 func checkCounts(t *testing.T, c *Conn) {
 	t.Helper()
-	o, all, history, replies, waiting := c.core().Outbox(), 0, 0, 0, uint64(0)
+	o, all, history, replies, waiting := c.out, 0, 0, 0, uint64(0)
 	for it := range o.All {
-		waiting += it.Messages()
-		switch all += it.Cost(); it.Kind {
-		case reactor.ItemHistory:
-			history += it.Cost()
-		case reactor.ItemReply:
-			replies += it.Cost()
+		waiting += it.messages()
+		switch all += it.cost(); it.kind {
+		case itemHistory:
+			history += it.cost()
+		case ItemReply:
+			replies += it.cost()
 		}
 	}
-	if o.Bytes != all || o.History != history || o.Replies != replies || c.shard().Stats.QueuedBytes.Load() != int64(all) {
-		t.Fatalf("%d bytes are counted, %d of history, %d of replies, %d in all queues; want %d, %d, %d", o.Bytes, o.History, o.Replies, c.shard().Stats.QueuedBytes.Load(), all, history, replies)
+	if o.Bytes != all || o.History != history || o.replies != replies || c.sh.Stats.QueuedBytes.Load() != int64(all) {
+		t.Fatalf("%d bytes are counted, %d of history, %d of replies, %d in all queues; want %d, %d, %d", o.Bytes, o.History, o.replies, c.sh.Stats.QueuedBytes.Load(), all, history, replies)
 	}
-	if o.WaitingMessages() != waiting {
-		t.Fatalf("%d messages are counted, %d wait", o.WaitingMessages(), waiting)
+	if o.waitingMessages() != waiting {
+		t.Fatalf("%d messages are counted, %d wait", o.waitingMessages(), waiting)
 	}
-	for _, q := range []*reactor.FrameQueue{&o.Messages, &o.Kept} {
-		for i := range q.Head {
-			if q.First.Items[i].B != nil {
+	for _, q := range []*frameQueue{&o.messages, &o.kept} {
+		for i := range q.head {
+			if q.first.items[i].B != nil {
 				t.Fatal("the outbox holds on to what is gone")
 			}
 		}
@@ -239,20 +237,20 @@ func checkCounts(t *testing.T, c *Conn) {
 // Dropping the oldest of many costs no more than dropping the oldest of few: the rest stays where it
 // is.
 func TestOutboxDropOldestMovesNothing(t *testing.T) {
-	c := queued(&reactor.Shard{}, unitEndpoint(SlowConsumer{Policy: PolicyDropOldest, MaxQueue: 1 << 20}))
-	b := codec.AppendFrame(nil, codec.OpBinary, make([]byte, 2*reactor.ItemCost))
-	for c.shard().Stats.Drops[DropOldest].Load() == 0 {
-		c.core().Enqueue(b, 0, reactor.ItemMessage)
+	c := queued(&Shard{}, unitEndpoint(SlowConsumer{Policy: DropOldest, MaxQueue: 1 << 20}))
+	b := codec.AppendFrame(nil, codec.OpBinary, make([]byte, 2*ItemCost))
+	for c.sh.Stats.Drops[stats.DropOldest].Load() == 0 {
+		c.enqueue(b, 0, itemMessage)
 	}
-	newest := c.core().Outbox().Messages.Back()
-	allocs := testing.AllocsPerRun(1000, func() { c.core().Enqueue(b, 0, reactor.ItemMessage) })
+	newest := c.out.messages.back()
+	allocs := testing.AllocsPerRun(1000, func() { c.enqueue(b, 0, itemMessage) })
 	if allocs > 0 {
 		t.Errorf("%v allocations for a message that takes the place of another", allocs)
 	}
-	if n := c.shard().Stats.Drops[DropOldest].Load(); n != 1002 {
+	if n := c.sh.Stats.Drops[stats.DropOldest].Load(); n != 1002 {
 		t.Errorf("%d drops, want 1002", n)
 	}
-	if newest.B == nil || newest.Seq != c.core().Outbox().Seq-1002 {
+	if newest.B == nil || newest.seq != c.out.seq-1002 {
 		t.Error("an item that was not dropped has moved")
 	}
 }
@@ -261,20 +259,20 @@ func TestOutboxDropOldestMovesNothing(t *testing.T) {
 type groupModel struct {
 	t       *testing.T
 	r       *rand.Rand
-	g       *reactor.Table
+	g       *Table
 	members map[*Conn]uint32 // the first message that concerns it
 	next    uint32
 }
 
 func (m *groupModel) join() {
 	c := queued(m.g.Shard, m.g.Endpoint)
-	m.g.Add(c.core(), reactor.Times{})
+	m.g.Add(c, Times{})
 	m.members[c] = m.next
 }
 
 func (m *groupModel) leave() {
 	if len(m.g.Members) > 0 {
-		m.check((*Conn)(m.g.Members[m.r.IntN(len(m.g.Members))].Conn), false)
+		m.check(m.g.Members[m.r.IntN(len(m.g.Members))].Conn, false)
 	}
 }
 
@@ -282,13 +280,13 @@ func (m *groupModel) leave() {
 func (m *groupModel) check(c *Conn, stays bool) {
 	m.t.Helper()
 	want := m.members[c]
-	for it := range c.core().Outbox().All {
+	for it := range c.out.All {
 		if got := binary.BigEndian.Uint32(it.B[2:]); got != want {
 			m.t.Fatalf("got message %d, want %d", got, want)
 		}
 		want++
 	}
-	if seq := m.g.Members[c.core().Slot()].Seq; m.g.Members[c.core().Slot()].Conn != c.core() || want != seq-m.g.Base+m.next-uint32(len(m.g.Stream)) {
+	if seq := m.g.Members[c.Slot()].Seq; m.g.Members[c.Slot()].Conn != c || want != seq-m.g.Base+m.next-uint32(len(m.g.Stream)) {
 		m.t.Fatalf("it has messages up to %d, but the group thinks up to %d of %d", want, seq-m.g.Base, m.next)
 	}
 	if stays {
@@ -298,7 +296,7 @@ func (m *groupModel) check(c *Conn, stays bool) {
 		return
 	}
 	delete(m.members, c)
-	m.g.Remove(c.core())
+	m.g.Remove(c)
 }
 
 // walk goes on for some steps, and stops anywhere.
@@ -322,15 +320,15 @@ func (m *groupModel) walk() {
 func TestGroupWalk(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 2))
-		sh := &reactor.Shard{Engine: &reactor.Engine{}, Set: &reactor.LoopSettings{}, Histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
-		g := reactor.NewTable(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
+		sh := &Shard{Engine: &Engine{}, Set: &LoopSettings{}, Histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
+		g := NewTable(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
 		g.Base = 1<<32 - 20 // it wraps
 		m := &groupModel{t: t, r: r, g: g, members: map[*Conn]uint32{}}
 		for range 400 {
 			switch r.IntN(6) {
 			case 0, 1:
 				payload := binary.BigEndian.AppendUint32(nil, m.next)
-				g.Publish(codec.NewFrame(Binary, append(payload, make([]byte, reactor.ItemCost)...)), 0) // smaller ones share memory
+				g.Publish(codec.NewFrame(codec.OpBinary, append(payload, make([]byte, ItemCost)...)), 0) // smaller ones share memory
 				m.next++
 			case 2, 3:
 				m.walk()
@@ -344,15 +342,15 @@ func TestGroupWalk(t *testing.T) {
 			case 5:
 				if len(g.Members) > 0 {
 					c := (*Conn)(g.Members[r.IntN(len(g.Members))].Conn)
-					g.CatchUp(c.core().Slot())
+					g.catchUp(c.Slot())
 					m.check(c, true)
 				}
 			}
 		}
 		for len(g.Stream) > 0 {
-			g.Walk(&reactor.Slice{Time: reactor.SliceTime})
+			g.walk(&slice{time: sliceTime})
 		}
-		if len(g.Stream) > 0 || int(g.Count.Load()) != len(m.members) || len(g.Members) != len(m.members) {
+		if len(g.Stream) > 0 || int(g.count.Load()) != len(m.members) || len(g.Members) != len(m.members) {
 			t.Fatalf("%d messages are left; %d members, want %d", len(g.Stream), len(g.Members), len(m.members))
 		}
 		for c := range m.members {
@@ -363,9 +361,9 @@ func TestGroupWalk(t *testing.T) {
 
 // The memory of a crowd that has left is given back.
 func TestGroupShrinks(t *testing.T) {
-	g := reactor.NewTable(&reactor.Shard{Engine: &reactor.Engine{}, Set: &reactor.LoopSettings{}}, unitEndpoint(SlowConsumer{}))
+	g := NewTable(&Shard{Engine: &Engine{}, Set: &LoopSettings{}}, unitEndpoint(SlowConsumer{}))
 	for range 50_000 {
-		g.Add(queued(g.Shard, g.Endpoint).core(), reactor.Times{})
+		g.Add(queued(g.Shard, g.Endpoint), Times{})
 	}
 	for len(g.Members) > 10 {
 		g.Remove(g.Members[0].Conn)
@@ -375,17 +373,25 @@ func TestGroupShrinks(t *testing.T) {
 	}
 }
 
+// tableFeed gives all members of a table what is published.
+type tableFeed struct{ *Table }
+
+func (f tableFeed) Publish(p *Command) (bytes int) { return f.Audience.Publish(p.Frame, p.At) }
+func (tableFeed) Join()                            {}
+func (tableFeed) Leave()                           {}
+func (tableFeed) Left(*Audience)                   {}
+
 // Messages leave the mailbox for the streams. Whoever looks at the backlog meanwhile finds each of them once: it
 // only grows here, by one message at a time.
 func TestBacklogKeepsWhatIsHandedOver(t *testing.T) {
-	sh := &reactor.Shard{Engine: &reactor.Engine{}, Set: &reactor.LoopSettings{}, Histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
+	sh := &Shard{Engine: &Engine{}, Set: &LoopSettings{}, Histograms: stats.Histograms{Flushed: make([]stats.Histogram, 2)}}
 	ep := unitEndpoint(SlowConsumer{MaxQueue: -1})
-	g := reactor.NewTable(sh, ep)
-	g.Feed = &hub.Local{Shard: sh, Source: &hub.Source{}, Audiences: [reactor.NumFramings]*reactor.Audience{&g.Audience}}
-	g.Add(queued(sh, ep).core(), reactor.Times{})
-	f := codec.NewFrame(Binary, make([]byte, 100))
+	g := NewTable(sh, ep)
+	g.Feed = tableFeed{g}
+	g.Add(queued(sh, ep), Times{})
+	f := codec.NewFrame(codec.OpBinary, make([]byte, 100))
 	size := int64(len(f.Plain()))
-	cost := size + reactor.StreamCost
+	cost := size + streamCost
 	var posted atomic.Int64
 	looked := make(chan bool)
 	go func() {
@@ -402,7 +408,7 @@ func TestBacklogKeepsWhatIsHandedOver(t *testing.T) {
 	}()
 	for range 20_000 {
 		sh.Backlog.Add(size)
-		sh.Execute(&reactor.Command{Kind: reactor.CommandPublish, Feed: g.Feed, Frame: f, Payload: (*hub.Broadcast)(f)}, nil)
+		sh.execute(&Command{Kind: CommandPublish, Feed: g.Feed, Frame: f}, nil)
 		posted.Add(cost)
 	}
 	<-looked
@@ -414,15 +420,15 @@ type flow struct {
 	r     *rand.Rand
 	c     *Conn
 	sent  [][]byte // frames that have not arrived, by their kinds
-	kinds []reactor.ItemKind
+	kinds []itemKind
 }
 
 // send sends some frames of one kind at once, each with a number of its own.
-func (f *flow) send(n int, kind reactor.ItemKind) {
+func (f *flow) send(n int, kind itemKind) {
 	var together []byte
 	for range n {
 		op := codec.OpBinary
-		if kind == reactor.ItemPong {
+		if kind == itemPong {
 			op = codec.OpPong
 		}
 		size := 4 + f.r.IntN(20)
@@ -432,16 +438,16 @@ func (f *flow) send(n int, kind reactor.ItemKind) {
 		case 1:
 			size = 100
 		}
-		size = min(size, reactor.MaxPong-2)
-		if kind != reactor.ItemPong && f.r.IntN(20) == 0 {
-			size = reactor.SmallFrame + f.r.IntN(300)
+		size = min(size, maxPong-2)
+		if kind != itemPong && f.r.IntN(20) == 0 {
+			size = smallFrame + f.r.IntN(300)
 		}
 		payload := binary.BigEndian.AppendUint32(nil, uint32(len(f.sent)))
 		b := codec.AppendFrame(nil, op, append(payload, make([]byte, size-4)...))
 		f.sent, f.kinds = append(f.sent, b), append(f.kinds, kind)
 		together = append(together, b...)
 	}
-	f.c.core().SendBytes(together, kind)
+	f.c.SendBytes(together, kind)
 	for i := range together {
 		together[i] = 0xff // the memory is used again
 	}
@@ -450,10 +456,10 @@ func (f *flow) send(n int, kind reactor.ItemKind) {
 // Copies share memory. Whatever is dropped, written or replaced around them, what arrives is whole and in order, and
 // all that is missing are messages which were counted, and pongs that a later one replaced.
 func TestOutboxOfCopies(t *testing.T) {
-	for _, policy := range []Policy{PolicyDropOldest, PolicyDropNewest, PolicyLatest} {
+	for _, policy := range []slowPolicy{DropOldest, DropNewest, KeepLatest} {
 		t.Run(string(policy), func(t *testing.T) {
 			for seed := range uint64(30) {
-				f := &flow{t: t, r: rand.New(rand.NewPCG(seed, 3)), c: queued(&reactor.Shard{}, unitEndpoint(SlowConsumer{Policy: policy, MaxQueue: 20_000}))}
+				f := &flow{t: t, r: rand.New(rand.NewPCG(seed, 3)), c: queued(&Shard{}, unitEndpoint(SlowConsumer{Policy: policy, MaxQueue: 20_000}))}
 				f.run()
 			}
 		})
@@ -463,30 +469,30 @@ func TestOutboxOfCopies(t *testing.T) {
 func (f *flow) run() {
 	f.t.Helper()
 	var arrived []byte
-	o := f.c.core().Outbox()
+	o := f.c.out
 	for range 400 {
 		switch f.r.IntN(8) {
 		case 0, 1, 2:
-			f.send(1+f.r.IntN(60), reactor.ItemMessage)
+			f.send(1+f.r.IntN(60), itemMessage)
 		case 3:
-			if o.Replies < 10_000 {
-				f.send(1+f.r.IntN(8), reactor.ItemReply)
+			if o.replies < 10_000 {
+				f.send(1+f.r.IntN(8), ItemReply)
 			}
 		case 4:
-			f.send(1+f.r.IntN(3), reactor.ItemPong)
+			f.send(1+f.r.IntN(3), itemPong)
 		default:
-			b := o.Gather(&f.c.shard().Chunk)
+			b := o.gather(&f.c.sh.chunk)
 			n := f.r.IntN(min(len(b), 400) + 1)
 			arrived = append(arrived, b[:n]...)
 			f.c.take(n)
 		}
 		checkCounts(f.t, f.c)
-		if policy := f.c.core().Settings().Slow.Policy; policy != reactor.KeepLatest && o.Bytes > 20_000+reactor.ItemCost+reactor.MaxPong+2*reactor.SmallFrame {
+		if policy := f.c.Settings().Slow.Policy; policy != KeepLatest && o.Bytes > 20_000+ItemCost+maxPong+2*smallFrame {
 			f.t.Fatalf("%d bytes wait", o.Bytes)
 		}
 	}
 	for o.Items() > 0 {
-		b := o.Gather(&f.c.shard().Chunk)
+		b := o.gather(&f.c.sh.chunk)
 		arrived = append(arrived, b...)
 		f.c.take(len(b))
 	}
@@ -496,7 +502,7 @@ func (f *flow) run() {
 func (f *flow) check(arrived []byte) {
 	f.t.Helper()
 	came := map[uint32]bool{}
-	next := [reactor.ItemPong + 1]uint32{} // within a kind the order is that of sending
+	next := [itemPong + 1]uint32{} // within a kind the order is that of sending
 	for len(arrived) > 0 {
 		b := arrived[:codec.FrameLen(arrived)]
 		arrived = arrived[len(b):]
@@ -518,17 +524,17 @@ func (f *flow) check(arrived []byte) {
 	for i, kind := range f.kinds {
 		switch {
 		case came[uint32(i)]:
-		case kind == reactor.ItemMessage:
+		case kind == itemMessage:
 			lost++
-		case kind == reactor.ItemPong:
+		case kind == itemPong:
 			replaced++
 		default:
 			f.t.Fatalf("reply %d is lost", i)
 		}
 	}
 	dropped := 0
-	for i := range f.c.shard().Stats.Drops {
-		dropped += int(f.c.shard().Stats.Drops[i].Load())
+	for i := range f.c.sh.Stats.Drops {
+		dropped += int(f.c.sh.Stats.Drops[i].Load())
 	}
 	if lost != dropped || lost == 0 || replaced == 0 {
 		f.t.Fatalf("%d messages are lost and %d were counted, %d pongs replaced", lost, dropped, replaced)

@@ -1,11 +1,9 @@
-package server
+package reactor
 
 import (
 	"slices"
 	"testing"
 	"time"
-
-	"carillon/server/internal/reactor"
 )
 
 // Whatever ids are left, and in whatever order they go, about as many go in one part of the time as in
@@ -18,19 +16,19 @@ func TestPlanIsEven(t *testing.T) {
 		"a crowd after a million": func(i int) uint64 { return 1_000_000*uint64(i/(n/2)) + uint64(i) },
 	}
 	for name, id := range kinds {
-		for _, order := range []DrainOrder{OrderOldest, OrderRandom} {
-			t.Run(name+", "+string(order), func(t *testing.T) {
+		for order, random := range map[string]bool{"oldest": false, "random": true} {
+			t.Run(name+", "+order, func(t *testing.T) {
 				ids := make([]uint64, n)
 				for i := range ids {
 					ids[i] = id(i)
 				}
-				p := &reactor.DrainSchedule{Began: time.Now(), Pace: pace, Random: order == OrderRandom, Quantiles: reactor.Thin(slices.Clone(ids), reactor.MaxQuantiles)}
+				p := &DrainSchedule{Began: time.Now(), Pace: pace, Random: random, quantiles: thin(slices.Clone(ids), maxQuantiles)}
 				gone := 0
 				for second := 1; second <= 10; second++ {
-					reached := p.Progress(p.Began.Add(time.Duration(second) * time.Second))
+					reached := p.progress(p.Began.Add(time.Duration(second) * time.Second))
 					now := 0
 					for _, id := range ids {
-						if p.Position(id) < reached {
+						if p.position(id) < reached {
 							now++
 						}
 					}
@@ -50,10 +48,10 @@ func TestPlanIsEven(t *testing.T) {
 func TestPlanOfFew(t *testing.T) {
 	for _, n := range []int{0, 1, 2, 3} {
 		ids := []uint64{7, 8, 1000}[:n]
-		p := &reactor.DrainSchedule{Began: time.Now(), Pace: time.Second, Quantiles: reactor.Thin(ids, reactor.MaxQuantiles)}
+		p := &DrainSchedule{Began: time.Now(), Pace: time.Second, quantiles: thin(ids, maxQuantiles)}
 		before := uint64(0)
 		for at := time.Duration(0); at < p.Pace; at += 10 * time.Millisecond {
-			if reached := p.Progress(p.Began.Add(at)); reached < before {
+			if reached := p.progress(p.Began.Add(at)); reached < before {
 				t.Fatalf("of %d: %d after %d", n, reached, before)
 			} else {
 				before = reached
@@ -62,14 +60,8 @@ func TestPlanOfFew(t *testing.T) {
 		if before > 1000 {
 			t.Errorf("of %d: all have gone before the end", n)
 		}
-		if p.Progress(p.Ends()) != ^uint64(0) {
+		if p.progress(p.Ends()) != ^uint64(0) {
 			t.Errorf("of %d: not everybody goes", n)
-		}
-	}
-	d := Drain{Duration: 10 * time.Second}
-	for connections, want := range map[int]time.Duration{0: 0, 1: 10 * time.Millisecond, 500: 5 * time.Second, 1_000_000: 10 * time.Second} {
-		if got := d.paceFor(connections); got != want {
-			t.Errorf("%d connections go in %v, want %v", connections, got, want)
 		}
 	}
 }
@@ -77,14 +69,14 @@ func TestPlanOfFew(t *testing.T) {
 // A client reads the hint of every reason that has one, and no other.
 func TestRetryOf(t *testing.T) {
 	for reason, want := range map[string]string{
-		reactor.WithRetry("bye", 3200*time.Millisecond): "3200",
-		"bye; retry=5":               "5",
-		"bye; retry=":                "",
-		"bye; retry=soon":            "",
-		"bye; retry=5\ndata: forged": "",
-		"bye":                        "",
+		withRetry("bye", 3200*time.Millisecond): "3200",
+		"bye; retry=5":                          "5",
+		"bye; retry=":                           "",
+		"bye; retry=soon":                       "",
+		"bye; retry=5\ndata: forged":            "",
+		"bye":                                   "",
 	} {
-		if got := reactor.RetryOf(reason); got != want {
+		if got := retryOf(reason); got != want {
 			t.Errorf("%q asks for %q, want %q", reason, got, want)
 		}
 	}

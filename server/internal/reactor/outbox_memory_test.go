@@ -1,4 +1,4 @@
-package server
+package reactor
 
 import (
 	"bytes"
@@ -8,8 +8,10 @@ import (
 
 	"carillon/codec"
 	"carillon/internal/testenv"
-	"carillon/server/internal/reactor"
 )
+
+// policyNames are those of the configuration.
+var policyNames = [...]string{closeSlow: "close", DropOldest: "drop_oldest", DropNewest: "drop_newest", KeepLatest: "latest"}
 
 // filling is what makes the queue of a client long that does not read: one frame at a time, whose bytes are returned.
 type filling struct {
@@ -17,50 +19,50 @@ type filling struct {
 	send func(c *Conn, i int) int
 }
 
-func sendCopy(c *Conn, size int, kind reactor.ItemKind) int {
+func sendCopy(c *Conn, size int, kind itemKind) int {
 	return sendCopyOf(c, codec.OpBinary, size, kind)
 }
 
-func sendCopyOf(c *Conn, op codec.Opcode, size int, kind reactor.ItemKind) int {
-	b := c.shard().Control[:0]
+func sendCopyOf(c *Conn, op codec.Opcode, size int, kind itemKind) int {
+	b := c.sh.Control[:0]
 	b = codec.AppendFrame(b, op, make([]byte, size))
-	c.shard().Control = b
-	c.core().SendBytes(b, kind)
+	c.sh.Control = b
+	c.SendBytes(b, kind)
 	return len(b)
 }
 
 // sendShared sends a frame that no other receiver keeps any more.
 func sendShared(c *Conn, size int) int {
-	b := codec.NewFrame(Binary, make([]byte, size)).Plain()
-	c.core().SendEncoded(b, reactor.ItemMessage)
-	if len(b) <= reactor.ItemCost { // copied
+	b := codec.NewFrame(codec.OpBinary, make([]byte, size)).Plain()
+	c.SendEncoded(b, itemMessage)
+	if len(b) <= ItemCost { // copied
 		return len(b)
 	}
-	return reactor.ItemCost + len(b)
+	return ItemCost + len(b)
 }
 
 var fillings = []filling{
-	{"one-byte echoes", func(c *Conn, _ int) int { return sendCopy(c, 1, reactor.ItemMessage) }},
-	{"100 B echoes", func(c *Conn, _ int) int { return sendCopy(c, 100, reactor.ItemMessage) }},
-	{"2 KB echoes", func(c *Conn, _ int) int { return sendCopy(c, 2050, reactor.ItemMessage) }},
-	{"33 KB echoes", func(c *Conn, _ int) int { return sendCopy(c, 32<<10, reactor.ItemMessage) }},
+	{"one-byte echoes", func(c *Conn, _ int) int { return sendCopy(c, 1, itemMessage) }},
+	{"100 B echoes", func(c *Conn, _ int) int { return sendCopy(c, 100, itemMessage) }},
+	{"2 KB echoes", func(c *Conn, _ int) int { return sendCopy(c, 2050, itemMessage) }},
+	{"33 KB echoes", func(c *Conn, _ int) int { return sendCopy(c, 32<<10, itemMessage) }},
 	{"one-byte broadcasts", func(c *Conn, _ int) int { return sendShared(c, 1) }},
 	{"100 B broadcasts", func(c *Conn, _ int) int { return sendShared(c, 100) }},
-	{"replies", func(c *Conn, _ int) int { return sendCopy(c, 40, reactor.ItemReply) }},
+	{"replies", func(c *Conn, _ int) int { return sendCopy(c, 40, ItemReply) }},
 	{"echoes and replies in turn", func(c *Conn, i int) int {
-		return sendCopy(c, 1, []reactor.ItemKind{reactor.ItemMessage, reactor.ItemReply}[i%2])
+		return sendCopy(c, 1, []itemKind{itemMessage, ItemReply}[i%2])
 	}},
 	{"a reply behind each 2 KB of echoes", func(c *Conn, i int) int {
 		if i%20 == 0 {
-			return sendCopy(c, 2, reactor.ItemReply)
+			return sendCopy(c, 2, ItemReply)
 		}
-		return sendCopy(c, 100, reactor.ItemMessage)
+		return sendCopy(c, 100, itemMessage)
 	}},
 	{"echoes and pongs of all sizes in turn", func(c *Conn, i int) int {
 		if i%2 == 0 {
-			return sendCopy(c, 1, reactor.ItemMessage)
+			return sendCopy(c, 1, itemMessage)
 		}
-		sendCopyOf(c, codec.OpPong, i%126, reactor.ItemMessage)
+		sendCopyOf(c, codec.OpPong, i%126, itemMessage)
 		return 0
 	}},
 }
@@ -70,13 +72,13 @@ var fillings = []filling{
 func TestQueueTakesWhatTheLimitSays(t *testing.T) {
 	const limit = 256 << 10
 	clients := 10
-	if raceEnabled {
+	if testenv.Race {
 		clients = 2
 	}
-	for _, p := range []Policy{PolicyClose, PolicyDropOldest, PolicyDropNewest, PolicyLatest} {
+	for _, p := range []slowPolicy{closeSlow, DropOldest, DropNewest, KeepLatest} {
 		for _, row := range fillings {
-			t.Run(fmt.Sprintf("%s/%s", p, row.name), func(t *testing.T) {
-				sh, ep := &reactor.Shard{}, unitEndpoint(SlowConsumer{Policy: p, MaxQueue: limit})
+			t.Run(fmt.Sprintf("%s/%s", policyNames[p], row.name), func(t *testing.T) {
+				sh, ep := &Shard{}, unitEndpoint(SlowConsumer{Policy: p, MaxQueue: limit})
 				before := testenv.HeapInUse()
 				list := make([]*Conn, clients)
 				for i := range list {
@@ -88,7 +90,7 @@ func TestQueueTakesWhatTheLimitSays(t *testing.T) {
 				if grown > limit*5/4 {
 					t.Errorf("%d bytes of memory for each client, %d are counted, the limit is %d", grown, counted, limit)
 				}
-				if p != PolicyLatest && counted < limit*3/4 {
+				if p != KeepLatest && counted < limit*3/4 {
 					t.Errorf("only %d bytes wait for each", counted)
 				}
 				t.Logf("%.2f of the limit, %.2f counted", float64(grown)/limit, float64(counted)/limit)
@@ -99,12 +101,12 @@ func TestQueueTakesWhatTheLimitSays(t *testing.T) {
 
 // fill sends twice what the limit allows, or nearly all of it where more would close the connection.
 func (c *Conn) fill(row filling, limit int) {
-	closes, largest, most := c.core().Settings().Slow.Policy == reactor.CloseSlow, 33<<10, 2*limit
-	if c.core().Settings().Slow.Policy == reactor.KeepLatest {
+	closes, largest, most := c.Settings().Slow.Policy == closeSlow, 33<<10, 2*limit
+	if c.Settings().Slow.Policy == KeepLatest {
 		most = limit / 2 // nothing gets full
 	}
 	for i, sent := 0, 0; sent < most; i++ {
-		if closes && c.core().Outbox().Counted() > limit-largest || c.core().Outbox().Replies > limit-largest {
+		if closes && c.out.counted() > limit-largest || c.out.replies > limit-largest {
 			return
 		}
 		sent += row.send(c, i)
@@ -116,7 +118,7 @@ func (c *Conn) fill(row filling, limit int) {
 func TestQueueGivesMemoryBack(t *testing.T) {
 	const clients = 50
 	c := func() *Conn {
-		return queued(&reactor.Shard{}, unitEndpoint(SlowConsumer{Policy: PolicyLatest, MaxQueue: 1 << 20}))
+		return queued(&Shard{}, unitEndpoint(SlowConsumer{Policy: KeepLatest, MaxQueue: 1 << 20}))
 	}
 	for _, row := range []struct {
 		sentence string
@@ -129,14 +131,14 @@ func TestQueueGivesMemoryBack(t *testing.T) {
 		}},
 		{"a message that was half written before the others were dropped", func(c *Conn) {
 			for range 5000 {
-				c.core().SendEncoded(codec.NewFrame(Binary, make([]byte, 100)).Plain(), reactor.ItemHistory)
+				c.SendEncoded(codec.NewFrame(codec.OpBinary, make([]byte, 100)).Plain(), itemHistory)
 			}
-			sendCopy(c, 200, reactor.ItemMessage)
+			sendCopy(c, 200, itemMessage)
 			c.take(5000*102 + 10)
 		}},
 		{"nothing", func(c *Conn) {
 			for range 5000 {
-				sendCopy(c, 100, reactor.ItemReply)
+				sendCopy(c, 100, ItemReply)
 			}
 			c.take(5000 * 102)
 		}},
@@ -156,20 +158,20 @@ func TestQueueGivesMemoryBack(t *testing.T) {
 
 func (c *Conn) fillOne(reply bool) {
 	if reply {
-		sendCopy(c, 2, reactor.ItemReply)
+		sendCopy(c, 2, ItemReply)
 		return
 	}
-	sendCopy(c, 100, reactor.ItemMessage)
+	sendCopy(c, 100, itemMessage)
 }
 
 // waitingFrames are queues of n items that no policy drops, with nothing else in between.
-func waitingFrames(policy Policy, n int) *Conn {
-	c := queued(&reactor.Shard{}, unitEndpoint(SlowConsumer{Policy: policy, MaxQueue: 64 << 10}))
-	f := codec.NewFrame(Binary, make([]byte, 100)).Plain()
+func waitingFrames(policy slowPolicy, n int) *Conn {
+	c := queued(&Shard{}, unitEndpoint(SlowConsumer{Policy: policy, MaxQueue: 64 << 10}))
+	f := codec.NewFrame(codec.OpBinary, make([]byte, 100)).Plain()
 	for i := range n {
-		c.core().Enqueue(f, 0, reactor.ItemHistory)
+		c.enqueue(f, 0, itemHistory)
 		if i%100 == 0 {
-			sendCopy(c, 2, reactor.ItemReply)
+			sendCopy(c, 2, ItemReply)
 		}
 	}
 	return c
@@ -177,37 +179,37 @@ func waitingFrames(policy Policy, n int) *Conn {
 
 // forbidden takes away what is kept while something is done that must not look at it: whoever looks finds nothing.
 func forbidden(c *Conn, do func()) {
-	kept := c.core().Outbox().Kept
-	c.core().Outbox().Kept = reactor.FrameQueue{}
+	kept := c.out.kept
+	c.out.kept = frameQueue{}
 	do()
-	kept.Len += c.core().Outbox().Kept.Len
-	c.core().Outbox().Kept = kept
+	kept.len += c.out.kept.len
+	c.out.kept = kept
 }
 
 // Only the latest ping of a client that does not read is answered, and finding the answer that it replaces looks at
 // nothing else that waits.
 func TestPongsLookAtNothing(t *testing.T) {
-	c := waitingFrames(PolicyClose, 1000)
-	sendCopyOf(c, codec.OpPong, 3, reactor.ItemMessage)
+	c := waitingFrames(closeSlow, 1000)
+	sendCopyOf(c, codec.OpPong, 3, itemMessage)
 	for range 1000 {
-		c.core().Enqueue(codec.NewFrame(Binary, nil).Plain(), 0, reactor.ItemHistory)
+		c.enqueue(codec.NewFrame(codec.OpBinary, nil).Plain(), 0, itemHistory)
 	}
-	items, bytesBefore := c.core().Outbox().Items(), c.core().Outbox().Bytes
+	items, bytesBefore := c.out.Items(), c.out.Bytes
 	pong := codec.AppendFrame(nil, codec.OpPong, []byte("the latest"))
 	forbidden(c, func() {
-		if n := testing.AllocsPerRun(100, func() { c.core().SendBytes(pong, reactor.ItemMessage) }); n > 0 {
+		if n := testing.AllocsPerRun(100, func() { c.SendBytes(pong, itemMessage) }); n > 0 {
 			t.Errorf("%v allocations for a pong", n)
 		}
-		sendCopyOf(c, codec.OpPong, 125, reactor.ItemMessage)
-		c.core().SendBytes(pong, reactor.ItemMessage)
+		sendCopyOf(c, codec.OpPong, 125, itemMessage)
+		c.SendBytes(pong, itemMessage)
 	})
-	if c.core().Outbox().Items() != items || c.core().Outbox().Bytes != bytesBefore {
-		t.Errorf("%d items wait, %d bytes; want %d, %d", c.core().Outbox().Items(), c.core().Outbox().Bytes, items, bytesBefore)
+	if c.out.Items() != items || c.out.Bytes != bytesBefore {
+		t.Errorf("%d items wait, %d bytes; want %d, %d", c.out.Items(), c.out.Bytes, items, bytesBefore)
 	}
 	checkCounts(t, c)
 	pongs := 0
-	for it := range c.core().Outbox().All {
-		if it.Kind == reactor.ItemPong {
+	for it := range c.out.All {
+		if it.kind == itemPong {
 			if pongs++; !bytes.Equal(it.B, pong) {
 				t.Errorf("the pong that waits is %q", it.B)
 			}
@@ -220,21 +222,21 @@ func TestPongsLookAtNothing(t *testing.T) {
 
 // A message that takes the place of others looks at nothing that no policy drops, however much of that waits.
 func TestDropsLookAtNothingElse(t *testing.T) {
-	for _, p := range []Policy{PolicyDropOldest, PolicyDropNewest, PolicyLatest} {
+	for _, p := range []slowPolicy{DropOldest, DropNewest, KeepLatest} {
 		c := waitingFrames(p, 10_000)
 		forbidden(c, func() {
 			for range 3000 {
-				sendCopy(c, 100, reactor.ItemMessage)
+				sendCopy(c, 100, itemMessage)
 				sendShared(c, 30)
 			}
 		})
 		checkCounts(t, c)
 		dropped := 0
-		for i := range c.shard().Stats.Drops {
-			dropped += int(c.shard().Stats.Drops[i].Load())
+		for i := range c.sh.Stats.Drops {
+			dropped += int(c.sh.Stats.Drops[i].Load())
 		}
-		if got := dropped + int(c.core().Outbox().WaitingMessages()) - 10_000; got != 6000 || dropped < 5000 {
-			t.Errorf("%s: %d of 6000 messages are accounted for, %d dropped", p, got, dropped)
+		if got := dropped + int(c.out.waitingMessages()) - 10_000; got != 6000 || dropped < 5000 {
+			t.Errorf("%s: %d of 6000 messages are accounted for, %d dropped", policyNames[p], got, dropped)
 		}
 	}
 }
@@ -245,16 +247,16 @@ func BenchmarkFullQueue(b *testing.B) {
 	echo := codec.AppendFrame(nil, codec.OpBinary, make([]byte, 20))
 	for _, row := range []struct {
 		name   string
-		policy Policy
+		policy slowPolicy
 		send   func(c *Conn, i int)
 	}{
-		{"pings of two sizes", PolicyClose, func(c *Conn, i int) { sendCopyOf(c, codec.OpPong, i%2, reactor.ItemMessage) }},
-		{"ping", PolicyClose, func(c *Conn, _ int) { c.core().SendBytes(pong, reactor.ItemMessage) }},
-		{"echo", PolicyDropOldest, func(c *Conn, _ int) { c.core().SendBytes(echo, reactor.ItemMessage) }},
-		{"echo", PolicyLatest, func(c *Conn, _ int) { c.core().SendBytes(echo, reactor.ItemMessage) }},
+		{"pings of two sizes", closeSlow, func(c *Conn, i int) { sendCopyOf(c, codec.OpPong, i%2, itemMessage) }},
+		{"ping", closeSlow, func(c *Conn, _ int) { c.SendBytes(pong, itemMessage) }},
+		{"echo", DropOldest, func(c *Conn, _ int) { c.SendBytes(echo, itemMessage) }},
+		{"echo", KeepLatest, func(c *Conn, _ int) { c.SendBytes(echo, itemMessage) }},
 	} {
 		for _, n := range []int{10, 1000, 100_000} {
-			b.Run(fmt.Sprintf("%s/policy=%s/waiting=%d", row.name, row.policy, n), func(b *testing.B) {
+			b.Run(fmt.Sprintf("%s/policy=%s/waiting=%d", row.name, policyNames[row.policy], n), func(b *testing.B) {
 				c := waitingFrames(row.policy, n)
 				for i := 0; b.Loop(); i++ {
 					row.send(c, i)

@@ -1,0 +1,40 @@
+package reactor
+
+import (
+	"runtime"
+	"testing"
+	"time"
+
+	"carillon/internal/testenv"
+)
+
+// Whatever clients fill, and leave again, gives its memory back.
+func TestWhatClientsFillGivesItsMemoryBack(t *testing.T) {
+	var (
+		waiting watcher
+		due     deadlines
+		stalled = &Shard{Engine: &Engine{}}
+		conns   = make([]*Conn, 100_000) // which are not counted
+		pending Queue[Audience]
+		one     Audience
+	)
+	for i := range conns {
+		conns[i] = &Conn{sh: stalled, fd: int32(i), out: &Outbox{}, ext: &Extension{deadline: -1}}
+	}
+	for _, row := range []struct {
+		name        string
+		least       int // bytes that one takes when it is full
+		fill, empty func(i int)
+	}{
+		{"sockets that are watched", 12, func(i int) { waiting.waiting.Set(conns[i].fd, conns[i]) }, func(i int) { waiting.forget(conns[i]) }},
+		{"deadlines", 16, func(i int) { due.Set(conns[i], time.Now().UnixMilli()+int64(i)) }, func(i int) { due.remove(conns[i]) }},
+		{"connections that stall", 8, func(i int) {
+			conns[i].out.slot = len(stalled.Stalled)
+			stalled.Stalled = append(stalled.Stalled, conns[i])
+		}, func(i int) { stalled.unlist(conns[i].out) }},
+		{"audiences with messages", 8, func(int) { pending.Push(&one) }, func(int) { pending.Pop() }},
+	} {
+		t.Run(row.name, func(t *testing.T) { testenv.GivesMemoryBack(t, row.least, row.fill, row.empty) })
+	}
+	runtime.KeepAlive([]any{&waiting, &due, stalled, &pending, conns})
+}

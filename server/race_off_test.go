@@ -1,7 +1,0 @@
-//go:build !race
-
-package server
-
-const raceEnabled = false
-
-const crowdPart = 1
