@@ -1,11 +1,9 @@
 package testenv
 
-import (
-	"testing"
-)
+import "testing"
 
-// GivesMemoryBack checks that what is filled and emptied again keeps a small part of the memory that it took, also while
-// something is left in it. Full, it takes at least so many bytes for each.
+// GivesMemoryBack checks that what is filled and emptied again keeps a small part of the memory that it took, also
+// while something is left in it. When it is full, each entry takes least bytes or more.
 func GivesMemoryBack(t *testing.T, least int, fill, empty func(i int)) {
 	t.Helper()
 	count := 100_000
