@@ -115,7 +115,7 @@ func TestFrameDeflated(t *testing.T) {
 		if o := Opaque(text); &o.DeflatedWithin(d, 8)[0] != &text[0] {
 			t.Error("what goes out as it is was compressed")
 		}
-		if size := unsafe.Sizeof(Frame{}); size > 80 {
+		if size := unsafe.Sizeof(Frame{}); size > 64 {
 			t.Errorf("a frame takes %d bytes", size)
 		}
 	})
@@ -139,6 +139,22 @@ func TestFrameDeflated(t *testing.T) {
 			t.Error("it was compressed all the same for the largest window")
 		}
 		Opaque(text).LeavePlain(8)
+	})
+	t.Run("its compressed forms are counted, and a fresh frame has none", func(t *testing.T) {
+		f := NewFrame(OpText, text)
+		f.LeavePlain(9)
+		if n := f.DeflatedSize(); n != 0 {
+			t.Errorf("%d bytes before it was compressed", n)
+		}
+		if n := len(f.DeflatedWithin(d, 8)) + len(f.Deflated(d)); f.DeflatedSize() != n {
+			t.Errorf("%d bytes, want %d", f.DeflatedSize(), n)
+		}
+		if fresh := f.Fresh(); fresh.DeflatedSize() != 0 || &fresh.Plain()[0] != &f.Plain()[0] || string(fresh.Deflated(d)) != string(f.Deflated(d)) {
+			t.Error("the fresh frame is another one")
+		}
+		if o := Opaque(text); o.Fresh() != o || o.DeflatedSize() != 0 {
+			t.Error("what is never compressed needs no fresh frame")
+		}
 	})
 	t.Run("what does not get smaller is the plain frame", func(t *testing.T) {
 		for _, f := range []*Frame{NewFrame(OpText, []byte("short")), NewFrame(OpBinary, noise(4096)), NewFrame(OpPing, text[:100])} {

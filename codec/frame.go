@@ -12,17 +12,32 @@ type Frame struct {
 	head  uint8 // of plain: where the payload begins; 0 for Opaque
 	plain []byte
 
-	once     sync.Once
-	deflated []byte // guarded by once
-	narrow   atomic.Pointer[narrowFrames]
+	deflatedFrame
+	narrow atomic.Pointer[narrowFrames]
 }
 
 // narrowFrames are the frames for smaller windows, from minWindow on. Few clients ask for one.
-type narrowFrames [MaxWindow - minWindow]narrowFrame
+type narrowFrames [MaxWindow - minWindow]deflatedFrame
 
-type narrowFrame struct {
-	once     sync.Once
-	deflated []byte // guarded by once
+// deflatedFrame is the frame for one size of window.
+type deflatedFrame struct {
+	mu   sync.Mutex             // held while it is made
+	done atomic.Pointer[[]byte] // nil until it is
+}
+
+// get returns the frame, which is made if need be. Those that come meanwhile wait.
+func (d *deflatedFrame) get(deflate func() *[]byte) []byte {
+	if done := d.done.Load(); done != nil {
+		return *done
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if done := d.done.Load(); done != nil {
+		return *done
+	}
+	done := deflate()
+	d.done.Store(done)
+	return *done
 }
 
 // NewFrame encodes one whole frame, as [AppendFrame] does. The payload is copied.
@@ -64,8 +79,7 @@ func (f *Frame) Plain() []byte { return f.plain }
 // The work is done by the first call, whatever the number of goroutines that come together; the others
 // wait for it. Later calls return the first one's result even if they name another Deflater.
 func (f *Frame) Deflated(d *Deflater) []byte {
-	f.once.Do(func() { f.deflated = f.deflate(d, MaxWindow) })
-	return f.deflated
+	return f.get(func() *[]byte { return f.deflate(d, MaxWindow) })
 }
 
 // DeflatedWithin is Deflated for a client with a window of 8 to [MaxWindow] bits. The work is done once for each size
@@ -74,24 +88,54 @@ func (f *Frame) DeflatedWithin(d *Deflater, window uint8) []byte {
 	if f.head == 0 || fits(len(f.Payload()), window) {
 		return f.Deflated(d)
 	}
-	n := f.narrowFrame(window)
-	n.once.Do(func() { n.deflated = f.deflate(d, window) })
-	return n.deflated
+	return f.narrowFrame(window).get(func() *[]byte { return f.deflate(d, window) })
 }
 
 // LeavePlain has the frame go out uncompressed to clients with this window, unless it was compressed for them before:
 // then nothing changes. It is for callers that have no time to compress it.
 func (f *Frame) LeavePlain(window uint8) {
-	if f.head == 0 || fits(len(f.Payload()), window) {
-		f.once.Do(func() { f.deflated = f.plain })
-		return
+	to := &f.deflatedFrame
+	if f.head != 0 && !fits(len(f.Payload()), window) {
+		to = f.narrowFrame(window)
 	}
-	n := f.narrowFrame(window)
-	n.once.Do(func() { n.deflated = f.plain })
+	to.get(func() *[]byte { return &f.plain })
+}
+
+// IsDeflatedWithin reports whether [Frame.DeflatedWithin] has nothing left to do for a window.
+func (f *Frame) IsDeflatedWithin(window uint8) bool {
+	if f.head == 0 || fits(len(f.Payload()), window) {
+		return f.done.Load() != nil
+	}
+	all := f.narrow.Load()
+	return all != nil && all[window-minWindow].done.Load() != nil
+}
+
+// DeflatedSize returns the bytes of memory that the frame's compressed forms take.
+func (f *Frame) DeflatedSize() (n int) {
+	size := func(d *deflatedFrame) int {
+		if done := d.done.Load(); done != nil && done != &f.plain {
+			return cap(*done)
+		}
+		return 0
+	}
+	if all := f.narrow.Load(); all != nil {
+		for i := range all {
+			n += size(&all[i])
+		}
+	}
+	return n + size(&f.deflatedFrame)
+}
+
+// Fresh returns a frame with the same bytes that has not been compressed.
+func (f *Frame) Fresh() *Frame {
+	if f.head == 0 {
+		return f
+	}
+	return &Frame{op: f.op, head: f.head, plain: f.plain}
 }
 
 // narrowFrame is the frame for a window that is smaller than the payload.
-func (f *Frame) narrowFrame(window uint8) *narrowFrame {
+func (f *Frame) narrowFrame(window uint8) *deflatedFrame {
 	all := f.narrow.Load()
 	if all == nil {
 		f.narrow.CompareAndSwap(nil, new(narrowFrames))
@@ -100,19 +144,20 @@ func (f *Frame) narrowFrame(window uint8) *narrowFrame {
 	return &all[window-minWindow]
 }
 
-func (f *Frame) deflate(d *Deflater, window uint8) []byte {
+func (f *Frame) deflate(d *Deflater, window uint8) *[]byte {
 	b := d.AppendFrameWithin(make([]byte, 0, len(f.plain)), f.op, f.Payload(), window)
 	if b[0]&bitRSV1 == 0 {
-		return f.plain
+		return &f.plain
 	}
 	// The frame may wait in many queues for a long time: keep only what it needs.
-	return append(make([]byte, 0, len(b)), b...)
+	b = append(make([]byte, 0, len(b)), b...)
+	return &b
 }
 
 // Opaque makes a frame of bytes that go to a connection as they are, such as an event of a stream that
 // is no WebSocket. The bytes belong to the frame from now on.
 func Opaque(b []byte) *Frame {
-	f := &Frame{op: OpText, plain: b, deflated: b}
-	f.once.Do(func() {}) // it is not to be compressed
+	f := &Frame{op: OpText, plain: b}
+	f.done.Store(&f.plain) // it is not to be compressed
 	return f
 }

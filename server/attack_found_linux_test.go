@@ -162,6 +162,7 @@ func latestAtOnce(ends bool) func(*assailant) {
 			if err != nil {
 				return
 			}
+			_ = conn.SetReadBuffer(64 << 10)
 			_, _ = conn.Write(all)
 			w.sent(1, len(all))
 			if ends {

@@ -173,7 +173,7 @@ func TestClusterGapConcernsWhoWasThere(t *testing.T) {
 	room := s.hub.Find("room")
 	room.Seq++ // the gap's
 	l := room.Locals[0]
-	gap := &reactor.Command{Kind: reactor.CommandGap, Seq: room.Seq, Payload: &hub.Message{Topic: room, Gap: true, Epoch: new(string), Raw: codec.NewFrame(codec.OpText, nil)}}
+	gap := &reactor.Command{Kind: reactor.CommandGap, Seq: room.Seq, Payload: (&hub.Message{Topic: room, Gap: true, Epoch: new(string)}).WithRaw(codec.NewFrame(codec.OpText, nil))}
 	room.Mu.Unlock()
 	since := dial(t, s, "/ws?topic=room")
 	subscribers(t, s, "room", 2)

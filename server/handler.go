@@ -146,6 +146,7 @@ func (s *Server) relay(c *Conn, op codec.Opcode, payload []byte) {
 	if !c.core().PaysPublish() {
 		return
 	}
+	c.core().ChargeFanout(len(payload) * len(s.engine.AllShards()))
 	if s.opts().Broker == nil {
 		_, err := s.broadcast(codec.NewFrame(op, payload), nil, c.endpoint())
 		protocol.CloseRefused(c.core(), err)

@@ -200,7 +200,7 @@ func (s *Server) BroadcastFrame(path string, f *codec.Frame) error {
 // It returns how many of this server's these are. sent, which may be nil, learns for each endpoint what became of the
 // message at the broker, if there is no error.
 func (s *Server) broadcast(f *codec.Frame, sent func(error), to ...*endpoint) (connections int, err error) {
-	at, n := s.engine.Stamp(), int64(len(f.Plain())*len(to))
+	at := s.engine.Stamp()
 	if err := s.hub.Remote.Away(); err != nil {
 		return 0, err
 	}
@@ -213,7 +213,7 @@ func (s *Server) broadcast(f *codec.Frame, sent func(error), to ...*endpoint) (c
 		}
 	}()
 	for _, ep := range to {
-		if sh := ep.Overloaded(n); sh != nil {
+		if sh := ep.Overloaded((*hub.Broadcast)(f), len(to)); sh != nil {
 			return 0, sh.Refuse()
 		}
 	}

@@ -93,7 +93,7 @@ func (s *Server) History(name string, from Start, limit int) (Past, error) {
 	}
 	past, list, err := s.hub.Past(name, from, limit)
 	for _, m := range list {
-		past.Messages = append(past.Messages, Message{Topic: m.Topic.Name, Offset: m.Offset, Time: time.UnixMilli(m.Time), Format: m.Format, Payload: m.Raw.Payload()})
+		past.Messages = append(past.Messages, Message{Topic: m.Topic.Name, Offset: m.Offset, Time: time.UnixMilli(m.Time), Format: m.Format, Payload: m.Raw().Payload()})
 	}
 	return past, err
 }

@@ -5,8 +5,6 @@ import (
 	"strings"
 	"testing"
 
-	"carillon/codec"
-	"carillon/server/internal/hub"
 	"carillon/server/internal/reactor"
 )
 
@@ -44,21 +42,4 @@ func TestCatchingUpSendsAll(t *testing.T) {
 		}
 	}
 	c.wantFrame(0x81, "that is all")
-}
-
-// A history goes out in pieces of so many messages and bytes.
-func TestPiecesOfHistory(t *testing.T) {
-	list := func(n, size int) (list []*hub.Message) {
-		for range n {
-			list = append(list, &hub.Message{Raw: codec.NewFrame(Text, make([]byte, size))})
-		}
-		return list
-	}
-	for _, test := range []struct{ n, size, want int }{
-		{0, 0, 0}, {1, 10, 1}, {hub.ReplayPiece, 10, hub.ReplayPiece}, {hub.ReplayPiece + 1, 10, hub.ReplayPiece}, {1, 2 * hub.ReplayBytes, 1}, {2, 2 * hub.ReplayBytes, 1}, {8, hub.ReplayBytes / 4, 4},
-	} {
-		if got := hub.PieceOf(list(test.n, test.size)); got != test.want {
-			t.Errorf("the first piece of %d messages of %d bytes has %d", test.n, test.size, got)
-		}
-	}
 }

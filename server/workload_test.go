@@ -190,6 +190,88 @@ func TestPublishersThatUseLittleGoFirst(t *testing.T) {
 	}
 }
 
+// While a loop is filling no publisher goes on, however little it has used: together they would fill it, and messages
+// of others would be refused.
+func TestPublishersWaitForALoopThatIsFilling(t *testing.T) {
+	s := start(t, Options{Loops: 1, Endpoints: echoAndBroadcast()})
+	bob := dial(t, s, "/broadcast")
+	conn := theConn(t, s)
+	onLoop := func(f func(sh *reactor.Shard)) {
+		done := make(chan struct{})
+		if err := conn.Do(func() { f(conn.shard()); close(done) }); err != nil {
+			t.Fatal(err)
+		}
+		<-done
+	}
+	much := int64(s.opts().Limits.MaxBacklog/8 + 1<<20)
+	onLoop(func(sh *reactor.Shard) { sh.Backlog.Add(much) })
+	bob.write(append(text("1"), text("2")...))
+	bob.want("1")
+	time.Sleep(200 * time.Millisecond)
+	onLoop(func(sh *reactor.Shard) {
+		if n := len(sh.Run.Blocked); n != 1 || s.Stats().MessagesIn != 1 {
+			t.Errorf("%d publishers wait, and %d messages came in", n, s.Stats().MessagesIn)
+		}
+		sh.Backlog.Add(-much)
+	})
+	bob.want("2")
+}
+
+// A publisher is charged for what its messages are encoded to for others.
+func TestPublishersAreChargedForFanOut(t *testing.T) {
+	opts := topics()
+	opts.Loops = 1
+	s := start(t, opts)
+	alice := dial(t, s, "/ws?topic=a")
+	conn := theConn(t, s)
+	bob := dial(t, s, "/ws", speakJSON)
+	bob.subscribed("a")
+	charged := func() (used time.Duration) {
+		done := make(chan struct{})
+		if err := conn.Do(func() {
+			if w := conn.core().Workload(); w != nil {
+				used = w.Used.Lately(conn.shard().Engine.Uptime())
+			}
+			close(done)
+		}); err != nil {
+			t.Fatal(err)
+		}
+		<-done
+		return used
+	}
+	const size = 300_000
+	before := charged()
+	alice.send(strings.Repeat("\x01", size))
+	if m := bob.said(); m.Offset != 1 {
+		t.Fatal(m.text)
+	}
+	if used, least := charged()-before, 7*size*3*time.Nanosecond; used < least {
+		t.Errorf("alice was charged %v, want at least %v", used, least)
+	}
+}
+
+// What waits on a loop counts with all its forms, before they are encoded.
+func TestBacklogCountsEncodedForms(t *testing.T) {
+	held := newHold()
+	opts := topics()
+	opts.Loops = 1
+	opts.Endpoints = append(opts.Endpoints, held.endpoint())
+	s := start(t, opts)
+	dial(t, s, "/ws", speakJSON).subscribed("a")
+	openStream(t, s, "/ws?topic=a").subscribed()
+	dial(t, s, "/ws?topic=a")
+	subscribers(t, s, "a", 3)
+	held.take(dial(t, s, "/hold"))
+	before := s.engine.BacklogBytes()
+	const size = 100_000
+	mustPublish(t, s, "a", strings.Repeat("\x01", size))
+	if n := s.engine.BacklogBytes() - before; n < 8*size || n > 9*size {
+		t.Errorf("%d bytes, want 6 + 1 + 1 times %d", n, size)
+	}
+	held.release()
+	eventually(t, "all is handed out", func() bool { return s.engine.BacklogBytes() == 0 })
+}
+
 // What a client has sent before it went away is handled, although the loop has much to hand out.
 func TestHeldBackInputOfAGoneClient(t *testing.T) {
 	s := start(t, Options{Loops: 1, Endpoints: echoAndBroadcast()})

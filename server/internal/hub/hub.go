@@ -171,8 +171,9 @@ func (h *Hub) epochOf(name string, generation uint32) uint64 {
 type Publication struct {
 	topic.Publication
 
-	Address limit.Key // of an anonymous client
-	Valid   bool      // the payload is known to be what Format says
+	By      *reactor.Conn // the client that publishes, on its loop; nil if it is none
+	Address limit.Key     // of an anonymous client
+	Valid   bool          // the payload is known to be what Format says
 }
 
 // Publish gives the message to this server's subscribers. For other servers' it hands it over, which sent learns
@@ -216,49 +217,56 @@ func (h *Hub) enter(p *Publication, sent func(error)) (topic.Receipt, error) {
 		return topic.Receipt{}, err
 	}
 	at := h.engine.Stamp()
-	m := &Message{Format: p.Format, Raw: codec.NewFrame(p.Format.Opcode(), p.Payload)}
+	m := (&Message{Format: p.Format}).WithRaw(codec.NewFrame(p.Format.Opcode(), p.Payload))
 	t, err := h.open(p.Topic)
 	if err != nil {
 		return topic.Receipt{}, err
 	}
 	defer h.unlock(t)
+	m.Topic = t
 	patterns := h.PatternsOf(t)
-	if sh := h.overloaded(t, patterns, int64(len(m.Raw.Plain()))); sh != nil {
+	if sh := h.overloaded(t, patterns, m); sh != nil {
 		return topic.Receipt{}, sh.Refuse()
 	}
 	t.used = h.engine.Uptime()
-	m.Topic, m.Offset, m.Time, m.born = t, t.offset+1, h.engine.Wall().UnixMilli(), h.engine.AgeMillis()
+	m.Offset, m.Time, m.born = t.offset+1, h.engine.Wall().UnixMilli(), h.engine.AgeMillis()
 	h.Published.Add(1)
-	n := t.issue(m, at) + issueAll(patterns, m, at)
+	n, size := t.issue(m, at)
+	more, moreSize := issueAll(patterns, m, at)
 	h.Remote.Relay(&t.Source, m, sent)
-	return topic.Receipt{Offset: t.offset, Epoch: t.ownEpoch(), Subscribers: n}, nil
+	if p.By != nil {
+		p.By.ChargeFanout(size + moreSize)
+	}
+	return topic.Receipt{Offset: t.offset, Epoch: t.ownEpoch(), Subscribers: n + more}, nil
 }
 
-// issue makes a message the topic's next one, and says for how many subscribers it is. The caller holds mu.
-func (t *topicState) issue(m *Message, at reactor.Stamp) int {
+// issue makes a message the topic's next one, and says for how many subscribers it is, and how many bytes all forms
+// have. The caller holds mu.
+func (t *topicState) issue(m *Message, at reactor.Stamp) (subscribers, bytes int) {
 	t.offset = m.Offset
 	t.keep(m)
 	return t.post(reactor.CommandPublish, m, at)
 }
 
 // issueAll makes a message the next one of the patterns that match its topic. The caller holds the topic's mu.
-func issueAll(patterns []*Source, m *Message, at reactor.Stamp) (n int) {
+func issueAll(patterns []*Source, m *Message, at reactor.Stamp) (subscribers, bytes int) {
 	for _, p := range patterns {
 		p.Mu.Lock()
-		n += p.post(reactor.CommandPublish, m, at)
+		n, size := p.post(reactor.CommandPublish, m, at)
+		subscribers, bytes = subscribers+n, bytes+size
 		p.Mu.Unlock()
 	}
-	return n
+	return subscribers, bytes
 }
 
-// overloaded returns a shard that has too much to do for another n bytes, or nil.
-func (h *Hub) overloaded(t *topicState, patterns []*Source, n int64) *reactor.Shard {
-	if sh := t.Overloaded(n); sh != nil {
+// overloaded returns a shard that has too much to do for a message, or nil.
+func (h *Hub) overloaded(t *topicState, patterns []*Source, m *Message) *reactor.Shard {
+	if sh := t.Overloaded(m, 1); sh != nil {
 		return sh
 	}
 	for _, p := range patterns {
 		p.Mu.Lock()
-		sh := p.Overloaded(n)
+		sh := p.Overloaded(m, 1)
 		p.Mu.Unlock()
 		if sh != nil {
 			return sh
@@ -278,6 +286,7 @@ func (h *Hub) Sweep(now time.Time, round int) {
 		for t := range h.Parts[i].All() {
 			t.Mu.Lock()
 			t.expire(h.engine.AgeMillis())
+			t.lookAtForms(t.history.newest())
 			h.Remote.sweepTopic(t, since)
 			h.ForgetPatternsOf(t)
 			h.unlock(t)

@@ -22,19 +22,45 @@ type Message struct {
 	Time   int64 // milliseconds since 1970
 	born   int64 // milliseconds after the server was made, by which it grows old
 	Format topic.Format
-	Gap    bool   // it says that messages before it are missing, and that the topic is now at offset
-	after  uint64 // of a gap: the offset before what follows
-	Raw    *codec.Frame
+	Gap    bool    // it says that messages before it are missing, and that the topic is now at offset
+	after  uint64  // of a gap: the offset before what follows
 	Epoch  *string // of the offset; nil for that of the topic itself
 
 	mu    sync.Mutex
 	other [reactor.NumFramings - 1]*codec.Frame // guarded by mu
+	json  int                                   // about how many bytes it has in JSON; 0 until that is known; guarded by mu
+	raw   atomic.Pointer[codec.Frame]           // its payload never changes
+	forms int                                   // bytes of its forms, when the topic last looked; guarded by the topic's mu
 }
+
+// work is how many bytes have to be encoded, and compressed for a window unless that is 0, before the message can be
+// sent in a framing.
+func (m *Message) work(kind reactor.Framing, window uint8) int {
+	f := m.Raw()
+	if kind != reactor.FramingRaw {
+		m.mu.Lock()
+		f = m.other[kind-1]
+		m.mu.Unlock()
+	}
+	if f == nil || window > 0 && !f.IsDeflatedWithin(window) {
+		return m.Size(kind)
+	}
+	return 0
+}
+
+// WithRaw sets the message as it was published.
+func (m *Message) WithRaw(f *codec.Frame) *Message {
+	m.raw.Store(f)
+	return m
+}
+
+// Raw is the message as it was published.
+func (m *Message) Raw() *codec.Frame { return m.raw.Load() }
 
 // Frame returns the message as it is written to connections of a framing.
 func (m *Message) Frame(f reactor.Framing) *codec.Frame {
 	if f == reactor.FramingRaw {
-		return m.Raw
+		return m.Raw()
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -43,6 +69,28 @@ func (m *Message) Frame(f reactor.Framing) *codec.Frame {
 		*to = m.encode(f)
 	}
 	return *to
+}
+
+// formSize returns the bytes of memory that all encoded forms of the message take, except for the raw one.
+func (m *Message) formSize() int {
+	n := m.Raw().DeflatedSize()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, f := range m.other {
+		if f != nil {
+			n += len(f.Plain()) + f.DeflatedSize()
+		}
+	}
+	return n
+}
+
+// forgetForms lets go of all forms but the raw one. They are encoded again when they are needed; those in use stay
+// valid.
+func (m *Message) forgetForms() {
+	m.raw.Store(m.Raw().Fresh())
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	clear(m.other[:])
 }
 
 // envelopes are buffers for messages in JSON that are not large, which are copied into a frame of their size.
@@ -61,7 +109,7 @@ func envelopeFrame(isLarge bool, appendEnvelope func(b []byte) []byte) *codec.Fr
 
 func (m *Message) encode(f reactor.Framing) *codec.Frame {
 	if f == reactor.FramingEnvelope {
-		return envelopeFrame(isLarge(m.Raw), m.appendEnvelope)
+		return envelopeFrame(isLarge(m.Raw()), m.appendEnvelope)
 	}
 	if m.Gap {
 		return codec.Opaque(m.gapReply().AppendEvent(nil))
@@ -70,7 +118,7 @@ func (m *Message) encode(f reactor.Framing) *codec.Frame {
 	if f == reactor.FramingEventWrapped {
 		return codec.Opaque(envelope.AppendEvent(nil, "", id, m.appendEnvelope(nil)))
 	}
-	return codec.Opaque(envelope.AppendMessageEvent(nil, id, m.Format.Opcode(), m.Raw.Payload()))
+	return codec.Opaque(envelope.AppendMessageEvent(nil, id, m.Format.Opcode(), m.Raw().Payload()))
 }
 
 func (m *Message) epochText() string {
@@ -117,13 +165,30 @@ func largestForm(format topic.Format, payload []byte, limit int64) int64 {
 // That memory is taken once, in the size that is needed.
 func isLarge(raw *codec.Frame) bool { return len(raw.Payload()) >= envelope.LargeText }
 
+// Size is about how many bytes the message takes in a framing.
+func (m *Message) Size(f reactor.Framing) int {
+	const around = 128
+	switch f {
+	case reactor.FramingRaw:
+		return len(m.Raw().Plain())
+	case reactor.FramingEvent:
+		return len(m.Raw().Plain()) + around
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.json == 0 {
+		m.json = m.EnvelopeSize()
+	}
+	return m.json
+}
+
 // EnvelopeSize is at least as much as the message takes in the JSON protocol.
 func (m *Message) EnvelopeSize() int {
 	const around = 128
-	n := len(m.Raw.Payload())
+	n := len(m.Raw().Payload())
 	switch m.Format {
 	case topic.FormatText:
-		return envelope.TextSize(m.Raw.Payload()) + len(m.Topic.Name) + around
+		return envelope.TextSize(m.Raw().Payload()) + len(m.Topic.Name) + around
 	case topic.FormatBinary:
 		n = base64.StdEncoding.EncodedLen(n)
 	}
@@ -135,7 +200,7 @@ func (m *Message) appendEnvelope(b []byte) []byte {
 	if m.Gap {
 		return envelope.AppendReply(b, nil, "subscribed", m.gapReply())
 	}
-	if isLarge(m.Raw) {
+	if isLarge(m.Raw()) {
 		b = slices.Grow(b, m.EnvelopeSize())
 	}
 	b = append(b, `{"topic":`...)
@@ -145,7 +210,7 @@ func (m *Message) appendEnvelope(b []byte) []byte {
 	b = append(b, `,"time":`...)
 	b = strconv.AppendInt(b, m.Time, 10)
 	b = append(b, `,"data":`...)
-	payload := m.Raw.Payload()
+	payload := m.Raw().Payload()
 	switch m.Format {
 	case topic.FormatJSON:
 		b = append(b, payload...)
@@ -168,11 +233,20 @@ type EndpointSource struct {
 // Issue hands a message to this server's connections. The caller holds mu.
 func (src *EndpointSource) Issue(f *codec.Frame, at reactor.Stamp) (connections int) {
 	src.Published.Add(1)
-	return src.post(reactor.CommandPublish, (*Broadcast)(f), at)
+	connections, _ = src.post(reactor.CommandPublish, (*Broadcast)(f), at)
+	return connections
 }
 
 // Broadcast is a message for all connections of an endpoint, as its raw frame.
 type Broadcast codec.Frame
+
+// Size is that of the raw form. The tables of an endpoint may have no members in another framing.
+func (b *Broadcast) Size(f reactor.Framing) int {
+	if f == reactor.FramingRaw {
+		return len(b.raw().Plain())
+	}
+	return 0
+}
 
 func (b *Broadcast) raw() *codec.Frame { return (*codec.Frame)(b) }
 

@@ -19,7 +19,8 @@ func TestLargeMessagesInJSON(t *testing.T) {
 		}
 		for _, size := range []int{envelope.LargeText / 8, envelope.LargeText, 70_000} {
 			payload := strings.Repeat(unit, size/len(unit)+1)
-			m := &Message{Topic: &topicState{Source: Source{Name: "prices"}}, Offset: 7, Format: format, Raw: codec.NewFrame(format.Opcode(), []byte(payload))}
+			m := &Message{Topic: &topicState{Source: Source{Name: "prices"}}, Offset: 7, Format: format}
+			m.WithRaw(codec.NewFrame(format.Opcode(), []byte(payload)))
 			want := string(m.appendEnvelope(nil))
 			f := m.Frame(reactor.FramingEnvelope)
 			if got := string(f.Payload()); got != want {
@@ -46,8 +47,8 @@ func BenchmarkLargeMessageInJSON(b *testing.B) {
 			b.SetBytes(int64(len(raw.Payload())))
 			b.ReportAllocs()
 			for b.Loop() {
-				m := Message{Topic: t, Format: topic.FormatText, Raw: raw}
-				m.Frame(reactor.FramingEnvelope)
+				m := &Message{Topic: t, Format: topic.FormatText}
+				m.WithRaw(raw).Frame(reactor.FramingEnvelope)
 			}
 		})
 	}

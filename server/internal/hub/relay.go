@@ -65,7 +65,7 @@ func (f *Follower) Relay(src *Source, p reactor.Payload, sent func(error)) {
 	switch p := p.(type) {
 	case *Message:
 		f.stats.TransientOut.Add(1)
-		out := topic.Publication{Topic: src.Name, Format: p.Format, Payload: p.Raw.Payload()} // the key is good at this server
+		out := topic.Publication{Topic: src.Name, Format: p.Format, Payload: p.Raw().Payload()} // the key is good at this server
 		f.broker.PublishTransient(out, p.Topic.epoch, src.Link.sent, done)
 	case *Broadcast:
 		f.stats.BroadcastsOut.Add(1)
@@ -96,8 +96,9 @@ func (f *Follower) receiveTransient(from string, incarnation, seq uint64, p *top
 	if !f.next(l, from, incarnation, seq) {
 		return
 	}
-	m := &Message{Topic: t, Format: p.Format, Offset: t.offset + 1, Time: sent.UnixMilli(), born: f.hub.engine.AgeMillis(), Raw: codec.NewFrame(p.Format.Opcode(), p.Payload)}
-	if sh := f.hub.overloaded(t, patterns, int64(len(m.Raw.Plain()))); sh != nil {
+	m := &Message{Topic: t, Format: p.Format, Offset: t.offset + 1, Time: sent.UnixMilli(), born: f.hub.engine.AgeMillis()}
+	m.WithRaw(codec.NewFrame(p.Format.Opcode(), p.Payload))
+	if sh := f.hub.overloaded(t, patterns, m); sh != nil {
 		_ = sh.Refuse()
 		return
 	}
@@ -148,7 +149,7 @@ func (f *Follower) broadcast(from, path string, op codec.Opcode, payload []byte,
 	if !f.next(ep.Link, from, 0, seq) {
 		return
 	}
-	if sh := ep.Overloaded(int64(len(frame.Plain()))); sh != nil {
+	if sh := ep.Overloaded((*Broadcast)(frame), 1); sh != nil {
 		_ = sh.Refuse()
 		return
 	}

@@ -1,6 +1,9 @@
 package hub
 
 import (
+	"slices"
+	"time"
+
 	"carillon/codec"
 	"carillon/server/internal/reactor"
 	"carillon/server/stats"
@@ -36,7 +39,7 @@ const (
 func PieceOf(list []*Message) (n int) {
 	size := 0
 	for n < min(len(list), ReplayPiece) {
-		if size += len(list[n].Raw.Payload()); n > 0 && size > ReplayBytes {
+		if size += len(list[n].Raw().Payload()); n > 0 && size > ReplayBytes {
 			break
 		}
 		n++
@@ -44,8 +47,57 @@ func PieceOf(list []*Message) (n int) {
 	return n
 }
 
-// step sends the next piece, or all that is left.
+// largePiece is the size in bytes of a piece from which on it takes too much of a loop's time to encode it.
+const largePiece = 32 << 10
+
+// step sends the next piece, or all that is left. Another goroutine encodes it first if it is large.
 func (r *replay) step() {
+	if r.conn.IsOpen() && workOf(r.conn, r.rest[:PieceOf(r.rest)], r.kind) > largePiece {
+		r.encodeElsewhere()
+	} else {
+		r.send()
+	}
+}
+
+// workOf is how many bytes have to be encoded or compressed before messages can be sent.
+func workOf(c *reactor.Conn, list []*Message, kind reactor.Framing) (n int) {
+	if kind == reactor.FramingRaw && !c.Deflates() {
+		return 0
+	}
+	for _, m := range list {
+		n += m.work(kind, c.Window())
+	}
+	return n
+}
+
+// encodeElsewhere has another goroutine encode the next piece, as it is sent then. What the client asks for behind it
+// waits.
+func (r *replay) encodeElsewhere() {
+	c, piece := r.conn, slices.Clone(r.rest[:PieceOf(r.rest)])
+	n, window, deflater := workOf(c, piece, r.kind), c.Window(), c.Settings().Deflater
+	s := c.Offload(&c.Shard().Engine.Offload, time.Duration(n)*reactor.CompressByte, n, func() func() {
+		for _, m := range piece {
+			if c.State().Load() != reactor.StateOpen {
+				break
+			}
+			if f := m.Frame(r.kind); window > 0 {
+				f.DeflatedWithin(deflater, window)
+			}
+		}
+		return r.send
+	}, func() {
+		for _, m := range piece {
+			if window > 0 {
+				m.Frame(r.kind).LeavePlain(window)
+			}
+		}
+		r.send()
+	})
+	s.Cancel = r.release
+}
+
+// send sends the next piece, or all that is left.
+func (r *replay) send() {
 	c := r.conn
 	if !c.Ready() {
 		r.release()
@@ -137,4 +189,9 @@ func sendHistory(c *reactor.Conn, list []*Message, kind reactor.Framing) {
 	if c.Outbox() != nil && c.Outbox().History > 0 {
 		c.Outbox().Batches++
 	}
+	t := list[0].Topic
+	t.Mu.Lock()
+	sent := t.historyAfter(list[0].Offset - 1)
+	t.lookAtForms(sent[:min(len(sent), len(list))])
+	t.Mu.Unlock()
 }

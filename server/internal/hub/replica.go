@@ -65,7 +65,7 @@ func (k *replica) epochText() string {
 }
 
 func (k *replica) hold(m *Message, prev uint64) {
-	n := len(m.Raw.Payload())
+	n := len(m.Raw().Payload())
 	if len(k.early) < maxEarly && k.earlyBytes+n <= maxEarlyBytes {
 		k.early = append(k.early, early{m, prev})
 		k.earlyBytes += n
@@ -308,7 +308,7 @@ func (f *Follower) apply(t *topicState, got *topic.Snapshot, full bool) (whole b
 			continue
 		}
 		m := t.persistentMessage(one, k.epoch, now)
-		if (pattern || t.Subscribers > 0) && f.hub.overloaded(t, patterns, int64(len(m.Raw.Plain()))) != nil {
+		if (pattern || t.Subscribers > 0) && f.hub.overloaded(t, patterns, m) != nil {
 			return false
 		}
 		f.deliver(t, m, direct, pattern, patterns, at)
@@ -342,7 +342,8 @@ func (f *Follower) tellGap(t *topicState, got *topic.Snapshot, at reactor.Stamp)
 	if n := len(got.Messages); n > 0 {
 		last = max(last, got.Messages[n-1].Offset)
 	}
-	t.post(reactor.CommandGap, &Message{Topic: t, Gap: true, Offset: last, after: got.Since, Epoch: t.Link.replica.epoch, Raw: codec.NewFrame(codec.OpText, nil)}, at)
+	gap := &Message{Topic: t, Gap: true, Offset: last, after: got.Since, Epoch: t.Link.replica.epoch}
+	t.post(reactor.CommandGap, gap.WithRaw(codec.NewFrame(codec.OpText, nil)), at)
 }
 
 // missed counts messages with receivers here that did not get them.
@@ -350,7 +351,8 @@ func (f *Follower) missed(n uint64) { f.stats.Lost.Add(n) }
 
 // persistentMessage is a message of the broker's, whose clock says now.
 func (t *topicState) persistentMessage(m *topic.Message, epoch *string, now time.Time) *Message {
-	return &Message{Topic: t, Offset: m.Offset, Time: m.Time.UnixMilli(), born: t.hub.engine.BornMillis(m.Time, now), Format: m.Format, Epoch: epoch, Raw: codec.NewFrame(m.Format.Opcode(), m.Payload)}
+	own := &Message{Topic: t, Offset: m.Offset, Time: m.Time.UnixMilli(), born: t.hub.engine.BornMillis(m.Time, now), Format: m.Format, Epoch: epoch}
+	return own.WithRaw(codec.NewFrame(m.Format.Opcode(), m.Payload))
 }
 
 // deliver hands a message to the subscribers of its topic, of patterns, or both. The caller holds mu.
@@ -405,7 +407,7 @@ func (f *Follower) receivePersistent(got topic.Message, epoch string, prev uint6
 	if hole {
 		f.stats.SequenceGaps.Add(1)
 	}
-	if hole || f.hub.overloaded(t, patterns, int64(len(m.Raw.Plain()))) != nil {
+	if hole || f.hub.overloaded(t, patterns, m) != nil {
 		k.hold(m, prev)
 		if !hole && !k.loading && !k.resting {
 			f.backOff(t)
@@ -459,7 +461,7 @@ func (f *Follower) drain(t *topicState) (whole bool) {
 		if direct && e.prev > t.offset || pattern && e.prev > k.fed {
 			break
 		}
-		if whole = f.hub.overloaded(t, patterns, int64(len(e.Raw.Plain()))) == nil; !whole {
+		if whole = f.hub.overloaded(t, patterns, e.Message) == nil; !whole {
 			break
 		}
 		if direct || pattern {
@@ -469,7 +471,7 @@ func (f *Follower) drain(t *topicState) (whole bool) {
 	k.early = slices.Delete(k.early, 0, n)
 	k.earlyBytes = 0
 	for _, e := range k.early {
-		k.earlyBytes += len(e.Raw.Payload())
+		k.earlyBytes += len(e.Raw().Payload())
 	}
 	if len(k.early) == 0 {
 		k.early = nil

@@ -20,7 +20,7 @@ func TestWhatClientsFillGivesItsMemoryBack(t *testing.T) {
 		testenv.GivesMemoryBack(t, 64, func(i int) { index.add(&sources[i]) }, func(i int) { index.remove(&sources[i]) })
 	})
 	var history ring
-	kept := &Message{Raw: codec.NewFrame(codec.OpText, []byte("x"))}
+	kept := new(Message).WithRaw(codec.NewFrame(codec.OpText, []byte("x")))
 	t.Run("histories", func(t *testing.T) {
 		testenv.GivesMemoryBack(t, 8, func(int) { history.push(kept) }, func(int) { history.dropOldest() })
 	})

@@ -54,27 +54,47 @@ func (src *Source) latest() bool {
 	return src.topic != nil && src.topic.rule != nil && src.topic.rule.Latest
 }
 
-// Overloaded returns a shard with subscribers that has too much to do for another n bytes, or nil. The caller holds mu.
-func (src *Source) Overloaded(n int64) *reactor.Shard {
+// Payload is a message that knows about how many bytes each of its forms has, before it is encoded.
+type Payload interface {
+	reactor.Payload
+	Size(reactor.Framing) int
+}
+
+// cost is how many bytes a message counts for in the shard's backlog: those of all forms in which it goes out. The
+// caller holds the mu of the source.
+func (l *Local) cost(p Payload) (n int) {
+	for kind, a := range l.Audiences {
+		if a != nil {
+			n += p.Size(reactor.Framing(kind))
+		}
+	}
+	return n
+}
+
+// Overloaded returns a shard with subscribers that has too much to do for another message, so many times, or nil. The
+// caller holds mu.
+func (src *Source) Overloaded(p Payload, times int) *reactor.Shard {
 	for _, l := range src.Locals {
-		if !l.Shard.HasRoom(n) {
+		if !l.Shard.HasRoom(int64(times * l.cost(p))) {
 			return l.Shard
 		}
 	}
 	return nil
 }
 
-// post makes a message the next one of all shards that have subscribers, and returns how many these are. The caller
-// holds mu, so that all shards get the same order.
-func (src *Source) post(kind reactor.CommandKind, p reactor.Payload, at reactor.Stamp) (subscribers int) {
+// post makes a message the next one of all shards that have subscribers, and returns how many these are, and how many
+// bytes all forms have for all shards. The caller holds mu, so that all shards get the same order.
+func (src *Source) post(kind reactor.CommandKind, p Payload, at reactor.Stamp) (subscribers, bytes int) {
 	src.Seq++
 	raw, latest := p.Frame(reactor.FramingRaw), src.latest()
 	for _, l := range src.Locals {
-		l.Shard.Backlog.Add(int64(len(raw.Plain())))
+		cost := l.cost(p)
+		bytes += cost
+		l.Shard.Backlog.Add(int64(cost))
 		l.Shard.Fanout.Add(1)
-		l.Shard.Post(reactor.Command{Kind: kind, Feed: l, Frame: raw, Payload: p, Seq: src.Seq, At: at, Latest: latest})
+		l.Shard.Post(reactor.Command{Kind: kind, Feed: l, Frame: raw, Payload: p, Cost: cost, Seq: src.Seq, At: at, Latest: latest})
 	}
-	return int(src.Subscribers)
+	return int(src.Subscribers), bytes
 }
 
 // audience returns the part of a shard's audience that has a framing, which is made if need be. The caller

@@ -24,6 +24,7 @@ type topicState struct {
 	idle      bool          // it is in one of the hub's lists of idle topics
 	heard     bool          // a subscriber may have a position in it, or has seen an offset by a pattern
 	history   ring
+	forms     int       // bytes of the encoded forms of what is in history
 	Patterns  []*Source // that match it
 	version   uint64    // of the hub's patterns, when that was found out
 }
@@ -54,6 +55,9 @@ func (r *ring) len() int { return len(r.list) - r.head }
 
 func (r *ring) all() []*Message { return r.list[r.head:] }
 
+// newest is the newest message as a list, which is empty if there is none.
+func (r *ring) newest() []*Message { return r.list[max(len(r.list)-1, r.head):] }
+
 // push appends a message.
 func (r *ring) push(m *Message) {
 	if len(r.list) == cap(r.list) && r.head > len(r.list)/2 {
@@ -62,12 +66,12 @@ func (r *ring) push(m *Message) {
 		r.list, r.head = r.list[:n], 0
 	}
 	r.list = append(r.list, m)
-	r.bytes += len(m.Raw.Payload())
+	r.bytes += len(m.Raw().Payload())
 }
 
 // dropOldest removes the oldest message. There must be one.
 func (r *ring) dropOldest() {
-	r.bytes -= len(r.list[r.head].Raw.Payload())
+	r.bytes -= len(r.list[r.head].Raw().Payload())
 	r.list[r.head] = nil
 	r.head++
 	if r.head == len(r.list) {
@@ -83,11 +87,36 @@ func (t *topicState) keep(m *Message) {
 		t.floor = m.Offset
 		return
 	}
+	t.lookAtForms(t.history.newest())
 	t.history.push(m)
 	t.hub.Messages.Add(1)
-	t.hub.Bytes.Add(int64(len(m.Raw.Payload())))
+	t.hub.Bytes.Add(int64(len(m.Raw().Payload())))
 	t.trim()
 	t.expire(m.born)
+}
+
+// formCost is how many bytes of encoded forms each message of a history may have beside twice its payload.
+const formCost = 512
+
+// lookAtForms notes how much memory the encoded forms take of messages that are in the history. If those of the whole
+// history are too large, it forgets them: what clients ask for decides how many there are, and not max_bytes of the
+// rule. The caller holds mu.
+func (t *topicState) lookAtForms(list []*Message) {
+	for _, m := range list {
+		n := m.formSize()
+		t.forms += n - m.forms
+		m.forms = n
+	}
+	if t.forms <= 2*t.history.bytes+formCost*t.history.len() {
+		return
+	}
+	for _, m := range t.history.all() {
+		if m.forms > 0 {
+			m.forgetForms()
+			m.forms = 0
+		}
+	}
+	t.forms = 0
 }
 
 // trim drops what is too much for the rule. The caller holds mu.
@@ -113,8 +142,8 @@ func (t *topicState) expire(now int64) {
 }
 
 func (t *topicState) dropOldest() {
-	before := t.history.bytes
-	t.floor = t.history.all()[0].Offset
+	before, m := t.history.bytes, t.history.all()[0]
+	t.floor, t.forms = m.Offset, t.forms-m.forms
 	t.history.dropOldest()
 	t.hub.Messages.Add(-1)
 	t.hub.Bytes.Add(int64(t.history.bytes - before))

@@ -63,7 +63,7 @@ func (c *Client) publication(r *envelope.Publish) (p hub.Publication, err error)
 	if err := c.checkPublish(r.Topic); err != nil {
 		return p, err
 	}
-	p.Topic, p.Key = r.Topic, r.Key
+	p.Topic, p.Key, p.By = r.Topic, r.Key, c.core()
 	if p.Key != "" {
 		if err := r.CheckKey(); err != nil {
 			return p, err

@@ -78,7 +78,7 @@ func (c *Client) publish(op codec.Opcode, payload []byte) {
 	if op == codec.OpBinary {
 		format = topic.FormatBinary
 	}
-	p := hub.Publication{Publication: topic.Publication{Topic: hub.NameOf(&topics[0]), Format: format, Payload: payload}}
+	p := hub.Publication{Publication: topic.Publication{Topic: hub.NameOf(&topics[0]), Format: format, Payload: payload}, By: c.core()}
 	m := c.hub().FlightOf(&p)
 	_, ready, err := c.hub().Remote.Publish(p, func() { c.core().BeginPublishing(m) }, func(_ topic.Receipt, err error) {
 		c.shard().PostDo(c.core(), 0, func() { c.core().EndPublishing(m) })

@@ -233,6 +233,22 @@ func (c *Conn) chargeOutput(size int) {
 	c.settleWorkload(w)
 }
 
+// ChargeFanout charges the connection for a message that it has published, of n bytes for all loops and in all forms,
+// if that is much. It is not the connection's own turn in which they are encoded and sent.
+func (c *Conn) ChargeFanout(n int) {
+	takes := time.Duration(n) * fanoutByte
+	if takes < chargeFrom || c.state.Load() != StateOpen {
+		return
+	}
+	c.sh.Check()
+	w := c.NeedWorkload()
+	w.Used.Add(takes, c.sh.Engine.Uptime())
+	c.settleWorkload(w)
+}
+
+// fanoutByte is about how long a byte of a message takes that is encoded, and perhaps compressed, for others.
+const fanoutByte = 4 * time.Nanosecond
+
 // OutputByte is about how long a byte takes that is written.
 const OutputByte = time.Nanosecond / 2
 

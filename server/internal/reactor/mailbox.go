@@ -54,6 +54,7 @@ type Command struct {
 	Payload Payload
 	Do      func()
 	n       int    // bytes in the arena
+	Cost    int    // bytes that payload counts for in the backlog
 	Seq     uint32 // of payload in feed; what do counts for in the backlog
 	At      Stamp  // when payload was published
 	Latest  bool   // slow receivers need only the newest payload
@@ -370,7 +371,7 @@ func (sh *Shard) execute(cmd *Command, b []byte) {
 		cmd.Conn.chargeOutput(len(cmd.Frame.Plain()))
 		sh.Backlog.Add(-int64(len(cmd.Frame.Plain())))
 	case CommandPublish, CommandGap:
-		sh.Backlog.Add(int64(cmd.Feed.Publish(cmd) - len(cmd.Frame.Plain())))
+		sh.Backlog.Add(int64(cmd.Feed.Publish(cmd) - cmd.Cost))
 	case commandClose:
 		cmd.Conn.StartClose(closeHow(b[0]), codec.CloseCode(binary.BigEndian.Uint16(b[1:])), string(b[3:]))
 	case CommandWritable:

@@ -408,7 +408,7 @@ func TestBacklogKeepsWhatIsHandedOver(t *testing.T) {
 	}()
 	for range 20_000 {
 		sh.Backlog.Add(size)
-		sh.execute(&Command{Kind: CommandPublish, Feed: g.Feed, Frame: f}, nil)
+		sh.execute(&Command{Kind: CommandPublish, Feed: g.Feed, Frame: f, Cost: int(size)}, nil)
 		posted.Add(cost)
 	}
 	<-looked

@@ -1,6 +1,8 @@
 package reactor
 
 import (
+	"cmp"
+	"slices"
 	"time"
 
 	"carillon/codec"
@@ -147,8 +149,17 @@ const (
 const MuchBacklog = 1 << 20
 
 // congested reports whether a loop has much to hand out.
-func (e *Engine) congested() bool {
-	most := e.muchBacklog()
+func (e *Engine) congested() bool { return e.isBehind(e.muchBacklog()) }
+
+// isFilling reports whether a loop has so much to hand out that no publisher may go on, so that others need not wait
+// long for theirs, and none is refused.
+func (e *Engine) isFilling() bool { return e.isBehind(e.filling()) }
+
+func (e *Engine) filling() int64 { return e.Settings().MaxBacklog / 8 }
+
+func (sh *Shard) isFilling() bool { return sh.Backlog.Load() > sh.Engine.filling() }
+
+func (e *Engine) isBehind(most int64) bool {
 	for _, sh := range e.AllShards() {
 		if sh.Backlog.Load() > most {
 			return true
@@ -233,8 +244,9 @@ func (sh *Shard) lookForRelief() {
 	sh.Run.looks = true
 }
 
-// relieve lets connections go on that wait for fan-out, or were held back. Of those held back for long it lets one go
-// on: what it says may be as much again.
+// relieve lets connections go on that wait for fan-out, or were held back. Of those that have waited for long it lets
+// one go on, since what it says may be as much again, and none while a loop is filling: very many publishers that use
+// little would fill it, each with one message. Those come first that have used least of the loop.
 func (sh *Shard) relieve() {
 	q := &sh.Run
 	q.looks = false
@@ -243,15 +255,20 @@ func (sh *Shard) relieve() {
 	if len(q.Blocked) == 0 {
 		return
 	}
-	congested, busy, now, rest := sh.Engine.congested(), sh.isCongested(), sh.Engine.Uptime(), q.Blocked[:0]
-	passed := false
+	congested, filling, busy := sh.Engine.congested(), sh.Engine.isFilling(), sh.isCongested()
+	now := sh.Engine.Uptime()
+	slices.SortStableFunc(q.Blocked, func(a, b *Workload) int { return cmp.Compare(a.Used.Delay(now), b.Used.Delay(now)) })
+	rest := q.Blocked[:0]
+	passed, let := false, false // one that was held back, one that waits for fan-out
 	for _, w := range q.Blocked {
 		long := now-w.blockedAt >= relieveAtLast+min(w.Used.Delay(now), relieveDelay)
-		waits := w.blockedAt != 0 && congested && !long
+		waits := w.blockedAt != 0 && congested && (filling || let || !long)
 		if w.blockedAt != 0 && w.HeldBack {
 			waits = busy && (passed || !long)
 			w.passes = busy && !waits
 			passed = passed || w.passes
+		} else {
+			let = let || w.blockedAt != 0 && congested && !waits
 		}
 		if waits {
 			rest = append(rest, w)

@@ -11,9 +11,13 @@ import (
 // Deflates reports whether permessage-deflate was negotiated.
 func (c *Conn) Deflates() bool { return c.window > 0 }
 
-// encoded is the form of a frame that this connection negotiated.
+// encoded is the form of a frame that this connection negotiated. A loop that is filling has no time to compress large
+// messages (RFC 7692, section 6, leaves the choice for each).
 func (c *Conn) encoded(f *codec.Frame) []byte {
 	if c.Deflates() {
+		if len(f.Plain()) >= sliceBytes && c.sh.isFilling() {
+			f.LeavePlain(c.window)
+		}
 		return f.DeflatedWithin(c.Settings().Deflater, c.window)
 	}
 	return f.Plain()
