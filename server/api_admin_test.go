@@ -13,7 +13,6 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/admin"
-	"carillon/server/internal/hub"
 )
 
 // dialInternal opens a TCP connection to the internal interface.
@@ -76,26 +75,6 @@ func TestAPITopics(t *testing.T) {
 		t.Errorf("%s", a.body)
 	}
 	call(t, s, "GET", "/v1/topics?match=a..b", "").isProblem(t, 400, "invalid-topic", "level 2")
-}
-
-// The first names are found whatever the order in which they come, without keeping all.
-func TestFirstOf(t *testing.T) {
-	for most := 1; most < 6; most++ {
-		for turn := range 40 {
-			f := hub.FirstOf[int]{Most: most}
-			for i := range 40 {
-				f.Add((i*7 + turn) % 40)
-				if len(f.List) > 2*most {
-					t.Fatalf("keeps %d for %d", len(f.List), most)
-				}
-			}
-			for i, v := range f.Sorted() {
-				if v != i || len(f.List) != most {
-					t.Fatalf("the first %d are %v", most, f.List)
-				}
-			}
-		}
-	}
 }
 
 func TestAPITopic(t *testing.T) {

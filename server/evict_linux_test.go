@@ -205,22 +205,3 @@ func TestTooManyIdlePages(t *testing.T) {
 		return st.HTTPCuts[PlainCutIdle] == extra && st.Sockets == maxIdle
 	})
 }
-
-// A sample has each member at most once.
-func TestSampleOfAGroup(t *testing.T) {
-	for _, n := range []int{0, 1, 2, reactor.EvictSamples - 1, reactor.EvictSamples, reactor.EvictSamples + 1, 1000} {
-		g := &reactor.Table{Audience: reactor.Audience{Members: make([]reactor.Member, n)}}
-		for range 50 {
-			seen := map[int]bool{}
-			for _, i := range g.Sample() {
-				if i < 0 || i >= n || seen[i] {
-					t.Fatalf("of %d: %d is none, or is there twice", n, i)
-				}
-				seen[i] = true
-			}
-			if len(seen) != min(n, reactor.EvictSamples) {
-				t.Fatalf("of %d: %d", n, len(seen))
-			}
-		}
-	}
-}

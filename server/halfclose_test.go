@@ -119,6 +119,7 @@ func TestHalfClose(t *testing.T) {
 func TestHalfCloseOfOtherKinds(t *testing.T) {
 	opts := topics(TopicRule{Match: "log", History: 5000, MaxBytes: -1})
 	opts.Endpoints[0].SlowConsumer = SlowConsumer{MaxQueue: -1}
+	opts.Endpoints[0].Compression.Enabled = true
 	page := strings.Repeat("page ", 1<<20)
 	opts.HTTP = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, page) })
 	forPlainAndTLS(t, opts, func(t *testing.T, s *Server, dial func() *client) {
@@ -167,6 +168,25 @@ func TestHalfCloseOfOtherKinds(t *testing.T) {
 			}
 			if op, _, err := c.frame(); err != nil || op != codec.OpClose {
 				t.Errorf("instead of the close frame: %v, %v", op, err)
+			}
+			c.wantEOF()
+		})
+		t.Run("replies that another goroutine compresses", func(t *testing.T) {
+			c := opened()
+			c.t = t
+			c.write([]byte(upgradeHead("/ws", speakJSON, offerHeader)))
+			if resp := c.response(); resp.StatusCode != 101 {
+				t.Fatal(resp.Status)
+			}
+			for range 3 {
+				c.send(`{"id":1,"history":{"topic":"log","limit":1000}}`)
+			}
+			c.halfClose(true)
+			for i := range 3 {
+				_, payload, err := c.frame()
+				if err != nil || !strings.HasPrefix(inflated(t, payload), `{"id":1,"history":`) {
+					t.Fatalf("reply %d: %d bytes, %v", i, len(payload), err)
+				}
 			}
 			c.wantEOF()
 		})

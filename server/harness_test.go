@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/internal/testenv"
 	"carillon/server/internal/reactor"
 )
 
@@ -135,15 +136,7 @@ func (l *logBuffer) String() string {
 	return l.buf.String()
 }
 
-// eventually waits until a condition holds.
-func eventually(t testing.TB, what string, holds func() bool) {
-	t.Helper()
-	for end := time.Now().Add(patience); !holds(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("still not: %s", what)
-		}
-	}
-}
+var eventually = testenv.Eventually
 
 // client is a WebSocket client that does no more than its test says: no pongs, no close frames, no
 // reading ahead.

@@ -292,18 +292,6 @@ func TestMetricsAreWellFormed(t *testing.T) {
 	}
 }
 
-// Stamps wrap, and the time between two of them does not.
-func TestStampsWrap(t *testing.T) {
-	const day = 24 * time.Hour
-	for _, d := range []time.Duration{0, time.Microsecond, time.Second, 70 * time.Minute} {
-		for _, from := range []time.Duration{0, time.Hour, 71*time.Minute + 34*time.Second, 72 * time.Minute, 100 * day} {
-			if got := time.Duration(reactor.StampOf(from+d)-reactor.StampOf(from)) * time.Microsecond; got != d {
-				t.Errorf("from %v, %v became %v", from, d, got)
-			}
-		}
-	}
-}
-
 // What the program and an application tell of lines that were lost is in the metrics.
 func TestLostLinesAreMetrics(t *testing.T) {
 	w := NewLogWriter(brokenWriter{}, nil)

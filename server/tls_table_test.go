@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"carillon/internal/testenv"
-	"carillon/server/internal/limit"
 	"carillon/server/internal/reactor"
 )
 
@@ -217,31 +216,6 @@ func TestTLSEvictionOfSuspects(t *testing.T) {
 	f.has("which waits now", 2, 1, 1)
 }
 
-// An address is suspect until a handshake of it succeeds or its time is over, and only so many are.
-func TestTLSSuspects(t *testing.T) {
-	var s reactor.TLSSuspects
-	s.Add(1, 0)
-	s.Add(2, time.Second)
-	s.Add(1, 2*time.Second) // once more
-	s.Remove(3)
-	if !s.Has(1, 3*time.Second) || !s.Has(2, 3*time.Second) || s.Has(3, 3*time.Second) {
-		t.Error("one and two are suspect, three is not")
-	}
-	if s.Has(2, time.Second+reactor.SuspectFor) || !s.Has(1, time.Second+reactor.SuspectFor) {
-		t.Error("the time of two is over, and that of one is not")
-	}
-	s.Remove(1)
-	if s.Has(1, 3*time.Second) || s.Order.Len() != 0 {
-		t.Error("none is left")
-	}
-	for i := range 2 * reactor.MaxSuspects {
-		s.Add(limit.Key(i), 0)
-	}
-	if len(s.At) != reactor.MaxSuspects || s.Order.Len() != reactor.MaxSuspects || s.Has(0, 0) || !s.Has(2*reactor.MaxSuspects-1, 0) {
-		t.Errorf("%d are kept, and those are to be the last", len(s.At))
-	}
-}
-
 // The processor is held up while eight handshakes of one address and one of another wait for it: that one is next.
 func TestTLSProcessorsGoRoundTheAddresses(t *testing.T) {
 	a := newAuthority(t)
@@ -271,41 +245,5 @@ func TestTLSProcessorsGoRoundTheAddresses(t *testing.T) {
 	}
 	if got[1] != "127.0.0.3" {
 		t.Errorf("they went on in the order %v", got)
-	}
-}
-
-// The records of a stream are found however it is cut, and are handed out one by one.
-func TestTLSRecords(t *testing.T) {
-	var stream []byte
-	sizes := []int{0, 1, 17, 0, 300, 16 << 10, 5}
-	for _, n := range sizes {
-		stream = append(stream, 23, 3, 3, byte(n>>8), byte(n))
-		stream = append(stream, make([]byte, n)...)
-	}
-	for _, piece := range []int{1, 2, 5, 6, 100, len(stream)} {
-		t.Run(fmt.Sprintf("in pieces of %d", piece), func(t *testing.T) {
-			var r reactor.Records
-			var in []byte
-			rest, taken := stream, 0
-			for len(rest) > 0 || len(in) > 0 {
-				n := min(piece, len(rest))
-				in, rest = append(in, rest[:n]...), rest[n:]
-				whole := r.IsWhole(in)
-				before := r.Count
-				b := in[:r.Limit(in)]
-				r.Advance(b)
-				taken += len(b)
-				in = in[len(b):]
-				if got := r.Count - before; whole && got != 1 || !whole && got != 0 {
-					t.Fatalf("after %d bytes: whole is %v, and %d records have come to their end", taken, whole, got)
-				}
-			}
-			if int(r.Count) != len(sizes) || taken != len(stream) {
-				t.Errorf("%d records of %d bytes, want %d of %d", r.Count, taken, len(sizes), len(stream))
-			}
-		})
-	}
-	if huge := []byte{23, 3, 3, 0xff, 0xff}; !(&reactor.Records{}).IsWhole(huge) {
-		t.Error("a record that is too large is waited for")
 	}
 }

@@ -349,31 +349,6 @@ func TestAudienceWalk(t *testing.T) {
 	}
 }
 
-// A line of audiences keeps its order and gives its memory back.
-func TestAudienceQueue(t *testing.T) {
-	var q reactor.Queue[reactor.Audience]
-	var all [1000]reactor.Audience
-	next := 0
-	for i := range all {
-		q.Push(&all[i])
-		if i%3 > 0 {
-			if q.Pop() != &all[next] {
-				t.Fatalf("number %d is another", next)
-			}
-			next++
-		}
-	}
-	for q.Len() > 0 {
-		if q.Pop() != &all[next] {
-			t.Fatalf("number %d is another", next)
-		}
-		next++
-	}
-	if next != len(all) || cap(q.List) > len(all) {
-		t.Errorf("%d came out, and there is room for %d", next, cap(q.List))
-	}
-}
-
 // What a connection is sent after it has caught up with its topics looks at none of them again until something else is
 // published: each command to it asks.
 func TestCatchingUpLooksOnce(t *testing.T) {

@@ -653,48 +653,6 @@ func TestRunQueueOfACrowd(t *testing.T) {
 	}
 }
 
-// What was used is forgotten by half in reactor.UsageHalf, and costs a delay meanwhile.
-func TestUsage(t *testing.T) {
-	var u reactor.Usage
-	if !u.IsForgotten(0) || u.Delay(time.Hour) != 0 {
-		t.Error("nothing was used")
-	}
-	u.Add(100*time.Millisecond, time.Second)
-	for _, test := range []struct{ after, want time.Duration }{
-		{0, 100 * time.Millisecond}, {reactor.UsageHalf / 2, 75 * time.Millisecond}, {reactor.UsageHalf, 50 * time.Millisecond}, {3 * reactor.UsageHalf, 12500 * time.Microsecond}, {100 * reactor.UsageHalf, 0},
-	} {
-		if got := u.Lately(time.Second + test.after); got != test.want {
-			t.Errorf("after %v %v were used lately, want %v", test.after, got, test.want)
-		}
-	}
-	if got := u.Lately(0); got != 100*time.Millisecond {
-		t.Errorf("%v before that", got)
-	}
-	for _, test := range []struct{ used, want time.Duration }{
-		{time.Millisecond / 2, 4 * time.Millisecond},
-		{3 * time.Millisecond, 8 * time.Millisecond}, // such as by a client that publishes 20 times a second, where caches are cold
-		{8 * time.Millisecond, 8 * time.Millisecond},
-		{12 * time.Millisecond, 72 * time.Millisecond},
-		{50 * time.Millisecond, 136*time.Millisecond + 34*64*time.Millisecond},
-		{time.Second, reactor.MaxDelay},
-	} {
-		if got := (&reactor.Usage{Sum: test.used}).Delay(0); got != test.want {
-			t.Errorf("%v cost a delay of %v, want %v", test.used, got, test.want)
-		}
-	}
-	var long reactor.Usage
-	long.AddTurn(reactor.Quantum+time.Millisecond, 0)
-	if got := long.Lately(0); got != reactor.Quantum+(1+reactor.OverrunWeight)*time.Millisecond {
-		t.Errorf("a turn that could not be interrupted counts as %v", got)
-	}
-	for i := range 100 {
-		u.Add(time.Second, time.Duration(i)*time.Second)
-	}
-	if got := u.Delay(99 * time.Second); got != reactor.MaxDelay {
-		t.Errorf("a delay of %v at most", got)
-	}
-}
-
 // A client is charged for a large message while it comes, and for its echo.
 func TestLargeMessagesAreCharged(t *testing.T) {
 	s := start(t, Options{Endpoints: []Endpoint{{Path: "/ws", Mode: ModeEcho}}})

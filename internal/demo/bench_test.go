@@ -13,20 +13,13 @@ import (
 
 	"github.com/gorilla/websocket"
 
+	"carillon/internal/testenv"
 	"carillon/server"
 )
 
 const patience = time.Minute
 
-// eventually waits until a condition holds.
-func eventually(t testing.TB, what string, holds func() bool) {
-	t.Helper()
-	for end := time.Now().Add(patience); !holds(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("still not: %s", what)
-		}
-	}
-}
+var eventually = testenv.Eventually
 
 // start runs a server with a demo, and with the endpoints that the page tells how to try.
 func start(t testing.TB, o Options) (*Demo, *server.Server) {

@@ -24,14 +24,7 @@ import (
 // patience is how long a condition is waited for on a machine that has much else to do.
 const patience = 60 * time.Second
 
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(patience); !ok(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("never: %s", what)
-		}
-	}
-}
+var eventually = testenv.Eventually
 
 // testLog keeps what is logged and shows it when the test fails.
 type testLog struct {

@@ -389,42 +389,42 @@ func (h *Hub) Past(name string, from topic.Start, limit int) (past topic.History
 // Names returns the first names of topics that match a pattern and come after a name. It goes through
 // all topics, but keeps no more than twice what it returns.
 func (h *Hub) Names(pattern, after string, limit int) (list []string, more bool) {
-	first := FirstOf[string]{Most: limit + 1}
+	first := firstOf[string]{most: limit + 1}
 	for i := range h.Parts {
 		for t := range h.Parts[i].All() {
 			if t.Name > after && topic.Matches(pattern, t.Name) {
-				first.Add(t.Name)
+				first.add(t.Name)
 			}
 		}
 	}
-	list = first.Sorted()
+	list = first.sorted()
 	if len(list) > limit {
 		return list[:limit], true
 	}
 	return list, false
 }
 
-// FirstOf keeps the first values, in their order, of all that it is given.
-type FirstOf[T cmp.Ordered] struct {
-	Most  int
-	List  []T
+// firstOf keeps the first values, in their order, of all that it is given.
+type firstOf[T cmp.Ordered] struct {
+	most  int
+	list  []T
 	bound bool // list[most-1] is the last of the most that were first so far
 }
 
-// Add takes one more value.
-func (f *FirstOf[T]) Add(v T) {
-	if f.bound && v >= f.List[f.Most-1] {
+// add takes one more value.
+func (f *firstOf[T]) add(v T) {
+	if f.bound && v >= f.list[f.most-1] {
 		return
 	}
-	if f.List = append(f.List, v); len(f.List) >= 2*f.Most {
-		f.Sorted()
+	if f.list = append(f.list, v); len(f.list) >= 2*f.most {
+		f.sorted()
 		f.bound = true
 	}
 }
 
-// Sorted returns the first values in their order.
-func (f *FirstOf[T]) Sorted() []T {
-	slices.Sort(f.List)
-	f.List = f.List[:min(len(f.List), f.Most)]
-	return f.List
+// sorted returns the first values in their order.
+func (f *firstOf[T]) sorted() []T {
+	slices.Sort(f.list)
+	f.list = f.list[:min(len(f.list), f.most)]
+	return f.list
 }

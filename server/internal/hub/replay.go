@@ -35,8 +35,8 @@ const (
 	ReplayBytes = 256 << 10
 )
 
-// PieceOf returns how many of the messages are sent in one go: one at least, if there is any.
-func PieceOf(list []*Message) (n int) {
+// pieceOf returns how many of the messages are sent in one go: one at least, if there is any.
+func pieceOf(list []*Message) (n int) {
 	size := 0
 	for n < min(len(list), ReplayPiece) {
 		if size += len(list[n].Raw().Payload()); n > 0 && size > ReplayBytes {
@@ -52,7 +52,7 @@ const largePiece = 32 << 10
 
 // step sends the next piece, or all that is left. Another goroutine encodes it first if it is large.
 func (r *replay) step() {
-	if r.conn.IsOpen() && workOf(r.conn, r.rest[:PieceOf(r.rest)], r.kind) > largePiece {
+	if r.conn.IsOpen() && workOf(r.conn, r.rest[:pieceOf(r.rest)], r.kind) > largePiece {
 		r.encodeElsewhere()
 	} else {
 		r.send()
@@ -73,7 +73,7 @@ func workOf(c *reactor.Conn, list []*Message, kind reactor.Framing) (n int) {
 // encodeElsewhere has another goroutine encode the next piece, as it is sent then. What the client asks for behind it
 // waits.
 func (r *replay) encodeElsewhere() {
-	c, piece := r.conn, slices.Clone(r.rest[:PieceOf(r.rest)])
+	c, piece := r.conn, slices.Clone(r.rest[:pieceOf(r.rest)])
 	n, window, deflater := workOf(c, piece, r.kind), c.Window(), c.Settings().Deflater
 	s := c.Offload(&c.Shard().Engine.Offload, time.Duration(n)*reactor.CompressByte, n, func() func() {
 		for _, m := range piece {
@@ -103,10 +103,10 @@ func (r *replay) send() {
 		r.release()
 		return
 	}
-	if PieceOf(r.rest) == len(r.rest) && r.join() {
+	if pieceOf(r.rest) == len(r.rest) && r.join() {
 		return
 	}
-	n := PieceOf(r.rest)
+	n := pieceOf(r.rest)
 	sendHistory(c, r.rest[:n], r.kind)
 	if !c.IsOpen() {
 		r.release()
@@ -124,7 +124,7 @@ func (r *replay) join() bool {
 	t.Mu.Lock()
 	newer, recovered := t.Since(topic.Start{Since: &topic.Position{Offset: last, Epoch: r.epoch}}, c.Shard().Engine.AgeMillis(), MaxReplay)
 	at := t.position()
-	if PieceOf(newer) < len(newer) {
+	if pieceOf(newer) < len(newer) {
 		t.Mu.Unlock()
 		if recovered {
 			r.rest = append(r.rest[:len(r.rest):len(r.rest)], newer...)

@@ -17,7 +17,7 @@ func TestPiecesOfHistory(t *testing.T) {
 	for _, test := range []struct{ n, size, want int }{
 		{0, 0, 0}, {1, 10, 1}, {ReplayPiece, 10, ReplayPiece}, {ReplayPiece + 1, 10, ReplayPiece}, {1, 2 * ReplayBytes, 1}, {2, 2 * ReplayBytes, 1}, {8, ReplayBytes / 4, 4},
 	} {
-		if got := PieceOf(list(test.n, test.size)); got != test.want {
+		if got := pieceOf(list(test.n, test.size)); got != test.want {
 			t.Errorf("the first piece of %d messages of %d bytes has %d", test.n, test.size, got)
 		}
 	}

@@ -98,7 +98,7 @@ func (h *Hub) Subscribe(c *reactor.Conn, w *Wanted) (topic.Subscribed, error) {
 		return s, errNotLoaded
 	}
 	src.Subscribers++
-	if PieceOf(missed) < len(missed) {
+	if pieceOf(missed) < len(missed) {
 		src.Mu.Unlock()
 		w.Reply(s)
 		(&replay{hub: h, conn: c, told: w.Told, topic: src.topic, kind: w.Kind, asked: w.Asked, epoch: s.Epoch, rest: missed}).step()

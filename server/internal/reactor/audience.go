@@ -18,7 +18,7 @@ type Audience struct {
 
 	// Guarded by sh.mu: only the loop writes, so the loop reads without the lock. What is in a member
 	// beside conn is owned by the loop.
-	Members []Member
+	Members []member
 
 	// Owned by the loop: parallel to members, but only in tables.
 	Times []Times
@@ -48,8 +48,8 @@ type Feed interface {
 	Left(a *Audience)               // an audience that is no table has one less
 }
 
-// Member is a connection in an audience.
-type Member struct {
+// member is a connection in an audience.
+type member struct {
 	Conn *Conn
 	fd   int32  // the descriptor when a plain write may be tried, else -1
 	Seq  uint32 // the next message of the stream that it has not got; may be one that has not come yet
@@ -103,7 +103,7 @@ func (a *Audience) End() uint32 { return a.Base + uint32(len(a.Stream)) }
 
 // join makes c a member, for whom the message seq is the first. The caller holds sh.mu.
 func (a *Audience) join(c *Conn, seq uint32, sub int32) (slot int32) {
-	a.Members = append(a.Members, Member{Conn: c, fd: c.plainFD(), Seq: seq, Sub: sub})
+	a.Members = append(a.Members, member{Conn: c, fd: c.plainFD(), Seq: seq, Sub: sub})
 	return int32(len(a.Members) - 1)
 }
 
@@ -120,7 +120,7 @@ func (a *Audience) quit(slot int32) {
 	if hole != last { // else the last has moved already, or is the one that leaves
 		a.move(hole, last)
 	}
-	a.Members[last] = Member{}
+	a.Members[last] = member{}
 	a.Members = a.Members[:last]
 	if a.Times != nil {
 		a.Times = a.Times[:last]
@@ -168,7 +168,7 @@ func (a *Audience) Publish(f *codec.Frame, at Stamp) (bytes int) {
 	}
 	if !a.queued {
 		a.queued = true
-		a.Shard.Pending.Push(a)
+		a.Shard.Pending.push(a)
 	}
 	return len(f.Plain()) + streamCost
 }
@@ -406,7 +406,7 @@ func (a *Audience) missed(slot int32) uint64 {
 
 // hasLeft reports whether a member's connection has left its topics: see [Conn.LeaveTopics]. Its descriptor may be
 // another connection's. It is for audiences of topics: a table's members leave it at once.
-func (m *Member) hasLeft() bool { return m.Conn.state.Load() != StateOpen }
+func (m *member) hasLeft() bool { return m.Conn.state.Load() != StateOpen }
 
 // AppendMembers lists members that have not left, up to limit of the list, and counts all of them. The caller holds
 // sh.mu.
@@ -460,22 +460,22 @@ func (sh *Shard) freePass(p *pass) {
 	}
 }
 
-// Queue is a line of audiences, first in, first out.
-type Queue[T any] struct {
+// queue is a line of audiences, first in, first out.
+type queue[T any] struct {
 	List []*T
 	Head int
 }
 
 // Len is the number of elements.
-func (q *Queue[T]) Len() int { return len(q.List) - q.Head }
+func (q *queue[T]) Len() int { return len(q.List) - q.Head }
 
-// Push appends an element.
-func (q *Queue[T]) Push(a *T) { q.List = append(q.List, a) }
+// push appends an element.
+func (q *queue[T]) push(a *T) { q.List = append(q.List, a) }
 
-func (q *Queue[T]) first() *T { return q.List[q.Head] }
+func (q *queue[T]) first() *T { return q.List[q.Head] }
 
-// Pop removes and returns the first element. There must be one.
-func (q *Queue[T]) Pop() *T {
+// pop removes and returns the first element. There must be one.
+func (q *queue[T]) pop() *T {
 	a := q.List[q.Head]
 	q.List[q.Head] = nil
 	q.Head++

@@ -19,7 +19,7 @@ func (e *Engine) BornMillis(t, now time.Time) int64 {
 }
 
 // Stamp is the present moment.
-func (e *Engine) Stamp() Stamp { return StampOf(e.Uptime()) }
+func (e *Engine) Stamp() Stamp { return stampOf(e.Uptime()) }
 
-// StampOf is the moment at an uptime. It wraps after 71 minutes.
-func StampOf(d time.Duration) Stamp { return Stamp(d / time.Microsecond) }
+// stampOf is the moment at an uptime. It wraps after 71 minutes.
+func stampOf(d time.Duration) Stamp { return Stamp(d / time.Microsecond) }

@@ -62,8 +62,8 @@ type Engine struct {
 
 	// Each guards itself.
 	FDReserve   fdReserve
-	Offload     OffloadQueue
-	TokenChecks OffloadQueue // apart, so that costly tokens do not delay requests
+	Offload     offloadQueue
+	TokenChecks offloadQueue // apart, so that costly tokens do not delay requests
 	InFlight    inFlight
 
 	Unowned      stats.Counters // of what no shard knows of

@@ -16,9 +16,9 @@ import (
 // WebSockets, and requests that are being decided or answered, are never closed for it.
 
 const (
-	// EvictSamples is how many connections are compared to find the one to close: looking at all of them would
+	// evictSamples is how many connections are compared to find the one to close: looking at all of them would
 	// take longer the more an attacker opens.
-	EvictSamples = 32
+	evictSamples = 32
 
 	// evictShare is how many of those an address may have before its oldest is closed at once. Below that a
 	// connection has EvictGrace to send its request, and always as long to read its answer.
@@ -40,10 +40,10 @@ func (sh *Shard) makeRoom() bool {
 	return sh.evictLingering() || sh.evictShaking()
 }
 
-// Sample are some members, evenly spread over the table from a random one on.
-func (g *Table) Sample() (slots []int) {
+// sample are some members, evenly spread over the table from a random one on.
+func (g *Table) sample() (slots []int) {
 	all := len(g.Members)
-	n := min(all, EvictSamples)
+	n := min(all, evictSamples)
 	for i, first := 0, rand.IntN(all+1); i < n; i++ {
 		slots = append(slots, (first+i*all/n)%all)
 	}
@@ -54,7 +54,7 @@ func (g *Table) Sample() (slots []int) {
 func (sh *Shard) evictLingering() bool {
 	var victim *Conn
 	oldest := EvictGrace
-	for _, i := range sh.closing.Sample() {
+	for _, i := range sh.closing.sample() {
 		c, age := sh.closing.Members[i].Conn, sh.since(sh.closing.Times[i].Read)
 		if c.state.Load() == stateLingering && age >= oldest {
 			victim, oldest = c, age
@@ -76,7 +76,7 @@ func (sh *Shard) evictShaking() bool {
 		age  time.Duration
 	}
 	var list []candidate
-	for _, i := range sh.Handshaking.Sample() {
+	for _, i := range sh.Handshaking.sample() {
 		if c := sh.Handshaking.Members[i].Conn; c.isEvictable() {
 			list = append(list, candidate{c, c.sharer(), sh.since(sh.Handshaking.Times[i].Message)})
 		}

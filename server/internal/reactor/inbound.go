@@ -48,7 +48,7 @@ func (c *Conn) heard() {
 	t.Read, t.Ping = c.sh.Clock, 0
 }
 
-// Plaintext takes what the client has sent, or has it wait for the connection's turn.
+// plaintext takes what the client has sent, or has it wait for the connection's turn.
 func (c *Conn) plaintext(b []byte) {
 	if c.mustWait() && c.listens() {
 		if c.state.Load() == StateHandshake || c.paysBytes(len(b)) {
@@ -193,7 +193,7 @@ func (sh *Shard) shrink(in *inbound) {
 // us, or less where turns are shorter.
 const inflateBudget = 64 << 10
 
-func (sh *Shard) inflateBudget() int { return int(inflateBudget * sh.Run.Quantum() / Quantum) }
+func (sh *Shard) inflateBudget() int { return int(inflateBudget * sh.Run.Quantum() / quantum) }
 
 // heavyPayload is the size in bytes of a message from which on the clock is looked at after each.
 const heavyPayload = 4 << 10
@@ -202,7 +202,7 @@ const heavyPayload = 4 << 10
 // and in those in which it only sends plain messages to be echoed or broadcast: what took longer was most likely the
 // system, which ran something else in between. What an application's handler takes is not known.
 func (c *Conn) maxCharge(size, records int) time.Duration {
-	base := 2 * Quantum
+	base := 2 * quantum
 	if c.state.Load() == StateOpen && !c.ep.IsCustom && !c.hasOwnHandler() {
 		base = 40 * time.Microsecond
 	}

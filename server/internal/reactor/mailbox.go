@@ -375,7 +375,7 @@ func (sh *Shard) execute(cmd *Command, b []byte) {
 	case commandClose:
 		cmd.Conn.StartClose(closeHow(b[0]), codec.CloseCode(binary.BigEndian.Uint16(b[1:])), string(b[3:]))
 	case CommandWritable:
-		sh.writable.Push(cmd.Conn)
+		sh.writable.push(cmd.Conn)
 	case CommandDo:
 		sh.Backlog.Add(-int64(cmd.Seq)) // what it may publish takes the place of its bytes
 		cmd.Conn.call(cmd.Do)

@@ -115,7 +115,7 @@ func (c *Conn) LeaveTopics() {
 	sh.Stats.Drop(stats.DropClosed, uint64(c.ext.Stale))
 	c.ext.Stale, c.ext.left = 0, sh.Engine.Stamp()
 	sh.Mu.Lock()
-	sh.Departed.Push(c)
+	sh.Departed.push(c)
 	sh.Mu.Unlock()
 	if !sh.isCrowded() {
 		sh.settleDeparted(MaxRound - sh.Round)
@@ -144,7 +144,7 @@ func (sh *Shard) settleDeparted(limit time.Duration) {
 		}
 		if len(c.ext.Subs) == 0 {
 			c.ext.Subs = nil
-			sh.Departed.Pop()
+			sh.Departed.pop()
 		}
 		sh.Mu.Unlock()
 		sh.Stats.Drop(stats.DropClosed, uint64(missed))

@@ -8,11 +8,11 @@ import (
 	"carillon/internal/indexheap"
 )
 
-// OffloadQueue has another goroutine do what would take too much of a loop's time in one piece: parse large requests,
+// offloadQueue has another goroutine do what would take too much of a loop's time in one piece: parse large requests,
 // compress large replies, check costly tokens. It does one job at a time, or as many as parallel says, on goroutines
 // that live while there are jobs. Its order is that of the run queues, so that clients that ask for much wait for each
 // other and not the others for them.
-type OffloadQueue struct {
+type offloadQueue struct {
 	Parallel int // immutable: how many jobs it does at a time; 0 is one
 
 	Mu      sync.Mutex
@@ -20,7 +20,7 @@ type OffloadQueue struct {
 	Bytes   int // of the jobs
 	time    virtualTime
 	orders  uint64
-	Running int // goroutines
+	running int // goroutines
 }
 
 // OffloadJob is done before those with a higher tag, and those that came later with the same.
@@ -52,7 +52,7 @@ const (
 
 // Add has a job done in its turn, and adds the time that it takes to what the connection has used of the queue. When
 // too much waits, those that would be done last are dropped. Neither do nor drop may call add.
-func (q *OffloadQueue) Add(used *Usage, now, takes time.Duration, job *OffloadJob) {
+func (q *offloadQueue) Add(used *Usage, now, takes time.Duration, job *OffloadJob) {
 	var dropped []*OffloadJob
 	q.Mu.Lock()
 	job.tag = q.time.at(now, len(q.Jobs) == 0) + used.Delay(now) + job.Yields
@@ -70,8 +70,8 @@ func (q *OffloadQueue) Add(used *Usage, now, takes time.Duration, job *OffloadJo
 		q.Bytes -= last.Size
 		dropped = append(dropped, last)
 	}
-	if q.Running < max(q.Parallel, 1) {
-		q.Running++
+	if q.running < max(q.Parallel, 1) {
+		q.running++
 		go q.run()
 	}
 	q.Mu.Unlock()
@@ -82,8 +82,9 @@ func (q *OffloadQueue) Add(used *Usage, now, takes time.Duration, job *OffloadJo
 
 // Offload has work done in a queue, and what it returns in the place of what is done now, on the loop. What the client
 // asks for behind it waits. If too much waits in the queue, drop is called instead, on the loop.
-func (c *Conn) Offload(q *OffloadQueue, takes time.Duration, size int, work func() (then func()), drop func()) *Slot {
+func (c *Conn) Offload(q *offloadQueue, takes time.Duration, size int, work func() (then func()), drop func()) *Slot {
 	s := c.Reserve()
+	s.offload = true
 	q.Add(&c.Workload().offloaded, c.sh.Began, takes, &OffloadJob{
 		Size: size,
 		Do:   func() { c.Resolve(s, true, work()) },
@@ -96,7 +97,7 @@ func (c *Conn) Offload(q *OffloadQueue, takes time.Duration, size int, work func
 func DoNothing() {}
 
 // last returns the last job that may be dropped, or nil. The caller holds mu.
-func (q *OffloadQueue) last() (last *OffloadJob) {
+func (q *offloadQueue) last() (last *OffloadJob) {
 	for _, job := range q.Jobs {
 		if job.Drop != nil && (last == nil || last.Before(job)) {
 			last = job
@@ -105,11 +106,11 @@ func (q *OffloadQueue) last() (last *OffloadJob) {
 	return last
 }
 
-func (q *OffloadQueue) run() {
+func (q *offloadQueue) run() {
 	for {
 		q.Mu.Lock()
 		if len(q.Jobs) == 0 {
-			q.Running--
+			q.running--
 			q.Mu.Unlock()
 			return
 		}

@@ -18,6 +18,7 @@ type Slot struct {
 	Open     bool   // do is for an open connection only
 	Drained  bool   // do waits until the socket has taken all that was sent
 	pending  bool   // the slot waits for an answer: do is not known yet
+	offload  bool   // of another goroutine of this server, so that it comes soon
 	flight   Flight // a message that is on its way to the broker, and do is its reply
 	passable bool   // messages for the broker may pass it: nothing else happens in it than a reply
 	quick    bool   // do takes as little as a message
@@ -108,6 +109,8 @@ func (c *Conn) WaitsForMore() bool {
 	return c.Waiting() && (c.Workload().Requests.others > 0 || c.Workload().isFull())
 }
 
+func (s *Slot) awaitsCluster() bool { return s.pending && !s.offload }
+
 // QueueSlot has something done when all before it in the request queue is done, which is now if there is nothing.
 func (c *Conn) QueueSlot(s *Slot) {
 	if !c.Waiting() {
@@ -191,7 +194,7 @@ func (c *Conn) Resolve(s *Slot, open bool, do func()) {
 
 // inOrder has something done behind what the client has asked for before, unless that waits for the cluster.
 func (c *Conn) inOrder(do func()) {
-	if !c.Waiting() || c.Workload().Requests.len() > 0 && c.Workload().Requests.first().pending {
+	if !c.Waiting() || c.Workload().Requests.len() > 0 && c.Workload().Requests.first().awaitsCluster() {
 		c.sh.PostDo(c, 0, do)
 		return
 	}

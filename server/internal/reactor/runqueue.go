@@ -30,9 +30,9 @@ type runQueue struct {
 }
 
 const (
-	// Quantum is how long one connection is served before others are. Where very many wait it is shorter, so that all
+	// quantum is how long one connection is served before others are. Where very many wait it is shorter, so that all
 	// of them have had a turn after runRound, but not shorter than leastQuantum.
-	Quantum      = 150 * time.Microsecond
+	quantum      = 150 * time.Microsecond
 	leastQuantum = 20 * time.Microsecond
 	runRound     = 5 * time.Millisecond
 
@@ -41,16 +41,16 @@ const (
 	requestDelay = time.Second
 
 	// chargeFrom is the least time that is charged to a connection outside its turns in the queue.
-	chargeFrom = Quantum / 4
+	chargeFrom = quantum / 4
 )
 
 // Quantum is how long a connection is served now.
 func (q *runQueue) Quantum() time.Duration {
-	return max(min(Quantum, runRound/time.Duration(max(len(q.Heap), 1))), leastQuantum)
+	return max(min(quantum, runRound/time.Duration(max(len(q.Heap), 1))), leastQuantum)
 }
 
 // isLong reports whether so many connections wait that each is served for less than a quantum.
-func (q *runQueue) isLong() bool { return len(q.Heap) > int(runRound/Quantum) }
+func (q *runQueue) isLong() bool { return len(q.Heap) > int(runRound/quantum) }
 
 // TurnEnd is until when a connection is served at once, without the run queue.
 func (sh *Shard) TurnEnd() time.Duration { return sh.Began + sh.Run.Quantum() }
@@ -82,7 +82,7 @@ func (q *runQueue) Schedule(w *Workload) {
 // wouldWait reports whether a connection comes after the first one in the queue for what it has used.
 func (q *runQueue) wouldWait(w *Workload) bool {
 	now := w.Conn.sh.Began
-	return len(q.Heap) > 0 && !w.Used.IsForgotten(now) && q.now(now)+w.Used.Delay(now) > q.Heap[0].tag
+	return len(q.Heap) > 0 && !w.Used.isForgotten(now) && q.now(now)+w.Used.Delay(now) > q.Heap[0].tag
 }
 
 // runQueued serves connections that have work to do: for a slice, or one of them with something that takes longer.
@@ -138,11 +138,14 @@ func (q *runQueue) forget() {
 
 // relieveEvery is how often a loop checks whether blocked connections may go on. They may in any case after
 // relieveAtLast, and as much later as they have used of the loop lately, up to relieveDelay: the fan-out that keeps a
-// loop busy can be that of others.
+// loop busy can be that of others. While a loop is filling they wait for relieveFilling at most: what fills it may be
+// messages of the application, which does not wait.
 const (
 	relieveEvery  = time.Millisecond
 	relieveAtLast = 10 * time.Millisecond
 	relieveDelay  = time.Second
+
+	relieveFilling = 5 * time.Second
 )
 
 // MuchBacklog is how many bytes a loop may have to hand out, at most, before publishers wait.
@@ -245,8 +248,8 @@ func (sh *Shard) lookForRelief() {
 }
 
 // relieve lets connections go on that wait for fan-out, or were held back. Of those that have waited for long it lets
-// one go on, since what it says may be as much again, and none while a loop is filling: very many publishers that use
-// little would fill it, each with one message. Those come first that have used least of the loop.
+// one go on, since what it says may be as much again, and while a loop is filling one that has waited for very long:
+// very many publishers that use little would fill it, each with one message. Those come first that have used least.
 func (sh *Shard) relieve() {
 	q := &sh.Run
 	q.looks = false
@@ -261,8 +264,9 @@ func (sh *Shard) relieve() {
 	rest := q.Blocked[:0]
 	passed, let := false, false // one that was held back, one that waits for fan-out
 	for _, w := range q.Blocked {
-		long := now-w.blockedAt >= relieveAtLast+min(w.Used.Delay(now), relieveDelay)
-		waits := w.blockedAt != 0 && congested && (filling || let || !long)
+		waited := now - w.blockedAt
+		long := waited >= relieveAtLast+min(w.Used.Delay(now), relieveDelay)
+		waits := w.blockedAt != 0 && congested && (let || !long || filling && waited < relieveFilling)
 		if w.blockedAt != 0 && w.HeldBack {
 			waits = busy && (passed || !long)
 			w.passes = busy && !waits

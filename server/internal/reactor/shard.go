@@ -51,9 +51,9 @@ type Shard struct {
 	Round        time.Duration   // that turns of sockets have taken since the loop was woken last
 	Clock        uint32          // the same in milliseconds; never 0
 	sliced       bool            // the last turn that the loop was woken for did not finish its work
-	Pending      Queue[Audience] // audiences whose streams are not at their end
-	Departed     Queue[Conn]     // that have left their topics and are in the audiences yet; written with mu held
-	writable     Queue[Conn]     // connections whose sockets take bytes again
+	Pending      queue[Audience] // audiences whose streams are not at their end
+	Departed     queue[Conn]     // that have left their topics and are in the audiences yet; written with mu held
+	writable     queue[Conn]     // connections whose sockets take bytes again
 	published    uint64          // messages to the streams of topics
 	caughtUp     int             // bytes for one connection that may have had to be compressed
 	GoingAway    bool            // the server shuts down: no connection may stay
@@ -228,9 +228,9 @@ func (sh *Shard) sliceTime() time.Duration {
 func (sh *Shard) Walk() {
 	s := slice{start: time.Now(), time: sh.sliceTime()}
 	for range sh.Pending.Len() {
-		a := sh.Pending.Pop()
+		a := sh.Pending.pop()
 		if a.queued = !a.walk(&s); a.queued {
-			sh.Pending.Push(a)
+			sh.Pending.push(a)
 		}
 		if s.over() {
 			return
@@ -241,8 +241,8 @@ func (sh *Shard) Walk() {
 // flushWritable writes what waits for sockets that take bytes again, for a slice, in turn.
 func (sh *Shard) flushWritable() {
 	for start, limit := time.Now(), sh.sliceTime(); sh.writable.Len() > 0 && time.Since(start) <= limit; {
-		if c := sh.writable.Pop(); c.flushSome() {
-			sh.writable.Push(c)
+		if c := sh.writable.pop(); c.flushSome() {
+			sh.writable.push(c)
 		}
 	}
 }

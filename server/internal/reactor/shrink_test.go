@@ -15,7 +15,7 @@ func TestWhatClientsFillGivesItsMemoryBack(t *testing.T) {
 		due     deadlines
 		stalled = &Shard{Engine: &Engine{}}
 		conns   = make([]*Conn, 100_000) // which are not counted
-		pending Queue[Audience]
+		pending queue[Audience]
 		one     Audience
 	)
 	for i := range conns {
@@ -32,7 +32,7 @@ func TestWhatClientsFillGivesItsMemoryBack(t *testing.T) {
 			conns[i].out.slot = len(stalled.Stalled)
 			stalled.Stalled = append(stalled.Stalled, conns[i])
 		}, func(i int) { stalled.unlist(conns[i].out) }},
-		{"audiences with messages", 8, func(int) { pending.Push(&one) }, func(int) { pending.Pop() }},
+		{"audiences with messages", 8, func(int) { pending.push(&one) }, func(int) { pending.pop() }},
 	} {
 		t.Run(row.name, func(t *testing.T) { testenv.GivesMemoryBack(t, row.least, row.fill, row.empty) })
 	}

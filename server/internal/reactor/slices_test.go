@@ -56,7 +56,7 @@ func TestWritableSocketsHaveTurns(t *testing.T) {
 	sh := unitShard(t)
 	list := stalledConns(t, sh, 4, frames)
 	for _, c := range list {
-		sh.writable.Push(c)
+		sh.writable.push(c)
 	}
 	for end := time.Now().Add(time.Minute); slices.Max(itemsOf(list)) == frames; {
 		if time.Now().After(end) {

@@ -223,7 +223,7 @@ func (c *Conn) flushLate() bool {
 	}
 	before := c.sh.Counters.bytesOut
 	if c.flushSome() {
-		c.sh.writable.Push(c)
+		c.sh.writable.push(c)
 	}
 	return c.sh.Counters.bytesOut > before
 }

@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ThreadTime is the processor time of the thread that runs the caller, and which thread that is. It takes two system
+// threadTime is the processor time of the thread that runs the caller, and which thread that is. It takes two system
 // calls.
 func threadTime() (thread int, used time.Duration, known bool) {
 	var t unix.Timespec

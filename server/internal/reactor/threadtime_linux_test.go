@@ -26,7 +26,7 @@ func TestWorkClockLeavesOutWhatOthersTook(t *testing.T) {
 	if got := clock.took(time.Since(start)); got < 5*time.Millisecond {
 		t.Errorf("%v of work are charged of %v", got, time.Since(start))
 	}
-	if got := clock.took(Quantum / 2); got != Quantum/2 {
+	if got := clock.took(quantum / 2); got != quantum/2 {
 		t.Errorf("a short turn is charged %v", got)
 	}
 }

@@ -34,7 +34,7 @@ type Session struct {
 	lost    uint64  // messages that end in these, and are lost if the connection ends now
 	ended   bool    // close_notify was sent
 
-	Records   Records // of which crypto/tls has taken some
+	Records   records // of which crypto/tls has taken some
 	charged   uint32  // how many of those chargeEmpty knows of
 	emptyDebt uint32  // for records without data, as of emptyAt, which is the shard's clock
 	emptyAt   uint32
@@ -56,13 +56,13 @@ func (s *Session) Read(b []byte) (int, error) {
 	case s.shake != nil:
 		return s.shake.read(b)
 	case len(s.In) > 0:
-		n := copy(b, s.In[:s.Records.Limit(s.In)])
-		s.Records.Advance(s.In[:n])
+		n := copy(b, s.In[:s.Records.limit(s.In)])
+		s.Records.advance(s.In[:n])
 		s.In = s.In[n:]
 		return n, nil
 	case s.Lower != nil:
 		n, err := s.Lower.Read(b)
-		s.Records.Advance(b[:n])
+		s.Records.advance(b[:n])
 		return n, err
 	}
 	return 0, errDry
@@ -178,7 +178,7 @@ func (c *Conn) unseal(b []byte) {
 	}
 }
 
-// Decrypt reads what came, or has it wait for the connection's turn. What that leads to may take the session away, or
+// decrypt reads what came, or has it wait for the connection's turn. What that leads to may take the session away, or
 // end it.
 func (c *Conn) decrypt(s *Session, b []byte) {
 	if !c.mustWait() {

@@ -143,7 +143,7 @@ func (c *Conn) feed(s *Session, b []byte) {
 	h.mu.Lock()
 	unread, all := len(h.in)+len(b), h.table.Unread.Add(int64(len(b)))
 	h.in = append(h.in, b...)
-	if s.Records.IsWhole(h.in) {
+	if s.Records.isWhole(h.in) {
 		h.signal()
 	}
 	h.holdUp(c)
@@ -194,7 +194,7 @@ func (h *tlsHandshake) read(b []byte) (int, error) {
 	r := &h.session.Records
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for !h.over && !h.ended && !r.IsWhole(h.in) {
+	for !h.over && !h.ended && !r.isWhole(h.in) {
 		h.mu.Unlock()
 		h.table.pause(h)
 		select {
@@ -207,11 +207,11 @@ func (h *tlsHandshake) read(b []byte) (int, error) {
 	switch {
 	case h.over:
 		return 0, errNobody
-	case !r.IsWhole(h.in):
+	case !r.isWhole(h.in):
 		return 0, io.EOF
 	}
-	n := copy(b, h.in[:r.Limit(h.in)])
-	r.Advance(h.in[:n])
+	n := copy(b, h.in[:r.limit(h.in)])
+	r.advance(h.in[:n])
 	if h.in = h.in[n:]; len(h.in) == 0 {
 		h.in = nil
 	}
@@ -231,7 +231,7 @@ func (h *tlsHandshake) read(b []byte) (int, error) {
 func (h *tlsHandshake) mayEnd() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.session.Records.Count > 0 && h.session.Records.IsWhole(h.in)
+	return h.session.Records.Count > 0 && h.session.Records.isWhole(h.in)
 }
 
 // endInput notes that nothing more comes.

@@ -20,9 +20,9 @@ var emptyRecordPace = limit.NewTokenBucket(int64(time.Second/emptyRecordsEvery),
 
 var errEmptyRecords = errors.New("too many TLS records without data")
 
-// Records follows the records (RFC 8446, section 5.1) in what comes, so that crypto/tls gets them one by one and it
+// records follows the records (RFC 8446, section 5.1) in what comes, so that crypto/tls gets them one by one and it
 // is known how many it has taken.
-type Records struct {
+type records struct {
 	head  [certs.RecordHead]byte
 	have  int8   // bytes of head that are there, while the whole of it is not
 	left  uint16 // bytes of the record that are still to come, once its head is there
@@ -31,8 +31,8 @@ type Records struct {
 
 func recordSize(head []byte) int { return int(head[3])<<8 | int(head[4]) }
 
-// Limit is how many bytes of b belong to the record that has begun, or that begins there.
-func (r *Records) Limit(b []byte) int {
+// limit is how many bytes of b belong to the record that has begun, or that begins there.
+func (r *records) limit(b []byte) int {
 	if r.left > 0 {
 		return min(int(r.left), len(b))
 	}
@@ -45,8 +45,8 @@ func (r *Records) Limit(b []byte) int {
 	return min(missing+recordSize(head[:]), len(b))
 }
 
-// IsWhole reports whether the record that has begun, or that begins in b, ends there.
-func (r *Records) IsWhole(b []byte) bool {
+// isWhole reports whether the record that has begun, or that begins in b, ends there.
+func (r *records) isWhole(b []byte) bool {
 	if r.left > 0 {
 		return len(b) >= int(r.left)
 	}
@@ -60,8 +60,8 @@ func (r *Records) IsWhole(b []byte) bool {
 	return len(b) >= missing+size || size > certs.MaxSealed // crypto/tls does not wait for that
 }
 
-// Advance notes that b was taken.
-func (r *Records) Advance(b []byte) {
+// advance notes that b was taken.
+func (r *records) advance(b []byte) {
 	for len(b) > 0 {
 		if r.left > 0 {
 			n := min(int(r.left), len(b))

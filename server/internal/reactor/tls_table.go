@@ -40,7 +40,7 @@ type TLSTable struct {
 	Turns    [numTLSQueues]list.List         // guarded by mu: of *tlsPeer that have a handshake in that queue
 	Crowded  indexheap.Heap[*tlsPeer]        // guarded by mu: those with silent handshakes
 	Silent   list.List                       // guarded by mu: of *tlsHandshake, the one that has been silent for longest first
-	suspects TLSSuspects                     // guarded by mu
+	suspects tlsSuspects                     // guarded by mu
 	timer    *time.Timer                     // guarded by mu: dispatches when the grace of a handshake ends; nil if unset
 }
 
@@ -108,7 +108,7 @@ func (t *TLSTable) enter(h *tlsHandshake, from limit.Key) {
 	defer t.Mu.Unlock()
 	p := t.Peers.Get(from)
 	if p == nil {
-		p = &tlsPeer{key: from, suspect: t.suspects.Has(from, t.engine.Uptime())}
+		p = &tlsPeer{key: from, suspect: t.suspects.has(from, t.engine.Uptime())}
 		t.Peers.Set(from, p)
 	}
 	h.peer = p
@@ -173,7 +173,7 @@ func (t *TLSTable) finish(h *tlsHandshake, err error) {
 	defer t.Mu.Unlock()
 	switch {
 	case err == nil:
-		t.suspects.Remove(h.peer.key)
+		t.suspects.remove(h.peer.key)
 		t.setSuspect(h.peer, false)
 	case h.state == tlsSilent:
 		t.suspect(h.peer)
@@ -202,7 +202,7 @@ func (t *TLSTable) remove(h *tlsHandshake) {
 
 // suspect is called when a client did not go on with its handshake. The caller holds mu.
 func (t *TLSTable) suspect(p *tlsPeer) {
-	t.suspects.Add(p.key, t.engine.Uptime())
+	t.suspects.add(p.key, t.engine.Uptime())
 	t.setSuspect(p, true)
 }
 

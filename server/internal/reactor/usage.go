@@ -10,7 +10,7 @@ type Usage struct {
 }
 
 const (
-	UsageHalf = 700 * time.Millisecond
+	usageHalf = 700 * time.Millisecond
 
 	// usageWeight: a connection comes after those that came so many times later as the time that it has used. It tells
 	// those that use much from those that use little even where thousands share a loop, each of which uses a
@@ -26,9 +26,9 @@ const (
 	littleDelay  = 8 * time.Millisecond
 	freeWeight   = 16
 
-	// OverrunWeight: what a turn takes longer than a quantum counts so many times more. All that come to the loop at
+	// overrunWeight: what a turn takes longer than a quantum counts so many times more. All that come to the loop at
 	// once wait for it, since it could not be interrupted.
-	OverrunWeight = 8
+	overrunWeight = 8
 
 	// MaxDelay is for how long a connection may come after others that have used less.
 	MaxDelay = 10 * time.Second
@@ -37,8 +37,8 @@ const (
 // Lately is what was used, less what is forgotten by now.
 func (u *Usage) Lately(now time.Duration) time.Duration {
 	passed := max(now-u.At, 0)
-	sum := u.Sum >> min(passed/UsageHalf, 63)
-	return sum - sum*(passed%UsageHalf)/(2*UsageHalf)
+	sum := u.Sum >> min(passed/usageHalf, 63)
+	return sum - sum*(passed%usageHalf)/(2*usageHalf)
 }
 
 // Add adds time that was used up to now.
@@ -49,7 +49,7 @@ func (u *Usage) Add(used, now time.Duration) {
 
 // AddTurn adds a turn.
 func (u *Usage) AddTurn(took, now time.Duration) {
-	u.Add(took+OverrunWeight*max(took-Quantum, 0), now)
+	u.Add(took+overrunWeight*max(took-quantum, 0), now)
 }
 
 // Delay is for how long others come first that have used nothing.
@@ -59,8 +59,8 @@ func (u *Usage) Delay(now time.Duration) time.Duration {
 	return min(delay, MaxDelay)
 }
 
-// IsForgotten reports whether so little was used that it does not matter any more.
-func (u *Usage) IsForgotten(now time.Duration) bool { return u.Lately(now) < 16*time.Microsecond }
+// isForgotten reports whether so little was used that it does not matter any more.
+func (u *Usage) isForgotten(now time.Duration) bool { return u.Lately(now) < 16*time.Microsecond }
 
 // virtualTime is the clock of a queue whose members are delayed by [Usage.Delay]. As in start-time fair queueing, it
 // shows the tag of the member that was served last, and so falls behind the real time under overload. A client that has
@@ -96,17 +96,17 @@ func startWorkClock() (w workClock) {
 	return w
 }
 
-// Took returns the time to charge for a piece of work that ends now, after so much elapsed time. It asks for the
+// took returns the time to charge for a piece of work that ends now, after so much elapsed time. It asks for the
 // processor time only if that was longer than a quantum.
 func (w *workClock) took(wall time.Duration) time.Duration {
-	if wall <= Quantum || !w.known {
+	if wall <= quantum || !w.known {
 		w.short += wall
 		return wall
 	}
 	before := *w
 	*w = startWorkClock()
 	if w.thread != before.thread { // the goroutine has moved to another thread
-		return Quantum
+		return quantum
 	}
 	return min(max(w.used-before.used-before.short, 0), wall)
 }

@@ -84,7 +84,7 @@ func (c *Conn) NeedWorkload() *Workload {
 func (c *Conn) settleWorkload(w *Workload) {
 	switch {
 	case w.Requests.len() > 0 || w.flights.number > 0 || w.Suspended || w.collects || w.Index >= 0:
-	case w.Used.IsForgotten(c.sh.Began) && w.offloaded.IsForgotten(c.sh.Began) && w.mistakes.none(c.sh.Clock):
+	case w.Used.isForgotten(c.sh.Began) && w.offloaded.isForgotten(c.sh.Began) && w.mistakes.none(c.sh.Clock):
 		c.ext.Work = nil
 	case !w.listed:
 		w.listed = true
