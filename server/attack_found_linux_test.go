@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -125,6 +126,17 @@ func foundAttackRows() []attackRow {
 				members("/zws?topic=windows", 125, windowOf(bits)...)(a)
 			}
 		}, run: same("/zws?topic=windows", deflating, true, masked(0x81, compressible(960)))},
+
+		// Small compressed messages that become 4.7 MB, in all forms that there are.
+		{name: "all-forms", setup: func(a *attacker) {
+			for bits := 9; bits < 16; bits++ {
+				members("/zws?topic=forms", 1, windowOf(bits)...)(a)
+				members("/zws?topic=forms", 1, append(windowOf(bits), speakJSON)...)(a)
+			}
+			for _, query := range []string{"", "&envelope=true"} {
+				listening("GET /zws?topic=forms" + query + " HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n")(a)
+			}
+		}, run: same("/zws?topic=forms", deflating, false, masked(0xc1, zipped(bytes.Repeat([]byte{1}, 340_000))))},
 
 		// The newest messages of many topics, for one that has not read them and then does, or ends.
 		{name: "latest-128-topics,deflate", fast: true, run: latestAtOnce(false)},

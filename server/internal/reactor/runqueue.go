@@ -1,8 +1,6 @@
 package reactor
 
 import (
-	"cmp"
-	"slices"
 	"time"
 
 	"carillon/codec"
@@ -258,21 +256,18 @@ func (sh *Shard) relieve() {
 	if len(q.Blocked) == 0 {
 		return
 	}
-	congested, filling, busy := sh.Engine.congested(), sh.Engine.isFilling(), sh.isCongested()
-	now := sh.Engine.Uptime()
-	slices.SortStableFunc(q.Blocked, func(a, b *Workload) int { return cmp.Compare(a.Used.Delay(now), b.Used.Delay(now)) })
-	rest := q.Blocked[:0]
-	passed, let := false, false // one that was held back, one that waits for fan-out
+	congested, busy, now, rest := sh.Engine.congested(), sh.isCongested(), sh.Engine.Uptime(), q.Blocked[:0]
+	var next *Workload
+	if congested {
+		next = q.nextPublisher(sh.Engine.isFilling(), now)
+	}
+	passed := false
 	for _, w := range q.Blocked {
-		waited := now - w.blockedAt
-		long := waited >= relieveAtLast+min(w.Used.Delay(now), relieveDelay)
-		waits := w.blockedAt != 0 && congested && (let || !long || filling && waited < relieveFilling)
+		waits := w.blockedAt != 0 && congested && w != next
 		if w.blockedAt != 0 && w.HeldBack {
-			waits = busy && (passed || !long)
+			waits = busy && (passed || now-w.blockedAt < w.relievedAfter(now))
 			w.passes = busy && !waits
 			passed = passed || w.passes
-		} else {
-			let = let || w.blockedAt != 0 && congested && !waits
 		}
 		if waits {
 			rest = append(rest, w)
@@ -286,4 +281,24 @@ func (sh *Shard) relieve() {
 	if len(rest) > 0 {
 		sh.lookForRelief()
 	}
+}
+
+// nextPublisher is the one that goes on of those that have waited for fan-out for long enough: the one that has used
+// least.
+func (q *runQueue) nextPublisher(filling bool, now time.Duration) (next *Workload) {
+	for _, w := range q.Blocked {
+		waited := now - w.blockedAt
+		if w.blockedAt == 0 || w.HeldBack || waited < w.relievedAfter(now) || filling && waited < relieveFilling {
+			continue
+		}
+		if next == nil || w.Used.Delay(now) < next.Used.Delay(now) {
+			next = w
+		}
+	}
+	return next
+}
+
+// relievedAfter is how long a blocked connection waits at least, although its loop has much to hand out.
+func (w *Workload) relievedAfter(now time.Duration) time.Duration {
+	return relieveAtLast + min(w.Used.Delay(now), relieveDelay)
 }
