@@ -7,6 +7,20 @@ import (
 	"carillon/server/internal/reactor"
 )
 
+// holdOffload keeps the offload goroutine busy until what it returns is called.
+func holdOffload(s *Server) (release func()) {
+	hold := make(chan struct{})
+	s.engine.Offload.Add(new(reactor.Usage), 0, 0, &reactor.OffloadJob{Do: func() { <-hold }})
+	return func() { close(hold) }
+}
+
+// offloadJobs is how many jobs wait for the offload goroutine.
+func offloadJobs(s *Server) int {
+	s.engine.Offload.Mu.Lock()
+	defer s.engine.Offload.Mu.Unlock()
+	return len(s.engine.Offload.Jobs)
+}
+
 // A large reply is compressed on another goroutine, in its place among the replies.
 func TestLargeRepliesAreCompressedElsewhere(t *testing.T) {
 	opts := topics(TopicRule{Match: "log", History: 1000})
@@ -15,21 +29,16 @@ func TestLargeRepliesAreCompressedElsewhere(t *testing.T) {
 	for range 1000 {
 		mustPublish(t, s, "log", strings.Repeat("x", 100))
 	}
-	hold := make(chan struct{})
-	s.engine.Offload.Add(new(reactor.Usage), 0, 0, &reactor.OffloadJob{Do: func() { <-hold }})
+	release := holdOffload(s)
 	c := dial(t, s, "/ws", speakJSON, offerHeader)
 	c.send(`{"id":1,"history":{"topic":"log","limit":1000}}`)
 	c.send(`{"id":2,"history":{"topic":"log","limit":1}}`)
-	eventually(t, "it waits", func() bool {
-		s.engine.Offload.Mu.Lock()
-		defer s.engine.Offload.Mu.Unlock()
-		return len(s.engine.Offload.Jobs) == 1
-	})
+	eventually(t, "it waits", func() bool { return offloadJobs(s) == 1 })
 	d := dial(t, s, "/ws", speakJSON)
 	if m := d.ask(`{"id":3,"ping":{}}`); m.Pong == nil {
 		t.Error(m.text)
 	}
-	close(hold)
+	release()
 	for _, want := range []string{"1", "2"} {
 		_, payload, err := c.frame()
 		if err != nil {
@@ -58,23 +67,17 @@ func TestLongHistoriesAreEncodedElsewhere(t *testing.T) {
 	for i := range messages {
 		mustPublish(t, s, "log", words(i)+text)
 	}
-	hold := make(chan struct{})
-	s.engine.Offload.Add(new(reactor.Usage), 0, 0, &reactor.OffloadJob{Do: func() { <-hold }})
-	jobs := func() int {
-		s.engine.Offload.Mu.Lock()
-		defer s.engine.Offload.Mu.Unlock()
-		return len(s.engine.Offload.Jobs)
-	}
+	release := holdOffload(s)
 	gone := dial(t, s, "/ws?topic=log&last=100", speakJSON, offerHeader)
-	eventually(t, "it waits", func() bool { return jobs() == 1 })
+	eventually(t, "it waits", func() bool { return offloadJobs(s) == 1 })
 	_ = gone.conn.Close()
 	c := dial(t, s, "/ws?topic=log&last=100", speakJSON, offerHeader)
-	eventually(t, "both wait", func() bool { return jobs() == 2 })
+	eventually(t, "both wait", func() bool { return offloadJobs(s) == 2 })
 	if m := dial(t, s, "/ws", speakJSON).ask(`{"id":3,"ping":{}}`); m.Pong == nil {
 		t.Error(m.text)
 	}
 	mustPublish(t, s, "log", words(messages)+text)
-	close(hold)
+	release()
 	for i := -1; i <= messages; i++ {
 		_, payload, err := c.frame()
 		if err != nil {

@@ -117,15 +117,8 @@ func TestLargeMessagesAreHeldBack(t *testing.T) {
 	s := start(t, Options{Loops: 1, Endpoints: echoAndBroadcast()})
 	alice := dial(t, s, "/echo")
 	conn := theConn(t, s)
-	onLoop := func(f func(sh *reactor.Shard)) {
-		done := make(chan struct{})
-		if err := conn.Do(func() { f(conn.shard()); close(done) }); err != nil {
-			t.Fatal(err)
-		}
-		<-done
-	}
 	const much = 2 * reactor.MuchBacklog
-	onLoop(func(sh *reactor.Shard) { sh.Backlog.Add(much) })
+	onLoop(t, conn, func(sh *reactor.Shard) { sh.Backlog.Add(much) })
 	large := strings.Repeat("x", 1<<20-100)
 	var all sync.WaitGroup
 	var back atomic.Int64
@@ -142,7 +135,7 @@ func TestLargeMessagesAreHeldBack(t *testing.T) {
 		})
 	}
 	eventually(t, "some are held back", func() (held bool) {
-		onLoop(func(sh *reactor.Shard) {
+		onLoop(t, conn, func(sh *reactor.Shard) {
 			for _, w := range sh.Run.Blocked {
 				held = held || w.HeldBack
 			}
@@ -157,9 +150,9 @@ func TestLargeMessagesAreHeldBack(t *testing.T) {
 		alice.want("hello")
 	}
 	all.Wait()
-	onLoop(func(sh *reactor.Shard) { sh.Backlog.Add(-much) })
+	onLoop(t, conn, func(sh *reactor.Shard) { sh.Backlog.Add(-much) })
 	eventually(t, "nobody waits", func() (none bool) {
-		onLoop(func(sh *reactor.Shard) { none = len(sh.Run.Blocked) == 0 })
+		onLoop(t, conn, func(sh *reactor.Shard) { none = len(sh.Run.Blocked) == 0 })
 		return none
 	})
 }
@@ -170,24 +163,17 @@ func TestPublishersThatUseLittleGoFirst(t *testing.T) {
 	alice := dial(t, s, "/broadcast")
 	conn := theConn(t, s)
 	bob := dial(t, s, "/broadcast")
-	done := make(chan struct{})
-	if err := conn.Do(func() {
-		conn.shard().Backlog.Add(2 * reactor.MuchBacklog)
-		conn.core().NeedWorkload().Used.AddTurn(time.Second, conn.shard().Engine.Uptime())
-		close(done)
-	}); err != nil {
-		t.Fatal(err)
-	}
-	<-done
+	onLoop(t, conn, func(sh *reactor.Shard) {
+		sh.Backlog.Add(2 * reactor.MuchBacklog)
+		conn.core().NeedWorkload().Used.AddTurn(time.Second, sh.Engine.Uptime())
+	})
 	alice.write(append(text("alice 1"), text("alice 2")...))
 	bob.want("alice 1")
 	bob.write(append(append(text("bob 1"), text("bob 2")...), text("bob 3")...))
 	for _, want := range []string{"bob 1", "bob 2", "bob 3", "alice 2"} {
 		bob.want(want)
 	}
-	if err := conn.Do(func() { conn.shard().Backlog.Add(-2 * reactor.MuchBacklog) }); err != nil {
-		t.Fatal(err)
-	}
+	onLoop(t, conn, func(sh *reactor.Shard) { sh.Backlog.Add(-2 * reactor.MuchBacklog) })
 }
 
 // While a loop is filling no publisher goes on, however little it has used: together they would fill it, and messages
@@ -196,19 +182,12 @@ func TestPublishersWaitForALoopThatIsFilling(t *testing.T) {
 	s := start(t, Options{Loops: 1, Endpoints: echoAndBroadcast()})
 	bob := dial(t, s, "/broadcast")
 	conn := theConn(t, s)
-	onLoop := func(f func(sh *reactor.Shard)) {
-		done := make(chan struct{})
-		if err := conn.Do(func() { f(conn.shard()); close(done) }); err != nil {
-			t.Fatal(err)
-		}
-		<-done
-	}
 	much := int64(s.opts().Limits.MaxBacklog/8 + 1<<20)
-	onLoop(func(sh *reactor.Shard) { sh.Backlog.Add(much) })
+	onLoop(t, conn, func(sh *reactor.Shard) { sh.Backlog.Add(much) })
 	bob.write(append(text("1"), text("2")...))
 	bob.want("1")
 	time.Sleep(200 * time.Millisecond)
-	onLoop(func(sh *reactor.Shard) {
+	onLoop(t, conn, func(sh *reactor.Shard) {
 		if n := len(sh.Run.Blocked); n != 1 || s.Stats().MessagesIn != 1 {
 			t.Errorf("%d publishers wait, and %d messages came in", n, s.Stats().MessagesIn)
 		}
@@ -227,16 +206,11 @@ func TestPublishersAreChargedForFanOut(t *testing.T) {
 	bob := dial(t, s, "/ws", speakJSON)
 	bob.subscribed("a")
 	charged := func() (used time.Duration) {
-		done := make(chan struct{})
-		if err := conn.Do(func() {
+		onLoop(t, conn, func(sh *reactor.Shard) {
 			if w := conn.core().Workload(); w != nil {
-				used = w.Used.Lately(conn.shard().Engine.Uptime())
+				used = w.Used.Lately(sh.Engine.Uptime())
 			}
-			close(done)
-		}); err != nil {
-			t.Fatal(err)
-		}
-		<-done
+		})
 		return used
 	}
 	const size = 300_000
@@ -695,6 +669,16 @@ func TestWorkloadsAreLetGo(t *testing.T) {
 		conn.shard().PostDo(conn.core(), 0, func() { gone <- conn.core().Extension().Work == nil })
 		return <-gone
 	})
+}
+
+// onLoop calls f on a connection's loop and waits for it.
+func onLoop(t *testing.T, c *Conn, f func(sh *reactor.Shard)) {
+	t.Helper()
+	done := make(chan struct{})
+	if err := c.Do(func() { f(c.shard()); close(done) }); err != nil {
+		t.Fatal(err)
+	}
+	<-done
 }
 
 func theConn(t *testing.T, s *Server) (c *Conn) {

@@ -29,7 +29,7 @@ func TestFormsOfAHistoryAreBounded(t *testing.T) {
 				f := m.Frame(kind)
 				f.DeflatedWithin(d, window)
 				if i%10 == 9 {
-					top.lookAtForms(top.history.all()[i-9 : i+1])
+					top.boundForms(top.history.all()[i-9 : i+1])
 				}
 				if top.forms > int(limit) || top.forms < 0 {
 					t.Fatalf("%d B of forms of a history of %d B", top.forms, top.history.bytes)
@@ -45,7 +45,7 @@ func TestFormsOfAHistoryAreBounded(t *testing.T) {
 			t.Fatalf("message %d has changed", m.Offset)
 		}
 	}
-	top.lookAtForms(top.history.all())
+	top.boundForms(top.history.all())
 	for top.history.len() > 0 {
 		top.dropOldest()
 	}

@@ -286,7 +286,7 @@ func (h *Hub) Sweep(now time.Time, round int) {
 		for t := range h.Parts[i].All() {
 			t.Mu.Lock()
 			t.expire(h.engine.AgeMillis())
-			t.lookAtForms(t.history.newest())
+			t.boundForms(t.history.newest())
 			h.Remote.sweepTopic(t, since)
 			h.ForgetPatternsOf(t)
 			h.unlock(t)

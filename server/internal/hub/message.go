@@ -116,9 +116,17 @@ func (m *Message) encode(f reactor.Framing) *codec.Frame {
 	}
 	id := envelope.EventID(m.epochText(), m.Offset)
 	if f == reactor.FramingEventWrapped {
-		return codec.Opaque(envelope.AppendEvent(nil, "", id, m.appendEnvelope(nil)))
+		return codec.Opaque(envelope.AppendEvent(nil, "", id, m.envelope()))
 	}
 	return codec.Opaque(envelope.AppendMessageEvent(nil, id, m.Format.Opcode(), m.Raw().Payload()))
+}
+
+// envelope is the message in JSON. The caller holds mu.
+func (m *Message) envelope() []byte {
+	if f := m.other[reactor.FramingEnvelope-1]; f != nil {
+		return f.Payload()
+	}
+	return m.appendEnvelope(nil)
 }
 
 func (m *Message) epochText() string {
@@ -165,9 +173,11 @@ func largestForm(format topic.Format, payload []byte, limit int64) int64 {
 // That memory is taken once, in the size that is needed.
 func isLarge(raw *codec.Frame) bool { return len(raw.Payload()) >= envelope.LargeText }
 
+// around is about how many bytes a message has around its payload, or fewer.
+const around = 128
+
 // Size is about how many bytes the message takes in a framing.
 func (m *Message) Size(f reactor.Framing) int {
-	const around = 128
 	switch f {
 	case reactor.FramingRaw:
 		return len(m.Raw().Plain())
@@ -177,14 +187,13 @@ func (m *Message) Size(f reactor.Framing) int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.json == 0 {
-		m.json = m.EnvelopeSize()
+		m.json = m.envelopeSize()
 	}
 	return m.json
 }
 
-// EnvelopeSize is at least as much as the message takes in the JSON protocol.
-func (m *Message) EnvelopeSize() int {
-	const around = 128
+// envelopeSize is what the message takes in the JSON protocol, or a little more.
+func (m *Message) envelopeSize() int {
 	n := len(m.Raw().Payload())
 	switch m.Format {
 	case topic.FormatText:
@@ -201,7 +210,7 @@ func (m *Message) appendEnvelope(b []byte) []byte {
 		return envelope.AppendReply(b, nil, "subscribed", m.gapReply())
 	}
 	if isLarge(m.Raw()) {
-		b = slices.Grow(b, m.EnvelopeSize())
+		b = slices.Grow(b, m.envelopeSize())
 	}
 	b = append(b, `{"topic":`...)
 	b = envelope.AppendText(b, m.Topic.Name)

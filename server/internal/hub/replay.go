@@ -47,7 +47,8 @@ func pieceOf(list []*Message) (n int) {
 	return n
 }
 
-// largePiece is the size in bytes of a piece from which on it takes too much of a loop's time to encode it.
+// largePiece is the size in bytes of a piece, or of a message for many, from which on it takes much of a loop's time to
+// encode it.
 const largePiece = 32 << 10
 
 // step sends the next piece, or all that is left. Another goroutine encodes it first if it is large.
@@ -192,6 +193,6 @@ func sendHistory(c *reactor.Conn, list []*Message, kind reactor.Framing) {
 	t := list[0].Topic
 	t.Mu.Lock()
 	sent := t.historyAfter(list[0].Offset - 1)
-	t.lookAtForms(sent[:min(len(sent), len(list))])
+	t.boundForms(sent[:min(len(sent), len(list))])
 	t.Mu.Unlock()
 }

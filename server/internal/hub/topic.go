@@ -87,7 +87,7 @@ func (t *topicState) keep(m *Message) {
 		t.floor = m.Offset
 		return
 	}
-	t.lookAtForms(t.history.newest())
+	t.boundForms(t.history.newest())
 	t.history.push(m)
 	t.hub.Messages.Add(1)
 	t.hub.Bytes.Add(int64(len(m.Raw().Payload())))
@@ -98,10 +98,10 @@ func (t *topicState) keep(m *Message) {
 // formCost is how many bytes of encoded forms each message of a history may have beside twice its payload.
 const formCost = 512
 
-// lookAtForms notes how much memory the encoded forms take of messages that are in the history. If those of the whole
+// boundForms notes how much memory the encoded forms take of messages that are in the history. If those of the whole
 // history are too large, it forgets them: what clients ask for decides how many there are, and not max_bytes of the
 // rule. The caller holds mu.
-func (t *topicState) lookAtForms(list []*Message) {
+func (t *topicState) boundForms(list []*Message) {
 	for _, m := range list {
 		n := m.formSize()
 		t.forms += n - m.forms

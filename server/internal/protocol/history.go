@@ -6,6 +6,7 @@ import (
 
 	"carillon/server/internal/envelope"
 	"carillon/server/internal/hub"
+	"carillon/server/internal/reactor"
 	"carillon/server/topic"
 )
 
@@ -97,7 +98,7 @@ func within(list []*hub.Message, bytes int, newest bool) []*hub.Message {
 		if newest {
 			i = len(list) - 1 - n
 		}
-		if bytes -= list[i].EnvelopeSize(); bytes >= 0 || n == 0 {
+		if bytes -= list[i].Size(reactor.FramingEnvelope); bytes >= 0 || n == 0 {
 			continue
 		}
 		if newest {

@@ -8,6 +8,7 @@ import (
 	"carillon/codec"
 	"carillon/server/internal/auth"
 	"carillon/server/internal/envelope"
+	"carillon/server/internal/hub"
 	"carillon/server/internal/reactor"
 	"carillon/server/stats"
 	"carillon/server/topic"
@@ -130,4 +131,32 @@ func (w *Query) CheckRights(id *auth.Identity) error {
 		}
 	}
 	return nil
+}
+
+// quickTopics is up to how many subscriptions of a request line, without a history, cost no more than a few messages.
+const quickTopics = 4
+
+// Subscribe makes the subscriptions that the request asked for.
+func (c *Client) Subscribe(w *Query) {
+	for _, name := range w.topics {
+		quick := len(w.topics) <= quickTopics && w.from == topic.Start{}
+		err := c.core().AfterPending(0, quick, func() {
+			err := c.checkRead(name) // a token may have been renewed since
+			if err != nil {
+				c.failed(err)
+				return
+			}
+			c.hub().SubscribeReady(c.core(), &hub.Wanted{Name: name, From: w.from, Kind: w.Framing, Asked: true, Told: c.TellGap, Reply: func(s topic.Subscribed) {
+				if w.Framing != reactor.FramingRaw {
+					s.Recovered = s.Recovered && !w.afresh
+					c.TellSubscribed(nil, s, w.from.Since != nil || w.afresh)
+				} else if w.from.Since != nil && !s.Recovered {
+					c.core().StartClose(reactor.CloseOwn, hub.CloseGap, "gap")
+				}
+			}}, c.failed)
+		})
+		if err != nil {
+			c.failed(err)
+		}
+	}
 }
