@@ -78,6 +78,7 @@ func TestFrameIsACopy(t *testing.T) {
 
 func TestFrameDeflated(t *testing.T) {
 	text := []byte(strings.Repeat("carillon ", 100))
+	long := bytes.Repeat(text, 4) // for no small window
 	d := NewDeflater(1, 512)
 	t.Run("many goroutines get the same bytes", func(t *testing.T) {
 		f := NewFrame(OpText, text)
@@ -103,14 +104,21 @@ func TestFrameDeflated(t *testing.T) {
 			t.Error("another Deflater made another frame")
 		}
 	})
-	t.Run("there is one for each window that is smaller than the payload", func(t *testing.T) {
+	t.Run("those whose window is smaller than the payload share two more", func(t *testing.T) {
 		f := NewFrame(OpText, text)
-		widest := f.Deflated(d)
+		narrowest, widest := f.DeflatedWithin(d, minWindow), f.Deflated(d)
 		for window := minWindow; window <= MaxWindow; window++ {
-			got, again := f.DeflatedWithin(d, window), f.DeflatedWithin(d, window)
-			if isNarrow := 1<<window < len(text); isNarrow == (&got[0] == &widest[0]) || &got[0] != &again[0] {
-				t.Errorf("%d bits: another frame: %v, made again: %v", window, &got[0] != &widest[0], &got[0] != &again[0])
+			got, want := f.DeflatedWithin(d, window), widest
+			if window < middleWindow {
+				want = narrowest
 			}
+			if &got[0] != &want[0] {
+				t.Errorf("%d bits: a frame of its own", window)
+			}
+		}
+		f = NewFrame(OpText, long)
+		if same := f.DeflatedWithin(d, 14); &same[0] != &f.DeflatedWithin(d, middleWindow)[0] || &same[0] == &f.Deflated(d)[0] {
+			t.Error("14 bits do not share with 11, or share with 15")
 		}
 		if o := Opaque(text); &o.DeflatedWithin(d, 8)[0] != &text[0] {
 			t.Error("what goes out as it is was compressed")
@@ -119,15 +127,15 @@ func TestFrameDeflated(t *testing.T) {
 			t.Errorf("a frame takes %d bytes", size)
 		}
 	})
-	t.Run("one that is left plain is so for its window only, and not if it was compressed before", func(t *testing.T) {
-		f := NewFrame(OpText, text)
+	t.Run("one that is left plain is so for its windows only, and not if it was compressed before", func(t *testing.T) {
+		f := NewFrame(OpText, long)
 		narrow := f.DeflatedWithin(d, 8)
-		f.LeavePlain(8)
 		f.LeavePlain(9)
+		f.LeavePlain(12)
 		if got := f.DeflatedWithin(d, 8); &got[0] != &narrow[0] || &got[0] == &f.Plain()[0] {
 			t.Error("the frame has changed for those who have it compressed")
 		}
-		if got := f.DeflatedWithin(d, 9); &got[0] != &f.Plain()[0] {
+		if got := f.DeflatedWithin(d, 11); &got[0] != &f.Plain()[0] {
 			t.Error("it was compressed all the same")
 		}
 		if got := f.Deflated(d); &got[0] == &f.Plain()[0] {
@@ -141,8 +149,8 @@ func TestFrameDeflated(t *testing.T) {
 		Opaque(text).LeavePlain(8)
 	})
 	t.Run("its compressed forms are counted, and a fresh frame has none", func(t *testing.T) {
-		f := NewFrame(OpText, text)
-		f.LeavePlain(9)
+		f := NewFrame(OpText, long)
+		f.LeavePlain(12)
 		if n := f.DeflatedSize(); n != 0 {
 			t.Errorf("%d bytes before it was compressed", n)
 		}

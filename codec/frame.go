@@ -12,14 +12,14 @@ type Frame struct {
 	head  uint8 // of plain: where the payload begins; 0 for Opaque
 	plain []byte
 
-	deflatedFrame
-	narrow atomic.Pointer[narrowFrames]
+	deflatedFrame // for MaxWindow
+	narrow        atomic.Pointer[narrowFrames]
 }
 
-// narrowFrames are the frames for smaller windows, from minWindow on. Few clients ask for one.
-type narrowFrames [MaxWindow - minWindow]deflatedFrame
+// narrowFrames are the forms for smaller windows: those of middleWindow and minWindow. Few clients ask for one.
+type narrowFrames [2]deflatedFrame
 
-// deflatedFrame is the frame for one size of window.
+// deflatedFrame is a frame's compressed form.
 type deflatedFrame struct {
 	mu   sync.Mutex             // held while it is made
 	done atomic.Pointer[[]byte] // nil until it is
@@ -82,32 +82,40 @@ func (f *Frame) Deflated(d *Deflater) []byte {
 	return f.get(func() *[]byte { return f.deflate(d, MaxWindow) })
 }
 
-// DeflatedWithin is Deflated for a client with a window of 8 to [MaxWindow] bits. The work is done once for each size
-// of window, and once for all that are not smaller than the payload.
+// DeflatedWithin is Deflated for a client with a window of 8 to [MaxWindow] bits. Those with the same [SharedWindow]
+// share one form, so that the work is done three times at most.
 func (f *Frame) DeflatedWithin(d *Deflater, window uint8) []byte {
-	if f.head == 0 || fits(len(f.Payload()), window) {
-		return f.Deflated(d)
-	}
-	return f.narrowFrame(window).get(func() *[]byte { return f.deflate(d, window) })
+	to, window := f.deflatedFor(window)
+	return to.get(func() *[]byte { return f.deflate(d, window) })
 }
 
-// LeavePlain has the frame go out uncompressed to clients with this window, unless it was compressed for them before:
-// then nothing changes. It is for callers that have no time to compress it.
+// LeavePlain has the frame go out uncompressed to clients with the same [SharedWindow], unless it was compressed for
+// them before: then nothing changes. It is for callers that have no time to compress it.
 func (f *Frame) LeavePlain(window uint8) {
-	to := &f.deflatedFrame
-	if f.head != 0 && !fits(len(f.Payload()), window) {
-		to = f.narrowFrame(window)
-	}
+	to, _ := f.deflatedFor(window)
 	to.get(func() *[]byte { return &f.plain })
 }
 
 // IsDeflatedWithin reports whether [Frame.DeflatedWithin] has nothing left to do for a window.
 func (f *Frame) IsDeflatedWithin(window uint8) bool {
+	to, _ := f.deflatedFor(window)
+	return to.done.Load() != nil
+}
+
+// deflatedFor is the form for a window, and the window that it keeps to.
+func (f *Frame) deflatedFor(window uint8) (*deflatedFrame, uint8) {
+	window = SharedWindow(window)
 	if f.head == 0 || fits(len(f.Payload()), window) {
-		return f.done.Load() != nil
+		return &f.deflatedFrame, MaxWindow
+	}
+	if f.narrow.Load() == nil {
+		f.narrow.CompareAndSwap(nil, new(narrowFrames))
 	}
 	all := f.narrow.Load()
-	return all != nil && all[window-minWindow].done.Load() != nil
+	if window == middleWindow {
+		return &all[0], window
+	}
+	return &all[1], window
 }
 
 // DeflatedSize returns the bytes of memory that the frame's compressed forms take.
@@ -119,9 +127,7 @@ func (f *Frame) DeflatedSize() (n int) {
 		return 0
 	}
 	if all := f.narrow.Load(); all != nil {
-		for i := range all {
-			n += size(&all[i])
-		}
+		n = size(&all[0]) + size(&all[1])
 	}
 	return n + size(&f.deflatedFrame)
 }
@@ -132,16 +138,6 @@ func (f *Frame) Fresh() *Frame {
 		return f
 	}
 	return &Frame{op: f.op, head: f.head, plain: f.plain}
-}
-
-// narrowFrame is the frame for a window that is smaller than the payload.
-func (f *Frame) narrowFrame(window uint8) *deflatedFrame {
-	all := f.narrow.Load()
-	if all == nil {
-		f.narrow.CompareAndSwap(nil, new(narrowFrames))
-		all = f.narrow.Load()
-	}
-	return &all[window-minWindow]
 }
 
 func (f *Frame) deflate(d *Deflater, window uint8) *[]byte {

@@ -62,11 +62,12 @@ type pass struct {
 	target  uint32
 	plain   batch
 	deflate batch            // for the window that nearly all have
-	narrow  map[uint8]*batch // for smaller ones, by their bits; nil until there is one
+	narrow  map[uint8]*batch // for smaller ones, by codec.SharedWindow; nil until there is one
 }
 
 // deflated returns what members get whose window has so many bits.
 func (p *pass) deflated(window uint8) *batch {
+	window = codec.SharedWindow(window)
 	if window == codec.MaxWindow {
 		return &p.deflate
 	}
@@ -372,7 +373,7 @@ func (a *Audience) catchUp(slot int32) {
 // unless the first message is larger.
 const CatchUpBytes = 1 << 20
 
-// boundCompression has messages go out as they are, to everybody with the same window, that would have to be compressed
+// boundCompression has messages go out as they are, to everybody who shares the window, that would have to be compressed
 // behind others of which that is enough (RFC 7692, section 6, leaves the choice for each message). The walk compresses
 // any number, but stops after each.
 func (c *Conn) boundCompression(frames []*codec.Frame) {
