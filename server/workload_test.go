@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -669,6 +670,41 @@ func TestWorkloadsAreLetGo(t *testing.T) {
 		conn.shard().PostDo(conn.core(), 0, func() { gone <- conn.core().Extension().Work == nil })
 		return <-gone
 	})
+}
+
+// A turn that has taken long gives way to sockets before the loop does what else it was woken for: here a command that
+// was posted during it.
+func TestSocketsComeAfterALateTurn(t *testing.T) {
+	var order []string // owned by the loop
+	s := start(t, Options{Loops: 1, Endpoints: []Endpoint{{Path: "/", Handler: Handler{
+		Message: func(c *Conn, op Opcode, payload []byte) {
+			order = append(order, string(payload))
+			_ = c.Send(op, nil)
+		},
+	}}}})
+	alice := dial(t, s, "/")
+	conn := theConn(t, s)
+	for range 20 {
+		begun, hold := make(chan struct{}), make(chan struct{})
+		onLoop(t, conn, func(*reactor.Shard) { order = nil })
+		time.Sleep(10 * time.Millisecond) // so that it is woken
+		if err := conn.Do(func() { close(begun); <-hold }); err != nil {
+			t.Fatal(err)
+		}
+		<-begun
+		if err := conn.Do(func() { order = append(order, "command") }); err != nil {
+			t.Fatal(err)
+		}
+		alice.write(text("message"))
+		time.Sleep(10 * time.Millisecond)
+		close(hold)
+		alice.want("")
+		onLoop(t, conn, func(*reactor.Shard) {
+			if want := []string{"message", "command"}; !slices.Equal(order, want) {
+				t.Errorf("got %q", order)
+			}
+		})
+	}
 }
 
 // onLoop calls f on a connection's loop and waits for it.

@@ -47,8 +47,7 @@ func pieceOf(list []*Message) (n int) {
 	return n
 }
 
-// largePiece is the size in bytes of a piece, or of a message for many, from which on it takes much of a loop's time to
-// encode it.
+// largePiece is the size in bytes of a piece from which on it takes too much of a loop's time to encode it.
 const largePiece = 32 << 10
 
 // step sends the next piece, or all that is left. Another goroutine encodes it first if it is large.

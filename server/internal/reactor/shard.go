@@ -51,6 +51,8 @@ type Shard struct {
 	Round        time.Duration   // that turns of sockets have taken since the loop was woken last
 	Clock        uint32          // the same in milliseconds; never 0
 	sliced       bool            // the last turn that the loop was woken for did not finish its work
+	step         int             // of such a turn, with which the next one begins
+	late         bool            // the last such turn was late: see isLate
 	Pending      queue[Audience] // audiences whose streams are not at their end
 	Departed     queue[Conn]     // that have left their topics and are in the audiences yet; written with mu held
 	writable     queue[Conn]     // connections whose sockets take bytes again
@@ -156,8 +158,10 @@ func (sh *Shard) follow(set *LoopSettings) {
 // EndSocketTurn ends the turn of a socket: it runs commands and serves connections that have work to do, unless other
 // sockets have waited long enough.
 func (sh *Shard) EndSocketTurn() {
-	if !sh.isCrowded() {
+	if !sh.isCrowded() && !sh.isLate() {
 		sh.RunCommands()
+	}
+	if !sh.isCrowded() && !sh.isLate() {
 		sh.runQueued()
 	}
 	sh.AddToRound(sh.endTurn())
@@ -199,21 +203,53 @@ func (sh *Shard) wokenTurn() {
 	sh.Interest.limitReads(sh.Run.isLong())
 	if sh.sliced {
 		sh.sliced = false
-		sh.RunCommands()
+		if !sh.late {
+			sh.RunCommands()
+		}
 		sh.endTurn()
 		return
 	}
 	sh.relieve()
-	sh.RunCommands()
-	sh.Walk()
-	sh.flushWritable()
-	sh.settleDeparted(sh.sliceTime())
-	sh.sweepOn()
-	sh.Timers.run()
+	for range turnSteps {
+		sh.runStep()
+		if sh.isLate() {
+			break
+		}
+	}
 	sh.runQueued()
-	sh.RunCommands()
+	if sh.late = sh.isLate(); !sh.late {
+		sh.RunCommands()
+	}
 	sh.endTurn()
-	sh.sliced = sh.busy()
+	sh.sliced = sh.busy() || sh.late
+}
+
+// The steps of a turn for which the loop was woken. Each is a slice, but one of its parts may take longer, such as a
+// large message that is encoded: then the others wait until sockets have been served.
+const (
+	turnSteps = 4
+	turnTime  = 2 * time.Millisecond
+)
+
+// isLate reports whether this turn has taken so long that what has time waits for the next.
+func (sh *Shard) isLate() bool { return sh.Engine.Uptime()-sh.Began > turnTime }
+
+// runStep does the next step of a turn.
+func (sh *Shard) runStep() {
+	step := sh.step
+	sh.step = (step + 1) % turnSteps
+	switch step {
+	case 0:
+		sh.RunCommands()
+	case 1:
+		sh.Walk()
+	case 2:
+		sh.flushWritable()
+	default:
+		sh.settleDeparted(sh.sliceTime())
+		sh.sweepOn()
+		sh.Timers.run()
+	}
 }
 
 // sliceTime is how long a slice may take. A loop that has much to hand out does it in longer slices, which cost less.
