@@ -373,9 +373,9 @@ func (a *Audience) catchUp(slot int32) {
 // unless the first message is larger.
 const CatchUpBytes = 1 << 20
 
-// boundCompression has messages go out as they are, to everybody who shares the window, that would have to be compressed
-// behind others of which that is enough (RFC 7692, section 6, leaves the choice for each message). The walk compresses
-// any number, but stops after each.
+// boundCompression has messages go out as they are, to everybody who shares the window, that would have to be
+// compressed behind others of which that is enough (RFC 7692, section 6, leaves the choice for each message). The walk
+// compresses any number, but stops after each.
 func (c *Conn) boundCompression(frames []*codec.Frame) {
 	if !c.Deflates() {
 		return
