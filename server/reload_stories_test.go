@@ -209,7 +209,7 @@ var limitStories = []reloadStory{
 		}
 	}, func(o *Options) { o.Limits.DecompressedBytesPerSecond = 1 }},
 	{"limits.max_tls_handshakes", Options{TLS: TLS{Config: testTLS()}}, func(t *testing.T, s *Server) func() {
-		setGrace(s.engine.TLSTable, time.Hour)
+		s.engine.TLSTable.SetGrace(time.Hour)
 		hello := helloOf(t, &tls.Config{InsecureSkipVerify: true})
 		begin := func(running, waiting int) {
 			dialRaw(t, s).write(hello)

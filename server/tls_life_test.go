@@ -191,7 +191,7 @@ func helloOf(t *testing.T, config *tls.Config) []byte {
 func TestTLSHandshakeLimit(t *testing.T) {
 	a := newAuthority(t)
 	s, _ := startChanged(t, a.overTLS(Options{Endpoints: echoAndBroadcast(), Limits: Limits{MaxTLSHandshakes: 2}}), func(s *Server) {
-		s.engine.TLSTable.Grace = time.Hour
+		s.engine.TLSTable.SetGrace(time.Hour)
 	})
 	hello := helloOf(t, a.client())
 	var stuck []*client
@@ -229,21 +229,21 @@ func TestTLSHandshakeLimit(t *testing.T) {
 func TestTLSUnread(t *testing.T) {
 	a := newAuthority(t)
 	s, _ := startChanged(t, a.overTLS(Options{Endpoints: echoAndBroadcast(), Limits: Limits{MaxTLSHandshakes: 1}}), func(s *Server) {
-		s.engine.TLSTable.Grace = time.Hour
+		s.engine.TLSTable.SetGrace(time.Hour)
 	})
 	first, second := dialRaw(t, s), dialRaw(t, s)
 	hello := helloOf(t, a.client())
 	first.write(hello) // and keeps the line waiting
 	eventually(t, "it is under way", func() bool { n, _ := s.engine.TLSTable.Counts(); return n == 1 })
 	go func() { _, _ = second.conn.Write(append(hello, make([]byte, 4<<20)...)) }()
-	eventually(t, "much has come", func() bool { return s.engine.TLSTable.Unread.Load() > reactor.MaxUnread })
+	eventually(t, "much has come", func() bool { return s.engine.TLSUnread.Load() > reactor.MaxUnread })
 	time.Sleep(100 * time.Millisecond)
-	if n := s.engine.TLSTable.Unread.Load(); n > reactor.MaxUnread+reactor.ClearSize {
+	if n := s.engine.TLSUnread.Load(); n > reactor.MaxUnread+reactor.ClearSize {
 		t.Errorf("%d bytes are kept", n)
 	}
 	_ = first.conn.Close()
 	eventually(t, "it is refused", func() bool { return s.Stats().Refusals[RefuseTLSHello] == 1 }) // zeros are no record
-	eventually(t, "nothing is kept", func() bool { return s.engine.TLSTable.Unread.Load() == 0 })
+	eventually(t, "nothing is kept", func() bool { return s.engine.TLSUnread.Load() == 0 })
 }
 
 // gathering keeps what is written, until it is let go.

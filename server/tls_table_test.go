@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
-	"fmt"
 	"io"
 	"net"
 	"sync"
@@ -13,15 +12,7 @@ import (
 	"time"
 
 	"carillon/internal/testenv"
-	"carillon/server/internal/reactor"
 )
-
-// setGrace changes how long a silent handshake may stay in a full table.
-func setGrace(t *reactor.TLSTable, d time.Duration) {
-	t.Mu.Lock()
-	defer t.Mu.Unlock()
-	t.Grace = d
-}
 
 // halfOpen keeps n TLS handshakes open that never go on, from the addresses that a function tells, until stop is
 // called. One that the server ends is begun anew.
@@ -110,140 +101,29 @@ func TestTLSHalfOpen(t *testing.T) {
 			stop()
 			eventually(t, "nothing is kept", func() bool {
 				open, waiting := s.engine.TLSTable.Counts()
-				return open+waiting == 0 && s.Stats().Sockets == 0 && sizeOf(s.engine.TLSTable) == 0
+				return open+waiting == 0 && s.Stats().Sockets == 0
 			})
 		})
 	}
 }
 
-// sizeOf is how many places of the table are used.
-func sizeOf(t *reactor.TLSTable) int {
-	t.Mu.Lock()
-	defer t.Mu.Unlock()
-	return t.Peers.Len() + len(t.Crowded) + t.Turns[reactor.TLSResumed].Len() + t.Turns[reactor.TLSNewcomers].Len() + t.Turns[reactor.TLSBehind].Len()
-}
-
-// fullTable is a server whose table has room for so many handshakes.
-type fullTable struct {
-	*Server
-	t     *testing.T
-	hello []byte
-}
-
-func newFullTable(t *testing.T, most int) *fullTable {
+// A client whose place in the full table another one takes is closed, and counted.
+func TestTLSEviction(t *testing.T) {
 	a := newAuthority(t)
-	s, _ := startChanged(t, a.overTLS(Options{Endpoints: echoAndBroadcast(), Limits: Limits{MaxTLSHandshakes: most}}), func(s *Server) {
-		s.engine.TLSTable.Grace = time.Hour
-	})
-	return &fullTable{s, t, helloOf(t, a.client())}
-}
-
-func (f *fullTable) begin(from string) *client {
-	f.t.Helper()
-	c := dialFrom(f.t, f.Server, from)
-	c.write(f.hello)
-	return c
-}
-
-// silentCount is how many handshakes wait for their clients.
-func silentCount(t *reactor.TLSTable) int {
-	t.Mu.Lock()
-	defer t.Mu.Unlock()
-	return t.Silent.Len()
-}
-
-// has waits until so many handshakes are open, all of which wait for their clients, others wait to begin, and so many
-// have been evicted.
-func (f *fullTable) has(what string, open, waiting int, evicted uint64) {
-	f.t.Helper()
-	eventually(f.t, what, func() bool {
-		o, w := f.engine.TLSTable.Counts()
-		return o == open && w == waiting && silentCount(f.engine.TLSTable) == open && f.Stats().Refusals[RefuseTLSEvicted] == evicted
-	})
-}
-
-// An address that has more than its share of the table loses its oldest at once, and only to others.
-func TestTLSEvictionOfTheCrowd(t *testing.T) {
-	f := newFullTable(t, 4)
+	s := start(t, a.overTLS(Options{Endpoints: echoAndBroadcast(), Limits: Limits{MaxTLSHandshakes: 2}}))
+	s.engine.TLSTable.SetGrace(time.Hour)
+	hello := helloOf(t, a.client())
 	var crowd []*client
-	for i := range 4 {
-		crowd = append(crowd, f.begin("127.0.0.2"))
-		f.has("it is under way", i+1, 0, 0)
+	for i := range 2 {
+		c := dialFrom(t, s, "127.0.0.2")
+		c.write(hello)
+		eventually(t, "it is under way", func() bool { n, _ := s.engine.TLSTable.Counts(); return n == i+1 })
+		crowd = append(crowd, c)
 	}
-	f.begin("127.0.0.2")
-	f.has("its own address makes no room", 4, 1, 0)
-	f.begin("127.0.0.3")
-	f.has("another does not wait", 4, 1, 1)
+	c := dialFrom(t, s, "127.0.0.3")
+	c.write(hello)
 	if _, err := io.Copy(io.Discard, crowd[0].conn); err != nil {
 		t.Errorf("the oldest is to be closed: %v", err)
 	}
-}
-
-// Among equals it is the one that has been silent for longest, after the grace.
-func TestTLSEvictionAfterTheGrace(t *testing.T) {
-	f := newFullTable(t, 4)
-	var all []*client
-	for i := range 4 {
-		all = append(all, f.begin(fmt.Sprintf("127.0.0.%d", 2+i)))
-		f.has("it is under way", i+1, 0, 0)
-	}
-	f.begin("127.0.0.9")
-	f.has("it waits", 4, 1, 0)
-	setGrace(f.engine.TLSTable, 0)
-	f.begin("127.0.0.10")
-	f.has("both have come in", 4, 0, 2)
-	for _, c := range all[:2] {
-		if _, err := io.Copy(io.Discard, c.conn); err != nil {
-			t.Errorf("the oldest are to be closed: %v", err)
-		}
-	}
-}
-
-// An address whose handshake came to nothing is evicted in favour of others, and waits behind them, until one of its
-// handshakes succeeds.
-func TestTLSEvictionOfSuspects(t *testing.T) {
-	f := newFullTable(t, 2)
-	left := f.begin("127.0.0.2")
-	f.has("it is under way", 1, 0, 0)
-	_ = left.conn.Close()
-	f.has("it is gone", 0, 0, 0)
-	f.begin("127.0.0.2")
-	f.begin("127.0.0.3")
-	f.has("there is room for two", 2, 0, 0)
-	f.begin("127.0.0.4")
-	f.has("another takes the place of the suspect", 2, 0, 1)
-	f.begin("127.0.0.2")
-	f.has("which waits now", 2, 1, 1)
-}
-
-// The processor is held up while eight handshakes of one address and one of another wait for it: that one is next.
-func TestTLSProcessorsGoRoundTheAddresses(t *testing.T) {
-	a := newAuthority(t)
-	hello := helloOf(t, a.client())
-	pair, err := tls.X509KeyPair(a.issue("server.test"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	order, held := make(chan string, 16), make(chan struct{})
-	config := &tls.Config{GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-		host, _, _ := net.SplitHostPort(hello.Conn.RemoteAddr().String())
-		order <- host
-		<-held
-		return &pair, nil
-	}}
-	s, _ := startChanged(t, Options{TLS: TLS{Config: config}, Endpoints: echoAndBroadcast()}, func(s *Server) { s.engine.TLSTable.Idle = 1 })
-	for i := range 9 {
-		dialFrom(t, s, "127.0.0.2").write(hello)
-		eventually(t, "it has come", func() bool { open, waiting := s.engine.TLSTable.Counts(); return open == 1 && waiting == i })
-	}
-	dialFrom(t, s, "127.0.0.3").write(hello)
-	eventually(t, "the other has come", func() bool { _, waiting := s.engine.TLSTable.Counts(); return waiting == 9 })
-	close(held)
-	var got []string
-	for range 10 {
-		got = append(got, <-order)
-	}
-	if got[1] != "127.0.0.3" {
-		t.Errorf("they went on in the order %v", got)
-	}
+	eventually(t, "it is counted", func() bool { return s.Stats().Refusals[RefuseTLSEvicted] == 1 })
 }

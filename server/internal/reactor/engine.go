@@ -18,6 +18,7 @@ import (
 	"carillon/server/internal/limit"
 	"carillon/server/internal/listen"
 	"carillon/server/internal/logs"
+	"carillon/server/internal/tlstable"
 	"carillon/server/stats"
 )
 
@@ -42,7 +43,7 @@ type Engine struct {
 	checkOwner   bool             // see goroutine
 	Addresses    *limit.Addresses
 	handshakes   *limit.SharedBucket
-	TLSTable     *TLSTable
+	TLSTable     *tlstable.Table
 	Events       *logs.Sampler // see logsample.go
 	Grave        *logs.Sampler
 	BlockedAfter time.Duration // a loop that is silent for so long is told of
@@ -68,6 +69,7 @@ type Engine struct {
 
 	Unowned      stats.Counters // of what no shard knows of
 	Sockets      atomic.Int64
+	TLSUnread    atomic.Int64  // bytes that came for all TLS handshakes and were not read
 	AcceptErrors atomic.Uint64 // of the unix sockets
 	LastID       atomic.Uint64
 
@@ -84,7 +86,7 @@ func (e *Engine) Init(owner Owner, log *slog.Logger) {
 	e.Empty = make(chan struct{}, 1)
 	e.FDReserve = fdReserve{engine: e, FD: -1}
 	e.Addresses, e.handshakes = limit.NewAddresses(e.Begin), limit.NewSharedBucket(e.Begin)
-	e.TLSTable = newTLSTable(e)
+	e.TLSTable = tlstable.New(e.Uptime, func() int { return e.Settings().MaxTLSHandshakes })
 	e.TokenChecks.Parallel = max(1, runtime.GOMAXPROCS(0)-1)
 	e.Events, e.Grave = logs.NewSampler(MaxEvents), logs.NewSampler(MaxGrave)
 	e.BlockedAfter = blockedAfter

@@ -2,7 +2,6 @@ package reactor
 
 import (
 	"bytes"
-	"container/list"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -12,12 +11,12 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
-	"time"
 
 	"carillon/codec"
 	"carillon/server/internal/certs"
 	"carillon/server/internal/limit"
 	"carillon/server/internal/logs"
+	"carillon/server/internal/tlstable"
 	"carillon/server/stats"
 )
 
@@ -25,18 +24,18 @@ import (
 // crypto/tls has it as one function that waits for the client. So it has a goroutine, for as long as it
 // takes: the loop feeds it with what comes, and writes what it has to say. It is only begun when the
 // client's first message is there, so that a client that says nothing costs no goroutine, and it goes on when a whole
-// record has come, so that one that dribbles wakes nobody. See [TLSTable] for how many there are and which of them
+// record has come, so that one that dribbles wakes nobody. See [tlstable.Table] for how many there are and which of them
 // compute.
 
 // tlsHandshake is what the loop and the goroutine of a handshake have in common.
 type tlsHandshake struct {
-	table   *TLSTable
+	table   *tlstable.Table
+	entry   tlstable.Entry
 	session *Session
 	ctx     context.Context
 	cancel  context.CancelFunc
 	arrived Stamp         // owned by the loop
 	dead    chan struct{} // closed when the client has gone
-	turn    chan struct{} // has a value when it has been given a processor
 
 	mu     sync.Mutex
 	in     []byte        // guarded by mu, as the session's records are: what came and was not read
@@ -46,15 +45,6 @@ type tlsHandshake struct {
 	over   bool          // guarded by mu: dead is closed
 	ended  bool          // guarded by mu: nothing comes behind in
 	wake   chan struct{} // has a value when in has changed
-
-	// Guarded by the table's mu.
-	peer    *tlsPeer
-	begun   bool          // it has a goroutine
-	state   tlsState      // queued at first
-	queue   tlsQueue      // that it is in, while it is queued
-	place   *list.Element // in that, or among the silent ones of its peer
-	silence *list.Element // among the silent ones of all
-	since   time.Duration // when it began to wait for its client, after the server was made
 }
 
 // A client may send its request together with the end of its handshake, and as much of what it uploads as the network
@@ -118,20 +108,24 @@ func (c *Conn) beginTLS(b []byte) {
 		table:   t,
 		arrived: c.sh.Engine.Stamp(),
 		dead:    make(chan struct{}),
-		turn:    make(chan struct{}, 1),
 		in:      bytes.Clone(b),
 		wake:    make(chan struct{}, 1),
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.session = &Session{Conn: c, shake: h}
 	h.session.TLS = tls.Server(h.session, c.Entered().Certs.Config())
+	h.entry = tlstable.Entry{
+		Begin: func() { go h.session.run() },
+		Evict: func() { c.sh.PostDo(c, 0, func() { c.evictTLS(h) }) },
+		Gone:  h.dead,
+	}
 	c.setSession(h.session)
 	c.DropInbound()
-	t.Unread.Add(int64(len(h.in)))
+	c.sh.Engine.TLSUnread.Add(int64(len(h.in)))
 	h.mu.Lock()
 	h.holdUp(c)
 	h.mu.Unlock()
-	t.enter(h, limit.KeyOf(AddrOf(c.remote)))
+	t.Enter(&h.entry, limit.KeyOf(AddrOf(c.remote)))
 }
 
 // feed takes what comes during the handshake.
@@ -141,7 +135,7 @@ func (c *Conn) feed(s *Session, b []byte) {
 	}
 	h := s.shake
 	h.mu.Lock()
-	unread, all := len(h.in)+len(b), h.table.Unread.Add(int64(len(b)))
+	unread, all := len(h.in)+len(b), c.sh.Engine.TLSUnread.Add(int64(len(b)))
 	h.in = append(h.in, b...)
 	if s.Records.isWhole(h.in) {
 		h.signal()
@@ -196,10 +190,10 @@ func (h *tlsHandshake) read(b []byte) (int, error) {
 	defer h.mu.Unlock()
 	for !h.over && !h.ended && !r.isWhole(h.in) {
 		h.mu.Unlock()
-		h.table.pause(h)
+		h.table.Pause(&h.entry)
 		select {
 		case <-h.wake:
-			h.table.resume(h)
+			h.table.Resume(&h.entry)
 		case <-h.dead:
 		}
 		h.mu.Lock()
@@ -215,7 +209,7 @@ func (h *tlsHandshake) read(b []byte) (int, error) {
 	if h.in = h.in[n:]; len(h.in) == 0 {
 		h.in = nil
 	}
-	h.table.Unread.Add(-int64(n))
+	h.session.Conn.sh.Engine.TLSUnread.Add(-int64(n))
 	if h.paused && len(h.in) <= MaxUnread {
 		c := h.session.Conn
 		c.sh.PostDo(c, 0, func() {
@@ -248,7 +242,7 @@ func (h *tlsHandshake) rest() []byte {
 	defer h.mu.Unlock()
 	b := h.in
 	h.in = nil
-	h.table.Unread.Add(-int64(len(b)))
+	h.session.Conn.sh.Engine.TLSUnread.Add(-int64(len(b)))
 	return b
 }
 
@@ -292,7 +286,7 @@ func (s *Session) run() {
 }
 
 func (s *Session) handshake(h *tlsHandshake) (err error) {
-	defer func() { h.table.finish(h, err) }()
+	defer func() { h.table.Finish(&h.entry, err) }()
 	defer func() {
 		if p := recover(); p != nil {
 			s.Conn.sh.Stats.Panics.Add(1)
@@ -345,7 +339,7 @@ func (c *Conn) dropHandshake() {
 	s.shake.cancel()
 	s.shake.readOn(c)
 	s.shake.rest()
-	s.shake.table.leave(s.shake)
+	s.shake.table.Leave(&s.shake.entry)
 	if len(s.pending) == 0 {
 		c.setSession(nil)
 	}

@@ -1,4 +1,4 @@
-package reactor
+package tlstable
 
 import (
 	"container/list"
@@ -7,11 +7,11 @@ import (
 	"carillon/server/internal/limit"
 )
 
-// tlsSuspects are the addresses whose last TLS handshake ended while it waited for its client: evicted, timed out, or
+// suspects are the addresses whose last TLS handshake ended while it waited for its client: evicted, timed out, or
 // left. While the table is full, they come behind the others, which they could otherwise keep out by coming back. It
-// holds an address for SuspectFor, until a handshake of it succeeds, or until there are too many. The zero value is
+// holds an address for suspectFor, until a handshake of it succeeds, or until there are too many. The zero value is
 // empty; its methods are not safe for concurrent use.
-type tlsSuspects struct {
+type suspects struct {
 	order list.List // of suspect, the oldest first
 	at    map[limit.Key]*list.Element
 }
@@ -27,7 +27,7 @@ const (
 )
 
 // add makes an address a suspect for suspectFor from now on.
-func (s *tlsSuspects) add(key limit.Key, now time.Duration) {
+func (s *suspects) add(key limit.Key, now time.Duration) {
 	if s.at == nil {
 		s.at = map[limit.Key]*list.Element{}
 	}
@@ -39,7 +39,7 @@ func (s *tlsSuspects) add(key limit.Key, now time.Duration) {
 }
 
 // remove clears an address.
-func (s *tlsSuspects) remove(key limit.Key) {
+func (s *suspects) remove(key limit.Key) {
 	if e, ok := s.at[key]; ok {
 		s.order.Remove(e)
 		delete(s.at, key)
@@ -47,7 +47,7 @@ func (s *tlsSuspects) remove(key limit.Key) {
 }
 
 // has reports whether an address is one of them, and drops those whose time is over.
-func (s *tlsSuspects) has(key limit.Key, now time.Duration) bool {
+func (s *suspects) has(key limit.Key, now time.Duration) bool {
 	for first := s.order.Front(); first != nil && first.Value.(suspect).until <= now; first = s.order.Front() {
 		s.remove(first.Value.(suspect).key)
 	}

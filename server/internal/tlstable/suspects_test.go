@@ -1,4 +1,4 @@
-package reactor
+package tlstable
 
 import (
 	"testing"
@@ -8,8 +8,8 @@ import (
 )
 
 // An address is suspect until a handshake of it succeeds or its time is over, and only so many are.
-func TestTLSSuspects(t *testing.T) {
-	var s tlsSuspects
+func TestSuspects(t *testing.T) {
+	var s suspects
 	s.add(1, 0)
 	s.add(2, time.Second)
 	s.add(1, 2*time.Second) // once more
