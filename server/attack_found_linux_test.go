@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"carillon/server/internal/reactor"
+	"carillon/server/internal/outbox"
 )
 
 // foundAttackRows are attacks in which each message is cheap for the attacker and meets many of what others hold:
@@ -285,7 +285,7 @@ func fillingQueues(n int) func(*attacker) {
 			panic(err)
 		}
 		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
-		const large, small = 16 << 10, reactor.ItemCost + 1
+		const large, small = 16 << 10, outbox.ItemCost + 1
 		go func() {
 			for range 12 {
 				_, _ = conn.Write(masked(0x82, make([]byte, large)))

@@ -13,6 +13,7 @@ import (
 	"carillon/server/internal/hub"
 	"carillon/server/internal/limit"
 	"carillon/server/internal/listen"
+	"carillon/server/internal/outbox"
 	"carillon/server/internal/protocol"
 	"carillon/server/internal/reactor"
 )
@@ -143,14 +144,14 @@ func loopSettingsOf(o *Options) reactor.LoopSettings {
 
 // slowConsumerOf is the same for those of an endpoint's connections that do not read.
 func slowConsumerOf(o *SlowConsumer) reactor.SlowConsumer {
-	slow := reactor.SlowConsumer{MaxQueue: int(o.MaxQueue), CloseCode: codec.CloseCode(o.CloseCode)}
+	slow := reactor.SlowConsumer{Limit: outbox.Limit{Bytes: int(o.MaxQueue)}, CloseCode: codec.CloseCode(o.CloseCode)}
 	switch o.Policy {
 	case PolicyDropOldest:
-		slow.Policy = reactor.DropOldest
+		slow.Policy = outbox.DropOldest
 	case PolicyDropNewest:
-		slow.Policy = reactor.DropNewest
+		slow.Policy = outbox.DropNewest
 	case PolicyLatest:
-		slow.Policy = reactor.KeepLatest
+		slow.Policy = outbox.KeepLatest
 	}
 	return slow
 }

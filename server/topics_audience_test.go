@@ -12,6 +12,7 @@ import (
 
 	"carillon/internal/testenv"
 	"carillon/server/internal/hub"
+	"carillon/server/internal/outbox"
 	"carillon/server/internal/reactor"
 	"carillon/server/stats"
 	"carillon/server/topic"
@@ -58,14 +59,14 @@ func newAudienceModel(t *testing.T, seed uint64) *audienceModel {
 func (m *audienceModel) publish() {
 	topic := modelTopics[m.r.IntN(len(modelTopics))]
 	m.offsets[topic]++
-	r, err := m.s.Publish(Publication{Topic: topic, Payload: fmt.Appendf(nil, "%s:%d;%*s", topic, m.offsets[topic], reactor.ItemCost, "")}) // smaller ones share memory
+	r, err := m.s.Publish(Publication{Topic: topic, Payload: fmt.Appendf(nil, "%s:%d;%*s", topic, m.offsets[topic], outbox.ItemCost, "")}) // smaller ones share memory
 	if err != nil || r.Offset != m.offsets[topic] {
 		m.t.Fatal(r, err)
 	}
 }
 
 func (m *audienceModel) join() {
-	c := (*Conn)(reactor.Assemble(reactor.Parts{Shard: m.sh, Endpoint: m.g.Endpoint, FD: -1, Outbox: &reactor.Outbox{}}))
+	c := (*Conn)(reactor.Assemble(reactor.Parts{Shard: m.sh, Endpoint: m.g.Endpoint, FD: -1, Outbox: &outbox.Outbox{}}))
 	c.core().State().Store(reactor.StateOpen)
 	c.core().Negotiated([]reactor.Framing{reactor.FramingRaw, reactor.FramingEvent}[m.r.IntN(2)], 0, reactor.NoSubprotocol)
 	m.g.Add(c.core(), reactor.Times{})
@@ -361,7 +362,7 @@ func TestCatchingUpLooksOnce(t *testing.T) {
 		}
 	}
 	publish := func() {
-		if _, err := m.s.Publish(Publication{Topic: "b", Payload: make([]byte, reactor.ItemCost)}); err != nil {
+		if _, err := m.s.Publish(Publication{Topic: "b", Payload: make([]byte, outbox.ItemCost)}); err != nil {
 			t.Fatal(err)
 		}
 		m.readAll()

@@ -127,8 +127,9 @@ func TestSubscriptionMemory(t *testing.T) {
 	subscribeAll(t, s, all, 1, func(int, int) string { return "first" })
 	before := heapBytes()
 	subscribeAll(t, s, all, each, func(_, i int) string { return fmt.Sprintf("crowd.%d", i) })
-	if cost := (heapBytes() - before) / (conns * each); cost > 64 {
-		t.Errorf("a subscription costs %d B, want at most 64", cost)
+	// 16 B at the connection, 24 B in the audience, and the room into which both lists grow.
+	if cost := (heapBytes() - before) / (conns * each); cost > 80 {
+		t.Errorf("a subscription costs %d B, want at most 80", cost)
 	}
 	before = heapBytes()
 	for i := range topicCount {

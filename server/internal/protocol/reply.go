@@ -10,6 +10,7 @@ import (
 	"carillon/server/internal/auth"
 	"carillon/server/internal/envelope"
 	"carillon/server/internal/hub"
+	"carillon/server/internal/outbox"
 	"carillon/server/internal/reactor"
 	"carillon/server/topic"
 )
@@ -28,7 +29,7 @@ func (c *Client) TellSubscribed(id json.RawMessage, s topic.Subscribed, since bo
 		r.Recovered = &s.Recovered
 	}
 	if c.core().IsEvents() {
-		c.core().SendEncoded(r.AppendEvent(nil), reactor.ItemReply)
+		c.core().SendEncoded(r.AppendEvent(nil), outbox.Reply)
 		return
 	}
 	c.sendReply(id, "subscribed", r)
@@ -54,9 +55,9 @@ func (c *Client) sendReply(id json.RawMessage, what string, value any) {
 	} else {
 		sh.Reply = codec.AppendFrame(sh.Reply[:0], codec.OpText, sh.Text)
 	}
-	kind := reactor.ItemReply
+	kind := outbox.Reply
 	if len(sh.Reply) >= envelope.LargeText {
-		kind = reactor.ItemAnswer
+		kind = outbox.Answer
 	}
 	c.core().SendBytes(sh.Reply, kind)
 }
@@ -69,13 +70,13 @@ const largeReply = 32 << 10
 func (c *Client) compressElsewhere(text []byte) {
 	q, takes := &c.shard().Engine.Offload, time.Duration(len(text))*reactor.CompressByte
 	deflater := c.core().Settings().Deflater
-	plain := func() { c.core().SendBytes(codec.AppendFrame(nil, codec.OpText, text), reactor.ItemAnswer) }
+	plain := func() { c.core().SendBytes(codec.AppendFrame(nil, codec.OpText, text), outbox.Answer) }
 	c.core().Offload(q, takes, len(text), func() func() {
 		if c.core().State().Load() != reactor.StateOpen {
 			return plain // to no connection, which counts
 		}
 		frame := deflater.AppendFrameWithin(nil, codec.OpText, text, c.core().Window())
-		return func() { c.core().SendBytes(frame, reactor.ItemAnswer) }
+		return func() { c.core().SendBytes(frame, outbox.Answer) }
 	}, plain)
 }
 

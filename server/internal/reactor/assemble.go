@@ -1,5 +1,7 @@
 package reactor
 
+import "carillon/server/internal/outbox"
+
 // Parts are what a test gives to a connection that has no socket.
 type Parts struct {
 	Shard     *Shard
@@ -7,7 +9,7 @@ type Parts struct {
 	ID        uint64
 	FD        int32
 	inbound   *inbound
-	Outbox    *Outbox
+	Outbox    *outbox.Outbox
 	Extension *Extension
 }
 

@@ -130,7 +130,7 @@ func (c *Conn) isDetached(err error) {
 	}
 	c.FinishInput(err)
 	if c.out != nil {
-		c.sh.Stats.Drop(c.dropReason(err), c.out.waitingMessages()+c.lostPending())
+		c.sh.Stats.Drop(c.dropReason(err), c.out.Messages()+c.lostPending())
 		c.unstall()
 	}
 	switch c.state.Load() {

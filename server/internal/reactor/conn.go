@@ -11,6 +11,7 @@ import (
 	"github.com/panjf2000/gnet/v2"
 
 	"carillon/codec"
+	"carillon/server/internal/outbox"
 )
 
 var (
@@ -58,10 +59,10 @@ type Conn struct {
 	ep *LoopEndpoint
 
 	// Owned by the loop.
-	table *Table     // the one table that it is a member of; nil once closed
-	ext   *Extension // what few connections have; see there for who may use it
-	in    *inbound   // what has come but is not complete; nil between messages
-	out   *Outbox    // what the socket does not take; nil while it takes everything
+	table *Table         // the one table that it is a member of; nil once closed
+	ext   *Extension     // what few connections have; see there for who may use it
+	in    *inbound       // what has come but is not complete; nil between messages
+	out   *outbox.Outbox // what the socket does not take; nil while it takes everything
 
 	// Written by anyone.
 	attachment atomic.Pointer[Attachment] // what the application attached; nil while that is nothing

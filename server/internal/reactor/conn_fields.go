@@ -3,6 +3,8 @@ package reactor
 import (
 	"net"
 	"sync/atomic"
+
+	"carillon/server/internal/outbox"
 )
 
 // Fields of a connection for the packages above. They are no exported fields, because the public connection of package
@@ -46,7 +48,7 @@ func (c *Conn) TakeInbound() *inbound {
 }
 
 // Outbox is what the socket does not take; nil while it takes everything.
-func (c *Conn) Outbox() *Outbox { return c.out }
+func (c *Conn) Outbox() *outbox.Outbox { return c.out }
 
 // Table is the one that the connection is a member of; nil once it is closed.
 func (c *Conn) Table() *Table { return c.table }

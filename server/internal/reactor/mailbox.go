@@ -7,6 +7,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/envelope"
+	"carillon/server/internal/outbox"
 	"carillon/server/stats"
 	"carillon/server/topic"
 )
@@ -360,10 +361,10 @@ func (sh *Shard) takeCommands() {
 func (sh *Shard) execute(cmd *Command, b []byte) {
 	switch cmd.Kind {
 	case commandBytes:
-		cmd.Conn.SendBytes(b, itemMessage)
+		cmd.Conn.SendBytes(b, outbox.Message)
 		sh.Backlog.Add(-int64(cmd.n))
 	case CommandReply:
-		cmd.Conn.SendBytes(b, ItemReply)
+		cmd.Conn.SendBytes(b, outbox.Reply)
 		sh.Backlog.Add(-int64(cmd.n))
 	case commandFrame:
 		sh.Counters.Deliveries++

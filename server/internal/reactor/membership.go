@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/outbox"
 	"carillon/server/stats"
 )
 
@@ -62,7 +63,7 @@ func (c *Conn) SubscriptionCount() int {
 // subscriptions: without this, one that subscribes and unsubscribes in turn could queue any amount, since
 // history does not count for SlowConsumer.MaxQueue.
 func (c *Conn) Hoards() bool {
-	limit := c.Settings().Slow.MaxQueue
+	limit := c.Settings().Slow.Bytes
 	return c.out != nil && limit >= 0 && c.out.History > limit && c.out.Batches > len(c.ext.Subs)
 }
 
@@ -188,7 +189,7 @@ func (c *Conn) Refresh() {
 	c.sh.caughtUp = 0
 	c.eachStale(func(f *codec.Frame) bool {
 		c.boundCompression([]*codec.Frame{f})
-		c.SendEncoded(c.encoded(f), itemHistory) // one for each topic at most
+		c.SendEncoded(c.encoded(f), outbox.History) // one for each topic at most
 		return c.state.Load() == StateOpen
 	})
 }
@@ -201,8 +202,8 @@ func (c *Conn) queueNewest(left *int) (some bool) {
 		if c.Deflates() {
 			*left -= len(f.Payload())
 		}
-		c.enqueue(c.encoded(f), 0, itemHistory)
-		return c.out.Bytes < flushChunk && *left > 0
+		c.enqueue(c.encoded(f), 0, outbox.History)
+		return c.out.Bytes < outbox.ChunkSize && *left > 0
 	})
 	return some
 }

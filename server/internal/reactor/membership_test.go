@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"carillon/codec"
+	"carillon/server/internal/outbox"
 )
 
 // The newest messages that have waited for a socket leave in turns of the connection, whether they are large or have to
@@ -22,7 +23,7 @@ func TestNewestMessagesLeaveInTurns(t *testing.T) {
 			e := &Engine{watcher: &watcher{}}
 			e.Current.Store(&LoopSettings{Endpoints: []LoopEndpointSettings{{Deflater: codec.NewDeflater(1, 1)}}})
 			sh := &Shard{Engine: e, Clock: 1}
-			c := &Conn{sh: sh, ep: &LoopEndpoint{Engine: e}, fd: int32(null.Fd()), out: &Outbox{}, window: window}
+			c := &Conn{sh: sh, ep: &LoopEndpoint{Engine: e}, fd: int32(null.Fd()), out: &outbox.Outbox{}, window: window}
 			c.state.Store(StateOpen)
 			sh.Stalled = []*Conn{c}
 			for range topics {
@@ -40,11 +41,11 @@ func TestNewestMessagesLeaveInTurns(t *testing.T) {
 				if more := c.flushSome(); !more && c.ext.Stale > 0 {
 					t.Fatalf("%d messages wait for no other turn", c.ext.Stale)
 				}
-				if n := before - c.ext.Stale; n < 1 || n > (maxFlush+flushChunk)/size+1 {
+				if n := before - c.ext.Stale; n < 1 || n > (maxFlush+outbox.ChunkSize)/size+1 {
 					t.Errorf("turn %d sent %d messages", turns, n)
 				}
 			}
-			if turns < topics*size/(maxFlush+flushChunk+size) {
+			if turns < topics*size/(maxFlush+outbox.ChunkSize+size) {
 				t.Errorf("%d turns", turns)
 			}
 		})

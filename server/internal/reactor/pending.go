@@ -5,6 +5,7 @@ import (
 	"syscall"
 
 	"carillon/codec"
+	"carillon/server/internal/outbox"
 )
 
 // What was encrypted and not taken by the socket is pending. There is little of it, but messages are in it,
@@ -50,7 +51,7 @@ func (c *Conn) pushPending() bool {
 	}
 	c.sh.Stats.QueuedBytes.Add(-int64(n))
 	if n > 0 {
-		c.out.since = c.sh.Clock
+		c.out.Since = c.sh.Clock
 	}
 	if n < len(s.pending) {
 		s.pending = s.pending[n:]
@@ -101,11 +102,11 @@ func (c *Conn) countPending(n int, frames iter.Seq2[int, bool]) {
 }
 
 // sizesOf are the sizes of frames, and whether each is a message.
-func sizesOf(b []byte, kind itemKind) iter.Seq2[int, bool] {
+func sizesOf(b []byte, kind outbox.Kind) iter.Seq2[int, bool] {
 	return func(yield func(int, bool) bool) {
 		for len(b) > 0 {
 			n := codec.FrameLen(b)
-			if !yield(n, max(kind, kindOf(b)) == itemMessage) {
+			if !yield(n, max(kind, outbox.KindOf(b)) == outbox.Message) {
 				return
 			}
 			b = b[n:]
@@ -126,24 +127,4 @@ func (c *Conn) putFrames(b []byte, frames []*codec.Frame) (int, syscall.Errno) {
 		})
 	}
 	return n, errno
-}
-
-// sizes are what waits, as countPending wants it.
-func (o *Outbox) sizes() iter.Seq2[int, bool] {
-	return func(yield func(int, bool) bool) {
-		for it := range o.All {
-			counts := it.messages() > 0
-			if it.frames <= 1 {
-				if !yield(len(it.B), counts) {
-					return
-				}
-				continue
-			}
-			for b := it.B; len(b) > 0; b = b[codec.FrameLen(b):] {
-				if !yield(codec.FrameLen(b), counts) {
-					return
-				}
-			}
-		}
-	}
 }

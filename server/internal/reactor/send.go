@@ -5,6 +5,7 @@ import (
 	"syscall"
 
 	"carillon/codec"
+	"carillon/server/internal/outbox"
 	"carillon/server/stats"
 )
 
@@ -46,7 +47,7 @@ func (c *Conn) Ready() bool {
 
 // SendBytes sends whole frames whose memory is used again as soon as it returns. Those that are messages
 // are of the kind, a message or a reply.
-func (c *Conn) SendBytes(b []byte, kind itemKind) {
+func (c *Conn) SendBytes(b []byte, kind outbox.Kind) {
 	c.sh.Check()
 	if !c.Ready() {
 		c.lose(b, kind)
@@ -74,16 +75,16 @@ func (c *Conn) SendBytes(b []byte, kind itemKind) {
 	b, written = b[start:], written-start
 	for len(b) > 0 && c.state.Load() == StateOpen {
 		n := codec.FrameLen(b)
-		c.enqueueCopy(b[:n], written, max(kind, kindOf(b))) // control frames stay what they are
+		c.enqueueCopy(b[:n], written, max(kind, outbox.KindOf(b))) // control frames stay what they are
 		b, written = b[n:], 0
 	}
 	c.lose(b, kind)
 }
 
 // lose counts the messages among frames that find the connection closed.
-func (c *Conn) lose(b []byte, kind itemKind) {
+func (c *Conn) lose(b []byte, kind outbox.Kind) {
 	for len(b) > 0 {
-		if max(kind, kindOf(b)) == itemMessage {
+		if max(kind, outbox.KindOf(b)) == outbox.Message {
 			c.sh.Stats.Drop(stats.DropClosed, 1)
 		}
 		b = b[codec.FrameLen(b):]
@@ -97,22 +98,22 @@ func (c *Conn) sendFrame(f *codec.Frame) {
 		c.sh.Stats.Drop(stats.DropClosed, 1)
 		return
 	}
-	c.SendEncoded(c.encoded(f), itemMessage)
+	c.SendEncoded(c.encoded(f), outbox.Message)
 }
 
 // SendEncoded sends a frame whose memory is immutable.
-func (c *Conn) SendEncoded(b []byte, kind itemKind) {
+func (c *Conn) SendEncoded(b []byte, kind outbox.Kind) {
 	written := 0
 	if c.out == nil {
 		var errno syscall.Errno
 		written, errno = c.write(b)
 		if c.Is(MarkTLS) {
-			c.countPending(written, func(yield func(int, bool) bool) { yield(len(b), messagesOf(kind) > 0) })
+			c.countPending(written, func(yield func(int, bool) bool) { yield(len(b), outbox.MessagesOf(kind) > 0) })
 		}
 		if written == len(b) {
 			return
 		} else if errno != 0 {
-			c.sh.Stats.Drop(stats.DropClosed, uint64(messagesOf(kind)))
+			c.sh.Stats.Drop(stats.DropClosed, uint64(outbox.MessagesOf(kind)))
 			return
 		}
 	}
@@ -129,7 +130,7 @@ func (c *Conn) SendControl(b []byte) {
 			return
 		}
 	}
-	c.enqueueCopy(b, written, itemControl)
+	c.enqueueCopy(b, written, outbox.Control)
 }
 
 // SendFrames sends the messages of an audience to one of its members, or history if there is none.
@@ -156,7 +157,7 @@ func (c *Conn) together(frames []*codec.Frame) (b []byte, n int) {
 		return c.encoded(frames[0]), 1
 	}
 	b = c.sh.chunk[:0]
-	for n < len(frames) && (n == 0 || len(b)+len(c.encoded(frames[n])) <= flushChunk) {
+	for n < len(frames) && (n == 0 || len(b)+len(c.encoded(frames[n])) <= outbox.ChunkSize) {
 		b = append(b, c.encoded(frames[n])...)
 		n++
 	}
@@ -198,11 +199,11 @@ func (c *Conn) queueFrames(a *Audience, sub int32, frames []*codec.Frame) {
 	}
 }
 
-func kindFrom(a *Audience) itemKind {
+func kindFrom(a *Audience) outbox.Kind {
 	if a == nil {
-		return itemHistory
+		return outbox.History
 	}
-	return itemMessage
+	return outbox.Message
 }
 
 // write is one write(2). It returns 0, 0 when the socket is full; on any other error the connection

@@ -8,6 +8,7 @@ import (
 	"github.com/panjf2000/gnet/v2"
 
 	"carillon/codec"
+	"carillon/server/internal/outbox"
 	"carillon/server/stats"
 )
 
@@ -71,7 +72,7 @@ type Shard struct {
 	rests        codec.Buffers // for input that waits
 	inflater     *codec.Inflater
 	freeInbound  []*inbound
-	freeOutboxes []*Outbox
+	freeOutboxes []*outbox.Outbox
 	freePasses   []*pass
 	chunk        []byte // for writing several waiting frames at once
 	joined       []byte // for reading on behind an incomplete frame

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"carillon/internal/testenv"
+	"carillon/server/internal/outbox"
 )
 
 // Whatever clients fill, and leave again, gives its memory back.
@@ -19,7 +20,7 @@ func TestWhatClientsFillGivesItsMemoryBack(t *testing.T) {
 		one     Audience
 	)
 	for i := range conns {
-		conns[i] = &Conn{sh: stalled, fd: int32(i), out: &Outbox{}, ext: &Extension{deadline: -1}}
+		conns[i] = &Conn{sh: stalled, fd: int32(i), out: &outbox.Outbox{}, ext: &Extension{deadline: -1}}
 	}
 	for _, row := range []struct {
 		name        string
@@ -29,7 +30,7 @@ func TestWhatClientsFillGivesItsMemoryBack(t *testing.T) {
 		{"sockets that are watched", 12, func(i int) { waiting.waiting.Set(conns[i].fd, conns[i]) }, func(i int) { waiting.forget(conns[i]) }},
 		{"deadlines", 16, func(i int) { due.Set(conns[i], time.Now().UnixMilli()+int64(i)) }, func(i int) { due.remove(conns[i]) }},
 		{"connections that stall", 8, func(i int) {
-			conns[i].out.slot = len(stalled.Stalled)
+			conns[i].out.Slot = len(stalled.Stalled)
 			stalled.Stalled = append(stalled.Stalled, conns[i])
 		}, func(i int) { stalled.unlist(conns[i].out) }},
 		{"audiences with messages", 8, func(int) { pending.push(&one) }, func(int) { pending.pop() }},

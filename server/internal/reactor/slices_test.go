@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/outbox"
 )
 
 // unitShard is a shard without a loop.
@@ -29,12 +30,12 @@ func stalledConns(t *testing.T, sh *Shard, n, frames int) (list []*Conn) {
 	t.Cleanup(func() { _ = null.Close() })
 	frame := codec.NewFrame(codec.OpBinary, make([]byte, 64<<10)).Plain()
 	for range n {
-		c := queued(sh, unitEndpoint(SlowConsumer{MaxQueue: -1}))
+		c := queued(sh, unitEndpoint(SlowConsumer{Limit: outbox.Limit{Bytes: -1}}))
 		c.Reassemble(Parts{FD: int32(null.Fd())})
-		c.out.slot = len(sh.Stalled)
+		c.out.Slot = len(sh.Stalled)
 		sh.Stalled = append(sh.Stalled, c)
 		for range frames {
-			c.enqueue(frame, 0, itemMessage)
+			c.enqueue(frame, 0, outbox.Message)
 		}
 		list = append(list, c)
 	}
@@ -100,22 +101,6 @@ func TestWriteTimeoutsAreCutIntoSlices(t *testing.T) {
 	if turns < conns/sweepSends || sh.writable.Len() != conns {
 		t.Errorf("%d turns, %d connections go on", turns, sh.writable.Len())
 	}
-}
-
-// How many messages are lost with a queue is known without a look at it.
-func TestWaitingMessagesLooksAtNothing(t *testing.T) {
-	c := waitingFrames(closeSlow, 1000)
-	for range 300 {
-		sendShared(c, 100)
-	}
-	before, messages := c.out.waitingMessages(), c.out.messages
-	forbidden(c, func() {
-		c.out.messages = frameQueue{}
-		if got := c.out.waitingMessages(); got != before || got != 1300 {
-			t.Errorf("%d messages wait, %d if it may not look", before, got)
-		}
-		c.out.messages = messages
-	})
 }
 
 // A slice looks at the clock after one member that got many messages or bytes, and a pass has a bounded number of them.

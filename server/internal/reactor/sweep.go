@@ -127,8 +127,8 @@ func (g *Table) due(i int) bool {
 
 func (g *Table) closeDue(i int) bool {
 	c, since := g.Members[i].Conn, g.Times[i].Read
-	if c.out != nil && int32(c.out.since-since) > 0 {
-		since = c.out.since // still flushing: as long as the socket takes bytes, it may
+	if c.out != nil && int32(c.out.Since-since) > 0 {
+		since = c.out.Since // still flushing: as long as the socket takes bytes, it may
 	}
 	limit := g.Shard.Engine.Settings().CloseTimeout
 	if c.out != nil && c.Is(MarkPeerDone) { // the peer is not waited for, only its socket
@@ -202,7 +202,7 @@ func (c *Conn) share() float64 { return float64(c.id*0x9E3779B97F4A7C15>>40) / (
 // to be tried.
 func (c *Conn) stalledDue() bool {
 	sh := c.sh
-	if !TimedOut(sh.Clock, c.out.since, sh.Engine.Settings().WriteTimeout) {
+	if !TimedOut(sh.Clock, c.out.Since, sh.Engine.Settings().WriteTimeout) {
 		return false
 	}
 	if !c.flushLate() {

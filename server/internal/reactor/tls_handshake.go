@@ -20,12 +20,11 @@ import (
 	"carillon/server/stats"
 )
 
-// A TLS handshake takes up to a millisecond of processor time, for which a loop must not stand still, and
-// crypto/tls has it as one function that waits for the client. So it has a goroutine, for as long as it
-// takes: the loop feeds it with what comes, and writes what it has to say. It is only begun when the
-// client's first message is there, so that a client that says nothing costs no goroutine, and it goes on when a whole
-// record has come, so that one that dribbles wakes nobody. See [tlstable.Table] for how many there are and which of them
-// compute.
+// A TLS handshake takes up to a millisecond of processor time, for which a loop must not stand still, and crypto/tls
+// has it as one function that waits for the client. So it has a goroutine, for as long as it takes: the loop feeds it
+// with what comes, and writes what it has to say. It is only begun when the client's first message is there, so that a
+// client that says nothing costs no goroutine, and it goes on when a whole record has come, so that one that dribbles
+// wakes nothing. See [tlstable.Table] for how many there are and which of them compute.
 
 // tlsHandshake is what the loop and the goroutine of a handshake have in common.
 type tlsHandshake struct {

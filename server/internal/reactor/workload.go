@@ -172,7 +172,7 @@ func (w *Workload) canAnswer() bool {
 		return false
 	}
 	s, c := w.Requests.first(), w.Conn
-	return !s.pending && (!s.Open || c.out == nil || !s.Drained && !c.Hoards() && (s.quick || c.out.answers == 0))
+	return !s.pending && (!s.Open || c.out == nil || !s.Drained && !c.Hoards() && (s.quick || c.out.Answers == 0))
 }
 
 // serve does what waits on a connection, until a time or until nothing more can be done.

@@ -116,8 +116,8 @@ func (p *peer) Before(other *peer) bool {
 
 func (p *peer) Place() *int { return &p.slot }
 
-// New makes a table. now is a clock that only goes forward. limit is asked for each newcomer how many handshakes may have
-// begun; negative is any number. All processors but one compute.
+// New makes a table. now is a clock that only goes forward. limit is asked for each newcomer how many handshakes may
+// have begun; negative is any number. All processors but one compute.
 func New(now func() time.Duration, limit func() int) *Table {
 	return &Table{now: now, limit: limit, grace: defaultGrace, idle: max(1, runtime.GOMAXPROCS(0)-1)}
 }

@@ -1,27 +1,27 @@
-package reactor
+package outbox
 
-// item is one entry of a frameQueue: a frame, or a run of small frames that were copied one behind the other.
-type item struct {
-	B      []byte // the bytes that are left; its capacity is the memory that the item keeps
+// Item is one entry of a frameQueue: a frame, or a run of small frames that were copied one behind the other.
+type Item struct {
+	B      []byte // what is left of it; its capacity is the memory that the item keeps
 	seq    uint32 // position among everything that waits for the connection; wraps
 	frames uint16 // length of the run; 0 for a single frame
-	kind   itemKind
+	Kind   Kind
 }
 
 // ItemCost is the memory of an item without its bytes: its 32 B, and what the allocator adds to small frames.
 const ItemCost = 40
 
 // cost is the memory of the item, in bytes.
-func (it *item) cost() int { return ItemCost + cap(it.B) }
+func (it *Item) cost() int { return ItemCost + cap(it.B) }
 
-// messages returns the number of messages that are lost with the item.
-func (it *item) messages() uint64 {
-	return uint64(messagesOf(it.kind) * max(int(it.frames), 1))
+// Messages returns the number of messages that are lost with the item.
+func (it *Item) Messages() uint64 {
+	return uint64(MessagesOf(it.Kind) * max(int(it.frames), 1))
 }
 
-// messagesOf returns the number of messages that are lost with one frame of a kind: 1 or 0.
-func messagesOf(kind itemKind) int {
-	if kind == itemMessage || kind == itemHistory {
+// MessagesOf returns the number of messages that are lost with one frame of a kind: 1 or 0.
+func MessagesOf(kind Kind) int {
+	if kind == Message || kind == History {
 		return 1
 	}
 	return 0
@@ -51,12 +51,12 @@ type frameQueue struct {
 }
 
 type itemChunk struct {
-	items      []item
+	items      []Item
 	prev, next *itemChunk
 }
 
 // front returns the oldest item, or nil.
-func (q *frameQueue) front() *item {
+func (q *frameQueue) front() *Item {
 	if q.len == 0 {
 		return nil
 	}
@@ -64,14 +64,14 @@ func (q *frameQueue) front() *item {
 }
 
 // back returns the newest item, or nil.
-func (q *frameQueue) back() *item {
+func (q *frameQueue) back() *Item {
 	if q.len == 0 {
 		return nil
 	}
 	return &q.last.items[len(q.last.items)-1]
 }
 
-func (q *frameQueue) push(it item) *item {
+func (q *frameQueue) push(it Item) *Item {
 	if q.last == nil || len(q.last.items) == cap(q.last.items) {
 		q.grow()
 	}
@@ -87,7 +87,7 @@ func (q *frameQueue) grow() {
 		if q.last != nil {
 			n = min(2*cap(q.last.items), chunkItems)
 		}
-		c = &itemChunk{items: make([]item, 0, n)}
+		c = &itemChunk{items: make([]Item, 0, n)}
 	}
 	if q.last == nil {
 		q.first = c
@@ -100,7 +100,7 @@ func (q *frameQueue) grow() {
 // pop removes the front item.
 func (q *frameQueue) pop() {
 	c := q.first
-	c.items[q.head] = item{}
+	c.items[q.head] = Item{}
 	q.head++
 	q.len--
 	if q.head < len(c.items) {
@@ -117,7 +117,7 @@ func (q *frameQueue) pop() {
 func (q *frameQueue) popBack() {
 	c := q.last
 	n := len(c.items) - 1
-	c.items[n] = item{}
+	c.items[n] = Item{}
 	c.items = c.items[:n]
 	switch q.len--; {
 	case q.len == 0:
@@ -148,9 +148,9 @@ func (q *frameQueue) reuse() frameQueue {
 
 // join appends a copy of a small frame to the run at the back of the queue. It reports whether it could: there must
 // be one of this kind, with nothing behind it, and room in the block.
-func (q *frameQueue) join(b []byte, kind itemKind, seq uint32) bool {
+func (q *frameQueue) join(b []byte, kind Kind, seq uint32) bool {
 	it := q.back()
-	if it == nil || it.frames == 0 || it.kind != kind || it.seq+1 != seq || len(q.block)+len(b) > cap(q.block) {
+	if it == nil || it.frames == 0 || it.Kind != kind || it.seq+1 != seq || len(q.block)+len(b) > cap(q.block) {
 		return false
 	}
 	begin := len(q.block) - len(it.B)
@@ -171,7 +171,7 @@ func (q *frameQueue) copySmall(b []byte) []byte {
 }
 
 // all yields the items from the front.
-func (q *frameQueue) all(yield func(*item) bool) {
+func (q *frameQueue) all(yield func(*Item) bool) {
 	at := q.cursor()
 	for it := at.item(); it != nil; it = at.item() {
 		if !yield(it) {
@@ -191,7 +191,7 @@ type queueCursor struct {
 func (q *frameQueue) cursor() queueCursor { return queueCursor{q.first, q.head, q.len} }
 
 // item returns the item at the cursor, or nil at the end.
-func (at *queueCursor) item() *item {
+func (at *queueCursor) item() *Item {
 	if at.left == 0 {
 		return nil
 	}
