@@ -15,6 +15,7 @@ import (
 	"carillon/codec"
 	"carillon/internal/shrink"
 	"carillon/server/internal/reactor"
+	"carillon/server/internal/sys"
 )
 
 // detachedConn is a connection on its way from a loop to the http.Server.
@@ -174,7 +175,7 @@ func (l *plainListener) refuse(h detachedConn, why RefuseReason, r *codec.Reject
 	if h.session != nil {
 		answer = h.session.CloseWith(answer)
 	}
-	_, _ = reactor.Write(int32(h.fd), answer)
+	_, _ = sys.Write(int32(h.fd), answer)
 	_ = unix.Close(h.fd)
 	l.srv.plain.entrance.leave()
 	l.srv.engine.Release(h.remote, h.counted)

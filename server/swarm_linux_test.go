@@ -22,7 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"carillon/internal/testenv"
-	"carillon/server/internal/reactor"
+	"carillon/server/internal/sys"
 )
 
 // A swarm is another process with thousands of clients on one epoll loop: this process holds the
@@ -200,7 +200,7 @@ func (st *swarmState) probe(address *net.TCPAddr) {
 	runtime.LockOSThread()
 	for i := range took {
 		begin := time.Now()
-		if _, errno := reactor.Write(int32(c.fd), request); errno != 0 {
+		if _, errno := sys.Write(int32(c.fd), request); errno != 0 {
 			panic(errno)
 		}
 		for got := 0; got < 132; {

@@ -8,6 +8,7 @@ import (
 	"carillon/codec"
 	"carillon/internal/testenv"
 	"carillon/server/internal/reactor"
+	"carillon/server/internal/sys"
 )
 
 // subscribeAll lets connections have topics, chosen by their number, and waits until it is done.
@@ -83,7 +84,7 @@ func BenchmarkTopicPublish(b *testing.B) {
 		write := func(conns []*Conn) func() {
 			return func() {
 				for _, c := range conns {
-					_, _ = reactor.Write(c.core().FD(), frame)
+					_, _ = sys.Write(c.core().FD(), frame)
 				}
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"github.com/panjf2000/gnet/v2"
 
 	"carillon/codec"
+	"carillon/server/internal/sys"
 	"carillon/server/stats"
 )
 
@@ -99,7 +100,7 @@ func (sh *Shard) accept(gc gnet.Conn, l *Listener, n int64) bool {
 // turnAway answers before anything was read, where a client can read the answer as it is.
 func (l *Listener) turnAway(gc gnet.Conn, r *codec.Rejection) {
 	if l.Certs == nil {
-		_, _ = Write(int32(gc.Fd()), r.AppendResponse(nil))
+		_, _ = sys.Write(int32(gc.Fd()), r.AppendResponse(nil))
 	}
 }
 

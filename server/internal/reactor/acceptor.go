@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"carillon/server/internal/listen"
+	"carillon/server/internal/sys"
 	"carillon/server/stats"
 )
 
@@ -103,7 +104,7 @@ func (e *Engine) meetLoops() bool {
 
 // greet sends a loop one end of a pair of sockets, and returns the other.
 func (e *Engine) greet() (fd int, err error) {
-	end, fd, err := socketPair("greeting")
+	end, fd, err := sys.SocketPair("greeting")
 	if err != nil {
 		return -1, err
 	}

@@ -7,6 +7,7 @@ import (
 
 	"carillon/codec"
 	"carillon/internal/shrink"
+	"carillon/server/internal/sys"
 	"carillon/server/stats"
 )
 
@@ -291,7 +292,7 @@ func (a *Audience) Serve(i int) (messages, bytes int) {
 		return n, a.serveSlow(m.Conn, m.Sub, skip)
 	}
 	b := p.plain.buf[p.plain.offs[skip]:]
-	written, errno := Write(m.fd, b)
+	written, errno := sys.Write(m.fd, b)
 	a.Shard.Counters.writes++
 	a.Shard.Counters.bytesOut += uint64(written)
 	if written == len(b) {

@@ -18,6 +18,7 @@ import (
 	"carillon/server/internal/limit"
 	"carillon/server/internal/listen"
 	"carillon/server/internal/logs"
+	"carillon/server/internal/sys"
 	"carillon/server/internal/tlstable"
 	"carillon/server/stats"
 )
@@ -51,7 +52,7 @@ type Engine struct {
 	// Set before started is closed.
 	TCP       []*Listener // those that the loops listen on
 	gnet      gnet.Engine
-	watcher   *watcher
+	watcher   *sys.Watcher[*Conn]
 	Acceptors []*Acceptor // of the unix sockets; Run's own
 
 	// Read often and written rarely.
@@ -161,7 +162,7 @@ func (e *Engine) EndError(err error) error {
 
 // StartWatcher begins to watch full sockets.
 func (e *Engine) StartWatcher() (err error) {
-	if e.watcher, err = newWatcher(); err != nil {
+	if e.watcher, err = sys.NewWatcher(func(c *Conn) { c.sh.Post(Command{Kind: CommandWritable, Conn: c}) }); err != nil {
 		return fmt.Errorf("watch for writable sockets: %w", err)
 	}
 	return nil
@@ -212,7 +213,7 @@ func (e *Engine) CloseShards() {
 func (e *Engine) Close() {
 	e.FDReserve.close()
 	e.CloseListeners()
-	e.watcher.close()
+	e.watcher.Close()
 }
 
 // keepTime has every shard look for time-outs.
@@ -301,7 +302,7 @@ func (e *gnetHandler) OnOpen(gc gnet.Conn) ([]byte, gnet.Action) {
 	}
 	sh, err := e.engine.shardOf(gc.EventLoop())
 	switch {
-	case isExhausted(err) && isAccepted:
+	case sys.IsExhausted(err) && isAccepted:
 		e.engine.refuseUnknown(gc.Fd(), stats.RefuseDescriptors, RejectDescriptors)
 		return nil, gnet.Close
 	case err != nil:

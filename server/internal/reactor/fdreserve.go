@@ -4,7 +4,6 @@ import (
 	"errors"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	gneterrors "github.com/panjf2000/gnet/v2/pkg/errors"
@@ -12,6 +11,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/listen"
+	"carillon/server/internal/sys"
 	"carillon/server/stats"
 )
 
@@ -30,36 +30,18 @@ func (unequal) Error() string { return "accept failed" }
 // acceptFailed is called on the loop whose accept has failed, which tries again when it returns.
 func (e *Engine) acceptFailed(err error) {
 	switch {
-	case isExhausted(err):
+	case sys.IsExhausted(err):
 		if !e.FDReserve.turnAway() {
 			time.Sleep(exhaustedPause)
 		}
 	case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
 		time.Sleep(exhaustedPause) // nothing can be freed here; the connection waits in the kernel
-	case isNetworkError(err):
+	case sys.IsNetworkError(err):
 		// The connection was lost before it was accepted (accept(2), "Error handling").
 	case !e.stopping.Load():
 		e.Fail(err)
 		time.Sleep(exhaustedPause)
 	}
-}
-
-// isExhausted reports whether there is no descriptor left, in this process or on this machine.
-func isExhausted(err error) bool {
-	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE)
-}
-
-func isNetworkError(err error) bool {
-	var errno syscall.Errno
-	if !errors.As(err, &errno) {
-		return false
-	}
-	switch errno {
-	case unix.EPERM, unix.EPROTO, unix.ENOPROTOOPT, unix.EOPNOTSUPP, unix.ETIMEDOUT,
-		unix.ENETDOWN, unix.ENETUNREACH, unix.EHOSTDOWN, unix.EHOSTUNREACH:
-		return true
-	}
-	return false
 }
 
 // exhaustedPause is for a loop that can do nothing about a connection which waits: it serves the others
@@ -135,7 +117,7 @@ func (r *fdReserve) turnOneAway() bool {
 		if err != nil {
 			continue // no connection waits, or the descriptor has been taken
 		}
-		_, _ = Write(int32(conn), RejectDescriptors.AppendResponse(nil))
+		_, _ = sys.Write(int32(conn), RejectDescriptors.AppendResponse(nil))
 		_ = unix.Close(conn)
 		r.engine.Unowned.Accepted.Add(1)
 		r.engine.Unowned.Refusals[stats.RefuseDescriptors].Add(1)
@@ -208,5 +190,5 @@ func (r *fdReserve) close() {
 func (e *Engine) refuseUnknown(fd int, why stats.RefuseReason, r *codec.Rejection) {
 	e.Unowned.Accepted.Add(1)
 	e.Unowned.Refusals[why].Add(1)
-	_, _ = Write(int32(fd), r.AppendResponse(nil))
+	_, _ = sys.Write(int32(fd), r.AppendResponse(nil))
 }

@@ -30,11 +30,11 @@ func (c *Conn) outlive(err error) bool {
 	if failed != nil {
 		return false
 	}
-	sh.Engine.watcher.forget(c)
+	sh.Engine.watcher.Forget(c.fd)
 	c.gc, c.fd = nil, int32(fd)
 	c.setPlainFD(c.plainFD())
 	if c.out != nil {
-		sh.Engine.watcher.watch(c)
+		sh.Engine.watcher.Watch(c.fd, c)
 	}
 	if c.state.Load() == StateHandshake { // goes on with what came before: see shaken
 		c.Session().shake.endInput()

@@ -1,6 +1,9 @@
 package reactor
 
-import "carillon/internal/shrink"
+import (
+	"carillon/internal/shrink"
+	"carillon/server/internal/sys"
+)
 
 // What the server asks of a client, the answer to a ping or to a close frame, stands in the kernel behind all that was
 // sent before, which can be megabytes. A client that reads slowly, but reads, gets to it long after it has left the
@@ -9,7 +12,7 @@ import "carillon/internal/shrink"
 // lag is what a client has to take before it can answer. There is one only for a client whose socket held something
 // when it was asked.
 type lag struct {
-	taken uint64 // how far the client had come when it was looked at last: see takenOf
+	taken uint64 // how far the client had come when it was looked at last: see sys.TakenOf
 	until uint64 // how far it has to come
 }
 
@@ -17,12 +20,12 @@ type lags = shrink.Map[*Conn, lag]
 
 // noteLag notes what the connection's socket holds besides the last own bytes, when the client is asked for something.
 func (c *Conn) noteLag(own int) {
-	held := heldBytes(c.fd)
+	held := sys.HeldBytes(c.fd)
 	if held <= own {
 		c.sh.Lags.Delete(c)
 		return
 	}
-	taken := takenOf(c.fd, held)
+	taken := sys.TakenOf(c.fd, held)
 	c.sh.Lags.Set(c, lag{taken: taken, until: taken + uint64(held)})
 }
 
@@ -34,7 +37,7 @@ func (c *Conn) catchesUp() bool {
 	if !found {
 		return false
 	}
-	taken := takenOf(c.fd, heldBytes(c.fd))
+	taken := sys.TakenOf(c.fd, sys.HeldBytes(c.fd))
 	switch {
 	case taken >= l.until:
 		c.sh.Lags.Delete(c)
@@ -46,7 +49,3 @@ func (c *Conn) catchesUp() bool {
 	c.sh.Lags.Set(c, l)
 	return true
 }
-
-// takenWhileHeld is how far the peer has come of a socket that only says what it holds. It holds what is sent later,
-// too, so a peer that is sent as much as it takes seems to stand still.
-func takenWhileHeld(held int) uint64 { return 1<<62 - uint64(held) }

@@ -7,6 +7,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/outbox"
+	"carillon/server/internal/sys"
 )
 
 // The newest messages that have waited for a socket leave in turns of the connection, whether they are large or have to
@@ -20,7 +21,7 @@ func TestNewestMessagesLeaveInTurns(t *testing.T) {
 	t.Cleanup(func() { _ = null.Close() })
 	for name, window := range map[string]uint8{"plain": 0, "compressed": codec.MaxWindow} {
 		t.Run(name, func(t *testing.T) {
-			e := &Engine{watcher: &watcher{}}
+			e := &Engine{watcher: &sys.Watcher[*Conn]{}}
 			e.Current.Store(&LoopSettings{Endpoints: []LoopEndpointSettings{{Deflater: codec.NewDeflater(1, 1)}}})
 			sh := &Shard{Engine: e, Clock: 1}
 			c := &Conn{sh: sh, ep: &LoopEndpoint{Engine: e}, fd: int32(null.Fd()), out: &outbox.Outbox{}, window: window}

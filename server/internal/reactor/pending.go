@@ -6,6 +6,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/outbox"
+	"carillon/server/internal/sys"
 )
 
 // What was encrypted and not taken by the socket is pending. There is little of it, but messages are in it,
@@ -14,7 +15,7 @@ import (
 // pushBytes writes what is encrypted behind what is pending.
 func (c *Conn) pushBytes(s *Session, b []byte) syscall.Errno {
 	if len(s.pending) == 0 {
-		n, errno := Write(c.fd, b)
+		n, errno := sys.Write(c.fd, b)
 		c.sh.Counters.writes++
 		c.sh.Counters.bytesOut += uint64(n)
 		if errno != 0 && errno != syscall.EAGAIN {
@@ -42,7 +43,7 @@ func (c *Conn) pushPending() bool {
 	if s == nil || len(s.pending) == 0 {
 		return true
 	}
-	n, errno := Write(c.fd, s.pending)
+	n, errno := sys.Write(c.fd, s.pending)
 	c.sh.Counters.writes++
 	c.sh.Counters.bytesOut += uint64(n)
 	if errno != 0 && errno != syscall.EAGAIN {
@@ -55,7 +56,7 @@ func (c *Conn) pushPending() bool {
 	}
 	if n < len(s.pending) {
 		s.pending = s.pending[n:]
-		c.sh.Engine.watcher.watch(c)
+		c.sh.Engine.watcher.Watch(c.fd, c)
 		return false
 	}
 	s.pending, s.lost = nil, 0

@@ -6,6 +6,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/outbox"
+	"carillon/server/internal/sys"
 	"carillon/server/stats"
 )
 
@@ -222,7 +223,7 @@ func (c *Conn) put(b []byte) (int, syscall.Errno) {
 	if c.Is(MarkTLS) {
 		return c.seal(b)
 	}
-	n, errno := Write(c.fd, b)
+	n, errno := sys.Write(c.fd, b)
 	c.sh.Counters.writes++
 	c.sh.Counters.bytesOut += uint64(n)
 	if errno == syscall.EAGAIN {

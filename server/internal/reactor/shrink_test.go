@@ -12,7 +12,6 @@ import (
 // Whatever clients fill, and leave again, gives its memory back.
 func TestWhatClientsFillGivesItsMemoryBack(t *testing.T) {
 	var (
-		waiting watcher
 		due     deadlines
 		stalled = &Shard{Engine: &Engine{}}
 		conns   = make([]*Conn, 100_000) // which are not counted
@@ -27,7 +26,6 @@ func TestWhatClientsFillGivesItsMemoryBack(t *testing.T) {
 		least       int // bytes that one takes when it is full
 		fill, empty func(i int)
 	}{
-		{"sockets that are watched", 12, func(i int) { waiting.waiting.Set(conns[i].fd, conns[i]) }, func(i int) { waiting.forget(conns[i]) }},
 		{"deadlines", 16, func(i int) { due.Set(conns[i], time.Now().UnixMilli()+int64(i)) }, func(i int) { due.remove(conns[i]) }},
 		{"connections that stall", 8, func(i int) {
 			conns[i].out.Slot = len(stalled.Stalled)
@@ -37,5 +35,5 @@ func TestWhatClientsFillGivesItsMemoryBack(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) { testenv.GivesMemoryBack(t, row.least, row.fill, row.empty) })
 	}
-	runtime.KeepAlive([]any{&waiting, &due, stalled, &pending, conns})
+	runtime.KeepAlive([]any{&due, stalled, &pending, conns})
 }

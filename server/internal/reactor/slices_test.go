@@ -9,12 +9,13 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/outbox"
+	"carillon/server/internal/sys"
 )
 
 // unitShard is a shard without a loop.
 func unitShard(t *testing.T) *Shard {
 	t.Helper()
-	e := &Engine{watcher: &watcher{}}
+	e := &Engine{watcher: &sys.Watcher[*Conn]{}}
 	e.Current.Store(&LoopSettings{IdleTimeout: -1, WriteTimeout: 10 * time.Second, CloseTimeout: 10 * time.Second, MaxBacklog: 64 << 20, MaxMessage: 1 << 20})
 	return &Shard{Engine: e, Set: e.Settings(), Clock: 1}
 }

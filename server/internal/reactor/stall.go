@@ -73,7 +73,7 @@ func (c *Conn) stall() *outbox.Outbox {
 	sh.Stalled = append(sh.Stalled, c)
 	c.out = o
 	c.setPlainFD(-1)
-	sh.Engine.watcher.watch(c)
+	sh.Engine.watcher.Watch(c.fd, c)
 	return o
 }
 
@@ -94,7 +94,7 @@ func (c *Conn) unstall() {
 	c.out = nil
 	c.dropPending()
 	sh.freeOutbox(o)
-	sh.Engine.watcher.forget(c)
+	sh.Engine.watcher.Forget(c.fd)
 	if c.table != nil {
 		c.setPlainFD(c.plainFD())
 	}
@@ -133,7 +133,7 @@ func (c *Conn) flushSome() (more bool) {
 			c.sh.Stats.QueuedBytes.Add(int64(o.Bytes - before))
 		}
 		if n < len(b) || c.isPending() {
-			c.sh.Engine.watcher.watch(c)
+			c.sh.Engine.watcher.Watch(c.fd, c)
 			c.sh.Run.Schedule(c.Workload())
 			return false
 		}

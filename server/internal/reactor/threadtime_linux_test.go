@@ -4,11 +4,13 @@ import (
 	"runtime"
 	"testing"
 	"time"
+
+	"carillon/server/internal/sys"
 )
 
 // A turn during which the system runs something else is charged what it took itself.
 func TestWorkClockLeavesOutWhatOthersTook(t *testing.T) {
-	if _, _, known := threadTime(); !known {
+	if _, _, known := sys.ThreadTime(); !known {
 		t.Skip("the processor time of a thread is not known here")
 	}
 	runtime.LockOSThread()
@@ -20,8 +22,8 @@ func TestWorkClockLeavesOutWhatOthersTook(t *testing.T) {
 		t.Errorf("sleep of %v is charged", wall)
 	}
 	start = time.Now()
-	_, before, _ := threadTime()
-	for now := before; now-before < 10*time.Millisecond; _, now, _ = threadTime() {
+	_, before, _ := sys.ThreadTime()
+	for now := before; now-before < 10*time.Millisecond; _, now, _ = sys.ThreadTime() {
 	}
 	if got := clock.took(time.Since(start)); got < 5*time.Millisecond {
 		t.Errorf("%v of work are charged of %v", got, time.Since(start))

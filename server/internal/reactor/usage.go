@@ -1,6 +1,10 @@
 package reactor
 
-import "time"
+import (
+	"time"
+
+	"carillon/server/internal/sys"
+)
 
 // Usage is how much time a connection has used of something lately. It halves every UsageHalf, so for one that uses the
 // same part all the time it is about that part of a second. The zero value is none. Owned by the loop.
@@ -92,7 +96,7 @@ type workClock struct {
 }
 
 func startWorkClock() (w workClock) {
-	w.thread, w.used, w.known = threadTime()
+	w.thread, w.used, w.known = sys.ThreadTime()
 	return w
 }
 

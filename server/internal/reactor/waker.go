@@ -3,13 +3,14 @@ package reactor
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"syscall"
 	"time"
 
 	"github.com/panjf2000/gnet/v2"
 	"golang.org/x/sys/unix"
+
+	"carillon/server/internal/sys"
 )
 
 // waker wakes a loop from any goroutine: it writes one byte to a pair of sockets, and the loop reads the other end like
@@ -22,45 +23,8 @@ type waker struct {
 
 var wakeByte = []byte{0}
 
-// pair makes a pair of sockets that do not block.
-func pair() (fds [2]int, err error) {
-	fds, err = syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
-	if err != nil {
-		return fds, os.NewSyscallError("socketpair", err)
-	}
-	for _, fd := range fds {
-		syscall.CloseOnExec(fd)
-		_ = syscall.SetNonblock(fd, true)
-	}
-	return fds, nil
-}
-
-// connOf makes a connection of a descriptor, which is closed.
-func connOf(fd int, name string) (net.Conn, error) {
-	file := os.NewFile(uintptr(fd), name)
-	defer file.Close()
-	conn, err := net.FileConn(file)
-	if err != nil {
-		return nil, fmt.Errorf("create a connection from a socket pair: %w", err)
-	}
-	return conn, nil
-}
-
-// socketPair makes a pair of sockets that do not block: one as a connection and one as a descriptor.
-func socketPair(name string) (end net.Conn, fd int, err error) {
-	fds, err := pair()
-	if err != nil {
-		return nil, -1, err
-	}
-	if end, err = connOf(fds[0], name); err != nil {
-		_ = syscall.Close(fds[1])
-		return nil, -1, err
-	}
-	return end, fds[1], nil
-}
-
 func newWaker(sh *Shard) (*waker, error) {
-	fds, err := pair()
+	fds, err := sys.Pair()
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +42,7 @@ func (w *waker) register(fd int) {
 		if err == nil || err == ErrStopped || w.sh.Mail.IsClosed() {
 			return
 		}
-		if !isExhausted(err) {
+		if !sys.IsExhausted(err) {
 			w.sh.Engine.Fail(fmt.Errorf("register a socket pair: %w", err))
 			return
 		}
@@ -91,7 +55,7 @@ func (w *waker) enroll(fd int) error {
 	if err != nil {
 		return os.NewSyscallError("fcntl", err)
 	}
-	end, err := connOf(own, "waker")
+	end, err := sys.ConnOf(own, "waker")
 	if err != nil {
 		return err
 	}
@@ -104,6 +68,6 @@ func (w *waker) enroll(fd int) error {
 }
 
 // wake never blocks: when the socket is full, the loop has been woken often enough.
-func (w *waker) wake() { _, _ = Write(w.fd, wakeByte) }
+func (w *waker) wake() { _, _ = sys.Write(w.fd, wakeByte) }
 
 func (w *waker) close() { _ = syscall.Close(int(w.fd)) }

@@ -1,4 +1,4 @@
-package reactor
+package sys
 
 import (
 	"time"
@@ -6,9 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// threadTime is the processor time of the thread that runs the caller, and which thread that is. It takes two system
+// ThreadTime is the processor time of the thread that runs the caller, and which thread that is. It takes two system
 // calls.
-func threadTime() (thread int, used time.Duration, known bool) {
+func ThreadTime() (thread int, used time.Duration, known bool) {
 	var t unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t) != nil {
 		return 0, 0, false

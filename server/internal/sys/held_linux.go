@@ -1,9 +1,9 @@
-package reactor
+package sys
 
 import "golang.org/x/sys/unix"
 
-// heldBytes returns how many bytes a socket holds that the peer has not acknowledged, or, of a unix socket, not read.
-func heldBytes(fd int32) int {
+// HeldBytes returns how many bytes a socket holds that the peer has not acknowledged, or, of a unix socket, not read.
+func HeldBytes(fd int32) int {
 	n, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
 	if err != nil {
 		return 0
@@ -11,9 +11,9 @@ func heldBytes(fd int32) int {
 	return n
 }
 
-// takenOf returns how many bytes the peer has acknowledged, of a socket that holds so many. It is good for comparing
+// TakenOf returns how many bytes the peer has acknowledged, of a socket that holds so many. It is good for comparing
 // with what it was before.
-func takenOf(fd int32, held int) uint64 {
+func TakenOf(fd int32, held int) uint64 {
 	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 	if err != nil { // a unix socket
 		return takenWhileHeld(held)
