@@ -10,6 +10,7 @@ import (
 
 	"carillon/codec"
 	"carillon/server/internal/auth"
+	"carillon/server/internal/fair"
 	"carillon/server/internal/reactor"
 )
 
@@ -71,7 +72,7 @@ func (c *Conn) awaitDecision(r *Request, head, rest []byte) {
 		return
 	}
 	drop := func() { end(&auth.Refusal{Why: RefuseUndecided, Rejection: rejectUndecided}) }
-	c.shard().Engine.TokenChecks.Add(new(reactor.Usage), c.shard().Began, d.takes, &reactor.OffloadJob{Do: work, Drop: drop, Size: len(head), Yields: reactor.HandshakeDelay})
+	c.shard().Engine.TokenChecks.Add(new(fair.Usage), c.shard().Began, d.takes, &fair.Job{Do: work, Drop: drop, Size: len(head), Yields: reactor.HandshakeDelay})
 }
 
 // decisionContext ends when a decision comes too late.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/drain"
 	"carillon/server/internal/listen"
 	"carillon/server/internal/reactor"
 )
@@ -162,13 +163,13 @@ func (d *drainer) each(post func(*reactor.Shard)) {
 }
 
 // newDrainSchedule is the schedule for a number of connections.
-func (s *Server) newDrainSchedule(began time.Time, total int, hurry bool) *reactor.DrainSchedule {
+func (s *Server) newDrainSchedule(began time.Time, total int, hurry bool) *drain.Schedule {
 	d := &s.opts().Drain
-	p := &reactor.DrainSchedule{Began: began, Random: d.Order == OrderRandom, Code: codec.CloseCode(d.CloseCode)}
+	p := &drain.Schedule{Began: began, Random: d.Order == OrderRandom, Code: codec.CloseCode(d.CloseCode)}
 	if !hurry {
 		p.Pace = d.paceFor(total)
 	}
-	p.Plan(&s.engine, total)
+	p.Plan(total, s.engine.IDs)
 	return p
 }
 
@@ -180,7 +181,7 @@ func (d *Drain) paceFor(connections int) time.Duration {
 	return min(max(d.Duration, 0), time.Duration(connections)*time.Second/leastPace)
 }
 
-func (d *drainer) newSchedule() *reactor.DrainSchedule {
+func (d *drainer) newSchedule() *drain.Schedule {
 	p := d.srv.newDrainSchedule(time.Now(), d.total, d.hurry)
 	d.srv.drainState.planned(d.total, p.Ends())
 	d.srv.engine.Schedule.Store(p)

@@ -4,22 +4,18 @@ import (
 	"strings"
 	"testing"
 
-	"carillon/server/internal/reactor"
+	"carillon/server/internal/fair"
 )
 
 // holdOffload keeps the offload goroutine busy until what it returns is called.
 func holdOffload(s *Server) (release func()) {
 	hold := make(chan struct{})
-	s.engine.Offload.Add(new(reactor.Usage), 0, 0, &reactor.OffloadJob{Do: func() { <-hold }})
+	s.engine.Offload.Add(new(fair.Usage), 0, 0, &fair.Job{Do: func() { <-hold }})
 	return func() { close(hold) }
 }
 
 // offloadJobs is how many jobs wait for the offload goroutine.
-func offloadJobs(s *Server) int {
-	s.engine.Offload.Mu.Lock()
-	defer s.engine.Offload.Mu.Unlock()
-	return len(s.engine.Offload.Jobs)
-}
+func offloadJobs(s *Server) int { return s.engine.Offload.Waiting() }
 
 // A large reply is compressed on another goroutine, in its place among the replies.
 func TestLargeRepliesAreCompressedElsewhere(t *testing.T) {

@@ -21,7 +21,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 
 	"carillon/internal/testenv"
-	"carillon/server/internal/reactor"
+	"carillon/server/internal/fair"
 )
 
 // costly is an endpoint whose tokens are checked with two keys, as they name neither.
@@ -35,17 +35,13 @@ func (i *issuer) costly() Endpoint {
 func holdTokens(s *Server) (release func()) {
 	hold := make(chan struct{})
 	for range s.engine.TokenChecks.Parallel {
-		s.engine.TokenChecks.Add(new(reactor.Usage), 0, 0, &reactor.OffloadJob{Do: func() { <-hold }})
+		s.engine.TokenChecks.Add(new(fair.Usage), 0, 0, &fair.Job{Do: func() { <-hold }})
 	}
 	return func() { close(hold) }
 }
 
 // pendingTokens is how many tokens wait.
-func pendingTokens(s *Server) int {
-	s.engine.TokenChecks.Mu.Lock()
-	defer s.engine.TokenChecks.Mu.Unlock()
-	return len(s.engine.TokenChecks.Jobs)
-}
+func pendingTokens(s *Server) int { return s.engine.TokenChecks.Waiting() }
 
 // Tokens that take long to check are not checked on the loop: it serves bob while alice, mallory, whose token is not
 // good, and an event stream wait. Then each gets the answer, and alice's first message, which came early, its reply.
@@ -133,15 +129,10 @@ func TestCostlyTokensThatWaitTooLong(t *testing.T) {
 	eventually(t, "two wait", func() bool { return pendingTokens(s) == 2 })
 	_ = gone.conn.Close()
 	late.wantRefusal(http.StatusServiceUnavailable, "not decided in time")
-	s.engine.TokenChecks.Mu.Lock()
-	s.engine.TokenChecks.Bytes += reactor.MaxOffloaded
-	s.engine.TokenChecks.Mu.Unlock()
+	s.engine.TokenChecks.Add(new(fair.Usage), 0, 0, &fair.Job{Size: fair.MaxQueued, Do: func() {}})
 	tooMany := dialRaw(t, s)
 	tooMany.write(head)
 	tooMany.wantRefusal(http.StatusServiceUnavailable, "not decided in time")
-	s.engine.TokenChecks.Mu.Lock()
-	s.engine.TokenChecks.Bytes -= reactor.MaxOffloaded
-	s.engine.TokenChecks.Mu.Unlock()
 	release()
 	eventually(t, "none wait", func() bool { return pendingTokens(s) == 0 })
 	if n := s.Stats().Refusals; n[RefuseLost] != 1 || n[RefuseUndecided] != 2 {
@@ -153,7 +144,9 @@ func TestCostlyTokensThatWaitTooLong(t *testing.T) {
 // new connections are decided about that came in the same moment.
 func TestCostlyRefresh(t *testing.T) {
 	i := newIssuer(t)
-	s := start(t, Options{Loops: 1, Endpoints: append(echoAndBroadcast(), i.costly())})
+	s, _ := startChanged(t, Options{Loops: 1, Endpoints: append(echoAndBroadcast(), i.costly())}, func(s *Server) {
+		s.engine.TokenChecks.Parallel = 1
+	})
 	c := dial(t, s, "/ws?topic=a", speakJSON, withToken(i.Token("ES256", alice())))
 	c.said()
 	release := holdTokens(s)
@@ -164,15 +157,15 @@ func TestCostlyRefresh(t *testing.T) {
 	c.send(`{"id":1,"refresh":{"token":"` + i.Token("ES256", jwt.MapClaims{"sub": "alice", "exp": expires}) + `"}}`)
 	c.send(`{"id":2,"ping":{}}`)
 	eventually(t, "both wait", func() bool { return pendingTokens(s) == 2 })
-	s.engine.TokenChecks.Mu.Lock()
-	if first := s.engine.TokenChecks.Jobs[0]; first.Yields != 0 {
-		t.Error("the newcomer is the first")
-	}
-	s.engine.TokenChecks.Mu.Unlock()
+	behind := make(chan int, 1)
+	s.engine.TokenChecks.Add(new(fair.Usage), s.engine.Uptime(), 0, &fair.Job{Do: func() { behind <- s.engine.TokenChecks.Waiting() }})
 	bob := dial(t, s, "/echo")
 	bob.send("hello")
 	bob.want("hello")
 	release()
+	if n := <-behind; n != 1 {
+		t.Errorf("%d wait behind the open connection's, and should be the newcomer's", n)
+	}
 	for _, want := range []string{fmt.Sprintf(`{"id":1,"refreshed":{"expires":%d}}`, expires*1000), `{"id":2,"pong":{}}`} {
 		if got := c.said(); got.text != want {
 			t.Errorf("got %s, want %s", got.text, want)

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"carillon/server/internal/fair"
 	"carillon/server/internal/hub"
 	"carillon/server/internal/reactor"
 )
@@ -503,7 +504,7 @@ func TestRunQueueOrder(t *testing.T) {
 	for range 10_000 {
 		heavy.Used.Add(time.Second, now)
 	}
-	if delay := heavy.Used.Delay(now); delay != reactor.MaxDelay {
+	if delay := heavy.Used.Delay(now); delay != fair.MaxDelay {
 		t.Errorf("it comes after those that come %v later", delay)
 	}
 }
@@ -519,7 +520,7 @@ func TestRunQueueOfAnOverloadedLoop(t *testing.T) {
 	q := &sh.Run
 	add := func(used time.Duration) *reactor.Workload {
 		c := (*Conn)(reactor.Assemble(reactor.Parts{Shard: sh}))
-		w := &reactor.Workload{Conn: c.core(), Index: -1, Suspended: true, Used: reactor.Usage{Sum: used, At: time.Hour}} // which is not forgotten
+		w := &reactor.Workload{Conn: c.core(), Index: -1, Suspended: true, Used: fair.Usage{Sum: used, At: time.Hour}} // which is not forgotten
 		c.core().Reassemble(reactor.Parts{Extension: &reactor.Extension{Work: w}})
 		q.Schedule(w)
 		return w
@@ -561,7 +562,7 @@ func TestRunQueueOfAnOverloadedLoop(t *testing.T) {
 			break
 		}
 	}
-	if waited := sh.Began - begin; !served || waited < reactor.MaxDelay/2 {
+	if waited := sh.Began - begin; !served || waited < fair.MaxDelay/2 {
 		t.Errorf("who has used much waited for %v, and has had a turn: %t", waited, served)
 	}
 }

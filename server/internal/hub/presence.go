@@ -8,6 +8,7 @@ import (
 
 	"carillon/internal/shrink"
 	"carillon/server/internal/envelope"
+	"carillon/server/internal/fair"
 	"carillon/server/internal/reactor"
 	"carillon/server/topic"
 )
@@ -161,7 +162,7 @@ func (f *Follower) askPresence(name string, list []func(*Presence)) {
 				f.askPresence(name, more)
 			}
 		}
-		f.hub.engine.Offload.Add(new(reactor.Usage), f.hub.engine.Uptime(), time.Duration(size)*reactor.ParseByte, &reactor.OffloadJob{Size: size, Do: read})
+		f.hub.engine.Offload.Add(new(fair.Usage), f.hub.engine.Uptime(), time.Duration(size)*reactor.ParseByte, &fair.Job{Size: size, Do: read})
 	})
 }
 

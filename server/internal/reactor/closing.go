@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"carillon/codec"
+	"carillon/server/internal/drain"
 	"carillon/server/internal/envelope"
 	"carillon/server/internal/logs"
 	"carillon/server/stats"
@@ -43,7 +44,7 @@ func (c *Conn) beginClose(how closeHow, code codec.CloseCode, reason string) {
 	}
 	b := c.sh.Control[:0]
 	if c.IsEvents() {
-		if retry := retryOf(reason); retry != "" { // an EventSource does by itself what this says
+		if retry := drain.RetryOf(reason); retry != "" { // an EventSource does by itself what this says
 			b = append(append(append(b, "retry: "...), retry...), '\n')
 		}
 		b = envelope.AppendCloseEvent(b, code, reason)

@@ -15,6 +15,8 @@ import (
 	"github.com/panjf2000/gnet/v2"
 	"github.com/panjf2000/gnet/v2/pkg/logging"
 
+	"carillon/server/internal/drain"
+	"carillon/server/internal/fair"
 	"carillon/server/internal/limit"
 	"carillon/server/internal/listen"
 	"carillon/server/internal/logs"
@@ -56,16 +58,16 @@ type Engine struct {
 	Acceptors []*Acceptor // of the unix sockets; Run's own
 
 	// Read often and written rarely.
-	Current  atomic.Pointer[LoopSettings]  // in force
-	shards   atomic.Pointer[[]*Shard]      // of the loops that have had a connection
-	Schedule atomic.Pointer[DrainSchedule] // when each connection is closed; nil until connections are closed
-	Draining atomic.Bool                   // new connections are refused
-	stopping atomic.Bool                   // gnet has been told to end
+	Current  atomic.Pointer[LoopSettings]   // in force
+	shards   atomic.Pointer[[]*Shard]       // of the loops that have had a connection
+	Schedule atomic.Pointer[drain.Schedule] // when each connection is closed; nil until connections are closed
+	Draining atomic.Bool                    // new connections are refused
+	stopping atomic.Bool                    // gnet has been told to end
 
 	// Each guards itself.
 	FDReserve   fdReserve
-	Offload     offloadQueue
-	TokenChecks offloadQueue // apart, so that costly tokens do not delay requests
+	Offload     fair.Queue
+	TokenChecks fair.Queue // apart, so that costly tokens do not delay requests
 	InFlight    inFlight
 
 	Unowned      stats.Counters // of what no shard knows of
@@ -96,6 +98,15 @@ func (e *Engine) Init(owner Owner, log *slog.Logger) {
 
 // AllShards are those of the loops that have had a connection.
 func (e *Engine) AllShards() []*Shard { return *e.shards.Load() }
+
+// IDs are those of the open connections.
+func (e *Engine) IDs(yield func(uint64) bool) {
+	for c := range e.Conns() {
+		if !yield(c.id) {
+			return
+		}
+	}
+}
 
 // Conns are the open connections: see [Server.Conns].
 func (e *Engine) Conns() iter.Seq[*Conn] {

@@ -5,6 +5,7 @@ import (
 
 	"carillon/codec"
 	"carillon/internal/indexheap"
+	"carillon/server/internal/fair"
 )
 
 // runQueue is a loop's connections that have work to do. They are served in the order in which they have come, as if
@@ -13,7 +14,7 @@ import (
 // Owned by the loop.
 type runQueue struct {
 	Heap       indexheap.Heap[*Workload]
-	time       virtualTime
+	time       fair.VirtualTime
 	charged    []*Workload // that have nothing to do, and whose connection is remembered for what it has used
 	Blocked    []*Workload // that wait for fan-out
 	inflating  inflating   // that are being decompressed
@@ -30,7 +31,7 @@ type runQueue struct {
 const (
 	// quantum is how long one connection is served before others are. Where very many wait it is shorter, so that all
 	// of them have had a turn after runRound, but not shorter than leastQuantum.
-	quantum      = 150 * time.Microsecond
+	quantum      = fair.Quantum
 	leastQuantum = 20 * time.Microsecond
 	runRound     = 5 * time.Millisecond
 
@@ -54,12 +55,12 @@ func (q *runQueue) isLong() bool { return len(q.Heap) > int(runRound/quantum) }
 func (sh *Shard) TurnEnd() time.Duration { return sh.Began + sh.Run.Quantum() }
 
 // now is the time of the queue.
-func (q *runQueue) now(now time.Duration) time.Duration { return q.time.at(now, len(q.Heap) == 0) }
+func (q *runQueue) now(now time.Duration) time.Duration { return q.time.At(now, len(q.Heap) == 0) }
 
 // Pop takes the connection that is to be served first.
 func (q *runQueue) Pop() *Workload {
 	w := q.Heap.TakeFirst()
-	q.time.served(w.tag)
+	q.time.Served(w.tag)
 	return w
 }
 
@@ -80,7 +81,7 @@ func (q *runQueue) Schedule(w *Workload) {
 // wouldWait reports whether a connection comes after the first one in the queue for what it has used.
 func (q *runQueue) wouldWait(w *Workload) bool {
 	now := w.Conn.sh.Began
-	return len(q.Heap) > 0 && !w.Used.isForgotten(now) && q.now(now)+w.Used.Delay(now) > q.Heap[0].tag
+	return len(q.Heap) > 0 && !w.Used.IsForgotten(now) && q.now(now)+w.Used.Delay(now) > q.Heap[0].tag
 }
 
 // runQueued serves connections that have work to do: for a slice, or one of them with something that takes longer.
@@ -90,7 +91,7 @@ func (sh *Shard) runQueued() {
 	if len(q.Heap) == 0 {
 		return
 	}
-	clock := startWorkClock()
+	clock := fair.StartWorkClock()
 	for start := sh.Engine.Uptime(); len(q.Heap) > 0; {
 		w := q.Pop()
 		began := sh.Engine.Uptime()
@@ -98,7 +99,7 @@ func (sh *Shard) runQueued() {
 		w.Conn.serve(w, began+q.Quantum())
 		w.Served = false
 		now := sh.Engine.Uptime()
-		took := clock.took(now - began)
+		took := clock.Took(now - began)
 		if w.MaxTurn > 0 {
 			took = min(took, w.MaxTurn)
 		}

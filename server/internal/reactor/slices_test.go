@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/fair"
 	"carillon/server/internal/outbox"
 	"carillon/server/internal/sys"
 )
@@ -146,7 +147,7 @@ func TestInflatingYieldsToThoseWithoutDebt(t *testing.T) {
 		in := &inbound{}
 		in.decoder = codec.Decoder{MaxMessage: 1 << 20, Inflater: sh.inflate(), Budget: 5000}
 		c := Assemble(Parts{Shard: sh, inbound: in})
-		c.Reassemble(Parts{Extension: &Extension{Work: &Workload{Conn: c, Index: -1, Used: Usage{Sum: used, At: sh.Began}, Suspended: true}}})
+		c.Reassemble(Parts{Extension: &Extension{Work: &Workload{Conn: c, Index: -1, Used: fair.Usage{Sum: used, At: sh.Began}, Suspended: true}}})
 		if _, _, ok, err := in.decoder.Next(bomb); ok || err != nil || !in.decoder.Suspended() {
 			t.Fatal(ok, err)
 		}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"carillon/codec"
+	"carillon/server/internal/drain"
 	"carillon/server/internal/envelope"
 	"carillon/server/stats"
 )
@@ -13,12 +14,12 @@ import (
 // walk it is cut into slices, by what it sends and not by what it looks at: looking costs 1 ns.
 type sweep struct {
 	running  bool
-	stalled  int            // of the connections that stall, those below this are still to be seen
-	table    int            // the one being swept
-	next     int            // its members below this are still to be seen
-	schedule *DrainSchedule // while the server drains
-	reached  uint64         // by the schedule
-	second   uint32         // the server's, if connections have a maximum age
+	stalled  int             // of the connections that stall, those below this are still to be seen
+	table    int             // the one being swept
+	next     int             // its members below this are still to be seen
+	schedule *drain.Schedule // while the server drains
+	reached  uint64          // by the schedule
+	second   uint32          // the server's, if connections have a maximum age
 }
 
 // sweepSends bounds the connections to which one slice of a sweep sends something.
@@ -35,7 +36,7 @@ func (sh *Shard) beginSweep() {
 	if !sh.sweep.running && !sh.stoodStill() {
 		sh.sweep = sweep{running: true, stalled: len(sh.Stalled), table: len(sh.tables), schedule: sh.Engine.Schedule.Load()}
 		if p := sh.sweep.schedule; p != nil {
-			sh.sweep.reached = p.progress(time.Now())
+			sh.sweep.reached = p.Progress(time.Now())
 		}
 		if sh.Engine.Settings().MaxAge > 0 {
 			sh.sweep.second = sh.Engine.UptimeSeconds()
@@ -150,12 +151,12 @@ func (g *Table) closeDue(i int) bool {
 func (g *Table) memberDue(i int) bool {
 	now, t, set, w := g.Shard.Clock, &g.Times[i], g.Shard.Engine.Settings(), &g.Shard.sweep
 	switch {
-	case w.schedule != nil && (g.Shard.GoingAway || w.schedule.position(g.Members[i].Conn.id) < w.reached):
+	case w.schedule != nil && (g.Shard.GoingAway || w.schedule.Position(g.Members[i].Conn.id) < w.reached):
 		g.Members[i].Conn.retire(w.schedule)
 	case w.second > 0 && g.Members[i].Conn.TooOld(w.second):
 		c := g.Members[i].Conn
 		g.Shard.Stats.Cut(stats.CutMaxAge)
-		c.StartClose(CloseOwn, codec.CloseGoingAway, withRetry("connection has reached connections.max_age", c.retryAfter(shortestReturn)))
+		c.StartClose(CloseOwn, codec.CloseGoingAway, drain.WithRetry("connection has reached connections.max_age", drain.RetryAfter(c.id, drain.ShortestReturn)))
 	case TimedOut(now, t.Message, set.IdleTimeout) && !g.Members[i].Conn.IsEvents() && !g.Members[i].Conn.IsSuspended():
 		g.Shard.Stats.Cut(stats.CutIdle)
 		g.Members[i].Conn.StartClose(CloseOwn, codec.CloseGoingAway, fmt.Sprintf("no message for %v", set.IdleTimeout))

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"io"
 	"time"
+
+	"carillon/server/internal/fair"
 )
 
 // Work on a loop is shared fairly. What comes on a connection is handled at once as long as that is quick. What takes
@@ -30,8 +32,8 @@ type Workload struct {
 	tag       time.Duration // the lowest is served first
 	order     uint64        // of those with the same tag
 	notBefore time.Duration // no tag is lower, in the queue's time
-	Used      Usage         // of the loop
-	offloaded Usage         // of the offload queue
+	Used      fair.Usage    // of the loop
+	offloaded fair.Usage    // of the offload queue
 	listed    bool          // in runQueue.charged
 	Served    bool          // it is the connection's turn now
 	MaxTurn   time.Duration // what that turn is charged for at most; 0 for no such limit
@@ -84,7 +86,7 @@ func (c *Conn) NeedWorkload() *Workload {
 func (c *Conn) settleWorkload(w *Workload) {
 	switch {
 	case w.Requests.len() > 0 || w.flights.number > 0 || w.Suspended || w.collects || w.Index >= 0:
-	case w.Used.isForgotten(c.sh.Began) && w.offloaded.isForgotten(c.sh.Began) && w.mistakes.none(c.sh.Clock):
+	case w.Used.IsForgotten(c.sh.Began) && w.offloaded.IsForgotten(c.sh.Began) && w.mistakes.none(c.sh.Clock):
 		c.ext.Work = nil
 	case !w.listed:
 		w.listed = true

@@ -1,4 +1,4 @@
-package reactor
+package drain
 
 import (
 	"slices"
@@ -22,13 +22,13 @@ func TestPlanIsEven(t *testing.T) {
 				for i := range ids {
 					ids[i] = id(i)
 				}
-				p := &DrainSchedule{Began: time.Now(), Pace: pace, Random: random, quantiles: thin(slices.Clone(ids), maxQuantiles)}
+				p := &Schedule{Began: time.Now(), Pace: pace, Random: random, quantiles: thin(slices.Clone(ids), maxQuantiles)}
 				gone := 0
 				for second := 1; second <= 10; second++ {
-					reached := p.progress(p.Began.Add(time.Duration(second) * time.Second))
+					reached := p.Progress(p.Began.Add(time.Duration(second) * time.Second))
 					now := 0
 					for _, id := range ids {
-						if p.position(id) < reached {
+						if p.Position(id) < reached {
 							now++
 						}
 					}
@@ -48,10 +48,10 @@ func TestPlanIsEven(t *testing.T) {
 func TestPlanOfFew(t *testing.T) {
 	for _, n := range []int{0, 1, 2, 3} {
 		ids := []uint64{7, 8, 1000}[:n]
-		p := &DrainSchedule{Began: time.Now(), Pace: time.Second, quantiles: thin(ids, maxQuantiles)}
+		p := &Schedule{Began: time.Now(), Pace: time.Second, quantiles: thin(ids, maxQuantiles)}
 		before := uint64(0)
 		for at := time.Duration(0); at < p.Pace; at += 10 * time.Millisecond {
-			if reached := p.progress(p.Began.Add(at)); reached < before {
+			if reached := p.Progress(p.Began.Add(at)); reached < before {
 				t.Fatalf("of %d: %d after %d", n, reached, before)
 			} else {
 				before = reached
@@ -60,7 +60,7 @@ func TestPlanOfFew(t *testing.T) {
 		if before > 1000 {
 			t.Errorf("of %d: all have gone before the end", n)
 		}
-		if p.progress(p.Ends()) != ^uint64(0) {
+		if p.Progress(p.Ends()) != ^uint64(0) {
 			t.Errorf("of %d: not everybody goes", n)
 		}
 	}
@@ -69,14 +69,14 @@ func TestPlanOfFew(t *testing.T) {
 // A client reads the hint of every reason that has one, and no other.
 func TestRetryOf(t *testing.T) {
 	for reason, want := range map[string]string{
-		withRetry("bye", 3200*time.Millisecond): "3200",
+		WithRetry("bye", 3200*time.Millisecond): "3200",
 		"bye; retry=5":                          "5",
 		"bye; retry=":                           "",
 		"bye; retry=soon":                       "",
 		"bye; retry=5\ndata: forged":            "",
 		"bye":                                   "",
 	} {
-		if got := retryOf(reason); got != want {
+		if got := RetryOf(reason); got != want {
 			t.Errorf("%q asks for %q, want %q", reason, got, want)
 		}
 	}

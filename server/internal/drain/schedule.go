@@ -1,6 +1,8 @@
-package reactor
+// Package drain says when each connection is closed while a server drains, and when its client shall come back.
+package drain
 
 import (
+	"iter"
 	"math"
 	"slices"
 	"strconv"
@@ -10,10 +12,10 @@ import (
 	"carillon/codec"
 )
 
-// DrainSchedule says when each connection is closed while the server drains. It is immutable, one for all shards,
-// and needs nothing of a connection but its id: the shards' sweeps ask how far the schedule has come and
-// close those whose turn that makes it.
-type DrainSchedule struct {
+// Schedule says when each connection is closed while the server drains. It is immutable, one for all loops, and needs
+// nothing of a connection but its id: the sweeps of the loops ask how far the schedule has come and close those whose
+// turn that makes it.
+type Schedule struct {
 	Began     time.Time
 	Pace      time.Duration // the time over which connections are closed; 0 is at once
 	Random    bool          // the order; otherwise the oldest go first
@@ -29,20 +31,15 @@ const maxQuantiles = 4096
 const returnRate = 1000
 
 const (
-	shortestReturn = time.Second
+	ShortestReturn = time.Second // over which at least clients are asked to come back
 	longestReturn  = time.Minute
 )
 
-// Plan fills in what follows from the number of connections.
-func (p *DrainSchedule) Plan(e *Engine, total int) {
-	p.back = min(max(time.Duration(total)*time.Second/returnRate-p.Pace, shortestReturn), longestReturn)
+// Plan fills in what follows from the number of connections, and from their ids, which it may look at.
+func (p *Schedule) Plan(total int, ids iter.Seq[uint64]) {
+	p.back = min(max(time.Duration(total)*time.Second/returnRate-p.Pace, ShortestReturn), longestReturn)
 	if p.Pace > 0 && !p.Random {
-		var ids []uint64
-		for c := range e.Conns() {
-			ids = append(ids, c.id)
-		}
-		slices.Sort(ids)
-		p.quantiles = thin(ids, maxQuantiles)
+		p.quantiles = thin(slices.Sorted(ids), maxQuantiles)
 	}
 }
 
@@ -59,13 +56,13 @@ func thin(sorted []uint64, most int) []uint64 {
 }
 
 // Over reports whether it is everybody's turn.
-func (p *DrainSchedule) Over(now time.Time) bool { return now.Sub(p.Began) >= p.Pace }
+func (p *Schedule) Over(now time.Time) bool { return now.Sub(p.Began) >= p.Pace }
 
 // Ends is when the last connection is asked to go.
-func (p *DrainSchedule) Ends() time.Time { return p.Began.Add(p.Pace) }
+func (p *Schedule) Ends() time.Time { return p.Began.Add(p.Pace) }
 
-// progress is how far the schedule has come: it is the turn of all whose place is below that.
-func (p *DrainSchedule) progress(now time.Time) uint64 {
+// Progress is how far the schedule has come: it is the turn of all whose place is below that.
+func (p *Schedule) Progress(now time.Time) uint64 {
 	if p.Over(now) {
 		return math.MaxUint64
 	}
@@ -85,8 +82,8 @@ func (p *DrainSchedule) progress(now time.Time) uint64 {
 	return low + uint64((at-float64(i))*float64(high-low))
 }
 
-// position is where a connection stands in the order.
-func (p *DrainSchedule) position(id uint64) uint64 {
+// Position is where a connection stands in the order.
+func (p *Schedule) Position(id uint64) uint64 {
 	if p.Random {
 		return mix(id)
 	}
@@ -101,37 +98,30 @@ func mix(x uint64) uint64 {
 	return x ^ x>>31
 }
 
-// retire closes a connection whose turn it is.
-func (c *Conn) retire(p *DrainSchedule) {
-	c.StartClose(CloseOwn, p.Code, withRetry("server is shutting down", c.retryAfter(p.back)))
+// Reason is why a connection is closed whose turn it is, with when its client shall connect again.
+func (p *Schedule) Reason(id uint64) string {
+	return WithRetry("server is shutting down", RetryAfter(id, p.back))
 }
 
-// retryAfter is when a client that is closed shall connect again. It is drawn from other bits of the id than
-// the order of the schedule, or those that are closed together would come back together.
-func (c *Conn) retryAfter(within time.Duration) time.Duration {
-	return 100*time.Millisecond + time.Duration(float64(mix(^c.id)>>11)/(1<<53)*float64(within))
+// RetryAfter is when the client of a connection that is closed shall connect again. It is drawn from other bits of the
+// id than the order of the schedule, or those that are closed together would come back together.
+func RetryAfter(id uint64, within time.Duration) time.Duration {
+	return 100*time.Millisecond + time.Duration(float64(mix(^id)>>11)/(1<<53)*float64(within))
 }
 
 // retryMark begins what the server asks of the client at the end of a close reason: see docs/protocol.md.
 const retryMark = "; retry="
 
-// withRetry appends to a close reason when the client shall connect again.
-func withRetry(reason string, after time.Duration) string {
+// WithRetry appends to a close reason when the client shall connect again.
+func WithRetry(reason string, after time.Duration) string {
 	return reason + retryMark + strconv.FormatInt(after.Milliseconds(), 10)
 }
 
-// retryOf is what withRetry has put into a reason, as text, or "".
-func retryOf(reason string) string {
+// RetryOf is what WithRetry has put into a reason, as text, or "".
+func RetryOf(reason string) string {
 	_, retry, _ := strings.Cut(reason, retryMark)
 	if strings.Trim(retry, "0123456789") != "" {
 		return "" // the reason is the application's
 	}
 	return retry
-}
-
-// TooOld reports whether a connection has reached its own maximum age.
-func (c *Conn) TooOld(second uint32) bool {
-	set := c.sh.Engine.Settings()
-	limit := set.MaxAge - time.Duration(c.share()*set.MaxAgeJitter*float64(set.MaxAge))
-	return set.MaxAge > 0 && time.Duration(second-c.opened)*time.Second >= limit // a reload may have turned it off since the sweep began
 }

@@ -1,14 +1,14 @@
-package reactor
+package fair
 
 import (
 	"testing"
 	"time"
 )
 
-// What was used is forgotten by half in UsageHalf, and costs a delay meanwhile.
+// What was used is forgotten by half in usageHalf, and costs a delay meanwhile.
 func TestUsage(t *testing.T) {
 	var u Usage
-	if !u.isForgotten(0) || u.Delay(time.Hour) != 0 {
+	if !u.IsForgotten(0) || u.Delay(time.Hour) != 0 {
 		t.Error("nothing was used")
 	}
 	u.Add(100*time.Millisecond, time.Second)
@@ -35,8 +35,8 @@ func TestUsage(t *testing.T) {
 		}
 	}
 	var long Usage
-	long.AddTurn(quantum+time.Millisecond, 0)
-	if got := long.Lately(0); got != quantum+(1+overrunWeight)*time.Millisecond {
+	long.AddTurn(Quantum+time.Millisecond, 0)
+	if got := long.Lately(0); got != Quantum+(1+overrunWeight)*time.Millisecond {
 		t.Errorf("a turn that could not be interrupted counts as %v", got)
 	}
 	for i := range 100 {

@@ -1,4 +1,4 @@
-package reactor
+package fair
 
 import (
 	"runtime"
@@ -15,20 +15,20 @@ func TestWorkClockLeavesOutWhatOthersTook(t *testing.T) {
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	clock := startWorkClock()
+	clock := StartWorkClock()
 	start := time.Now()
 	time.Sleep(20 * time.Millisecond)
-	if wall := time.Since(start); clock.took(wall) > wall/4 {
+	if wall := time.Since(start); clock.Took(wall) > wall/4 {
 		t.Errorf("sleep of %v is charged", wall)
 	}
 	start = time.Now()
 	_, before, _ := sys.ThreadTime()
 	for now := before; now-before < 10*time.Millisecond; _, now, _ = sys.ThreadTime() {
 	}
-	if got := clock.took(time.Since(start)); got < 5*time.Millisecond {
+	if got := clock.Took(time.Since(start)); got < 5*time.Millisecond {
 		t.Errorf("%v of work are charged of %v", got, time.Since(start))
 	}
-	if got := clock.took(quantum / 2); got != quantum/2 {
+	if got := clock.Took(Quantum / 2); got != Quantum/2 {
 		t.Errorf("a short turn is charged %v", got)
 	}
 }

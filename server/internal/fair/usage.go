@@ -1,17 +1,17 @@
-package reactor
+// Package fair shares a resource among clients by what each of them has used lately.
+package fair
 
-import (
-	"time"
+import "time"
 
-	"carillon/server/internal/sys"
-)
-
-// Usage is how much time a connection has used of something lately. It halves every UsageHalf, so for one that uses the
+// Usage is how much time a connection has used of something lately. It halves every usageHalf, so for one that uses the
 // same part all the time it is about that part of a second. The zero value is none. Owned by the loop.
 type Usage struct {
 	Sum time.Duration // as it was at that time
 	At  time.Duration // after the server was made
 }
+
+// Quantum is how long one client is served before others are.
+const Quantum = 150 * time.Microsecond
 
 const (
 	usageHalf = 700 * time.Millisecond
@@ -53,7 +53,7 @@ func (u *Usage) Add(used, now time.Duration) {
 
 // AddTurn adds a turn.
 func (u *Usage) AddTurn(took, now time.Duration) {
-	u.Add(took+overrunWeight*max(took-quantum, 0), now)
+	u.Add(took+overrunWeight*max(took-Quantum, 0), now)
 }
 
 // Delay is for how long others come first that have used nothing.
@@ -63,54 +63,25 @@ func (u *Usage) Delay(now time.Duration) time.Duration {
 	return min(delay, MaxDelay)
 }
 
-// isForgotten reports whether so little was used that it does not matter any more.
-func (u *Usage) isForgotten(now time.Duration) bool { return u.Lately(now) < 16*time.Microsecond }
+// IsForgotten reports whether so little was used that it does not matter any more.
+func (u *Usage) IsForgotten(now time.Duration) bool { return u.Lately(now) < 16*time.Microsecond }
 
-// virtualTime is the clock of a queue whose members are delayed by [Usage.Delay]. As in start-time fair queueing, it
+// VirtualTime is the clock of a queue whose members are delayed by [Usage.Delay]. As in start-time fair queueing, it
 // shows the tag of the member that was served last, and so falls behind the real time under overload. A client that has
 // used little then does not wait for all that came before it.
-type virtualTime time.Duration
+type VirtualTime time.Duration
 
 // maxBehind is how far it may fall behind, so that clients that have used much are served, too.
 const maxBehind = 500 * time.Millisecond
 
-// at returns the virtual time at a real time. In an empty queue they are the same.
-func (q *virtualTime) at(now time.Duration, empty bool) time.Duration {
+// At returns the virtual time at a real time. In an empty queue they are the same.
+func (q *VirtualTime) At(now time.Duration, empty bool) time.Duration {
 	if empty {
-		*q = virtualTime(now)
+		*q = VirtualTime(now)
 	}
-	*q = min(max(*q, virtualTime(now-maxBehind)), virtualTime(now))
+	*q = min(max(*q, VirtualTime(now-maxBehind)), VirtualTime(now))
 	return time.Duration(*q)
 }
 
-// served notes that the member with this tag is served.
-func (q *virtualTime) served(tag time.Duration) { *q = max(*q, virtualTime(tag)) }
-
-// workClock measures work on a loop without the time in which the system ran other threads instead: no connection is to
-// be charged for that. Owned by the loop.
-type workClock struct {
-	thread int
-	used   time.Duration // processor time of the thread
-	known  bool
-	short  time.Duration // what short pieces have taken since then
-}
-
-func startWorkClock() (w workClock) {
-	w.thread, w.used, w.known = sys.ThreadTime()
-	return w
-}
-
-// took returns the time to charge for a piece of work that ends now, after so much elapsed time. It asks for the
-// processor time only if that was longer than a quantum.
-func (w *workClock) took(wall time.Duration) time.Duration {
-	if wall <= quantum || !w.known {
-		w.short += wall
-		return wall
-	}
-	before := *w
-	*w = startWorkClock()
-	if w.thread != before.thread { // the goroutine has moved to another thread
-		return quantum
-	}
-	return min(max(w.used-before.used-before.short, 0), wall)
-}
+// Served notes that the member with this tag is served.
+func (q *VirtualTime) Served(tag time.Duration) { *q = max(*q, VirtualTime(tag)) }
