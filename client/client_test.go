@@ -341,7 +341,7 @@ func (l *line) cut() {
 	clear(l.links)
 }
 
-// freeze lets nothing pass any more on the connections that there are, and tells nobody.
+// freeze lets nothing pass any more on the connections that there are, without closing them.
 func (l *line) freeze() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -248,7 +248,7 @@ func BenchmarkInflateHostile(b *testing.B) {
 						}
 						work, done = work+budget-left, ok
 					}
-					least = min(least, longest) // without what the machine did beside it
+					least = min(least, longest) // without what else the machine did
 				}
 				b.ReportMetric(float64(least.Microseconds()), "longest-us")
 				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(work), "ns/work")

@@ -6,7 +6,7 @@ import (
 	"unicode/utf8"
 )
 
-// maxReason is what a close frame has room for beside its code.
+// maxReason is what a close frame has room for besides its code.
 const maxReason = maxControl - 2
 
 // AppendFrame appends one whole, unmasked frame to dst, as a server sends it (RFC 6455, section 5.1).

@@ -133,7 +133,7 @@ func TestFrameDeflated(t *testing.T) {
 		f.LeavePlain(9)
 		f.LeavePlain(12)
 		if got := f.DeflatedWithin(d, 8); &got[0] != &narrow[0] || &got[0] == &f.Plain()[0] {
-			t.Error("the frame has changed for those who have it compressed")
+			t.Error("the frame has changed for clients that get it compressed")
 		}
 		if got := f.DeflatedWithin(d, 11); &got[0] != &f.Plain()[0] {
 			t.Error("it was compressed all the same")

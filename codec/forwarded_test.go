@@ -34,14 +34,14 @@ func via(t testing.TB, headers ...string) *Via {
 }
 
 func TestClientBehindProxies(t *testing.T) {
-	const nobody = "10.0.0.1:4000" // the proxy itself
+	const proxy = "10.0.0.1:4000"
 	for _, test := range []struct {
 		sentence string
 		headers  []string
 		client   string
 		scheme   string
 	}{
-		{"a proxy that says nothing is the client", nil, nobody, ""},
+		{"a proxy that says nothing is the client", nil, proxy, ""},
 		{"a proxy names its client", []string{"X-Forwarded-For: 192.0.2.1"}, "192.0.2.1:0", ""},
 		{"header names are of any case", []string{"x-FORWARDED-for: 192.0.2.1", "X-forwarded-PROTO: HTTPS"}, "192.0.2.1:0", "https"},
 		{"a port may be there", []string{"X-Forwarded-For: 192.0.2.1:5000"}, "192.0.2.1:5000", ""},
@@ -57,25 +57,25 @@ func TestClientBehindProxies(t *testing.T) {
 		{"an unknown client is behind the last that is known", []string{"X-Forwarded-For: 192.0.2.1, unknown, 10.0.0.2"}, "10.0.0.2:0", ""},
 		{"a malformed element ends the walk", []string{"X-Forwarded-For: 192.0.2.1, 10.0.0.300, 10.0.0.2"}, "10.0.0.2:0", ""},
 		{"an empty element does", []string{"X-Forwarded-For: 192.0.2.1,,10.0.0.2"}, "10.0.0.2:0", ""},
-		{"an empty line does", []string{"X-Forwarded-For: 192.0.2.1", "X-Forwarded-For:"}, nobody, ""},
-		{"a name is no address", []string{"X-Forwarded-For: localhost"}, nobody, ""},
-		{"an address has no zone", []string{"X-Forwarded-For: fe80::1%eth0"}, nobody, ""},
-		{"an address has no leading zeros", []string{"X-Forwarded-For: 192.0.2.01"}, nobody, ""},
-		{"a port is a number", []string{"X-Forwarded-For: 192.0.2.1:x"}, nobody, ""},
-		{"a port is not empty", []string{"X-Forwarded-For: 192.0.2.1:"}, nobody, ""},
-		{"a port has 16 bits", []string{"X-Forwarded-For: 192.0.2.1:65536"}, nobody, ""},
-		{"brackets are for IPv6", []string{"X-Forwarded-For: [192.0.2.1]:80"}, nobody, ""},
-		{"brackets are closed", []string{"X-Forwarded-For: [2001:db8::1"}, nobody, ""},
-		{"behind brackets there is a port or nothing", []string{"X-Forwarded-For: [2001:db8::1]80"}, nobody, ""},
-		{"quotes are not for this header", []string{`X-Forwarded-For: "192.0.2.1"`}, nobody, ""},
+		{"an empty line does", []string{"X-Forwarded-For: 192.0.2.1", "X-Forwarded-For:"}, proxy, ""},
+		{"a name is no address", []string{"X-Forwarded-For: localhost"}, proxy, ""},
+		{"an address has no zone", []string{"X-Forwarded-For: fe80::1%eth0"}, proxy, ""},
+		{"an address has no leading zeros", []string{"X-Forwarded-For: 192.0.2.01"}, proxy, ""},
+		{"a port is a number", []string{"X-Forwarded-For: 192.0.2.1:x"}, proxy, ""},
+		{"a port is not empty", []string{"X-Forwarded-For: 192.0.2.1:"}, proxy, ""},
+		{"a port has 16 bits", []string{"X-Forwarded-For: 192.0.2.1:65536"}, proxy, ""},
+		{"brackets are for IPv6", []string{"X-Forwarded-For: [192.0.2.1]:80"}, proxy, ""},
+		{"brackets are closed", []string{"X-Forwarded-For: [2001:db8::1"}, proxy, ""},
+		{"behind brackets there is a port or nothing", []string{"X-Forwarded-For: [2001:db8::1]80"}, proxy, ""},
+		{"quotes are not for this header", []string{`X-Forwarded-For: "192.0.2.1"`}, proxy, ""},
 		{"the walk ends after 32 proxies", []string{"X-Forwarded-For: 192.0.2.1" + strings.Repeat(", 10.0.0.7", 40)}, "10.0.0.7:0", ""},
 
 		{"the scheme is told", []string{"X-Forwarded-For: 192.0.2.1", "X-Forwarded-Proto: https"}, "192.0.2.1:0", "https"},
 		{"the scheme may be WebSocket's", []string{"X-Forwarded-For: 192.0.2.1", "X-Forwarded-Proto: wss"}, "192.0.2.1:0", "https"},
-		{"the scheme may be told alone", []string{"X-Forwarded-Proto: http"}, nobody, "http"},
+		{"the scheme may be told alone", []string{"X-Forwarded-Proto: http"}, proxy, "http"},
 		{"another scheme says nothing", []string{"X-Forwarded-For: 192.0.2.1", "X-Forwarded-Proto: gopher"}, "192.0.2.1:0", ""},
 		{"one scheme is for all proxies", []string{"X-Forwarded-For: 192.0.2.1, 10.0.0.2", "X-Forwarded-Proto: https"}, "192.0.2.1:0", "https"},
-		{"of several schemes the client's is beside its address", []string{"X-Forwarded-For: 192.0.2.1, 10.0.0.2", "X-Forwarded-Proto: https, http"}, "192.0.2.1:0", "https"},
+		{"of several schemes the client's has the position of its address", []string{"X-Forwarded-For: 192.0.2.1, 10.0.0.2", "X-Forwarded-Proto: https, http"}, "192.0.2.1:0", "https"},
 		{"a scheme that the client invented does not count", []string{"X-Forwarded-For: 192.0.2.1", "X-Forwarded-Proto: https, http"}, "192.0.2.1:0", "http"},
 
 		{"the standard's header names the client", []string{"Forwarded: for=192.0.2.1"}, "192.0.2.1:0", ""},
@@ -91,21 +91,21 @@ func TestClientBehindProxies(t *testing.T) {
 		{"a quote that never ends does not swallow what is appended", []string{`Forwarded: for="198.51.100.66, for=192.0.2.1`}, "192.0.2.1:0", ""},
 		{"nor over lines", []string{`Forwarded: for="`, `Forwarded: for=192.0.2.1`}, "192.0.2.1:0", ""},
 		{"a client may be unknown", []string{"Forwarded: for=198.51.100.66, for=unknown, for=10.0.0.2"}, "10.0.0.2:0", ""},
-		{"a client may be hidden", []string{"Forwarded: for=_hidden;proto=https"}, nobody, "https"},
-		{"an element without a client ends the walk", []string{"Forwarded: for=198.51.100.66, proto=https"}, nobody, "https"},
-		{"IPv6 must be in quotes", []string{"Forwarded: for=[2001:db8::1]"}, nobody, ""},
-		{"IPv6 must be in brackets", []string{`Forwarded: for="2001:db8::1"`}, nobody, ""},
-		{"a client must not be named twice", []string{"Forwarded: for=192.0.2.1;for=192.0.2.2"}, nobody, ""},
-		{"a scheme must not be named twice", []string{"Forwarded: for=192.0.2.1;proto=http;proto=https"}, nobody, ""},
-		{"a backslash is not needed", []string{`Forwarded: for="192.0.2.\1"`}, nobody, ""},
-		{"a pair has an equals sign", []string{"Forwarded: 192.0.2.1"}, nobody, ""},
-		{"a pair has a value", []string{"Forwarded: for="}, nobody, ""},
-		{"a name has no spaces", []string{"Forwarded: for =192.0.2.1"}, nobody, ""},
-		{"behind quotes comes a semicolon", []string{`Forwarded: for="192.0.2.1"x`}, nobody, ""},
+		{"a client may be hidden", []string{"Forwarded: for=_hidden;proto=https"}, proxy, "https"},
+		{"an element without a client ends the walk", []string{"Forwarded: for=198.51.100.66, proto=https"}, proxy, "https"},
+		{"IPv6 must be in quotes", []string{"Forwarded: for=[2001:db8::1]"}, proxy, ""},
+		{"IPv6 must be in brackets", []string{`Forwarded: for="2001:db8::1"`}, proxy, ""},
+		{"a client must not be named twice", []string{"Forwarded: for=192.0.2.1;for=192.0.2.2"}, proxy, ""},
+		{"a scheme must not be named twice", []string{"Forwarded: for=192.0.2.1;proto=http;proto=https"}, proxy, ""},
+		{"a backslash is not needed", []string{`Forwarded: for="192.0.2.\1"`}, proxy, ""},
+		{"a pair has an equals sign", []string{"Forwarded: 192.0.2.1"}, proxy, ""},
+		{"a pair has a value", []string{"Forwarded: for="}, proxy, ""},
+		{"a name has no spaces", []string{"Forwarded: for =192.0.2.1"}, proxy, ""},
+		{"behind quotes comes a semicolon", []string{`Forwarded: for="192.0.2.1"x`}, proxy, ""},
 
 		{"X-Forwarded-For goes before Forwarded", []string{"Forwarded: for=198.51.100.66", "X-Forwarded-For: 192.0.2.1"}, "192.0.2.1:0", ""},
-		{"also when it is malformed", []string{"Forwarded: for=198.51.100.66", "X-Forwarded-For: x"}, nobody, ""},
-		{"beside Forwarded, a scheme without it means nothing", []string{"Forwarded: for=192.0.2.1", "X-Forwarded-Proto: https"}, "192.0.2.1:0", ""},
+		{"also when it is malformed", []string{"Forwarded: for=198.51.100.66", "X-Forwarded-For: x"}, proxy, ""},
+		{"with Forwarded, X-Forwarded-Proto alone means nothing", []string{"Forwarded: for=192.0.2.1", "X-Forwarded-Proto: https"}, "192.0.2.1:0", ""},
 	} {
 		t.Run(test.sentence, func(t *testing.T) {
 			v := via(t, test.headers...)
@@ -130,14 +130,14 @@ func TestForwardedHost(t *testing.T) {
 		headers      []string
 		scheme, host string
 	}{
-		{"nobody tells it", []string{"X-Forwarded-For: 192.0.2.1"}, "", ""},
+		{"no header tells it", []string{"X-Forwarded-For: 192.0.2.1"}, "", ""},
 		{"it is told", []string{"X-Forwarded-For: 192.0.2.1", "X-Forwarded-Proto: https", "X-FORWARDED-HOST: a.example:8443"}, "https", "a.example:8443"},
 		{"it may be told alone", []string{"X-Forwarded-Host: a.example"}, "", "a.example"},
 		{"one is for all proxies", []string{"X-Forwarded-For: 192.0.2.1, 10.0.0.2", "X-Forwarded-Host: a.example"}, "", "a.example"},
-		{"of several the client's is beside its address", []string{"X-Forwarded-For: 192.0.2.1, 10.0.0.2", "X-Forwarded-Host: x, a.example, b.example"}, "", "a.example"},
+		{"of several the client's has the position of its address", []string{"X-Forwarded-For: 192.0.2.1, 10.0.0.2", "X-Forwarded-Host: x, a.example, b.example"}, "", "a.example"},
 		{"the standard's header has it", []string{"Forwarded: for=192.0.2.1;proto=https;host=a.example, for=10.0.0.2;host=b.example"}, "https", "a.example"},
 		{"there it must not be named twice", []string{"Forwarded: for=192.0.2.1;host=a.example;host=b.example"}, "", ""},
-		{"beside Forwarded, one without it means nothing", []string{"Forwarded: for=192.0.2.1", "X-Forwarded-Host: a.example"}, "", ""},
+		{"with Forwarded, X-Forwarded-Host alone means nothing", []string{"Forwarded: for=192.0.2.1", "X-Forwarded-Host: a.example"}, "", ""},
 	} {
 		t.Run(test.sentence, func(t *testing.T) {
 			v := via(t, test.headers...)

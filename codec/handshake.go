@@ -86,10 +86,9 @@ func (r *Request) NamesWebSocket() bool {
 	return false
 }
 
-// CheckUpgrade reports, as a *[Rejection], why the request is not the opening handshake of a client
-// (RFC 6455, section 4.2.1). A client that does not ask for WebSocket at all, or for another version
-// of it, learns from a 426 what it could ask for (section 4.2.2). The version is checked before what
-// depends on it: drafts had other headers, and a body.
+// CheckUpgrade reports, as a *[Rejection], why the request is not the opening handshake of a client (RFC 6455, section
+// 4.2.1). A client that does not ask for WebSocket at all, or for another version of it, is told by a 426 what it could
+// ask for (section 4.2.2). The version is checked before what depends on it: drafts had other headers, and a body.
 func (r *Request) CheckUpgrade() error {
 	if string(r.Method) != "GET" {
 		return errMethod

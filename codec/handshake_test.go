@@ -70,7 +70,7 @@ func TestCheckUpgrade(t *testing.T) {
 		{"methods have a case", change("GET", "get"), 405, "Allow: GET"},
 
 		{"a browser's visit", lines("GET / HTTP/1.1", "Host: h"), 426, "Upgrade: websocket"},
-		{"it learns the version too", lines("GET / HTTP/1.1", "Host: h"), 426, "Sec-WebSocket-Version: 13"},
+		{"the answer has the version too", lines("GET / HTTP/1.1", "Host: h"), 426, "Sec-WebSocket-Version: 13"},
 		{"an upgrade to something else", change("Upgrade: websocket", "Upgrade: h2c"), 426, "Upgrade: websocket"},
 		{"an upgrade to something similar", change("Upgrade: websocket", "Upgrade: websockets"), 426, "Upgrade: websocket"},
 		{"no Connection header", change(connection, ""), 400, ""},
@@ -94,12 +94,12 @@ func TestCheckUpgrade(t *testing.T) {
 		{"version 13, 8 is no number", version("13, 8"), 400, ""},
 		{"version thirteen is no number", version("thirteen"), 400, ""},
 		{"an empty version is no number", version(""), 400, ""},
-		{"a version missing beside a key", change(verLine, ""), 400, ""},
+		{"a key without a version", change(verLine, ""), 400, ""},
 		{"draft 75 has neither key nor version", strings.Replace(change(keyLine, ""), verLine, "", 1), 426, "Sec-WebSocket-Version: 13"},
 		{"draft 76 has two keys of its own", strings.Replace(change(keyLine, "Sec-WebSocket-Key1: 18x 6]8vM;54 *(5:  {   U1]8  z [  8\r\nSec-WebSocket-Key2: 1_ tx7X d  <  nw  334J702) 7]o}` 0\r\n"), verLine, "", 1), 426, "Sec-WebSocket-Version: 13"},
 		{"draft 76 has a body", strings.Replace(change(keyLine, "Sec-WebSocket-Key1: 1 2\r\nSec-WebSocket-Key2: 3 4\r\nContent-Length: 8\r\n"), verLine, "", 1), 426, "Sec-WebSocket-Version: 13"},
 		{"the version counts before a body", strings.Replace(upgradeHead("Content-Length: 5"), "Version: 13", "Version: 8", 1), 426, "Sec-WebSocket-Version: 13"},
-		{"draft 76 beside a key of today", change(verLine, "Sec-WebSocket-Key2: 1\r\n"), 426, "Sec-WebSocket-Version: 13"},
+		{"draft 76 with a key of today", change(verLine, "Sec-WebSocket-Key2: 1\r\n"), 426, "Sec-WebSocket-Version: 13"},
 
 		{"no key", change(keyLine, ""), 400, ""},
 		{"an empty key", key(""), 400, ""},

@@ -154,7 +154,7 @@ func TestParse(t *testing.T) {
 
 		{"no Host", lines("GET / HTTP/1.1", "A: b"), 400},
 		{"no headers at all", lines("GET / HTTP/1.1"), 400},
-		{"no Host beside an absolute target", lines("GET http://h/ HTTP/1.1", "A: b"), 400},
+		{"no Host with an absolute target", lines("GET http://h/ HTTP/1.1", "A: b"), 400},
 		{"two Hosts", lines("GET / HTTP/1.1", "Host: h", "Host: h"), 400},
 		{"two Hosts in different case", lines("GET / HTTP/1.1", "Host: h", "hosT: h"), 400},
 		{"an empty Host", host(""), 400},
@@ -220,7 +220,7 @@ func TestRequestParts(t *testing.T) {
 	}
 }
 
-// A handshake cannot be HTTP/1.0, but who serves pages too has to know what was asked for.
+// A handshake cannot be HTTP/1.0, but a server of pages has to know what was asked for.
 func TestARequestOfHTTP10CanBeRead(t *testing.T) {
 	var r Request
 	err := r.Parse([]byte(lines("GET /a?b HTTP/1.0", "Host: h", "X-One: 1")))

@@ -63,7 +63,7 @@ func overlapping(n int) string { return deflated(strings.Repeat("abc", n/3)) }
 func TestBudget(t *testing.T) {
 	const (
 		budget = 10_000
-		most   = 40 // bytes of work that a byte of a message can make, beside what it becomes
+		most   = 40 // bytes of work that a byte of a message can make, besides what it becomes
 	)
 	for name, message := range hostile() {
 		t.Run(name, func(t *testing.T) {
@@ -289,7 +289,7 @@ func TestYield(t *testing.T) {
 	}
 	other := &Decoder{MaxMessage: 1 << 20, Inflater: f, Budget: 5000}
 	if _, _, _, err := other.Next([]byte(bomb)); err != nil || !other.InProgress() || !d.PutOff() {
-		t.Fatal("nobody else has its place", err)
+		t.Fatal("no other message has its place", err)
 	}
 	d.Budget = 5000
 	if _, _, ok, err := d.Next(nil); ok || err != nil || d.InProgress() {

@@ -2,10 +2,9 @@ package codec
 
 import "encoding/binary"
 
-// inflation is the decompression of one message (RFC 1951; RFC 7692, section 7.2.2). It pauses after any
-// symbol and goes on from there: all that compress/flate has on its stack between two bytes is here.
-// Because the whole message stays in memory, in as well as out, it needs no window of its own and takes
-// 6 KB beside them.
+// inflation is the decompression of one message (RFC 1951; RFC 7692, section 7.2.2). It pauses after any symbol and
+// goes on from there: all that compress/flate has on its stack between two bytes is here. Because the whole message
+// stays in memory, in as well as out, it needs no window of its own and takes 6 KB besides them.
 type inflation struct {
 	in    []byte // the message as it came; inflateTail follows it
 	at    int    // next byte to load, in the two of them
@@ -37,8 +36,8 @@ const (
 // section 7.2.1). One more empty block, a final one, makes that the end of the stream.
 const inflateTail = "\x00\x00\xff\xff" + "\x01\x00\x00\xff\xff"
 
-// The work that a block costs beside the bytes that it takes and makes, in bytes that cost as much. It
-// is what a header without content takes, see BenchmarkInflateHostile.
+// The work that a block costs besides the bytes that it takes and makes, in bytes that cost as much. It is what a
+// header without content takes, see BenchmarkInflateHostile.
 const (
 	workBlock = 16
 	workCodes = 256

@@ -26,10 +26,10 @@ func TestListenersAreFound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nobody := netip.AddrPortFrom(target.Address.Addr(), 1)
-	pids := listeners([]netip.AddrPort{nobody, target.Address})
+	closed := netip.AddrPortFrom(target.Address.Addr(), 1)
+	pids := listeners([]netip.AddrPort{closed, target.Address})
 	if len(pids) != 2 || len(pids[0]) != 0 || len(pids[1]) != 1 || pids[1][0] != os.Getpid() {
-		t.Errorf("%v, want nobody and this process, %d", pids, os.Getpid())
+		t.Errorf("%v, want none and this process, %d", pids, os.Getpid())
 	}
 	c, err := usageOf(os.Getpid())
 	if err != nil || c.rss < 1<<20 || c.threads < 1 {

@@ -30,7 +30,7 @@ func TestOptions(t *testing.T) {
 		{"more publishers than connections", "fanout", func(o *options) { o.Publishers = 1001 }, "--publishers"},
 		{"no depth and no rate", "echo", func(o *options) { o.Depth = 0 }, "--depth"},
 		{"no end", "idle", func(o *options) { o.Duration = 0 }, "--duration"},
-		{"cut by nobody", "storm", func(o *options) { o.CutBy = "nobody" }, "--cut"},
+		{"cut by an unknown side", "storm", func(o *options) { o.CutBy = "nobody" }, "--cut"},
 		{"a header that would be two", "idle", func(o *options) { o.Headers = []string{"A: b\r\nC: d"} }, "header"},
 		{"no URL", "idle", func(o *options) { o.URLs = nil }, "no URL"},
 		{"a URL twice", "idle", func(o *options) { o.URLs = []string{"ws://a/", "ws://b/", "ws://a/"} }, "duplicate URL ws://a/"},

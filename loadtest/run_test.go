@@ -222,7 +222,7 @@ func TestRunsThatCannotBegin(t *testing.T) {
 		{name: "wrong accept key", server: &faulty{accept: "AAAAAAAAAAAAAAAAAAAAAAAAAAA="}, want: "wrong Sec-WebSocket-Accept"},
 		{name: "not HTTP", server: &faulty{answer: "220 mail.example.com ESMTP\r\n"}, want: "does not speak HTTP"},
 		{name: "half a head", server: &faulty{answer: "HTTP/1.1 101 Switching Protocols\r\n" + good}, want: "closed the connection"},
-		{name: "nobody there", url: "ws://127.0.0.1:1/", want: "nothing listens at 127.0.0.1:1"},
+		{name: "nothing listens", url: "ws://127.0.0.1:1/", want: "nothing listens at 127.0.0.1:1"},
 		{name: "wss", url: "wss://127.0.0.1:1/", want: "wss is not supported"},
 		{name: "no URL", url: "localhost", want: "is not a WebSocket URL"},
 		{name: "no host", url: "ws:///echo", want: "is not a WebSocket URL"},
@@ -259,7 +259,7 @@ func TestServerThatDies(t *testing.T) {
 		t.Errorf("error %q, connections %+v", r.Error, r.Connections)
 	}
 	if m := r.Messages; m == nil || m.Received == 0 || r.Latency == nil || r.Seconds > 10 {
-		t.Errorf("what was measured before is gone: %+v in %g s", m, r.Seconds)
+		t.Errorf("earlier measurements are gone: %+v in %g s", m, r.Seconds)
 	}
 }
 
@@ -285,7 +285,7 @@ func TestServerThatClosesOneConnection(t *testing.T) {
 		t.Errorf("%+v, %+v", r.Connections, m)
 	}
 	if r.Completion == nil || r.Completion.Count != 50 {
-		t.Errorf("50 messages reached everybody, and these are complete: %+v", r.Completion)
+		t.Errorf("50 messages reached all clients, and these are complete: %+v", r.Completion)
 	}
 }
 

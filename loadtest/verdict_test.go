@@ -15,7 +15,7 @@ func TestBackAt(t *testing.T) {
 		{"all of four", 4, 1, 3},
 		{"half of eight", 8, 0.5, 3},
 		{"all of eight, who never came", 8, 1, 0},
-		{"nobody to wait for", 0, 1, 0},
+		{"none to wait for", 0, 1, 0},
 	} {
 		if got := backAt(back, tt.of, 1e9, tt.share); got != tt.want {
 			t.Errorf("%s: %g s, want %g", tt.name, got, tt.want)

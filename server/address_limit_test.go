@@ -63,7 +63,7 @@ func TestConnectionsPerAddress(t *testing.T) {
 	for _, c := range all {
 		_ = c.conn.Close()
 	}
-	eventually(t, "nobody is remembered", func() bool { return s.engine.Addresses.Len() == 0 })
+	eventually(t, "no address is remembered", func() bool { return s.engine.Addresses.Len() == 0 })
 }
 
 // Mallory opens many sockets and says nothing. Those beyond a few more than she may have are answered at
@@ -154,8 +154,7 @@ func TestConnectionsPerAddressBehindProxies(t *testing.T) {
 	}
 }
 
-// What comes from a balancer without a word about the client may come from many clients: there is nobody
-// to limit.
+// A connection from a balancer that does not name the client may stand for many clients, so it is not limited.
 func TestABalancerIsExempt(t *testing.T) {
 	s := start(t, Options{
 		Endpoints:     echoAndBroadcast(),

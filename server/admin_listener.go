@@ -19,9 +19,9 @@ import (
 	"carillon/server/internal/option"
 )
 
-// Internal is the HTTP interface for the application's own services and its operators: publishing,
-// topics, connections. Its reference is openapi.json. Whoever reaches it may do everything that it can,
-// so it stands on an address of its own.
+// Internal is the HTTP interface for the application's own services and its operators: publishing, topics, connections.
+// Its reference is openapi.json. Any client that reaches it may do everything that it offers, so it stands on an
+// address of its own.
 type Internal struct {
 	// Listen is the address of the interface, as in [Options].Listen: host:port, where port 0 lets the kernel choose
 	// (see [Server.InternalAddr]), or unix:/path. "off" opens no port, which is the default: [Server.API] can be

@@ -57,7 +57,7 @@ func TestInternalOptions(t *testing.T) {
 	}
 }
 
-// Only who has the token is let in, whatever is asked for.
+// Only a client that has the token is let in, whatever it asks for.
 func TestInternalToken(t *testing.T) {
 	s := start(t, Options{Internal: Internal{Listen: "127.0.0.1:0", Token: "open-sesame-to-all"}, Endpoints: echoAndBroadcast()})
 	for _, row := range []struct {
@@ -145,9 +145,9 @@ func TestInternalAddr(t *testing.T) {
 	}
 }
 
-// A service has sent half of a message when the server is told to end. As long as alice is there the
-// interface answers everybody. Then nobody new comes in, and who asks for nothing is not waited for; the
-// service sends the rest and is answered.
+// A service has sent half of a message when the server is told to end. While alice is there the interface answers all
+// requests. Then no new connection is accepted, and idle ones are not waited for; the service sends the rest and is
+// answered.
 func TestInternalShutdown(t *testing.T) {
 	s := withAPI(t, Options{Drain: Drain{Duration: -1, Deadline: patience}, Limits: Limits{CloseTimeout: patience}})
 	alice := dial(t, s, "/ws?topic=a")
@@ -247,7 +247,7 @@ func (e *endless) Read(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// A body that does not arrive is answered; one that ends early is too, where anybody is left to hear it.
+// A body that does not arrive is answered; one that ends early is too, if the client can still read.
 func TestInternalSlowBody(t *testing.T) {
 	s := withAPI(t, Options{})
 	h := s.API()

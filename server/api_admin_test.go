@@ -80,7 +80,7 @@ func TestAPITopics(t *testing.T) {
 func TestAPITopic(t *testing.T) {
 	s := withAPI(t, Options{Topics: []TopicRule{{Match: "a/b", History: 2}}})
 	dial(t, s, "/ws?topic=a/b")
-	eventually(t, "somebody is subscribed", func() bool { return len(s.Subscribers("a/b")) == 1 })
+	eventually(t, "the client is subscribed", func() bool { return len(s.Subscribers("a/b")) == 1 })
 	for range 3 {
 		call(t, s, "POST", "/v1/topics/a%2Fb/messages", "12345").is(t, 200)
 	}
@@ -160,8 +160,7 @@ func allConnections(t *testing.T, s *Server, limit int, between func()) (all []a
 	}
 }
 
-// Alice, bob and 20 others are connected. The pages show each of them once, also while connections that
-// nobody asked for come and go.
+// Alice, bob and 20 others are connected. The pages show each of them once, also while other connections come and go.
 func TestAPIConnections(t *testing.T) {
 	s := withAPI(t, Options{})
 	alice := dial(t, s, "/ws?topic=a&topic=b", speakJSON)
@@ -291,8 +290,8 @@ func TestAPIQueuedBytesOfABusyLoop(t *testing.T) {
 	}
 }
 
-// A connection that closes by itself while an operator closes it is closed, and the operator is told so as long as it
-// is listed, twice if need be, or that it is not there. So is who asks about it.
+// A connection that closes by itself while an operator closes it is closed, and the operator is told so while it is
+// listed, twice if need be, or that it is not there. So is a client that asks about it.
 func TestAPICloseConnectionThatCloses(t *testing.T) {
 	blocked, release := make(chan struct{}), make(chan struct{})
 	s := withAPI(t, Options{Loops: 1, Endpoints: []Endpoint{{Path: "/block", Handler: Handler{Message: func(*Conn, Opcode, []byte) {

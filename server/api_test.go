@@ -132,7 +132,7 @@ func TestAPIPublishTwice(t *testing.T) {
 func TestAPIOverloaded(t *testing.T) {
 	s := withAPI(t, Options{Limits: Limits{MaxBacklog: 1000}})
 	dial(t, s, "/ws?topic=a")
-	eventually(t, "somebody is subscribed", func() bool { return len(s.Subscribers("a")) == 1 })
+	eventually(t, "the client is subscribed", func() bool { return len(s.Subscribers("a")) == 1 })
 	body := strings.Repeat("x", 2000)
 	for _, path := range []string{"/v1/topics/a/messages", "/v1/broadcast"} {
 		a := call(t, s, "POST", path, body).isProblem(t, 503, "overloaded", "limits.max_backlog")

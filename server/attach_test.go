@@ -59,7 +59,7 @@ func TestSetHandler(t *testing.T) {
 	}
 }
 
-// drainCalls waits until nobody is connected and lists what was called.
+// drainCalls waits until no client is connected and lists what was called.
 func drainCalls(s *Server, t *testing.T, calls chan string) string {
 	t.Helper()
 	eventually(t, "all are gone", func() bool { return s.Stats().Sockets == 0 })
@@ -148,7 +148,7 @@ func TestSetHandlerUnderTraffic(t *testing.T) {
 	}
 }
 
-// changeUntilClosed sets one handler after the other on a connection that nobody else changes.
+// changeUntilClosed sets one handler after the other on a connection that no other goroutine changes.
 func changeUntilClosed(t *testing.T, s *Server, handler func(int64) Handler, last map[*Conn]int64, mu *sync.Mutex) {
 	var conn *Conn
 	mu.Lock()
@@ -229,7 +229,7 @@ func TestContext(t *testing.T) {
 	}
 }
 
-// Whoever asks for the context late, or while the connection closes, gets one that ends.
+// A caller that asks for the context late, or while the connection closes, gets one that ends.
 func TestContextOfAClosedConnection(t *testing.T) {
 	closing := make(chan *Conn)
 	s := start(t, Options{Endpoints: []Endpoint{{Path: "/", Handler: Handler{Close: func(c *Conn, why error) {

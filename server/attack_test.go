@@ -125,8 +125,8 @@ func many(n int) int {
 	return n
 }
 
-// What strangers may do to a server, each beside a citizen who must not suffer for it. Afterwards the
-// server has counted it, and is as small as it was before.
+// What strangers may do to a server, each next to a citizen who must not suffer from it. Afterwards the server has
+// counted it, and is as small as it was before.
 func TestUnderAttack(t *testing.T) {
 	for _, row := range []attack{
 		{
@@ -206,7 +206,7 @@ func TestUnderAttack(t *testing.T) {
 			counted: cutFor(CutIdle), at: uint64(many(100)),
 		},
 		{
-			sentence: "a flood of pings whose answers nobody reads",
+			sentence: "a flood of pings whose answers are not read",
 			run: func(t *testing.T, s *Server) {
 				raid(t, s, many(10), func(conn net.Conn) {
 					if enter(conn, "/echo") {
@@ -241,7 +241,7 @@ func TestUnderAttack(t *testing.T) {
 			counted: closedWith(codec.ClosePolicyViolation), at: uint64(many(50)),
 		},
 		{
-			sentence: "tiny frames whose echoes nobody reads",
+			sentence: "tiny frames whose echoes are not read",
 			options: func(o *Options) {
 				o.Endpoints[0].SlowConsumer.MaxQueue = 64 << 10
 				o.Limits.CloseTimeout = few
@@ -306,7 +306,7 @@ func TestUnderAttack(t *testing.T) {
 			counted: closedWith(codec.CloseMessageTooBig), at: uint64(many(200)),
 		},
 		{
-			sentence: "peers that are gone without a word",
+			sentence: "peers that vanish without a close",
 			options: func(o *Options) {
 				o.Ping = Ping{Interval: few, Timeout: enough, Jitter: -1}
 				o.Limits.CloseTimeout = few
@@ -410,7 +410,7 @@ func TestUnderAttack(t *testing.T) {
 			counted: cutFor(CutMistakes), at: uint64(many(20)),
 		},
 		{
-			sentence: "large answers that nobody waits for",
+			sentence: "large answers that are not waited for",
 			options:  func(o *Options) { o.Topics = []TopicRule{{Match: "past", History: 1000}} },
 			run: func(t *testing.T, s *Server) {
 				for range 1000 {

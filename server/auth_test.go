@@ -10,8 +10,8 @@ import (
 	"carillon/codec"
 )
 
-// Alice may subscribe to her own prices and publish her orders, bob may do nothing, and cathy what the
-// endpoint allows. Nobody may do what the endpoint does not allow, whatever the token says.
+// Alice may subscribe to her own prices and publish her orders, bob may do nothing, and cathy what the endpoint allows.
+// No client may do what the endpoint does not allow, whatever the token says.
 func TestClaimsLimitTopics(t *testing.T) {
 	i := newIssuer(t)
 	ep := i.endpoint("EdDSA")

@@ -70,7 +70,7 @@ func (c *Conn) info(queued *int) admin.Connection {
 	return info
 }
 
-// fullInfo is all that is told of one connection.
+// fullInfo is the full description of one connection.
 func (c *Conn) fullInfo() admin.Connection {
 	info := c.info(queuedBytes([]*Conn{c})[0])
 	names := c.Subscriptions()

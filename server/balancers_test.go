@@ -17,7 +17,7 @@ import (
 
 // The balancers of this file were written by others.
 
-// freeAddress is one that nobody listens on, for a program that cannot be told to choose.
+// freeAddress is one where nothing listens, for a program that cannot be told to choose.
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	return testenv.Address(t)

@@ -19,7 +19,7 @@ func quiet(loops int) Options {
 	return Options{Loops: loops, Endpoints: echoAndBroadcast(), Ping: Ping{Interval: -1}}
 }
 
-// isTrial reports whether benchmarks run once, as in .ci/bench: nobody reads the figures, so a few samples do.
+// isTrial reports whether benchmarks run once, as in .ci/bench: the figures are not used, so a few samples do.
 func isTrial() bool { return flag.Lookup("test.benchtime").Value.String() == "1x" }
 
 // samples is how many echoes a benchmark of latencies times.

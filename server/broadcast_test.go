@@ -15,7 +15,7 @@ import (
 	"carillon/internal/testenv"
 )
 
-// Everybody on the path gets each message, the sender included, and nobody else does.
+// All connections on the path get each message, the sender included, and no others do.
 func TestBroadcastReachesItsPath(t *testing.T) {
 	s := start(t, Options{Endpoints: append(echoAndBroadcast(), Endpoint{Path: "/other", Mode: ModeBroadcast})})
 	alice, bob, other := dial(t, s, "/broadcast"), dial(t, s, "/broadcast"), dial(t, s, "/other")
@@ -139,8 +139,8 @@ func TestSenderOrder(t *testing.T) {
 	check("a handler")
 }
 
-// Connections come and go while a walk is under way. Whoever stays gets every message from its first
-// one on, exactly once and in order.
+// Connections come and go while a walk is under way. A connection that stays gets every message from its first one on,
+// exactly once and in order.
 func TestMembersChangeDuringWalks(t *testing.T) {
 	stay, churners := 400, 40
 	if testenv.Race {
@@ -176,7 +176,7 @@ func TestMembersChangeDuringWalks(t *testing.T) {
 		c := dial(t, s, "/room")
 		all.Go(func() {
 			if err := follow(c, -1); err != nil {
-				t.Errorf("one who stays: %v", err)
+				t.Errorf("a client that stays: %v", err)
 			}
 		})
 	}
@@ -188,7 +188,7 @@ func TestMembersChangeDuringWalks(t *testing.T) {
 				return
 			default:
 			}
-			// On a slow machine more and more would wait, and who comes would be served behind all of it.
+			// On a slow machine more and more would wait, and new clients would be served behind all of it.
 			for m*stay-int(heard.Load()) > 16*stay && !t.Failed() {
 				time.Sleep(time.Millisecond)
 			}
@@ -204,7 +204,7 @@ func TestMembersChangeDuringWalks(t *testing.T) {
 			for range 20 {
 				c := dial(t, s, "/room")
 				if err := follow(c, rand.IntN(60)); err != nil {
-					t.Errorf("one who comes and goes: %v", err)
+					t.Errorf("a client that comes and goes: %v", err)
 				}
 				if i%2 == 0 {
 					c.write(masked(0x88, nil))
@@ -222,7 +222,7 @@ func TestMembersChangeDuringWalks(t *testing.T) {
 	all.Wait()
 }
 
-// The table can be walked while it changes: who is there throughout is seen exactly once.
+// The table can be walked while it changes: connections that are there throughout are seen exactly once.
 func TestConnsWhileTheyChange(t *testing.T) {
 	const stay = 200
 	s := start(t, Options{Loops: 2, Endpoints: echoAndBroadcast()})

@@ -29,7 +29,7 @@ type fakeNet struct {
 	lost, twice, late float64
 	unsure            float64 // of the messages for persistent topics: they are there, but it is not said
 	failing           float64 // of the loads
-	leaderless        bool    // nobody can take, or give, messages of persistent topics
+	leaderless        bool    // messages of persistent topics cannot be stored or loaded
 	largest           int     // payload that it takes; 0 is no limit
 	loads             int
 	behind            int           // so many loads
@@ -139,7 +139,7 @@ func (b *fakeBroker) PersistentErr(int) error {
 	b.net.mu.Lock()
 	defer b.net.mu.Unlock()
 	if b.net.leaderless {
-		return errors.New("nobody leads")
+		return errors.New("no leader")
 	}
 	if b.away {
 		return errors.New("the cable is out")

@@ -64,8 +64,8 @@ func (s *Server) speaksTLS() bool {
 	return false
 }
 
-// watchCertificates looks at the files until ctx ends. A file system may keep it waiting, so nobody else
-// does.
+// watchCertificates looks at the files until ctx ends. A file system may keep it waiting, so no other goroutine does
+// this.
 func (s *Server) watchCertificates(ctx context.Context) {
 	if !s.speaksTLS() {
 		return

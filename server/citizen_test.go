@@ -25,7 +25,7 @@ type citizen struct {
 	living  sync.WaitGroup
 }
 
-// besieged are the endpoints that a citizen needs, with others beside.
+// besieged are the endpoints that a citizen needs, and others.
 func besieged(more ...Endpoint) []Endpoint {
 	return append([]Endpoint{
 		{Path: "/echo", Mode: ModeEcho},

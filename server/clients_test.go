@@ -22,11 +22,11 @@ import (
 
 // The clients of this file were written by others.
 
-// peer is a connection of somebody else's client.
+// peer is a connection of a third-party client.
 type peer interface {
 	write(op codec.Opcode, payload []byte) error
 	read() (op codec.Opcode, payload []byte, err error)
-	ping() error                                  // waits for the pong; somebody must be reading meanwhile
+	ping() error                                  // waits for the pong; another goroutine must be reading meanwhile
 	pings() int64                                 // that have come from the server
 	close(code int, reason string) error          // waits for the server's close frame
 	closedBy(err error) (code int, reason string) // what an error of read says about the server's close frame
@@ -156,7 +156,7 @@ func TestClientsClose(t *testing.T) {
 				t.Errorf("close: %v", err)
 			}
 			if why := <-closed; why.Code != 3000 || why.Reason != "bye" || !why.Remote {
-				t.Errorf("the application heard %v", why)
+				t.Errorf("the application got %v", why)
 			}
 
 			p = lib.open(t, s, "/")
@@ -164,10 +164,10 @@ func TestClientsClose(t *testing.T) {
 			mustRead(t, p, Text, []byte("please close"))
 			_, _, err := p.read()
 			if code, reason := p.closedBy(err); code != 4001 || reason != "as you asked" {
-				t.Errorf("the client heard %v", err)
+				t.Errorf("the client got %v", err)
 			}
 			if why := <-closed; why.Code != 4001 || why.Reason != "as you asked" || why.Remote {
-				t.Errorf("the application heard %v", why)
+				t.Errorf("the application got %v", why)
 			}
 			eventually(t, "both sockets are closed", func() bool { return s.Stats().Sockets == 0 })
 		})

@@ -8,7 +8,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// clock is the system's time, which somebody moves.
+// clock is the system's time, which a test can move.
 type clock struct{ ahead atomic.Int64 }
 
 func (c *clock) now() time.Time       { return time.Now().Add(time.Duration(c.ahead.Load())) }
@@ -52,7 +52,7 @@ func TestClockJumps(t *testing.T) {
 		t.Errorf("the message after the first jump is only %v younger", d)
 	}
 	if st := s.Stats(); st.Cuts[CutPingTimeout]+st.Cuts[CutIdle]+st.Cuts[CutMaxAge]+refusalsOf(st) != 0 {
-		t.Errorf("somebody was cut or refused: %v %v", st.Cuts, st.Refusals)
+		t.Errorf("clients were cut or refused: %v %v", st.Cuts, st.Refusals)
 	}
 	before.wantBack(t, s)
 	z.serves(20)

@@ -11,8 +11,8 @@ import (
 	"carillon/server/internal/reactor"
 )
 
-// followedByPattern is two servers that forget what nobody wants, and a client that follows log.* at the first. It has
-// had the first message of log.a.
+// followedByPattern is two servers that forget unused topics, and a client that follows log.* at the first. It has had
+// the first message of log.a.
 func followedByPattern(t *testing.T) (n *fakeNet, list []*Server, c *client) {
 	t.Helper()
 	n = newFakeNet(1)
@@ -115,7 +115,7 @@ func TestClusterResyncDuringTheFirstLoad(t *testing.T) {
 	c.wants("1")
 }
 
-// There is no room for another topic: who reads one is told so, and does not get an empty one.
+// There is no room for another topic: a client that reads one is told so, and does not get an empty one.
 func TestClusterReadWithoutRoom(t *testing.T) {
 	n := newFakeNet(1)
 	opts := topics(TopicRule{Match: "log.*", History: 10})
@@ -158,11 +158,12 @@ func TestClusterReadersDoNotMultiplyLoads(t *testing.T) {
 	before := s.hub.Remote.Counts().Loads.Load()
 	time.Sleep(6 * time.Second) // by when each has been tried again
 	if more := s.hub.Remote.Counts().Loads.Load() - before; more > 10 {
-		t.Errorf("%d loads when nobody reads", more)
+		t.Errorf("%d loads without readers", more)
 	}
 }
 
-// Only who was there before a gap is told of it. Who has joined since, when the loop comes to it, is not.
+// Only subscribers that were there before a gap are told of it. Those that have joined since, when the loop comes to
+// it, are not.
 func TestClusterGapConcernsWhoWasThere(t *testing.T) {
 	opts := topics()
 	opts.Loops = 1
@@ -184,7 +185,7 @@ func TestClusterGapConcernsWhoWasThere(t *testing.T) {
 }
 
 // A topic is quiet for so long that all its messages have become too old, while others of its rule are not. Its next
-// message does not say which was before it. Nothing is missing, and nobody is told of a gap.
+// message does not say which was before it. Nothing is missing, and no client is told of a gap.
 func TestClusterTopicThatWasQuiet(t *testing.T) {
 	n := newFakeNet(1)
 	list := clustered(t, n, 2, topics(TopicRule{Match: "log.*", History: 10}), unchanged)

@@ -14,7 +14,7 @@ import (
 	"carillon/server/internal/reactor"
 )
 
-// quickly has servers of a test forget what nobody wants.
+// quickly has servers of a test forget unused topics soon.
 func quickly(s *Server) { s.hub.Linger = 20 * time.Millisecond }
 
 func unchanged(*Server) {}
@@ -69,7 +69,7 @@ func TestClusterKept(t *testing.T) {
 	}
 }
 
-// Whoever comes later to a topic is served from memory.
+// Clients that come later to a topic are served from memory.
 func TestClusterLoadsOnce(t *testing.T) {
 	n := newFakeNet(1)
 	s := clustered(t, n, 1, topics(TopicRule{Match: "log", History: 10}), unchanged)[0]
@@ -126,7 +126,7 @@ func TestClusterSinceAhead(t *testing.T) {
 		alice.wants("five", "six")
 		r = six
 	})
-	t.Run("nobody has been there", func(t *testing.T) {
+	t.Run("no server has been there", func(t *testing.T) {
 		cathy := dial(t, list[0], "/ws", speakJSON)
 		if got := cathy.since("log", Position{Offset: r.Offset + 1000, Epoch: r.Epoch}); *got.Subscribed.Recovered {
 			t.Fatal(got.text)
@@ -310,8 +310,8 @@ func TestClusterPublishesInARow(t *testing.T) {
 	}
 }
 
-// Nobody is left without a word when a topic cannot be had: neither who asks, nor who came with a request line. When
-// it can be had again, all is well.
+// Every client is told when a topic cannot be had: those that ask, and those that came with a request line. When it can
+// be had again, all is well.
 func TestClusterUnavailable(t *testing.T) {
 	n := newFakeNet(1)
 	s := clustered(t, n, 1, topics(TopicRule{Match: "log.*", History: 10}), unchanged)[0]
@@ -362,8 +362,8 @@ func TestClusterUnavailable(t *testing.T) {
 	c.wants("x")
 }
 
-// A server has missed messages of a topic, and cannot load them. Whoever reads the topic there is told so, and nobody
-// gets what is left for the whole. It goes on trying, also when nobody is subscribed.
+// A server has missed messages of a topic, and cannot load them. Clients that read the topic there are told so, and
+// none gets what is left for the whole. It goes on trying, also without a subscriber.
 func TestClusterReadsTheWhole(t *testing.T) {
 	n := newFakeNet(1)
 	log := &logBuffer{}
@@ -408,7 +408,7 @@ func TestClusterReadsTheWhole(t *testing.T) {
 		reads <- past
 	}()
 	other := dial(t, s, "/ws", speakJSON)
-	other.subscribed("log.a") // who gets the rest later need not wait
+	other.subscribed("log.a") // a subscriber, which gets the rest later, need not wait
 	release()
 	if past := <-reads; past.Offset != last.Offset || len(past.Messages) != 3 {
 		t.Errorf("after the load: %v", past)
@@ -452,7 +452,7 @@ func TestClusterReadsTheWhole(t *testing.T) {
 	})
 }
 
-// While nobody in the cluster can take messages for persistent topics, others pass, and the servers are ready.
+// While no server of the cluster can take messages for persistent topics, others pass, and the servers are ready.
 func TestClusterWithoutALeader(t *testing.T) {
 	n := newFakeNet(1)
 	opts := topics(TopicRule{Match: "log.*", History: 10})
@@ -462,7 +462,7 @@ func TestClusterWithoutALeader(t *testing.T) {
 	c.subscribed("passing")
 	n.set(func() { n.leaderless = true })
 
-	call(t, s, "POST", "/v1/topics/log.a/messages", "x", asText).isProblem(t, 503, "no-cluster", "nobody leads")
+	call(t, s, "POST", "/v1/topics/log.a/messages", "x", asText).isProblem(t, 503, "no-cluster", "no leader")
 	if got := dial(t, s, "/ws", speakJSON).ask(`{"id":1,"subscribe":{"topic":"log.b"}}`); got.Error == nil || got.Error.Code != "unavailable" {
 		t.Error(got.text)
 	}
@@ -479,7 +479,7 @@ func TestClusterWithoutALeader(t *testing.T) {
 	c.wants("y")
 }
 
-// A server misses more than the broker keeps. Who is subscribed there is told, each in his own way, and goes on.
+// A server misses more than the broker keeps. Each subscriber there is told in its own way, and goes on.
 func TestClusterGap(t *testing.T) {
 	n := newFakeNet(1)
 	list := clustered(t, n, 2, topics(TopicRule{Match: "log", History: 3}), unchanged)
@@ -540,7 +540,7 @@ func TestClusterGap(t *testing.T) {
 	})
 }
 
-// The newest value is there at every server, also at one that nobody has asked before.
+// The newest value is there at every server, also at one that no client has asked before.
 func TestClusterLatest(t *testing.T) {
 	n := newFakeNet(1)
 	list := clustered(t, n, 2, topics(TopicRule{Match: "price.*", Latest: true}), unchanged)
@@ -555,8 +555,8 @@ func TestClusterLatest(t *testing.T) {
 	dial(t, list[1], "/ws?topic=price.a").want("3")
 }
 
-// A subscriber of a pattern gets persistent topics that nobody has asked for by name: in order, once, and without a
-// hole once something of a topic has come. So does one who has a topic of them by name.
+// A subscriber of a pattern gets persistent topics that no client has asked for by name: in order, once, and without a
+// hole once something of a topic has come. So does one that has a topic of them by name.
 func TestClusterPatterns(t *testing.T) {
 	n := newFakeNet(1)
 	list := clustered(t, n, 2, topics(TopicRule{Match: "log.*", History: 1000}), quickly)
@@ -627,7 +627,7 @@ func TestClusterPatterns(t *testing.T) {
 	}
 }
 
-// Who may not have a topic does not make the server ask for it.
+// A client that may not have a topic does not make the server ask for it.
 func TestClusterAsksForNothingInVain(t *testing.T) {
 	n := newFakeNet(1)
 	opts := topics(TopicRule{Match: "log.*", History: 10})

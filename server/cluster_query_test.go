@@ -83,8 +83,8 @@ func TestClusterSubscribers(t *testing.T) {
 	}
 }
 
-// However many ask who is subscribed to a topic, the others are asked once at a time, and everybody's answer was given
-// after they asked.
+// However many ask who is subscribed to a topic, the others are asked once at a time, and every answer was given after
+// they asked.
 func TestClusterPresenceIsAskedOnceForMany(t *testing.T) {
 	n := newFakeNet(1)
 	list := clustered(t, n, 2, internalOf(topics()), unchanged)
@@ -130,7 +130,7 @@ func TestClusterPresenceIsAskedOnceForMany(t *testing.T) {
 	})
 }
 
-// Nobody is told that there is no such topic as long as that is not known.
+// No client is told that there is no such topic while that is not known.
 func TestClusterTopicThatMayExist(t *testing.T) {
 	n := newFakeNet(1)
 	list := clustered(t, n, 2, internalOf(topics(TopicRule{Match: "log.*", History: 10})), unchanged)
@@ -143,7 +143,7 @@ func TestClusterTopicThatMayExist(t *testing.T) {
 	ask("room").isProblem(t, 503, "no-cluster", "not every server answered")
 	for _, topic := range []string{"log.a", "log.none"} {
 		if a := ask(topic).isProblem(t, 503, "no-cluster", "the cable is out"); a.header.Get("Retry-After") == "" {
-			t.Error("nobody says when to try again")
+			t.Error("the answer does not say when to try again")
 		}
 	}
 	fakeOf(list[0]).cut(false)

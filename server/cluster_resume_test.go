@@ -72,9 +72,9 @@ func (w *nomad) begins(m said, first bool) {
 }
 
 // Clients wander between three servers while all three publish without pause, and messages between them get lost, come
-// twice, late or out of order, loads fail, and now and then a server is cut off for a moment. Between two gaps that
-// it is told of, what each client got is the topic, without a hole, twice or out of order; and when all is well
-// again, whoever is subscribed gets the end.
+// twice, late or out of order, loads fail, and now and then a server is cut off for a moment. Between two gaps that are
+// reported to it, what each client got is the topic, without a hole, twice or out of order; and when all is well again,
+// every subscriber gets the end.
 func TestClusterResumeUnderFaults(t *testing.T) {
 	lives := 150
 	if testenv.Race {
@@ -191,7 +191,7 @@ func TestClusterApplicationSubscribes(t *testing.T) {
 	bob.wantClose(4000, "")
 	eventually(t, "the load is asked for", func() bool { return begun() == 1 })
 	if len(told) != 0 {
-		t.Error("somebody was told too early")
+		t.Error("a client was told too early")
 	}
 	release()
 	got := map[string]bool{}

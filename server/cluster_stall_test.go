@@ -158,8 +158,8 @@ func TestBroadcastsOfOneClientLeaveRoomForOthers(t *testing.T) {
 	noneInFlight(t, s)
 }
 
-// The broker does not acknowledge what was published. Who waits for a reply learns that, in the JSON protocol; a raw
-// publisher, which has none, is closed. A sender of broadcasts is told nothing. All of them are counted.
+// The broker does not acknowledge what was published. In the JSON protocol a client that waits for a reply is told; a
+// raw publisher, which gets no reply, is closed. A sender of broadcasts is told nothing. All of them are counted.
 func TestUnacknowledgedMessagesAreReported(t *testing.T) {
 	opts := topics()
 	opts.Endpoints = append(opts.Endpoints, echoAndBroadcast()...)

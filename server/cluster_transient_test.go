@@ -40,7 +40,7 @@ func TestClusterPassing(t *testing.T) {
 		t.Errorf("the third server got %d messages", in)
 	}
 	alice.ask(`{"id":1,"unsubscribe":{"topic":"room.a"}}`)
-	eventually(t, "nobody follows the room", func() bool {
+	eventually(t, "no server follows the room", func() bool {
 		mustPublish(t, list[0], "room.a", "own") // so that the topic lives on
 		sweepAll(list[0].hub)
 		n.mu.Lock()
@@ -54,7 +54,7 @@ func TestClusterPassing(t *testing.T) {
 	mustPublish(t, list[1], "room.a", "five")
 	alice.wants("five")
 	if missedAt(list[0]) != 0 {
-		t.Error("what nobody wanted is counted as missed")
+		t.Error("unwanted messages are counted as missed")
 	}
 }
 
@@ -144,7 +144,7 @@ func TestClusterPassingOutage(t *testing.T) {
 	late.wants("x")
 }
 
-// A broadcast reaches everybody everywhere, once: from a client, the application, or the interface.
+// A broadcast reaches all connections of all servers, once: from a client, the application, or the interface.
 func TestClusterBroadcast(t *testing.T) {
 	n := newFakeNet(1)
 	opts := topics()
@@ -191,7 +191,7 @@ func TestClusterOutage(t *testing.T) {
 	for _, topic := range []string{"log", "passing"} {
 		a := call(t, s, "POST", "/v1/topics/"+topic+"/messages", "x", asText).isProblem(t, 503, "no-cluster", "the cable is out")
 		if a.header.Get("Retry-After") == "" {
-			t.Error("nobody says when to try again")
+			t.Error("the answer does not say when to try again")
 		}
 	}
 	if got := string(call(t, s, "POST", "/v1/messages", batch, asLines).is(t, 200).body); strings.Count(got, "/problems/no-cluster") != 2 || strings.Count(got, "/problems/invalid-topic") != 1 {
@@ -274,8 +274,8 @@ type silentBroker struct {
 
 func (b *silentBroker) PublishTransient(_ Publication, _, _ uint64, done func(error)) { b.ends <- done }
 
-// Whoever publishes to a transient topic again, with the key of a message, learns what became of that one: as soon as
-// it is known, and neither before nor anything else. The message is handed over once.
+// A publisher that publishes to a transient topic again, with the key of a message, is told what became of that one: as
+// soon as it is known, and neither before nor anything else. The message is handed over once.
 func TestClusterKeyOfPassing(t *testing.T) {
 	opts := topics()
 	b := &silentBroker{newFakeNet(1).newBroker(), make(chan func(error), 10)}
@@ -301,7 +301,7 @@ func TestClusterKeyOfPassing(t *testing.T) {
 				want++
 				publish()
 			}
-			first, err := s.Publish(p) // who does not wait is not told
+			first, err := s.Publish(p) // a caller that does not wait is not told
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -331,7 +331,7 @@ func TestClusterKeyOfPassing(t *testing.T) {
 		t.Errorf("%d failures are counted, want %d", n, failures)
 	}
 
-	t.Run("one that nobody got", func(t *testing.T) {
+	t.Run("one that was not delivered", func(t *testing.T) {
 		p, end := Publication{Topic: "room", Key: "k"}, make(chan error, 1)
 		b.cut(true)
 		s.PublishFunc(p, func(_ Receipt, err error) { end <- err })

@@ -249,7 +249,7 @@ func TestABroadcastIsCompressedOnce(t *testing.T) {
 				}
 				for _, c := range compress[1:] {
 					if header, payload := c.rawFrame(); header[0] != 0xc1 || !bytes.Equal(payload, first) {
-						t.Fatalf("somebody got other bytes: %x", header)
+						t.Fatalf("a client got other bytes: %x", header)
 					}
 				}
 				for _, c := range compress {

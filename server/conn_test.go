@@ -35,7 +35,7 @@ func TestCloseEndsMessages(t *testing.T) {
 		all = append(all, text)
 	}
 	if len(all) != 1 {
-		t.Errorf("the handler heard %q", all)
+		t.Errorf("the handler got %q", all)
 	}
 }
 

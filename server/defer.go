@@ -14,9 +14,9 @@ import (
 	"carillon/server/internal/reactor"
 )
 
-// Some decisions about a handshake need something outside of this process: a database, another server.
-// A loop cannot wait for them, so such a decision is deferred: the connection stays in its handshake, a
-// goroutine decides, and the loop learns of it through its mailbox.
+// Some decisions about a handshake need something outside of this process: a database, another server. A loop cannot
+// wait for them, so such a decision is deferred: the connection stays in its handshake, a goroutine decides, and the
+// loop gets the decision through its mailbox.
 
 var (
 	rejectUndecided = &codec.Rejection{Status: 503, Reason: "the request was not decided in time", Header: [][2]string{{"Retry-After", "5"}}}
@@ -27,11 +27,11 @@ var (
 // where it may block, and what it returns is taken as what Upgrade returns. An error of Upgrade itself
 // refuses at once.
 //
-// The request that work gets is a copy, whose bytes stay as they are; Value, ResponseHeader and Identify
-// of that one count. The context ends when the client has gone, when the server shuts down, and after
-// Limits.HandshakeTimeout, which begins anew for the decision: then the answer is 503. A client that shuts
-// down its side of the connection has gone, as it has for net/http: most who do that have closed all of it.
-// What the client sends meanwhile is kept, up to Limits.MaxHead bytes. Of several calls the last counts.
+// The request that work gets is a copy, whose bytes stay as they are; Value, ResponseHeader and Identify of that one
+// count. The context ends when the client has gone, when the server shuts down, and after Limits.HandshakeTimeout,
+// which begins anew for the decision: then the answer is 503. A client that shuts down its side of the connection has
+// gone, as it has for net/http: most clients that do that have closed all of it. What the client sends meanwhile is
+// kept, up to Limits.MaxHead bytes. Of several calls the last counts.
 func (r *Request) Defer(work func(ctx context.Context, r *Request) error) {
 	r.deferred = &deferred{work: work, why: RefuseHandler}
 }

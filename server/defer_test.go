@@ -48,7 +48,7 @@ func (d *slowDesk) wait(t testing.TB) *Request {
 	case r := <-d.asked:
 		return r
 	case <-time.After(patience):
-		t.Fatal("nobody is asked")
+		t.Fatal("the application is not asked")
 		return nil
 	}
 }
@@ -154,7 +154,7 @@ func TestDeferredRefusals(t *testing.T) {
 		c.write([]byte(head[20:]))
 		d.wait(t)
 		time.Sleep(limit * 3 / 5)
-		go func() { d.answers <- nil }() // for ever if nobody waits for it any more
+		go func() { d.answers <- nil }() // for ever if it is not waited for any more
 		if resp := c.response(); resp.StatusCode != 101 {
 			t.Error(resp.Status)
 		}
@@ -202,7 +202,7 @@ func TestClientLeavesWhileUndecided(t *testing.T) {
 			t.Error(err)
 		}
 	case <-time.After(patience):
-		t.Fatal("the decision is not told")
+		t.Fatal("the decision is not reported")
 	}
 	eventually(t, "it is gone", func() bool { return s.Stats().Sockets == 0 && s.Stats().Refusals[RefuseLost] == 1 })
 

@@ -37,7 +37,7 @@ var (
 	ErrDrainUnderWay = admin.ErrDrainUnderWay
 )
 
-// drainState is what is known about the server's end, by everybody but the shards.
+// drainState is what is known about the server's end, except by the shards.
 type drainState struct {
 	asked     chan struct{} // has a value when a drain has begun that Run does not know of
 	hurry     chan struct{} // closed when there is no time for order

@@ -88,7 +88,7 @@ func (d *drainer) wait(t time.Duration) bool {
 	return true
 }
 
-// noteExpedite ends what is done in order. Who has called Shutdown also says how long the rest may take.
+// noteExpedite ends what is done in order. The caller of Shutdown also decides how long the rest may take.
 func (d *drainer) noteExpedite() {
 	d.hurry, d.hurried = true, nil
 	d.srv.mu.Lock()

@@ -42,10 +42,10 @@ func (c *client) goodbye() (at time.Time, code codec.CloseCode, reason string, r
 	}
 }
 
-// Three hundred clients are sent away over a second and a half: evenly, those who came first before the
-// others, and none is told to come back at the same moment as all the rest. Bob, who came last, is served
-// without delay until his own turn. A machine that is busy with other things may need more than one try, but nobody
-// is ever sent away before his time, and all are told.
+// Three hundred clients are sent away over a second and a half: evenly, those who came first before the others, and
+// none is told to come back at the same moment as all the rest. Bob, who came last, is served without delay until his
+// own turn. A machine that is busy with other things may need more than one try, but no client is ever sent away before
+// its time, and all are told.
 func TestDrainIsEven(t *testing.T) {
 	inFiveTries(t, func(int) string { return drainEvenly(t) })
 }
@@ -130,8 +130,8 @@ func drainEvenly(t *testing.T) (uneven string) {
 	return uneven
 }
 
-// In random order everybody goes once, and the first to go are not those who came first. Those who go together
-// do not come back together.
+// In random order every client goes once, and the first to go are not those who came first. Those who go together do
+// not come back together.
 func TestDrainInRandomOrder(t *testing.T) {
 	const crowd = 60
 	s, cancel, ended := runUntil(t, Options{Endpoints: echoAndBroadcast(),
@@ -156,7 +156,7 @@ func TestDrainInRandomOrder(t *testing.T) {
 		t.Errorf("they went in the order %v", order)
 	}
 	if early := retries[:crowd/4]; slices.Max(early)-slices.Min(early) < 300*time.Millisecond {
-		t.Errorf("those who went first shall come back after %v", early)
+		t.Errorf("clients that went first are to come back after %v", early)
 	}
 }
 

@@ -31,7 +31,7 @@ func record(calls chan string, hooks Handler) Handler {
 	return hooks
 }
 
-// Whatever panics, Error hears of it with the stack, once, and the peer gets 1011.
+// Whatever panics, Error is called with it and the stack, once, and the peer gets 1011.
 func TestErrorHearsPanics(t *testing.T) {
 	cause := errors.New("the database is gone")
 	blow := func() { panic(cause) }
@@ -76,7 +76,7 @@ func TestErrorHearsPanics(t *testing.T) {
 	}
 }
 
-// Error itself may panic: the connection ends, and nobody is asked again.
+// Error itself may panic: the connection ends, and Error is not called again.
 func TestErrorPanics(t *testing.T) {
 	for _, row := range []struct {
 		name  string

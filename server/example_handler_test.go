@@ -34,7 +34,7 @@ func ExampleListenAndServe() {
 	// stopped with <nil>
 }
 
-// All that an application is told of a connection.
+// All hooks in the life of a connection.
 func ExampleHandler() {
 	ended := make(chan struct{})
 	s, stop := run(server.Endpoint{
@@ -174,7 +174,7 @@ func ExampleConn_Context() {
 	// closed by the peer: 1000 (normal closure)
 }
 
-// Who is there, by the names that the application gave them.
+// The clients that are there, by the names that the application gave them.
 func ExampleServer_Conns() {
 	s, stop := run(server.Endpoint{
 		Path: "/lobby",

@@ -104,8 +104,8 @@ func ExampleHandler_login() {
 	// welcome, alice
 }
 
-// Who a client is, a database knows, which takes a while. The decision is deferred, so that the loop goes on
-// with the other connections.
+// A database, which takes a while, knows who a client is. The decision is deferred, so that the loop goes on with the
+// other connections.
 func ExampleRequest_Defer() {
 	lookUp := func(ctx context.Context, session string) (user string, err error) { // in a database
 		select {

@@ -210,7 +210,7 @@ func TestPanics(t *testing.T) {
 			alice.send("alive")
 			alice.want("alive")
 			if len(heard) != messages {
-				t.Errorf("the handler heard %d messages, want %d: none after a panic", len(heard), messages)
+				t.Errorf("the handler got %d messages, want %d: none after a panic", len(heard), messages)
 			}
 			if st := s.Stats(); st.Panics != 1 || (st.Refusals[RefusePanic] == 1) != (hook == "Upgrade") {
 				t.Errorf("%d panics counted, want 1; refusals %v", st.Panics, st.Refusals)
@@ -257,7 +257,7 @@ func TestHandlersThatAct(t *testing.T) {
 	}
 }
 
-// A connection that has closed takes nothing more, even when its descriptor is somebody else's.
+// A connection that has closed takes nothing more, even when its descriptor is another connection's.
 func TestUseAfterClose(t *testing.T) {
 	s := start(t, Options{Loops: 1, Endpoints: echoAndBroadcast()})
 	gone := dial(t, s, "/echo")
@@ -266,7 +266,7 @@ func TestUseAfterClose(t *testing.T) {
 	eventually(t, "it is gone", func() bool { return s.Stats().Sockets == 0 })
 	alice := dial(t, s, "/echo")
 	if heir := onlyConn(t, s, "/echo"); heir.core().FD() != conn.core().FD() {
-		t.Logf("descriptor %d went to nobody", conn.core().FD())
+		t.Logf("descriptor %d was not reused", conn.core().FD())
 	}
 	for range 10 {
 		if err := conn.Send(Text, []byte("stray")); err != ErrClosed {
@@ -376,7 +376,7 @@ func TestPortTaken(t *testing.T) {
 	}
 }
 
-// The engine dies under its connections: Run says so at once, and why. Nobody is left waiting.
+// The engine dies under its connections: Run returns at once, and says why. No client is left waiting.
 func TestEngineDeath(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("elsewhere a listening socket cannot be shut down")

@@ -66,7 +66,7 @@ func (s *Server) originOf(r *http.Request) (scheme, host string) {
 
 // peerAddr reads an address as net/http has it: the zero one is a client of a unix socket.
 func peerAddr(text string) (peer netip.AddrPort, ok bool) {
-	if text == reactor.Nobody.Name {
+	if text == reactor.UnixClient.Name {
 		return peer, true
 	}
 	peer, err := netip.ParseAddrPort(text)

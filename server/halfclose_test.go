@@ -105,7 +105,7 @@ func TestHalfClose(t *testing.T) {
 				_ = c.conn.Close()
 				eventually(t, "it is gone", func() bool { return s.Stats().Sockets == 0 })
 				if err := ended.Load(); err == nil || err.Code != row.code || !err.Remote {
-					t.Errorf("the application learns %v", err)
+					t.Errorf("the application gets %v", err)
 				}
 				if dropsOf(s) != 0 {
 					t.Errorf("dropped: %v", s.Stats().Drops)

@@ -26,11 +26,11 @@ type Handler struct {
 	// open WebSocket. What takes long is for [Request.Defer].
 	Upgrade func(r *Request) error
 
-	// Refused is told of each request for the endpoint that is answered with an error and so becomes no
-	// connection, be it for a WebSocket or for server-sent events: 400 and 426 for one that is no handshake,
-	// 401 and 403 for a token, an origin or a topic, 429 and 503 for limits, and also what Upgrade or the
-	// connect hook has said. It may log that, and change the answer: see [Refusal]. What comes to no
-	// endpoint, as no request is complete or its path is another one, is only counted in [Stats].
+	// Refused is called for each request for the endpoint that is answered with an error and so becomes no connection,
+	// be it for a WebSocket or for server-sent events: 400 and 426 for one that is no handshake, 401 and 403 for a
+	// token, an origin or a topic, 429 and 503 for limits, and also what Upgrade or the connect hook has said. It may
+	// log that, and change the answer: see [Refusal]. What comes to no endpoint, as no request is complete or its path
+	// is another one, is only counted in [Stats].
 	//
 	// It may be called very often, when very many are refused. A panic leaves the answer as it was.
 	Refused func(r *Request, refusal *Refusal)

@@ -142,7 +142,7 @@ func refusals(t *testing.T) []refusal {
 		{"some clients of draft 76 gave those bytes a length",
 			hixie + "Sec-WebSocket-Key1: 4 @1  46546xW%0l 1 5\r\nSec-WebSocket-Key2: 12998 5 Y3 1  .P00\r\nContent-Length: 8\r\n\r\n^n:ds[4U",
 			426, "Sec-Websocket-Version: 13", RefuseNoUpgrade},
-		{"a browser's visit learns what is here", plain, 426, "Upgrade: websocket", RefuseNoUpgrade},
+		{"a browser's visit is told what is here", plain, 426, "Upgrade: websocket", RefuseNoUpgrade},
 		{"a browser's visit gets a word to read", plain, 426, "this is a WebSocket endpoint", RefuseNoUpgrade},
 		{"an upgrade to HTTP/2 is none to WebSocket", change(t, "Upgrade: websocket", "Upgrade: h2c"), 426, "Upgrade: websocket", RefuseNoUpgrade},
 		{"POST is no handshake", change(t, "GET", "POST"), 405, "Allow: GET", RefuseMethod},
@@ -310,7 +310,7 @@ func TestSubprotocol(t *testing.T) {
 		headers  []string
 		want     string
 	}{
-		{"who offers none gets none", nil, ""},
+		{"a client that offers none gets none", nil, ""},
 		{"the only common one is chosen", []string{"Sec-WebSocket-Protocol: chat.v1"}, "chat.v1"},
 		{"the client's order counts", []string{"Sec-WebSocket-Protocol: chat.v2, chat.v1"}, "chat.v2"},
 		{"unknown ones are passed over", []string{"Sec-WebSocket-Protocol: mqtt, chat.v1"}, "chat.v1"},

@@ -130,7 +130,7 @@ func TestAgentBeforeTheStart(t *testing.T) {
 	}
 }
 
-// Who sends something is answered all the same, and who stays for ever does not keep others out.
+// A client that sends something is answered all the same, and one that stays for ever does not keep others out.
 func TestAgentClients(t *testing.T) {
 	t.Parallel()
 	s := withAgent(t, 10)

@@ -26,8 +26,8 @@ type ops struct {
 	settled     atomic.Int64 // when the server was last told to take connections, as of uptime
 }
 
-// stuckAfter is long, because who asks for it kills the server: a loop that only has much to do comes
-// round every few milliseconds.
+// stuckAfter is long, because probes that ask for it kill the server: a loop that only has much to do comes round every
+// few milliseconds.
 const stuckAfter = 10 * time.Second
 
 func newOps() ops {

@@ -64,7 +64,7 @@ func wantHealth(t *testing.T, s *Server, status int, word string) {
 	}
 }
 
-// A server's life, as those see it who ask whether it is ready.
+// A server's life, as probes of its readiness see it.
 func TestReadiness(t *testing.T) {
 	s, err := New(Options{Listen: "127.0.0.1:0", Endpoints: echoAndBroadcast(), Limits: Limits{MaxConnections: 2}, Logger: silent()})
 	if err != nil {
@@ -181,7 +181,7 @@ func TestPublicHealth(t *testing.T) {
 		{"another method", Options{}, "POST /healthz HTTP/1.1", 405, "a health check must be GET or HEAD\n"},
 		{"another path", Options{}, "GET /healthz/ HTTP/1.1", 404, "no endpoint at this path\n"},
 		{"a path of its own", Options{HealthPath: "/up"}, "GET /up HTTP/1.1", 200, "ok\n"},
-		{"the default beside that", Options{HealthPath: "/up"}, "GET /healthz HTTP/1.1", 404, "no endpoint at this path\n"},
+		{"the default, when another is set", Options{HealthPath: "/up"}, "GET /healthz HTTP/1.1", 404, "no endpoint at this path\n"},
 		{"off", Options{HealthPath: "off"}, "GET /healthz HTTP/1.1", 404, "no endpoint at this path\n"},
 		{"off is no path", Options{HealthPath: "off"}, "GET off HTTP/1.1", 400, "malformed request target\n"},
 		{"before the pages", Options{HTTP: pages}, "GET /healthz HTTP/1.1", 200, "ok\n"},
@@ -226,7 +226,7 @@ func TestHealthPathOptions(t *testing.T) {
 	}
 }
 
-// Probes bring no token. What they learn needs none; everything else does.
+// Probes send no token. Their answers need none; all others do.
 func TestProbesNeedNoToken(t *testing.T) {
 	debug := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "profiles") })
 	s := start(t, Options{Internal: Internal{Listen: "127.0.0.1:0", Token: "open-sesame-to-all", Debug: debug}, Endpoints: echoAndBroadcast()})

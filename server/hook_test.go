@@ -110,7 +110,7 @@ func TestHookFailsClosed(t *testing.T) {
 			}
 		})
 	}
-	t.Run("nobody is there", func(t *testing.T) {
+	t.Run("nothing listens", func(t *testing.T) {
 		ep := topicsEndpoint()
 		ep.Auth.Hook = Hook{URL: "http://127.0.0.1:1/"}
 		refused(t, start(t, Options{Endpoints: []Endpoint{ep}}), 503, RefuseHookFailed, "/ws")
@@ -176,7 +176,7 @@ func TestHookFlooded(t *testing.T) {
 	}
 }
 
-// Many come, some go, the hook says yes to half of them: everybody is accounted for.
+// Many come, some go, the hook says yes to half of them: every client is accounted for.
 func TestHookUnderLoad(t *testing.T) {
 	var n atomic.Int64
 	ep := hookEndpoint(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -242,7 +242,7 @@ func TestTokenAndHookAndUpgrade(t *testing.T) {
 	s := start(t, Options{Endpoints: []Endpoint{ep}})
 	refused(t, s, 401, RefuseNoToken, "/ws")
 	if subject.Load() != nil {
-		t.Error("the hook is asked about somebody without a token")
+		t.Error("the hook is asked about a client without a token")
 	}
 	c := dialRaw(t, s)
 	token := i.Token("ES256", jwt.MapClaims{"sub": "alice", "carillon": map[string]any{"subscribe": []string{"a.*"}}})

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// balance checks that every connection is accounted for once nobody is left.
+// balance checks that every connection is accounted for once none is left.
 func (s *Server) balance(t *testing.T) {
 	t.Helper()
 	eventually(t, "all sockets are closed", func() bool { return s.Stats().Sockets == 0 })
@@ -224,7 +224,7 @@ func TestShutdownCutsPlainConnections(t *testing.T) {
 	s.balance(t)
 }
 
-// The server is told to stop before anybody has come.
+// The server is told to stop before any client has come.
 func TestShutdownWithoutVisitors(t *testing.T) {
 	s, cancel, ended := runUntil(t, withPages(mirror))
 	cancel()
@@ -284,8 +284,8 @@ func TestAVisitorWhoComesTooLate(t *testing.T) {
 	}
 }
 
-// With no descriptor left a visitor is told to come back, and one who is inside already and wants a
-// WebSocket is lost; both are counted. Who needs no descriptor notices nothing.
+// With no descriptor left a visitor is told to come back, and one that is inside already and wants a WebSocket is lost;
+// both are counted. A client that needs no descriptor notices nothing.
 func TestNoDescriptorIsLeftForAVisitor(t *testing.T) {
 	s := start(t, withPages(mirror))
 	inside, visitor, alice := dialRaw(t, s), dialRaw(t, s), dial(t, s, "/echo")

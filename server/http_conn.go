@@ -71,7 +71,7 @@ func (l *plainListener) newTurn() *plainTurn {
 	return &plainTurn{l, l.turn}
 }
 
-// endTurn has Accept fail for who accepts now.
+// endTurn makes Accept fail for the current turn.
 func (l *plainListener) endTurn() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -208,8 +208,8 @@ func (l *plainListener) members() []*plainConn {
 	return list
 }
 
-// leave takes c out of the list. It is true once for each connection, for whoever then has to see to
-// it that the socket is counted as closed.
+// leave takes c out of the list. It returns true once for each connection: that caller must see to it that the socket
+// is counted as closed.
 func (l *plainListener) leave(c *plainConn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -218,8 +218,8 @@ func (l *plainListener) leave(c *plainConn) bool {
 	return was
 }
 
-// plainConn is a connection that the http.Server serves, or the application when it has hijacked it.
-// Of what net/http asks a connection for beside a net.Conn, it has ReadFrom (sendfile) and CloseWrite.
+// plainConn is a connection that the http.Server serves, or the application when it has hijacked it. Of what net/http
+// asks a connection for besides a net.Conn, it has ReadFrom (sendfile) and CloseWrite.
 type plainConn struct {
 	streamConn
 	listener *plainListener
@@ -236,7 +236,7 @@ type plainConn struct {
 // RemoteAddr is the address at the other end.
 func (c *plainConn) RemoteAddr() net.Addr {
 	if c.remote == nil {
-		return reactor.Nobody
+		return reactor.UnixClient
 	}
 	return c.remote
 }

@@ -137,7 +137,7 @@ func answers(t *testing.T) map[string]http.HandlerFunc {
 	}
 }
 
-// Answers that nobody reads keep nothing.
+// Answers that are not read keep nothing.
 func TestPlainAnswersThatNobodyReads(t *testing.T) {
 	t.Parallel()
 	const clients = 5
@@ -193,7 +193,7 @@ func TestPlainAnswersThatAreReadSlowly(t *testing.T) {
 }
 
 // A stream that says something now and then, a request that is answered late, and a connection that was hijacked are
-// no one's business.
+// left alone.
 func TestPlainStreamsAreNotCutOff(t *testing.T) {
 	t.Parallel()
 	const limit = 100 * time.Millisecond
@@ -240,7 +240,7 @@ func TestPlainStreamsAreNotCutOff(t *testing.T) {
 	}
 }
 
-// A handler learns that it was a time-out.
+// A handler gets a time-out error.
 func TestPlainTimeoutsAreTimeouts(t *testing.T) {
 	for _, err := range []error{errBodyTimeout, errWriteStalled} {
 		if timeout, ok := err.(net.Error); !ok || !timeout.Timeout() || !os.IsTimeout(err) {

@@ -63,9 +63,8 @@ func (r *reattached) Opened(s reactor.Socket) bool {
 	return true
 }
 
-// headOf rebuilds a request's head. What net/http does not keep is lost: the order and the case of
-// header names, Host beside an absolute target, and the absence of Cache-Control beside Pragma. None
-// of that means anything in a handshake.
+// headOf rebuilds a request's head. What net/http does not keep is lost: the order and the case of header names, Host
+// with an absolute target, and the absence of Cache-Control with Pragma. None of that means anything in a handshake.
 func headOf(r *http.Request) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "%s %s %s\r\n", r.Method, r.RequestURI, r.Proto)

@@ -205,7 +205,7 @@ func TestAConnectionIsLostOnItsWayBack(t *testing.T) {
 	}
 }
 
-// gnet keeps the memory of an address's zone, so it must get one that is nobody else's.
+// gnet keeps the memory of an address's zone, so it must get a copy of its own.
 func TestAZoneIsCopied(t *testing.T) {
 	s := start(t, withPages(mirror))
 	c := dialRaw(t, s)

@@ -377,7 +377,7 @@ func TestPagesAndSocketsShareOnePort(t *testing.T) {
 	}
 }
 
-// What a handler panics with may come from a client. It is logged, on one line, and harms nobody.
+// What a handler panics with may come from a client. It is logged, on one line, and does no harm.
 func TestAPanicInAPageIsLogged(t *testing.T) {
 	s, log := startLogged(t, withPages(func(w http.ResponseWriter, r *http.Request) { panic(r.Header.Get("X-Word")) }))
 	bystander := dial(t, s, "/echo")
@@ -422,7 +422,7 @@ func TestLimitsOfPlainRequests(t *testing.T) {
 	}
 }
 
-// Whoever hijacks a connection gets all that has come on it, whether the loop had read it or not.
+// A handler that hijacks a connection gets all bytes that have arrived on it, whether the loop had read them or not.
 func TestAHijackedConnectionHasEverything(t *testing.T) {
 	all := make(chan string, 1)
 	s := start(t, withPages(func(w http.ResponseWriter, r *http.Request) {

@@ -77,7 +77,7 @@ func TestHTTPTurnsAreLeft(t *testing.T) {
 	})
 }
 
-// A request that waits for something else keeps nobody from a turn for longer than a turn.
+// A request that waits for something else keeps no other from a turn for longer than a turn.
 func TestHTTPTurnsOfThoseThatWaitEnd(t *testing.T) {
 	h := &httpTurns{most: 1, time: time.Millisecond}
 	h.requests.Store(httpTurnsFrom)

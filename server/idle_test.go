@@ -58,7 +58,7 @@ func TestATopicWithoutAMessageIsGoneAtOnce(t *testing.T) {
 	}
 }
 
-// Idle topics leave their places to new ones, the oldest first, and nobody is refused for them. Topics in use stay.
+// Idle topics leave their places to new ones, the oldest first, and no client is refused for them. Topics in use stay.
 func TestIdleTopicsMakeRoom(t *testing.T) {
 	opts := topics(TopicRule{Match: "log.>", History: 1})
 	opts.Limits.MaxTopics = 10
@@ -78,7 +78,7 @@ func TestIdleTopicsMakeRoom(t *testing.T) {
 		mallory.said()
 		mallory.ask(`{"id":1,"unsubscribe":{"topic":%q}}`, name)
 	}
-	for i := range 100 { // and topics that nobody hears
+	for i := range 100 { // and topics without a subscriber
 		mustPublish(t, s, fmt.Sprint("unheard.", i), "x")
 	}
 	if n := s.hub.Count.Load(); n != 10 {
@@ -132,7 +132,7 @@ func TestTopicsThatNobodyHears(t *testing.T) {
 	if last.Offset != 250 {
 		t.Errorf("the topic that is used often is at %d", last.Offset)
 	}
-	c := dial(t, s, "/ws?topic=>") // who follows a pattern hears all of them
+	c := dial(t, s, "/ws?topic=>") // a subscriber of a pattern gets all of them
 	subscribers(t, s, ">", 1)
 	for i := range 500 {
 		mustPublish(t, s, fmt.Sprint("two.", i), "x")

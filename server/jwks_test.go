@@ -149,7 +149,7 @@ func TestIssuerIsAway(t *testing.T) {
 	refused(t, s, 503, RefuseNoKeys, "/ws", token)
 	dial(t, s, "/echo")
 	if !strings.Contains(log.String(), "could not read token keys") {
-		t.Error("nobody is told")
+		t.Error("it is not logged")
 	}
 	published.broken.Store(false)
 	eventually(t, "there are keys", func() bool { return status(t, s, "/ws", token) == 101 })

@@ -23,7 +23,7 @@ func needsIPv6(t *testing.T) {
 	_ = l.Close()
 }
 
-// atOnce is the time for a shutdown that waits for nobody.
+// atOnce is the time for a shutdown that does not wait.
 func atOnce() context.Context {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -227,7 +227,7 @@ func TestEachListenerHasItsOwnProxyTimeout(t *testing.T) {
 	patient.upgrade("/who").want(aliceAt)
 }
 
-// A drain gives up every address, serves who has come in time, and leaves no file.
+// A drain gives up every address, serves clients that have come in time, and leaves no file.
 func TestDrainClosesEveryListener(t *testing.T) {
 	path := socketPath(t)
 	s, err := New(Options{

@@ -82,7 +82,7 @@ func TestEventsAreSampled(t *testing.T) {
 	}
 }
 
-// Nothing of a line is made when nobody reads it.
+// Nothing of a line is made when it is not logged.
 func TestEventsCostNothingWhenOff(t *testing.T) {
 	s, err := New(Options{Endpoints: echoAndBroadcast(), Logger: silent()})
 	if err != nil {

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// A pipe that nobody reads: whoever logs goes on at once, what fits waits, and the rest is lost and counted.
-// When somebody reads, all that waited comes, in order, and then how many were lost.
+// A pipe that is not read: loggers go on at once, what fits waits, and the rest is lost and counted. When it is read,
+// all that waited comes, in order, and then how many were lost.
 func TestLogWriterNeverBlocks(t *testing.T) {
 	r, p := io.Pipe()
 	var log *slog.Logger

@@ -168,7 +168,7 @@ func (g *memoryGuard) limitNow() *memoryLimit {
 	return l
 }
 
-// current is the limit in force, for who does not look after the memory.
+// current is the limit in force, for callers that do not look after the memory.
 func (g *memoryGuard) current() *memoryLimit {
 	l := g.limit.Load()
 	if l == nil || l.option != g.srv.opts().Limits.MaxMemory {

@@ -63,7 +63,7 @@ func TestAPIMemory(t *testing.T) {
 	}
 }
 
-// Garbage is collected, and no reason to refuse or to close anybody.
+// Garbage is collected, and is no reason to refuse or to close clients.
 func TestGarbageIsNoWantOfMemory(t *testing.T) {
 	g := startGuarded(t, 1000, memorySystem{}, func() {})
 	cathy := dialFrozen(t, g.Server, "/broadcast")
@@ -90,7 +90,7 @@ func TestTheCgroupIsNearlyFull(t *testing.T) {
 	if g.isOver() {
 		t.Error("it refuses already at 89 %")
 	}
-	// What the runtime has free can be given back, so that closing anybody would be for nothing.
+	// What the runtime has free can be given back, so that closing clients would be for nothing.
 	g.uses(memoryUse{used: 300 << 20, kept: 300 << 20, group: 910 << 20, other: 500 << 20})
 	eventually(t, "free memory is given back", func() bool { return g.released.Load() > 0 })
 	if g.isOver() {

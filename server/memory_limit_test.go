@@ -144,7 +144,7 @@ func TestTheDefaultOfMaxMemory(t *testing.T) {
 	}
 }
 
-// The runtime's limit is set where a cgroup has one and nobody else has set it, follows that, and is not taken for a
+// The runtime's limit is set where a cgroup has one and it was not set otherwise, follows that, and is not taken for a
 // limit of the user's.
 func TestLimitRuntimeMemory(t *testing.T) {
 	before := debug.SetMemoryLimit(-1)

@@ -20,8 +20,8 @@ func fakeUse(used *atomic.Int64) func(*memoryLimit) memoryUse {
 	return func(*memoryLimit) memoryUse { return memoryUse{used: used.Load(), kept: used.Load()} }
 }
 
-// A mark that is too low for the process itself: nobody new comes in, and those who are there notice
-// nothing, since nobody is slow.
+// A mark that is too low for the process itself: no new client comes in, and those that are there notice nothing, since
+// none is slow.
 func TestMemoryAboveTheMark(t *testing.T) {
 	var used atomic.Int64
 	s, log := startChanged(t, Options{Endpoints: echoAndBroadcast(), Limits: Limits{MaxMemory: 1000}}, func(s *Server) {
@@ -34,7 +34,7 @@ func TestMemoryAboveTheMark(t *testing.T) {
 		used     int64
 		over     bool
 	}{
-		{"above the mark nobody comes in", 1001, true},
+		{"above the mark no clients come in", 1001, true},
 		{"and it stays so just below it", 990, true},
 		{"well below it they do", 900, false},
 		{"and still do at the mark", 1000, false},
@@ -146,7 +146,7 @@ func TestSheddingFreesMemory(t *testing.T) {
 		alice.send("and I")
 		alice.want("and I")
 		if s.memory.over.Load() {
-			eventually(t, "somebody is shed", func() bool { return s.Stats().Cuts[CutMemory] > 0 })
+			eventually(t, "a client is shed", func() bool { return s.Stats().Cuts[CutMemory] > 0 })
 		}
 	}
 	eventually(t, "memory is below the mark", func() bool { return !s.memory.over.Load() && s.Stats().Cuts[CutMemory] == 10 })

@@ -28,7 +28,7 @@ import (
 // they are asked for: the loops do not know of it.
 func (s *Server) Metrics() prometheus.Collector { return newMetrics(s) }
 
-// metricsHandler serves the server's metrics beside those of the process.
+// metricsHandler serves the server's metrics along with those of the process.
 func (s *Server) metricsHandler() http.Handler {
 	r := prometheus.NewRegistry()
 	r.MustRegister(newMetrics(s), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))

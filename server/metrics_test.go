@@ -111,7 +111,7 @@ func TestMetricsTellWhatHappened(t *testing.T) {
 		echo.send(word)
 		echo.want(word)
 	}
-	// Cathy gets 3 messages of a topic that keeps 2; nobody hears another one.
+	// Cathy gets 3 messages of a topic that keeps 2; another topic has no subscriber.
 	cathy := dial(t, s, "/ws?topic=kept")
 	eventually(t, "she is subscribed", func() bool { return len(s.Subscribers("kept")) == 1 })
 	for _, topic := range []string{"kept", "kept", "other", "kept"} {

@@ -57,7 +57,7 @@ func TestOptionErrors(t *testing.T) {
 		{"a negative number of connections", Options{Limits: Limits{MaxConnections: -1}}, "limits.max_connections"},
 		{"a head without limit", Options{Limits: Limits{MaxHead: -1}}, "limits.max_head"},
 		{"a head too small for any request", Options{Limits: Limits{MaxHead: 255}}, "limits.max_head"},
-		{"a head larger than anybody needs", Options{Limits: Limits{MaxHead: 1<<20 + 1}}, "limits.max_head"},
+		{"a head larger than any client needs", Options{Limits: Limits{MaxHead: 1<<20 + 1}}, "limits.max_head"},
 		{"a time-out shorter than the clock can tell", Options{Limits: Limits{HandshakeTimeout: time.Microsecond}}, "limits.handshake_timeout"},
 		{"an idle time-out longer than the clock can tell", Options{Limits: Limits{IdleTimeout: option.Longest + 1}}, "limits.idle_timeout"},
 		{"a write time-out longer than the clock can tell", Options{Limits: Limits{WriteTimeout: math.MaxInt64}}, "limits.write_timeout"},

@@ -15,7 +15,7 @@ func TestOrigin(t *testing.T) {
 		origins  []string
 		public   string
 		proxies  []string
-		headers  string // beside those of a handshake, separated by "; "
+		headers  string // besides those of a handshake, separated by "; "
 		allowed  bool
 	}{
 		{"a program sends no origin", nil, "", nil, "Host: example.com", true},
@@ -122,8 +122,8 @@ func TestOriginOfEvents(t *testing.T) {
 		{"a listed origin gets it, with cookies", "/ws", "https://a.example.org", 200, "https://a.example.org", "true"},
 		{"another one gets nothing", "/ws", "https://evil.example", 403, "", ""},
 		{"where all may connect all may read, without cookies", "/open", "https://evil.example", 200, "https://evil.example", ""},
-		{"an origin that is listed beside all gets both", "/open", "https://app.example.org", 200, "https://app.example.org", "true"},
-		{"a sandboxed page may be listed, and is nobody", "/null", "null", 200, "null", ""},
+		{"an origin that is listed along with all gets both", "/open", "https://app.example.org", 200, "https://app.example.org", "true"},
+		{"a sandboxed page may be listed, without cookies", "/null", "null", 200, "null", ""},
 	} {
 		t.Run(test.sentence, func(t *testing.T) {
 			headers := []string{"Accept: text/event-stream"}

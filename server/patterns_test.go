@@ -66,7 +66,7 @@ func TestTopicsLetGoOfPatterns(t *testing.T) {
 }
 
 // BenchmarkPublishWhilePatternsChange publishes to a thousand topics while a pattern comes and goes before each
-// publish, beside so many patterns of others.
+// publish, with so many patterns of others.
 func BenchmarkPublishWhilePatternsChange(b *testing.B) {
 	for _, others := range []int{0, 1000, 10_000} {
 		b.Run(fmt.Sprintf("patterns=%d", others), func(b *testing.B) {

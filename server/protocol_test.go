@@ -189,7 +189,7 @@ func TestClosingHandshakeOfTheClient(t *testing.T) {
 			c.wantFrame(0x88, test.reply)
 			c.wantEOF()
 			if got.Code != test.code || got.Reason != test.reason || !got.Remote || got.Err != nil {
-				t.Errorf("the application heard %v (%+v)", got, *got)
+				t.Errorf("the application got %v (%+v)", got, *got)
 			}
 		})
 	}
@@ -247,7 +247,7 @@ func TestClosingHandshakeOfTheServer(t *testing.T) {
 	alice.write(masked(0x88, []byte{0x0f, 0xa1}))
 	alice.wantEOF()
 	if len(heard) > 0 {
-		t.Errorf("the application heard %q after the end", <-heard)
+		t.Errorf("the application got %q after the end", <-heard)
 	}
 }
 
@@ -304,7 +304,7 @@ func TestFragments(t *testing.T) {
 		{"a ping in between is answered in between",
 			[][]byte{masked(0x01, []byte("Hel")), masked(0x89, []byte("ping")), masked(0x00, nil), masked(0x89, nil), masked(0x80, []byte("lo"))},
 			[][2]string{{"\x8a", "ping"}, {"\x8a", ""}, {"\x81", "Hello"}}},
-		{"a pong that nobody asked for is no message", [][]byte{masked(0x01, []byte("a")), masked(0x8a, []byte("x")), masked(0x80, []byte("b"))},
+		{"an unsolicited pong is no message", [][]byte{masked(0x01, []byte("a")), masked(0x8a, []byte("x")), masked(0x80, []byte("b"))},
 			[][2]string{{"\x81", "ab"}}},
 		{"a close frame may come in between", [][]byte{masked(0x01, []byte("a")), masked(0x88, []byte{0x03, 0xe9})},
 			[][2]string{{"\x88", "\x03\xe9"}}},

@@ -93,7 +93,7 @@ func TestProxyHeaderIsRefused(t *testing.T) {
 		mode     ProxyMode
 		source   string
 		send     string
-		status   int // 0: closed without a word; 101: not refused
+		status   int // 0: closed without an answer; 101: not refused
 		why      RefuseReason
 	}{
 		{"a request without the header it needs", ProxyRequired, "127.0.0.1", upgradeHead("/who"), 0, RefuseProxyMissing},
@@ -129,7 +129,7 @@ func TestProxyHeaderIsRefused(t *testing.T) {
 	}
 }
 
-// Where the header is required, whoever is not a balancer is not even read from.
+// Where the header is required, a peer that is not a balancer is not even read from.
 func TestProxyHeaderFromAStranger(t *testing.T) {
 	s := start(t, behindBalancers(ProxyRequired))
 	c := dialFrom(t, s, "127.0.0.2")
@@ -169,7 +169,7 @@ func TestProxyHeaderTimeout(t *testing.T) {
 		c.wantEOF()
 		s.wantRefused(t, map[RefuseReason]uint64{}, RefuseProxyMalformed)
 	})
-	t.Run("where it is optional, who comes late may still send a request", func(t *testing.T) {
+	t.Run("where it is optional, a late client may still send a request", func(t *testing.T) {
 		_, c, _ := open(t, ProxyOptional)
 		time.Sleep(2 * timeout)
 		c.write([]byte(upgradeHead("/who")))

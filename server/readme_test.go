@@ -172,7 +172,7 @@ func TestServeInATest(t *testing.T) {
 			client := dialPatiently(t, url+"/waker")
 			defer client.Close()
 			if got := hear(client); got != word {
-				t.Errorf("heard %q, want %q", got, word)
+				t.Errorf("got %q, want %q", got, word)
 			}
 		})
 	}

@@ -15,8 +15,8 @@ import (
 	"carillon/codec"
 )
 
-// An endpoint hears of everything that it refuses, over each kind of listener and for each kind of client, and its
-// words are the answer. The counters do not change for it.
+// Refused is called for everything that an endpoint refuses, over each kind of listener and for each kind of client,
+// and its words are the answer. The counters do not change for it.
 func TestRefusedHearsAndWords(t *testing.T) {
 	errDenied := errors.New("no place left in the hall")
 	upgrade := upgradeHead("/ws?topic=a")

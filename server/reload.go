@@ -90,7 +90,7 @@ func (s *Server) reload(read func() (Options, error)) (Changes, error) {
 	}
 	wanted.Loops = loopsOf(&wanted)
 	merged, places, changes := mergeOptions(&before.Options, &wanted)
-	if merged, err = merged.Resolve(); err != nil { // beside what stays, what is new may be wrong
+	if merged, err = merged.Resolve(); err != nil { // what is new may not go with what stays
 		return Changes{}, err
 	}
 	now, err := s.settle(merged, before, places)
@@ -219,12 +219,12 @@ func (s *Server) follow(before, now *settings) {
 type reloads struct {
 	mu sync.Mutex // held while one is done, and guards what follows
 
-	alive   context.Context // for as long as it lasts keys are watched; nil before the server runs
+	alive   context.Context // keys are watched until it ends; nil before the server runs
 	watched map[*auth.Keyring]context.CancelFunc
 	room    reactor.Room
 	exposed bool // internal.listen can be reached from other machines
 
-	// Written under mu, read by anyone.
+	// Written under mu, read without it.
 	done   [numReloadResults]atomic.Uint64
 	good   atomic.Bool  // the last one was
 	goodAt atomic.Int64 // when one was for the last time, in milliseconds since 1970

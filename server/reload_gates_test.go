@@ -47,7 +47,7 @@ var gateStories = []struct {
 	{"hook.headers", withHook, func(_ *gateWorld, a *Auth) { a.Hook.Headers = []string{"X-Pass"} }, func(*gateWorld) string { return "X-Pass: yes" }, [2]int{403, 101}},
 	{"hook.timeout", withHook, func(_ *gateWorld, a *Auth) { a.Hook.Timeout = time.Millisecond }, func(*gateWorld) string { return "Cookie: slow" }, [2]int{101, 503}},
 	{"hook.max_in_flight", withHook, func(_ *gateWorld, a *Auth) { a.Hook.MaxInFlight = 1 }, func(w *gateWorld) string {
-		if w.asked.Add(1); w.reloaded { // somebody is being asked about already
+		if w.asked.Add(1); w.reloaded { // the hook is already being asked about a client
 			w.stays = dialRaw(w.t, w.s)
 			w.stays.write([]byte(upgradeHead("/ws", "Cookie: stays")))
 			eventually(w.t, "the only slot is taken", func() bool { return w.s.settings().endpoints[0].auth.PendingHookRequests() == 1 })
@@ -110,7 +110,7 @@ func TestReloadOfGates(t *testing.T) {
 			if w.stays != nil {
 				close(leave)
 				if code := w.stays.response().StatusCode; code != 403 {
-					t.Errorf("who was asked about is answered %d", code)
+					t.Errorf("the client that was asked about is answered %d", code)
 				}
 			}
 		})
@@ -165,7 +165,7 @@ func TestReloadedKeysAreWatched(t *testing.T) {
 	})
 	reloaded(t, s, "endpoints[0].auth.jwt.algorithms endpoints[0].auth.jwt.jwks_url endpoints[0].auth.jwt.leeway", func(o *Options) { o.Endpoints[0].Auth = Auth{} })
 	wantStatus(t, s, 101, "/ws")
-	eventually(t, "nobody fetches", func() bool {
+	eventually(t, "the keys are not fetched any more", func() bool {
 		was := two.fetches.Load()
 		time.Sleep(50 * time.Millisecond)
 		return two.fetches.Load() == was

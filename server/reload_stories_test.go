@@ -156,7 +156,7 @@ var limitStories = []reloadStory{
 			for _, c := range []*client{alice, bob, cathy} {
 				c.leave(s)
 			}
-			eventually(t, "nobody is counted", func() bool { return s.engine.Addresses.Len() == 0 })
+			eventually(t, "no address is counted", func() bool { return s.engine.Addresses.Len() == 0 })
 		}
 	}, func(o *Options) { o.Limits.MaxConnectionsPerAddress = 1 }},
 	{"limits.handshakes_per_second", Options{}, func(t *testing.T, s *Server) func() {
@@ -446,7 +446,7 @@ var clientStories = []reloadStory{
 			}
 			early.leave(s)
 			late.leave(s)
-			eventually(t, "nobody is counted", func() bool { return s.engine.Addresses.Len() == 0 })
+			eventually(t, "no address is counted", func() bool { return s.engine.Addresses.Len() == 0 })
 		}
 	}, func(o *Options) { o.TrustedProxies = []string{"127.0.0.1"} }},
 	{"endpoints[0].origins", Options{}, func(t *testing.T, s *Server) func() {
@@ -658,7 +658,7 @@ func wantError(t testing.TB, m said, code string) {
 	}
 }
 
-// freezeUntilDropped publishes to somebody who does not read until something is dropped for it.
+// freezeUntilDropped publishes to a client that does not read until something is dropped for it.
 func freezeUntilDropped(t testing.TB, s *Server, why DropReason) {
 	t.Helper()
 	for i := 0; s.Stats().Drops[why] == 0; i++ {

@@ -59,7 +59,7 @@ func (c *client) echoes(words string) {
 	c.want(words)
 }
 
-// Who changes nothing changes nothing, not even the keys that are held.
+// A reload without changes changes nothing, not even the keys that are held.
 func TestReloadOfTheSame(t *testing.T) {
 	i := newIssuer(t)
 	s := start(t, Options{Endpoints: append(echoAndBroadcast(), i.endpoint("HS256")), Topics: []TopicRule{{Match: ">", History: 3}}})
@@ -222,7 +222,7 @@ func TestReloadKeepsATokenThatIsNeeded(t *testing.T) {
 	reloaded(t, s, "internal.token", func(o *Options) { o.Internal.Token = "quiet-quiet-quiet" })
 }
 
-// A file that cannot be read is the answer of whoever reads it. The metrics know.
+// When a file cannot be read, the caller of Reload gets the error. The metrics count it.
 func TestReloadsAreCounted(t *testing.T) {
 	s := withAPI(t, Options{})
 	began := scrape(t, s)
@@ -253,7 +253,7 @@ func TestReloadsAreCounted(t *testing.T) {
 	reloaded(t, s, "ping.interval", func(o *Options) { o.Ping.Interval = time.Minute })
 }
 
-// Handlers stay those of the start, and endpoints without a mode need not be known to who reloads.
+// Handlers stay those of the start, and the caller of a reload need not know endpoints without a mode.
 func TestReloadKeepsHandlers(t *testing.T) {
 	s := start(t, Options{Endpoints: []Endpoint{whoAmI()}, HTTP: http.HandlerFunc(mirror)})
 	reads := func() (Options, error) {

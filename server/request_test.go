@@ -25,7 +25,7 @@ func TestRequestHelpers(t *testing.T) {
 		{"a name in other case is another cookie", "/", []string{"cookie: Session=1"}, map[string]string{"session": "", "Session": "1"}, url.Values{}},
 		{"two headers", "/", []string{"Cookie: a=1", "COOKIE: session=2"}, map[string]string{"a": "1", "session": "2"}, url.Values{}},
 		{"a name that only begins like it", "/", []string{"Cookie2: session=1"}, map[string]string{"session": ""}, url.Values{}},
-		{"malformed cookies beside a good one", "/", []string{"Cookie: ;;=; b =1; session=ok; x"}, map[string]string{"session": "ok"}, url.Values{}},
+		{"malformed cookies and a good one", "/", []string{"Cookie: ;;=; b =1; session=ok; x"}, map[string]string{"session": "ok"}, url.Values{}},
 		{"quotes", "/", []string{`Cookie: session="two words"`}, map[string]string{"session": "two words"}, url.Values{}},
 		{"an equals sign in the value", "/", []string{"Cookie: session=YQ=="}, map[string]string{"session": "YQ=="}, url.Values{}},
 		{"a name that no cookie can have", "/", []string{"Cookie: a=1"}, map[string]string{"": "", "a b": ""}, url.Values{}},
@@ -56,7 +56,7 @@ func TestRequestHelpers(t *testing.T) {
 	}
 }
 
-// A login check that looks at all that a request has. Who is refused is refused in the handshake: the only
+// A login check that looks at all that a request has. A client that is refused is refused in the handshake: the only
 // bytes it ever gets are those of the refusal, and the application never sees a connection.
 func TestLoginIsRefusedInTheHandshake(t *testing.T) {
 	opened := make(chan *Conn, 10)

@@ -84,9 +84,9 @@ func TestCrowdShutsDown(t *testing.T) {
 	}
 }
 
-// A crowd is sent away over some seconds: as many in each part of the time as in any other, to a tenth, while
-// those who are still there are served as ever. A machine that is busy with other things may need more than one
-// try for that, and a smaller crowd, but nobody is ever sent away before his time, and all are told.
+// A crowd is sent away over some seconds: as many in each part of the time as in any other, to a tenth, while those who
+// are still there are served as ever. A machine that is busy with other things may need more than one try for that, and
+// a smaller crowd, but no client is ever sent away before its time, and all are told.
 func TestCrowdDrainsEvenly(t *testing.T) {
 	needDescriptors(t, crowd)
 	d := evenDrain{parts: 5, over: 3 * time.Second, share: 10, longest: 200 * time.Millisecond}
@@ -132,7 +132,7 @@ func (d *evenDrain) run(t *testing.T) (uneven string) {
 	eventually(t, "all are gone", func() bool { return s.engine.Sockets.Load() == 0 })
 	all := <-echoes
 	if len(all) == 0 {
-		t.Fatal("nobody was served meanwhile")
+		t.Fatal("no client was served meanwhile")
 	}
 	slices.Sort(all)
 	p99 := all[len(all)*99/100]

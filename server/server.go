@@ -197,7 +197,7 @@ func (s *Server) BroadcastFrame(path string, f *codec.Frame) error {
 }
 
 // broadcast hands a message to all connections of some endpoints, which are in the order of their indices, or to none.
-// It returns how many of this server's these are. sent, which may be nil, learns for each endpoint what became of the
+// It returns how many of this server's these are. sent, which may be nil, gets for each endpoint the outcome of the
 // message at the broker, if there is no error.
 func (s *Server) broadcast(f *codec.Frame, sent func(error), to ...*endpoint) (connections int, err error) {
 	at := s.engine.Stamp()

@@ -51,8 +51,8 @@ func wantEnd(t *testing.T, ended chan error) {
 	}
 }
 
-// A hundred messages are on their way to fifty clients, one of whom is slow, when the server is told
-// to stop. Everybody gets all of them, and then the close frame.
+// A hundred messages are on their way to fifty clients, one of whom is slow, when the server is told to stop. All
+// clients get all of them, and then the close frame.
 func TestShutdownFlushes(t *testing.T) {
 	const listeners, messages = 50, 100
 	s, cancel, ended := runUntil(t, Options{Endpoints: policy(SlowConsumer{MaxQueue: -1})})
@@ -103,8 +103,8 @@ func TestShutdownFlushes(t *testing.T) {
 	}
 }
 
-// While alice takes her time to close, nobody new comes in: bob cannot connect, and cathy, who was in
-// the middle of her handshake, gets a 503. Alice is served until she goes.
+// While alice takes her time to close, no new client comes in: bob cannot connect, and cathy, who was in the middle of
+// her handshake, gets a 503. Alice is served until she goes.
 func TestShutdownRefuses(t *testing.T) {
 	s, cancel, ended := runUntil(t, Options{Listen: freeAddress(t), Endpoints: echoAndBroadcast(), Drain: Drain{Duration: -1, Deadline: patience}})
 	alice, cathy, dave := dial(t, s, "/echo"), dialRaw(t, s), dialRaw(t, s)

@@ -96,7 +96,7 @@ func (c *client) wantBlock(i int) {
 	}
 }
 
-// policy is a broadcast endpoint with a policy, beside one of another kind.
+// policy is a broadcast endpoint with a policy, and one of another kind.
 func policy(slow SlowConsumer) []Endpoint {
 	return []Endpoint{{Path: "/broadcast", Mode: ModeBroadcast, SlowConsumer: slow}, {Path: "/other", Mode: ModeEcho}}
 }

@@ -18,10 +18,10 @@ type SubscribeOptions struct {
 	// subscription began.
 	Envelope bool
 
-	// Done, which may be nil, learns what became of the subscription. It is called once, on the
-	// connection's loop, before the first message arrives, and must not block. The error is [ErrClosed],
-	// [ErrSubscribed], [ErrOverlap], [ErrTooManySubscriptions], [ErrTooManyTopics], [ErrOverloaded]
-	// if too much history waits for the connection already, or, with [Options.Broker], [ErrNoCluster].
+	// Done, which may be nil, gets the outcome of the subscription. It is called once, on the connection's loop, before
+	// the first message arrives, and must not block. The error is [ErrClosed], [ErrSubscribed], [ErrOverlap],
+	// [ErrTooManySubscriptions], [ErrTooManyTopics], [ErrOverloaded] if too much history waits for the connection
+	// already, or, with [Options.Broker], [ErrNoCluster].
 	Done func(Subscribed, error)
 }
 

@@ -154,7 +154,7 @@ func connectOnce(address string, pause time.Duration) error {
 	return nil
 }
 
-// Without takeover a port that is taken stays an error, and a port that nobody has can be taken over too.
+// Without takeover a port that is taken stays an error, and a port that is free can be taken over too.
 func TestTakeover(t *testing.T) {
 	s := start(t, Options{Endpoints: echoAndBroadcast()})
 	second, err := New(Options{Listen: s.Addr().String(), Endpoints: echoAndBroadcast()})

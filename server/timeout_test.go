@@ -52,7 +52,7 @@ func TestHandshakeTimeout(t *testing.T) {
 	alice.want("a handshake that is done has no time-out")
 }
 
-// The first client of a server that nobody has come to for long has as much time for its handshake as others.
+// The first client of a server that has been idle for long has as much time for its handshake as others.
 func TestHandshakeTimeoutOfTheFirstClient(t *testing.T) {
 	t.Parallel()
 	const timeout = 2 * time.Second
@@ -101,7 +101,7 @@ func TestTimeoutsOfALoopThatStoodStill(t *testing.T) {
 	if resp := bob.response(); resp.StatusCode != 101 {
 		t.Errorf("the handshake is answered %s", resp.Status)
 	}
-	alice.wantClose(codec.CloseGoingAway, "no message for 2s") // a loop that goes on finds who is idle
+	alice.wantClose(codec.CloseGoingAway, "no message for 2s") // a loop that goes on finds idle clients
 }
 
 // Alice talks, bob only pings and pongs, cathy sends fragments but never a whole message: idle are
@@ -138,7 +138,7 @@ func TestIdleTimeout(t *testing.T) {
 	}
 }
 
-// Everybody listens. Alice answers pings, bob talks instead, cathy is silent: cathy is gone.
+// All listen. Alice answers pings, bob talks instead, cathy is silent: cathy is gone.
 func TestPing(t *testing.T) {
 	t.Parallel() // most of it is waiting
 	limits, ping := off()

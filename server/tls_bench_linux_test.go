@@ -72,8 +72,8 @@ func (g *gorillas) broadcast(payload []byte) {
 	}
 }
 
-// BenchmarkTLSBroadcast gives the processor time of a delivery over TLS and without, in turn on two servers with
-// as many sockets, and beside both that of net/http with gorilla/websocket.
+// BenchmarkTLSBroadcast gives the processor time of a delivery over TLS and without, in turn on two servers with as
+// many sockets, and next to both that of net/http with gorilla/websocket.
 func BenchmarkTLSBroadcast(b *testing.B) {
 	reactor.CheckOwner = false
 	for _, loops := range []int{1, 2} {

@@ -116,7 +116,7 @@ func TestTLSReload(t *testing.T) {
 	}
 }
 
-// Who was let in by an authority that is not trusted any more cannot come back with a ticket.
+// A client that was let in by an authority that is not trusted any more cannot come back with a ticket.
 func TestTLSReloadOfAuthorities(t *testing.T) {
 	eachVersion(t, func(t *testing.T, a *authority, config *tls.Config) {
 		clients := newAuthority(t)
@@ -220,7 +220,7 @@ func TestTLSHandshakeLimit(t *testing.T) {
 	_ = stuck[0].conn.Close() // in the middle of its handshake
 	<-done
 	_ = stuck[1].conn.Close()
-	eventually(t, "nobody is left", counts(0, 0))
+	eventually(t, "no handshake is left", counts(0, 0))
 	eventually(t, "they are counted", func() bool { return s.Stats().Refusals[RefuseLost] == 3 })
 }
 

@@ -67,7 +67,7 @@ func (d *trickle) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// The end of a connection is told by TLS, too, whoever begins it.
+// The end of a connection is told by TLS, too, whichever side begins it.
 func TestTLSEnds(t *testing.T) {
 	eachVersion(t, func(t *testing.T, a *authority, config *tls.Config) {
 		ended := make(chan error, 1)
@@ -110,7 +110,7 @@ func TestTLSEnds(t *testing.T) {
 			t.Error("a reset is no orderly end")
 		}
 
-		c = dialTLS(t, s, config, "/") // a record that nobody has encrypted
+		c = dialTLS(t, s, config, "/") // a record that was not encrypted
 		_, _ = c.conn.(*tls.Conn).NetConn().Write([]byte{23, 3, 3, 0, 32, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32})
 		if err := <-ended; !strings.Contains(err.Error(), "bad record MAC") {
 			t.Errorf("after a forged record: %v", err)
@@ -178,7 +178,7 @@ func TestTLSProtocols(t *testing.T) {
 	wantTLSError(t, s, stranger, "unknown authority", RefuseTLSAlert)
 }
 
-// wantTLSError checks that a handshake fails, that the client learns why and that the reason is counted.
+// wantTLSError checks that a handshake fails, that the client is told why and that the reason is counted.
 func wantTLSError(t *testing.T, s *Server, config *tls.Config, text string, why RefuseReason) {
 	t.Helper()
 	before := s.Stats().Refusals[why]
@@ -210,7 +210,7 @@ func TestTLSNames(t *testing.T) {
 	}
 }
 
-// Clients show certificates: those who must and have none, or one that nobody trusts, stay outside.
+// Clients show certificates: those that must and have none, or one that is not trusted, stay outside.
 func TestTLSClientCertificates(t *testing.T) {
 	eachVersion(t, func(t *testing.T, a *authority, config *tls.Config) {
 		who := make(chan string, 1)

@@ -113,8 +113,8 @@ func TestCostlyTokenBeforeHookAndDefer(t *testing.T) {
 	}
 }
 
-// Who waits for a token to be checked has limits.handshake_timeout, and may leave. Those who come when too many wait
-// are told so.
+// A client that waits for its token to be checked has limits.handshake_timeout, and may leave. Those that come when too
+// many wait are told so.
 func TestCostlyTokensThatWaitTooLong(t *testing.T) {
 	t.Parallel() // most of it is waiting
 	i := newIssuer(t)
@@ -181,7 +181,7 @@ func TestCostlyRefresh(t *testing.T) {
 	}
 }
 
-// How long an echo waits beside clients that come with tokens that are dear to check and wrong, as fast as they can.
+// How long an echo waits while clients come with tokens that are dear to check and wrong, as fast as they can.
 func BenchmarkEchoBesideCostlyTokens(b *testing.B) {
 	key, err := rsa.GenerateKey(rand.Reader, 4096)
 	if err != nil {

@@ -181,7 +181,8 @@ func httpGet(t testing.TB, s *Server, path, accept string) *http.Response {
 	return resp
 }
 
-// Where tokens are optional, somebody without one is let in as nobody, and somebody with a wrong one is not.
+// Where tokens are optional, a client without one is let in without an identity, and a client with a wrong one is not
+// let in.
 func TestOptionalToken(t *testing.T) {
 	i := newIssuer(t)
 	ep := i.endpoint("HS256")
@@ -194,7 +195,7 @@ func TestOptionalToken(t *testing.T) {
 	more := conn.core().Extension()
 	conn.shard().Mu.Unlock()
 	if conn.Subject() != "" || more != nil {
-		t.Error("somebody without a token has an identity")
+		t.Error("a client without a token has an identity")
 	}
 	c.send(`{"id":1,"refresh":{"token":"` + i.Token("HS256", alice()) + `"}}`)
 	if m := c.said(); m.Error == nil || m.Error.Code != "not_allowed" {

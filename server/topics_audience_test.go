@@ -88,7 +88,7 @@ func (m *audienceModel) subscribe(who *modelMember) {
 	m.look(who) // what comes now comes after it
 	s, err := m.s.hub.Subscribe(who.c.core(), &hub.Wanted{Name: name, From: from, Kind: who.c.core().Framing(), Reply: func(Subscribed) {}})
 	if (err != nil) != taken {
-		m.t.Fatalf("subscribe to %s beside %v: %v", name, had, err)
+		m.t.Fatalf("subscribe to %s after %v: %v", name, had, err)
 	}
 	if err != nil {
 		return
@@ -221,7 +221,7 @@ func (m *audienceModel) walk() {
 	}
 }
 
-// check compares what everybody thinks of everybody else.
+// check compares what the parts of the model record of each other.
 func (m *audienceModel) check() {
 	m.t.Helper()
 	members := 0
@@ -279,7 +279,7 @@ func (m *audienceModel) check() {
 		members -= n
 	}
 	if members != 0 {
-		m.t.Fatalf("%d subscriptions are nobody's", members)
+		m.t.Fatalf("%d subscriptions belong to no topic", members)
 	}
 }
 
@@ -290,9 +290,9 @@ func subscriptionsOf(m *reactor.Extension) []reactor.Subscription {
 	return m.Subs
 }
 
-// Connections with several subscriptions each subscribe, unsubscribe, catch up and leave between the
-// slices of walks and with messages on their way. Nobody misses a message, gets one twice or one that it
-// did not ask for, and all the places that point to each other agree.
+// Connections with several subscriptions each subscribe, unsubscribe, catch up and leave between the slices of walks
+// and with messages on their way. No connection misses a message, gets one twice or one that it did not ask for, and
+// all the places that point to each other agree.
 func TestAudienceWalk(t *testing.T) {
 	seeds := uint64(60)
 	if testenv.Race {
@@ -373,7 +373,7 @@ func TestCatchingUpLooksOnce(t *testing.T) {
 		t.Fatalf("%d messages came, and %d audiences are pending", n, m.sh.Pending.Len())
 	}
 	subs := who.c.core().Extension().Subs
-	who.c.core().Extension().Subs = make([]reactor.Subscription, len(subs)) // whoever looks panics
+	who.c.core().Extension().Subs = make([]reactor.Subscription, len(subs)) // a look at them panics
 	who.c.core().Ready()
 	who.c.core().Extension().Subs = subs
 	publish()
@@ -383,8 +383,8 @@ func TestCatchingUpLooksOnce(t *testing.T) {
 	}
 }
 
-// A busy loop leaves it to its next turns to tell the topics of closed connections, a few at a time. Who subscribes
-// meanwhile gets what is published.
+// A busy loop leaves it to its next turns to tell the topics of closed connections, a few at a time. A client that
+// subscribes meanwhile gets what is published.
 func TestTopicsOfClosedConnectionsAreLeftInSlices(t *testing.T) {
 	opts := topics()
 	opts.Loops = 1

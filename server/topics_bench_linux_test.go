@@ -41,12 +41,12 @@ func connsAt(s *Server, path string) (list []*Conn) {
 	return list
 }
 
-// BenchmarkTopicPublish compares a publish to a topic of 1,000 subscribers, who are among 18,000 connections
-// with 100,000 topics, ten for each connection, with a broadcast to 1,000 connections that have no topics, in
-// turn. The sockets of the two differ, and 1,000 out of 18,000 are colder for the kernel than 1,000 alone: the
-// second ratio is that of bare write(2) to both, and the third is for a topic of the very connections that get
-// the broadcast. It also gives the heap that a topic costs, a subscription that is the first of its topic on its loop
-// or nearly so, and one beside many others.
+// BenchmarkTopicPublish compares a publish to a topic of 1,000 subscribers, who are among 18,000 connections with
+// 100,000 topics, ten for each connection, with a broadcast to 1,000 connections that have no topics, in turn. The
+// sockets of the two differ, and 1,000 out of 18,000 are colder for the kernel than 1,000 alone: the second ratio is
+// that of bare write(2) to both, and the third is for a topic of the very connections that get the broadcast. It also
+// gives the heap that a topic costs, a subscription that is the first of its topic on its loop or nearly so, and one
+// among many others.
 func BenchmarkTopicPublish(b *testing.B) {
 	reactor.CheckOwner = false
 	const conns, hot, topicCount, each, size = 18000, 1000, 100_000, 10, 128
@@ -114,7 +114,7 @@ func BenchmarkTopicPublish(b *testing.B) {
 	})
 }
 
-// A subscription to a topic that has others costs little beside the connection, and a topic does so too.
+// A subscription to a topic that has others costs little compared with the connection, and so does a topic.
 func TestSubscriptionMemory(t *testing.T) {
 	if testenv.Race {
 		t.Skip("the race detector changes what memory costs")

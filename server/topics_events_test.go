@@ -75,7 +75,7 @@ func TestEvents(t *testing.T) {
 	_ = s.Broadcast("/ws", Text, []byte("to all"))
 	wantBytes("data: to all\n\n")
 	eventually(t, "each is counted once", func() bool { return s.Stats().Deliveries == 15 })
-	c.write([]byte("GET /ws HTTP/1.1\r\n\r\n")) // nobody listens
+	c.write([]byte("GET /ws HTTP/1.1\r\n\r\n")) // which is not read
 	_ = conn.Close(4001, "a \"reason\"\n")
 	wantBytes("event: close\ndata: {\"code\":4001,\"reason\":\"a \\\"reason\\\"\\n\"}\n\n")
 	c.wantEOF()
@@ -113,7 +113,7 @@ func TestLastEventID(t *testing.T) {
 		recovered string // "" if it is not said
 		first     int    // of the messages that come; 11 is none
 	}{
-		{"who is new starts with what comes next", "topic=log", "", "", 11},
+		{"a new client starts with what comes next", "topic=log", "", "", 11},
 		{"it goes on", "topic=log", "E:8", "true", 9},
 		{"an empty one is none", "topic=log", " ", "", 11},
 		{"it wins over the address, which is older", "topic=log&since=2&epoch=E", "E:9", "true", 10},
@@ -302,7 +302,7 @@ func TestEventsStayAlive(t *testing.T) {
 	if took := time.Since(begin); took < 15*20*time.Millisecond*9/10 {
 		t.Errorf("15 comments came within %v", took)
 	}
-	dial(t, s, "/ws?topic=a").wantClose(codec.CloseGoingAway, "no message for") // beside a WebSocket, which is idle
+	dial(t, s, "/ws?topic=a").wantClose(codec.CloseGoingAway, "no message for") // unlike events, a WebSocket is idle
 	dialRaw(t, s).wantRefusal(408, "did not arrive within")
 	if s.Count() != 1 {
 		t.Error("the stream has ended")

@@ -82,7 +82,7 @@ func TestJSONConversation(t *testing.T) {
 		{"a pattern has no history", `{"id":16,"history":{"topic":"kept.*"}}`, `invalid_topic`},
 
 		{"who is there can be asked", `{"id":17,"presence":{"topic":"kept.a"}}`, `{"id":17,"present":{"topic":"kept.a","count":1,"connections":[{"id":"1"}]}}`},
-		{"also where nobody is", `{"id":17,"presence":{"topic":"free.nobody"}}`, `{"id":17,"present":{"topic":"free.nobody","count":0,"connections":[]}}`},
+		{"also where there is no subscriber", `{"id":17,"presence":{"topic":"free.nobody"}}`, `{"id":17,"present":{"topic":"free.nobody","count":0,"connections":[]}}`},
 		{"but not of a pattern", `{"id":17,"presence":{"topic":"free.*"}}`, `invalid_topic`},
 
 		{"it is no JSON", `{"id":1,"ping":{}`, `-bad_request`},
@@ -287,7 +287,7 @@ func TestOneKeyAtOnce(t *testing.T) {
 		offsets += first.Offset
 		for len(receipts) > 0 {
 			if r := <-receipts; r != first {
-				t.Fatalf("%+v beside %+v", r, first)
+				t.Fatalf("%+v and %+v", r, first)
 			}
 		}
 	}

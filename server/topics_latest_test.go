@@ -23,7 +23,7 @@ func freezeOn(t *testing.T, s *Server, topic string) (n int) {
 	return n
 }
 
-// Whoever comes gets the current value at once, and only that one.
+// A new subscriber gets the current value at once, and only that one.
 func TestLatestBeginsWithTheCurrentValue(t *testing.T) {
 	s := start(t, topics(TopicRule{Match: "price.>", Latest: true}, TopicRule{Match: "deep", Latest: true, History: 10}))
 	for _, topic := range []string{"price.a", "deep"} {
@@ -121,7 +121,7 @@ func thawLatest(t *testing.T, compressed bool) {
 	// The newest of each are kept twice, as they were published and in the envelope; ten rounds of them
 	// would be ten times as much.
 	if grown := heapBytes() - before; !testenv.Race && grown > 3*prices*10_000+1<<20 {
-		t.Errorf("%d B of memory for one who does not read", grown)
+		t.Errorf("%d B of memory for a client that does not read", grown)
 	}
 	if n := s.Stats().QueuedBytes; n > 1<<20 {
 		t.Errorf("%d bytes are queued", n)
@@ -234,7 +234,7 @@ func TestLatestCompressesAFewAtOnce(t *testing.T) {
 	}
 }
 
-// Who unsubscribes, or is cut off, while the newest message waits has missed it, and that is counted.
+// A client that unsubscribes, or is cut off, while the newest message waits has missed it, and that is counted.
 func TestLatestThatNeverCame(t *testing.T) {
 	s := start(t, topics(TopicRule{Match: ">", Latest: true}))
 	eve := dialFrozen(t, s, "/ws?topic=fill&topic=a&topic=b", speakJSON)

@@ -137,7 +137,7 @@ func wander(t *testing.T, s *Server, r *rand.Rand, steps int) {
 	}
 }
 
-// wanderer opens a connection of any kind, whose answer nobody waits for.
+// wanderer opens a connection of any kind, without waiting for the answer.
 func wanderer(t *testing.T, s *Server, r *rand.Rand, target string) *client {
 	c := dialSmall(t, s)
 	head := upgradeHead(target, speakJSON)

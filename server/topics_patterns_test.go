@@ -111,9 +111,8 @@ func errorCodeOf(m said) string {
 	return m.Error.Code
 }
 
-// While publishers publish to ten topics without pause, patterns and topics are subscribed to and left
-// again, and everybody asks all there is to ask. Nobody waits for ever, every stream is in its order, and in
-// the end nothing is left.
+// While publishers publish to ten topics without pause, patterns and topics are subscribed to and left again, and all
+// clients ask all there is to ask. None waits for ever, every stream is in its order, and in the end nothing is left.
 func TestPatternsComeAndGo(t *testing.T) {
 	opts := topics(TopicRule{Match: "t.>", History: 10})
 	opts.Loops = 3

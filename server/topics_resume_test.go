@@ -30,8 +30,8 @@ func offsets(list []said) (all []uint64) {
 	return all
 }
 
-// A topic has had ten messages and keeps four, of which the oldest is number 7. Who comes back from where
-// gets what, and is told whether that is all.
+// A topic has had ten messages and keeps four, of which the oldest is number 7. The rows say from where a client comes
+// back, what it gets, and whether it is told that that is all.
 func TestResume(t *testing.T) {
 	s := start(t, topics(TopicRule{Match: "log", History: 4}))
 	epoch := fill(t, s, "log", 10).Epoch
@@ -339,7 +339,7 @@ func (f *resumer) life() error {
 			return err
 		}
 		if !gap && m.Offset != f.last.Offset+1 {
-			return fmt.Errorf("message %d of %d after %d, and nobody spoke of a gap", n, m.Offset, f.last.Offset)
+			return fmt.Errorf("message %d of %d after %d, without a gap reported", n, m.Offset, f.last.Offset)
 		}
 		gap = false
 		f.last = Position{Offset: m.Offset, Epoch: sub.Epoch}

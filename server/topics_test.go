@@ -247,8 +247,8 @@ func TestTopicsRaw(t *testing.T) {
 	cathy.want("1:0")
 }
 
-// What a raw client with one topic sends is published there, text as text and binary as binary; everybody
-// on the topic gets it, however they listen.
+// What a raw client with one topic sends is published there, text as text and binary as binary; all subscribers of the
+// topic get it, however they listen.
 func TestRawPublishes(t *testing.T) {
 	s := start(t, topics())
 	alice, bob, events := dial(t, s, "/ws?topic=room"), dial(t, s, "/ws", speakJSON), openStream(t, s, "/ws?topic=room")
@@ -271,7 +271,7 @@ func TestRawPublishes(t *testing.T) {
 	events.want("binary", epoch+":2", "AP8=")
 }
 
-// Who has no topic, two topics, a pattern, or a topic that clients may not publish to, has nowhere to
+// A client that has no topic, two topics, a pattern, or a topic that clients may not publish to, has nowhere to
 // publish.
 func TestRawPublishIsRefused(t *testing.T) {
 	opts := topics()

@@ -86,7 +86,7 @@ func TestPagesOverAUnixSocket(t *testing.T) {
 		c.wantClose(1000, "")
 		_ = c.conn.Close()
 	}
-	eventually(t, "nobody is there", func() bool { return s.Stats().Sockets == 0 })
+	eventually(t, "no socket is left", func() bool { return s.Stats().Sockets == 0 })
 	if st := s.Stats(); st.Accepted != 20 || st.PlainHTTP != 20 || st.Returned != 20 {
 		t.Errorf("%+v", st)
 	}
@@ -121,7 +121,7 @@ func TestUnixSocketsAreSpread(t *testing.T) {
 		t.Errorf("it listens on %v", s.Addrs())
 	} else if conn, err := net.Dial("tcp", hidden); err == nil {
 		_ = conn.Close()
-		t.Errorf("%s, which is nobody's, can be reached", hidden)
+		t.Errorf("%s, which is not for clients, can be reached", hidden)
 	}
 }
 
@@ -173,8 +173,8 @@ func TestStormOverAUnixSocket(t *testing.T) {
 	}
 }
 
-// Whoever has connected when a drain gives up a unix socket is served, although no loop had time for it so far:
-// those that were accepted, and those that are still in the kernel's queue.
+// Clients that have connected when a drain gives up a unix socket are served, although no loop had time for them so
+// far: those that were accepted, and those that are still in the kernel's queue.
 func TestDrainServesTheQueueOfAUnixSocket(t *testing.T) {
 	for _, waiting := range []int{reactor.MaxArriving / 2, 2 * reactor.MaxArriving} {
 		path, held := socketPath(t), newHold()

@@ -55,7 +55,7 @@ func (s *Server) URL(path string) string {
 // leave Host as it was, and one that does not write X-Forwarded-Host must remove it. Which pages may connect is still
 // decided by Host: behind a proxy that changes it, list their origin in Endpoint.Origins, or set PublicURL.
 //
-// A client chooses its Host itself. So the URL must not be used for anybody else, as in an e-mail or a shared cache.
+// A client chooses its Host itself. So the URL must not be used for other clients, as in an e-mail or a shared cache.
 func (s *Server) URLFor(r *http.Request, path string) string {
 	if s.opts().PublicURL != "" {
 		return s.URL(path)

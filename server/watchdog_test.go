@@ -27,7 +27,7 @@ func TestAHandlerThatBlocks(t *testing.T) {
 	blocker.send("block")
 	// A machine that stands still may block any loop, which is told too.
 	told := func() []string { return log.lines("event loop is blocked", "last_called=Message path=/block") }
-	eventually(t, "it is told of", func() bool { return len(told()) > 0 })
+	eventually(t, "it is logged", func() bool { return len(told()) > 0 })
 	z.serves(50)
 	eventually(t, "it is counted", func() bool { return s.Stats().Blocked == uint64(len(log.lines("event loop is blocked"))) })
 	for _, word := range []string{"loop=", "waitHere", "watchdog_test.go"} {
@@ -40,7 +40,7 @@ func TestAHandlerThatBlocks(t *testing.T) {
 		t.Errorf("it is told %d times", n)
 	}
 	close(free)
-	eventually(t, "it is told of the end", func() bool { return strings.Contains(log.String(), "event loop is running again") })
+	eventually(t, "the end is logged", func() bool { return strings.Contains(log.String(), "event loop is running again") })
 	blocker.send("again")
 	before.wantBack(t, s)
 	z.serves(20)
@@ -111,7 +111,7 @@ func TestBlockedHooksAreNamed(t *testing.T) {
 			}
 			// A machine that stands still may block the loop in another hook before.
 			told := func() []string { return log.lines("event loop is blocked", "last_called="+hook) }
-			eventually(t, "it is told of", func() bool { return len(told()) > 0 })
+			eventually(t, "it is logged", func() bool { return len(told()) > 0 })
 			close(free)
 			if line := told()[0]; !strings.Contains(line, "path=/here") || !strings.Contains(line, "waitHere") {
 				t.Errorf("the log says\n%s", line)

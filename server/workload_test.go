@@ -106,7 +106,7 @@ func TestRequestsOfAGoneClientAreDropped(t *testing.T) {
 	eventually(t, "they wait", func() bool { return s.Stats().MessagesIn >= reactor.MaxPublishing })
 	_ = c.conn.Close()
 	close(hold)
-	eventually(t, "nobody is there", func() bool { return s.Count() == 0 })
+	eventually(t, "no client is left", func() bool { return s.Count() == 0 })
 	d := dial(t, s, "/ws", speakJSON)
 	if m := d.ask(`{"id":2,"ping":{}}`); m.Pong == nil {
 		t.Error(m.text)
@@ -153,7 +153,7 @@ func TestLargeMessagesAreHeldBack(t *testing.T) {
 	}
 	all.Wait()
 	onLoop(t, conn, func(sh *reactor.Shard) { sh.Backlog.Add(-much) })
-	eventually(t, "nobody waits", func() (none bool) {
+	eventually(t, "no connection waits", func() (none bool) {
 		onLoop(t, conn, func(sh *reactor.Shard) { none = len(sh.Run.Blocked) == 0 })
 		return none
 	})
@@ -457,7 +457,7 @@ func TestLongHistoryWithAGap(t *testing.T) {
 			m = dave.said()
 			missing = m.Offset - last - 1
 		} else if m.Offset != last+1 {
-			t.Fatalf("%d follows %d without a word", m.Offset, last)
+			t.Fatalf("%d follows %d without a gap reported", m.Offset, last)
 		}
 		last = m.Offset
 	}
@@ -509,8 +509,8 @@ func TestRunQueueOrder(t *testing.T) {
 	}
 }
 
-// On a loop that has more to do than it can, who has used little does not wait for all that came before, but they have
-// their turns, too.
+// On a loop that has more to do than it can, a connection that has used little does not wait for all that came before,
+// but those have their turns, too.
 func TestRunQueueOfAnOverloadedLoop(t *testing.T) {
 	s, err := New(Options{})
 	if err != nil {
@@ -541,7 +541,7 @@ func TestRunQueueOfAnOverloadedLoop(t *testing.T) {
 		for range crowd {
 			w := q.Pop()
 			served = served || w == much
-			sh.Began += 1500 * time.Microsecond // so nobody has a turn before 150 ms have passed
+			sh.Began += 1500 * time.Microsecond // so none has a turn before 150 ms have passed
 			q.Schedule(w)
 		}
 	}
@@ -549,7 +549,7 @@ func TestRunQueueOfAnOverloadedLoop(t *testing.T) {
 		serveAll()
 	}
 	if n := place(add(time.Millisecond)); n > crowd/3 {
-		t.Errorf("who has used little is served as the %dth of %d", n, crowd)
+		t.Errorf("one that has used little is served as the %dth of %d", n, crowd)
 	}
 	for len(q.Heap) < crowd {
 		add(10 * time.Millisecond)
@@ -563,7 +563,7 @@ func TestRunQueueOfAnOverloadedLoop(t *testing.T) {
 		}
 	}
 	if waited := sh.Began - begin; !served || waited < fair.MaxDelay/2 {
-		t.Errorf("who has used much waited for %v, and has had a turn: %t", waited, served)
+		t.Errorf("one that has used much waited for %v, and has had a turn: %t", waited, served)
 	}
 }
 
@@ -604,7 +604,7 @@ func TestRunQueueOfACrowd(t *testing.T) {
 			turns[w]++
 			took := q.Quantum()
 			if w == good {
-				if took = test.needs; sh.Began > 2*time.Second { // what everybody uses is known
+				if took = test.needs; sh.Began > 2*time.Second { // what each connection uses is known
 					longest = max(longest, sh.Began-arrived)
 				}
 			}

@@ -348,7 +348,7 @@ func profiles() http.Handler {
 // few is the number of connections below which it is worth saying how to allow more.
 const few = 16 << 10
 
-// pages are what the program serves beside what its configuration says.
+// pages are what the program serves besides what its configuration says.
 type pages struct{ demo *demo.Demo } // nil without
 
 // addTo puts what the pages need into options.

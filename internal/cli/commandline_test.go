@@ -61,7 +61,7 @@ func TestAFailedHandshakeIsOneLine(t *testing.T) {
 	t.Cleanup(func() { silent.Close() })
 
 	forbidden, missing, page, plain := answer(403, "topic: not yours\nsecond line\n"), answer(404, ""), answer(200, "<html>\x1b[2J"), answer(200, "")
-	none := nobody(t)
+	none := closedPort(t)
 	for _, test := range []struct{ sentence, url, problem string }{
 		{"nothing listens", none, "connection refused"},
 		{"the server forbids it", forbidden, "HTTP 403 Forbidden: topic: not yours"},
@@ -69,7 +69,7 @@ func TestAFailedHandshakeIsOneLine(t *testing.T) {
 		{"it is no WebSocket", page, `HTTP 200 OK: <html>\u001b[2J`},
 		{"the certificate is unknown", "wss://" + secure.Listener.Addr().String(), "the server's certificate is not trusted: x509: certificate signed by unknown authority: see --ca"},
 		{"the server knows no TLS", "wss://" + plain, "http: server gave HTTP response to HTTPS client"},
-		{"nobody answers", silent.Addr().String(), "no answer within 1s"},
+		{"no answer comes", silent.Addr().String(), "no answer within 1s"},
 	} {
 		t.Run(test.sentence, func(t *testing.T) {
 			full := test.url
@@ -77,7 +77,7 @@ func TestAFailedHandshakeIsOneLine(t *testing.T) {
 				full = "ws://" + full
 			}
 			timeout := "20s"
-			if test.sentence == "nobody answers" {
+			if test.sentence == "no answer comes" {
 				timeout = "1s"
 			}
 			want := "carillon: connect to " + full + ": " + test.problem + "\n"

@@ -429,12 +429,12 @@ func isClientVariable(name string) bool {
 	return name == apiVariable || name == tokenVariable || name == caVariable
 }
 
-// Kubernetes gives each container variables for every service of its namespace. Beside a service that
-// is called carillon they must not keep the server from starting.
+// Kubernetes gives each container variables for every service of its namespace. Next to a service that is called
+// carillon they must not keep the server from starting.
 var serviceLink = regexp.MustCompile(
 	`^CARILLON_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$`)
 
 func isServiceLink(name, text string) bool {
-	// CARILLON_PORT=9090 is somebody's hope that it sets the port; from Kubernetes it is a URL.
+	// CARILLON_PORT=9090 is meant to set the port; from Kubernetes it is a URL.
 	return serviceLink.MatchString(name) || strings.HasSuffix(name, "_PORT") && strings.Contains(text, "://")
 }

@@ -540,8 +540,8 @@ func TestEnvironment(t *testing.T) {
 	checkRoundTrip(t, c)
 }
 
-// A printed configuration that had a token is refused until the token is given again: it must not become
-// a token that anybody can guess, nor none.
+// A printed configuration that had a token is refused until the token is given again: it must not become a token that
+// can be guessed, nor none.
 func TestATokenIsNotPrinted(t *testing.T) {
 	c, err := parseConfig("FILE", []byte("internal: {token: hush-hush-hush-hush}\n"+minimal), nil)
 	if err != nil || c.Internal.Token != "hush-hush-hush-hush" {
@@ -580,7 +580,7 @@ func TestVariablesOfTheClientsAreNoKeys(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := loadConfig("", []string{"CARILLON_TOKENS=secret"}); err == nil || !strings.Contains(err.Error(), "unknown variable") {
-		t.Errorf("a variable of nobody: %v", err)
+		t.Errorf("an unknown variable: %v", err)
 	}
 	for _, k := range settable(reflect.TypeFor[config]()) {
 		if isClientVariable(k.variable()) {

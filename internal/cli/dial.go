@@ -207,8 +207,8 @@ func call(f func([]byte), payload []byte) {
 	}
 }
 
-// transport asks the kernel to find out within about 30 s that the other end is gone. Pings of our own
-// would be mistaken when nobody reads our output, since then we do not read their pongs either.
+// transport asks the kernel to find out within about 30 s that the other end is gone. Pings of our own would be
+// mistaken when our output is not read, since then we do not read their pongs either.
 func transport(trusted *tls.Config) *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.TLSClientConfig = trusted

@@ -19,7 +19,7 @@ import (
 // tests: no test that passes waits for it.
 const soon = 30 * time.Second
 
-// seat is somebody who runs a command: with a keyboard and a screen, or in a pipe.
+// seat is a user who runs a command: with a keyboard and a screen, or in a pipe.
 type seat struct {
 	in       io.Reader
 	terminal bool
@@ -96,8 +96,8 @@ func fake(t *testing.T, subprotocol string, serve func(conn *websocket.Conn, r *
 	return strings.Replace(s.URL, "http:", "ws:", 1)
 }
 
-// hangUp ends a connection without a close frame. A client that has sent what nobody read would see a reset, and
-// might lose what it was sent: so all of it is read.
+// hangUp ends a connection without a close frame. A client that has sent unread data would see a reset, and might lose
+// what it was sent: so all of it is read.
 func hangUp(conn *websocket.Conn) {
 	defer conn.Close()
 	tcp := conn.NetConn().(*net.TCPConn)
@@ -124,8 +124,8 @@ func drain(conn *websocket.Conn) (code int) {
 	}
 }
 
-// nobody is an address where nothing listens.
-func nobody(t *testing.T) string {
+// closedPort is an address where nothing listens.
+func closedPort(t *testing.T) string {
 	t.Helper()
 	return testenv.Address(t)
 }

@@ -36,7 +36,7 @@ func TestHealth(t *testing.T) {
 			map[string]string{"CARILLON_INTERNAL_LISTEN": "0.0.0.0:" + at[strings.Index(at, ":")+1:], "CARILLON_INTERNAL_TOKEN": "hush-hush-hush-hush"}, 0, "ok\n", ""},
 		{"a server that has no such interface", "health", map[string]string{"CARILLON_INTERNAL_LISTEN": "off"}, 1, "",
 			"carillon: CARILLON_INTERNAL_LISTEN is off: check /healthz on the public port instead\n"},
-		{"nobody is there", "health --api 127.0.0.1:1", nil, 1, "", "carillon: get /livez: dial tcp 127.0.0.1:1: connect: connection refused\n"},
+		{"nothing listens", "health --api 127.0.0.1:1", nil, 1, "", "carillon: get /livez: dial tcp 127.0.0.1:1: connect: connection refused\n"},
 	} {
 		t.Run(test.sentence, func(t *testing.T) {
 			for _, name := range []string{"CARILLON_API", "CARILLON_TOKEN", "CARILLON_INTERNAL_LISTEN", "CARILLON_INTERNAL_TOKEN"} {

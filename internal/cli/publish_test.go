@@ -121,7 +121,7 @@ func TestPublishSendsTokenAndKey(t *testing.T) {
 	}
 	<-s.bodies
 
-	t.Setenv("CARILLON_API", "http://"+nobody(t))
+	t.Setenv("CARILLON_API", "http://"+closedPort(t))
 	seat{}.begin(t, "publish", "a", "b", "--api", strings.TrimPrefix(s.url, "http://")+"/", "--token", "other").end(0, "...", "")
 	if r := <-s.requests; r.Header.Get("Authorization") != "Bearer other" || r.URL.Path != "/v1/topics/a/messages" {
 		t.Errorf("sent %s, %v", r.URL.Path, r.Header)
@@ -176,7 +176,7 @@ func TestWhatTheServerSaysAgainstAMessage(t *testing.T) {
 		})
 	}
 	t.Run("nothing, since nothing listens", func(t *testing.T) {
-		api := "http://" + nobody(t)
+		api := "http://" + closedPort(t)
 		seat{}.begin(t, "publish", "a", "x", "--api", api).end(1, "", "carillon: publish to a: reach "+api+": connection refused\n")
 	})
 	t.Run("nothing in time", func(t *testing.T) {

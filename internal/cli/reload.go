@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ownRestartKeys are the keys of the program, beside those of the server, that are read at the start only.
+// ownRestartKeys are the keys of the program, besides those of the server, that are read at the start only.
 var ownRestartKeys = []string{"pid_file", "demo", "log.format", "cluster"}
 
 // needsRestart reports whether a key is read at the start only. All others are read again on SIGHUP.
@@ -88,8 +88,8 @@ func (p *service) changeOwn(c config, changes *server.Changes) {
 	}
 }
 
-// notifyHangups returns where each SIGHUP is told, unless whoever started the program wants it ignored, as
-// nohup does.
+// notifyHangups returns a channel that receives each SIGHUP, unless the program was started with SIGHUP ignored, as by
+// nohup.
 func notifyHangups() chan os.Signal {
 	hangups := make(chan os.Signal, 1) // of several that come at once, one is enough
 	if !signal.Ignored(syscall.SIGHUP) {
@@ -98,8 +98,8 @@ func notifyHangups() chan os.Signal {
 	return hangups
 }
 
-// hasTerminal reports whether the program belongs to a terminal. One that is closed has the kernel send SIGHUP
-// and is nobody's any more.
+// hasTerminal reports whether the program belongs to a terminal. When the terminal is closed, the kernel sends SIGHUP
+// and the program has no terminal any more.
 func hasTerminal() bool {
 	fd, err := unix.Open("/dev/tty", unix.O_RDONLY|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err == nil {

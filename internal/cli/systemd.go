@@ -30,7 +30,7 @@ func notify(lines ...string) error {
 	return nil
 }
 
-// tellStarted tells everybody that the server listens.
+// tellStarted tells the terminal, the log and systemd that the server listens.
 func (p *service) tellStarted() {
 	p.started = true
 	announce(p.out, p.config, p.srv)

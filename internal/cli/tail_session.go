@@ -134,7 +134,7 @@ func (t *tail) connection(ctx context.Context) error {
 	go func() {
 		for _, request := range requests {
 			if conn.Write(context.Background(), websocket.MessageText, request) != nil {
-				return // the reading below learns why
+				return // the read below returns why
 			}
 		}
 	}()

@@ -34,8 +34,8 @@ func isTerminal(f *os.File) bool {
 // clockLayout is how times of messages are shown.
 const clockLayout = "15:04:05.000"
 
-// harmless replaces what a terminal would take for a command: a message comes from anybody, and must not
-// be able to move the cursor or to rename the window. Line feeds and tabs stay.
+// harmless replaces what a terminal would take for a command: a message may come from any client, and must not be able
+// to move the cursor or to rename the window. Line feeds and tabs stay.
 func harmless(text string) string {
 	bad := func(r rune) bool {
 		return r != '\n' && r != '\t' && (unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r)) || r == utf8.RuneError

@@ -7,7 +7,7 @@ import (
 	"carillon/server"
 )
 
-// announcements publish joins and leaves. Each goes to everybody, so clients that come and go quickly would have the
+// announcements publish joins and leaves. Each goes to all guests, so clients that come and go quickly would have the
 // server write to all others as often. So at most announceRate a second are published; the others wait, and a join and
 // a leave of the same name that both wait cancel each other. Guarded by room.mu.
 type announcements struct {

@@ -69,7 +69,7 @@ func front(t testing.TB, d *Demo, s *server.Server) *httptest.Server {
 	return f
 }
 
-// person is somebody in the chat, without a browser.
+// person is a guest of the chat, without a browser.
 type person struct {
 	t    testing.TB
 	conn *websocket.Conn

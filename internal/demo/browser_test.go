@@ -141,7 +141,7 @@ func TestIdleInABrowser(t *testing.T) {
 	bob.wantQuiet()
 }
 
-// Somebody types faster than the house allows: what was refused is marked, and stands in the field again.
+// A guest types faster than the house allows: what was refused is marked, and stands in the field again.
 func TestTooFastInABrowser(t *testing.T) {
 	d, s := start(t, Options{})
 	b := startBrowser(t)

@@ -45,7 +45,7 @@ const (
 	maxWaiting   = 256      // connections that have not joined
 	joinPatience = 10 * time.Second
 
-	// For everybody together, in messages a second and at once: each goes to all people.
+	// For all guests together, in messages a second and at once: each goes to all people.
 	sayRate, sayBurst           = 20, 100
 	announceRate, announceBurst = 20, 20
 )
@@ -64,7 +64,7 @@ type room struct {
 	mu     sync.Mutex
 	guests guests
 	news   announcements
-	talk   bucket // of what everybody says
+	talk   bucket // of what all guests say
 }
 
 func newRoom(s *atomic.Pointer[server.Server], idle time.Duration) *room {
@@ -114,7 +114,7 @@ func refuse(code, ref, format string, args ...any) error {
 	return &refusal{Code: code, Ref: ref, Text: fmt.Sprintf(format, args...)}
 }
 
-// event is what everybody gets.
+// event is what all guests get.
 type event struct {
 	Kind string `json:"kind"`
 	Name string `json:"name"`
@@ -291,7 +291,7 @@ func (r *room) say(c *server.Conn, s *saying) error {
 	return r.publish(event{Kind: "say", Name: name, Text: text, Ref: s.Ref}, key)
 }
 
-// mayTalk looks at the house rules, and returns the name of who talks and the key of what is said.
+// mayTalk looks at the house rules, and returns the speaker's name and the key of what is said.
 func (r *room) mayTalk(c *server.Conn, ref string) (name, key string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -15,8 +15,8 @@ import (
 	"carillon/server"
 )
 
-// Ada comes, then Bob. Everybody hears everything, what they say themselves too, in one order and with the
-// server's time. Bob leaves.
+// Ada comes, then Bob. All get everything, what they say themselves too, in one order and with the server's time. Bob
+// leaves.
 func TestChat(t *testing.T) {
 	_, s := start(t, Options{})
 	ada := arrive(t, s)
@@ -55,7 +55,7 @@ func TestChat(t *testing.T) {
 	}
 }
 
-// Everybody talks at once, from all loops, and everybody hears the same.
+// All talk at once, from all loops, and all get the same.
 func TestChatOrder(t *testing.T) {
 	_, s := start(t, Options{})
 	const people = 12
@@ -238,7 +238,7 @@ func TestRate(t *testing.T) {
 		}
 	}
 	if said != burst || refused != 1 {
-		t.Errorf("%d were said and %d refused", said, refused)
+		t.Errorf("%d were sent and %d refused", said, refused)
 	}
 	time.Sleep(1100 * time.Millisecond)
 	p.say("later", "later")
@@ -262,9 +262,8 @@ func TestRate(t *testing.T) {
 	}
 }
 
-// Ada's line breaks, and nobody knows yet. She comes back from the same page: she is herself, not Ada 2,
-// and hears what she missed. What she says again because she does not know whether it was heard is heard
-// once.
+// Ada's line breaks, and the server has not noticed yet. She comes back from the same page: she is herself, not Ada 2,
+// and hears what she missed. What she says again because she does not know whether it was heard is heard once.
 func TestComingBack(t *testing.T) {
 	_, s := start(t, Options{})
 	ada, bob := arrive(t, s), arrive(t, s)
@@ -304,7 +303,7 @@ func TestComingBack(t *testing.T) {
 	}
 
 	third := arrive(t, s)
-	third.enter("Augusta", "a", nil) // with another name, which everybody is told
+	third.enter("Augusta", "a", nil) // with another name, which all guests are told
 	if h := bob.want("leave", "Ada", ""); h.Data.Why != "left" {
 		t.Errorf("%+v", h)
 	}
@@ -321,13 +320,13 @@ func TestTheRoomHasLimits(t *testing.T) {
 	if h := p.hear(); h.Refused == nil || h.Refused.Code != "full" {
 		t.Errorf("%+v", h)
 	}
-	d.room.sweep(time.Now().Add(joinPatience + time.Second)) // and who says no name must go
+	d.room.sweep(time.Now().Add(joinPatience + time.Second)) // and a client that says no name must go
 	if _, err := p.listen(); !websocket.IsCloseError(err, websocket.ClosePolicyViolation) {
 		t.Error(err)
 	}
 }
 
-// The board is published while somebody looks, and only then.
+// The board is published while it has a subscriber, and only then.
 func TestBoard(t *testing.T) {
 	_, s := start(t, Options{})
 	offset := func() uint64 {
@@ -336,7 +335,7 @@ func TestBoard(t *testing.T) {
 	}
 	time.Sleep(1500 * time.Millisecond)
 	if n := offset(); n != 0 {
-		t.Errorf("%d were published for nobody", n)
+		t.Errorf("%d were published without a subscriber", n)
 	}
 	conn, _, err := websocket.DefaultDialer.Dial("ws://"+s.Addr().String()+"/demo/live?topic=demo.stats", nil)
 	if err != nil {
@@ -356,11 +355,11 @@ func TestBoard(t *testing.T) {
 		}
 	}
 	_ = conn.Close()
-	eventually(t, "nobody looks", func() bool { topic, _ := s.Topic(boardTopic); return topic.Subscribers == 0 })
+	eventually(t, "no subscriber is left", func() bool { topic, _ := s.Topic(boardTopic); return topic.Subscribers == 0 })
 	n := offset()
 	time.Sleep(1500 * time.Millisecond)
 	if now := offset(); now > n+1 {
-		t.Errorf("%d were published for nobody", now-n)
+		t.Errorf("%d were published without a subscriber", now-n)
 	}
 }
 

@@ -89,7 +89,7 @@ func (gs *guests) freeName(name string) (free, key string) {
 }
 
 // Numbers behind a name go up from 2, and are chosen at random beyond lastInOrder: a crowd of the same name would have
-// everybody else of that name try all of its numbers.
+// all others of that name try all of its numbers.
 const (
 	lastInOrder = 9
 	lastNumber  = 9999 // many more than there can be people, so that a few tries are enough

@@ -38,7 +38,7 @@ func crowd(t testing.TB, people int) (*room, *server.Server) {
 	return d.room, s
 }
 
-// enter has somebody connect and join. The name is the session, too.
+// enter has a guest connect and join. The name is the session, too.
 func (r *room) enter(name string) (*server.Conn, error) {
 	c := new(server.Conn)
 	r.open(c)
@@ -126,7 +126,7 @@ func (r *room) count() int {
 	return len(r.guests.byConn)
 }
 
-// Clients come and go as fast as they can: the others hear of a few a second, and in the end know who is here.
+// Clients come and go as fast as they can: the others are told of a few a second, and in the end know who is here.
 func TestComingAndGoingIsAnnouncedSomeTimesASecond(t *testing.T) {
 	begin := time.Now()
 	r, s := crowd(t, 10)
@@ -248,7 +248,7 @@ func TestTheRoomHasARate(t *testing.T) {
 		}
 	}
 	if most := 100 + 20*time.Since(begin).Seconds(); float64(said) > most || said < 100 {
-		t.Errorf("%d messages were said, want %v", said, most)
+		t.Errorf("%d messages were sent, want %v", said, most)
 	}
 }
 

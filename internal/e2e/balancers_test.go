@@ -156,7 +156,7 @@ func variant(t *testing.T, text, name, instead string) string {
 	return adapt(t, text, "# with "+name+": ", "")
 }
 
-// certificate writes a key and its certificate for the balancer, and returns who trusts it.
+// certificate writes a key and its certificate for the balancer, and returns a pool that trusts it.
 func certificate(t *testing.T, dir string) *x509.CertPool {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

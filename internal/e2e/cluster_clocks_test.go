@@ -91,7 +91,7 @@ func TestClocksOfNodesDiffer(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes a minute")
 	}
-	// Whoever builds needs all of the machine, and so not while other tests' nodes elect leaders.
+	// A build needs all of the machine, so it does not run while other tests' nodes elect leaders.
 	balancer, path := testenv.Program(t, "haproxy"), buildWithClock(t)
 	t.Parallel() // most of it is waiting
 	s := clusterSite(t, agingConfig, path, []string{clockEnv + "=0"}, []string{clockEnv + "=6"}, []string{clockEnv + "=-6"})
@@ -134,7 +134,7 @@ func TestClocksOfNodesDiffer(t *testing.T) {
 	for i, r := range roamers {
 		resumed, gaps = resumed+len(r.away), gaps+r.gaps
 		if r.lost != nil || r.twice > 0 {
-			t.Errorf("client %d missed what came after %v without a word, and got %d messages twice", i, r.lost, r.twice)
+			t.Errorf("client %d missed what came after %v without a gap reported, and got %d messages twice", i, r.lost, r.twice)
 		}
 	}
 	t.Logf("clients of what is kept for 20 s came back %d times, and were told of %d gaps", resumed, gaps)

@@ -123,7 +123,7 @@ func (s *site) all() (list []int) {
 	return list
 }
 
-// connections is how many there are when everybody has one: each publisher over WebSocket, too.
+// connections is how many there are when all clients have one: each publisher over WebSocket, too.
 func (c *crowd) connections() int { return len(c.clients) + teamPublishers }
 
 // leave ends everything.
@@ -219,7 +219,7 @@ func (b *behind) log(topic int) (list []entry) {
 		}
 	}
 	get := func(url string) (p page) {
-		eventually(b.t, "a node says what it keeps", func() bool { // it cannot while nobody leads JetStream
+		eventually(b.t, "a node says what it keeps", func() bool { // it cannot while JetStream has no leader
 			resp, err := http.Get(url)
 			if err != nil {
 				b.t.Fatal(err)
@@ -255,7 +255,7 @@ type press struct {
 	mu      sync.Mutex
 	offsets map[int64]uint64 // guarded by mu: of each message
 	last    time.Time        // guarded by mu: something was acknowledged
-	pause   time.Duration    // guarded by mu: the longest without an acknowledgement to anybody
+	pause   time.Duration    // guarded by mu: the longest without an acknowledgement to any publisher
 }
 
 const perPublisher = 1_000_000

@@ -98,7 +98,8 @@ func natsSite(t *testing.T, number int, more string) (*site, []*natsServer) {
 }
 
 // NATS servers are killed one after the other, and then all at once. Clients stay with their nodes. What is published
-// while nobody can take it is refused, and when NATS is back, with what it has stored, all goes on where it was.
+// while no NATS server can take it is refused, and when NATS is back, with what it has stored, all goes on where it
+// was.
 func TestNATSServersAreKilled(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes a minute")
@@ -142,7 +143,7 @@ func TestNATSServersAreKilled(t *testing.T) {
 const roundsEnv = "CARILLON_TEST_ROUNDS"
 
 // One node after the other, as chance has it, is killed at whatever moment and comes back, or stops for some seconds
-// and wakes up as if nothing had been. Clients, who publishers publish to without a pause, wander from node to node
+// and wakes up as if nothing had been. Clients, to which publishers publish without a pause, wander from node to node
 // meanwhile, and resume at each. In the end each has the topic.
 func TestNodesAreKilledAtRandom(t *testing.T) {
 	if testing.Short() {

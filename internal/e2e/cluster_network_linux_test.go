@@ -70,7 +70,7 @@ func (w withToken) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 // network is two bridges. Each machine is a network namespace that is connected to both: clients, balancers and
-// whoever asks come by the front, where this process is, too; the machines reach each other by the back.
+// requests of the test come by the front, where this process is, too; the machines reach each other by the back.
 type network struct {
 	t        *testing.T
 	machines []*machine
@@ -83,7 +83,7 @@ type machine struct {
 	front, back string
 }
 
-// frontDoor is this process's address. These addresses are for documents (RFC 5737): nobody has them.
+// frontDoor is this process's address. These addresses are for documents (RFC 5737): they are in use nowhere.
 const frontDoor = "192.0.2.1"
 
 func newNetwork(t *testing.T, machines int) *network {
@@ -149,7 +149,7 @@ func (m *machine) do(args ...string) {
 	m.n.do(args[0], args[1:]...)
 }
 
-// cut has bridges drop everything from and to the machine, without a word to anybody, or ends that.
+// cut has bridges drop everything from and to the machine silently, or ends that.
 func (m *machine) cut(cut bool, bridges ...string) {
 	m.n.t.Helper()
 	state := "3" // forwarding

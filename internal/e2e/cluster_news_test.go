@@ -48,7 +48,7 @@ func (b *behind) knows(nodes int) {
 	eventually(b.t, fmt.Sprintf("a node knows of %d", nodes), func() bool { return b.nodes() == nodes })
 }
 
-// news are messages of a topic that nobody keeps, from one node to a subscriber of another.
+// news are messages of a transient topic, from one node to a subscriber of another.
 type news struct {
 	t           *testing.T
 	batch       int

@@ -15,8 +15,8 @@ const cutOffFor = time.Minute
 
 // A node is cut off from the others for a minute: nothing says that a connection has ended, what is sent is just not
 // there. Its clients stay with it. It refuses what is published to kept topics, and says that it is not ready; the
-// others go on. When the way is open again, its clients get what they have missed, and what it has missed of a topic
-// that nobody keeps is counted.
+// others go on. When the way is open again, its clients get what they have missed, and what it has missed of a
+// transient topic is counted.
 func TestANodeThatIsCutOffForAMinute(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes a minute")
@@ -35,7 +35,7 @@ func TestANodeThatIsCutOffForAMinute(t *testing.T) {
 			n.cutOff(n.around(teamConfig), false)
 		}
 	})
-	t.Run("from everybody", func(t *testing.T) {
+	t.Run("from all others", func(t *testing.T) {
 		t.Parallel()
 		if !inNetwork(t) {
 			return
@@ -100,7 +100,7 @@ func (n *network) cutOff(s *site, embedded bool) {
 	}
 	time.Sleep(time.Until(began.Add(cutOffFor)))
 	if status, text := lonely.publish("passing", `{}`, ""); status != want {
-		t.Errorf("a message for a topic that nobody keeps, at the node that is cut off: %d %s, want %d", status, text, want)
+		t.Errorf("a message for a transient topic, at the node that is cut off: %d %s, want %d", status, text, want)
 	}
 	if lonely.saysReady() {
 		t.Error("the node that is cut off says that it is ready")

@@ -27,7 +27,7 @@ topics: [{match: team.>, history: 100000, max_age: 24h, max_bytes: 64MiB}]
 // Three nodes of a cluster, each with NATS inside and a store of its own, behind HAProxy. One after the other ends and
 // comes back with its store, while clients are connected to all of them and messages are published, over HTTP at the
 // nodes and over WebSocket through the balancer. In the end each client's log is the topic's: every message that was
-// acknowledged, once, at the offset that its publisher was told, and nobody was told of a gap.
+// acknowledged, once, at the offset that its publisher was told, and no client was told of a gap.
 func TestClusterRollingRestart(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes a minute")

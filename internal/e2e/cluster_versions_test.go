@@ -40,13 +40,12 @@ func buildRevision(t *testing.T, revision string) string {
 }
 
 // Three nodes are updated one after the other, with clients and publishers there; one of them goes back meanwhile, as
-// when somebody thinks better of it. Nothing is lost, and nobody is told of a gap, although two versions are one
-// cluster all the time.
+// in a rollback. Nothing is lost, and no client is told of a gap, although two versions are one cluster all the time.
 func TestNodesOfTwoVersionsAreOneCluster(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes a minute")
 	}
-	// Whoever builds needs all of the machine, and so not while other tests' nodes elect leaders.
+	// A build needs all of the machine, so it does not run while other tests' nodes elect leaders.
 	balancer, older := testenv.Program(t, "haproxy"), buildRevision(t, olderRevision)
 	t.Parallel() // most of it is waiting
 	s := clusterSite(t, teamConfig, older)

@@ -107,7 +107,7 @@ func TestFullDiskForTheLog(t *testing.T) {
 	}
 }
 
-// Standard error is a pipe that nobody reads, and it is full: no loop waits for it, and the end comes in order.
+// Standard error is a pipe that is not read, and it is full: no loop waits for it, and the end comes in order.
 func TestLogIntoAPipeThatNobodyReads(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {

@@ -223,7 +223,7 @@ func say(t *testing.T, conn *websocket.Conn, text string) {
 func hear(t *testing.T, conn *websocket.Conn, want string) {
 	t.Helper()
 	if _, got, err := conn.ReadMessage(); err != nil || string(got) != want {
-		t.Fatalf("heard %q, %v, want %q", got, err, want)
+		t.Fatalf("got %q, %v, want %q", got, err, want)
 	}
 }
 
@@ -251,7 +251,7 @@ func TestServesWithoutAnyFile(t *testing.T) {
 
 var internalURL = regexp.MustCompile(`http://127\.0\.0\.1:\d+`)
 
-// What is published at the address that the program prints reaches who listens at /ws.
+// What is published at the address that the program prints reaches subscribers at /ws.
 func TestPublishesOverHTTP(t *testing.T) {
 	p := start(t, nil)
 	ws := wsURL.FindString(p.until("/ws "))
@@ -344,7 +344,7 @@ func TestATakenPortIsOneLine(t *testing.T) {
 	}
 }
 
-// The program serves over a unix socket beside TCP, is managed over another, and leaves neither behind.
+// The program serves over a unix socket as well as over TCP, is managed over another, and leaves neither behind.
 func TestUnixSockets(t *testing.T) {
 	dir := testenv.SocketDir(t)
 	public, internal := filepath.Join(dir, "public"), filepath.Join(dir, "internal")
@@ -487,7 +487,7 @@ func TestCommands(t *testing.T) {
 				"carillon: " + bad + ":3:11: endpoints[0].mode: \"sing\" is unknown: expected echo, broadcast or topics\n"},
 		{"a bad variable starts nothing", "", "CARILLON_LOPS=1", 1, "",
 			"carillon: CARILLON_LOPS: unknown variable, did you mean CARILLON_LOOPS?\n"},
-		{"an interface for everybody without a token starts nothing", "", "CARILLON_INTERNAL_LISTEN=0.0.0.0:8081", 1, "",
+		{"a public interface without a token starts nothing", "", "CARILLON_INTERNAL_LISTEN=0.0.0.0:8081", 1, "",
 			"carillon: CARILLON_INTERNAL_LISTEN: internal.listen: 0.0.0.0:8081 is reachable from other machines: expected internal.token (CARILLON_INTERNAL_TOKEN) as well, or an address such as 127.0.0.1:8081\n"},
 		{"a missing file starts nothing", "--config " + none, "", 1, "",
 			"carillon: read the configuration: open " + none + ": no such file or directory\n"},

@@ -161,8 +161,7 @@ func TestSIGHUPWhileItDrainsIsIgnored(t *testing.T) {
 	}
 }
 
-// Whoever drains the program over HTTP, the service manager learns of it, but not as long as it may still be
-// called off.
+// The service manager is told of a drain over HTTP, but not while the drain may still be called off.
 func TestTheServiceManagerIsToldOfADrainOverHTTP(t *testing.T) {
 	m, variable := newManager(t)
 	p := start(t, []string{variable, "CARILLON_DRAIN_DELAY=1h", "CARILLON_DRAIN_DEADLINE=2h"})

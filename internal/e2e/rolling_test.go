@@ -41,11 +41,11 @@ func rollingClients() int {
 	return 5000
 }
 
-// Two servers behind a balancer are replaced, one after the other, each by a successor on its own port, while
-// clients are connected and messages are published to topics with a history. The servers know nothing of each
-// other: whoever publishes does so to both, in the same order, and a message has its number in it. Each client
-// that is closed comes back when it was told to, its first try succeeds, and it gets from the other server what
-// it has missed meanwhile. In the end each has every message.
+// Two servers behind a balancer are replaced, one after the other, each by a successor on its own port, while clients
+// are connected and messages are published to topics with a history. The servers know nothing of each other: publishers
+// publish to both, in the same order, and a message has its number in it. Each client that is closed comes back when it
+// was told to, its first try succeeds, and it gets from the other server what it has missed meanwhile. In the end each
+// has every message.
 func TestRollingRestart(t *testing.T) {
 	t.Run("haproxy", func(t *testing.T) {
 		t.Parallel() // most of it is waiting
@@ -57,7 +57,7 @@ func TestRollingRestart(t *testing.T) {
 		t.Parallel()
 		program := testenv.Program(t, "nginx")
 		s := rollingSite(t)
-		// It asks nobody for health, so a server is known to be back when it was sent a request.
+		// It does no health checks, so a server is known to be back when it was sent a request.
 		s.roll(s.nginx(program, ""), 500, func(i int) bool {
 			resp, err := http.Get("http://" + s.address + "/healthz")
 			if err != nil {
@@ -146,8 +146,8 @@ func rollingReport(t *testing.T, clients []*roamer, total int) {
 	t.Logf("of which longer than they were told to wait: median %v, p99 %v, most %v", part(beyond, 50), part(beyond, 99), part(beyond, 100))
 }
 
-// replace ends a server as a deploy does, and starts its successor when the other one has all the clients: a
-// server knows only what was published since its start, so nobody may come to it who was away before that.
+// replace ends a server as a deploy does, and starts its successor when the other one has all the clients: a server
+// knows only what was published since its start, so no client may come to it that was away before that.
 func (s *site) replace(i, clients int, p *feed, takes func(int) bool) {
 	t, b := s.t, s.servers[i]
 	t.Helper()
@@ -324,8 +324,8 @@ type roamer struct {
 	rest   time.Duration                // and stays away for as long at most
 
 	// For the test, when it has ended.
-	gaps         int             // that the server has told of
-	lost         []int64         // the number before each gap; before each that nobody told of, if it rests
+	gaps         int             // that the server has reported
+	lost         []int64         // the number before each gap; before each unreported one, if it rests
 	twice        int             // messages that came again
 	away, beyond []time.Duration // without a connection, and by how much that was longer than it was told
 	failed       error           // the first attempt that failed

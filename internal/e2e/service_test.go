@@ -184,14 +184,14 @@ func TestTheServiceManagerIsTold(t *testing.T) {
 	p := start(t, []string{"NOTIFY_SOCKET=" + filepath.Join(dir, "notify"), "CARILLON_PID_FILE=" + pid})
 	p.until("Stop with")
 	if got := heard(); !strings.HasPrefix(got, "READY=1\nSTATUS=listening on 127.0.0.1:") {
-		t.Errorf("systemd heard %q", got)
+		t.Errorf("systemd got %q", got)
 	}
 	if text, err := os.ReadFile(pid); err != nil || string(text) != strconv.Itoa(p.cmd.Process.Pid)+"\n" {
 		t.Errorf("the file has %q, %v", text, err)
 	}
 	p.signal(syscall.SIGTERM)
 	if got := heard(); got != "STOPPING=1\nSTATUS=draining, 0 connections\nEXTEND_TIMEOUT_USEC=30000000" {
-		t.Errorf("systemd heard %q", got)
+		t.Errorf("systemd got %q", got)
 	}
 	if status, _, stderr := p.end(); status != 0 {
 		t.Errorf("exit status %d: %s", status, stderr)

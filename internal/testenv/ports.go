@@ -10,7 +10,7 @@ import (
 )
 
 // The ports that tests choose are below those that the kernel gives to connections and to listeners at port 0: from
-// 32768 on Linux, from 49152 on macOS. A port of the kernel's that a test has released may be anyone's a moment later.
+// 32768 on Linux, from 49152 on macOS. A port of the kernel's that a test has released may be in use a moment later.
 const (
 	firstPort = 10000
 	blockSize = 100

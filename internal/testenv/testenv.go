@@ -16,7 +16,7 @@ func Program(t testing.TB, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
-		path, err = exec.LookPath("/usr/sbin/" + name) // where Debian has servers, which is not in everybody's PATH
+		path, err = exec.LookPath("/usr/sbin/" + name) // where Debian has servers, which is not in every PATH
 	}
 	if err != nil {
 		Missing(t, name, err)

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// A peer is a program and what it can do beside echo and broadcast of small messages.
+// A peer is a program and what it can do besides echo and broadcast of small messages.
 type peer struct {
 	name        string
 	compression bool

@@ -218,7 +218,7 @@ func (b *Broker) end() {
 }
 
 // within does something, and waits for it as long as ctx allows: the NATS client's lock is held for seconds while it
-// writes to, or dials, who does not answer. It reports whether that was enough.
+// writes to, or dials, a server that does not answer. It reports whether that was enough.
 func within(ctx context.Context, do func()) bool {
 	done := make(chan struct{})
 	go func() {
@@ -238,7 +238,8 @@ func (b *Broker) Err() error {
 	if !b.ready.Load() {
 		return errNotStarted
 	}
-	// The NATS client is not asked: its lock is held for seconds while it writes to, or dials, who does not answer.
+	// The NATS client is not asked: its lock is held for seconds while it writes to, or dials, a server that does not
+	// answer.
 	if away := b.away.Load(); away != nil {
 		return fmt.Errorf("not connected to NATS: %w", away.err)
 	}

@@ -190,7 +190,7 @@ func TestQuestionsReachOneOrAllNodes(t *testing.T) {
 		t.Errorf("bob's answer is %v", got)
 	}
 	if got := ask("0123456789abcdef"); got.all || len(got.answers) != 0 {
-		t.Errorf("nobody's answer is %v", got)
+		t.Errorf("the answer of an unknown node is %v", got)
 	}
 }
 

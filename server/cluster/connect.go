@@ -85,7 +85,7 @@ func (b *Broker) connectOptions() ([]nats.Option, error) {
 		nats.MaxPingsOutstanding(pingsOut),
 		nats.Timeout(5 * time.Second),
 		nats.FlusherTimeout(b.o.Timeout), // of each write to the socket
-		nats.ReconnectOnFlusherError(),   // otherwise what could not be written is left out without a word
+		nats.ReconnectOnFlusherError(),   // otherwise what could not be written is left out silently
 		nats.DisconnectErrHandler(b.disconnected),
 		nats.ReconnectHandler(b.reconnected),
 		nats.ErrorHandler(b.failed),
@@ -197,7 +197,7 @@ func (b *Broker) reconnected(nc *nats.Conn) {
 	}()
 }
 
-// failed hears of what is nobody's call.
+// failed handles errors that belong to no call.
 func (b *Broker) failed(_ *nats.Conn, sub *nats.Subscription, err error) {
 	if errors.Is(err, nats.ErrSlowConsumer) {
 		lost := 0

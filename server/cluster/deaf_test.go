@@ -18,8 +18,8 @@ func overwhelm(n *testNode) (last *atomic.Int64, failed <-chan struct{}) {
 	return last, ended
 }
 
-// NATS does not read any more, and the NATS client waits for it with everything locked. Whoever asks whether NATS is
-// there, as event loops do for every message, does not wait.
+// NATS does not read any more, and the NATS client waits for it with everything locked. A goroutine that asks whether
+// NATS is there, as event loops do for every message, does not wait.
 func TestNobodyWaitsForANATSServerThatDoesNotRead(t *testing.T) {
 	t.Parallel() // it waits
 	deaf := make(chan struct{})

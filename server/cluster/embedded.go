@@ -91,7 +91,7 @@ func (b *Broker) embeddedOptions() (*natsserver.Options, error) {
 		o.Cluster = natsserver.ClusterOpts{Name: b.o.Name, Username: n.User, Password: string(n.Password), TLSConfig: config, TLSTimeout: 5}
 		o.Cluster.Host, o.Cluster.Port, _ = hostPort(n.RoutesListen)
 		o.Cluster.Port = freePort(o.Cluster.Port)
-		// A way that is cut without a word has to be given up, or what was sent meanwhile holds up the rest: TCP tries
+		// A connection that is cut silently has to be given up, or what was sent meanwhile holds up the rest: TCP tries
 		// again after a minute only when it has failed for as long.
 		o.Cluster.PingInterval, o.Cluster.MaxPingsOut = pingInterval, pingsOut
 		o.ReconnectErrorReports = 30 // of the tries to come back, of which there are some each second, every so many are told

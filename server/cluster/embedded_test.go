@@ -211,7 +211,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	}
 }
 
-// Somebody who does not read is cut off by the embedded server, and the node's metrics say so.
+// A client that does not read is cut off by the embedded server, and the node's metrics say so.
 func TestTheEmbeddedServersSlowConsumersAreCounted(t *testing.T) {
 	n, err := tryJoinTuned(t, Options{Node: "node", NATS: NATS{Embedded: true, Listen: "127.0.0.1:0", User: "me", Password: "secret-of-the-nodes"}},
 		func(o *natsserver.Options) { o.MaxPending, o.WriteDeadline = 4<<20, time.Second })

@@ -213,7 +213,7 @@ func TestASlowNodeDropsAndSaysSo(t *testing.T) {
 	if bob.resynced() > 0 {
 		t.Error("bob was told to look again before he could")
 	}
-	eventually(t, "alice hears that bob is behind", func() bool {
+	eventually(t, "alice knows that bob is behind", func() bool {
 		list := alice.Nodes()
 		return len(list) == 2 && list[1].Lag > 0
 	})
@@ -221,7 +221,7 @@ func TestASlowNodeDropsAndSaysSo(t *testing.T) {
 	eventually(t, "bob is told to look again", func() bool { return bob.resynced() > 0 })
 	eventually(t, "everything was taken or counted", func() bool { return uint64(len(bob.all()))+bob.Stats().Slow == count })
 	eventually(t, "the log says so", func() bool { return bob.log.has("slow consumer") })
-	eventually(t, "alice hears that he is not any more", func() bool {
+	eventually(t, "alice knows that he is not any more", func() bool {
 		list := alice.Nodes()
 		return len(list) == 2 && list[1].Lag == 0
 	})
@@ -466,11 +466,11 @@ func (x *trio) isolate(i int, cut bool) {
 	}
 }
 
-// kill ends a node as a crash does: nobody is told.
+// kill ends a node as a crash does: no other node is told.
 func (x *trio) kill(i int) {
 	n := x.nodes[i]
 	x.isolate(i, true)
-	n.ready.Store(false) // so that Stop says nothing to anybody
+	n.ready.Store(false) // so that Stop tells no other node
 	n.leave()
 	x.isolate(i, false)
 }
@@ -539,7 +539,7 @@ func TestANodeThatIsCutOffSaysSoAndLooksAgain(t *testing.T) {
 	eventually(t, "she says so", func() bool { return cathy.PersistentErr(0) != nil })
 	eventually(t, "she has no place for new clients", func() bool { return cathy.Ready() != nil })
 	if err := cathy.publish("plain", "x", 1); err != nil {
-		t.Errorf("a message that nobody keeps: %v", err)
+		t.Errorf("a message of a transient topic: %v", err)
 	}
 	var missed topic.Position
 	eventually(t, "the others go on", func() bool {
@@ -592,8 +592,8 @@ func TestTheEndOfANodeDoesNotSayThatNobodyGetsWhatIsStored(t *testing.T) {
 	}
 }
 
-// A message is written, but what the writer took with it is not, when the node ends and nobody asks NATS any more
-// whether it has the message. Its publisher is told so all the same.
+// A message is written, but what the writer took with it is not, when the node ends and NATS is not asked any more
+// whether it has the message. Its publisher is told that the outcome is unknown all the same.
 func TestTheEndOfANodeTellsThePublisherOfWhatWasJustWritten(t *testing.T) {
 	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, ""))}})
 	writing, goOn := make(chan struct{}), make(chan struct{})
@@ -626,7 +626,7 @@ func TestTheEndOfANodeTellsThePublisherOfWhatWasJustWritten(t *testing.T) {
 	}
 }
 
-// Whoever puts something into the queue while the node ends is either refused or told what has become of it.
+// A caller that puts something into the queue while the node ends is either refused or told what has become of it.
 func TestTheEndOfANodeLeavesNothingInItsQueue(t *testing.T) {
 	s := natsAt(t, -1, "")
 	for range 10 {

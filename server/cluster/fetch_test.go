@@ -16,7 +16,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// replaceReplicas has nobody answer a stream's direct gets but this.
+// replaceReplicas has only this answer a stream's direct gets.
 func replaceReplicas(t *testing.T, n *testNode, answer func(nc *nats.Conn, m *nats.Msg, from uint64)) {
 	t.Helper()
 	nc, err := nats.Connect(n.o.NATS.URL)
@@ -130,8 +130,8 @@ func TestWhatReplicasDoNotHaveComesFromTheLeader(t *testing.T) {
 	}
 }
 
-// Somebody publishes the first message of a topic while it is loaded, after the leader was asked for the newest one:
-// then it is loaded, or it is beyond what the answer is good for, since it comes to those who follow the topic.
+// The first message of a topic is published while it is loaded, after the leader was asked for the newest one: then it
+// is loaded, or it is beyond what the answer is good for, since it comes to those who follow the topic.
 func TestTheFirstMessageOfATopicIsNotLostWhileItIsLoaded(t *testing.T) {
 	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, topic.Rule{Match: "kept.>", History: 100})
 	st := n.streams[0]
@@ -183,7 +183,7 @@ func TestWhatAReplicaHasRemovedEarlyComesFromTheLeader(t *testing.T) {
 }
 
 // A topic is full, and its oldest messages are removed all the time while it is loaded. Something that is older in the
-// stream stays. Nobody may be told that nothing is missing since then, and what there is has to be without a hole.
+// stream stays. No client may be told that nothing is missing since then, and what there is has to be without a hole.
 func TestWhatIsLoadedWhileMessagesAreRemovedIsHonest(t *testing.T) {
 	for _, test := range []struct {
 		name      string
@@ -251,7 +251,7 @@ func TestWhatIsLoadedWhileMessagesAreRemovedIsHonest(t *testing.T) {
 					t.Fatalf("since %d, last %d, and there are %v", k.Since, k.Last, k.Messages[:min(1, len(k.Messages))])
 				}
 				for i, m := range k.Messages[1:] {
-					if m.Offset != k.Messages[i].Offset+1 { // nobody publishes anything else
+					if m.Offset != k.Messages[i].Offset+1 { // nothing else is published
 						t.Fatalf("a hole: %d follows %d", m.Offset, k.Messages[i].Offset)
 					}
 				}
@@ -294,8 +294,8 @@ func TestMessagesThatAreRemovedWhileOthersAreFetchedLeaveNoHole(t *testing.T) {
 	}
 }
 
-// Who loads a topic takes what comes up to Last for what it has. A topic's first message may come while it is loaded:
-// then it is among what was loaded, or behind that.
+// The loader of a topic takes what comes up to Last for what it has. A topic's first message may come while it is
+// loaded: then it is among what was loaded, or behind that.
 func TestTheFirstMessageOfATopicIsLoadedOrFollows(t *testing.T) {
 	n := join(t, Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}, topic.Rule{Match: ">", History: 10})
 	followed := 0

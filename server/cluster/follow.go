@@ -170,7 +170,7 @@ func leave(list []*nats.Subscription) {
 	}
 }
 
-// overlap is how long an old subscription lives on beside one that takes its place. A message that NATS matched
+// overlap is how long an old subscription lives on alongside one that takes its place. A message that NATS matched
 // before it knew the new one comes by the old one.
 const overlap = 100 * time.Millisecond
 

@@ -14,7 +14,7 @@ import (
 // tells.
 
 // whole looks whether a replica has more of a topic than it could send. What it cannot read the stream's leader may be
-// able to; what nobody can read is a hole, and what is before that is left out.
+// able to; what neither can read is a hole, and what is before that is left out.
 func (b *Broker) whole(at place, all fetched, deadline time.Time) (fetched, error) {
 	list := all.messages
 	if len(list) == 0 {

@@ -279,7 +279,7 @@ func TestRulesThatChangeChangeTheStream(t *testing.T) {
 		t.Error("the epoch changed with the rules")
 	}
 	if !old.log.has("different topic rules") && !n.log.has("different topic rules") {
-		eventually(t, "somebody warns", func() bool { return old.log.has("different topic rules") || n.log.has("different topic rules") })
+		eventually(t, "one of the nodes warns", func() bool { return old.log.has("different topic rules") || n.log.has("different topic rules") })
 	}
 	for i := range 3 {
 		if _, err := old.store("a", fmt.Sprint(i+3), ""); err != nil {

@@ -132,7 +132,7 @@ func TestTheLeaderIsHeardBesideServersThatKnowOfNone(t *testing.T) {
 	}
 	for subject, asks := range asked {
 		if len(asks) == 0 {
-			t.Errorf("nobody else was asked %s", subject)
+			t.Errorf("the other node was not asked %s", subject)
 		}
 	}
 }

@@ -42,8 +42,8 @@ type place struct {
 // First the stream's leader says which message of the topic is the newest one. Its answer also means that its
 // server knows what this node follows: what the leader stores later comes by itself.
 //
-// Then the messages are fetched, from any replica, until the newest one is among them, so that a replica that
-// is behind goes unnoticed by nobody; if it stays behind, from the leader.
+// Then the messages are fetched, from any replica, until the newest one is among them, so that a replica that is behind
+// is always noticed; if it stays behind, they are fetched from the leader.
 //
 // Last comes Since. When the message at the position is there, so are all behind it. Otherwise it has to be found out
 // what behind the position has been removed. JetStream removes a topic's messages for two reasons. For their number,
@@ -123,8 +123,8 @@ func (b *Broker) reach(at place, kept topic.Snapshot, newest, after uint64, dead
 // history was raised, that is not certain, but only that everything from the topic's first message on is there. Answers
 // of two leaders do not go together.
 //
-// The last sequence that it returns is one that was the stream's before all that: of a later one nobody has looked
-// whether it is the topic's.
+// The last sequence that it returns is one that the stream had before all that: whether a later one is the topic's has
+// not been checked.
 func (b *Broker) toHead(at place, kept *topic.Snapshot, newest, after uint64, deadline time.Time) (state streamState, since uint64, err error) {
 	for lost := uint64(0); ; {
 		before, err := b.awaitInfo(at.st)

@@ -267,7 +267,7 @@ func (n *NATS) resolveEmbedded(c *option.Checker) {
 	}
 }
 
-// resolveExposed refuses what would let everybody who reaches a port into the cluster.
+// resolveExposed refuses what would let any host that reaches a port into the cluster.
 func (n *NATS) resolveExposed(c *option.Checker) {
 	if !n.Embedded {
 		return

@@ -167,8 +167,8 @@ func readSlot(b []byte) (rule string, e *position, err error) {
 }
 
 // before returns what a run before this one has left of a stream. unsure is a sequence up to which messages may have
-// been given out without being in the mark: of a machine that ended without a word, the reservation. unread means that
-// the file had something that cannot be read.
+// been given out without being in the mark: of a machine that crashed, the reservation. unread means that the file had
+// something that cannot be read.
 func (p *positions) before(rule string) (m mark, c census, unsure uint64, unread bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

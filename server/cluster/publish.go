@@ -23,7 +23,7 @@ import (
 const (
 	maxWaiting      = 100_000
 	maxWaitingBytes = 64 << 20
-	costOfWaiting   = 256 // beside the payload
+	costOfWaiting   = 256 // besides the payload
 )
 
 // outgoing is a message on its way to NATS.

@@ -68,7 +68,7 @@ func (b *Broker) asked(m *nats.Msg) {
 		return
 	}
 	b.answers.do(func() {
-		_ = b.nc.Publish(m.Reply, b.answer(b.node.Answer(string(rest[:n]), rest[n:]))) // who asks has a time-out
+		_ = b.nc.Publish(m.Reply, b.answer(b.node.Answer(string(rest[:n]), rest[n:]))) // the asker has a time-out
 	})
 }
 

@@ -349,8 +349,8 @@ func (b *Broker) listenFor(st *stream) {
 	}
 }
 
-// remember takes what the file has of a stream. What the machine may have given out before it ended without a word
-// counts only when nobody else has watched the stream meanwhile: otherwise the others know.
+// remember takes what the file has of a stream. What the machine may have given out before it crashed counts only when
+// no other node has watched the stream meanwhile: otherwise the others know.
 func (b *Broker) remember(st *stream) {
 	m, c, unsure, unread := b.positions.before(st.id)
 	past := b.positions.past(st.id)
@@ -414,7 +414,7 @@ func (b *Broker) claims() map[string]claim {
 	return all
 }
 
-// learn takes what another node has seen.
+// learn merges what another node has seen.
 func (b *Broker) learn(claims map[string]claim) {
 	for id, c := range claims {
 		if st := b.byRule[id]; st != nil {

@@ -282,7 +282,7 @@ func TestAStoreOfNATSThatIsPutBackBeginsANewEpoch(t *testing.T) {
 		restartFrom(t, s, store, copied)
 		join(t, o, allTopics).mustTellGap(p, 6, 12)
 	})
-	t.Run("and somebody who knows nothing has filled it up", func(t *testing.T) {
+	t.Run("and a node that knows nothing has filled it up", func(t *testing.T) {
 		t.Parallel()
 		s, store, copied, o := begin(t)
 		n := join(t, o, allTopics)
@@ -369,7 +369,7 @@ func TestReplicasThatArePutBackBeginANewEpoch(t *testing.T) {
 	}
 }
 
-// A message goes from the middle of a stream for no reason. Nobody knows which: who may miss it is told.
+// A message goes from the middle of a stream for no reason. No node knows which: clients that may miss it are told.
 func TestAMessageThatDisappearsIsAGap(t *testing.T) {
 	t.Parallel()
 	o := Options{NATS: NATS{URL: urlOf(natsAt(t, -1, t.TempDir()))}}
@@ -390,12 +390,12 @@ func TestAMessageThatDisappearsIsAGap(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, one := range []*testNode{n, other, join(t, o, allTopics)} {
-		eventually(t, "who was before it is told of a gap", func() bool {
+		eventually(t, "a client that was before it is told of a gap", func() bool {
 			recovered, _ := one.resumes(topic.Position{Epoch: p.Epoch, Offset: 6})
 			return !recovered
 		})
 		if recovered, _ := one.resumes(p); !recovered {
-			t.Error("who has had all is told of a gap")
+			t.Error("a client that has had all is told of a gap")
 		}
 	}
 	n.mustGoOn(p, 11, 12)
@@ -490,16 +490,16 @@ func TestAMessageThatCannotBeReadIsAGap(t *testing.T) {
 			for range 5 {
 				for _, offset := range test.gap {
 					if recovered, got := n.resumes(topic.Position{Epoch: p.Epoch, Offset: uint64(offset)}); recovered {
-						t.Fatalf("after %d all is said to be there: %.1000s", offset, fmt.Sprint(got))
+						t.Fatalf("after %d all is reported to be there: %.1000s", offset, fmt.Sprint(got))
 					}
 					k, err := n.load("a", uint64(offset)) // as a node that knows a part
 					if err != nil || k.Since <= uint64(offset) && k.Epoch == p.Epoch {
-						t.Fatalf("after %d all is said to be there: since %d, %.1000s, %v", offset, k.Since, fmt.Sprint(payloads(k.Messages)), err)
+						t.Fatalf("after %d all is reported to be there: since %d, %.1000s, %v", offset, k.Since, fmt.Sprint(payloads(k.Messages)), err)
 					}
 				}
 				for _, offset := range test.good {
 					if recovered, _ := n.resumes(topic.Position{Epoch: p.Epoch, Offset: uint64(offset)}); !recovered {
-						t.Fatalf("after %d there is said to be a gap", offset)
+						t.Fatalf("after %d a gap is reported", offset)
 					}
 				}
 			}

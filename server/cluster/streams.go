@@ -55,7 +55,7 @@ type stream struct {
 	epoch    string    // guarded by mu
 	seen     mark      // guarded by mu: the highest sequence of the epoch that is known to have been given out
 	anchor   mark      // guarded by mu: the same when the stream was looked at last
-	reserved uint64    // guarded by mu: what may have been given out before this node's machine ended without a word
+	reserved uint64    // guarded by mu: what may have been given out before this node's machine crashed
 	rewound  string    // guarded by mu: why it is certain that the stream has lost messages; empty if it is not
 	back     int       // guarded by mu: how often in a row its leader has told a lower sequence
 	backAt   time.Time // guarded by mu: when last
@@ -249,8 +249,8 @@ func (b *Broker) adopt(ctx context.Context, js jetstream.JetStream, st *stream, 
 		return fmt.Errorf("%w: stream %s of topics %s has storage %v, but cluster.storage is %v, and JetStream cannot change it: "+
 			"use the same storage or another cluster.name, or delete the stream", errConfig, st.name, st.match, have.Storage, st.config.Storage)
 	}
-	// A memory stream that has lost its messages counts from 1 again, below the same name: the offsets that
-	// were given out before must not pass for new ones. As long as it is empty, a new epoch harms nobody.
+	// A memory stream that has lost its messages counts from 1 again, below the same name: the offsets that were given
+	// out before must not pass for new ones. While it is empty, a new epoch does no harm.
 	if epoch == "" || info.State.LastSeq == 0 && time.Since(info.Created) > time.Second && have.Storage == jetstream.MemoryStorage {
 		epoch = newEpoch()
 	}
@@ -329,8 +329,8 @@ func (st *stream) setEpoch(epoch string) (changed bool) {
 	return changed
 }
 
-// changed notes the stream's epoch, and reports whether it is another one: then all has to be looked at again, for
-// which nobody else sees the change.
+// changed notes the stream's epoch, and reports whether it is another one: then all has to be looked at again, since
+// nothing else notices the change.
 func (b *Broker) changed(st *stream, epoch string) bool {
 	changed := st.setEpoch(epoch)
 	if changed {

@@ -23,8 +23,7 @@ func (b *Broker) checkVersion() error {
 		have, redact.URL(b.nc.ConnectedUrl()), leastVersion)
 }
 
-// isOlder compares versions by their first two numbers. One that has none, such as a build of somebody's own, is not
-// older.
+// isOlder compares versions by their first two numbers. One that has none, such as a private build, is not older.
 func isOlder(have, least string) bool {
 	h, ok := twoNumbers(have)
 	l, _ := twoNumbers(least)

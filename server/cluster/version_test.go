@@ -185,7 +185,7 @@ func TestThePackagedNATSServer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "all come to who follows", func() bool { return len(cathy.allKept()) == 100 })
+	eventually(t, "all come to the follower", func() bool { return len(cathy.allKept()) == 100 })
 	for _, after := range []uint64{0, 42} {
 		k, err := join(t, o, rule).load("kept.a", after)
 		if err != nil || k.Since != after || !slices.Equal(payloads(k.Messages), want[after:]) {

@@ -38,7 +38,7 @@ func TestMessagesOfAnotherVersionAreCountedAndLogged(t *testing.T) {
 		{"a question", names.questions(), "\x02", false},
 		{"a question that is too short", names.questions(), "\x01\x7f", false},
 		{"a heartbeat", names.heartbeats(), "\x02", false},
-		{"a heartbeat of nobody", names.heartbeats(), "{}", false},
+		{"a heartbeat without a node", names.heartbeats(), "{}", false},
 		{"a stored message", stored("kept.a"), "\x02\x00after", true},                           // 2
 		{"a stored message without a format", stored("kept.b"), "", true},                       // 3
 		{"a stored message of a format that there is not", stored("kept.b"), "\x01\x63x", true}, // 4

@@ -23,7 +23,7 @@ type Histogram struct {
 	freshSum uint64          // microseconds
 	dirty    bool
 
-	// Written by the loop, read by anyone.
+	// Written by the loop, read by any goroutine.
 	Counts [Buckets]atomic.Uint64
 	Sum    atomic.Uint64 // microseconds
 }

@@ -98,8 +98,8 @@ func allNames(words []string, levels int) (all []string) {
 	return all
 }
 
-// What one pattern covers, and whether two overlap, is a question about all topics. With two words beside
-// the wildcards and one level more than the patterns have, every answer shows.
+// What one pattern covers, and whether two overlap, is a question about all topics. With two words besides the
+// wildcards and one level more than the patterns have, every answer shows.
 func TestPatternsAgainstEnumeration(t *testing.T) {
 	topics := allNames([]string{"a", "b", "c"}, 5)
 	var patterns []string

@@ -1,10 +1,9 @@
 //go:build linux
 
-// Floor is what the kernel alone costs: one thread with epoll_wait(2), read(2) and a bare loop of
-// write(2). It is no WebSocket server. It answers an upgrade, then takes whole text and binary frames of
-// up to 32 KiB and writes them back unmasked, one write(2) for each frame and receiver. There is no
-// check of UTF-8, no fragment, no compression, no limit of time, and no queue: who does not take a whole
-// frame at once is closed.
+// Floor is what the kernel alone costs: one thread with epoll_wait(2), read(2) and a bare loop of write(2). It is no
+// WebSocket server. It answers an upgrade, then takes whole text and binary frames of up to 32 KiB and writes them back
+// unmasked, one write(2) for each frame and receiver. There is no check of UTF-8, no fragment, no compression, no limit
+// of time, and no queue: a client that does not take a whole frame at once is closed.
 package main
 
 import (

@@ -65,7 +65,7 @@ func (o *outbox) run() {
 		}
 		buffers := net.Buffers(batch) // WriteTo consumes it, and with it the references
 		if _, err := buffers.WriteTo(o.conn); err != nil {
-			_ = o.conn.Close() // whoever reads the connection learns of it and calls end
+			_ = o.conn.Close() // the goroutine that reads the connection then fails and calls end
 		}
 		spare = batch[:0]
 	}

@@ -42,7 +42,7 @@ func serve(ctx context.Context, ln net.Listener, o peer.Options) error {
 		return err
 	}
 	<-ctx.Done()
-	// It also waits for every connection to be closed, which nobody needs who is about to exit.
+	// It also waits for every connection to be closed, which a process that is about to exit does not need.
 	ending, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	_ = engine.Shutdown(ending)

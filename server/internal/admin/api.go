@@ -66,7 +66,7 @@ var routes = []route{
 	{"GET", readyPath, (*api).ready},
 }
 
-// The probes of orchestrators and balancers bring no token, and learn nothing that needs one.
+// The probes of orchestrators and balancers send no token, and are answered nothing that needs one.
 const (
 	livePath  = "/livez"
 	readyPath = "/readyz"

@@ -68,7 +68,7 @@ func TestMistakes(t *testing.T) {
 			t.Errorf("%q is not in the log: %q", word, f.logged)
 		}
 	}
-	// Nobody is left to hear it.
+	// No client is left to answer.
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	f := &fake{err: errors.New("the client has gone")}

@@ -75,7 +75,7 @@ func (a *api) connection(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// maxReason is what fits into a close frame beside the code.
+// maxReason is what fits into a close frame besides the code.
 const maxReason = 123
 
 func (a *api) closeConnection(w http.ResponseWriter, r *http.Request) error {

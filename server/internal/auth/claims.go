@@ -75,8 +75,8 @@ func (c *claims) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// checkSubject refuses the name of nobody, and one that JSON cannot tell from others: halves of surrogate pairs and
-// what is no UTF-8 are decoded as U+FFFD. The error is a *strictjson.Error.
+// checkSubject refuses an empty name, and one that JSON cannot tell from others: halves of surrogate pairs and what is
+// no UTF-8 are decoded as U+FFFD. The error is a *strictjson.Error.
 func checkSubject(member, subject string) error {
 	switch {
 	case subject == "":

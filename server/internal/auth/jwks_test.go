@@ -49,7 +49,7 @@ func TestWhatAKeySetMeans(t *testing.T) {
 	}
 }
 
-// Keys that were asked for over TLS are not fetched without it, and nobody but the issuer learns the URL.
+// Keys that were asked for over TLS are not fetched without it, and only the issuer gets the URL.
 func TestRedirectsOfKeySets(t *testing.T) {
 	i := testenv.NewIssuer(t)
 	set, _ := json.Marshal(map[string]any{"keys": []any{testenv.PublicJWK(i.ECDSA)}})

@@ -195,7 +195,7 @@ func (v *verifier) key(t *jwt.Token) (any, error) {
 	return found, nil
 }
 
-// reason finds the answer for an error of the parser, whose own text is not shown to anybody.
+// reason finds the answer for an error of the parser, whose own text is not shown to clients.
 func (v *verifier) reason(t *jwt.Token, c *claims, err error) error {
 	var named *Refusal
 	if errors.As(err, &named) {

@@ -10,7 +10,7 @@ type Subscribed struct {
 }
 
 // AppendEvent appends the reply as a server-sent event. Its id is the position from which an EventSource goes on that
-// has had no message when it comes back. A pattern has none, but an EventSource that sends any id learns that messages
+// has had no message when it comes back. A pattern has none, but an EventSource that sends any id is told that messages
 // may be missing.
 func (r *Subscribed) AppendEvent(b []byte) []byte {
 	id := NoEventID

@@ -12,7 +12,7 @@ import (
 )
 
 // Whatever clients ask for a history in, JSON, events, compressed for windows of all sizes, takes a bounded amount of
-// memory beside the messages. What they get stays the same.
+// memory besides the messages. What they get stays the same.
 func TestFormsOfAHistoryAreBounded(t *testing.T) {
 	const messages, size = 200, 10_000
 	top := &topicState{Source: Source{Name: "a"}, hub: &Hub{}, rule: &topic.Rule{History: messages, MaxBytes: -1, MaxAge: -1}}

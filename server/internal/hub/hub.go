@@ -23,7 +23,7 @@ import (
 var (
 	errTooLargeEncoded = fmt.Errorf("%w: encoded as JSON or as an event it would more than double in size", topic.ErrTooLarge)
 
-	// errTooDeep is an [ErrNotJSON], too: for most who would read it, it is none.
+	// errTooDeep is an [ErrNotJSON], too: for most readers such a text is not JSON.
 	errTooDeep = fmt.Errorf("%w that all clients can read: it has more than %d levels", topic.ErrNotJSON, envelope.MaxLevels)
 )
 
@@ -157,7 +157,7 @@ func (h *Hub) make(name string) error {
 // epochOf returns the epoch of a topic that is made. A topic that is forgotten before it had a message gets the same
 // epoch again, so that a client which was told position 0 of it can go on from there; any other one gets a new epoch,
 // because a generation ends when it is forgotten. Names that share a generation get a new one, too: a client that comes
-// back to one of them is told of a gap where there is none.
+// back to one of them is told that messages are missing where none are.
 func (h *Hub) epochOf(name string, generation uint32) uint64 {
 	const bits = 41 // eight characters
 	x := maphash.Comparable(h.epochs, struct {

@@ -125,7 +125,7 @@ func (a *attempt) once(publish func() (topic.Receipt, error)) (topic.Receipt, er
 	return receipt, err
 }
 
-// publishOnce publishes a message with a key, unless that was done before. sent, which may be nil, learns what became
+// publishOnce publishes a message with a key, unless that was done before. sent, which may be nil, is told what became
 // of it, or of the first one, at the broker, if there is no error. It is called with nothing locked.
 func (h *Hub) publishOnce(p *Publication, sent func(error)) (topic.Receipt, error) {
 	a, receipt, relayed := h.Keys.begin(p)

@@ -156,7 +156,7 @@ func (m *Message) AppendHistory(b []byte) []byte {
 // largestForm is about the size of the largest form of a text message: a string in JSON, or an event in which each line
 // has a name. It may leave out to look where that is below a limit in any case.
 func largestForm(format topic.Format, payload []byte, limit int64) int64 {
-	const most = 6 // bytes that one becomes at most, beside itself
+	const most = 6 // bytes that one becomes at most, besides itself
 	n := int64(len(payload))
 	if n*(1+most) <= limit {
 		return n

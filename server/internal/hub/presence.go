@@ -104,8 +104,8 @@ func (p *Presence) AppendTo(b []byte) []byte {
 }
 
 // presenceQueries are the questions to the other servers about who is subscribed to a topic. There is one at a time
-// about each topic: whoever asks meanwhile shares the next one, so that everybody's answer was given after they asked,
-// and many who ask cost no more than one. Its zero value is ready.
+// about each topic: callers that ask meanwhile share the next one, so that every answer was given after its caller
+// asked, and many callers cost no more than one. Its zero value is ready.
 type presenceQueries struct {
 	Mu      sync.Mutex
 	Waiting shrink.Map[string, []func(*Presence)] // guarded by mu: by topic, while a question is under way

@@ -32,7 +32,7 @@ func (h *relayAck) end(err error) {
 	}
 }
 
-// returns is for whoever has handed over, with nothing locked.
+// returns is called by the goroutine that has handed the message over, with nothing locked.
 func (h *relayAck) returns() {
 	h.mu.Lock()
 	tell, err := h.ended, h.err

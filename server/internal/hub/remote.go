@@ -47,7 +47,7 @@ type remote interface {
 	Attach(src *Source) // prepares a new source
 	left(src *Source)   // notes that the last subscriber has gone
 	unfollow(src *Source)
-	Relay(src *Source, p reactor.Payload, sent func(error)) // sent, which may be nil, learns what became of the message
+	Relay(src *Source, p reactor.Payload, sent func(error)) // sent, which may be nil, is told what became of the message
 	uses(t *topicState) bool                                // the topic must not be forgotten
 	knows(t *topicState) bool                               // clients may have a position in the topic
 	lingers(p *Source) bool                                 // a pattern without subscribers lingers; the caller holds hub.mu, too

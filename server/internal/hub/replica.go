@@ -72,10 +72,10 @@ func (k *replica) hold(m *Message, prev uint64) {
 	}
 }
 
-// awaitReplica brings the topic up to date, so that a subscription can begin, and calls done when that is so:
-// not with anything locked, or when it returns true, which means that there is nothing to wait for. Who has been
-// further than this server has was at another one, and waits for what that one had. Who subscribes gets later what
-// may be missing; history reads wait for it, for waitTime at most. The caller holds mu.
+// awaitReplica brings the topic up to date, so that a subscription can begin, and calls done when that is so: not with
+// anything locked, or when it returns true, which means that there is nothing to wait for. A client that has been
+// further than this server was at another one, and waits for what that one had. Subscribers get later what may be
+// missing; history reads wait for it, for waitTime at most. The caller holds mu.
 func (f *Follower) awaitReplica(t *topicState, from topic.Start, reads bool, done func(error)) (ready bool, err error) {
 	return f.awaitFor(t, visitor{from: from, reads: reads, until: f.hub.engine.Uptime() + waitTime, done: done})
 }
@@ -331,8 +331,8 @@ func (f *Follower) begin(t *topicState, since uint64) {
 	t.offset, t.floor = since, since
 }
 
-// tellGap tells subscribers that something is missing before what follows. Who gets only the newest message of a
-// topic is not told. The caller holds mu.
+// tellGap tells subscribers that something is missing before what follows. Subscribers that get only the newest message
+// of a topic are not told. The caller holds mu.
 func (f *Follower) tellGap(t *topicState, got *topic.Snapshot, at reactor.Stamp) {
 	f.stats.Gaps.Add(1)
 	if t.Subscribers == 0 || t.latest() {

@@ -138,11 +138,11 @@ func (l *Local) Publish(p *reactor.Command) (bytes int) {
 	return bytes
 }
 
-// CloseGap tells a client without any other way to learn it that messages are missing.
+// CloseGap tells a client that messages are missing when it cannot be told in another way.
 const CloseGap codec.CloseCode = 4010
 
-// closeForGap tells members who have no other way to learn it that messages are missing, but not those who have joined
-// behind the gap.
+// closeForGap tells members that cannot be told in another way that messages are missing, but not those that have
+// joined behind the gap.
 func closeForGap(a *reactor.Audience, seq uint32) {
 	var conns []*reactor.Conn
 	for i := range a.Members {

@@ -114,7 +114,7 @@ func (h *Hub) Subscribe(c *reactor.Conn, w *Wanted) (topic.Subscribed, error) {
 	return s, nil
 }
 
-// maySubscribe checks what is the same for everybody who asks.
+// maySubscribe checks what is the same for all callers.
 func (h *Hub) maySubscribe(c *reactor.Conn, name string, pattern bool) error {
 	if c.Extension() == nil {
 		return nil

@@ -95,7 +95,7 @@ func (t *topicState) keep(m *Message) {
 	t.expire(m.born)
 }
 
-// formCost is how many bytes of encoded forms each message of a history may have beside twice its payload.
+// formCost is how many bytes of encoded forms each message of a history may have besides twice its payload.
 const formCost = 512
 
 // boundForms notes how much memory the encoded forms take of messages that are in the history. If those of the whole

@@ -20,7 +20,7 @@ func TestTokenBucket(t *testing.T) {
 		{"a second's worth may come at once", 3, time.Second, []step{{0, 1, true}, {0, 1, true}, {0, 1, true}, {0, 1, false}}},
 		{"then one comes in each part of a second", 4, time.Second, []step{
 			{0, 1, true}, {0, 1, true}, {0, 1, true}, {0, 1, true}, {200 * time.Millisecond, 1, false}, {50 * time.Millisecond, 1, true}, {0, 1, false}}},
-		{"who is refused loses nothing by it", 1, time.Second, []step{
+		{"a refusal costs nothing", 1, time.Second, []step{
 			{0, 1, true}, {0, 1, false}, {500 * time.Millisecond, 1, false}, {500 * time.Millisecond, 1, true}}},
 		{"after a pause no more than the burst is granted", 2, time.Second, []step{
 			{time.Hour, 1, true}, {0, 1, true}, {0, 1, false}}},
@@ -47,7 +47,7 @@ func TestTokenBucket(t *testing.T) {
 	}
 }
 
-// Over ten minutes, who asks all the time gets what the rate says and one burst, however often he asks.
+// Over ten minutes, a client that asks all the time gets what the rate says and one burst, however often it asks.
 func TestTokenBucketOverTime(t *testing.T) {
 	for _, rate := range []int64{1, 7, 100, 999} {
 		for _, every := range []uint32{1, 3, 10, 100} {

@@ -23,7 +23,7 @@ import (
 // group of all sockets of the port. For HandoverTime the loops accept what has been begun with us, and
 // then the sockets are closed when nothing is in them any more.
 //
-// Without a successor nothing can be done for those who come just then, and nobody is there for those who
+// Without a successor nothing can be done for clients that connect just then, and no server is there for those that
 // come later.
 
 // HandoverTime is enough for a client to answer the kernel's SYN-ACK, though not if that was lost and

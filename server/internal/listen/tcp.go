@@ -17,10 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Reserve makes sure that an address can be listened on, and by us alone: with SO_REUSEPORT, which the
-// loops need, a second server on the same port would get half of the connections without a word. For
-// port 0 it also chooses the port, and holds it until release is called. With takeover it is all right if a
-// second server listens there.
+// Reserve makes sure that an address can be listened on, and by us alone: with SO_REUSEPORT, which the loops need, a
+// second server on the same port would get half of the connections silently. For port 0 it also chooses the port, and
+// holds it until release is called. With takeover it is all right if a second server listens there.
 func Reserve(address string, takeover bool) (addr *net.TCPAddr, release func(), err error) {
 	host, port, _ := net.SplitHostPort(address)
 	if takeover || port == "0" && runtime.GOOS == "linux" {
@@ -41,7 +40,7 @@ func Reserve(address string, takeover bool) (addr *net.TCPAddr, release func(), 
 	return addr, func() {}, nil
 }
 
-// reserveShared makes sure that an address can be listened on: for port 0 one that is free and is held, else beside a
+// reserveShared makes sure that an address can be listened on: for port 0 one that is free and is held, else next to a
 // server that listens already. It must not listen for that, not even for a moment: the kernel would give it connections
 // that would not be served. A process that is forked meanwhile has the socket, too, until it runs its program.
 func reserveShared(address string, takeover bool) (_ *net.TCPAddr, release func(), err error) {
@@ -138,8 +137,8 @@ func sockaddr(addr *net.TCPAddr) (family int, to unix.Sockaddr) {
 	return unix.AF_INET6, a
 }
 
-// StopListening refuses new connections while old ones live: gnet cannot stop accepting, so a socket
-// that listens where nobody knows is put in the place of each of ours.
+// StopListening refuses new connections while old ones live: gnet cannot stop accepting, so a socket that listens on an
+// address no client knows is put in the place of each of ours.
 func StopListening(addr *net.TCPAddr) error {
 	decoy, err := decoyListener()
 	if err != nil {
@@ -172,8 +171,8 @@ func listeningSockets(addr *net.TCPAddr) (fds []int, err error) {
 	return fds, nil
 }
 
-// decoyListener must listen and not block: an accept that is under way then finds nobody, while any
-// other error would end gnet.
+// decoyListener must listen and not block: an accept that is under way then finds no connection, while any other error
+// would end gnet.
 func decoyListener() (int, error) {
 	fd, err := newSocket(unix.AF_INET)
 	if err != nil {

@@ -114,7 +114,7 @@ func UnixStream() (int, error) {
 	return fd, nil
 }
 
-// listen gives the file its mode before anybody can connect, which is why net.Listen will not do.
+// listen gives the file its mode before any client can connect, which is why net.Listen will not do.
 func (s *UnixSocket) listen(at string, mode option.FileMode) error {
 	fd, err := UnixStream()
 	if err != nil {

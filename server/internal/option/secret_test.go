@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// A token is in no text that somebody might see.
+// A token is in no text that might be seen.
 func TestSecret(t *testing.T) {
 	in := struct{ Token Secret }{"hush-hush-hush-hush"}
 	var log bytes.Buffer

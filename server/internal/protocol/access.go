@@ -42,9 +42,9 @@ const (
 	errNoPresence  = notAllowed("clients may not query presence: topics.presence of the endpoint is false")
 	errNoPatterns  = notAllowed("patterns are not allowed: topics.patterns of the endpoint is false")
 
-	errNotYours      = notAllowed("this client may not subscribe to this: not in subscribe of its token or other authorization")
-	errNotYourOutput = notAllowed("this client may not publish to this: not in publish of its token or other authorization")
-	errHasMore       = notAllowed("the new token does not allow all current subscriptions")
+	errSubscribeDenied = notAllowed("this client may not subscribe to this: not in subscribe of its token or other authorization")
+	errPublishDenied   = notAllowed("this client may not publish to this: not in publish of its token or other authorization")
+	errTokenNarrower   = notAllowed("the new token does not allow all current subscriptions")
 
 	errNotOneTopic = notAllowed("cannot publish here: expected exactly one topic and no pattern in the request line")
 )
@@ -69,7 +69,7 @@ func (c *Client) checkRead(name string) error {
 		return err
 	}
 	if w := c.principal(); w != nil && !auth.Allows(w.inForce.Subscribe, name) {
-		return errNotYours
+		return errSubscribeDenied
 	}
 	return nil
 }
@@ -80,7 +80,7 @@ func (c *Client) checkPublish(topic string) error {
 		return errNoPublish
 	}
 	if w := c.principal(); w != nil && !auth.Allows(w.inForce.Publish, topic) {
-		return errNotYourOutput
+		return errPublishDenied
 	}
 	return nil
 }

@@ -127,7 +127,7 @@ func overlapIn(names []string) (a, b string, ok bool) {
 func (w *Query) CheckRights(id *auth.Identity) error {
 	for _, name := range w.topics {
 		if !auth.Allows(id.Subscribe, name) {
-			return &auth.Refusal{Why: stats.RefuseTopic, Rejection: &codec.Rejection{Status: 403, Reason: errNotYours.Error()}}
+			return &auth.Refusal{Why: stats.RefuseTopic, Rejection: &codec.Rejection{Status: 403, Reason: errSubscribeDenied.Error()}}
 		}
 	}
 	return nil

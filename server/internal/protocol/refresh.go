@@ -77,10 +77,10 @@ func (c *Client) renew(renewed auth.Identity) (any, error) {
 		return nil, fmt.Errorf("%w: its subject differs", errRenewal)
 	}
 	for i := range c.core().Extension().Subs {
-		// What the client has and the new token does not allow would have to end without a word. The old
-		// token goes on instead, as long as it is good.
+		// What the client has and the new token does not allow would have to end silently. The old token goes on
+		// instead, as long as it is good.
 		if s := &c.core().Extension().Subs[i]; s.Asked && !auth.Allows(renewed.Subscribe, hub.NameOf(s)) {
-			return nil, fmt.Errorf("%w: %s", errHasMore, hub.NameOf(s))
+			return nil, fmt.Errorf("%w: %s", errTokenNarrower, hub.NameOf(s))
 		}
 	}
 	w.inForce = renewed

@@ -80,7 +80,7 @@ func (c *Client) compressElsewhere(text []byte) {
 	}, plain)
 }
 
-// errorReply is what a client learns of a failure.
+// errorReply is what a client is told about a failure.
 type errorReply struct {
 	Code    string `json:"code"`
 	Message string `json:"message"`

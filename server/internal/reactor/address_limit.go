@@ -77,8 +77,8 @@ func AddressText(a netip.AddrPort) string {
 	return a.String()
 }
 
-// Nobody is the address of a client of a unix socket, as net/http has it.
-var Nobody = &net.UnixAddr{Net: "unix", Name: "@"}
+// UnixClient is the address of a client of a unix socket, as net/http has it.
+var UnixClient = &net.UnixAddr{Net: "unix", Name: "@"}
 
 // ShownAddr is an address in the log, where it becomes a text only if the line is written.
 type ShownAddr netip.AddrPort

@@ -86,7 +86,7 @@ func (sh *Shard) evictShaking() bool {
 	for _, a := range list {
 		n := 0
 		for _, b := range list {
-			if a.from == b.from && a.from != nobodys {
+			if a.from == b.from && a.from != unknownKey {
 				n++
 			}
 		}
@@ -108,15 +108,15 @@ func (sh *Shard) since(t uint32) time.Duration { return time.Duration(sh.Clock-t
 // beyond the limit makes no room.
 func (c *Conn) isEvictable() bool { return !c.Is(MarkFull) && !c.Owner().IsDeciding(c) }
 
-// nobodys stands for the address of a client that is not known. Nobody has 0:0:0:1::/64.
-const nobodys limit.Key = 1
+// unknownKey stands for the address of a client that is not known. No client has 0:0:0:1::/64.
+const unknownKey limit.Key = 1
 
-// sharer is the address that shares a full server with others, or nobodys if it is a proxy's, behind which there
+// sharer is the address that shares a full server with others, or unknownKey if it is a proxy's, behind which there
 // may be many clients, or there is none.
 func (c *Conn) sharer() limit.Key {
 	a := AddrOf(c.remote)
 	if !a.IsValid() || c.Is(MarkPreface) || c.sh.Engine.Settings().Trusted.Contains(a) {
-		return nobodys
+		return unknownKey
 	}
 	return limit.KeyOf(a)
 }

@@ -105,7 +105,7 @@ func (s *Session) RemoteAddr() net.Addr {
 		return s.Lower.RemoteAddr()
 	}
 	if s.Conn.remote == nil {
-		return Nobody // a client of a unix socket
+		return UnixClient
 	}
 	return s.Conn.remote
 }

@@ -60,10 +60,10 @@ const (
 const MaxHello = 16 << 10
 
 var (
-	errHello   = errors.New("the client's first message is too large")
-	errUnread  = errors.New("more data than a TLS handshake has")
-	errNobody  = errors.New("the connection is closed")
-	errPanicky = errors.New("panic in a tls.Config callback")
+	errHello      = errors.New("the client's first message is too large")
+	errUnread     = errors.New("more data than a TLS handshake has")
+	errConnClosed = errors.New("the connection is closed")
+	errPanicky    = errors.New("panic in a tls.Config callback")
 
 	errTLSEvicted = errors.New("TLS handshake evicted: limits.max_tls_handshakes is reached")
 )
@@ -199,7 +199,7 @@ func (h *tlsHandshake) read(b []byte) (int, error) {
 	}
 	switch {
 	case h.over:
-		return 0, errNobody
+		return 0, errConnClosed
 	case !r.isWhole(h.in):
 		return 0, io.EOF
 	}
@@ -249,7 +249,7 @@ func (h *tlsHandshake) write(s *Session, b []byte) (int, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.over {
-		return 0, errNobody
+		return 0, errConnClosed
 	}
 	h.out = append(h.out, b...)
 	if !h.posted {

@@ -22,7 +22,7 @@ const (
 	CompressFrom = 512
 )
 
-// Has says which flags a peer has beside -listen.
+// Has states which flags a peer has besides -listen.
 type Has struct {
 	Compression bool
 	Queue       bool
