@@ -22,7 +22,7 @@ function check(holds, otherwise) {
   if (!holds) throw new Error(otherwise);
 }
 
-// Client is a WebSocket whose events can be waited for, also when they came before somebody waited.
+// Client is a WebSocket whose events can be waited for, also when they came before a caller waited.
 class Client {
   static async open(path, perMessageDeflate) {
     const client = new Client();

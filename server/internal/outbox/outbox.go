@@ -336,8 +336,8 @@ func (o *Outbox) Items() int {
 	return n
 }
 
-// makeRoom applies a policy to a message or reply that takes n bytes of memory. It says whether it may wait, and how
-// many messages were dropped for it.
+// makeRoom applies a policy to a message or reply that takes n bytes of memory. dropped is how many messages went, and
+// room whether it may wait.
 func (o *Outbox) makeRoom(n int, kind Kind, l Limit) (dropped uint64, room Room) {
 	if l.Policy == KeepLatest && kind == Message {
 		return o.dropUntil(0, o.dropOldest), Added

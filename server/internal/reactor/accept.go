@@ -130,8 +130,8 @@ func (e *Engine) SocketClosed() {
 	}
 }
 
-// Entered is where a connection in its handshake has come in. The place is otherwise for the time of the last
-// read, which nobody asks for as long as there is no WebSocket.
+// Entered is where a connection in its handshake has come in. The field otherwise holds the time of the last read,
+// which is not needed before there is a WebSocket.
 func (c *Conn) Entered() *Listener {
 	return c.sh.Engine.Listeners[c.sh.Handshaking.Times[c.slot].Read]
 }

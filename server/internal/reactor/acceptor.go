@@ -223,7 +223,7 @@ func (e *Engine) awaitEnrolled(enrolled <-chan gnet.RegisteredResult) error {
 	}
 }
 
-// LossReason is how a connection counts that has not come to its loop. Nobody can be told, because gnet has
+// LossReason is how a connection counts that has not come to its loop. Its client gets no answer, because gnet has
 // closed the socket.
 func LossReason(err error) stats.RefuseReason {
 	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {

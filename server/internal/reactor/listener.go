@@ -187,7 +187,7 @@ func (sh *Shard) listenerOf(gc gnet.Conn) *Listener {
 			return l
 		}
 	}
-	panic("server: the engine listens on " + at.String() + ", which nobody has told it")
+	panic("server: the engine listens on " + at.String() + ", which is not among its listeners")
 }
 
 // isAt reports whether an address of gnet's is this one.

@@ -10,7 +10,7 @@ import (
 
 // runQueue is a loop's connections that have work to do. They are served in the order in which they have come, as if
 // each had come later by many times what it has used of the loop lately. So connections that use much wait for each
-// other and not the others for them, and nobody waits for ever. While nobody else wants the loop, they have all of it.
+// other and not the others for them, and none waits forever. While no other wants the loop, they have all of it.
 // Owned by the loop.
 type runQueue struct {
 	Heap       indexheap.Heap[*Workload]

@@ -331,8 +331,8 @@ func (c *Conn) push(s *Session) syscall.Errno {
 	return c.pushBytes(s, b)
 }
 
-// sayEnd sends close_notify (RFC 8446, section 6.1), without which the client could not tell our end from one
-// that somebody between us has made up. It returns false if that has to wait, or the connection is gone.
+// sayEnd sends close_notify (RFC 8446, section 6.1), without which the client could not tell our end from a forged one.
+// It returns false if that has to wait, or the connection is gone.
 func (c *Conn) sayEnd() bool {
 	s := c.Session()
 	if s == nil || s.shake != nil || s.ended {
