@@ -45,8 +45,8 @@ func (j *Job) Place() *int { return &j.index }
 const MaxQueued = 64 << 20
 
 // Add has a job done in its turn, and adds the time that it takes to what the connection has used of the queue. When
-// too much waits, those that would be done last are dropped. Neither Do nor Drop may call Add. It may be called from any
-// goroutine that owns used.
+// too much waits, those that would be done last are dropped. Neither Do nor Drop may call Add. It may be called from
+// any goroutine that owns used.
 func (q *Queue) Add(used *Usage, now, takes time.Duration, job *Job) {
 	var dropped []*Job
 	q.mu.Lock()
